@@ -1,0 +1,50 @@
+"""Train one global model over clients of unequal size with Flower: HeteroFL, its baselines and its family.
+
+The names below are loaded when they are first used, so ``import heterofl_flwr`` is cheap and
+``import heterofl_flwr.core`` loads no Flower.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heterofl_flwr.core.aggregate import Aggregator
+    from heterofl_flwr.core.levels import Mix
+    from heterofl_flwr.core.plan import Plan
+    from heterofl_flwr.errors import HeteroFLError
+
+    __version__: str
+
+__all__ = ["Aggregator", "HeteroFLError", "Mix", "Plan", "__version__"]
+
+# Where each public name lives. A new one is a line here, and its name in __all__ and in the imports for type checkers.
+_HOMES = {
+    "Aggregator": "heterofl_flwr.core.aggregate",
+    "HeteroFLError": "heterofl_flwr.errors",
+    "Mix": "heterofl_flwr.core.levels",
+    "Plan": "heterofl_flwr.core.plan",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use (PEP 562)."""
+    if name == "__version__":
+        value: object = _version()
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    try:
+        return metadata.version("heterofl-flwr")
+    except metadata.PackageNotFoundError:  # run from its source, never installed
+        return "0+unknown"

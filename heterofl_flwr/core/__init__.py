@@ -1,0 +1,31 @@
+"""Pure maths on torch tensors: levels, widths, plans and the counting mean. Imports no flwr."""
+
+from heterofl_flwr.core.aggregate import Aggregator
+from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
+from heterofl_flwr.core.axes import Axes, Axis, axes_between
+from heterofl_flwr.core.choose import Choose, prefix
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.levels import LEVELS, Mix, level_name, rate_of, rates_of_ratio
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.rules import register
+from heterofl_flwr.core.widths import width
+
+__all__ = [
+    "LEVELS",
+    "Aggregator",
+    "Axes",
+    "Axis",
+    "Choose",
+    "Fidelity",
+    "Mix",
+    "Plan",
+    "axes_between",
+    "dynamic_rate",
+    "fixed_rate",
+    "level_name",
+    "prefix",
+    "rate_of",
+    "rates_of_ratio",
+    "register",
+    "width",
+]

@@ -1,0 +1,171 @@
+"""The counting mean: each entry of the global model is averaged over the clients that held it (section 3.1).
+
+Replies are added one by one and can be dropped at once. Beside the global model itself an ``Aggregator`` holds one
+sum of its size, and for each distinct plan a number: how many clients held it. The memory does not grow with the
+number of replies.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.axes import Axes
+from heterofl_flwr.core.mean import Count, mean_in_place, zeros_like
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.region import Region
+from heterofl_flwr.core.reply import check_reply
+from heterofl_flwr.core.rows import LabelRows
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+
+
+class Aggregator:
+    """A streaming mean over clients that hold different parts of one model.
+
+    Parameters
+    ----------
+    global_state : Mapping[str, Tensor]
+        The state that the replies started from. It is read, never changed; entries that nobody held keep its value.
+    label_rows : Sequence[str]
+        Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
+        for the classes that it names in ``labels``.
+    classes : int | None
+        Number of classes. Default: the fewest rows among ``label_rows``.
+    extra_rows : bool
+        Whether rows beyond the classes, such as the embedding of [MASK], count for every holder; otherwise they count
+        for nobody who names labels (``Fidelity.extra_rows``).
+
+    Examples
+    --------
+    >>> state = {"linear.weight": torch.zeros(2, 4)}
+    >>> aggregator = Aggregator(state, label_rows=["linear.weight"])
+    >>> plan = Plan.between(state, {"linear.weight": (2, 2)})
+    >>> aggregator.add(plan, {"linear.weight": torch.ones(2, 2)}, labels=[1])
+    >>> aggregator.result()["linear.weight"]
+    tensor([[0., 0., 0., 0.],
+            [1., 1., 0., 0.]])
+    """
+
+    def __init__(
+        self,
+        global_state: Mapping[str, Tensor],
+        label_rows: Sequence[str] = (),
+        *,
+        classes: int | None = None,
+        extra_rows: bool = True,
+    ) -> None:
+        self._state = {name: tensor.detach() for name, tensor in global_state.items()}
+        self._rows = LabelRows.of(self._state, label_rows, classes=classes, extra_rows=extra_rows)
+        self._sums: dict[str, Tensor] = {}
+        self._holders: dict[Plan, _Holders] = {}
+        self._replies = 0
+        self._open = True
+
+    @property
+    def replies(self) -> int:
+        """How many replies were added."""
+        return self._replies
+
+    @torch.no_grad()
+    def add(
+        self, plan: Plan, sub: Mapping[str, Tensor], *, labels: Sequence[int] | None = None, weight: float = 1.0
+    ) -> None:
+        """Add one client's reply.
+
+        Parameters
+        ----------
+        plan : Plan
+            What the client held.
+        sub : Mapping[str, Tensor]
+            Its parameters, in the plan's shapes and the global model's dtypes.
+        labels : Sequence[int] | None
+            The classes whose rows count; None means all rows.
+        weight : float
+            The client's weight in the mean; HeteroFL counts every client once.
+
+        Raises
+        ------
+        ReplyError
+            If anything about the reply is wrong. It is refused whole, and the sum is as it was.
+        """
+        self._check_open()
+        if plan not in self._holders:
+            self._check_plan(plan)
+        check_reply(self._state, plan, sub, weight)
+        rows = self._rows.held(plan, labels)
+        holders = self._holders.setdefault(plan, _Holders(self._rows.most))
+        for name, region in self._regions_of(plan, holders).items():
+            local = sub[name].to(region.view.device)
+            if rows is None or name not in self._rows.sizes:
+                region.add(local, weight)
+            else:
+                region.add_rows(local, rows[rows < self._rows.sizes[name]].to(local.device), weight)
+        holders.add(weight, rows)
+        self._replies += 1
+
+    @torch.no_grad()
+    def result(self) -> dict[str, Tensor]:
+        """Return the new global state and end the aggregation.
+
+        The tensors are new, in the dtypes of the old ones. They are the sums, divided in place, so an aggregator
+        gives its result once.
+        """
+        self._check_open()
+        self._open = False
+        for holders in self._holders.values():
+            holders.regions = None
+        return {name: self._mean_of(name, old) for name, old in self._state.items()}
+
+    def _mean_of(self, name: str, old: Tensor) -> Tensor:
+        total = self._sums.pop(name, None)
+        if total is None:
+            return old.clone()
+        counts: dict[Axes, Count] = {}
+        for plan, holders in self._holders.items():
+            if name in plan.axes:
+                axes = plan.axes[name]
+                counts[axes] = counts.get(axes, 0.0) + holders.count(self._rows.sizes.get(name))
+        mean_in_place(total, old, counts)
+        return total.to(old.dtype)
+
+    def _regions_of(self, plan: Plan, holders: "_Holders") -> Mapping[str, Region]:
+        """Return where in the sums a plan's parameters go."""
+        if holders.regions is not None:
+            return holders.regions
+        for name in plan.axes:
+            if name not in self._sums:
+                self._sums[name] = zeros_like(self._state[name])
+        regions = {name: Region(self._sums[name], axes) for name, axes in plan.axes.items()}
+        if plan.is_prefix:
+            # Views cost nothing to keep. Chosen positions would: with one plan for each client, too much.
+            holders.regions = regions
+        return regions
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise HeteroFLError("this aggregator has given its result: make a new one from the new global state")
+
+    def _check_plan(self, plan: Plan) -> None:
+        plan.check_state(self._state)
+        whole = [name for name in plan.axes if not self._state[name].is_floating_point()]
+        if whole:
+            kinds = ", ".join(f"{name} ({self._state[name].dtype})" for name in whole[:5])
+            raise ConfigError(f"only floating point can be averaged; leave {kinds} out of the plan")
+
+
+class _Holders:
+    """How many clients held a plan: all rows of it, and each row whose label they had."""
+
+    def __init__(self, rows: int) -> None:
+        self.regions: Mapping[str, Region] | None = None
+        self._all = 0.0
+        self._by_row = torch.zeros(rows, dtype=torch.float64)
+
+    def add(self, weight: float, rows: Tensor | None) -> None:
+        """Count one client."""
+        self._all += weight
+        self._by_row[slice(None) if rows is None else rows] += weight
+
+    def count(self, rows: int | None) -> Count:
+        """Return the count of a parameter: one number, or one for each of its label rows."""
+        return self._all if rows is None else self._by_row[:rows]

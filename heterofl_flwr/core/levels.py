@@ -1,0 +1,109 @@
+"""Rates, the levels a to e, and mixes of them such as ``a1-b1-e8``."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from string import ascii_lowercase
+from types import MappingProxyType
+
+from heterofl_flwr.errors import ConfigError
+
+_PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d+)?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d+))?)")
+_EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
+
+
+def exact_rate(rate: float | Fraction) -> Fraction:
+    """Return the rate as the exact fraction that its decimal form names; refuse what is not in (0, 1]."""
+    try:
+        exact = rate if isinstance(rate, Fraction) else Fraction(str(rate))
+    except ValueError as error:
+        raise ConfigError(f"{rate!r} is no rate: expected a number above 0 and up to 1") from error
+    if isinstance(rate, bool) or not 0 < exact <= 1:
+        raise ConfigError(f"a rate of {rate} is not usable: expected a number above 0 and up to 1")
+    return exact
+
+
+def rates_of_ratio(ratio: float, number: int) -> Mapping[str, float]:
+    """Return levels ``a, b, c, ...`` whose rates are ``ratio ** (p - 1)`` for p = 1 to ``number`` (section 3.1)."""
+    if not 1 <= number <= len(ascii_lowercase):
+        raise ConfigError(f"{number} levels are not usable: expected 1 to {len(ascii_lowercase)}")
+    if number > 1 and exact_rate(ratio) == 1:
+        raise ConfigError(f"a ratio of 1 makes {number} equal levels: expected a ratio below 1")
+    step = exact_rate(ratio)
+    return MappingProxyType({ascii_lowercase[p]: float(step**p) for p in range(number)})
+
+
+LEVELS: Mapping[str, float] = rates_of_ratio(0.5, 5)
+"""The paper's levels: a = 1, b = 1/2, c = 1/4, d = 1/8, e = 1/16."""
+
+
+def rate_of(level: str | float, levels: Mapping[str, float] = LEVELS) -> float:
+    """Return the rate of a level's letter; a number, or text that is one, is a rate already."""
+    if isinstance(level, str) and level in levels:
+        return levels[level]
+    try:
+        return float(exact_rate(level if not isinstance(level, str) else Fraction(level)))
+    except (ValueError, ZeroDivisionError) as error:
+        known = ", ".join(f"{letter} ({rate:g})" for letter, rate in levels.items())
+        raise ConfigError(f"{level!r} is no level: expected one of {known} or a rate above 0 and up to 1") from error
+
+
+def level_name(rate: float, levels: Mapping[str, float] = LEVELS) -> str:
+    """Return the letter of a rate, or the rate itself as text where it has none."""
+    return next((letter for letter, known in levels.items() if known == rate), format(Decimal(str(rate)), "f"))
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Rates and the share of clients that has each, from the largest rate to the smallest.
+
+    Two mixes that differ only in the order or the grouping of their parts are equal. Shares are kept as written:
+    ``a2-e2`` has four parts, ``a1-e1`` two.
+    """
+
+    rates: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str, levels: Mapping[str, float] = LEVELS) -> "Mix":
+        """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each) or ``1.0x1-0.3x9``."""
+        parts = [part.strip() for part in text.split("-")]
+        matches = [_PART.fullmatch(part) for part in parts]
+        wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None]
+        if wrong:
+            raise ConfigError(f"mix {text!r}: cannot read {', '.join(wrong)}; {_EXAMPLES}")
+        counts: dict[float, int] = {}
+        for match in filter(None, matches):
+            try:
+                rate = rate_of(match["level"] or match["rate"], levels)
+            except ConfigError as error:
+                raise ConfigError(f"mix {text!r}: {error}; {_EXAMPLES}") from error
+            count = int(match["count"] or match["times"] or 1)
+            if count == 0:
+                raise ConfigError(f"mix {text!r}: {match[0]!r} has no clients; leave it out or {_EXAMPLES}")
+            counts[rate] = counts.get(rate, 0) + count
+        rates = tuple(sorted(counts, reverse=True))
+        return cls(rates, tuple(counts[rate] for rate in rates))
+
+    @property
+    def global_rate(self) -> float:
+        """The largest rate, which is the width of the global model."""
+        return self.rates[0]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of clients of each rate; they add up to 1."""
+        return tuple(count / sum(self.counts) for count in self.counts)
+
+    def mean(self, values: Mapping[float, float]) -> float:
+        """Return the mean over clients of a value given by rate."""
+        return math.fsum(share * values[rate] for rate, share in zip(self.rates, self.shares, strict=True))
+
+    def __str__(self) -> str:
+        """Return the canonical text, which ``parse`` reads back for the paper's levels."""
+        names = [level_name(rate) for rate in self.rates]
+        joint = ["" if name in LEVELS else "x" for name in names]
+        return "-".join(f"{name}{x}{count}" for name, x, count in zip(names, joint, self.counts, strict=True))

@@ -1,0 +1,106 @@
+"""The region of a tensor that a client holds: read it, or add to it.
+
+A region whose axes all keep a prefix is a plain view, so HeteroFL's own slices need no index tensors. An axis of
+several parts appears as two, (parts, entries of a part), in everything here that is not in the client's shape.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.axes import Axes, Axis
+
+
+class Region:
+    """The entries of one tensor that one slice holds."""
+
+    __slots__ = ("_index", "_local_shape", "_shape", "view")
+
+    def __init__(self, tensor: Tensor, axes: Axes) -> None:
+        view = tensor
+        shape: list[int] = []
+        for axis in axes:
+            full, kept = axis.part
+            if axis.parts > 1:
+                view = _open_axis(view, len(shape), axis)
+                shape.append(axis.parts)
+            if axis.index is None and kept < full:
+                view = view.narrow(len(shape), 0, kept)
+            shape.append(kept)
+        self.view = view
+        self._shape = tuple(shape)
+        self._local_shape = tuple(axis.kept for axis in axes)
+        self._index = None if is_prefix(axes) else _positions(axes, tensor.device)
+
+    def read(self) -> Tensor:
+        """Return a copy of the region, contiguous, in the client's shape."""
+        region = self.view if self._index is None else self.view[self._index]
+        return region.clone(memory_format=torch.contiguous_format).view(self._local_shape)
+
+    def add(self, local: Tensor, weight: float) -> None:
+        """Add ``weight`` times a client's tensor to the region."""
+        if self._index is None:
+            self.view.add_(local.reshape(self._shape), alpha=weight)
+        else:
+            # Positions are distinct, so reading, adding and writing back counts each entry once.
+            self.view[self._index] = self.view[self._index].add_(local.reshape(self._shape), alpha=weight)
+
+    def add_rows(self, local: Tensor, rows: Tensor, weight: float) -> None:
+        """Add ``weight`` times some rows of a client's tensor; the first axis must be held whole."""
+        chosen = local.reshape(self._shape)[rows]
+        if self._index is None:
+            self.view.index_add_(0, rows, chosen, alpha=weight)
+        else:
+            place = (rows.view(-1, *[1] * (chosen.dim() - 1)), *self._index[1:])
+            self.view[place] = self.view[place].add_(chosen, alpha=weight)
+
+
+def is_prefix(axes: Axes) -> bool:
+    """Whether every axis keeps a prefix, whole or by parts, so that the region is a plain view."""
+    return all(axis.index is None for axis in axes)
+
+
+def size_of(axes: Axes) -> int:
+    """Return the number of entries of a region."""
+    size = 1
+    for axis in axes:
+        size *= axis.kept
+    return size
+
+
+def shell(tensor: Tensor, outer: Axes, inner: Axes) -> Iterator[Tensor]:
+    """Yield views that together are the outer region without the inner one, which must lie within it.
+
+    In two dimensions the shell is an L: what stands below the inner region, and what stands beside it.
+    """
+    bounds: list[tuple[int, int]] = []
+    view = tensor
+    for large, small in zip(outer, inner, strict=True):
+        if small.parts > 1:
+            view = _open_axis(view, len(bounds), small)
+            bounds.append((small.parts, small.parts))
+        bounds.append((large.kept // small.parts, small.kept // small.parts))
+    for number, (upper, lower) in enumerate(bounds):
+        if lower < upper:
+            slab = view.narrow(number, lower, upper - lower)
+            for other, (wide, slim) in enumerate(bounds):
+                if other != number:
+                    slab = slab.narrow(other, 0, slim if other < number else wide)
+            yield slab
+
+
+def _open_axis(view: Tensor, number: int, axis: Axis) -> Tensor:
+    """Return the tensor with one axis shown as two: the parts, and the entries of a part."""
+    return view.view(*view.shape[:number], axis.parts, axis.part[0], *view.shape[number + 1 :])
+
+
+def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
+    """Return index tensors that broadcast to the region, one for each of its dimensions."""
+    lists: list[Tensor] = []
+    for axis in axes:
+        if axis.parts > 1:
+            lists.append(torch.arange(axis.parts, device=device))
+        kept = range(axis.part[1]) if axis.index is None else axis.index
+        lists.append(torch.tensor(kept, dtype=torch.long, device=device))
+    return tuple(positions.view(-1, *[1] * (len(lists) - 1 - number)) for number, positions in enumerate(lists))

@@ -1,0 +1,62 @@
+"""Look at a client's reply before anything of it is used."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.errors import ReplyError
+
+_SHOWN = 5
+
+
+def check_reply(state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tensor], weight: float) -> None:
+    """Raise ``ReplyError`` that names what is wrong with a reply; return quietly if nothing is."""
+    faults = [*_faults_of_weight(weight), *_faults_of_names(plan, sub)]
+    for name, shape in plan.shapes.items():
+        if name in sub:
+            faults.extend(_faults_of_tensor(name, state[name], shape, sub[name]))
+    if not faults:
+        faults.extend(_faults_of_values(sub))
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{more}")
+
+
+def _faults_of_weight(weight: float) -> Iterator[str]:
+    if not (math.isfinite(weight) and weight >= 0):
+        yield f"its weight is {weight}, expected a number from 0 up"
+
+
+def _faults_of_names(plan: Plan, sub: Mapping[str, Tensor]) -> Iterator[str]:
+    unknown = [name for name in sub if name not in plan.axes]
+    if unknown:
+        yield f"{len(unknown)} names are not in its plan ({_quoted(unknown)})"
+    missing = [name for name in plan.axes if name not in sub]
+    if missing:
+        yield f"{len(missing)} parameters of its plan are missing ({_quoted(missing)})"
+
+
+def _faults_of_tensor(name: str, old: Tensor, shape: tuple[int, ...], new: object) -> Iterator[str]:
+    if not isinstance(new, Tensor) or new.layout != torch.strided:
+        yield f"{name} is {type(new).__name__}, expected a dense tensor"
+    elif new.dtype != old.dtype:
+        yield f"{name} is {new.dtype}, expected {old.dtype}"
+    elif new.shape != shape:
+        yield f"{name} has shape {tuple(new.shape)}, expected {shape}"
+
+
+def _faults_of_values(sub: Mapping[str, Tensor]) -> Iterator[str]:
+    # A sum is not finite if any entry is not, and is much cheaper than a look at each entry. It can also overflow,
+    # so a sum that is not finite only makes us look.
+    totals = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in sub.values()]
+    if totals and not torch.stack([total.double().cpu() for total in totals]).sum().isfinite():
+        for name, tensor in sub.items():
+            if not tensor.isfinite().all():
+                yield f"{name} contains NaN or infinity"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name)[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,35 @@
+"""The errors of this package.
+
+Every error raised on purpose derives from ``HeteroFLError``, so a caller can catch at any level::
+
+    HeteroFLError
+    ├── ConfigError            (ValueError)  a setting, a mix, a rate or a level is not usable
+    ├── ShapeError             (ValueError)  two models or states do not fit one another
+    ├── DataError              (ValueError)  a data set or a batch is not usable
+    ├── ReplyError             (ValueError)  a client's reply is refused, whole
+    └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
+"""
+
+
+class HeteroFLError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(HeteroFLError, ValueError):
+    """A setting, a mix, a rate or a level is not usable."""
+
+
+class ShapeError(HeteroFLError, ValueError):
+    """Two models or states do not fit one another."""
+
+
+class DataError(HeteroFLError, ValueError):
+    """A data set or a batch is not usable."""
+
+
+class ReplyError(HeteroFLError, ValueError):
+    """A client's reply is refused; nothing of it was used."""
+
+
+class UnsupportedLayerError(HeteroFLError, TypeError):
+    """No rule says how to slice a layer."""
