@@ -63,9 +63,13 @@ def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> No
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
     """Divide by the count, in place; where it is 0, take the old value."""
     if isinstance(count, Tensor):
-        by_row = count.to(total).view(-1, *[1] * (total.dim() - 1))
-        total.div_(by_row.clamp(min=torch.finfo(total.dtype).tiny))
-        torch.where(by_row > 0, total, old, out=total)
+        held = count > 0
+        by_row, held_row = (
+            rows.view(-1, *[1] * (total.dim() - 1)) for rows in (count.where(held, 1.0).to(total), held)
+        )
+        total.div_(by_row)
+        if not held.all():
+            torch.where(held_row.to(total.device), total, old, out=total)
     elif count > 0:
         total.div_(count)
     else:

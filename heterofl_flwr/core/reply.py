@@ -52,7 +52,7 @@ def _faults_of_values(sub: Mapping[str, Tensor]) -> Iterator[str]:
     # A sum is not finite if any entry is not, and is much cheaper than a look at each entry. It can also overflow,
     # so a sum that is not finite only makes us look.
     totals = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in sub.values()]
-    if totals and not torch.stack([total.double().cpu() for total in totals]).sum().isfinite():
+    if not math.isfinite(sum(total.item() for total in totals)):
         for name, tensor in sub.items():
             if not tensor.isfinite().all():
                 yield f"{name} contains NaN or infinity"

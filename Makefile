@@ -1,0 +1,62 @@
+# Everything a developer runs. The first target that needs it makes .venv; after that nothing here uses the network.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+
+# Flower, Ray and validate-pyproject call home unless told not to; Flower would also install an app's dependencies anew.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export VALIDATE_PYPROJECT_NO_NETWORK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(READY)  ## make .venv with this package and its tools; every other target does it by itself
+
+demo: $(READY)  ## a small federated run on real data that needs no download
+	$(PY) -m simulations.examples.digits_by_hand
+
+test: $(READY)  ## all tests that this machine can run, and the coverage gate
+	$(PY) -m pytest --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
+
+check: $(READY)  ## format, lint, types, spelling, metadata
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m codespell_lib
+	$(PY) -m validate_pyproject pyproject.toml
+
+bench: $(READY)  ## time the aggregation
+	$(PY) -m simulations.bench aggregate
+
+format: $(READY)  ## rewrite the code in the project's format
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:  ## remove what builds and tools leave behind; keeps .venv and the results of runs
+	rm -rf build dist site htmlcov .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamp comes last, so an install that was interrupted is taken up again: a first one from the start, because it may
+# have left half of a package behind; a later one on top of what is there, because there may be no network now.
+# The build tools come first, so that builds need no environment, and no download, of their own. setuptools is for
+# hydra's antlr4, which is published as source only.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "heterofl-flwr needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
+			"Name another one: make PYTHON=python3.11" >&2; exit 1; }
+	@test ! -e $(VENV)/.unfinished || { echo "the last install did not finish; starting over"; rm -rf $(VENV); }
+	@test -x $(PY) || { mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); }
+	@echo "installing into $(VENV); the first time this takes some minutes and about 6 GB"
+	$(PIP) install --quiet "hatchling>=1.27" "editables>=0.5" "setuptools>=77"
+	$(PIP) install --quiet --no-build-isolation --constraint constraints.txt --editable ".[dev]"
+	@rm -f $(VENV)/.unfinished
+	@touch $(READY)

@@ -1,0 +1,141 @@
+"""``Windowed``: any grid, with a bounded number of messages out."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from heterofl_flwr.errors import ConfigError
+
+LONGEST_PAUSE = 1.0  # seconds between two looks for replies
+
+
+class Windowed(Grid):
+    """Let a grid keep few messages out, and take its replies one by one.
+
+    ``send_and_receive`` returns a generator: it yields replies in the order of the messages and keeps none that it has
+    yielded. At most ``window`` messages are on their way, or answered and not yet yielded. So a round over any number
+    of clients needs memory for ``window`` of them, if the strategy adds replies up as they come.
+
+    All else is the other grid's; it stays the caller's to close.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid of Flower, or a ``LocalGrid``.
+    window : int
+        How many messages may be out. Fewer than the grid has workers leaves some of these idle.
+    """
+
+    def __init__(self, grid: Grid, window: int) -> None:
+        if not isinstance(window, int) or window < 1:
+            raise ConfigError(f"window is {window!r}; expected an integer of 1 or more")
+        self._grid = grid
+        self._window = window
+
+    @property
+    def run(self) -> Run:
+        """The run, as the grid has it."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Set the grid's run."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message that the grid creates."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the grid's node ids."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return what the grid knows of its nodes."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, however many."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that the grid has."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send the first messages and return a generator of the replies, which sends the others.
+
+        Replies that are not there ``timeout`` seconds after this call are left out, and messages not sent by then are
+        never sent. The time in which the strategy works on replies counts.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        flight = _Flight(self._grid, deque(messages), self._window, deadline)
+        del messages
+        flight.refill()
+        return flight.replies() if flight.out else []
+
+
+class _Flight:
+    """The messages of one call: those that wait, the ids of those that are out, the replies that came early."""
+
+    def __init__(self, grid: Grid, waiting: deque[Message], window: int, deadline: float | None) -> None:
+        self.out: deque[str] = deque()
+        self._grid = grid
+        self._waiting = waiting
+        self._window = window
+        self._deadline = deadline
+        self._here: dict[str, Message] = {}
+        self._cancel: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)  # LocalGrid has one
+
+    def refill(self) -> None:
+        """Send what the window has room for."""
+        while self._waiting and (room := self._window - len(self.out)) > 0:
+            # A list, because HttpGrid reads it twice. An id is empty or missing where the message could not be sent.
+            batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            self.out.extend(id_ for id_ in self._grid.push_messages(batch) if id_)
+
+    def replies(self) -> Iterator[Message]:
+        """Yield the replies in the order of the messages."""
+        try:
+            while self.out and self._await(self.out[0]):
+                first = self.out.popleft()
+                self.refill()
+                yield self._here.pop(first)
+            if self.out and not self._cancel:  # the deadline: take what is there; a LocalGrid would run clients for it
+                self._pull(self._missing())
+            for late in list(self.out):
+                if late in self._here:
+                    yield self._here.pop(late)
+        finally:
+            if self._cancel:
+                self._cancel(list(self.out))
+
+    def _await(self, first: str) -> bool:
+        """Wait until a reply is here; False at the deadline."""
+        began = time.monotonic()
+        wanted = [first]  # alone at first: a grid that runs clients when asked then runs only this one
+        while first not in self._here:
+            now = time.monotonic()
+            left = LONGEST_PAUSE if self._deadline is None else self._deadline - now
+            if left <= 0:
+                return False
+            self._pull(wanted)
+            if first not in self._here:
+                time.sleep(min(left, LONGEST_PAUSE, 0.001 + 0.1 * (now - began)))
+                wanted = self._missing()
+        return True
+
+    def _pull(self, ids: list[str]) -> None:
+        """Take the replies that are there. An error reply of the SuperLink tells by this id alone what it is about."""
+        for reply in self._grid.pull_messages(ids):
+            if (id_ := reply.metadata.reply_to_message_id) in ids:
+                self._here[id_] = reply
+
+    def _missing(self) -> list[str]:
+        return [id_ for id_ in self.out if id_ not in self._here]

@@ -1,0 +1,34 @@
+"""The paper's models and what they are made of, in plain PyTorch. Imports no flwr."""
+
+from heterofl_flwr.nn.cnn import CNN
+from heterofl_flwr.nn.loss import class_mask, fill_of, mask_logits, masked_cross_entropy, perplexity
+from heterofl_flwr.nn.models import MODELS, PAPER, build_model
+from heterofl_flwr.nn.norms import NORMS, make_norm
+from heterofl_flwr.nn.preresnet import PreResNet
+from heterofl_flwr.nn.profile import Profile, profile, profile_mix
+from heterofl_flwr.nn.scaler import Scaler
+from heterofl_flwr.nn.static_norm import Moments, collect_moments, with_static_norm
+from heterofl_flwr.nn.transformer import Transformer
+
+__all__ = [
+    "CNN",
+    "MODELS",
+    "NORMS",
+    "PAPER",
+    "Moments",
+    "PreResNet",
+    "Profile",
+    "Scaler",
+    "Transformer",
+    "build_model",
+    "class_mask",
+    "collect_moments",
+    "fill_of",
+    "make_norm",
+    "mask_logits",
+    "masked_cross_entropy",
+    "perplexity",
+    "profile",
+    "profile_mix",
+    "with_static_norm",
+]

@@ -1,0 +1,98 @@
+"""Cross entropy over the classes that a client has (section 4, "masked cross entropy"), and perplexity."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch.nn import functional as F
+
+from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.errors import ConfigError, DataError
+
+Fill = Literal["zero", "-inf", "none"]
+"""What becomes of the logits of absent classes."""
+
+
+def fill_of(fidelity: Fidelity) -> Fill:
+    """Return the fill that a fidelity asks for: 0 in the paper's code, -inf where that is fixed."""
+    return "zero" if fidelity.mask_fill == "paper" else "-inf"
+
+
+def class_mask(classes: torch.Tensor, number: int) -> torch.Tensor:
+    """Return a boolean mask of ``number`` classes, true for those given; check them.
+
+    Build it once per client: the check reads values, which on a GPU waits for all work before it.
+    """
+    if classes.dim() != 1 or classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise DataError(
+            f"classes have shape {tuple(classes.shape)} and type {classes.dtype}; expected a vector of integers"
+        )
+    outside = classes[(classes < 0) | (classes >= number)]
+    if len(outside):
+        raise DataError(f"classes {sorted(set(outside.tolist()))[:5]} do not exist: expected 0 to {number - 1}")
+    mask = torch.zeros(number, dtype=torch.bool, device=classes.device)
+    mask[classes.long()] = True
+    return mask
+
+
+def mask_logits(logits: torch.Tensor, classes: torch.Tensor | None, fill: Fill = "zero") -> torch.Tensor:
+    """Return the logits with those of absent classes filled.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        Classes are axis 1.
+    classes : torch.Tensor | None
+        The classes present: a mask made by ``class_mask``, or a vector of class numbers, which is checked at every
+        call; ``None`` for all.
+    fill : Fill
+        ``zero``: the paper's code; absent classes stay in the softmax and can win the argmax. ``-inf``: they leave
+        both. ``none``: the logits as they are.
+    """
+    if fill not in get_args(Fill):
+        raise ConfigError(f"{fill!r} is no fill for logits; expected one of {', '.join(get_args(Fill))}")
+    if classes is None or fill == "none":
+        return logits
+    number = logits.shape[1]
+    mask = classes if classes.dtype == torch.bool else class_mask(classes, number)  # (classes,)
+    if mask.shape != (number,):
+        raise DataError(f"the class mask has shape {tuple(mask.shape)}, but the logits have {number} classes")
+    absent = ~mask.view(-1, *[1] * (logits.dim() - 2))  # (classes, 1, ...)
+    return logits.masked_fill(absent, 0.0 if fill == "zero" else float("-inf"))
+
+
+def masked_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, classes: torch.Tensor | None = None, fill: Fill = "zero"
+) -> torch.Tensor:
+    """Return the mean cross entropy after ``mask_logits``.
+
+    With ``-inf``, a target that is not among ``classes`` makes the loss infinite.
+    """
+    masked = mask_logits(logits, classes, fill)
+    try:
+        return F.cross_entropy(masked, targets)
+    except IndexError as error:  # a CUDA device reports such targets later, and in its own words
+        raise DataError(f"targets do not fit {logits.shape[1]} classes: {error}") from error
+
+
+def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Choice = "paper") -> float:
+    """Return the perplexity of a text from the mean losses of its chunks.
+
+    Parameters
+    ----------
+    losses : Sequence[float]
+        The mean loss of each chunk.
+    counts : Sequence[int]
+        The number of tokens of each chunk.
+    kind : Choice
+        ``paper``: the mean over chunks of exp(loss), short chunks counting as much as long ones; ``fixed``: exp of
+        the mean loss over all tokens.
+    """
+    Fidelity(perplexity=kind)
+    if not losses or len(losses) != len(counts) or min(counts) < 1:
+        raise DataError(f"a perplexity needs chunks of 1 token or more: got {len(losses)} losses, {len(counts)} counts")
+    loss = torch.tensor(losses, dtype=torch.float64)
+    if kind == "paper":
+        return loss.exp().mean().item()
+    weights = torch.tensor(counts, dtype=torch.float64)
+    return ((loss * weights).sum() / weights.sum()).exp().item()

@@ -1,0 +1,134 @@
+"""Moments of the inputs of batch norm layers: what clients send, what the server adds up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.errors import DataError, ShapeError
+
+_PARTS = ("count", "first", "second")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerMoments:
+    """Sums over what one layer saw; moments of two data sets add up part by part.
+
+    Attributes
+    ----------
+    count
+        Batches (paper) or values per channel (fixed).
+    first
+        Sum over batches of the batch means (paper), or sum of all values (fixed), per channel, in float64.
+    second
+        Sum over batches of the unbiased batch variances (paper), or sum of all squares (fixed), likewise.
+    """
+
+    count: int
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """The moments of every batch norm layer of a model, over one client's data or over many clients'.
+
+    ``a + b`` joins two. As only sums are kept, the order of clients does not matter (up to rounding in float64).
+
+    Attributes
+    ----------
+    kind
+        ``paper``: batch means and batch variances are averaged, every batch counting the same; ``fixed``: moments
+        over all samples and positions.
+    layers
+        By the layer's name; a layer that the data never reached has count 0.
+    """
+
+    kind: Choice
+    layers: Mapping[str, LayerMoments]
+
+    def __post_init__(self) -> None:
+        """Refuse sums that are not finite, or whose shapes do not fit one another."""
+        Fidelity(moments=self.kind)
+        for name, layer in self.layers.items():
+            shapes = tuple(layer.first.shape), tuple(layer.second.shape)
+            if layer.first.dim() != 1 or shapes[0] != shapes[1]:
+                raise ShapeError(f"moments of {name}: expected two vectors of equal length, got {shapes}")
+            if layer.count < 0:
+                raise DataError(f"moments of {name}: a count of {layer.count} is not usable")
+        finite = {
+            name: bool((layer.first.isfinite() & layer.second.isfinite()).all()) for name, layer in self.layers.items()
+        }
+        if not all(finite.values()):
+            wrong = ", ".join(name for name, good in finite.items() if not good)
+            raise DataError(
+                f"moments of {wrong} are not finite: the data holds NaN or infinities, or training has diverged"
+            )
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if self.kind != other.kind:
+            raise DataError(f"moments of kind {self.kind} and of kind {other.kind} cannot be added")
+        _check_fit(_channels(self), _channels(other))
+        return Moments(self.kind, {name: _add(layer, other.layers[name]) for name, layer in self.layers.items()})
+
+    def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and the variance that a layer's running statistics become, in float64."""
+        layer = self.layers[name]
+        mean = layer.first / layer.count  # (channels,)
+        if self.kind == "paper":
+            return mean, layer.second / layer.count
+        return mean, ((layer.second - layer.first * mean) / (layer.count - 1)).clamp(min=0)
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Return all sums as a flat mapping, for a message; ``from_tensors`` reads it."""
+        return {
+            f"{self.kind}.{name}.{part}": torch.as_tensor(getattr(layer, part))
+            for name, layer in self.layers.items()
+            for part in _PARTS
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> "Moments":
+        """Read what ``to_tensors`` wrote; refuse anything else."""
+        kinds = {key.split(".", 1)[0] for key in tensors}
+        if len(kinds) != 1:
+            raise DataError(f"expected moments of one kind, got {', '.join(sorted(kinds)) or 'none at all'}")
+        kind = kinds.pop()
+        names = list(dict.fromkeys(key.partition(".")[2].rpartition(".")[0] for key in tensors))
+        expected = {f"{kind}.{name}.{part}" for name in names for part in _PARTS}
+        if expected != set(tensors):
+            raise DataError(f"moments are incomplete or unknown: {', '.join(sorted(expected ^ set(tensors)))}")
+        layers = {name: _read(*(tensors[f"{kind}.{name}.{part}"] for part in _PARTS)) for name in names}
+        return cls(kind, layers)  # type: ignore[arg-type]  # checked when constructed
+
+
+def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
+    """Refuse moments whose layers are not these, each with so many channels."""
+    _check_fit(channels, _channels(moments))
+
+
+def _channels(moments: Moments) -> dict[str, int]:
+    return {name: len(layer.first) for name, layer in moments.layers.items()}
+
+
+def _check_fit(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in expected]
+    faults += [
+        f"{name} has {found[name]} channels, expected {channels}"
+        for name, channels in expected.items()
+        if name in found and found[name] != channels
+    ]
+    if faults:
+        raise ShapeError(f"moments are of another model: {'; '.join(faults)}")
+
+
+def _add(one: LayerMoments, two: LayerMoments) -> LayerMoments:
+    return LayerMoments(one.count + two.count, one.first + two.first, one.second + two.second)
+
+
+def _read(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
+    if count.numel() != 1:
+        raise ShapeError(f"a count of moments has shape {tuple(count.shape)}, expected one number")
+    return LayerMoments(int(count), first.double(), second.double())

@@ -1,0 +1,119 @@
+"""What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.nn.static_norm import batch_norms
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The cost of one model.
+
+    Attributes
+    ----------
+    parameters
+        Number of parameters.
+    macs
+        Multiplications (with addition) of one forward pass: convolutions, matrix and attention products.
+    printed_flops
+        What the paper prints as FLOPs: the operations of each convolution, linear layer and norm, times the number
+        of its named parameters, so that a layer with a bias counts twice. Attention products, GroupNorm, pooling,
+        activations and embeddings count nothing.
+    megabytes
+        Parameters in float32, in units of 1024 * 1024 bytes.
+    """
+
+    parameters: int
+    macs: int
+    printed_flops: int
+    megabytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class MixProfile:
+    """The mean cost per client of a mix; ``ratio`` is the mean of parameters over those of the global model."""
+
+    parameters: float
+    macs: float
+    printed_flops: float
+    megabytes: float
+    ratio: float
+
+
+def profile(model: nn.Module, example_input: torch.Tensor) -> Profile:
+    """Return what a forward pass of the model on ``example_input`` costs.
+
+    The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
+    """
+    probe = copy.deepcopy(model).eval()
+    for norm in batch_norms(probe).values():
+        # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.
+        if norm.running_mean is None:
+            norm.running_mean = torch.zeros(norm.num_features, device=_device(model))
+            norm.running_var = torch.ones(norm.num_features, device=_device(model))
+    printed: dict[nn.Module, int] = {}
+    for layer in probe.modules():
+        layer.register_forward_hook(partial(_record, printed))
+    # Attention in its plain form is matrix products, which the counter knows on every device. With gradients on,
+    # torch's own Transformer layers take no fused path either.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        probe(example_input.to(_device(model)))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Profile(parameters, counter.get_total_flops() // 2, sum(printed.values()), parameters * 4 / 1024**2)
+
+
+def profile_mix(
+    build: Callable[[float], nn.Module], mix: Mix, example_input: torch.Tensor, *, device: str = "meta"
+) -> MixProfile:
+    """Return the mean cost of the models of a mix, each of which is built on ``device`` and profiled."""
+    profiles = {}
+    for rate in mix.rates:
+        with torch.device(device):
+            model = build(rate)
+        profiles[rate] = profile(model, example_input)
+    return mean_profile(profiles, mix)
+
+
+def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
+    """Return the mean over a mix's clients of profiles that are given by rate."""
+    parameters = mix.mean({rate: one.parameters for rate, one in profiles.items()})
+    return MixProfile(
+        parameters=parameters,
+        macs=mix.mean({rate: one.macs for rate, one in profiles.items()}),
+        printed_flops=mix.mean({rate: one.printed_flops for rate, one in profiles.items()}),
+        megabytes=mix.mean({rate: one.megabytes for rate, one in profiles.items()}),
+        ratio=parameters / profiles[mix.global_rate].parameters,
+    )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _record(printed: dict[nn.Module, int], layer: nn.Module, args: tuple[torch.Tensor, ...], out: object) -> None:
+    """Note a layer's printed FLOPs; a forward hook."""
+    if isinstance(out, torch.Tensor) and args:
+        printed[layer] = _operations(layer, args[0], out) * len(list(layer.parameters()))
+
+
+def _operations(layer: nn.Module, x: torch.Tensor, out: torch.Tensor) -> int:
+    match layer:
+        case nn.Conv2d():
+            per_output = math.prod(layer.kernel_size) * layer.in_channels // layer.groups + (layer.bias is not None)
+            return per_output * out.numel()
+        case nn.Linear():
+            return x.numel() * layer.out_features
+        case nn.BatchNorm2d() | nn.InstanceNorm2d() | nn.LayerNorm():
+            return 2 * x.numel()
+        case _:
+            return 0

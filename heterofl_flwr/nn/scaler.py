@@ -1,0 +1,46 @@
+"""The Scaler: activations of a narrow model brought to the size that the global model's have (section 3.3)."""
+
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.errors import ConfigError
+
+
+class Scaler(nn.Module):
+    """Divide by ``rate`` in training; the identity in evaluation.
+
+    Before a norm that removes scale (sbn, in, gn, ln) it changes nothing but the weight of the norm's epsilon. It
+    matters without norms, and in a Transformer.
+
+    Parameters
+    ----------
+    rate : float | Fraction
+        The model's rate divided by the rate of the largest model of the mix.
+    """
+
+    def __init__(self, rate: float | Fraction = 1.0) -> None:
+        super().__init__()
+        self.rate = float(exact_rate(rate))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x / rate`` in training and ``x`` in evaluation."""
+        # Dividing by 1 would change no bit and cost a pass over the activations.
+        return x / self.rate if self.training and self.rate != 1 else x
+
+    def extra_repr(self) -> str:
+        """Show the rate where the model is printed."""
+        return f"rate={self.rate:g}"
+
+
+def make_scaler(rate: float, global_rate: float, enabled: bool = True) -> nn.Module:
+    """Return the Scaler of a model, or the identity where it is not enabled.
+
+    A model may use one instance at many places: a Scaler holds no parameters and no buffers.
+    """
+    ratio = exact_rate(rate) / exact_rate(global_rate)
+    if ratio > 1:
+        raise ConfigError(f"a model of rate {rate} is larger than the global model of rate {global_rate}")
+    return Scaler(ratio) if enabled else nn.Identity()

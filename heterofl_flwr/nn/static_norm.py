@@ -1,0 +1,138 @@
+"""Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.errors import DataError
+from heterofl_flwr.nn.moments import LayerMoments, Moments, check_layers
+
+__all__ = ["Moments", "batch_norms", "collect_moments", "with_static_norm"]
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return a model's batch norm layers by name, in the model's order."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+def collect_moments(model: nn.Module, batches: Iterable[torch.Tensor], kind: Choice = "paper") -> Moments:
+    """Measure the inputs of every batch norm layer in one pass over ``batches``.
+
+    Batch norm layers normalise with the statistics of each batch, as in training; every other module runs in
+    evaluation mode. The model, its modes and its buffers are afterwards as they were before. A model without batch
+    norm is not run at all.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model with batch norm layers, with or without running statistics.
+    batches : Iterable[torch.Tensor]
+        Inputs, without labels, on the model's device.
+    kind : Choice
+        ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as
+        ``BatchNorm2d(momentum=None)`` has it. ``fixed``: moments pooled over all samples and positions, for which
+        the size of the batches matters only through the layers before.
+    """
+    Fidelity(moments=kind)
+    sums = {name: _Sums(name, layer, kind) for name, layer in batch_norms(model).items()}
+    if not sums:
+        return Moments(kind, {})
+    number = 0
+    with torch.no_grad(), _batch_statistics(model), _listening(sums.values()):
+        for number, batch in enumerate(batches, 1):
+            if isinstance(batch, list | tuple):
+                raise DataError(f"batch {number} is a {type(batch).__name__}; expected the model's input alone")
+            model(batch)
+    if not number:
+        raise DataError("there are no batches to measure moments on")
+    return Moments(kind, {name: total.result() for name, total in sums.items()})
+
+
+def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
+    """Return a copy of the model in evaluation mode, whose batch norm layers use these statistics.
+
+    The model itself stays as it is. A layer that the data never reached keeps the statistics it had.
+    """
+    static = copy.deepcopy(model).eval()
+    layers = batch_norms(static)
+    check_layers(moments, {name: layer.num_features for name, layer in layers.items()})
+    for name, layer in layers.items():
+        if moments.layers[name].count:
+            place = next(chain(layer.parameters(), static.parameters(), [torch.zeros(())]))
+            mean, variance = moments.statistics(name)
+            layer.track_running_stats = True
+            layer.running_mean = mean.to(place)
+            layer.running_var = variance.to(place)
+            layer.num_batches_tracked = torch.tensor(moments.layers[name].count, device=place.device)
+    return static
+
+
+class _Sums:
+    """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation."""
+
+    def __init__(self, name: str, layer: _BatchNorm, kind: Choice) -> None:
+        self.name, self.layer, self.kind = name, layer, kind
+        self.count = 0
+        self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
+
+    def listen(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Add one batch; a forward hook."""
+        del layer
+        x: torch.Tensor = args[0] if args else kwargs["input"]  # (batch, channels, ...)
+        values = x.numel() // self.layer.num_features
+        if values < 2:
+            raise DataError(
+                f"batch norm layer {self.name} got a batch of shape {tuple(x.shape)}, {values} value(s) per channel; "
+                "a variance needs 2 or more: use larger batches, or leave out the last, short one"
+            )
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        paper = self.kind == "paper"
+        moments = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(paper))
+        variance, mean = (moment.double() for moment in moments)  # (channels,)
+        weight = 1 if paper else values
+        self.count += weight
+        self.first = self.first.to(x.device) + mean * weight
+        self.second = self.second.to(x.device) + (variance if paper else variance + mean**2) * weight
+
+    def result(self) -> LayerMoments:
+        return LayerMoments(self.count, self.first.cpu(), self.second.cpu())
+
+
+@contextmanager
+def _listening(sums: Iterable[_Sums]) -> Iterator[None]:
+    handles = [total.layer.register_forward_pre_hook(total.listen, with_kwargs=True) for total in sums]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation, with batch norm layers that normalise by batch and write no buffers; undo it at the end."""
+    layers = list(batch_norms(model).values())
+    # The flags are set directly: a model may override train(), for example to freeze layers.
+    undo: list[Callable[[], None]] = [_restorer(module, "training") for module in model.modules()]
+    undo += [_restorer(layer, "track_running_stats") for layer in layers]
+    try:
+        for module in model.modules():
+            module.training = False
+        for layer in layers:
+            layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for restore in undo:
+            restore()
+
+
+def _restorer(module: nn.Module, name: str) -> Callable[[], None]:
+    value = getattr(module, name)
+    return lambda: setattr(module, name, value)

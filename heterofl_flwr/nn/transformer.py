@@ -1,0 +1,158 @@
+"""The paper's Transformer encoder for masked language modelling (WikiText2)."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.widths import width
+from heterofl_flwr.errors import DataError
+from heterofl_flwr.nn.attention import MultiHeadAttention
+from heterofl_flwr.nn.scaler import make_scaler
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerShape:
+    """The size of a Transformer at rate 1; the defaults are the paper's. ``sequence`` is the longest input."""
+
+    sequence: int = 64
+    embedding: int = 256
+    hidden: int = 512
+    heads: int = 8
+    layers: int = 4
+    dropout: float = 0.2
+
+
+class Transformer(nn.Module):
+    """Token and position embedding, post-norm encoder layers with GELU, and a decoder to all words.
+
+    At a rate whose embedding does not divide in the heads, each head's width is rounded up; a warning says so once.
+
+    Parameters
+    ----------
+    vocabulary : int
+        Number of words. The token of this number, one past the last word, is [MASK].
+    shape : TransformerShape
+        The size at rate 1.
+    rate, global_rate, scaler
+        As for ``CNN``.
+    encoder_init : Choice
+        Whether the encoder layers start as identical copies (paper) or are drawn one by one (fixed).
+    """
+
+    label_rows: tuple[str, ...] = ("embedding.token.weight", "decoder.linear2.weight", "decoder.linear2.bias")
+
+    def __init__(
+        self,
+        vocabulary: int,
+        shape: TransformerShape | None = None,
+        *,
+        rate: float = 1.0,
+        global_rate: float = 1.0,
+        scaler: bool = True,
+        encoder_init: Choice = "paper",
+    ) -> None:
+        super().__init__()
+        Fidelity(encoder_init=encoder_init)
+        shape = shape or TransformerShape()
+        scale = make_scaler(rate, global_rate, scaler)
+        embedding = _embedding_width(shape.embedding, rate, shape.heads)
+        self.mask_token = vocabulary
+        self.embedding = _Embedding(vocabulary + 1, shape.sequence, embedding, shape.dropout, scaler=scale)
+
+        def layer() -> nn.Module:
+            hidden = width(shape.hidden, rate)
+            return _EncoderLayer(embedding, hidden, shape.heads, shape.dropout, scaler=scale)
+
+        first = layer()
+        others = (layer() if encoder_init == "fixed" else copy.deepcopy(first) for _ in range(1, shape.layers))
+        self.encoder = nn.Sequential(first, *others)
+        self.decoder = _Decoder(vocabulary, embedding, scaler=scale)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, vocabulary, sequence) of token numbers (batch, sequence)."""
+        logits: torch.Tensor = self.decoder(self.encoder(self.embedding(tokens)))
+        return logits.transpose(1, 2)
+
+
+@cache
+def _embedding_width(full: int, rate: float, heads: int) -> int:
+    """Return the embedding's width at a rate; cached, so that a rate that does not fit is told once."""
+    kept, plain = width(full, rate, heads), width(full, rate)
+    if kept != plain:
+        _log.warning(
+            "rate %s cuts an embedding of %d to %d, which does not fit %d heads; using %d",
+            rate,
+            full,
+            plain,
+            heads,
+            kept,
+        )
+    return kept
+
+
+class _Embedding(nn.Module):
+    """Token and position embedding, LayerNorm, dropout."""
+
+    def __init__(self, tokens: int, sequence: int, embedding: int, dropout: float, *, scaler: nn.Module) -> None:
+        super().__init__()
+        self.scaler = scaler
+        self.position = nn.Embedding(sequence, embedding)
+        self.token = nn.Embedding(tokens, embedding)
+        self.norm = nn.LayerNorm(embedding)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        if length > self.position.num_embeddings:
+            raise DataError(f"{length} tokens are too many: this model takes up to {self.position.num_embeddings}")
+        position = self.scaler(self.position.weight[:length])  # (sequence, embedding)
+        embedded: torch.Tensor = self.dropout(self.norm(self.scaler(self.token(tokens)) + position))
+        return embedded
+
+
+class _EncoderLayer(nn.Module):
+    """Attention and a feed-forward network, each with dropout, a residual connection and a LayerNorm after it."""
+
+    def __init__(self, embedding: int, hidden: int, heads: int, dropout: float, *, scaler: nn.Module) -> None:
+        super().__init__()
+        self.scaler = scaler
+        self.attention = MultiHeadAttention(embedding, heads, scaler)
+        self.norm1 = nn.LayerNorm(embedding)
+        self.linear1 = nn.Linear(embedding, hidden)
+        self.linear2 = nn.Linear(hidden, embedding)
+        self.norm2 = nn.LayerNorm(embedding)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.linear1.weight, std=0.02)
+        nn.init.normal_(self.linear2.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm1(x + self.dropout(self.attention(x)))
+        h = self.dropout(F.gelu(self.scaler(self.linear1(x))))  # (batch, sequence, hidden)
+        y: torch.Tensor = self.norm2(x + self.dropout(self.scaler(self.linear2(h))))
+        return y
+
+
+class _Decoder(nn.Module):
+    """Linear, Scaler, GELU, LayerNorm, and a linear layer to all words."""
+
+    def __init__(self, vocabulary: int, embedding: int, *, scaler: nn.Module) -> None:
+        super().__init__()
+        self.scaler = scaler
+        self.linear1 = nn.Linear(embedding, embedding)
+        self.norm = nn.LayerNorm(embedding)
+        self.linear2 = nn.Linear(embedding, vocabulary)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear2(self.norm(F.gelu(self.scaler(self.linear1(x)))))
+        return logits  # (batch, sequence, vocabulary)

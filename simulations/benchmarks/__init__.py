@@ -1,0 +1,1 @@
+"""One module for each benchmark; ``simulations.bench`` runs them."""

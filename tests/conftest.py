@@ -1,0 +1,35 @@
+"""What all tests share: quiet Flower, one thread, reproducible examples, and the optional shared folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# As in the Makefile, for those who call pytest themselves. Set before any test imports flwr or ray.
+for variable, value in {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(variable, value)
+
+# One thread adds floats in one order, so results do not depend on the machine's number of cores.
+torch.set_num_threads(1)
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder beside the repository with the paper's tables and data sets; skip where there is none."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("needs the folder 'shared' beside the repository")
+    return path

@@ -1,0 +1,43 @@
+"""What the tests of grids share: ClientApps in importable modules, and messages."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from heterofl_flwr.grids import LocalGrid
+
+APPS = Path(__file__).parent / "apps"
+sys.path.insert(0, str(APPS))  # as for a user whose app lies beside the script
+
+
+@pytest.fixture
+def apps() -> Path:
+    """Return the folder with the tests' ClientApps."""
+    return APPS
+
+
+@pytest.fixture
+def ask() -> Callable[..., Message]:
+    """Return a function that makes a message to a node: a query action of ``odd_clients``, and its configuration."""
+
+    def make(node_id: int, action: str, **config) -> Message:
+        return Message(RecordDict({"config": ConfigRecord(config)}), node_id, f"query.{action}")
+
+    return make
+
+
+@pytest.fixture
+def grid() -> Iterator[LocalGrid]:
+    """Return a grid of four nodes in this process."""
+    with LocalGrid("odd_clients:app", 4) as grid:
+        yield grid
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[LocalGrid]:
+    """Return a grid of four nodes and two worker processes, shared by a module's tests."""
+    with LocalGrid("odd_clients:app", 4, processes=2) as grid:
+        yield grid

@@ -1,0 +1,334 @@
+"""``LocalGrid`` without worker processes: Flower's interface, errors as replies, state, isolation."""
+
+import gc
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.grids import LocalGrid, apps, identity
+
+
+def configs(replies):
+    return [dict(reply.content["config"]) for reply in replies]
+
+
+def test_flowers_fedavg_runs_unchanged(grid):
+    result = FedAvg().start(grid, ArrayRecord({"w": Array(np.zeros(2))}), num_rounds=2)
+    # Nodes add 1, 2, 3 and 4, and weigh 1, 2, 3 and 4: a round adds (1 + 4 + 9 + 16) / 10.
+    np.testing.assert_allclose(result.arrays["w"].numpy(), [6.0, 6.0], rtol=1e-12)
+    assert result.evaluate_metrics_clientapp[2]["mean"] == pytest.approx(6.0)
+
+
+def test_replies_come_in_the_order_of_the_messages(grid, ask):
+    ids = list(grid.get_node_ids())[::-1]
+    replies = list(grid.send_and_receive([ask(node_id, "configs") for node_id in ids]))
+    assert [reply.metadata.src_node_id for reply in replies] == ids
+    assert [reply.content["node"]["partition-id"] for reply in replies] == [3, 2, 1, 0]
+
+
+def test_a_reply_names_its_message_and_its_node(grid, ask):
+    node_id = next(iter(grid.get_node_ids()))
+    message = ask(node_id, "configs")
+    (reply,) = grid.send_and_receive([message])
+    assert reply.metadata.reply_to_message_id == message.metadata.message_id != ""
+    assert reply.metadata.message_id not in ("", message.metadata.message_id)
+    assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (node_id, SUPERLINK_NODE_ID)
+    assert reply.metadata.run_id == grid.run.run_id
+
+
+def test_node_ids_depend_on_the_seed_alone():
+    def ids(seed, nodes=3):
+        with LocalGrid(ClientApp(), nodes, seed=seed) as grid:
+            return list(grid.get_node_ids())
+
+    assert ids(0) == ids(0) != ids(1)
+    assert ids(0, 5)[:3] == ids(0)
+    assert len({*ids(0), *ids(1), SUPERLINK_NODE_ID}) == 7
+    assert all(isinstance(node_id, int) for node_id in ids(0))
+
+
+def test_nodes_are_listed_as_flower_lists_them(grid):
+    assert [node.node_id for node in grid.get_nodes()] == list(grid.get_node_ids())
+
+
+def test_clients_see_their_node_config_and_the_run_config(ask):
+    def node_config(partition):
+        return {"rate": 1.0 / (1 + partition), "device": "phone"}
+
+    with LocalGrid("odd_clients:app", 2, node_config=node_config, run_config={"lr": 0.1, "data.name": "x"}) as grid:
+        replies = list(grid.send_and_receive([ask(node_id, "configs") for node_id in grid.get_node_ids()]))
+    assert [dict(reply.content["node"]) for reply in replies] == [
+        {"partition-id": 0, "num-partitions": 2, "rate": 1.0, "device": "phone"},
+        {"partition-id": 1, "num-partitions": 2, "rate": 0.5, "device": "phone"},
+    ]
+    assert all(dict(reply.content["run"]) == {"lr": 0.1, "data.name": "x"} for reply in replies)
+
+
+def test_state_stays_with_its_node_from_round_to_round(grid, ask):
+    first, second, *_ = grid.get_node_ids()
+    seen = [
+        [reply["seen"] for reply in configs(grid.send_and_receive([ask(node_id, "count") for node_id in ids]))]
+        for ids in ([first], [first, second], [second, first])
+    ]
+    assert seen == [[1], [2, 1], [2, 3]]
+
+
+def test_a_client_that_fails_leaves_its_state_as_it_was(grid, ask):
+    node_id = next(iter(grid.get_node_ids()))
+    (failed,) = grid.send_and_receive([ask(node_id, "count", fail=True)])
+    assert failed.has_error()
+    assert configs(grid.send_and_receive([ask(node_id, "count")]))[0]["seen"] == 1
+
+
+def test_another_run_begins_with_empty_states(grid, ask):
+    node_id = next(iter(grid.get_node_ids()))
+    grid.send_and_receive([ask(node_id, "count")])
+    grid.set_run(Run.create_empty(9))
+    (reply,) = grid.send_and_receive([ask(node_id, "count")])
+    assert reply.content["config"]["seen"] == 1
+    assert grid.run.run_id == reply.metadata.run_id == 9
+
+
+def test_an_exception_is_an_error_reply_as_flower_words_it(grid, ask, caplog):
+    ids = list(grid.get_node_ids())
+    message = ask(ids[1], "fail")
+    with caplog.at_level(logging.ERROR):
+        replies = list(grid.send_and_receive([ask(ids[0], "configs"), message, ask(ids[2], "configs")]))
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert replies[1].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert replies[1].error.reason == "<class 'ZeroDivisionError'>:<'as it was told'>"
+    assert replies[1].metadata.src_node_id == ids[1]
+    assert replies[1].metadata.reply_to_message_id == message.metadata.message_id
+    assert f"node {ids[1]}" in caplog.text
+    assert "odd_clients.py" in caplog.text  # the traceback
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("leave", "SystemExit"),
+        ("silent", "returned a NoneType; expected a Message"),
+        ("astray", "replies to another"),
+        ("unheard_of", "No query function registered"),
+    ],
+)
+def test_a_client_that_answers_wrongly_is_an_error_reply(grid, ask, action, reason):
+    (reply,) = grid.send_and_receive([ask(next(iter(grid.get_node_ids())), action)])
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert reason in reply.error.reason
+
+
+def test_codes_and_ids_are_flowers():
+    assert (apps.UNKNOWN, apps.NOT_LOADED) == (ErrorCode.UNKNOWN, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
+    assert (apps.RAISED, apps.CRASHED) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED)
+    assert identity.SERVER_NODE_ID == SUPERLINK_NODE_ID
+
+
+def test_a_client_that_changes_its_message_changes_nobody_elses(grid):
+    shared = RecordDict({"config": ConfigRecord({"a": 1, "b": 2})})
+    messages = [Message(shared, node_id, "query.spoil") for node_id in grid.get_node_ids()]
+    assert [reply["size"] for reply in configs(grid.send_and_receive(messages))] == [2, 2, 2, 2]
+    assert dict(shared["config"]) == {"a": 1, "b": 2}
+
+
+def test_an_interrupt_ends_the_call_and_leaves_nothing_behind(ask):
+    app = ClientApp()
+
+    @app.query("interrupt")
+    def interrupt(message, context):
+        raise KeyboardInterrupt
+
+    with LocalGrid(app, 1) as grid:
+        message = ask(next(iter(grid.get_node_ids())), "interrupt")
+        with pytest.raises(KeyboardInterrupt):
+            grid.send_and_receive([message])
+        assert list(grid.pull_messages([message.metadata.message_id])) == []
+
+
+def test_clients_run_when_their_replies_are_pulled(ask):
+    ran = []
+    app = ClientApp()
+
+    @app.query("note")
+    def note(message, context):
+        ran.append(context.node_config["partition-id"])
+        return Message(RecordDict(), reply_to=message)
+
+    with LocalGrid(app, 3) as grid:
+        ids = list(grid.push_messages([ask(node_id, "note") for node_id in grid.get_node_ids()]))
+        assert ran == []
+        assert len(list(grid.pull_messages(ids[1:2]))) == 1
+        assert ran == [1]
+        replies = list(grid.pull_messages({*ids, "unknown"}))
+        assert ran == [1, 0, 2]  # a set has no order; the messages have
+        assert {reply.metadata.reply_to_message_id for reply in replies} == {ids[0], ids[2]}
+        assert list(grid.pull_messages(ids)) == []
+
+
+def test_clients_not_begun_at_the_timeout_are_left_out(grid, ask):
+    messages = [ask(node_id, "sleep", seconds=0.3) for node_id in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=0.5))
+    assert [reply.metadata.reply_to_message_id for reply in replies] == [
+        message.metadata.message_id for message in messages[:2]
+    ]
+    assert list(grid.pull_messages([message.metadata.message_id for message in messages])) == []
+
+
+def test_threads_may_ask_at_the_same_time(grid, ask):
+    seen = []
+
+    def once(node_id):
+        seen.extend(configs(grid.send_and_receive([ask(node_id, "count")])))
+
+    threads = [threading.Thread(target=once, args=(node_id,)) for node_id in list(grid.get_node_ids()) * 5]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(reply["seen"] for reply in seen) == sorted([*range(1, 6)] * 4)
+
+
+def test_a_trivial_message_costs_less_than_half_a_millisecond(grid):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return Message(message.content, reply_to=message)
+
+    with LocalGrid(app, 200) as many:
+        record = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(4))})})
+        began = time.process_time()
+        list(many.send_and_receive([Message(record, node_id, "train") for node_id in many.get_node_ids()]))
+        assert (time.process_time() - began) / 200 < 0.5e-3
+
+
+def test_torch_uses_one_thread_in_a_client_and_as_many_as_before_after_it(ask):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with LocalGrid("torch_clients:app", 1) as grid:
+            (reply,) = grid.send_and_receive([ask(next(iter(grid.get_node_ids())), "threads")])
+        assert reply.content["config"]["threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def set_identity(value):
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = value
+
+
+def test_flowers_identity_is_lent_and_given_back():
+    before = vars(TaskIdentity)["_run_id"], vars(TaskIdentity)["_node_id"], vars(TaskIdentity)["_task_id"]
+    try:
+        for outer in (None, 5):
+            set_identity(outer)
+            first, second = LocalGrid(ClientApp(), 1, seed=1), LocalGrid(ClientApp(), 1, seed=2)
+            assert Message(RecordDict(), 3, "train").metadata.src_node_id == SUPERLINK_NODE_ID
+            first.close()
+            assert TaskIdentity.run_id == second.run.run_id
+            second.close()
+            assert vars(TaskIdentity)["_run_id"] == vars(TaskIdentity)["_node_id"] == outer
+    finally:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = before
+
+
+def test_a_closed_grid_takes_no_messages(ask):
+    with LocalGrid("odd_clients:app", 1) as grid:
+        message = ask(next(iter(grid.get_node_ids())), "configs")
+    grid.close()  # again
+    with pytest.raises(HeteroFLError, match="closed"):
+        grid.send_and_receive([message])
+
+
+def test_a_forgotten_grid_gives_the_identity_back():
+    before = vars(TaskIdentity)["_run_id"]
+    grid = LocalGrid(ClientApp(), 1)
+    assert vars(TaskIdentity)["_run_id"] == grid.run.run_id
+    del grid
+    gc.collect()
+    assert vars(TaskIdentity)["_run_id"] == before
+
+
+def test_create_message_makes_one_of_flowers(grid):
+    node_id = next(iter(grid.get_node_ids()))
+    message = grid.create_message(RecordDict(), "query.configs", node_id, "7", ttl=5.0)
+    assert (message.metadata.dst_node_id, message.metadata.group_id, message.metadata.ttl) == (node_id, "7", 5.0)
+
+
+def test_a_cohort_answers_train_messages_together():
+    sizes = []
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        return Message(RecordDict(context.state), reply_to=message)
+
+    def train_cohort(messages, contexts):
+        sizes.append(len(messages))
+        for context in contexts:
+            context.state["trained"] = MetricRecord({"partition": context.node_config["partition-id"]})
+        return [Message(RecordDict(), reply_to=message) for message in messages]
+
+    app.train_cohort = train_cohort
+    with LocalGrid(app, 3) as grid:
+        ids = list(grid.get_node_ids())
+        messages = [Message(RecordDict(), node_id, "train") for node_id in [*ids, ids[0]]]
+        replies = list(grid.send_and_receive(messages))
+        assert sizes == [3, 1]  # a node's second message waits for its first
+        assert [reply.metadata.src_node_id for reply in replies] == [*ids, ids[0]]
+        states = grid.send_and_receive([Message(RecordDict(), node_id, "query") for node_id in ids])
+        assert [state.content["trained"]["partition"] for state in states] == [0, 1, 2]
+
+
+def test_what_a_cohort_raises_is_the_error_of_each_of_its_messages():
+    app = ClientApp()
+    app.train_cohort = lambda messages, contexts: []
+    with LocalGrid(app, 2) as grid:
+        replies = list(
+            grid.send_and_receive([Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()])
+        )
+    assert ["2 messages with 0 replies" in reply.error.reason for reply in replies] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_nodes": 0}, "num_nodes is 0; expected an integer of 1 or more"),
+        ({"num_nodes": "3"}, "num_nodes is '3'"),
+        ({"processes": -1}, "processes is -1; expected an integer of 0 or more"),
+        ({"client_app": "odd_clients"}, "expected a ClientApp or 'module:attribute'"),
+        ({"client_app": ":app"}, "expected a ClientApp or 'module:attribute'"),
+        ({"client_app": None}, "client_app is None"),
+        ({"client_app": "no_such_module:app"}, "No module named 'no_such_module'"),
+        ({"client_app": "odd_clients:no_such_app"}, "no attribute 'no_such_app'"),
+        ({"client_app": "odd_clients:not_an_app"}, "is a int; expected a ClientApp"),
+        ({"node_config": lambda partition: {"rates": [1.0]}}, r"node_config\(0\)\['rates'\] is \[1.0\]"),
+        ({"run_config": {"lr": None}}, r"run_config\['lr'\] is None; expected a bool, an int, a float or a str"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_refused(changes, complaint):
+    arguments = {"client_app": "odd_clients:app", "num_nodes": 2, **changes}
+    with pytest.raises(ConfigError, match=complaint):
+        LocalGrid(**arguments)
+
+
+def test_a_message_to_a_stranger_is_refused(grid, ask):
+    with pytest.raises(ConfigError, match="goes to node 12; expected one of this grid's 4 nodes"):
+        grid.push_messages([ask(12, "configs")])
+
+
+def test_what_the_module_raises_is_not_hidden():
+    with pytest.raises(RuntimeError, match="no data set here"):
+        LocalGrid("raises_on_import:app", 1)

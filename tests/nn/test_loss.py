@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.nn.loss import class_mask, fill_of, mask_logits, masked_cross_entropy, perplexity
+
+
+@pytest.mark.parametrize(("fill", "value"), [("zero", 0.0), ("-inf", -math.inf)])
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3), (2, 4, 3, 2)])
+def test_absent_classes_are_filled_on_axis_one(fill, value, shape):
+    logits = torch.randn(shape)
+    masked = mask_logits(logits, torch.tensor([2, 0]), fill)
+    assert torch.equal(masked[:, [0, 2]], logits[:, [0, 2]])
+    assert (masked[:, [1, 3]] == value).all()
+
+
+def test_a_mask_and_class_numbers_are_the_same():
+    logits, classes = torch.randn(2, 5), torch.tensor([1, 4, 4])
+    mask = class_mask(classes, 5)
+    assert mask.tolist() == [False, True, False, False, True]
+    assert torch.equal(mask_logits(logits, mask), mask_logits(logits, classes))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_class_numbers_may_be_of_any_integer_type(dtype):
+    assert class_mask(torch.tensor([0, 2], dtype=dtype), 3).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("classes", "fill"), [(None, "zero"), (None, "-inf"), (torch.tensor([1]), "none")])
+def test_without_mask_logits_are_as_they_are(classes, fill):
+    logits = torch.randn(2, 3)
+    assert mask_logits(logits, classes, fill) is logits
+
+
+def test_absent_classes_have_no_gradient_and_the_argument_is_unchanged():
+    logits = torch.randn(3, 4, requires_grad=True)
+    before = logits.detach().clone()
+    masked_cross_entropy(logits, torch.tensor([0, 2, 2]), torch.tensor([0, 2])).backward()
+    assert (logits.grad[:, [1, 3]] == 0).all()
+    assert (logits.grad[:, [0, 2]] != 0).all()
+    assert torch.equal(logits.detach(), before)
+
+
+def test_zero_filled_classes_stay_in_the_softmax():
+    logits, targets = torch.full((1, 3), -2.0), torch.tensor([0])
+    loss = masked_cross_entropy(logits, targets, torch.tensor([0]))
+    assert loss.item() == pytest.approx(2 + math.log(math.exp(-2) + 2))
+    assert mask_logits(logits, torch.tensor([0])).argmax().item() == 1
+
+
+def test_infinitely_low_classes_leave_the_softmax():
+    logits, targets = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
+    loss = masked_cross_entropy(logits, targets, torch.tensor([0, 1]), "-inf")
+    torch.testing.assert_close(loss, F.cross_entropy(logits[:, :2], targets))
+
+
+def test_without_classes_it_is_cross_entropy():
+    logits, targets = torch.randn(2, 4, 3), torch.randint(4, (2, 3))
+    torch.testing.assert_close(masked_cross_entropy(logits, targets), F.cross_entropy(logits, targets))
+
+
+def test_the_fill_follows_the_fidelity():
+    assert fill_of(Fidelity.of("paper")) == "zero"
+    assert fill_of(Fidelity.of("fixed")) == "-inf"
+
+
+def test_unknown_fills_are_refused():
+    with pytest.raises(ConfigError, match="'inf' is no fill for logits; expected one of zero, -inf, none"):
+        mask_logits(torch.zeros(1, 2), None, "inf")
+
+
+@pytest.mark.parametrize("classes", [[0, 3], [-1], [3, 3, 7]])
+def test_classes_out_of_range_are_refused(classes):
+    with pytest.raises(DataError, match="do not exist: expected 0 to 2"):
+        mask_logits(torch.zeros(1, 3), torch.tensor(classes))
+
+
+@pytest.mark.parametrize(
+    "classes", [torch.tensor([[0]]), torch.tensor([0.0]), torch.tensor([True]), torch.tensor(0), torch.tensor([1j])]
+)
+def test_classes_that_are_no_vector_of_integers_are_refused(classes):
+    with pytest.raises(DataError, match="expected a vector of integers"):
+        class_mask(classes, 3)
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(DataError, match=r"mask has shape \(2,\), but the logits have 3 classes"):
+        mask_logits(torch.zeros(1, 3), torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+@pytest.mark.parametrize("target", [3, -1])
+def test_targets_out_of_range_are_refused(shape, target):
+    with pytest.raises(DataError, match="targets do not fit 3 classes"):
+        masked_cross_entropy(torch.zeros(2, 3, *shape), torch.full((2, *shape), target))
+
+
+def test_perplexity_of_the_paper_is_the_mean_over_chunks():
+    assert perplexity([1.0, 3.0], [30, 10]) == pytest.approx((math.e + math.e**3) / 2)
+
+
+def test_perplexity_fixed_weights_by_tokens():
+    assert perplexity([1.0, 3.0], [30, 10], "fixed") == pytest.approx(math.exp(1.5))
+
+
+def test_perplexity_of_a_diverged_model_is_infinite():
+    assert perplexity([1e4], [1]) == math.inf
+
+
+@pytest.mark.parametrize(("losses", "counts"), [([], []), ([1.0], [1, 2]), ([1.0], [0])])
+def test_perplexity_of_nothing_is_refused(losses, counts):
+    with pytest.raises(DataError, match="a perplexity needs chunks"):
+        perplexity(losses, counts)
+
+
+def test_perplexity_of_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match=r"fidelity\.perplexity is 'best'"):
+        perplexity([1.0], [1], "best")

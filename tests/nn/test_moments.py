@@ -1,0 +1,115 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.errors import ConfigError, DataError, ShapeError
+from heterofl_flwr.nn.moments import LayerMoments, Moments
+
+
+def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):
+    first = torch.randn(channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return Moments(kind, {name: LayerMoments(count, first, first**2 + count)})
+
+
+@given(order=st.permutations(range(5)))
+def test_the_order_of_clients_does_not_matter(order):
+    clients = [_moments(count=seed + 2, seed=seed) for seed in range(5)]
+    forward, shuffled = clients[0], clients[order[0]]
+    for client in clients[1:]:
+        forward = forward + client
+    for position in order[1:]:
+        shuffled = shuffled + clients[position]
+    for expected, found in zip(forward.statistics("bn"), shuffled.statistics("bn"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_adding_leaves_both_sides_alone():
+    one, two = _moments(seed=1), _moments(seed=2)
+    before = one.layers["bn"].first.clone()
+    assert (one + two).layers["bn"].count == 8
+    assert torch.equal(one.layers["bn"].first, before)
+    assert one.layers["bn"].count == two.layers["bn"].count == 4
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+@pytest.mark.parametrize("name", ["bn", "features.norm1", ""])
+def test_a_message_carries_them_unchanged(kind, name):
+    moments = _moments(kind, name=name)
+    tensors = moments.to_tensors()
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+    restored = Moments.from_tensors(tensors)
+    assert restored.kind == kind
+    assert restored.layers.keys() == {name}
+    assert restored.layers[name].count == 4
+    assert torch.equal(restored.layers[name].first, moments.layers[name].first)
+    assert torch.equal(restored.layers[name].second, moments.layers[name].second)
+
+
+def test_a_message_without_moments_is_refused():
+    with pytest.raises(DataError, match="none at all"):
+        Moments.from_tensors({})
+
+
+def test_a_message_of_two_kinds_is_refused():
+    with pytest.raises(DataError, match="one kind, got fixed, paper"):
+        Moments.from_tensors(_moments("paper").to_tensors() | _moments("fixed").to_tensors())
+
+
+@pytest.mark.parametrize("name", ["fixed.bn.count", "fixed.bn.first"])
+def test_a_message_that_lacks_a_part_is_refused(name):
+    tensors = _moments().to_tensors()
+    del tensors[name]
+    with pytest.raises(DataError, match=f"incomplete or unknown: {name}"):
+        Moments.from_tensors(tensors)
+
+
+def test_a_message_with_an_unknown_part_is_refused():
+    with pytest.raises(DataError, match=r"fixed\.bn\.third"):
+        Moments.from_tensors(_moments().to_tensors() | {"fixed.bn.third": torch.ones(2)})
+
+
+def test_a_message_with_a_count_of_wrong_shape_is_refused():
+    with pytest.raises(ShapeError, match=r"shape \(2,\), expected one number"):
+        Moments.from_tensors(_moments().to_tensors() | {"fixed.bn.count": torch.ones(2)})
+
+
+def test_a_message_of_unknown_kind_is_refused():
+    with pytest.raises(ConfigError, match=r"fidelity\.moments is 'new'"):
+        Moments.from_tensors({f"new.bn.{part}": torch.ones(1) for part in ("count", "first", "second")})
+
+
+def test_different_kinds_do_not_add():
+    with pytest.raises(DataError, match="kind paper and of kind fixed"):
+        _moments("paper") + _moments("fixed")
+
+
+def test_moments_of_other_models_do_not_add_and_all_faults_are_told():
+    with pytest.raises(ShapeError, match="bn is missing; other is unknown"):
+        _moments() + _moments(name="other")
+    with pytest.raises(ShapeError, match="bn has 3 channels, expected 2"):
+        _moments() + _moments(channels=3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_by_layer(value):
+    bad = LayerMoments(2, torch.tensor([1.0, value]), torch.ones(2))
+    with pytest.raises(DataError, match="moments of deep are not finite"):
+        Moments("paper", {"bn": LayerMoments(2, torch.ones(2), torch.ones(2)), "deep": bad})
+
+
+@pytest.mark.parametrize(("first", "second"), [((2,), (3,)), ((2, 2), (2, 2))])
+def test_sums_that_are_no_two_equal_vectors_are_refused(first, second):
+    with pytest.raises(ShapeError, match="expected two vectors of equal length"):
+        Moments("paper", {"bn": LayerMoments(2, torch.ones(first), torch.ones(second))})
+
+
+def test_negative_counts_are_refused():
+    with pytest.raises(DataError, match="a count of -1"):
+        _moments(count=-1)
+
+
+def test_pooled_variances_never_fall_below_zero():
+    total = torch.full((1,), 3e8, dtype=torch.float64)
+    moments = Moments("fixed", {"bn": LayerMoments(3, total, total**2 / 3 - 64)})
+    assert moments.statistics("bn")[1].item() == 0

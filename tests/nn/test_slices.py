@@ -1,0 +1,72 @@
+"""Models and plans together: a slice of the global model is the model of the smaller rate."""
+
+import copy
+
+import pytest
+import torch
+
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.nn.models import build_model
+from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
+
+RATES = (1.0, 0.5, 0.25, 0.3, 0.0625)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("cnn", {"norm": norm}) for norm in ("sbn", "in", "gn", "ln", "none")),
+        ("preresnet18", {}),
+        ("preresnet50", {"hidden": (16, 32, 64, 128)}),
+        ("transformer", {"vocabulary": 40}),
+    ],
+)
+def test_a_smaller_model_loads_its_slice(name, options):
+    build = build_model(name, **options)
+    full = build(1.0)
+    state = full.state_dict()
+    for rate in RATES:
+        local = build(rate)
+        sub = Plan.of(full, local).extract(state)
+        local.load_state_dict(sub, strict=True)
+        assert all(len(sub[row]) == len(state[row]) for row in full.label_rows)
+
+
+@pytest.mark.parametrize("name", ["cnn", "preresnet18", "preresnet50"])
+@pytest.mark.parametrize("rate", RATES)
+def test_without_norm_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, zero_extended, name, rate):
+    build = small(name, norm="none")
+    full, local = build(1.0).eval(), build(rate).eval()
+    sub = Plan.of(full, local).extract(full.state_dict())
+    local.load_state_dict(sub)
+    full.load_state_dict(zero_extended(full, sub))
+    torch.testing.assert_close(local(inputs(name)), full(inputs(name)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cnn", "preresnet18", "preresnet50"])
+@pytest.mark.parametrize("rate", RATES)
+def test_with_static_norm_a_smaller_model_is_the_global_one_with_the_rest_zeroed(
+    small, inputs, zero_extended, name, rate
+):
+    build = small(name)
+    full, local = build(1.0), build(rate)
+    sub = Plan.of(full, local).extract(full.state_dict())
+    local.load_state_dict(sub)
+    moments = collect_moments(full, [inputs(name)])
+    twin = copy.deepcopy(full)
+    twin.load_state_dict(zero_extended(full, sub))
+    small_static = with_static_norm(local, _cut(moments, local))
+    torch.testing.assert_close(
+        small_static(inputs(name)), with_static_norm(twin, moments)(inputs(name)), rtol=1e-4, atol=1e-5
+    )
+
+
+def _cut(moments, local):
+    """Return the moments of the channels that a smaller model keeps."""
+    widths = {name.removesuffix(".weight"): len(value) for name, value in local.named_parameters()}
+    layers = {
+        name: LayerMoments(layer.count, layer.first[: widths[name]], layer.second[: widths[name]])
+        for name, layer in moments.layers.items()
+    }
+    return Moments(moments.kind, layers)

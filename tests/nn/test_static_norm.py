@@ -1,0 +1,254 @@
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from heterofl_flwr.errors import ConfigError, DataError, ShapeError
+from heterofl_flwr.nn.cnn import CNN
+from heterofl_flwr.nn.static_norm import Moments, batch_norms, collect_moments, with_static_norm
+
+
+def _batches(number=4, size=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, 3, 8, 8, generator=generator) * 2 + 1 for _ in range(number)]
+
+
+def _user_model():
+    """Return a model as a user has it: running statistics, dropout, and a layer frozen in evaluation mode."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 5), nn.BatchNorm1d(5)
+    )
+    model[2].eval()
+    return model
+
+
+def _snapshot(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [(name, module.training) for name, module in model.named_modules()]
+    tracking = [layer.track_running_stats for layer in batch_norms(model).values()]
+    return state, modes, tracking, [len(module._forward_pre_hooks) for module in model.modules()]
+
+
+def _assert_same(before, after):
+    assert before[0].keys() == after[0].keys()
+    assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+    assert before[1:] == after[1:]
+
+
+def _cumulative_reference(model, batches):
+    """Return the model as the authors evaluate it: with torch's own cumulative averages (momentum=None)."""
+    reference = copy.deepcopy(model)
+    for name, layer in batch_norms(model).items():
+        tracking = nn.BatchNorm2d(layer.num_features, momentum=None, track_running_stats=True)
+        parameters = {kind: value for kind, value in layer.state_dict().items() if kind in ("weight", "bias")}
+        tracking.load_state_dict(parameters, strict=False)
+        parent, _, child = name.rpartition(".")
+        setattr(reference.get_submodule(parent), child, tracking)
+    reference.train()
+    with torch.no_grad():
+        for batch in batches:
+            reference(batch)
+    return reference.eval()
+
+
+@pytest.mark.parametrize("name", ["cnn", "preresnet18"])
+def test_paper_moments_are_torchs_cumulative_averages(small, name):
+    model = small(name)(1.0)
+    batches = [*_batches(3, 6), *_batches(1, 4, seed=9)]
+    static = with_static_norm(model, collect_moments(model, batches))
+    reference = _cumulative_reference(model, batches)
+    expected = {key: value for key, value in reference.state_dict().items() if "running" in key}
+    assert len(expected) == 2 * len(batch_norms(model)) > 0
+    for key, value in expected.items():
+        torch.testing.assert_close(static.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(static(batches[0]), reference(batches[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(24,), (5, 9, 10), (2, 2, 20)])
+def test_fixed_moments_are_those_of_all_data_at_once_in_the_first_layer(sizes):
+    model = CNN(3, hidden=(8, 16))
+    data = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    moments = collect_moments(model, data.split(list(sizes)), "fixed")
+    mean, variance = moments.statistics("features.norm1")
+    seen = model.features.conv1(data).double()
+    expected_variance, expected_mean = torch.var_mean(seen, (0, 2, 3), correction=1)
+    torch.testing.assert_close(mean, expected_mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(variance, expected_variance, rtol=1e-6, atol=1e-7)
+    assert moments.layers["features.norm1"].count == 24 * 64
+
+
+@given(
+    cuts=st.lists(st.integers(1, 9), max_size=3, unique=True).map(lambda cuts: [0, *(2 * c for c in sorted(cuts)), 20])
+)
+def test_fixed_moments_do_not_depend_on_how_data_is_cut_in_batches(cuts):
+    data = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(0)) + 5
+    batches = [data[start:stop] for start, stop in pairwise(cuts)]
+    mean, variance = collect_moments(nn.BatchNorm1d(3), batches, "fixed").statistics("")
+    expected_variance, expected_mean = torch.var_mean(data.double(), (0, 2))
+    torch.testing.assert_close(mean, expected_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance, expected_variance, rtol=1e-5, atol=0)
+
+
+def test_paper_moments_depend_on_the_batches():
+    data = torch.cat([torch.zeros(2, 1), torch.ones(6, 1)])
+    alone = collect_moments(nn.BatchNorm1d(1), [data]).statistics("")[0]
+    cut = collect_moments(nn.BatchNorm1d(1), data.split([2, 6])).statistics("")[0]
+    assert (alone.item(), cut.item()) == (0.75, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+def test_clients_together_give_what_one_pass_over_all_their_data_gives(small, kind):
+    model = small("preresnet18")(1.0)
+    batches = _batches(6)
+    at_once = collect_moments(model, batches, kind)
+    merged = collect_moments(model, batches[4:], kind) + collect_moments(model, batches[:1], kind)
+    merged = merged + Moments.from_tensors(collect_moments(model, batches[1:4], kind).to_tensors())
+    for name in at_once.layers:
+        for expected, found in zip(at_once.statistics(name), merged.statistics(name), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_any_model_is_left_exactly_as_it_was(training):
+    model = _user_model()
+    if not training:
+        model.eval()
+    before = _snapshot(model)
+    buffers = [layer.running_mean for layer in batch_norms(model).values()]
+    collect_moments(model, _batches())
+    _assert_same(before, _snapshot(model))
+    assert all(a is b.running_mean for a, b in zip(buffers, batch_norms(model).values(), strict=True))
+
+
+def test_a_failing_batch_leaves_the_model_as_it_was():
+    model = _user_model()
+    before = _snapshot(model)
+    with pytest.raises(RuntimeError):
+        collect_moments(model, [*_batches(2), torch.zeros(2, 7, 8, 8)])
+    _assert_same(before, _snapshot(model))
+
+
+def test_dropout_is_off_and_running_statistics_are_not_used():
+    model = _user_model()
+    moments = collect_moments(model, _batches())
+    model[1].running_mean.fill_(100)
+    again = collect_moments(model, _batches())
+    for name in moments.layers:
+        assert torch.equal(moments.layers[name].first, again.layers[name].first)
+    alone = collect_moments(nn.Sequential(model[0], model[1], model[3], model[4], model[5]), _batches())
+    assert torch.equal(alone.layers["4"].second, moments.layers["5"].second)
+
+
+def test_scalers_are_off():
+    model = CNN(3, hidden=(8,), rate=0.25).train()
+    mean = collect_moments(model, _batches()).statistics("features.norm1")[0]
+    seen = torch.cat([model.features.conv1(batch) for batch in _batches()])
+    torch.testing.assert_close(mean, seen.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_the_copy_is_in_evaluation_mode_and_the_original_is_unchanged():
+    model = CNN(3, hidden=(8, 8)).train()
+    before = _snapshot(model)
+    static = with_static_norm(model, collect_moments(model, _batches()))
+    _assert_same(before, _snapshot(model))
+    assert not any(module.training for module in static.modules())
+    assert static.features.norm1.num_batches_tracked == 4
+    one, other = _batches(2)
+    torch.testing.assert_close(static(torch.cat([one, other]))[:6], static(one), rtol=1e-5, atol=1e-6)
+    static(one).sum().backward()
+    assert model.linear.weight.grad is None
+
+
+def test_statistics_take_the_models_precision():
+    model = CNN(3, hidden=(8,)).double()
+    static = with_static_norm(model, collect_moments(model, [batch.double() for batch in _batches()]))
+    assert static.features.norm1.running_var.dtype == torch.float64
+    plain = nn.BatchNorm2d(3, affine=False, track_running_stats=False)
+    assert with_static_norm(plain, collect_moments(plain, _batches())).running_mean.dtype == torch.float32
+
+
+def test_half_precision_is_measured_in_single():
+    model = nn.BatchNorm2d(3).bfloat16()
+    batches = [batch.bfloat16() for batch in _batches()]
+    expected = torch.stack([batch.double().mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(collect_moments(model, batches).statistics("")[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_given_by_keyword_are_seen():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(input=x)
+
+    assert collect_moments(Keyword(), _batches()).layers["norm"].count == 4
+
+
+def test_a_layer_that_is_never_reached_keeps_what_it_had():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.aside = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(self.aside(x) if self.training else x)
+
+    model = Auxiliary()
+    model.aside.running_mean.fill_(7)
+    moments = collect_moments(model, _batches())
+    assert moments.layers["aside"].count == 0
+    assert (with_static_norm(model, moments).aside.running_mean == 7).all()
+
+
+def test_a_model_without_batch_norm_is_copied_and_not_run():
+    model = CNN(3, hidden=(8,), norm="gn")
+    moments = collect_moments(model, iter([]))
+    assert not moments.layers
+    static = with_static_norm(model, moments)
+    assert static is not model
+    torch.testing.assert_close(static(_batches()[0]), model.eval()(_batches()[0]), rtol=0, atol=0)
+
+
+def test_no_batches_are_refused():
+    with pytest.raises(DataError, match="there are no batches"):
+        collect_moments(CNN(3, hidden=(8,)), [])
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_batch_with_less_than_two_values_per_channel_is_refused_by_layer(size):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192))
+    before = _snapshot(model)
+    with pytest.raises(DataError, match=rf"layer 1 got a batch of shape \({size}, 192\), {size} value"):
+        collect_moments(model, [*_batches(1), torch.zeros(size, 3, 8, 8)])
+    _assert_same(before, _snapshot(model))
+
+
+def test_batches_with_nan_are_refused_by_layer():
+    batches = _batches(2)
+    batches[1][0, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"moments of features\.norm1, features\.norm2 are not finite"):
+        collect_moments(CNN(3, hidden=(8, 8)), batches)
+
+
+def test_batches_with_labels_are_refused():
+    with pytest.raises(DataError, match="batch 1 is a tuple; expected the model's input alone"):
+        collect_moments(CNN(3, hidden=(8,)), [(_batches()[0], torch.zeros(6))])
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ConfigError, match=r"fidelity\.moments is 'pooled'"):
+        collect_moments(CNN(), [], "pooled")
+
+
+def test_moments_of_another_model_are_refused():
+    moments = collect_moments(CNN(3, hidden=(8, 8)), _batches())
+    with pytest.raises(ShapeError, match=r"features\.norm2 has 8 channels, expected 16"):
+        with_static_norm(CNN(3, hidden=(8, 16)), moments)
+    with pytest.raises(ShapeError, match=r"features\.norm3 is missing"):
+        with_static_norm(CNN(3, hidden=(8, 8, 8)), moments)

@@ -1,0 +1,99 @@
+"""The wheel and the source archive: what is in them, and that the wheel works away from the repository."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+pytestmark = pytest.mark.slow
+
+# The second face of the package: foreign state dicts, no Flower. Two clients of a model with two heads, by hand.
+MATHS_ALONE = """
+import sys, torch
+import heterofl_flwr
+from heterofl_flwr.core import Aggregator, Plan
+
+full = {"block.linear_q.weight": (8, 4), "block.linear_o.weight": (4, 8), "linear.weight": (3, 4), "linear.bias": (3,)}
+half = {"block.linear_q.weight": (4, 2), "block.linear_o.weight": (2, 4), "linear.weight": (3, 2), "linear.bias": (3,)}
+state = {name: torch.arange(float(torch.Size(shape).numel())).reshape(shape) for name, shape in full.items()}
+plan = Plan.between(full, half, heads={"*.linear_[qkv].*": (2, 0), "*.linear_o.weight": (2, 1)})
+sub = plan.extract(state)
+heads = torch.tensor([0, 1, 4, 5])  # each head of four keeps its first two
+assert torch.equal(sub["block.linear_q.weight"], state["block.linear_q.weight"][heads, :2])
+assert torch.equal(sub["block.linear_o.weight"], state["block.linear_o.weight"][:2, heads])
+
+aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
+aggregator.add(plan, {name: value + 1 for name, value in sub.items()}, labels=[0, 2])
+aggregator.add(Plan.between(full, full), {name: value + 3 for name, value in state.items()})
+new = aggregator.result()
+gain = {name: (new[name] - state[name]).tolist() for name in full}
+assert gain["linear.bias"] == [2, 3, 2]  # row 1 was held by the second client alone
+assert gain["linear.weight"] == [[2, 2, 3, 3], [3, 3, 3, 3], [2, 2, 3, 3]]
+assert gain["block.linear_o.weight"] == [[2, 2, 3, 3] * 2] * 2 + [[3] * 8] * 2
+assert "flwr" not in sys.modules
+print(heterofl_flwr.__file__, heterofl_flwr.__version__, sep="\\n")
+"""
+
+
+def run(*command: str, **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory) -> tuple[Path, Path]:
+    """Build both archives with what is installed, so without a network; the wheel from the source archive."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT))
+    (wheel,), (source,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, source
+
+
+@pytest.fixture(scope="module")
+def installed(archives, tmp_path_factory) -> Path:
+    """Return a folder into which the wheel alone was installed; its dependencies are those of this interpreter."""
+    target = tmp_path_factory.mktemp("site")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps")
+    run(*pip, "--target", str(target), str(archives[0]))
+    return target
+
+
+def test_citation_and_changelog_name_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == VERSION
+    assert VERSION in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_wheel_holds_the_package_and_nothing_else(archives):
+    with zipfile.ZipFile(archives[0]) as wheel:
+        names = set(wheel.namelist())
+    info = f"heterofl_flwr-{VERSION}.dist-info"
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "heterofl_flwr").rglob("*.py")}
+    assert sources <= names
+    assert {"heterofl_flwr/py.typed", f"{info}/licenses/LICENSE"} <= names
+    assert {name.split("/")[0] for name in names} == {"heterofl_flwr", info}
+    assert not [name for name in names if "__pycache__" in name or "/test" in name]
+
+
+def test_source_archive_holds_tests_and_licence_and_no_leftovers(archives):
+    with tarfile.open(archives[1]) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "heterofl_flwr/py.typed", "tests/test_packaging.py"} <= names
+    assert not [name for name in names if name.startswith((".venv", ".git/", "runs/")) or "__pycache__" in name]
+
+
+def test_maths_alone_runs_from_the_installed_wheel(installed, tmp_path):
+    path = str(installed)
+    printed = run(sys.executable, "-c", MATHS_ALONE, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    file, version = printed.split()
+    assert file.startswith(path)  # not the repository, which an editable install puts on the path as well
+    assert version == VERSION
