@@ -92,6 +92,7 @@ class Aggregator:
         if plan not in self._holders:
             self._check_plan(plan)
         check_reply(self._state, plan, sub, weight)
+        weight = float(weight)
         rows = self._rows.held(plan, labels)
         holders = self._holders.setdefault(plan, _Holders(self._rows.most))
         for name, region in self._regions_of(plan, holders).items():
@@ -124,7 +125,10 @@ class Aggregator:
         for plan, holders in self._holders.items():
             if name in plan.axes:
                 axes = plan.axes[name]
-                counts[axes] = counts.get(axes, 0.0) + holders.count(self._rows.sizes.get(name))
+                rows = self._rows.sizes.get(name)
+                # A plan that cuts label rows takes no labels: each of its rows was held by all.
+                by_row = rows if axes and axes[0].kept == rows else None
+                counts[axes] = counts.get(axes, 0.0) + holders.count(by_row)
         mean_in_place(total, old, counts)
         return total.to(old.dtype)
 

@@ -49,8 +49,10 @@ class Axis:
 
     def chosen(self, choose: Choose) -> "Axis":
         """Return this axis with the positions that ``choose`` keeps of each part."""
-        index = None if self.kept == self.full else choose(*self.part)
-        return replace(self, index=None if index is None else tuple(index))
+        chosen = None if self.kept == self.full else choose(*self.part)
+        index = None if chosen is None else tuple(map(int, chosen))
+        # A prefix has one form only, so that plans that mean the same are equal.
+        return replace(self, index=None if index == tuple(range(self.part[1])) else index)
 
 
 Axes = tuple[Axis, ...]

@@ -32,7 +32,8 @@ def zeros_like(parameter: Tensor) -> Tensor:
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
     """Divide a sum by its counts, in place; entries that nobody held take the old value."""
     slices = sorted(counts, key=size_of, reverse=True)
-    if all(map(is_prefix, slices)) and all(starmap(_contains, pairwise(slices))):
+    nested = all(map(is_prefix, slices)) and all(starmap(_contains, pairwise(slices)))
+    if nested and not _cuts_counted_rows(counts):
         _mean_of_nested(total, old, [(axes, counts[axes]) for axes in slices])
     else:
         _mean_of_any(total, old, counts)
@@ -74,6 +75,12 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
         total.div_(count)
     else:
         total.copy_(old)
+
+
+def _cuts_counted_rows(counts: Mapping[Axes, Count]) -> bool:
+    """Whether some slices are counted by row while others cut the rows, so that a shell would cut a count."""
+    by_row = any(isinstance(count, Tensor) for count in counts.values())
+    return by_row and any(axes[0].kept < axes[0].full for axes in counts)
 
 
 def _contains(large: Axes, small: Axes) -> bool:

@@ -48,7 +48,7 @@ class Region:
 
     def add_rows(self, local: Tensor, rows: Tensor, weight: float) -> None:
         """Add ``weight`` times some rows of a client's tensor; the first axis must be held whole."""
-        chosen = local.reshape(self._shape)[rows]
+        chosen = local.reshape(self._shape)[rows].to(self.view.dtype)
         if self._index is None:
             self.view.index_add_(0, rows, chosen, alpha=weight)
         else:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -26,8 +27,10 @@ def check_reply(state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tenso
 
 
 def _faults_of_weight(weight: float) -> Iterator[str]:
-    if not (math.isfinite(weight) and weight >= 0):
-        yield f"its weight is {weight}, expected a number from 0 up"
+    # Sums may be in single precision, where a weight out of its range would vanish or overflow.
+    single = torch.finfo(torch.float32)
+    if not isinstance(weight, Real) or not (weight == 0 or single.tiny <= weight <= single.max):
+        yield f"its weight is {weight!r}, expected 0 or a number from {single.tiny:.0e} to {single.max:.0e}"
 
 
 def _faults_of_names(plan: Plan, sub: Mapping[str, Tensor]) -> Iterator[str]:

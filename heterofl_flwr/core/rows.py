@@ -70,7 +70,7 @@ def _classes_of(labels: Sequence[int], classes: int) -> Tensor:
         given = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ReplyError(f"labels cannot be read ({error}): {expected}") from error
-    if given.numel() == 0:
+    if given.shape == (0,):
         return torch.empty(0, dtype=torch.long)
     if given.dtype not in _INTEGERS or given.dim() != 1:
         raise ReplyError(f"labels of type {given.dtype} in {given.dim()} dimensions: {expected}, in one")

@@ -20,7 +20,7 @@ def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     layers = dict(local.named_modules(remove_duplicate=False))
     axes: dict[str, Axes] = {}
     for name, layer in full.named_modules(remove_duplicate=False):
-        if name in layers:
+        if name in layers and not _spoken_for(name, layer, axes):
             # What a container's rule said of its children stands.
             axes = _axes_of_layer(name, layer, layers[name]) | axes
     for name, shape in found.items():
@@ -30,6 +30,12 @@ def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
     return {name: axes[name] for name in found}
+
+
+def _spoken_for(name: str, layer: nn.Module, axes: Mapping[str, Axes]) -> bool:
+    """Whether a container's rule gave the axes of all parameters of this layer."""
+    own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
+    return bool(own) and all(parameter in axes for parameter in own)
 
 
 def _axes_of_layer(name: str, full: nn.Module, local: nn.Module) -> dict[str, Axes]:

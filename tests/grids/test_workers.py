@@ -249,7 +249,6 @@ def test_this_process_is_no_worker():
 SCRIPT = """
 import os, sys, time
 import flwr.app as fa, flwr.clientapp as fc
-from heterofl_flwr.grids import LocalGrid
 
 app = fc.ClientApp()
 
@@ -262,6 +261,7 @@ def sleep(message, context):
     time.sleep(60)
 
 def main(how):
+    from heterofl_flwr.grids import LocalGrid  # here, because it loads torch, which workers do not need
     grid = LocalGrid(app, 2, processes=2)
     ids = list(grid.get_node_ids())
     replies = grid.send_and_receive([fa.Message(fa.RecordDict(), node_id, "query.pid") for node_id in ids * 4])
@@ -295,9 +295,7 @@ def script(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("how", "sent"), [("exit", None), ("busy", signal.SIGINT), ("idle", signal.SIGINT), ("idle", signal.SIGKILL)]
-)
+@pytest.mark.parametrize(("how", "sent"), [("exit", None), ("busy", signal.SIGINT), ("idle", signal.SIGKILL)])
 def test_no_process_outlives_its_script(script, how, sent):
     process = script(how)
     pids = [int(pid) for pid in process.stdout.readline().split()]

@@ -25,15 +25,18 @@ def prefix_of_every_axis(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
 def convolution(full: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
     """Keep a prefix of the input and the output channels, and every tap of the kernel.
 
-    Groups must shrink with the channels, as in a depthwise convolution: with a number of groups that stays, a prefix
-    of the channels would move to other groups.
+    Groups must shrink with the channels and keep their size, as in a depthwise convolution: otherwise a prefix of the
+    channels would move to other groups.
     """
     if full.kernel_size != local.kernel_size:
         raise ShapeError(f"kernel sizes {full.kernel_size} and {local.kernel_size} differ; kernels are never cut")
-    scaled = full.in_channels * local.groups == local.in_channels * full.groups
-    if full.groups > 1 and full.out_channels != local.out_channels and not scaled:
+    if max(full.groups, local.groups) > 1 and _group_size(full) != _group_size(local):
         raise ShapeError(
-            f"{full.in_channels} channels in {full.groups} groups became {local.in_channels} in {local.groups}: "
-            f"groups must shrink with the channels"
+            f"{full.in_channels} to {full.out_channels} channels in {full.groups} groups became {local.in_channels} to "
+            f"{local.out_channels} in {local.groups}: groups must shrink with the channels and keep their size"
         )
     return prefix_of_every_axis(full, local)
+
+
+def _group_size(layer: _ConvNd) -> tuple[int, int]:
+    return layer.in_channels // layer.groups, layer.out_channels // layer.groups

@@ -1,0 +1,79 @@
+"""Every record and key that travels between server and clients, in one place.
+
+Instructions carry an ``ArrayRecord`` of parameters and a ``ConfigRecord``; replies carry parameters, a ``MetricRecord``
+and a ``ConfigRecord``. Every config carries the schema version, so that two versions of this package that would
+misunderstand one another say so instead.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from flwr.app import ConfigRecord, Message
+
+from heterofl_flwr.errors import ReplyError
+
+SCHEMA = 1
+"""Raise when a message changes its meaning."""
+
+# Names of records.
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+MOMENTS = "moments"
+
+# Keys of configs.
+SCHEMA_KEY = "heterofl-schema"
+RATE = "rate"
+GLOBAL_RATE = "global-rate"
+SERVER_ROUND = "server-round"
+SEED = "seed"
+PARTITION = "partition"
+LEARNING_RATE = "lr"
+LABELS = "labels"
+CAPACITY = "capacity"
+CLASSES = "classes"
+TASK = "task"
+MOMENTS_KIND = "moments-kind"
+
+# Keys of metrics.
+NUM_EXAMPLES = "num-examples"
+
+# Queries, as Flower's message types name them.
+QUERY_CAPABILITY = "query.capability"
+QUERY_MOMENTS = "query.moments"
+
+# Keys of a node's own config (``--node-config``).
+NODE_LEVEL = "level"
+NODE_RATE = "rate"
+NODE_PARTITION = "partition-id"
+
+Value = TypeVar("Value")
+
+
+def new_config(values: Mapping[str, object]) -> ConfigRecord:
+    """Return a fresh config with the schema version."""
+    return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
+
+
+def config_of(message: Message, sender: str) -> ConfigRecord:
+    """Return a message's config; refuse one of another schema, naming both sides."""
+    config = message.content.config_records.get(CONFIG)
+    found = None if config is None else config.get(SCHEMA_KEY)
+    if config is None or found != SCHEMA:
+        raise ReplyError(
+            f"{sender} sent messages of schema {found!r}, expected {SCHEMA}: "
+            f"install the same version of heterofl-flwr on the server and on every node"
+        )
+    return config
+
+
+def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> Value:
+    """Return one value of a config; refuse a missing one or one of another type."""
+    value: object = config.get(key)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ReplyError(f"{sender} sent {value!r} as {key}, expected {kind.__name__}")
+    return value
+
+

@@ -1,0 +1,95 @@
+"""What happens between rounds: one record a round, handed to callbacks."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+"""A model's parameters by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """Everything that is known of one round. All values are plain Python, so a record is a line of JSON.
+
+    Attributes
+    ----------
+    server_round
+        The round, from 1.
+    seconds
+        Wall-clock time of the round, evaluation included.
+    learning_rate
+        What the clients were told to train with.
+    rates
+        The rate of each client that was asked to train, by partition.
+    failures
+        For each client that failed or was refused, by partition: why.
+    train
+        Means of the clients' training metrics, weighted by examples.
+    train_by_level
+        The same for each level.
+    evaluate
+        Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses. Empty in
+        rounds without evaluation.
+    evaluate_by_level
+        The same for each level's own model.
+    bytes_down, bytes_up
+        Parameters and labels sent to and received from the clients for training.
+    """
+
+    server_round: int
+    seconds: float
+    learning_rate: float
+    rates: Mapping[int, float]
+    failures: Mapping[int, str] = field(default_factory=dict)
+    train: Mapping[str, float] = field(default_factory=dict)
+    train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate: Mapping[str, float] = field(default_factory=dict)
+    evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the record as JSON can hold it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands after a round: enough to go on from here.
+
+    Attributes
+    ----------
+    record
+        The round's record.
+    state
+        The global model's parameters after the round.
+    moments
+        The static batch norm moments of this round as tensors (``Moments.to_tensors``), if they were collected.
+    momentum
+        The server's momentum buffers, if it has any.
+    num_rounds
+        The last round of the run.
+    """
+
+    record: RoundRecord
+    state: State
+    moments: State
+    momentum: State
+    num_rounds: int
+
+
+class RoundCallback:
+    """Override what you need; every method does nothing by default."""
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Run before the first round; ``first_round`` is above 1 where a run goes on."""
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Run after each round; return True to stop the run after it."""
+        del progress
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Run after the last round, also when it was stopped early."""

@@ -1,0 +1,95 @@
+"""The slow twin of slicing and of the counting mean: one entry at a time, in Python's own floats."""
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+
+Positions = tuple[tuple[int, ...], ...]
+"""For each axis of a parameter, the positions in the global parameter that a client holds, in the client's order."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client sends, and where in the global model it belongs."""
+
+    positions: Mapping[str, Positions]
+    values: Mapping[str, torch.Tensor]
+    labels: Collection[int] | None = None
+    weight: float = 1.0
+
+
+def positions(full: int, kept: int, parts: int = 1, choose: Callable[[int, int], Sequence[int] | None] | None = None):
+    """Return the kept positions of an axis of equal parts, each of which keeps the same places."""
+    size, places = full // parts, range(kept // parts)
+    if choose is not None and kept < full:
+        chosen = choose(size, kept // parts)
+        places = places if chosen is None else chosen
+    return tuple(part * size + place for part in range(parts) for place in places)
+
+
+def entries(held: Positions) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield (local index, global index) of each entry that a client holds."""
+    for local in product(*(range(len(axis)) for axis in held)):
+        yield local, tuple(axis[place] for axis, place in zip(held, local, strict=True))
+
+
+def cut(tensor: torch.Tensor, held: Positions) -> torch.Tensor:
+    """Return the client's slice of a parameter."""
+    local = torch.empty([len(axis) for axis in held], dtype=tensor.dtype)
+    for place, origin in entries(held):
+        local[place] = tensor[origin].item()
+    return local
+
+
+def holders(
+    name: str, replies: Sequence[Reply], counts_row: Callable[[Reply, int], bool]
+) -> dict[tuple[int, ...], list[tuple[float, float]]]:
+    """Return for each entry of one parameter that somebody held the (weight, value) of its holders."""
+    gathered: dict[tuple[int, ...], list[tuple[float, float]]] = {}
+    for reply in replies:
+        if name in reply.values:
+            value = reply.values[name].double().numpy()
+            for local, origin in entries(reply.positions[name]):
+                if not origin or counts_row(reply, origin[0]):
+                    gathered.setdefault(origin, []).append((reply.weight, value[local].item()))
+    return gathered
+
+
+def counting_mean(
+    state: Mapping[str, torch.Tensor],
+    replies: Sequence[Reply],
+    label_rows: Sequence[str] = (),
+    *,
+    classes: int = 0,
+    extra_rows: bool = True,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the new state in double precision, and which of its entries somebody held."""
+
+    def counts_row(reply: Reply, row: int) -> bool:
+        return reply.labels is None or row in reply.labels or (extra_rows and row >= classes)
+
+    means, held = {}, {}
+    for name, old in state.items():
+        rule = counts_row if name in label_rows else lambda reply, row: True
+        means[name] = old.double().numpy().copy()
+        held[name] = np.zeros(tuple(old.shape), dtype=bool)
+        for entry, given in holders(name, replies, rule).items():
+            total = sum(weight for weight, _ in given)
+            if total > 0:
+                means[name][entry] = sum(weight * value for weight, value in given) / total
+                held[name][entry] = True
+    return means, held
+
+
+def rolling(shift: int) -> Callable[[int, int], list[int]]:
+    """Return FedRolex' chooser: a window that starts at ``shift`` and wraps around."""
+    return lambda full, kept: sorted((shift + place) % full for place in range(kept))
+
+
+def scattered(seed: int) -> Callable[[int, int], list[int]]:
+    """Return Federated Dropout's chooser: a random subset, the same for axes of equal lengths."""
+    return lambda full, kept: sorted(random.Random(f"{seed}/{full}/{kept}").sample(range(full), kept))

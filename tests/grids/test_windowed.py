@@ -1,0 +1,252 @@
+"""``Windowed``: a bounded number of messages out, replies one by one and in order, on any grid."""
+
+import gc
+import random
+import time
+import weakref
+from types import GeneratorType
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.run import Run
+
+import heterofl_flwr.grids
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.grids.identity import Identity
+
+
+class Recorder(Grid):
+    """A grid like HttpGrid, that answers from nowhere: each pull brings at most one reply, drawn at random."""
+
+    def __init__(self, nodes=10, *, silent=(), unsent=(), dead=()):
+        self.nodes, self.silent, self.unsent, self.dead = nodes, silent, unsent, dead
+        self.out: dict[str, Message] = {}
+        self.most_out = 0
+        self.pulls = 0
+        self.draw = random.Random(0)
+        self._run = Run.create_empty(3)
+
+    @property
+    def run(self):
+        return self._run
+
+    def set_run(self, run):
+        self._run = run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self):
+        return list(range(100, 100 + self.nodes))
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=node_id, name=f"name-{node_id}") for node_id in self.get_node_ids()]
+
+    def push_messages(self, messages):
+        assert len(list(messages)) == len(list(messages)) > 0, "HttpGrid reads its messages twice"
+        ids = []
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            ids.append("" if node_id in self.unsent else f"id-{node_id}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            if ids[-1]:
+                self.out[ids[-1]] = message
+        self.most_out = max(self.most_out, len(self.out))
+        return ids
+
+    def pull_messages(self, message_ids):
+        self.pulls += 1
+        ready = [
+            id_ for id_ in message_ids if id_ in self.out and self.out[id_].metadata.dst_node_id not in self.silent
+        ]
+        if not ready or self.draw.random() < 0.3:
+            return []
+        message = self.out.pop(self.draw.choice(ready))
+        if message.metadata.dst_node_id in self.dead:
+            return [error_of_the_superlink(message)]
+        return [Message(message.content, reply_to=message)]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise AssertionError("Windowed sends by itself")
+
+
+def error_of_the_superlink(message):
+    metadata = Metadata(
+        run_id=3,
+        message_id="",
+        src_node_id=1,
+        dst_node_id=1,
+        reply_to_message_id=message.metadata.message_id,
+        group_id="",
+        created_at=time.time(),
+        ttl=0,
+        message_type="train",
+    )
+    return make_message(metadata, error=Error(5, "Node Unavailable"))
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    lent = Identity(3)
+    yield
+    lent.release()
+
+
+def messages_to(grid):
+    return [Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()]
+
+
+def sources(replies):
+    return [int(reply.metadata.reply_to_message_id.removeprefix("id-")) for reply in replies]
+
+
+@pytest.mark.parametrize("window", [1, 3, 10, 50])
+def test_replies_come_in_order_and_few_messages_are_out(window):
+    grid = Recorder()
+    replies = Windowed(grid, window).send_and_receive(messages_to(grid))
+    assert isinstance(replies, GeneratorType)
+    assert sources(replies) == grid.get_node_ids()
+    assert grid.most_out == min(window, 10)
+
+
+def test_the_first_messages_leave_at_once_and_the_others_one_for_one():
+    grid = Recorder()
+    replies = iter(Windowed(grid, 4).send_and_receive(messages_to(grid)))
+    assert len(grid.out) == 4
+    sent = set(grid.out)
+    for i in range(1, 4):
+        next(replies)
+        sent |= set(grid.out)
+        assert len(sent) == 4 + i
+
+
+def test_nothing_yielded_is_kept():
+    grid = Recorder(6)
+    content = [RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(3))})}) for _ in range(6)]
+    messages = [Message(each, node_id, "train") for each, node_id in zip(content, grid.get_node_ids(), strict=True)]
+    traces = [weakref.ref(message) for message in messages]
+    replies = iter(Windowed(grid, 2).send_and_receive(messages))
+    del messages, content
+    for i in range(6):
+        reply = weakref.ref(next(replies))
+        gc.collect()
+        assert reply() is None
+        assert [trace() is None for trace in traces[: i + 1]] == [True] * (i + 1)
+        assert [trace() is None for trace in traces[i + 3 :]] == [False] * (3 - i)
+
+
+def test_error_replies_of_the_superlink_take_their_messages_place():
+    grid = Recorder(dead=(102, 105))
+    replies = list(Windowed(grid, 4).send_and_receive(messages_to(grid)))
+    assert sources(replies) == grid.get_node_ids()
+    assert [i for i, reply in enumerate(replies) if reply.has_error()] == [2, 5]
+    assert {reply.metadata.src_node_id for reply in replies if reply.has_error()} == {1}
+
+
+def test_replies_missing_at_the_timeout_are_left_out():
+    grid = Recorder(6, silent=(101, 103))
+    began = time.monotonic()
+    replies = Windowed(grid, 6).send_and_receive(messages_to(grid), timeout=0.3)
+    assert sources(replies) == [100, 102, 104, 105]
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+def test_messages_not_sent_at_the_timeout_never_are():
+    grid = Recorder(6, silent=(101,))
+    assert sources(Windowed(grid, 2).send_and_receive(messages_to(grid), timeout=0.2)) == [100, 102]
+    assert set(grid.out) == {"id-101"}
+
+
+def test_the_timeout_is_that_of_the_whole_call():
+    grid = Recorder(4)
+    replies = iter(Windowed(grid, 1).send_and_receive(messages_to(grid), timeout=0.3))
+    next(replies)
+    time.sleep(0.4)
+    assert len(sources(replies)) <= 1  # the one that was out
+
+
+def test_messages_that_cannot_be_sent_are_left_out():
+    grid = Recorder(6, unsent=(100, 101, 104))
+    assert sources(Windowed(grid, 1).send_and_receive(messages_to(grid))) == [102, 103, 105]
+
+
+def test_no_messages_are_no_replies():
+    # A list: Flower's strategies say nothing about an evaluation that was not asked for.
+    assert Windowed(Recorder(), 2).send_and_receive([]) == []
+
+
+def test_looks_for_replies_grow_rarer():
+    grid = Recorder(1, silent=(100,))
+    list(Windowed(grid, 1).send_and_receive(messages_to(grid), timeout=0.5))
+    assert grid.pulls < 80
+
+
+def test_all_else_is_the_other_grids():
+    grid = Recorder(2)
+    windowed = Windowed(grid, 1)
+    windowed.set_run(Run.create_empty(8))
+    assert windowed.run.run_id == grid.run.run_id == 8
+    assert windowed.get_node_ids() == [100, 101]
+    assert [node.name for node in windowed.get_nodes()] == ["name-100", "name-101"]
+    message = windowed.create_message(RecordDict(), "train", 100, "g")
+    assert message.metadata.group_id == "g"
+    assert windowed.push_messages([message]) == ["id-100"]
+    while not (replies := windowed.pull_messages(["id-100"])):
+        pass
+    assert sources(replies) == [100]
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.0, None])
+def test_a_window_below_one_is_refused(window):
+    with pytest.raises(ConfigError, match=r"window is .*; expected an integer of 1 or more"):
+        Windowed(Recorder(), window)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("window", [1, 3])
+def test_flowers_fedavg_learns_the_same_through_a_window(processes, window):
+    def final(wrap):
+        random.seed(2)
+        with LocalGrid("odd_clients:app", 4, processes=processes) as grid:
+            return FedAvg().start(wrap(grid), ArrayRecord({"w": Array(np.ones(3))}), num_rounds=2)
+
+    plain, windowed = final(lambda grid: grid), final(lambda grid: Windowed(grid, window))
+    np.testing.assert_array_equal(plain.arrays["w"].numpy(), windowed.arrays["w"].numpy())
+    assert plain.evaluate_metrics_clientapp == windowed.evaluate_metrics_clientapp
+
+
+def test_a_local_grid_runs_only_the_client_whose_reply_is_taken(grid, ask):
+    first, second, *_ = grid.get_node_ids()
+    replies = iter(Windowed(grid, 4).send_and_receive([ask(node_id, "count") for node_id in (first, second, first)]))
+    next(replies)
+    (count,) = grid.send_and_receive([ask(second, "count")])
+    assert count.content["config"]["seen"] == 1  # the second message has not run
+
+
+def test_replies_that_nobody_takes_are_cancelled(grid, ask):
+    messages = [ask(node_id, "count") for node_id in grid.get_node_ids()]
+    replies = Windowed(grid, 4).send_and_receive(messages)
+    next(iter(replies))
+    replies.close()
+    assert list(grid.pull_messages([message.metadata.message_id for message in messages])) == []
+
+
+def test_clients_of_a_local_grid_not_begun_at_the_timeout_never_run(grid, ask):
+    ids = list(grid.get_node_ids())
+    messages = [ask(ids[0], "sleep", seconds=0.3), *(ask(node_id, "count") for node_id in ids[1:])]
+    assert len(list(Windowed(grid, 4).send_and_receive(messages, timeout=0.2))) == 1
+    (count,) = grid.send_and_receive([ask(ids[1], "count")])
+    assert count.content["config"]["seen"] == 1
+
+
+def test_the_public_names_are_pinned_and_load_when_used():
+    assert heterofl_flwr.grids.__all__ == ["LocalGrid", "Windowed"]
+    assert heterofl_flwr.grids.Windowed is Windowed
+    with pytest.raises(AttributeError, match="no attribute 'Grid'"):
+        heterofl_flwr.grids.Grid  # noqa: B018  # looking it up is the test
