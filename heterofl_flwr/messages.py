@@ -8,9 +8,10 @@ misunderstand one another say so instead.
 from collections.abc import Mapping
 from typing import TypeVar
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.nn.moments import Moments
 
 SCHEMA = 1
 """Raise when a message changes its meaning."""
@@ -28,11 +29,12 @@ GLOBAL_RATE = "global-rate"
 SERVER_ROUND = "server-round"
 SEED = "seed"
 PARTITION = "partition"
+NUM_PARTITIONS = "num-partitions"
 LEARNING_RATE = "lr"
 LABELS = "labels"
 CAPACITY = "capacity"
 CLASSES = "classes"
-TASK = "task"
+RATES = "rates"
 MOMENTS_KIND = "moments-kind"
 
 # Keys of metrics.
@@ -46,6 +48,7 @@ QUERY_MOMENTS = "query.moments"
 NODE_LEVEL = "level"
 NODE_RATE = "rate"
 NODE_PARTITION = "partition-id"
+NODE_NUM_PARTITIONS = "num-partitions"
 
 Value = TypeVar("Value")
 
@@ -77,3 +80,18 @@ def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> 
     return value
 
 
+def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
+    """Return static batch norm moments by rate as one record."""
+    return ArrayRecord(
+        {f"{rate}/{name}": tensor for rate, own in moments.items() for name, tensor in own.to_tensors().items()}
+    )
+
+
+def unpack_moments(record: ArrayRecord, rate: float, sender: str) -> Moments:
+    """Return the moments of one rate that a record holds; refuse a record that lacks them."""
+    prefix = f"{rate}/"
+    tensors = record.to_torch_state_dict()
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not own:
+        raise ReplyError(f"{sender} sent no moments of rate {rate}")
+    return Moments.from_tensors(own)

@@ -1,7 +1,9 @@
 """What the tests of grids share: ClientApps in importable modules, and messages."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,25 @@ def workers() -> Iterator[LocalGrid]:
     """Return a grid of four nodes and two worker processes, shared by a module's tests."""
     with LocalGrid("odd_clients:app", 4, processes=2) as grid:
         yield grid
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there; one that has ended and was not reaped is a zombie, and counts."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def gone() -> Callable[..., bool]:
+    """Return a function that says whether processes are gone, after some seconds at most."""
+
+    def wait(pids: Iterable[int], seconds: float = 10.0) -> bool:
+        deadline = time.monotonic() + seconds
+        while any(map(is_running, pids)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not any(map(is_running, pids))
+
+    return wait

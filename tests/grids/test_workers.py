@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,35 +10,16 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.grids.worker import is_inside
 
 ROOT = Path(__file__).parents[2]
 
 
 def configs(replies):
     return [dict(reply.content["config"]) for reply in replies]
-
-
-def is_running(pid):
-    """Return whether a process is there; one that has ended and was not reaped is a zombie, and counts."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until_gone(pids, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while any(map(is_running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not any(map(is_running, pids))
 
 
 def pids_of(grid, ask):
@@ -158,7 +137,7 @@ def test_an_idle_process_that_was_killed_is_replaced_without_an_error(workers, a
     assert pids_of(workers, ask).isdisjoint(before)
 
 
-def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask):
+def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask, gone):
     first, second, third, fourth = workers.get_node_ids()
     before = pids_of(workers, ask)
     messages = [ask(first, "sleep", seconds=60.0), ask(second, "process"), ask(third, "sleep", seconds=60.0)]
@@ -167,7 +146,7 @@ def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask):
     replies = list(workers.send_and_receive(messages, timeout=1.0))
     assert time.monotonic() - began < 10
     assert [reply.metadata.src_node_id for reply in replies] == [second]
-    assert wait_until_gone(before)
+    assert gone(before)
     assert len(pids_of(workers, ask)) == 2
 
 
@@ -210,133 +189,12 @@ def test_replies_can_be_pulled_when_they_are_there(workers, ask):
     assert pulled == ids[::-1]
 
 
-def test_close_ends_idle_and_busy_processes_at_once(ask):
+def test_close_ends_idle_and_busy_processes_at_once(ask, gone):
     with LocalGrid("odd_clients:app", 2, processes=2) as grid:
         pids = pids_of(grid, ask)
         grid.push_messages([ask(next(iter(grid.get_node_ids())), "sleep", seconds=60.0)])
         time.sleep(0.1)
         began = time.monotonic()
     assert len(pids) == 2
-    assert not any(map(is_running, pids))  # nor are they zombies
+    assert gone(pids, 0.0)  # nor are they zombies
     assert time.monotonic() - began < 10
-
-
-def test_an_app_is_found_by_the_name_that_a_module_gives_it(ask):
-    import odd_clients
-
-    with LocalGrid(odd_clients.app, 2, processes=2) as grid:
-        assert os.getpid() not in pids_of(grid, ask)
-
-
-@pytest.mark.parametrize(
-    ("client_app", "complaint"),
-    [
-        (ClientApp(), "no module holds under a name"),
-        ("no_such_module:app", "in a worker process: client_app 'no_such_module:app' cannot be loaded"),
-        ("raises_on_import:app", "no data set here"),
-        ("dies_on_import:app", "ended with exit code 5 while it loaded client_app 'dies_on_import:app'"),
-    ],
-)
-def test_an_app_that_no_worker_can_load_is_refused(client_app, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        LocalGrid(client_app, 2, processes=2)
-
-
-def test_this_process_is_no_worker():
-    assert not is_inside()
-
-
-SCRIPT = """
-import os, sys, time
-import flwr.app as fa, flwr.clientapp as fc
-
-app = fc.ClientApp()
-
-@app.query("pid")
-def pid(message, context):
-    return fa.Message(fa.RecordDict({"config": fa.ConfigRecord({"pid": os.getpid()})}), reply_to=message)
-
-@app.query("sleep")
-def sleep(message, context):
-    time.sleep(60)
-
-def main(how):
-    from heterofl_flwr.grids import LocalGrid  # here, because it loads torch, which workers do not need
-    grid = LocalGrid(app, 2, processes=2)
-    ids = list(grid.get_node_ids())
-    replies = grid.send_and_receive([fa.Message(fa.RecordDict(), node_id, "query.pid") for node_id in ids * 4])
-    print(*{reply.content["config"]["pid"] for reply in replies}, flush=True)
-    if how == "exit":
-        grid.push_messages([fa.Message(fa.RecordDict(), ids[0], "query.sleep")])
-    elif how == "idle":
-        time.sleep(60)
-    else:
-        grid.send_and_receive([fa.Message(fa.RecordDict(), ids[0], "query.sleep")])
-"""
-GUARD = 'if __name__ == "__main__":\n    main(sys.argv[1])\n'
-
-
-@pytest.fixture
-def script(tmp_path):
-    """Return a function that starts the script above, in which the app is defined as well."""
-    started = []
-
-    def start(how, ending=GUARD):
-        path = tmp_path / "own_script.py"
-        path.write_text(SCRIPT + ending)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, str(path), how], env=environment, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.parametrize(("how", "sent"), [("exit", None), ("busy", signal.SIGINT), ("idle", signal.SIGKILL)])
-def test_no_process_outlives_its_script(script, how, sent):
-    process = script(how)
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert pids, process.communicate()[1]
-    if sent:
-        time.sleep(0.2)
-        process.send_signal(sent)
-    process.wait(20)
-    assert wait_until_gone(pids)
-
-
-def test_a_script_without_a_guard_is_told_to_have_one(script):
-    _, stderr = script("exit", ending="main(sys.argv[1])\n").communicate(timeout=60)
-    assert "ConfigError: in a worker process:" in stderr
-    assert '`if __name__ == "__main__":`' in stderr
-
-
-NO_RAY = """
-import sys
-
-class NoRay:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ray":
-            raise ImportError("ray is blocked")
-
-sys.meta_path.insert(0, NoRay())
-import numpy as np
-from flwr.app import Array, ArrayRecord
-from flwr.serverapp.strategy import FedAvg
-from heterofl_flwr.grids import LocalGrid, Windowed
-
-for processes in (0, 2):
-    with LocalGrid("odd_clients:app", 2, processes=processes) as grid:
-        for each in (grid, Windowed(grid, 1)):
-            result = FedAvg().start(each, ArrayRecord({"w": Array(np.zeros(1))}), num_rounds=1)
-            print("RESULT", result.arrays["w"].numpy())
-assert "ray" not in sys.modules
-"""
-
-
-def test_nothing_needs_ray(apps):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
-    done = subprocess.run([sys.executable, "-c", NO_RAY], env=environment, capture_output=True, text=True)
-    assert done.stdout.count("RESULT [1.66666667]") == 4, done.stderr

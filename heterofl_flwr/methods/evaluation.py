@@ -1,0 +1,69 @@
+"""What is evaluated, on which clients, and how often; and what the clients' answers add up to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.replies import weighted_means
+
+LOCAL_ACCURACY = "local-accuracy"
+WORST_ACCURACY = "worst-accuracy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How the clients evaluate.
+
+    Attributes
+    ----------
+    every
+        Evaluate after every so many rounds, and after the last.
+    nodes
+        ``all``: every client gets the full model, as in the paper; ``capable``: only those that can hold it.
+    levels
+        Also evaluate each level's own model.
+    static_norm
+        Before an evaluation, query the clients for static batch norm moments if the model has batch norm.
+    """
+
+    every: int = 1
+    nodes: Literal["all", "capable"] = "all"
+    levels: bool = False
+    static_norm: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing."""
+        if self.every < 1:
+            raise ConfigError(f"evaluation.every is {self.every}; expected a whole number from 1 up")
+        if self.nodes not in ("all", "capable"):
+            raise ConfigError(f"evaluation.nodes is {self.nodes!r}; expected all or capable")
+
+    def due(self, server_round: int, num_rounds: int) -> bool:
+        """Whether this round ends with an evaluation."""
+        return server_round % self.every == 0 or server_round == num_rounds
+
+
+def level_metric(metric: str, rate: float) -> str:
+    """Return the key under which a client reports a metric of one level's own model."""
+    return f"{metric}/{rate}"
+
+
+def summarise(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the means over clients, weighted by examples, and the accuracy of the worst client."""
+    plain = [(float(number), {key: value for key, value in own.items() if "/" not in key}) for number, own in answers]
+    means = weighted_means(plain)
+    worst = [own[LOCAL_ACCURACY] for number, own in plain if number and LOCAL_ACCURACY in own]
+    return {**means, WORST_ACCURACY: min(worst)} if worst else means
+
+
+def summarise_levels(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the means of each level's own model, by the level's name."""
+    by_level: dict[str, dict[str, float]] = {}
+    means = weighted_means([(float(number), own) for number, own in answers])
+    for key, value in means.items():
+        metric, slash, rate = key.partition("/")
+        if slash:
+            by_level.setdefault(level_name(float(rate)), {})[metric] = value
+    return by_level

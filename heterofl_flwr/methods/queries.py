@@ -1,0 +1,101 @@
+"""Questions that the server asks before it sends work: who is there, what they can hold, their data's moments."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.methods.failure import RoundError
+from heterofl_flwr.methods.federation import Federation
+from heterofl_flwr.methods.nodes import Capability
+from heterofl_flwr.methods.replies import fault_of, in_order, read_capability
+from heterofl_flwr.nn.moments import Moments
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+
+
+def wait_for_nodes(grid: Grid, minimum: int, wait: float) -> list[int]:
+    """Return the ids of the nodes that are there, as soon as there are enough."""
+    deadline = time.monotonic() + wait
+    while len(node_ids := sorted(grid.get_node_ids())) < max(minimum, 1):
+        if time.monotonic() > deadline:
+            raise RoundError(
+                f"{len(node_ids)} nodes are there after {wait:g} s, expected at least {max(minimum, 1)}: start "
+                f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config "
+                f"'num-supernodes=20'), or ask for fewer (min_available_nodes)"
+            )
+        time.sleep(min(_POLL_SECONDS, wait))
+    return node_ids
+
+
+def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], timeout: float) -> None:
+    """Ask the nodes that are new what they can hold. One that gives no answer gets the smallest rate."""
+    unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
+    if not unseen:
+        return
+    config = wire.new_config({})
+    sent = [Message(RecordDict({wire.CONFIG: config}), node_id, wire.QUERY_CAPABILITY) for node_id in unseen]
+    answers: dict[int, Capability | None] = {}
+    silent: list[str] = []
+    for node_id, reply in in_order(sent, grid.send_and_receive(sent, timeout=timeout)):
+        fault = fault_of(reply)
+        answers[node_id] = None
+        if reply is not None and fault is None:
+            try:
+                answers[node_id] = read_capability(reply, f"node {node_id}")
+            except HeteroFLError as error:
+                fault = str(error)
+        if fault is not None:
+            silent.append(f"node {node_id}: {fault}")
+    if silent:
+        logger.warning(
+            "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g: %s",
+            len(silent),
+            len(unseen),
+            wire.QUERY_CAPABILITY,
+            federation.mix.rates[-1],
+            "; ".join(silent[:3]),
+        )
+    federation.register(answers, _names(grid, answers))
+
+
+def query_moments(
+    grid: Grid, sent: Sequence[Message], rates_of: Mapping[int, Sequence[float]], timeout: float
+) -> dict[float, Moments]:
+    """Send the messages and return, for each rate, the moments of all clients that answered, merged."""
+    merged: dict[float, Moments] = {}
+    for node_id, reply in in_order(sent, grid.send_and_receive(list(sent), timeout=timeout)):
+        fault = fault_of(reply)
+        if reply is not None and fault is None:
+            try:
+                found = _read_moments(reply, rates_of[node_id], f"node {node_id}")
+                # All are summed before any is kept, so an answer that does not fit changes nothing.
+                merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
+            except HeteroFLError as error:
+                fault = str(error)
+        if fault is not None:
+            logger.warning("node %s gave no usable answer to %s: %s", node_id, wire.QUERY_MOMENTS, fault)
+    if not merged:
+        raise RoundError(f"none of {len(sent)} nodes answered {wire.QUERY_MOMENTS}: see the warnings above")
+    return merged
+
+
+def _read_moments(reply: Message, rates: Sequence[float], sender: str) -> dict[float, Moments]:
+    wire.config_of(reply, sender)
+    record = reply.content.array_records.get(wire.MOMENTS)
+    if record is None:
+        raise ReplyError(f"{sender} sent no {wire.MOMENTS} record")
+    return {rate: wire.unpack_moments(record, rate, sender) for rate in rates}
+
+
+def _names(grid: Grid, answers: Mapping[int, Capability | None]) -> dict[int, str]:
+    """Return the registered names of nodes, where any of them needs one."""
+    if all(answer is not None and answer.partition is not None for answer in answers.values()):
+        return {}
+    return {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}

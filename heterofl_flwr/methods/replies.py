@@ -1,0 +1,127 @@
+"""Replies in the order in which their messages were sent, and what they say."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from torch import Tensor
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.methods.nodes import Capability
+
+logger = logging.getLogger(__name__)
+
+_SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReply:
+    """A client's answer to an instruction to train."""
+
+    sub: Mapping[str, Tensor]
+    num_examples: int
+    labels: Sequence[int] | None
+    capacity: float | None
+    metrics: Mapping[str, float]
+    num_bytes: int
+
+
+def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
+    """Yield each node with its reply, or with None if it gave none, in the order of the messages sent.
+
+    Only replies that come before their turn are held back, so replies that arrive in order are dropped one by one.
+    Replies of nodes that were not asked, or a second one of the same node, are dropped with a warning.
+    """
+    order = [message.metadata.dst_node_id for message in sent]
+    by_message = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
+    early: dict[int, Message] = {}
+    pending = set(order)
+    position = 0
+    for reply in replies:
+        node_id = reply.metadata.src_node_id
+        if node_id == _SUPERLINK:
+            node_id = by_message.get(reply.metadata.reply_to_message_id, node_id)
+        if node_id not in pending:
+            logger.warning("a reply of node %s is dropped: it was not asked, or has answered already", node_id)
+            continue
+        pending.discard(node_id)
+        early[node_id] = reply
+        del reply  # the consumer alone decides how long a reply lives
+        while position < len(order) and order[position] in early:
+            yield order[position], early.pop(order[position])
+            position += 1
+    for node_id in order[position:]:
+        yield node_id, early.pop(node_id, None)
+
+
+def fault_of(reply: Message | None) -> str | None:
+    """Return why a node gave no usable reply, or None if it did."""
+    if reply is None:
+        return "no reply in time"
+    if reply.has_error():
+        return f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
+    return None
+
+
+def read_train_reply(reply: Message, sender: str) -> TrainReply:
+    """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
+    config = wire.config_of(reply, sender)
+    arrays = reply.content.array_records.get(wire.ARRAYS)
+    if arrays is None or len(reply.content.array_records) != 1:
+        raise ReplyError(f"{sender} sent records {list(reply.content.array_records)}, expected {wire.ARRAYS} alone")
+    try:
+        sub = arrays.to_torch_state_dict()
+    except (TypeError, ValueError, EOFError, OSError) as error:
+        raise ReplyError(f"{sender} sent arrays that cannot be read: {error}") from error
+    num_examples, metrics = read_metrics(reply, sender)
+    labels = config.get(wire.LABELS)
+    if labels is not None and not isinstance(labels, list):
+        raise ReplyError(f"{sender} sent {labels!r} as labels, expected a list of whole numbers")
+    capacity = wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None
+    num_bytes = sum(len(array.data) for array in arrays.values())
+    return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
+
+
+def read_metrics(reply: Message, sender: str) -> tuple[int, dict[str, float]]:
+    """Return the number of examples and the other metrics of a reply; lists among them are left out."""
+    record = reply.content.metric_records.get(wire.METRICS)
+    if record is None:
+        raise ReplyError(f"{sender} sent no {wire.METRICS} record")
+    num_examples = record.get(wire.NUM_EXAMPLES)
+    if not isinstance(num_examples, int) or num_examples < 0:
+        raise ReplyError(f"{sender} sent {num_examples!r} as {wire.NUM_EXAMPLES}, expected a whole number from 0 up")
+    numbers = {
+        key: float(value)
+        for key, value in record.items()
+        if key != wire.NUM_EXAMPLES and isinstance(value, int | float)
+    }
+    return num_examples, numbers
+
+
+def read_capability(reply: Message, sender: str) -> Capability:
+    """Return what a node says of itself."""
+    config = wire.config_of(reply, sender)
+    labels = config.get(wire.LABELS)
+    return Capability(
+        capacity=wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None,
+        partition=wire.value_of(config, wire.PARTITION, int, sender) if wire.PARTITION in config else None,
+        num_partitions=wire.value_of(config, wire.NUM_PARTITIONS, int, sender)
+        if wire.NUM_PARTITIONS in config
+        else None,
+        num_examples=wire.value_of(config, wire.NUM_EXAMPLES, int, sender) if wire.NUM_EXAMPLES in config else 0,
+        labels=tuple(labels) if isinstance(labels, list) else None,  # type: ignore[arg-type]
+    )
+
+
+def weighted_means(metrics: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the mean of each metric over the clients that report it, weighted; NaN stays NaN, for all to see."""
+    keys = dict.fromkeys(key for _, own in metrics for key in own)
+    means = {}
+    for key in keys:
+        weights = [weight for weight, own in metrics if key in own]
+        if math.fsum(weights) > 0:
+            means[key] = math.fsum(weight * own[key] for weight, own in metrics if key in own) / math.fsum(weights)
+    return means

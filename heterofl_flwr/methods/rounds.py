@@ -1,0 +1,109 @@
+"""The loop over rounds: Flower's own, with evaluation every k rounds, records, callbacks and resume."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from heterofl_flwr.methods.callbacks import Progress, RoundRecord
+
+if TYPE_CHECKING:
+    from heterofl_flwr.methods.heterofl import HeteroFL
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(slots=True)
+class RoundLog:
+    """What the strategy notes while a round runs."""
+
+    learning_rate: float = 0.0
+    rates: dict[int, float] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    train: Mapping[str, float] = field(default_factory=dict)
+    train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate: dict[str, float] = field(default_factory=dict)
+    evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def record(self, server_round: int, seconds: float) -> RoundRecord:
+        """Return the finished round's record."""
+        return RoundRecord(
+            server_round=server_round,
+            seconds=seconds,
+            learning_rate=self.learning_rate,
+            rates=self.rates,
+            failures=self.failures,
+            train=self.train,
+            train_by_level=self.train_by_level,
+            evaluate=self.evaluate,
+            evaluate_by_level=self.evaluate_by_level,
+            bytes_down=self.bytes_down,
+            bytes_up=self.bytes_up,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Which rounds to run, and what goes with each message."""
+
+    first_round: int
+    num_rounds: int
+    timeout: float
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
+    evaluate_fn: EvaluateFn | None
+
+
+def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Rounds) -> Result:
+    """Run the rounds and return Flower's result; callbacks may end them early."""
+    result = Result(arrays=arrays)
+    for callback in strategy.callbacks:
+        callback.on_start(rounds.first_round, rounds.num_rounds, result.arrays.to_torch_state_dict())
+    for server_round in range(rounds.first_round, rounds.num_rounds + 1):
+        started = time.monotonic()
+        _train(strategy, grid, result, rounds, server_round)
+        if strategy.evaluation.due(server_round, rounds.num_rounds):
+            _evaluate(strategy, grid, result, rounds, server_round)
+        record = strategy.log.record(server_round, time.monotonic() - started)
+        progress = Progress(
+            record=record,
+            state=result.arrays.to_torch_state_dict(),
+            moments=strategy.moment_tensors(),
+            momentum=strategy.federation.velocity,
+            num_rounds=rounds.num_rounds,
+        )
+        # Every callback sees every round, so all are called before any of them may end the run.
+        stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
+        if any(stops):
+            break
+    for callback in strategy.callbacks:
+        callback.on_end(result.arrays.to_torch_state_dict())
+    return result
+
+
+def _train(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, server_round: int) -> None:
+    messages = strategy.configure_train(server_round, result.arrays, rounds.train_config, grid)
+    arrays, metrics = strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=rounds.timeout))
+    del messages
+    if arrays is not None:
+        result.arrays = arrays
+    if metrics is not None:
+        result.train_metrics_clientapp[server_round] = metrics
+
+
+def _evaluate(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, server_round: int) -> None:
+    messages = strategy.configure_evaluate(server_round, result.arrays, rounds.evaluate_config, grid)
+    metrics = strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=rounds.timeout))
+    if metrics is not None:
+        result.evaluate_metrics_clientapp[server_round] = metrics
+    if rounds.evaluate_fn is not None:
+        central = rounds.evaluate_fn(server_round, result.arrays)
+        if central is not None:
+            result.evaluate_metrics_serverapp[server_round] = central
+            strategy.log.evaluate.update({key: float(value) for key, value in central.items()})  # type: ignore[arg-type]

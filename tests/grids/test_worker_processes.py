@@ -1,0 +1,196 @@
+"""Where worker processes find their ClientApp, and that none outlives what started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids.apps import reference
+from heterofl_flwr.grids.worker import Worker, is_inside
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_app_is_found_by_the_name_that_a_module_gives_it(ask):
+    import odd_clients
+
+    with LocalGrid(odd_clients.app, 2, processes=2) as grid:
+        (reply,) = grid.send_and_receive([ask(next(iter(grid.get_node_ids())), "process")])
+    assert reply.content["config"]["pid"] != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("client_app", "complaint"),
+    [
+        (ClientApp(), "no module holds under a name"),
+        ("no_such_module:app", "in a worker process: client_app 'no_such_module:app' cannot be loaded"),
+        ("raises_on_import:app", "no data set here"),
+        ("dies_on_import:app", "ended with exit code 5 while it loaded client_app 'dies_on_import:app'"),
+    ],
+)
+def test_an_app_that_no_worker_can_load_is_refused(client_app, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        LocalGrid(client_app, 2, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"__spec__": ModuleSpec("my_app.run", None)}, "my_app.run:app"),  # python -m my_app.run
+        ({"__file__": "/somewhere/script.py"}, "script:app"),
+        ({}, None),  # a notebook
+    ],
+)
+def test_an_app_of_the_script_is_found_by_the_scripts_name(monkeypatch, attributes, expected):
+    main = ModuleType("__main__")
+    vars(main).update(app=ClientApp(), **attributes)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setitem(sys.modules, "__mp_main__", main)  # multiprocessing's second name for it
+    if expected:
+        assert reference(main.app) == expected
+    else:
+        with pytest.raises(ConfigError, match="other processes cannot import it"):
+            reference(main.app)
+
+
+def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, monkeypatch, ask):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "fleeting_clients.py"
+    module.write_text("from odd_clients import app")
+    with LocalGrid("fleeting_clients:app", 1, processes=2) as grid:
+        node_id = next(iter(grid.get_node_ids()))
+        grid.send_and_receive([ask(node_id, "die")])
+        module.rename(tmp_path / "gone.py")
+        (reply,) = grid.send_and_receive([ask(node_id, "process")])
+        assert reply.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+        assert "'fleeting_clients:app' cannot be loaded" in reply.error.reason
+        (tmp_path / "gone.py").rename(module)
+        assert not any(reply.has_error() for reply in grid.send_and_receive([ask(node_id, "process")]))
+
+
+def test_a_worker_ended_while_it_is_replaced_stays_ended(workers, monkeypatch):
+    worker = Worker("odd_clients:app")
+    worker.ready()
+    worker.kill()
+    start = worker._start
+
+    def start_late():
+        worker.kill()  # as another thread may, at a timeout
+        start()
+
+    monkeypatch.setattr(worker, "_start", start_late)
+    message = Message(RecordDict(), 5, "query.process")
+    outcome = worker.run(message, Context(1, 5, {}, RecordDict(), {}))
+    assert outcome.reply.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+    assert worker.stop() == -signal.SIGKILL
+
+
+def test_this_process_is_no_worker():
+    assert not is_inside()
+
+
+SCRIPT = """
+import os, sys, time
+import flwr.app as fa, flwr.clientapp as fc
+
+app = fc.ClientApp()
+
+@app.query("pid")
+def pid(message, context):
+    return fa.Message(fa.RecordDict({"config": fa.ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+
+@app.query("sleep")
+def sleep(message, context):
+    time.sleep(60)
+
+def main(how):
+    from heterofl_flwr.grids import LocalGrid  # here, because it loads torch, which workers do not need
+    grid = LocalGrid(app, 2, processes=2)
+    ids = list(grid.get_node_ids())
+    replies = grid.send_and_receive([fa.Message(fa.RecordDict(), node_id, "query.pid") for node_id in ids * 4])
+    print(*{reply.content["config"]["pid"] for reply in replies}, flush=True)
+    if how == "exit":
+        grid.push_messages([fa.Message(fa.RecordDict(), ids[0], "query.sleep")])
+    elif how == "idle":
+        time.sleep(60)
+    else:
+        grid.send_and_receive([fa.Message(fa.RecordDict(), ids[0], "query.sleep")])
+"""
+GUARD = 'if __name__ == "__main__":\n    main(sys.argv[1])\n'
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Return a function that starts the script above, in which the app is defined as well."""
+    started = []
+
+    def start(how, ending=GUARD):
+        path = tmp_path / "own_script.py"
+        path.write_text(SCRIPT + ending)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, str(path), how], env=environment, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("how", "sent"), [("exit", None), ("busy", signal.SIGINT), ("idle", signal.SIGKILL)])
+def test_no_process_outlives_its_script(script, gone, how, sent):
+    process = script(how)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert pids, process.communicate()[1]
+    if sent:
+        time.sleep(0.2)
+        process.send_signal(sent)
+    process.wait(20)
+    assert gone(pids)
+
+
+def test_a_script_without_a_guard_is_told_to_have_one(script):
+    _, stderr = script("exit", ending="main(sys.argv[1])\n").communicate(timeout=60)
+    assert "ConfigError: in a worker process:" in stderr
+    assert '`if __name__ == "__main__":`' in stderr
+
+
+NO_RAY = """
+import sys
+
+class NoRay:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ray":
+            raise ImportError("ray is blocked")
+
+sys.meta_path.insert(0, NoRay())
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAvg
+from heterofl_flwr.grids import LocalGrid, Windowed
+
+for processes in (0, 2):
+    with LocalGrid("odd_clients:app", 2, processes=processes) as grid:
+        for each in (grid, Windowed(grid, 1)):
+            result = FedAvg().start(each, ArrayRecord({"w": Array(np.zeros(1))}), num_rounds=1)
+            print("RESULT", result.arrays["w"].numpy())
+assert "ray" not in sys.modules
+"""
+
+
+def test_nothing_needs_ray(apps):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
+    done = subprocess.run([sys.executable, "-c", NO_RAY], env=environment, capture_output=True, text=True)
+    assert done.stdout.count("RESULT [1.66666667]") == 4, done.stderr

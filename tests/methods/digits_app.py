@@ -1,0 +1,64 @@
+"""A ClientApp as a user writes one: its own model, its own loop, three lines of ours."""
+
+from functools import cache
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from heterofl_flwr.client import answer_queries, models_to_evaluate, reply, submodel
+from heterofl_flwr.nn import CNN, class_mask, masked_cross_entropy
+
+PER_CLIENT = 70
+
+
+def build(rate: float) -> CNN:
+    return CNN(channels=1, classes=10, hidden=(16, 32), rate=rate)
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    images, targets = map(torch.from_numpy, load_digits(return_X_y=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return ((images.float().view(-1, 1, 8, 8) - 4.88) / 6.02)[order], targets[order]
+
+
+def shard(context: Context) -> tuple[Tensor, Tensor]:
+    images, targets = digits()
+    first = int(context.node_config["partition-id"]) * PER_CLIENT
+    return images[first : first + PER_CLIENT], targets[first : first + PER_CLIENT]
+
+
+app = ClientApp()
+answer_queries(app, build, data=lambda context: [shard(context)])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    images, targets = shard(context)
+    model = submodel(message, build)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    mask = class_mask(targets.unique(), 10)
+    for _ in range(3):
+        for batch in torch.randperm(len(targets)).split(10):
+            optimizer.zero_grad()
+            loss = masked_cross_entropy(model(images[batch]), targets[batch], mask)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    metrics = {"train-loss": loss.item()}
+    return reply(message, model, num_examples=len(targets), labels=targets.tolist(), metrics=metrics)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    images, targets = shard(context)
+    metrics = {}
+    for rate, model in models_to_evaluate(message, build):
+        with torch.inference_mode():
+            accuracy = (model.eval()(images).argmax(1) == targets).float().mean().item()
+        metrics[f"accuracy/{rate}"] = accuracy
+    metrics["local-accuracy"] = next(iter(metrics.values()))
+    return reply(message, num_examples=len(targets), metrics=metrics)
