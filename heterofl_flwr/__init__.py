@@ -9,20 +9,47 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heterofl_flwr.core.aggregate import Aggregator
+    from heterofl_flwr.core.fidelity import Fidelity
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.errors import HeteroFLError
+    from heterofl_flwr.grids.local import LocalGrid
+    from heterofl_flwr.grids.windowed import Windowed
+    from heterofl_flwr.methods.callbacks import RoundCallback
+    from heterofl_flwr.methods.evaluation import Evaluation
+    from heterofl_flwr.methods.heterofl import HeteroFL
+    from heterofl_flwr.methods.schedule import multi_step
 
     __version__: str
 
-__all__ = ["Aggregator", "HeteroFLError", "Mix", "Plan", "__version__"]
+__all__ = [
+    "Aggregator",
+    "Evaluation",
+    "Fidelity",
+    "HeteroFL",
+    "HeteroFLError",
+    "LocalGrid",
+    "Mix",
+    "Plan",
+    "RoundCallback",
+    "Windowed",
+    "__version__",
+    "multi_step",
+]
 
 # Where each public name lives. A new one is a line here, and its name in __all__ and in the imports for type checkers.
 _HOMES = {
     "Aggregator": "heterofl_flwr.core.aggregate",
+    "Evaluation": "heterofl_flwr.methods.evaluation",
+    "Fidelity": "heterofl_flwr.core.fidelity",
+    "HeteroFL": "heterofl_flwr.methods.heterofl",
     "HeteroFLError": "heterofl_flwr.errors",
+    "LocalGrid": "heterofl_flwr.grids.local",
     "Mix": "heterofl_flwr.core.levels",
     "Plan": "heterofl_flwr.core.plan",
+    "RoundCallback": "heterofl_flwr.methods.callbacks",
+    "Windowed": "heterofl_flwr.grids.windowed",
+    "multi_step": "heterofl_flwr.methods.schedule",
 }
 
 

@@ -171,8 +171,8 @@ def _models_at(message: Message, build: Build, rates: Iterable[float]) -> Iterat
     state = message.content.array_records[wire.ARRAYS].to_torch_state_dict()
     moments = message.content.array_records.get(wire.MOMENTS)
     for rate in rates:
-        model = _fresh(build, rate)
-        sub = state if rate == top else Plan.of(_fresh(build, top), model).extract(state)
+        model = fresh_model(build, rate)
+        sub = state if rate == top else Plan.of(fresh_model(build, top), model).extract(state)
         load_parameters(model, sub)
         yield rate, model if moments is None else with_static_norm(model, wire.unpack_moments(moments, rate, _SERVER))
 
@@ -191,7 +191,7 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         parameter.copy_(state[name])
 
 
-def _fresh(build: Build, rate: float) -> nn.Module:
+def fresh_model(build: Build, rate: float) -> nn.Module:
     """Return a model of a rate as if just built: kept from earlier messages, its buffers and gradients set back."""
     key = (build, rate)
     if key not in _models:

@@ -10,7 +10,20 @@ import pytest
 import heterofl_flwr
 from heterofl_flwr import _HOMES
 
-PUBLIC = ["Aggregator", "HeteroFLError", "Mix", "Plan", "__version__"]
+PUBLIC = [
+    "Aggregator",
+    "Evaluation",
+    "Fidelity",
+    "HeteroFL",
+    "HeteroFLError",
+    "LocalGrid",
+    "Mix",
+    "Plan",
+    "RoundCallback",
+    "Windowed",
+    "__version__",
+    "multi_step",
+]
 
 
 def test_public_names_are_pinned_and_sorted():

@@ -1,12 +1,12 @@
 """What is evaluated, on which clients, and how often; and what the clients' answers add up to."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.replies import weighted_means
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
@@ -67,3 +67,14 @@ def summarise_levels(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict
         if slash:
             by_level.setdefault(level_name(float(rate)), {})[metric] = value
     return by_level
+
+
+def weighted_means(metrics: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the mean of each metric over the clients that report it, weighted; NaN stays NaN, for all to see."""
+    keys = dict.fromkeys(key for _, own in metrics for key in own)
+    means = {}
+    for key in keys:
+        weights = [weight for weight, own in metrics if key in own]
+        if math.fsum(weights) > 0:
+            means[key] = math.fsum(weight * own[key] for weight, own in metrics if key in own) / math.fsum(weights)
+    return means

@@ -18,25 +18,14 @@ def slices_of(federation: Federation, state: Mapping[str, Tensor], rates: Iterab
     return {rate: ArrayRecord(federation.plan(rate).extract(state)) for rate in set(rates)}
 
 
-def instruction(
-    federation: Federation,
-    kind: str,
-    node_id: int,
-    server_round: int,
-    arrays: ArrayRecord,
-    config: Mapping[str, object],
-) -> Message:
-    """Return a message with a config of its own: the caller's keys, and those that every client needs."""
-    told = wire.new_config(
-        {
-            **config,
-            wire.GLOBAL_RATE: federation.mix.global_rate,
-            wire.SERVER_ROUND: server_round,
-            wire.SEED: federation.seed,
-            wire.PARTITION: federation.nodes.partition(node_id),
-        }
-    )
-    return Message(RecordDict({wire.ARRAYS: arrays, wire.CONFIG: told}), node_id, kind)
+def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
+    """Return a message with a config of its own."""
+    return Message(RecordDict({wire.ARRAYS: arrays, wire.CONFIG: wire.new_config(config)}), node_id, kind)
+
+
+def size_of(arrays: ArrayRecord) -> int:
+    """Return the bytes of a record's arrays, as they travel."""
+    return sum(len(array.data) for array in arrays.values())
 
 
 class EvaluationRound:
@@ -48,42 +37,34 @@ class EvaluationRound:
     def __init__(
         self,
         federation: Federation,
-        server_round: int,
         state: Mapping[str, Tensor],
         rates_of: Mapping[int, tuple[float, ...]],
-        config: Mapping[str, object],
+        told: Mapping[int, Mapping[str, object]],
     ) -> None:
-        self.rates_of = rates_of
-        self._federation = federation
-        self._server_round = server_round
-        self._config = config
+        self._kind = federation.fidelity.moments
+        self._rates_of = rates_of
+        self._told = told
         self._slices = slices_of(federation, state, {rates[0] for rates in rates_of.values()})
 
     def queries(self) -> list[Message]:
         """Return the messages that ask for static batch norm moments."""
         return [
-            self._message(wire.QUERY_MOMENTS, node_id, {wire.MOMENTS_KIND: self._federation.fidelity.moments})
-            for node_id in self.rates_of
+            self._message(wire.QUERY_MOMENTS, node_id, {wire.MOMENTS_KIND: self._kind}) for node_id in self._rates_of
         ]
 
     def evaluations(self, moments: Mapping[float, Moments]) -> list[Message]:
-        """Return the messages that ask for an evaluation with these moments, if there are any."""
-        sent = [self._message(MessageType.EVALUATE, node_id, self._config) for node_id in self.rates_of]
-        records = {
-            rates: wire.pack_moments({rate: moments[rate] for rate in rates})
-            for rates in set(self.rates_of.values())
-            if moments
-        }
-        for message in sent if records else ():
-            message.content[wire.MOMENTS] = records[self.rates_of[message.metadata.dst_node_id]]
+        """Return the messages that ask for an evaluation, with these moments if there are any."""
+        sent = [self._message(MessageType.EVALUATE, node_id, {}) for node_id in self._rates_of]
+        if moments:
+            records = {
+                rates: wire.pack_moments({rate: moments[rate] for rate in rates})
+                for rates in set(self._rates_of.values())
+            }
+            for message in sent:
+                message.content[wire.MOMENTS] = records[self._rates_of[message.metadata.dst_node_id]]
         return sent
 
-    def _message(self, kind: str, node_id: int, config: Mapping[str, object]) -> Message:
-        rates = self.rates_of[node_id]
-        told = {**config, wire.RATE: rates[0], wire.RATES: list(rates)}
-        return instruction(self._federation, kind, node_id, self._server_round, self._slices[rates[0]], told)
-
-
-def size_of(arrays: ArrayRecord) -> int:
-    """Return the bytes of a record's arrays, as they travel."""
-    return sum(len(array.data) for array in arrays.values())
+    def _message(self, kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
+        rates = self._rates_of[node_id]
+        config = {**self._told[node_id], **extra, wire.RATES: list(rates)}
+        return instruction(kind, node_id, self._slices[rates[0]], config)

@@ -1,32 +1,18 @@
 """Replies in the order in which their messages were sent, and what they say."""
 
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Message
-from torch import Tensor
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.methods.base import TrainReply
 from heterofl_flwr.methods.nodes import Capability
 
 logger = logging.getLogger(__name__)
 
 _SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReply:
-    """A client's answer to an instruction to train."""
-
-    sub: Mapping[str, Tensor]
-    num_examples: int
-    labels: Sequence[int] | None
-    capacity: float | None
-    metrics: Mapping[str, float]
-    num_bytes: int
 
 
 def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
@@ -114,14 +100,3 @@ def read_capability(reply: Message, sender: str) -> Capability:
         num_examples=wire.value_of(config, wire.NUM_EXAMPLES, int, sender) if wire.NUM_EXAMPLES in config else 0,
         labels=tuple(labels) if isinstance(labels, list) else None,  # type: ignore[arg-type]
     )
-
-
-def weighted_means(metrics: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the mean of each metric over the clients that report it, weighted; NaN stays NaN, for all to see."""
-    keys = dict.fromkeys(key for _, own in metrics for key in own)
-    means = {}
-    for key in keys:
-        weights = [weight for weight, own in metrics if key in own]
-        if math.fsum(weights) > 0:
-            means[key] = math.fsum(weight * own[key] for weight, own in metrics if key in own) / math.fsum(weights)
-    return means

@@ -1,0 +1,214 @@
+"""What the strategies of both of Flower's APIs share: options, who trains at which rate, and what replies add up to."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.callbacks import RoundCallback
+from heterofl_flwr.methods.evaluation import Evaluation, summarise, summarise_levels, weighted_means
+from heterofl_flwr.methods.failure import RoundError
+from heterofl_flwr.methods.federation import Assignment, Federation, Round
+from heterofl_flwr.methods.rounds import RoundLog
+from heterofl_flwr.methods.schedule import Schedule
+from heterofl_flwr.nn.moments import Moments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReply:
+    """A client's answer to an instruction to train."""
+
+    sub: Mapping[str, Tensor]
+    num_examples: int
+    labels: Sequence[int] | None
+    capacity: float | None
+    metrics: Mapping[str, float]
+    num_bytes: int
+
+
+class HeteroFLBase:
+    """HeteroFL without its messages.
+
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module]
+        From a rate to the model at that rate: your own function. ``heterofl_flwr.core.width`` gives the widths.
+    mix : str | Mix
+        The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
+    assignment : "fix" | "dynamic"
+        Whether a client's rate stays or is drawn anew each round.
+    seed : int
+        Every draw is a function of it, the round and the client's partition.
+    fraction_train, fraction_evaluate : float
+        ``max(fraction * clients, 1)`` clients take part.
+    min_available_nodes : int
+        A round waits for so many.
+    min_replies : int
+        With fewer good replies than this a round fails, loudly.
+    wait : float
+        For how many seconds a round waits for nodes before it fails.
+    learning_rate : Schedule | None
+        From the round to the learning rate that clients are told; see ``multi_step``.
+    label_rows : Sequence[str] | None
+        Parameters whose rows belong to classes; None finds the classifier.
+    fidelity : Fidelity
+        Which of the paper's quirks to keep.
+    server_momentum : float
+        Momentum of the global model; entries that nobody trained do not move.
+    evaluation : Evaluation
+        What is evaluated, where, and how often.
+    callbacks : Sequence[RoundCallback]
+        Called after each round.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[float], nn.Module],
+        mix: str | Mix = "a1-b1-c1-d1-e1",
+        *,
+        assignment: Assignment = "fix",
+        seed: int = 0,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_available_nodes: int = 2,
+        min_replies: int = 1,
+        wait: float = 60.0,
+        learning_rate: Schedule | None = None,
+        label_rows: Sequence[str] | None = None,
+        fidelity: Fidelity | None = None,
+        server_momentum: float = 0.0,
+        evaluation: Evaluation | None = None,
+        callbacks: Sequence[RoundCallback] = (),
+    ) -> None:
+        _check_fraction("fraction_train", fraction_train)
+        _check_fraction("fraction_evaluate", fraction_evaluate)
+        self.federation = Federation(
+            build=build,
+            mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
+            assignment=assignment,
+            seed=seed,
+            label_rows=label_rows,
+            fidelity=fidelity or Fidelity(),
+            server_momentum=server_momentum,
+        )
+        self.fraction_train = fraction_train
+        self.fraction_evaluate = fraction_evaluate
+        self.min_available_nodes = min_available_nodes
+        self.min_replies = min_replies
+        self.wait = wait
+        self.learning_rate = learning_rate
+        self.evaluation = evaluation or Evaluation()
+        self.callbacks = tuple(callbacks)
+        self.moments: dict[float, Moments] = {}
+        self.log = RoundLog()
+        self._rates: dict[int, float] = {}
+        self._round: Round | None = None
+        self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
+
+    def summary(self) -> None:
+        """Log what this strategy will do."""
+        federation = self.federation
+        logger.info("\t├──> Mix: %s, %s", federation.mix, federation.assignment)
+        for rate in federation.mix.rates:
+            parameters = federation.plan(rate).parameters
+            logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
+        logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
+        logger.info("\t└──> Sampling: %g to train, %g to evaluate", self.fraction_train, self.fraction_evaluate)
+
+    def moment_tensors(self) -> dict[str, Tensor]:
+        """Return the moments of the last evaluation, by rate and layer."""
+        return {
+            f"{rate}/{name}": tensor for rate, own in self.moments.items() for name, tensor in own.to_tensors().items()
+        }
+
+    def _begin(self, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> dict[int, float]:
+        """Begin a round and return its clients with their rates."""
+        federation = self.federation
+        sampled = federation.sample(server_round, node_ids, self.fraction_train)
+        number = federation.nodes.num_partitions(node_ids)
+        self._round = federation.open_round(state)
+        self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
+        self._answers = {}
+        self.log = RoundLog(
+            learning_rate=self.learning_rate(server_round) if self.learning_rate else 0.0,
+            rates={federation.nodes.partition(node_id): rate for node_id, rate in self._rates.items()},
+        )
+        return self._rates
+
+    def _told(self, server_round: int, node_id: int, rate: float) -> dict[str, int | float]:
+        """Return what every client needs to know of its work."""
+        told: dict[str, int | float] = {
+            wire.RATE: rate,
+            wire.GLOBAL_RATE: self.federation.mix.global_rate,
+            wire.SERVER_ROUND: server_round,
+            wire.SEED: self.federation.seed,
+            wire.PARTITION: self.federation.nodes.partition(node_id),
+        }
+        if self.learning_rate is not None:
+            told[wire.LEARNING_RATE] = self.learning_rate(server_round)
+        return told
+
+    def _take(self, node_id: int, answer: TrainReply) -> None:
+        """Add a client's reply; ``ReplyError`` if it does not fit."""
+        if self._round is None:
+            raise RoundError("no round was configured: configure one before aggregating")
+        self._round.add(self._rates[node_id], answer.sub, answer.labels)
+        self._answers[node_id] = float(answer.num_examples), answer.metrics
+        self.log.bytes_up += answer.num_bytes
+        if answer.capacity is not None:
+            self.federation.nodes.set_capacity(node_id, answer.capacity)
+
+    def _refuse(self, server_round: int, node_id: int, fault: str) -> None:
+        """Note why a client's work is not used."""
+        self.log.failures[self.federation.nodes.partition(node_id)] = fault
+        logger.warning("round %d: node %s at rate %g: %s", server_round, node_id, self._rates[node_id], fault)
+
+    def _finish(self, server_round: int) -> dict[str, Tensor]:
+        """Return the new global state; fail if too few clients gave a usable reply."""
+        if self._round is None:
+            raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
+        if self._round.replies < max(self.min_replies, 1):
+            faults = [f"partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
+            raise RoundError(
+                f"round {server_round}: {self._round.replies} of {len(self._rates)} clients gave a usable reply, "
+                f"expected at least {max(self.min_replies, 1)}; {'; '.join(faults[:3])}"
+            )
+        new = self._round.close()
+        self._round = None
+        self.log.train = weighted_means(list(self._answers.values()))
+        self.log.train_by_level = {
+            level_name(rate): weighted_means([own for node, own in self._answers.items() if self._rates[node] == rate])
+            for rate in sorted({self._rates[node_id] for node_id in self._answers}, reverse=True)
+        }
+        return new
+
+    def _evaluators(self, server_round: int, node_ids: Sequence[int]) -> dict[int, tuple[float, ...]]:
+        """Return the clients that evaluate, each with its rates from the largest on."""
+        sampled = self.federation.sample(server_round, node_ids, self.fraction_evaluate, "evaluate")
+        found = {node_id: rates for node_id in sampled if (rates := self._rates_to_evaluate(node_id))}
+        self.log.evaluate["coverage"] = len(found) / len(node_ids)
+        return found
+
+    def _rates_to_evaluate(self, node_id: int) -> tuple[float, ...]:
+        mix = self.federation.mix
+        capacity = self.federation.nodes[node_id].capacity
+        limit = mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
+        return tuple(rate for rate in (mix.rates if self.evaluation.levels else mix.rates[:1]) if rate <= limit)
+
+    def _summarise(self, answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+        """Note and return what the clients' evaluations add up to."""
+        self.log.evaluate.update(summarise(answers))
+        self.log.evaluate_by_level = summarise_levels(answers)
+        return dict(self.log.evaluate)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name} is {value}; expected a number above 0 and up to 1")
