@@ -104,6 +104,10 @@ class Plan:
         """Plans that hold the same entries are equal, so they serve as keys."""
         return self._hash
 
+    def __reduce__(self) -> tuple[type["Plan"], tuple[Mapping[str, Axes]]]:
+        """Leave what was cached behind: the hash of a name differs from process to process."""
+        return type(self), (self.axes,)
+
     def contains(self, other: "Plan") -> bool:
         """Whether every entry that ``other`` holds is held here too."""
         return all(

@@ -74,8 +74,9 @@ def _classes_of(labels: Sequence[int], classes: int) -> Tensor:
         return torch.empty(0, dtype=torch.long)
     if given.dtype not in _INTEGERS or given.dim() != 1:
         raise ReplyError(f"labels of type {given.dtype} in {given.dim()} dimensions: {expected}, in one")
+    given = given.long()  # in few bits the number of classes itself would wrap
     wrong = given[(given < 0) | (given >= classes)]
     if wrong.numel():
         raise ReplyError(f"labels {wrong[:5].tolist()} are out of range: {expected}")
-    distinct: Tensor = torch.unique(given.long())
+    distinct: Tensor = torch.unique(given)
     return distinct

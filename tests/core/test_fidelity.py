@@ -31,9 +31,9 @@ def test_unknown_quirks_are_refused_with_those_there_are():
 
 @pytest.mark.parametrize("value", ["", "Paper", None, True, ["paper"]])
 def test_a_value_that_is_neither_is_refused(value):
-    with pytest.raises(ConfigError, match="fidelity.moments is .*; expected one of paper, fixed"):
+    with pytest.raises(ConfigError, match=r"fidelity.moments is .*; expected one of paper, fixed"):
         Fidelity(moments=value)
-    with pytest.raises(ConfigError, match="fidelity is .*; expected one of paper, fixed"):
+    with pytest.raises(ConfigError, match=r"fidelity is .*; expected one of paper, fixed"):
         Fidelity.of(value)
 
 

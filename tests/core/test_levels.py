@@ -66,7 +66,9 @@ def test_a_rate_is_the_decimal_number_that_it_prints_as(rate, expected):
     assert exact_rate(rate) == expected
 
 
-@pytest.mark.parametrize("rate", [0, 0.0, -0.5, 1.0000001, 2, True, False, float("nan"), float("inf"), None, "x", [0.5]])
+@pytest.mark.parametrize(
+    "rate", [0, 0.0, -0.5, 1.0000001, 2, True, False, float("nan"), float("inf"), None, "x", [0.5]]
+)
 def test_what_is_no_rate_is_refused(rate):
     with pytest.raises(ConfigError, match="expected a number above 0 and up to 1"):
         exact_rate(rate)
@@ -81,7 +83,9 @@ def test_a_level_is_a_letter_or_a_rate(level, rate):
 
 @pytest.mark.parametrize("level", ["f", "A", "ab", "", "1/0", "0", "-0.5", "1.5", "nan", "inf", 0, 1.5, True, None])
 def test_what_is_no_level_is_refused_with_the_levels_there_are(level):
-    with pytest.raises(ConfigError, match=r"is no level: expected one of a \(1\), b \(0.5\), .*, e \(0.0625\) or a rate"):
+    with pytest.raises(
+        ConfigError, match=r"is no level: expected one of a \(1\), b \(0.5\), .*, e \(0.0625\) or a rate"
+    ):
         rate_of(level)
 
 
@@ -123,7 +127,9 @@ def test_every_form_of_a_mix_is_read(text, rates, counts):
     assert Mix.parse(text) == Mix(rates, counts)
 
 
-@pytest.mark.parametrize("text", ["", "-", "a1-", "-a1", "A1", "a1b1", "a1,b1", "1x", "x3", "a1x2", "0.5x", "1e-3", "a1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "-", "a1-", "-a1", "A1", "a1b1", "a1,b1", "1x", "x3", "a1x2", "0.5x", "1e-3", "a1.5"]
+)
 def test_a_mix_that_cannot_be_read_shows_the_mix_and_a_right_one(text):
     with pytest.raises(ConfigError) as caught:
         Mix.parse(text)

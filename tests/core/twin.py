@@ -8,6 +8,8 @@ from itertools import product
 import numpy as np
 import torch
 
+from heterofl_flwr.core import Axes
+
 Positions = tuple[tuple[int, ...], ...]
 """For each axis of a parameter, the positions in the global parameter that a client holds, in the client's order."""
 
@@ -22,13 +24,15 @@ class Reply:
     weight: float = 1.0
 
 
-def positions(full: int, kept: int, parts: int = 1, choose: Callable[[int, int], Sequence[int] | None] | None = None):
-    """Return the kept positions of an axis of equal parts, each of which keeps the same places."""
-    size, places = full // parts, range(kept // parts)
-    if choose is not None and kept < full:
-        chosen = choose(size, kept // parts)
-        places = places if chosen is None else chosen
-    return tuple(part * size + place for part in range(parts) for place in places)
+def positions(full: int, kept: int, parts: int = 1, places: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return the kept positions of an axis of equal parts, each of which keeps ``places``, by default the first."""
+    kept_of_part = range(kept // parts) if places is None else places
+    return tuple(part * (full // parts) + place for part in range(parts) for place in kept_of_part)
+
+
+def held(axes: Axes) -> Positions:
+    """Return the positions that a parameter's axes name."""
+    return tuple(positions(axis.full, axis.kept, axis.parts, axis.index) for axis in axes)
 
 
 def entries(held: Positions) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -1,0 +1,305 @@
+import copy
+import pickle
+from dataclasses import FrozenInstanceError
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from heterofl_flwr.core import Aggregator, Axis, Plan, prefix, width
+from heterofl_flwr.errors import ConfigError, ShapeError
+from tests.core import strategies, twin
+
+HEADS = {"*.linear_[qkv].*": (8, 0), "*.linear_o.weight": (8, 1)}
+
+
+def _attention(embedding):
+    shapes = {}
+    for letter in "qkvo":
+        shapes[f"layers.0.linear_{letter}.weight"] = (embedding, embedding)
+        shapes[f"layers.0.linear_{letter}.bias"] = (embedding,)
+    return shapes
+
+
+def _random(shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_foreign_state_dicts_are_sliced_as_the_design_shows():
+    state = _random(_attention(32))
+    plan = Plan.between(_attention(32), _attention(16), heads=HEADS)
+    sub = plan.extract(state)
+    assert {name: tuple(value.shape) for name, value in sub.items()} == _attention(16) == plan.shapes
+    rows = [head * 4 + row for head in range(8) for row in range(2)]
+    for letter in "qkv":
+        name = f"layers.0.linear_{letter}"
+        assert torch.equal(sub[f"{name}.weight"], state[f"{name}.weight"][rows][:, :16])
+        assert torch.equal(sub[f"{name}.bias"], state[f"{name}.bias"][rows])
+    assert torch.equal(sub["layers.0.linear_o.weight"], state["layers.0.linear_o.weight"][:16][:, rows])
+    assert torch.equal(sub["layers.0.linear_o.bias"], state["layers.0.linear_o.bias"][:16])
+
+
+def test_the_designs_round_trip():
+    global_state = {"linear.weight": torch.zeros(10, 8), "linear.bias": torch.zeros(10), "body": torch.zeros(8)}
+    local = {"linear.weight": (10, 4), "linear.bias": (10,), "body": (4,)}
+    plan = Plan.between(global_state, local)
+    sub = {name: value + 1 for name, value in plan.extract(global_state).items()}
+    aggregator = Aggregator(global_state, label_rows=["linear.weight", "linear.bias"])
+    aggregator.add(plan, sub, labels=[3, 7])
+    new = aggregator.result()
+    assert new["linear.bias"].nonzero().flatten().tolist() == [3, 7]
+    assert new["linear.weight"].nonzero().tolist() == [[row, column] for row in (3, 7) for column in range(4)]
+    assert new["body"].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert not any(value.any() for value in global_state.values())
+
+
+@pytest.mark.parametrize(
+    "wrap", [tuple, list, torch.Size, torch.zeros, np.zeros, lambda shape: nn.Parameter(torch.zeros(shape))]
+)
+def test_shapes_may_be_anything_that_has_one(wrap):
+    assert Plan.between({"w": wrap((4, 2)), "s": wrap(())}, {"w": wrap((2, 2)), "s": wrap(())}).axes == {
+        "w": (Axis(4, 2), Axis(2, 2)),
+        "s": (),
+    }
+
+
+def test_modules_and_their_shapes_give_the_same_plan():
+    full, local = (nn.Sequential(nn.Conv2d(3, n, 3), nn.BatchNorm2d(n), nn.Flatten(), nn.Linear(n, 5)) for n in (8, 3))
+    named = [dict(model.named_parameters()) for model in (full, local)]
+    assert Plan.between(*named) == Plan.of(full, local)
+
+
+def test_a_packed_projection_has_three_times_the_heads():
+    full, local = (nn.MultiheadAttention(embedding, 4) for embedding in (16, 8))
+    heads = {"in_proj_*": (12, 0), "out_proj.weight": (4, 1)}
+    named = [dict(model.named_parameters()) for model in (full, local)]
+    assert Plan.between(*named, heads=heads) == Plan.of(full, local)
+
+
+def test_heads_tell_a_layer_what_it_cannot_know():
+    class Tagger(nn.Module):
+        def __init__(self, hidden):
+            super().__init__()
+            self.lstm = nn.LSTM(3, hidden, bidirectional=True)
+            self.classifier = nn.Linear(2 * hidden, 5)
+
+    plan = Plan.of(Tagger(4), Tagger(3), heads={"classifier.weight": (2, 1)})
+    assert plan.axes["classifier.weight"] == (Axis(5, 5), Axis(8, 6, 2))
+    assert plan.axes["lstm.weight_ih_l0"] == (Axis(16, 12, 4), Axis(3, 3))  # the layer's own rule stands
+
+
+def test_several_patterns_may_speak_for_one_parameter():
+    plan = Plan.between({"w": (8, 6)}, {"w": (4, 2)}, heads={"w": (4, 0), "[w]": (2, 1)})
+    assert plan.axes["w"] == (Axis(8, 4, 4), Axis(6, 2, 2))
+
+
+def test_heads_leave_the_parts_that_a_rule_gave_to_other_axes():
+    full, local = (nn.LSTM(width, 4) for width in (8, 4))
+    plan = Plan.of(full, local, heads={"weight_ih_l0": (2, 1)})
+    assert plan.axes["weight_ih_l0"] == (Axis(16, 16), Axis(8, 4, 2))
+    full, local = nn.LSTM(8, 4), nn.LSTM(4, 2)
+    plan = Plan.of(full, local, heads={"weight_ih_l0": (2, 1)})
+    assert plan.axes["weight_ih_l0"] == (Axis(16, 8, 4), Axis(8, 4, 2))
+
+
+def test_a_pattern_that_matches_nothing_is_a_mistake():
+    with pytest.raises(ConfigError, match=r"heads: no parameter matches W, linear_\?; the parameters are w$"):
+        Plan.between({"w": (8,)}, {"w": (4,)}, heads={"linear_?": (2, 0), "W": (2, 0), "w": (2, 0)})
+
+
+@pytest.mark.parametrize("heads", [(3, 0), (2, 1), (2, -1), (0, 0), (8, 0), (-2, 0)])
+def test_heads_that_do_not_fit_are_refused_by_parameter(heads):
+    with pytest.raises(ShapeError, match=r"parameter w with heads \{"):
+        Plan.between({"w": (8,)}, {"w": (4,)}, heads={"w": heads})
+
+
+def test_unknown_parameters_are_refused_with_those_there_are():
+    full = {f"p{number}": (2,) for number in range(8)}
+    with pytest.raises(ShapeError, match="no parameter a, b, c, d, e and 1 more; it has p0, p1, p2, p3, p4 and 3 more"):
+        Plan.between(full, dict.fromkeys("abcdef", (1,)) | {"p0": (1,)})
+
+
+@pytest.mark.parametrize(("full", "local"), [((4,), (5,)), ((4, 4), (4,)), ((), (1,))])
+def test_shapes_that_are_no_slices_are_refused_by_parameter(full, local):
+    with pytest.raises(ShapeError, match=r"parameter layer\.w: "):
+        Plan.between({"layer.w": full}, {"layer.w": local})
+
+
+def test_the_order_of_parameters_does_not_matter():
+    full = {"a": (4,), "b": (2, 2)}
+    one = Plan.between(full, {"a": (2,), "b": (1, 2)})
+    other = Plan.between(full, {"b": (1, 2), "a": (2,)})
+    assert one == other
+    assert hash(one) == hash(other)
+    assert list(other.shapes) == ["b", "a"]
+
+
+def test_plans_are_equal_if_they_hold_the_same_entries():
+    full = {"w": (4, 4)}
+    plan = Plan.between(full, {"w": (2, 4)})
+    assert plan == Plan.between(full, {"w": (2, 4)}, choose=lambda full, kept: range(kept))
+    assert plan == Plan.between(full, {"w": (2, 4)}, heads={"w": (2, 1)})  # a whole axis has no use for heads
+    assert plan != Plan.between(full, {"w": (2, 3)})
+    assert plan != Plan.between(full, {"w": (2, 4)}, heads={"w": (2, 0)})
+    assert plan != Plan.between(full, {"w": (2, 4)}, choose=twin.rolling(1))
+    assert plan != Plan.between({"w": (5, 4)}, {"w": (2, 4)})
+    assert plan != Plan.between(full, {})
+    assert len({plan, Plan.between(full, {"w": (2, 4)})}) == 1
+
+
+def test_plans_survive_copying_and_pickling():
+    plan = Plan.between({"w": (4, 4)}, {"w": (2, 4)}, choose=twin.scattered(1))
+    assert plan == pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan)
+    hash(plan)  # which it remembers, but another process hashes text in another way
+    assert vars(pickle.loads(pickle.dumps(plan))) == {"axes": plan.axes}
+
+
+def test_a_plan_never_changes():
+    with pytest.raises(FrozenInstanceError):
+        Plan.between({"w": (4,)}, {"w": (2,)}).axes = {}
+
+
+def test_a_plan_knows_its_size():
+    plan = Plan.between({"w": (4, 6), "s": (), "u": (3,)}, {"w": (2, 4), "s": ()}, heads={"w": (2, 1)})
+    assert plan.parameters == 2 * 4 + 1
+    assert plan.is_prefix
+    assert Plan.between({}, {}).parameters == 0
+
+
+def test_a_plan_of_chosen_positions_is_no_prefix():
+    assert not Plan.between({"w": (4,)}, {"w": (2,)}, choose=twin.rolling(1)).is_prefix
+    assert Plan.between({"w": (4,)}, {"w": (4,)}, choose=twin.rolling(1)).is_prefix
+
+
+def _plans(full_axes, local_axes):
+    names = [f"p{number}" for number in range(len(full_axes))]
+    return Plan(dict(zip(names, full_axes, strict=True))), Plan(dict(zip(names, local_axes, strict=True)))
+
+
+@given(data=st.data())
+def test_what_a_plan_contains_it_holds(data):
+    one = data.draw(st.lists(strategies.axes(2), max_size=3))
+    other = [tuple(data.draw(strategies.axis(axis.full)) for axis in axes) for axes in one]
+    large, small = _plans(one, other)
+    if large.contains(small):
+        for name, axes in small.axes.items():
+            theirs = {origin for _, origin in twin.entries(twin.held(axes))}
+            ours = {origin for _, origin in twin.entries(twin.held(large.axes[name]))}
+            assert theirs <= ours
+
+
+@given(
+    widths=st.lists(st.integers(1, 40), min_size=2, max_size=4),
+    heads=st.integers(1, 4),
+    one=st.integers(1, 1000),
+    other=st.integers(1, 1000),
+)
+def test_plans_of_growing_rates_are_nested(widths, heads, one, other):
+    small, large = sorted((one / 1000, other / 1000))
+    shapes = {
+        rate: {
+            f"p{number}": (width(left * heads, rate, heads), width(right, rate))
+            for number, (left, right) in enumerate(pairwise(widths))
+        }
+        for rate in (small, large, 1.0)
+    }
+    plans = [Plan.between(shapes[1.0], shapes[rate], heads={"*": (heads, 0)}) for rate in (small, large, 1.0)]
+    for inner, outer in ((0, 1), (1, 2), (0, 2)):
+        assert plans[outer].contains(plans[inner])
+        assert plans[inner].contains(plans[outer]) == (plans[inner] == plans[outer])
+
+
+def test_a_plan_that_lacks_parameters_is_contained_but_does_not_contain():
+    full = {"a": (4,), "b": (4,)}
+    shallow, whole = Plan.between(full, {"a": (4,)}), Plan.between(full, full)
+    assert whole.contains(shallow)
+    assert not shallow.contains(whole)
+
+
+def test_extract_copies():
+    state = _random({"w": (4, 4), "s": ()})
+    before = {name: value.clone() for name, value in state.items()}
+    for shape in ((2, 2), (4, 4)):
+        sub = Plan.between(state, {"w": shape, "s": ()}).extract(state)
+        for value in sub.values():
+            value.fill_(7.0)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64]
+)
+def test_extract_keeps_every_dtype(dtype):
+    state = {"w": torch.arange(16).view(4, 4).to(dtype)}
+    sub = Plan.between(state, {"w": (2, 3)}, choose=twin.rolling(1)).extract(state)
+    assert torch.equal(sub["w"], state["w"][1:3, 1:4])
+    assert sub["w"].dtype == dtype
+
+
+def test_extract_reads_any_memory_order_and_writes_one():
+    state = {"w": torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last), "t": torch.randn(6, 4).t()}
+    plan = Plan.between(state, {"w": (2, 4, 3, 3), "t": (2, 4)}, heads={"w": (2, 1), "t": (2, 1)})
+    sub = plan.extract(state)
+    assert torch.equal(sub["w"], state["w"][:2, [0, 1, 3, 4]])
+    assert torch.equal(sub["t"], state["t"][:2, [0, 1, 3, 4]])
+    assert all(value.is_contiguous() for value in sub.values())
+
+
+def test_a_state_may_hold_more_than_the_plan():
+    state = _random({"w": (4,), "running_mean": (4,)})
+    assert set(Plan.between({"w": (4,)}, {"w": (2,)}).extract(state)) == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"v": (4,)}, "the global state has no parameter w; it has v"),
+        ({}, "the global state has no parameter w; it has "),
+        ({"w": (5,)}, r"parameter w of the global state is \(5,\), the plan was made for \(4,\)"),
+        ({"w": (4, 1)}, r"parameter w of the global state is \(4, 1\)"),
+    ],
+)
+def test_a_plan_of_another_model_is_refused(state, reason):
+    plan = Plan.between({"w": (4,)}, {"w": (2,)})
+    with pytest.raises(ShapeError, match=reason):
+        plan.extract(_random(state))
+    with pytest.raises(ShapeError, match=reason):
+        Aggregator(_random(state)).add(plan, {"w": torch.zeros(2)})
+
+
+@given(axes=strategies.axes(), data=st.data())
+def test_extract_then_add_restores_the_kept_block(axes, data):
+    state = _random({"w": tuple(axis.full for axis in axes)}, data.draw(st.integers(0, 99)))
+    plan = Plan({"w": axes})
+    aggregator = Aggregator(state)
+    for _ in range(data.draw(st.integers(1, 2))):  # the mean of equal powers of two is exact
+        aggregator.add(plan, plan.extract(state), weight=data.draw(st.sampled_from([1.0, 0.5, 2.0])))
+    torch.testing.assert_close(aggregator.result(), state, rtol=2e-7, atol=0)
+
+
+def test_the_prefix_chooser_names_no_positions():
+    assert prefix(8, 3) is None
+
+
+CHOOSERS = {"rolling": twin.rolling(3), "wrapped": twin.rolling(7), "scattered": twin.scattered(5)}
+
+
+@pytest.mark.parametrize("choose", CHOOSERS.values(), ids=CHOOSERS)
+def test_other_choosers_extract_what_the_twin_cuts(choose):
+    full = {"w": (8, 6, 2), "headed": (8, 8), "bias": (8,), "s": ()}
+    local = {"w": (4, 4, 2), "headed": (4, 8), "bias": (3,), "s": ()}
+    state = _random(full)
+    sub = Plan.between(full, local, heads={"headed": (2, 0)}, choose=choose).extract(state)
+    expected = {
+        "w": (choose(8, 4), choose(6, 4), range(2)),
+        "headed": (twin.positions(8, 4, 2, choose(4, 2)), range(8)),
+        "bias": (choose(8, 3),),
+        "s": (),
+    }
+    for name, held in expected.items():
+        assert torch.equal(sub[name], twin.cut(state[name], held))

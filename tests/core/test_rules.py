@@ -1,0 +1,303 @@
+"""Every registered rule, by what it is for: the slice computes what the global layer does with the rest zeroed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from heterofl_flwr.core import Axis, Plan, prefix
+from heterofl_flwr.core.rules.registry import _rules
+from heterofl_flwr.errors import ShapeError
+from tests.core import extension, twin
+
+# torch says once that a fast path is not taken.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
+FULL = 4
+"""The width unit of global layers; local ones have 1 to 3."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer by its width unit; the shape of its input, and where that and the output have their channels."""
+
+    make: Callable[[int], nn.Module]
+    shape: Callable[[int], tuple[int, ...]]
+    axis: int = 1
+    out_axis: int = 1
+    out_parts: int = 1
+    any_choice: bool = True
+
+
+def _image(dims, channels=2):
+    return lambda n: (3, channels * n, *[7] * dims)
+
+
+def _sequence(features=3):
+    return lambda n: (2, 5, features * n)
+
+
+_last = partial(Case, axis=-1, out_axis=-1)
+_recurrent = partial(_last, shape=_sequence())
+CASES = {
+    "linear": Case(lambda n: nn.Linear(3 * n, 2 * n), lambda n: (5, 3 * n)),
+    "linear without bias": Case(lambda n: nn.Linear(3 * n, 2 * n, bias=False), lambda n: (5, 3 * n)),
+    "linear, first": Case(lambda n: nn.Linear(7, 2 * n), lambda n: (5, 7)),
+    "linear, last": Case(lambda n: nn.Linear(3 * n, 7), lambda n: (5, 3 * n)),
+    "conv1d": Case(lambda n: nn.Conv1d(2 * n, 3 * n, 3, stride=2, padding=1), _image(1)),
+    "conv2d": Case(lambda n: nn.Conv2d(2 * n, 3 * n, (3, 2), dilation=2, bias=False), _image(2)),
+    "conv3d": Case(lambda n: nn.Conv3d(2 * n, n, 3), _image(3)),
+    "transposed 1d": Case(lambda n: nn.ConvTranspose1d(2 * n, 3 * n, 3, stride=2), _image(1)),
+    "transposed 2d": Case(lambda n: nn.ConvTranspose2d(2 * n, 3 * n, 3, output_padding=1, stride=2), _image(2)),
+    "transposed 3d": Case(lambda n: nn.ConvTranspose3d(2 * n, n, 2), _image(3)),
+    "depthwise": Case(lambda n: nn.Conv2d(2 * n, 2 * n, 3, groups=2 * n), _image(2)),
+    "depthwise transposed": Case(lambda n: nn.ConvTranspose2d(2 * n, 2 * n, 3, groups=2 * n), _image(2)),
+    "depthwise, three each": Case(lambda n: nn.Conv2d(2 * n, 6 * n, 3, groups=2 * n), _image(2), any_choice=False),
+    "groups of constant size": Case(lambda n: nn.Conv1d(2 * n, 4 * n, 3, groups=n), _image(1), any_choice=False),
+    "batch norm 1d": Case(lambda n: nn.BatchNorm1d(2 * n), _image(1)),
+    "batch norm 2d": Case(lambda n: nn.BatchNorm2d(2 * n), _image(2)),
+    "batch norm 3d": Case(lambda n: nn.BatchNorm3d(2 * n), _image(3)),
+    "instance norm 1d": Case(lambda n: nn.InstanceNorm1d(2 * n, affine=True), _image(1)),
+    "instance norm 2d": Case(lambda n: nn.InstanceNorm2d(2 * n, affine=True), _image(2)),
+    "instance norm 3d": Case(lambda n: nn.InstanceNorm3d(2 * n, affine=True), _image(3)),
+    "group norm": Case(lambda n: nn.GroupNorm(n, 2 * n), _image(2), any_choice=False),
+    "embedding": Case(lambda n: nn.Embedding(11, 3 * n, padding_idx=0), lambda n: (5,), out_axis=-1),
+    "embedding bag": Case(lambda n: nn.EmbeddingBag(11, 3 * n), lambda n: (5, 4), out_axis=-1),
+    "lstm": _recurrent(lambda n: nn.LSTM(3 * n, 2 * n, batch_first=True)),
+    "lstm, first": _last(lambda n: nn.LSTM(7, 2 * n, batch_first=True), lambda n: (2, 5, 7)),
+    "lstm without bias": _recurrent(lambda n: nn.LSTM(3 * n, 2 * n, bias=False, batch_first=True)),
+    "lstm of three layers": _recurrent(lambda n: nn.LSTM(3 * n, 2 * n, 3, batch_first=True)),
+    "lstm both ways": _recurrent(lambda n: nn.LSTM(3 * n, 2 * n, bidirectional=True, batch_first=True), out_parts=2),
+    "lstm both ways, deep": _recurrent(
+        lambda n: nn.LSTM(3 * n, 2 * n, 3, bidirectional=True, batch_first=True), out_parts=2
+    ),
+    "lstm projected": _recurrent(lambda n: nn.LSTM(3 * n, 3 * n, 2, proj_size=n, batch_first=True)),
+    "lstm projected both ways": _recurrent(
+        lambda n: nn.LSTM(3 * n, 3 * n, 2, proj_size=n, bidirectional=True, batch_first=True), out_parts=2
+    ),
+    "lstm of twelve layers": _recurrent(
+        lambda n: nn.LSTM(n, n, 12, bidirectional=True, batch_first=True), shape=_sequence(1), out_parts=2
+    ),
+    "gru both ways, deep": _recurrent(
+        lambda n: nn.GRU(3 * n, 2 * n, 2, bidirectional=True, batch_first=True), out_parts=2
+    ),
+    "rnn, deep": _recurrent(lambda n: nn.RNN(3 * n, 2 * n, 2, batch_first=True)),
+    "lstm cell": Case(lambda n: nn.LSTMCell(3 * n, 2 * n), lambda n: (5, 3 * n)),
+    "gru cell": Case(lambda n: nn.GRUCell(3 * n, 2 * n), lambda n: (5, 3 * n)),
+    "rnn cell": Case(lambda n: nn.RNNCell(3 * n, 2 * n), lambda n: (5, 3 * n)),
+    "attention": _last(lambda n: nn.MultiheadAttention(6 * n, 2, batch_first=True), _sequence(6)),
+    "attention without bias": _last(
+        lambda n: nn.MultiheadAttention(6 * n, 3, bias=False, batch_first=True), _sequence(6)
+    ),
+    "attention with further keys": _last(
+        lambda n: nn.MultiheadAttention(6 * n, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True), _sequence(6)
+    ),
+    "attention of one head": _last(lambda n: nn.MultiheadAttention(6 * n, 1, batch_first=True), _sequence(6)),
+    "attention of fewer heads": _last(
+        lambda n: nn.MultiheadAttention(3 * n, n, add_bias_kv=True, batch_first=True), _sequence(), any_choice=False
+    ),
+}
+
+
+def _randomised(layer):
+    """Return the layer in evaluation mode, with no parameter left at a value that hides mistakes."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return layer.eval()
+
+
+def _example(shape):
+    generator = torch.Generator().manual_seed(6)
+    return torch.randn(shape, generator=generator)
+
+
+def _run(layer, x):
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        x = (x.abs() * 3).long()
+    out = layer(x, x, x) if isinstance(layer, nn.MultiheadAttention) else layer(x)
+    return out[0] if isinstance(out, tuple) else out
+
+
+@torch.no_grad()
+def _match_temperature(full, local):
+    """Undo that the softmax divides by the square root of a head dimension that differs."""
+    if isinstance(full, nn.MultiheadAttention):
+        ratio = math.sqrt(full.head_dim / local.head_dim)
+        full.in_proj_weight[: full.embed_dim] *= ratio
+        if full.in_proj_bias is not None:
+            full.in_proj_bias[: full.embed_dim] *= ratio
+
+
+def _places(full, kept, parts, choose):
+    chosen = None if full == kept else choose(full // parts, kept // parts)
+    return twin.positions(full, kept, parts, chosen)
+
+
+def _check_that_the_slice_computes_the_same(case, unit, choose):
+    full, local = _randomised(case.make(FULL)), _randomised(case.make(unit))
+    plan = Plan.of(full, local, choose=choose)
+    extension.zero_extend(plan, full, local)
+    _match_temperature(full, local)
+    x = _example(case.shape(unit))
+    whole = x
+    if x.shape != case.shape(FULL):
+        width = case.shape(FULL)[case.axis]
+        whole = extension.spread(x, case.axis, width, _places(width, x.shape[case.axis], 1, choose))
+    found, expected = _run(full, whole), _run(local, x)
+    width, kept = found.shape[case.out_axis], expected.shape[case.out_axis]
+    places = _places(width, kept, case.out_parts, choose)
+    torch.testing.assert_close(found, extension.spread(expected, case.out_axis, width, places), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_a_slice_computes_what_the_global_layer_does_with_the_rest_zeroed(name, unit):
+    _check_that_the_slice_computes_the_same(CASES[name], unit, prefix)
+
+
+@pytest.mark.parametrize("choose", [twin.rolling(1), twin.scattered(2)], ids=["rolling", "scattered"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.any_choice])
+def test_so_does_any_other_choice_that_coupled_axes_share(name, choose):
+    for unit in (1, 2, 3):
+        _check_that_the_slice_computes_the_same(CASES[name], unit, choose)
+
+
+def test_every_registered_layer_is_tested():
+    made = {kind for case in CASES.values() for kind in type(case.make(FULL)).__mro__}
+    only_by_shape = {nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm}
+    ours = {kind for kind in _rules if kind.__module__.startswith("torch.")}
+    assert ours - made == only_by_shape
+
+
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [
+        (nn.SyncBatchNorm, {"weight": (3,), "bias": (3,)}),
+        (nn.LayerNorm, {"weight": (3,), "bias": (3,)}),
+        (lambda n: nn.LayerNorm((n, 5)), {"weight": (3, 5), "bias": (3, 5)}),
+        (nn.RMSNorm, {"weight": (3,)}),
+        (lambda n: nn.BatchNorm2d(n, affine=False), {}),
+        (nn.InstanceNorm2d, {}),
+    ],
+)
+def test_norms_keep_a_prefix_and_no_statistics(make, shapes):
+    plan = Plan.of(make(4), make(3))
+    assert dict(plan.shapes) == shapes
+    assert plan.is_prefix
+
+
+def _rows(plan, full, name):
+    """Return which rows of a matrix, or entries of a vector, a plan keeps."""
+    origin = extension.origins(plan, full)[name]
+    columns = dict(full.named_parameters())[name].shape[1:].numel()
+    return sorted({place // columns for place in origin.flatten().tolist()})
+
+
+def _columns(plan, full, name):
+    width = dict(full.named_parameters())[name].shape[1]
+    return sorted({place % width for place in extension.origins(plan, full)[name].flatten().tolist()})
+
+
+def test_the_rows_of_an_lstm_are_a_prefix_of_each_gate():
+    full, local = (nn.LSTM(3, hidden, 2, bidirectional=True) for hidden in (4, 2))
+    plan = Plan.of(full, local)
+    for name in ("weight_ih_l0", "weight_hh_l1", "bias_ih_l0_reverse"):
+        assert _rows(plan, full, name) == [0, 1, 4, 5, 8, 9, 12, 13]
+    assert _columns(plan, full, "weight_ih_l1_reverse") == [0, 1, 4, 5]  # of each direction
+    assert _columns(plan, full, "weight_hh_l0") == [0, 1]
+    assert plan.axes["weight_ih_l0"] == (Axis(16, 8, 4), Axis(3, 3))
+
+
+def test_the_rows_of_a_gru_are_a_prefix_of_each_of_three_gates():
+    full, local = (nn.GRUCell(2, hidden) for hidden in (4, 1))
+    assert _rows(Plan.of(full, local), full, "weight_hh") == [0, 4, 8]
+
+
+def test_the_rows_of_packed_attention_are_a_prefix_of_each_head_of_q_k_and_v():
+    full, local = (nn.MultiheadAttention(embedding, 2) for embedding in (8, 4))
+    plan = Plan.of(full, local)
+    expected = [0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21]
+    assert _rows(plan, full, "in_proj_weight") == _rows(plan, full, "in_proj_bias") == expected
+    assert _columns(plan, full, "in_proj_weight") == [0, 1, 2, 3]  # the residual stream
+    assert _rows(plan, full, "out_proj.weight") == [0, 1, 2, 3]
+    assert _columns(plan, full, "out_proj.weight") == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("unit", [1, 2, 3])
+def test_attention_with_keys_and_values_of_their_own_widths(unit):
+    def make(n):
+        return _randomised(nn.MultiheadAttention(4 * n, 2, kdim=3 * n, vdim=5, add_bias_kv=True, batch_first=True))
+
+    full, local = make(FULL), make(unit)
+    extension.zero_extend(Plan.of(full, local), full, local)
+    with torch.no_grad():
+        ratio = math.sqrt(full.head_dim / local.head_dim)
+        full.q_proj_weight *= ratio
+        full.in_proj_bias[: full.embed_dim] *= ratio
+    query, key, value = (_example((2, 5, width)) for width in (4 * unit, 3 * unit, 5))
+    expected, _ = local(query, key, value)
+    found, _ = full(
+        extension.spread(query, 2, 4 * FULL, range(4 * unit)),
+        extension.spread(key, 2, 3 * FULL, range(3 * unit)),
+        value,
+    )
+    torch.testing.assert_close(found[..., : 4 * unit], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_may_cut_heads_or_their_dimension_but_not_both():
+    with pytest.raises(ShapeError, match="4 heads of 4 became 2 heads of 2: keep either"):
+        Plan.of(nn.MultiheadAttention(16, 4), nn.MultiheadAttention(4, 2))
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(
+    ("full", "local"),
+    [
+        ((8, 8, 2), (4, 4, 2)),  # the number of groups stays
+        ((8, 8, 2), (4, 8, 2)),
+        ((8, 8, 2), (8, 4, 2)),
+        ((8, 16, 4), (4, 4, 2)),  # inputs of a group stay, outputs do not
+        ((4, 4, 1), (4, 4, 2)),  # groups appear
+        ((4, 4, 4), (4, 4, 2)),
+    ],
+)
+def test_convolutions_whose_groups_change_their_size_are_refused(conv, full, local):
+    layers = [conv(inputs, outputs, 3, groups=groups) for inputs, outputs, groups in (full, local)]
+    with pytest.raises(ShapeError, match="groups must shrink with the channels and keep their size"):
+        Plan.of(*layers)
+
+
+@given(
+    full=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+    local=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+)
+def test_a_grouped_convolution_is_sliced_right_or_refused(full, local):
+    def make(sizes):
+        groups, inputs, outputs = sizes
+        return nn.Conv1d(groups * inputs, groups * outputs, 1, groups=groups)
+
+    large, small = _randomised(make(full)), _randomised(make(local))
+    if small.in_channels > large.in_channels or small.out_channels > large.out_channels:
+        return
+    try:
+        plan = Plan.of(large, small)
+    except ShapeError:
+        return
+    extension.zero_extend(plan, large, small)
+    x = _example((2, small.in_channels, 3))
+    found = large(extension.spread(x, 1, large.in_channels, range(small.in_channels)))
+    expected = extension.spread(small(x), 1, large.out_channels, range(small.out_channels))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_are_never_cut():
+    with pytest.raises(ShapeError, match=r"kernel sizes \(3, 3\) and \(1, 1\) differ"):
+        Plan.of(nn.Conv2d(4, 4, 3), nn.Conv2d(2, 2, 1))
