@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
-from heterofl_flwr.core.mean import Count, mean_in_place, zeros_like
+from heterofl_flwr.core.mean import Count, Divisors, empty_sum, mean_in_place
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.region import Region
 from heterofl_flwr.core.reply import check_reply
@@ -57,6 +57,7 @@ class Aggregator:
         self._state = {name: tensor.detach() for name, tensor in global_state.items()}
         self._rows = LabelRows.of(self._state, label_rows, classes=classes, extra_rows=extra_rows)
         self._sums: dict[str, Tensor] = {}
+        self._new: set[str] = set()
         self._holders: dict[Plan, _Holders] = {}
         self._replies = 0
         self._open = True
@@ -97,10 +98,16 @@ class Aggregator:
         holders = self._holders.setdefault(plan, _Holders(self._rows.most))
         for name, region in self._regions_of(plan, holders).items():
             local = sub[name].to(region.view.device)
-            if rows is None or name not in self._rows.sizes:
-                region.add(local, weight)
-            else:
+            if rows is not None and name in self._rows.sizes:
+                self._zero_if_new(name)
                 region.add_rows(local, rows[rows < self._rows.sizes[name]].to(local.device), weight)
+            elif name in self._new and region.whole and weight == 1:
+                # The first reply is copied: zeroing a large sum just to add to it costs as much again.
+                self._new.remove(name)
+                region.view.copy_(local)
+            else:
+                self._zero_if_new(name)
+                region.add(local, weight)
         holders.add(weight, rows)
         self._replies += 1
 
@@ -115,9 +122,10 @@ class Aggregator:
         self._open = False
         for holders in self._holders.values():
             holders.regions = None
-        return {name: self._mean_of(name, old) for name, old in self._state.items()}
+        divisors: Divisors = {}
+        return {name: self._mean_of(name, old, divisors) for name, old in self._state.items()}
 
-    def _mean_of(self, name: str, old: Tensor) -> Tensor:
+    def _mean_of(self, name: str, old: Tensor, divisors: Divisors) -> Tensor:
         total = self._sums.pop(name, None)
         if total is None:
             return old.clone()
@@ -129,7 +137,7 @@ class Aggregator:
                 # A plan that cuts label rows takes no labels: each of its rows was held by all.
                 by_row = rows if axes and axes[0].kept == rows else None
                 counts[axes] = counts.get(axes, 0.0) + holders.count(by_row)
-        mean_in_place(total, old, counts)
+        mean_in_place(total, old, counts, divisors)
         return total.to(old.dtype)
 
     def _regions_of(self, plan: Plan, holders: "_Holders") -> Mapping[str, Region]:
@@ -138,12 +146,18 @@ class Aggregator:
             return holders.regions
         for name in plan.axes:
             if name not in self._sums:
-                self._sums[name] = zeros_like(self._state[name])
+                self._sums[name] = empty_sum(self._state[name])
+                self._new.add(name)
         regions = {name: Region(self._sums[name], axes) for name, axes in plan.axes.items()}
         if plan.is_prefix:
             # Views cost nothing to keep. Chosen positions would: with one plan for each client, too much.
             holders.regions = regions
         return regions
+
+    def _zero_if_new(self, name: str) -> None:
+        if name in self._new:
+            self._new.remove(name)
+            self._sums[name].zero_()
 
     def _check_open(self) -> None:
         if not self._open:

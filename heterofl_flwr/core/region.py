@@ -5,32 +5,25 @@ several parts appears as two, (parts, entries of a part), in everything here tha
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis
+from heterofl_flwr.core.axes import Axes
 
 
 class Region:
     """The entries of one tensor that one slice holds."""
 
-    __slots__ = ("_index", "_local_shape", "_shape", "view")
+    __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
-        view = tensor
-        shape: list[int] = []
-        for axis in axes:
-            full, kept = axis.part
-            if axis.parts > 1:
-                view = _open_axis(view, len(shape), axis)
-                shape.append(axis.parts)
-            if axis.index is None and kept < full:
-                view = view.narrow(len(shape), 0, kept)
-            shape.append(kept)
-        self.view = view
-        self._shape = tuple(shape)
+        opened, places, self._shape = _geometry(axes)
         self._local_shape = tuple(axis.kept for axis in axes)
+        self.whole = self._local_shape == tuple(tensor.shape)
+        view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
+        self.view = view if self.whole else view[places]
         self._index = None if is_prefix(axes) else _positions(axes, tensor.device)
 
     def read(self) -> Tensor:
@@ -41,7 +34,7 @@ class Region:
     def add(self, local: Tensor, weight: float) -> None:
         """Add ``weight`` times a client's tensor to the region."""
         if self._index is None:
-            self.view.add_(local.reshape(self._shape), alpha=weight)
+            self.view.add_(local.view(self._shape) if self._shape != self._local_shape else local, alpha=weight)
         else:
             # Positions are distinct, so reading, adding and writing back counts each entry once.
             self.view[self._index] = self.view[self._index].add_(local.reshape(self._shape), alpha=weight)
@@ -74,25 +67,46 @@ def shell(tensor: Tensor, outer: Axes, inner: Axes) -> Iterator[Tensor]:
 
     In two dimensions the shell is an L: what stands below the inner region, and what stands beside it.
     """
+    opened, _, _ = _geometry(inner)
+    view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
+    for place in _shell_places(outer, inner):
+        yield view[place]
+
+
+@lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
+def _geometry(axes: Axes) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[int, ...]]:
+    """Return the full shape with the parts as dimensions of their own, the place of the prefixes in it, and theirs."""
+    opened: list[int] = []
+    shape: list[int] = []
+    places: list[slice] = []
+    for axis in axes:
+        full, kept = axis.part
+        if axis.parts > 1:
+            opened.append(axis.parts)
+            shape.append(axis.parts)
+            places.append(slice(None))
+        opened.append(full)
+        shape.append(kept)
+        places.append(slice(kept) if axis.index is None else slice(None))
+    return tuple(opened), tuple(places), tuple(shape)
+
+
+@lru_cache(maxsize=4096)
+def _shell_places(outer: Axes, inner: Axes) -> tuple[tuple[slice, ...], ...]:
     bounds: list[tuple[int, int]] = []
-    view = tensor
     for large, small in zip(outer, inner, strict=True):
         if small.parts > 1:
-            view = _open_axis(view, len(bounds), small)
             bounds.append((small.parts, small.parts))
         bounds.append((large.kept // small.parts, small.kept // small.parts))
-    for number, (upper, lower) in enumerate(bounds):
-        if lower < upper:
-            slab = view.narrow(number, lower, upper - lower)
-            for other, (wide, slim) in enumerate(bounds):
-                if other != number:
-                    slab = slab.narrow(other, 0, slim if other < number else wide)
-            yield slab
-
-
-def _open_axis(view: Tensor, number: int, axis: Axis) -> Tensor:
-    """Return the tensor with one axis shown as two: the parts, and the entries of a part."""
-    return view.view(*view.shape[:number], axis.parts, axis.part[0], *view.shape[number + 1 :])
+    return tuple(
+        (
+            *(slice(slim) for _, slim in bounds[:number]),
+            slice(lower, upper),
+            *(slice(wide) for wide, _ in bounds[number + 1 :]),
+        )
+        for number, (upper, lower) in enumerate(bounds)
+        if lower < upper
+    )
 
 
 def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:

@@ -17,10 +17,10 @@ def check_reply(state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tenso
     """Raise ``ReplyError`` that names what is wrong with a reply; return quietly if nothing is."""
     faults = [*_faults_of_weight(weight), *_faults_of_names(plan, sub)]
     for name, shape in plan.shapes.items():
-        if name in sub:
-            faults.extend(_faults_of_tensor(name, state[name], shape, sub[name]))
-    if not faults:
-        faults.extend(_faults_of_values(sub))
+        if name in sub and not _fits(sub[name], shape, state[name].dtype):
+            faults.append(_fault_of_tensor(name, sub[name], shape, state[name].dtype))
+    if not faults and not _all_finite(sub):
+        faults = [f"{name} contains NaN or infinity" for name, tensor in sub.items() if not tensor.isfinite().all()]
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{more}")
@@ -42,23 +42,24 @@ def _faults_of_names(plan: Plan, sub: Mapping[str, Tensor]) -> Iterator[str]:
         yield f"{len(missing)} parameters of its plan are missing ({_quoted(missing)})"
 
 
-def _faults_of_tensor(name: str, old: Tensor, shape: tuple[int, ...], new: object) -> Iterator[str]:
+def _fits(new: object, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return isinstance(new, Tensor) and new.shape == shape and new.dtype == dtype and new.layout == torch.strided
+
+
+def _fault_of_tensor(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> str:
     if not isinstance(new, Tensor) or new.layout != torch.strided:
-        yield f"{name} is {type(new).__name__}, expected a dense tensor"
-    elif new.dtype != old.dtype:
-        yield f"{name} is {new.dtype}, expected {old.dtype}"
-    elif new.shape != shape:
-        yield f"{name} has shape {tuple(new.shape)}, expected {shape}"
+        return f"{name} is {type(new).__name__}, expected a dense tensor"
+    if new.dtype != dtype:
+        return f"{name} is {new.dtype}, expected {dtype}"
+    return f"{name} has shape {tuple(new.shape)}, expected {shape}"
 
 
-def _faults_of_values(sub: Mapping[str, Tensor]) -> Iterator[str]:
+def _all_finite(sub: Mapping[str, Tensor]) -> bool:
     # A sum is not finite if any entry is not, and is much cheaper than a look at each entry. It can also overflow,
     # so a sum that is not finite only makes us look.
-    totals = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for tensor in sub.values()]
-    if not math.isfinite(sum(total.item() for total in totals)):
-        for name, tensor in sub.items():
-            if not tensor.isfinite().all():
-                yield f"{name} contains NaN or infinity"
+    if math.isfinite(sum(tensor.sum().item() for tensor in sub.values())):
+        return True
+    return all(tensor.isfinite().all() for tensor in sub.values())
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -420,10 +420,10 @@ def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
 
     def counted(parameter):
         made.append(parameter.numel())
-        return zeros_like(parameter)
+        return empty_sum(parameter)
 
-    zeros_like = aggregate.zeros_like
-    monkeypatch.setattr(aggregate, "zeros_like", counted)
+    empty_sum = aggregate.empty_sum
+    monkeypatch.setattr(aggregate, "empty_sum", counted)
     held = {}
     for number in (10, 1000):
         made.clear()
@@ -436,6 +436,15 @@ def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
             assert kept_alive() is None
         held[number] = sum(made), len(aggregator._holders)
     assert held[10] == held[1000] == (sum(value.numel() for value in state.values()), 2)
+
+
+@pytest.mark.parametrize(("choose", "kept"), [(prefix, True), (twin.scattered(1), False)])
+def test_only_views_are_kept_between_replies(choose, kept):
+    state, plan, (reply, *_) = _three_replies()
+    plan = Plan.between(state, plan.shapes, choose=choose)
+    aggregator = Aggregator(state)
+    aggregator.add(plan, reply)
+    assert (aggregator._holders[plan].regions is not None) is kept
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.3])

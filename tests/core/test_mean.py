@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr.core import Axis
 from heterofl_flwr.core import mean as module
-from heterofl_flwr.core.mean import mean_in_place, zeros_like
+from heterofl_flwr.core.mean import empty_sum, mean_in_place
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,9 @@ from heterofl_flwr.core.mean import mean_in_place, zeros_like
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)])
-def test_sums_are_zeros_of_single_precision_at_least(dtype, sum_dtype, device, shape):
-    total = zeros_like(torch.empty(shape, dtype=dtype, device=device))
+def test_sums_are_of_single_precision_at_least(dtype, sum_dtype, device, shape):
+    total = empty_sum(torch.empty(shape, dtype=dtype, device=device))
     assert (total.dtype, total.device.type, tuple(total.shape)) == (sum_dtype, device, shape)
-    assert device == "meta" or not total.any()
 
 
 @st.composite
@@ -49,21 +48,42 @@ def test_shells_and_a_full_tensor_of_counts_agree(drawn):
     old = torch.randn(full, generator=generator)
     fast = torch.randn(full, generator=generator)
     slow = fast.clone()
-    mean_in_place(fast, old, counts)
+    mean_in_place(fast, old, counts, {})
     module._mean_of_any(slow, old, counts)
     torch.testing.assert_close(fast, slow, rtol=1e-6, atol=0)
 
 
 def test_nested_slices_need_no_tensor_of_counts(monkeypatch):
-    monkeypatch.setattr(module, "_mean_of_any", None)
+    monkeypatch.setattr(module, "_held", None)
+    monkeypatch.setattr(module, "_SMALL", 0)
     total = torch.full((4, 4), 6.0)
     counts = {(Axis(4, 2), Axis(4, 1)): 2.0, (Axis(4, 3), Axis(4, 4)): 1.0}
-    mean_in_place(total, torch.zeros(4, 4), counts)
+    mean_in_place(total, torch.zeros(4, 4), counts, {})
     assert total.tolist() == [[2, 6, 6, 6], [2, 6, 6, 6], [6, 6, 6, 6], [0, 0, 0, 0]]
 
 
 def test_slices_that_cross_are_counted_entry_by_entry():
     total = torch.full((2, 2), 6.0)
     counts = {(Axis(2, 1), Axis(2, 2)): 2.0, (Axis(2, 2), Axis(2, 1)): 1.0}
-    mean_in_place(total, torch.full((2, 2), -1.0), counts)
+    mean_in_place(total, torch.full((2, 2), -1.0), counts, {})
     assert total.tolist() == [[2, 3], [6, -1]]
+
+
+def test_small_parameters_with_equal_slices_share_their_counts():
+    counts = {(Axis(4, 4),): 1.0, (Axis(4, 2),): 1.0}
+    shared = {}
+    for value in (6.0, 8.0):
+        total = torch.full((4,), value)
+        mean_in_place(total, torch.zeros(4), counts, shared)
+        assert total.tolist() == [value / 2, value / 2, value, value]
+    assert len(shared) == 1
+
+
+def test_shared_counts_are_told_apart_by_type():
+    counts = {(Axis(2, 2),): 3.0}
+    shared = {}
+    for dtype in (torch.float32, torch.float64):
+        total = torch.ones(2, dtype=dtype)
+        mean_in_place(total, torch.zeros(2, dtype=dtype), counts, shared)
+        assert torch.equal(total, torch.ones(2, dtype=dtype) / 3)
+    assert len(shared) == 2

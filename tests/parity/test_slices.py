@@ -57,7 +57,7 @@ def _check_slices(authors, rates, module):
         for sub in subs:
             for (name, theirs), ours in zip(expected.items(), sub.values(), strict=True):
                 assert torch.equal(ours, theirs), name
-        local.load_state_dict(expected, strict=False)
+        local.load_state_dict(expected)
 
 
 def _check_means(authors, rates, state, labels):
