@@ -49,9 +49,11 @@ class Axis:
 
     def chosen(self, choose: Choose) -> "Axis":
         """Return this axis with the positions that ``choose`` keeps of each part."""
-        chosen = None if self.kept == self.full else choose(*self.part)
+        # What is held whole, or a prefix, has one form only, so that plans that mean the same are equal.
+        if self.kept == self.full:
+            return Axis(self.full, self.full)
+        chosen = choose(*self.part)
         index = None if chosen is None else tuple(map(int, chosen))
-        # A prefix has one form only, so that plans that mean the same are equal.
         return replace(self, index=None if index == tuple(range(self.part[1])) else index)
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from heterofl_flwr.errors import ConfigError
 
-_PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d+)?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d+))?)")
+_PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d{1,9})?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d{1,9}))?)")
 _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
 
 
@@ -19,7 +19,7 @@ def exact_rate(rate: float | Fraction) -> Fraction:
     """Return the rate as the exact fraction that its decimal form names; refuse what is not in (0, 1]."""
     try:
         exact = rate if isinstance(rate, Fraction) else Fraction(str(rate))
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{rate!r} is no rate: expected a number above 0 and up to 1") from error
     if isinstance(rate, bool) or not 0 < exact <= 1:
         raise ConfigError(f"a rate of {rate} is not usable: expected a number above 0 and up to 1")

@@ -10,7 +10,8 @@ import random
 
 def derive(seed: int, *purpose: int | str) -> int:
     """Return a 63-bit seed that depends on all arguments, the same on every platform and Python version."""
-    text = "/".join(f"{type(part).__name__}:{part}" for part in (seed, *purpose))
+    # The quotes of a text tell ("a", "b") from ("a/b",), and 1 from "1".
+    text = repr([part if isinstance(part, str) else int(part) for part in (seed, *purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

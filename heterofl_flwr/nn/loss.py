@@ -27,11 +27,12 @@ def class_mask(classes: torch.Tensor, number: int) -> torch.Tensor:
         raise DataError(
             f"classes have shape {tuple(classes.shape)} and type {classes.dtype}; expected a vector of integers"
         )
+    classes = classes.long()  # in few bits the number of classes itself would wrap
     outside = classes[(classes < 0) | (classes >= number)]
     if len(outside):
         raise DataError(f"classes {sorted(set(outside.tolist()))[:5]} do not exist: expected 0 to {number - 1}")
     mask = torch.zeros(number, dtype=torch.bool, device=classes.device)
-    mask[classes.long()] = True
+    mask[classes] = True
     return mask
 
 

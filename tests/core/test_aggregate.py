@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Plan, aggregate, prefix, width
+from heterofl_flwr.core import Aggregator, Plan, aggregate, mean, prefix, width
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, ShapeError
 from tests.core import strategies, twin
 
@@ -30,9 +30,12 @@ def _has(reply, name):
     return name in reply.values and reply.values[name].numel() > 0
 
 
+@pytest.mark.parametrize("small", [0, mean._SMALL], ids=["by shells", "by counts"])
 @given(drawn=strategies.rounds())
-def test_the_mean_is_the_twins(drawn):
-    found = drawn.result()
+def test_the_mean_is_the_twins(drawn, small):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mean, "_SMALL", small)
+        found = drawn.result()
     means, held = drawn.expected()
     _assert_close(found, means, drawn.replies)
     for name, old in drawn.state.items():
@@ -41,9 +44,13 @@ def test_the_mean_is_the_twins(drawn):
         assert torch.equal(found[name][unheld], old[unheld])  # to the bit
 
 
-@given(drawn=strategies.rounds(choosers=(prefix,)), data=st.data())
-def test_so_it_is_for_prefixes_alone(drawn, data):
-    _assert_close(drawn.result(), drawn.expected()[0], drawn.replies)
+@pytest.mark.parametrize("small", [0, mean._SMALL], ids=["by shells", "by counts"])
+@given(drawn=strategies.rounds(choosers=(prefix,)))
+def test_so_it_is_for_prefixes_alone(drawn, small):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mean, "_SMALL", small)
+        found = drawn.result()
+    _assert_close(found, drawn.expected()[0], drawn.replies)
 
 
 @given(drawn=strategies.rounds(), data=st.data())

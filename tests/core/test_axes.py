@@ -108,6 +108,11 @@ def test_a_chosen_prefix_is_the_prefix():
     assert Axis(8, 4, 2).chosen(lambda full, kept: range(kept)) == Axis(8, 4, 2).chosen(prefix) == Axis(8, 4, 2)
 
 
+@pytest.mark.parametrize("axis", [Axis(8, 8), Axis(8, 8, 4), Axis(8, 8, 1, tuple(range(8)))])
+def test_a_whole_axis_has_one_form(axis):
+    assert axis.chosen(prefix) == axis.chosen(twin.rolling(1)) == Axis(8, 8)
+
+
 def test_a_chooser_that_keeps_too_many_is_refused():
     with pytest.raises(ShapeError, match="expected 2 ascending positions below 4 of each part, got 4: 0, 1, 2, 3"):
         Axis(8, 4, 2).chosen(lambda full, kept: range(full))

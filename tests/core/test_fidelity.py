@@ -25,8 +25,8 @@ def test_each_quirk_can_be_set_alone(name):
 
 
 def test_unknown_quirks_are_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=f"no setting lables, mask; it has {', '.join(QUIRKS)}"):
-        Fidelity.of("paper", mask="fixed", lables="fixed")
+    with pytest.raises(ConfigError, match=f"no setting labels, mask; it has {', '.join(QUIRKS)}"):
+        Fidelity.of("paper", mask="fixed", labels="fixed")
 
 
 @pytest.mark.parametrize("value", ["", "Paper", None, True, ["paper"]])

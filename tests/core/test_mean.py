@@ -41,14 +41,17 @@ def _nested_counts(draw):
     return full, counts
 
 
+@pytest.mark.parametrize("small", [0, module._SMALL])
 @given(drawn=_nested_counts())
-def test_shells_and_a_full_tensor_of_counts_agree(drawn):
+def test_shells_and_a_full_tensor_of_counts_agree(drawn, small):
     full, counts = drawn
     generator = torch.Generator().manual_seed(0)
     old = torch.randn(full, generator=generator)
     fast = torch.randn(full, generator=generator)
     slow = fast.clone()
-    mean_in_place(fast, old, counts, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SMALL", small)
+        mean_in_place(fast, old, counts, {})
     module._mean_of_any(slow, old, counts)
     torch.testing.assert_close(fast, slow, rtol=1e-6, atol=0)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.core import Axis, Plan, axes_between, register
+from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, register
 from heterofl_flwr.core.rules import find_rule, registry
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 
@@ -100,6 +100,16 @@ def test_a_rule_that_does_not_fit_the_models_is_refused(rule, found):
     register(Gain)(rule)
     with pytest.raises(ShapeError, match=rf"parameter body.1.kernel: {found}.*, but the model has \(2,\) of \(4,\)"):
         Plan.of(Model(4), Model(2))
+
+
+def test_a_rule_may_speak_of_parts_where_nothing_is_cut():
+    register(Gain)(lambda full, local: {"kernel": (Axis(full.kernel.numel(), local.kernel.numel(), full.heads),)})
+    plan = Plan.of(Gain(4), Gain(4))
+    assert plan.axes["kernel"] == (Axis(4, 4),)
+    aggregator = Aggregator({"kernel": torch.zeros(4)}, label_rows=["kernel"])
+    aggregator.add(plan, {"kernel": torch.ones(4)})
+    aggregator.add(plan, {"kernel": torch.full((4,), 3.0)}, labels=[3])
+    assert aggregator.result()["kernel"].tolist() == [1, 1, 1, 2]
 
 
 def test_a_rules_own_shape_error_names_the_layer():
