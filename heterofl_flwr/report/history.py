@@ -1,0 +1,69 @@
+"""The history of a run: one round's record a line, read back as it was written."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.report.files import append_line, to_json, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+def append(path: Path, record: RoundRecord) -> None:
+    """Add one round's record at the end."""
+    append_line(path, to_json(record.to_json()))
+
+
+def read(path: Path) -> list[RoundRecord]:
+    """Return all records; a last line that was cut off, as by a power cut, is left out with a warning."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = [line for line in text.split("\n") if line]  # no splitlines: it also splits at what a text may contain
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(record_of(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number < len(lines):
+                raise ConfigError(f"{path}, line {number} is no record of a round: {error!r}") from error
+            log.warning("%s ends with an incomplete line, which is ignored", path)
+    return records
+
+
+def trim(path: Path, last_round: int) -> None:
+    """Drop the records after a round; that round itself must be the last one left."""
+    records = read(path)
+    kept = [record for record in records if record.server_round <= last_round]
+    found = kept[-1].server_round if kept else 0
+    if found != last_round:
+        raise ConfigError(f"{path} ends with round {found}, but the run is to go on after round {last_round}")
+    write_atomic(path, "".join(f"{to_json(record.to_json())}\n" for record in kept).encode())
+
+
+def record_of(values: Mapping[str, Any]) -> RoundRecord:
+    """Return the record that ``RoundRecord.to_json`` gave, after a journey through JSON."""
+    return RoundRecord(
+        server_round=int(values["server_round"]),
+        seconds=float(values["seconds"]),
+        learning_rate=float(values["learning_rate"]),
+        rates={int(partition): float(rate) for partition, rate in values["rates"].items()},
+        failures={int(partition): str(why) for partition, why in values.get("failures", {}).items()},
+        train=_floats(values.get("train", {})),
+        train_by_level={level: _floats(own) for level, own in values.get("train_by_level", {}).items()},
+        evaluate=_floats(values.get("evaluate", {})),
+        evaluate_by_level={level: _floats(own) for level, own in values.get("evaluate_by_level", {}).items()},
+        bytes_down=int(values.get("bytes_down", 0)),
+        bytes_up=int(values.get("bytes_up", 0)),
+    )
+
+
+def before(records: Sequence[RoundRecord], first_round: int) -> list[RoundRecord]:
+    """Return the records of the rounds before one."""
+    return [record for record in records if record.server_round < first_round]
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

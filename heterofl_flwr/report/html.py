@@ -1,0 +1,186 @@
+"""One page a run: everything that is known of it, in one file that needs no network and runs no script."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.report import text
+from heterofl_flwr.report.costs import ModelCosts
+from heterofl_flwr.report.drawing import to_png, to_svg
+from heterofl_flwr.report.figures import Drawing, draw_run
+from heterofl_flwr.report.files import to_json, write_atomic
+from heterofl_flwr.report.metrics import SCOPES, headline_kind, scores
+from heterofl_flwr.report.page import PAGE, STYLE
+from heterofl_flwr.report.run_folder import RunFolder, flatten
+from heterofl_flwr.report.summary import failure_rows, level_rows, savings
+from heterofl_flwr.report.tables import level_cells, level_heads, score_cells
+
+Rows = Iterable[Sequence[str]]
+Card = tuple[str, str, str]
+
+TOLD = ("command", "title", "starts", "finished", "versions", "num_rounds")
+"""What of ``about`` has a place of its own on the page."""
+
+
+def write_report(folder: RunFolder | str | Path) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` from what a run's folder holds; return the page's path.
+
+    A run need not be finished: the page then shows the rounds so far.
+    """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+    records, costs = folder.history(), folder.costs()
+    drawings = draw_run(records, costs)
+    for drawing in drawings:
+        write_atomic(folder.figures / f"{drawing.name}.png", to_png(drawing.figure))
+    write_atomic(folder.report, render(folder, records, costs, drawings).encode())
+    return folder.report
+
+
+def render(
+    folder: RunFolder, records: Sequence[RoundRecord], costs: ModelCosts | None, drawings: Sequence[Drawing]
+) -> str:
+    """Return the page."""
+    about = folder.about()
+    parts = [
+        _cards(records, costs),
+        _section("Figures", _figures(drawings)),
+        _section("Levels", _level_table(records, costs)),
+        _section("Metrics", _metric_table(records)),
+        _section("Failures", _failure_table(records)),
+        _section("How it was run", _origin(about)),
+        _section("Settings", _setting_table(folder.settings())),
+    ]
+    return PAGE.substitute(
+        title=escape(str(about.get("title") or folder.path.resolve().name)),
+        style=STYLE,
+        status=escape(_status(about, records)),
+        body="\n".join(parts),
+        footer=escape(f"heterofl-flwr {about.get('versions', {}).get('heterofl-flwr', '')}"),
+    )
+
+
+def _status(about: Mapping[str, object], records: Sequence[RoundRecord]) -> str:
+    done = records[-1].server_round if records else 0
+    planned = about.get("num_rounds")
+    rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
+    dates = [_date(start) for start in _list(about.get("starts"))[:1]]
+    return " · ".join([*dates, rounds, *([] if about.get("finished") else ["not finished"])])
+
+
+def _cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> str:
+    cards = [*_score_cards(records), *_saving_cards(records, costs)]
+    rounds = max(len(records), 1)
+    clients = {partition for record in records for partition in record.rates}
+    asked = sum(len(record.rates) for record in records)
+    failed = sum(len(record.failures) for record in records)
+    seconds = sum(record.seconds for record in records)
+    cards.append(("clients", str(len(clients)), f"{asked / rounds:.4g} a round"))
+    cards.append(("failures", str(failed), f"of {asked} requests"))
+    cards.append(("run time", text.duration(seconds), f"{text.duration(seconds / rounds)} a round"))
+    items = (
+        f"<div class='card'><small>{escape(head)}</small><b>{escape(value)}</b><small>{escape(note)}</small></div>"
+        for head, value, note in cards
+    )
+    return f"<div class='cards'>{''.join(items)}</div>"
+
+
+def _score_cards(records: Sequence[RoundRecord]) -> Iterator[Card]:
+    kind = headline_kind(records)
+    by_name = {score.name: score for score in scores(records)}
+    for scope in SCOPES:
+        found = by_name.get(f"{scope}-{kind}")
+        if found:
+            best = f"best {text.score(kind, found.best)} in round {found.best_round}"
+            yield f"{scope} {kind}", text.score(kind, found.final), best
+
+
+def _saving_cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[Card]:
+    sent = text.size(sum(record.bytes_down + record.bytes_up for record in records))
+    saved = savings(records, costs)
+    if saved is None:
+        yield "bytes sent", sent, "both ways"
+        return
+    yield "bytes saved", text.percent(1 - saved.bytes_share), f"{sent}; FedAvg: {text.size(saved.bytes_full)}"
+    yield "multiplications saved", text.percent(1 - saved.macs_share), "against full-size FedAvg"
+
+
+def _figures(drawings: Sequence[Drawing]) -> str:
+    if not drawings:
+        return "<p class='note'>No round is recorded yet.</p>"
+    items = [
+        f"<figure><h3>{escape(drawing.title)}</h3>{to_svg(drawing.figure, drawing.name, drawing.title)}"
+        f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
+        for drawing in drawings
+    ]
+    return f"<div class='figures'>{''.join(items)}</div>"
+
+
+def _level_table(records: Sequence[RoundRecord], costs: ModelCosts | None) -> str:
+    kind = headline_kind(records)
+    rows = [level_cells(row, kind) for row in level_rows(records, costs)]
+    note = "MACs: multiplications of one forward pass. Clients: share of all that were asked. Bytes: sent both ways."
+    return _table(level_heads(kind), rows, "right") + f"<p class='note'>{note}</p>"
+
+
+def _metric_table(records: Sequence[RoundRecord]) -> str:
+    rows = score_cells(records)
+    if not rows:
+        return "<p class='note'>No round was evaluated.</p>"
+    note = "Best: the best round by each metric itself, chosen on the data it is measured on."
+    if any("coverage" in record.evaluate for record in records):
+        note += " Coverage: the share of clients that were asked to evaluate the full model."
+    return _table(("metric", "final", "best", "in round"), rows, "right narrow") + f"<p class='note'>{note}</p>"
+
+
+def _failure_table(records: Sequence[RoundRecord]) -> str:
+    found = failure_rows(records)
+    if not found:
+        return "<p class='note'>No client failed.</p>"
+    rows = [(row.reason, str(row.times), text.numbers(row.rounds), text.numbers(row.clients)) for row in found]
+    return _table(("reason", "times", "rounds", "clients"), rows)
+
+
+def _origin(about: Mapping[str, object]) -> str:
+    starts = [_date(start) for start in _list(about.get("starts"))]
+    versions = about.get("versions")
+    known = {
+        "started": ", resumed ".join(starts),
+        "finished": _date(about["finished"]) if about.get("finished") else "no",
+        "versions": ", ".join(f"{name} {own}" for name, own in versions.items()) if isinstance(versions, dict) else "",
+    }
+    more = {name: _shown(value) for name, value in flatten(about).items() if name.split(".")[0] not in TOLD}
+    command = f"<pre><code>{escape(str(about.get('command', '')))}</code></pre>"
+    return command + _table(("fact", "value"), {**known, **more}.items(), "settings narrow")
+
+
+def _setting_table(settings: Mapping[str, object]) -> str:
+    rows = [(name, _shown(value)) for name, value in sorted(flatten(settings).items())]
+    if not rows:
+        return "<p class='note'>None were recorded.</p>"
+    return f"<div class='columns'>{_table(('setting', 'value'), rows, 'settings')}</div>"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return value if isinstance(value, str) else to_json(value)
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _date(value: object) -> str:
+    return str(value)[:16].replace("T", " ")
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section id='{title.lower().replace(' ', '-')}'><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _table(heads: Sequence[str], rows: Rows, kind: str = "") -> str:
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    table = f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='scroll'>{table}</div>"

@@ -1,0 +1,96 @@
+"""What the metrics of a record mean: which is the headline, which way is better, and what each is called elsewhere."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from heterofl_flwr.methods.callbacks import RoundRecord
+
+SCOPES = ("global", "local", "worst")
+KINDS = ("accuracy", "perplexity", "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric over a run: its last value, its best one, and the rounds of both."""
+
+    name: str
+    final: float
+    final_round: int
+    best: float
+    best_round: int
+
+
+def mode_of(name: str) -> str:
+    """Return ``min`` for losses and perplexities, ``max`` for all else."""
+    return "min" if name.endswith(("loss", "perplexity")) else "max"
+
+
+def is_better(value: float, than: float | None, mode: str) -> bool:
+    """Whether a value beats another; a value that is not a number beats nothing."""
+    if math.isnan(value):
+        return False
+    return than is None or math.isnan(than) or (value > than if mode == "max" else value < than)
+
+
+def headline_kind(records: Sequence[RoundRecord]) -> str:
+    """Return what the run is judged by: accuracy, else perplexity, else loss."""
+    names = {name for record in records for name in _evaluated(record)}
+    return next((kind for kind in KINDS if any(name.endswith(kind) for name in names)), KINDS[0])
+
+
+def headline(record: RoundRecord) -> str | None:
+    """Return the name of the metric by which the global model is judged, if the round was evaluated."""
+    names = [f"{scope}-{kind}" for kind in KINDS for scope in SCOPES]
+    names += [name for kind in KINDS for name in record.evaluate if name.endswith(kind)]
+    return next((name for name in names if name in record.evaluate), None)
+
+
+def of_level(values: Mapping[str, float], kind: str) -> float | None:
+    """Return a level's metric of a kind, under whichever scope it is given."""
+    names = (*(f"{scope}-{kind}" for scope in SCOPES), kind)
+    found = next((name for name in names if name in values), None)
+    return values[found] if found else next((values[name] for name in values if name.endswith(kind)), None)
+
+
+def points(
+    records: Sequence[RoundRecord], value_of: Callable[[RoundRecord], float | None]
+) -> tuple[list[int], list[float]]:
+    """Return the rounds that have a value, and the values."""
+    found = [(record.server_round, value_of(record)) for record in records]
+    known = [(server_round, value) for server_round, value in found if value is not None]
+    return [server_round for server_round, _ in known], [value for _, value in known]
+
+
+def scores(records: Sequence[RoundRecord]) -> list[Score]:
+    """Return final and best of every metric of evaluation, in the order in which they first appear."""
+    names = dict.fromkeys(name for record in records for name in record.evaluate)
+    return [_score(name, *points(records, lambda record, name=name: record.evaluate.get(name))) for name in names]  # type: ignore[misc]
+
+
+def scalars(record: RoundRecord) -> dict[str, float]:
+    """Return all numbers of a record under names such as ``evaluate/a/accuracy``, for trackers."""
+    named = {f"evaluate/{name}": value for name, value in record.evaluate.items()}
+    named |= {f"train/{name}": value for name, value in record.train.items()}
+    for group, by_level in (("evaluate", record.evaluate_by_level), ("train", record.train_by_level)):
+        named |= {f"{group}/{level}/{name}": value for level, own in by_level.items() for name, value in own.items()}
+    return named | {
+        "round/seconds": record.seconds,
+        "round/learning-rate": record.learning_rate,
+        "round/clients": float(len(record.rates)),
+        "round/failures": float(len(record.failures)),
+        "round/bytes-down": float(record.bytes_down),
+        "round/bytes-up": float(record.bytes_up),
+    }
+
+
+def _evaluated(record: RoundRecord) -> tuple[str, ...]:
+    return (*record.evaluate, *(name for own in record.evaluate_by_level.values() for name in own))
+
+
+def _score(name: str, rounds: Sequence[int], values: Sequence[float]) -> Score:
+    best = 0
+    for number, value in enumerate(values):
+        if is_better(value, values[best], mode_of(name)):
+            best = number
+    return Score(name, values[-1], rounds[-1], values[best], rounds[best])

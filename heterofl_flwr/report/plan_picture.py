@@ -1,0 +1,149 @@
+"""How the slices of clients lie in one layer of the global model, drawn from real plans."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes as Place
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecBase
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import nn
+
+from heterofl_flwr.core.axes import Axis
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.report.drawing import SMALL
+from heterofl_flwr.report.theme import light
+
+Counts = NDArray[np.int64]
+Matrix = tuple[Axis, Axis]
+"""The first two axes of a weight: outputs and inputs."""
+
+_NONE, _HELD = "#f1f3f6", "#7d92e6"
+_PALE, _DEEP = "#dfe6fb", "#2b43ab"
+
+
+def draw_plans(build: Callable[[float], nn.Module], rates: Sequence[float], parameter: str | None = None) -> Figure:
+    """Return a picture of one weight matrix: each rate's slice, and how many clients hold each entry of the whole.
+
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module]
+        From a rate to a model.
+    rates : Sequence[float]
+        The rate of each client; a rate that occurs twice is two clients.
+    parameter : str | None
+        The layer's weight; by default the largest one that is cut both ways.
+    """
+    if not rates:
+        raise ConfigError("a picture of plans needs the rate of at least one client")
+    clients = Counter(sorted(rates, reverse=True))
+    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
+        models = {rate: build(rate) for rate in clients}
+    plans = {rate: Plan.of(models[max(rates)], model) for rate, model in models.items()}
+    name = _chosen(plans, parameter)
+    slices = {rate: (plan.axes[name][0], plan.axes[name][1]) for rate, plan in plans.items()}
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
+    _draw_slices(figure, halves[0, 0].subgridspec(*_grid(len(slices))), slices, clients)
+    _draw_whole(figure, figure.add_subplot(halves[0, 1]), slices, clients)
+    rows, columns = slices[max(rates)]
+    title = f"{name}: {rows.full} x {columns.full}, cut by the plans of {clients.total()} clients"
+    figure.suptitle(title, fontsize=11, color=light("ink"))
+    return figure
+
+
+def count_holders(slices: Mapping[float, Matrix], clients: Mapping[float, int]) -> Counts:
+    """Return, for each entry of the matrix, how many clients hold it."""
+    rows, columns = next(iter(slices.values()))
+    counts = np.zeros((rows.full, columns.full), dtype=np.int64)
+    for rate, (row, column) in slices.items():
+        counts[np.ix_(_positions(row), _positions(column))] += clients[rate]
+    return counts
+
+
+def _draw_slices(
+    figure: Figure, grid: GridSpecBase, slices: Mapping[float, Matrix], clients: Mapping[float, int]
+) -> None:
+    """Draw, for each rate, which entries its clients hold."""
+    for number, (rate, (row, column)) in enumerate(slices.items()):
+        place = figure.add_subplot(grid[number // grid.ncols, number % grid.ncols])
+        held = count_holders({rate: (row, column)}, {rate: 1})
+        place.imshow(held, cmap=ListedColormap([_NONE, _HELD]), interpolation="nearest", aspect="auto", vmin=0, vmax=1)
+        many = f"{clients[rate]} client{'s' if clients[rate] > 1 else ''}"
+        _blank(place, f"{level_name(rate)}: {many}", f"{row.kept} x {column.kept}")
+
+
+def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], clients: Counter[float]) -> None:
+    """Draw the whole matrix, coloured and labelled by the number of holders."""
+    counts = count_holders(slices, clients)
+    steps = np.unique(counts).tolist()
+    shades = np.searchsorted(steps, counts)  # few numbers occur, so each has a shade of its own
+    image = place.imshow(
+        shades, cmap=_shades(len(steps)), vmin=-0.5, vmax=len(steps) - 0.5, interpolation="nearest", aspect="auto"
+    )
+    bar = figure.colorbar(image, ax=place, ticks=range(len(steps)), fraction=0.05, pad=0.03)
+    bar.ax.set_yticks(range(len(steps)), [str(step) for step in steps])
+    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
+    bar.outline.set_visible(False)
+    for row, column in slices.values():
+        if _is_block(row) and _is_block(column):
+            _draw_block(place, row, column, int(counts[row.kept - 1, column.kept - 1]), steps)
+    _blank(place, "the global model", "how many clients hold each entry")
+
+
+def _draw_block(place: Place, row: Axis, column: Axis, held: int, steps: Sequence[int]) -> None:
+    """Draw the border of a slice, and the number of its holders in its outer corner."""
+    place.add_patch(Rectangle((-0.5, -0.5), column.kept, row.kept, fill=False, edgecolor="white", linewidth=1.2))
+    if min(row.kept / row.full, column.kept / column.full) >= 0.06:
+        at = (column.kept - 0.5 - 0.012 * column.full, row.kept - 0.5 - 0.012 * row.full)
+        colour = "white" if steps.index(held) >= len(steps) / 2 else light("ink")
+        place.text(*at, str(held), ha="right", va="bottom", fontsize=SMALL, color=colour)
+
+
+def _blank(place: Place, title: str, below: str) -> None:
+    place.set_title(title, fontsize=9.5, color=light("ink"))
+    place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
+    place.set_box_aspect(1)
+    place.set_xticks([])
+    place.set_yticks([])
+    for spine in place.spines.values():
+        spine.set_color(light("grid"))
+
+
+def _shades(number: int) -> ListedColormap:
+    """Return that many shades, from pale to deep."""
+    return ListedColormap(LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, number)))
+
+
+def _grid(number: int) -> tuple[int, int]:
+    columns = math.ceil(math.sqrt(number))
+    return math.ceil(number / columns), columns
+
+
+def _chosen(plans: Mapping[float, Plan], parameter: str | None) -> str:
+    smallest = plans[min(plans)].axes
+    weights = {name: axes for name, axes in smallest.items() if len(axes) > 1 and axes[0].full > 1 < axes[1].full}
+    if parameter is not None and parameter not in weights:
+        raise ConfigError(f"{parameter!r} is no weight matrix of the model; expected one of {', '.join(weights)}")
+    if not weights:
+        raise ConfigError("the model has no weight matrix to draw")
+    cut = [name for name, axes in weights.items() if all(axis.kept < axis.full for axis in axes[:2])]
+    return parameter or max(cut or weights, key=lambda name: math.prod(axis.full for axis in weights[name]))
+
+
+def _is_block(axis: Axis) -> bool:
+    return axis.index is None and axis.parts == 1
+
+
+def _positions(axis: Axis) -> Counts:
+    """Return the positions that an axis keeps, part by part."""
+    full, kept = axis.part
+    one = np.arange(kept) if axis.index is None else np.asarray(axis.index)
+    return np.concatenate([number * full + one for number in range(axis.parts)]).astype(np.int64)

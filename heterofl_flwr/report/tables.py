@@ -1,0 +1,82 @@
+"""What a run amounts to, as tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.report import text
+from heterofl_flwr.report.costs import ModelCosts
+from heterofl_flwr.report.metrics import headline_kind, scores
+from heterofl_flwr.report.summary import LevelRow, level_rows, savings
+
+
+def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
+    """Return the tables that end a run: one row a level, then final and best of every metric, then what was saved.
+
+    Parameters
+    ----------
+    records : Sequence[RoundRecord]
+        The history.
+    costs : ModelCosts | None
+        What the models cost, if it is known.
+    """
+    parts: list[Table | str] = [_levels(records, costs)]
+    if scores(records):
+        parts.append(_scores(records))
+    saved = savings(records, costs)
+    if saved:
+        parts.append(
+            f"against full-size FedAvg: {text.percent(saved.bytes_share)} of the bytes "
+            f"({text.size(saved.bytes_sent)} of {text.size(saved.bytes_full)}), "
+            f"{text.percent(saved.macs_share)} of the multiplications"
+        )
+    return Group(*parts)
+
+
+def level_cells(row: LevelRow, kind: str) -> tuple[str, ...]:
+    """Return a level's row as text, for ``level_heads``."""
+    cost = row.cost
+    return (
+        row.level,
+        f"{row.rate:g}",
+        f"{cost.parameters:,}" if cost else text.NOTHING,
+        text.count(cost.macs) if cost else text.NOTHING,
+        text.percent(row.share),
+        text.score(kind, row.score),
+        text.size(2 * cost.bytes) if cost else text.NOTHING,
+    )
+
+
+def level_heads(kind: str) -> tuple[str, ...]:
+    """Return the heads of ``level_cells``."""
+    return ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round")
+
+
+def score_cells(records: Sequence[RoundRecord]) -> list[tuple[str, ...]]:
+    """Return each metric of evaluation with its final and its best value, and the best one's round, as text."""
+    return [
+        (score.name, text.score(score.name, score.final), text.score(score.name, score.best), str(score.best_round))
+        for score in scores(records)
+    ]
+
+
+def _levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Table:
+    kind = headline_kind(records)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(level_heads(kind)):
+        table.add_column(head, justify="left" if number == 0 else "right")
+    for row in level_rows(records, costs):
+        table.add_row(*level_cells(row, kind))
+    return table
+
+
+def _scores(records: Sequence[RoundRecord]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(("metric", "final", "best", "round")):
+        table.add_column(head, justify="left" if number == 0 else "right")
+    for cells in score_cells(records):
+        table.add_row(*cells)
+    return table

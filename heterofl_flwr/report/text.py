@@ -1,0 +1,62 @@
+"""Numbers as people read them."""
+
+import math
+from collections.abc import Sequence
+
+NOTHING = "-"
+
+
+def score(name: str, value: float | None) -> str:
+    """Return a metric's value: accuracies and coverage in percent, everything else with four digits."""
+    if value is None:
+        return NOTHING
+    return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share in percent."""
+    return NOTHING if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def number(value: float) -> str:
+    """Return a number with four digits that count."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def count(value: float) -> str:
+    """Return a large number with k, M, G or T."""
+    return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
+
+
+def size(value: float) -> str:
+    """Return a number of bytes in units of 1000."""
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def duration(seconds: float) -> str:
+    """Return a time as its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def numbers(values: Sequence[int], limit: int = 12) -> str:
+    """Return ascending numbers with runs joined, such as ``1-4, 7``; a long list is cut."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], value]
+        else:
+            runs.append([value])
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:limit]]
+    return ", ".join(shown) + (f" and {len(runs) - limit} more" if len(runs) > limit else "")
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    digits = 0 if step == 0 or abs(value) >= 99.95 else 2 if abs(value) < 9.995 else 1
+    return f"{value:.{digits}f} {units[step]}"

@@ -1,0 +1,164 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.report import checkpoint as module
+from heterofl_flwr.report.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
+
+
+def make(number: int) -> Checkpoint:
+    state = {"layer.weight": torch.full((3, 2), float(number)), "scale": torch.tensor(number, dtype=torch.bfloat16)}
+    return Checkpoint(
+        server_round=number,
+        state=state,
+        moments={"fixed.bn.count": torch.tensor(number)},
+        momentum={"layer.weight": torch.ones(3, 2).t()},
+        best=Best("global-accuracy", 0.1 * number, number - 1, {name: value + 1 for name, value in state.items()}),
+        random_state={"seed": number, "words": [1, 2]},
+    )
+
+
+def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
+    assert found.server_round == expected.server_round
+    assert found.random_state == expected.random_state
+    pairs = [(found.state, expected.state), (found.moments, expected.moments), (found.momentum, expected.momentum)]
+    assert (found.best is None) == (expected.best is None)
+    if found.best and expected.best:
+        mine, other = found.best, expected.best
+        assert (mine.metric, mine.value, mine.server_round) == (other.metric, other.value, other.server_round)
+        pairs.append((mine.state, other.state))
+    for one, two in pairs:
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) and one[name].dtype == two[name].dtype for name in one)
+
+
+@pytest.fixture
+def three(tmp_path):
+    for number in (1, 2, 3):
+        save_checkpoint(tmp_path, make(number))
+    return tmp_path
+
+
+def test_everything_is_read_back(tmp_path):
+    save_checkpoint(tmp_path, make(7))
+    assert_same(load_checkpoint(tmp_path), make(7))
+
+
+def test_a_state_alone_is_enough(tmp_path):
+    only = Checkpoint(server_round=1, state={"w": torch.ones(2)})
+    save_checkpoint(tmp_path, only)
+    assert_same(load_checkpoint(tmp_path), only)
+
+
+def test_tied_weights_are_kept_and_arguments_are_left_alone(tmp_path):
+    tied = torch.arange(4.0)
+    save_checkpoint(tmp_path, Checkpoint(server_round=1, state={"a": tied, "b": tied[:2]}))
+    found = load_checkpoint(tmp_path)
+    assert found.state["b"].tolist() == [0, 1]
+    assert torch.equal(tied, torch.arange(4.0))
+
+
+def test_the_last_two_are_kept(three):
+    assert sorted(path.name for path in three.iterdir()) == [
+        f"round-00000{number}.{kind}" for number in (2, 3) for kind in ("json", "safetensors")
+    ]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def another_round(path):
+    path.write_text(path.read_text().replace('"server_round": 3', '"server_round": 9'))
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("safetensors", cut),
+        ("safetensors", flip),
+        ("safetensors", emptied),
+        ("safetensors", lambda path: path.unlink()),
+        ("json", cut),
+        ("json", another_round),
+        ("json", emptied),
+        ("json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_aloud(three, kind, damage, caplog):
+    damage(three / f"round-000003.{kind}")
+    with caplog.at_level(logging.WARNING):
+        assert_same(load_checkpoint(three), make(2))
+    assert "round-000003.json is damaged" in caplog.text
+
+
+def test_no_whole_checkpoint_is_an_error(three):
+    for path in three.glob("*.safetensors"):
+        cut(path)
+    with pytest.raises(ConfigError, match="holds no checkpoint to go on from; 2 damaged"):
+        load_checkpoint(three)
+
+
+def test_a_folder_without_checkpoints_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="holds no checkpoint to go on from: start"):
+        load_checkpoint(tmp_path / "none")
+
+
+def test_a_newer_format_is_an_error_and_no_damage(three, monkeypatch):
+    monkeypatch.setattr(module, "FORMAT", 2)
+    save_checkpoint(three, make(4))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="has format 2, expected 1"):
+        load_checkpoint(three)
+
+
+def test_a_writer_that_dies_between_its_two_files_leaves_the_one_before(three, monkeypatch):
+    real = module.write_atomic
+
+    def die(path, data):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        real(path, data)
+
+    monkeypatch.setattr(module, "write_atomic", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(three, make(4))
+    monkeypatch.undo()
+    assert_same(load_checkpoint(three), make(3))
+    (three / ".round-000009.json.tmp").write_text("half of a fi")
+    save_checkpoint(three, make(5))
+    assert sorted(path.stem for path in three.glob("*.*")) == ["round-000003"] * 2 + ["round-000005"] * 2
+
+
+def test_a_full_disk_leaves_the_one_before(three, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.write_atomic.__globals__["os"], "fsync", full)
+    with pytest.raises(HeteroFLError, match="No space left on device"):
+        save_checkpoint(three, make(4))
+    assert_same(load_checkpoint(three), make(3))
+
+
+def test_later_checkpoints_can_be_dropped(three):
+    module.drop_after(three, 2)
+    assert_same(load_checkpoint(three), make(2))
+
+
+def test_the_json_file_can_be_read_by_people(three):
+    content = json.loads((three / "round-000003.json").read_text())["content"]
+    assert content["server_round"] == 3
+    assert content["best"] == ["global-accuracy", pytest.approx(0.3), 2]

@@ -1,0 +1,100 @@
+import errno
+import json
+import os
+import resource
+from contextlib import contextmanager
+
+import pytest
+
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.report.files import append_line, remove, to_json, write_atomic
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """Let the system refuse to write more than this into one file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    return path
+
+
+def test_a_file_is_replaced(path):
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_folders_are_made_on_the_way(tmp_path):
+    write_atomic(tmp_path / "a" / "b" / "file", b"new")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync"])
+def test_a_failure_before_the_rename_leaves_the_old_file(path, step, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(HeteroFLError, match=r"cannot write .*file: No space left on device; what was there before"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_an_interrupt_before_the_rename_leaves_the_old_file(path, monkeypatch):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_disk_that_fills_while_writing_leaves_the_old_file(path):
+    with files_of_at_most(1000), pytest.raises(HeteroFLError, match="cannot write"):
+        write_atomic(path, b"x" * 5000)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_disk_that_fills_while_appending_leaves_whole_lines(path):
+    write_atomic(path, b"a line\n")
+    with files_of_at_most(20), pytest.raises(HeteroFLError, match="cannot write"):
+        append_line(path, "x" * 50)
+    assert path.read_bytes() == b"a line\n"
+    append_line(path, "another")
+    assert path.read_bytes() == b"a line\nanother\n"
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(path):
+    for write in (lambda: write_atomic(path / "below", b""), lambda: append_line(path / "below", "")):
+        with pytest.raises(HeteroFLError, match=r"cannot write .*below.*choose another folder"):
+            write()
+
+
+def test_a_file_that_cannot_be_removed_is_one_clear_error(tmp_path):
+    with pytest.raises(HeteroFLError, match="cannot remove"):
+        remove(tmp_path / "none")
+
+
+def test_json_is_strict_and_numbers_that_it_lacks_come_back_as_floats():
+    text = to_json({"a": (1, 2.5), 3: float("nan"), "b": [float("-inf")], "c": None, "d": True, "e": path})
+    values = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert values["a"] == [1, 2.5]
+    assert str(float(values["3"])) == "nan"
+    assert float(values["b"][0]) == float("-inf")
+    assert values["c"] is None
+    assert values["d"] is True
+    assert values["e"] == str(path)

@@ -1,0 +1,145 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.report import Recorder, RunFolder, write_report
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+SECTIONS = ["figures", "levels", "metrics", "failures", "how-it-was-run", "settings"]
+EVIL = "<script>alert(1)</script>'\"&"
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and notes sections, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.values: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.values += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.values += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, fake, costs):
+    folder = RunFolder(tmp_path_factory.mktemp("html") / "run")
+    settings = {"model": "cnn", "optim": {"lr": 0.1, "milestones": [60, 80]}, "note": EVIL}
+    folder.start(settings, about={"title": f"A run {EVIL}", "device": "an abacus"})
+    folder.note(command=f"heterofl run {EVIL}")
+    fake.run([Recorder(folder, every=12, costs=costs)], 1, 12)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return Page(run.report.read_text(encoding="utf-8"))
+
+
+def test_it_has_every_section(page):
+    assert [value for tag, name, value in page.values if (tag, name) == ("section", "id")] == SECTIONS
+    assert page.tags.count("svg") == page.tags.count("figure") == page.tags.count("figcaption") == 8
+
+
+def test_it_loads_nothing_and_runs_nothing(page, run):
+    assert "script" not in page.tags
+    assert not [value for value in page.values if value[1].startswith("on")]
+    assert not re.search(r"https?:|//\w|@import", run.report.read_text(encoding="utf-8"))
+    links = [value for _, name, value in page.values if name in ("src", "href", "xlink:href", "srcset", "action")]
+    assert all(value.startswith(("#", "data:")) for value in links)
+    policy = next(value for tag, name, value in page.values if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_references_have_an_aim(page):
+    ids = [value for _, name, value in page.values if name == "id"]
+    assert len(ids) == len(set(ids))
+    aims = {value[1:] for _, name, value in page.values if name.endswith("href") and value.startswith("#")}
+    aims |= {aim for *_, value in page.values for aim in re.findall(r"url\(#([^)]+)\)", value)}
+    assert aims
+    assert aims <= set(ids)
+
+
+def test_it_tells_what_was_run_and_what_came_of_it(page, run):
+    for expected in (
+        f"A run {EVIL}",
+        f"heterofl run {EVIL}",
+        "an abacus",
+        "optim.lr",
+        "60, 80",
+        EVIL,
+        "12 rounds",
+        "torch 2",
+        "CUDA out of memory",
+        f"{100 * run.history()[-1].evaluate['global-accuracy']:.1f} %",
+        "Coverage: the share of clients",
+        "coverage 40.0 %",
+        "against full-size FedAvg",
+    ):
+        assert " ".join(expected.split()) in page.text
+
+
+def test_it_follows_light_and_dark_and_the_screens_width(run):
+    text = run.report.read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+
+
+def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
+    before = run.report.read_bytes()
+    other = tmp_path / "elsewhere" / "run"
+    other.mkdir(parents=True)
+    for name in ("settings.json", "history.jsonl"):
+        (other / name).write_bytes((run.path / name).read_bytes())
+    assert write_report(str(other)).read_bytes() == before
+    figures = sorted((other / "figures").iterdir())
+    assert len(figures) == 8
+    assert all(path.suffix == ".png" and path.stat().st_size > 5000 for path in figures)
+
+
+def test_a_run_that_has_not_ended_has_a_report(folder, fake):
+    folder.start({})
+    fake.run([Recorder(folder)], 1, 9, dies_after=3)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "3 of 9 rounds · not finished" in page.text
+    assert "None were recorded." in page.text
+    assert "bytes sent" in page.text
+
+
+def test_a_run_without_rounds_has_a_report(folder):
+    folder.start({"seed": 0})
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "No round is recorded yet." in page.text
+    assert "No round was evaluated." in page.text
+    assert "No client failed." in page.text
+
+
+def test_a_folder_that_is_none_of_a_run_gets_no_report(tmp_path):
+    with pytest.raises(ConfigError, match="is no folder of a run"):
+        write_report(RunFolder(tmp_path))
+    assert list(tmp_path.iterdir()) == []

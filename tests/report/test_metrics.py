@@ -1,0 +1,63 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from heterofl_flwr.report.metrics import headline, headline_kind, is_better, mode_of, of_level, scalars, scores
+
+
+@pytest.mark.parametrize(("name", "mode"), [("global-accuracy", "max"), ("loss", "min"), ("local-perplexity", "min")])
+def test_which_way_is_better(name, mode):
+    assert mode_of(name) == mode
+
+
+def test_what_is_not_a_number_beats_nothing_and_loses_to_everything():
+    assert not is_better(math.nan, None, "max")
+    assert is_better(0.1, math.nan, "max")
+    assert is_better(0.1, None, "min")
+    assert not is_better(0.1, 0.1, "max")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "kind", "name"),
+    [
+        ({"local-accuracy": 1, "global-loss": 1, "global-accuracy": 1}, "accuracy", "global-accuracy"),
+        ({"global-loss": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
+        ({"global-loss": 1}, "loss", "global-loss"),
+        ({"coverage": 1, "test-loss": 1}, "loss", "test-loss"),
+        ({"coverage": 1, "f1": 1}, "accuracy", None),
+        ({}, "accuracy", None),
+    ],
+)
+def test_the_headline_is_accuracy_else_perplexity_else_loss(record, evaluate, kind, name):
+    one = replace(record(1), evaluate=evaluate, evaluate_by_level={})
+    assert headline_kind([one]) == kind
+    assert headline(one) == name
+
+
+def test_a_level_is_judged_by_the_global_metric_where_there_are_several():
+    assert of_level({"local-accuracy": 0.1, "global-accuracy": 0.2}, "accuracy") == 0.2
+    assert of_level({"accuracy": 0.3}, "accuracy") == 0.3
+    assert of_level({"train-loss": 0.4}, "loss") == 0.4
+    assert of_level({"loss": 0.4}, "accuracy") is None
+
+
+def test_final_and_best_of_each_metric(record):
+    values = [(0.5, 3.0), (0.7, math.nan), (0.7, 1.0), (0.6, 2.0)]
+    records = [
+        replace(record(number), evaluate={"global-accuracy": one, "global-loss": two})
+        for number, (one, two) in enumerate(values, 1)
+    ]
+    accuracy, loss = scores([*records, replace(record(5), evaluate={})])
+    assert (accuracy.name, accuracy.final, accuracy.final_round) == ("global-accuracy", 0.6, 4)
+    assert (accuracy.best, accuracy.best_round) == (0.7, 2)
+    assert (loss.best, loss.best_round) == (1.0, 3)
+
+
+def test_all_numbers_have_one_name_each(record):
+    found = scalars(record(10))
+    assert found["evaluate/global-accuracy"] == record(10).evaluate["global-accuracy"]
+    assert found["evaluate/b/global-accuracy"] == record(10).evaluate_by_level["b"]["global-accuracy"]
+    assert found["train/loss"] == record(10).train["loss"]
+    assert (found["round/clients"], found["round/failures"]) == (10, 1)
+    assert found["round/bytes-down"] + found["round/bytes-up"] == record(10).bytes_down + record(10).bytes_up

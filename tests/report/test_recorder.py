@@ -1,0 +1,177 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.static_norm import Moments
+from heterofl_flwr.report import EarlyStopping, Recorder, RunFolder, save_models
+from heterofl_flwr.report.models import moments_by_rate
+
+SETTINGS = {"seed": 0}
+LAST = 16
+
+
+def files(folder: RunFolder, *names: str) -> dict[str, bytes]:
+    """Return the content of all files below some names."""
+    paths = [path for name in names for path in (folder.path / name).rglob("*")] + [folder.path / "history.jsonl"]
+    return {str(path.relative_to(folder.path)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def whole(tmp_path, fake, costs):
+    folder = RunFolder(tmp_path / "whole")
+    folder.start(SETTINGS)
+    fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST)
+    return folder
+
+
+@pytest.mark.parametrize("dies_after", [3, 5, 8, 15])
+def test_a_resumed_run_leaves_the_same_files_as_an_uninterrupted_one(whole, folder, fake, costs, dies_after):
+    folder.start(SETTINGS)
+    fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=dies_after)
+    again = RunFolder(folder.path)
+    again.start(SETTINGS, resume=True)
+    checkpoint = again.load_checkpoint()
+    assert checkpoint.server_round == dies_after // 3 * 3
+    assert len(again.history()) == dies_after
+    fake.run([Recorder(again, every=3, costs=costs)], checkpoint.server_round + 1, LAST)
+    names = ("checkpoint", "models")
+    assert files(again, *names) == files(whole, *names)
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(whole, folder, fake, costs, caplog):
+    folder.start(SETTINGS)
+    fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=11)
+    damaged = folder.path / "checkpoint" / "round-000009.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    folder.start(SETTINGS, resume=True)
+    assert folder.load_checkpoint().server_round == 6
+    fake.run([Recorder(folder, every=3, costs=costs)], 7, LAST)
+    assert files(folder, "checkpoint", "models") == files(whole, "checkpoint", "models")
+    assert "round-000009.json is damaged" in caplog.text
+
+
+def test_a_run_that_was_stopped_early_has_a_checkpoint_of_its_last_round(folder, fake):
+    folder.start(SETTINGS)
+    last = fake.run([Recorder(folder, every=5), EarlyStopping(target=0.2)], 1, LAST)
+    assert last % 5
+    assert folder.load_checkpoint().server_round == last
+    assert folder.about()["finished"]
+
+
+def test_the_checkpoint_holds_what_the_run_needs(folder, fake):
+    fake.run([Recorder(folder, random_state=lambda: {"position": 4})], 1, 4)
+    found = folder.load_checkpoint()
+    assert all(torch.equal(found.state[name], value) for name, value in fake.state(4).items())
+    assert found.momentum["velocity"].item() == 4
+    own = moments_by_rate(found.moments, 1.0)
+    assert Moments.from_tensors(own[1.0]).layers["bn"].first.tolist() == [4, 4]
+    assert Moments.from_tensors(own[0.5]).layers["bn"].first.tolist() == [104, 104]
+    assert found.random_state == {"position": 4}
+
+
+@pytest.mark.parametrize(("metric", "expected"), [(None, 0.7), ("loss", 0.2), ("global-accuracy", 0.7)])
+def test_the_best_state_is_that_of_the_best_round(folder, fake, metric, expected):
+    recorder = Recorder(folder, metric=metric)
+    recorder.on_start(1, 4, fake.state(0))
+    for number, (accuracy, loss) in enumerate([(0.5, 0.4), (0.7, 0.3), (float("nan"), 0.2), (0.6, 0.9)], 1):
+        recorder.on_round_end(fake.progress(number, 4, evaluate={"global-accuracy": accuracy, "loss": loss}))
+    best = folder.load_checkpoint().best
+    assert best is not None
+    assert best.value == expected
+    assert best.server_round == (3 if metric == "loss" else 2)
+    assert all(torch.equal(best.state[name], value) for name, value in fake.state(best.server_round).items())
+
+
+def test_the_best_state_outlives_an_interruption(folder, fake):
+    values = {1: 0.7, 2: 0.3, 3: 0.5}
+    first, second = Recorder(folder), Recorder(folder)
+    for recorder, numbers in ((first, [1, 2]), (second, [3])):
+        recorder.on_start(numbers[0], 3, fake.state(0))
+        for number in numbers:
+            recorder.on_round_end(fake.progress(number, 3, evaluate={"global-accuracy": values[number]}))
+    best = folder.load_checkpoint().best
+    assert best is not None
+    assert (best.value, best.server_round) == (0.7, 1)
+    assert torch.equal(best.state["linear.bias"], fake.state(1)["linear.bias"])
+
+
+def test_a_metric_that_never_comes_is_told(folder, fake, caplog):
+    fake.run([Recorder(folder, metric="glbal-accuracy")], 1, 4)
+    assert folder.load_checkpoint().best is None
+    assert "no evaluation gave glbal-accuracy" in caplog.text
+
+
+def test_each_level_has_its_final_model(whole, fake, build):
+    info = json.loads((whole.path / "models" / "b.json").read_text())
+    state = load_file(whole.path / "models" / "b.safetensors")
+    assert info["rate"] == 0.5
+    assert info["server_round"] == LAST
+    assert info["metrics"] == whole.history()[-1].evaluate_by_level["b"]
+    small = build(0.5)
+    assert {name: list(value.shape) for name, value in small.named_parameters()} == info["shapes"]
+    small.load_state_dict(state)
+    full = fake.state(LAST)
+    assert all(torch.equal(value, full[name][tuple(map(slice, value.shape))]) for name, value in state.items())
+
+
+def test_moments_lie_beside_the_model_that_they_were_measured_on(whole):
+    found = {path.name[0]: load_file(path) for path in (whole.path / "models").glob("*.moments.safetensors")}
+    assert found.keys() == {"a", "b"}
+    assert found["a"]["fixed.bn.first"].tolist() == [LAST, LAST]
+    assert found["b"]["fixed.bn.first"].tolist() == [LAST + 100, LAST + 100]
+
+
+def test_moments_without_a_rate_are_the_global_models():
+    found = moments_by_rate({"fixed.bn.count": torch.tensor(1)}, 0.5)
+    assert found == {0.5: {"fixed.bn.count": 1}}
+
+
+def test_saving_models_uses_up_no_random_number(folder, fake, build):
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    save_models(folder, build, [1.0, 0.5], fake.state(1))
+    assert torch.equal(torch.rand(2), expected)
+    assert json.loads((folder.path / "models" / "b.json").read_text())["metrics"] == {}
+
+
+def test_rates_that_turn_up_later_are_measured(folder, fake, costs_of):
+    recorder = Recorder(folder, costs=costs_of("a1-e1"))
+    recorder.on_start(1, 4, fake.state(0))
+    assert [cost.level for cost in folder.costs().levels] == ["a", "e"]
+    recorder.on_round_end(fake.progress(1, 4, rates={0: 1.0, 1: 0.3}))
+    assert [cost.level for cost in folder.costs().levels] == ["a", "0.3", "e"]
+
+
+def test_rounds_that_are_there_are_not_written_twice(folder, fake):
+    fake.run([Recorder(folder)], 1, 2)
+    with pytest.raises(ConfigError, match="holds rounds up to 2 already"):
+        Recorder(folder).on_start(1, 2, fake.state(0))
+    assert len(folder.history()) == 2
+
+
+def test_a_run_must_go_on_where_the_checkpoint_ends(folder, fake):
+    fake.run([Recorder(folder)], 1, 4)
+    with pytest.raises(ConfigError, match="is of round 4, so the run goes on with the next one, not with round 3"):
+        Recorder(folder).on_start(3, 8, fake.state(0))
+    assert len(folder.history()) == 4
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(folder, fake):
+    fake.run([Recorder(folder)], 1, 4)
+    fake.run([Recorder(folder)], 5, 8)
+    assert folder.history() == [replace(fake.progress(number, 8).record) for number in range(1, 9)]
+
+
+def test_a_path_is_enough(tmp_path, fake):
+    fake.run([Recorder(tmp_path / "run")], 1, 2)
+    assert RunFolder(tmp_path / "run").settings() == {}
+
+
+def test_a_checkpoint_every_zero_rounds_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="every 0 rounds"):
+        Recorder(tmp_path, every=0)

@@ -1,0 +1,46 @@
+import pytest
+
+from heterofl_flwr.report import text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, "0 B"), (999, "999 B"), (999.6, "1.00 kB"), (1234, "1.23 kB"), (77_000_000, "77.0 MB"), (91.7e9, "91.7 GB")],
+)
+def test_sizes(value, expected):
+    assert text.size(value) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, "0"), (38_350, "38.4 k"), (329e6, "329 M"), (999_999, "1.00 M")])
+def test_counts(value, expected):
+    assert text.count(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.9, "60 s"), (61, "1 min 1 s"), (3599.7, "1 h 0 min"), (90_000, "25 h 0 min")],
+)
+def test_durations(value, expected):
+    assert text.duration(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("global-accuracy", 0.7125, "71.2 %"),
+        ("global-accuracy", float("nan"), "-"),
+        ("accuracy", None, "-"),
+        ("global-perplexity", 123.456, "123.5"),
+        ("global-perplexity", 1234567.0, "1,234,567"),
+        ("loss", float("nan"), "nan"),
+        ("loss", float("inf"), "inf"),
+    ],
+)
+def test_scores(name, value, expected):
+    assert text.score(name, value) == expected
+
+
+def test_long_lists_of_numbers_are_short():
+    assert text.numbers([1, 2, 3, 4, 7, 9, 10]) == "1-4, 7, 9-10"
+    assert text.numbers([]) == ""
+    assert text.numbers(range(0, 40, 2), limit=3) == "0, 2, 4 and 17 more"
