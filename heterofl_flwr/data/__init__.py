@@ -1,0 +1,23 @@
+"""Data sets as tensors, and which client holds which part of them.
+
+The same splits as ``Partitioner`` classes of flwr-datasets are in ``heterofl_flwr.data.partitioners``.
+"""
+
+from heterofl_flwr.data.augment import AUGMENTS, crop_flip
+from heterofl_flwr.data.dataset import Dataset, Split
+from heterofl_flwr.data.load import load_dataset
+from heterofl_flwr.data.splits import Partitions, check_kind, iid, matching_test, noniid, split_dataset
+
+__all__ = [
+    "AUGMENTS",
+    "Dataset",
+    "Partitions",
+    "Split",
+    "check_kind",
+    "crop_flip",
+    "iid",
+    "load_dataset",
+    "matching_test",
+    "noniid",
+    "split_dataset",
+]

@@ -1,0 +1,70 @@
+"""Random changes of training images, a batch at a time."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.errors import ConfigError, DataError
+
+PADDING = 4
+"""Pixels on each side from which a random crop may take (CIFAR10)."""
+
+
+def crop_flip(inputs: Tensor, generator: torch.Generator, black: Tensor | None = None) -> Tensor:
+    """Return each image shifted by up to 4 pixels and, with even chance, mirrored.
+
+    The draws have the distribution of torchvision's ``RandomCrop(size, padding=4)`` and ``RandomHorizontalFlip()``
+    applied image by image.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        Images (number, channels, height, width), normalised. They stay as they are.
+    generator : torch.Generator
+        Where the draws come from; it lives on the CPU.
+    black : Tensor | None
+        The padding's value for each channel, as torchvision pads before it normalises. None pads with 0.
+    """
+    if inputs.dim() != 4:
+        raise DataError(
+            f"augment=crop-flip needs images of shape (number, channels, height, width), got inputs of "
+            f"shape {tuple(inputs.shape)}: use augment=none"
+        )
+    number, channels, height, width = inputs.shape
+    top, left = torch.randint(2 * PADDING + 1, (2, number), generator=generator).to(inputs.device)
+    mirrored = torch.randint(2, (number, 1), generator=generator).to(inputs.device)
+    rows = top[:, None] + torch.arange(height, device=inputs.device)  # (number, height)
+    across = torch.arange(width, device=inputs.device)
+    columns = left[:, None] + torch.where(mirrored.bool(), across.flip(0), across)  # (number, width)
+    image = torch.arange(number, device=inputs.device)[:, None, None, None]
+    channel = torch.arange(channels, device=inputs.device)[:, None, None]
+    return _padded(inputs, black)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _padded(inputs: Tensor, black: Tensor | None) -> Tensor:
+    number, channels, height, width = inputs.shape
+    padded = inputs.new_zeros(number, channels, height + 2 * PADDING, width + 2 * PADDING)
+    if black is not None:
+        padded += black[:, None, None]
+    padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = inputs
+    return padded
+
+
+def _as_they_are(inputs: Tensor, generator: torch.Generator, black: Tensor | None = None) -> Tensor:
+    del generator, black
+    return inputs
+
+
+Augment = Callable[[Tensor, torch.Generator, Tensor | None], Tensor]
+"""From a batch, a source of draws and the value of black to a new batch."""
+
+AUGMENTS: Mapping[str, Augment] = MappingProxyType({"none": _as_they_are, "crop-flip": crop_flip})
+"""The changes by name."""
+
+
+def check_augment(name: str) -> None:
+    """Refuse a name that is none of ``AUGMENTS``."""
+    if name not in AUGMENTS:
+        raise ConfigError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")

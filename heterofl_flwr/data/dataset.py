@@ -1,0 +1,98 @@
+"""Data as tensors: a split of inputs and targets, and a data set of two of them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.data.augment import check_augment
+from heterofl_flwr.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Inputs and targets, number for number.
+
+    Attributes
+    ----------
+    inputs
+        Normalised, float32; images are (number, channels, height, width). Whole numbers are kept for models that
+        read tokens.
+    targets
+        Class numbers from 0, int64.
+    black
+        What a black pixel has become, for each channel: random crops pad with it. None pads with 0.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    black: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse tensors that do not belong together."""
+        if self.inputs.dtype not in (torch.float32, torch.int64) or self.inputs.dim() < 1:
+            raise DataError(
+                f"inputs have type {self.inputs.dtype} and shape {tuple(self.inputs.shape)}; expected one float32 row "
+                "(or int64, for tokens) for each example"
+            )
+        if self.targets.dtype != torch.int64 or self.targets.shape != self.inputs.shape[:1]:
+            raise DataError(
+                f"targets have type {self.targets.dtype} and shape {tuple(self.targets.shape)}; "
+                f"expected one int64 class number for each of the {len(self.inputs)} inputs"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.targets)
+
+    def take(self, indices: Tensor) -> "Split":
+        """Return the examples at ``indices``, copied."""
+        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the split on a device; itself where it is there already."""
+        black = None if self.black is None else self.black.to(device)
+        inputs, targets = self.inputs.to(device), self.targets.to(device)
+        return self if inputs is self.inputs and targets is self.targets else Split(inputs, targets, black)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """A data set, held once in a process and shared by all its clients: read it, never change it.
+
+    Attributes
+    ----------
+    name
+        Where it comes from, as given to ``load_dataset``.
+    train, test
+        Its two splits.
+    classes
+        Number of classes; targets are 0 to one less.
+    augment
+        How training images are varied: a name in ``AUGMENTS``.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        """Refuse empty splits, splits that differ in shape, and targets that are no class."""
+        check_augment(self.augment)
+        for part, split in (("train", self.train), ("test", self.test)):
+            if not len(split):
+                raise DataError(f"{self.name}: the {part} split is empty")
+            low, high = int(split.targets.min()), int(split.targets.max())
+            if low < 0 or high >= self.classes:
+                raise DataError(
+                    f"{self.name}: targets of the {part} split reach from {low} to {high}; expected class numbers "
+                    f"from 0 to {self.classes - 1}"
+                )
+        shapes = tuple(self.train.inputs.shape[1:]), tuple(self.test.inputs.shape[1:])
+        if shapes[0] != shapes[1]:
+            raise DataError(
+                f"{self.name}: an input of the train split has shape {shapes[0]}, one of the test split {shapes[1]}; "
+                "expected the same"
+            )

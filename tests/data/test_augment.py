@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torchvision.transforms import functional as F
+
+from heterofl_flwr.data.augment import AUGMENTS, PADDING, crop_flip
+from heterofl_flwr.errors import DataError
+
+BLACK = torch.tensor([-1.0, -2.0, -3.0])
+
+
+def images(number: int, size: tuple[int, int] = (6, 5)) -> torch.Tensor:
+    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(3))
+
+
+def image_by_image(inputs, top, left, mirrored):
+    """Return the slow twin: torchvision's own crop and flip, one image after the other, on normalised pixels."""
+    height, width = inputs.shape[2:]
+    changed = []
+    for image, above, beside, flip in zip(inputs, top, left, mirrored, strict=True):
+        shifted = F.pad(image - BLACK[:, None, None], PADDING) + BLACK[:, None, None]
+        cut = F.crop(shifted, int(above), int(beside), height, width)
+        changed.append(F.hflip(cut) if flip else cut)
+    return torch.stack(changed)
+
+
+def test_equals_torchvision_image_by_image():
+    inputs = images(40)
+    generator = torch.Generator().manual_seed(1)
+    top, left = torch.randint(2 * PADDING + 1, (2, 40), generator=generator)
+    mirrored = torch.randint(2, (40,), generator=generator)
+    expected = image_by_image(inputs, top, left, mirrored)
+    torch.testing.assert_close(crop_flip(inputs, torch.Generator().manual_seed(1), BLACK), expected)
+
+
+def test_every_shift_and_both_sides_are_equally_likely():
+    number = 16_200
+    pixel = torch.zeros(1, 1, 9, 10)
+    pixel[0, 0, 4, 4] = 1  # column 4 of 10: mirrored and shifted images overlap in all columns but the outermost two
+    changed = crop_flip(pixel.expand(number, 1, 9, 10), torch.Generator().manual_seed(1))
+    place = changed.flatten(1).argmax(1)
+    rows = torch.bincount(place // 10, minlength=9)
+    columns = torch.bincount(place % 10, minlength=10)
+    assert (rows / number * 9).sub(1).abs().max() < 0.1
+    expected = torch.tensor([1.0, *[2] * 8, 1]) / 18
+    assert (columns / number / expected).sub(1).abs().max() < 0.15
+
+
+def test_draws_come_from_the_generator_alone():
+    inputs = images(8)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one, two = (crop_flip(inputs, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(one, crop_flip(inputs, torch.Generator().manual_seed(8)))
+
+
+def test_padding_is_zero_without_black_and_the_argument_is_unchanged():
+    inputs = torch.ones(50, 1, 2, 2)
+    changed = crop_flip(inputs, torch.Generator().manual_seed(0))
+    assert set(changed.unique().tolist()) == {0.0, 1.0}
+    assert (inputs == 1).all()
+
+
+def test_none_is_the_batch_itself():
+    inputs = images(2)
+    assert AUGMENTS["none"](inputs, torch.Generator(), None) is inputs
+
+
+def test_inputs_that_are_no_images_are_refused():
+    with pytest.raises(DataError, match=r"augment=crop-flip needs images .* got inputs of shape \(2, 3\)"):
+        crop_flip(torch.zeros(2, 3), torch.Generator())

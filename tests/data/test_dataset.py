@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from heterofl_flwr.data import Dataset, Split
+from heterofl_flwr.errors import ConfigError, DataError
+
+
+def split(number: int = 4, classes: int = 2, shape: tuple[int, ...] = (3,)) -> Split:
+    return Split(torch.zeros(number, *shape), torch.arange(number) % classes)
+
+
+def test_a_split_has_a_length_and_gives_rows_as_copies():
+    whole = Split(torch.arange(4.0)[:, None], torch.tensor([3, 2, 1, 0]), torch.tensor([-1.0]))
+    part = whole.take(torch.tensor([2, 0]))
+    assert (len(whole), len(part)) == (4, 2)
+    assert part.inputs.flatten().tolist() == [2, 0]
+    assert part.targets.tolist() == [1, 3]
+    assert part.black is whole.black
+    part.inputs.fill_(9)
+    assert whole.inputs.flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_a_split_may_be_empty_and_may_hold_tokens():
+    assert len(split().take(torch.tensor([], dtype=torch.int64))) == 0
+    assert Split(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)).inputs.dtype == torch.int64
+
+
+def test_a_split_on_its_device_is_itself():
+    here = split()
+    assert here.to("cpu") is here
+    there = here.to("meta")
+    assert {there.inputs.device.type, there.targets.device.type} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1]), "inputs have type torch.float64"),
+        (torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0, 1]), "inputs have type torch.uint8"),
+        (torch.tensor(1.0), torch.tensor(0), r"and shape \(\); expected one float32 row"),
+        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "targets have type torch.float32"),
+        (
+            torch.zeros(2, 3),
+            torch.tensor([0, 1, 1]),
+            r"shape \(3,\); expected one int64 class number for each of the 2",
+        ),
+        (torch.zeros(2, 3), torch.tensor([[0], [1]]), r"shape \(2, 1\)"),
+    ],
+)
+def test_tensors_that_do_not_belong_together_are_refused(inputs, targets, message):
+    with pytest.raises(DataError, match=message):
+        Split(inputs, targets)
+
+
+def test_a_data_set_refuses_an_empty_split():
+    with pytest.raises(DataError, match="mine: the test split is empty"):
+        Dataset("mine", split(), split(0), 2)
+
+
+@pytest.mark.parametrize(("target", "classes"), [(2, 2), (-1, 2)])
+def test_a_data_set_refuses_targets_that_are_no_class(target, classes):
+    wrong = Split(torch.zeros(1, 3), torch.tensor([target]))
+    with pytest.raises(DataError, match=r"targets of the train split .* expected class numbers from 0 to 1"):
+        Dataset("mine", wrong, split(), classes)
+
+
+def test_a_data_set_refuses_splits_of_unequal_shape():
+    with pytest.raises(DataError, match=r"train split has shape \(3,\), one of the test split \(4,\)"):
+        Dataset("mine", split(), split(shape=(4,)), 2)
+
+
+def test_a_data_set_refuses_an_unknown_augment():
+    with pytest.raises(ConfigError, match="augment is 'flip'; expected one of none, crop-flip"):
+        Dataset("mine", split(), split(), 2, augment="flip")

@@ -1,0 +1,177 @@
+"""Folders of CSV and of parquet, made here and tiny."""
+
+import pyarrow as pa
+import pytest
+
+from heterofl_flwr.data import load_dataset
+from heterofl_flwr.errors import DataError
+from tests.data.files import SIZE, image_folder, image_table, png, write, write_table
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels"),
+    [
+        ("a,b,label\n1,5,0\n3,5,1\n", [0, 1]),
+        ("label,a,b\n0,1,5\n1,3,5\n", [0, 1]),
+        ("a,b,kind\n1,5,no\n3,5,yes\n", [0, 1]),
+        ("a,b,kind\n1,5,true\n3,5,false\n", [1, 0]),
+        ("1,5,0\n3,5,1\n", [0, 1]),
+    ],
+    ids=["label last", "label first", "texts", "truths", "no header"],
+)
+def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines, labels):
+    write(tmp_path / "train.csv", lines)
+    write(tmp_path / "test.csv", lines)
+    data = load_dataset(str(tmp_path))
+    assert data.train.inputs.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    assert data.train.targets.tolist() == labels
+    assert (data.classes, data.train.black) == (2, None)
+
+
+def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path):
+    write(tmp_path / "train" / "1.csv", "a,label\n1,0\n")
+    write(tmp_path / "train" / "2.csv", "a,label\n2,1\n3,1\n")
+    write(tmp_path / "test" / "1.csv", "a,label\n2,1\n")
+    assert load_dataset(str(tmp_path)).train.targets.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            "a,b,label\nx,1,0\ny,1,1\n",
+            None,
+            "column a of type string among the columns a, b, label; expected .* numbers",
+        ),
+        ("a,label\n1,0\n,1\n", None, "1 of 2 values of column a are missing"),
+        ("a,label\n1,0\n2,\n", None, "1 of 2 values of column label are missing"),
+        ("a,label\n1,0\ninf,1\n", None, "column a holds NaN or infinities"),
+        ("a,label\n1,0.5\n2,1.5\n", None, "label column label is of type double; expected whole numbers or texts"),
+        ("label\n0\n1\n", None, "found no column beside the label"),
+        ("a,label\n1,0\n", "a,label\n1,1\n", r"test\.csv: found label 1; expected 0 to 0"),
+        ("a,label\n1,-1\n", None, "found label -1"),
+        ("a,label\n1,0\n", "a,label\n1,no\n", "labels are str; the train split's are int"),
+        ("a,label\n1,yes\n", "a,label\n1,0\n", "labels are int; the train split's are str"),
+        ("a,b,label\n1,1,0\n", "b,a,label\n1,1,0\n", r"test\.csv: found the columns b, a; expected .* order: a, b"),
+        ("a,label\n", None, r"train\.csv: there are no examples"),
+        ("", None, r"train\.csv cannot be read \(Empty CSV file\)"),
+    ],
+)
+def test_csv_that_does_not_fit_is_refused(tmp_path, train, test, message):
+    write(tmp_path / "train.csv", train)
+    write(tmp_path / "test.csv", train if test is None else test)
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["data.csv"], r"has no train and no test split, only data\.csv"),
+        (["train.csv", "valid.csv"], "has no test split, only train, validation"),
+        (["one/train.csv", "two/train.csv", "one/test.csv"], r"several data sets \(one, two\): name one of these"),
+        (["notes.txt"], r"holds notes\.txt; expected train/<class>/"),
+        ([], "holds nothing; expected"),
+    ],
+)
+def test_folders_without_train_and_test_are_refused(tmp_path, names, message):
+    for name in names:
+        write(tmp_path / name, "a,label\n1,0\n")
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("features", [True, False])
+def test_parquet_laid_out_like_the_hub_is_read_below_root(tmp_path, features, monkeypatch):
+    folder = tmp_path / "user" / "set" / "plain"
+    image_table(folder / "train-00000-of-00002.parquet", [0, 10], [0, 1], features=features)
+    image_table(folder / "train-00001-of-00002.parquet", [20], [2], features=features)
+    image_table(folder / "test-00000-of-00001.parquet", [30], [1], features=features)
+    data = load_dataset("user/set", root=tmp_path)
+    assert data.train.inputs.shape == (3, 1, *SIZE)
+    assert data.train.targets.tolist() == [0, 1, 2]
+    assert (data.classes, data.name) == (3, "user/set")
+    monkeypatch.setenv("HETEROFL_DATA", str(tmp_path))
+    assert load_dataset("user/set") is data
+
+
+def test_short_names_have_the_papers_mean_deviation_and_augment(tmp_path):
+    for name, column, mode in (("ylecun/mnist", "image", "L"), ("uoft-cs/cifar10", "img", "RGB")):
+        for part in ("train", "test"):
+            image_table(tmp_path / name / f"{part}.parquet", [0, 255], [0, 1], column=column, mode=mode)
+    mnist, cifar10 = (load_dataset(name, tmp_path) for name in ("mnist", "cifar10"))
+    assert mnist.train.inputs[:, 0, 0, 0].tolist() == pytest.approx([-0.1307 / 0.3081, (1 - 0.1307) / 0.3081])
+    assert cifar10.train.black.tolist() == pytest.approx([-0.4914 / 0.2023, -0.4822 / 0.1994, -0.4465 / 0.2010])
+    assert (mnist.augment, cifar10.augment) == ("none", "crop-flip")
+
+
+def test_images_may_be_plain_bytes_and_labels_dictionaries_or_the_only_class_column(tmp_path):
+    labels = pa.array(["yes", "no"]).dictionary_encode()
+    for part in ("train", "test"):
+        write_table(tmp_path / f"a/{part}.parquet", {"image": [png(1), png(2)], "label": labels})
+        image_table(tmp_path / f"b/{part}.parquet", [1, 2], [0, 1], label="kind")
+    assert load_dataset("a", tmp_path).train.targets.tolist() == [1, 0]
+    assert load_dataset("b", tmp_path).train.targets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [png(1)], "other": [png(1)], "label": [0]}, r"found 2 image columns \(image, other\)"),
+        ({"image": [png(1)], "kind": [0]}, "found no class column among the columns image, kind; expected a column"),
+        ({"image": [png(1)], "label": [[0]]}, "label column label is of type list"),
+        ({"image": [None, png(1)], "label": [0, 0]}, "1 of 2 values of column image are missing"),
+        ({"text": ["a"], "label": [0]}, "column text of type string among the columns text, label"),
+        ({"image": [b"x"], "label": [0]}, r"train\.parquet, column image, image 0: this is no image"),
+        ({"image": [{"bytes": None, "path": "no/such.png"}], "label": [0]}, r"no/such\.png"),
+    ],
+)
+def test_tables_that_do_not_fit_name_the_column(tmp_path, columns, message):
+    for part in ("train", "test"):
+        write_table(tmp_path / f"{part}.parquet", columns)
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path))
+
+
+def test_two_class_columns_of_which_none_is_called_label_are_refused(tmp_path):
+    features = {"fine": {"_type": "ClassLabel"}, "coarse": {"_type": "ClassLabel"}}
+    for part in ("train", "test"):
+        write_table(tmp_path / f"{part}.parquet", {"image": [png(1)], "fine": [0], "coarse": [0]}, features)
+    with pytest.raises(DataError, match=r"found 2 class columns \(fine, coarse\)"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    image_table(tmp_path / "test.parquet", [1], [0])
+    write(tmp_path / "train.parquet", "version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match=r"train\.parquet cannot be read .*; is the copy complete"):
+        load_dataset(str(tmp_path))
+
+
+def test_unequal_channels_of_a_known_set_are_refused(tmp_path):
+    for part in ("train", "test"):
+        image_table(tmp_path / f"ylecun/mnist/{part}.parquet", [1], [0], mode="RGB")
+    with pytest.raises(DataError, match="found 3 channels, expected 1"):
+        load_dataset("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
+def test_a_folder_that_does_not_exist_is_named(name):
+    with pytest.raises(DataError, match=r"there is no folder /.*nowhere"):
+        load_dataset(name)
+
+
+def test_a_name_that_root_lacks_is_refused_without_asking_the_hub(tmp_path):
+    with pytest.raises(
+        DataError, match=r"no folder .*/ylecun/mnist: expected a copy .* without root and HETEROFL_DATA"
+    ):
+        load_dataset("mnist", tmp_path)
+
+
+def test_a_relative_folder_is_found_before_the_hub_but_not_before_short_names(tmp_path, monkeypatch):
+    monkeypatch.delenv("HETEROFL_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "my" / "pictures")
+    (tmp_path / "digits").mkdir()
+    assert load_dataset("my/pictures").name == str(tmp_path / "my" / "pictures")
+    assert len(load_dataset("digits").train) > 1000

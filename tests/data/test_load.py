@@ -1,0 +1,168 @@
+"""Bundled digits, a user's function, the hub, and the real data sets where they are at hand."""
+
+import sys
+import types
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
+from heterofl_flwr.errors import DataError
+
+
+@pytest.fixture
+def users_module(monkeypatch):
+    """Return a module that can be imported as ``users_data``, and forget what was loaded from it."""
+    from heterofl_flwr.data.load import _load
+
+    module = types.ModuleType("users_data")
+    module.__file__ = "users_data.py"
+    monkeypatch.setitem(sys.modules, "users_data", module)
+    _load.cache_clear()
+    yield module
+    _load.cache_clear()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Return a function that puts a data set, or an error, in the place of the hub."""
+    from heterofl_flwr.data.load import _load
+
+    monkeypatch.delenv("HETEROFL_DATA", raising=False)
+
+    def answer(content):
+        def load(name):
+            if isinstance(content, Exception):
+                raise content
+            return content
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+
+    _load.cache_clear()
+    yield answer
+    _load.cache_clear()
+
+
+def test_digits_are_split_by_class_and_normalised():
+    data = load_dataset("digits")
+    assert data.train.inputs.shape == (1442, 1, 8, 8)
+    assert data.test.inputs.shape == (355, 1, 8, 8)
+    assert (data.classes, data.augment) == (10, "none")
+    counts = torch.bincount(data.train.targets), torch.bincount(data.test.targets)
+    assert ((counts[1] / (counts[0] + counts[1])) - 0.2).abs().max() < 0.01
+    assert data.train.inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert data.train.inputs.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert data.train.inputs.min().item() == data.train.black.item()
+    assert load_dataset("digits") is data
+
+
+def test_a_function_may_return_a_data_set(users_module):
+    split = Split(torch.zeros(2, 3), torch.tensor([0, 1]))
+    users_module.make = lambda: Dataset("mine", split, split, 2, "none")
+    assert load_dataset("users_data:make").name == "mine"
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_a_function_may_return_two_pairs(users_module, kind):
+    users_module.make = lambda: ((kind([[1.5], [2.5]]), kind([0, 2])), (kind([[3.5]]), kind([1])))
+    data = load_dataset("users_data:make")
+    assert data.train.inputs.tolist() == [[1.5], [2.5]]
+    assert data.train.inputs.dtype == torch.float32
+    assert data.test.targets.tolist() == [1]
+    assert (data.classes, data.name) == (3, "users_data:make")
+
+
+def test_bytes_become_floats_and_tokens_stay_whole(users_module):
+    images, tokens = torch.ones(2, 3, dtype=torch.uint8), torch.ones(2, 3, dtype=torch.int32)
+    targets = torch.tensor([0, 1])
+    users_module.images = lambda: [(images, targets), (images, targets)]
+    users_module.tokens = lambda: [(tokens, targets), (tokens, targets)]
+    assert load_dataset("users_data:images").train.inputs.dtype == torch.float32
+    assert load_dataset("users_data:tokens").train.inputs.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, r"returned NoneType; expected a Dataset or \(\(train inputs"),
+        ("ab", "returned str"),
+        (([1], [2], [3]), "returned tuple"),
+        (((torch.zeros(1, 1), torch.tensor([0.0])), (0, 0)), "train split: targets are torch.float32; expected class"),
+        (((torch.zeros(2, 1), torch.tensor([0])), (0, 0)), "train split: targets have type"),
+        (((object(), torch.tensor([0])), (0, 0)), "train split: object is no array of numbers"),
+    ],
+)
+def test_other_returns_are_refused(users_module, made, message):
+    users_module.make = lambda: made
+    with pytest.raises(DataError, match=f"users_data:make.*{message}"):
+        load_dataset("users_data:make")
+
+
+def test_a_missing_module_or_function_is_named(users_module):
+    with pytest.raises(DataError, match=r"the module no_such_module cannot be imported .* is it on PYTHONPATH"):
+        load_dataset("no_such_module:make")
+    with pytest.raises(DataError, match=r"users_data\.py has no function make"):
+        load_dataset("users_data:make")
+
+
+def of_the_hub(images, labels, **columns) -> datasets.Dataset:
+    from io import BytesIO
+
+    from PIL import Image
+
+    def encoded(value):
+        file = BytesIO()
+        Image.fromarray(np.full((2, 2), value, np.uint8)).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    features = datasets.Features({"picture": datasets.Image(), "digit": datasets.ClassLabel(names=["a", "b"])})
+    return datasets.Dataset.from_dict({"picture": [encoded(value) for value in images], "digit": labels}, features)
+
+
+def test_the_hubs_features_tell_the_columns(hub):
+    train = of_the_hub([0, 100, 200], [0, 1, 0])
+    hub(datasets.DatasetDict(train=train.shuffle(seed=1), test=train.select([1])))
+    data = load_dataset("user/set")
+    assert data.train.inputs.shape == (3, 1, 2, 2)
+    assert data.test.targets.tolist() == [1]
+    assert data.classes == 2
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("gone"), ValueError("Config name")])
+def test_an_unreachable_hub_is_one_clear_error(hub, error):
+    hub(error)
+    with pytest.raises(DataError, match=r"hub's data set 'user/set' cannot be loaded \(.*HETEROFL_DATA; or use digits"):
+        load_dataset("user/set")
+
+
+def test_a_data_set_of_the_hub_without_test_is_refused(hub):
+    hub(datasets.DatasetDict(train=of_the_hub([0], [0])))
+    with pytest.raises(DataError, match="'user/set' has no test split, only train"):
+        load_dataset("user/set")
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_name", "config", "shape", "first"),
+    [
+        ("mnist", "ylecun/mnist", "mnist", (1, 28, 28), [7, 2, 1, 0, 4]),
+        ("cifar10", "uoft-cs/cifar10", "plain_text", (3, 32, 32), [3, 8, 8, 0, 6]),
+    ],
+)
+def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
+    """The test file alone, in both places: all files would take seconds."""
+    file = shared / "data" / hub_name / config / "test-00000-of-00001.parquet"
+    if not file.is_file():
+        pytest.skip(f"needs the data set in shared/data/{hub_name}")
+    folder = tmp_path / hub_name / config
+    folder.mkdir(parents=True)
+    for part in ("train", "test"):
+        (folder / f"{part}-00000-of-00001.parquet").symlink_to(file)
+    data = load_dataset(name, tmp_path)
+    assert data.train.inputs.shape == (10_000, *shape)
+    assert data.train.targets[:5].tolist() == first
+    assert data.train.inputs.mean((0, 2, 3)).abs().max() < 0.02
+    assert data.train.inputs.std((0, 2, 3)).sub(1).abs().max() < 0.35  # the published deviations of CIFAR10 are low
+    parts = split_dataset(data, "non-iid-2", 100, 0)
+    assert {len(classes) for classes in parts.classes} == {1, 2}

@@ -1,0 +1,66 @@
+import datasets
+import pytest
+import torch
+from flwr_datasets.partitioner import Partitioner
+
+from heterofl_flwr.data import iid, matching_test, noniid
+from heterofl_flwr.data.partitioners import BalancedIidPartitioner, ClassShardPartitioner
+from heterofl_flwr.errors import ConfigError, DataError
+
+LABELS = (torch.arange(403) * 7 % 10).tolist()
+
+
+def table(labels=LABELS, **columns) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"label": labels, "row": list(range(len(labels))), **columns})
+
+
+def rows_of(partitioner: Partitioner, data: datasets.Dataset) -> list[list[int]]:
+    partitioner.dataset = data
+    return [partitioner.load_partition(number)["row"][:] for number in range(partitioner.num_partitions)]
+
+
+def test_balanced_partitions_are_those_of_iid():
+    expected = [rows.tolist() for rows in iid(torch.tensor(LABELS), 10, 4)]
+    assert rows_of(BalancedIidPartitioner(10, seed=4), table()) == expected
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "fixed"])
+def test_class_shards_are_those_of_noniid_and_match_between_train_and_test(fidelity):
+    targets, test_labels = torch.tensor(LABELS), list(reversed(LABELS[:100]))
+    expected, deal = noniid(targets, 10, 2, 4, fidelity=fidelity)
+    train = rows_of(ClassShardPartitioner(10, "label", seed=4, fidelity=fidelity), table())
+    test = rows_of(ClassShardPartitioner(10, "label", seed=4, fidelity=fidelity), table(test_labels))
+    assert train == [rows.tolist() for rows in expected]
+    assert test == [rows.tolist() for rows in matching_test(torch.tensor(test_labels), deal, 4, fidelity=fidelity)]
+
+
+def test_a_shuffled_data_set_and_one_with_images_is_dealt_by_its_labels():
+    partitioner = ClassShardPartitioner(10, "label", seed=1)
+    partitioner.dataset = (
+        table(image=[{"bytes": b"no image", "path": None}] * 403).cast_column("image", datasets.Image()).shuffle(seed=1)
+    )
+    for number in range(10):
+        part = partitioner.load_partition(number).remove_columns("image")
+        assert 1 <= len(set(part["label"])) <= 2
+
+
+def test_partitions_that_do_not_exist_are_refused():
+    partitioner = BalancedIidPartitioner(3)
+    partitioner.dataset = table()
+    with pytest.raises(DataError, match="partition 3 does not exist: expected 0 to 2"):
+        partitioner.load_partition(3)
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(DataError, match="has no column digit; it has label, row"):
+        rows_of(ClassShardPartitioner(3, "digit"), table())
+
+
+def test_a_column_without_class_numbers_is_refused():
+    with pytest.raises(DataError, match=r"column share holds no class numbers, but torch\.float32"):
+        rows_of(ClassShardPartitioner(3, "share"), table(share=[0.5] * 403))
+
+
+def test_an_unknown_fidelity_is_refused_at_once():
+    with pytest.raises(ConfigError, match="fidelity is 'best'"):
+        ClassShardPartitioner(3, "label", fidelity="best")

@@ -1,0 +1,236 @@
+import math
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.data import Dataset, Split, check_kind, iid, matching_test, noniid, split_dataset
+from heterofl_flwr.data.dirichlet import dirichlet, matching_shares
+from heterofl_flwr.data.splits import deal_classes
+from heterofl_flwr.errors import ConfigError, DataError
+
+PAPER = torch.arange(50_000) % 10
+"""Class numbers like those of CIFAR10: 10 classes of 5,000."""
+
+
+def uneven(number: int, classes: int = 10, seed: int = 0) -> torch.Tensor:
+    """Return class numbers whose counts differ, as in MNIST."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.arange(classes), torch.randint(classes, (number - classes,), generator=generator)])
+
+
+def dataset(train: torch.Tensor, test: torch.Tensor, classes: int = 10) -> Dataset:
+    def split(targets: torch.Tensor) -> Split:
+        return Split(torch.zeros(len(targets), 1), targets)
+
+    return Dataset("numbers", split(train), split(test), classes)
+
+
+def distinct(rows):
+    together = torch.cat(rows)
+    return len(together) == len(together.unique())
+
+
+def same(one, two):
+    return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize(("number", "clients"), [(50_000, 100), (103, 10), (7, 7)])
+def test_iid_gives_each_client_equally_many_and_nobody_anothers(number, clients):
+    rows = iid(torch.zeros(number), clients, seed=1)
+    assert [len(mine) for mine in rows] == [number // clients] * clients
+    assert distinct(rows)
+
+
+def test_iid_mixes_the_classes():
+    rows = iid(torch.arange(50_000) // 5_000, 100, seed=0)
+    for mine in rows:
+        assert torch.bincount(mine // 5_000, minlength=10).min() > 20
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "fixed"])
+@pytest.mark.parametrize("targets", [PAPER, uneven(20_011)], ids=["even", "uneven"])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_noniid_gives_at_most_n_classes_and_nobody_anothers(targets, classes, fidelity):
+    rows, deal = noniid(targets, 100, classes, 5, fidelity=fidelity)
+    assert distinct(rows)
+    for mine, held in zip(rows, deal, strict=True):
+        assert len(held) == classes
+        assert targets[mine].unique().tolist() == sorted(set(held))
+
+
+def test_noniid_of_the_paper_loses_the_shards_drawn_twice():
+    """Of 100 clients, 100 * 19 / 199 = 9.5 draw one class twice, and 250 of 50,000 images go with each."""
+    lost = []
+    for seed in range(200):
+        rows, deal = noniid(PAPER, 100, 2, seed)
+        twice = [held[0] == held[1] for held in deal]
+        assert [len(mine) for mine in rows] == [250 if same else 500 for same in twice]
+        lost.append(sum(twice))
+    spread = math.sqrt(9.5 / 200)
+    assert sum(lost) / 200 == pytest.approx(100 * 19 / 199, abs=4 * spread)
+
+
+@pytest.mark.parametrize("targets", [PAPER, uneven(20_011)], ids=["even", "uneven"])
+def test_noniid_fixed_loses_nothing(targets):
+    rows, deal = noniid(targets, 100, 2, 3, fidelity="fixed")
+    assert sum(map(len, rows)) == len(targets)
+    assert any(held[0] == held[1] for held in deal)
+
+
+def test_both_fidelities_deal_the_same_classes_and_differ_only_where_one_is_drawn_twice():
+    paper, deal = noniid(PAPER, 100, 2, 4)
+    fixed, other = noniid(PAPER, 100, 2, 4, fidelity="fixed")
+    assert deal == other
+    assert [len(rows) for rows in fixed] == [500] * 100
+    assert sum(len(rows) for rows in paper) < 50_000
+
+
+def test_each_class_is_dealt_in_equally_many_shards():
+    deal = deal_classes(PAPER, 100, 2, seed=0)
+    counts = torch.bincount(torch.tensor(deal).flatten())
+    assert counts.tolist() == [20] * 10
+
+
+def test_shards_are_cut_in_order_and_the_rest_goes_to_the_first():
+    """Two clients, one class of 7 examples: shards of 4 (the first three, and the last) and of 3."""
+    rows, _ = noniid(torch.zeros(7, dtype=torch.int64), 2, 1, 0)
+    assert sorted(mine.tolist() for mine in rows) == [[0, 1, 2, 6], [3, 4, 5]]
+
+
+def test_shards_that_do_not_divide_evenly_leave_out_no_class():
+    targets = uneven(2_000)
+    rows, deal = noniid(targets, 7, 2, 1, fidelity="fixed")
+    counts = torch.bincount(torch.tensor(deal).flatten())
+    assert sorted(counts.tolist()) == [1] * 6 + [2] * 4
+    assert sum(map(len, rows)) == 2_000
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "fixed"])
+def test_test_classes_are_the_train_classes(fidelity):
+    train, test = uneven(20_011), uneven(3_017, seed=1)
+    rows, deal = noniid(train, 100, 2, 6, fidelity=fidelity)
+    tested = matching_test(test, deal, 6, fidelity=fidelity)
+    assert distinct(tested)
+    for mine, theirs in zip(rows, tested, strict=True):
+        assert train[mine].unique().tolist() == test[theirs].unique().tolist()
+    if fidelity == "fixed":
+        assert sum(map(len, tested)) == len(test)
+
+
+def test_a_test_class_with_fewer_examples_than_shards_leaves_some_without():
+    deal = ((0, 1), (0, 1), (0, 1))
+    tested = matching_test(torch.tensor([0, 0, 0, 1]), deal, 0)
+    assert sorted(map(len, tested)) == [1, 1, 2]
+
+
+@given(
+    number=st.integers(20, 300),
+    clients=st.integers(1, 12),
+    per_client=st.integers(1, 4),
+    classes=st.integers(1, 6),
+    seed=st.integers(0, 2**40),
+)
+def test_noniid_of_any_size_deals_each_example_once_or_says_why_not(number, clients, per_client, classes, seed):
+    targets = uneven(number, classes)
+    try:
+        rows, _ = noniid(targets, clients, per_client, seed, fidelity="fixed")
+    except (ConfigError, DataError):
+        smallest = int(torch.bincount(targets).min())
+        assert per_client > classes or clients * per_client < classes or smallest < clients * per_client
+        return
+    assert sorted(torch.cat(rows).tolist()) == list(range(number))
+    assert all(len(targets[mine].unique()) <= per_client for mine in rows)
+
+
+def test_dirichlet_deals_each_example_once():
+    targets = uneven(5_000)
+    rows = dirichlet(targets, 20, 0.3, seed=0)
+    assert sorted(torch.cat(rows).tolist()) == list(range(5_000))
+    assert min(map(len, rows)) >= 2
+
+
+def test_dirichlet_test_rows_have_the_shares_of_the_train_rows():
+    train, test = uneven(5_000), uneven(4_000, seed=1)
+    rows = dirichlet(train, 20, 0.3, seed=0)
+    tested = matching_shares(train, rows, test, seed=0)
+    assert sorted(torch.cat(tested).tolist()) == list(range(4_000))
+    sizes = torch.bincount(train), torch.bincount(test)
+    for mine, theirs in zip(rows, tested, strict=True):
+        expected = torch.bincount(train[mine], minlength=10) / sizes[0] * sizes[1]
+        assert (torch.bincount(test[theirs], minlength=10) - expected).abs().max() <= 1
+        assert set(test[theirs].tolist()) <= set(train[mine].tolist())
+
+
+def test_dirichlet_that_cannot_be_drawn_is_refused():
+    with pytest.raises(DataError, match=r"30 examples cannot be split for 29 clients by dirichlet-0\.01"):
+        dirichlet(uneven(30), 29, 0.01, seed=0)
+    with pytest.raises(DataError, match="use fewer clients"):
+        dirichlet(uneven(30), 31, 1.0, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["iid", "non-iid-2", "non-iid-5", "dirichlet-0.3", "dirichlet-10"])
+def test_a_data_set_is_split_the_same_way_each_time_and_otherwise_by_another_seed(kind):
+    data = dataset(uneven(4_000), uneven(900, seed=1))
+    one, two, other = (split_dataset(data, kind, 10, seed) for seed in (1, 1, 2))
+    assert len(one) == len(one.train) == len(one.test) == len(one.classes) == 10
+    assert same(one.train, two.train)
+    assert same(one.test, two.test)
+    assert one.classes == two.classes
+    assert not same(one.train, other.train)
+    for rows, classes in zip(one.train, one.classes, strict=True):
+        assert list(classes) == data.train.targets[rows].unique().tolist()
+
+
+def test_no_global_random_state_is_read_or_written():
+    data = dataset(uneven(500), uneven(100, seed=1))
+    splits = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        splits.append([split_dataset(data, kind, 5, 3) for kind in ("iid", "non-iid-2", "dirichlet-1")])
+        assert torch.equal(before, torch.get_rng_state())
+    assert all(same(a.train, b.train) for a, b in zip(*splits, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["iid", "non-iid-2"])
+def test_a_hundred_clients_are_dealt_60_000_examples_at_once(kind):
+    data = dataset(uneven(60_000), uneven(10_000, seed=1))
+    started = time.perf_counter()
+    split_dataset(data, kind, 100, 0)
+    assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "IID", "non-iid", "non-iid-0", "non-iid-x", "dirichlet", "dirichlet-0", "dirichlet-0.0", "iid "]
+)
+def test_unknown_kinds_are_refused(kind):
+    with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client> or dirichlet-<alpha over 0>"):
+        check_kind(kind)
+
+
+@pytest.mark.parametrize("clients", [0, -1])
+@pytest.mark.parametrize("split", [lambda n: iid(PAPER, n, 0), lambda n: noniid(PAPER, n, 2, 0)])
+def test_a_number_of_clients_below_one_is_refused(split, clients):
+    with pytest.raises(ConfigError, match=f"number of clients is {clients}"):
+        split(clients)
+
+
+def test_too_many_clients_are_refused():
+    with pytest.raises(DataError, match="5 examples are too few for 6 clients"):
+        iid(torch.zeros(5), 6, 0)
+    with pytest.raises(DataError, match="clients have no examples, the first is client"):
+        noniid(torch.tensor([0, 0, 1]), 6, 1, 0)
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(100, 11), (4, 2)])
+def test_classes_that_do_not_fit_the_clients_are_refused(clients, classes):
+    with pytest.raises(ConfigError, match=f"non-iid-{classes} does not fit {clients} clients and 10 classes"):
+        noniid(PAPER, clients, classes, 0)
+
+
+def test_an_unknown_fidelity_is_refused():
+    with pytest.raises(ConfigError, match="fidelity is 'best'"):
+        noniid(PAPER, 100, 2, 0, fidelity="best")
