@@ -27,6 +27,7 @@ STEPS = (
     ("methods", "legacy", "client", "grids"),
     ("settings",),
     ("app", "report"),
+    ("__main__",),
     ("simulations",),
 )
 STEP = {room: number for number, rooms in enumerate(STEPS) for room in rooms}

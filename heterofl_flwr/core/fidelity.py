@@ -28,6 +28,8 @@ class Fidelity:
         holder (fixed).
     moments
         Static batch norm averages the moments of batches (paper) or pools them over all samples (fixed).
+    shards
+        A client that draws one class twice in a non-IID deal gets one shard of it (paper) or both (fixed).
     perplexity
         The mean over chunks of exp(loss) (paper) or exp of the mean loss over all tokens (fixed).
     """
@@ -37,6 +39,7 @@ class Fidelity:
     label_rows: Choice = "paper"
     extra_rows: Choice = "paper"
     moments: Choice = "paper"
+    shards: Choice = "paper"
     perplexity: Choice = "paper"
 
     def __post_init__(self) -> None:

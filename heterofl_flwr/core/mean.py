@@ -71,7 +71,11 @@ def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> No
 
 def _held(total: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor:
     """Return how many held each entry."""
-    key = None if any(isinstance(count, Tensor) for count in counts.values()) else (total.dtype, total.device, *counts.items())
+    key = (
+        None
+        if any(isinstance(count, Tensor) for count in counts.values())
+        else (total.dtype, total.device, *counts.items())
+    )
     if key in divisors:
         return divisors[key]
     held = torch.zeros_like(total)

@@ -1,0 +1,1 @@
+"""What is started from outside: Flower's ServerApp and ClientApp, the launcher and the command ``heterofl``."""

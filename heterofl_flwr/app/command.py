@@ -1,0 +1,48 @@
+"""The command ``heterofl``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from heterofl_flwr import __version__
+from heterofl_flwr.app.commands import profile, report, run, settings
+from heterofl_flwr.errors import HeteroFLError
+
+COMMANDS = (run, report, settings, profile)
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    top = argparse.ArgumentParser(
+        prog="heterofl",
+        description="Train one global model over clients of unequal size: HeteroFL on Flower.",
+        epilog="'heterofl COMMAND --help' says more on each.",
+    )
+    top.add_argument("--version", action="version", version=f"heterofl-flwr {__version__}")
+    subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(subparsers)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
+    args = parser().parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except HeteroFLError as error:
+        print(f"heterofl: {error}", file=sys.stderr)
+        return MISUSED
+    except KeyboardInterrupt:
+        print("heterofl: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code

@@ -1,0 +1,138 @@
+"""How many clients fit on the GPUs at once: measured, level by level, before the run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from heterofl_flwr.app.launch.request import Flat, Share, share_of
+from heterofl_flwr.app.task import Task
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.learn import evaluate, train
+from heterofl_flwr.settings import from_flat
+
+CONTEXT = 1024**3
+"""Bytes that CUDA and its libraries take in each process, on the safe side."""
+
+FILL = 0.9
+"""Share of the free memory that is handed out; caches break into pieces."""
+
+EVALUATED = 100
+"""Examples of a batch of evaluation."""
+
+LONGEST = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What GPUs there are, and what a training step needs.
+
+    Attributes
+    ----------
+    devices
+        Number of visible GPUs.
+    free
+        Free bytes of the one that has the fewest.
+    peaks
+        By rate: the most bytes that a training step held at once.
+    """
+
+    devices: int
+    free: int
+    peaks: Mapping[float, int]
+
+
+def devices() -> int:
+    """Return how many GPUs are visible."""
+    return torch.cuda.device_count()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan(measured: Measured, *, clients: int, cores: int, cpus: int = 1) -> Share:
+    """Return a share that packs as many clients on the GPUs as fit, whatever their levels.
+
+    The server evaluates on a GPU too, so the memory of one client is kept for it.
+    """
+    rate, peak = max(measured.peaks.items(), key=lambda item: item[1])
+    need = peak + CONTEXT
+    each = int(measured.free * FILL // need)
+    if each < 1:
+        raise ConfigError(
+            f"level {level_name(rate)} needs {_size(need)} of GPU memory, and "
+            f"{_size(measured.free)} are free: use a smaller batch (train.batch-size) or a smaller model, or --gpus 0"
+        )
+    each = max(each - 1, 1)
+    at_once = max(min(each * measured.devices, clients, cores // cpus), 1)
+    return Share(cpus=cpus, gpus=share_of(measured.devices, at_once), at_once=at_once)
+
+
+def measure(config: Mapping[str, Flat]) -> Measured:
+    """Measure in a process of its own, so that nothing of it stays on the GPU."""
+    done = subprocess.run(  # noqa: S603  # our own module
+        [sys.executable, "-m", __name__],
+        input=json.dumps(dict(config)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LONGEST,
+    )
+    try:
+        found = json.loads(done.stdout.strip().rpartition("\n")[2])
+        peaks = {float(rate): int(peak) for rate, peak in found["peaks"].items()}
+        return Measured(int(found["devices"]), int(found["free"]), peaks)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = (done.stderr.strip() or done.stdout.strip() or "it said nothing").rpartition("\n")[2]
+        raise HeteroFLError(
+            f"the memory that clients need could not be measured: {reason}; name a share: --gpus 0.25"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How the memory of a device is read; tests bring their own."""
+
+    device: str = "cuda:0"
+    reset: Callable[[], None] = torch.cuda.reset_peak_memory_stats
+    peak: Callable[[], int] = torch.cuda.max_memory_reserved
+    clear: Callable[[], None] = torch.cuda.empty_cache
+
+
+def peaks_of(task: Task, meter: Meter) -> dict[float, int]:
+    """Return the most bytes that a client of each level holds: two steps of training, and a batch of evaluation."""
+    options = replace(task.options(task.settings.train.lr), epochs=1)
+    data = task.dataset.train
+    peaks = {}
+    for rate in task.mix.rates:
+        meter.clear()
+        meter.reset()
+        model = task.build(rate).to(meter.device)
+        # The second step has the optimizer's buffers.
+        train(model, data.take(torch.arange(min(2 * options.batch_size, len(data)))).to(meter.device), options, seed=0)
+        evaluate(model, data.take(torch.arange(min(EVALUATED, len(data)))))
+        peaks[rate] = meter.peak()
+    return peaks
+
+
+def _size(number: float) -> str:
+    return f"{number / 1024**3:.1f} GiB"
+
+
+def main() -> None:
+    """Measure what the settings on standard input need; print it as JSON."""
+    task = Task(from_flat(json.load(sys.stdin)))
+    free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
+    peaks = {str(rate): peak for rate, peak in peaks_of(task, Meter()).items()}
+    print(json.dumps({"devices": devices(), "free": free, "peaks": peaks}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is to be run, and with how much of the machine."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from heterofl_flwr.errors import ConfigError
+
+Flat = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What each client gets of the machine.
+
+    Attributes
+    ----------
+    cpus
+        Processor cores for each client.
+    gpus
+        Share of a GPU for each client, or a number of whole ones; 0 for none.
+    at_once
+        How many clients may run at once; None for as many as the cores and GPUs allow.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+    at_once: int | None = None
+
+    def fewer(self, cores: int, devices: int) -> "Share":
+        """Return a share that lets half as many clients run at once; refuse if only one does already."""
+        now = self.clients(cores, devices)
+        if now <= 1:
+            raise ConfigError("one client alone is too large for this machine: use a smaller model or batch")
+        half = max(now // 2, 1)
+        return replace(self, at_once=half, gpus=share_of(devices, half) if self.gpus else 0.0)
+
+    def clients(self, cores: int, devices: int) -> int:
+        """Return how many clients run at once."""
+        limits = [max(cores // self.cpus, 1)]
+        if self.gpus >= 1:
+            limits.append(int(devices // self.gpus))
+        elif self.gpus:
+            limits.append(devices * math.floor(1 / self.gpus + 1e-9))
+        return min([*limits, *filter(None, [self.at_once])])
+
+
+def share_of(devices: int, clients: int) -> float:
+    """Return the share of a GPU that lets so many clients run at once on so many GPUs."""
+    each = math.ceil(clients / devices)
+    return math.floor(1e4 / each) / 1e4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A run that is to be made.
+
+    Attributes
+    ----------
+    config
+        Run config: all settings for the package's own app; what differs from its defaults for another.
+    out
+        The run's folder.
+    clients
+        Number of virtual clients.
+    share
+        What each gets of the machine.
+    app
+        Folder of another Flower app; None for this package's own.
+    """
+
+    config: Mapping[str, Flat]
+    out: Path
+    clients: int
+    share: Share = Share()
+    app: Path | None = None

@@ -1,0 +1,137 @@
+"""The ServerApp behind ``flwr run``: HeteroFL as the settings say, with records, checkpoints and a report."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from heterofl_flwr.app.callbacks import callbacks_of
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.client import load_parameters
+from heterofl_flwr.data import Split
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import Windowed
+from heterofl_flwr.learn import evaluate, resolve_device
+from heterofl_flwr.methods.callbacks import RoundCallback
+from heterofl_flwr.methods.evaluation import Evaluation
+from heterofl_flwr.methods.heterofl import HeteroFL
+from heterofl_flwr.methods.schedule import multi_step
+from heterofl_flwr.nn.static_norm import with_static_norm
+from heterofl_flwr.report import Checkpoint, RunFolder, write_report
+from heterofl_flwr.settings import Settings, to_flat
+
+logger = logging.getLogger(__name__)
+
+MAY_DIFFER_ON_RESUME = ("num-rounds", "run.resume", "run.dir", "data.root", "engine.device", "engine.window")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run HeteroFL."""
+    _log_beside_flower()
+    run(grid, task_of(context.run_config))
+
+
+def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
+    """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
+    settings = task.settings
+    folder = RunFolder(settings.run.dir) if settings.run.dir else None
+    start = _start(folder, settings)
+    strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
+    strategy.federation.velocity = dict(start.velocity)
+    strategy.start(
+        Windowed(grid, settings.engine.window) if settings.engine.window else grid,
+        initial_arrays=start.arrays,
+        num_rounds=settings.num_rounds,
+        timeout=settings.engine.timeout,
+        evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central else None,
+        first_round=start.first_round,
+    )
+    if folder is not None:
+        logger.info("Report: %s", write_report(folder))
+    return strategy
+
+
+def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
+    """Return the strategy that the settings describe."""
+    settings = task.settings
+    train, sample, evaluation = settings.train, settings.sample, settings.evaluate
+    return HeteroFL(
+        task.build,
+        settings.mix,
+        assignment=settings.assignment,
+        seed=settings.seed,
+        fraction_train=sample.fraction,
+        min_available_nodes=sample.min_nodes,
+        min_replies=sample.min_replies,
+        wait=sample.wait,
+        learning_rate=multi_step(train.lr, train.milestones, train.factor),
+        fidelity=settings.fidelity.to_core(),
+        server_momentum=settings.server.momentum,
+        evaluation=Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
+        callbacks=callbacks,
+    )
+
+
+class CentralEvaluation:
+    """The global model on the whole test set, which the server holds in a simulation."""
+
+    def __init__(self, strategy: HeteroFL, task: Task) -> None:
+        self._strategy = strategy
+        self._task = task
+        self._device = resolve_device(task.settings.engine.device)
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Return accuracy and loss without any mask."""
+        del server_round
+        rate = self._task.mix.global_rate
+        with torch.random.fork_rng(devices=[]):
+            model = self._task.build(rate)
+        load_parameters(model, arrays.to_torch_state_dict())
+        if rate in self._strategy.moments:
+            model = with_static_norm(model, self._strategy.moments[rate])
+        test: Split = self._task.dataset.test.to(self._device)
+        result = evaluate(model.to(self._device), test)
+        return MetricRecord({"global-accuracy": result.accuracy, "global-loss": result.loss})
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run begins."""
+
+    first_round: int
+    arrays: ArrayRecord | None
+    velocity: dict[str, torch.Tensor]
+
+
+def _start(folder: RunFolder | None, settings: Settings) -> Start:
+    """Make the run folder ready; go on from its checkpoint where asked."""
+    if folder is None:
+        if settings.run.resume:
+            raise ConfigError("run.resume is true, but run.dir names no folder: name the folder of the run to resume")
+        return Start(1, None, {})
+    about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": settings.engine.device}
+    folder.start(to_flat(settings), resume=settings.run.resume, may_differ=MAY_DIFFER_ON_RESUME, about=about)
+    if not settings.run.resume:
+        return Start(1, None, {})
+    checkpoint: Checkpoint = folder.load_checkpoint()
+    if checkpoint.server_round >= settings.num_rounds:
+        raise ConfigError(
+            f"the run in {folder.path} has done {checkpoint.server_round} rounds, and num-rounds is "
+            f"{settings.num_rounds}: ask for more to go on"
+        )
+    return Start(checkpoint.server_round + 1, ArrayRecord(dict(checkpoint.state)), dict(checkpoint.momentum))
+
+
+def _log_beside_flower() -> None:
+    """Let this package's messages appear where Flower's do."""
+    ours = logging.getLogger("heterofl_flwr")
+    if not ours.handlers:
+        ours.handlers = list(logging.getLogger("flwr").handlers)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False

@@ -1,0 +1,28 @@
+"""Every setting of a run: ``from_flat`` reads a run config, ``to_flat`` writes one, ``describe`` explains them all."""
+
+from heterofl_flwr.settings.flat import AUTO_KEYS, DEFAULTS, SPECS, flatten, from_flat, to_flat
+from heterofl_flwr.settings.groups import Settings
+from heterofl_flwr.settings.kinds import AUTO, Flat
+from heterofl_flwr.settings.model import model_options
+from heterofl_flwr.settings.presets import CLIENTS, PRESETS, preset, short_name
+from heterofl_flwr.settings.table import describe, differences, to_toml
+
+__all__ = [
+    "AUTO",
+    "AUTO_KEYS",
+    "CLIENTS",
+    "DEFAULTS",
+    "PRESETS",
+    "SPECS",
+    "Flat",
+    "Settings",
+    "describe",
+    "differences",
+    "flatten",
+    "from_flat",
+    "model_options",
+    "preset",
+    "short_name",
+    "to_flat",
+    "to_toml",
+]

@@ -1,0 +1,282 @@
+"""Every setting of a run, once: its name, type, default, what it can be and what it means.
+
+A field's key in a run config is the name of its group and its own, in kebab-case: ``train.batch_size`` is
+``train.batch-size``. The fields of ``Settings`` itself have no prefix.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.learn.train import ENGINES
+from heterofl_flwr.nn.loss import Fill
+from heterofl_flwr.settings import kinds
+from heterofl_flwr.settings.kinds import AUTO, Flat, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of a setting beside its name and type. The default is written as a run config has it."""
+
+    default: Flat
+    kind: Kind[Any]
+    help: str
+
+
+def _quirk(help_: str) -> Setting:
+    """Return one place where the authors' code and what is right differ."""
+    return Setting("", kinds.choice("paper", "fixed", ""), help_)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelitySettings:
+    """Where the authors' code and what is right differ; see ``Fidelity``."""
+
+    default: Annotated[
+        Choice, Setting("paper", kinds.choice("paper", "fixed"), "what the quirks below are where they are ''")
+    ]
+    encoder_init: Annotated[
+        Choice, _quirk("Transformer layers start as identical copies (paper) or are drawn one by one (fixed)")
+    ]
+    mask_fill: Annotated[Choice, _quirk("logits of classes that a client lacks become 0 (paper) or -inf (fixed)")]
+    label_rows: Annotated[
+        Choice, _quirk("classifier rows count by label even without a masked loss (paper), or only with one (fixed)")
+    ]
+    extra_rows: Annotated[
+        Choice, _quirk("rows beyond the classes are never averaged (paper) or count for every holder (fixed)")
+    ]
+    moments: Annotated[
+        Choice, _quirk("static batch norm averages moments of batches (paper) or pools all samples (fixed)")
+    ]
+    shards: Annotated[
+        Choice, _quirk("a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
+    ]
+    perplexity: Annotated[
+        Choice, _quirk("mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
+    ]
+
+    def to_core(self) -> Fidelity:
+        """Return the quirks as the maths takes them."""
+        return Fidelity(**{one.name: getattr(self, one.name) for one in fields(Fidelity)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What the clients learn from."""
+
+    name: Annotated[
+        str,
+        Setting(
+            "digits",
+            kinds.text("a name, a folder or 'module:function'", r"\S(?:.*\S)?"),
+            "data set: digits (bundled), mnist, cifar10, wikitext2, a folder, or 'module:function'",
+        ),
+    ]
+    root: Annotated[
+        str, Setting("", kinds.path(), "folder with data sets laid out as on the Hugging Face hub; '' asks the hub")
+    ]
+    split: Annotated[
+        str,
+        Setting(
+            "iid",
+            kinds.split(),
+            "how the data are dealt to the clients",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """The global model, of which clients train parts."""
+
+    name: Annotated[
+        str,
+        Setting(
+            AUTO,
+            kinds.text("a model's name or 'module:function'", r"[\w-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"),
+            "cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)",
+        ),
+    ]
+    hidden: Annotated[
+        tuple[int, ...],
+        Setting(
+            AUTO,
+            kinds.integers("widths such as '64,128,256,512', or '' for the model's own"),
+            "widths of an image model's stages at rate 1",
+        ),
+    ]
+    norm: Annotated[
+        str,
+        Setting(
+            AUTO,
+            kinds.choice("sbn", "in", "gn", "ln", "none"),
+            "norm of an image model: static batch, instance, group (4), layer, none",
+        ),
+    ]
+    scaler: Annotated[
+        bool, Setting(True, kinds.flag(), "divide activations of smaller models by their rate while they train")
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """What a client does in a round."""
+
+    lr: Annotated[float, Setting(AUTO, kinds.number(above=0), "learning rate of SGD in the first round")]
+    milestones: Annotated[
+        tuple[int, ...],
+        Setting(
+            AUTO,
+            kinds.integers("ascending rounds such as '150,250', or '' for none", ascending=True),
+            "rounds from which on the learning rate is multiplied by train.factor",
+        ),
+    ]
+    factor: Annotated[
+        float, Setting(0.1, kinds.number(above=0, most=1), "what a milestone multiplies the learning rate by")
+    ]
+    epochs: Annotated[int, Setting(AUTO, kinds.integer(1), "passes over a client's data in a round")]
+    batch_size: Annotated[int, Setting(AUTO, kinds.integer(1), "samples in a step; rows of text for a Transformer")]
+    momentum: Annotated[
+        float, Setting(0.9, kinds.number(least=0, most=1), "momentum of SGD, which begins anew each round")
+    ]
+    weight_decay: Annotated[float, Setting(5e-4, kinds.number(least=0), "weight decay on all parameters")]
+    clip: Annotated[float, Setting(1.0, kinds.number(least=0), "largest norm of a step's gradient; 0 for no limit")]
+    proximal: Annotated[
+        float, Setting(0.0, kinds.number(least=0), "weight of FedProx's pull towards the round's global model")
+    ]
+    mask_fill: Annotated[
+        Fill,
+        Setting(
+            AUTO,
+            kinds.choice("zero", "-inf", "none"),
+            "logits of classes that a client lacks, in its loss; auto: as fidelity.mask-fill",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleSettings:
+    """Which clients take part in a round."""
+
+    fraction: Annotated[
+        float, Setting(AUTO, kinds.number(above=0, most=1), "share of the clients that train in a round")
+    ]
+    min_nodes: Annotated[
+        int, Setting(2, kinds.integer(1), "nodes to wait for before the first round; 'heterofl run' waits for all")
+    ]
+    min_replies: Annotated[
+        int, Setting(1, kinds.integer(1), "successful replies below which a round, and with it the run, fails")
+    ]
+    wait: Annotated[
+        float, Setting(30.0, kinds.number(least=0), "seconds to wait for sample.min-nodes before the run fails")
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What the server does beyond averaging."""
+
+    momentum: Annotated[
+        float, Setting(0.0, kinds.number(least=0, most=1), "server momentum; entries that nobody trained keep still")
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSettings:
+    """How the model is judged."""
+
+    every: Annotated[
+        int, Setting(1, kinds.integer(0), "rounds from one evaluation to the next; the last round has one; 0 for none")
+    ]
+    nodes: Annotated[
+        Literal["all", "capable"],
+        Setting(
+            "all",
+            kinds.choice("all", "capable"),
+            "who runs the full model: all nodes, as in the paper, or those that can hold it",
+        ),
+    ]
+    levels: Annotated[bool, Setting(True, kinds.flag(), "evaluate each level's own model too")]
+    central: Annotated[
+        bool, Setting(True, kinds.flag(), "the server evaluates the global model on the whole test set of data.name")
+    ]
+    metric: Annotated[str, Setting("", kinds.reference(), "a further metric of your own, 'module:function'")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What runs the clients."""
+
+    name: Annotated[
+        str,
+        Setting("plain", kinds.choice(*ENGINES), "how a client trains; plain is the same bit for bit on all machines"),
+    ]
+    device: Annotated[
+        str,
+        Setting(
+            "auto",
+            kinds.text("'auto', 'cpu', 'cuda' or 'cuda:1'", r"auto|cpu|cuda(?::\d+)?"),
+            "auto: a GPU where a client has one",
+        ),
+    ]
+    window: Annotated[
+        int, Setting(0, kinds.integer(0), "messages under way at once, which bounds the server's memory; 0 for all")
+    ]
+    timeout: Annotated[float, Setting(3600.0, kinds.number(above=0), "seconds that clients have for an answer")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What a run leaves behind."""
+
+    dir: Annotated[
+        str, Setting("", kinds.path(), "folder for settings, history, checkpoints and models; 'heterofl run' makes one")
+    ]
+    resume: Annotated[bool, Setting(False, kinds.flag(), "go on from the last checkpoint in run.dir")]
+    checkpoint_every: Annotated[
+        int, Setting(1, kinds.integer(1), "rounds from one checkpoint to the next; the last round has one")
+    ]
+    metric: Annotated[
+        str,
+        Setting(
+            "",
+            kinds.text("a metric of evaluation such as 'local-accuracy', or '' for the global model's", r"[\w-]*"),
+            "by what the best round is chosen",
+        ),
+    ]
+    patience: Annotated[
+        int, Setting(0, kinds.integer(0), "evaluations in a row without a new best after which the run stops; 0: never")
+    ]
+    callbacks: Annotated[
+        tuple[str, ...],
+        Setting(
+            "tensorboard",
+            kinds.words("different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"),
+            "what is told of each round",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of a run, read and checked; every value is concrete."""
+
+    mix: Annotated[Mix, Setting("a1-b1-c1-d1-e1", kinds.mix(), "levels and how many parts of the clients have each")]
+    assignment: Annotated[
+        Literal["dynamic", "fix"],
+        Setting(
+            "dynamic", kinds.choice("dynamic", "fix"), "levels are drawn anew each round, or stay with their clients"
+        ),
+    ]
+    num_rounds: Annotated[int, Setting(AUTO, kinds.integer(1), "rounds of the run")]
+    seed: Annotated[int, Setting(0, kinds.integer(0), "what every random draw depends on")]
+    fidelity: FidelitySettings
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings
+    sample: SampleSettings
+    server: ServerSettings
+    evaluate: EvaluateSettings
+    engine: EngineSettings
+    run: RunSettings

@@ -1,0 +1,154 @@
+"""What a setting can be: how it is read from the four types that a run config knows, and written back."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.data import check_kind
+
+Flat = bool | int | float | str
+"""A value of a run config."""
+
+AUTO = "auto"
+"""Stands for the value that suits the data set; see ``presets``."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Value]):
+    """One kind of value.
+
+    Attributes
+    ----------
+    expected
+        What is expected, in words that follow "expected".
+    read
+        From a value of a run config to the setting's own; raises ``ValueError`` where that cannot be.
+    write
+        The way back.
+    """
+
+    expected: str
+    read: Callable[[Flat], Value]
+    write: Callable[[Value], Flat]
+
+
+def integer(least: int) -> Kind[int]:
+    """Return integers from ``least`` on."""
+
+    def read(value: Flat) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError
+        return value
+
+    return Kind(f"an integer of {least} or more", read, int)
+
+
+def number(*, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Kind[float]:
+    """Return finite numbers within bounds; integers are numbers too."""
+    bounds = [(least, f"of {least:g} or more"), (above, f"above {above:g}"), (most, f"up to {most:g}")]
+    expected = "a number " + " and ".join(words for bound, words in bounds if math.isfinite(bound))
+
+    def read(value: Flat) -> float:
+        if isinstance(value, bool | str) or not math.isfinite(value) or not least <= value <= most or value <= above:
+            raise ValueError
+        return float(value)
+
+    return Kind(expected.strip(), read, float)
+
+
+def flag() -> Kind[bool]:
+    """Return true and false."""
+
+    def read(value: Flat) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Kind("true or false", read, bool)
+
+
+def text(expected: str, pattern: str) -> Kind[str]:
+    """Return text of which a pattern matches the whole."""
+
+    def read(value: Flat) -> str:
+        if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+            raise ValueError
+        return value
+
+    return Kind(expected, read, str)
+
+
+def choice(*options: str) -> Kind[str]:
+    """Return one of some words."""
+    return text(f"one of {', '.join(option or repr(option) for option in options)}", "|".join(map(re.escape, options)))
+
+
+def split() -> Kind[str]:
+    """Return ways of dealing data to clients."""
+
+    def read(value: Flat) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        check_kind(value)
+        return value
+
+    return Kind("'iid', 'non-iid-2' (classes a client) or 'dirichlet-0.3'", read, str)
+
+
+def path() -> Kind[str]:
+    """Return a path of a file system, or nothing."""
+    return text("a path, or '' for none", r"[^\0]*")
+
+
+def reference() -> Kind[str]:
+    """Return where to import something, or nothing."""
+    return text("'module:name', or '' for none", r"(?:[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)?")
+
+
+def integers(expected: str, *, ascending: bool = False) -> Kind[tuple[int, ...]]:
+    """Return positive integers, written with commas, because a run config knows no lists. A single one may be bare."""
+
+    def read(value: Flat) -> tuple[int, ...]:
+        parts = _split(str(value) if isinstance(value, int) else value)
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError
+        numbers = tuple(map(int, parts))
+        if ascending and sorted(set(numbers)) != list(numbers):
+            raise ValueError
+        return numbers
+
+    return Kind(expected, read, lambda numbers: ",".join(map(str, numbers)))
+
+
+def words(expected: str) -> Kind[tuple[str, ...]]:
+    """Return different names, each plain or ``module:name``, written with commas."""
+
+    def read(value: Flat) -> tuple[str, ...]:
+        parts = _split(value)
+        if len(set(parts)) < len(parts) or not all(re.fullmatch(r"[\w.-]+(?::[\w.]+)?", part) for part in parts):
+            raise ValueError
+        return parts
+
+    return Kind(expected, read, ",".join)
+
+
+def mix() -> Kind[Mix]:
+    """Return a mix of rates."""
+
+    def read(value: Flat) -> Mix:
+        if not isinstance(value, str):
+            raise ValueError
+        return Mix.parse(value)
+
+    return Kind("a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'", read, str)
+
+
+def _split(value: Flat) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        raise ValueError
+    return tuple(part.strip() for part in value.split(",")) if value.strip() else ()

@@ -1,0 +1,146 @@
+"""The one parser of run configs."""
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.settings import AUTO, AUTO_KEYS, DEFAULTS, SPECS, flatten, from_flat, to_flat
+from heterofl_flwr.settings.flat import GROUPS
+
+EXAMPLES = st.fixed_dictionaries(
+    {},
+    optional={
+        "mix": st.sampled_from(["a1-e1", "b1", "1.0x1-0.3x9", "a-b-c"]),
+        "num-rounds": st.one_of(st.just(AUTO), st.integers(1, 500)),
+        "fidelity.default": st.sampled_from(["paper", "fixed"]),
+        "fidelity.moments": st.sampled_from(["", "paper", "fixed"]),
+        "data.name": st.sampled_from(["digits", "mnist", "ylecun/mnist", "cifar10", "wikitext2", "/a/folder"]),
+        "data.split": st.sampled_from(["iid", "non-iid-2", "dirichlet-0.3"]),
+        "model.name": st.sampled_from([AUTO, "cnn", "preresnet18", "transformer", "mine:build"]),
+        "model.norm": st.just(AUTO),
+        "train.lr": st.one_of(st.just(AUTO), st.floats(1e-6, 10)),
+        "train.milestones": st.sampled_from([AUTO, "", "3,7", 5]),
+        "train.mask-fill": st.sampled_from([AUTO, "zero", "-inf", "none"]),
+        "run.callbacks": st.sampled_from(["", "tensorboard", "tensorboard,a.b:C"]),
+    },
+)
+
+
+def complaint(mapping) -> str:
+    with pytest.raises(ConfigError) as raised:
+        from_flat(mapping)
+    return str(raised.value)
+
+
+@given(EXAMPLES)
+def test_settings_survive_the_way_there_and_back(mapping):
+    settings = from_flat(mapping)
+    flat = to_flat(settings)
+    assert from_flat(flat) == settings
+    assert flat.keys() == DEFAULTS.keys()
+    assert AUTO not in {flat[key] for key in AUTO_KEYS}
+    assert all(isinstance(value, bool | int | float | str) for value in flat.values())
+
+
+def test_nothing_given_is_the_quickstart():
+    settings = from_flat({})
+    assert settings == from_flat(DEFAULTS)
+    assert settings.mix == Mix.parse("a-b-c-d-e")
+    assert (settings.data.name, settings.model.name, settings.num_rounds) == ("digits", "cnn", 5)
+    assert settings.assignment == "dynamic"
+
+
+def test_keys_are_kebab_case_and_each_setting_is_explained():
+    assert all(key == key.lower() and "_" not in key for key in SPECS)
+    assert all(spec.help and spec.kind.expected for spec in SPECS.values())
+    assert [key for key in SPECS if "." not in key] == ["mix", "assignment", "num-rounds", "seed"]
+    assert set(GROUPS) == {"", *(key.partition(".")[0] for key in SPECS if "." in key)}
+
+
+def test_every_quirk_of_the_maths_is_a_setting():
+    assert {f"fidelity.{one.name.replace('_', '-')}" for one in fields(Fidelity)} <= set(SPECS)
+
+
+def test_a_quirk_follows_the_default_or_stands_alone():
+    settings = from_flat({"fidelity.default": "fixed", "fidelity.moments": "paper"})
+    assert settings.fidelity.to_core() == Fidelity.of("fixed", moments="paper")
+    assert from_flat({}).fidelity.to_core() == Fidelity.of("paper")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "fill"),
+    [
+        ({}, "zero"),
+        ({"fidelity.default": "fixed"}, "-inf"),
+        ({"fidelity.mask-fill": "fixed"}, "-inf"),
+        ({"fidelity.default": "fixed", "train.mask-fill": "none"}, "none"),
+    ],
+)
+def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
+    assert from_flat(mapping).train.mask_fill == fill
+
+
+def test_all_faults_are_told_at_once_with_key_found_and_expected():
+    text = complaint({"train.lr": "fast", "num-rounds": 2.0, "mix": "a1-q1", "seed": True, "sample.fraction": 1.5})
+    assert text.startswith("5 settings are not usable:\n")
+    assert "  train.lr: found 'fast' (str), expected a number above 0, or 'auto'" in text
+    assert "  num-rounds: found 2.0 (float), expected an integer of 1 or more, or 'auto'" in text
+    assert "  seed: found True (bool), expected an integer of 0 or more" in text
+    assert "  sample.fraction: found 1.5 (float), expected a number above 0 and up to 1, or 'auto'" in text
+    assert "  mix: mix 'a1-q1'" in text
+
+
+@pytest.mark.parametrize("value", [None, [1, 2], {"a": 1}, b"x"])
+def test_a_type_that_flower_does_not_know_is_refused(value):
+    assert "expected an integer of 0 or more" in complaint({"seed": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.batchsize", "did you mean train.batch-size?"),
+        ("train.batch_size", "did you mean train.batch-size?"),
+        ("num_rounds", "did you mean num-rounds?"),
+        ("lr", "did you mean train.lr?"),
+        ("strategy.momentum", "did you mean train.momentum or server.momentum?"),
+        ("zzz", "'heterofl settings' lists them all"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(key, hint):
+    assert hint in complaint({key: 1})
+
+
+def test_one_fault_is_one_line():
+    assert complaint({"evaluate.every": -1}) == "evaluate.every: found -1 (int), expected an integer of 0 or more"
+
+
+def test_a_faulty_value_that_others_follow_from_is_told_once():
+    assert complaint({"data.name": 3}).startswith("data.name: found 3 (int)")
+    assert complaint({"fidelity.default": "x"}) == "fidelity.default: found 'x' (str), expected one of paper, fixed"
+    assert "model.name: found 3 (int)" in complaint({"model.name": 3})
+
+
+@pytest.mark.parametrize(
+    ("mapping", "text"),
+    [
+        ({"model.name": "cnnn"}, "model.name: found 'cnnn', expected one of cnn, preresnet18,"),
+        ({"model.name": "transformer", "model.norm": "gn"}, "model.norm: found 'gn', but the model transformer has no"),
+        ({"data.name": "wikitext2", "model.hidden": "8,8"}, "model.hidden: found '8,8', but the model transformer"),
+        ({"run.resume": True}, "run.resume: found true, expected run.dir to name the folder"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(mapping, text):
+    assert complaint(mapping).startswith(text)
+
+
+def test_nested_tables_are_flattened_with_dots():
+    assert flatten({"mix": "a", "train": {"lr": 1, "deep": {"er": 2}}, "run": {}}) == {
+        "mix": "a",
+        "train.lr": 1,
+        "train.deep.er": 2,
+    }

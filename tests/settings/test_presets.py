@@ -1,0 +1,57 @@
+"""What ``auto`` stands for."""
+
+import pytest
+
+from heterofl_flwr.settings import AUTO, AUTO_KEYS, DEFAULTS, PRESETS, from_flat, preset, short_name
+from heterofl_flwr.settings.presets import CLIENTS, NOT_IID, OTHER
+
+
+def test_every_preset_answers_for_every_auto_and_for_nothing_else():
+    followed = {"train.mask-fill"}  # it follows from fidelity
+    native = {"engine.device"}  # decided where the client runs
+    assert {key for key, value in DEFAULTS.items() if value == AUTO} - followed - native == set(AUTO_KEYS)
+    assert all(set(table) == set(AUTO_KEYS) for table in [*PRESETS.values(), OTHER])
+    assert all(set(table) <= set(AUTO_KEYS) for table in NOT_IID.values())
+    assert set(NOT_IID) <= set(PRESETS)
+    assert set(CLIENTS) <= set(PRESETS)
+
+
+# Table 6 and the published code: rounds, milestones, rate, epochs, batch.
+@pytest.mark.parametrize(
+    ("data", "split", "published"),
+    [
+        ("mnist", "iid", (200, (100,), 0.01, 5, 10)),
+        ("mnist", "non-iid-2", (400, (200,), 0.01, 5, 10)),
+        ("cifar10", "iid", (400, (150, 250), 0.1, 5, 10)),
+        ("cifar10", "dirichlet-0.3", (800, (300, 500), 0.1, 5, 10)),
+        ("wikitext2", "iid", (200, (50, 100), 0.1, 1, 1)),
+    ],
+)
+def test_the_papers_settings_are_published_ones(data, split, published):
+    settings = from_flat({"data.name": data, "data.split": split})
+    train = settings.train
+    assert (settings.num_rounds, train.milestones, train.lr, train.epochs, train.batch_size) == published
+    assert (train.momentum, train.weight_decay, train.clip, train.factor) == (0.9, 5e-4, 1.0, 0.1)
+    assert settings.sample.fraction == 0.1
+
+
+def test_a_data_set_may_be_named_as_on_the_hub():
+    assert short_name("uoft-cs/cifar10") == "cifar10"
+    assert preset("uoft-cs/cifar10", "iid") == preset("cifar10", "iid")
+    assert short_name("someone/else") == "someone/else"
+
+
+def test_other_data_have_values_too():
+    assert from_flat({"data.name": "mine:load"}).num_rounds == OTHER["num-rounds"]
+
+
+def test_another_model_has_its_own_widths():
+    settings = from_flat({"model.name": "preresnet18"})
+    assert settings.model.hidden == ()
+    assert settings.model.norm == "sbn"
+    assert from_flat({"model.name": "transformer"}).model.norm == "none"
+    assert from_flat({"model.name": "cnn"}) == from_flat({})
+
+
+def test_a_value_that_is_given_wins():
+    assert from_flat({"data.name": "mnist", "train.lr": 0.5, "model.hidden": "8"}).train.lr == 0.5
