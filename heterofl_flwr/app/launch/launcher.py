@@ -110,15 +110,13 @@ def _outcome(superlink: SuperLink, output: Path) -> Outcome:
     lines = log.lines_of(output)
     if status == "finished:completed":
         empty = log.failed_round(lines)
-        return Outcome("failed", f"{empty}; {log.cause(lines)}", tuple(log.traceback(lines))) if empty else _COMPLETED
+        why = "; ".join(filter(None, [empty, log.cause(lines)]))
+        return Outcome("failed", why, tuple(log.traceback(lines))) if empty else Outcome("completed")
     if status == "finished:stopped":
         return Outcome("stopped", "the run was stopped")
     if status != "finished:failed":
         return Outcome("failed", f"Flower's SuperLink has ended before the run did ({status}: {details})")
     return Outcome("failed", log.cause(lines) or details, tuple(log.traceback(lines)), memory.in_log(lines))
-
-
-_COMPLETED = Outcome("completed")
 
 
 def _final_status(superlink: SuperLink, run_id: str) -> tuple[str, str]:

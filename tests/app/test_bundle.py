@@ -1,0 +1,66 @@
+"""The apps that Flower is given: the clone's own, and the one that stands for the installed package."""
+
+import io
+import shutil
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from flwr.common.config import flatten_dict
+
+from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app, write_overrides
+from heterofl_flwr.settings import flatten, from_flat, to_flat
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's use of pathspec
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """Return what a clone has, in a folder whose name Flower accepts."""
+    folder = tmp_path_factory.mktemp("parent") / "heterofl-clone"
+    ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
+    for name in ("heterofl_flwr", "tests", "simulations"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def contents(fab: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(fab)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_clone_is_an_app_that_flower_accepts_without_a_warning(clone):
+    config, warnings = load_and_validate(clone / "pyproject.toml")
+    assert warnings == []
+    app = config["tool"]["flwr"]["app"]
+    assert app["components"] == {"serverapp": SERVER_APP, "clientapp": CLIENT_APP}
+    assert "federations" not in config["tool"]["flwr"]  # Flower would rewrite the file
+
+
+def test_the_bundle_has_all_of_the_package_and_nothing_else(clone):
+    names = contents(build_fab_from_disk(clone)).keys()
+    package = {str(path.relative_to(clone)) for path in (clone / "heterofl_flwr").rglob("*.py")}
+    assert package <= names
+    assert any(name.startswith("heterofl_flwr/data/") for name in names)
+    assert names - package == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
+
+
+def test_the_installed_package_is_an_app_of_one_file_with_the_runs_settings(tmp_path):
+    values = to_flat(from_flat({"data.name": "mnist"})) | {"run.dir": '/a "b" c'}
+    folder = write_app(tmp_path, values)
+    config, warnings = load_and_validate(folder / "pyproject.toml")
+    assert warnings == []
+    assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == values
+    assert contents(build_fab_from_disk(folder)).keys() == {"pyproject.toml", ".info/CONTENT"}
+
+
+def test_overrides_are_a_file(tmp_path):
+    path = write_overrides(tmp_path, {"a.b": 1, "a.c": "two words"})
+    assert flatten(tomllib.loads(path.read_text())) == {"a.b": 1, "a.c": "two words"}

@@ -1,0 +1,118 @@
+"""The command ``heterofl`` as a whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heterofl_flwr.app import command
+from heterofl_flwr.app.command import main
+from heterofl_flwr.app.commands import profile
+from heterofl_flwr.settings import DEFAULTS, describe, to_toml
+
+ROOT = Path(__file__).parents[2]
+
+
+def heterofl(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "heterofl_flwr", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        **options,
+    )
+
+
+def test_the_module_is_the_command_and_help_is_quick_to_load():
+    code = "import sys; from heterofl_flwr.app.command import parser; parser(); print({'torch'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert loaded.stdout == "set()\n"
+    done = heterofl("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("run", "report", "settings", "profile"))
+
+
+def test_the_version_is_printed():
+    assert heterofl("--version").stdout.startswith("heterofl-flwr ")
+
+
+@pytest.mark.parametrize("name", ["run", "report", "settings", "profile"])
+def test_every_command_explains_itself(capsys, name):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_no_command_is_misuse(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profile, "run", interrupt)
+    assert main(["profile", "mnist"]) == command.INTERRUPTED
+    assert capsys.readouterr().err == "heterofl: interrupted\n"
+
+
+def test_a_reader_that_has_enough_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "heterofl_flwr", "settings"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_settings_are_printed_with_their_meaning(capsys):
+    assert main(["settings"]) == 0
+    out = capsys.readouterr().out
+    assert "num-rounds = 5   (from 'auto')\n    rounds of the run [an integer of 1 or more]\n" in out
+    assert out.count(" = ") == len(DEFAULTS)
+
+
+def test_settings_are_resolved_for_what_is_asked(capsys):
+    assert main(["settings", "--set", "data.name=cifar10", "--set", "data.split=non-iid-2", "--format", "toml"]) == 0
+    out = capsys.readouterr().out
+    assert "num-rounds = 800\n" in out
+    assert 'train.milestones = "300,500"\n' in out
+
+
+def test_settings_print_what_pyproject_and_the_docs_need(capsys):
+    assert main(["settings", "--format", "toml"]) == 0
+    assert capsys.readouterr().out == to_toml()
+    assert main(["settings", "--format", "markdown"]) == 0
+    assert capsys.readouterr().out == describe()
+
+
+def test_settings_check_a_pyproject(capsys, tmp_path):
+    assert main(["settings", "--check", str(ROOT / "pyproject.toml")]) == 0
+    stale = tmp_path / "pyproject.toml"
+    stale.write_text("[tool.flwr.app.config]\nseed = 1\n")
+    assert main(["settings", "--check", str(stale)]) == 1
+    assert "seed: found 1, expected 0" in capsys.readouterr().out
+    assert main(["settings", "--check", str(tmp_path / "none.toml")]) == 2
+
+
+def test_all_faults_of_the_command_line_are_told(capsys):
+    assert main(["settings", "--set", "train.lr=fast", "--set", "lr=1"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("heterofl: 2 settings are not usable:\n  lr: ")
+    assert "train.lr: found 'fast'" in err
+
+
+def test_a_folder_that_is_no_run_has_no_report(capsys, tmp_path):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err

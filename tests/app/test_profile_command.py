@@ -1,0 +1,98 @@
+"""``heterofl profile``: the left columns of the paper's Tables 7 to 9."""
+
+import csv
+import io
+
+import pytest
+
+from heterofl_flwr.app.command import main
+from heterofl_flwr.app.commands.profile import all_mixes, printed
+
+BASELINES = {"standalone", "fedavg", "lg-fedavg"}  # copied from Liang et al. (2020): other models
+
+
+def table(capsys, *arguments: str) -> list[dict[str, str]]:
+    assert main(["profile", *arguments, "--format", "csv"]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "wikitext2"])
+def test_the_rows_are_the_papers_to_printed_precision(capsys, shared, data):
+    with (shared / "paper" / "tables.csv").open() as file:
+        paper = [row for row in csv.DictReader(file) if row["dataset"] == data and row["method"] not in BASELINES]
+    ours = {row["mix"]: row for row in table(capsys, data)}
+    if data != "wikitext2":  # Table 9 is in the order of the ratios
+        assert list(ours) == [row["method"] for row in paper]
+    assert len(ours) == len(paper) == 31
+    for theirs in paper:
+        row = ours[theirs["method"]]
+        assert f"{float(row['ratio']):.2f}" == theirs["ratio"]
+        assert f"{float(row['MB']):.2f}" == theirs["space_mb"]
+        assert printed(float(row["parameters"])) == printed(float(theirs["parameters"]))
+        assert printed(float(row["FLOPs (paper)"])) == printed(float(theirs["flops_as_printed"]))
+
+
+def test_there_are_31_mixes():
+    assert len(set(all_mixes("abcde"))) == 31
+    assert all_mixes("abc") == ["a", "a-b", "a-c", "a-b-c", "b", "b-c", "c"]
+
+
+def test_mixes_are_those_that_are_asked_for(capsys):
+    rows = table(capsys, "mnist", "--mix", "a1-b9", "--mix", "1.0x1-0.3x1")
+    assert [row["mix"] for row in rows] == ["a1-b9", "1.0x1-0.3x1"]
+    assert float(rows[0]["parameters"]) == (1_556_874 + 9 * 391_370) / 10
+
+
+def test_a_model_is_profiled_as_it_is_asked_for(capsys):
+    (row,) = table(
+        capsys, "cnn", "--shape", "3x8x8", "--classes", "2", "--hidden", "4,8", "--norm", "none", "--mix", "a"
+    )
+    assert int(row["parameters"]) == (3 * 9 + 1) * 4 + (4 * 9 + 1) * 8 + 9 * 2
+    assert int(row["MACs"]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 8 + 8 * 2
+
+
+def test_the_quickstarts_model_is_profiled_too(capsys):
+    (row,) = table(capsys, "digits", "--mix", "a")
+    assert int(row["parameters"]) == 94_410
+
+
+def test_a_terminal_gets_an_aligned_table_as_the_paper_prints_numbers(capsys):
+    assert main(["profile", "mnist", "--mix", "a", "--mix", "d-e"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["a", "1.00", "1.6", "M", "80.5", "M", "40.0", "M", "5.94"]
+    assert lines[3].split() == ["d-e", "0.63", "15.9", "K", "909.5", "K", "428.7", "K", "0.06"]
+    assert len(lines[2]) == len(lines[3]) == len(lines[0])
+
+
+def test_markdown_is_a_table(capsys):
+    assert main(["profile", "mnist", "--mix", "a", "--format", "markdown"]) == 0
+    header, rule, row = capsys.readouterr().out.splitlines()
+    assert header == "| mix | ratio | parameters | FLOPs (paper) | MACs | MB |"
+    assert rule == "| --- | ---: | ---: | ---: | ---: | ---: |"
+    assert row == "| a | 1.00 | 1.6 M | 80.5 M | 40.0 M | 5.94 |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["foo"], "'foo' is neither a data set (mnist, cifar10, wikitext2, digits) nor a model (cnn,"),
+        (["mnist", "--mix", "z"], "mix 'z': 'z' is no level"),
+        (["mnist", "--norm", "bn"], "'bn' is no norm"),
+        (["wikitext2", "--norm", "gn"], "unexpected keyword argument 'norm'"),
+        (["mnist", "--shape", "64"], "--shape 64: cnn takes inputs like 1x28x28"),
+    ],
+)
+def test_what_cannot_be_is_one_line_on_standard_error(capsys, arguments, text):
+    assert main(["profile", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert text in err
+    assert err.startswith("heterofl: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", [["--shape", "3x"], ["--shape", "3x-1x2"], ["--hidden", "0"], ["--classes", "ten"]])
+def test_numbers_are_positive(capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        main(["profile", "mnist", *option])
+    assert "expected positive integers such as" in capsys.readouterr().err

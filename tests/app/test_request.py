@@ -1,0 +1,54 @@
+"""What each client gets of the machine."""
+
+import pytest
+
+from heterofl_flwr.app.launch.launcher import simulation
+from heterofl_flwr.app.launch.request import Share, share_of
+from heterofl_flwr.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("share", "cores", "devices", "clients"),
+    [
+        (Share(), 8, 0, 8),
+        (Share(cpus=3), 8, 0, 2),
+        (Share(cpus=16), 8, 0, 1),
+        (Share(at_once=3), 8, 0, 3),
+        (Share(gpus=0.25), 16, 1, 4),
+        (Share(gpus=0.25), 2, 4, 2),
+        (Share(gpus=0.3), 16, 2, 6),
+        (Share(gpus=1.0), 16, 2, 2),
+        (Share(gpus=2.0), 16, 4, 2),
+    ],
+)
+def test_how_many_clients_run_at_once(share, cores, devices, clients):
+    assert share.clients(cores, devices) == clients
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("clients", range(1, 40))
+def test_a_share_lets_at_least_so_many_clients_run(devices, clients):
+    share = Share(gpus=share_of(devices, clients))
+    assert clients <= share.clients(1000, devices) < clients + devices
+
+
+def test_fewer_is_half_until_there_is_one():
+    share = Share(gpus=0.1)
+    seen = [share.clients(16, 1)]
+    while seen[-1] > 1:
+        share = share.fewer(16, 1)
+        seen.append(share.clients(16, 1))
+    assert seen == [10, 5, 2, 1]
+    assert share.gpus == 1.0
+    with pytest.raises(ConfigError, match="one client alone"):
+        share.fewer(16, 1)
+    assert Share().fewer(8, 0) == Share(at_once=4)
+
+
+def test_flower_is_told_in_its_words(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = "num-supernodes=20 client-resources-num-cpus=2 client-resources-num-gpus=0.25"
+    assert simulation(20, Share(cpus=2, gpus=0.25)) == told
+    assert simulation(20, Share(cpus=2, gpus=0.25, at_once=3)) == f"{told} init-args-num-cpus=6"
+    monkeypatch.setenv("RAY_ADDRESS", "host:6379")  # a cluster knows what it has
+    assert simulation(20, Share(cpus=2, gpus=0.25, at_once=3)) == told

@@ -1,0 +1,142 @@
+"""What ``heterofl run`` makes of its arguments."""
+
+from pathlib import Path
+
+import pytest
+
+from heterofl_flwr.app.command import main
+from heterofl_flwr.app.launch import gpus, session
+from heterofl_flwr.app.launch.gpus import Measured
+from heterofl_flwr.app.launch.launcher import Outcome
+from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.settings import from_flat, to_flat
+
+SAMPLE = Path(__file__).parent / "sample_app"
+DONE = Outcome("completed")
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Run the command in a folder of its own; return what it asked for."""
+    requests = []
+
+    def run_session(request, *, grid, log):
+        requests.append((request, grid, log))
+        return Outcome("failed", "told so", ("  trace",))
+
+    monkeypatch.setattr(session, "run_session", run_session)
+    monkeypatch.setattr(gpus, "devices", lambda: 0)
+    monkeypatch.delenv("HETEROFL_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*arguments: str):
+        assert main(["run", *arguments]) == 1
+        return requests[-1]
+
+    return ask
+
+
+def test_alone_it_is_the_quickstart(asked, tmp_path):
+    request, grid, log = asked()
+    assert (request.clients, request.app, grid, log, request.share) == (20, None, "ray", False, Share())
+    assert request.out.parent == tmp_path / "runs"
+    assert request.out.name.startswith("digits-")
+    own = {"run.dir": str(request.out), "sample.min-nodes": 20}
+    assert request.config == to_flat(from_flat({})) | own
+
+
+def test_short_options_are_settings(asked):
+    request, _, _ = asked("--data", "mnist", "--mix", "a1-e9", "--rounds", "3", "--seed", "7", "--set", "train.lr=0.5")
+    settings = from_flat(request.config)
+    assert (settings.data.name, str(settings.mix), settings.num_rounds, settings.seed) == ("mnist", "a1-e9", 3, 7)
+    assert settings.train.lr == 0.5
+    assert request.clients == 100
+    assert request.out.name.startswith("mnist-")
+
+
+def test_a_file_comes_before_the_command_line(asked, tmp_path):
+    (tmp_path / "mine.toml").write_text("seed = 3\ntrain.epochs = 9\n")
+    request, _, _ = asked("--config", "mine.toml", "--seed", "4")
+    assert (request.config["seed"], request.config["train.epochs"]) == (4, 9)
+
+
+def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    request, _, _ = asked("--data", "pictures", "--set", "data.root=hub", "--out", "here")
+    assert request.config["data.name"] == str(tmp_path / "pictures")
+    assert request.config["data.root"] == str(tmp_path / "hub")
+    assert request.config["run.dir"] == str(tmp_path / "here") == str(request.out)
+    monkeypatch.setenv("HETEROFL_DATA", "elsewhere")
+    assert asked()[0].config["data.root"] == str(tmp_path / "elsewhere")
+
+
+def test_it_waits_for_all_clients_unless_told(asked):
+    assert asked("--clients", "7")[0].config["sample.min-nodes"] == 7
+    assert asked("--clients", "7", "--set", "sample.min-nodes=3", "--out", "b")[0].config["sample.min-nodes"] == 3
+
+
+def test_another_app_gets_only_what_is_said(asked):
+    request, _, log = asked("--app", str(SAMPLE), "--clients", "5", "--set", "rounds=3", "--set", "note.text=hi")
+    assert request.config == {"rounds": 3, "note.text": "hi"}
+    assert (request.app, request.clients, log) == (SAMPLE, 5, True)
+    assert request.out.name.startswith("sample_app-")
+
+
+def test_resume_takes_up_the_settings_and_clients_of_the_run(asked, tmp_path, monkeypatch):
+    from heterofl_flwr.report import RunFolder
+
+    first, _, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
+    RunFolder(tmp_path / "mine").start(first.config)
+    more, _, _ = asked("--resume", "mine", "--rounds", "4")
+    changed = {"num-rounds": 4, "run.resume": True}
+    assert more.config == dict(first.config) | changed
+    assert (more.clients, more.out) == (9, first.out)
+
+
+def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "history.jsonl").write_text("")
+    assert main(["run", "--out", "mine"]) == 2
+    assert "go on with it (--resume " in capsys.readouterr().err
+
+
+def test_gpus_are_measured_unless_told(asked, monkeypatch, capsys):
+    monkeypatch.setattr(gpus, "devices", lambda: 2)
+    monkeypatch.setattr(gpus, "cores", lambda: 64)
+    monkeypatch.setattr(gpus, "measure", lambda config: Measured(2, 10 * 1024**3, {1.0: 2 * 1024**3}))
+    assert asked()[0].share == Share(gpus=0.5, at_once=4)
+    assert "a client gets 0.5 of a GPU: 4 at once" in capsys.readouterr().out
+    assert asked("--gpus", "0.25", "--out", "b")[0].share == Share(gpus=0.25)
+    assert asked("--gpus", "0", "--cpus", "2", "--parallel", "3", "--out", "c")[0].share == Share(cpus=2, at_once=3)
+    assert asked("--set", "engine.device=cpu", "--out", "d")[0].share == Share()
+    assert asked("--grid", "local", "--out", "e")[0].share == Share()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--out", "a", "--resume", "b"], "name it once"),
+        (["--app", "a", "--resume", "b"], "--resume is for this package's own app"),
+        (["--clients", "0"], "--clients is 0; expected an integer of 1 or more"),
+        (["--gpus", "-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
+        (["--gpus", "1.5"], "--gpus is '1.5'"),
+        (["--set", "lr=1"], "did you mean train.lr?"),
+        (["--resume", "nowhere"], "is no folder of a run"),
+    ],
+)
+def test_misuse_is_told_in_one_line(capsys, asked, arguments, text):
+    if arguments[0] == "--gpus":
+        arguments = [f"--gpus={arguments[1]}"]
+    assert main(["run", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_fails_says_why_where_and_where_to_read_on(asked, capsys):
+    request, _, _ = asked("--out", "x")
+    assert capsys.readouterr().err.splitlines() == [
+        "heterofl: the run failed: told so",
+        "      trace",
+        f"  the whole log: {request.out / 'logs' / 'flower.log'}",
+    ]
