@@ -12,13 +12,15 @@ from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.client import (
     answer_capability,
     answer_moments,
+    capability_of,
     models_to_evaluate,
     reply,
     seed_of,
     submodel,
 )
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.learn import evaluate, input_batches, resolve_device, train
 
 NODE_DATA = "data-path"
@@ -50,14 +52,19 @@ def train_message(message: Message, context: Context) -> Message:
     config = wire.config_of(message, "the server")
     learning_rate = wire.value_of(config, wire.LEARNING_RATE, float, "the server")
     device = resolve_device(task.settings.engine.device)
-    model = submodel(message, task.build).to(device)
-    result = train(
-        model,
-        split.to(device),
-        task.options(learning_rate),
-        classes=torch.tensor(classes) if task.masked else None,
-        seed=seed_of(message),
-    )
+    model = submodel(message, task.build)
+    try:
+        result = train(
+            model.to(device),
+            split.to(device),
+            task.options(learning_rate),
+            classes=torch.tensor(classes) if task.masked else None,
+            seed=seed_of(message),
+        )
+    except torch.OutOfMemoryError as error:
+        # The launcher reads level and bytes from this, and goes on with fewer clients at once.
+        level = level_name(wire.value_of(config, wire.RATE, float, "the server"))
+        raise HeteroFLError(f"out of memory at level {level} on {device}: {error}") from error
     return reply(
         message,
         model,
@@ -107,12 +114,14 @@ def _data(task: Task, context: Context) -> tuple[Split, Split, tuple[int, ...]]:
     node = context.node_config
     if NODE_DATA in node:
         return _own_data(str(node[NODE_DATA]))
-    if wire.NODE_PARTITION not in node or wire.NODE_NUM_PARTITIONS not in node:
+    said = capability_of(context)
+    partition, number = said.get(wire.PARTITION), said.get(wire.NUM_PARTITIONS)
+    if not isinstance(partition, int) or not isinstance(number, int):
         raise ConfigError(
             "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for a "
             "part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
         )
-    return _part(task, int(node[wire.NODE_PARTITION]), int(node[wire.NODE_NUM_PARTITIONS]))
+    return _part(task, partition, number)
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,168 @@
+"""The apps behind ``flwr run``, on the local grid."""
+
+import json
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+
+from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app.task import Task, load_function, task_of
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.methods.callbacks import RoundCallback
+from heterofl_flwr.methods.failure import RoundError
+from heterofl_flwr.report import RunFolder
+from heterofl_flwr.settings import DEFAULTS, from_flat
+
+SMALL = {**DEFAULTS, "model.hidden": "16,32", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
+CLIENTS = 8
+
+
+class Keep(RoundCallback):
+    def __init__(self):
+        self.rounds = []
+
+    def on_round_end(self, progress):
+        self.rounds.append(progress)
+        return False
+
+
+def run(clients=CLIENTS, node_config=None, **settings):
+    config = {**SMALL, **{key.replace("__", ".").replace("_", "-"): value for key, value in settings.items()}}
+    keep = Keep()
+    options = {} if node_config is None else {"node_config": node_config}
+    with LocalGrid("heterofl_flwr.app.client_app:app", clients, run_config=config, **options) as grid:
+        server_app.run(grid, task_of(config), [keep])
+    return keep.rounds
+
+
+def test_digits_are_learnt_by_clients_of_five_sizes():
+    config = {"train__epochs": 3, "model__hidden": "32,64", "num_rounds": 3}
+    last = run(clients=20, evaluate__levels=True, **config)[-1]
+    assert last.record.evaluate["global-accuracy"] > 0.9
+    assert last.record.evaluate["local-accuracy"] > 0.9
+    assert set(last.record.evaluate_by_level) == set("abcde")
+    assert last.record.evaluate_by_level["a"]["global-accuracy"] > last.record.evaluate_by_level["e"]["global-accuracy"]
+
+
+def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
+    whole = run(num_rounds=6, run__dir=str(tmp_path / "whole"), server__momentum=0.5)
+    run(num_rounds=3, run__dir=str(tmp_path / "broken"), server__momentum=0.5)
+    resumed = run(num_rounds=6, run__dir=str(tmp_path / "broken"), run__resume=True, server__momentum=0.5)
+    assert [one.record.server_round for one in resumed] == [4, 5, 6]
+    for name, tensor in whole[-1].state.items():
+        assert torch.equal(tensor, resumed[-1].state[name]), name
+    histories = [RunFolder(tmp_path / name).history() for name in ("whole", "broken")]
+    plain = [[{**record.to_json(), "seconds": 0.0} for record in history] for history in histories]
+    assert plain[0] == plain[1]
+
+
+def test_a_run_folder_tells_all_about_its_run(tmp_path):
+    run(num_rounds=1, run__dir=str(tmp_path / "run"), run__callbacks="tensorboard")
+    folder = tmp_path / "run"
+    assert json.loads((folder / "settings.json").read_text())["settings"]["model.hidden"] == "16,32"
+    assert {path.stem for path in (folder / "models").glob("*.json")} == set("abcde")
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert list((folder / "events").iterdir())
+
+
+def test_a_finished_run_is_not_resumed_without_more_rounds(tmp_path):
+    run(num_rounds=1, run__dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="has done 1 rounds, and num-rounds is 1: ask for more"):
+        run(num_rounds=1, run__dir=str(tmp_path / "run"), run__resume=True)
+
+
+def test_resume_needs_a_folder():
+    with pytest.raises(ConfigError, match=r"expected run\.dir to name the folder of the run to go on with"):
+        run(num_rounds=1, run__resume=True)
+
+
+def test_a_run_stops_early_when_nothing_improves():
+    assert len(run(num_rounds=9, run__patience=1, train__lr=1e-12)) < 9
+
+
+def test_masked_clients_send_their_classes_and_unmasked_ones_need_not():
+    masked = Task(from_flat({"data.split": "non-iid-2"}))
+    assert masked.masked
+    assert masked.counts_labels
+    plain = Task(from_flat({"train.mask-fill": "none", "fidelity.label-rows": "fixed"}))
+    assert not plain.masked
+    assert not plain.counts_labels
+    assert Task(from_flat({"train.mask-fill": "none"})).counts_labels  # as the paper's code does
+    record = run(num_rounds=2, data__split="non-iid-2")[-1].record
+    assert not record.failures
+    assert record.evaluate["local-accuracy"] > record.evaluate["global-accuracy"]
+
+
+def test_the_server_can_leave_the_test_set_alone():
+    with_server = run(clients=5, num_rounds=1)[-1].record.evaluate
+    without = run(clients=5, num_rounds=1, evaluate__central=False)[-1].record.evaluate
+    # Five clients share the 355 test images evenly, so both see the same ones.
+    assert without["global-accuracy"] == pytest.approx(with_server["global-accuracy"])
+
+
+def test_evaluation_takes_place_every_k_rounds_and_at_the_end():
+    rounds = run(num_rounds=5, evaluate__every=2)
+    assert [bool(one.record.evaluate) for one in rounds] == [False, True, False, True, True]
+
+
+def mean_of_logits(model, inputs, targets):
+    assert len(inputs) == len(targets)
+    return {"mean-logit": model(inputs).mean()}
+
+
+def build(rate):
+    from heterofl_flwr.nn import CNN
+
+    return CNN(channels=1, classes=10, hidden=(8,), rate=rate)
+
+
+@pytest.fixture
+def user_module(monkeypatch):
+    """Let the settings name this file's functions, as a user's own module."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "user_module", sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("user_module")
+def test_metrics_models_and_callbacks_can_be_the_users_own():
+    record = run(
+        num_rounds=1,
+        evaluate__metric="user_module:mean_of_logits",
+        model__name="user_module:build",
+        model__hidden="auto",
+        run__callbacks="user_module:Keep",
+    )[-1].record
+    assert "mean-logit" in record.evaluate
+
+
+def test_a_function_that_does_not_exist_is_named():
+    with pytest.raises(ConfigError, match=r"evaluate\.metric is 'nowhere:at_all', which cannot be loaded"):
+        load_function("nowhere:at_all", "evaluate.metric")
+    with pytest.raises(ConfigError, match="expected a function"):
+        load_function("math:pi", "evaluate.metric")
+
+
+def test_a_node_may_have_data_of_its_own(tmp_path):
+    rows = ["x,y,label", *(f"{number},{-number},{number % 2}" for number in range(20))]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(rows))
+    context = Context(1, 1, {"data-path": str(tmp_path)}, RecordDict(), dict(SMALL))
+    train, test, classes = client_app._data(task_of(SMALL), context)
+    assert (len(train), len(test), classes) == (20, 20, (0, 1))
+
+
+def test_a_node_that_does_not_know_its_data_is_told_how_to_say_so():
+    context = Context(1, 1, {"level": "b"}, RecordDict(), dict(SMALL))
+    with pytest.raises(ConfigError, match="--node-config 'partition-id=0 num-partitions=10'"):
+        client_app._data(task_of(SMALL), context)
+    with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
+        run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
+    with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
+        Task(from_flat({})).part(9, 8)
+
+
+def test_equal_settings_share_one_task():
+    assert task_of(dict(SMALL)) is task_of(dict(reversed(SMALL.items())))
