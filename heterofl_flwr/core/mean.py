@@ -1,18 +1,14 @@
-"""From a sum and the number of clients that held each slice of it to the mean.
+"""From a sum and the number of clients that held each slice of it to the mean."""
 
-HeteroFL's slices are nested: what a slice of level c has more than one of level d was held by the clients of the
-levels a to c. So the mean needs no tensor of counts; each shell between two slices is divided by one number.
-"""
-
-from collections.abc import Iterable, Mapping
-from itertools import pairwise, starmap
+from collections.abc import Mapping
 
 import numpy
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis
-from heterofl_flwr.core.region import Region, is_prefix, shell, size_of
+from heterofl_flwr.core.axes import Axes
+from heterofl_flwr.core.chain import Chain, chain_of
+from heterofl_flwr.core.region import Region
 
 Count = float | Tensor
 """How many clients held a slice: a number for all of it, or one for each of its rows."""
@@ -21,8 +17,8 @@ Count = float | Tensor
 # Below this size a tensor of counts costs less than a shell for each level, and many parameters can share it.
 _SMALL = 1 << 14
 
-Divisors = dict[object, Tensor]
-"""Counts of small parameters, for those with equal slices to share."""
+Divisors = dict[object, Tensor | None]
+"""Counts of small parameters, for those with equal slices to share; None where nobody held some entry."""
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
@@ -38,75 +34,61 @@ def empty_sum(parameter: Tensor) -> Tensor:
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> None:
     """Divide a sum by its counts, in place; entries that nobody held take the old value."""
     by_row = any(isinstance(count, Tensor) for count in counts.values())
-    if total.numel() <= _SMALL and not by_row:
-        held = _held(total, counts, divisors)
-        if held.all():
-            total.div_(held)
-            return
-    slices = sorted(counts, key=size_of, reverse=True)
-    nested = all(map(is_prefix, slices)) and all(starmap(_contains, pairwise(slices)))
+    chain = chain_of(tuple(counts))
     # Where some slices are counted by row and others cut the rows, a shell would cut a count.
-    if nested and not (by_row and any(axes[0].kept < axes[0].full for axes in slices)):
-        _mean_of_nested(total, old, [(axes, counts[axes]) for axes in slices])
-    else:
+    if chain is None or (by_row and chain.cuts_rows):
         _mean_of_any(total, old, counts)
+        return
+    divisor = None if by_row or total.numel() > _SMALL else _shared_divisor(total, chain, counts, divisors)
+    if divisor is not None:
+        total.div_(divisor)
+    else:
+        _mean_of_chain(total, old, chain, counts)
 
 
-def _mean_of_nested(total: Tensor, old: Tensor, slices: list[tuple[Axes, Count]]) -> None:
-    """Divide shell by shell, from the outermost, which nobody held, to the smallest slice."""
-    outer = tuple(Axis(size, size) for size in total.shape)
+def _mean_of_chain(total: Tensor, old: Tensor, chain: Chain, counts: Mapping[Axes, Count]) -> None:
+    """Divide shell by shell, from what nobody held to the smallest slice."""
     held: Count = 0.0
-    for axes, count in slices:
-        _divide_all(shell(total, outer, axes), shell(old, outer, axes), held)
-        held = held + count
-        outer = axes
-    _divide_all([Region(total, outer).view], [Region(old, outer).view], held)
+    for axes, totals, olds in zip((*chain.slices, None), chain.shells(total), chain.shells(old), strict=True):
+        for part, before in zip(totals, olds, strict=True):
+            _divide(part, before, held)
+        if axes is not None:
+            held = held + counts[axes]
 
 
 def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    held = _held(total, counts, {})
+    held = _held(total, counts)
     total.div_(held.where(held > 0, 1.0))
     torch.where(held > 0, total, old.to(total.dtype), out=total)
 
 
-def _held(total: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor:
+def _shared_divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
+    key = (chain, total.dtype, total.device, *counts.values())
+    if key not in divisors:
+        held = _held(total, counts)
+        divisors[key] = held if held.all() else None
+    return divisors[key]
+
+
+def _held(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
     """Return how many held each entry."""
-    key = (
-        None
-        if any(isinstance(count, Tensor) for count in counts.values())
-        else (total.dtype, total.device, *counts.items())
-    )
-    if key in divisors:
-        return divisors[key]
     held = torch.zeros_like(total)
     for axes, count in counts.items():
         number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
         by_row = number.view(-1, *[1] * (len(axes) - 1)) if number.dim() else number
         Region(held, axes).add(by_row.expand([axis.kept for axis in axes]).contiguous(), 1.0)
-    divisors[key] = held
     return held
 
 
-def _divide_all(totals: Iterable[Tensor], olds: Iterable[Tensor], count: Count) -> None:
-    """Divide views by one count, in place; where it is 0, take the old value."""
-    if not isinstance(count, Tensor) and count > 0:
-        for total in totals:
-            total.div_(count)
-        return
-    for total, old in zip(totals, olds, strict=True):
-        if isinstance(count, Tensor):
-            _divide_rows(total, old, count)
-        else:
-            total.copy_(old)
-
-
-def _divide_rows(total: Tensor, old: Tensor, count: Tensor) -> None:
-    held = count > 0
-    shape = (-1, *[1] * (total.dim() - 1))
-    total.div_(count.where(held, 1.0).to(total).view(shape))
-    if not held.all():
-        torch.where(held.view(shape).to(total.device), total, old, out=total)
-
-
-def _contains(large: Axes, small: Axes) -> bool:
-    return all(mine.contains(its) for mine, its in zip(large, small, strict=True))
+def _divide(total: Tensor, old: Tensor, count: Count) -> None:
+    """Divide by the count, in place; where it is 0, take the old value."""
+    if isinstance(count, Tensor):
+        held = count > 0
+        shape = (-1, *[1] * (total.dim() - 1))
+        total.div_(count.where(held, 1.0).to(total).view(shape))
+        if not held.all():
+            torch.where(held.view(shape).to(total.device), total, old, out=total)
+    elif count > 0:
+        total.div_(count)
+    else:
+        total.copy_(old)

@@ -4,7 +4,6 @@ A region whose axes all keep a prefix is a plain view, so HeteroFL's own slices 
 several parts appears as two, (parts, entries of a part), in everything here that is not in the client's shape.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -62,17 +61,6 @@ def size_of(axes: Axes) -> int:
     return size
 
 
-def shell(tensor: Tensor, outer: Axes, inner: Axes) -> Iterator[Tensor]:
-    """Yield views that together are the outer region without the inner one, which must lie within it.
-
-    In two dimensions the shell is an L: what stands below the inner region, and what stands beside it.
-    """
-    opened, _, _ = _geometry(inner)
-    view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
-    for place in _shell_places(outer, inner):
-        yield view[place]
-
-
 @lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
 def _geometry(axes: Axes) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[int, ...]]:
     """Return the full shape with the parts as dimensions of their own, the place of the prefixes in it, and theirs."""
@@ -89,24 +77,6 @@ def _geometry(axes: Axes) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[int
         shape.append(kept)
         places.append(slice(kept) if axis.index is None else slice(None))
     return tuple(opened), tuple(places), tuple(shape)
-
-
-@lru_cache(maxsize=4096)
-def _shell_places(outer: Axes, inner: Axes) -> tuple[tuple[slice, ...], ...]:
-    bounds: list[tuple[int, int]] = []
-    for large, small in zip(outer, inner, strict=True):
-        if small.parts > 1:
-            bounds.append((small.parts, small.parts))
-        bounds.append((large.kept // small.parts, small.kept // small.parts))
-    return tuple(
-        (
-            *(slice(slim) for _, slim in bounds[:number]),
-            slice(lower, upper),
-            *(slice(wide) for wide, _ in bounds[number + 1 :]),
-        )
-        for number, (upper, lower) in enumerate(bounds)
-        if lower < upper
-    )
 
 
 def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.region import Region, is_prefix, shell, size_of
+from heterofl_flwr.core.region import Region, is_prefix, size_of
 from tests.core import strategies, twin
 
 
@@ -47,33 +47,6 @@ def test_adding_rows_touches_only_those_rows(rest, data, dtype):
             expected[origin] += 2.0 * local[place].float()
     Region(total, axes).add_rows(local, torch.tensor(rows, dtype=torch.long), 2.0)
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
-
-
-@given(data=st.data(), dims=st.integers(0, 4))
-def test_a_shell_is_the_outer_region_without_the_inner_one(data, dims):
-    outer, inner = [], []
-    for _ in range(dims):
-        parts, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
-        small = data.draw(st.integers(0, size))
-        large = data.draw(st.integers(small, size))
-        inner.append(Axis(parts * size, parts * small, parts))
-        outer.append(Axis(parts * size, parts * large, parts if large < size else 1))
-    counts = torch.zeros([axis.full for axis in outer])
-    for view in shell(counts, tuple(outer), tuple(inner)):
-        view += 1
-    expected = torch.zeros_like(counts)
-    for _, origin in twin.entries(twin.held(outer)):
-        expected[origin] = 1
-    for _, origin in twin.entries(twin.held(inner)):
-        expected[origin] = 0
-    assert torch.equal(counts, expected)
-
-
-def test_in_two_dimensions_a_shell_is_an_l():
-    tensor = torch.arange(16).view(4, 4)
-    below, beside = shell(tensor, (Axis(4, 3), Axis(4, 4)), (Axis(4, 1), Axis(4, 2)))
-    assert below.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
-    assert beside.tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize(("index", "expected"), [(None, True), ((0, 1), False)])
