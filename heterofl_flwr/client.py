@@ -11,8 +11,11 @@
         return reply(message, model, num_examples=n, labels=classes, metrics={"train-loss": loss})
 """
 
+import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -26,28 +29,26 @@ from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
-from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 
 Build = Callable[[float], nn.Module]
-Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]]
+Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 _SERVER = "the server"
 _KEPT_MODELS = 16
-_models: OrderedDict[tuple[Build, float], tuple[nn.Module, dict[str, Tensor]]] = OrderedDict()
+_own = threading.local()  # clients that run in threads of one process must not share a model
 
 
 def submodel(message: Message, build: Build) -> nn.Module:
     """Return the model at the message's rate with the parameters it brings.
 
-    In an instruction to evaluate, batch norm gets the static moments that the message brings. torch's random state is
-    seeded from the message, so equal runs are equal. Make a new optimizer each time: the model may be one that an
-    earlier message of this process used.
+    In an instruction to evaluate, batch norm gets the static moments that the message brings, or normalises by batch
+    where it brings none. torch's random state is seeded from the message, so equal runs are equal. Make a new optimizer
+    each time: the model may be one that an earlier message of this process used.
     """
-    config = wire.config_of(message, _SERVER)
-    rate = wire.value_of(config, wire.RATE, float, _SERVER)
-    model = next(own for own_rate, own in _models_at(message, build, [rate]) if own_rate == rate)
-    torch.manual_seed(seed_of(message))
-    return model.train(message.metadata.message_type == "train")
+    rate = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
+    return next(model for _, model in _models_at(message, build, [rate]))
 
 
 def seed_of(message: Message) -> int:
@@ -58,7 +59,10 @@ def seed_of(message: Message) -> int:
 
 
 def models_to_evaluate(message: Message, build: Build) -> Iterator[tuple[float, nn.Module]]:
-    """Yield each rate that the message asks about and its model, cut from the parameters it brings."""
+    """Yield each rate that the message asks about and its model, cut from the parameters it brings.
+
+    The models are as ``submodel`` returns them, and torch's random state is seeded before each.
+    """
     config = wire.config_of(message, _SERVER)
     rates = config.get(wire.RATES, [config.get(wire.RATE)])
     if not isinstance(rates, list) or not all(isinstance(rate, float) for rate in rates):
@@ -117,14 +121,14 @@ def answer_queries(app: ClientApp, build: Build, data: Callable[[Context], Batch
     build : Callable[[float], nn.Module]
         From a rate to the model, the same function as the server's.
     data : Callable[[Context], Batches] | None
-        From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples that
-        begin with one. Without it the node does not answer ``query.moments``; then the server must not ask
-        (``Evaluation(static_norm=False)``).
+        From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
+        mappings that begin with one. Without it the node does not answer ``query.moments``; then the server must not
+        ask (``Evaluation(static_norm=False)``).
     """
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
-        return Message(RecordDict({wire.CONFIG: wire.new_config(capability_of(context))}), reply_to=message)
+        return answer_capability(message, context)
 
     if data is None:
         return
@@ -132,6 +136,11 @@ def answer_queries(app: ClientApp, build: Build, data: Callable[[Context], Batch
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
         return answer_moments(message, build, lambda: data(context))
+
+
+def answer_capability(message: Message, context: Context) -> Message:
+    """Return what this node can hold and which part of the data it has."""
+    return Message(RecordDict({wire.CONFIG: wire.new_config(capability_of(context))}), reply_to=message)
 
 
 def capability_of(context: Context) -> dict[str, object]:
@@ -146,17 +155,21 @@ def capability_of(context: Context) -> dict[str, object]:
     for key, own in ((wire.PARTITION, wire.NODE_PARTITION), (wire.NUM_PARTITIONS, wire.NODE_NUM_PARTITIONS)):
         if own in node:
             value = node[own]
+            if isinstance(value, str) and value.isdecimal():
+                value = int(value)  # Flower's start_simulation writes numbers as text
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"the node config has {own}={value!r}; expected a whole number")
             said[key] = value
     return said
 
 
-def answer_moments(message: Message, build: Build, batches: Callable[[], Batches]) -> Message:
+def answer_moments(
+    message: Message, build: Build, batches: Callable[[], Batches], device: torch.device | str = "cpu"
+) -> Message:
     """Return the static batch norm moments of this node's data, for each rate that the message asks about."""
     kind = cast("Choice", wire.value_of(wire.config_of(message, _SERVER), wire.MOMENTS_KIND, str, _SERVER))
     moments = {
-        rate: collect_moments(model, map(_inputs, batches()), kind=kind)
+        rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind)
         for rate, model in models_to_evaluate(message, build)
     }
     content = RecordDict({wire.MOMENTS: wire.pack_moments(moments), wire.CONFIG: wire.new_config({})})
@@ -164,17 +177,43 @@ def answer_moments(message: Message, build: Build, batches: Callable[[], Batches
 
 
 def _models_at(message: Message, build: Build, rates: Iterable[float]) -> Iterator[tuple[float, nn.Module]]:
-    config = wire.config_of(message, _SERVER)
-    top = wire.value_of(config, wire.RATE, float, _SERVER)
-    if wire.ARRAYS not in message.content.array_records:
+    top = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
+    records = message.content.array_records
+    if wire.ARRAYS not in records:
         raise ReplyError(f"{_SERVER} sent no {wire.ARRAYS} record")
-    state = message.content.array_records[wire.ARRAYS].to_torch_state_dict()
-    moments = message.content.array_records.get(wire.MOMENTS)
+    state = wire.tensors_of(records[wire.ARRAYS], _SERVER)
+    seed = seed_of(message)
     for rate in rates:
-        model = fresh_model(build, rate)
-        sub = state if rate == top else Plan.of(fresh_model(build, top), model).extract(state)
-        load_parameters(model, sub)
-        yield rate, model if moments is None else with_static_norm(model, wire.unpack_moments(moments, rate, _SERVER))
+        model = model_at(build, state, top, rate)
+        if message.metadata.message_type.startswith("evaluate"):
+            moments = wire.unpack_moments(records[wire.MOMENTS], rate, _SERVER) if wire.MOMENTS in records else None
+            model = for_evaluation(model, moments)
+        torch.manual_seed(seed)
+        yield rate, model
+
+
+def model_at(build: Build, state: Mapping[str, Tensor], top: float, rate: float) -> nn.Module:
+    """Return the model of a rate with parameters cut from a state of rate ``top``."""
+    model = fresh_model(build, rate)
+    load_parameters(model, state if rate == top else _plan(build, top, rate).extract(state))
+    return model
+
+
+def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
+    """Return the model in evaluation mode; its batch norm uses these moments or, without any, those of each batch."""
+    if moments is not None:
+        return with_static_norm(model, moments)
+    if any(layer.running_mean is not None for layer in batch_norms(model).values()):
+        # The running statistics are those of a fresh model. They mean nothing, and none ever travel.
+        model = copy.deepcopy(model)
+        for layer in batch_norms(model).values():
+            layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+    return model.eval()
+
+
+@lru_cache(maxsize=64)
+def _plan(build: Build, top: float, rate: float) -> Plan:
+    return Plan.of(build(top), build(rate))
 
 
 @torch.no_grad()
@@ -192,26 +231,60 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fresh_model(build: Build, rate: float) -> nn.Module:
-    """Return a model of a rate as if just built: kept from earlier messages, its buffers and gradients set back."""
+    """Return a model of a rate as if just built.
+
+    It is kept from earlier messages with buffers, gradients, modes and device set back; one whose tensors have changed
+    in number, shape or type is built anew. Parameters keep their values, or have none: load some.
+    """
+    models: OrderedDict[tuple[Build, float], _Kept] = _own.__dict__.setdefault("models", OrderedDict())
     key = (build, rate)
-    if key not in _models:
-        model = build(rate)
-        _models[key] = model, {name: buffer.clone() for name, buffer in model.named_buffers()}
-        while len(_models) > _KEPT_MODELS:
-            _models.popitem(last=False)
-    _models.move_to_end(key)
-    model, buffers = _models[key]
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-    model.zero_grad(set_to_none=True)
-    return model.train()
+    kept = models.get(key)
+    if kept is None or not kept.renew():
+        kept = models[key] = _Kept(build(rate))
+    models.move_to_end(key)
+    while len(models) > _KEPT_MODELS:
+        models.popitem(last=False)
+    return kept.model
 
 
-def _inputs(batch: object) -> Tensor:
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+class _Kept:
+    """A model, and what it was like when it was built."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.train()
+        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._form = self._form_now()
+
+    @torch.no_grad()
+    def renew(self) -> bool:
+        """Set everything but the parameters back; False if the model is no longer the one that was built."""
+        if self._form_now() != self._form:
+            return False
+        self.model.zero_grad(set_to_none=True)
+        if any(parameter.device != self._device for parameter in self.model.parameters()):
+            self.model.to_empty(device=self._device)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(self._buffers[name])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
+        self.model.train()
+        return True
+
+    def _form_now(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        tensors = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers()]
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors}
+
+
+def inputs_of(batch: object) -> Tensor:
+    """Return the model's input of a batch for static batch norm."""
+    first = batch
+    if isinstance(batch, tuple | list | Mapping) and batch:
+        first = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     if not isinstance(first, Tensor):
         raise DataError(
             f"data for static batch norm gave a batch of {type(batch).__name__}; expected a tensor of inputs, or a "
-            f"tuple that begins with one"
+            f"tuple or a mapping that begins with one"
         )
     return first

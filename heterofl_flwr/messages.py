@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
+from torch import Tensor
 
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
@@ -40,6 +41,12 @@ MOMENTS_KIND = "moments-kind"
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
 
+# What the classic API asks of a client, which knows fit and evaluate alone.
+TASK = "task"
+TASK_TRAIN = "train"
+TASK_EVALUATE = "evaluate"
+TASK_MOMENTS = "moments"
+
 # Queries, as Flower's message types name them.
 QUERY_CAPABILITY = "query.capability"
 QUERY_MOMENTS = "query.moments"
@@ -63,11 +70,16 @@ def config_of(message: Message, sender: str) -> ConfigRecord:
     config = message.content.config_records.get(CONFIG)
     found = None if config is None else config.get(SCHEMA_KEY)
     if config is None or found != SCHEMA:
-        raise ReplyError(
-            f"{sender} sent messages of schema {found!r}, expected {SCHEMA}: "
-            f"install the same version of heterofl-flwr on the server and on every node"
-        )
+        raise other_schema(sender, found)
     return config
+
+
+def other_schema(sender: str, found: object) -> ReplyError:
+    """Return the error for messages of another version of this package, or of none."""
+    return ReplyError(
+        f"{sender} sent messages of schema {found!r}, expected {SCHEMA}: "
+        f"install the same version of heterofl-flwr on the server and on every node"
+    )
 
 
 def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> Value:
@@ -80,6 +92,14 @@ def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> 
     return value
 
 
+def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
+    """Return the tensors of a record; refuse one that cannot be read."""
+    try:
+        return dict(record.to_torch_state_dict())
+    except Exception as error:  # bytes that are no array make numpy and torch raise almost anything
+        raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
+
+
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
     """Return static batch norm moments by rate as one record."""
     return ArrayRecord(
@@ -90,8 +110,11 @@ def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
 def unpack_moments(record: ArrayRecord, rate: float, sender: str) -> Moments:
     """Return the moments of one rate that a record holds; refuse a record that lacks them."""
     prefix = f"{rate}/"
-    tensors = record.to_torch_state_dict()
+    tensors = tensors_of(record, sender)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not own:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
-    return Moments.from_tensors(own)
+    try:
+        return Moments.from_tensors(own)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ReplyError(f"{sender} sent moments of rate {rate} that cannot be used: {error}") from error

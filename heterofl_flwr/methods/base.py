@@ -1,17 +1,17 @@
 """What the strategies of both of Flower's APIs share: options, who trains at which rate, and what replies add up to."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.core.levels import Mix, exact_rate, level_name
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.callbacks import RoundCallback
-from heterofl_flwr.methods.evaluation import Evaluation, summarise, summarise_levels, weighted_means
+from heterofl_flwr.methods.evaluation import Evaluation, of_level, summarise, summarise_levels, weighted_means
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Assignment, Federation, Round
 from heterofl_flwr.methods.rounds import RoundLog
@@ -111,6 +111,7 @@ class HeteroFLBase:
         self._rates: dict[int, float] = {}
         self._round: Round | None = None
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
+        self._evaluating: dict[int, tuple[float, ...]] = {}
 
     def summary(self) -> None:
         """Log what this strategy will do."""
@@ -159,6 +160,7 @@ class HeteroFLBase:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         if self._round is None:
             raise RoundError("no round was configured: configure one before aggregating")
+        _check_capacity(answer.capacity)
         self._round.add(self._rates[node_id], answer.sub, answer.labels)
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
@@ -175,10 +177,10 @@ class HeteroFLBase:
         if self._round is None:
             raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
         if self._round.replies < max(self.min_replies, 1):
-            faults = [f"partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
+            faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
             raise RoundError(
                 f"round {server_round}: {self._round.replies} of {len(self._rates)} clients gave a usable reply, "
-                f"expected at least {max(self.min_replies, 1)}; {'; '.join(faults[:3])}"
+                f"expected at least {max(self.min_replies, 1)}{''.join(faults[:3])}"
             )
         new = self._round.close()
         self._round = None
@@ -192,9 +194,21 @@ class HeteroFLBase:
     def _evaluators(self, server_round: int, node_ids: Sequence[int]) -> dict[int, tuple[float, ...]]:
         """Return the clients that evaluate, each with its rates from the largest on."""
         sampled = self.federation.sample(server_round, node_ids, self.fraction_evaluate, "evaluate")
-        found = {node_id: rates for node_id in sampled if (rates := self._rates_to_evaluate(node_id))}
-        self.log.evaluate["coverage"] = len(found) / len(node_ids)
-        return found
+        self._evaluating = {node_id: rates for node_id in sampled if (rates := self._rates_to_evaluate(node_id))}
+        asked = sum(rates[0] == self.federation.mix.global_rate for rates in self._evaluating.values())
+        self.log.evaluate["coverage"] = asked / len(node_ids)
+        if not self._evaluating:
+            logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
+        return self._evaluating
+
+    def _restrict(self, rates: Collection[float]) -> dict[int, tuple[float, ...]]:
+        """Take out what cannot be evaluated, because nobody gave moments of it; return what is left."""
+        left = {node_id: tuple(rate for rate in own if rate in rates) for node_id, own in self._evaluating.items()}
+        left = {node_id: own for node_id, own in left.items() if own}
+        if left != self._evaluating:
+            logger.warning("only rates %s are evaluated: there are no moments of others", sorted(rates, reverse=True))
+        self._evaluating = left
+        return left
 
     def _rates_to_evaluate(self, node_id: int) -> tuple[float, ...]:
         mix = self.federation.mix
@@ -202,11 +216,23 @@ class HeteroFLBase:
         limit = mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
         return tuple(rate for rate in (mix.rates if self.evaluation.levels else mix.rates[:1]) if rate <= limit)
 
-    def _summarise(self, answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-        """Note and return what the clients' evaluations add up to."""
-        self.log.evaluate.update(summarise(answers))
-        self.log.evaluate_by_level = summarise_levels(answers)
+    def _summarise(self, answers: Mapping[int, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+        """Note and return what the clients' evaluations, by node, add up to."""
+        own = []
+        for node_id, (number, metrics) in answers.items():
+            rate = self._evaluating[node_id][0]
+            own.append((number, metrics if rate == self.federation.mix.global_rate else of_level(metrics, rate)))
+        self.log.evaluate.update(summarise(own))
+        self.log.evaluate_by_level = summarise_levels(own)
         return dict(self.log.evaluate)
+
+
+def _check_capacity(capacity: float | None) -> None:
+    if capacity is not None:
+        try:
+            exact_rate(capacity)
+        except ConfigError as error:
+            raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
 
 def _check_fraction(name: str, value: float) -> None:

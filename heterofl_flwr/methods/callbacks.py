@@ -30,8 +30,9 @@ class RoundRecord:
     train_by_level
         The same for each level.
     evaluate
-        Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses. Empty in
-        rounds without evaluation.
+        Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
+        ``coverage``, the share of the clients that were asked about the global model. Empty in rounds without
+        evaluation.
     evaluate_by_level
         The same for each level's own model.
     bytes_down, bytes_up
@@ -66,7 +67,8 @@ class Progress:
     state
         The global model's parameters after the round.
     moments
-        The static batch norm moments of this round as tensors (``Moments.to_tensors``), if they were collected.
+        The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
+        with the rate and a slash before each name.
     momentum
         The server's momentum buffers, if it has any.
     num_rounds

@@ -19,7 +19,7 @@ class Evaluation:
     Attributes
     ----------
     every
-        Evaluate after every so many rounds, and after the last.
+        Evaluate after every so many rounds, and after the last; 0 for never.
     nodes
         ``all``: every client gets the full model, as in the paper; ``capable``: only those that can hold it.
     levels
@@ -35,14 +35,14 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
-        if self.every < 1:
-            raise ConfigError(f"evaluation.every is {self.every}; expected a whole number from 1 up")
+        if self.every < 0:
+            raise ConfigError(f"evaluation.every is {self.every}; expected a whole number from 0 up")
         if self.nodes not in ("all", "capable"):
             raise ConfigError(f"evaluation.nodes is {self.nodes!r}; expected all or capable")
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""
-        return server_round % self.every == 0 or server_round == num_rounds
+        return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
 
 
 def level_metric(metric: str, rate: float) -> str:
@@ -50,9 +50,27 @@ def level_metric(metric: str, rate: float) -> str:
     return f"{metric}/{rate}"
 
 
+def split_metric(key: str) -> tuple[str, float | None]:
+    """Return the metric and the rate that ``level_metric`` joined; None where the key is of no level."""
+    metric, _, text = key.rpartition("/")
+    try:
+        rate = float(text)
+    except ValueError:
+        return key, None
+    return (metric, rate) if metric and 0 < rate <= 1 and level_metric(metric, rate) == key else (key, None)
+
+
+def of_level(metrics: Mapping[str, float], rate: float) -> dict[str, float]:
+    """Return metrics as those of one level's own model, for a client that was not asked about the global one."""
+    return {level_metric(key, rate) if split_metric(key)[1] is None else key: metrics[key] for key in metrics}
+
+
 def summarise(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Return the means over clients, weighted by examples, and the accuracy of the worst client."""
-    plain = [(float(number), {key: value for key, value in own.items() if "/" not in key}) for number, own in answers]
+    plain = [
+        (float(number), {key: value for key, value in own.items() if split_metric(key)[1] is None})
+        for number, own in answers
+    ]
     means = weighted_means(plain)
     worst = [own[LOCAL_ACCURACY] for number, own in plain if number and LOCAL_ACCURACY in own]
     return {**means, WORST_ACCURACY: min(worst)} if worst else means
@@ -61,11 +79,10 @@ def summarise(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, f
 def summarise_levels(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Return the means of each level's own model, by the level's name."""
     by_level: dict[str, dict[str, float]] = {}
-    means = weighted_means([(float(number), own) for number, own in answers])
-    for key, value in means.items():
-        metric, slash, rate = key.partition("/")
-        if slash:
-            by_level.setdefault(level_name(float(rate)), {})[metric] = value
+    for key, value in weighted_means([(float(number), own) for number, own in answers]).items():
+        metric, rate = split_metric(key)
+        if rate is not None:
+            by_level.setdefault(level_name(rate), {})[metric] = value
     return by_level
 
 

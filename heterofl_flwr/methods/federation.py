@@ -4,7 +4,7 @@ Nothing here knows Flower. The strategies of both of its APIs are thin skins ove
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -18,8 +18,10 @@ from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 from heterofl_flwr.methods.nodes import Capability, Nodes
+from heterofl_flwr.nn.moments import Moments, check_layers
+from heterofl_flwr.nn.static_norm import batch_norms
 
 State = dict[str, Tensor]
 Assignment = Literal["fix", "dynamic"]
@@ -61,9 +63,11 @@ class Federation:
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
         if not 0 <= self.server_momentum < 1:
             raise ConfigError(f"server_momentum is {self.server_momentum}; expected 0 up to, not including, 1")
-        self.nodes = Nodes()
-        self.velocity: State = {}
+        self.nodes: Nodes
+        self.velocity: State
+        self.forget()
         self._plans: dict[float, Plan] = {}
+        self._norms: dict[float, Mapping[str, int]] = {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -88,10 +92,20 @@ class Federation:
             model = self.build(self.mix.global_rate)
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters(remove_duplicate=False)}
 
-    def register(self, answers: Mapping[int, Capability | None], names: Mapping[int, str] | None = None) -> None:
+    def forget(self) -> None:
+        """Forget the clients and the momentum, so that a run can begin anew."""
+        self.nodes = Nodes()
+        self.velocity = {}
+
+    def register(
+        self,
+        answers: Mapping[int, Capability | None],
+        names: Mapping[int, str] | None = None,
+        present: Iterable[int] | None = None,
+    ) -> None:
         """Take up new clients; one that did not answer gets the mix's smallest rate."""
         silent = Capability(capacity=self.mix.rates[-1])
-        self.nodes.register({node: answer or silent for node, answer in answers.items()}, names)
+        self.nodes.register({node: answer or silent for node, answer in answers.items()}, names, present)
 
     def sample(self, server_round: int, node_ids: Sequence[int], fraction: float, purpose: str = "train") -> list[int]:
         """Return the clients of a round: ``max(fraction * clients, 1)`` of them, without replacement."""
@@ -105,6 +119,21 @@ class Federation:
         if self.assignment == "fix":
             return fixed_rate(self.mix, partition, num_partitions, capacity=capacity)
         return dynamic_rate(self.mix, seed=self.seed, server_round=server_round, partition=partition, capacity=capacity)
+
+    def add_moments(self, merged: dict[float, Moments], found: Mapping[float, Moments]) -> None:
+        """Add a client's static batch norm moments to those of others; refuse them whole if any do not fit."""
+        for rate, own in found.items():
+            if own.kind != self.fidelity.moments:
+                raise ReplyError(f"moments of kind {own.kind}, expected {self.fidelity.moments}")
+            check_layers(own, self.norms(rate))
+        merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
+
+    def norms(self, rate: float) -> Mapping[str, int]:
+        """Return the batch norm layers of a rate, each with its channels; they are worked out once."""
+        if rate not in self._norms:
+            layers = batch_norms(self.build(rate))
+            self._norms[rate] = {name: layer.num_features for name, layer in layers.items()}
+        return self._norms[rate]
 
     def open_round(self, state: Mapping[str, Tensor]) -> "Round":
         """Begin a round that starts from this global state."""

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
-from heterofl_flwr.methods.queries import learn_nodes, query_moments, wait_for_nodes
+from heterofl_flwr.methods.queries import gather_nodes, query_moments
 from heterofl_flwr.methods.replies import fault_of, in_order, read_metrics, read_train_reply
 from heterofl_flwr.methods.rounds import EvaluateFn, Rounds, run_rounds
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -51,11 +51,16 @@ class HeteroFL(HeteroFLBase, Strategy):
 
         ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with
         ``first_round=k``, the arrays it had after round k - 1, and ``federation.velocity`` where it has momentum.
+        From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
+        ``evaluation.every`` rounds; it also sees the initial arrays, as round 0.
         """
         if not 1 <= first_round <= num_rounds:
             raise ConfigError(f"first_round is {first_round}; expected 1 to the last round, {num_rounds}")
         self.summary()
         self._num_rounds, self._timeout = num_rounds, timeout
+        if first_round == 1:
+            self.federation.forget()
+            self.moments = {}
         if initial_arrays is None:
             initial_arrays = ArrayRecord(self.federation.initial_state())
         rounds = Rounds(
@@ -113,19 +118,22 @@ class HeteroFL(HeteroFLBase, Strategy):
         }
         state = self.federation.check_state(arrays.to_torch_state_dict())
         current = EvaluationRound(self.federation, state, rates_of, told)
-        if self.evaluation.static_norm and batch_norms(self.federation.model):
-            self.moments = query_moments(grid, current.queries(), rates_of, self._timeout)
+        self.moments = {}
+        if rates_of and self.evaluation.static_norm and batch_norms(self.federation.model):
+            self.moments = query_moments(grid, self.federation, current.queries(), rates_of, timeout=self._timeout)
+            if (left := self._restrict(self.moments)) != rates_of:
+                current = EvaluationRound(self.federation, state, left, told)
         self._sent = current.evaluations(self.moments)
         return list(self._sent)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
-        answers: list[tuple[int, Mapping[str, float]]] = []
+        answers: dict[int, tuple[int, Mapping[str, float]]] = {}
         for node_id, reply in in_order(self._sent, replies):
             fault = fault_of(reply)
             if reply is not None and fault is None:
                 try:
-                    answers.append(read_metrics(reply, f"node {node_id}"))
+                    answers[node_id] = read_metrics(reply, f"node {node_id}")
                 except ReplyError as error:
                     fault = str(error)
             if fault is not None:
@@ -134,6 +142,4 @@ class HeteroFL(HeteroFLBase, Strategy):
         return MetricRecord(dict(self._summarise(answers))) if answers else None
 
     def _available(self, grid: Grid) -> list[int]:
-        node_ids = wait_for_nodes(grid, self.min_available_nodes, self.wait)
-        learn_nodes(grid, self.federation, node_ids, self.wait)
-        return node_ids
+        return gather_nodes(grid, self.federation, self.min_available_nodes, self.wait)

@@ -31,7 +31,8 @@ def size_of(arrays: ArrayRecord) -> int:
 class EvaluationRound:
     """Which client evaluates which rates, and the messages that ask it to.
 
-    A client gets the largest model that it is asked about, once, and cuts the smaller ones out of it.
+    A client gets the largest model that it is asked about, once, and cuts the smaller ones out of it. ``rates_of`` has
+    each client's rates from the largest on; ``told`` is what else goes with its messages.
     """
 
     def __init__(
@@ -41,16 +42,16 @@ class EvaluationRound:
         rates_of: Mapping[int, tuple[float, ...]],
         told: Mapping[int, Mapping[str, object]],
     ) -> None:
-        self._kind = federation.fidelity.moments
-        self._rates_of = rates_of
+        self._rates_of = dict(rates_of)
+        self._federation = federation
+        self._state = state
         self._told = told
         self._slices = slices_of(federation, state, {rates[0] for rates in rates_of.values()})
 
     def queries(self) -> list[Message]:
         """Return the messages that ask for static batch norm moments."""
-        return [
-            self._message(wire.QUERY_MOMENTS, node_id, {wire.MOMENTS_KIND: self._kind}) for node_id in self._rates_of
-        ]
+        kind = {wire.MOMENTS_KIND: self._federation.fidelity.moments}
+        return [self._message(wire.QUERY_MOMENTS, node_id, kind) for node_id in self._rates_of]
 
     def evaluations(self, moments: Mapping[float, Moments]) -> list[Message]:
         """Return the messages that ask for an evaluation, with these moments if there are any."""
@@ -66,5 +67,5 @@ class EvaluationRound:
 
     def _message(self, kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
         rates = self._rates_of[node_id]
-        config = {**self._told[node_id], **extra, wire.RATES: list(rates)}
+        config = {**self._told[node_id], **extra, wire.RATE: rates[0], wire.RATES: list(rates)}
         return instruction(kind, node_id, self._slices[rates[0]], config)

@@ -54,12 +54,20 @@ class Nodes:
     def __getitem__(self, node_id: int) -> Capability:
         return self._known[node_id]
 
-    def register(self, answers: Mapping[int, Capability], names: Mapping[int, str] | None = None) -> None:
+    def register(
+        self,
+        answers: Mapping[int, Capability],
+        names: Mapping[int, str] | None = None,
+        present: Iterable[int] | None = None,
+    ) -> None:
         """Take up clients that were not known, with what they said of themselves.
 
         A client without a partition of its own gets the lowest free number: by registered name where it has one
-        (``names``), else by node id. Node ids are random, so such a run cannot be repeated.
+        (``names``), else by node id. Node ids are random, so such a run cannot be repeated. A known client that is not
+        ``present`` is forgotten: a node that was started anew has another id, but the same partition.
         """
+        if present is not None:
+            self._forget(self._known.keys() - set(present))
         self._known.update(answers)
         claimed = {partition: node for node, partition in self._partitions.items()}
         unnumbered = []
@@ -94,6 +102,10 @@ class Nodes:
             return [by_partition[partition] for partition in sorted(by_partition)]
         drawn = generator(seed, "sample", *purpose).sample(sorted(by_partition), number)
         return [by_partition[partition] for partition in drawn]
+
+    def _forget(self, node_ids: Iterable[int]) -> None:
+        for node_id in node_ids:
+            del self._known[node_id], self._partitions[node_id]
 
     def _number(self, node_ids: list[int], names: Mapping[int, str]) -> None:
         unnamed = [node_id for node_id in node_ids if not names.get(node_id)]

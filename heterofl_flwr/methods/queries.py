@@ -1,7 +1,6 @@
 """Questions that the server asks before it sends work: who is there, what they can hold, their data's moments."""
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 
 from flwr.app import Message, RecordDict
@@ -9,6 +8,7 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.methods.arrivals import QUERY_SECONDS, gather
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.nodes import Capability
@@ -17,33 +17,30 @@ from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.5
+
+def gather_nodes(grid: Grid, federation: Federation, minimum: int, wait: float) -> list[int]:
+    """Return the ids of the nodes that are there, having asked the new ones what they can hold."""
+    return list(
+        gather(
+            lambda: sorted(grid.get_node_ids()),
+            lambda node_ids: learn_nodes(grid, federation, node_ids),
+            federation,
+            minimum=minimum,
+            wait=wait,
+        )
+    )
 
 
-def wait_for_nodes(grid: Grid, minimum: int, wait: float) -> list[int]:
-    """Return the ids of the nodes that are there, as soon as there are enough."""
-    deadline = time.monotonic() + wait
-    while len(node_ids := sorted(grid.get_node_ids())) < max(minimum, 1):
-        if time.monotonic() > deadline:
-            raise RoundError(
-                f"{len(node_ids)} nodes are there after {wait:g} s, expected at least {max(minimum, 1)}: start "
-                f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config "
-                f"'num-supernodes=20'), or ask for fewer (min_available_nodes)"
-            )
-        time.sleep(min(_POLL_SECONDS, wait))
-    return node_ids
-
-
-def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], timeout: float) -> None:
-    """Ask the nodes that are new what they can hold. One that gives no answer gets the smallest rate."""
+def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int]) -> bool:
+    """Ask the nodes that are new what they can hold, if any are. One that gives no answer gets the smallest rate."""
     unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
     if not unseen:
-        return
+        return False
     config = wire.new_config({})
     sent = [Message(RecordDict({wire.CONFIG: config}), node_id, wire.QUERY_CAPABILITY) for node_id in unseen]
     answers: dict[int, Capability | None] = {}
     silent: list[str] = []
-    for node_id, reply in in_order(sent, grid.send_and_receive(sent, timeout=timeout)):
+    for node_id, reply in in_order(sent, grid.send_and_receive(sent, timeout=QUERY_SECONDS)):
         fault = fault_of(reply)
         answers[node_id] = None
         if reply is not None and fault is None:
@@ -62,27 +59,38 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], tim
             federation.mix.rates[-1],
             "; ".join(silent[:3]),
         )
-    federation.register(answers, _names(grid, answers))
+    federation.register(answers, _names(grid, answers), node_ids)
+    return True
 
 
 def query_moments(
-    grid: Grid, sent: Sequence[Message], rates_of: Mapping[int, Sequence[float]], timeout: float
+    grid: Grid,
+    federation: Federation,
+    sent: Sequence[Message],
+    rates_of: Mapping[int, Sequence[float]],
+    *,
+    timeout: float,
 ) -> dict[float, Moments]:
     """Send the messages and return, for each rate, the moments of all clients that answered, merged."""
     merged: dict[float, Moments] = {}
+    faults: list[str] = []
     for node_id, reply in in_order(sent, grid.send_and_receive(list(sent), timeout=timeout)):
         fault = fault_of(reply)
         if reply is not None and fault is None:
             try:
-                found = _read_moments(reply, rates_of[node_id], f"node {node_id}")
-                # All are summed before any is kept, so an answer that does not fit changes nothing.
-                merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
+                # All are read before any is added, so an answer that does not fit changes nothing.
+                federation.add_moments(merged, _read_moments(reply, rates_of[node_id], f"node {node_id}"))
             except HeteroFLError as error:
                 fault = str(error)
         if fault is not None:
+            faults.append(f"node {node_id}: {fault}")
             logger.warning("node %s gave no usable answer to %s: %s", node_id, wire.QUERY_MOMENTS, fault)
     if not merged:
-        raise RoundError(f"none of {len(sent)} nodes answered {wire.QUERY_MOMENTS}: see the warnings above")
+        raise RoundError(
+            f"none of {len(sent)} nodes gave a usable answer to {wire.QUERY_MOMENTS}: let clients answer it "
+            f"(answer_queries(app, build, data=...)) or evaluate without (Evaluation(static_norm=False)); "
+            f"{'; '.join(faults[:3])}"
+        )
     return merged
 
 

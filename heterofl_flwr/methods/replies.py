@@ -22,14 +22,15 @@ def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
     Replies of nodes that were not asked, or a second one of the same node, are dropped with a warning.
     """
     order = [message.metadata.dst_node_id for message in sent]
-    by_message = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
     early: dict[int, Message] = {}
     pending = set(order)
     position = 0
     for reply in replies:
         node_id = reply.metadata.src_node_id
         if node_id == _SUPERLINK:
-            node_id = by_message.get(reply.metadata.reply_to_message_id, node_id)
+            # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
+            about = reply.metadata.reply_to_message_id
+            node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
         if node_id not in pending:
             logger.warning("a reply of node %s is dropped: it was not asked, or has answered already", node_id)
             continue
@@ -58,10 +59,7 @@ def read_train_reply(reply: Message, sender: str) -> TrainReply:
     arrays = reply.content.array_records.get(wire.ARRAYS)
     if arrays is None or len(reply.content.array_records) != 1:
         raise ReplyError(f"{sender} sent records {list(reply.content.array_records)}, expected {wire.ARRAYS} alone")
-    try:
-        sub = arrays.to_torch_state_dict()
-    except (TypeError, ValueError, EOFError, OSError) as error:
-        raise ReplyError(f"{sender} sent arrays that cannot be read: {error}") from error
+    sub = wire.tensors_of(arrays, sender)
     num_examples, metrics = read_metrics(reply, sender)
     labels = config.get(wire.LABELS)
     if labels is not None and not isinstance(labels, list):

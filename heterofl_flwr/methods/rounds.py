@@ -65,6 +65,8 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
     result = Result(arrays=arrays)
     for callback in strategy.callbacks:
         callback.on_start(rounds.first_round, rounds.num_rounds, result.arrays.to_torch_state_dict())
+    if rounds.first_round == 1 and strategy.evaluation.due(0, rounds.num_rounds):
+        _evaluate_centrally(result, rounds, 0)
     for server_round in range(rounds.first_round, rounds.num_rounds + 1):
         started = time.monotonic()
         _train(strategy, grid, result, rounds, server_round)
@@ -75,7 +77,7 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
             record=record,
             state=result.arrays.to_torch_state_dict(),
             moments=strategy.moment_tensors(),
-            momentum=strategy.federation.velocity,
+            momentum=dict(strategy.federation.velocity),
             num_rounds=rounds.num_rounds,
         )
         # Every callback sees every round, so all are called before any of them may end the run.
@@ -102,8 +104,13 @@ def _evaluate(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, 
     metrics = strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages, timeout=rounds.timeout))
     if metrics is not None:
         result.evaluate_metrics_clientapp[server_round] = metrics
-    if rounds.evaluate_fn is not None:
-        central = rounds.evaluate_fn(server_round, result.arrays)
-        if central is not None:
-            result.evaluate_metrics_serverapp[server_round] = central
-            strategy.log.evaluate.update({key: float(value) for key, value in central.items()})  # type: ignore[arg-type]
+    central = _evaluate_centrally(result, rounds, server_round)
+    numbers = {key: float(value) for key, value in central.items() if isinstance(value, int | float)}
+    strategy.log.evaluate.update(numbers)
+
+
+def _evaluate_centrally(result: Result, rounds: Rounds, server_round: int) -> MetricRecord:
+    metrics = rounds.evaluate_fn(server_round, result.arrays) if rounds.evaluate_fn is not None else None
+    if metrics is not None:
+        result.evaluate_metrics_serverapp[server_round] = metrics
+    return metrics or MetricRecord()

@@ -1,0 +1,60 @@
+"""Static batch norm moments in the classic API: a question that travels as an instruction to fit."""
+
+import logging
+from collections.abc import Mapping
+
+from flwr.common import Code, FitIns, FitRes
+from flwr.server.client_proxy import ClientProxy
+
+from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.legacy.arrays import moments_from_arrays, unpack
+from heterofl_flwr.legacy.proxies import ask_all
+from heterofl_flwr.methods.failure import RoundError
+from heterofl_flwr.methods.federation import Federation
+from heterofl_flwr.nn.moments import Moments
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = 3600.0
+
+
+def ask_for_moments(
+    federation: Federation,
+    proxies: Mapping[int, ClientProxy],
+    instructions: Mapping[int, FitIns],
+    rates_of: Mapping[int, tuple[float, ...]],
+) -> dict[float, Moments]:
+    """Send the instructions and return, for each rate, the moments of all clients that answered, merged."""
+
+    def ask(number: int) -> FitRes | Exception:
+        try:
+            return proxies[number].fit(instructions[number], timeout=_SECONDS, group_id=0)
+        except Exception as error:  # each of Flower's runtimes raises errors of its own
+            return error
+
+    merged: dict[float, Moments] = {}
+    faults: list[str] = []
+    for number, answer in zip(instructions, ask_all(ask, instructions), strict=True):
+        try:
+            # All are read before any is added, so an answer that does not fit changes nothing.
+            federation.add_moments(merged, _read(federation, answer, rates_of[number], f"client {number}"))
+        except HeteroFLError as error:
+            faults.append(f"client {number}: {error}")
+            logger.warning("client %d gave no usable moments: %s", number, error)
+    if instructions and not merged:
+        raise RoundError(
+            f"none of {len(instructions)} clients that promised static batch norm moments gave any: let fit begin with "
+            f"asks_for_moments, or evaluate without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
+        )
+    return merged
+
+
+def _read(
+    federation: Federation, answer: FitRes | Exception, rates: tuple[float, ...], sender: str
+) -> dict[float, Moments]:
+    if isinstance(answer, Exception):
+        raise ReplyError(f"{sender} failed: {type(answer).__name__}: {answer}") from answer
+    if answer.status.code != Code.OK:
+        raise ReplyError(f"{sender} failed: {answer.status.message or answer.status.code.name}")
+    layers = {rate: list(federation.norms(rate)) for rate in rates}
+    return moments_from_arrays(unpack(answer.parameters, sender), federation.fidelity.moments, layers, sender)

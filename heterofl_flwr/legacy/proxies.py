@@ -1,0 +1,139 @@
+"""Clients of the classic API: what they say of themselves, and what they answered."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.common import Code, EvaluateRes, FitRes, GetPropertiesIns, Scalar
+from flwr.server.client_proxy import ClientProxy
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.legacy.arrays import named, size_of, unpack
+from heterofl_flwr.methods.arrivals import QUERY_SECONDS
+from heterofl_flwr.methods.base import TrainReply
+from heterofl_flwr.methods.nodes import Capability
+
+logger = logging.getLogger(__name__)
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+Failures = Sequence[tuple[ClientProxy, FitRes] | tuple[ClientProxy, EvaluateRes] | BaseException]
+
+_THREADS = 16
+_LONGEST_FAULT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What a client says of itself, and whether its ``fit`` answers questions for moments."""
+
+    capability: Capability
+    gives_moments: bool
+
+
+def ask_all(ask: Callable[[Asked], Answer], clients: Iterable[Asked]) -> list[Answer]:
+    """Return what each client answers, asked at the same time, in their order."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(ask, clients))
+
+
+def properties_of(proxy: ClientProxy) -> Properties | None:
+    """Ask one client what it can hold; None, and a warning, if it gives no usable answer."""
+    try:
+        answer = proxy.get_properties(GetPropertiesIns({}), timeout=QUERY_SECONDS, group_id=0)
+        if answer.status.code != Code.OK:
+            raise ReplyError(answer.status.message or answer.status.code.name)
+        said = answer.properties
+        capability = Capability(
+            capacity=_capacity(said),
+            partition=_whole(said, wire.PARTITION),
+            num_partitions=_whole(said, wire.NUM_PARTITIONS),
+        )
+        return Properties(capability, gives_moments=said.get(wire.MOMENTS) is True)
+    except Exception as error:  # each of Flower's runtimes raises errors of its own
+        logger.warning("client %s did not say what it can hold: %s", proxy.cid, error)
+        return None
+
+
+def read_fit(answer: FitRes, names: Iterable[str], sender: str) -> TrainReply:
+    """Return what a client's answer to ``fit`` holds; refuse it if anything is missing or of another type."""
+    number = read_number(answer.num_examples, sender)
+    arrays = unpack(answer.parameters, sender)
+    return TrainReply(
+        sub=named(names, arrays, sender),
+        num_examples=number,
+        labels=_labels(answer.metrics, sender),
+        capacity=_capacity(answer.metrics),
+        metrics=read_metrics(answer.metrics),
+        num_bytes=size_of(answer.parameters),
+    )
+
+
+def read_evaluate(answer: EvaluateRes, sender: str) -> tuple[int, dict[str, float]]:
+    """Return the number of examples and the metrics, with the loss among them."""
+    number = read_number(answer.num_examples, sender)
+    if isinstance(answer.loss, bool) or not isinstance(answer.loss, int | float):
+        raise ReplyError(f"{sender} sent {answer.loss!r} as loss, expected a number")
+    return number, {**read_metrics(answer.metrics), "loss": float(answer.loss)}
+
+
+def read_number(value: object, sender: str) -> int:
+    """Return a number of examples; refuse anything else."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ReplyError(f"{sender} sent {value!r} as number of examples, expected a whole number from 0 up")
+    return value
+
+
+def read_metrics(metrics: Mapping[str, Scalar]) -> dict[str, float]:
+    """Return the numbers among metrics; labels and capacity are none."""
+    return {
+        key: float(value)
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in (wire.LABELS, wire.CAPACITY)
+    }
+
+
+def faults_of(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str]:
+    """Return why clients failed, by number, and as one text what Flower says without naming a client."""
+    by_number: dict[int, str] = {}
+    unnamed: list[str] = []
+    for failure in failures:
+        if isinstance(failure, BaseException):
+            unnamed.append(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT])
+        elif failure[0].cid in ids:
+            status = failure[1].status
+            by_number[ids[failure[0].cid]] = status.message or status.code.name
+    return by_number, "; ".join(sorted(set(unnamed))[:3])
+
+
+def _capacity(said: Mapping[str, Scalar]) -> float | None:
+    value = said.get(wire.CAPACITY)
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float):
+        raise ReplyError(f"{value!r} is no capacity: expected a level or a rate")
+    try:
+        return rate_of(value)
+    except ValueError as error:
+        raise ReplyError(f"the capacity it reports is not usable: {error}") from error
+
+
+def _whole(said: Mapping[str, Scalar], key: str) -> int | None:
+    value = said.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ReplyError(f"{value!r} as {key}, expected a whole number")
+    return value
+
+
+def _labels(metrics: Mapping[str, Scalar], sender: str) -> list[int] | None:
+    value = metrics.get(wire.LABELS)
+    if value is None:
+        return None
+    try:
+        return [int(label) for label in str(value).split(",") if label.strip()]
+    except ValueError as error:
+        raise ReplyError(f"{sender} sent {value!r} as labels, expected whole numbers, as in '3,7'") from error

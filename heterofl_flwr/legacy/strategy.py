@@ -1,0 +1,267 @@
+"""HeteroFL as a strategy of Flower's classic API."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.common import (
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    NDArrays,
+    Parameters,
+    Scalar,
+    parameters_to_ndarrays,
+)
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import Strategy
+from torch import Tensor
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.client import Build
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.legacy.arrays import moments_to_arrays, named, pack, size_of, unpack
+from heterofl_flwr.legacy.moments import ask_for_moments
+from heterofl_flwr.legacy.proxies import ask_all, faults_of, properties_of, read_evaluate, read_fit
+from heterofl_flwr.methods.arrivals import gather
+from heterofl_flwr.methods.base import HeteroFLBase
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import batch_norms
+
+logger = logging.getLogger(__name__)
+
+CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
+ConfigOfRound = Callable[[int], dict[str, Scalar]]
+
+Rates = tuple[float, ...]
+
+
+class HeteroFL(HeteroFLBase, Strategy):
+    """Train one global model over clients of unequal size, through Flower's classic API.
+
+    Parameters
+    ----------
+    initial_parameters : Parameters | None
+        What the global model starts from; default: a freshly built one.
+    evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
+        Evaluates the global model on the server: from round, parameters and an empty config to loss and metrics.
+    on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
+        From the round to what else clients are told, as in ``FedAvg``.
+    num_rounds : int
+        The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
+        its strategies.
+    build, mix, **options
+        Those of ``HeteroFLBase``, but for ``callbacks``: nothing in the classic API says that a round has ended.
+        Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        mix: str | Mix = "a1-b1-c1-d1-e1",
+        *,
+        initial_parameters: Parameters | None = None,
+        evaluate_fn: CentralEvaluation | None = None,
+        on_fit_config_fn: ConfigOfRound | None = None,
+        on_evaluate_config_fn: ConfigOfRound | None = None,
+        num_rounds: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(build, mix, **options)
+        if self.callbacks:
+            raise ConfigError("the classic API has no place for callbacks: use heterofl_flwr.HeteroFL, or leave them")
+        self._initial_parameters = initial_parameters
+        self._evaluate_fn = evaluate_fn
+        self._fit_config = on_fit_config_fn
+        self._evaluate_config = on_evaluate_config_fn
+        self._num_rounds = num_rounds
+        self._ids: dict[str, int] = {}
+        self._give_moments: set[int] = set()
+
+    def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
+        """Return the parameters of the global model to start from."""
+        del client_manager
+        self.summary()
+        return self._initial_parameters or pack(self.federation.initial_state().values())
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, FitIns]]:
+        """Return an instruction for each client of the round, with its slice and its rate."""
+        proxies = self._available(client_manager)
+        state = self._unpack(parameters)
+        rates = self._begin(server_round, sorted(proxies), state)
+        rates_of = {number: (rate,) for number, rate in rates.items()}
+        sent = self._packed(state, rates_of)
+        self.log.bytes_down = sum(size_of(sent[own]) for own in rates_of.values())
+        asked = self._fit_config(server_round) if self._fit_config else {}
+        return [
+            (
+                proxies[number],
+                FitIns(sent[own], self._config(server_round, number, own, task=wire.TASK_TRAIN, asked=asked)),
+            )
+            for number, own in rates_of.items()
+        ]
+
+    def aggregate_fit(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, FitRes]],
+        failures: list[tuple[ClientProxy, FitRes] | BaseException],
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        """Add the results in the order in which the instructions went out, and return the new global model."""
+        answers = {self._ids[proxy.cid]: answer for proxy, answer in results if proxy.cid in self._ids}
+        faults, unnamed = faults_of(failures, self._ids)
+        for node_id, rate in self._rates.items():
+            answer = answers.pop(node_id, None)
+            if answer is None:
+                fault: str | None = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
+            else:
+                fault = None
+                try:
+                    self._take(node_id, read_fit(answer, self.federation.plan(rate).axes, f"client {node_id}"))
+                except ReplyError as error:
+                    fault = str(error)
+            if fault is not None:
+                self._refuse(server_round, node_id, fault)
+        new = self._finish(server_round)
+        return pack(new.values()), dict(self.log.train)
+
+    def configure_evaluate(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
+        if not self.evaluation.due(server_round, self._num_rounds):
+            return []
+        proxies = self._available(client_manager)
+        rates_of = self._evaluators(server_round, sorted(proxies))
+        state = self._unpack(parameters)
+        self.moments = {}
+        if self.evaluation.static_norm and batch_norms(self.federation.model):
+            self.moments = self._query_moments(server_round, state, proxies)
+            rates_of = self._restrict(self.moments) if self.moments else rates_of
+        sent = self._packed(state, rates_of, self.moments)
+        asked = self._evaluate_config(server_round) if self._evaluate_config else {}
+        if self.moments:
+            asked = {**asked, wire.MOMENTS_KIND: self.federation.fidelity.moments}
+        return [
+            (
+                proxies[number],
+                EvaluateIns(sent[own], self._config(server_round, number, own, task=wire.TASK_EVALUATE, asked=asked)),
+            )
+            for number, own in rates_of.items()
+        ]
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, EvaluateRes]],
+        failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
+        came = {self._ids[proxy.cid]: answer for proxy, answer in results if proxy.cid in self._ids}
+        faults, unnamed = faults_of(failures, self._ids)
+        answers = {}
+        for node_id in self._evaluating:
+            fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
+            if node_id in came:
+                try:
+                    answers[node_id] = read_evaluate(came[node_id], f"client {node_id}")
+                    continue
+                except ReplyError as error:
+                    fault = str(error)
+            logger.warning("round %d: client %s did not evaluate: %s", server_round, node_id, fault)
+        if not answers:
+            return None, {}
+        summary = self._summarise(answers)
+        return summary.pop("loss", None), dict(summary)
+
+    def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
+        """Evaluate the global model on the server, if there is a function for it."""
+        if self._evaluate_fn is None:
+            return None
+        return self._evaluate_fn(server_round, parameters_to_ndarrays(parameters), {})
+
+    def _available(self, client_manager: ClientManager) -> dict[int, ClientProxy]:
+        """Return the clients by number, having asked the new ones what they can hold."""
+        proxies: dict[int, ClientProxy] = {}
+
+        def there() -> list[int]:
+            client_manager.num_available()  # under a ServerApp, this looks for new nodes
+            proxies.clear()
+            proxies.update(
+                (self._ids.setdefault(cid, len(self._ids)), proxy)
+                for cid, proxy in sorted(dict(client_manager.all()).items())
+            )
+            return list(proxies)
+
+        gather(
+            there,
+            lambda numbers: self._learn({number: proxies[number] for number in numbers}),
+            self.federation,
+            minimum=self.min_available_nodes,
+            wait=self.wait,
+        )
+        return proxies
+
+    def _learn(self, proxies: Mapping[int, ClientProxy]) -> bool:
+        """Ask the clients that are new what they can hold, if any are."""
+        new = [number for number in proxies if number not in self.federation.nodes]
+        answers = dict(zip(new, ask_all(properties_of, [proxies[number] for number in new]), strict=True))
+        silent = [proxies[number].cid for number in new if answers[number] is None]
+        if silent:
+            logger.warning(
+                "%d new clients did not say what they can hold and train at the smallest rate, %g: %s",
+                len(silent),
+                self.federation.mix.rates[-1],
+                ", ".join(silent[:3]),
+            )
+        if new:
+            self._give_moments |= {number for number, own in answers.items() if own and own.gives_moments}
+            known = {number: own.capability if own else None for number, own in answers.items()}
+            self.federation.register(known, present=proxies)
+        return bool(new)
+
+    def _query_moments(
+        self, server_round: int, state: Mapping[str, Tensor], proxies: Mapping[int, ClientProxy]
+    ) -> dict[float, Moments]:
+        """Return the static batch norm moments that clients give; none if no client ever promised any."""
+        rates_of = {number: rates for number, rates in self._evaluating.items() if number in self._give_moments}
+        sent = self._packed(state, rates_of)
+        asked: dict[str, Scalar] = {wire.MOMENTS_KIND: self.federation.fidelity.moments}
+        instructions = {
+            number: FitIns(sent[rates], self._config(server_round, number, rates, task=wire.TASK_MOMENTS, asked=asked))
+            for number, rates in rates_of.items()
+        }
+        return ask_for_moments(self.federation, proxies, instructions, rates_of)
+
+    def _packed(
+        self, state: Mapping[str, Tensor], rates_of: Mapping[int, Rates], moments: Mapping[float, Moments] | None = None
+    ) -> dict[Rates, Parameters]:
+        """Return one packet for all clients of the same rates: the largest slice, and the rates' moments behind it."""
+        return {
+            rates: pack(
+                self.federation.plan(rates[0]).extract(state).values(),
+                moments_to_arrays({rate: moments[rate] for rate in rates} if moments else {}),
+            )
+            for rates in set(rates_of.values())
+        }
+
+    def _config(
+        self, server_round: int, number: int, rates: Rates, *, task: str, asked: Mapping[str, Scalar]
+    ) -> dict[str, Scalar]:
+        """Return what a client is told: first what the caller asked for, then what no caller may change."""
+        return {
+            **asked,
+            **self._told(server_round, number, rates[0]),
+            wire.SCHEMA_KEY: wire.SCHEMA,
+            wire.TASK: task,
+            wire.RATES: ",".join(map(str, rates)),
+        }
+
+    def _unpack(self, parameters: Parameters) -> dict[str, Tensor]:
+        names = self.federation.plan(self.federation.mix.global_rate).axes
+        return named(names, unpack(parameters, "the server"), "the server")

@@ -1,0 +1,449 @@
+"""What a ClientApp calls: the model of a message, its seed, its answer."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from heterofl_flwr import LocalGrid, messages
+from heterofl_flwr.client import (
+    answer_moments,
+    answer_queries,
+    capability_of,
+    for_evaluation,
+    fresh_model,
+    load_parameters,
+    models_to_evaluate,
+    reply,
+    seed_of,
+    submodel,
+)
+from heterofl_flwr.core import Plan
+from heterofl_flwr.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.nn import class_mask, mask_logits
+from heterofl_flwr.nn.static_norm import collect_moments
+from tests.methods.tiny import Tiny, build, build_normed, equal, inputs
+
+
+@pytest.fixture(autouse=True)
+def task():
+    """Be a server, as a grid makes this process one: messages cannot be made elsewhere."""
+    with LocalGrid(ClientApp(), 1):
+        yield
+
+
+def state_of(rate, build=build, fill=None):
+    model = build(rate)
+    if fill is not None:
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, fill)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def instruction(rate=1.0, kind="train", *, state=None, build=build, moments=None, **values):
+    config = {"rate": rate, "seed": 0, "server-round": 1, "partition": 0}
+    config |= {key.replace("_", "-"): value for key, value in values.items()}
+    state = state_of(rate, build) if state is None else state
+    content = {"arrays": ArrayRecord(state), "config": messages.new_config(config)}
+    if moments:
+        content["moments"] = messages.pack_moments(moments)
+    return Message(RecordDict(content), 7, kind)
+
+
+def context(**node_config):
+    node_config = {key.replace("_", "-"): value for key, value in node_config.items()}
+    return Context(run_id=1, node_id=7, node_config=node_config, state=RecordDict(), run_config={})
+
+
+class TestSubmodel:
+    @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3, 0.0625])
+    def test_it_has_the_rate_and_the_parameters_of_the_message(self, rate):
+        message = instruction(rate)
+        model = submodel(message, build)
+        assert equal(dict(model.named_parameters()), message.content["arrays"].to_torch_state_dict())
+        assert model.training
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+    def test_to_evaluate_it_is_in_evaluation_mode(self):
+        assert not submodel(instruction(kind="evaluate"), build).training
+        assert not submodel(instruction(kind="evaluate", build=build_normed), build_normed).training
+
+    def test_static_moments_come_with_an_evaluation_and_stay_out_of_training(self):
+        moments = {1.0: collect_moments(build_normed(1.0), [inputs(0)])}
+        model = submodel(instruction(kind="evaluate", build=build_normed, moments=moments), build_normed)
+        mean, variance = moments[1.0].statistics("norm")
+        torch.testing.assert_close(model.norm.running_mean, mean.float())
+        torch.testing.assert_close(model.norm.running_var, variance.float())
+        trained = submodel(instruction(build=build_normed, moments=moments), build_normed)
+        assert torch.equal(trained.norm.running_mean, torch.zeros(8))
+
+    def test_without_moments_an_evaluation_never_uses_the_statistics_of_a_fresh_model(self):
+        model = submodel(instruction(kind="evaluate", build=build_normed), build_normed)
+        hidden = model.norm(model.hidden(inputs(3)))
+        torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+
+    def test_torch_draws_the_same_for_the_same_seed_round_and_partition(self):
+        def draw(**values):
+            torch.manual_seed(len(values))
+            submodel(instruction(**values), build)
+            return torch.rand(3).tolist()
+
+        draws = [draw(), draw(seed=1), draw(server_round=2), draw(partition=1)]
+        assert draw() == draw(rate=1.0) == draws[0]
+        assert len(set(map(tuple, draws))) == 4
+
+    def test_a_rate_that_was_not_seen_before_draws_the_same_too(self):
+        draws = []
+        for _ in range(2):  # the first time the model is built, which draws its initial values
+            submodel(instruction(0.7), build)
+            draws.append(torch.rand(1))
+        assert torch.equal(*draws)
+
+    def test_the_seed_says_what_it_is_for(self):
+        seeds = {
+            seed_of(instruction(seed=seed, server_round=server_round, partition=partition))
+            for seed in (0, 1)
+            for server_round in (1, 2)
+            for partition in (0, 12)
+        }
+        assert len(seeds) == 8
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (
+                {"state": state_of(0.5)},
+                r"hidden.bias: \(4,\), expected \(8,\).*hidden.weight: \(4, 3\), expected \(8, 3",
+            ),
+            ({"state": {"hidden.bias": torch.ones(8)}}, r"classifier.bias: None, expected \(4,\)"),
+            ({"state": {**state_of(1.0), "extra": torch.ones(1)}}, r"extra: \(1,\), expected None"),
+            ({"heterofl_schema": 7}, "the server sent messages of schema 7, expected 1"),
+            ({"rate": "a"}, "the server sent 'a' as rate, expected float"),
+            ({"seed": 0.5}, "the server sent 0.5 as seed, expected int"),
+        ],
+        ids=["shape", "missing", "unknown", "schema", "rate", "seed"],
+    )
+    def test_what_does_not_fit_is_refused_by_name(self, change, named):
+        with pytest.raises(ReplyError, match=named):
+            submodel(instruction(**{"state": state_of(1.0)} | change), build)
+
+    @pytest.mark.parametrize("record", ["arrays", "config"])
+    def test_a_message_of_another_strategy_is_refused(self, record):
+        message = instruction()
+        del message.content[record]
+        with pytest.raises(ReplyError, match="arrays record" if record == "arrays" else "schema None"):
+            submodel(message, build)
+
+    def test_arrays_that_cannot_be_read_are_refused(self):
+        message = instruction()
+        message.content["arrays"]["hidden.bias"] = Array("float32", (8,), "numpy.ndarray", b"junk")
+        with pytest.raises(ReplyError, match="the server sent arrays that cannot be read"):
+            submodel(message, build)
+
+
+class TestKeptModels:
+    """A model is kept from message to message; nothing of the earlier ones may show."""
+
+    def used(self, rate=1.0):
+        model = submodel(instruction(rate, build=build_normed), build_normed)
+        model(inputs(2)).sum().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+        return model
+
+    def test_it_is_the_same_object_with_fresh_buffers_gradients_and_modes(self):
+        model = self.used()
+        model.norm.eval()
+        assert model.norm.num_batches_tracked == 1
+        again = submodel(instruction(build=build_normed), build_normed)
+        assert again is model
+        assert again.norm.num_batches_tracked == 0
+        assert torch.equal(again.norm.running_mean, torch.zeros(8))
+        assert torch.equal(again.norm.running_var, torch.ones(8))
+        assert all(parameter.grad is None for parameter in again.parameters())
+        assert all(module.training for module in again.modules())
+
+    def test_layers_that_were_frozen_train_again(self):
+        self.used().hidden.requires_grad_(False)
+        assert submodel(instruction(build=build_normed), build_normed).hidden.weight.requires_grad
+
+    def test_a_model_that_was_moved_is_back(self):
+        model = self.used().to("meta")  # as to a GPU
+        again = submodel(instruction(build=build_normed), build_normed)
+        assert again is model
+        assert {str(tensor.device) for tensor in again.state_dict().values()} == {"cpu"}
+        assert torch.equal(again.norm.running_var, torch.ones(8))
+        assert again(inputs(0)).isfinite().all()
+
+    def test_layers_that_are_frozen_when_built_stay_so(self):
+        def frozen(rate):
+            model = Tiny(rate)
+            model.hidden.requires_grad_(False)
+            return model
+
+        for _ in range(2):
+            model = submodel(instruction(), frozen)
+            assert not model.hidden.weight.requires_grad
+            model.hidden.requires_grad_(True)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: setattr(model, "classifier", nn.Linear(8, 2)),
+            lambda model: model.half(),
+            lambda model: model.register_buffer("seen", torch.zeros(1)),
+            lambda model: setattr(model.norm, "running_mean", None),
+            lambda model: model.register_parameter("extra", nn.Parameter(torch.zeros(1))),
+        ],
+        ids=["layer", "type", "buffer", "no buffer", "parameter"],
+    )
+    def test_a_model_that_was_changed_is_built_anew(self, change):
+        model = self.used()
+        change(model)
+        again = submodel(instruction(build=build_normed), build_normed)
+        assert again is not model
+        assert again.classifier.out_features == 4
+        assert {tensor.dtype for tensor in again.parameters()} == {torch.float32}
+        assert list(dict(again.named_buffers())) == [
+            f"norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+        ]
+
+    def test_models_of_different_rates_and_builders_are_apart(self):
+        models = {id(fresh_model(own, rate)) for own in (build, build_normed) for rate in (1.0, 0.5)}
+        assert len(models) == 4
+
+    def test_few_are_kept(self):
+        first = fresh_model(build, 1.0)
+        for number in range(1, 40):
+            fresh_model(build, number / 100)
+        assert fresh_model(build, 1.0) is not first
+        recent = fresh_model(build, 0.39)
+        assert fresh_model(build, 0.39) is recent
+
+    def test_threads_share_no_model(self):
+        """Clients may run in threads of one process, as ``start_client`` in a notebook."""
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(fresh_model, build, 1.0).result()
+        assert fresh_model(build, 1.0) is not other
+        assert fresh_model(build, 1.0) is fresh_model(build, 1.0)
+
+    def test_training_twice_from_equal_messages_gives_equal_models(self):
+        states = []
+        for _ in range(2):
+            model = submodel(instruction(build=build_normed, state=state_of(1.0, build_normed, 0.1)), build_normed)
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.rand(5, 3)).square().sum().backward()
+                optimizer.step()
+            states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        assert equal(*states)
+
+
+class TestModelsToEvaluate:
+    RATES = (1.0, 0.5, 0.0625)
+
+    def test_each_rate_is_cut_from_what_came(self):
+        message = instruction(kind="evaluate", rates=list(self.RATES))
+        state = message.content["arrays"].to_torch_state_dict()
+        found = dict(models_to_evaluate(message, build))
+        assert list(found) == list(self.RATES)
+        for rate, model in found.items():
+            assert not model.training
+            assert equal(dict(model.named_parameters()), Plan.of(build(1.0), build(rate)).extract(state))
+
+    def test_all_models_may_be_kept_at_once(self):
+        moments = {rate: collect_moments(build_normed(rate), [inputs(0)]) for rate in self.RATES}
+        for own in ({}, {"moments": moments}):
+            message = instruction(kind="evaluate", build=build_normed, rates=list(self.RATES), **own)
+            one_by_one = [model(inputs(1)).detach() for _, model in models_to_evaluate(message, build_normed)]
+            at_once = [model for _, model in list(models_to_evaluate(message, build_normed))]
+            assert all(not model.training for model in at_once)
+            for output, model in zip(one_by_one, at_once, strict=True):
+                assert torch.equal(output, model(inputs(1)))
+
+    def test_without_rates_it_is_the_rate_of_the_message(self):
+        assert [rate for rate, _ in models_to_evaluate(instruction(0.5, "evaluate"), build)] == [0.5]
+
+    @pytest.mark.parametrize("rates", ["1.0", [1, 2], ["a"], 0.5])
+    def test_rates_that_are_none_are_refused(self, rates):
+        with pytest.raises(ReplyError, match="as rates, expected a list of numbers"):
+            list(models_to_evaluate(instruction(kind="evaluate", rates=rates), build))
+
+    def test_moments_that_lack_a_rate_are_refused(self):
+        moments = {1.0: collect_moments(build_normed(1.0), [inputs(0)])}
+        message = instruction(kind="evaluate", build=build_normed, rates=[1.0, 0.5], moments=moments)
+        with pytest.raises(ReplyError, match=r"the server sent no moments of rate 0\.5"):
+            list(models_to_evaluate(message, build_normed))
+
+    def test_torch_is_seeded_before_each(self):
+        message = instruction(kind="evaluate", rates=list(self.RATES))
+        assert len({torch.rand(1).item() for _ in models_to_evaluate(message, build)}) == 1
+
+    def test_another_subtask_is_another_mask_and_the_same_model(self):
+        model = submodel(instruction(kind="evaluate"), build)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        logits = model(inputs(4))
+        for classes in ([0, 1], [2, 3], [1]):
+            masked = mask_logits(logits, class_mask(torch.tensor(classes), 4), "-inf")
+            assert set(masked.argmax(1).tolist()) <= set(classes)
+        assert equal(before, model.state_dict())
+
+
+class TestReply:
+    def test_it_brings_parameters_metrics_labels_and_capacity(self):
+        message = instruction(0.5, build=build_normed)
+        model = submodel(message, build_normed)
+        labels = torch.tensor([3, 1, 3])
+        answer = reply(message, model, num_examples=9, labels=labels, metrics={"loss": torch.tensor(0.5)}, capacity="b")
+        assert answer.metadata.reply_to_message_id == message.metadata.message_id
+        assert equal(answer.content["arrays"].to_torch_state_dict(), dict(model.named_parameters()))
+        assert dict(answer.content["metrics"]) == {"loss": 0.5, "num-examples": 9}
+        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1, 3], "capacity": 0.5}
+
+    def test_an_evaluation_brings_no_parameters(self):
+        answer = reply(instruction(kind="evaluate"), num_examples=3)
+        assert "arrays" not in answer.content
+        assert dict(answer.content["config"]) == {"heterofl-schema": 1}
+
+    def test_what_is_sent_no_longer_changes_with_the_model(self):
+        message = instruction()
+        model = submodel(message, build)
+        answer = reply(message, model, num_examples=1)
+        before = answer.content["arrays"].to_torch_state_dict()
+        nn.init.zeros_(model.hidden.weight)
+        assert equal(before, answer.content["arrays"].to_torch_state_dict())
+
+    @pytest.mark.parametrize("capacity", ["q", 0.0, 1.5, float("nan")])
+    def test_a_capacity_that_is_none_is_refused_where_it_is_made(self, capacity):
+        with pytest.raises(ConfigError, match="is no level"):
+            reply(instruction(), num_examples=1, capacity=capacity)
+
+    def test_no_labels_and_no_classes_are_not_the_same(self):
+        assert "labels" not in reply(instruction(), num_examples=1).content["config"]
+        assert reply(instruction(), num_examples=1, labels=[]).content["config"]["labels"] == []
+
+
+class TestQueries:
+    @pytest.mark.parametrize(
+        ("node", "said"),
+        [
+            ({}, {}),
+            ({"level": "b"}, {"capacity": 0.5}),
+            ({"level": "0.3"}, {"capacity": 0.3}),
+            ({"rate": 1}, {"capacity": 1.0}),
+            ({"partition_id": 3, "num_partitions": 9}, {"partition": 3, "num-partitions": 9}),
+            ({"partition_id": "3", "num_partitions": "9"}, {"partition": 3, "num-partitions": 9}),
+            ({"device": "phone", "rate": 0.25, "partition_id": 0}, {"capacity": 0.25, "partition": 0}),
+        ],
+    )
+    def test_a_node_says_what_its_config_says(self, node, said):
+        assert capability_of(context(**node)) == said
+
+    @pytest.mark.parametrize(
+        ("node", "named"),
+        [
+            ({"level": "f"}, r"'f' is no level: expected one of a \(1\), b \(0.5\), c \(0.25\)"),
+            ({"level": "a", "rate": 1.0}, "both level and rate: keep one"),
+            ({"rate": 0}, "0 is no level"),
+            ({"rate": True}, "True is no level"),
+            ({"partition_id": "first"}, "partition-id='first'; expected a whole number"),
+            ({"partition_id": "1.0"}, r"partition-id='1\.0'; expected a whole number"),
+            ({"num_partitions": True}, "num-partitions=True"),
+        ],
+    )
+    def test_a_config_that_means_nothing_is_refused(self, node, named):
+        with pytest.raises(ConfigError, match=named):
+            capability_of(context(**node))
+
+    def test_an_app_answers_after_one_call(self):
+        app = ClientApp()
+        answer_queries(app, build_normed, data=lambda context: [inputs(context.node_config["partition-id"])])
+        asked = Message(RecordDict({"config": messages.new_config({})}), 7, "query.capability")
+        assert dict(app(asked, context(level="c")).content["config"]) == {"heterofl-schema": 1, "capacity": 0.25}
+        asked = instruction(kind="query.moments", build=build_normed, rates=[1.0, 0.5], moments_kind="fixed")
+        record = app(asked, context(partition_id=4)).content["moments"]
+        for rate in (1.0, 0.5):
+            assert messages.unpack_moments(record, rate, "it").layers["norm"].count == 10
+
+    def test_without_data_an_app_does_not_answer_for_moments(self):
+        app = ClientApp()
+        answer_queries(app, build)
+        with pytest.raises(ValueError, match="moments"):
+            app(instruction(kind="query.moments"), context())
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            lambda x: x,
+            lambda x: (x, torch.zeros(len(x))),
+            lambda x: [x, 3],
+            lambda x: {"img": x, "label": torch.zeros(len(x))},
+        ],
+        ids=["tensor", "tuple", "list", "mapping"],
+    )
+    def test_batches_of_any_usual_form(self, batch):
+        message = instruction(kind="query.moments", build=build_normed, moments_kind="paper")
+        answer = answer_moments(message, build_normed, lambda: [batch(inputs(0)), batch(inputs(1))])
+        found = messages.unpack_moments(answer.content["moments"], 1.0, "it")
+        expected = collect_moments(
+            submodel(
+                instruction(state=message.content["arrays"].to_torch_state_dict(), build=build_normed), build_normed
+            ),
+            [inputs(0), inputs(1)],
+        )
+        assert equal(found.to_tensors(), expected.to_tensors())
+
+    @pytest.mark.parametrize("batch", ["text", (), {}, {"label": 3}, [[1.0]]])
+    def test_batches_that_hold_no_inputs_are_refused(self, batch):
+        message = instruction(kind="query.moments", build=build_normed, moments_kind="paper")
+        with pytest.raises(DataError, match="expected a tensor of inputs, or a tuple or a mapping"):
+            answer_moments(message, build_normed, lambda: [batch])
+
+    def test_no_batches_are_refused(self):
+        message = instruction(kind="query.moments", build=build_normed, moments_kind="paper")
+        with pytest.raises(DataError, match="no batches"):
+            answer_moments(message, build_normed, list)
+
+    def test_a_kind_of_moments_that_does_not_exist_is_refused(self):
+        message = instruction(kind="query.moments", build=build_normed, moments_kind="mean")
+        with pytest.raises(ConfigError, match="'mean'"):
+            answer_moments(message, build_normed, lambda: [inputs(0)])
+
+    def test_data_is_asked_for_once_a_rate(self):
+        calls = []
+        message = instruction(kind="query.moments", build=build_normed, moments_kind="paper", rates=[1.0, 0.5, 0.25])
+        answer_moments(message, build_normed, lambda: calls.append(1) or iter([inputs(0)]))
+        assert len(calls) == 3
+
+
+class Running(nn.Module):
+    """A model without parameters but with statistics of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def test_for_evaluation_leaves_the_model_itself_as_it_is():
+    model = Running().train()
+    static = for_evaluation(model, None)
+    assert static is not model
+    assert model.training
+    assert model.norm.running_mean is not None
+    x = torch.randn(9, 2) + 5
+    torch.testing.assert_close(static(x).mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_parameters_load_under_every_name_and_leave_buffers():
+    model = build_normed(0.5)
+    state = state_of(0.5, build_normed, 2.0)
+    model.norm.running_mean += 3
+    load_parameters(model, state)
+    assert equal({name: parameter.detach() for name, parameter in model.named_parameters()}, state)
+    assert torch.equal(model.norm.running_mean, torch.full((4,), 3.0))

@@ -1,0 +1,84 @@
+"""Under Flower's own loop and its own wrappers: client-side clipping for differential privacy, and mods."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr.client import answer_queries
+from tests.methods.tiny import Watched, add_one, build, build_normed, equal, inputs, judge, make_app
+
+
+def app_with(mod, build=build):
+    """Return an app whose mod works on training alone; queries carry no parameters to clip."""
+    app = ClientApp()
+    app.train(mods=[mod])(lambda message, context: add_one(message, context, build=build))
+    app.evaluate()(lambda message, context: judge(message, context, build=build))
+    answer_queries(app, build, data=lambda context: [inputs(context.node_config["partition-id"])])
+    return app
+
+
+def initial(strategy):
+    return ArrayRecord(strategy.federation.initial_state())
+
+
+def test_flowers_own_loop_gives_the_same_model():
+    states = []
+    for start in (HeteroFL.start, Strategy.start):
+        with LocalGrid(make_app(build=build_normed), 5) as grid:
+            strategy = HeteroFL(build_normed, "a1-b1-c1", server_momentum=0.5)
+            result = start(strategy, grid, initial(strategy), 3)
+            states.append((result.arrays.to_torch_state_dict(), result.evaluate_metrics_clientapp))
+    assert equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+
+
+def test_flowers_own_loop_skips_evaluations_that_are_not_due():
+    with LocalGrid(make_app(), 2) as grid:
+        strategy = HeteroFL(build, "a1", evaluation=Evaluation(every=2))
+        result = Strategy.start(strategy, grid, initial(strategy), 3)
+    # It does not tell the strategy which round is the last.
+    assert list(result.evaluate_metrics_clientapp) == [2]
+
+
+def test_fixed_clipping_on_the_clients_bounds_what_each_of_them_changes():
+    """The noise is switched off here: its scale assumes that all clients hold every entry, which is not so."""
+    with Watched(app_with(fixedclipping_mod, build_normed), 4) as grid:
+        inner = HeteroFL(build_normed, "a1-c1", learning_rate=lambda server_round: 0.1)
+        strategy = DifferentialPrivacyClientSideFixedClipping(
+            inner, noise_multiplier=0.0, clipping_norm=0.25, num_sampled_clients=4
+        )
+        first = initial(inner)
+        result = strategy.start(grid, first, num_rounds=2)
+        configs = [message.content["config"] for message in grid.of("train")]
+    assert {(config["rate"], config["clipping_norm"]) for config in configs} == {(1.0, 0.25), (0.25, 0.25)}
+    old, new = first.to_torch_state_dict(), result.arrays.to_torch_state_dict()
+    change = torch.cat([(new[name] - old[name]).flatten() for name in new])
+    # In each round two regions, held by four and by two clients, each move by a mean of changes of at most 0.25.
+    assert 0.01 < change.norm() <= 2 * 0.25 * 2**0.5 + 1e-5
+    assert list(result.evaluate_metrics_clientapp) == [1, 2]
+
+
+def test_noise_on_the_clients_runs_with_slices():
+    mod = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=10.0, delta=1e-5)
+    with LocalGrid(app_with(mod), 4) as grid:
+        strategy = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=0))
+        state = strategy.start(grid, num_rounds=1).arrays.to_torch_state_dict()
+    assert strategy.log.failures == {}
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_clipping_on_the_server_refuses_slices_as_documented():
+    """Flower's server-side clipping compares each reply with the whole model; see the how-to on privacy."""
+    with LocalGrid(make_app(), 4) as grid:
+        inner = HeteroFL(build, "a1-c1")
+        strategy = DifferentialPrivacyServerSideFixedClipping(inner, 0.0, 1.0, 4)
+        with pytest.raises(ValueError, match="could not be broadcast"):
+            strategy.start(grid, initial(inner), num_rounds=1)

@@ -1,0 +1,141 @@
+"""A small model, clients whose training is an addition, and grids that watch or disturb what passes."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from heterofl_flwr import LocalGrid, messages
+from heterofl_flwr.client import answer_capability, answer_moments, models_to_evaluate, reply, submodel
+from heterofl_flwr.core import width
+
+Handler = Callable[[Message, Context], Message | None]
+
+
+class Tiny(nn.Module):
+    """Three inputs, eight hidden units at rate 1, four classes; its batch norm keeps running statistics."""
+
+    def __init__(self, rate: float, norm: bool = False) -> None:
+        super().__init__()
+        hidden = width(8, rate)
+        self.hidden = nn.Linear(3, hidden)
+        self.norm = nn.BatchNorm1d(hidden) if norm else nn.Identity()
+        self.classifier = nn.Linear(hidden, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.relu(self.norm(self.hidden(x))))
+
+
+build = Tiny
+build_normed = partial(Tiny, norm=True)
+
+
+def inputs(partition: int) -> Tensor:
+    """Return a node's own data, which no other node shares."""
+    return torch.randn(6 + partition, 3, generator=torch.Generator().manual_seed(partition)) + partition
+
+
+def add_one(message: Message, context: Context, build=build, **said) -> Message:
+    """Train: add one more than the partition to every parameter, and run a forward pass in training mode."""
+    partition = context.node_config["partition-id"]
+    model = submodel(message, build)
+    with torch.no_grad():
+        model(inputs(partition))
+        for parameter in model.parameters():
+            parameter += 1 + partition
+    return reply(message, model, num_examples=1 + partition, metrics={"loss": partition}, **said)
+
+
+def judge(message: Message, context: Context, build=build) -> Message:
+    """Evaluate: report each model's mean output on the node's own data."""
+    partition = context.node_config["partition-id"]
+    metrics = {}
+    for rate, model in models_to_evaluate(message, build):
+        with torch.inference_mode():
+            metrics[f"output/{rate}"] = model(inputs(partition)).mean().item()
+    metrics["local-accuracy"] = 1 / (1 + partition)
+    return reply(message, num_examples=1 + partition, metrics=metrics)
+
+
+def make_app(
+    train: Handler = add_one,
+    evaluate: Handler = judge,
+    *,
+    odd: Mapping[int, Handler] | None = None,
+    build=build,
+    capability: Handler | None = answer_capability,
+    moments: Handler | None = None,
+) -> ClientApp:
+    """Return a ClientApp; ``odd`` has the handlers of partitions that train in a way of their own."""
+    app = ClientApp()
+    handlers = dict(odd or {})
+
+    @app.train()
+    def _(message: Message, context: Context) -> Message | None:
+        own = handlers.get(context.node_config["partition-id"], train)
+        return own(message, context, build=build) if own is add_one else own(message, context)
+
+    @app.evaluate()
+    def _(message: Message, context: Context) -> Message | None:
+        return evaluate(message, context, build=build) if evaluate is judge else evaluate(message, context)
+
+    if capability is not None:
+        app.query("capability")(capability)
+
+    @app.query("moments")
+    def _(message: Message, context: Context) -> Message | None:
+        if moments is not None:
+            return moments(message, context)
+        return answer_moments(message, build, lambda: [inputs(context.node_config["partition-id"])])
+
+    return app
+
+
+def bare_reply(message: Message, **records) -> Message:
+    """Return a reply with these records alone."""
+    return Message(RecordDict(records), reply_to=message)
+
+
+def config(**values) -> ConfigRecord:
+    """Return a config of the present schema; underscores in keys become hyphens."""
+    return messages.new_config({key.replace("_", "-"): value for key, value in values.items()})
+
+
+class Watched(LocalGrid):
+    """A grid that keeps what was sent."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent: list[Message] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
+
+    def of(self, kind: str) -> list[Message]:
+        """Return the messages of a type."""
+        return [message for message in self.sent if message.metadata.message_type == kind]
+
+    def partition_of(self, message: Message) -> int:
+        """Return the partition of the node that a message went to."""
+        return list(self.get_node_ids()).index(message.metadata.dst_node_id)
+
+
+class Shuffled(LocalGrid):
+    """A grid whose replies come in another order each time, and some twice."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        replies += replies[:1]
+        random.Random(len(replies)).shuffle(replies)
+        return replies
+
+
+def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Whether two states are equal bit for bit."""
+    return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
