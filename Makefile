@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check docs bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ check: $(READY)  ## format, lint, types, spelling, metadata
 	$(PY) -m mypy
 	$(PY) -m codespell_lib
 	$(PY) -m validate_pyproject pyproject.toml
+
+docs: $(READY)  ## build the documentation, site/html/index.html; a warning is an error
+	$(PY) -m sphinx -W --keep-going -q -E -d site/doctrees docs site/html
 
 bench: $(READY)  ## time the aggregation
 	$(PY) -m simulations.bench aggregate

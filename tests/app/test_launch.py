@@ -5,6 +5,7 @@ All runs go on at the same time, each in a process of its own, so they also show
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 pytestmark = pytest.mark.simulation
 
 SAMPLE = Path(__file__).parent / "sample_app"
+CLASSIC = Path(__file__).parent / "classic_app"
 LONGEST = 240.0
 OWN = ["--rounds", "1", "--clients", "2", "--set", "train.epochs=1", "--set", "model.hidden=4,8"]
 RUNS = {
@@ -25,6 +27,7 @@ RUNS = {
     "good": ["--app", str(SAMPLE), "--set", "note.text=two words"],
     "server": ["--app", str(SAMPLE), "--set", "fault=server"],
     "client": ["--app", str(SAMPLE), "--set", "fault=client"],
+    "classic": ["--app", str(CLASSIC), "--clients", "5"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs"],
 }
 
@@ -92,6 +95,14 @@ def test_a_run_of_another_app_completes_with_the_settings_it_was_given(ended):
     assert run.code == 0, run.err
     assert "note: two words" in run.log
     assert "result: 1" in run.out  # the log is what it shows
+
+
+def test_the_classic_api_trains_mixed_levels_with_a_numpyclient(ended):
+    run = ended["classic"]
+    assert run.code == 0, run.err
+    assert run.log.count("rates [0.0625, 0.125, 0.25, 0.5, 1.0]") >= 3
+    accuracies = [float(found) for found in re.findall(r"classic round 3: accuracy ([\d.]+)", run.log)]
+    assert accuracies[-1] > 0.6
 
 
 def test_a_server_that_raises_fails_the_run(ended):

@@ -1,0 +1,1 @@
+"""A classic Flower app, as the tests of the launcher run it."""

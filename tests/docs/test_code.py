@@ -1,0 +1,83 @@
+"""Every block of Python in the README and the documentation runs.
+
+The blocks of a page share a namespace, in their order. A block whose first line is a comment with a path, such as
+``# net.py``, is that file; the files of the tutorial are there for every page. A block whose first line is
+``# not run: <reason>`` is left out.
+"""
+
+import importlib
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, TUTORIAL, Block, blocks, fences, name_of
+
+CHECKED = {"python", "bash", "toml"}  # the first two here and in test_commands.py
+SHOWN = {"diff", "text"}
+WIDEST = 88
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
+    """Return a working folder with the tutorial's files; afterwards no module of it is left."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for block in blocks(TUTORIAL, "python"):
+        if block.file:
+            write(tmp_path, block)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def write(folder: Path, block: Block) -> None:
+    path = folder / block.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.code, encoding="utf-8")
+    importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_python_blocks_run(page, folder, monkeypatch):
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # where dataclasses and pickle look up what a block defines
+    for block in blocks(page, "python"):
+        if block.file:
+            write(folder, block)
+        elif not block.skipped:
+            # Empty lines in front, so that a traceback names the line of the page.
+            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), vars(module))
+
+
+@pytest.mark.slow
+def test_the_tutorials_app_runs_by_its_command(folder):
+    (project,) = (block.code for block in blocks(TUTORIAL, "toml"))
+    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    heterofl = str(Path(sys.executable).parent / "heterofl")
+    command = [heterofl, "run", "--app", ".", "--clients", "5", "--grid", "local", "--set", "num-rounds=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_are_in_a_language_that_is_checked(page):
+    found = {block.language for block in fences(page)}
+    assert {language for language in found if not language.startswith("{")} <= CHECKED | SHOWN
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_toml_blocks_are_toml(page):
+    for block in blocks(page, "toml"):
+        assert tomllib.loads(block.code)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
+def test_blocks_are_no_wider_than_the_site(page):
+    wide = [block.line for block in blocks(page, *CHECKED) if max(map(len, block.code.splitlines())) > WIDEST]
+    assert wide == []

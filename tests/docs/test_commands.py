@@ -1,0 +1,116 @@
+"""Every shell command in the README and the documentation exists, with the options that it is given."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import typer
+
+from heterofl_flwr.app.command import parser
+from heterofl_flwr.app.commands.assign import assignments
+from heterofl_flwr.settings import from_flat
+from tests.docs.pages import PAGES, ROOT, commands, name_of
+
+BUILT_IN = {"cd", "export", "."}
+
+
+def heterofl(words: Sequence[str]) -> None:
+    """Parse it as the command does; settings must exist and have a value that they can have."""
+    args = parser().parse_args(words)
+    if getattr(args, "app", None) is None:
+        given = assignments(getattr(args, "set", []))
+        short = {"data.name": "data", "mix": "mix", "num-rounds": "rounds", "seed": "seed"}
+        if words[0] == "run":
+            given |= {key: getattr(args, name) for key, name in short.items() if getattr(args, name) is not None}
+        from_flat(given)
+
+
+def make(words: Sequence[str]) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(words) <= set(targets)
+
+
+def flwr(words: Sequence[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # typer's own, about how Flower uses it
+        from flwr.cli.app import app
+
+        command = typer.main.get_command(app).commands[words[0]]
+        command.make_context(words[0], list(words[1:]))
+
+
+def python(words: Sequence[str]) -> None:
+    assert words[0] == "-m"
+    assert find_spec(words[1])
+
+
+def pip(words: Sequence[str]) -> None:
+    assert words[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for name in words[1:]:
+        own = re.fullmatch(r"heterofl-flwr\[(.+)\]", name)
+        assert own is None or set(own[1].split(",")) <= set(extras)
+
+
+KNOWN: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "heterofl": heterofl,
+    "make": make,
+    "flwr": flwr,
+    "python": python,
+    "pip": pip,
+}
+
+
+def program_of(words: Sequence[str]) -> str:
+    return Path(words[0]).name or words[0]
+
+
+ALL = [
+    pytest.param(words, id=f"{name_of(page)}:{line}-{program_of(words)}")
+    for page in PAGES
+    for line, words in commands(page)
+]
+OTHERS = [own for own in ALL if program_of(own.values[0]) not in {*KNOWN, *BUILT_IN}]
+
+
+def test_pages_have_commands():
+    assert {program_of(*own.values) for own in ALL} >= {"heterofl", "make", "flwr", "flower-supernode"}
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_command_exists(words):
+    program = program_of(words)
+    if program in KNOWN:
+        KNOWN[program](words[1:])
+    else:
+        assert program in BUILT_IN or path_of(program), f"{program} is not installed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", OTHERS)
+def test_options_of_other_programs_exist(words):
+    program = program_of(words)
+    subcommand = [word for word in words[1:2] if program == "ray"]
+    text = help_of(program, *subcommand)
+    missing = [word for word in words[1:] if word.startswith("--") and word not in text]
+    assert not missing
+
+
+@cache
+def help_of(program: str, *subcommand: str) -> str:
+    done = subprocess.run(
+        [path_of(program), *subcommand, "--help"], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout
+
+
+def path_of(program: str) -> str | None:
+    return shutil.which(program, path=str(Path(sys.executable).parent))
