@@ -25,12 +25,12 @@ class Chain:
     ----------
     slices
         The slices, from the largest on.
-    cuts_rows
-        Whether a slice holds only some rows.
+    cut
+        The numbers of the axes that some slice cuts.
     """
 
     slices: tuple[Axes, ...]
-    cuts_rows: bool
+    cut: frozenset[int]
     _opened: tuple[int, ...]
     _shells: tuple[tuple[Place, ...], ...]
 
@@ -56,8 +56,8 @@ def chain_of(slices: tuple[Axes, ...]) -> Chain | None:
     bounds = [_bounds(axes, parts) for axes in (whole, *ordered)]
     shells = [_shell(outer, inner) for outer, inner in pairwise(bounds)]
     core = tuple(map(slice, bounds[-1]))
-    cuts_rows = any(axes[0].kept < axes[0].full for axes in ordered if axes)
-    return Chain(tuple(ordered), cuts_rows, bounds[0], (*shells, (core,)))
+    cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
+    return Chain(tuple(ordered), cut, bounds[0], (*shells, (core,)))
 
 
 def _contains(large: Axes, small: Axes) -> bool:

@@ -14,11 +14,8 @@ Count = float | Tensor
 """How many clients held a slice: a number for all of it, or one for each of its rows."""
 
 
-# Below this size a tensor of counts costs less than a shell for each level, and many parameters can share it.
-_SMALL = 1 << 14
-
 Divisors = dict[object, Tensor | None]
-"""Counts of small parameters, for those with equal slices to share; None where nobody held some entry."""
+"""Counts along an axis, for parameters with equal slices to share; None where nobody held some entry."""
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
@@ -36,10 +33,11 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divi
     by_row = any(isinstance(count, Tensor) for count in counts.values())
     chain = chain_of(tuple(counts))
     # Where some slices are counted by row and others cut the rows, a shell would cut a count.
-    if chain is None or (by_row and chain.cuts_rows):
+    if chain is None or (by_row and 0 in chain.cut):
         _mean_of_any(total, old, counts)
         return
-    divisor = None if by_row or total.numel() > _SMALL else _shared_divisor(total, chain, counts, divisors)
+    # Most parameters are cut along one axis only, and one pass over memory divides them.
+    divisor = None if by_row or len(chain.cut) != 1 else _divisor(total, chain, counts, divisors)
     if divisor is not None:
         total.div_(divisor)
     else:
@@ -62,12 +60,16 @@ def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> No
     torch.where(held > 0, total, old.to(total.dtype), out=total)
 
 
-def _shared_divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
-    key = (chain, total.dtype, total.device, *counts.values())
+def _divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
+    """Return how many held each entry along the only axis that is cut, in a shape that broadcasts to the sum."""
+    (number,) = chain.cut
+    along: dict[Axes, Count] = {(axes[number],): count for axes, count in counts.items()}
+    key = (total.dtype, total.device, *along.items())
     if key not in divisors:
-        held = _held(total, counts)
+        held = _held(total.new_empty(total.shape[number]), along)
         divisors[key] = held if held.all() else None
-    return divisors[key]
+    found = divisors[key]
+    return None if found is None else found.view([-1 if axis == number else 1 for axis in range(total.dim())])
 
 
 def _held(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:

@@ -5,6 +5,7 @@ several parts appears as two, (parts, entries of a part), in everything here tha
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +19,11 @@ class Region:
     __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
-        opened, places, self._shape = _geometry(axes)
-        self._local_shape = tuple(axis.kept for axis in axes)
-        self.whole = self._local_shape == tuple(tensor.shape)
-        view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
-        self.view = view if self.whole else view[places]
-        self._index = None if is_prefix(axes) else _positions(axes, tensor.device)
+        geometry = _geometry(axes)
+        self._shape, self._local_shape, self.whole = geometry.shape, geometry.local_shape, geometry.whole
+        view = tensor if len(geometry.opened) == tensor.dim() else tensor.view(geometry.opened)
+        self.view = view if self.whole else view[geometry.places]
+        self._index = None if geometry.is_prefix else _positions(axes, tensor.device)
 
     def read(self) -> Tensor:
         """Return a copy of the region, contiguous, in the client's shape."""
@@ -61,9 +61,19 @@ def size_of(axes: Axes) -> int:
     return size
 
 
+class _Geometry(NamedTuple):
+    """Where a slice lies in a tensor whose parts are dimensions of their own."""
+
+    opened: tuple[int, ...]
+    places: tuple[slice, ...]
+    shape: tuple[int, ...]
+    local_shape: tuple[int, ...]
+    whole: bool
+    is_prefix: bool
+
+
 @lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
-def _geometry(axes: Axes) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[int, ...]]:
-    """Return the full shape with the parts as dimensions of their own, the place of the prefixes in it, and theirs."""
+def _geometry(axes: Axes) -> _Geometry:
     opened: list[int] = []
     shape: list[int] = []
     places: list[slice] = []
@@ -76,7 +86,9 @@ def _geometry(axes: Axes) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[int
         opened.append(full)
         shape.append(kept)
         places.append(slice(kept) if axis.index is None else slice(None))
-    return tuple(opened), tuple(places), tuple(shape)
+    local_shape = tuple(axis.kept for axis in axes)
+    whole = all(axis.kept == axis.full for axis in axes)
+    return _Geometry(tuple(opened), tuple(places), tuple(shape), local_shape, whole, is_prefix(axes))
 
 
 def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:

@@ -38,8 +38,8 @@ class Case:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=7, help="measurements, after one that is thrown away")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both sides")
 
 
 def run(options: argparse.Namespace) -> bool:

@@ -30,11 +30,11 @@ def _has(reply, name):
     return name in reply.values and reply.values[name].numel() > 0
 
 
-@pytest.mark.parametrize("small", [0, mean._SMALL], ids=["by shells", "by counts"])
+@pytest.mark.parametrize("divisor", [mean._divisor, lambda *_: None], ids=["by counts", "by shells"])
 @given(drawn=strategies.rounds())
-def test_the_mean_is_the_twins(drawn, small):
+def test_the_mean_is_the_twins(drawn, divisor):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mean, "_SMALL", small)
+        patch.setattr(mean, "_divisor", divisor)
         found = drawn.result()
     means, held = drawn.expected()
     _assert_close(found, means, drawn.replies)
@@ -44,11 +44,11 @@ def test_the_mean_is_the_twins(drawn, small):
         assert torch.equal(found[name][unheld], old[unheld])  # to the bit
 
 
-@pytest.mark.parametrize("small", [0, mean._SMALL], ids=["by shells", "by counts"])
+@pytest.mark.parametrize("divisor", [mean._divisor, lambda *_: None], ids=["by counts", "by shells"])
 @given(drawn=strategies.rounds(choosers=(prefix,)))
-def test_so_it_is_for_prefixes_alone(drawn, small):
+def test_so_it_is_for_prefixes_alone(drawn, divisor):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mean, "_SMALL", small)
+        patch.setattr(mean, "_divisor", divisor)
         found = drawn.result()
     _assert_close(found, drawn.expected()[0], drawn.replies)
 

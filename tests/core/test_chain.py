@@ -50,7 +50,7 @@ def test_slices_that_cross_or_choose_positions_are_no_chain():
     assert chain_of(((Axis(4, 2, 2),), (Axis(4, 2),))) is None
 
 
-def test_a_chain_knows_whether_rows_are_cut():
-    assert chain_of(((Axis(4, 4), Axis(4, 2)),)).cuts_rows is False
-    assert chain_of(((Axis(4, 4), Axis(4, 2)), (Axis(4, 2), Axis(4, 2)))).cuts_rows is True
-    assert chain_of(((),)).cuts_rows is False
+def test_a_chain_knows_which_axes_are_cut():
+    assert chain_of(((Axis(4, 4), Axis(4, 2)),)).cut == {1}
+    assert chain_of(((Axis(4, 4), Axis(4, 2)), (Axis(4, 2), Axis(4, 2)))).cut == {0, 1}
+    assert chain_of(((),)).cut == set()

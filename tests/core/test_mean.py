@@ -41,16 +41,16 @@ def _nested_counts(draw):
     return full, counts
 
 
-@pytest.mark.parametrize("small", [0, module._SMALL])
+@pytest.mark.parametrize("divisor", [module._divisor, lambda *_: None], ids=["by counts", "by shells"])
 @given(drawn=_nested_counts())
-def test_shells_and_a_full_tensor_of_counts_agree(drawn, small):
+def test_shells_and_a_full_tensor_of_counts_agree(drawn, divisor):
     full, counts = drawn
     generator = torch.Generator().manual_seed(0)
     old = torch.randn(full, generator=generator)
     fast = torch.randn(full, generator=generator)
     slow = fast.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SMALL", small)
+        patch.setattr(module, "_divisor", divisor)
         mean_in_place(fast, old, counts, {})
     module._mean_of_any(slow, old, counts)
     torch.testing.assert_close(fast, slow, rtol=1e-6, atol=0)
@@ -58,7 +58,6 @@ def test_shells_and_a_full_tensor_of_counts_agree(drawn, small):
 
 def test_nested_slices_need_no_tensor_of_counts(monkeypatch):
     monkeypatch.setattr(module, "_held", None)
-    monkeypatch.setattr(module, "_SMALL", 0)
     total = torch.full((4, 4), 6.0)
     counts = {(Axis(4, 2), Axis(4, 1)): 2.0, (Axis(4, 3), Axis(4, 4)): 1.0}
     mean_in_place(total, torch.zeros(4, 4), counts, {})
@@ -72,7 +71,7 @@ def test_slices_that_cross_are_counted_entry_by_entry():
     assert total.tolist() == [[2, 3], [6, -1]]
 
 
-def test_small_parameters_with_equal_slices_share_their_counts():
+def test_parameters_cut_alike_along_one_axis_share_their_counts():
     counts = {(Axis(4, 4),): 1.0, (Axis(4, 2),): 1.0}
     shared = {}
     for value in (6.0, 8.0):
@@ -83,10 +82,10 @@ def test_small_parameters_with_equal_slices_share_their_counts():
 
 
 def test_shared_counts_are_told_apart_by_type():
-    counts = {(Axis(2, 2),): 3.0}
+    counts = {(Axis(2, 2),): 2.0, (Axis(2, 1),): 1.0}
     shared = {}
     for dtype in (torch.float32, torch.float64):
         total = torch.ones(2, dtype=dtype)
         mean_in_place(total, torch.zeros(2, dtype=dtype), counts, shared)
-        assert torch.equal(total, torch.ones(2, dtype=dtype) / 3)
+        assert torch.equal(total, torch.ones(2, dtype=dtype) / torch.tensor([3, 2], dtype=dtype))
     assert len(shared) == 2
