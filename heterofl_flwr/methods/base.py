@@ -87,8 +87,6 @@ class HeteroFLBase:
         evaluation: Evaluation | None = None,
         callbacks: Sequence[RoundCallback] = (),
     ) -> None:
-        _check_fraction("fraction_train", fraction_train)
-        _check_fraction("fraction_evaluate", fraction_evaluate)
         self.federation = Federation(
             build=build,
             mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
@@ -98,8 +96,8 @@ class HeteroFLBase:
             fidelity=fidelity or Fidelity(),
             server_momentum=server_momentum,
         )
-        self.fraction_train = fraction_train
-        self.fraction_evaluate = fraction_evaluate
+        self.fraction_train = _fraction("fraction_train", fraction_train)
+        self.fraction_evaluate = _fraction("fraction_evaluate", fraction_evaluate)
         self.min_available_nodes = min_available_nodes
         self.min_replies = min_replies
         self.wait = wait
@@ -112,6 +110,7 @@ class HeteroFLBase:
         self._round: Round | None = None
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
         self._evaluating: dict[int, tuple[float, ...]] = {}
+        self._warned_of_few = False
 
     def summary(self) -> None:
         """Log what this strategy will do."""
@@ -132,6 +131,7 @@ class HeteroFLBase:
     def _begin(self, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> dict[int, float]:
         """Begin a round and return its clients with their rates."""
         federation = self.federation
+        self._warn_of_few(len(node_ids))
         sampled = federation.sample(server_round, node_ids, self.fraction_train)
         number = federation.nodes.num_partitions(node_ids)
         self._round = federation.open_round(state)
@@ -142,6 +142,19 @@ class HeteroFLBase:
             rates={federation.nodes.partition(node_id): rate for node_id, rate in self._rates.items()},
         )
         return self._rates
+
+    def _warn_of_few(self, clients: int) -> None:
+        """Say once how to simulate more clients, where there are fewer than the mix has parts."""
+        parts = sum(self.federation.mix.counts)
+        if clients < parts and not self._warned_of_few:
+            self._warned_of_few = True
+            logger.warning(
+                "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
+                "'num-supernodes=20 client-resources-num-cpus=1'",
+                clients,
+                parts,
+                self.federation.mix,
+            )
 
     def _told(self, server_round: int, node_id: int, rate: float) -> dict[str, int | float]:
         """Return what every client needs to know of its work."""
@@ -235,6 +248,7 @@ def _check_capacity(capacity: float | None) -> None:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
 
-def _check_fraction(name: str, value: float) -> None:
+def _fraction(name: str, value: float) -> float:
     if not 0 < value <= 1:
         raise ConfigError(f"{name} is {value}; expected a number above 0 and up to 1")
+    return value

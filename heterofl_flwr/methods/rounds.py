@@ -1,5 +1,6 @@
 """The loop over rounds: Flower's own, with evaluation every k rounds, records, callbacks and resume."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from heterofl_flwr.methods.callbacks import Progress, RoundRecord
 
 if TYPE_CHECKING:
     from heterofl_flwr.methods.heterofl import HeteroFL
+
+host_log = logging.getLogger("flwr")
+"""Flower's own log, which shows wherever an app runs."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -73,6 +77,7 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
         if strategy.evaluation.due(server_round, rounds.num_rounds):
             _evaluate(strategy, grid, result, rounds, server_round)
         record = strategy.log.record(server_round, time.monotonic() - started)
+        host_log.info("%s", _line(record, rounds.num_rounds))
         progress = Progress(
             record=record,
             state=result.arrays.to_torch_state_dict(),
@@ -87,6 +92,13 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
     for callback in strategy.callbacks:
         callback.on_end(result.arrays.to_torch_state_dict())
     return result
+
+
+def _line(record: RoundRecord, num_rounds: int) -> str:
+    numbers = {**record.train, **record.evaluate}
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    failed = f", {len(record.failures)} failed" if record.failures else ""
+    return f"[ROUND {record.server_round}/{num_rounds}] {len(record.rates)} clients{failed}, {shown}"
 
 
 def _train(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, server_round: int) -> None:

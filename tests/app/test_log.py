@@ -13,7 +13,7 @@ Traceback (most recent call last):
   File "/site-packages/flwr/serverapp/server_app.py", line 176, in __call__
     self._main(grid, context)
     ^^^^^^^^^^^^^^^^^^^^^^^^^
-  File "/home/apps/x/server.py", line 13, in main
+  File "/apps/x/server.py", line 13, in main
     raise RuntimeError("the server's own fault")
 RuntimeError: the server's own fault
 \x1b[91mERROR \x1b[0m:     Exit Code: 700
@@ -23,7 +23,7 @@ An unhandled exception occurred when running the simulation.
 
 CLIENT = """\x1b[91mERROR \x1b[0m:     An exception was raised when processing a message by RayBackend
 \x1b[91mERROR \x1b[0m:     \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=1, ip=192.0.2.2)
-  File "/home/apps/x/client.py", line 11, in train
+  File "/apps/x/client.py", line 11, in train
     raise RuntimeError("the client's own fault")
 RuntimeError: the client's own fault
 
@@ -79,7 +79,7 @@ def test_the_cause_is_what_was_raised_and_where(lines):
     assert log.traceback(lines(SERVER)) == [
         '  File "/site-packages/flwr/serverapp/server_app.py", line 176, in __call__',
         "    self._main(grid, context)",
-        '  File "/home/apps/x/server.py", line 13, in main',
+        '  File "/apps/x/server.py", line 13, in main',
         """    raise RuntimeError("the server's own fault")""",
     ]
 

@@ -53,7 +53,10 @@ def test_a_callback_ends_the_run_and_the_others_still_see_the_round():
 
 
 def test_the_plain_callback_does_nothing():
-    run(RoundCallback(), num_rounds=1)
+    plain = RoundCallback()
+    _, result = run(plain, num_rounds=1)
+    assert list(result.train_metrics_clientapp) == [1]
+    assert vars(plain) == {}
 
 
 def test_a_record_holds_all_that_is_known_of_a_round():

@@ -1,6 +1,7 @@
 """The same apps in this machine's processes, without Ray and without a SuperLink."""
 
 import sys
+from pathlib import Path
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
@@ -16,8 +17,8 @@ from heterofl_flwr.grids import LocalGrid
 def run_local(request: Request) -> None:
     """Run an app on a ``LocalGrid``; what the ServerApp raises is raised here."""
     app = read_app(request)
-    if request.app:
-        sys.path.insert(0, str(request.app))
+    # As on Ray, functions that settings name may lie in the folder from which the command was called.
+    sys.path.insert(0, str(request.app or Path.cwd()))
     processes = request.share.clients(cores(), 0)
     with LocalGrid(app.client, request.clients, processes=processes, run_config=app.config) as grid:
         server: ServerApp = load_app(app.server, ConfigError, request.app)
