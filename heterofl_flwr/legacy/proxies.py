@@ -14,7 +14,7 @@ from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.legacy.arrays import named, size_of, unpack
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
-from heterofl_flwr.methods.base import TrainReply
+from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.nodes import Capability
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -13,24 +12,12 @@ from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation, of_level, summarise, summarise_levels, weighted_means
 from heterofl_flwr.methods.failure import RoundError
-from heterofl_flwr.methods.federation import Assignment, Federation, Round
-from heterofl_flwr.methods.rounds import RoundLog
+from heterofl_flwr.methods.federation import Assignment, Federation, Round, TrainReply
+from heterofl_flwr.methods.round_log import RoundLog
 from heterofl_flwr.methods.schedule import Schedule
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReply:
-    """A client's answer to an instruction to train."""
-
-    sub: Mapping[str, Tensor]
-    num_examples: int
-    labels: Sequence[int] | None
-    capacity: float | None
-    metrics: Mapping[str, float]
-    num_bytes: int
 
 
 class HeteroFLBase:

@@ -27,6 +27,18 @@ State = dict[str, Tensor]
 Assignment = Literal["fix", "dynamic"]
 
 
+@dataclass(frozen=True, slots=True)
+class TrainReply:
+    """A client's answer to an instruction to train."""
+
+    sub: Mapping[str, Tensor]
+    num_examples: int
+    labels: Sequence[int] | None
+    capacity: float | None
+    metrics: Mapping[str, float]
+    num_bytes: int
+
+
 @dataclass(kw_only=True)
 class Federation:
     """One global model and the clients that train slices of it.

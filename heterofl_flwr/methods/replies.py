@@ -7,7 +7,7 @@ from flwr.app import Message
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.methods.base import TrainReply
+from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.nodes import Capability
 
 logger = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -19,37 +19,6 @@ host_log = logging.getLogger("flwr")
 """Flower's own log, which shows wherever an app runs."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(slots=True)
-class RoundLog:
-    """What the strategy notes while a round runs."""
-
-    learning_rate: float = 0.0
-    rates: dict[int, float] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    train: Mapping[str, float] = field(default_factory=dict)
-    train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    evaluate: dict[str, float] = field(default_factory=dict)
-    evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    bytes_down: int = 0
-    bytes_up: int = 0
-
-    def record(self, server_round: int, seconds: float) -> RoundRecord:
-        """Return the finished round's record."""
-        return RoundRecord(
-            server_round=server_round,
-            seconds=seconds,
-            learning_rate=self.learning_rate,
-            rates=self.rates,
-            failures=self.failures,
-            train=self.train,
-            train_by_level=self.train_by_level,
-            evaluate=self.evaluate,
-            evaluate_by_level=self.evaluate_by_level,
-            bytes_down=self.bytes_down,
-            bytes_up=self.bytes_up,
-        )
 
 
 @dataclass(frozen=True, slots=True)
