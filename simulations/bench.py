@@ -1,16 +1,17 @@
 """Measure speed and memory, always against a reference that runs in the same command.
 
-Usage: ``python -m simulations.bench aggregate``. The last line is the verdict, and so is the exit status: 0 if every
-goal was met, 1 if not. Machines are noisy: close other programs, and look at ratios, never at times alone.
+Usage: ``python -m simulations.bench aggregate`` or ``messages``. The last line is the verdict, and so is the exit
+status: 0 if every goal was met, 1 if not. Machines are noisy: close other programs, and look at ratios, never at times
+alone.
 """
 
 import argparse
 import sys
 
-from simulations.benchmarks import aggregate
+from simulations.benchmarks import aggregate, messages
 from simulations.benchmarks.machine import describe_machine
 
-BENCHMARKS = {"aggregate": aggregate}
+BENCHMARKS = {"aggregate": aggregate, "messages": messages}
 
 
 def main(arguments: list[str] | None = None) -> int:
