@@ -169,7 +169,7 @@ class SampleSettings:
         int, Setting(1, kinds.integer(1), "successful replies below which a round, and with it the run, fails")
     ]
     wait: Annotated[
-        float, Setting(20.0, kinds.number(least=0), "seconds to wait for sample.min-nodes before the run fails")
+        float, Setting(15.0, kinds.number(least=0), "seconds to wait for sample.min-nodes before the run fails")
     ]
 
 
