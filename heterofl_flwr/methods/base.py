@@ -91,6 +91,10 @@ class HeteroFLBase:
         self.learning_rate = learning_rate
         self.evaluation = evaluation or Evaluation()
         self.callbacks = tuple(callbacks)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forget what rounds left behind."""
         self.moments: dict[float, Moments] = {}
         self.log = RoundLog()
         self._rates: dict[int, float] = {}

@@ -60,7 +60,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         self._num_rounds, self._timeout = num_rounds, timeout
         if first_round == 1:
             self.federation.forget()
-            self.moments = {}
+            self._begin_anew()
         if initial_arrays is None:
             initial_arrays = ArrayRecord(self.federation.initial_state())
         rounds = Rounds(
