@@ -102,9 +102,12 @@ def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
     """Return static batch norm moments by rate as one record."""
-    return ArrayRecord(
-        {f"{rate}/{name}": tensor for rate, own in moments.items() for name, tensor in own.to_tensors().items()}
-    )
+    return ArrayRecord(moment_tensors(moments))
+
+
+def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
+    """Return static batch norm moments by rate as tensors, with the rate and a slash before each name."""
+    return {f"{rate}/{name}": tensor for rate, own in moments.items() for name, tensor in own.to_tensors().items()}
 
 
 def unpack_moments(record: ArrayRecord, rate: float, sender: str) -> Moments:

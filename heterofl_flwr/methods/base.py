@@ -115,9 +115,7 @@ class HeteroFLBase:
 
     def moment_tensors(self) -> dict[str, Tensor]:
         """Return the moments of the last evaluation, by rate and layer."""
-        return {
-            f"{rate}/{name}": tensor for rate, own in self.moments.items() for name, tensor in own.to_tensors().items()
-        }
+        return wire.moment_tensors(self.moments)
 
     def _begin(self, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> dict[int, float]:
         """Begin a round and return its clients with their rates."""
