@@ -94,6 +94,7 @@ class Task:
             proximal=train.proximal,
             mask_fill=train.mask_fill,
             augment=self.dataset.augment,
+            precision=train.precision,
         )
 
 

@@ -9,6 +9,10 @@ from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.data.augment import AUGMENTS, check_augment
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.learn.options import TrainOptions
+
+AT_ONCE = 1024
+"""Training examples that are gathered and varied together; a batch alone is too little work for a GPU."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
@@ -21,6 +25,20 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]
     return pieces
+
+
+def training_batches(
+    split: Split, options: TrainOptions, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch of inputs and targets, shuffled; all draws come from the generator."""
+    device, vary = split.targets.device, AUGMENTS[options.augment]
+    batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
+    number = max(AT_ONCE // options.batch_size, 1)
+    for start in range(0, len(batches), number):
+        some = batches[start : start + number]
+        rows, sizes = torch.cat(list(some)).to(device), list(map(len, some))
+        inputs = vary(split.inputs[rows], generator, split.black)
+        yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)
 
 
 def input_batches(split: Split, batch_size: int, *, seed: int | None = None, augment: str = "none") -> Iterator[Tensor]:

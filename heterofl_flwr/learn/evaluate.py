@@ -39,18 +39,43 @@ def evaluate(
     batch_size : int
         Examples in a batch.
     """
+    return _measure(model, split, [Masking(classes, fill)], batch_size)[0]
+
+
+def evaluate_both(
+    model: nn.Module,
+    split: Split,
+    *,
+    classes: Sequence[int] | Tensor | None,
+    fill: Fill = "zero",
+    batch_size: int = 100,
+) -> tuple[EvaluateResult, EvaluateResult]:
+    """Measure a model without a mask and with that of some classes; its outputs are computed once.
+
+    As ``evaluate``, called twice.
+    """
+    plain, masked = _measure(model, split, [Masking(None, "none"), Masking(classes, fill)], batch_size)
+    return plain, masked
+
+
+def _measure(model: nn.Module, split: Split, maskings: Sequence[Masking], batch_size: int) -> list[EvaluateResult]:
+    """Return one result for each masking."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     device = device_of(model)
     split = split.to(device)
-    masking = Masking(classes, fill)
-    loss = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    losses = torch.zeros(len(maskings), device=device)
+    correct = torch.zeros(len(maskings), dtype=torch.int64, device=device)
     with evaluating(model), channels_last(model), torch.inference_mode():
         for inputs, targets in zip(split.inputs.split(batch_size), split.targets.split(batch_size), strict=True):
             if len(targets):  # an empty split is one empty batch
-                logits = masking(model(inputs))
-                loss += masked_cross_entropy(logits, targets) * len(targets)
-                correct += (logits.argmax(1) == targets).sum()
+                outputs = model(inputs)
+                for number, masking in enumerate(maskings):
+                    logits = masking(outputs)
+                    losses[number] += masked_cross_entropy(logits, targets) * len(targets)
+                    correct[number] += (logits.argmax(1) == targets).sum()
     examples = len(split)
-    return EvaluateResult(examples, float(loss) / examples if examples else 0.0, int(correct))
+    return [
+        EvaluateResult(examples, loss / examples if examples else 0.0, right)
+        for loss, right in zip(losses.tolist(), correct.tolist(), strict=True)
+    ]

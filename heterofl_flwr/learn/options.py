@@ -6,6 +6,7 @@ from typing import get_args
 
 from heterofl_flwr.data.augment import check_augment
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.learn.precision import Precision
 from heterofl_flwr.nn.loss import Fill
 
 
@@ -31,6 +32,9 @@ class TrainOptions:
         What becomes of the logits of classes that the client lacks: ``zero``, ``-inf`` or ``none``.
     augment
         How images are varied: a name in ``heterofl_flwr.data.AUGMENTS``.
+    precision
+        ``float32``, or ``bfloat16`` for the products of the forward and backward pass; parameters, norms and loss stay
+        in float32.
     """
 
     learning_rate: float
@@ -42,6 +46,7 @@ class TrainOptions:
     proximal: float = 0.0
     mask_fill: Fill = "zero"
     augment: str = "none"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with, all at once."""
@@ -56,6 +61,7 @@ class TrainOptions:
                 ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
                 ("clip", 0 <= (self.clip or 0) < math.inf, "0 or more"),
                 ("proximal", 0 <= self.proximal < math.inf, "0 or more"),
+                ("precision", self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
                 ("mask_fill", self.mask_fill in get_args(Fill), f"one of {', '.join(get_args(Fill))}"),
             )
             if not good

@@ -1,6 +1,7 @@
-"""Train a client's model, by an engine chosen by name."""
+"""Train clients' models, by an engine chosen by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -10,10 +11,9 @@ from heterofl_flwr.learn.model_state import device_of
 from heterofl_flwr.learn.options import TrainOptions
 from heterofl_flwr.learn.plain import train_plain
 from heterofl_flwr.learn.results import TrainResult
+from heterofl_flwr.learn.work import Engine, Work
 
-Engine = Callable[[nn.Module, Split, TrainOptions, Sequence[int] | Tensor | None, int], TrainResult]
-"""From a model, a split on its device, options, classes and a seed to a result; trains the model in place."""
-
+AUTO = "auto"
 ENGINES: dict[str, Engine] = {"plain": train_plain}
 """Engines by name."""
 
@@ -47,13 +47,30 @@ def train(
     seed : int
         Made of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
     engine : str
-        A name in ``ENGINES``.
+        ``auto``, or a name in ``ENGINES``.
 
     Raises
     ------
     DivergedError
         If a loss is NaN or infinite; the model is then of no use.
     """
+    return train_together([Work(model=model, split=split, seed=seed, classes=classes)], options, engine=engine)[0]
+
+
+def train_together(works: Sequence[Work], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
+    """Train the models of several clients in place, each as if it were alone, and return their results in order.
+
+    Parameters
+    ----------
+    works : Sequence[Work]
+        Clients whose models come from one builder at one rate; no two of them the same module.
+    options : TrainOptions
+        Learning rate, epochs and so on, for all.
+    engine : str
+        ``auto``, or a name in ``ENGINES``.
+    """
+    if engine == AUTO:
+        engine = "plain"
     if engine not in ENGINES:
-        raise ConfigError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}")
-    return ENGINES[engine](model, split.to(device_of(model)), options, classes, seed)
+        raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
+    return ENGINES[engine]([replace(work, split=work.split.to(device_of(work.model))) for work in works], options)

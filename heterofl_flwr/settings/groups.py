@@ -5,10 +5,11 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 """
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.learn.precision import Precision
 from heterofl_flwr.learn.train import ENGINES
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.settings import kinds
@@ -153,6 +154,14 @@ class TrainSettings:
             "logits of classes that a client lacks, in its loss; auto: as fidelity.mask-fill",
         ),
     ]
+    precision: Annotated[
+        Precision,
+        Setting(
+            "float32",
+            kinds.choice(*get_args(Precision)),
+            "bits of the products in a step; parameters and their averages stay in float32",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +196,8 @@ class EvaluateSettings:
     """How the model is judged."""
 
     every: Annotated[
-        int, Setting(1, kinds.integer(0), "rounds from one evaluation to the next; the last round has one; 0 for none")
+        int,
+        Setting(AUTO, kinds.integer(0), "rounds from one evaluation to the next; the last round has one; 0 for none"),
     ]
     nodes: Annotated[
         Literal["all", "capable"],
@@ -201,6 +211,15 @@ class EvaluateSettings:
     central: Annotated[
         bool, Setting(True, kinds.flag(), "the server evaluates the global model on the whole test set of data.name")
     ]
+    moments_batch_size: Annotated[
+        int,
+        Setting(
+            0,
+            kinds.integer(0),
+            "samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the "
+            "paper's code takes, or 100 with fidelity.moments=fixed",
+        ),
+    ]
     metric: Annotated[str, Setting("", kinds.reference(), "a further metric of your own, 'module:function'")]
 
 
@@ -210,18 +229,32 @@ class EngineSettings:
 
     name: Annotated[
         str,
-        Setting("plain", kinds.choice(*ENGINES), "how a client trains; plain is the same bit for bit on all machines"),
+        Setting(
+            "auto",
+            kinds.choice("auto", *ENGINES),
+            "how clients train: plain (one by one, the same bit for bit on any grid), graph (CUDA graphs), cohort "
+            "(clients of one rate together); auto takes what is fastest",
+        ),
+    ]
+    cohort: Annotated[
+        int,
+        Setting(0, kinds.integer(0), "clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU"),
     ]
     device: Annotated[
         str,
         Setting(
             "auto",
-            kinds.text("'auto', 'cpu', 'cuda' or 'cuda:1'", r"auto|cpu|cuda(?::\d+)?"),
+            kinds.text("'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'", r"auto|cpu|mps|cuda(?::\d+)?"),
             "auto: a GPU where a client has one",
         ),
     ]
     window: Annotated[
-        int, Setting(0, kinds.integer(0), "messages under way at once, which bounds the server's memory; 0 for all")
+        int,
+        Setting(
+            0,
+            kinds.integer(0),
+            "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then takes 64)",
+        ),
     ]
     timeout: Annotated[float, Setting(3600.0, kinds.number(above=0), "seconds that clients have for an answer")]
 

@@ -7,7 +7,7 @@ from heterofl_flwr.data.load import HUB_NAMES
 from heterofl_flwr.settings.kinds import AUTO, Flat
 from heterofl_flwr.settings.model import takes
 
-_PAPER: dict[str, Flat] = {"model.norm": "sbn", "model.hidden": "", "sample.fraction": 0.1}
+_PAPER: dict[str, Flat] = {"model.norm": "sbn", "model.hidden": "", "sample.fraction": 0.1, "evaluate.every": 10}
 
 PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
     {
@@ -21,6 +21,7 @@ PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
             "train.epochs": 3,
             "train.batch-size": 10,
             "sample.fraction": 1.0,
+            "evaluate.every": 1,
         },
         # Table 6 and the authors' code.
         "mnist": {
@@ -75,6 +76,7 @@ OTHER: Mapping[str, Flat] = MappingProxyType(
         "train.epochs": 3,
         "train.batch-size": 10,
         "sample.fraction": 0.1,
+        "evaluate.every": 5,
     }
 )
 """For data sets that we do not know."""

@@ -223,12 +223,12 @@ def test_targets_beyond_the_models_classes_are_refused(build):
 
 
 def test_engines_have_names(build, split, monkeypatch):
-    with pytest.raises(ConfigError, match="engine is 'warp'; expected one of plain"):
+    with pytest.raises(ConfigError, match="engine is 'warp'; expected auto or one of plain"):
         train(build(), split, OPTIONS, seed=1, engine="warp")
-    monkeypatch.setitem(ENGINES, "mine", lambda *arguments: arguments)
+    monkeypatch.setitem(ENGINES, "mine", lambda works, options: [(work, options) for work in works])
     model = build()
-    arguments = train(model, split, OPTIONS, classes=[1], seed=1, engine="mine")
-    assert arguments == (model, split, OPTIONS, [1], 1)
+    work, options = train(model, split, OPTIONS, classes=[1], seed=1, engine="mine")
+    assert (work.model, work.classes, work.seed, options) == (model, [1], 1, OPTIONS)
 
 
 def test_learns_digits():

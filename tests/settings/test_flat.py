@@ -116,7 +116,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(key, hint):
 
 
 def test_one_fault_is_one_line():
-    assert complaint({"evaluate.every": -1}) == "evaluate.every: found -1 (int), expected an integer of 0 or more"
+    expected = "evaluate.every: found -1 (int), expected an integer of 0 or more, or 'auto'"
+    assert complaint({"evaluate.every": -1}) == expected
 
 
 def test_a_faulty_value_that_others_follow_from_is_told_once():
