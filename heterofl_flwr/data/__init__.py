@@ -4,7 +4,7 @@ The same splits as ``Partitioner`` classes of flwr-datasets are in ``heterofl_fl
 """
 
 from heterofl_flwr.data.augment import AUGMENTS, crop_flip
-from heterofl_flwr.data.dataset import Dataset, Split
+from heterofl_flwr.data.dataset import Dataset, Reading, Split
 from heterofl_flwr.data.load import load_dataset
 from heterofl_flwr.data.splits import Partitions, check_kind, iid, matching_test, noniid, split_dataset
 
@@ -12,6 +12,7 @@ __all__ = [
     "AUGMENTS",
     "Dataset",
     "Partitions",
+    "Reading",
     "Split",
     "check_kind",
     "crop_flip",

@@ -9,6 +9,25 @@ from heterofl_flwr.data.augment import check_augment
 from heterofl_flwr.errors import DataError
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows of text are read: piece by piece in their order, some words hidden, all of them to be told.
+
+    Attributes
+    ----------
+    hides_as
+        The token that stands for a hidden word.
+    share
+        The share of words that are hidden, drawn anew at each reading.
+    length
+        Words in a piece; the last piece of a row may be shorter.
+    """
+
+    hides_as: int
+    share: float = 0.15
+    length: int = 64
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Inputs and targets, number for number.
@@ -19,14 +38,17 @@ class Split:
         Normalised, float32; images are (number, channels, height, width). Whole numbers are kept for models that
         read tokens.
     targets
-        Class numbers from 0, int64.
+        Class numbers from 0, int64; for text the inputs themselves.
     black
         What a black pixel has become, for each channel: random crops pad with it. None pads with 0.
+    reading
+        For text, how its rows are read.
     """
 
     inputs: Tensor
     targets: Tensor
     black: Tensor | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         """Refuse tensors that do not belong together."""
@@ -35,7 +57,13 @@ class Split:
                 f"inputs have type {self.inputs.dtype} and shape {tuple(self.inputs.shape)}; expected one float32 row "
                 "(or int64, for tokens) for each example"
             )
-        if self.targets.dtype != torch.int64 or self.targets.shape != self.inputs.shape[:1]:
+        if self.reading is not None:
+            if self.targets is not self.inputs or self.inputs.dim() != 2 or self.inputs.dtype != torch.int64:
+                raise DataError(
+                    f"a text has inputs of type {self.inputs.dtype} and shape {tuple(self.inputs.shape)}; expected "
+                    "rows of int64 tokens that are the targets too"
+                )
+        elif self.targets.dtype != torch.int64 or self.targets.shape != self.inputs.shape[:1]:
             raise DataError(
                 f"targets have type {self.targets.dtype} and shape {tuple(self.targets.shape)}; "
                 f"expected one int64 class number for each of the {len(self.inputs)} inputs"
@@ -47,13 +75,17 @@ class Split:
 
     def take(self, indices: Tensor) -> "Split":
         """Return the examples at ``indices``, copied."""
-        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+        inputs = self.inputs[indices]
+        return replace(self, inputs=inputs, targets=inputs if self.reading else self.targets[indices])
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split on a device; itself where it is there already."""
         black = None if self.black is None else self.black.to(device)
-        inputs, targets = self.inputs.to(device), self.targets.to(device)
-        return self if inputs is self.inputs and targets is self.targets else Split(inputs, targets, black)
+        inputs = self.inputs.to(device)
+        targets = inputs if self.reading else self.targets.to(device)
+        if inputs is self.inputs and targets is self.targets:
+            return self
+        return replace(self, inputs=inputs, targets=targets, black=black)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +123,7 @@ class Dataset:
                     f"from 0 to {self.classes - 1}"
                 )
         shapes = tuple(self.train.inputs.shape[1:]), tuple(self.test.inputs.shape[1:])
-        if shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1] and self.train.reading is None:
             raise DataError(
                 f"{self.name}: an input of the train split has shape {shapes[0]}, one of the test split {shapes[1]}; "
                 "expected the same"

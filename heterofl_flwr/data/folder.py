@@ -37,6 +37,21 @@ def read_folder(folder: Path) -> tuple[Raw, Raw]:
     )
 
 
+def read_lines(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the texts of a folder's train and test splits: the column ``text`` of its parquet files."""
+    splits = _by_split(folder, sorted(folder.rglob("*.parquet")))
+    train, test = (_texts(folder, splits[part]) for part in ("train", "test"))
+    return train, test
+
+
+def _texts(folder: Path, files: Sequence[Path]) -> list[str]:
+    table = _table(folder, files, _read_parquet)
+    if "text" not in table.column_names:
+        raise DataError(f"{files[0]}: found the columns {', '.join(table.column_names)}; expected one named text")
+    texts: list[str] = table.column("text").to_pylist()
+    return texts
+
+
 def _by_split(folder: Path, files: Sequence[Path]) -> Mapping[str, list[Path]]:
     """Sort files by split; refuse a folder of several configurations."""
     configurations = defaultdict(list)
@@ -74,15 +89,17 @@ def _check_splits(folder: Path, splits: Mapping[str, Sequence[Path]]) -> None:
 
 
 def _read(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table]) -> Raw:
+    return read_table(_table(folder, files, read), str(files[0]))
+
+
+def _table(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table]) -> pa.Table:
     try:
-        tables = [read(file) for file in files]
-        table = pa.concat_tables(tables, promote_options="default")
+        return pa.concat_tables([read(file) for file in files], promote_options="default")
     except (pa.ArrowException, OSError) as error:
         names = ", ".join(str(file.relative_to(folder)) for file in files)
         raise DataError(
             f"{folder}: {names} cannot be read ({error}); is the copy complete, and are the columns equal?"
         ) from error
-    return read_table(table, str(files[0]))
 
 
 def _read_parquet(file: Path) -> pa.Table:

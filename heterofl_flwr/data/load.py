@@ -9,16 +9,19 @@ from types import MappingProxyType
 
 from heterofl_flwr.data.bundled import digits
 from heterofl_flwr.data.dataset import Dataset
-from heterofl_flwr.data.folder import read_folder
+from heterofl_flwr.data.folder import read_folder, read_lines
 from heterofl_flwr.data.function import from_function
-from heterofl_flwr.data.hub import ask_hub
+from heterofl_flwr.data.hub import ask_hub, ask_hub_for_lines
 from heterofl_flwr.data.raw import Normal, to_dataset
+from heterofl_flwr.data.text import to_text
 from heterofl_flwr.errors import DataError
 
 ROOT_VARIABLE = "HETEROFL_DATA"
 """The environment variable that stands in for ``root``."""
 
-HUB_NAMES: Mapping[str, str] = MappingProxyType({"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"})
+HUB_NAMES: Mapping[str, str] = MappingProxyType(
+    {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10", "wikitext2": "Salesforce/wikitext/wikitext-2-v1"}
+)
 """Short names for data sets of the hub."""
 
 _PUBLISHED = {
@@ -37,6 +40,7 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Datas
         ============================  ==================================================================
         ``digits``                    scikit-learn's 1,797 images of 8x8 pixels; needs neither files nor network
         ``mnist``, ``cifar10``        normalised as in the paper
+        ``wikitext2``                 rows of words, for a language model
         ``user/set``                  any data set of the hub with an image and a label column
         a folder                      ``train/<class>/*.png``, or ``train.csv``, or ``train*.parquet``; ``test`` alike
         ``module:function``           the function returns a ``Dataset`` or ``((x, y), (x, y))``, train and test
@@ -65,15 +69,29 @@ def _load(name: str, root: str | None) -> Dataset:
     if ":" in name and "/" not in name:
         return from_function(name)
     hub_name = HUB_NAMES.get(name, name)
+    if hub_name == HUB_NAMES["wikitext2"]:
+        return to_text(name, *_lines(hub_name, root))
     if Path(hub_name).is_absolute():
         train, test = read_folder(_folder(Path(hub_name), "name another one"))
     elif root is not None:
-        remedy = f"expected a copy of the hub's {hub_name} there; without root and {ROOT_VARIABLE} the hub is asked"
-        train, test = read_folder(_folder(Path(root) / hub_name, remedy))
+        train, test = read_folder(_copy(root, hub_name))
     else:
         train, test = ask_hub(hub_name)
     normal, augment = _PUBLISHED.get(hub_name, (None, "none"))
     return to_dataset(name, train, test, normal, augment)
+
+
+def _lines(hub_name: str, root: str | None) -> tuple[list[str], list[str]]:
+    """Return the lines of a text of the hub, or of its copy."""
+    if root is not None:
+        return read_lines(_copy(root, hub_name))
+    owner_and_name, _, configuration = hub_name.rpartition("/")
+    return ask_hub_for_lines(owner_and_name, configuration)
+
+
+def _copy(root: str, hub_name: str) -> Path:
+    remedy = f"expected a copy of the hub's {hub_name} there; without root and {ROOT_VARIABLE} the hub is asked"
+    return _folder(Path(root) / hub_name, remedy)
 
 
 def _folder(path: Path, remedy: str) -> Path:

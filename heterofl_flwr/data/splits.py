@@ -13,11 +13,14 @@ from torch import Tensor
 
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.core.seeds import derive
-from heterofl_flwr.data.dataset import Dataset
+from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.dirichlet import dirichlet, matching_shares
+from heterofl_flwr.data.rotation import rotated
 from heterofl_flwr.errors import ConfigError, DataError
 
-_KIND = re.compile(r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)")
+_KIND = re.compile(
+    r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)|rotated-(?P<degrees>\d+(\.\d+)?)"
+)
 
 Deal = tuple[tuple[int, ...], ...]
 """For each client the classes of its shards, sorted; a class that it drew twice is there twice."""
@@ -30,10 +33,17 @@ class Partitions:
     train: tuple[Tensor, ...]
     test: tuple[Tensor, ...]
     classes: tuple[tuple[int, ...], ...]
+    degrees: float = 0.0
+    """By how much more each client's images are turned than those of the client before."""
 
     def __len__(self) -> int:
         """Return the number of clients."""
         return len(self.train)
+
+    def of(self, client: int, dataset: Dataset) -> tuple[Split, Split]:
+        """Return a client's training and test examples."""
+        own = dataset.train.take(self.train[client]), dataset.test.take(self.test[client])
+        return (rotated(own[0], client * self.degrees), rotated(own[1], client * self.degrees)) if self.degrees else own
 
 
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Choice = "paper") -> Partitions:
@@ -45,17 +55,27 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         What is dealt.
     kind : str
         ``iid``; ``non-iid-2``, or another number of classes for each client; ``dirichlet-0.3``, or another
-        concentration.
+        concentration; ``rotated-15``: as ``iid``, and client number i sees its images turned by i times 15 degrees,
+        or another angle.
     clients : int
         How many clients there are.
     seed : int
         Another seed gives another deal.
     fidelity : Choice
         For ``non-iid``: what becomes of a class that a client draws twice; see ``noniid``.
+
+    A text's rows are dealt as equally; of its few test rows, clients get one each as long as there are some. A
+    client's classes are then its words.
     """
     match = _parse(kind)
     train, test = dataset.train.targets, dataset.test.targets
-    if match["classes"]:
+    if dataset.train.reading is not None:
+        if kind != "iid":
+            raise ConfigError(
+                f"split is {kind!r}, but {dataset.name} is a text, whose rows have no class: expected iid"
+            )
+        mine, tested = iid(train, clients, seed), torch.arange(len(test)).tensor_split(clients)
+    elif match["classes"]:
         mine, deal = noniid(train, clients, int(match["classes"]), seed, fidelity=fidelity)
         tested = matching_test(test, deal, seed, fidelity=fidelity)
     elif match["alpha"]:
@@ -63,7 +83,8 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         tested = matching_shares(train, mine, test, seed)
     else:
         mine, tested = iid(train, clients, seed), iid(test, clients, seed)
-    return Partitions(mine, tested, tuple(tuple(train[rows].unique().tolist()) for rows in mine))
+    classes = tuple(tuple(train[rows].unique().tolist()) for rows in mine)
+    return Partitions(mine, tested, classes, float(match["degrees"] or 0))
 
 
 def check_kind(kind: str) -> None:
@@ -161,7 +182,10 @@ def _cut(rows: Tensor, number: int) -> Sequence[Tensor]:
 def _parse(kind: str) -> re.Match[str]:
     match = _KIND.fullmatch(kind)
     if match is None or float(match["alpha"] or 1) == 0:
-        raise ConfigError(f"split is {kind!r}; expected iid, non-iid-<classes per client> or dirichlet-<alpha over 0>")
+        raise ConfigError(
+            f"split is {kind!r}; expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0> or "
+            "rotated-<degrees>"
+        )
     return match
 
 

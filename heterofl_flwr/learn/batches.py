@@ -7,7 +7,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.data.augment import AUGMENTS, check_augment
-from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn.options import TrainOptions
 
@@ -27,10 +27,21 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     return pieces
 
 
+def read(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of text piece by piece: with some words hidden, and as they are."""
+    hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
+    masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
+    yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
+
+
 def training_batches(
     split: Split, options: TrainOptions, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of inputs and targets, shuffled; all draws come from the generator."""
+    if split.reading is not None:
+        for rows in batch_rows(torch.randperm(len(split), generator=generator), options.batch_size):
+            yield from read(split.inputs[rows.to(split.inputs.device)], split.reading, generator)
+        return
     device, vary = split.targets.device, AUGMENTS[options.augment]
     batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
     number = max(AT_ONCE // options.batch_size, 1)

@@ -55,8 +55,8 @@ def _run(work: Work, options: TrainOptions) -> tuple[list[Tensor], list[int], in
             loss = masked_cross_entropy(logits, targets)
             descent.take(loss)
             losses.append(loss.detach())
-            right.append(logits.detach().argmax(1) == targets)
-            sizes.append(len(targets))
+            right.append((logits.detach().argmax(1) == targets).flatten())
+            sizes.append(targets.numel())
         all_losses.append(torch.stack(losses))
         check_finite(all_losses, options)  # once an epoch: reading a value waits for a GPU
         correct += int(torch.cat(right).sum())

@@ -12,7 +12,8 @@ class TrainResult:
     examples
         Number of the client's examples.
     loss, accuracy
-        Means over all examples of all epochs, as they were seen: before each step, and without the pull of FedProx.
+        Means over all examples (words, of a text) of all epochs, as they were seen: before each step, and without the
+        pull of FedProx.
     steps
         Steps of the optimiser.
     seconds
@@ -28,11 +29,24 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateResult:
-    """One evaluation: the number of examples, their mean loss, and how many were right; without examples all 0."""
+    """One evaluation.
+
+    Attributes
+    ----------
+    examples
+        Number of examples, or of words of a text; with none, all else is 0.
+    loss
+        Their mean loss.
+    correct
+        How many were right.
+    perplexity
+        Of a text; None for other data.
+    """
 
     examples: int
     loss: float
     correct: int
+    perplexity: float | None = None
 
     @property
     def accuracy(self) -> float:

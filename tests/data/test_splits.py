@@ -207,7 +207,7 @@ def test_a_hundred_clients_are_dealt_60_000_examples_at_once(kind):
     "kind", ["", "IID", "non-iid", "non-iid-0", "non-iid-x", "dirichlet", "dirichlet-0", "dirichlet-0.0", "iid "]
 )
 def test_unknown_kinds_are_refused(kind):
-    with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client> or dirichlet-<alpha over 0>"):
+    with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0>"):
         check_kind(kind)
 
 
