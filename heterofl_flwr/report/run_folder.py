@@ -18,6 +18,7 @@ from heterofl_flwr.report import history
 from heterofl_flwr.report.checkpoint import Checkpoint, pack
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.files import to_json, write_atomic
+from heterofl_flwr.report.origin import commit, machine
 
 
 class RunFolder:
@@ -82,6 +83,8 @@ class RunFolder:
         then = self.about() if resume else {}
         starts = [*then.get("starts", []), datetime.now().astimezone().isoformat(timespec="seconds")]
         facts = {**then, "command": shlex.join(sys.argv), **(about or {}), "starts": starts, "versions": _versions()}
+        for name, now in (("commits", commit()), ("machines", machine())):
+            facts[name] = [*then.get(name, []), now]  # one a start, as the times
         self._write({**(self._read() if resume else {}), "settings": settings, "about": facts})
 
     @property
@@ -94,7 +97,7 @@ class RunFolder:
         return dict(self._read()["settings"])
 
     def about(self) -> dict[str, Any]:
-        """Return how the run was started: command, times, versions."""
+        """Return how the run was started: command, versions; and for each start its time, commit and machine."""
         return dict(self._read()["about"])
 
     def note(self, **facts: object) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ def key_of(group: str, name: str) -> str:
     return ".".join(filter(None, [group, name])).replace("_", "-")
 
 
+@cache
 def _own(group: type) -> dict[str, Setting]:
     """Return the settings of a group by the names of their fields."""
     hints = get_type_hints(group, include_extras=True)

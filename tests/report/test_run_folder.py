@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import Checkpoint, RunFolder
+from heterofl_flwr.report import Checkpoint, RunFolder, run_folder
+from heterofl_flwr.report.origin import commit, machine
 from heterofl_flwr.report.run_folder import flatten
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
@@ -29,6 +30,16 @@ def test_settings_are_kept(folder):
     assert about["title"] == "A run"
     assert about["versions"].keys() == {"heterofl-flwr", "python", "flwr", "torch"}
     assert len(about["starts"]) == 1
+    assert about["commits"] == [commit()]
+    assert about["machines"] == [machine()]
+
+
+def test_each_start_has_its_commit_and_machine(used, monkeypatch):
+    monkeypatch.setattr(run_folder, "commit", lambda: "later")
+    monkeypatch.setattr(run_folder, "machine", lambda: "another")
+    used.start(SETTINGS, resume=True)
+    assert used.about()["commits"] == [commit(), "later"]
+    assert used.about()["machines"] == [machine(), "another"]
 
 
 def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):

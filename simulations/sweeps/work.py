@@ -1,0 +1,153 @@
+"""What a job has to compute, counted from its settings; the paper's data sets need not be there for it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from heterofl_flwr.app.task import load_function
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.nn.models import PAPER, build_model
+from heterofl_flwr.nn.profile import Profile, profile
+from heterofl_flwr.settings import Settings, from_flat, model_options, short_name, to_flat
+from heterofl_flwr.settings.model import takes
+from simulations.sweeps.job import Job
+
+PIECE = 64
+"""Words of a text that go through the model together; a piece is to a text what an image is to other data."""
+
+SIZES: Mapping[str, tuple[int, int]] = {
+    "mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "wikitext2": (100 * math.ceil(20_886 / PIECE), 10 * math.ceil(24_556 / PIECE)),
+}
+"""Examples, or pieces, of train and test."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facts:
+    """What is known of a data set: the sizes of its parts, one example, and the options that a model takes from it."""
+
+    train: int
+    test: int
+    example: torch.Tensor
+    options: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job computes, in examples, by rate; and what the model of each rate costs.
+
+    Attributes
+    ----------
+    trained
+        Examples that clients train on.
+    judged
+        Examples that go through the model once: in evaluation, and where moments are measured.
+    profiles
+        The cost of one example.
+    parameters
+        Mean parameters of a client's model.
+    at_once
+        Clients that can train together.
+    """
+
+    trained: Mapping[float, float]
+    judged: Mapping[float, float]
+    profiles: Mapping[float, Profile]
+    parameters: float
+    at_once: int
+
+    @property
+    def macs(self) -> float:
+        """Multiplications (with addition); a backward pass counts as two forward passes."""
+        return math.fsum(
+            cost.macs * (3 * self.trained.get(rate, 0) + self.judged.get(rate, 0))
+            for rate, cost in self.profiles.items()
+        )
+
+
+def work_of(job: Job) -> Work:
+    """Return what a job computes."""
+    settings, facts = job.settings, facts_of(job.settings.data.name, job.settings.data.root)
+    mix = settings.mix
+    profiles = {rate: _profile(model_at(settings, rate)) for rate in mix.rates}
+    sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.launch.clients), 1)
+    in_all = settings.num_rounds * sampled * settings.train.epochs * (facts.train // job.launch.clients)
+    return Work(
+        trained={rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)},
+        judged=_judged(settings, facts),
+        profiles=profiles,
+        parameters=mix.mean({rate: cost.parameters for rate, cost in profiles.items()}),
+        at_once=sampled,
+    )
+
+
+def work_if_known(job: Job) -> Work | None:
+    """Return what a job computes; None where its data are not there or its model cannot be built."""
+    try:
+        return work_of(job)
+    except Exception:  # a user's own model raises what it likes; the job itself will say so
+        return None
+
+
+def model_at(settings: Settings, rate: float) -> Settings:
+    """Return settings that tell a rate's model, and nothing else: what is known of it is remembered by them."""
+    flat = to_flat(settings)
+    told = {key: value for key, value in flat.items() if key.startswith(("data.", "model.")) and key != "data.split"}
+    return from_flat({**told, "mix": str(Mix((rate,), (1,)))})
+
+
+@lru_cache(maxsize=8)
+def facts_of(name: str, root: str) -> Facts:
+    """Return what is known of a data set; other data than the paper's are loaded for it."""
+    short = short_name(name)
+    if short in SIZES:
+        return Facts(*SIZES[short], PAPER[short].example(), PAPER[short].options)
+    dataset = load_dataset(name, root or None)
+    inputs = dataset.train.inputs
+    if dataset.train.reading is not None:
+        example, options = torch.zeros(1, PIECE, dtype=torch.int64), {"vocabulary": dataset.classes}
+    else:
+        example = torch.zeros_like(inputs[:1])
+        options = {"channels": inputs.shape[1] if inputs.dim() == 4 else 1, "classes": dataset.classes}
+    return Facts(_pieces(dataset.train), _pieces(dataset.test), example, options)
+
+
+def builder(settings: Settings, facts: Facts) -> Callable[[float], nn.Module]:
+    """Return the function from a rate to the model of some settings."""
+    name = settings.model.name
+    if ":" in name:
+        return load_function(name, "model.name")
+    depends = {option: value for option, value in facts.options.items() if takes(name, option)}
+    return build_model(name, **model_options(settings), **depends)
+
+
+def _judged(settings: Settings, facts: Facts) -> dict[float, float]:
+    """Return the examples of all evaluations: each client with each rate, and the server with the whole test set."""
+    every, mix = settings.evaluate.every, settings.mix
+    if not every:
+        return {}
+    times = math.ceil(settings.num_rounds / every)
+    moments = facts.train if settings.model.norm == "sbn" else 0
+    rates = mix.rates if settings.evaluate.levels else mix.rates[:1]
+    judged = dict.fromkeys(rates, times * (facts.test + moments))
+    judged[mix.global_rate] += settings.evaluate.central * (times + 1) * facts.test
+    return {rate: float(number) for rate, number in judged.items()}
+
+
+def _pieces(split: Split) -> int:
+    return len(split) * (math.ceil(split.inputs.shape[1] / PIECE) if split.reading is not None else 1)
+
+
+@lru_cache(maxsize=1024)
+def _profile(model: Settings) -> Profile:
+    facts = facts_of(model.data.name, model.data.root)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        made = builder(model, facts)(model.mix.global_rate)
+    return profile(made, facts.example)

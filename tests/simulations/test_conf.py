@@ -1,0 +1,167 @@
+"""conf/: every file composes, every job of every experiment can be run, and the paper's jobs are all there, once."""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from heterofl_flwr.core.levels import LEVELS, Mix, rates_of_ratio
+from heterofl_flwr.nn.models import MODELS
+from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, flatten, from_flat
+from simulations.published.cells import BASELINES, read_cells
+from simulations.published.curves import INTERPOLATION, LEARNING
+from simulations.published.jobs import DATA, Job, differences, job_of
+from simulations.run import CONF
+from simulations.sweeps.job import KINDS
+from tests.simulations.sweeping import EXPERIMENTS, planned
+
+OURS = ("clipping", "mask-fill", "ratio")
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+FIGURES = tuple(f"figure{number}" for number in range(2, 9))
+PAIRS = 10 * 9 + 4  # ten pairs of levels from 10 to 90 %, and the larger ones alone
+
+
+def composed(*overrides: str) -> dict[str, object]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return flatten(OmegaConf.to_container(compose("config", list(overrides)), resolve=True))
+
+
+def settings_of(*overrides: str) -> list[Settings]:
+    return [own.job.settings for own in planned(*overrides).values()]
+
+
+def published(*overrides: str) -> set[Job]:
+    return {job_of(settings) for settings in settings_of(*overrides)}
+
+
+def test_the_defaults_are_those_of_the_settings():
+    found = composed()
+    settings = {key: value for key, value in found.items() if key not in KINDS}
+    assert {key: repr(value) for key, value in settings.items()} == {key: repr(own) for key, own in DEFAULTS.items()}
+    assert found.keys() - settings.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_each_option_composes_to_usable_settings_under_the_same_keys(group, option):
+    found = composed(f"{group}={option}")
+    assert found.keys() == DEFAULTS.keys() | KINDS.keys()
+    from_flat({key: value for key, value in found.items() if key not in KINDS})
+
+
+def test_each_data_set_and_each_model_has_an_option():
+    options = {group: {name for own, name in OPTIONS if own == group} for group in GROUPS}
+    assert options["data"] == PRESETS.keys()
+    assert options["model"] == {"auto", *MODELS}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_files_are_short_and_say_what_they_are_for(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= (45 if path.parent == CONF or "hydra" in path.parts else 25)
+    if path.parent.name == "experiment":
+        assert text.splitlines()[0].startswith("# @package ")
+        assert text.splitlines()[1].startswith("# ")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_each_experiment_has_jobs_and_each_job_can_be_run(experiment):
+    assert all(settings.data.name in DATA for settings in settings_of(f"experiment={experiment}"))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "number"),
+    [
+        ("table1", 12 * 2),
+        ("table2", 12 * 2),
+        ("table3", 12),
+        ("table4", 17 * 2),
+        ("table5", 25 * 2),
+        ("table7", 31 * 2),
+        ("table8", 31 * 2),
+        ("table9", 31),
+        *((f"figure{number}", PAIRS) for number in range(2, 9)),
+        ("figure9", 4 * 2 * 2),
+        ("figure10", 4 * 2 * 2),
+        ("figure11", 4 * 2),
+        ("clipping", 3 * 6 * 2),
+        ("mask-fill", 2 * 4 * 3),
+        ("ratio", 2 * 2 * 7),
+        ("all", 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2),
+    ],
+)
+def test_number_of_jobs(experiment, number):
+    assert len(planned(f"experiment={experiment}")) == number
+
+
+def test_all_experiments_are_counted():
+    (own,) = (mark for mark in test_number_of_jobs.pytestmark if mark.name == "parametrize")
+    assert sorted(case[0] for case in own.args[1]) == EXPERIMENTS
+
+
+def test_all_has_each_job_of_the_paper_once_and_no_other():
+    every = [name for name in EXPERIMENTS if name not in (*OURS, "all")]
+    assert set().union(*(planned(f"experiment={name}") for name in every)) == planned("experiment=all").keys()
+    assert len(published("experiment=all")) == len(planned("experiment=all"))
+
+
+def test_all_is_as_published():
+    assert {differences(settings) for settings in settings_of("experiment=all")} == {()}
+
+
+def test_the_tables_have_all_mixes_of_equal_shares():
+    mixes = {"-".join(some) for size in range(1, 6) for some in combinations(LEVELS, size)}
+    for number, data in ((7, "mnist"), (8, "cifar10"), (9, "wikitext2")):
+        for split in ("iid",) if data == "wikitext2" else ("iid", "noniid"):
+            found = {job for job in published(f"experiment=table{number}") if job.split == split}
+            assert {job.mix for job in found} == mixes
+            assert {(job.data, job.assignment) for job in found} == {(data, "dynamic")}
+
+
+def test_small_tables_are_rows_of_the_large_ones():
+    for small, large in ((1, 7), (2, 8), (3, 9)):
+        assert planned(f"experiment=table{small}").keys() < planned(f"experiment=table{large}").keys()
+
+
+def test_interpolation_goes_from_each_level_to_each_smaller_one_by_tenths_and_includes_the_end():
+    expected = {str(Mix.parse(f"{x}{n}-{y}{10 - n}")) for x, y in combinations(LEVELS, 2) for n in range(1, 10)}
+    expected |= {f"{level}1" for level in "abcd"}
+    for number in range(2, 9):
+        assert {str(one.mix) for one in settings_of(f"experiment=figure{number}")} == expected
+        assert {one.assignment for one in settings_of(f"experiment=figure{number}")} == {"fix"}
+
+
+def test_learning_curves_are_in_the_other_experiments():
+    others = set().union(*(planned(f"experiment={name}") for name in ("table7", "table8", "table9", *FIGURES)))
+    for number in (9, 10, 11):
+        assert planned(f"experiment=figure{number}").keys() <= others
+
+
+def test_each_number_that_the_paper_prints_of_its_own_method_has_a_job(shared):
+    cells = [cell for cell in read_cells(shared / "paper") if cell.job.mix not in BASELINES]
+    tables: Mapping[str, set[Job]] = {number: published(f"experiment=table{number}") for number in "45789"}
+    assert len(cells) == 217 + 134
+    assert [cell for cell in cells if cell.job not in tables[cell.table]] == []
+    assert {cell.job for cell in cells} == set().union(*tables.values())
+
+
+def test_each_figure_has_the_data_and_splits_of_its_panels():
+    shown = {number: {(data, split)} for number, (data, split, _) in INTERPOLATION.items()}
+    shown |= {number: {(data, split) for split, _ in rows} for number, (data, rows) in LEARNING.items()}
+    for number, expected in shown.items():
+        assert {(job.data, job.split) for job in published(f"experiment=figure{number}")} == expected
+
+
+def test_ratios_shrink_levels_as_in_the_paper():
+    mixes = {one.mix for one in settings_of("experiment=ratio")}
+    ratios = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert mixes == {Mix(tuple(rates_of_ratio(ratio, 5).values()), (1,) * 5) for ratio in ratios}
+
+
+def test_clipping_and_mask_fill_vary_nothing_else():
+    clipping = settings_of("experiment=clipping")
+    assert {differences(one) for one in clipping} == {(), ("train.clip 0 instead of 1",)}
+    assert {(str(one.mix), one.train.clip) for one in clipping} >= {(f"{x}1", clip) for x in LEVELS for clip in (0, 1)}
+    assert {one.train.mask_fill for one in settings_of("experiment=mask-fill")} == {"zero", "-inf", "none"}

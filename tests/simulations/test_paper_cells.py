@@ -1,0 +1,83 @@
+import csv
+from collections import Counter
+from itertools import product
+
+import pytest
+
+from heterofl_flwr.errors import ConfigError
+from simulations.published.cells import FILES, VARIABLE, paper_folder, read_cells
+from simulations.published.jobs import Job
+from simulations.published.tally import TOLERANCES
+
+
+def test_the_paper_prints_369_numbers(paper):
+    cells = read_cells(paper)
+    assert len(cells) == 369
+    assert Counter(cell.group for cell in cells) == {"HeteroFL": 217, "ablations": 134, "baselines": 18}
+    assert Counter(cell.table for cell in cells) == {"7": 93 + 9, "8": 93 + 9, "9": 31, "4": 34, "5": 100}
+
+
+def test_no_table_prints_a_job_twice(paper):
+    assert set(Counter((cell.table, cell.job, cell.metric) for cell in read_cells(paper)).values()) == {1}
+
+
+def test_cells_are_those_of_the_files(printed):
+    cells = {(cell.table, cell.job, cell.metric): cell.printed for cell in read_cells(printed)}
+    assert cells["7", Job("mnist", "iid", "e"), "accuracy"] == "98.66"
+    assert cells["7", Job("mnist", "noniid", "a-e"), "local"] == "99.89"
+    assert cells["7", Job("mnist", "noniid", "fedavg"), "global"] == "98.20"
+    assert cells["9", Job("wikitext2", "iid", "e", norm="none"), "perplexity"] == "7.41"
+    assert cells["4", Job("cifar10", "iid", "e", norm="gn"), "accuracy"] == "62.6"
+    assert cells["4", Job("mnist", "iid", "a-e", scaler=False), "accuracy"] == "99.0"
+    assert cells["5", Job("cifar10", "noniid", "e", masked=False), "global"] == "40.4"
+    assert cells["5", Job("mnist", "noniid", "a-e", norm="none", scaler=False), "local"] == "99.4"
+    assert len(cells) == 3 * 3 + 1 + 3 * 2 + 2 * 4
+
+
+def test_tolerances_are_the_differences_of_the_papers_own_repeats(paper):
+    cells = read_cells(paper)
+    first = {(cell.job, cell.metric): cell.value for cell in cells if cell.table in "789"}
+    repeats = [cell for cell in cells if cell.table in "45" and (cell.job, cell.metric) in first]
+    assert len(repeats) == 2 * 3 * 3  # two data sets; a, e and a-e; IID, local and global
+    largest = Counter()
+    for cell in repeats:
+        gap = abs(cell.value - first[cell.job, cell.metric])
+        kind = (cell.job.data, cell.metric) if cell.metric == "accuracy" else cell.metric
+        largest[kind] = max(largest[kind], gap)
+    measured = {("mnist", "accuracy"): 0.07, ("cifar10", "accuracy"): 0.51, "local": 0.70, "global": 2.32}
+    assert largest == pytest.approx(measured)
+    for data, metric in product(("mnist", "cifar10"), ("accuracy", "local", "global")):
+        kind = (data, metric) if metric == "accuracy" else metric
+        assert TOLERANCES[data, metric] == pytest.approx(measured[kind], abs=0.03)
+
+
+def test_the_folder_is_the_one_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "variable"))
+    assert paper_folder(tmp_path / "given") == tmp_path / "given"
+    assert paper_folder(None) == tmp_path / "variable"
+
+
+def test_the_folder_is_beside_the_project_or_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert paper_folder(None, tmp_path / "project") is None
+    beside = tmp_path / "shared" / "paper"
+    beside.mkdir(parents=True)
+    assert paper_folder(None, tmp_path / "project") == beside
+
+
+def test_missing_files_are_named(printed):
+    (printed / "tables.csv").unlink()
+    with pytest.raises(ConfigError, match=r"paper lacks tables\.csv; name the folder that has tables\.csv, ablation"):
+        read_cells(printed)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("wrong", ["column,other\n1,2\n", None])
+def test_files_that_are_not_as_expected_are_named(printed, name, wrong):
+    path = printed / name
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    rows[1][-1] = "much"
+    path.write_text(wrong or "\n".join(map(",".join, rows)), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"{name} is not as expected: "):
+        read_cells(printed)

@@ -1,0 +1,133 @@
+import json
+import re
+
+import pytest
+
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.report import RunFolder
+from simulations.published import collect as module
+from simulations.published.collect import Allowed, collect
+from simulations.published.gathering import gather
+from simulations.published.runs import read_run
+from tests.simulations.conftest import make_record
+
+
+@pytest.fixture
+def into(tmp_path):
+    return tmp_path / "results"
+
+
+def one(folder, into, **allowed):
+    (outcome,) = collect([folder.path], into, Allowed(**allowed))
+    return outcome
+
+
+def files(into):
+    return sorted(str(path.relative_to(into)) for path in into.rglob("*") if path.is_file())
+
+
+def test_a_finished_run_is_copied_under_the_name_of_its_job(make_run, into):
+    folder = make_run(seed=1, mix="a1-e1", data__split="non-iid-2")
+    (folder.path / "report.html").write_text("large", encoding="utf-8")
+    outcome = one(folder, into)
+    assert outcome.reason == ""
+    assert outcome.target == into / "mnist" / "noniid_a-e_dynamic_seed-1"
+    assert files(into) == [f"mnist/noniid_a-e_dynamic_seed-1/{name}" for name in ("history.jsonl", "settings.json")]
+
+
+def test_a_copy_tells_the_same_run(make_run, into):
+    folder = make_run(mix="a1-e9", assignment="fix")
+    run, copy = read_run(folder.path), read_run(one(folder, into).target)
+    assert (copy.records, copy.job, copy.commit, copy.machine) == (run.records, run.job, run.commit, run.machine)
+    assert (copy.parameters, copy.started, copy.seconds) == (run.parameters, run.started, run.seconds)
+    assert len(gather([folder.path.parent, into]).counted) == 1
+
+
+def test_a_copy_names_no_folder_of_the_machine(make_run, into, tmp_path):
+    folder = make_run()
+    folder.note(command=f"{tmp_path}/simulations/run.py data.root={tmp_path}/data")
+    target = one(folder, into).target
+    text = (target / "settings.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert not re.search(r'"/', text)
+    assert RunFolder(target).about()["command"] == ".../run.py data.root=.../data"
+
+
+def test_an_unfinished_run_is_refused_unless_asked_for(make_run, into):
+    folder = make_run(rounds=120)
+    outcome = one(folder, into)
+    assert outcome.reason == (
+        "unfinished: it has done 120 of 200 rounds; resume it, or copy it as it is with --unfinished"
+    )
+    assert not into.exists()
+    assert one(folder, into, unfinished=True).reason == ""
+    assert read_run(one(folder, into, unfinished=True).target).rounds == 120
+
+
+@pytest.mark.parametrize("commit", ["0123abc-dirty", "unknown"])
+def test_a_run_of_no_commit_is_refused_unless_asked_for(make_run, into, commit):
+    folder = make_run(commit=commit)
+    assert one(folder, into).reason.startswith(f"its code is of no commit ({commit}), so no one can run it again")
+    assert not into.exists()
+    assert one(folder, into, dirty=True).reason == ""
+
+
+def test_a_run_may_be_copied_again_and_further_on(make_run, into):
+    folder = make_run(rounds=199)
+    one(folder, into, unfinished=True)
+    folder.append(make_record(200, {"global-accuracy": 0.9}))
+    target = one(folder, into).target
+    assert read_run(target).rounds == 200
+    assert one(folder, into).reason == ""
+
+
+def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
+    first, second = make_run("first"), make_run("second")
+    second.note(starts=["2030-01-01T00:00:00+00:00"])
+    one(first, into)
+    outcome = one(second, into)
+    assert "mnist/iid_e_dynamic_seed-0 holds another run of this job and seed" in outcome.reason
+    assert read_run(one(second, into, replace=True).target).started == "2030-01-01T00:00:00+00:00"
+
+
+def test_a_folder_that_cannot_be_read_is_named(make_run, into):
+    folder = make_run()
+    (folder.path / "settings.json").write_text("{", encoding="utf-8")
+    assert "settings.json cannot be read" in one(folder, into).reason
+
+
+def test_what_is_there_that_cannot_be_read_is_named(make_run, into):
+    folder = make_run()
+    (one(folder, into).target / "settings.json").write_text("{", encoding="utf-8")
+    assert "settings.json cannot be read" in one(folder, into).reason
+
+
+def test_a_copy_is_there_whole_or_not_at_all(make_run, into, monkeypatch):
+    folder = make_run()
+    before = one(folder, into).target
+    content = (before / "settings.json").read_bytes()
+    real = module.write_atomic
+
+    def fails(path, data):
+        if path.name == "history.jsonl":
+            raise HeteroFLError("the disk is full")
+        real(path, data)
+
+    monkeypatch.setattr(module, "write_atomic", fails)
+    with pytest.raises(HeteroFLError, match="the disk is full"):
+        one(folder, into)
+    assert (before / "settings.json").read_bytes() == content
+    assert [path.name for path in before.parent.iterdir()] == [before.name]
+
+
+def test_data_of_a_folder_is_copied_below_into(make_run, into, tmp_path):
+    data = tmp_path / "pets"
+    folder = make_run(data__name=str(data))
+    target = one(folder, into).target
+    assert target.is_relative_to(into)
+    assert json.loads((target / "settings.json").read_text(encoding="utf-8"))["settings"]["data.name"] == ".../pets"
+
+
+def test_two_hundred_rounds_are_small(make_run, into):
+    target = one(make_run(), into).target
+    assert (target / "history.jsonl").stat().st_size < 200_000

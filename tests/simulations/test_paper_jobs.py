@@ -1,0 +1,105 @@
+import pytest
+
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.settings import from_flat
+from simulations.published.jobs import Job, differences, job_of, short_mix
+
+
+@pytest.mark.parametrize(
+    ("mix", "name"),
+    [
+        ("a1-b1-c1-d1-e1", "a-b-c-d-e"),
+        ("a5-e5", "a-e"),
+        ("e3", "e"),
+        ("a2-e8", "a1-e4"),
+        ("a1-e9", "a1-e9"),
+        ("1.0x1-0.3x1", "a1-0.3x1"),
+    ],
+)
+def test_mixes_are_named_as_in_the_paper(mix, name):
+    assert short_mix(Mix.parse(mix)) == name
+
+
+def test_a_job_is_read_from_settings():
+    settings = from_flat({"data.name": "mnist", "data.split": "non-iid-2", "mix": "a1-e1"})
+    assert job_of(settings) == Job("mnist", "noniid", "a-e", "dynamic", "sbn", scaler=True, masked=True)
+    settings = from_flat({"data.name": "uoft-cs/cifar10", "mix": "a1-e9", "assignment": "fix", "model.norm": "gn"})
+    assert job_of(settings) == Job("cifar10", "iid", "a1-e9", "fix", "gn", scaler=True, masked=True)
+    settings = from_flat({"data.name": "wikitext2", "model.scaler": False, "train.mask-fill": "none"})
+    assert job_of(settings).variant == ("no Scaler", "no mask")
+
+
+def test_what_has_no_effect_on_a_single_level_tells_no_jobs_apart():
+    plain = from_flat({"data.name": "mnist", "mix": "e"})
+    other = from_flat({"data.name": "mnist", "mix": "e1", "assignment": "fix", "model.scaler": False})
+    assert job_of(plain) == job_of(other)
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10", "wikitext2"])
+@pytest.mark.parametrize("split", ["iid", "non-iid-2"])
+def test_presets_are_as_published(data, split):
+    assert differences(from_flat({"data.name": data, "data.split": split})) == ()
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"seed": 3},
+        {"engine.name": "plain", "engine.device": "cpu"},
+        {"evaluate.every": 1, "evaluate.levels": False},
+        {"run.dir": "elsewhere", "run.callbacks": ""},
+        {"data.root": "elsewhere"},
+        {"sample.min-nodes": 100},
+    ],
+)
+def test_some_settings_change_no_job(free):
+    assert differences(from_flat({"data.name": "mnist", **free})) == ()
+
+
+@pytest.mark.parametrize(
+    "varied",
+    [
+        {"mix": "c1-d1"},
+        {"assignment": "fix"},
+        {"model.norm": "ln"},
+        {"model.scaler": False},
+        {"train.mask-fill": "none"},
+    ],
+)
+def test_what_the_paper_varies_is_published(varied):
+    assert differences(from_flat({"data.name": "mnist", **varied})) == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"num-rounds": 3}, "num-rounds 3 instead of 200"),
+        ({"train.lr": 0.05}, "train.lr 0.05 instead of 0.01"),
+        ({"train.milestones": ""}, "train.milestones '' instead of 100"),
+        ({"train.clip": 0.0}, "train.clip 0 instead of 1"),
+        ({"train.mask-fill": "-inf"}, "train.mask-fill -inf instead of zero"),
+        ({"train.precision": "bfloat16"}, "train.precision bfloat16 instead of float32"),
+        ({"fidelity.moments": "fixed"}, "fidelity.moments fixed instead of paper"),
+        ({"evaluate.nodes": "capable"}, "evaluate.nodes capable instead of all"),
+        ({"model.name": "preresnet18"}, "model.name preresnet18 instead of cnn"),
+        ({"sample.fraction": 0.5}, "sample.fraction 0.5 instead of 0.1"),
+    ],
+)
+def test_other_settings_are_not_as_published(changed, difference):
+    assert differences(from_flat({"data.name": "mnist", **changed})) == (difference,)
+
+
+def test_every_difference_is_named():
+    found = differences(from_flat({"data.name": "mnist", "fidelity.default": "fixed", "train.momentum": 0.5}))
+    assert "train.momentum 0.5 instead of 0.9" in found
+    assert "fidelity.shards fixed instead of paper" in found
+    assert not any(own.startswith("fidelity.default") for own in found)
+
+
+def test_data_and_splits_of_our_own_are_none_of_the_papers():
+    found = differences(from_flat({"data.name": "digits", "data.split": "dirichlet-0.3", "train.lr": 1.0}))
+    assert found == (
+        "data.name digits is none of the paper's",
+        "data.split dirichlet-0.3 is none of the paper's",
+        "train.lr 1 instead of 0.05",
+    )

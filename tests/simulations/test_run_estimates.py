@@ -1,0 +1,168 @@
+"""What a job has to compute, and how long it takes."""
+
+from dataclasses import replace
+
+import pytest
+
+from heterofl_flwr.core.levels import LEVELS
+from heterofl_flwr.data import load_dataset
+from heterofl_flwr.data.load import HUB_NAMES
+from simulations.sweeps import speed
+from simulations.sweeps.job import Job
+from simulations.sweeps.listing import Listed, listing
+from simulations.sweeps.progress import Progress, duration
+from simulations.sweeps.speed import Clock, ratio, seconds_of_jobs
+from simulations.sweeps.work import PIECE, SIZES, facts_of, model_at, work_of
+from tests.simulations.sweeping import SHRUNKEN, planned
+
+
+def job(*overrides: str) -> Job:
+    (own,) = planned(*overrides).values()
+    return own.job
+
+
+def test_work_counted_by_hand():
+    # 200 rounds of 10 clients with 600 images each, five epochs; half of the clients at each level.
+    work = work_of(job("data=mnist", "mix=a-e"))
+    assert work.trained == {1.0: 200 * 10 * 600 * 5 / 2, 0.0625: 200 * 10 * 600 * 5 / 2}
+    # 20 evaluations: both levels on all test images and, for their moments, on all training images; the global model
+    # once more on the server, and there before the first round too.
+    assert work.judged == {1.0: 20 * 70_000 + 21 * 10_000, 0.0625: 20 * 70_000}
+    assert work.parameters == (1_556_874 + 6_594) / 2
+    assert work.at_once == 10
+    macs = {rate: cost.macs for rate, cost in work.profiles.items()}
+    assert work.macs == sum(macs[rate] * (3 * work.trained[rate] + work.judged[rate]) for rate in macs)
+
+
+def test_work_without_batch_norm_levels_server_or_evaluation():
+    found = work_of(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=false", "evaluate.central=false"))
+    assert found.judged == {1.0: 20 * 10_000}
+    assert work_of(job("data=mnist", "mix=a-e", "evaluate.every=0")).judged == {}
+    assert work_of(job("data=mnist", "mix=a", "evaluate.every=150")).judged == {1.0: 2 * 70_000 + 3 * 10_000}
+
+
+def test_pieces_of_text():
+    work = work_of(job("data=wikitext2", "mix=a"))
+    assert work.trained == {1.0: 200 * 10 * 327}  # one row each, once
+    assert work.parameters == 19_263_999
+    assert work.judged == {1.0: 20 * 10 * 384 + 21 * 10 * 384}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_those_of_the_data(shared, name):
+    if not (shared / "data" / HUB_NAMES[name]).is_dir():
+        pytest.skip(f"needs the data set in shared/data/{HUB_NAMES[name]}")
+    data = load_dataset(name, shared / "data")
+    pieces = 1 if data.train.reading is None else [-(-own.inputs.shape[1] // PIECE) for own in (data.train, data.test)]
+    train, test = (pieces, pieces) if isinstance(pieces, int) else pieces
+    assert (len(data.train) * train, len(data.test) * test) == SIZES[name]
+
+
+def test_other_data_are_looked_at():
+    facts = facts_of("digits", "")
+    assert (facts.train + facts.test, facts.example.shape, facts.options["classes"]) == (1797, (1, 1, 8, 8), 10)
+
+
+def test_what_is_known_of_a_model_depends_on_nothing_else():
+    one = job("data=mnist", "mix=a-e", "seed=3", "train.lr=0.5").settings
+    other = job("data=mnist", "mix=b-e", "split=non-iid-2", "assignment=fix").settings
+    assert model_at(one, 0.0625) == model_at(other, 0.0625)
+    assert model_at(one, 0.3) != model_at(one, 0.25)
+    assert model_at(one, 1.0) != model_at(job("data=mnist", "model.norm=gn").settings, 1.0)
+
+
+def test_each_model_is_measured_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr(speed, "_measure", lambda *key: (measured.append(key), (2.0, 1.0))[1])
+    monkeypatch.setattr(speed.gpus, "cores", lambda: 4)
+    clock = Clock()
+    first, second = job("data=mnist", "mix=a-e"), job("data=mnist", "mix=a-e", "engine.parallel=1")
+    work = work_of(first)
+    cpu = 2 * sum(work.trained.values()) + sum(work.judged.values())
+    assert clock.seconds(first, work) == cpu / 4
+    assert clock.seconds(second, work) == cpu
+    assert len(measured) == 2
+
+
+def test_jobs_that_have_ended_stretch_those_with_the_same_data(monkeypatch):
+    monkeypatch.setattr(speed, "_measure", lambda settings, batch, device: (1.0, 0.0))
+    jobs = {name: own.job for name, own in planned("data=mnist,digits", "mix=a", "seed=0,1").items()}
+    plain = seconds_of_jobs(jobs, {})
+    first, second, third, fourth = jobs
+    found = seconds_of_jobs(jobs, {first: 3 * plain[first]})
+    assert found[first] == 3 * plain[first]
+    assert found[second] == pytest.approx(3 * plain[second])
+    assert (found[third], found[fourth]) == (plain[third], plain[fourth])
+
+
+def test_what_cannot_be_known_is_left_out():
+    lost = job("data.name=nowhere:nothing")
+    assert seconds_of_jobs({"lost": lost}, {}) == {}
+    assert "?" in listing([Listed(lost, "new", None)])
+
+
+def test_small_models_of_each_kind_can_be_measured():
+    clock = Clock()
+    images = job(*SHRUNKEN, "mix=a")
+    assert 0 < clock.seconds(images, work_of(images)) < 60
+
+
+@pytest.mark.slow
+def test_a_text_model_can_be_measured():
+    text = job("data=wikitext2", "mix=e")
+    assert Clock().seconds(text, work_of(text)) > 0
+
+
+def test_ratio_of_nothing_is_one():
+    assert ratio([]) == 1
+    assert ratio([(1.0, 3.0), (1.0, 1.0)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "0:01:00"), (3723, "1:02:03"), (3 * 86400 + 5, "3 days, 0:00:05")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_progress_counts_jobs_and_learns_from_their_ends(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("simulations.sweeps.progress.time.monotonic", lambda: now[0])
+    progress = Progress(["one", "two", "three"], {"one": 10.0, "two": 10.0, "three": 20.0})
+    assert progress.begin("one") == "job 1 of 3: one, about 40 s left"
+    now[0] = 115.0
+    progress.end("one", good=True)
+    assert progress.begin("two") == "job 2 of 3: two, 15 s so far, about 45 s left"
+    now[0] = 116.0
+    progress.end("two", good=False)
+    assert progress.begin("three") == "job 3 of 3: three, 16 s so far, about 30 s left"
+
+
+def test_progress_without_estimates_says_none():
+    assert Progress(["one"], {}).begin("one") == "job 1 of 1: one"
+
+
+def test_a_listing_has_a_row_for_each_job_and_a_sum():
+    jobs = [own.job for own in planned("data=mnist", "mix=a,e", "model.norm=gn").values()]
+    text = listing([Listed(jobs[0], "done", 90.0), Listed(jobs[1], "new", 30.0)])
+    lines = text.splitlines()
+    assert lines[0].split()[:5] == ["job", "parameters", "MACs", "time", "state"]
+    assert lines[2].split() == [
+        jobs[0].name,
+        "1.6",
+        "M",
+        f"{work_of(jobs[0]).macs:.2e}",
+        "0:01:30",
+        "done",
+        "model.norm=gn",
+    ]
+    assert lines[-1] == "2 jobs, 1 of them done; the others take about 30 s"
+    unknown = listing([Listed(replace(jobs[0]), "new", None), Listed(jobs[1], "new", 30.0)])
+    assert unknown.splitlines()[-1] == "2 jobs, 0 of them done; the others take about 30 s, without 1 unknown"
+
+
+def test_every_level_costs_less_than_the_one_before():
+    macs = [work_of(job("data=cifar10", f"mix={level}")).macs for level in LEVELS]
+    assert macs == sorted(macs, reverse=True)

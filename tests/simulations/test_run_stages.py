@@ -1,0 +1,171 @@
+"""How far a job is, how it goes on, and that two processes never have the same one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from heterofl_flwr.app.launch.gpus import Measured
+from heterofl_flwr.app.launch.launcher import Outcome
+from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.report import Checkpoint, RunFolder
+from simulations.sweeps import once
+from simulations.sweeps.job import Job
+from simulations.sweeps.lock import HeldError, held
+from simulations.sweeps.once import request_of
+from simulations.sweeps.stage import is_done, rounds_of, seconds_of, stage_of, take_up
+from tests.simulations.sweeping import SHRUNKEN, planned
+
+ROOT = Path(__file__).parents[2]
+STATE = {"weight": torch.zeros(1)}
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    (own,) = planned(f"folder={tmp_path}", *SHRUNKEN, "num-rounds=3").values()
+    return own.job
+
+
+def ran(job: Job, rounds: int, *, checkpoints: int | None = None, finished: bool = False, **changed) -> None:
+    """Leave what a run leaves that has come so far."""
+    folder = RunFolder(job.path)
+    folder.start(job.config | {key.replace("_", "-"): value for key, value in changed.items()})
+    for number in range(1, rounds + 1):
+        folder.append(RoundRecord(server_round=number, seconds=2.0, learning_rate=0.1, rates={0: 1.0}))
+        if number <= (rounds if checkpoints is None else checkpoints):
+            folder.save_checkpoint(Checkpoint(server_round=number, state=STATE))
+    folder.note(finished="now" if finished else None)
+
+
+def test_a_job_is_new_then_begun_then_done(job):
+    assert (stage_of(job), is_done(job)) == ("new", False)
+    ran(job, 2)
+    assert (stage_of(job), rounds_of(job), seconds_of(job)) == ("begun", 2, 4.0)
+    RunFolder(job.path).note(finished="now")
+    assert (stage_of(job), is_done(job)) == ("done", True)
+
+
+def test_a_run_without_a_checkpoint_is_made_anew(job):
+    ran(job, 1, checkpoints=0)
+    (job.path / "logs").mkdir()
+    assert stage_of(job) == "new"
+    assert take_up(job) is False
+    assert not job.path.exists()
+    assert take_up(job) is False
+
+
+def test_a_run_with_a_checkpoint_goes_on_from_it(job):
+    ran(job, 2, checkpoints=1)
+    assert take_up(job) is True
+    assert RunFolder(job.path).load_checkpoint().server_round == 1
+
+
+def test_a_run_that_ended_before_its_models_were_written_makes_its_last_round_again(job):
+    ran(job, 3)
+    assert stage_of(job) == "begun"
+    assert take_up(job) is True
+    assert RunFolder(job.path).load_checkpoint().server_round == 2
+    assert rounds_of(job) == 2
+
+
+def test_with_no_earlier_checkpoint_it_is_made_anew(tmp_path):
+    (own,) = planned(f"folder={tmp_path}", *SHRUNKEN, "num-rounds=1").values()
+    ran(own.job, 1)
+    assert take_up(own.job) is False
+    assert not own.job.path.exists()
+
+
+def test_a_folder_with_another_run_is_told_and_left_alone(job):
+    ran(job, 3, finished=True, num_rounds=9, seed=4)
+    assert stage_of(job) == "blocked"
+    with pytest.raises(ConfigError, match=r"holds another run: .*num-rounds was 9 and is 3.*choose another folder"):
+        is_done(job)
+    with pytest.raises(ConfigError):
+        once.run_once(job)
+    assert rounds_of(job) == 3
+
+
+def test_what_changes_no_result_stays_as_the_folder_has_it(job):
+    ran(job, 2, **{"run.checkpoint_every": 2, "engine.timeout": 5.0, "data.root": "/before", "engine.device": "cuda"})
+    config = request_of(job, resume=True).config
+    assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
+    assert (config["data.root"], config["engine.device"]) == (job.config["data.root"], "auto")
+    assert config["run.resume"] is True
+    assert request_of(job, resume=False).config == job.config
+
+
+def test_the_folder_knows_its_clients_for_heterofl_run(job):
+    request_of(job, resume=False)
+    assert json.loads((job.path / "logs" / "launch.json").read_text()) == {"clients": 20}
+
+
+def test_a_held_lock_names_its_holder(tmp_path):
+    path = tmp_path / "locks" / "one"
+    with held(path) as killed:
+        assert not killed
+        with pytest.raises(HeldError, match=f"runs in process {os.getpid()} on "), held(path):
+            pass
+        with held(tmp_path / "locks" / "other"):
+            pass
+    with held(path) as killed:
+        assert not killed
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path):
+    path = tmp_path / "one"
+    code = (
+        "import os, pathlib, signal, sys\nfrom simulations.sweeps.lock import held\n"
+        "with held(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT).returncode == -9
+    assert path.read_text().startswith("process ")
+    with held(path) as killed:
+        assert killed
+        assert f"process {os.getpid()} on" in path.read_text()
+
+
+def test_what_a_killed_run_left_on_ray_is_let_end_before_its_folder_is_touched(job, monkeypatch):
+    told = []
+
+    def take_up(job: Job) -> bool:
+        told.append("took up")
+        return False
+
+    def run_session(request, *, grid: str, log: bool) -> Outcome:
+        told.append(grid)
+        return Outcome("completed")
+
+    monkeypatch.setattr(once, "take_up", take_up)
+    monkeypatch.setattr(once, "run_session", run_session)
+    monkeypatch.setattr(once.time, "sleep", told.append)
+    lock = job.folder / once.LOCKS / job.name
+    lock.parent.mkdir(parents=True)
+    lock.write_text("process 1 on this\n")
+    (job.path / "logs").mkdir(parents=True)
+    (job.path / "logs" / "superlink.log").touch()
+    assert once.run_once(job)
+    assert told == [once.AFTERMATH, "took up", "local"]
+    assert once.run_once(job)
+    assert told[3:] == ["took up", "local"]
+
+
+def test_clients_get_what_the_job_says_and_gpus_are_measured_on_ray_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(once.gpus, "devices", lambda: 1)
+    monkeypatch.setattr(once.gpus, "cores", lambda: 8)
+    monkeypatch.setattr(once.gpus, "measure", lambda config: Measured(1, 10 * 1024**3, {1.0: 2 * 1024**3}))
+
+    def share(*overrides: str) -> Share:
+        (own,) = planned(f"folder={tmp_path}", *overrides).values()
+        return request_of(own.job, resume=False).share
+
+    assert share("engine.cpus=2", "engine.parallel=3") == Share(cpus=2, at_once=3)
+    assert share("engine=ray") == Share(gpus=0.5, at_once=2)
+    assert share("engine=ray", "engine.parallel=1").at_once == 1
+    assert share("engine=ray", "engine.gpus=0.25") == Share(gpus=0.25)
+    assert share("engine=ray", "engine.device=cpu") == Share()
