@@ -19,7 +19,8 @@ def rotated(split: Split, degrees: float) -> Split:
 
 
 def _turned(split: Split, degrees: float) -> Tensor:
-    from torchvision.transforms.v2 import InterpolationMode, functional  # takes a second to load
+    # It takes a second to load.
+    from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
 
     fill = [0.0] * split.inputs.shape[1] if split.black is None else split.black.tolist()
     turned: Tensor = functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill)

@@ -40,9 +40,9 @@ class Partitions:
         """Return the number of clients."""
         return len(self.train)
 
-    def of(self, client: int, dataset: Dataset) -> tuple[Split, Split]:
-        """Return a client's training and test examples."""
-        own = dataset.train.take(self.train[client]), dataset.test.take(self.test[client])
+    def of(self, client: int, train: Split, test: Split) -> tuple[Split, Split]:
+        """Return a client's examples of the two splits that were dealt."""
+        own = train.take(self.train[client]), test.take(self.test[client])
         return (rotated(own[0], client * self.degrees), rotated(own[1], client * self.degrees)) if self.degrees else own
 
 

@@ -15,6 +15,6 @@ def keep_freed_memory() -> bool:
     """
     try:
         change = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # not glibc
+    except (AttributeError, OSError, TypeError):  # not glibc
         return False
     return bool(change(_TRIM_THRESHOLD, _MOST) and change(_MMAP_THRESHOLD, _MOST))

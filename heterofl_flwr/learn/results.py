@@ -52,3 +52,10 @@ class EvaluateResult:
     def accuracy(self) -> float:
         """The share that was right."""
         return self.correct / self.examples if self.examples else 0.0
+
+    def metrics(self, kind: str) -> dict[str, float]:
+        """Return accuracy and loss, and the perplexity of a text, each with its kind: ``global-accuracy``."""
+        found = {"accuracy": self.accuracy, "loss": self.loss}
+        if self.perplexity is not None:
+            found["perplexity"] = self.perplexity
+        return {f"{kind}-{name}": value for name, value in found.items()}

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.learn.choose import choose_engine
+from heterofl_flwr.learn.cohort import train_cohort
+from heterofl_flwr.learn.graph import train_graph
 from heterofl_flwr.learn.model_state import device_of
 from heterofl_flwr.learn.options import TrainOptions
 from heterofl_flwr.learn.plain import train_plain
@@ -14,7 +17,7 @@ from heterofl_flwr.learn.results import TrainResult
 from heterofl_flwr.learn.work import Engine, Work
 
 AUTO = "auto"
-ENGINES: dict[str, Engine] = {"plain": train_plain}
+ENGINES: dict[str, Engine] = {"plain": train_plain, "graph": train_graph, "cohort": train_cohort}
 """Engines by name."""
 
 
@@ -70,7 +73,7 @@ def train_together(works: Sequence[Work], options: TrainOptions, *, engine: str 
         ``auto``, or a name in ``ENGINES``.
     """
     if engine == AUTO:
-        engine = "plain"
+        engine = choose_engine(works, ENGINES)
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     return ENGINES[engine]([replace(work, split=work.split.to(device_of(work.model))) for work in works], options)

@@ -7,6 +7,7 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args
 
+from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.learn.precision import Precision
@@ -160,6 +161,15 @@ class TrainSettings:
             "float32",
             kinds.choice(*get_args(Precision)),
             "bits of the products in a step; parameters and their averages stay in float32",
+        ),
+    ]
+    upload: Annotated[
+        Upload,
+        Setting(
+            "float32",
+            kinds.choice(*get_args(Upload)),
+            "how clients send what they trained: as it is (float32), or what it changed by in two bytes (float16) or "
+            "in one (int8)",
         ),
     ]
 

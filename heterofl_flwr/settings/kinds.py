@@ -97,7 +97,7 @@ def split() -> Kind[str]:
         check_kind(value)
         return value
 
-    return Kind("'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3' or 'rotated-15' (degrees from client to client)", read, str)
+    return Kind("'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3' or 'rotated-15' (degrees)", read, str)
 
 
 def path() -> Kind[str]:

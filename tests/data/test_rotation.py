@@ -37,7 +37,7 @@ def test_each_client_turns_its_own_images_by_one_step_more():
     parts = split_dataset(data, "rotated-90", 4, seed=1)
     still = split_dataset(data, "iid", 4, seed=1)
     for client in range(4):
-        for mine, other in zip(parts.of(client, data), still.of(client, data), strict=True):
+        for mine, other in zip(parts.of(client, data.train, data.test), still.of(client, data.train, data.test), strict=True):
             expected = other.inputs.rot90(client, (2, 3))
             torch.testing.assert_close(mine.inputs, expected, atol=1e-4, rtol=0)
             assert torch.equal(mine.targets, other.targets)
@@ -47,7 +47,7 @@ def test_numbers_cannot_be_turned():
     split = Split(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
     data = Dataset("table", split, split, classes=1)
     with pytest.raises(DataError, match=r"needs images .* got inputs of shape \(2, 3\)"):
-        split_dataset(data, "rotated-15", 2, seed=0).of(1, data)
+        split_dataset(data, "rotated-15", 2, seed=0).of(1, split, split)
 
 
 def test_an_angle_is_a_number():

@@ -43,7 +43,7 @@ def test_every_row_goes_to_one_client_and_the_words_are_its_classes(corpus):
     assert sorted(torch.cat(parts.train).tolist()) == list(range(100))
     assert [len(rows) for rows in parts.train] == [2] * 50
     assert [len(rows) for rows in parts.test] == [1] * 10 + [0] * 40
-    train, test = parts.of(4, corpus)
+    train, test = parts.of(4, corpus.train, corpus.test)
     assert parts.classes[4] == tuple(sorted(set(train.inputs.flatten().tolist())))
     assert train.targets is train.inputs
     assert len(test) == 1

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.learn import EvaluateResult, evaluate
+from heterofl_flwr.learn import EvaluateResult, evaluate, evaluate_both
 
 
 class Fixed(nn.Module):
@@ -82,3 +82,22 @@ def test_nothing_is_evaluated_to_zero(build):
 def test_a_batch_size_below_one_is_refused(build, split):
     with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
         evaluate(build(), split, batch_size=0)
+
+
+@pytest.mark.parametrize("fill", ["zero", "-inf", "none"])
+@pytest.mark.parametrize("classes", [None, [0, 1, 2, 3], torch.tensor([2, 0])], ids=["all", "four", "two"])
+@pytest.mark.parametrize("batch_size", [7, 100])
+def test_both_equals_two_evaluations_bit_for_bit(build, split, classes, fill, batch_size):
+    passes = []
+    model = build(norm="sbn")
+    model.register_forward_hook(lambda *_: passes.append(1))
+    plain, masked = evaluate_both(model, split, classes=classes, fill=fill, batch_size=batch_size)
+    assert len(passes) == -(-23 // batch_size)
+    assert plain == evaluate(model, split, batch_size=batch_size)
+    assert masked == evaluate(model, split, classes=classes, fill=fill, batch_size=batch_size)
+    assert (plain == masked) == (classes is None or fill == "none")
+
+
+def test_both_of_nothing_are_zero(build):
+    empty = Split(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
+    assert evaluate_both(build(), empty, classes=[0]) == (EvaluateResult(0, 0.0, 0),) * 2

@@ -1,0 +1,159 @@
+"""Clients' steps, taken together as far as their batches go together."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.learn.batches import batch_rows, training_batches
+from heterofl_flwr.learn.joint import Joint
+from heterofl_flwr.learn.losses import Losses
+from heterofl_flwr.learn.obstacles import obstacle
+from heterofl_flwr.learn.options import TrainOptions
+from heterofl_flwr.learn.plain import result_of
+from heterofl_flwr.learn.proof import prove
+from heterofl_flwr.learn.results import TrainResult
+from heterofl_flwr.learn.stack import Stack, layouts_of
+from heterofl_flwr.learn.unfit import UnfitError
+from heterofl_flwr.learn.work import Work
+
+
+class Together:
+    """The training of several clients in one way; until it is done their models keep what they received.
+
+    Parameters
+    ----------
+    works : Sequence[Work]
+        The clients.
+    options : TrainOptions
+        Learning rate, epochs and so on.
+    way : type[Joint]
+        How they are computed together.
+    """
+
+    def __init__(self, works: Sequence[Work], options: TrainOptions, way: type[Joint]) -> None:
+        self._started = perf_counter()
+        self._works, self._options, self._way = works, options, way
+        models = [work.model.train() for work in works]
+        if len(set(map(id, models))) < len(models):
+            raise UnfitError("two clients have the same model")
+        if reason := next(filter(None, map(obstacle, models)), None):
+            raise UnfitError(reason)
+        self._layouts = layouts_of(models, channels_last=way.channels_last)
+        self._stack = Stack.of(models, self._layouts, options)
+        self._losses = Losses([work.classes for work in works], options.mask_fill)
+        self._clients = [_Client(work, options) for work in works]
+        self._longest = max(client.left for client in self._clients) // options.epochs
+        self._joints: dict[int, Joint] = {}
+
+    def train(self) -> list[TrainResult | None]:
+        """Train the clients and write their models; None for one that diverged, whose model stays as it was."""
+        while together := self._next():
+            self._take_steps(together)
+        seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
+        whole = {number for number in range(len(self._clients)) if self._is_whole(number)}
+        return [self._finish(number, seconds) if number in whole else None for number in range(len(self._clients))]
+
+    def _next(self) -> list[int]:
+        """Return who steps next: the client with most steps to go, and all whose batches have the shape of its own.
+
+        So one that takes an odd last batch is soon with the others again.
+        """
+        shapes = {number: client.ahead[0][0].shape for number, client in enumerate(self._clients) if client.ahead}
+        if not shapes:
+            return []
+        first = shapes[max(shapes, key=lambda number: self._clients[number].left)]
+        return [number for number, shape in shapes.items() if shape == first]
+
+    def _take_steps(self, together: list[int]) -> None:
+        """Take steps as long as these clients go together, at most an epoch; then see which of them has diverged."""
+        all_of_them = len(together) == len(self._clients)
+        stack = self._stack if all_of_them else self._stack.part(together)
+        joint = self._joint(together, stack)
+        steps: list[tuple[Tensor, Tensor]] = []
+        while len(steps) < self._longest and self._next() == together:
+            steps.append(self._step(joint, stack, together))
+        if not all_of_them:
+            self._stack.put(together, stack)
+        losses, right = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
+        finite = losses.isfinite().all(0).tolist()
+        for place, number in enumerate(together):
+            self._clients[number].note(losses[:, place], right[:, place].sum(), finite[place])
+
+    def _joint(self, together: list[int], stack: Stack) -> Joint:
+        """Return what computes these clients, proved when it is new."""
+        number = len(together)
+        if number not in self._joints:
+            models = [self._works[client].model for client in together]
+            inputs = [self._clients[client].ahead[0][0] for client in together]
+            self._joints[number] = prove(self._way, models, self._layouts, stack, inputs)
+        self._joints[number].place(stack)
+        return self._joints[number]
+
+    def _step(self, joint: Joint, stack: Stack, together: list[int]) -> tuple[Tensor, Tensor]:
+        """Take one step; return the losses and the numbers of right answers."""
+        inputs, targets = zip(*(self._clients[number].take() for number in together), strict=True)
+        logits = joint(inputs, self._options.precision).float()
+        losses, right = self._losses(logits, torch.stack(targets, 1), together)
+        stack.descend(joint.gradients(losses.sum()), self._options)
+        return losses.detach(), right
+
+    def _is_whole(self, number: int) -> bool:
+        """Return whether a client has come to its end.
+
+        Some kernels multiply others' values by zero, which lets through NaN, and NaN alone, of one that diverged.
+        """
+        if not any(client.diverged for client in self._clients):
+            return True
+        finite = all(bool(rows[number].isfinite().all()) for rows in self._stack.values)
+        return finite and not self._clients[number].diverged
+
+    @torch.no_grad()
+    def _finish(self, number: int, seconds: float) -> TrainResult:
+        """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
+        client, work = self._clients[number], self._works[number]
+        parameters = dict(work.model.named_parameters())
+        for layout, rows in zip(self._layouts, self._stack.values, strict=True):
+            if layout.trained:
+                parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
+        work.model.zero_grad()
+        correct = int(torch.stack(client.right).sum())
+        return result_of(work, client.losses, client.sizes, correct, seconds * len(client.sizes))
+
+
+class _Client:
+    """One client's way through its batches, and what came of them."""
+
+    def __init__(self, work: Work, options: TrainOptions) -> None:
+        self.left = len(batch_rows(torch.empty(len(work.split)), options.batch_size)) * options.epochs
+        self._batches = _batches(work, options)
+        self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
+        self.losses: list[Tensor] = []
+        self.right: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.diverged = False
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch and go on."""
+        batch = self.ahead.pop()
+        self.ahead += islice(self._batches, 1)
+        self.left -= 1
+        self.sizes.append(len(batch[1]))
+        return batch
+
+    def note(self, losses: Tensor, right: Tensor, finite: bool) -> None:
+        """Note what came of some steps; a loss that is not finite ends this client's way."""
+        self.losses.append(losses)
+        self.right.append(right)
+        if not finite:
+            self.diverged = True
+            self.ahead.clear()
+
+
+def _batches(work: Work, options: TrainOptions) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
+    for _ in range(options.epochs):
+        yield from training_batches(work.split, options, generator)
