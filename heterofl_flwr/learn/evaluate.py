@@ -108,7 +108,7 @@ def _result(losses: Sequence[Tensor], sizes: Sequence[int], correct: int, text: 
     """Return the result of one masking; ``text`` tells how a perplexity is computed, if one is."""
     if not sizes:
         return EvaluateResult(0, 0.0, 0)
-    values = torch.stack(list(losses)).double().tolist()
+    values = torch.stack(list(losses)).tolist()
     examples = sum(sizes)
     loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
     return EvaluateResult(examples, loss, correct, perplexity(values, sizes, text) if text else None)

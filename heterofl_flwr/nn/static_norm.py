@@ -95,11 +95,12 @@ class _Sums:
         dims = [dim for dim in range(x.dim()) if dim != 1]
         paper = self.kind == "paper"
         moments = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(paper))
-        variance, mean = (moment.double() for moment in moments)  # (channels,)
+        place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+        variance, mean = (moment.to(place).double() for moment in moments)  # (channels,)
         weight = 1 if paper else values
         self.count += weight
-        self.first = self.first.to(x.device) + mean * weight
-        self.second = self.second.to(x.device) + (variance if paper else variance + mean**2) * weight
+        self.first = self.first.to(place) + mean * weight
+        self.second = self.second.to(place) + (variance if paper else variance + mean**2) * weight
 
     def result(self) -> LayerMoments:
         return LayerMoments(self.count, self.first.cpu(), self.second.cpu())
