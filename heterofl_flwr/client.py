@@ -24,6 +24,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.compress import Upload, compress
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
@@ -79,7 +80,7 @@ def reply(
     metrics: Mapping[str, float] | None = None,
     capacity: str | float | None = None,
 ) -> Message:
-    """Return the answer to an instruction.
+    """Return the answer to an instruction; parameters travel in the form that it asks for.
 
     Parameters
     ----------
@@ -102,12 +103,14 @@ def reply(
     if capacity is not None:
         config[wire.CAPACITY] = rate_of(capacity)
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
-    content = RecordDict({wire.CONFIG: wire.new_config(config)})
-    content[wire.METRICS] = MetricRecord({**numbers, wire.NUM_EXAMPLES: int(num_examples)})
+    records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        content[wire.ARRAYS] = ArrayRecord(
-            {name: own.detach().cpu() for name, own in model.named_parameters(remove_duplicate=False)}
-        )
+        upload = wire.upload_of(wire.config_of(message, _SERVER), _SERVER)
+        records = _trained(message, model, upload)
+        if upload != "float32":
+            config[wire.UPLOAD] = upload
+    said = MetricRecord({**numbers, wire.NUM_EXAMPLES: int(num_examples)})
+    content = RecordDict({wire.CONFIG: wire.new_config(config), wire.METRICS: said, **records})
     return Message(content, reply_to=message)
 
 
@@ -176,12 +179,24 @@ def answer_moments(
     return Message(content, reply_to=message)
 
 
-def _models_at(message: Message, build: Build, rates: Iterable[float]) -> Iterator[tuple[float, nn.Module]]:
-    top = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
-    records = message.content.array_records
+def _state_of(message: Message) -> dict[str, Tensor]:
+    records = wire.arrays_in(message.content)
     if wire.ARRAYS not in records:
         raise ReplyError(f"{_SERVER} sent no {wire.ARRAYS} record")
-    state = wire.tensors_of(records[wire.ARRAYS], _SERVER)
+    return wire.tensors_of(records[wire.ARRAYS], _SERVER)
+
+
+def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
+    state = {name: own.detach().cpu() for name, own in model.named_parameters(remove_duplicate=False)}
+    if upload == "float32":
+        return {wire.ARRAYS: ArrayRecord(state)}
+    return wire.pack_changes(compress(_state_of(message), state, upload))
+
+
+def _models_at(message: Message, build: Build, rates: Iterable[float]) -> Iterator[tuple[float, nn.Module]]:
+    top = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
+    state = _state_of(message)
+    records = wire.arrays_in(message.content)
     seed = seed_of(message)
     for rate in rates:
         model = model_at(build, state, top, rate)

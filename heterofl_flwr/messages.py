@@ -5,12 +5,18 @@ and a ``ConfigRecord``. Every config carries the schema version, so that two ver
 misunderstand one another say so instead.
 """
 
+import io
+import math
+import warnings
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
+from heterofl_flwr.core.compress import Changes, Upload
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
 
@@ -19,6 +25,8 @@ SCHEMA = 1
 
 # Names of records.
 ARRAYS = "arrays"
+CHANGES = "changes"
+SCALES = "scales"
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
@@ -37,6 +45,7 @@ CAPACITY = "capacity"
 CLASSES = "classes"
 RATES = "rates"
 MOMENTS_KIND = "moments-kind"
+UPLOAD = "upload"
 
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
@@ -57,6 +66,15 @@ NODE_RATE = "rate"
 NODE_PARTITION = "partition-id"
 NODE_NUM_PARTITIONS = "num-partitions"
 
+RECORDS_OF: Mapping[Upload, tuple[str, ...]] = {
+    "float32": (ARRAYS,),
+    "float16": (CHANGES,),
+    "int8": (CHANGES, SCALES),
+}
+"""The records that carry parameters in each form of a reply."""
+
+_NPY = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
+
 Value = TypeVar("Value")
 
 
@@ -67,9 +85,9 @@ def new_config(values: Mapping[str, object]) -> ConfigRecord:
 
 def config_of(message: Message, sender: str) -> ConfigRecord:
     """Return a message's config; refuse one of another schema, naming both sides."""
-    config = message.content.config_records.get(CONFIG)
-    found = None if config is None else config.get(SCHEMA_KEY)
-    if config is None or found != SCHEMA:
+    config = message.content.get(CONFIG)
+    found = config.get(SCHEMA_KEY) if isinstance(config, ConfigRecord) else None
+    if not isinstance(config, ConfigRecord) or found != SCHEMA:
         raise other_schema(sender, found)
     return config
 
@@ -92,12 +110,72 @@ def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> 
     return value
 
 
+def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Return the array records among what a message carries.
+
+    Flower's ``content.array_records`` makes an object that refers to itself, so each use would keep the whole message
+    alive until the garbage collector comes round.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
 def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
-    """Return the tensors of a record; refuse one that cannot be read."""
+    """Return the tensors of a record, to be read only: they lie where its bytes do. Refuse one that cannot be read."""
     try:
-        return dict(record.to_torch_state_dict())
+        return {name: _tensor_of(array) for name, array in record.items()}
     except Exception as error:  # bytes that are no array make numpy and torch raise almost anything
         raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _tensor_of(array: Array) -> Tensor:
+    """Return the tensor in the bytes of an array, which are those of a ``.npy`` file."""
+    if array.stype != _NPY:
+        raise ValueError(f"serialised as {array.stype!r}, expected {_NPY!r}")
+    file = io.BytesIO(array.data)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    size = math.prod(shape) * dtype.itemsize
+    if len(array.data) - file.tell() != size:
+        raise ValueError(f"{len(array.data) - file.tell()} bytes of values, expected {size}")
+    values = np.ndarray(shape, dtype, array.data, file.tell(), order="F" if by_columns else "C")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
+        return torch.from_numpy(values)
+
+
+def upload_of(config: Mapping[str, object], sender: str) -> Upload:
+    """Return the form of a reply that an instruction asks for, or that a reply has; without a word, float32."""
+    value = config.get(UPLOAD, "float32")
+    if value not in get_args(Upload):
+        raise ReplyError(f"{sender} sent {value!r} as {UPLOAD}, expected one of {', '.join(get_args(Upload))}")
+    return cast("Upload", value)
+
+
+def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:
+    """Return what parameters changed by as records, by their names."""
+    records = {CHANGES: ArrayRecord(dict(changes.tensors))}
+    if changes.scales is not None:
+        records[SCALES] = ArrayRecord({SCALES: changes.scales})
+    return records
+
+
+def unpack_trained(records: Mapping[str, ArrayRecord], upload: Upload, sender: str) -> Mapping[str, Tensor] | Changes:
+    """Return the parameters of a reply, or what they changed by; refuse other records than those of its form."""
+    expected = RECORDS_OF[upload]
+    if set(records) != set(expected):
+        raise ReplyError(f"{sender} sent records {list(records)}, expected {' and '.join(expected)} alone")
+    tensors = tensors_of(records[expected[0]], sender)
+    if upload == "float32":
+        return tensors
+    if upload == "float16":
+        return Changes(tensors)
+    scales = tensors_of(records[SCALES], sender)
+    if list(scales) != [SCALES]:
+        raise ReplyError(f"{sender} sent {list(scales)} in record {SCALES}, expected {SCALES} alone")
+    return Changes(tensors, scales[SCALES])
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:

@@ -1,28 +1,53 @@
 """Measure speed and memory, always against a reference that runs in the same command.
 
-Usage: ``python -m simulations.bench aggregate`` or ``messages``. The last line is the verdict, and so is the exit
-status: 0 if every goal was met, 1 if not. Machines are noisy: close other programs, and look at ratios, never at times
-alone.
+The last line is the verdict, and so is the exit status: 0 if every goal was met, 1 if not. Machines are noisy: close
+other programs, and look at ratios, never at times alone.
 """
 
 import argparse
 import sys
 
-from simulations.benchmarks import aggregate, messages
+from simulations.benchmarks import aggregate, gpu, messages, round, scale, step
 from simulations.benchmarks.machine import describe_machine
 
-BENCHMARKS = {"aggregate": aggregate, "messages": messages}
+BENCHMARKS = {"aggregate": aggregate, "messages": messages, "step": step, "round": round, "scale": scale, "gpu": gpu}
+
+EXAMPLES = """
+examples:
+  python -m simulations.bench aggregate --threads 2
+  python -m simulations.bench step --chart step.svg
+  python -m simulations.bench step --model preresnet18 --cohort 10
+  python -m simulations.bench round --root data                      beside a plain loop
+  python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
+  python -m simulations.bench round --root data --authors HeteroFL --target 0.99 --work runs/target
+  python -m simulations.bench scale --chart scale.svg
+  python -m simulations.bench gpu --root data --authors HeteroFL     needs a CUDA device
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all benchmarks."""
+    top = argparse.ArgumentParser(
+        prog="python -m simulations.bench", description=__doc__, epilog=EXAMPLES, formatter_class=formatter
+    )
+    commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
+    for name, module in BENCHMARKS.items():
+        explained = module.__doc__ or ""
+        module.add_arguments(
+            commands.add_parser(name, help=explained.splitlines()[0], description=explained, formatter_class=formatter)
+        )
+    return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m simulations.bench", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="benchmark", required=True)
-    for name, module in BENCHMARKS.items():
-        summary = (module.__doc__ or "").splitlines()[0]
-        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
-    options = parser.parse_args(arguments)
-    print(describe_machine())
+    options = parser().parse_args(arguments)
+    print(describe_machine(), flush=True)
     return 0 if BENCHMARKS[options.benchmark].run(options) else 1
+
+
+def formatter(prog: str) -> argparse.HelpFormatter:
+    """Keep line breaks, and say what a benchmark is on one line."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=100)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The ServerApp behind ``flwr run``: HeteroFL as the settings say, with records, checkpoints and a report."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,13 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.app.callbacks import callbacks_of
+from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.client import load_parameters
-from heterofl_flwr.data import Split
+from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.learn import evaluate, resolve_device
+from heterofl_flwr.learn import evaluate
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.heterofl import HeteroFL
@@ -71,6 +73,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         min_replies=sample.min_replies,
         wait=sample.wait,
         learning_rate=multi_step(train.lr, train.milestones, train.factor),
+        upload=train.upload,
         fidelity=settings.fidelity.to_core(),
         server_momentum=settings.server.momentum,
         evaluation=Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
@@ -84,20 +87,34 @@ class CentralEvaluation:
     def __init__(self, strategy: HeteroFL, task: Task) -> None:
         self._strategy = strategy
         self._task = task
-        self._device = resolve_device(task.settings.engine.device)
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Return accuracy and loss without any mask."""
-        del server_round
         rate = self._task.mix.global_rate
         with torch.random.fork_rng(devices=[]):
             model = self._task.build(rate)
         load_parameters(model, arrays.to_torch_state_dict())
         if rate in self._strategy.moments:
             model = with_static_norm(model, self._strategy.moments[rate])
-        test: Split = self._task.dataset.test.to(self._device)
-        result = evaluate(model.to(self._device), test)
-        return MetricRecord({"global-accuracy": result.accuracy, "global-loss": result.loss})
+        with _all_cores():
+            result = evaluate(
+                model.to(self._task.device),
+                self._task.test,
+                seed=derive(self._task.settings.seed, "central", server_round),
+                perplexity_kind=self._task.settings.fidelity.perplexity,
+            )
+        return MetricRecord(dict(result.metrics("global")))
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let torch use all cores: clients wait while the server evaluates."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)

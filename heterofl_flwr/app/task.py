@@ -14,12 +14,15 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.learn import TrainOptions
+from heterofl_flwr.learn import TrainOptions, resolve_device
 from heterofl_flwr.nn.models import build_model
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.model import takes
 
 Flat = Mapping[str, Any]
+
+COHORTS = {"cpu": 5, "cuda": 50}
+"""How many clients train together by default, by type of device."""
 
 
 class Task:
@@ -35,6 +38,21 @@ class Task:
         return load_dataset(self.settings.data.name, self.settings.data.root or None)
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where clients compute."""
+        return resolve_device(self.settings.engine.device)
+
+    @cached_property
+    def train(self) -> Split:
+        """The training examples, moved to the device once."""
+        return self.dataset.train.to(self.device)
+
+    @cached_property
+    def test(self) -> Split:
+        """The test examples, moved to the device once."""
+        return self.dataset.test.to(self.device)
+
+    @cached_property
     def build(self) -> Callable[[float], nn.Module]:
         """From a rate to the model at that rate."""
         model = self.settings.model.name
@@ -42,7 +60,11 @@ class Task:
             return load_function(model, "model.name")
         options = model_options(self.settings)
         inputs = self.dataset.train.inputs
-        depends = {"channels": inputs.shape[1] if inputs.dim() == 4 else 1, "classes": self.dataset.classes}
+        depends = {
+            "channels": inputs.shape[1] if inputs.dim() == 4 else 1,
+            "classes": self.dataset.classes,
+            "vocabulary": self.dataset.classes,
+        }
         options |= {name: value for name, value in depends.items() if takes(model, name)}
         return build_model(model, **options)
 
@@ -61,25 +83,39 @@ class Task:
         """Whether classifier rows count by label (``fidelity.label-rows``)."""
         return self.masked or self.settings.fidelity.label_rows == "paper"
 
+    @property
+    def cohort(self) -> int:
+        """How many clients may train together."""
+        engine = self.settings.engine
+        return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
+
+    @property
+    def moments_batch_size(self) -> int:
+        """Samples in a batch whose moments are measured."""
+        settings = self.settings
+        paper = settings.train.batch_size if settings.fidelity.moments == "paper" else 100
+        return settings.evaluate.moments_batch_size or paper
+
     def example(self) -> torch.Tensor:
         """Return a batch of one input."""
-        return self.dataset.train.inputs[:1]
+        train = self.dataset.train
+        return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
+
+    def partitions(self, number: int) -> Partitions:
+        """Return how the data are dealt to so many clients."""
+        if number not in self._partitions:
+            settings = self.settings
+            self._partitions[number] = split_dataset(
+                self.dataset, settings.data.split, number, settings.seed, settings.fidelity.shards
+            )
+        return self._partitions[number]
 
     def part(self, partition: int, num_partitions: int) -> tuple[Split, Split, tuple[int, ...]]:
-        """Return a client's training and test examples and its classes."""
-        if num_partitions not in self._partitions:
-            self._partitions[num_partitions] = split_dataset(
-                self.dataset,
-                self.settings.data.split,
-                num_partitions,
-                self.settings.seed,
-                self.settings.fidelity.shards,
-            )
-        parts = self._partitions[num_partitions]
+        """Return a client's training and test examples, on the device, and its classes."""
+        parts = self.partitions(num_partitions)
         if not 0 <= partition < num_partitions:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
-        train, test = self.dataset.train.take(parts.train[partition]), self.dataset.test.take(parts.test[partition])
-        return train, test, parts.classes[partition]
+        return *parts.of(partition, self.train, self.test), parts.classes[partition]
 
     def options(self, learning_rate: float) -> TrainOptions:
         """Return how a client trains."""

@@ -1,17 +1,21 @@
 """A ClientApp: finding it by name, finding its name, and handing it messages as Flower's own backends do."""
 
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Codes of flwr.common.constant.ErrorCode; a test compares them.
 UNKNOWN = 0
@@ -85,15 +89,31 @@ def _importable(name: str, module: object) -> str:
 
 
 def call(app: ClientApp, message: Message, context: Context) -> Outcome:
-    """Hand one message to the app."""
-    return call_cohort(lambda messages, contexts: [app(messages[0], contexts[0])], [message], [context])[0]
+    """Hand one message to the app, which may change what it gets."""
+    return _call(lambda messages, contexts: [app(messages[0], contexts[0])], [message], [context])[0]
 
 
-def call_cohort(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Outcome]:
-    """Hand messages to a function that answers them together; what it raises becomes the error reply of each."""
+def call_cohort(app: ClientApp, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Outcome]:
+    """Hand several messages to the app's ``train_cohort``; return nothing where it has none, or where that raises.
+
+    They are then to be handed over one by one, so that one bad client costs the others nothing but time.
+    """
+    cohort: Cohort | None = getattr(app, "train_cohort", None)
+    if cohort is None or len(messages) == 1:
+        return []
+    outcomes = _call(cohort, messages, contexts)
+    if trouble := outcomes[0].trouble:
+        logger.warning("%d messages are answered one by one, because together they failed:\n%s", len(messages), trouble)
+        return []
+    return outcomes
+
+
+def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Outcome]:
+    """Return what comes of copies of the messages; what the function raises becomes the error reply of each."""
+    contexts = [_own_context(context) for context in contexts]
     try:
         with _one_thread():
-            replies = list(cohort(messages, contexts))
+            replies = list(cohort([_own_message(message) for message in messages], contexts))
         _check(replies, messages)
     except (Exception, SystemExit) as error:  # a worker process must outlive a client's sys.exit()
         trouble = traceback.format_exc()
@@ -138,3 +158,28 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _own_message(message: Message) -> Message:
+    """Return a message whose records a client may change; the server's messages share theirs. Values are not copied."""
+    own = copy(message)
+    own.content = _own_records(message.content)
+    return own
+
+
+def _own_context(context: Context) -> Context:
+    """Return a context that a client may change; it replaces the node's only where the client succeeds."""
+    return Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config=dict(context.node_config),
+        state=_own_records(context.state),
+        run_config=dict(context.run_config),
+    )
+
+
+def _own_records(records: RecordDict) -> RecordDict:
+    own = records.copy()
+    for name, record in records.items():
+        own[name] = record.copy()
+    return own

@@ -3,7 +3,7 @@
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,9 +15,10 @@ from flwr.supercore.run import Run
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import load, reference
+from heterofl_flwr.grids.groups import Group, together
 from heterofl_flwr.grids.identity import Identity
 from heterofl_flwr.grids.pool import Pool
-from heterofl_flwr.grids.runner import Inline, Job, Runner
+from heterofl_flwr.grids.runner import Inline, Runner
 
 
 class LocalGrid(Grid):
@@ -33,19 +34,24 @@ class LocalGrid(Grid):
     ----------
     client_app : ClientApp or str
         The ClientApp, or where to import it: ``"module:attribute"``. For worker processes it has to be importable.
-        One with an attribute ``train_cohort(messages, contexts) -> replies`` has its ``train`` messages answered
-        together, all that were sent and are not answered yet, when it runs in this process.
     num_nodes : int
         How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
     processes : int
         0 or 1 runs clients in this process, one by one, each when its reply is asked for; they share its random state.
         More is the number of worker processes. They last until ``close``, so what a module caches is kept.
+    cohort : int or callable
+        How many clients may train together, or a function from a message to it, if the ClientApp has an attribute
+        ``train_cohort(messages, contexts) -> replies``. It gets the ``train`` messages of one push to different nodes
+        at an equal ``rate``, which their config record names, in the order sent and in even groups. Any other message
+        goes to the ClientApp itself, and so does each message of a group for which ``train_cohort`` raises: then only
+        a bad client fails.
     node_config : callable, optional
         From a partition to further entries of its node's ``Context.node_config``.
     run_config : mapping, optional
         ``Context.run_config`` of every node.
     cost : callable, optional
-        From a message to how long its client may take, in any unit. Worker processes begin with the longest.
+        From a message to how long its client may take, in any unit. Of the messages that were pushed together, worker
+        processes begin with the longest; a group takes as long as its members in a row.
     seed : int
         What the ids of the run and of its nodes are drawn from.
 
@@ -61,6 +67,7 @@ class LocalGrid(Grid):
         num_nodes: int,
         *,
         processes: int = 0,
+        cohort: int | Callable[[Message], int] = 1,
         node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
         run_config: Mapping[str, UserConfigValue] | None = None,
         cost: Callable[[Message], float] | None = None,
@@ -68,6 +75,7 @@ class LocalGrid(Grid):
     ) -> None:
         _check_count("num_nodes", num_nodes, 1)
         _check_count("processes", processes, 0)
+        self._cohort = cohort if callable(cohort) else _always(cohort)
         self._node_configs = {
             derive(seed, "node", partition): {
                 "partition-id": partition,
@@ -77,8 +85,8 @@ class LocalGrid(Grid):
             for partition in range(num_nodes)
         }
         self._run_config = _checked(run_config or {}, "run_config")
-        self._cost = cost
-        self._numbers = itertools.count(1)
+        self._cost = cost or (lambda message: 0.0)
+        self._numbers = itertools.count(1)  # of messages, groups and pushes
         self._contexts: dict[int, Context] = {}
         self._renew(Run.create_empty(derive(seed, "run")))
         self._runner: Runner
@@ -127,9 +135,10 @@ class LocalGrid(Grid):
         """Send messages and return their ids. Worker processes begin at once."""
         if not self._finalizer.alive:
             raise HeteroFLError("this LocalGrid is closed; messages need an open one")
-        jobs = [self._job(message) for message in messages]
-        self._runner.submit(jobs)
-        return [job.id for job in jobs]
+        messages = list(messages)
+        ids = [self._admit(message) for message in messages]
+        self._runner.submit(self._groups(messages))
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these messages that are there; without worker processes, run the clients now."""
@@ -152,6 +161,13 @@ class LocalGrid(Grid):
             self._runner.cancel(ids)
         return [replies[id_] for id_ in ids if id_ in replies]
 
+    def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
+        """Wait until these messages are answered, or ``timeout`` seconds; return the ids of those that are.
+
+        Their replies can then be pulled. Not part of Flower's interface; ``Windowed`` uses it.
+        """
+        return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
+
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Drop messages, begun or not, and their replies. Not part of Flower's interface; ``Windowed`` uses it."""
         self._runner.cancel(list(message_ids))
@@ -161,16 +177,23 @@ class LocalGrid(Grid):
         for node_id, config in self._node_configs.items():
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
 
-    def _job(self, message: Message) -> Job:
+    def _admit(self, message: Message) -> str:
+        """Give a message its id."""
         node_id = message.metadata.dst_node_id
         if node_id not in self._node_configs:
             raise ConfigError(
                 f"a message of type {message.metadata.message_type!r} goes to node {node_id}; expected one of this "
                 f"grid's {len(self._node_configs)} nodes, as get_node_ids() lists them"
             )
-        number = next(self._numbers)
-        message.metadata.__dict__["_message_id"] = str(number)  # Flower's own grids write it like this
-        return Job(-self._cost(message) if self._cost else 0.0, number, message)
+        id_ = str(next(self._numbers))
+        message.metadata.__dict__["_message_id"] = id_  # Flower's own grids write it like this
+        return id_
+
+    def _groups(self, messages: Sequence[Message]) -> list[Group]:
+        """Return what is answered together."""
+        push = next(self._numbers)
+        groups = together(messages, self._cohort) if self._runner.takes_groups else [[message] for message in messages]
+        return [Group(push, -sum(map(self._cost, some)), next(self._numbers), some) for some in groups]
 
 
 def _close(runner: Runner, identity: Identity) -> None:
@@ -178,6 +201,11 @@ def _close(runner: Runner, identity: Identity) -> None:
         runner.close()
     finally:
         identity.release()
+
+
+def _always(cohort: int) -> Callable[[Message], int]:
+    _check_count("cohort", cohort, 1)
+    return lambda message: cohort
 
 
 def _check_count(name: str, value: object, least: int) -> None:

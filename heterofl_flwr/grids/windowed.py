@@ -19,7 +19,8 @@ class Windowed(Grid):
 
     ``send_and_receive`` returns a generator: it yields replies in the order of the messages and keeps none that it has
     yielded. At most ``window`` messages are on their way, or answered and not yet yielded. So a round over any number
-    of clients needs memory for ``window`` of them, if the strategy adds replies up as they come.
+    of clients needs memory for ``window`` of them, if the strategy adds replies up as they come. More are sent when
+    half of the window is free, so that a ``LocalGrid`` has messages to group.
 
     All else is the other grid's; it stays the caller's to close.
 
@@ -28,7 +29,7 @@ class Windowed(Grid):
     grid : Grid
         Any grid of Flower, or a ``LocalGrid``.
     window : int
-        How many messages may be out. Fewer than the grid has workers leaves some of these idle.
+        How many messages may be out. Fewer than twice what the grid works on at once leaves workers idle.
     """
 
     def __init__(self, grid: Grid, window: int) -> None:
@@ -91,11 +92,13 @@ class _Flight:
         self._window = window
         self._deadline = deadline
         self._here: dict[str, Message] = {}
-        self._cancel: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)  # LocalGrid has one
+        # A LocalGrid has these two.
+        self._wait: Callable[[list[str], float | None], list[str]] | None = getattr(grid, "wait_for_replies", None)
+        self._cancel: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)
 
     def refill(self) -> None:
-        """Send what the window has room for."""
-        while self._waiting and (room := self._window - len(self.out)) > 0:
+        """Send what the window has room for, if that is half of it."""
+        while self._waiting and 2 * (room := self._window - len(self.out)) >= self._window:
             # A list, because HttpGrid reads it twice. An id is empty or missing where the message could not be sent.
             batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             self.out.extend(id_ for id_ in self._grid.push_messages(batch) if id_)
@@ -107,8 +110,8 @@ class _Flight:
                 first = self.out.popleft()
                 self.refill()
                 yield self._here.pop(first)
-            if self.out and not self._cancel:  # the deadline: take what is there; a LocalGrid would run clients for it
-                self._pull(self._missing())
+            if self.out:  # the deadline
+                self._pull(self._ready(self._missing(), 0.0))
             for late in list(self.out):
                 if late in self._here:
                     yield self._here.pop(late)
@@ -117,19 +120,25 @@ class _Flight:
                 self._cancel(list(self.out))
 
     def _await(self, first: str) -> bool:
-        """Wait until a reply is here; False at the deadline."""
+        """Wait until a reply is here; False if there will be none in time."""
         began = time.monotonic()
         wanted = [first]  # alone at first: a grid that runs clients when asked then runs only this one
         while first not in self._here:
             now = time.monotonic()
-            left = LONGEST_PAUSE if self._deadline is None else self._deadline - now
-            if left <= 0:
+            left = None if self._deadline is None else self._deadline - now
+            if left is not None and left <= 0:
                 return False
-            self._pull(wanted)
+            self._pull(self._ready(wanted, left))
+            if self._wait:
+                break
             if first not in self._here:
-                time.sleep(min(left, LONGEST_PAUSE, 0.001 + 0.1 * (now - began)))
+                time.sleep(min(LONGEST_PAUSE if left is None else left, LONGEST_PAUSE, 0.001 + 0.05 * (now - began)))
                 wanted = self._missing()
-        return True
+        return first in self._here
+
+    def _ready(self, ids: list[str], seconds: float | None) -> list[str]:
+        """Wait for replies where the grid can; return the ids to pull."""
+        return self._wait(ids, seconds) if self._wait else ids
 
     def _pull(self, ids: list[str]) -> None:
         """Take the replies that are there. An error reply of the SuperLink tells by this id alone what it is about."""

@@ -1,48 +1,124 @@
-"""How a message and its node's context travel between this process and a worker's."""
+"""How messages and their nodes' contexts travel between this process and a worker's."""
 
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 LARGE = 1 << 16  # bytes from which an array travels by itself: not copied into a pickle and out of it again
 
+Letter = tuple[Message, Context | None, str]
+"""A message, its node's context, and the traceback of what failed."""
 
-def send(connection: Connection, message: Message, context: Context | None, trouble: str = "") -> None:
-    """Send all but the large arrays as one object, then these, straight from where they lie."""
-    thin, thin_context = copy(message), copy(context)
-    places: list[list[tuple[str, str]]] = [[], []]
-    arrays: list[bytes] = []
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Large arrays that several messages have in common; a worker that was sent one keeps it for the next message.
+
+    They are known by the identity of their bytes, which cannot change. The bytes are held here, so that no others can
+    take that identity.
+    """
+
+    number: int = 0
+    arrays: dict[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def among(cls, messages: Iterable[Message]) -> "Shared":
+        """Return what these messages have in common."""
+        seen: set[int] = set()
+        common: dict[int, bytes] = {}
+        for message in messages:
+            own = {id(array.data): array.data for _, array in _large_of(message, None)}
+            common |= {identity: own[identity] for identity in own.keys() & seen}
+            seen |= own.keys()
+        return cls(next(_numbers), common) if common else NOTHING
+
+
+NOTHING = Shared()
+
+
+class Wire:
+    """One end of a connection between this process and a worker.
+
+    Either end keeps the shared arrays that it was sent, until others are shared.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sent = 0  # the number of what was shared last
+        self._there: set[int] = set()  # what the other end keeps of it
+        self._received = 0
+        self._here: dict[int, bytes] = {}  # what this end keeps
+
+    def send(self, letters: Sequence[Letter], shared: Shared = NOTHING) -> None:
+        """Send all but the large arrays as one object, then these, straight from where they lie."""
+        there = set(self._there) if shared.number == self._sent else set()
+        plan, arrays = [], []
+        for number, (message, context, _) in enumerate(letters):
+            for place, array in _large_of(message, context):
+                identity = id(array.data) if id(array.data) in shared.arrays else 0
+                travels = identity not in there
+                plan.append((number, place, identity, travels))
+                arrays += [array.data] if travels else []
+                there |= {identity} - {0}
+        thin = [_thin(*letter) for letter in letters]
+        self._connection.send((thin, plan, shared.number))  # raises before it sends, where something does not pickle
+        self._sent, self._there = shared.number, there
+        for data in arrays:
+            self._connection.send_bytes(data)
+
+    def receive(self) -> list[Letter]:
+        """Receive what ``send`` sends."""
+        letters: list[Letter]
+        letters, plan, number = self._connection.recv()
+        if number != self._received:
+            self._received, self._here = number, {}
+        for number, (part, name, key), identity, travels in plan:
+            data = self._connection.recv_bytes() if travels else self._here[identity]
+            if identity:
+                self._here[identity] = data
+            message, context, _ = letters[number]
+            _array_records(message, context)[part][name][key].data = data
+        return letters
+
+
+def _array_records(message: Message, context: Context | None) -> list[dict[str, ArrayRecord]]:
+    """Return the array records of a message and those of its node's state."""
+    found: list[Mapping[str, object]] = [message.content if message.has_content() else {}]
+    found.append(context.state if context is not None else {})
+    return [{name: one for name, one in records.items() if isinstance(one, ArrayRecord)} for records in found]
+
+
+def _large_of(message: Message, context: Context | None) -> Iterator[tuple[tuple[int, str, str], Array]]:
+    """Yield the large arrays, each with its place."""
+    for part, records in enumerate(_array_records(message, context)):
+        for name, record in records.items():
+            for key, array in record.items():
+                if len(array.data) >= LARGE:
+                    yield (part, name, key), array
+
+
+def _thin(message: Message, context: Context | None, trouble: str) -> Letter:
+    """Return copies with the large arrays empty."""
+    slim, slim_context = copy(message), copy(context)
     if message.has_content():
-        thin.content = _detach(message.content, places[0], arrays)
-    if context is not None and thin_context is not None:
-        thin_context.state = _detach(context.state, places[1], arrays)
-    connection.send((thin, thin_context, trouble, places))
-    for data in arrays:
-        connection.send_bytes(data)
+        slim.content = _without_large(message.content)
+    if context is not None and slim_context is not None:
+        slim_context.state = _without_large(context.state)
+    return slim, slim_context, trouble
 
 
-def receive(connection: Connection) -> tuple[Message, Context | None, str]:
-    """Receive what ``send`` sends."""
-    message, context, trouble, places = connection.recv()
-    for name, key in places[0]:
-        message.content[name][key].data = connection.recv_bytes()
-    for name, key in places[1]:
-        context.state[name][key].data = connection.recv_bytes()
-    return message, context, trouble
-
-
-def _detach(records: RecordDict, places: list[tuple[str, str]], arrays: list[bytes]) -> RecordDict:
-    """Return the records with large arrays empty; add where they were, and their bytes, to the lists."""
+def _without_large(records: RecordDict) -> RecordDict:
     thin = records.copy()
     for name, record in records.items():
-        if not isinstance(record, ArrayRecord):
-            continue
-        large = {key: array for key, array in record.items() if len(array.data) >= LARGE}
-        slim = record.copy()
-        for key, array in large.items():
-            slim[key] = Array(array.dtype, tuple(array.shape), array.stype, b"")
-            places.append((name, key))
-            arrays.append(array.data)
-        thin[name] = slim
+        if isinstance(record, ArrayRecord):
+            slim = thin[name] = record.copy()
+            for key, array in record.items():
+                if len(array.data) >= LARGE:
+                    slim[key] = Array(array.dtype, tuple(array.shape), array.stype, b"")
     return thin

@@ -12,16 +12,18 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import cast
 
 from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.apps import CRASHED, NOT_LOADED, RAISED, Outcome, call, failure, load
-from heterofl_flwr.grids.wire import receive, send
+from heterofl_flwr.grids.apps import CRASHED, NOT_LOADED, RAISED, Outcome, call, call_cohort, failure, load
+from heterofl_flwr.grids.wire import NOTHING, Letter, Shared, Wire
 
 GRACE = 2.0  # seconds that an idle worker has to leave by itself
 
@@ -35,35 +37,39 @@ def is_inside() -> bool:
 
 
 class Worker:
-    """The end of this process: a process that answers one message at a time, and is replaced when it has died."""
+    """The end of this process: a process that answers one group at a time, and is replaced when it has died."""
 
     def __init__(self, client_app: str) -> None:
         self._client_app = client_app
         self._killed = False
         self._start()
 
-    def ready(self) -> None:
-        """Wait until the process has loaded the ClientApp."""
+    def ready(self) -> bool:
+        """Wait until the process has loaded the ClientApp; return whether that answers messages together."""
         try:
-            trouble = self._connection.recv()
+            trouble, takes_groups = self._connection.recv()
         except (EOFError, OSError):
-            trouble = f"it {_ending(self.stop())} while it loaded client_app {self._client_app!r}"
+            trouble, takes_groups = f"it {_ending(self.stop())} while it loaded client_app {self._client_app!r}", False
         if trouble:
             self.stop()
             raise ConfigError(f"in a worker process: {trouble}")
+        return bool(takes_groups)
 
-    def run(self, message: Message, context: Context) -> Outcome:
-        """Let the process answer a message; where it dies of it, return the error reply."""
+    def run(self, messages: Sequence[Message], contexts: Sequence[Context], shared: Shared = NOTHING) -> list[Outcome]:
+        """Let the process answer messages together; where it dies of it, return the error reply of each."""
         try:
             self._revive()
         except ConfigError as error:
-            return failure(message, NOT_LOADED, str(error))
+            return [failure(message, NOT_LOADED, str(error)) for message in messages]
         try:
-            send(self._connection, message, context)
-            return Outcome(*receive(self._connection))
+            self._wire.send([(*pair, "") for pair in zip(messages, contexts, strict=True)], shared)
+            return [Outcome(*letter) for _ in messages for letter in self._wire.receive()]
         except (EOFError, OSError):
-            node = f"node {context.node_id} (partition {context.node_config.get('partition-id')})"
-            return failure(message, CRASHED, f"The process that ran {node} {_ending(self.stop())}.")
+            ending = _ending(self.stop())
+            return [
+                failure(message, CRASHED, f"The process that ran {_described(context, len(messages) - 1)} {ending}.")
+                for message, context in zip(messages, contexts, strict=True)
+            ]
 
     def kill(self) -> None:
         """End the process, and all that it has started, at once. Callable from any thread; ``stop`` must follow."""
@@ -92,6 +98,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
             )
             self._connection = Connection(ours.detach())
+            self._wire = Wire(self._connection)
 
     def _revive(self) -> None:
         """Replace the process where it is gone."""
@@ -118,25 +125,37 @@ def serve(descriptor: int, client_app: str) -> None:
         try:
             app = load(client_app)
         except BaseException as error:
-            connection.send(str(error) if isinstance(error, ConfigError) else traceback.format_exc())
+            connection.send((str(error) if isinstance(error, ConfigError) else traceback.format_exc(), False))
             return
-        connection.send("")
+        connection.send(("", hasattr(app, "train_cohort")))
+        wire = Wire(connection)
         while True:
-            message, context, _ = receive(connection)
-            outcome = call(app, message, _enter(cast(Context, context)))
-            _answer(connection, message, outcome)
-            del message, context, outcome  # while it waits, a worker holds no model
+            _serve_one(wire, app)  # while it waits, a worker holds no model
 
 
-def _answer(connection: Connection, message: Message, outcome: Outcome) -> None:
+def _serve_one(wire: Wire, app: ClientApp) -> None:
+    """Answer one group of messages."""
+    letters = wire.receive()
+    messages, contexts = [letter[0] for letter in letters], [cast(Context, letter[1]) for letter in letters]
+    outcomes = call_cohort(app, messages, list(map(_enter, contexts))) or [
+        call(app, message, _enter(context)) for message, context in zip(messages, contexts, strict=True)
+    ]
+    for message, outcome in zip(messages, outcomes, strict=True):
+        _send(wire, message, outcome)
+
+
+def _send(wire: Wire, message: Message, outcome: Outcome) -> None:
     """Send an outcome, or why it cannot be sent."""
     try:
-        send(connection, outcome.reply, outcome.context, outcome.trouble)
+        wire.send([_letter(outcome)])
     except OSError:
         raise
     except Exception as error:  # it does not pickle; nothing was sent yet
-        outcome = failure(message, RAISED, f"{type(error)}:<'{error}'>", traceback.format_exc())
-        send(connection, outcome.reply, None, outcome.trouble)
+        wire.send([_letter(failure(message, RAISED, f"{type(error)}:<'{error}'>", traceback.format_exc()))])
+
+
+def _letter(outcome: Outcome) -> Letter:
+    return outcome.reply, outcome.context, outcome.trouble
 
 
 def _enter(context: Context) -> Context:
@@ -150,6 +169,12 @@ def _environment() -> dict[str, str]:
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**os.environ, **threads, "PYTHONPATH": modules}
+
+
+def _described(context: Context, others: int) -> str:
+    """Name the node that a process ran, maybe among others."""
+    node = f"node {context.node_id} (partition {context.node_config.get('partition-id')})"
+    return f"{node} and {others} others" if others else node
 
 
 def _ending(code: int) -> str:

@@ -54,7 +54,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
         its strategies.
     build, mix, **options
-        Those of ``HeteroFLBase``, but for ``callbacks``: nothing in the classic API says that a round has ended.
+        Those of ``HeteroFLBase``, but for ``callbacks``, as nothing in the classic API says that a round has ended,
+        and for ``upload``, as what a ``NumPyClient`` returns has no place to say its form.
         Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
     """
 
@@ -73,6 +74,11 @@ class HeteroFL(HeteroFLBase, Strategy):
         super().__init__(build, mix, **options)
         if self.callbacks:
             raise ConfigError("the classic API has no place for callbacks: use heterofl_flwr.HeteroFL, or leave them")
+        if self.upload != "float32":
+            raise ConfigError(
+                f"the classic API sends parameters as they are, not in {self.upload}: use heterofl_flwr.HeteroFL, or "
+                f"leave upload"
+            )
         self._initial_parameters = initial_parameters
         self._evaluate_fn = evaluate_fn
         self._fit_config = on_fit_config_fn

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import get_args
 
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix, exact_rate, level_name
 from heterofl_flwr.errors import ConfigError, ReplyError
@@ -43,6 +45,8 @@ class HeteroFLBase:
         For how many seconds a round waits for nodes before it fails.
     learning_rate : Schedule | None
         From the round to the learning rate that clients are told; see ``multi_step``.
+    upload : "float32" | "float16" | "int8"
+        How clients send what they trained: as it is, or only what it changed by, in two bytes or in one.
     label_rows : Sequence[str] | None
         Parameters whose rows belong to classes; None finds the classifier.
     fidelity : Fidelity
@@ -68,6 +72,7 @@ class HeteroFLBase:
         min_replies: int = 1,
         wait: float = 60.0,
         learning_rate: Schedule | None = None,
+        upload: Upload = "float32",
         label_rows: Sequence[str] | None = None,
         fidelity: Fidelity | None = None,
         server_momentum: float = 0.0,
@@ -89,6 +94,7 @@ class HeteroFLBase:
         self.min_replies = min_replies
         self.wait = wait
         self.learning_rate = learning_rate
+        self.upload = _upload(upload)
         self.evaluation = evaluation or Evaluation()
         self.callbacks = tuple(callbacks)
         self._begin_anew()
@@ -111,6 +117,7 @@ class HeteroFLBase:
             parameters = federation.plan(rate).parameters
             logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
+        logger.info("\t├──> Replies: %s", self.upload)
         logger.info("\t└──> Sampling: %g to train, %g to evaluate", self.fraction_train, self.fraction_evaluate)
 
     def moment_tensors(self) -> dict[str, Tensor]:
@@ -235,6 +242,12 @@ def _check_capacity(capacity: float | None) -> None:
             exact_rate(capacity)
         except ConfigError as error:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
+
+
+def _upload(value: Upload) -> Upload:
+    if value not in get_args(Upload):
+        raise ConfigError(f"upload is {value!r}; expected one of {', '.join(get_args(Upload))}")
+    return value
 
 
 def _fraction(name: str, value: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregate import Aggregator
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
+from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import Plan
@@ -29,9 +30,9 @@ Assignment = Literal["fix", "dynamic"]
 
 @dataclass(frozen=True, slots=True)
 class TrainReply:
-    """A client's answer to an instruction to train."""
+    """A client's answer to an instruction to train: its parameters, or what they changed by, and what it says."""
 
-    sub: Mapping[str, Tensor]
+    sub: Mapping[str, Tensor] | Changes
     num_examples: int
     labels: Sequence[int] | None
     capacity: float | None
@@ -170,9 +171,12 @@ class Round:
         """How many replies were added."""
         return self._aggregator.replies
 
-    def add(self, rate: float, sub: Mapping[str, Tensor], labels: Sequence[int] | None) -> None:
+    def add(self, rate: float, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None) -> None:
         """Add a client's reply; every client counts once (section 3.1)."""
-        self._aggregator.add(self._federation.plan(rate), sub, labels=labels)
+        plan = self._federation.plan(rate)
+        if isinstance(sub, Changes):
+            sub = restore(plan, self._state, sub)
+        self._aggregator.add(plan, sub, labels=labels)
 
     @torch.no_grad()
     def close(self) -> State:

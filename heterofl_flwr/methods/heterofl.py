@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
@@ -77,12 +78,18 @@ class HeteroFL(HeteroFLBase, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
-        state = arrays.to_torch_state_dict()
+        state = wire.tensors_of(arrays, "the server")
         rates = self._begin(server_round, self._available(grid), state)
-        slices = slices_of(self.federation, state, rates.values())
+        slices = slices_of(self.federation, arrays, state, rates.values())
         self.log.bytes_down = sum(size_of(slices[rate]) for rate in rates.values())
+        form = {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
         self._sent = [
-            instruction(MessageType.TRAIN, node_id, slices[rate], {**config, **self._told(server_round, node_id, rate)})
+            instruction(
+                MessageType.TRAIN,
+                node_id,
+                slices[rate],
+                {**config, **form, **self._told(server_round, node_id, rate)},
+            )
             for node_id, rate in rates.items()
         ]
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
@@ -116,13 +123,13 @@ class HeteroFL(HeteroFLBase, Strategy):
         told = {
             node_id: {**config, **self._told(server_round, node_id, rates[0])} for node_id, rates in rates_of.items()
         }
-        state = self.federation.check_state(arrays.to_torch_state_dict())
-        current = EvaluationRound(self.federation, state, rates_of, told)
+        self.federation.check_state(wire.tensors_of(arrays, "the server"))
+        current = EvaluationRound(self.federation, arrays, rates_of, told)
         self.moments = {}
         if rates_of and self.evaluation.static_norm and batch_norms(self.federation.model):
             self.moments = query_moments(grid, self.federation, current.queries(), rates_of, timeout=self._timeout)
             if (left := self._restrict(self.moments)) != rates_of:
-                current = EvaluationRound(self.federation, state, left, told)
+                current = EvaluationRound(self.federation, arrays, left, told)
         self._sent = current.evaluations(self.moments)
         return list(self._sent)
 

@@ -10,12 +10,16 @@ from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.nn.moments import Moments
 
 
-def slices_of(federation: Federation, state: Mapping[str, Tensor], rates: Iterable[float]) -> dict[float, ArrayRecord]:
-    """Return one record a rate, to be shared by its messages.
+def slices_of(
+    federation: Federation, arrays: ArrayRecord, state: Mapping[str, Tensor], rates: Iterable[float]
+) -> dict[float, ArrayRecord]:
+    """Return one record a rate, to be shared by its messages; the whole model's is ``arrays`` themselves.
 
     Flower keeps, and in a deployment uploads, equal objects once.
     """
-    return {rate: ArrayRecord(federation.plan(rate).extract(state)) for rate in set(rates)}
+    top = federation.mix.global_rate
+    whole = top if list(arrays) == list(federation.plan(top).axes) else None  # users' may hold running statistics too
+    return {rate: arrays if rate == whole else ArrayRecord(federation.plan(rate).extract(state)) for rate in set(rates)}
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
@@ -38,15 +42,15 @@ class EvaluationRound:
     def __init__(
         self,
         federation: Federation,
-        state: Mapping[str, Tensor],
+        arrays: ArrayRecord,
         rates_of: Mapping[int, tuple[float, ...]],
         told: Mapping[int, Mapping[str, object]],
     ) -> None:
         self._rates_of = dict(rates_of)
         self._federation = federation
-        self._state = state
         self._told = told
-        self._slices = slices_of(federation, state, {rates[0] for rates in rates_of.values()})
+        state = wire.tensors_of(arrays, "the server")
+        self._slices = slices_of(federation, arrays, state, {rates[0] for rates in rates_of.values()})
 
     def queries(self) -> list[Message]:
         """Return the messages that ask for static batch norm moments."""

@@ -96,7 +96,7 @@ def query_moments(
 
 def _read_moments(reply: Message, rates: Sequence[float], sender: str) -> dict[float, Moments]:
     wire.config_of(reply, sender)
-    record = reply.content.array_records.get(wire.MOMENTS)
+    record = wire.arrays_in(reply.content).get(wire.MOMENTS)
     if record is None:
         raise ReplyError(f"{sender} sent no {wire.MOMENTS} record")
     return {rate: wire.unpack_moments(record, rate, sender) for rate in rates}

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.methods.federation import TrainReply
+from heterofl_flwr.methods.instructions import size_of
 from heterofl_flwr.methods.nodes import Capability
 
 logger = logging.getLogger(__name__)
@@ -56,23 +57,21 @@ def fault_of(reply: Message | None) -> str | None:
 def read_train_reply(reply: Message, sender: str) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
     config = wire.config_of(reply, sender)
-    arrays = reply.content.array_records.get(wire.ARRAYS)
-    if arrays is None or len(reply.content.array_records) != 1:
-        raise ReplyError(f"{sender} sent records {list(reply.content.array_records)}, expected {wire.ARRAYS} alone")
-    sub = wire.tensors_of(arrays, sender)
+    records = wire.arrays_in(reply.content)
+    sub = wire.unpack_trained(records, wire.upload_of(config, sender), sender)
     num_examples, metrics = read_metrics(reply, sender)
     labels = config.get(wire.LABELS)
     if labels is not None and not isinstance(labels, list):
         raise ReplyError(f"{sender} sent {labels!r} as labels, expected a list of whole numbers")
     capacity = wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None
-    num_bytes = sum(len(array.data) for array in arrays.values())
+    num_bytes = sum(map(size_of, records.values()))
     return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
 
 
 def read_metrics(reply: Message, sender: str) -> tuple[int, dict[str, float]]:
     """Return the number of examples and the other metrics of a reply; lists among them are left out."""
-    record = reply.content.metric_records.get(wire.METRICS)
-    if record is None:
+    record = reply.content.get(wire.METRICS)
+    if not isinstance(record, MetricRecord):
         raise ReplyError(f"{sender} sent no {wire.METRICS} record")
     num_examples = record.get(wire.NUM_EXAMPLES)
     if not isinstance(num_examples, int) or num_examples < 0:

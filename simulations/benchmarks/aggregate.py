@@ -1,17 +1,15 @@
-"""Ten replies, two of each level a to e, averaged for each of the paper's models: time and memory.
+"""Averaging the replies to the paper's models: time and memory.
 
-The reference is the counting mean written the plain way, as the authors of HeteroFL do: index tensors for each client
-and parameter, a tensor of sums, a tensor of counts, and boolean masks at the end.
+There are ten, two of each level a to e. The reference is the counting mean written the plain way, as the authors of
+HeteroFL do: index tensors for each client and parameter, a tensor of sums, a tensor of counts, and boolean masks at the
+end.
 """
 
 import argparse
-import ctypes
-import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from heterofl_flwr.core import LEVELS, Aggregator, Axis, Plan
 from heterofl_flwr.nn import PAPER
 from simulations.benchmarks.machine import side_by_side
+from simulations.benchmarks.memory import peak_of
 
 State = Mapping[str, Tensor]
 Labels = Sequence[int] | None
@@ -136,18 +135,5 @@ def check_equal(mine: State, theirs: State) -> None:
 
 def peak_memory(case: Case, times: int) -> float:
     """Return the peak of the memory that averaging adds, result included, in sizes of the global model."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return math.nan
     size = sum(tensor.numel() * tensor.element_size() for tensor in case.state.values())
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed goes back, else this one would use it unseen
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is in use now
-    before = _status_bytes(status, "VmRSS")
-    average(case, times)
-    return (_status_bytes(status, "VmHWM") - before) / size
-
-
-def _status_bytes(status: Path, key: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+    return peak_of(partial(average, case, times)) / size

@@ -16,7 +16,7 @@ def describe_machine() -> str:
     """Return one line: processor, cores, versions and commit."""
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "processor")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    versions = f"Python {platform.python_version()}, torch {version('torch')}"
+    versions = f"Python {platform.python_version()}, torch {version('torch')}, flwr {version('flwr')}"
     return f"{model}, {os.cpu_count()} cores, {device}; {versions}; commit {_commit()}"
 
 

@@ -1,4 +1,4 @@
-"""Milliseconds a message takes there and back: LocalGrid beside Flower's Ray backend, with nothing to do on the way."""
+"""A message there and back: LocalGrid beside Flower's Ray backend."""
 
 import argparse
 import json

@@ -41,7 +41,7 @@ def test_alone_it_is_the_quickstart(asked, tmp_path):
     assert (request.clients, request.app, grid, log, request.share) == (20, None, "ray", False, Share())
     assert request.out.parent == tmp_path / "runs"
     assert request.out.name.startswith("digits-")
-    own = {"run.dir": str(request.out), "sample.min-nodes": 20}
+    own = {"run.dir": str(request.out), "sample.min-nodes": 20, "engine.window": 64}
     assert request.config == to_flat(from_flat({})) | own
 
 
@@ -73,6 +73,11 @@ def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
 def test_it_waits_for_all_clients_unless_told(asked):
     assert asked("--clients", "7")[0].config["sample.min-nodes"] == 7
     assert asked("--clients", "7", "--set", "sample.min-nodes=3", "--out", "b")[0].config["sample.min-nodes"] == 3
+
+
+def test_few_messages_are_under_way_unless_told(asked):
+    assert asked()[0].config["engine.window"] == 64
+    assert asked("--set", "engine.window=0", "--out", "b")[0].config["engine.window"] == 0
 
 
 def test_another_app_gets_only_what_is_said(asked):

@@ -22,7 +22,8 @@ from heterofl_flwr.client import (
     submodel,
 )
 from heterofl_flwr.core import Plan
-from heterofl_flwr.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.core.compress import restore
+from heterofl_flwr.errors import ConfigError, DataError, ReplyError, ShapeError
 from heterofl_flwr.nn import class_mask, mask_logits
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.methods.tiny import Tiny, build, build_normed, equal, inputs
@@ -51,6 +52,14 @@ def instruction(rate=1.0, kind="train", *, state=None, build=build, moments=None
     if moments:
         content["moments"] = messages.pack_moments(moments)
     return Message(RecordDict(content), 7, kind)
+
+
+def trained(message):
+    """Return the message's model after a step of training."""
+    model = submodel(message, build)
+    model(inputs(2)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    return model
 
 
 def context(**node_config):
@@ -315,6 +324,57 @@ class TestReply:
         before = answer.content["arrays"].to_torch_state_dict()
         nn.init.zeros_(model.hidden.weight)
         assert equal(before, answer.content["arrays"].to_torch_state_dict())
+
+    @pytest.mark.parametrize(("upload", "records"), [("float16", ["changes"]), ("int8", ["changes", "scales"])])
+    def test_where_asked_it_brings_what_the_parameters_changed_by(self, upload, records):
+        message = instruction(0.5, upload=upload)
+        before = message.content["arrays"].to_torch_state_dict()
+        model = trained(message)
+        answer = reply(message, model, num_examples=9, labels=[1])
+        assert list(answer.content.array_records) == records
+        assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
+        found = messages.unpack_trained(answer.content.array_records, upload, "it")
+        assert {str(change.dtype) for change in found.tensors.values()} == {f"torch.{upload}"}
+        assert list(found.tensors) == list(before)
+        plan = Plan.between(before, before)
+        for name, tensor in restore(plan, before, found).items():
+            torch.testing.assert_close(tensor, dict(model.named_parameters())[name].detach(), atol=0.01, rtol=0)
+
+    def test_parameters_as_they_are_may_be_asked_for_too(self):
+        message = instruction(upload="float32")
+        answer = reply(message, submodel(message, build), num_examples=1)
+        assert list(answer.content.array_records) == ["arrays"]
+        assert dict(answer.content["config"]) == {"heterofl-schema": 1}
+
+    def test_an_evaluation_has_no_form(self):
+        answer = reply(instruction(kind="evaluate", upload="int8"), num_examples=3)
+        assert dict(answer.content["config"]) == {"heterofl-schema": 1}
+
+    @pytest.mark.parametrize("upload", ["int4", 8, True, ["int8"]])
+    def test_a_form_that_this_version_does_not_know_is_refused(self, upload):
+        message = instruction(upload=upload)
+        with pytest.raises(ReplyError, match=r"the server sent .* as upload, expected one of float32, float16, int8"):
+            reply(message, submodel(message, build), num_examples=1)
+
+    @pytest.mark.parametrize("upload", ["float16", "int8"])
+    def test_changes_that_cannot_be_sent_are_refused_where_they_are_made(self, upload):
+        message = instruction(upload=upload)
+        model = trained(message)
+        with torch.no_grad():
+            model.hidden.bias[2] = torch.nan
+        with pytest.raises(ReplyError, match=f"hidden.bias changed by up to nan, which {upload} cannot carry"):
+            reply(message, model, num_examples=1)
+
+    def test_changes_of_another_model_are_refused(self):
+        with pytest.raises(ShapeError, match=r"classifier.weight: \(4, 4\), expected \(4, 8\)"):
+            reply(instruction(upload="int8"), build(0.5), num_examples=1)
+
+    def test_changes_need_what_the_message_brought(self):
+        message = instruction(upload="int8")
+        model = submodel(message, build)
+        del message.content["arrays"]
+        with pytest.raises(ReplyError, match="the server sent no arrays record"):
+            reply(message, model, num_examples=1)
 
     @pytest.mark.parametrize("capacity", ["q", 0.0, 1.5, float("nan")])
     def test_a_capacity_that_is_none_is_refused_where_it_is_made(self, capacity):

@@ -1,9 +1,9 @@
-"""``LocalGrid`` at its edges: Flower's identity, closing, cohorts, arguments that are refused."""
+"""``LocalGrid`` at its edges: Flower's identity, closing, arguments that are refused."""
 
 import gc
 
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
@@ -46,41 +46,6 @@ def test_a_forgotten_grid_gives_the_identity_back():
     del grid
     gc.collect()
     assert vars(TaskIdentity)["_run_id"] == before
-
-
-def test_a_cohort_answers_train_messages_together():
-    sizes = []
-    app = ClientApp()
-
-    @app.query()
-    def query(message, context):
-        return Message(RecordDict(context.state), reply_to=message)
-
-    def train_cohort(messages, contexts):
-        sizes.append(len(messages))
-        for context in contexts:
-            context.state["trained"] = MetricRecord({"partition": context.node_config["partition-id"]})
-        return [Message(RecordDict(), reply_to=message) for message in messages]
-
-    app.train_cohort = train_cohort
-    with LocalGrid(app, 3) as grid:
-        ids = list(grid.get_node_ids())
-        messages = [Message(RecordDict(), node_id, "train") for node_id in [*ids, ids[0]]]
-        replies = list(grid.send_and_receive(messages))
-        assert sizes == [3, 1]  # a node's second message waits for its first
-        assert [reply.metadata.src_node_id for reply in replies] == [*ids, ids[0]]
-        states = grid.send_and_receive([Message(RecordDict(), node_id, "query") for node_id in ids])
-        assert [state.content["trained"]["partition"] for state in states] == [0, 1, 2]
-
-
-def test_what_a_cohort_raises_is_the_error_of_each_of_its_messages():
-    app = ClientApp()
-    app.train_cohort = lambda messages, contexts: []
-    with LocalGrid(app, 2) as grid:
-        replies = list(
-            grid.send_and_receive([Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()])
-        )
-    assert ["2 messages with 0 replies" in reply.error.reason for reply in replies] == [True, True]
 
 
 @pytest.mark.parametrize(

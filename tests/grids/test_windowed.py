@@ -115,15 +115,16 @@ def test_replies_come_in_order_and_few_messages_are_out(window):
     assert grid.most_out == min(window, 10)
 
 
-def test_the_first_messages_leave_at_once_and_the_others_one_for_one():
+@pytest.mark.parametrize(("window", "sent"), [(4, [4, 4, 6, 6, 8, 8]), (3, [3, 3, 5, 5, 7]), (1, [1, 2, 3, 4])])
+def test_the_first_messages_leave_at_once_and_others_when_half_the_window_is_free(window, sent):
     grid = Recorder()
-    replies = iter(Windowed(grid, 4).send_and_receive(messages_to(grid)))
-    assert len(grid.out) == 4
-    sent = set(grid.out)
-    for i in range(1, 4):
+    replies = iter(Windowed(grid, window).send_and_receive(messages_to(grid)))
+    seen, numbers = set(grid.out), []
+    for _ in sent:
+        seen |= set(grid.out)
+        numbers.append(len(seen))
         next(replies)
-        sent |= set(grid.out)
-        assert len(sent) == 4 + i
+    assert numbers == sent
 
 
 def test_nothing_yielded_is_kept():

@@ -91,7 +91,7 @@ def test_a_worker_ended_while_it_is_replaced_stays_ended(workers, monkeypatch):
 
     monkeypatch.setattr(worker, "_start", start_late)
     message = Message(RecordDict(), 5, "query.process")
-    outcome = worker.run(message, Context(1, 5, {}, RecordDict(), {}))
+    (outcome,) = worker.run([message], [Context(1, 5, {}, RecordDict(), {})])
     assert outcome.reply.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
     assert worker.stop() == -signal.SIGKILL
 

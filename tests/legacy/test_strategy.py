@@ -414,6 +414,13 @@ def test_callbacks_are_refused_rather_than_forgotten():
         HeteroFL(build, callbacks=[RoundCallback()])
 
 
+@pytest.mark.parametrize("upload", ["float16", "int8"])
+def test_smaller_replies_are_refused_rather_than_ignored(upload):
+    with pytest.raises(ConfigError, match=rf"parameters as they are, not in {upload}: use heterofl_flwr\.HeteroFL"):
+        HeteroFL(build, upload=upload)
+    assert HeteroFL(build, upload="float32").upload == "float32"
+
+
 def test_the_summary_names_the_levels(caplog):
     with caplog.at_level(logging.INFO):
         HeteroFL(build).initialize_parameters(client_manager=SimpleClientManager())

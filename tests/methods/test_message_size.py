@@ -30,12 +30,12 @@ def limit(model: nn.Module) -> float:
     return 4 * 1.05 * sum(tensor.numel() for tensor in tensors) + 512 * len(tensors) + 2048
 
 
-def instructions(build) -> dict[float, Message]:
+def instructions(build, upload="float32") -> dict[float, Message]:
     """Return one instruction to train for each level."""
     app = ClientApp()
     answer_queries(app, build)
     with LocalGrid(app, 5) as grid:
-        strategy = HeteroFL(build, "a1-b1-c1-d1-e1", learning_rate=lambda server_round: 0.1)
+        strategy = HeteroFL(build, "a1-b1-c1-d1-e1", learning_rate=lambda server_round: 0.1, upload=upload)
         state = ArrayRecord(strategy.federation.initial_state())
         sent = strategy.configure_train(1, state, ConfigRecord({"epochs": 5}), grid)
     return {message.content["config"]["rate"]: message for message in sent}
@@ -57,6 +57,22 @@ def test_messages_to_and_from_clients_carry_only_the_slice(build):
             assert least < bytes_of(answer) <= limit(model), rate
             labels = bytes_of(with_labels) - bytes_of(answer)
             assert 10 <= labels <= 32 + 2 * 10
+
+
+@pytest.mark.parametrize(("upload", "width"), [("float16", 2), ("int8", 1)])
+@pytest.mark.parametrize("build", [cnn, preresnet], ids=["cnn", "preresnet18"])
+def test_changes_travel_in_two_bytes_or_in_one(build, upload, width):
+    sent = instructions(build, upload)
+    with LocalGrid(ClientApp(), 1):
+        for rate, message in sent.items():
+            model = submodel(message, build)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter)
+            tensors = list(model.parameters())
+            entries = width * sum(tensor.numel() for tensor in tensors)
+            scales = 4 * sum(len(tensor) if tensor.dim() > 1 else 1 for tensor in tensors) if upload == "int8" else 0
+            size = bytes_of(reply(message, model, num_examples=600))
+            assert entries + scales < size <= entries + scales + 512 * len(tensors) + 2048, rate
 
 
 def test_equal_slices_are_one_object():

@@ -30,6 +30,8 @@ examples:
 """
 LAUNCH = Path("logs", "launch.json")
 HISTORY = "history.jsonl"
+WINDOW = 64
+"""Messages under way at once, where no setting tells: the server's memory then does not grow with the clients."""
 
 
 def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -103,6 +105,8 @@ def request_of(args: argparse.Namespace) -> "Request":
     }
     if "sample.min-nodes" not in given:
         config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
+    if "engine.window" not in given:
+        config["engine.window"] = WINDOW
     _remember(out, clients)
     return Request(config=config, out=out, clients=clients, share=_share(args, config, clients))
 

@@ -107,17 +107,18 @@ class Meter:
 
 
 def peaks_of(task: Task, meter: Meter) -> dict[float, int]:
-    """Return the most bytes that a client of each level holds: two steps of training, and a batch of evaluation."""
+    """Return the most bytes that a client of each level holds: the data, two steps of training, some of evaluation."""
     options = replace(task.options(task.settings.train.lr), epochs=1)
-    data = task.dataset.train
+    data, test = task.dataset.train.to(meter.device), task.dataset.test.to(meter.device)  # as the ClientApp holds them
     peaks = {}
     for rate in task.mix.rates:
         meter.clear()
         meter.reset()
         model = task.build(rate).to(meter.device)
         # The second step has the optimizer's buffers.
-        train(model, data.take(torch.arange(min(2 * options.batch_size, len(data)))).to(meter.device), options, seed=0)
-        evaluate(model, data.take(torch.arange(min(EVALUATED, len(data)))))
+        rows = torch.arange(min(2 * options.batch_size, len(data)))
+        train(model, data.take(rows), options, seed=0, engine=task.settings.engine.name)
+        evaluate(model, test.take(torch.arange(min(EVALUATED, len(test)))))
         peaks[rate] = meter.peak()
     return peaks
 

@@ -1,0 +1,194 @@
+"""Run the HeteroFL authors' code, round by round, as a process asks for it.
+
+A program of its own: it is started in the ``src`` folder of a checkout of their repository and imports nothing of ours,
+because their modules' names (``data``, ``utils``, ``datasets``) are those of others. What their code needs and no
+longer finds is put in place here; their files stay as they are.
+"""
+
+import importlib
+import json
+import os
+import sys
+import types
+import warnings
+from collections import Counter
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+DATA = Path("data", "MNIST", "processed")
+
+
+class Experiment:
+    """What their ``runExperiment`` sets up before its loop, and what one turn of the loop does.
+
+    Parameters
+    ----------
+    order : dict[str, Any]
+        ``control``, their name of the experiment; ``work``, a folder to write in, with the data; ``threads``;
+        ``balanced``, whether equally many clients of each level train; ``state``, a file to go on from, or None.
+    """
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        torch.set_num_threads(order["threads"])
+        self.theirs = import_theirs(order["control"])
+        os.chdir(order["work"])
+        self.cfg["model_tag"] = "0_MNIST_label_conv"
+        self.theirs.process_control()
+        write_data(self.theirs)
+        torch.manual_seed(0)
+        self.dataset = self.theirs.fetch_dataset("MNIST", "label")
+        self.theirs.process_dataset(self.dataset)
+        self.state = order["state"]
+        self.history: list[dict[str, float]] = []
+        self.model = self.theirs.models.conv(model_rate=self.cfg["global_model_rate"])
+        self.optimizer = self.theirs.make_optimizer(self.model, self.cfg["lr"])
+        self.scheduler = self.theirs.make_scheduler(self.optimizer)
+        self.splits = self.theirs.split_dataset(self.dataset, self.cfg["num_users"], self.cfg["data_split_mode"])
+        before = self.load() if self.state and os.path.exists(self.state) else None
+        self.federation = self.theirs.Federation(self.model.state_dict(), self.cfg["model_rate"], self.splits[1])
+        self.logger = self.theirs.Logger("output/runs/train")
+        self.seed = self.balanced_seed() if order["balanced"] else None
+        self.users: list[int] = []
+        self._watch_users()
+        if before is not None:
+            torch.set_rng_state(before)  # last, because what was set up has drawn from it
+
+    @property
+    def cfg(self) -> dict[str, Any]:
+        """Their settings."""
+        return self.theirs.cfg  # type: ignore[no-any-return]
+
+    def balanced_seed(self) -> int:
+        """Return the first seed with which their own draw gives equally many clients of each level."""
+        users = self.cfg["num_users"]
+        number = int(np.ceil(self.cfg["frac"] * users))
+        for seed in count():
+            torch.manual_seed(seed)
+            if self.is_balanced(torch.randperm(users)[:number].tolist()):
+                break
+        return seed
+
+    def is_balanced(self, users: list[int]) -> bool:
+        """Return whether there are equally many of these clients at each level."""
+        rates = self.cfg["model_rate"]
+        found = Counter(rates[user] for user in users)
+        return len(found) == len(set(rates)) and len(set(found.values())) == 1
+
+    def _watch_users(self) -> None:
+        """Note which clients their rounds draw."""
+        make_local = self.theirs.make_local
+
+        def make_and_note(*args: Any) -> Any:
+            made = make_local(*args)
+            self.users = made[2]
+            return made
+
+        self.theirs.make_local = make_and_note
+
+    def round(self, *, evaluate: bool, model: str | None) -> dict[str, float]:
+        """Run a round and return the seconds of its parts, and its accuracies."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        data, labels = self.splits
+        number = len(self.history) + 1
+        self.logger.safe(True)
+        times = [perf_counter()]
+        self.theirs.train(
+            self.dataset["train"],
+            data["train"],
+            labels,
+            self.federation,
+            self.model,
+            self.optimizer,
+            self.logger,
+            number,
+        )
+        times.append(perf_counter())
+        if self.seed is not None and not self.is_balanced(self.users):
+            raise RuntimeError(f"clients {self.users} trained, which are not equally many of each level")
+        done: dict[str, float] = {"train": times[1] - times[0]}
+        if evaluate:
+            tested = self.theirs.stats(self.dataset["train"], self.model)
+            times.append(perf_counter())
+            self.theirs.test(self.dataset["test"], data["test"], labels, tested, self.logger, number)
+            times.append(perf_counter())
+            means = self.logger.mean
+            done |= {"moments": times[2] - times[1], "test": times[3] - times[2]}
+            done |= {"accuracy": means["test/Global-Accuracy"] / 100}
+            done |= {"local_accuracy": means["test/Local-Accuracy"] / 100}
+            if model:
+                write_model(tested, model)
+        self.scheduler.step()
+        self.logger.safe(False)
+        self.logger.reset()
+        self.history.append(done)
+        if self.state:
+            self.save()
+        return done
+
+    def save(self) -> None:
+        """Write all that is needed to go on, whole or not at all."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        content = {**states, "splits": self.splits, "history": self.history, "random": torch.get_rng_state()}
+        content["control"] = self.cfg["control_name"]
+        self.theirs.save(content, f"{self.state}.new")
+        os.replace(f"{self.state}.new", self.state)
+
+    def load(self) -> torch.Tensor:
+        """Go on from what was written; return torch's random state."""
+        content = sys.modules["utils"].load(self.state)
+        if content["control"] != self.cfg["control_name"]:
+            raise ValueError(f"{self.state} holds another experiment, {content['control']}")
+        for name, part in (("model", self.model), ("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+            part.load_state_dict(content[name])
+        self.splits, self.history = content["splits"], content["history"]
+        return content["random"]  # type: ignore[no-any-return]
+
+
+def import_theirs(control: str) -> Any:
+    """Import their training program, which reads its settings from a file of this folder and from the command line."""
+    sys.path[0] = os.getcwd()
+    sys.argv[1:] = ["--data_name", "MNIST", "--model_name", "conv", "--device", "cpu", "--control_name", control]
+    if find_spec("anytree") is None:
+        sys.modules["anytree"] = types.ModuleType("anytree")  # for label hierarchies, which MNIST has none of
+    return importlib.import_module("train_classifier_fed")
+
+
+def write_data(theirs: Any) -> None:
+    """Write MNIST in their format, with their own function."""
+    with np.load("mnist.npz") as arrays:
+        for part in ("train", "test"):
+            theirs.save((arrays[f"{part}_images"], {"label": arrays[f"{part}_labels"]}), str(DATA / f"{part}.pt"))
+    theirs.save(({"label": None}, {"label": 10}), str(DATA / "meta.pt"))
+
+
+def write_model(model: Any, path: str) -> None:
+    """Write a model's parameters, and the statistics of its batch norm layers, by number."""
+    arrays = {f"parameter{number}": value.detach().numpy() for number, value in enumerate(model.parameters())}
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for number, layer in enumerate(layers):
+        arrays[f"mean{number}"] = torch.as_tensor(layer.running_mean).numpy()
+        arrays[f"variance{number}"] = torch.as_tensor(layer.running_var).numpy()
+    np.savez(path, **arrays)
+
+
+def serve(order: dict[str, Any], answers: TextIO) -> None:
+    """Run a round for each line of input."""
+    experiment = Experiment(order)
+    print(json.dumps({"history": experiment.history}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(experiment.round(**json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what they print goes where errors go
+        serve(json.loads(sys.argv[1]), answers)

@@ -1,0 +1,154 @@
+"""Our side: strategy, ClientApp, processes and settings of ``heterofl run --grid local``."""
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from heterofl_flwr.app.command import parser
+from heterofl_flwr.app.commands.run import request_of
+from heterofl_flwr.app.launch.local import cohort_of, cost, processes_of
+from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.server_app import CentralEvaluation, make_strategy
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.client import load_parameters
+from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.methods.callbacks import Progress, RoundCallback
+from heterofl_flwr.nn import PAPER, with_static_norm
+from simulations.benchmarks.rounds.checks import Model
+from simulations.benchmarks.rounds.ready_app import READY
+from simulations.benchmarks.rounds.task import MIX, Experiment, Parts, balanced_seed, is_balanced
+
+APP = "simulations.benchmarks.rounds.ready_app:app"
+
+
+def request(
+    experiment: Experiment, folder: Path, *options: str, settings: Mapping[str, object] = MappingProxyType({})
+) -> Request:
+    """Return what ``heterofl run`` makes of an experiment, more options and settings; it runs in ``folder``."""
+    own = {"data.root": experiment.root, "mix": MIX, "sample.fraction": experiment.fraction, "engine.device": "cpu"}
+    words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
+    where = ["--resume" if (folder / "history.jsonl").exists() else "--out", str(folder)]
+    line = ["run", "--data", "mnist", "--clients", str(experiment.clients), *where, *options, *words]
+    return request_of(parser().parse_args(line))
+
+
+def local_grid(asked: Request) -> LocalGrid:
+    """Return the grid that ``heterofl run --grid local`` makes; its clients also know the query ``ready``."""
+    return LocalGrid(
+        APP,
+        asked.clients,
+        processes=processes_of(asked),
+        cohort=cohort_of(asked),
+        run_config=asked.config,
+        cost=cost,
+    )
+
+
+class TimedGrid(Windowed):
+    """Adds up for how long each type of message keeps the strategy busy, aggregation included."""
+
+    def __init__(self, grid: LocalGrid, window: int) -> None:
+        super().__init__(grid, window)
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield the replies."""
+        start = time.perf_counter()
+        sent = list(messages)
+        yield from super().send_and_receive(sent, timeout=timeout)
+        self.seconds[sent[0].metadata.message_type] += time.perf_counter() - start
+
+
+class Last(RoundCallback):
+    """Keeps what is known after the last round."""
+
+    progress: Progress
+
+    def on_round_end(self, progress: Progress) -> bool:
+        self.progress = progress
+        return False
+
+
+class Ours:
+    """Rounds of ours, each with the same evaluation as the other side's: static batch norm, global and local.
+
+    The server itself does not evaluate, because the clients' test parts together are the whole test set, and each
+    client measures its part with and without its mask in one pass.
+    """
+
+    name = "heterofl-flwr"
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.seed = balanced_seed(experiment.clients)
+        self._experiment = experiment
+        self._last = Last()
+
+    def __enter__(self) -> Self:
+        """Start the processes, and let each read its data."""
+        start = time.perf_counter()
+        self._folder = tempfile.TemporaryDirectory()
+        options = ("--grid", "local", "--seed", str(self.seed))
+        asked = request(self._experiment, Path(self._folder.name), *options, settings={"assignment": "fix"})
+        self._default = task_of(asked.config)
+        same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
+        self._strategy = make_strategy(task_of({**asked.config, **same}), [self._last])
+        self._local = local_grid(asked)
+        self._grid = TimedGrid(self._local, self._default.settings.engine.window)
+        self._wait(list(self._local.get_node_ids())[: processes_of(asked)])
+        self.start_seconds = time.perf_counter() - start
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the processes."""
+        self._local.close()
+        self._folder.cleanup()
+
+    def round(self) -> tuple[Parts, Model]:
+        """Run the first round, from the initial model."""
+        self._grid.seconds.clear()
+        self._strategy.start(self._grid, num_rounds=1)
+        record, seconds = self._last.progress.record, self._grid.seconds
+        if record.failures or not is_balanced(record.rates.values()):
+            raise RuntimeError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
+        moments, test = seconds["query.moments"], seconds["evaluate"]
+        found = record.evaluate
+        # What is neither asking for moments nor testing counts as training: slicing, sending, averaging.
+        rest = record.seconds - moments - test
+        return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"]), self._model()
+
+    def default_evaluation(self) -> float:
+        """Return the seconds of our default evaluation of the last round's model: each level's too, and centrally."""
+        strategy = make_strategy(self._default, ())
+        arrays = ArrayRecord(dict(self._last.progress.state))
+        due = self._default.settings.evaluate.every
+        start = time.perf_counter()
+        messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)
+        strategy.aggregate_evaluate(due, self._grid.send_and_receive(messages))
+        CentralEvaluation(strategy, self._default)(due, arrays)
+        return time.perf_counter() - start
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """How many rounds a run has by default, and after how many it evaluates."""
+        settings = self._default.settings
+        return settings.num_rounds, settings.evaluate.every
+
+    def _wait(self, nodes: Sequence[int]) -> None:
+        """Wait until a client has read its data in each process."""
+        asked = [Message(RecordDict(), node, READY) for node in nodes]
+        failed = [reply.error.reason for reply in self._local.send_and_receive(asked) if reply.has_error()]
+        if failed:
+            raise RuntimeError(f"clients cannot read their data: {failed[0]}")
+
+    def _model(self) -> Model:
+        module = PAPER["mnist"].build()(1.0)
+        load_parameters(module, self._last.progress.state)
+        return Model.of(with_static_norm(module, self._strategy.moments[1.0]))

@@ -1,0 +1,150 @@
+"""What a round of ten clients of level e takes beside their training alone, where the training takes least.
+
+The overhead is 1 - (training / round). A round is all from the draw of its clients to the new global model, on a
+``LocalGrid`` in this process; the training is the same clients', with the same data, slices, seeds and groups, by
+``train_together`` called directly. The global model is level a, which the one client that never trains holds.
+"""
+
+import contextlib
+import copy
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from torch import Tensor
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.app.launch.local import cohort_of
+from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.launch.session import run_session
+from heterofl_flwr.app.server_app import make_strategy
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.client import seed_of, submodel
+from heterofl_flwr.core import LEVELS, Aggregator
+from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids.groups import together
+from heterofl_flwr.learn import Work, train_together
+from heterofl_flwr.methods.heterofl import HeteroFL
+from heterofl_flwr.report import RunFolder
+from simulations.benchmarks.rounds.ours import request
+from simulations.benchmarks.rounds.task import Experiment, members
+
+APP = "heterofl_flwr.app.client_app:app"
+TOLERANCE = 1e-4
+SERVER = "the server"
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Median seconds of the rounds and of their training alone."""
+
+    round: float
+    training: float
+
+    @property
+    def share(self) -> float:
+        """What part of a round is not training."""
+        return 1 - self.training / self.round
+
+
+def measure(experiment: Experiment, rounds: int, *, ray: bool) -> dict[str, Overhead]:
+    """Measure on ``LocalGrid`` and, if asked, on Flower's Ray backend with one client at a time."""
+    mix = f"a1-e{experiment.clients - 1}"
+    seed = next(seed for seed in itertools.count() if _all_small(experiment.clients, seed, mix, rounds + 1))
+    options = ("--seed", str(seed), "--rounds", str(rounds + 1), "--parallel", "1")
+    settings: dict[str, object] = {"mix": mix, "assignment": "fix", "evaluate.every": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        asked = request(experiment, Path(folder, "local"), "--grid", "local", *options, settings=settings)
+        local = by_local_grid(asked, rounds)
+        if not ray:
+            return {"LocalGrid": local}
+        asked = request(experiment, Path(folder, "ray"), "--grid", "ray", *options, settings=settings)
+        return {"LocalGrid": local, "Ray": Overhead(by_ray(asked), local.training)}
+
+
+def by_local_grid(asked: Request, rounds: int) -> Overhead:
+    """Alternate rounds with their training alone, after one of each that is thrown away."""
+    task, cohort = task_of(asked.config), cohort_of(asked)
+    strategy = make_strategy(task, ())
+    arrays = ArrayRecord(strategy.federation.initial_state())
+    seconds: list[tuple[float, float]] = []
+    with LocalGrid(APP, asked.clients, cohort=cohort, run_config=asked.config) as grid, _one_thread():
+        for server_round in range(1, rounds + 2):
+            start = time.perf_counter()
+            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+            new, _ = strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+            whole = time.perf_counter() - start
+            groups = together(messages, cohort)
+            training, expected = train_directly(groups, task, strategy, arrays, clients=asked.clients)
+            check_same(new, expected)
+            seconds.append((whole, training))
+    return Overhead(*(statistics.median(own) for own in zip(*seconds[1:], strict=True)))
+
+
+def train_directly(
+    groups: Sequence[Sequence[Message]], task: Task, strategy: HeteroFL, arrays: ArrayRecord, *, clients: int
+) -> tuple[float, Mapping[str, Tensor]]:
+    """Return the seconds that the clients of these messages train, and the mean of what they trained."""
+    total = Aggregator(arrays.to_torch_state_dict(), strategy.federation.rows, extra_rows=False)
+    seconds = 0.0
+    for group in groups:
+        configs = [wire.config_of(message, SERVER) for message in group]
+        parts = [task.part(wire.value_of(config, wire.PARTITION, int, SERVER), clients) for config in configs]
+        works = [
+            Work(
+                model=copy.deepcopy(submodel(message, task.build)),
+                split=split,
+                seed=seed_of(message),
+                classes=torch.tensor(classes),
+            )
+            for message, (split, _, classes) in zip(group, parts, strict=True)
+        ]
+        options = task.options(wire.value_of(configs[0], wire.LEARNING_RATE, float, SERVER))
+        start = time.perf_counter()
+        train_together(works, options, engine=task.settings.engine.name)
+        seconds += time.perf_counter() - start
+        for work, config, (_, _, classes) in zip(works, configs, parts, strict=True):
+            sub = {name: value.detach() for name, value in work.model.named_parameters()}
+            total.add(strategy.federation.plan(wire.value_of(config, wire.RATE, float, SERVER)), sub, labels=classes)
+    return seconds, total.result()
+
+
+def check_same(new: ArrayRecord | None, expected: Mapping[str, Tensor]) -> None:
+    """Raise if the round and the training alone lead to different models: then they were not the same work."""
+    found = new.to_torch_state_dict() if new else {}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def by_ray(asked: Request) -> float:
+    """Return the median seconds of the rounds of a run on Ray, but for the first."""
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for each round
+        outcome = run_session(asked, grid="ray", log=False)
+    if not outcome.good:
+        raise RuntimeError(f"the run on Ray {outcome.status}: {outcome.cause}")
+    return statistics.median(record.seconds for record in RunFolder(asked.out).history()[1:])
+
+
+def _all_small(clients: int, seed: int, mix: str, rounds: int) -> bool:
+    return all(
+        set(members(clients, seed, mix, server_round).values()) == {LEVELS["e"]}
+        for server_round in range(1, rounds + 1)
+    )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread, as the grid does for its clients."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

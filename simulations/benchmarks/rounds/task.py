@@ -1,0 +1,85 @@
+"""What both sides of a comparison of rounds do: the paper's first experiment, MNIST with levels a to e."""
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from heterofl_flwr.core import Mix
+from heterofl_flwr.data import Dataset, load_dataset
+from heterofl_flwr.methods.federation import Federation
+from heterofl_flwr.methods.nodes import Capability
+from heterofl_flwr.nn import PAPER
+
+MIX = "a1-b1-c1-d1-e1"
+TRAINED = 10
+"""Clients of a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Seconds of one round's parts, and the accuracies it ended with; 0 for what was not done."""
+
+    train: float
+    moments: float = 0.0
+    test: float = 0.0
+    accuracy: float = 0.0
+    local_accuracy: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Seconds of the whole round."""
+        return self.train + self.evaluation
+
+    @property
+    def evaluation(self) -> float:
+        """Seconds of static batch norm and test."""
+        return self.moments + self.test
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A data set laid out like the hub (``root``; empty for the default place), dealt to clients."""
+
+    root: str
+    clients: int
+
+    @property
+    def data(self) -> Dataset:
+        """The data set."""
+        return load_dataset("mnist", self.root or None)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the clients that train in a round."""
+        return TRAINED / self.clients
+
+
+def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
+    """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
+    federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed)
+    federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
+    drawn = federation.sample(server_round, range(clients), TRAINED / clients)
+    return {partition: federation.rate(server_round, partition, clients) for partition in drawn}
+
+
+def balanced_seed(clients: int) -> int:
+    """Return the first seed with which two clients of each level train in round 1."""
+    return next(seed for seed in itertools.count() if is_balanced(members(clients, seed).values()))
+
+
+def is_balanced(rates: Iterable[float]) -> bool:
+    """Return whether there are equally many clients of each level."""
+    counts = Counter(rates)
+    return len(counts) == len(Mix.parse(MIX).rates) and len(set(counts.values())) == 1
+
+
+def median(rounds: Sequence[Parts]) -> Parts:
+    """Return the median of each part."""
+    return Parts(
+        *(
+            statistics.median(getattr(parts, name) for parts in rounds)
+            for name in ("train", "moments", "test", "accuracy", "local_accuracy")
+        )
+    )

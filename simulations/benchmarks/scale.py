@@ -1,0 +1,167 @@
+"""The server's time and memory in rounds of 100 to 1,000 clients.
+
+They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew each round, and send their slices straight
+back. So what is measured is the server: it cuts slices, sends them through a window of 16 messages, and averages the
+replies. Memory is the peak of this process above its level before the round, when it holds no state of the model yet;
+the clients are other processes. The window's share of it is what the replies under way may hold: as the window moves
+along the round's messages, the most bytes that 16 in a row have.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord
+from heterofl_flwr.methods.evaluation import Evaluation
+from heterofl_flwr.methods.heterofl import HeteroFL
+from heterofl_flwr.methods.queries import gather_nodes
+from heterofl_flwr.nn import PAPER
+from simulations.benchmarks.charts import draw, save
+from simulations.benchmarks.memory import peak_of
+
+MOST_MODELS = 3.0
+MOST_GROWTH = 1.25
+MIX = "a1-b1-c1-d1-e1"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One round.
+
+    Attributes
+    ----------
+    milliseconds
+        Of the round, for each of its clients.
+    peak
+        Bytes added to the server at the most.
+    window
+        Bytes of the replies that may be under way at once.
+    """
+
+    milliseconds: float
+    peak: float
+    window: float
+
+
+class Last(RoundCallback):
+    """Keeps the record of the last round."""
+
+    record: RoundRecord
+
+    def on_round_end(self, progress: Progress) -> bool:
+        self.record = progress.record
+        return False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=10_000, help="clients that are registered")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500, 1000], help="clients of a round")
+    parser.add_argument(
+        "--model", choices=["cifar10", "mnist"], default="cifar10", help="the paper's model of this data"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
+    parser.add_argument("--window", type=int, default=16, help="messages that may be out")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each size, taking turns")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw time and memory, as SVG or PNG by its name")
+
+
+def run(options: argparse.Namespace) -> bool:
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
+    last = Last()
+    strategy = HeteroFL(
+        PAPER[options.model].build(), MIX, assignment="dynamic", evaluation=Evaluation(every=0), callbacks=[last]
+    )
+    model = sum(4 * value.numel() for value in strategy.federation.model.parameters())
+    print(
+        f"{options.nodes} clients, {options.processes} processes, a window of {options.window} messages; mix {MIX}, "
+        f"dynamic; seed 0; median of {options.rounds} rounds; a model is {model / 1e6:.1f} MB\n"
+    )
+    found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
+    with LocalGrid("simulations.benchmarks.slice_app:app", options.nodes, processes=options.processes) as grid:
+        start = time.perf_counter()
+        gather_nodes(grid, strategy.federation, options.nodes, 60.0)
+        seconds = time.perf_counter() - start
+        print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
+        windowed = Windowed(grid, options.window)
+        measure = partial(measure_round, strategy, windowed, last, window=options.window)
+        # The first warms up.
+        measure(min(options.sizes), options.nodes, 2)
+        for turn in range(options.rounds):
+            for number, size in enumerate(options.sizes):
+                found[size].append(measure(size, options.nodes, 3 + turn * len(options.sizes) + number))
+    return report(found, model, options.chart)
+
+
+def measure_round(
+    strategy: HeteroFL, grid: Grid, last: Last, size: int, nodes: int, server_round: int, *, window: int
+) -> Measured:
+    """Run one round of so many clients."""
+    strategy.fraction_train = size / nodes
+    results: list[Result] = []
+
+    def play() -> None:
+        # Without initial arrays it begins with the initial model, and from round 2 on without asking the clients anew.
+        results.append(strategy.start(grid, num_rounds=server_round, first_round=server_round))
+
+    peak = peak_of(play)
+    record = last.record
+    if len(record.rates) != size or record.failures:
+        raise RuntimeError(f"{len(record.failures)} of {len(record.rates)} clients failed, expected {size} good ones")
+    check_same(results[0].arrays, strategy)
+    sizes = [4 * strategy.federation.plan(rate).parameters for rate in record.rates.values()]
+    return Measured(record.seconds * 1e3 / size, peak, most_in_a_row(sizes, window))
+
+
+def most_in_a_row(sizes: Sequence[int], number: int) -> int:
+    """Return the largest sum of so many neighbours."""
+    return max(sum(sizes[first : first + number]) for first in range(max(len(sizes) - number, 0) + 1))
+
+
+def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
+    """Raise if the mean of the clients' slices is not the model that they were cut from."""
+    for name, expected in strategy.federation.initial_state().items():
+        torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def report(found: dict[int, list[Measured]], model: int, chart: Path | None) -> bool:
+    print(f"{'clients':>7}{'ms each':>10}{'memory':>16}{'window':>16}{'memory less window':>20}")
+    milliseconds, peaks, own = [], [], []
+    for size, rounds in found.items():
+        milliseconds.append(statistics.median(measured.milliseconds for measured in rounds))
+        peaks.append(statistics.median(measured.peak for measured in rounds) / model)
+        window = statistics.median(measured.window for measured in rounds) / model
+        own.append(statistics.median(measured.peak - measured.window for measured in rounds) / model)
+        print(f"{size:>7}{milliseconds[-1]:>10.2f}{peaks[-1]:>9.2f} models{window:>9.2f} models{own[-1]:>13.2f} models")
+    if chart:
+        curves = {
+            f"time, {milliseconds[0]:.1f} ms a client at first": relative(milliseconds),
+            f"memory, {peaks[0]:.1f} models at first": relative(peaks),
+        }
+        save(draw(curves, [f"{size:,}" for size in found], "clients of a round", "times the first"), chart)
+    return verdict(own, relative(milliseconds)[-1])
+
+
+def verdict(own: Sequence[float], growth: float) -> bool:
+    passed = max(own) <= MOST_MODELS and growth <= MOST_GROWTH
+    print(
+        f"\n{'PASS' if passed else 'FAIL'}: memory at most {max(own):.2f} models and the window "
+        f"(goal {MOST_MODELS:g}); in the largest rounds a client takes {growth:.2f} times as long as in the smallest "
+        f"(goal {MOST_GROWTH:g})"
+    )
+    return passed
+
+
+def relative(values: Sequence[float]) -> list[float]:
+    """Return the values as multiples of the first."""
+    return [value / values[0] for value in values]

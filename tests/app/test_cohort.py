@@ -1,0 +1,209 @@
+"""Our ClientApp with several clients at once, and what they share: the data on their device, the server's cores."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.methods.callbacks import RoundCallback
+from heterofl_flwr.settings import DEFAULTS, from_flat
+
+SMALL = {
+    **DEFAULTS,
+    "mix": "a1-e1",
+    "model.hidden": "8,16",
+    "train.epochs": 1,
+    "evaluate.every": 0,
+    "run.callbacks": "",
+    "num-rounds": 2,
+    "data.split": "non-iid-2",
+}
+CLIENTS = 6
+
+
+class Keep(RoundCallback):
+    def __init__(self):
+        self.rounds = []
+
+    def on_round_end(self, progress):
+        self.rounds.append(progress)
+        return False
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """Return a list that gets the number of clients whenever some train together."""
+    seen = []
+    train_cohort = client_app.CohortApp.train_cohort
+
+    def noted(messages, contexts):
+        seen.append(len(messages))
+        return train_cohort(messages, contexts)
+
+    monkeypatch.setattr(client_app.CohortApp, "train_cohort", staticmethod(noted))
+    return seen
+
+
+def last_round(cohort, processes=0, **changes):
+    config = {**SMALL, **changes}
+    keep = Keep()
+    with LocalGrid(client_app.app, CLIENTS, processes=processes, cohort=cohort, run_config=config) as grid:
+        server_app.run(grid, task_of(config), [keep])
+    return keep.rounds[-1]
+
+
+def test_clients_that_train_together_learn_what_each_learns_alone(sizes):
+    alone = last_round(1, **{"engine.name": "plain"})
+    assert sizes == []
+    together = last_round(2, **{"engine.name": "plain"})
+    assert set(sizes) == {2}
+    assert all(torch.equal(tensor, together.state[name]) for name, tensor in alone.state.items())
+    assert alone.record.train == together.record.train
+    assert alone.record.train_by_level == together.record.train_by_level
+
+
+def test_any_engine_comes_close_to_the_plain_one(sizes):
+    plain, auto = last_round(1, **{"engine.name": "plain"}), last_round(3)
+    assert sizes
+    for name, tensor in plain.state.items():
+        torch.testing.assert_close(auto.state[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_worker_processes_train_the_same_cohorts():
+    inline, parallel = last_round(3), last_round(3, processes=2)
+    assert all(torch.equal(tensor, parallel.state[name]) for name, tensor in inline.state.items())
+    assert inline.record.train == parallel.record.train
+
+
+def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
+    data_of = client_app._data
+
+    def data(task, context):
+        if context.node_config["partition-id"] == 2:
+            raise FileNotFoundError("its disk is gone")
+        return data_of(task, context)
+
+    monkeypatch.setattr(client_app, "_data", data)
+    record = last_round(3).record
+    assert sizes
+    assert list(record.failures) == [2]
+    assert "its disk is gone" in record.failures[2]
+
+
+def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None):
+    """Return messages to train, and their nodes' contexts."""
+    task = task_of(SMALL)
+    config = {wire.SEED: 0, wire.SERVER_ROUND: 1, wire.GLOBAL_RATE: 1.0}
+    messages, contexts = [], []
+    for partition, (rate, learning_rate) in enumerate(zip(rates, learning_rates, strict=True)):
+        own = arrays or ArrayRecord(dict(task.build(rate).named_parameters()))
+        told = {**config, wire.RATE: rate, wire.PARTITION: partition, wire.LEARNING_RATE: learning_rate}
+        content = RecordDict({wire.ARRAYS: own, wire.CONFIG: wire.new_config(told)})
+        messages.append(Message(content, partition + 2, "train"))
+        node = {"partition-id": partition, "num-partitions": CLIENTS}
+        contexts.append(Context(1, partition + 2, node, RecordDict(), dict(SMALL)))
+    return messages, contexts
+
+
+@pytest.fixture
+def identity():
+    lent = Identity(3)
+    yield
+    lent.release()
+
+
+@pytest.mark.usefixtures("identity")
+def test_each_model_is_its_own_whether_slices_are_shared_or_not():
+    task = task_of(SMALL)
+    shared, _ = asked(arrays=ArrayRecord(dict(task.build(1.0).named_parameters())))
+    one, other = client_app._models(task, shared)
+    assert one is not other
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    own, _ = asked()
+    models = client_app._models(task, own)
+    for message, model in zip(own, models, strict=True):
+        sent = message.content[wire.ARRAYS].to_torch_state_dict()
+        assert all(torch.equal(sent[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.usefixtures("identity")
+def test_other_learning_rates_are_no_cohort():
+    with pytest.raises(HeteroFLError, match="differ in learning rate"):
+        client_app.app.train_cohort(*asked(learning_rates=(0.1, 0.2)))
+
+
+@pytest.mark.usefixtures("identity")
+@pytest.mark.parametrize("fails", ["_models", "train_together"])
+def test_out_of_memory_names_the_level(monkeypatch, fails):
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(client_app, fails, fail)
+    messages, contexts = asked(rates=(0.0625,), learning_rates=(0.1,))
+    with pytest.raises(HeteroFLError, match=r"out of memory at level e on cpu: Tried to allocate 2\.00 GiB"):
+        client_app.train_message(messages[0], contexts[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "cohort"),
+    [
+        ({}, "cpu", 5),
+        ({}, "cuda", 50),
+        ({}, "mps", 1),
+        ({"engine.cohort": 7}, "cuda", 7),
+        ({"engine.name": "plain"}, "cuda", 1),
+        ({"engine.name": "plain", "engine.cohort": 7}, "cpu", 1),
+    ],
+)
+def test_how_many_train_together_depends_on_engine_and_device(settings, device, cohort):
+    task = Task(from_flat(settings))
+    task.device = torch.device(device)
+    assert task.cohort == cohort
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"train.batch-size": 20}, 20),
+        ({"train.batch-size": 20, "fidelity.moments": "fixed"}, 100),
+        ({"evaluate.moments-batch-size": 64}, 64),
+        ({"evaluate.moments-batch-size": 64, "fidelity.moments": "fixed"}, 64),
+    ],
+)
+def test_moments_are_measured_in_the_papers_batches_unless_told(settings, size):
+    assert Task(from_flat(settings)).moments_batch_size == size
+
+
+def test_the_data_are_moved_to_the_device_once():
+    task = Task(from_flat({}))
+    task.device = torch.device("meta")
+    assert task.train.inputs.device.type == task.test.targets.device.type == "meta"
+    assert task.train is task.train
+    train, test, classes = task.part(0, 10)
+    assert train.inputs.device.type == test.inputs.device.type == "meta"
+    assert len(classes) == 10
+    assert task.dataset.train.inputs.device.type == "cpu"  # other tasks have it too
+
+
+def test_the_server_evaluates_on_all_cores_and_gives_them_back(monkeypatch):
+    threads = []
+    evaluate = server_app.evaluate
+
+    def noted(*arguments, **options):
+        threads.append(torch.get_num_threads())
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(server_app, "evaluate", noted)
+    monkeypatch.setattr(server_app, "cores", lambda: 2)
+    task = Task(from_flat({**SMALL, "run.callbacks": ""}))
+    found = server_app.CentralEvaluation(server_app.make_strategy(task, ()), task)(
+        1, ArrayRecord(dict(task.build(1.0).named_parameters()))
+    )
+    assert 0 < found["global-accuracy"] < 1
+    assert threads == [2]
+    assert torch.get_num_threads() == 1

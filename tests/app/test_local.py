@@ -1,0 +1,80 @@
+"""How ``heterofl run --grid local`` shares out this machine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from heterofl_flwr.app.launch import local
+from heterofl_flwr.app.launch.local import STEP, cohort_of, cost, processes_of
+from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.settings import from_flat, to_flat
+
+SAMPLE = Path(__file__).parent / "sample_app"
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    lent = Identity(3)
+    yield
+    lent.release()
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Return a function that makes a request for settings and a device, on a machine of eight cores."""
+    monkeypatch.setattr(local, "cores", lambda: 8)
+
+    def ask(settings=None, device="cpu", share=None, app=None):
+        config = to_flat(from_flat(settings or {}))
+        monkeypatch.setitem(vars(task_of(config)), "device", torch.device(device))
+        return Request(config=config, out=tmp_path, clients=100, share=share or Share(), app=app)
+
+    return ask
+
+
+def message_of(number):
+    """Return a message that brings so many parameters."""
+    arrays = ArrayRecord({"w": Array(np.zeros(number, dtype=np.float32))})
+    return Message(RecordDict({"arrays": arrays, "config": ConfigRecord()}), 5, "train")
+
+
+def test_on_a_cpu_each_core_has_a_process(asked):
+    assert processes_of(asked()) == 8
+    assert processes_of(asked(share=Share(at_once=2))) == 2
+
+
+def test_on_a_gpu_there_is_one_process_unless_asked_for_more(asked):
+    assert processes_of(asked(device="cuda")) == 0
+    assert processes_of(asked(device="cuda", share=Share(at_once=4))) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "small", "large"),
+    [
+        ({}, "cpu", 5, 1),
+        ({"engine.cohort": 3}, "cpu", 3, 1),
+        ({"engine.name": "cohort"}, "cpu", 5, 5),
+        ({"engine.name": "plain"}, "cpu", 1, 1),
+        ({}, "cuda", 50, 50),
+        ({"engine.name": "graph"}, "cuda", 1, 1),
+    ],
+)
+def test_clients_train_together_where_that_pays(asked, settings, device, small, large):
+    cohort = cohort_of(asked(settings, device))
+    assert (cohort(message_of(1000)), cohort(message_of(1_000_000))) == (small, large)
+
+
+def test_another_app_decides_by_itself(asked):
+    request = asked(device="cuda", app=SAMPLE)
+    assert (processes_of(request), cohort_of(request)(message_of(1))) == (8, 1)
+
+
+def test_larger_models_cost_more():
+    costs = [cost(message_of(number)) for number in (1, 100_000, 1_000_000)]
+    assert costs[0] == pytest.approx(STEP, rel=0.01)
+    assert costs[2] - costs[1] == pytest.approx(3_600_000)

@@ -1,0 +1,261 @@
+"""Changes in fewer bits: how exact they are, against a slow twin, and what is refused on either side."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.core.compress import Changes, compress, restore
+from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
+from tests.core import strategies
+
+FORMS = ("float16", "int8")
+SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1, max_size=4)
+
+
+@st.composite
+def changes_of_models(draw):
+    """Draw changes of a few parameters: of any shape and size, some of them 0."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    drawn = {}
+    for number, shape in enumerate(draw(SHAPES)):
+        size = 10.0 ** draw(st.integers(-6, 3))
+        some = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+        drawn[f"p{9 - number}"] = size * torch.randn(shape, generator=generator) * some
+    return drawn
+
+
+def zeros(state):
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+def there_and_back(before, after, form):
+    return restore(Plan.between(before, before), before, compress(before, after, form))
+
+
+def rows_of(tensor):
+    """Return the rows of a parameter one by one; a parameter of one entry a row is one row."""
+    if tensor.ndim and tensor.size > len(tensor):
+        return [row.reshape(-1) for row in tensor]
+    return [tensor.reshape(-1)] if tensor.size else []
+
+
+def slow_int8(change):
+    """Return steps and scales, worked out entry by entry: correct but slow."""
+    scales, steps = [], []
+    for row in rows_of(change.numpy()):
+        scale = np.float32(max(abs(entry) for entry in row) / np.float32(127))
+        scales.append(scale)
+        steps += [round(float(entry / scale)) if scale else 0 for entry in row]
+    return torch.tensor(steps, dtype=torch.int8).view(change.shape), scales
+
+
+@given(changes_of_models())
+def test_int8_is_the_twins(drawn):
+    found = compress(zeros(drawn), drawn, "int8")
+    expected = {name: slow_int8(drawn[name]) for name in sorted(drawn)}
+    assert found.tensors.keys() == drawn.keys()
+    assert all(torch.equal(found.tensors[name], steps) for name, (steps, _) in expected.items())
+    assert found.scales.tolist() == [scale for _, scales in expected.values() for scale in scales]
+
+
+@given(changes_of_models())
+def test_int8_errs_by_half_a_step_of_the_row_at_most(drawn):
+    back = there_and_back(zeros(drawn), drawn, "int8")
+    for name, change in drawn.items():
+        for found, row in zip(rows_of(back[name].numpy()), rows_of(change.numpy()), strict=True):
+            assert np.abs(found - row).max() <= np.abs(row).max() / 254 * 1.0001
+
+
+@given(changes_of_models())
+def test_float16_errs_by_a_two_thousandth_of_the_change_at_most(drawn):
+    back = there_and_back(zeros(drawn), drawn, "float16")
+    for name, change in drawn.items():
+        smallest = 2.0**-25  # half the distance of the smallest numbers
+        assert ((back[name] - change).abs() <= (change.abs() * 2**-11).clamp(min=smallest)).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(drawn=strategies.rounds(labels=False))
+def test_a_slice_of_any_plan_comes_back(form, drawn):
+    for plan, reply in zip(drawn.plans, drawn.replies, strict=True):
+        before = plan.extract(drawn.state)
+        back = restore(plan, drawn.state, compress(before, reply.values, form))
+        assert list(back) == list(plan.axes)
+        for name, found in back.items():
+            assert found.dtype == before[name].dtype
+            # Normal values differ by 8 at most; a step is a 127th of that, and the parameter itself is rounded too.
+            spacing = torch.finfo(found.dtype).eps * 8
+            torch.testing.assert_close(found, reply.values[name], atol=8 / 127 + spacing, rtol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(drawn=changes_of_models())
+def test_what_did_not_change_comes_back_to_the_bit(form, drawn):
+    back = there_and_back(drawn, drawn, form)
+    assert all(torch.equal(back[name], tensor) for name, tensor in drawn.items())
+
+
+def test_a_row_that_did_not_change_beside_one_that_did():
+    before = {"w": torch.rand(3, 4)}
+    after = {"w": before["w"] + torch.tensor([[1.0], [0.0], [2.0]])}
+    back = there_and_back(before, after, "int8")["w"]
+    assert torch.equal(back[1], before["w"][1])
+    torch.testing.assert_close(back, after["w"])  # the largest change of a row is exact
+
+
+def test_changes_too_small_for_an_exact_scale_keep_their_sign():
+    after = {"w": torch.tensor([2e-43, -2e-43, 1e-44])}
+    back = there_and_back(zeros(after), after, "int8")["w"]
+    assert (back * torch.tensor([1.0, -1.0, 1.0]) >= 0).all()
+    assert (back.abs() <= after["w"].abs()).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_errors_of_many_clients_cancel_out_in_the_mean(form):
+    before = {"w": torch.zeros(20, 50)}
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(20, 50, generator=generator)
+    afters = [{"w": common + 0.1 * torch.randn(20, 50, generator=generator)} for _ in range(100)]
+    errors = torch.stack([there_and_back(before, after, form)["w"] - after["w"] for after in afters])
+    assert errors.mean(0).norm() < errors[0].norm() / 8
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arguments_stay_as_they_are(form):
+    state, after = {"w": torch.ones(4, 3)}, {"w": torch.full((2, 3), 1.5)}
+    plan = Plan.between(state, after)
+    changes = compress(plan.extract(state), after, form)
+    kept = {name: tensor.clone() for name, tensor in changes.tensors.items()}
+    assert torch.equal(restore(plan, state, changes)["w"], after["w"])
+    assert torch.equal(state["w"], torch.ones(4, 3))
+    assert torch.equal(after["w"], torch.full((2, 3), 1.5))
+    assert all(torch.equal(changes.tensors[name], kept[name]) for name in kept)
+
+
+def test_scales_stand_in_the_order_of_names_with_one_for_a_vector():
+    after = {"w": torch.ones(4, 3), "gain": torch.ones(5, 1), "bias": torch.ones(7), "alpha": torch.ones(())}
+    after = {name: number * tensor for number, (name, tensor) in enumerate(after.items(), 1)}
+    found = compress(zeros(after), after, "int8")
+    assert list(found.tensors) == list(after)
+    torch.testing.assert_close(127 * found.scales, torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0]))
+    assert compress(zeros(after), after, "float16").scales is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_the_change_of_a_parameter_in_half_precision_is_worked_out_in_single(form, size):
+    before = {"w": torch.zeros(3, dtype=torch.float16)}
+    after = {"w": torch.tensor([size, -size / 3, size / 127]).half()}
+    back = there_and_back(before, after, form)["w"]
+    assert back.dtype == torch.float16
+    torch.testing.assert_close(back, after["w"], atol=size / 250, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "said"),
+    [
+        ("float16", 70_000.0, r"parameter b changed by up to 70000, which float16 cannot carry: .*upload='float32'"),
+        ("float16", torch.inf, "parameter b changed by up to inf"),
+        ("float16", torch.nan, "parameter b changed by up to nan"),
+        ("int8", torch.inf, "parameter b changed by up to inf, which int8 cannot carry"),
+        ("int8", torch.nan, "parameter b changed by up to nan"),
+        ("int8", 1e300, r"parameter b changed by up to 1e\+300"),
+    ],
+)
+def test_a_change_that_a_form_cannot_carry_is_refused_by_name(form, value, said):
+    before = {"a": torch.zeros(2), "b": torch.zeros(3, dtype=torch.float64)}
+    after = {"a": torch.ones(2), "b": torch.tensor([1.0, value, 0.0], dtype=torch.float64)}
+    with pytest.raises(ReplyError, match=said):
+        compress(before, after, form)
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ({"w": torch.ones(1, 3), "b": torch.ones(2)}, r"w: \(1, 3\), expected \(2, 3\)"),
+        ({"w": torch.ones(2, 3)}, r"b: None, expected \(2,\)"),
+        ({"w": torch.ones(2, 3), "b": torch.ones(2), "c": torch.ones(1)}, r"c: \(1,\), expected None"),
+    ],
+    ids=["shape", "missing", "unknown"],
+)
+def test_another_model_than_was_sent_is_refused(after, said):
+    with pytest.raises(ShapeError, match=f"not the one that the server sent .{said}"):
+        compress({"w": torch.ones(2, 3), "b": torch.ones(2)}, after, "int8")
+
+
+STATE = {"w": torch.ones(4, 3), "b": torch.ones(4)}
+PLAN = Plan.between(STATE, {"w": (2, 3), "b": (2,)})
+HALVES = {"w": torch.ones(2, 3, dtype=torch.float16), "b": torch.ones(2, dtype=torch.float16)}
+STEPS = {"w": torch.ones(2, 3, dtype=torch.int8), "b": torch.ones(2, dtype=torch.int8)}
+SCALES = torch.tensor([0.5, 1.0, 2.0])
+
+
+def scales(*values, dtype=torch.float32):
+    return Changes(STEPS, torch.tensor(values, dtype=dtype))
+
+
+HOSTILE = {
+    "int8 without scales": (Changes(STEPS), "w is torch.int8, expected torch.float16"),
+    "float16 with scales": (Changes(HALVES, SCALES), "w is torch.float16, expected torch.int8"),
+    "float32": (Changes({**HALVES, "b": torch.ones(2)}), "b is torch.float32, expected torch.float16"),
+    "uint8": (Changes({**STEPS, "b": STEPS["b"].byte()}, SCALES), "b is torch.uint8, expected torch.int8"),
+    "NaN": (Changes({**HALVES, "b": HALVES["b"] * torch.nan}), "b contains NaN or infinity"),
+    "infinite": (Changes({**HALVES, "b": HALVES["b"] * torch.inf}), "b contains NaN or infinity"),
+    "missing": (Changes({"w": STEPS["w"]}, SCALES), "1 parameters of its plan are missing .'b'"),
+    "unknown": (Changes({**STEPS, "c": STEPS["b"]}, SCALES), "1 names are not in its plan .'c'"),
+    "shape": (Changes({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
+    "broadcastable": (Changes({**STEPS, "w": STEPS["w"][:1]}, SCALES), r"w has shape \(1, 3\), expected \(2, 3\)"),
+    "sparse": (Changes({**HALVES, "w": HALVES["w"].to_sparse()}), "expected a dense tensor"),
+    "few scales": (scales(1, 2), r"of shape \(2,\), expected torch.float32 of shape \(3,\)"),
+    "many scales": (scales(1, 2, 3, 4), r"of shape \(4,\), expected torch.float32 of shape \(3,\)"),
+    "no scales": (scales(), r"of shape \(0,\), expected"),
+    "scales in two dimensions": (scales([1], [2], [3]), r"of shape \(3, 1\), expected"),
+    "double scales": (scales(1, 2, 3, dtype=torch.float64), "its scales are torch.float64"),
+    "whole scales": (scales(1, 2, 3, dtype=torch.int32), "its scales are torch.int32"),
+    "NaN scale": (scales(1, 2, torch.nan), "scales of w are no finite numbers from 0 up"),
+    "infinite scale": (scales(torch.inf, 2, 3), "scales of b are no finite numbers from 0 up"),
+    "negative scale": (scales(-1, 2, -3), "scales of b, w are no finite numbers from 0 up"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), HOSTILE.values(), ids=HOSTILE)
+def test_changes_that_do_not_fit_are_refused_by_name(changes, said):
+    with pytest.raises(ReplyError, match=said):
+        restore(PLAN, STATE, changes)
+    assert torch.equal(STATE["w"], torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("changes", [Changes(HALVES), Changes(STEPS, SCALES)], ids=FORMS)
+def test_those_that_fit_are_taken(changes):
+    step = torch.ones(3) if changes.scales is None else SCALES
+    found = restore(PLAN, STATE, changes)
+    assert torch.equal(found["b"], 1 + step[0].expand(2))
+    assert torch.equal(found["w"], 1 + step[1:, None].expand(2, 3))
+
+
+def test_scales_that_overflow_are_refused_by_the_mean():
+    changes = Changes({"w": torch.full((2, 3), 127, dtype=torch.int8), "b": STEPS["b"]}, SCALES * 3e37)
+    aggregator = Aggregator(STATE)
+    with pytest.raises(ReplyError, match="w contains NaN or infinity"):
+        aggregator.add(PLAN, restore(PLAN, STATE, changes))
+    assert aggregator.replies == 0
+
+
+def test_changes_may_lie_in_another_order_in_memory():
+    """As an array in Fortran's order, which Flower keeps."""
+    steps = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int8)
+    turned = steps.T.contiguous().T
+    assert not turned.is_contiguous()
+    one, two = (restore(PLAN, STATE, Changes({**STEPS, "w": own}, SCALES)) for own in (steps, turned))
+    assert torch.equal(one["w"], two["w"])
+
+
+def test_parameters_that_cannot_be_averaged_are_left_to_the_mean_to_refuse():
+    state = {"n": torch.arange(3)}
+    plan = Plan.between(state, state)
+    back = restore(plan, state, Changes({"n": torch.ones(3, dtype=torch.float16)}))
+    with pytest.raises(ConfigError, match="only floating point can be averaged"):
+        Aggregator(state).add(plan, back)

@@ -1,0 +1,210 @@
+"""Clients that train together: the same groups on any number of processes, and one bad client costs no other."""
+
+import logging
+import os
+import time
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import LocalGrid, Windowed
+
+RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)
+GROUPS = [[0, 3, 6], [1, 2, 4], [5, 7, 8, 9], [10]]  # at most four
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["inline", "processes"])
+def together(request):
+    """Return a grid of eleven nodes whose clients train together."""
+    with LocalGrid("cohort_clients:app", len(RATES), processes=request.param, cohort=4) as grid:
+        yield grid
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with LocalGrid("cohort_clients:app", len(RATES), processes=2, cohort=4) as grid:
+        yield grid
+
+
+def sent_to(grid, rates=RATES, start=2.0, changes=None):
+    """Return a message to each node, with what is said of some partitions besides."""
+    draw = np.random.default_rng(0)
+    messages = []
+    for partition, (node_id, rate) in enumerate(zip(grid.get_node_ids(), rates, strict=False)):
+        arrays = ArrayRecord({"w": Array((start + draw.random(1000)).astype(np.float32))})
+        config = ConfigRecord({"rate": rate, **(changes or {}).get(partition, {})})
+        messages.append(Message(RecordDict({"arrays": arrays, "config": config}), node_id, "train"))
+    return messages
+
+
+def groups_of(grid, replies):
+    """Return the partitions that trained together, by each reply."""
+    partitions = {node_id: partition for partition, node_id in enumerate(grid.get_node_ids())}
+    return [[partitions[node_id] for node_id in reply.content["config"]["with"]] for reply in replies]
+
+
+def bits(replies):
+    return [reply.content["arrays"]["w"].data for reply in replies]
+
+
+def test_equal_rates_train_together_in_even_groups(together):
+    groups = groups_of(together, together.send_and_receive(sent_to(together)))
+    assert groups == [next(group for group in GROUPS if partition in group) for partition in range(len(RATES))]
+
+
+def test_any_number_of_processes_gives_the_same_bits():
+    def rounds(processes, window):
+        with LocalGrid("cohort_clients:app", len(RATES), processes=processes, cohort=4) as grid:
+            through = Windowed(grid, window) if window else grid
+            replies = [list(through.send_and_receive(sent_to(grid, start=start))) for start in (2.0, 3.0)]
+            return [bits(each) for each in replies], [groups_of(grid, each) for each in replies]
+
+    for window in (0, 6):
+        inline = rounds(0, window)
+        assert max(len(group) for group in inline[1][0]) > 1
+        assert all(rounds(processes, window) == inline for processes in (1, 2, 3))
+
+
+def test_a_window_keeps_groups_and_its_bound(together, monkeypatch):
+    out = set()
+    most = []
+    push, pull = together.push_messages, together.pull_messages
+
+    def pushed(messages):
+        out.update(ids := list(push(messages)))
+        most.append(len(out))
+        return ids
+
+    def pulled(ids):
+        replies = pull(ids)
+        out.difference_update(reply.metadata.reply_to_message_id for reply in replies)
+        return replies
+
+    monkeypatch.setattr(together, "push_messages", pushed)
+    monkeypatch.setattr(together, "pull_messages", pulled)
+    replies = list(Windowed(together, 6).send_and_receive(sent_to(together)))
+    assert [reply.metadata.src_node_id for reply in replies] == list(together.get_node_ids())
+    assert groups_of(together, replies)[:6] == [[0, 3], [1, 2, 4, 5], [1, 2, 4, 5], [0, 3], [1, 2, 4, 5], [1, 2, 4, 5]]
+    assert max(most) == 6
+
+
+def test_only_the_client_that_raises_fails(together, caplog):
+    before = [reply.content["config"]["times"] for reply in together.send_and_receive(sent_to(together))]
+    with caplog.at_level(logging.WARNING):
+        replies = list(together.send_and_receive(sent_to(together, changes={2: {"fault": "raise"}})))
+    assert [partition for partition, reply in enumerate(replies) if reply.has_error()] == [2]
+    assert replies[2].error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert replies[2].error.reason == "<class 'ZeroDivisionError'>:<'alone too'>"
+    good = [(partition, reply) for partition, reply in enumerate(replies) if partition != 2]
+    groups = dict(zip([partition for partition, _ in good], groups_of(together, [r for _, r in good]), strict=True))
+    assert [groups[1], groups[4]] == [[1], [4]]  # alone
+    assert [groups[0], groups[5]] == [[0, 3, 6], [5, 7, 8, 9]]
+    # The attempt together left no trace in the nodes' states.
+    assert [reply.content["config"]["times"] for _, reply in good] == [before[partition] + 1 for partition, _ in good]
+
+
+def test_a_group_that_fails_only_together_is_trained_one_by_one(caplog):
+    with LocalGrid("cohort_clients:app", 3, cohort=4) as grid, caplog.at_level(logging.WARNING):
+        replies = list(grid.send_and_receive(sent_to(grid, (1.0,) * 3, changes={1: {"fault": "raise together"}})))
+        assert groups_of(grid, replies) == [[0], [1], [2]]
+    assert "3 messages are answered one by one, because together they failed" in caplog.text
+    assert "ZeroDivisionError: one of them" in caplog.text
+
+
+@pytest.mark.parametrize("answers", ["too few", "none", "astray"])
+def test_wrong_answers_of_a_cohort_are_not_taken(answers, monkeypatch):
+    import cohort_clients
+
+    def train_cohort(messages, contexts):
+        if answers == "none":
+            return [None for _ in messages]
+        replies = [Message(RecordDict(), reply_to=message) for message in messages]
+        return replies[1:] if answers == "too few" else replies[::-1]
+
+    monkeypatch.setattr(cohort_clients.app, "train_cohort", train_cohort, raising=False)
+    with LocalGrid(cohort_clients.app, 3, cohort=4) as grid:
+        assert groups_of(grid, grid.send_and_receive(sent_to(grid, (1.0,) * 3))) == [[0], [1], [2]]
+
+
+def test_the_death_of_a_process_is_an_error_of_each_in_its_group(pool, gone):
+    before = list(pool.get_node_ids())
+    pids = {reply.content["config"]["pid"] for reply in pool.send_and_receive(sent_to(pool))}
+    replies = list(pool.send_and_receive(sent_to(pool, changes={3: {"fault": "die"}})))
+    assert [partition for partition, reply in enumerate(replies) if reply.has_error()] == [0, 3, 6]
+    assert {replies[partition].error.code for partition in (0, 3, 6)} == {ErrorCode.CLIENT_APP_CRASHED}
+    expected = f"The process that ran node {before[6]} (partition 6) and 2 others ended with exit code 7."
+    assert replies[6].error.reason == expected
+    assert not any(reply.has_error() for reply in pool.send_and_receive(sent_to(pool)))
+    assert pids - {os.getpid()} == pids
+
+
+def test_a_reply_that_cannot_be_sent_back_fails_alone(pool):
+    replies = list(pool.send_and_receive(sent_to(pool, changes={4: {"fault": "unsendable"}})))
+    assert [partition for partition, reply in enumerate(replies) if reply.has_error()] == [4]
+    assert "pickle" in replies[4].error.reason
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_an_app_without_train_cohort_answers_one_by_one(processes):
+    with LocalGrid("cohort_clients:fit", len(RATES), processes=processes, cohort=4) as grid:
+        messages = sent_to(grid)
+        assert groups_of(grid, grid.send_and_receive(messages)) == [[partition] for partition in range(len(RATES))]
+
+
+def test_without_worker_processes_a_group_runs_when_one_of_its_replies_is_asked_for():
+    with LocalGrid("cohort_clients:app", len(RATES), cohort=4) as grid:
+        ids = list(grid.push_messages(sent_to(grid)))
+        assert groups_of(grid, grid.pull_messages([ids[3]])) == [[0, 3, 6]]
+        assert grid.wait_for_replies(ids, timeout=0.0) == [ids[0], ids[6]]  # what is there without running anybody
+        assert len(list(grid.pull_messages(ids))) == len(ids) - 1
+
+
+def test_a_group_goes_on_for_those_who_are_waited_for(pool):
+    ids = list(pool.push_messages(sent_to(pool, changes={0: {"seconds": 0.3}})))
+    time.sleep(0.1)
+    pool.cancel([ids[0], ids[3]])
+    assert pool.wait_for_replies([ids[6]]) == [ids[6]]
+    assert groups_of(pool, pool.pull_messages([ids[6]])) == [[0, 3, 6]]  # as without the cancellation
+    assert pool.wait_for_replies([ids[0], ids[3]], timeout=0.0) == []
+    pool.cancel(ids)
+
+
+def test_a_group_at_work_that_nobody_waits_for_is_ended(pool, gone):
+    (reply,) = pool.send_and_receive([Message(RecordDict(), next(iter(pool.get_node_ids())), "query")])
+    messages = sent_to(pool, (1.0, 1.0, 0.5, 0.5), changes={0: {"seconds": 60.0}, 2: {"seconds": 60.0}})
+    began = time.monotonic()
+    assert list(pool.send_and_receive(messages, timeout=0.5)) == []
+    assert time.monotonic() - began < 10
+    assert gone([reply.content["config"]["pid"]])
+    assert groups_of(pool, pool.send_and_receive(sent_to(pool)))[0] == [0, 3, 6]
+
+
+def test_groups_that_together_take_longest_begin_first():
+    rates = (0.5, 0.5, 0.5, 1.0, 1.0, 0.25)
+    costs = {0.5: 2.0, 1.0: 4.0, 0.25: 1.0}  # in groups 6, 8 and 1
+    options = {"processes": 2, "cohort": 3, "cost": lambda message: costs[message.content["config"]["rate"]]}
+    with LocalGrid("cohort_clients:app", len(rates), **options) as grid:
+        changes = {partition: {"seconds": 0.1} for partition in range(len(rates))}
+        began: dict[int, float] = {}
+        for reply in grid.send_and_receive(sent_to(grid, rates, changes=changes)):
+            began.setdefault(len(reply.content["config"]["with"]), reply.content["config"]["began"])
+    assert max(began[3], began[2]) < began[1]
+
+
+def test_nodes_with_several_messages_are_answered_in_order(together):
+    first, second = list(together.get_node_ids())[:2]
+    # Were they grouped by rate alone, each of the two groups would wait for the other.
+    ahead, again = sent_to(together, (1.0, 0.5)), sent_to(together, (0.5, 1.0))
+    replies = list(together.send_and_receive([ahead[0], again[0], ahead[1], again[1]], timeout=30))
+    assert [reply.metadata.src_node_id for reply in replies] == [first, first, second, second]
+    times = [reply.content["config"]["times"] for reply in replies]
+    assert times[1] == times[0] + 1
+    assert times[3] == times[2] + 1
+
+
+def test_a_cohort_below_one_is_refused():
+    with pytest.raises(ConfigError, match="cohort is 0; expected an integer of 1 or more"):
+        LocalGrid("cohort_clients:app", 2, cohort=0)

@@ -1,0 +1,161 @@
+"""What travels to a worker process: the same messages, and what several of them share only once."""
+
+import gc
+import socket
+import weakref
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.wire import LARGE, NOTHING, Shared, Wire
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    lent = Identity(3)
+    yield
+    lent.release()
+
+
+class Counting(Connection):
+    """A connection that notes the arrays that travel by themselves."""
+
+    sent: list[bytes]
+
+    def send_bytes(self, data, *args):
+        self.sent.append(data)
+        super().send_bytes(data, *args)
+
+
+@pytest.fixture
+def ends():
+    """Return both ends of a wire, and what travelled by itself."""
+    ours, theirs = socket.socketpair()
+    for one in (ours, theirs):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)  # room for all, as one thread plays both ends
+    with Counting(ours.detach()) as near, Connection(theirs.detach()) as far:
+        near.sent = []
+        yield Wire(near), Wire(far), near.sent
+
+
+def array(value, number=LARGE // 4):
+    return Array(np.full(number, value, dtype=np.float32))
+
+
+def message(arrays, **config):
+    return Message(RecordDict({"arrays": arrays, "config": ConfigRecord(config)}), 5, "train")
+
+
+def values(letter):
+    return {name: one.numpy()[0] for name, one in letter[0].content["arrays"].items()}
+
+
+def test_what_messages_share_travels_once(ends):
+    near, far, sent = ends
+    arrays = ArrayRecord({"w": array(1.0), "v": array(2.0), "small": array(3.0, 4)})
+    messages = [message(arrays, number=i) for i in range(4)]
+    shared = Shared.among(messages)
+    for one in messages:
+        near.send([(one, None, "")], shared)
+        (letter,) = far.receive()
+        assert values(letter) == {"w": 1.0, "v": 2.0, "small": 3.0}
+        assert letter[0].content["config"] == one.content["config"]
+        letter[0].content["arrays"]["w"] = array(9.0)  # what user code does here reaches no other message
+        letter[0].content["arrays"].pop("v")
+    assert len(sent) == 2
+
+
+def test_messages_of_a_group_travel_together(ends):
+    near, far, sent = ends
+    arrays = ArrayRecord({"w": array(1.0)})
+    messages = [message(arrays, number=i) for i in range(3)]
+    context = Context(1, 5, {}, RecordDict({"own": ArrayRecord({"w": array(7.0)})}), {})
+    near.send([(one, context, "") for one in messages], Shared.among(messages))
+    letters = far.receive()
+    assert [letter[0].content["config"]["number"] for letter in letters] == [0, 1, 2]
+    assert [values(letter) for letter in letters] == [{"w": 1.0}] * 3
+    assert [letter[1].state["own"]["w"].numpy()[0] for letter in letters] == [7.0] * 3
+    assert len(sent) == 1 + 3  # nodes' states are their own
+
+
+def test_only_the_last_pushs_arrays_are_kept(ends):
+    near, far, sent = ends
+    for value in (1.0, 2.0, 1.0):
+        arrays = ArrayRecord({"w": array(value)})
+        messages = [message(arrays), message(arrays)]
+        shared = Shared.among(messages)
+        for one in messages:
+            near.send([(one, None, "")], shared)
+            assert [values(letter) for letter in far.receive()] == [{"w": value}]
+    assert (len(sent), len(far._here)) == (3, 1)
+    near.send([(message(ArrayRecord({"w": array(5.0)})), None, "")])
+    assert [values(letter) for letter in far.receive()] == [{"w": 5.0}]
+    assert len(far._here) == 0
+
+
+def test_an_array_that_changes_after_the_push_travels_as_it_is(ends):
+    near, far, _ = ends
+    arrays = ArrayRecord({"w": array(1.0)})
+    messages = [message(arrays) for _ in range(2)]
+    shared = Shared.among(messages)
+    for value in (1.0, 2.0, 3.0):
+        arrays["w"].data = array(value).data
+        near.send([(messages[0], None, "")], shared)
+        assert [values(letter) for letter in far.receive()] == [{"w": value}]
+
+
+def test_what_does_not_pickle_leaves_the_wire_as_it_was(ends):
+    near, far, sent = ends
+    arrays = ArrayRecord({"w": array(1.0)})
+    messages = [message(arrays) for _ in range(2)]
+    shared = Shared.among(messages)
+    messages[0].metadata.__dict__["strange"] = lambda: None
+    with pytest.raises(Exception, match="pickle"):
+        near.send([(messages[0], None, "")], shared)
+    assert sent == []
+    near.send([(messages[1], None, "")], shared)
+    assert [values(letter) for letter in far.receive()] == [{"w": 1.0}]
+
+
+def test_own_arrays_are_not_shared():
+    messages = [message(ArrayRecord({"w": array(1.0)})) for _ in range(3)]
+    assert Shared.among(messages) is NOTHING
+    assert Shared.among([]) is NOTHING
+
+
+def test_clients_that_spoil_what_they_got_spoil_nobody_elses():
+    with LocalGrid("odd_clients:app", 12, processes=2) as grid:
+        shared = RecordDict({"arrays": ArrayRecord({"w": Array(np.full(100_000, 3.0))}), "config": ConfigRecord()})
+        kinds = ("query.spoil", "evaluate")
+        messages = [Message(shared, node_id, kinds[i % 2]) for i, node_id in enumerate(grid.get_node_ids())]
+        replies = list(grid.send_and_receive(messages))
+        assert not any(reply.has_error() for reply in replies)
+        assert [reply.content["metrics"]["mean"] for reply in replies[1::2]] == [3.0] * 6
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_reply_that_was_taken_is_freed_at_once(processes):
+    gc.disable()
+    try:
+        with LocalGrid("odd_clients:app", 8, processes=processes) as grid:
+            arrays = ArrayRecord({"w": Array(np.zeros(100_000))})
+            messages = [Message(RecordDict({"arrays": arrays}), node_id, "train") for node_id in grid.get_node_ids()]
+            sent = [weakref.ref(one) for one in messages]
+            replies = Windowed(grid, 4).send_and_receive(messages)
+            slice_ = weakref.ref(arrays)
+            del messages, arrays
+            traces = []
+            for reply in replies:
+                traces.append(weakref.ref(reply.content["arrays"]))
+                del reply
+                assert traces[-1]() is None
+            assert len(traces) == 8
+            del replies
+            assert [trace() for trace in sent] == [None] * 8
+            assert slice_() is None
+    finally:
+        gc.enable()
