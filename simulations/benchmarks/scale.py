@@ -2,8 +2,9 @@
 
 They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew each round, and send their slices straight
 back. So what is measured is the server: it cuts slices, sends them through a window of 16 messages, and averages the
-replies. Memory is the peak of this process above its level before the round, when it holds no state of the model yet;
-the clients are other processes. The window's share of it is what the replies under way may hold: as the window moves
+replies. Each measurement is a run of two rounds, for what the first leaves behind is there in the second. Memory is the
+peak of this process above its level before the run, when it holds no state of the model yet; the clients are other
+processes. The window's share of it is what the replies under way may hold: as the window moves
 along the round's messages, the most bytes that 16 in a row have.
 """
 
@@ -22,7 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.grids import LocalGrid, Windowed
-from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord
+from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.methods.queries import gather_nodes
@@ -33,16 +34,18 @@ from simulations.benchmarks.memory import peak_of
 MOST_MODELS = 3.0
 MOST_GROWTH = 1.25
 MIX = "a1-b1-c1-d1-e1"
+ROUNDS = 2
+"""Of each run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One round.
+    """One run.
 
     Attributes
     ----------
     milliseconds
-        Of the round, for each of its clients.
+        Of its rounds, for each of their clients.
     peak
         Bytes added to the server at the most.
     window
@@ -54,13 +57,17 @@ class Measured:
     window: float
 
 
-class Last(RoundCallback):
-    """Keeps the record of the last round."""
+class Records(RoundCallback):
+    """Keeps the records of a run."""
 
-    record: RoundRecord
+    def __init__(self) -> None:
+        self.all: list[RoundRecord] = []
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        self.all.clear()
 
     def on_round_end(self, progress: Progress) -> bool:
-        self.record = progress.record
+        self.all.append(progress.record)
         return False
 
 
@@ -72,20 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
     parser.add_argument("--window", type=int, default=16, help="messages that may be out")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each size, taking turns")
+    parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw time and memory, as SVG or PNG by its name")
 
 
 def run(options: argparse.Namespace) -> bool:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
-    last = Last()
+    records = Records()
     strategy = HeteroFL(
-        PAPER[options.model].build(), MIX, assignment="dynamic", evaluation=Evaluation(every=0), callbacks=[last]
+        PAPER[options.model].build(), MIX, assignment="dynamic", evaluation=Evaluation(every=0), callbacks=[records]
     )
     model = sum(4 * value.numel() for value in strategy.federation.model.parameters())
     print(
         f"{options.nodes} clients, {options.processes} processes, a window of {options.window} messages; mix {MIX}, "
-        f"dynamic; seed 0; median of {options.rounds} rounds; a model is {model / 1e6:.1f} MB\n"
+        f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
     )
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
     with LocalGrid("simulations.benchmarks.slice_app:app", options.nodes, processes=options.processes) as grid:
@@ -94,33 +101,37 @@ def run(options: argparse.Namespace) -> bool:
         seconds = time.perf_counter() - start
         print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
         windowed = Windowed(grid, options.window)
-        measure = partial(measure_round, strategy, windowed, last, window=options.window)
+        measure = partial(measure_run, strategy, windowed, records, window=options.window)
         # The first warms up.
         measure(min(options.sizes), options.nodes, 2)
-        for turn in range(options.rounds):
-            for number, size in enumerate(options.sizes):
-                found[size].append(measure(size, options.nodes, 3 + turn * len(options.sizes) + number))
+        for number in range(options.rounds * len(options.sizes)):
+            size = options.sizes[number % len(options.sizes)]
+            found[size].append(measure(size, options.nodes, 2 + ROUNDS * (number + 1)))
     return report(found, model, options.chart)
 
 
-def measure_round(
-    strategy: HeteroFL, grid: Grid, last: Last, size: int, nodes: int, server_round: int, *, window: int
+def measure_run(
+    strategy: HeteroFL, grid: Grid, records: Records, size: int, nodes: int, first_round: int, *, window: int
 ) -> Measured:
-    """Run one round of so many clients."""
+    """Run rounds of so many clients."""
     strategy.fraction_train = size / nodes
     results: list[Result] = []
 
     def play() -> None:
         # Without initial arrays it begins with the initial model, and from round 2 on without asking the clients anew.
-        results.append(strategy.start(grid, num_rounds=server_round, first_round=server_round))
+        results.append(strategy.start(grid, num_rounds=first_round + ROUNDS - 1, first_round=first_round))
 
     peak = peak_of(play)
-    record = last.record
-    if len(record.rates) != size or record.failures:
-        raise RuntimeError(f"{len(record.failures)} of {len(record.rates)} clients failed, expected {size} good ones")
+    for record in records.all:
+        if len(record.rates) != size or record.failures:
+            raise RuntimeError(
+                f"{len(record.failures)} of {len(record.rates)} clients failed, expected {size} good ones"
+            )
     check_same(results[0].arrays, strategy)
-    sizes = [4 * strategy.federation.plan(rate).parameters for rate in record.rates.values()]
-    return Measured(record.seconds * 1e3 / size, peak, most_in_a_row(sizes, window))
+    seconds = statistics.mean(record.seconds for record in records.all)
+    bytes_of = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
+    most = max(most_in_a_row([bytes_of[rate] for rate in record.rates.values()], window) for record in records.all)
+    return Measured(seconds * 1e3 / size, peak, most)
 
 
 def most_in_a_row(sizes: Sequence[int], number: int) -> int:

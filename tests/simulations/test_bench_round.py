@@ -176,6 +176,15 @@ def test_target_goes_on_after_a_break(experiment, tmp_path, capsys):
     assert target.run_ours(experiment, options(target=goal, most=9), tmp_path / "ours") == again
 
 
+@pytest.mark.slow
+def test_target_ends_with_its_verdict(experiment, tmp_path, capsys):
+    line = ["round", "--root", experiment.root, "--clients", str(CLIENTS), "--target", "1.1", "--every", "1"]
+    assert bench.main([*line, "--most", "1", "--work", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(told.startswith("ours: not in 1 rounds; best 0.") for told in lines)
+    assert lines[-1] == "FAIL: ours has not reached 1.1"
+
+
 @pytest.fixture
 def checkout() -> Path:
     if "HETEROFL_AUTHORS" not in os.environ:

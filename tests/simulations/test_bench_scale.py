@@ -44,17 +44,17 @@ def test_a_mean_that_is_not_the_model_is_refused():
         scale.check_same(ArrayRecord(state), strategy)
 
 
-def test_a_round_of_another_size_is_refused():
-    last = scale.Last()
+def test_a_run_of_another_size_is_refused():
+    records = scale.Records()
     strategy = scale.HeteroFL(
-        scale.PAPER["mnist"].build(), "e1", evaluation=scale.Evaluation(every=0), callbacks=[last]
+        scale.PAPER["mnist"].build(), "e1", evaluation=scale.Evaluation(every=0), callbacks=[records]
     )
     with scale.LocalGrid("simulations.benchmarks.slice_app:app", 3) as grid:
         scale.gather_nodes(grid, strategy.federation, 3, 10.0)
         # Said to be 3 of 6, but there are 3, of which half is 2.
         with pytest.raises(RuntimeError, match="0 of 2 clients failed, expected 3"):
-            scale.measure_round(strategy, grid, last, 3, 6, 2, window=16)
-        assert scale.measure_round(strategy, grid, last, 2, 3, 3, window=16).milliseconds > 0
+            scale.measure_run(strategy, grid, records, 3, 6, 2, window=16)
+        assert scale.measure_run(strategy, grid, records, 2, 3, 4, window=16).milliseconds > 0
 
 
 @pytest.mark.slow
