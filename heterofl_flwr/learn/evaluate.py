@@ -11,8 +11,9 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn.batches import read
 from heterofl_flwr.learn.masking import Masking
-from heterofl_flwr.learn.model_state import channels_last, device_of, evaluating
+from heterofl_flwr.learn.model_state import device_of, evaluating
 from heterofl_flwr.learn.results import EvaluateResult
+from heterofl_flwr.nn.layout import channels_last
 from heterofl_flwr.nn.loss import Fill, masked_cross_entropy, perplexity
 
 

@@ -11,11 +11,12 @@ from heterofl_flwr.errors import DataError, HeteroFLError
 from heterofl_flwr.learn.batches import training_batches
 from heterofl_flwr.learn.descent import Descent
 from heterofl_flwr.learn.masking import Masking
-from heterofl_flwr.learn.model_state import channels_last, seeded
+from heterofl_flwr.learn.model_state import seeded
 from heterofl_flwr.learn.options import TrainOptions
 from heterofl_flwr.learn.precision import lowered
 from heterofl_flwr.learn.results import TrainResult
 from heterofl_flwr.learn.work import Work
+from heterofl_flwr.nn.layout import channels_last
 from heterofl_flwr.nn.loss import masked_cross_entropy
 
 

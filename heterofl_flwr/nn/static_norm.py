@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.errors import DataError
+from heterofl_flwr.nn.layout import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_layers
 
 __all__ = ["Moments", "batch_norms", "collect_moments", "with_static_norm"]
@@ -45,7 +47,7 @@ def collect_moments(model: nn.Module, batches: Iterable[torch.Tensor], kind: Cho
     if not sums:
         return Moments(kind, {})
     number = 0
-    with torch.no_grad(), _batch_statistics(model), _listening(sums.values()):
+    with torch.no_grad(), channels_last(model), _batch_statistics(model), _listening(sums.values()):
         for number, batch in enumerate(batches, 1):
             if isinstance(batch, list | tuple):
                 raise DataError(f"batch {number} is a {type(batch).__name__}; expected the model's input alone")
@@ -74,42 +76,62 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     return static
 
 
+_STATISTICS = ("track_running_stats", "momentum", "running_mean", "running_var", "num_batches_tracked")
+
+
 class _Sums:
     """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation."""
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Choice) -> None:
         self.name, self.layer, self.kind = name, layer, kind
-        self.count = 0
+        self.count = self.values = 0
+        self.exact: tuple[torch.Tensor, torch.Tensor] | None = None
         self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
 
-    def listen(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Add one batch; a forward hook."""
+    def check(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a batch that has no variance; a hook before the forward pass."""
         del layer
         x: torch.Tensor = args[0] if args else kwargs["input"]  # (batch, channels, ...)
-        values = x.numel() // self.layer.num_features
+        self.values = values = x.numel() // self.layer.num_features
+        # A layer in half precision keeps its moments in half precision too.
+        self.exact = _moments_of(x) if x.dtype in (torch.float16, torch.bfloat16) else None
         if values < 2:
             raise DataError(
                 f"batch norm layer {self.name} got a batch of shape {tuple(x.shape)}, {values} value(s) per channel; "
                 "a variance needs 2 or more: use larger batches, or leave out the last, short one"
             )
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        paper = self.kind == "paper"
-        moments = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(paper))
-        place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
-        variance, mean = (moment.to(place).double() for moment in moments)  # (channels,)
-        weight = 1 if paper else values
+
+    def listen(self, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Add one batch; a hook after the forward pass, which has left the batch's moments in the layer's buffers."""
+        del layer, args
+        found = self.exact or (self.layer.running_mean, self.layer.running_var)
+        place = torch.device("cpu") if output.device.type == "mps" else output.device  # MPS has no float64
+        mean, variance = (moment.to(place).double() for moment in found if moment is not None)  # (channels,)
+        if self.kind == "paper":
+            weight, second = 1, variance
+        else:
+            weight, second = self.values, variance * ((self.values - 1) / self.values) + mean**2
         self.count += weight
         self.first = self.first.to(place) + mean * weight
-        self.second = self.second.to(place) + (variance if paper else variance + mean**2) * weight
+        self.second = self.second.to(place) + second * weight
 
     def result(self) -> LayerMoments:
         return LayerMoments(self.count, self.first.cpu(), self.second.cpu())
 
 
+def _moments_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the unbiased variance of each channel."""
+    variance, mean = torch.var_mean(x.float(), [dim for dim in range(x.dim()) if dim != 1])
+    return mean, variance
+
+
 @contextmanager
 def _listening(sums: Iterable[_Sums]) -> Iterator[None]:
-    handles = [total.layer.register_forward_pre_hook(total.listen, with_kwargs=True) for total in sums]
+    handles: list[RemovableHandle] = []
     try:
+        for total in sums:
+            handles.append(total.layer.register_forward_pre_hook(total.check, with_kwargs=True))
+            handles.append(total.layer.register_forward_hook(total.listen))
         yield
     finally:
         for handle in handles:
@@ -118,16 +140,23 @@ def _listening(sums: Iterable[_Sums]) -> Iterator[None]:
 
 @contextmanager
 def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation, with batch norm layers that normalise by batch and write no buffers; undo it at the end."""
+    """Switch to evaluation, with batch norm layers that normalise by batch; undo it at the end.
+
+    Buffers of their own take each batch's moments. The layer computes these anyway, so they cost no pass of their own.
+    """
     layers = list(batch_norms(model).values())
     # The flags are set directly: a model may override train(), for example to freeze layers.
     undo: list[Callable[[], None]] = [_restorer(module, "training") for module in model.modules()]
-    undo += [_restorer(layer, "track_running_stats") for layer in layers]
+    undo += [_restorer(layer, name) for layer in layers for name in _STATISTICS]
     try:
         for module in model.modules():
             module.training = False
         for layer in layers:
-            layer.training, layer.track_running_stats = True, False
+            layer.training, layer.track_running_stats = True, True
+            layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
+            place = next(chain(layer.parameters(), model.parameters(), [torch.zeros(())]))
+            layer.running_mean = torch.zeros(layer.num_features, dtype=place.dtype, device=place.device)
+            layer.running_var = torch.zeros_like(layer.running_mean)
         yield
     finally:
         for restore in undo:

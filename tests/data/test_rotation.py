@@ -37,7 +37,9 @@ def test_each_client_turns_its_own_images_by_one_step_more():
     parts = split_dataset(data, "rotated-90", 4, seed=1)
     still = split_dataset(data, "iid", 4, seed=1)
     for client in range(4):
-        for mine, other in zip(parts.of(client, data.train, data.test), still.of(client, data.train, data.test), strict=True):
+        for mine, other in zip(
+            parts.of(client, data.train, data.test), still.of(client, data.train, data.test), strict=True
+        ):
             expected = other.inputs.rot90(client, (2, 3))
             torch.testing.assert_close(mine.inputs, expected, atol=1e-4, rtol=0)
             assert torch.equal(mine.targets, other.targets)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.learn.model_state import channels_last, device_of, seeded
+from heterofl_flwr.learn.model_state import device_of, seeded
+from heterofl_flwr.nn.layout import channels_last
 
 
 def test_convolutions_are_channels_last_inside_and_back_in_place_after():

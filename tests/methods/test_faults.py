@@ -102,7 +102,10 @@ FAULTS = {
         "3 parameters of its plan are missing",
     ),
     "text": (raw("hidden.bias", Array(np.array(["a"] * 8))), "arrays that cannot be read: TypeError"),
-    "pickled": (raw("hidden.bias", Array("object", (8,), "numpy.ndarray", b"\x80\x04.")), "cannot be read: .*magic string"),
+    "pickled": (
+        raw("hidden.bias", Array("object", (8,), "numpy.ndarray", b"\x80\x04.")),
+        "cannot be read: .*magic string",
+    ),
     "truncated": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", npy("(8,)", b"12"))), "cannot be read"),
     "huge": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", npy("(99999999999999,)"))), "cannot be read"),
     "a zip": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", b"PK\x03\x04junk")), "cannot be read"),

@@ -1,0 +1,26 @@
+"""In which order a model's weights lie in memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """On a CPU, hold convolution weights channels last; the paper's CNN trains up to a quarter faster so.
+
+    Afterwards the values are in the tensors in which they were before, so states and views taken earlier hold.
+    """
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
+    homes = [weight.data for weight in weights]
+    for weight in weights:
+        # Not contiguous(memory_format=...): a weight of one input channel passes for channels last as it is, and then
+        # the outputs of its layer, and of all layers after it, stay channels first.
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for weight, home in zip(weights, homes, strict=True):
+            weight.data = home.copy_(weight.data)
