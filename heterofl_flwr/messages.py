@@ -73,8 +73,6 @@ RECORDS_OF: Mapping[Upload, tuple[str, ...]] = {
 }
 """The records that carry parameters in each form of a reply."""
 
-_NPY = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
-
 Value = TypeVar("Value")
 
 
@@ -129,8 +127,9 @@ def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
 
 def _tensor_of(array: Array) -> Tensor:
     """Return the tensor in the bytes of an array, which are those of a ``.npy`` file."""
-    if array.stype != _NPY:
-        raise ValueError(f"serialised as {array.stype!r}, expected {_NPY!r}")
+    expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
+    if array.stype != expected:
+        raise ValueError(f"serialised as {array.stype!r}, expected {expected!r}")
     file = io.BytesIO(array.data)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -4,8 +4,8 @@ They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew ea
 back. So what is measured is the server: it cuts slices, sends them through a window of 16 messages, and averages the
 replies. Each measurement is a run of two rounds, for what the first leaves behind is there in the second. Memory is the
 peak of this process above its level before the run, when it holds no state of the model yet; the clients are other
-processes. The window's share of it is what the replies under way may hold: as the window moves
-along the round's messages, the most bytes that 16 in a row have.
+processes. The window's share of it is what replies under way may hold: as the window moves along a round's messages,
+the most bytes that 16 in a row have.
 """
 
 import argparse
