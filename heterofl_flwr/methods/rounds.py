@@ -47,20 +47,25 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
             _evaluate(strategy, grid, result, rounds, server_round)
         record = strategy.log.record(server_round, time.monotonic() - started)
         host_log.info("%s", _line(record, rounds.num_rounds))
-        progress = Progress(
-            record=record,
-            state=result.arrays.to_torch_state_dict(),
-            moments=strategy.moment_tensors(),
-            momentum=dict(strategy.federation.velocity),
-            num_rounds=rounds.num_rounds,
-        )
-        # Every callback sees every round, so all are called before any of them may end the run.
-        stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
-        if any(stops):
+        if _tell(strategy, record, result.arrays, rounds.num_rounds):
             break
     for callback in strategy.callbacks:
         callback.on_end(result.arrays.to_torch_state_dict())
     return result
+
+
+def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_rounds: int) -> bool:
+    """Tell the callbacks of a round, without keeping its state for the next one; return whether one ends the run."""
+    progress = Progress(
+        record=record,
+        state=arrays.to_torch_state_dict(),
+        moments=strategy.moment_tensors(),
+        momentum=dict(strategy.federation.velocity),
+        num_rounds=num_rounds,
+    )
+    # Every callback sees every round, so all are called before any of them may end the run.
+    stops = [callback.on_round_end(progress) for callback in strategy.callbacks]
+    return any(stops)
 
 
 def _line(record: RoundRecord, num_rounds: int) -> str:
