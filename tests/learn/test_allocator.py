@@ -29,7 +29,7 @@ def test_memory_that_is_freed_and_taken_again_costs_few_page_faults():
     before, changed, after = done.stdout.split()
     if changed == "False":
         pytest.skip("needs glibc")
-    assert int(after) < int(before) / 2  # a system that reclaims idle memory adds some
+    assert int(after) < 0.8 * int(before)  # a system that reclaims idle memory adds some
 
 
 class Missing:
