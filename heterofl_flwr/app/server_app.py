@@ -9,6 +9,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from heterofl_flwr import messages as wire
 from heterofl_flwr.app.callbacks import callbacks_of
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.task import Task, task_of
@@ -93,7 +94,7 @@ class CentralEvaluation:
         rate = self._task.mix.global_rate
         with torch.random.fork_rng(devices=[]):
             model = self._task.build(rate)
-        load_parameters(model, arrays.to_torch_state_dict())
+        load_parameters(model, wire.tensors_of(arrays, "the server"))
         if rate in self._strategy.moments:
             model = with_static_norm(model, self._strategy.moments[rate])
         with _all_cores():

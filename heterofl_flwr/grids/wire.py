@@ -98,9 +98,7 @@ def _large_of(message: Message, context: Context | None) -> Iterator[tuple[tuple
     """Yield the large arrays, each with its place."""
     for part, records in enumerate(_array_records(message, context)):
         for name, record in records.items():
-            for key, array in record.items():
-                if len(array.data) >= LARGE:
-                    yield (part, name, key), array
+            yield from (((part, name, key), array) for key, array in _large_in(record).items())
 
 
 def _thin(message: Message, context: Context | None, trouble: str) -> Letter:
@@ -117,8 +115,11 @@ def _without_large(records: RecordDict) -> RecordDict:
     thin = records.copy()
     for name, record in records.items():
         if isinstance(record, ArrayRecord):
-            slim = thin[name] = record.copy()
-            for key, array in record.items():
-                if len(array.data) >= LARGE:
-                    slim[key] = Array(array.dtype, tuple(array.shape), array.stype, b"")
+            thin[name] = slim = record.copy()
+            empty = {key: Array(own.dtype, tuple(own.shape), own.stype, b"") for key, own in _large_in(record).items()}
+            slim.update(empty)
     return thin
+
+
+def _large_in(record: ArrayRecord) -> dict[str, Array]:
+    return {key: array for key, array in record.items() if len(array.data) >= LARGE}

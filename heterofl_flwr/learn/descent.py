@@ -39,7 +39,7 @@ class Descent:
         # The kernel takes no buffers where there is no momentum.
         self._momentum = [torch.zeros_like(value) for value in self._values] if options.momentum else []
         self._received = [value.clone() for value in self._values] if options.proximal else []
-        self._update = _fused if all(map(_fits_the_kernel, self._values)) else _by_parts
+        self._update = fused if all(map(_fits_the_kernel, self._values)) else _by_parts
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -103,7 +103,7 @@ def _fits_the_kernel(value: Tensor) -> bool:
     return value.device.type in FUSED_DEVICES and value.dtype == torch.float32 and without_gaps
 
 
-def _fused(
+def fused(
     values: list[Tensor],
     gradients: list[Tensor],
     momentum: list[Tensor],
@@ -111,6 +111,7 @@ def _fused(
     scale: Tensor | None,
     options: TrainOptions,
 ) -> None:
+    """Take a step of SGD by torch's fused kernel; without momentum there are no buffers for it."""
     torch._fused_sgd_(
         values,
         gradients,

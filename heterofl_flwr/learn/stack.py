@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.learn.descent import fused
 from heterofl_flwr.learn.options import TrainOptions
 from heterofl_flwr.learn.unfit import UnfitError
 
@@ -148,15 +149,4 @@ class Stack:
             norms = torch.stack([torch.linalg.vector_norm(slope, dim=1) for slope in slopes])
             norm = torch.linalg.vector_norm(norms, dim=0)[:, None]  # (clients, 1)
             torch._foreach_mul_(slopes, [(options.clip / (norm + 1e-6)).clamp(max=1.0)] * len(slopes))
-        torch._fused_sgd_(
-            values,
-            slopes,
-            momentum,
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-        )
+        fused(values, slopes, momentum, options.learning_rate, None, options)

@@ -123,7 +123,6 @@ class HeteroFL(HeteroFLBase, Strategy):
         told = {
             node_id: {**config, **self._told(server_round, node_id, rates[0])} for node_id, rates in rates_of.items()
         }
-        self.federation.check_state(wire.tensors_of(arrays, "the server"))
         current = EvaluationRound(self.federation, arrays, rates_of, told)
         self.moments = {}
         if rates_of and self.evaluation.static_norm and batch_norms(self.federation.model):

@@ -49,7 +49,7 @@ class EvaluationRound:
         self._rates_of = dict(rates_of)
         self._federation = federation
         self._told = told
-        state = wire.tensors_of(arrays, "the server")
+        state = federation.check_state(wire.tensors_of(arrays, "the server"))
         self._slices = slices_of(federation, arrays, state, {rates[0] for rates in rates_of.values()})
 
     def queries(self) -> list[Message]:

@@ -56,6 +56,8 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
 
 def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_rounds: int) -> bool:
     """Tell the callbacks of a round, without keeping its state for the next one; return whether one ends the run."""
+    if not strategy.callbacks:
+        return False
     progress = Progress(
         record=record,
         state=arrays.to_torch_state_dict(),

@@ -1,6 +1,6 @@
 """The registry of slicing rules: from a layer's type to the axes of its parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -12,6 +12,7 @@ Rule = Callable[[Any, Any], Mapping[str, Axes]]
 """From the full layer and the local layer to the axes of each parameter, by its name within the layer."""
 
 _Rule = TypeVar("_Rule", bound=Rule)
+_Added = TypeVar("_Added")
 _rules: dict[type[nn.Module], Rule] = {}
 
 
@@ -26,13 +27,19 @@ def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
             return {"kernel": axes_between(full.kernel.shape, local.kernel.shape, parts={0: full.heads})}
     """
+    return adding("register", _rules, layer_types)
+
+
+def adding(
+    name: str, rules: MutableMapping[type[nn.Module], Any], layer_types: Sequence[type[nn.Module]]
+) -> Callable[[_Added], _Added]:
+    """Return the decorator that makes a function the rule for layer types; ``name`` is that of what the user called."""
     wrong = [kind for kind in layer_types if not (isinstance(kind, type) and issubclass(kind, nn.Module))]
     if wrong or not layer_types:
-        raise ConfigError(f"register takes subclasses of torch.nn.Module, got {wrong or 'nothing'}")
+        raise ConfigError(f"{name} takes subclasses of torch.nn.Module, got {wrong or 'nothing'}")
 
-    def add(rule: _Rule) -> _Rule:
-        for layer_type in layer_types:
-            _rules[layer_type] = rule
+    def add(rule: _Added) -> _Added:
+        rules.update(dict.fromkeys(layer_types, rule))
         return rule
 
     return add

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.core.rules.registry import adding
 
 Rule = Callable[[Any, int], nn.Module]
 """From a client's layer and the number of clients to the wide layer."""
@@ -29,16 +29,7 @@ def widens(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
     A rule that is wrong does no harm: a twin that computes anything else than the models is not used.
     """
-    wrong = [kind for kind in layer_types if not (isinstance(kind, type) and issubclass(kind, nn.Module))]
-    if wrong or not layer_types:
-        raise ConfigError(f"widens takes subclasses of torch.nn.Module, got {wrong or 'nothing'}")
-
-    def add(rule: _Rule) -> _Rule:
-        for layer_type in layer_types:
-            _rules[layer_type] = rule
-        return rule
-
-    return add
+    return adding("widens", _rules, layer_types)
 
 
 def find_rule(layer: nn.Module) -> Rule | None:
