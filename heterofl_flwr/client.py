@@ -167,12 +167,20 @@ def capability_of(context: Context) -> dict[str, object]:
 
 
 def answer_moments(
-    message: Message, build: Build, batches: Callable[[], Batches], device: torch.device | str = "cpu"
+    message: Message,
+    build: Build,
+    batches: Callable[[], Batches],
+    device: torch.device | str = "cpu",
+    *,
+    together: int = 1,
 ) -> Message:
-    """Return the static batch norm moments of this node's data, for each rate that the message asks about."""
+    """Return the static batch norm moments of this node's data, for each rate that the message asks about.
+
+    ``together`` is that of ``heterofl_flwr.nn.collect_moments``.
+    """
     kind = cast("Choice", wire.value_of(wire.config_of(message, _SERVER), wire.MOMENTS_KIND, str, _SERVER))
     moments = {
-        rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind)
+        rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind, together=together)
         for rate, model in models_to_evaluate(message, build)
     }
     content = RecordDict({wire.MOMENTS: wire.pack_moments(moments), wire.CONFIG: wire.new_config({})})

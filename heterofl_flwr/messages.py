@@ -117,6 +117,14 @@ def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
+def record_of(state: dict[str, Tensor]) -> ArrayRecord:
+    """Return tensors as a record; they are taken out of ``state``, each when its bytes are made, to hold none twice."""
+    record = ArrayRecord()
+    for name in list(state):
+        record[name] = Array(state.pop(name))
+    return record
+
+
 def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
     """Return the tensors of a record, to be read only: they lie where its bytes do. Refuse one that cannot be read."""
     try:

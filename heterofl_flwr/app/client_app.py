@@ -62,7 +62,13 @@ def moments_query(message: Message, context: Context) -> Message:
     """Measure the static batch norm moments of this client's training data."""
     task = task_of(context.run_config)
     split, _, _ = _data(task, context)
-    return answer_moments(message, task.build, lambda: input_batches(split, task.moments_batch_size), task.device)
+    return answer_moments(
+        message,
+        task.build,
+        lambda: input_batches(split, task.moments_batch_size),
+        task.device,
+        together=task.moments_together,
+    )
 
 
 @app.train()

@@ -75,6 +75,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         wait=sample.wait,
         learning_rate=multi_step(train.lr, train.milestones, train.factor),
         upload=train.upload,
+        choose=settings.server.choose,
         fidelity=settings.fidelity.to_core(),
         server_momentum=settings.server.momentum,
         evaluation=Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),

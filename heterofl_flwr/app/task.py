@@ -15,7 +15,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn import TrainOptions, resolve_device
-from heterofl_flwr.nn.models import build_model
+from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.model import takes
 
@@ -23,6 +23,9 @@ Flat = Mapping[str, Any]
 
 COHORTS = {"cpu": 5, "cuda": 50}
 """How many clients train together by default, by type of device."""
+
+AT_ONCE = {"cpu": 50, "cuda": 1000}
+"""Examples that go through a model at once where moments are measured, by type of device."""
 
 
 class Task:
@@ -95,6 +98,12 @@ class Task:
         settings = self.settings
         paper = settings.train.batch_size if settings.fidelity.moments == "paper" else 100
         return settings.evaluate.moments_batch_size or paper
+
+    @property
+    def moments_together(self) -> int:
+        """How many such batches go through the model in one pass; a user's may mix the examples of a batch."""
+        ours = self.settings.model.name in MODELS
+        return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def example(self) -> torch.Tensor:
         """Return a batch of one input."""

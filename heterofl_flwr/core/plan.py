@@ -108,6 +108,10 @@ class Plan:
         """Leave what was cached behind: the hash of a name differs from process to process."""
         return type(self), (self.axes,)
 
+    def chosen(self, choose: Choose) -> "Plan":
+        """Return the plan that keeps as many entries of each axis as this one, and these."""
+        return Plan({name: tuple(axis.chosen(choose) for axis in axes) for name, axes in self.axes.items()})
+
     def contains(self, other: "Plan") -> bool:
         """Whether every entry that ``other`` holds is held here too."""
         return all(
@@ -132,8 +136,7 @@ class Plan:
 
     @classmethod
     def _finish(cls, axes: Mapping[str, Axes], heads: Heads | None, choose: Choose) -> "Plan":
-        headed = _with_heads(axes, heads or {})
-        return cls({name: tuple(axis.chosen(choose) for axis in own) for name, own in headed.items()})
+        return cls(_with_heads(axes, heads or {})).chosen(choose)
 
 
 def _with_heads(axes: Mapping[str, Axes], heads: Heads) -> Mapping[str, Axes]:

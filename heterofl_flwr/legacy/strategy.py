@@ -100,16 +100,18 @@ class HeteroFL(HeteroFLBase, Strategy):
         proxies = self._available(client_manager)
         state = self._unpack(parameters)
         rates = self._begin(server_round, sorted(proxies), state)
-        rates_of = {number: (rate,) for number, rate in rates.items()}
-        sent = self._packed(state, rates_of)
-        self.log.bytes_down = sum(size_of(sent[own]) for own in rates_of.values())
+        sent = {plan: pack(plan.extract(state).values()) for plan in dict.fromkeys(self._plans.values())}
+        self.log.bytes_down = sum(size_of(sent[plan]) for plan in self._plans.values())
         asked = self._fit_config(server_round) if self._fit_config else {}
         return [
             (
                 proxies[number],
-                FitIns(sent[own], self._config(server_round, number, own, task=wire.TASK_TRAIN, asked=asked)),
+                FitIns(
+                    sent[self._plans[number]],
+                    self._config(server_round, number, (rate,), task=wire.TASK_TRAIN, asked=asked),
+                ),
             )
-            for number, own in rates_of.items()
+            for number, rate in rates.items()
         ]
 
     def aggregate_fit(
@@ -121,14 +123,14 @@ class HeteroFL(HeteroFLBase, Strategy):
         """Add the results in the order in which the instructions went out, and return the new global model."""
         answers = {self._ids[proxy.cid]: answer for proxy, answer in results if proxy.cid in self._ids}
         faults, unnamed = faults_of(failures, self._ids)
-        for node_id, rate in self._rates.items():
+        for node_id, plan in self._plans.items():
             answer = answers.pop(node_id, None)
             if answer is None:
                 fault: str | None = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
             else:
                 fault = None
                 try:
-                    self._take(node_id, read_fit(answer, self.federation.plan(rate).axes, f"client {node_id}"))
+                    self._take(node_id, read_fit(answer, plan.axes, f"client {node_id}"))
                 except ReplyError as error:
                     fault = str(error)
             if fault is not None:

@@ -7,9 +7,11 @@ from typing import get_args
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix, exact_rate, level_name
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation, of_level, summarise, summarise_levels, weighted_means
@@ -47,6 +49,9 @@ class HeteroFLBase:
         From the round to the learning rate that clients are told; see ``multi_step``.
     upload : "float32" | "float16" | "int8"
         How clients send what they trained: as it is, or only what it changed by, in two bytes or in one.
+    choose : "prefix" | "rolling" | "random-level" | "random-client"
+        Which slices clients get: HeteroFL's prefixes; FedRolex's window, which moves on by one each round; or random
+        ones, drawn each round for each rate or for each client.
     label_rows : Sequence[str] | None
         Parameters whose rows belong to classes; None finds the classifier.
     fidelity : Fidelity
@@ -58,6 +63,8 @@ class HeteroFLBase:
     callbacks : Sequence[RoundCallback]
         Called after each round.
     """
+
+    _num_rounds = 0
 
     def __init__(
         self,
@@ -73,6 +80,7 @@ class HeteroFLBase:
         wait: float = 60.0,
         learning_rate: Schedule | None = None,
         upload: Upload = "float32",
+        choose: SliceRule = "prefix",
         label_rows: Sequence[str] | None = None,
         fidelity: Fidelity | None = None,
         server_momentum: float = 0.0,
@@ -87,6 +95,7 @@ class HeteroFLBase:
             label_rows=label_rows,
             fidelity=fidelity or Fidelity(),
             server_momentum=server_momentum,
+            choose=choose,
         )
         self.fraction_train = _fraction("fraction_train", fraction_train)
         self.fraction_evaluate = _fraction("fraction_evaluate", fraction_evaluate)
@@ -104,6 +113,7 @@ class HeteroFLBase:
         self.moments: dict[float, Moments] = {}
         self.log = RoundLog()
         self._rates: dict[int, float] = {}
+        self._plans: dict[int, Plan] = {}
         self._round: Round | None = None
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
         self._evaluating: dict[int, tuple[float, ...]] = {}
@@ -117,6 +127,7 @@ class HeteroFLBase:
             parameters = federation.plan(rate).parameters
             logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
+        logger.info("\t├──> Slices: %s", federation.choose)
         logger.info("\t├──> Replies: %s", self.upload)
         logger.info("\t└──> Sampling: %g to train, %g to evaluate", self.fraction_train, self.fraction_evaluate)
 
@@ -132,6 +143,9 @@ class HeteroFLBase:
         number = federation.nodes.num_partitions(node_ids)
         self._round = federation.open_round(state)
         self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
+        self._plans = {
+            node_id: federation.plan_of(server_round, node_id, rate) for node_id, rate in self._rates.items()
+        }
         self._answers = {}
         self.log = RoundLog(
             learning_rate=self.learning_rate(server_round) if self.learning_rate else 0.0,
@@ -170,7 +184,7 @@ class HeteroFLBase:
         if self._round is None:
             raise RoundError("no round was configured: configure one before aggregating")
         _check_capacity(answer.capacity)
-        self._round.add(self._rates[node_id], answer.sub, answer.labels)
+        self._round.add(self._plans[node_id], answer.sub, answer.labels)
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
         if answer.capacity is not None:
@@ -203,8 +217,10 @@ class HeteroFLBase:
     def _evaluators(self, server_round: int, node_ids: Sequence[int]) -> dict[int, tuple[float, ...]]:
         """Return the clients that evaluate, each with its rates from the largest on."""
         sampled = self.federation.sample(server_round, node_ids, self.fraction_evaluate, "evaluate")
-        self._evaluating = {node_id: rates for node_id in sampled if (rates := self._rates_to_evaluate(node_id))}
-        asked = sum(rates[0] == self.federation.mix.global_rate for rates in self._evaluating.values())
+        mix = self.federation.mix
+        rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
+        self._evaluating = {node_id: held for node_id in sampled if (held := self._held(rates, node_id))}
+        asked = sum(held[0] == mix.global_rate for held in self._evaluating.values())
         self.log.evaluate["coverage"] = asked / len(node_ids)
         if not self._evaluating:
             logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
@@ -219,11 +235,11 @@ class HeteroFLBase:
         self._evaluating = left
         return left
 
-    def _rates_to_evaluate(self, node_id: int) -> tuple[float, ...]:
-        mix = self.federation.mix
+    def _held(self, rates: Sequence[float], node_id: int) -> tuple[float, ...]:
+        """Return those of some rates that a client is to evaluate."""
         capacity = self.federation.nodes[node_id].capacity
-        limit = mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
-        return tuple(rate for rate in (mix.rates if self.evaluation.levels else mix.rates[:1]) if rate <= limit)
+        limit = self.federation.mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
+        return tuple(rate for rate in rates if rate <= limit)
 
     def _summarise(self, answers: Mapping[int, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
         """Note and return what the clients' evaluations, by node, add up to."""

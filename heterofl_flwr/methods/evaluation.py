@@ -23,14 +23,14 @@ class Evaluation:
     nodes
         ``all``: every client gets the full model, as in the paper; ``capable``: only those that can hold it.
     levels
-        Also evaluate each level's own model.
+        Also evaluate each level's own model: True, False, or ``last`` for the last round alone.
     static_norm
         Before an evaluation, query the clients for static batch norm moments if the model has batch norm.
     """
 
     every: int = 1
     nodes: Literal["all", "capable"] = "all"
-    levels: bool = False
+    levels: bool | Literal["last"] = False
     static_norm: bool = True
 
     def __post_init__(self) -> None:
@@ -39,10 +39,16 @@ class Evaluation:
             raise ConfigError(f"evaluation.every is {self.every}; expected a whole number from 0 up")
         if self.nodes not in ("all", "capable"):
             raise ConfigError(f"evaluation.nodes is {self.nodes!r}; expected all or capable")
+        if self.levels not in (True, False, "last"):
+            raise ConfigError(f"evaluation.levels is {self.levels!r}; expected True, False or 'last'")
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""
         return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
+
+    def levels_due(self, server_round: int, num_rounds: int) -> bool:
+        """Whether the evaluation of this round is one of each level's own model too."""
+        return server_round == num_rounds if self.levels == "last" else self.levels
 
 
 def level_metric(metric: str, rate: float) -> str:

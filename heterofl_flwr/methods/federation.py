@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregate import Aggregator
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
+from heterofl_flwr.core.choose import SliceRule, chooser, prefix
 from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
@@ -60,6 +61,8 @@ class Federation:
         Which of the paper's quirks to keep.
     server_momentum
         Momentum of the global model from round to round; entries that nobody trained do not move.
+    choose
+        Which slices of the model clients get; see ``heterofl_flwr.core.choose.chooser``.
     """
 
     build: Callable[[float], nn.Module]
@@ -69,6 +72,7 @@ class Federation:
     label_rows: Sequence[str] | None = None
     fidelity: Fidelity = field(default_factory=Fidelity)
     server_momentum: float = 0.0
+    choose: SliceRule = "prefix"
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -76,6 +80,8 @@ class Federation:
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
         if not 0 <= self.server_momentum < 1:
             raise ConfigError(f"server_momentum is {self.server_momentum}; expected 0 up to, not including, 1")
+        if self.choose not in get_args(SliceRule):
+            raise ConfigError(f"choose is {self.choose!r}; expected one of {', '.join(get_args(SliceRule))}")
         self.nodes: Nodes
         self.velocity: State
         self.forget()
@@ -93,10 +99,16 @@ class Federation:
         return find_label_rows(self.build, self.mix) if self.label_rows is None else self.label_rows
 
     def plan(self, rate: float) -> Plan:
-        """Return the slice of a rate; each is worked out once."""
+        """Return the prefix of a rate; each is worked out once."""
         if rate not in self._plans:
             self._plans[rate] = Plan.of(self.model, self.build(rate))
         return self._plans[rate]
+
+    def plan_of(self, server_round: int, node_id: int, rate: float) -> Plan:
+        """Return the slice that a client trains in a round."""
+        partition = self.nodes.partition(node_id)
+        choose = chooser(self.choose, seed=self.seed, server_round=server_round, rate=rate, partition=partition)
+        return self.plan(rate) if choose is prefix else self.plan(rate).chosen(choose)
 
     def initial_state(self) -> State:
         """Return the parameters of a freshly built global model, the same for equal seeds."""
@@ -171,9 +183,8 @@ class Round:
         """How many replies were added."""
         return self._aggregator.replies
 
-    def add(self, rate: float, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None) -> None:
+    def add(self, plan: Plan, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None) -> None:
         """Add a client's reply; every client counts once (section 3.1)."""
-        plan = self._federation.plan(rate)
         if isinstance(sub, Changes):
             sub = restore(plan, self._state, sub)
         self._aggregator.add(plan, sub, labels=labels)

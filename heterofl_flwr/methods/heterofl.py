@@ -32,7 +32,6 @@ class HeteroFL(HeteroFLBase, Strategy):
         result = strategy.start(grid, num_rounds=20)
     """
 
-    _num_rounds = 0
     _timeout = 3600.0
     _sent: list[Message] = []  # noqa: RUF012 - replaced, never changed
 
@@ -63,7 +62,9 @@ class HeteroFL(HeteroFLBase, Strategy):
             self.federation.forget()
             self._begin_anew()
         if initial_arrays is None:
-            initial_arrays = ArrayRecord(self.federation.initial_state())
+            initial_arrays = wire.record_of(self.federation.initial_state())
+        result = Result(arrays=initial_arrays)
+        del initial_arrays  # else this frame would keep them to the end of the run
         rounds = Rounds(
             first_round=first_round,
             num_rounds=num_rounds,
@@ -72,7 +73,8 @@ class HeteroFL(HeteroFLBase, Strategy):
             evaluate_config=evaluate_config or ConfigRecord(),
             evaluate_fn=evaluate_fn,
         )
-        return run_rounds(self, grid, initial_arrays, rounds)
+        run_rounds(self, grid, result, rounds)
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -80,14 +82,14 @@ class HeteroFL(HeteroFLBase, Strategy):
         """Return a message for each client of the round, with its slice and its rate."""
         state = wire.tensors_of(arrays, "the server")
         rates = self._begin(server_round, self._available(grid), state)
-        slices = slices_of(self.federation, arrays, state, rates.values())
-        self.log.bytes_down = sum(size_of(slices[rate]) for rate in rates.values())
+        slices = slices_of(self.federation, arrays, state, self._plans.values())
+        self.log.bytes_down = sum(size_of(slices[plan]) for plan in self._plans.values())
         form = {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
         self._sent = [
             instruction(
                 MessageType.TRAIN,
                 node_id,
-                slices[rate],
+                slices[self._plans[node_id]],
                 {**config, **form, **self._told(server_round, node_id, rate)},
             )
             for node_id, rate in rates.items()
@@ -110,7 +112,7 @@ class HeteroFL(HeteroFLBase, Strategy):
                 self._refuse(server_round, node_id, fault)
         self._sent = []
         new = self._finish(server_round)
-        return ArrayRecord(new), MetricRecord(dict(self.log.train))
+        return wire.record_of(new), MetricRecord(dict(self.log.train))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -6,20 +6,21 @@ from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.nn.moments import Moments
 
 
 def slices_of(
-    federation: Federation, arrays: ArrayRecord, state: Mapping[str, Tensor], rates: Iterable[float]
-) -> dict[float, ArrayRecord]:
-    """Return one record a rate, to be shared by its messages; the whole model's is ``arrays`` themselves.
+    federation: Federation, arrays: ArrayRecord, state: Mapping[str, Tensor], plans: Iterable[Plan]
+) -> dict[Plan, ArrayRecord]:
+    """Return one record a plan, to be shared by its messages; the whole model's is ``arrays`` themselves.
 
     Flower keeps, and in a deployment uploads, equal objects once.
     """
-    top = federation.mix.global_rate
-    whole = top if list(arrays) == list(federation.plan(top).axes) else None  # users' may hold running statistics too
-    return {rate: arrays if rate == whole else ArrayRecord(federation.plan(rate).extract(state)) for rate in set(rates)}
+    top = federation.plan(federation.mix.global_rate)
+    whole = top if list(arrays) == list(top.axes) else None  # users' may hold running statistics too
+    return {plan: arrays if plan == whole else ArrayRecord(plan.extract(state)) for plan in dict.fromkeys(plans)}
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
@@ -50,7 +51,9 @@ class EvaluationRound:
         self._federation = federation
         self._told = told
         state = federation.check_state(wire.tensors_of(arrays, "the server"))
-        self._slices = slices_of(federation, arrays, state, {rates[0] for rates in rates_of.values()})
+        plans = {rates[0]: federation.plan(rates[0]) for rates in rates_of.values()}
+        slices = slices_of(federation, arrays, state, plans.values())
+        self._slices = {rate: slices[plan] for rate, plan in plans.items()}
 
     def queries(self) -> list[Message]:
         """Return the messages that ask for static batch norm moments."""

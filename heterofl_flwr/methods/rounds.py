@@ -33,9 +33,8 @@ class Rounds:
     evaluate_fn: EvaluateFn | None
 
 
-def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Rounds) -> Result:
-    """Run the rounds and return Flower's result; callbacks may end them early."""
-    result = Result(arrays=arrays)
+def run_rounds(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds) -> None:
+    """Run the rounds, from the arrays of ``result`` to those it has then; callbacks may end them early."""
     for callback in strategy.callbacks:
         callback.on_start(rounds.first_round, rounds.num_rounds, result.arrays.to_torch_state_dict())
     if rounds.first_round == 1 and strategy.evaluation.due(0, rounds.num_rounds):
@@ -51,7 +50,6 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, arrays: ArrayRecord, rounds: Ro
             break
     for callback in strategy.callbacks:
         callback.on_end(result.arrays.to_torch_state_dict())
-    return result
 
 
 def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_rounds: int) -> bool:

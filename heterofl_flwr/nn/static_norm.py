@@ -1,15 +1,13 @@
 """Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.errors import DataError
@@ -24,7 +22,9 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 
-def collect_moments(model: nn.Module, batches: Iterable[torch.Tensor], kind: Choice = "paper") -> Moments:
+def collect_moments(
+    model: nn.Module, batches: Iterable[torch.Tensor], kind: Choice = "paper", *, together: int = 1
+) -> Moments:
     """Measure the inputs of every batch norm layer in one pass over ``batches``.
 
     Batch norm layers normalise with the statistics of each batch, as in training; every other module runs in
@@ -41,18 +41,24 @@ def collect_moments(model: nn.Module, batches: Iterable[torch.Tensor], kind: Cho
         ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as
         ``BatchNorm2d(momentum=None)`` has it. ``fixed``: moments pooled over all samples and positions, for which
         the size of the batches matters only through the layers before.
+    together : int
+        How many batches of equal shape may go through the model in one pass, which is faster where they are small.
+        Each is normalised by its own statistics all the same. For models in which nothing but batch norm mixes the
+        examples of a batch, and whose first axis stays that of the examples.
     """
     Fidelity(moments=kind)
+    if together < 1:
+        raise DataError(f"together is {together}; expected 1 or more batches")
     sums = {name: _Sums(name, layer, kind) for name, layer in batch_norms(model).items()}
     if not sums:
         return Moments(kind, {})
-    number = 0
+    some: Sequence[torch.Tensor] = ()
     with torch.no_grad(), channels_last(model), _batch_statistics(model), _listening(sums.values()):
-        for number, batch in enumerate(batches, 1):
-            if isinstance(batch, list | tuple):
-                raise DataError(f"batch {number} is a {type(batch).__name__}; expected the model's input alone")
-            model(batch)
-    if not number:
+        for some in _alike(batches, together):
+            for total in sums.values():
+                total.batches = len(some)
+            model(some[0] if len(some) == 1 else torch.cat(some))
+    if not some:
         raise DataError("there are no batches to measure moments on")
     return Moments(kind, {name: total.result() for name, total in sums.items()})
 
@@ -76,6 +82,20 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     return static
 
 
+def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
+    """Yield up to so many neighbours of equal shape at a time."""
+    some: list[torch.Tensor] = []
+    for number, batch in enumerate(batches, 1):
+        if isinstance(batch, list | tuple):
+            raise DataError(f"batch {number} is a {type(batch).__name__}; expected the model's input alone")
+        if some and (len(some) == most or batch.shape != some[0].shape):
+            yield some
+            some = []
+        some.append(batch)
+    if some:
+        yield some
+
+
 _STATISTICS = ("track_running_stats", "momentum", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -84,36 +104,45 @@ class _Sums:
 
     def __init__(self, name: str, layer: _BatchNorm, kind: Choice) -> None:
         self.name, self.layer, self.kind = name, layer, kind
-        self.count = self.values = 0
-        self.exact: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.normalise = layer.forward
+        self.batches = 1  # in what comes next
+        self.count = 0
         self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
 
-    def check(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a batch that has no variance; a hook before the forward pass."""
-        del layer
-        x: torch.Tensor = args[0] if args else kwargs["input"]  # (batch, channels, ...)
-        self.values = values = x.numel() // self.layer.num_features
-        # A layer in half precision keeps its moments in half precision too.
-        self.exact = _moments_of(x) if x.dtype in (torch.float16, torch.bfloat16) else None
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
+        """Normalise each batch by its own statistics, and add them up; takes the place of the layer's ``forward``."""
+        if self.batches == 1:
+            return self._forward(input)
+        if len(input) % self.batches:
+            raise DataError(
+                f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
+                f"{self.batches} batches: leave together at 1"
+            )
+        return torch.cat([self._forward(batch) for batch in input.chunk(self.batches)])
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise one batch, (examples, channels, ...)."""
+        values = x.numel() // self.layer.num_features
         if values < 2:
             raise DataError(
                 f"batch norm layer {self.name} got a batch of shape {tuple(x.shape)}, {values} value(s) per channel; "
                 "a variance needs 2 or more: use larger batches, or leave out the last, short one"
             )
 
-    def listen(self, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        """Add one batch; a hook after the forward pass, which has left the batch's moments in the layer's buffers."""
-        del layer, args
-        found = self.exact or (self.layer.running_mean, self.layer.running_var)
-        place = torch.device("cpu") if output.device.type == "mps" else output.device  # MPS has no float64
+        output: torch.Tensor = self.normalise(x)  # it leaves the batch's moments in the layer's buffers
+        # A layer in half precision keeps its moments in half precision too.
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        found = _moments_of(x) if half else (self.layer.running_mean, self.layer.running_var)
+        place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
         mean, variance = (moment.to(place).double() for moment in found if moment is not None)  # (channels,)
         if self.kind == "paper":
             weight, second = 1, variance
         else:
-            weight, second = self.values, variance * ((self.values - 1) / self.values) + mean**2
+            weight, second = values, variance * ((values - 1) / values) + mean**2
         self.count += weight
         self.first = self.first.to(place) + mean * weight
         self.second = self.second.to(place) + second * weight
+        return output
 
     def result(self) -> LayerMoments:
         return LayerMoments(self.count, self.first.cpu(), self.second.cpu())
@@ -126,16 +155,16 @@ def _moments_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @contextmanager
-def _listening(sums: Iterable[_Sums]) -> Iterator[None]:
-    handles: list[RemovableHandle] = []
+def _listening(sums: Collection[_Sums]) -> Iterator[None]:
+    own = {total.layer: total.layer.__dict__.get("forward") for total in sums}
     try:
         for total in sums:
-            handles.append(total.layer.register_forward_pre_hook(total.check, with_kwargs=True))
-            handles.append(total.layer.register_forward_hook(total.listen))
+            total.layer.__dict__["forward"] = total.forward
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer, forward in own.items():
+            del layer.__dict__["forward"]
+            layer.__dict__.update({} if forward is None else {"forward": forward})
 
 
 @contextmanager

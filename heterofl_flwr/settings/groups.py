@@ -7,6 +7,7 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args
 
+from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.core.levels import Mix
@@ -194,8 +195,17 @@ class SampleSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """What the server does beyond averaging."""
+    """What the server sends, and what it does beyond averaging."""
 
+    choose: Annotated[
+        SliceRule,
+        Setting(
+            "prefix",
+            kinds.choice(*get_args(SliceRule)),
+            "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on by one each round), "
+            "random-level or random-client (drawn each round for each rate, or for each client)",
+        ),
+    ]
     momentum: Annotated[
         float, Setting(0.0, kinds.number(least=0, most=1), "server momentum; entries that nobody trained keep still")
     ]
@@ -217,7 +227,14 @@ class EvaluateSettings:
             "who runs the full model: all nodes, as in the paper, or those that can hold it",
         ),
     ]
-    levels: Annotated[bool, Setting(True, kinds.flag(), "evaluate each level's own model too")]
+    levels: Annotated[
+        bool | Literal["last"],
+        Setting(
+            AUTO,
+            kinds.flag_or("last"),
+            "evaluate each level's own model too: each time, never, or after the last round",
+        ),
+    ]
     central: Annotated[
         bool, Setting(True, kinds.flag(), "the server evaluates the global model on the whole test set of data.name")
     ]

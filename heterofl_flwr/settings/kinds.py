@@ -72,6 +72,17 @@ def flag() -> Kind[bool]:
     return Kind("true or false", read, bool)
 
 
+def flag_or(word: str) -> Kind[bool | str]:
+    """Return true, false and a word."""
+
+    def read(value: Flat) -> bool | str:
+        if not isinstance(value, bool) and value != word:
+            raise ValueError
+        return value
+
+    return Kind(f"true, false or '{word}'", read, lambda value: value)
+
+
 def text(expected: str, pattern: str) -> Kind[str]:
     """Return text of which a pattern matches the whole."""
 

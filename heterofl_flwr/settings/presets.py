@@ -7,7 +7,13 @@ from heterofl_flwr.data.load import HUB_NAMES
 from heterofl_flwr.settings.kinds import AUTO, Flat
 from heterofl_flwr.settings.model import takes
 
-_PAPER: dict[str, Flat] = {"model.norm": "sbn", "model.hidden": "", "sample.fraction": 0.1, "evaluate.every": 10}
+_PAPER: dict[str, Flat] = {
+    "model.norm": "sbn",
+    "model.hidden": "",
+    "sample.fraction": 0.1,
+    "evaluate.every": 10,
+    "evaluate.levels": "last",
+}
 
 PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
     {
@@ -22,6 +28,7 @@ PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
             "train.batch-size": 10,
             "sample.fraction": 1.0,
             "evaluate.every": 1,
+            "evaluate.levels": True,
         },
         # Table 6 and the authors' code.
         "mnist": {
@@ -77,6 +84,7 @@ OTHER: Mapping[str, Flat] = MappingProxyType(
         "train.batch-size": 10,
         "sample.fraction": 0.1,
         "evaluate.every": 5,
+        "evaluate.levels": True,
     }
 )
 """For data sets that we do not know."""

@@ -91,20 +91,23 @@ def compare(ours: Ours, side: Side, experiment: Experiment, rounds: int) -> list
     )
     mine: list[Parts] = []
     theirs: list[Parts] = []
-    evaluations = []
+    evaluations, last = [], []
     for number in range(rounds):
         for one, found in ((ours, mine), (side, theirs)):
             parts, model = one.round()
             if number == 0:
                 check(one.name, model, parts.accuracy, experiment.data)
             found.append(parts)
-        evaluations.append(ours.default_evaluation())
+        evaluations.append(ours.default_evaluation(levels=False))
+        last.append(ours.default_evaluation(levels=True))
     first, second = median(mine), median(theirs)
     print_parts(first, second, side.name)
     return [
         Goal.faster("training", second.train / first.train, LEAST_TRAINING),
         Goal.faster("a round", second.whole / first.whole, LEAST_ROUND),
-        *compare_runs(first.train, statistics.median(evaluations), second, ours.rounds, side.name),
+        *compare_runs(
+            first.train, (statistics.median(evaluations), statistics.median(last)), second, ours.rounds, side.name
+        ),
     ]
 
 
@@ -117,15 +120,18 @@ def print_parts(ours: Parts, theirs: Parts, name: str) -> None:
         print(f"{part:<14}{getattr(ours, attribute):>9.4f}{getattr(theirs, attribute):>18.4f}")
 
 
-def compare_runs(training: float, evaluation: float, theirs: Parts, rounds: tuple[int, int], name: str) -> list[Goal]:
+def compare_runs(
+    training: float, evaluations: tuple[float, float], theirs: Parts, rounds: tuple[int, int], name: str
+) -> list[Goal]:
     """Print what whole runs take, computed from the measured parts."""
     number, every = rounds
-    mine = number * training + number // every * evaluation
+    evaluation, last = evaluations
+    mine = number * training + (number // every - 1) * evaluation + last
     always = number * theirs.whole
     rarely = number * theirs.train + number // every * theirs.evaluation
     print(
-        f"\n{number} rounds, computed from these parts and our default evaluation, which took {evaluation:.2f} s (each "
-        f"level's model too):\n"
+        f"\n{number} rounds, computed from these parts and our default evaluation, which took {evaluation:.2f} s, and "
+        f"{last:.2f} s with each level's model, as after the last round:\n"
         f"{f'ours, evaluating every {every} rounds':<45}{mine / 60:>7.1f} min\n"
         f"{f'{name}, evaluating every round':<45}{always / 60:>7.1f} min{always / mine:>7.2f} times as long\n"
         f"{f'{name}, evaluating every {every} rounds':<45}{rarely / 60:>7.1f} min{rarely / mine:>7.2f} times as long"

@@ -135,8 +135,9 @@ def _judged(settings: Settings, facts: Facts) -> dict[float, float]:
         return {}
     times = math.ceil(settings.num_rounds / every)
     moments = facts.train if settings.model.norm == "sbn" else 0
-    rates = mix.rates if settings.evaluate.levels else mix.rates[:1]
-    judged = dict.fromkeys(rates, times * (facts.test + moments))
+    levels = {True: times, False: 0, "last": 1}[settings.evaluate.levels]
+    judged = dict.fromkeys(mix.rates, levels * (facts.test + moments))
+    judged[mix.global_rate] = times * (facts.test + moments)
     judged[mix.global_rate] += settings.evaluate.central * (times + 1) * facts.test
     return {rate: float(number) for rate, number in judged.items()}
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.evaluation import level_metric, split_metric, summarise, summarise_levels, weighted_means
@@ -204,3 +204,19 @@ def test_summaries_of_nothing_are_empty():
 def test_means_leave_out_clients_that_do_not_report_a_metric():
     assert weighted_means([(1, {"x": 1.0}), (3, {"x": 2.0, "y": 5.0}), (2, {})]) == {"x": 1.75, "y": 5.0}
     assert math.isnan(weighted_means([(1, {"x": float("nan")}), (1, {"x": 1.0})])["x"])
+
+
+def test_levels_may_be_evaluated_after_the_last_round_alone():
+    found = []
+
+    class Keep(RoundCallback):
+        def on_round_end(self, progress):
+            found.append((set(progress.record.evaluate_by_level), "coverage" in progress.record.evaluate))
+            return False
+
+    with LocalGrid(make_app(), 3) as grid:
+        evaluation = Evaluation(every=2, levels="last")
+        HeteroFL(build, "a1-b1-c1", evaluation=evaluation, callbacks=[Keep()]).start(grid, num_rounds=5)
+    evaluated = [own for own in found if any(own)]
+    assert len(found) == 5
+    assert [levels for levels, _ in evaluated] == [set(), set(), {"a", "b", "c"}]

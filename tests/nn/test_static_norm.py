@@ -9,7 +9,7 @@ from torch import nn
 
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
 from heterofl_flwr.nn.cnn import CNN
-from heterofl_flwr.nn.static_norm import Moments, batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import Moments, _alike, batch_norms, collect_moments, with_static_norm
 
 
 def _batches(number=4, size=6, seed=0):
@@ -66,6 +66,35 @@ def test_paper_moments_are_torchs_cumulative_averages(small, name):
     for key, value in expected.items():
         torch.testing.assert_close(static.state_dict()[key], value, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(static(batches[0]), reference(batches[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+@pytest.mark.parametrize("name", ["cnn", "preresnet18"])
+def test_batches_that_go_through_the_model_together_keep_their_own_statistics(small, name, kind):
+    model = small(name)(1.0).double()
+    batches = [batch.double() for batch in (*_batches(5, 6), *_batches(2, 4, seed=9), *_batches(1, 6, seed=3))]
+    before = _snapshot(model)
+    alone, joined = (collect_moments(model, batches, kind, together=together) for together in (1, 3))
+    _assert_same(before, _snapshot(model))
+    assert [len(some) for some in _alike(batches, 3)] == [3, 2, 2, 1]
+    for key, value in alone.to_tensors().items():
+        torch.testing.assert_close(joined.to_tensors()[key], value, rtol=1e-9, atol=1e-9)
+
+
+def test_an_input_that_is_not_made_of_the_batches_is_refused():
+    class Folding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(10)
+
+        def forward(self, x):
+            return self.norm(x.reshape(-1, 10))
+
+    batches = [torch.randn(3, 5), torch.randn(3, 5)]
+    with pytest.raises(DataError, match=r"norm got an input of shape \(3, 10\), which is not made of 2 batches"):
+        collect_moments(Folding(), batches, together=2)
+    with pytest.raises(DataError, match="together is 0; expected 1 or more batches"):
+        collect_moments(Folding(), batches, together=0)
 
 
 @pytest.mark.parametrize("sizes", [(24,), (5, 9, 10), (2, 2, 20)])

@@ -17,7 +17,7 @@ from simulations.run import CONF
 from simulations.sweeps.job import KINDS
 from tests.simulations.sweeping import EXPERIMENTS, planned
 
-OURS = ("clipping", "mask-fill", "ratio")
+OURS = ("choice", "clipping", "mask-fill", "ratio")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 FIGURES = tuple(f"figure{number}" for number in range(2, 9))
@@ -86,6 +86,7 @@ def test_each_experiment_has_jobs_and_each_job_can_be_run(experiment):
         ("figure9", 4 * 2 * 2),
         ("figure10", 4 * 2 * 2),
         ("figure11", 4 * 2),
+        ("choice", 2 * 2 * 3 * 2 * 4),
         ("clipping", 3 * 6 * 2),
         ("mask-fill", 2 * 4 * 3),
         ("ratio", 2 * 2 * 7),
@@ -158,6 +159,16 @@ def test_ratios_shrink_levels_as_in_the_paper():
     mixes = {one.mix for one in settings_of("experiment=ratio")}
     ratios = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     assert mixes == {Mix(tuple(rates_of_ratio(ratio, 5).values()), (1,) * 5) for ratio in ratios}
+
+
+def test_choice_has_each_rule_beside_the_paper_s_own_jobs():
+    choice = settings_of("experiment=choice")
+    others = ("rolling", "random-level", "random-client")
+    assert {differences(one) for one in choice} == {
+        (),
+        *((f"server.choose {rule} instead of prefix",) for rule in others),
+    }
+    assert {one.server.choose for one in choice} == {"prefix", *others}
 
 
 def test_clipping_and_mask_fill_vary_nothing_else():

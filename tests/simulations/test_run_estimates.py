@@ -25,9 +25,9 @@ def test_work_counted_by_hand():
     # 200 rounds of 10 clients with 600 images each, five epochs; half of the clients at each level.
     work = work_of(job("data=mnist", "mix=a-e"))
     assert work.trained == {1.0: 200 * 10 * 600 * 5 / 2, 0.0625: 200 * 10 * 600 * 5 / 2}
-    # 20 evaluations: both levels on all test images and, for their moments, on all training images; the global model
-    # once more on the server, and there before the first round too.
-    assert work.judged == {1.0: 20 * 70_000 + 21 * 10_000, 0.0625: 20 * 70_000}
+    # 20 evaluations on all test images and, for the moments, on all training images, the last one of both levels; the
+    # global model once more on the server, and there before the first round too.
+    assert work.judged == {1.0: 20 * 70_000 + 21 * 10_000, 0.0625: 70_000}
     assert work.parameters == (1_556_874 + 6_594) / 2
     assert work.at_once == 10
     macs = {rate: cost.macs for rate, cost in work.profiles.items()}
@@ -36,7 +36,9 @@ def test_work_counted_by_hand():
 
 def test_work_without_batch_norm_levels_server_or_evaluation():
     found = work_of(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=false", "evaluate.central=false"))
-    assert found.judged == {1.0: 20 * 10_000}
+    assert found.judged == {1.0: 20 * 10_000, 0.0625: 0}
+    each = work_of(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=true", "evaluate.central=false"))
+    assert each.judged == {1.0: 20 * 10_000, 0.0625: 20 * 10_000}
     assert work_of(job("data=mnist", "mix=a-e", "evaluate.every=0")).judged == {}
     assert work_of(job("data=mnist", "mix=a", "evaluate.every=150")).judged == {1.0: 2 * 70_000 + 3 * 10_000}
 

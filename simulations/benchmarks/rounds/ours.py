@@ -94,7 +94,9 @@ class Ours:
         start = time.perf_counter()
         self._folder = tempfile.TemporaryDirectory()
         options = ("--grid", "local", "--seed", str(self.seed))
-        asked = request(self._experiment, Path(self._folder.name), *options, settings={"assignment": "fix"})
+        self._asked = asked = request(
+            self._experiment, Path(self._folder.name), *options, settings={"assignment": "fix"}
+        )
         self._default = task_of(asked.config)
         same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
         self._strategy = make_strategy(task_of({**asked.config, **same}), [self._last])
@@ -124,9 +126,9 @@ class Ours:
         rest = record.seconds - moments - test
         return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"]), self._model()
 
-    def default_evaluation(self) -> float:
-        """Return the seconds of our default evaluation of the last round's model: each level's too, and centrally."""
-        strategy = make_strategy(self._default, ())
+    def default_evaluation(self, *, levels: bool) -> float:
+        """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""
+        strategy = make_strategy(task_of({**self._asked.config, "evaluate.levels": levels}), ())
         arrays = ArrayRecord(dict(self._last.progress.state))
         due = self._default.settings.evaluate.every
         start = time.perf_counter()
