@@ -140,9 +140,9 @@ def most_in_a_row(sizes: Sequence[int], number: int) -> int:
 
 
 def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
-    """Raise if the mean of the clients' slices is not the model that they were cut from."""
+    """Raise if the mean of the clients' slices is not the model that they were cut from, but for sums of 1,000 numbers."""
     for name, expected in strategy.federation.initial_state().items():
-        torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def report(found: dict[int, list[Measured]], model: int, chart: Path | None) -> bool:

@@ -211,12 +211,15 @@ def test_levels_may_be_evaluated_after_the_last_round_alone():
 
     class Keep(RoundCallback):
         def on_round_end(self, progress):
-            found.append((set(progress.record.evaluate_by_level), "coverage" in progress.record.evaluate))
+            found.append(set(progress.record.evaluate_by_level))
             return False
 
     with LocalGrid(make_app(), 3) as grid:
         evaluation = Evaluation(every=2, levels="last")
         HeteroFL(build, "a1-b1-c1", evaluation=evaluation, callbacks=[Keep()]).start(grid, num_rounds=5)
-    evaluated = [own for own in found if any(own)]
-    assert len(found) == 5
-    assert [levels for levels, _ in evaluated] == [set(), set(), {"a", "b", "c"}]
+    assert found == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
+
+
+def test_levels_are_evaluated_always_never_or_at_the_end():
+    with pytest.raises(ConfigError, match="levels is 'first'; expected True, False or 'last'"):
+        Evaluation(levels="first")
