@@ -17,7 +17,7 @@ from heterofl_flwr.client import load_parameters
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.learn import evaluate
+from heterofl_flwr.learn import evaluate, give_back_freed_memory
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.heterofl import HeteroFL
@@ -42,6 +42,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
     """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
+    give_back_freed_memory()
     settings = task.settings
     folder = RunFolder(settings.run.dir) if settings.run.dir else None
     start = _start(folder, settings)

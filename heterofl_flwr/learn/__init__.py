@@ -1,6 +1,6 @@
 """What a client does: train, measure moments, evaluate. Plain torch; imports no flwr."""
 
-from heterofl_flwr.learn.allocator import keep_freed_memory
+from heterofl_flwr.learn.allocator import give_back_freed_memory, keep_freed_memory
 from heterofl_flwr.learn.batches import input_batches
 from heterofl_flwr.learn.device import resolve_device
 from heterofl_flwr.learn.evaluate import evaluate, evaluate_both
@@ -19,6 +19,7 @@ __all__ = [
     "Work",
     "evaluate",
     "evaluate_both",
+    "give_back_freed_memory",
     "input_batches",
     "keep_freed_memory",
     "resolve_device",
