@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
     from heterofl_flwr.methods.evaluation import Evaluation
+    from heterofl_flwr.methods.fedh2l import FedH2L
     from heterofl_flwr.methods.heterofl import HeteroFL
     from heterofl_flwr.methods.schedule import multi_step
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Aggregator",
     "Evaluation",
+    "FedH2L",
     "Fidelity",
     "HeteroFL",
     "HeteroFLError",
@@ -41,6 +43,7 @@ __all__ = [
 _HOMES = {
     "Aggregator": "heterofl_flwr.core.aggregate",
     "Evaluation": "heterofl_flwr.methods.evaluation",
+    "FedH2L": "heterofl_flwr.methods.fedh2l",
     "Fidelity": "heterofl_flwr.core.fidelity",
     "HeteroFL": "heterofl_flwr.methods.heterofl",
     "HeteroFLError": "heterofl_flwr.errors",

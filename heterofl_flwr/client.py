@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.sharing import ALL, initial_state, is_shared
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
@@ -41,15 +42,24 @@ _KEPT_MODELS = 16
 _own = threading.local()  # clients that run in threads of one process must not share a model
 
 
-def submodel(message: Message, build: Build) -> nn.Module:
+def submodel(message: Message, build: Build, own: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return the model at the message's rate with the parameters it brings.
+
+    Where the strategy shares only some of them (``HeteroFL(shared=...)``), the others are those that this client kept:
+    ``own``, as ``own_part`` returned them when it last trained. Without, they are those of a model of the run's seed.
 
     In an instruction to evaluate, batch norm gets the static moments that the message brings, or normalises by batch
     where it brings none. torch's random state is seeded from the message, so equal runs are equal. Make a new optimizer
     each time: the model may be one that an earlier message of this process used.
     """
     rate = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
-    return next(model for _, model in _models_at(message, build, [rate]))
+    return next(model for _, model in _models_at(message, build, [rate], own))
+
+
+def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
+    """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
+    shared = wire.shared_of(wire.config_of(message, _SERVER), _SERVER)
+    return {name: tensor for name, tensor in _parameters_of(model).items() if not is_shared(name, shared)}
 
 
 def seed_of(message: Message) -> int:
@@ -194,16 +204,27 @@ def _state_of(message: Message) -> dict[str, Tensor]:
     return wire.tensors_of(records[wire.ARRAYS], _SERVER)
 
 
+def _parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: own.detach().cpu() for name, own in model.named_parameters(remove_duplicate=False)}
+
+
 def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
-    state = {name: own.detach().cpu() for name, own in model.named_parameters(remove_duplicate=False)}
+    shared = wire.shared_of(wire.config_of(message, _SERVER), _SERVER)
+    state = {name: tensor for name, tensor in _parameters_of(model).items() if is_shared(name, shared)}
     if upload == "float32":
         return {wire.ARRAYS: ArrayRecord(state)}
     return wire.pack_changes(compress(_state_of(message), state, upload))
 
 
-def _models_at(message: Message, build: Build, rates: Iterable[float]) -> Iterator[tuple[float, nn.Module]]:
-    top = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
-    state = _state_of(message)
+def _models_at(
+    message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[float, nn.Module]]:
+    config = wire.config_of(message, _SERVER)
+    top = wire.value_of(config, wire.RATE, float, _SERVER)
+    state: Mapping[str, Tensor] = _state_of(message)
+    if (shared := wire.shared_of(config, _SERVER)) != ALL:
+        kept = _first_part(config, build, top) if own is None else own
+        state = {**{name: tensor for name, tensor in kept.items() if not is_shared(name, shared)}, **state}
     records = wire.arrays_in(message.content)
     seed = seed_of(message)
     for rate in rates:
@@ -213,6 +234,13 @@ def _models_at(message: Message, build: Build, rates: Iterable[float]) -> Iterat
             model = for_evaluation(model, moments)
         torch.manual_seed(seed)
         yield rate, model
+
+
+def _first_part(config: ConfigRecord, build: Build, rate: float) -> dict[str, Tensor]:
+    """Return a rate's slice of the model that the run began with."""
+    seed = wire.value_of(config, wire.SEED, int, _SERVER)
+    top = wire.value_of(config, wire.GLOBAL_RATE, float, _SERVER)
+    return _plan(build, top, rate).extract(initial_state(build, top, seed))
 
 
 def model_at(build: Build, state: Mapping[str, Tensor], top: float, rate: float) -> nn.Module:

@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from heterofl_flwr.core.compress import Changes, Upload
+from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
 
@@ -30,6 +31,7 @@ SCALES = "scales"
 CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
+POSTERIORS = "posteriors"
 
 # Keys of configs.
 SCHEMA_KEY = "heterofl-schema"
@@ -46,6 +48,9 @@ CLASSES = "classes"
 RATES = "rates"
 MOMENTS_KIND = "moments-kind"
 UPLOAD = "upload"
+SHARED = "shared"
+SEED_ROWS = "seed-rows"
+TEMPERATURE = "temperature"
 
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
@@ -55,6 +60,7 @@ TASK = "task"
 TASK_TRAIN = "train"
 TASK_EVALUATE = "evaluate"
 TASK_MOMENTS = "moments"
+POSTERIORS = "posteriors"
 
 # Queries, as Flower's message types name them.
 QUERY_CAPABILITY = "query.capability"
@@ -65,6 +71,10 @@ NODE_LEVEL = "level"
 NODE_RATE = "rate"
 NODE_PARTITION = "partition-id"
 NODE_NUM_PARTITIONS = "num-partitions"
+
+# Instructions to train of FedH2L.
+TRAIN_PUBLISH = "train.publish"
+TRAIN_LEARN = "train.learn"
 
 RECORDS_OF: Mapping[Upload, tuple[str, ...]] = {
     "float32": (ARRAYS,),
@@ -159,6 +169,14 @@ def upload_of(config: Mapping[str, object], sender: str) -> Upload:
     if value not in get_args(Upload):
         raise ReplyError(f"{sender} sent {value!r} as {UPLOAD}, expected one of {', '.join(get_args(Upload))}")
     return cast("Upload", value)
+
+
+def shared_of(config: Mapping[str, object], sender: str) -> tuple[str, ...]:
+    """Return the patterns of the parameters that an instruction brings and wants back; without a word, all."""
+    value = config.get(SHARED, list(ALL))
+    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+        raise ReplyError(f"{sender} sent {value!r} as {SHARED}, expected a list of patterns")
+    return tuple(pattern for pattern in value if pattern)
 
 
 def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:

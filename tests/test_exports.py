@@ -13,6 +13,7 @@ from heterofl_flwr import _HOMES
 PUBLIC = [
     "Aggregator",
     "Evaluation",
+    "FedH2L",
     "Fidelity",
     "HeteroFL",
     "HeteroFLError",

@@ -19,8 +19,12 @@ def callbacks_of(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     run = task.settings.run
     found: list[RoundCallback] = [Console()]
     if folder is not None:
-        costs = Costs(task.build, task.mix, task.example())
-        found.append(Recorder(folder, run.checkpoint_every, metric=run.metric or None, costs=costs))
+        # Architectures that differ have no common table of levels.
+        alike = task.settings.server.strategy == "heterofl"
+        costs = Costs(task.build, task.mix, task.example()) if alike else None
+        found.append(
+            Recorder(folder, run.checkpoint_every, metric=run.metric or None, costs=costs, models=not task.personal)
+        )
     if run.patience:
         # A run that is resumed must stop in the round in which it would have stopped without a break.
         history = folder.history() if folder is not None and run.resume else ()

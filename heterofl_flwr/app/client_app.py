@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -10,29 +9,14 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app.task import Task, load_function, task_of
-from heterofl_flwr.client import (
-    answer_capability,
-    answer_moments,
-    capability_of,
-    models_to_evaluate,
-    reply,
-    seed_of,
-    submodel,
-)
+from heterofl_flwr.app import distilling
+from heterofl_flwr.app.judging import judge_own, judge_sent
+from heterofl_flwr.app.node import data_of, keep_own, model_of, options_of, rate_of
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.client import answer_capability, answer_moments, reply, seed_of
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.learn import (
-    TrainOptions,
-    Work,
-    evaluate_both,
-    input_batches,
-    keep_freed_memory,
-    train_together,
-)
-
-NODE_DATA = "data-path"
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.learn import TrainOptions, Work, input_batches, keep_freed_memory, train_together
 
 
 class CohortApp(ClientApp):
@@ -42,7 +26,7 @@ class CohortApp(ClientApp):
     def train_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Train the slices of several messages, all of one rate, each on its own client's data."""
         task = task_of(contexts[0].run_config)
-        options = [_options(task, message) for message in messages]
+        options = [options_of(task, message) for message in messages]
         if any(other != options[0] for other in options):
             raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
         return _train(task, messages, contexts, options[0])
@@ -61,7 +45,7 @@ def capability_query(message: Message, context: Context) -> Message:
 def moments_query(message: Message, context: Context) -> Message:
     """Measure the static batch norm moments of this client's training data."""
     task = task_of(context.run_config)
-    split, _, _ = _data(task, context)
+    split, _, _ = data_of(task, context)
     return answer_moments(
         message,
         task.build,
@@ -75,23 +59,27 @@ def moments_query(message: Message, context: Context) -> Message:
 def train_message(message: Message, context: Context) -> Message:
     """Train the slice that the message brings on this client's data."""
     task = task_of(context.run_config)
-    return _train(task, [message], [context], _options(task, message))[0]
+    return _train(task, [message], [context], options_of(task, message))[0]
+
+
+@app.train("publish")
+def publish_message(message: Message, context: Context) -> Message:
+    """Train on this client's own data, and publish posteriors for its peers (FedH2L)."""
+    keep_freed_memory()
+    return distilling.publish(task_of(context.run_config), message, context)
+
+
+@app.train("learn")
+def learn_message(message: Message, context: Context) -> Message:
+    """Learn from the posteriors of this client's peers (FedH2L)."""
+    return distilling.learn(task_of(context.run_config), message, context)
 
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
-    """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
+    """Evaluate the models that the message asks about, or this client's own."""
     task = task_of(context.run_config)
-    _, split, own = _data(task, context)
-    asked = wire.config_of(message, "the server").get(wire.CLASSES)
-    classes = torch.tensor(asked if isinstance(asked, list) else own)
-    metrics: dict[str, float] = {}
-    for rate, model in models_to_evaluate(message, task.build) if len(split) else ():
-        found = _judge(task, model.to(task.device), split, classes, seed_of(message))
-        metrics |= {f"{name}/{rate}": value for name, value in found.items()}
-        # The first is the largest: on every client's data it is the global model.
-        metrics = {**found, **metrics} if "global-accuracy" not in metrics else metrics
-    return reply(message, num_examples=len(split), metrics=metrics)
+    return judge_own(task, message, context) if task.personal else judge_sent(task, message, context)
 
 
 def _train(
@@ -99,20 +87,26 @@ def _train(
 ) -> list[Message]:
     """Train clients of one rate, and return their replies."""
     keep_freed_memory()
-    parts = [_data(task, context) for context in contexts]
+    parts = [data_of(task, context) for context in contexts]
     try:
-        models = _models(task, messages)
+        models = _models(task, messages, contexts)
         works = [
             Work(
-                model=model, split=split, seed=seed_of(message), classes=torch.tensor(classes) if task.masked else None
+                model=task.trained(model, rate_of(message)),
+                split=split,
+                seed=seed_of(message),
+                classes=torch.tensor(classes) if task.masked else None,
             )
             for message, model, (split, _, classes) in zip(messages, models, parts, strict=True)
         ]
         results = train_together(works, options, engine=task.settings.engine.name)
     except torch.OutOfMemoryError as error:
         # The launcher reads level and bytes from this, and goes on with fewer clients at once.
-        rate = wire.value_of(wire.config_of(messages[0], "the server"), wire.RATE, float, "the server")
+        rate = rate_of(messages[0])
         raise HeteroFLError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
+    if task.personal:
+        for message, context, model in zip(messages, contexts, models, strict=True):
+            keep_own(task, message, context, model)
     return [
         reply(
             message,
@@ -125,15 +119,15 @@ def _train(
     ]
 
 
-def _models(task: Task, messages: Sequence[Message]) -> list[nn.Module]:
+def _models(task: Task, messages: Sequence[Message], contexts: Sequence[Context]) -> list[nn.Module]:
     """Return a model for each message, on the device. A slice that several of them bring is read once."""
     if len(messages) == 1:
-        return [submodel(messages[0], task.build).to(task.device)]
+        return [model_of(task, messages[0], contexts[0])]
     models: list[nn.Module] = []
-    for number, message in enumerate(messages):
-        if number == 0 or not _bring_the_same(message, messages[number - 1]):
-            model = submodel(message, task.build).to(task.device)
-        models.append(copy.deepcopy(model))  # the next submodel may be this very module
+    for number, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+        if number == 0 or task.personal or not _bring_the_same(message, messages[number - 1]):
+            model = model_of(task, message, context)
+        models.append(copy.deepcopy(model))  # the next model may be this very module
     return models
 
 
@@ -147,48 +141,3 @@ def _parameters_of(message: Message) -> Mapping[str, Array]:
     # Not array_records: what Flower returns there keeps the message alive until the garbage collector comes round.
     record = message.content.get(wire.ARRAYS)
     return record if isinstance(record, ArrayRecord) else {}
-
-
-def _options(task: Task, message: Message) -> TrainOptions:
-    """Return how a message asks its client to train."""
-    config = wire.config_of(message, "the server")
-    return task.options(wire.value_of(config, wire.LEARNING_RATE, float, "the server"))
-
-
-def _judge(task: Task, model: nn.Module, split: Split, classes: torch.Tensor, seed: int) -> dict[str, float]:
-    """Return the metrics of one model on one client's data."""
-    plain, masked = evaluate_both(
-        model,
-        split,
-        classes=classes,
-        fill="zero" if task.masked else "none",
-        seed=seed,
-        perplexity_kind=task.settings.fidelity.perplexity,
-    )
-    metrics = {**plain.metrics("global"), **masked.metrics("local")}
-    if task.settings.evaluate.metric:
-        function = load_function(task.settings.evaluate.metric, "evaluate.metric")
-        with torch.inference_mode():
-            metrics |= {name: float(value) for name, value in function(model, split.inputs, split.targets).items()}
-    return metrics
-
-
-def _data(task: Task, context: Context) -> tuple[Split, Split, tuple[int, ...]]:
-    """Return this node's training and test examples and its classes."""
-    node = context.node_config
-    if NODE_DATA in node:
-        return _own_data(str(node[NODE_DATA]), task.device)
-    said = capability_of(context)
-    partition, number = said.get(wire.PARTITION), said.get(wire.NUM_PARTITIONS)
-    if not isinstance(partition, int) or not isinstance(number, int):
-        raise ConfigError(
-            "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for a "
-            "part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
-        )
-    return task.part(partition, number)
-
-
-@lru_cache(maxsize=2)
-def _own_data(path: str, device: torch.device) -> tuple[Split, Split, tuple[int, ...]]:
-    dataset = load_dataset(path)
-    return dataset.train.to(device), dataset.test.to(device), tuple(dataset.train.targets.unique().tolist())

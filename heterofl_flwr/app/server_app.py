@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -20,6 +21,7 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.learn import evaluate, give_back_freed_memory
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation
+from heterofl_flwr.methods.fedh2l import FedH2L
 from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.methods.schedule import multi_step
 from heterofl_flwr.nn.static_norm import with_static_norm
@@ -53,10 +55,14 @@ def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -
         initial_arrays=start.arrays,
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,
-        evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central else None,
+        # Where clients have models of their own, there is none for the server to evaluate.
+        evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central and not task.personal else None,
         first_round=start.first_round,
     )
     if folder is not None:
+        number = strategy.federation.nodes.dealt()
+        if number and (deal := task.deal(number)):
+            folder.write_deal(deal)
         logger.info("Report: %s", write_report(folder))
     return strategy
 
@@ -65,22 +71,36 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
     train, sample, evaluation = settings.train, settings.sample, settings.evaluate
+    common: dict[str, Any] = {
+        "seed": settings.seed,
+        "fraction_train": sample.fraction,
+        "min_available_nodes": sample.min_nodes,
+        "min_replies": sample.min_replies,
+        "wait": sample.wait,
+        "learning_rate": multi_step(train.lr, train.milestones, train.factor),
+        "evaluation": Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
+        "callbacks": callbacks,
+    }
+    if settings.server.strategy == "fedh2l":
+        distill = settings.distill
+        return FedH2L(
+            task.dataset.classes,
+            seed_size=distill.seed_size,
+            seed_batch=distill.seed_batch,
+            temperature=distill.temperature,
+            **common,
+        )
     return HeteroFL(
         task.build,
         settings.mix,
         assignment=settings.assignment,
-        seed=settings.seed,
-        fraction_train=sample.fraction,
-        min_available_nodes=sample.min_nodes,
-        min_replies=sample.min_replies,
-        wait=sample.wait,
-        learning_rate=multi_step(train.lr, train.milestones, train.factor),
         upload=train.upload,
         choose=settings.server.choose,
+        shared=settings.server.shared,
+        weights=settings.server.weights,
         fidelity=settings.fidelity.to_core(),
         server_momentum=settings.server.momentum,
-        evaluation=Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
-        callbacks=callbacks,
+        **common,
     )
 
 

@@ -5,6 +5,7 @@ A task is made once in each process and kept, so data and models survive the rou
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -12,12 +13,19 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn import TrainOptions, resolve_device
+from heterofl_flwr.learn.distill import DistillOptions, seed_set
 from heterofl_flwr.nn.models import MODELS, build_model
+from heterofl_flwr.nn.ordered import OrderedDropout
+from heterofl_flwr.report.deal import Deal
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.model import takes
+
+MOST_DEALT = 1_000_000
+"""Clients times classes up to which a run's folder tells who was dealt what."""
 
 Flat = Mapping[str, Any]
 
@@ -34,6 +42,7 @@ class Task:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._partitions: dict[int, Partitions] = {}
+        self._builds: dict[str, Callable[[float], nn.Module]] = {}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -65,16 +74,53 @@ class Task:
         inputs = self.dataset.train.inputs
         depends = {
             "channels": inputs.shape[1] if inputs.dim() == 4 else 1,
+            "inputs": tuple(inputs.shape[1:]),
             "classes": self.dataset.classes,
             "vocabulary": self.dataset.classes,
         }
         options |= {name: value for name, value in depends.items() if takes(model, name)}
         return build_model(model, **options)
 
+    def build_of(self, partition: int) -> Callable[[float], nn.Module]:
+        """From a rate to a client's model: where the clients differ in architecture (``distill.models``), its own."""
+        names = self.settings.distill.models
+        if self.settings.server.strategy != "fedh2l" or not names:
+            return self.build
+        name = names[partition % len(names)]
+        if name not in self._builds:
+            settings = self.settings
+            model = replace(settings.model, name=name, hidden=(), norm="sbn" if takes(name, "norm") else "none")
+            self._builds[name] = Task(replace(settings, model=model)).build
+        return self._builds[name]
+
+    @cached_property
+    def seeds(self) -> Split:
+        """The seed set that all clients share, on the device."""
+        settings, train = self.settings, self.train
+        return train.take(seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed))
+
+    @property
+    def distill(self) -> DistillOptions:
+        """How a client learns from its peers."""
+        own = self.settings.distill
+        return DistillOptions(
+            steps=own.steps,
+            temperature=own.temperature,
+            direction=own.direction,
+            weight=own.weight,
+            labels=own.labels,
+            projection=own.projection,
+        )
+
     @property
     def mix(self) -> Mix:
         """The rates of the clients."""
         return self.settings.mix
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients keep parameters of their own (``server.shared``)."""
+        return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
 
     @property
     def masked(self) -> bool:
@@ -105,10 +151,36 @@ class Task:
         ours = self.settings.model.name in MODELS
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
+    def deal(self, number: int) -> Deal | None:
+        """Return how many examples of each class so many clients were dealt, where there are classes and few enough.
+
+        None where the server does not have the data (``evaluate.central``).
+        """
+        if not self.settings.evaluate.central or self.dataset.train.reading is not None:
+            return None
+        parts, classes = self.partitions(number), self.dataset.classes
+        if classes * number > MOST_DEALT:
+            return None
+        train, test = (
+            tuple(tuple(targets[rows].bincount(minlength=classes).tolist()) for rows in dealt)
+            for targets, dealt in (
+                (self.dataset.train.targets, parts.train),
+                (self.dataset.test.targets, parts.test),
+            )
+        )
+        return Deal(train, test)
+
     def example(self) -> torch.Tensor:
         """Return a batch of one input."""
         train = self.dataset.train
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
+
+    def trained(self, model: nn.Module, rate: float) -> nn.Module:
+        """Return what is trained of a client's model: with ordered dropout, the smaller ones inside it too."""
+        if not self.settings.train.ordered_dropout:
+            return model
+        smaller = [self.build(other).to(self.device) for other in self.mix.rates if other < rate]
+        return OrderedDropout(model, smaller)
 
     def partitions(self, number: int) -> Partitions:
         """Return how the data are dealt to so many clients."""

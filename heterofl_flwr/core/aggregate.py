@@ -6,6 +6,7 @@ number of replies.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from heterofl_flwr.core.region import Region
 from heterofl_flwr.core.reply import check_reply
 from heterofl_flwr.core.rows import LabelRows
 from heterofl_flwr.errors import ConfigError, HeteroFLError
+
+Weights = Literal["equal", "examples"]
+"""What a client counts in a mean: once, or by its examples."""
 
 
 class Aggregator:

@@ -124,6 +124,11 @@ class Plan:
         self.check_state(global_state)
         return {name: Region(global_state[name].detach(), axes).read() for name, axes in self.axes.items()}
 
+    def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the client's slice as parts of the state's own tensors, through which gradients go back to them."""
+        self.check_state(state)
+        return {name: Region(state[name], axes).part() for name, axes in self.axes.items()}
+
     def check_state(self, global_state: Mapping[str, Tensor]) -> None:
         """Raise ``ShapeError`` unless this plan was made for a model of these shapes."""
         for name, axes in self.axes.items():

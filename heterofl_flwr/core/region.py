@@ -25,6 +25,10 @@ class Region:
         self.view = view if self.whole else view[geometry.places]
         self._index = None if geometry.is_prefix else _positions(axes, tensor.device)
 
+    def part(self) -> Tensor:
+        """Return the region in the client's shape; where it can be, a view of the tensor."""
+        return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
+
     def read(self) -> Tensor:
         """Return a copy of the region, contiguous, in the client's shape."""
         region = self.view if self._index is None else self.view[self._index]

@@ -57,6 +57,13 @@ class Descent:
         with torch.no_grad():
             self._descend()
 
+    @torch.no_grad()
+    def follow(self, gradients: Iterable[Tensor]) -> None:
+        """Take one step along gradients that are given, one for each parameter that is trained."""
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self._descend()
+
     def _descend(self) -> None:
         gradients_at = {
             number: self._in_layout(number, gradient)

@@ -18,6 +18,7 @@ from heterofl_flwr.learn.plain import check_examples, check_finite, result_of, t
 from heterofl_flwr.learn.results import TrainResult
 from heterofl_flwr.learn.static_step import StaticStep
 from heterofl_flwr.learn.work import Work
+from heterofl_flwr.nn.ordered import OrderedDropout
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class GraphEngine:
     def train(self, work: Work, options: TrainOptions) -> TrainResult:
         """Train one client's model in place."""
         check_examples(work)
-        if work.model not in self._unfit:
+        # Its draws choose what is computed, which a recording would fix.
+        if work.model not in self._unfit and not isinstance(work.model, OrderedDropout):
             try:
                 return self._train(work, options)
             except UncapturableError as error:

@@ -4,6 +4,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from heterofl_flwr.nn.ordered import OrderedDropout
+
 _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
@@ -14,7 +16,7 @@ def obstacle(model: nn.Module) -> str | None:
         what = f"layer {name or '(the model itself)'}"
         if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
             return f"a hook watches {what}"
-        if isinstance(layer, _DropoutNd) and layer.p:
+        if isinstance(layer, OrderedDropout) or (isinstance(layer, _DropoutNd) and layer.p):
             return f"{what} draws random numbers"
         if isinstance(layer, _NormBase) and layer.running_mean is not None:
             return f"{what} changes its running statistics"

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from flwr.common import (
     EvaluateIns,
@@ -55,7 +55,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         its strategies.
     build, mix, **options
         Those of ``HeteroFLBase``, but for ``callbacks``, as nothing in the classic API says that a round has ended,
-        and for ``upload``, as what a ``NumPyClient`` returns has no place to say its form.
+        for ``shared``, as parameters travel without names, and for ``upload``, as what a ``NumPyClient`` returns has
+        no place to say its form.
         Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
     """
 
@@ -78,6 +79,11 @@ class HeteroFL(HeteroFLBase, Strategy):
             raise ConfigError(
                 f"the classic API sends parameters as they are, not in {self.upload}: use heterofl_flwr.HeteroFL, or "
                 f"leave upload"
+            )
+        if self.federation.personal:
+            raise ConfigError(
+                "the classic API sends parameters without their names, so none can stay with a client: use "
+                "heterofl_flwr.HeteroFL, or leave shared"
             )
         self._initial_parameters = initial_parameters
         self._evaluate_fn = evaluate_fn
@@ -264,7 +270,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         """Return what a client is told: first what the caller asked for, then what no caller may change."""
         return {
             **asked,
-            **self._told(server_round, number, rates[0]),
+            **cast("dict[str, Scalar]", self._told(server_round, number, rates[0])),
             wire.SCHEMA_KEY: wire.SCHEMA,
             wire.TASK: task,
             wire.RATES: ",".join(map(str, rates)),

@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.aggregate import Weights
 from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix, exact_rate, level_name
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation, of_level, summarise, summarise_levels, weighted_means
@@ -22,6 +24,8 @@ from heterofl_flwr.methods.schedule import Schedule
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
+
+Word = TypeVar("Word", bound=str)
 
 
 class HeteroFLBase:
@@ -52,6 +56,11 @@ class HeteroFLBase:
     choose : "prefix" | "rolling" | "random-level" | "random-client"
         Which slices clients get: HeteroFL's prefixes; FedRolex's window, which moves on by one each round; or random
         ones, drawn each round for each rate or for each client.
+    shared : Sequence[str]
+        Patterns (``fnmatch``) of the parameters that travel and are averaged, by default all. The others stay with
+        their clients: LG-FedAvg, or Standalone where none travel. Each client then evaluates a model of its own.
+    weights : "equal" | "examples"
+        What a client counts in the mean: once, as in HeteroFL, or by its examples, as in FedAvg.
     label_rows : Sequence[str] | None
         Parameters whose rows belong to classes; None finds the classifier.
     fidelity : Fidelity
@@ -81,6 +90,8 @@ class HeteroFLBase:
         learning_rate: Schedule | None = None,
         upload: Upload = "float32",
         choose: SliceRule = "prefix",
+        shared: Sequence[str] = ALL,
+        weights: Weights = "equal",
         label_rows: Sequence[str] | None = None,
         fidelity: Fidelity | None = None,
         server_momentum: float = 0.0,
@@ -96,6 +107,7 @@ class HeteroFLBase:
             fidelity=fidelity or Fidelity(),
             server_momentum=server_momentum,
             choose=choose,
+            shared=shared,
         )
         self.fraction_train = _fraction("fraction_train", fraction_train)
         self.fraction_evaluate = _fraction("fraction_evaluate", fraction_evaluate)
@@ -103,7 +115,8 @@ class HeteroFLBase:
         self.min_replies = min_replies
         self.wait = wait
         self.learning_rate = learning_rate
-        self.upload = _upload(upload)
+        self.upload = _one_of("upload", upload, Upload)
+        self.weights = _one_of("weights", weights, Weights)
         self.evaluation = evaluation or Evaluation()
         self.callbacks = tuple(callbacks)
         self._begin_anew()
@@ -128,6 +141,8 @@ class HeteroFLBase:
             logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
         logger.info("\t├──> Slices: %s", federation.choose)
+        if federation.personal:
+            logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
         logger.info("\t├──> Replies: %s", self.upload)
         logger.info("\t└──> Sampling: %g to train, %g to evaluate", self.fraction_train, self.fraction_evaluate)
 
@@ -166,15 +181,17 @@ class HeteroFLBase:
                 self.federation.mix,
             )
 
-    def _told(self, server_round: int, node_id: int, rate: float) -> dict[str, int | float]:
+    def _told(self, server_round: int, node_id: int, rate: float) -> dict[str, int | float | list[str]]:
         """Return what every client needs to know of its work."""
-        told: dict[str, int | float] = {
+        told: dict[str, int | float | list[str]] = {
             wire.RATE: rate,
             wire.GLOBAL_RATE: self.federation.mix.global_rate,
             wire.SERVER_ROUND: server_round,
             wire.SEED: self.federation.seed,
             wire.PARTITION: self.federation.nodes.partition(node_id),
         }
+        if self.federation.personal:
+            told[wire.SHARED] = list(self.federation.shared) or [""]  # a config knows no empty list
         if self.learning_rate is not None:
             told[wire.LEARNING_RATE] = self.learning_rate(server_round)
         return told
@@ -184,7 +201,8 @@ class HeteroFLBase:
         if self._round is None:
             raise RoundError("no round was configured: configure one before aggregating")
         _check_capacity(answer.capacity)
-        self._round.add(self._plans[node_id], answer.sub, answer.labels)
+        weight = 1.0 if self.weights == "equal" else float(answer.num_examples)
+        self._round.add(self._plans[node_id], answer.sub, answer.labels, weight)
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
         if answer.capacity is not None:
@@ -218,9 +236,14 @@ class HeteroFLBase:
         """Return the clients that evaluate, each with its rates from the largest on."""
         sampled = self.federation.sample(server_round, node_ids, self.fraction_evaluate, "evaluate")
         mix = self.federation.mix
-        rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
-        self._evaluating = {node_id: held for node_id in sampled if (held := self._held(rates, node_id))}
-        asked = sum(held[0] == mix.global_rate for held in self._evaluating.values())
+        if self.federation.personal:
+            number = self.federation.nodes.num_partitions(node_ids)
+            self._evaluating = {node: (self.federation.rate(server_round, node, number),) for node in sampled}
+            asked = len(sampled)
+        else:
+            rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
+            self._evaluating = {node_id: held for node_id in sampled if (held := self._held(rates, node_id))}
+            asked = sum(held[0] == mix.global_rate for held in self._evaluating.values())
         self.log.evaluate["coverage"] = asked / len(node_ids)
         if not self._evaluating:
             logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
@@ -246,7 +269,8 @@ class HeteroFLBase:
         own = []
         for node_id, (number, metrics) in answers.items():
             rate = self._evaluating[node_id][0]
-            own.append((number, metrics if rate == self.federation.mix.global_rate else of_level(metrics, rate)))
+            whole = self.federation.personal or rate == self.federation.mix.global_rate
+            own.append((number, metrics if whole else of_level(metrics, rate)))
         self.log.evaluate.update(summarise(own))
         self.log.evaluate_by_level = summarise_levels(own)
         return dict(self.log.evaluate)
@@ -260,9 +284,9 @@ def _check_capacity(capacity: float | None) -> None:
             raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
 
-def _upload(value: Upload) -> Upload:
-    if value not in get_args(Upload):
-        raise ConfigError(f"upload is {value!r}; expected one of {', '.join(get_args(Upload))}")
+def _one_of(name: str, value: Word, words: object) -> Word:
+    if value not in get_args(words):
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(words))}")
     return value
 
 

@@ -20,6 +20,7 @@ from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
 from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 from heterofl_flwr.methods.nodes import Capability, Nodes
 from heterofl_flwr.nn.moments import Moments, check_layers
@@ -63,6 +64,9 @@ class Federation:
         Momentum of the global model from round to round; entries that nobody trained do not move.
     choose
         Which slices of the model clients get; see ``heterofl_flwr.core.choose.chooser``.
+    shared
+        Patterns (``fnmatch``) of the parameters that travel and are averaged. All others stay with their clients, of
+        which each then has a model of its own.
     """
 
     build: Callable[[float], nn.Module]
@@ -73,6 +77,7 @@ class Federation:
     fidelity: Fidelity = field(default_factory=Fidelity)
     server_momentum: float = 0.0
     choose: SliceRule = "prefix"
+    shared: Sequence[str] = ALL
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -82,6 +87,11 @@ class Federation:
             raise ConfigError(f"server_momentum is {self.server_momentum}; expected 0 up to, not including, 1")
         if self.choose not in get_args(SliceRule):
             raise ConfigError(f"choose is {self.choose!r}; expected one of {', '.join(get_args(SliceRule))}")
+        if self.personal and (self.assignment, self.choose) != ("fix", "prefix"):
+            raise ConfigError(
+                f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "
+                f"and choose='prefix', found {self.assignment!r} and {self.choose!r}"
+            )
         self.nodes: Nodes
         self.velocity: State
         self.forget()
@@ -93,15 +103,21 @@ class Federation:
         """The global model's architecture; its weights are only a start."""
         return self.build(self.mix.global_rate)
 
+    @property
+    def personal(self) -> bool:
+        """Whether clients keep parameters of their own."""
+        return tuple(self.shared) != ALL
+
     @cached_property
     def rows(self) -> Sequence[str]:
-        """The parameters whose rows belong to classes."""
-        return find_label_rows(self.build, self.mix) if self.label_rows is None else self.label_rows
+        """The shared parameters whose rows belong to classes."""
+        rows = find_label_rows(self.build, self.mix) if self.label_rows is None else self.label_rows
+        return [name for name in rows if is_shared(name, self.shared)]
 
     def plan(self, rate: float) -> Plan:
-        """Return the prefix of a rate; each is worked out once."""
+        """Return the prefix of a rate, of what is shared; each is worked out once."""
         if rate not in self._plans:
-            self._plans[rate] = Plan.of(self.model, self.build(rate))
+            self._plans[rate] = shared_part(Plan.of(self.model, self.build(rate)), self.shared)
         return self._plans[rate]
 
     def plan_of(self, server_round: int, node_id: int, rate: float) -> Plan:
@@ -111,11 +127,9 @@ class Federation:
         return self.plan(rate) if choose is prefix else self.plan(rate).chosen(choose)
 
     def initial_state(self) -> State:
-        """Return the parameters of a freshly built global model, the same for equal seeds."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = self.build(self.mix.global_rate)
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters(remove_duplicate=False)}
+        """Return the shared parameters of a freshly built global model, the same for equal seeds."""
+        whole = initial_state(self.build, self.mix.global_rate, self.seed)
+        return {name: tensor for name, tensor in whole.items() if is_shared(name, self.shared)}
 
     def forget(self) -> None:
         """Forget the clients and the momentum, so that a run can begin anew."""
@@ -183,11 +197,15 @@ class Round:
         """How many replies were added."""
         return self._aggregator.replies
 
-    def add(self, plan: Plan, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None) -> None:
-        """Add a client's reply; every client counts once (section 3.1)."""
+    def add(
+        self, plan: Plan, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None, weight: float = 1.0
+    ) -> None:
+        """Add a client's reply; in HeteroFL every client counts once (section 3.1)."""
         if isinstance(sub, Changes):
             sub = restore(plan, self._state, sub)
-        self._aggregator.add(plan, sub, labels=labels)
+        if self._federation.personal and not self._federation.rows:
+            labels = None  # the classifier stays with the clients
+        self._aggregator.add(plan, sub, labels=labels, weight=weight)
 
     @torch.no_grad()
     def close(self) -> State:

@@ -127,7 +127,9 @@ class HeteroFL(HeteroFLBase, Strategy):
         }
         current = EvaluationRound(self.federation, arrays, rates_of, told)
         self.moments = {}
-        if rates_of and self.evaluation.static_norm and batch_norms(self.federation.model):
+        # A model of a client's own is measured by that client.
+        asks = self.evaluation.static_norm and not self.federation.personal
+        if rates_of and asks and batch_norms(self.federation.model):
             self.moments = query_moments(grid, self.federation, current.queries(), rates_of, timeout=self._timeout)
             if (left := self._restrict(self.moments)) != rates_of:
                 current = EvaluationRound(self.federation, arrays, left, told)

@@ -95,6 +95,11 @@ class Nodes:
         said = [self._known[node_id].num_partitions or 0 for node_id in ids]
         return max([len(ids), *said, *(self._partitions[node_id] + 1 for node_id in ids)])
 
+    def dealt(self) -> int:
+        """Return of how many parts the clients have one each, as all of them say; 0 if they do not."""
+        said = {known.num_partitions or 0 for known in self._known.values()}
+        return said.pop() if len(said) == 1 else 0
+
     def sample(self, node_ids: Iterable[int], number: int, *purpose: int | str, seed: int) -> list[int]:
         """Return that many of the clients, drawn by partition so that the draw can be repeated, in its order."""
         by_partition = {self._partitions[node_id]: node_id for node_id in node_ids}

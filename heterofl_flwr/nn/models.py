@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.baselines import MLP, LeNet
 from heterofl_flwr.nn.cnn import CNN
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
 from heterofl_flwr.nn.transformer import Transformer
@@ -19,12 +20,15 @@ Build = Callable[[float], nn.Module]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
+    "mlp": MLP,
+    "lenet": LeNet,
     "preresnet18": partial(PreResNet, blocks=(1, 1, 1, 2)),
     "preresnet18-later": partial(PreResNet, blocks=(2, 2, 2, 2)),
     "preresnet50": partial(BottleneckPreResNet, blocks=(3, 4, 6, 3)),
     "transformer": Transformer,
 }
-"""Models by name: whatever takes ``rate=`` and its own options. ``preresnet18`` is the paper's."""
+"""Models by name: whatever takes ``rate=`` and its own options. ``preresnet18`` is the paper's; ``mlp`` and ``lenet``
+are those of the baselines that it quotes."""
 
 
 def build_model(name: str, **options: object) -> Build:

@@ -3,6 +3,7 @@
 from heterofl_flwr.report.checkpoint import Best, Checkpoint
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.costs import Costs, LevelCost, ModelCosts
+from heterofl_flwr.report.deal import Deal
 from heterofl_flwr.report.early_stopping import EarlyStopping
 from heterofl_flwr.report.html import write_report
 from heterofl_flwr.report.models import save_models
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "Console",
     "Costs",
+    "Deal",
     "EarlyStopping",
     "LevelCost",
     "MLflow",

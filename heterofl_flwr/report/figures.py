@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import text
 from heterofl_flwr.report.costs import ModelCosts
+from heterofl_flwr.report.deal import Deal, draw_deal
 from heterofl_flwr.report.drawing import SMALL, add_legend, new_axes
 from heterofl_flwr.report.metrics import SCOPES, headline_kind, of_level, points
 from heterofl_flwr.report.summary import full_bytes, level_points, level_rows, macs_shares, savings, shells
@@ -54,13 +55,17 @@ TEXTS = {
         "Smaller models are nested in larger ones. Each bar is a part of the global model: who holds it, how large it "
         "is, and the mean share of a round's clients that trained it.",
     ),
+    "deal": (
+        "Who has which classes",
+        "Training examples of each class (up) at each client (across); the fullest entry has {most}.",
+    ),
     "time": ("Time a round", "Wall-clock time, evaluation included."),
 }
 """Title and caption of each figure."""
 
 
-def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[Drawing]:
-    """Return every figure for which the records hold something."""
+def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Deal | None = None) -> list[Drawing]:
+    """Return every figure for which the records, or what clients were dealt, hold something."""
     kind = headline_kind(records)
     figures = {
         "learning-curves": _learning_curves(records, kind),
@@ -71,9 +76,11 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[D
         "multiplications": _multiplications(records, costs),
         "trained": _trained(records, costs),
         "time": _times(records),
+        "deal": draw_deal(deal.train) if deal else None,
     }
+    most = max(map(max, deal.train)) if deal else 0
     return [
-        Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)
+        Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1].format(most=most), figure)
         for name, figure in figures.items()
         if figure
     ]

@@ -30,7 +30,7 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     records, costs = folder.history(), folder.costs()
-    drawings = draw_run(records, costs)
+    drawings = draw_run(records, costs, folder.deal())
     for drawing in drawings:
         write_atomic(folder.figures / f"{drawing.name}.png", to_png(drawing.figure))
     write_atomic(folder.report, render(folder, records, costs, drawings).encode())

@@ -33,6 +33,8 @@ class Recorder(RoundCallback):
     costs : Costs | None
         Measures what the models cost. With it the report can say what was saved, and each level's final model is
         written.
+    models : bool
+        False leaves these models out: a state of only some parameters is none.
     random_state : Callable[[], Mapping[str, object]] | None
         Returns what the run's random generators need to go on, for the checkpoints.
     """
@@ -44,6 +46,7 @@ class Recorder(RoundCallback):
         *,
         metric: str | None = None,
         costs: Costs | None = None,
+        models: bool = True,
         random_state: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         if every < 1:
@@ -53,6 +56,7 @@ class Recorder(RoundCallback):
         self._every = every
         self._metric = metric or None
         self._costs = costs
+        self._models = models
         self._random_state = random_state
         self._last: Progress | None = None
         self._evaluated: RoundRecord | None = None
@@ -91,7 +95,7 @@ class Recorder(RoundCallback):
         """Write the last checkpoint and the final models."""
         if self._last and self._last.record.server_round != self._saved_round:
             self._save(self._last)
-        if self._costs:
+        if self._costs and self._models:
             rates = self._costs.mix.rates
             moments = moments_by_rate(self._last.moments, max(rates)) if self._last else {}
             save_models(self.folder, self._costs.build, rates, state, moments=moments, record=self._evaluated)

@@ -17,7 +17,8 @@ from heterofl_flwr.report import checkpoint as checkpoints
 from heterofl_flwr.report import history
 from heterofl_flwr.report.checkpoint import Checkpoint, pack
 from heterofl_flwr.report.costs import ModelCosts
-from heterofl_flwr.report.files import to_json, write_atomic
+from heterofl_flwr.report.deal import Deal
+from heterofl_flwr.report.files import remove, to_json, write_atomic
 from heterofl_flwr.report.origin import commit, machine
 
 
@@ -30,7 +31,9 @@ class RunFolder:
     ``checkpoint/``     the last two checkpoints
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
+    ``clients/``        what clients keep for themselves, by client and round, where parameters are not shared
     ``figures/``        PNG
+    ``deal.csv``        how many examples of each class each client was dealt
     ``report.html``     the page
     ==================  ================================================================================
 
@@ -45,9 +48,11 @@ class RunFolder:
         self.events = self.path / "events"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
+        self.clients = self.path / "clients"
         self._settings = self.path / "settings.json"
         self._history = self.path / "history.jsonl"
         self._checkpoints = self.path / "checkpoint"
+        self._deal = self.path / "deal.csv"
 
     def start(
         self,
@@ -113,6 +118,14 @@ class RunFolder:
         model = self._read().get("model")
         return None if model is None else ModelCosts.from_json(model)
 
+    def write_deal(self, deal: Deal) -> None:
+        """Keep what clients were dealt."""
+        write_atomic(self._deal, deal.to_csv().encode())
+
+    def deal(self) -> Deal | None:
+        """Return what clients were dealt, if that was written."""
+        return Deal.from_csv(self._deal.read_text(encoding="utf-8")) if self._deal.exists() else None
+
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history; it is on the disk when this returns."""
         history.append(self._history, record)
@@ -125,6 +138,9 @@ class RunFolder:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
         history.trim(self._history, last_round)
         checkpoints.drop_after(self._checkpoints, last_round)
+        for path in self.clients.glob("*/*.safetensors"):
+            if path.stem.isdecimal() and int(path.stem) > last_round:
+                remove(path)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all; the last two are kept."""

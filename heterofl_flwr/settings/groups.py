@@ -7,11 +7,14 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args
 
+from heterofl_flwr.core.aggregate import Weights
 from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.learn.distill import Direction
 from heterofl_flwr.learn.precision import Precision
+from heterofl_flwr.learn.projection import Projection
 from heterofl_flwr.learn.train import ENGINES
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.settings import kinds
@@ -148,6 +151,12 @@ class TrainSettings:
     proximal: Annotated[
         float, Setting(0.0, kinds.number(least=0), "weight of FedProx's pull towards the round's global model")
     ]
+    ordered_dropout: Annotated[
+        bool,
+        Setting(
+            False, kinds.flag(), "each batch trains the client's model or a smaller one of the mix inside it (FjORD)"
+        ),
+    ]
     mask_fill: Annotated[
         Fill,
         Setting(
@@ -197,6 +206,15 @@ class SampleSettings:
 class ServerSettings:
     """What the server sends, and what it does beyond averaging."""
 
+    strategy: Annotated[
+        Literal["heterofl", "fedh2l"],
+        Setting(
+            "heterofl",
+            kinds.choice("heterofl", "fedh2l"),
+            "what clients exchange: parameters (heterofl, with the settings below also FedAvg and its kin) or "
+            "posteriors (fedh2l)",
+        ),
+    ]
     choose: Annotated[
         SliceRule,
         Setting(
@@ -206,8 +224,60 @@ class ServerSettings:
             "random-level or random-client (drawn each round for each rate, or for each client)",
         ),
     ]
+    shared: Annotated[
+        tuple[str, ...],
+        Setting(
+            "*",
+            kinds.patterns("patterns of parameters such as 'hidden.*,output.bias', or '' for none"),
+            "what travels and is averaged; all else stays with its client, which then has a model of its own",
+        ),
+    ]
+    weights: Annotated[
+        Weights,
+        Setting(
+            "equal",
+            kinds.choice(*get_args(Weights)),
+            "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)",
+        ),
+    ]
     momentum: Annotated[
         float, Setting(0.0, kinds.number(least=0, most=1), "server momentum; entries that nobody trained keep still")
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillSettings:
+    """How clients learn from one another with ``server.strategy=fedh2l``."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Setting(
+            "",
+            kinds.words("different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"),
+            "the architectures, which clients have in turns",
+        ),
+    ]
+    seed_size: Annotated[int, Setting(1000, kinds.integer(1), "examples of the seed set, which every client has")]
+    seed_batch: Annotated[int, Setting(100, kinds.integer(1), "how many of them a round uses, drawn anew")]
+    steps: Annotated[int, Setting(10, kinds.integer(0), "seed steps of a client in a round")]
+    temperature: Annotated[float, Setting(1.0, kinds.number(above=0), "by what logits are divided before softmax")]
+    direction: Annotated[
+        Direction,
+        Setting(
+            "forward",
+            kinds.choice(*get_args(Direction)),
+            "divergence that is learnt from: KL(peer, own) or, in reverse, KL(own, peer)",
+        ),
+    ]
+    weight: Annotated[float, Setting(1.0, kinds.number(least=0), "weight of the mean divergence")]
+    labels: Annotated[bool, Setting(True, kinds.flag(), "the labels of the seed set count too")]
+    projection: Annotated[
+        Projection,
+        Setting(
+            "gem",
+            kinds.choice(*get_args(Projection)),
+            "what becomes of the gradients of own and of seed data where they are at odds",
+        ),
     ]
 
 
@@ -337,6 +407,7 @@ class Settings:
     train: TrainSettings
     sample: SampleSettings
     server: ServerSettings
+    distill: DistillSettings
     evaluate: EvaluateSettings
     engine: EngineSettings
     run: RunSettings

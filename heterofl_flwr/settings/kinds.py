@@ -148,6 +148,18 @@ def words(expected: str) -> Kind[tuple[str, ...]]:
     return Kind(expected, read, ",".join)
 
 
+def patterns(expected: str) -> Kind[tuple[str, ...]]:
+    """Return patterns of names, as ``fnmatch`` knows them, written with commas."""
+
+    def read(value: Flat) -> tuple[str, ...]:
+        parts = _split(value)
+        if not all(re.fullmatch(r"[\w.*?\[\]!-]+", part) for part in parts):
+            raise ValueError
+        return parts
+
+    return Kind(expected, read, ",".join)
+
+
 def mix() -> Kind[Mix]:
     """Return a mix of rates."""
 

@@ -108,14 +108,20 @@ def facts_of(name: str, root: str) -> Facts:
     """Return what is known of a data set; other data than the paper's are loaded for it."""
     short = short_name(name)
     if short in SIZES:
-        return Facts(*SIZES[short], PAPER[short].example(), PAPER[short].options)
+        setup = PAPER[short]
+        return Facts(*SIZES[short], setup.example(), {**setup.options, "inputs": setup.shape})
     dataset = load_dataset(name, root or None)
     inputs = dataset.train.inputs
     if dataset.train.reading is not None:
-        example, options = torch.zeros(1, PIECE, dtype=torch.int64), {"vocabulary": dataset.classes}
+        example = torch.zeros(1, PIECE, dtype=torch.int64)
+        options: dict[str, object] = {"vocabulary": dataset.classes}
     else:
         example = torch.zeros_like(inputs[:1])
-        options = {"channels": inputs.shape[1] if inputs.dim() == 4 else 1, "classes": dataset.classes}
+        options = {
+            "channels": inputs.shape[1] if inputs.dim() == 4 else 1,
+            "inputs": tuple(inputs.shape[1:]),
+            "classes": dataset.classes,
+        }
     return Facts(_pieces(dataset.train), _pieces(dataset.test), example, options)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app import node, server_app
 from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
@@ -53,6 +53,7 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
     assert [one.record.server_round for one in resumed] == [4, 5, 6]
     for name, tensor in whole[-1].state.items():
         assert torch.equal(tensor, resumed[-1].state[name]), name
+    assert RunFolder(tmp_path / "whole").deal() == task_of({**SMALL}).deal(CLIENTS)
     histories = [RunFolder(tmp_path / name).history() for name in ("whole", "broken")]
     plain = [[{**record.to_json(), "seconds": 0.0} for record in history] for history in histories]
     assert plain[0] == plain[1]
@@ -150,14 +151,14 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
     context = Context(1, 1, {"data-path": str(tmp_path)}, RecordDict(), dict(SMALL))
-    train, test, classes = client_app._data(task_of(SMALL), context)
+    train, test, classes = node.data_of(task_of(SMALL), context)
     assert (len(train), len(test), classes) == (20, 20, (0, 1))
 
 
 def test_a_node_that_does_not_know_its_data_is_told_how_to_say_so():
     context = Context(1, 1, {"level": "b"}, RecordDict(), dict(SMALL))
     with pytest.raises(ConfigError, match="--node-config 'partition-id=0 num-partitions=10'"):
-        client_app._data(task_of(SMALL), context)
+        node.data_of(task_of(SMALL), context)
     with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):

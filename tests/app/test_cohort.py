@@ -81,14 +81,14 @@ def test_worker_processes_train_the_same_cohorts():
 
 
 def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
-    data_of = client_app._data
+    data_of = client_app.data_of
 
     def data(task, context):
         if context.node_config["partition-id"] == 2:
             raise FileNotFoundError("its disk is gone")
         return data_of(task, context)
 
-    monkeypatch.setattr(client_app, "_data", data)
+    monkeypatch.setattr(client_app, "data_of", data)
     record = last_round(3).record
     assert sizes
     assert list(record.failures) == [2]
@@ -121,11 +121,11 @@ def identity():
 def test_each_model_is_its_own_whether_slices_are_shared_or_not():
     task = task_of(SMALL)
     shared, _ = asked(arrays=ArrayRecord(dict(task.build(1.0).named_parameters())))
-    one, other = client_app._models(task, shared)
+    one, other = client_app._models(task, shared, [None] * 2)
     assert one is not other
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     own, _ = asked()
-    models = client_app._models(task, own)
+    models = client_app._models(task, own, [None] * 2)
     for message, model in zip(own, models, strict=True):
         sent = message.content[wire.ARRAYS].to_torch_state_dict()
         assert all(torch.equal(sent[name], parameter) for name, parameter in model.named_parameters())

@@ -10,6 +10,8 @@ from heterofl_flwr.nn.models import MODELS, PAPER, build_model
 # method.md, section 1: parameters at levels a to e
 COUNTS = {
     ("cnn", ()): (1_556_874, 391_370, 98_922, 25_274, 6_594),
+    ("mlp", ()): (633_226, 259_274, 115_306, 54_074, 26_146),
+    ("lenet", ()): (64_102, 16_456, 4_421, 1_241, 453),
     ("preresnet18", ()): (9_622_090, 2_408_746, 603_802, 151_762, 38_350),
     ("preresnet18-later", ()): (11_172_170, 2_796_714, 701_018, 176_178, 44_510),
     ("transformer", (("vocabulary", 33_279),)): (19_263_999, 9_107_967, 4_435_455, 2_200_575, 1_108_479),
@@ -55,7 +57,7 @@ def test_a_build_travels_to_other_processes():
 
 
 def test_unknown_models_name_the_known_ones():
-    with pytest.raises(ConfigError, match="'resnet' is no model; expected one of cnn, preresnet18, "):
+    with pytest.raises(ConfigError, match="'resnet' is no model; expected one of cnn, mlp, lenet, preresnet18, "):
         build_model("resnet")
 
 

@@ -129,7 +129,7 @@ def test_a_faulty_value_that_others_follow_from_is_told_once():
 @pytest.mark.parametrize(
     ("mapping", "text"),
     [
-        ({"model.name": "cnnn"}, "model.name: found 'cnnn', expected one of cnn, preresnet18,"),
+        ({"model.name": "cnnn"}, "model.name: found 'cnnn', expected one of cnn, mlp, lenet,"),
         ({"model.name": "transformer", "model.norm": "gn"}, "model.norm: found 'gn', but the model transformer has no"),
         ({"data.name": "wikitext2", "model.hidden": "8,8"}, "model.hidden: found '8,8', but the model transformer"),
         ({"run.resume": True}, "run.resume: found true, expected run.dir to name the folder"),

@@ -21,7 +21,7 @@ from simulations.benchmarks.rounds.ours import Ours, request
 from simulations.benchmarks.rounds.plain import _Player
 from simulations.benchmarks.rounds.target import Way
 from simulations.benchmarks.rounds.task import Experiment, Parts, balanced_seed, is_balanced, median, members
-from tests.simulations.tiny_mnist import write_tiny_mnist
+from tests.simulations.tiny_data import write_tiny
 
 CLIENTS = 20
 
@@ -29,7 +29,7 @@ CLIENTS = 20
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory) -> Experiment:
     root = tmp_path_factory.mktemp("hub")
-    write_tiny_mnist(root)
+    write_tiny("mnist", root)
     return Experiment(str(root), CLIENTS)
 
 

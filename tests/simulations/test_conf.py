@@ -17,7 +17,7 @@ from simulations.run import CONF
 from simulations.sweeps.job import KINDS
 from tests.simulations.sweeping import EXPERIMENTS, planned
 
-OURS = ("choice", "clipping", "mask-fill", "ratio")
+OURS = ("baselines", "choice", "clipping", "mask-fill", "ratio")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 FIGURES = tuple(f"figure{number}" for number in range(2, 9))
@@ -86,6 +86,7 @@ def test_each_experiment_has_jobs_and_each_job_can_be_run(experiment):
         ("figure9", 4 * 2 * 2),
         ("figure10", 4 * 2 * 2),
         ("figure11", 4 * 2),
+        ("baselines", 2 * 2 * 3),
         ("choice", 2 * 2 * 3 * 2 * 4),
         ("clipping", 3 * 6 * 2),
         ("mask-fill", 2 * 4 * 3),

@@ -16,7 +16,9 @@ from heterofl_flwr.app.launch.bundle import write_app, write_overrides
 from heterofl_flwr.app.launch.progress import Rounds
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.superlink import SuperLink
+from heterofl_flwr.app.own_states import VARIABLE
 from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.report import RunFolder
 
 PAUSE = 0.25
 PATIENCE = 30.0  # seconds for a status after Flower's log has ended
@@ -66,7 +68,7 @@ def launch(request: Request, watch: Watch = lambda records: None) -> Outcome:
     output = logs / "flower.log"
     output.unlink(missing_ok=True)
     rounds = Rounds(request.out / "history.jsonl")
-    with _terminable(), SuperLink(logs) as superlink:
+    with _terminable(), SuperLink(logs, states_of(request)) as superlink:
         process = superlink.flwr(_arguments(request, superlink.home), output)
         while process.poll() is None and superlink.alive:
             time.sleep(PAUSE)
@@ -86,6 +88,11 @@ def _arguments(request: Request, home: Path) -> list[str]:
     else:
         app, changes = request.app, ["--run-config", str(write_overrides(home, request.config))]
     return ["run", str(app), "--stream", *changes, "--federation-config", simulation(request.clients, request.share)]
+
+
+def states_of(request: Request) -> dict[str, str]:
+    """Return the variable that tells clients where to keep what is their own; another app has no use for it."""
+    return {} if request.app is not None else {VARIABLE: str(RunFolder(request.out).clients.resolve())}
 
 
 def simulation(clients: int, share: Share) -> str:

@@ -12,11 +12,13 @@ from flwr.supercore.object_ref import load_app
 from heterofl_flwr.app.launch.bundle import read_app
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.own_states import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.learn.choose import MOST_ON_CPU
 from heterofl_flwr.methods.instructions import size_of
+from heterofl_flwr.report import RunFolder
 
 STEP = 500_000
 """Bytes of parameters that take a training step as long as all that does not depend on the model's size.
@@ -30,6 +32,7 @@ def run_local(request: Request) -> None:
     app = read_app(request)
     # As on Ray, functions that settings name may lie in the folder from which the command was called.
     sys.path.insert(0, str(request.app or Path.cwd()))
+    states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     with LocalGrid(
         app.client,
         request.clients,
@@ -37,6 +40,7 @@ def run_local(request: Request) -> None:
         cohort=cohort_of(request),
         run_config=app.config,
         cost=cost,
+        node_config=lambda partition: states,
     ) as grid:
         server: ServerApp = load_app(app.server, ConfigError, request.app)
         server(grid, Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.config)))

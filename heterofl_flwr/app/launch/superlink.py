@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -44,9 +44,12 @@ class SuperLink:
     ----------
     logs : Path
         Folder for its log.
+    more : Mapping[str, str] | None
+        Further variables for the environment of all processes.
     """
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, more: Mapping[str, str] | None = None) -> None:
+        self._more = dict(more or {})
         self._mark = secrets.token_hex(16)
         self._log = logs / "superlink.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +58,7 @@ class SuperLink:
     def __enter__(self) -> Self:
         """Start it, and wait until it answers."""
         self.home = Path(tempfile.mkdtemp(prefix="heterofl-", dir=_short_folder()))
-        self.environment = environment(self.home, self._mark)
+        self.environment = environment(self.home, self._mark, self._more)
         self._guard = Guard(self._mark, self.home, self.environment)
         try:
             self._start()
@@ -133,8 +136,8 @@ class SuperLink:
         return False
 
 
-def environment(home: Path, mark: str) -> dict[str, str]:
-    """Return the environment of a run's processes."""
+def environment(home: Path, mark: str, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a run's processes, ``more`` included."""
     package = str(Path(__file__).parents[3])
     paths = [package, os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
@@ -147,6 +150,7 @@ def environment(home: Path, mark: str) -> dict[str, str]:
     return {
         **os.environ,
         **quiet,
+        **more,
         MARK: mark,
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),

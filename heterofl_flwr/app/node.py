@@ -1,0 +1,78 @@
+"""What a node of our own app has: its data, the model that a message is about, and what it keeps for itself."""
+
+from functools import lru_cache
+
+import torch
+from flwr.app import Context, Message
+from torch import nn
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.app.own_states import OwnStates
+from heterofl_flwr.app.task import Task
+from heterofl_flwr.client import capability_of, own_part, submodel
+from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.learn import TrainOptions
+
+NODE_DATA = "data-path"
+
+SERVER = "the server"
+
+OPENS_ROUND = ("train", wire.TRAIN_PUBLISH)
+"""Types of messages that begin with what the rounds before have left; all others follow in the same round."""
+
+
+def data_of(task: Task, context: Context) -> tuple[Split, Split, tuple[int, ...]]:
+    """Return this node's training and test examples and its classes."""
+    node = context.node_config
+    if NODE_DATA in node:
+        return _own_data(str(node[NODE_DATA]), task.device)
+    said = capability_of(context)
+    partition, number = said.get(wire.PARTITION), said.get(wire.NUM_PARTITIONS)
+    if not isinstance(partition, int) or not isinstance(number, int):
+        raise ConfigError(
+            "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for a "
+            "part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
+        )
+    return task.part(partition, number)
+
+
+def model_of(task: Task, message: Message, context: Context) -> nn.Module:
+    """Return the model that a message is about, on the device, with what this node keeps for itself."""
+    build = task.build_of(_number(message, wire.PARTITION))
+    if not task.personal:
+        return submodel(message, build).to(task.device)
+    after = message.metadata.message_type not in OPENS_ROUND
+    return submodel(message, build, _states(message, context).before(_number(message, wire.SERVER_ROUND) + after)).to(
+        task.device
+    )
+
+
+def keep_own(task: Task, message: Message, context: Context, model: nn.Module) -> None:
+    """Keep what stays here of a model that was trained."""
+    every = task.settings.run.checkpoint_every
+    _states(message, context).keep(_number(message, wire.SERVER_ROUND), own_part(message, model), every)
+
+
+def rate_of(message: Message) -> float:
+    """Return the rate of the model that a message is about."""
+    return wire.value_of(wire.config_of(message, SERVER), wire.RATE, float, SERVER)
+
+
+def options_of(task: Task, message: Message) -> TrainOptions:
+    """Return how a message asks its client to train."""
+    return task.options(wire.value_of(wire.config_of(message, SERVER), wire.LEARNING_RATE, float, SERVER))
+
+
+def _states(message: Message, context: Context) -> OwnStates:
+    return OwnStates(context, _number(message, wire.PARTITION))
+
+
+def _number(message: Message, key: str) -> int:
+    return wire.value_of(wire.config_of(message, SERVER), key, int, SERVER)
+
+
+@lru_cache(maxsize=2)
+def _own_data(path: str, device: torch.device) -> tuple[Split, Split, tuple[int, ...]]:
+    dataset = load_dataset(path)
+    return dataset.train.to(device), dataset.test.to(device), tuple(dataset.train.targets.unique().tolist())

@@ -1,0 +1,86 @@
+"""What clients keep for themselves between rounds: in files, or in their context where there is no folder.
+
+A run may go on from its last checkpoint, or from the one before, so a client's states of all rounds since are kept, and
+the last one before. Each is found by its round: what a round that is repeated has left behind does not count.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.methods.callbacks import State
+from heterofl_flwr.report.checkpoint import pack
+from heterofl_flwr.report.files import remove, write_atomic
+
+log = logging.getLogger(__name__)
+
+NODE_STATES = "states-path"
+"""The key of a node's own config that names a folder for its states."""
+
+VARIABLE = "HETEROFL_STATES"
+"""The variable that names it where nodes have no config of their own, as in Flower's simulation."""
+
+_RECORD = "own"
+
+
+class OwnStates:
+    """One client's own parameters, by round.
+
+    Parameters
+    ----------
+    context : Context
+        The node's. Its config, or the environment, may name a folder: nothing that a server sends does.
+    partition : int
+        The client's number.
+    """
+
+    def __init__(self, context: Context, partition: int) -> None:
+        self._context = context
+        folder = context.node_config.get(NODE_STATES) or os.environ.get(VARIABLE)
+        self._folder = Path(str(folder)) / f"{partition:05d}" if folder else None
+
+    def before(self, server_round: int) -> State | None:
+        """Return the state that a round begins with; None if there is none yet."""
+        if self._folder is None:
+            record = self._context.state.get(_RECORD)
+            return wire.tensors_of(record, "this node's context") if isinstance(record, ArrayRecord) else None
+        rounds = [number for number in self._rounds() if number < server_round]
+        return self._read(max(rounds)) if rounds else None
+
+    def keep(self, server_round: int, state: dict[str, Tensor], every: int) -> None:
+        """Keep the state that a round ended with; ``every`` so many rounds the run has a checkpoint."""
+        if self._folder is None:
+            self._context.state[_RECORD] = ArrayRecord(dict(state))
+            return
+        write_atomic(self._path(server_round), pack(state))
+        safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
+        old = [number for number in self._rounds() if number <= safe]
+        for number in old[:-1]:
+            remove(self._path(number))
+
+    def _rounds(self) -> list[int]:
+        """Return the rounds of which there are states, ascending."""
+        names = [path.stem for path in self._folder.glob("*.safetensors")] if self._folder else []
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _path(self, server_round: int) -> Path:
+        if self._folder is None:
+            raise HeteroFLError("there is no folder for states")
+        return self._folder / f"{server_round:06d}.safetensors"
+
+    def _read(self, server_round: int) -> State:
+        path = self._path(server_round)
+        try:
+            return dict(load(path.read_bytes()))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HeteroFLError(
+                f"{path} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
+                f"remove the folder {path.parent} to let the client begin anew"
+            ) from error

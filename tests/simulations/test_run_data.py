@@ -1,0 +1,46 @@
+"""Each data set of the paper with each method that ``conf/`` has: two rounds on shrunken data, as a sweep runs them."""
+
+import math
+
+import pytest
+
+from heterofl_flwr.report import RunFolder
+from simulations import run
+from simulations.run import CONF
+from tests.simulations.tiny_data import FOLDERS, write_tiny
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+OF_IMAGES = ("fedh2l", "lg-fedavg")  # by the classes of examples, and by the names of layers
+MORE = {"fedh2l": ("distill.models='mlp,lenet'", "distill.seed-size=50", "distill.seed-batch=20", "distill.steps=2")}
+OPTIONS = {
+    "mnist": ("model.hidden='4,8'", "split=non-iid-2", "train.batch-size=20"),
+    "cifar10": ("model.hidden='4,8,8,8'", "split=non-iid-2", "train.batch-size=20"),
+    "wikitext2": (),
+}
+CLIENTS = 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", FOLDERS)
+def test_two_rounds(data, method, tmp_path, monkeypatch, capsys):
+    if data == "wikitext2" and method in OF_IMAGES:
+        pytest.skip(f"{method} is for images")
+    write_tiny(data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
+    line += [f"data={data}", f"method={method}", f"data.root={tmp_path / 'data'}", "sample.fraction=0.2"]
+    monkeypatch.setattr("sys.argv", ["run.py", *line, *OPTIONS[data], *MORE.get(method, ())])
+    assert run.main() in (0, None), capsys.readouterr().err
+    (path,) = (tmp_path / "runs" / "jobs").glob("*-s0-*")
+    folder = RunFolder(path)
+    first, last = folder.history()
+    assert first.failures == last.failures == {}
+    assert set(last.evaluate_by_level) == ({"a"} if method == "fedh2l" else {"a", "e"})
+    kind = "perplexity" if data == "wikitext2" else "accuracy"
+    found = [last.evaluate[f"{scope}-{kind}"] for scope in ("global", "local")]
+    assert all(math.isfinite(value) and value > 0 for value in found)
+    assert folder.report.exists()
+    assert (folder.deal() is None) == (data == "wikitext2")
+    if deal := folder.deal():
+        assert len(deal.train) == CLIENTS
+        assert all(sum(map(bool, own)) <= 2 for own in deal.train)
