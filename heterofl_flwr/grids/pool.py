@@ -76,10 +76,12 @@ class Pool(Runner):
         with self._lock:
             for id_ in ids:
                 self._done.pop(id_, None)
-                if group := self._groups.get(id_):
-                    group.dropped.add(id_)
-                    if group.is_dropped and (worker := self._running.get(group.number)):
-                        worker.kill()
+            waiting = {id_: self._groups[id_] for id_ in ids if id_ in self._groups}
+            for id_, group in waiting.items():
+                group.dropped.add(id_)
+            for group in {group.number: group for group in waiting.values() if group.is_dropped}.values():
+                if worker := self._running.get(group.number):
+                    worker.kill()
 
     def close(self) -> None:
         """End the worker processes and the threads."""

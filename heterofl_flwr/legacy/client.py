@@ -13,7 +13,6 @@ from heterofl_flwr.client import (
     Build,
     capability_of,
     for_evaluation,
-    fresh_model,
     inputs_of,
     model_at,
 )
@@ -21,6 +20,7 @@ from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.legacy.arrays import moments_from_arrays, moments_to_arrays, named
+from heterofl_flwr.nn.fresh import fresh_model
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
 

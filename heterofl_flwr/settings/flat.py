@@ -8,10 +8,11 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.groups import Setting, Settings
+from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.kinds import AUTO, Flat
 from heterofl_flwr.settings.model import takes
 from heterofl_flwr.settings.presets import OTHER, preset
+from heterofl_flwr.settings.setting import Setting
 
 
 def key_of(group: str, name: str) -> str:

@@ -126,4 +126,8 @@ def test_standalone_is_good_at_home_and_bad_elsewhere(tmp_path):
 
 
 def test_without_a_run_folder_clients_keep_their_state_too():
-    run(**{"server.shared": "linear.*", "num-rounds": 2})
+    config = {**SMALL, "server.shared": "", "num-rounds": 3, "sample.fraction": 1.0}
+    with LocalGrid("heterofl_flwr.app.client_app:app", CLIENTS, run_config=config) as grid:
+        strategy = server_app.run(grid, task_of(config))
+    assert strategy.log.failures == {}
+    assert strategy.log.evaluate["local-accuracy"] > 0.5

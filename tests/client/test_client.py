@@ -14,7 +14,6 @@ from heterofl_flwr.client import (
     answer_queries,
     capability_of,
     for_evaluation,
-    fresh_model,
     load_parameters,
     models_to_evaluate,
     reply,
@@ -25,6 +24,7 @@ from heterofl_flwr.core import Plan
 from heterofl_flwr.core.compress import restore
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError, ShapeError
 from heterofl_flwr.nn import class_mask, mask_logits
+from heterofl_flwr.nn.fresh import fresh_model
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.methods.tiny import Tiny, build, build_normed, equal, inputs
 
