@@ -60,7 +60,6 @@ TASK = "task"
 TASK_TRAIN = "train"
 TASK_EVALUATE = "evaluate"
 TASK_MOMENTS = "moments"
-POSTERIORS = "posteriors"
 
 # Queries, as Flower's message types name them.
 QUERY_CAPABILITY = "query.capability"
