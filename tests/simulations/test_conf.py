@@ -162,6 +162,15 @@ def test_ratios_shrink_levels_as_in_the_paper():
     assert mixes == {Mix(tuple(rates_of_ratio(ratio, 5).values()), (1,) * 5) for ratio in ratios}
 
 
+def test_each_number_of_a_quoted_baseline_has_a_job_with_its_authors_settings(shared):
+    quoted = {cell.job for cell in read_cells(shared / "paper") if cell.job.mix in BASELINES}
+    assert len(quoted) == 3 * 2 * 2
+    assert published("experiment=baselines") == quoted
+    assert {differences(settings) for settings in settings_of("experiment=baselines")} == {()}
+    other = settings_of("experiment=baselines", "data=mnist", "method=fedavg", "split=iid", "num-rounds=3")
+    assert [differences(settings) for settings in other] == [("num-rounds 3 instead of 1000",)]
+
+
 def test_choice_has_each_rule_beside_the_paper_s_own_jobs():
     choice = settings_of("experiment=choice")
     others = ("rolling", "random-level", "random-client")
