@@ -1,0 +1,46 @@
+"""Each method of ``conf/`` learns the bundled digits in a few rounds."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from heterofl_flwr import LocalGrid
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.settings import DEFAULTS, flatten
+from simulations.run import CONF
+
+CLIENTS = 10
+COMMON = ("data=digits", "num-rounds=3", "model.hidden='16,32'", "evaluate.every=3")
+LEARNS = {
+    # By method: the command, the metric, and what it is well above.
+    "heterofl": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
+    "heterofl-fixed": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
+    "fedavg": (("mix=a", "split=iid"), "global-accuracy", 0.8),
+    "fedrolex": (("mix=a-b", "split=iid"), "global-accuracy", 0.7),
+    "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.7),
+    "fjord": (("mix=a-b", "split=iid"), "global-accuracy", 0.7),
+    "standalone": (("mix=a", "split=non-iid-2"), "local-accuracy", 0.9),
+    "lg-fedavg": (("mix=a", "split=non-iid-2"), "local-accuracy", 0.9),
+    "fedh2l": (
+        ("mix=a", "split=non-iid-2", "distill.models=mlp", "distill.steps=30", "distill.seed-size=200"),
+        "global-accuracy",
+        0.35,
+    ),
+}
+
+
+def test_every_method_is_tried():
+    assert LEARNS.keys() == {path.stem for path in (CONF / "method").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("method", LEARNS)
+def test_it_learns(method):
+    overrides, metric, least = LEARNS[method]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = flatten(OmegaConf.to_container(compose("config", [*COMMON, f"method={method}", *overrides])))
+    config = {**{key: value for key, value in found.items() if key in DEFAULTS}, "run.callbacks": ""}
+    with LocalGrid("heterofl_flwr.app.client_app:app", CLIENTS, run_config=config) as grid:
+        strategy = server_app.run(grid, task_of(config))
+    assert strategy.log.failures == {}
+    assert strategy.log.evaluate[metric] > least
