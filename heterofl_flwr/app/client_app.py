@@ -11,12 +11,12 @@ from torch import nn
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import distilling
 from heterofl_flwr.app.judging import judge_own, judge_sent
-from heterofl_flwr.app.node import data_of, keep_own, model_of, options_of, rate_of
+from heterofl_flwr.app.node import data_of, keep_own, model_of, options_of, rate_of, work_of
 from heterofl_flwr.app.task import Task, task_of
-from heterofl_flwr.client import answer_capability, answer_moments, reply, seed_of
+from heterofl_flwr.client import answer_capability, answer_moments, reply
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.learn import TrainOptions, Work, input_batches, keep_freed_memory, train_together
+from heterofl_flwr.learn import TrainOptions, input_batches, keep_freed_memory, train_together
 
 
 class CohortApp(ClientApp):
@@ -91,12 +91,7 @@ def _train(
     try:
         models = _models(task, messages, contexts)
         works = [
-            Work(
-                model=task.trained(model, rate_of(message)),
-                split=split,
-                seed=seed_of(message),
-                classes=torch.tensor(classes) if task.masked else None,
-            )
+            work_of(task, message, task.trained(model, rate_of(message)), split, classes)
             for message, model, (split, _, classes) in zip(messages, models, parts, strict=True)
         ]
         results = train_together(works, options, engine=task.settings.engine.name)

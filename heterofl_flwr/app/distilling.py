@@ -6,9 +6,9 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app.node import SERVER, data_of, keep_own, model_of, options_of
+from heterofl_flwr.app.node import SERVER, data_of, keep_own, model_of, options_of, work_of
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import reply, seed_of
+from heterofl_flwr.client import reply
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.learn import Work, train_together
 from heterofl_flwr.learn.distill import learn_from_peers, posteriors
@@ -20,8 +20,7 @@ def publish(task: Task, message: Message, context: Context) -> Message:
     (result,) = train_together([work], options_of(task, message), engine=task.settings.engine.name)
     keep_own(task, message, context, work.model)
     inputs, _ = _seeds(task, message)
-    temperature = wire.value_of(wire.config_of(message, SERVER), wire.TEMPERATURE, float, SERVER)
-    said = posteriors(work.model, inputs, temperature).cpu()
+    said = posteriors(work.model, inputs, _temperature(message)).cpu()
     content = RecordDict({wire.POSTERIORS: ArrayRecord({wire.POSTERIORS: said}), wire.CONFIG: wire.new_config({})})
     content[wire.METRICS] = MetricRecord(
         {wire.NUM_EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy}
@@ -36,8 +35,7 @@ def learn(task: Task, message: Message, context: Context) -> Message:
     if record is None or list(record) != [wire.POSTERIORS]:
         raise ReplyError(f"{SERVER} sent no {wire.POSTERIORS} of peers")
     peers = wire.tensors_of(record, SERVER)[wire.POSTERIORS]
-    temperature = wire.value_of(wire.config_of(message, SERVER), wire.TEMPERATURE, float, SERVER)
-    distill = replace(task.distill, temperature=temperature)
+    distill = replace(task.settings.distill.to_core(), temperature=_temperature(message))
     inputs, targets = _seeds(task, message)
     options = options_of(task, message)
     apart = learn_from_peers(work, (inputs, targets), peers.to(task.device), options, distill)
@@ -47,9 +45,11 @@ def learn(task: Task, message: Message, context: Context) -> Message:
 
 def _work(task: Task, message: Message, context: Context) -> Work:
     split, _, classes = data_of(task, context)
-    model = model_of(task, message, context)
-    masked = torch.tensor(classes) if task.masked else None
-    return Work(model=model, split=split, seed=seed_of(message), classes=masked)
+    return work_of(task, message, model_of(task, message, context), split, classes)
+
+
+def _temperature(message: Message) -> float:
+    return wire.value_of(wire.config_of(message, SERVER), wire.TEMPERATURE, float, SERVER)
 
 
 def _seeds(task: Task, message: Message) -> tuple[torch.Tensor, torch.Tensor]:

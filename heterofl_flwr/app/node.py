@@ -1,5 +1,6 @@
 """What a node of our own app has: its data, the model that a message is about, and what it keeps for itself."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -9,10 +10,10 @@ from torch import nn
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app.own_states import OwnStates
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import capability_of, own_part, submodel
+from heterofl_flwr.client import capability_of, own_part, seed_of, submodel
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.learn import TrainOptions
+from heterofl_flwr.learn import TrainOptions, Work
 
 NODE_DATA = "data-path"
 
@@ -43,9 +44,14 @@ def model_of(task: Task, message: Message, context: Context) -> nn.Module:
     if not task.personal:
         return submodel(message, build).to(task.device)
     after = message.metadata.message_type not in OPENS_ROUND
-    return submodel(message, build, _states(message, context).before(_number(message, wire.SERVER_ROUND) + after)).to(
-        task.device
-    )
+    kept = _states(message, context).before(_number(message, wire.SERVER_ROUND) + after)
+    return submodel(message, build, kept).to(task.device)
+
+
+def work_of(task: Task, message: Message, model: nn.Module, split: Split, classes: Sequence[int]) -> Work:
+    """Return what a client trains: a model on its examples, with the mask of its classes where there is one."""
+    masked = torch.tensor(classes) if task.masked else None
+    return Work(model=model, split=split, seed=seed_of(message), classes=masked)
 
 
 def keep_own(task: Task, message: Message, context: Context, model: nn.Module) -> None:

@@ -4,7 +4,6 @@ A run may go on from its last checkpoint, or from the one before, so a client's 
 the last one before. Each is found by its round: what a round that is repeated has left behind does not count.
 """
 
-import logging
 import os
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.methods.callbacks import State
 from heterofl_flwr.report.checkpoint import pack
 from heterofl_flwr.report.files import remove, write_atomic
-
-log = logging.getLogger(__name__)
+from heterofl_flwr.report.states import state_path, states_in
 
 NODE_STATES = "states-path"
 """The key of a node's own config that names a folder for its states."""
@@ -51,36 +49,26 @@ class OwnStates:
         if self._folder is None:
             record = self._context.state.get(_RECORD)
             return wire.tensors_of(record, "this node's context") if isinstance(record, ArrayRecord) else None
-        rounds = [number for number in self._rounds() if number < server_round]
-        return self._read(max(rounds)) if rounds else None
+        paths = [path for number, path in states_in(self._folder).items() if number < server_round]
+        return _read(paths[-1]) if paths else None
 
     def keep(self, server_round: int, state: dict[str, Tensor], every: int) -> None:
         """Keep the state that a round ended with; ``every`` so many rounds the run has a checkpoint."""
         if self._folder is None:
             self._context.state[_RECORD] = ArrayRecord(dict(state))
             return
-        write_atomic(self._path(server_round), pack(state))
+        write_atomic(state_path(self._folder, server_round), pack(state))
         safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
-        old = [number for number in self._rounds() if number <= safe]
-        for number in old[:-1]:
-            remove(self._path(number))
+        old = [path for number, path in states_in(self._folder).items() if number <= safe]
+        for path in old[:-1]:
+            remove(path)
 
-    def _rounds(self) -> list[int]:
-        """Return the rounds of which there are states, ascending."""
-        names = [path.stem for path in self._folder.glob("*.safetensors")] if self._folder else []
-        return sorted(int(name) for name in names if name.isdecimal())
 
-    def _path(self, server_round: int) -> Path:
-        if self._folder is None:
-            raise HeteroFLError("there is no folder for states")
-        return self._folder / f"{server_round:06d}.safetensors"
-
-    def _read(self, server_round: int) -> State:
-        path = self._path(server_round)
-        try:
-            return dict(load(path.read_bytes()))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise HeteroFLError(
-                f"{path} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
-                f"remove the folder {path.parent} to let the client begin anew"
-            ) from error
+def _read(path: Path) -> State:
+    try:
+        return dict(load(path.read_bytes()))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise HeteroFLError(
+            f"{path} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
+            f"remove the folder {path.parent} to let the client begin anew"
+        ) from error

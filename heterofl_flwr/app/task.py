@@ -17,7 +17,7 @@ from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn import TrainOptions, resolve_device
-from heterofl_flwr.learn.distill import DistillOptions, seed_set
+from heterofl_flwr.learn.distill import seed_set
 from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.nn.ordered import OrderedDropout
 from heterofl_flwr.report.deal import Deal
@@ -98,19 +98,6 @@ class Task:
         """The seed set that all clients share, on the device."""
         settings, train = self.settings, self.train
         return train.take(seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed))
-
-    @property
-    def distill(self) -> DistillOptions:
-        """How a client learns from its peers."""
-        own = self.settings.distill
-        return DistillOptions(
-            steps=own.steps,
-            temperature=own.temperature,
-            direction=own.direction,
-            weight=own.weight,
-            labels=own.labels,
-            projection=own.projection,
-        )
 
     @property
     def mix(self) -> Mix:

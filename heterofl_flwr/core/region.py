@@ -27,12 +27,14 @@ class Region:
 
     def part(self) -> Tensor:
         """Return the region in the client's shape; where it can be, a view of the tensor."""
-        return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
+        return self._chosen().reshape(self._local_shape)
 
     def read(self) -> Tensor:
         """Return a copy of the region, contiguous, in the client's shape."""
-        region = self.view if self._index is None else self.view[self._index]
-        return region.clone(memory_format=torch.contiguous_format).view(self._local_shape)
+        return self._chosen().clone(memory_format=torch.contiguous_format).view(self._local_shape)
+
+    def _chosen(self) -> Tensor:
+        return self.view if self._index is None else self.view[self._index]
 
     def add(self, local: Tensor, weight: float) -> None:
         """Add ``weight`` times a client's tensor to the region."""

@@ -19,7 +19,7 @@ from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.learn.distill import check_posteriors
 from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.methods.instructions import instruction, size_of
-from heterofl_flwr.methods.replies import fault_of, in_order
+from heterofl_flwr.methods.replies import read_each
 
 logger = logging.getLogger(__name__)
 
@@ -92,16 +92,15 @@ class FedH2L(HeteroFL):
         """Return what clients publish; one whose posteriors are none is refused by name and left out of the round."""
         sent = [instruction(wire.TRAIN_PUBLISH, node_id, ArrayRecord(), own) for node_id, own in told.items()]
         published: dict[int, Tensor] = {}
-        for node_id, reply in in_order(sent, grid.send_and_receive(sent, timeout=self._timeout)):
-            fault = fault_of(reply)
-            if reply is not None and fault is None:
-                try:
-                    published[node_id], size = _posteriors_in(reply, self._shape, f"node {node_id}")
-                    self.log.bytes_up += size
-                except ReplyError as error:
-                    fault = str(error)
-            if fault is not None:
-                self._refuse(server_round, node_id, fault)
+
+        def read(node_id: int, reply: Message) -> None:
+            published[node_id], size = _posteriors_in(reply, self._shape, f"node {node_id}")
+            self.log.bytes_up += size
+
+        def refuse(node_id: int, fault: str) -> None:
+            self._refuse(server_round, node_id, fault)
+
+        read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, refuse)
         return published
 
 

@@ -8,11 +8,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
 from heterofl_flwr.methods.queries import gather_nodes, query_moments
-from heterofl_flwr.methods.replies import fault_of, in_order, read_metrics, read_train_reply
+from heterofl_flwr.methods.replies import read_each, read_metrics, read_train_reply
 from heterofl_flwr.methods.rounds import EvaluateFn, Rounds, run_rounds
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -101,15 +101,12 @@ class HeteroFL(HeteroFLBase, Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the replies one by one, in the order of the messages, and return the new global model."""
-        for node_id, reply in in_order(self._sent, replies):
-            fault = fault_of(reply)
-            if reply is not None and fault is None:
-                try:
-                    self._take(node_id, read_train_reply(reply, f"node {node_id}"))
-                except ReplyError as error:
-                    fault = str(error)
-            if fault is not None:
-                self._refuse(server_round, node_id, fault)
+        read_each(
+            self._sent,
+            replies,
+            lambda node_id, reply: self._take(node_id, read_train_reply(reply, f"node {node_id}")),
+            lambda node_id, fault: self._refuse(server_round, node_id, fault),
+        )
         self._sent = []
         new = self._finish(server_round)
         return wire.record_of(new), MetricRecord(dict(self.log.train))
@@ -139,15 +136,14 @@ class HeteroFL(HeteroFLBase, Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
         answers: dict[int, tuple[int, Mapping[str, float]]] = {}
-        for node_id, reply in in_order(self._sent, replies):
-            fault = fault_of(reply)
-            if reply is not None and fault is None:
-                try:
-                    answers[node_id] = read_metrics(reply, f"node {node_id}")
-                except ReplyError as error:
-                    fault = str(error)
-            if fault is not None:
-                logger.warning("round %d: node %s did not evaluate: %s", server_round, node_id, fault)
+
+        def read(node_id: int, reply: Message) -> None:
+            answers[node_id] = read_metrics(reply, f"node {node_id}")
+
+        def refuse(node_id: int, fault: str) -> None:
+            logger.warning("round %d: node %s did not evaluate: %s", server_round, node_id, fault)
+
+        read_each(self._sent, replies, read, refuse)
         self._sent = []
         return MetricRecord(dict(self._summarise(answers))) if answers else None
 

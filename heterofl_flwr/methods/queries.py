@@ -12,7 +12,7 @@ from heterofl_flwr.methods.arrivals import QUERY_SECONDS, gather
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.nodes import Capability
-from heterofl_flwr.methods.replies import fault_of, in_order, read_capability
+from heterofl_flwr.methods.replies import read_capability, read_each
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
@@ -40,16 +40,15 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int]) -> 
     sent = [Message(RecordDict({wire.CONFIG: config}), node_id, wire.QUERY_CAPABILITY) for node_id in unseen]
     answers: dict[int, Capability | None] = {}
     silent: list[str] = []
-    for node_id, reply in in_order(sent, grid.send_and_receive(sent, timeout=QUERY_SECONDS)):
-        fault = fault_of(reply)
+
+    def read(node_id: int, reply: Message) -> None:
+        answers[node_id] = read_capability(reply, f"node {node_id}")
+
+    def refuse(node_id: int, fault: str) -> None:
         answers[node_id] = None
-        if reply is not None and fault is None:
-            try:
-                answers[node_id] = read_capability(reply, f"node {node_id}")
-            except HeteroFLError as error:
-                fault = str(error)
-        if fault is not None:
-            silent.append(f"node {node_id}: {fault}")
+        silent.append(f"node {node_id}: {fault}")
+
+    read_each(sent, grid.send_and_receive(sent, timeout=QUERY_SECONDS), read, refuse, HeteroFLError)
     if silent:
         logger.warning(
             "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g: %s",
@@ -74,17 +73,16 @@ def query_moments(
     """Send the messages and return, for each rate, the moments of all clients that answered, merged."""
     merged: dict[float, Moments] = {}
     faults: list[str] = []
-    for node_id, reply in in_order(sent, grid.send_and_receive(list(sent), timeout=timeout)):
-        fault = fault_of(reply)
-        if reply is not None and fault is None:
-            try:
-                # All are read before any is added, so an answer that does not fit changes nothing.
-                federation.add_moments(merged, _read_moments(reply, rates_of[node_id], f"node {node_id}"))
-            except HeteroFLError as error:
-                fault = str(error)
-        if fault is not None:
-            faults.append(f"node {node_id}: {fault}")
-            logger.warning("node %s gave no usable answer to %s: %s", node_id, wire.QUERY_MOMENTS, fault)
+
+    def read(node_id: int, reply: Message) -> None:
+        # All are read before any is added, so an answer that does not fit changes nothing.
+        federation.add_moments(merged, _read_moments(reply, rates_of[node_id], f"node {node_id}"))
+
+    def refuse(node_id: int, fault: str) -> None:
+        faults.append(f"node {node_id}: {fault}")
+        logger.warning("node %s gave no usable answer to %s: %s", node_id, wire.QUERY_MOMENTS, fault)
+
+    read_each(sent, grid.send_and_receive(list(sent), timeout=timeout), read, refuse, HeteroFLError)
     if not merged:
         raise RoundError(
             f"none of {len(sent)} nodes gave a usable answer to {wire.QUERY_MOMENTS}: let clients answer it "

@@ -1,12 +1,12 @@
 """Replies in the order in which their messages were sent, and what they say."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flwr.app import Message, MetricRecord
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.instructions import size_of
 from heterofl_flwr.methods.nodes import Capability
@@ -52,6 +52,37 @@ def fault_of(reply: Message | None) -> str | None:
     if reply.has_error():
         return f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
     return None
+
+
+def read_each(
+    sent: Sequence[Message],
+    replies: Iterable[Message],
+    read: Callable[[int, Message], None],
+    refuse: Callable[[int, str], None],
+    unusable: type[HeteroFLError] = ReplyError,
+) -> None:
+    """Read the replies in the order of the messages; refuse, with a reason, what failed or cannot be used.
+
+    Parameters
+    ----------
+    sent, replies
+        As ``in_order`` takes them.
+    read : Callable[[int, Message], None]
+        Takes a node and its reply; raises ``unusable`` where it does not fit.
+    refuse : Callable[[int, str], None]
+        Takes a node and what is wrong.
+    unusable : type[HeteroFLError]
+        What ``read`` may raise.
+    """
+    for node_id, reply in in_order(sent, replies):
+        fault = fault_of(reply)
+        if reply is not None and fault is None:
+            try:
+                read(node_id, reply)
+            except unusable as error:
+                fault = str(error)
+        if fault is not None:
+            refuse(node_id, fault)
 
 
 def read_train_reply(reply: Message, sender: str) -> TrainReply:

@@ -1,7 +1,8 @@
 """The two models of the baselines that the paper quotes (Liang et al., 2020), at any rate."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import torch
@@ -43,15 +44,10 @@ class MLP(nn.Module):
         scaler: bool = True,
     ) -> None:
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        seen = prod(inputs)
-        for number, full in enumerate(hidden, 1):
-            layers[f"linear{number}"] = nn.Linear(seen, width(full, rate))
-            layers[f"scaler{number}"] = make_scaler(rate, global_rate, scaler)
-            layers[f"relu{number}"] = nn.ReLU(inplace=True)
-            seen = width(full, rate)
-        self.hidden = nn.Sequential(layers)
-        self.output = nn.Linear(seen, classes)
+        widths = [width(full, rate) for full in hidden]
+        scale = partial(make_scaler, rate, global_rate, scaler)
+        self.hidden = nn.Sequential(_linears(prod(inputs), widths, scale))
+        self.output = nn.Linear(widths[-1] if widths else prod(inputs), classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (batch, classes)."""
@@ -87,27 +83,33 @@ class LeNet(nn.Module):
         scaler: bool = True,
     ) -> None:
         super().__init__()
+        widths = [width(full, rate) for full in hidden]
+        scale = partial(make_scaler, rate, global_rate, scaler)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         seen, height, breadth = inputs
-        for number, full in enumerate(hidden, 1):
-            kept = width(full, rate)
-            if number <= 2:
-                layers[f"conv{number}"] = nn.Conv2d(seen, kept, 5)
-                height, breadth = (height - 4) // 2, (breadth - 4) // 2
-            else:
-                # The first of them sees whole maps, one after the other, so a prefix of it is whole maps too.
-                layers[f"linear{number}"] = nn.Linear(seen, kept)
-            layers[f"scaler{number}"] = make_scaler(rate, global_rate, scaler)
-            layers[f"relu{number}"] = nn.ReLU(inplace=True)
-            if number <= 2:
-                layers[f"pool{number}"] = nn.MaxPool2d(2)
-            if number == 2:
-                layers["flatten"] = nn.Flatten()
-            seen = kept * height * breadth if number == 2 else kept
-        self.hidden = nn.Sequential(layers)
-        self.output = nn.Linear(seen, classes)
+        for number, kept in enumerate(widths[:2], 1):
+            layers[f"conv{number}"] = nn.Conv2d(seen, kept, 5)
+            layers |= {f"scaler{number}": scale(), f"relu{number}": nn.ReLU(inplace=True)}
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+            seen, height, breadth = kept, (height - 4) // 2, (breadth - 4) // 2
+        # The first linear layer sees whole maps, one after the other, so a prefix of it is whole maps too.
+        layers["flatten"] = nn.Flatten()
+        self.hidden = nn.Sequential(layers | _linears(seen * height * breadth, widths[2:], scale, first=3))
+        self.output = nn.Linear(widths[-1], classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits, (batch, classes)."""
         logits: torch.Tensor = self.output(self.hidden(x))
         return logits
+
+
+def _linears(
+    seen: int, widths: Sequence[int], scale: Callable[[], nn.Module], first: int = 1
+) -> OrderedDict[str, nn.Module]:
+    """Return linear layers of these widths, each with its Scaler and a ReLU, named by number."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, kept in enumerate(widths, first):
+        layers[f"linear{number}"] = nn.Linear(seen, kept)
+        layers |= {f"scaler{number}": scale(), f"relu{number}": nn.ReLU(inplace=True)}
+        seen = kept
+    return layers

@@ -20,6 +20,7 @@ from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.deal import Deal
 from heterofl_flwr.report.files import remove, to_json, write_atomic
 from heterofl_flwr.report.origin import commit, machine
+from heterofl_flwr.report.states import states_in
 
 
 class RunFolder:
@@ -138,9 +139,9 @@ class RunFolder:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
         history.trim(self._history, last_round)
         checkpoints.drop_after(self._checkpoints, last_round)
-        for path in self.clients.glob("*/*.safetensors"):
-            if path.stem.isdecimal() and int(path.stem) > last_round:
-                remove(path)
+        kept = [states_in(client) for client in self.clients.glob("*")]
+        for path in [path for states in kept for number, path in states.items() if number > last_round]:
+            remove(path)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all; the last two are kept."""

@@ -7,7 +7,7 @@ from heterofl_flwr.core.aggregate import Weights
 from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Choice, Fidelity
-from heterofl_flwr.learn.distill import Direction
+from heterofl_flwr.learn.distill import Direction, DistillOptions
 from heterofl_flwr.learn.precision import Precision
 from heterofl_flwr.learn.projection import Projection
 from heterofl_flwr.nn.loss import Fill
@@ -265,3 +265,7 @@ class DistillSettings:
             "what becomes of the gradients of own and of seed data where they are at odds",
         ),
     ]
+
+    def to_core(self) -> DistillOptions:
+        """Return how a client learns from its peers."""
+        return DistillOptions(**{one.name: getattr(self, one.name) for one in fields(DistillOptions)})

@@ -122,13 +122,13 @@ def baseline_of(settings: Settings) -> str:
 
 def job_of(settings: Settings) -> Job:
     """Return the job that settings describe, published or not."""
+    data = short_name(settings.data.name)
+    split = SPLITS.get(settings.data.split, settings.data.split)
     if baseline := baseline_of(settings):
-        data = short_name(settings.data.name)
-        split = SPLITS.get(settings.data.split, settings.data.split)
         return Job(data, split, baseline, norm=usual_norm(data))
     return Job(
-        data=short_name(settings.data.name),
-        split=SPLITS.get(settings.data.split, settings.data.split),
+        data=data,
+        split=split,
         mix=short_mix(settings.mix),
         assignment=settings.assignment,
         norm=settings.model.norm,
