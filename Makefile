@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs bench format clean
+.PHONY: help install demo test check audit docs bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,12 +27,18 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 test: $(READY)  ## all tests that this machine can run, and the coverage gate
 	$(PY) -m pytest --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-check: $(READY)  ## format, lint, types, spelling, metadata
+check: $(READY)  ## format, lint, types, spelling, metadata, dependencies that fit one another
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m codespell_lib
 	$(PY) -m validate_pyproject pyproject.toml
+	$(PIP) check
+
+audit: $(READY)  ## look up known vulnerabilities of what is installed; needs a network, and pip-audit
+	@$(PY) -m pip_audit --version >/dev/null 2>&1 || { \
+		echo "pip-audit is not installed, so nothing was looked up: $(PY) -m pip install pip-audit" >&2; exit 1; }
+	$(PY) -m pip_audit --skip-editable
 
 docs: $(READY)  ## build the documentation, site/html/index.html; a warning is an error
 	$(PY) -m sphinx -W --keep-going -q -E -d site/doctrees docs site/html

@@ -16,42 +16,59 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.local import LocalGrid
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
+    from heterofl_flwr.methods.devices import DeviceProfile, Devices
     from heterofl_flwr.methods.evaluation import Evaluation
     from heterofl_flwr.methods.fedh2l import FedH2L
     from heterofl_flwr.methods.heterofl import HeteroFL
+    from heterofl_flwr.methods.hybrid import Hybrid
+    from heterofl_flwr.methods.limits import Limits
+    from heterofl_flwr.methods.privacy import Privacy
     from heterofl_flwr.methods.schedule import multi_step
+    from heterofl_flwr.slicing.build import elastic
 
     __version__: str
 
 __all__ = [
     "Aggregator",
+    "DeviceProfile",
+    "Devices",
     "Evaluation",
     "FedH2L",
     "Fidelity",
     "HeteroFL",
     "HeteroFLError",
+    "Hybrid",
+    "Limits",
     "LocalGrid",
     "Mix",
     "Plan",
+    "Privacy",
     "RoundCallback",
     "Windowed",
     "__version__",
+    "elastic",
     "multi_step",
 ]
 
 # Where each public name lives. A new one is a line here, and its name in __all__ and in the imports for type checkers.
 _HOMES = {
     "Aggregator": "heterofl_flwr.core.aggregate",
+    "DeviceProfile": "heterofl_flwr.methods.devices",
+    "Devices": "heterofl_flwr.methods.devices",
     "Evaluation": "heterofl_flwr.methods.evaluation",
     "FedH2L": "heterofl_flwr.methods.fedh2l",
     "Fidelity": "heterofl_flwr.core.fidelity",
     "HeteroFL": "heterofl_flwr.methods.heterofl",
     "HeteroFLError": "heterofl_flwr.errors",
+    "Hybrid": "heterofl_flwr.methods.hybrid",
+    "Limits": "heterofl_flwr.methods.limits",
     "LocalGrid": "heterofl_flwr.grids.local",
     "Mix": "heterofl_flwr.core.levels",
     "Plan": "heterofl_flwr.core.plan",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
+    "Privacy": "heterofl_flwr.methods.privacy",
     "Windowed": "heterofl_flwr.grids.windowed",
+    "elastic": "heterofl_flwr.slicing.build",
     "multi_step": "heterofl_flwr.methods.schedule",
 }
 

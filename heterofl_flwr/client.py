@@ -22,13 +22,16 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compress import Upload, compress
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared
-from heterofl_flwr.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.errors import DataError, ReplyError
+from heterofl_flwr.learn.capacity import Trial
+from heterofl_flwr.learn.device import resolve_device
 from heterofl_flwr.nn.fresh import fresh_model
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
@@ -56,7 +59,7 @@ def submodel(message: Message, build: Build, own: Mapping[str, Tensor] | None = 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
     shared = wire.shared_of(wire.config_of(message, _SERVER), _SERVER)
-    return {name: tensor for name, tensor in _parameters_of(model).items() if not is_shared(name, shared)}
+    return {name: tensor for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
 def seed_of(message: Message) -> int:
@@ -64,6 +67,11 @@ def seed_of(message: Message) -> int:
     config = wire.config_of(message, _SERVER)
     parts = [wire.value_of(config, key, int, _SERVER) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION)]
     return derive(parts[0], "client", *parts[1:])
+
+
+def share_of_work(message: Message) -> float:
+    """Return after which share of its steps a client is to stop: 1, but where the strategy simulates devices."""
+    return wire.work_of(wire.config_of(message, _SERVER), _SERVER)
 
 
 def models_to_evaluate(message: Message, build: Build) -> Iterator[tuple[float, nn.Module]]:
@@ -121,7 +129,9 @@ def reply(
     return Message(content, reply_to=message)
 
 
-def answer_queries(app: ClientApp, build: Build, data: Callable[[Context], Batches] | None = None) -> None:
+def answer_queries(
+    app: ClientApp, build: Build, data: Callable[[Context], Batches] | None = None, *, epochs: int = 1
+) -> None:
     """Let a ClientApp answer the server's two questions.
 
     Parameters
@@ -133,12 +143,14 @@ def answer_queries(app: ClientApp, build: Build, data: Callable[[Context], Batch
     data : Callable[[Context], Batches] | None
         From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
         mappings that begin with one. Without it the node does not answer ``query.moments``; then the server must not
-        ask (``Evaluation(static_norm=False)``).
+        ask (``Evaluation(static_norm=False)``), and a node with ``level="auto"`` has nothing to measure itself with.
+    epochs : int
+        Passes over the data in a round, from which such a node reckons how long one takes it.
     """
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
-        return answer_capability(message, context)
+        return answer_capability(message, context, data and (lambda: _trial(build, data(context), epochs)))
 
     if data is None:
         return
@@ -148,29 +160,10 @@ def answer_queries(app: ClientApp, build: Build, data: Callable[[Context], Batch
         return answer_moments(message, build, lambda: data(context))
 
 
-def answer_capability(message: Message, context: Context) -> Message:
-    """Return what this node can hold and which part of the data it has."""
-    return Message(RecordDict({wire.CONFIG: wire.new_config(capability_of(context))}), reply_to=message)
-
-
-def capability_of(context: Context) -> dict[str, object]:
-    """Return what a node's own config says: level or rate, and which part of the data it has."""
-    node = context.node_config
-    if wire.NODE_LEVEL in node and wire.NODE_RATE in node:
-        raise ConfigError("the node config has both level and rate: keep one")
-    said: dict[str, object] = {}
-    capacity = node.get(wire.NODE_LEVEL, node.get(wire.NODE_RATE))
-    if capacity is not None:
-        said[wire.CAPACITY] = rate_of(capacity)
-    for key, own in ((wire.PARTITION, wire.NODE_PARTITION), (wire.NUM_PARTITIONS, wire.NODE_NUM_PARTITIONS)):
-        if own in node:
-            value = node[own]
-            if isinstance(value, str) and value.isdecimal():
-                value = int(value)  # Flower's start_simulation writes numbers as text
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"the node config has {own}={value!r}; expected a whole number")
-            said[key] = value
-    return said
+def _trial(build: Build, batches: Batches, epochs: int) -> Trial:
+    """Return what a node with such batches does in a round."""
+    inputs = [inputs_of(batch) for batch in batches]
+    return Trial(build, inputs[0] if inputs else torch.empty(0), epochs * len(inputs), resolve_device())
 
 
 def answer_moments(
@@ -201,13 +194,14 @@ def _state_of(message: Message) -> dict[str, Tensor]:
     return wire.tensors_of(records[wire.ARRAYS], _SERVER)
 
 
-def _parameters_of(model: nn.Module) -> dict[str, Tensor]:
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters as they travel."""
     return {name: own.detach().cpu() for name, own in model.named_parameters(remove_duplicate=False)}
 
 
 def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
     shared = wire.shared_of(wire.config_of(message, _SERVER), _SERVER)
-    state = {name: tensor for name, tensor in _parameters_of(model).items() if is_shared(name, shared)}
+    state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     if upload == "float32":
         return {wire.ARRAYS: ArrayRecord(state)}
     return wire.pack_changes(compress(_state_of(message), state, upload))

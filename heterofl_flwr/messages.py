@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
+from reprlib import repr as shown
 from typing import TypeVar, cast, get_args
 
 import numpy as np
@@ -17,6 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from heterofl_flwr.core.compress import Changes, Upload
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.reply import check_names
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
@@ -49,8 +52,10 @@ RATES = "rates"
 MOMENTS_KIND = "moments-kind"
 UPLOAD = "upload"
 SHARED = "shared"
+FAMILY = "family"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
+WORK = "work"
 
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
@@ -70,8 +75,10 @@ NODE_LEVEL = "level"
 NODE_RATE = "rate"
 NODE_PARTITION = "partition-id"
 NODE_NUM_PARTITIONS = "num-partitions"
+NODE_SECONDS = "round-seconds"
+NODE_CAPACITY = "capacity-path"
 
-# Instructions to train of FedH2L.
+# Instructions to train of FedH2L and of the hybrid.
 TRAIN_PUBLISH = "train.publish"
 TRAIN_LEARN = "train.learn"
 
@@ -81,6 +88,9 @@ RECORDS_OF: Mapping[Upload, tuple[str, ...]] = {
     "int8": (CHANGES, SCALES),
 }
 """The records that carry parameters in each form of a reply."""
+
+HEADER_BYTES = 1024
+"""More than the header of any array that a client of ours sends."""
 
 Value = TypeVar("Value")
 
@@ -111,9 +121,9 @@ def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> 
     """Return one value of a config; refuse a missing one or one of another type."""
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**63 else value  # beyond what a message can carry
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ReplyError(f"{sender} sent {value!r} as {key}, expected {kind.__name__}")
+        raise ReplyError(f"{sender} sent {shown(value)} as {key}, expected {kind.__name__}")
     return value
 
 
@@ -134,10 +144,21 @@ def record_of(state: dict[str, Tensor]) -> ArrayRecord:
     return record
 
 
+def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
+    """Refuse a record that takes more bytes than so many entries in double precision, before anything of it is read."""
+    for name, array in record.items():
+        most = 8 * entries.get(name, 0) + HEADER_BYTES
+        if len(array.data) > most:
+            raise ReplyError(f"{sender} sent {len(array.data):,} bytes as {name[:80]!r}, expected up to {most:,}")
+
+
 def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
     """Return the tensors of a record, to be read only: they lie where its bytes do. Refuse one that cannot be read."""
     try:
-        return {name: _tensor_of(array) for name, array in record.items()}
+        with warnings.catch_warnings():
+            # numpy's on odd headers, and torch's that what it sees must not be written to
+            warnings.simplefilter("ignore", UserWarning)
+            return {name: _tensor_of(array) for name, array in record.items()}
     except Exception as error:  # bytes that are no array make numpy and torch raise almost anything
         raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
 
@@ -156,17 +177,14 @@ def _tensor_of(array: Array) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if len(array.data) - file.tell() != size:
         raise ValueError(f"{len(array.data) - file.tell()} bytes of values, expected {size}")
-    values = np.ndarray(shape, dtype, array.data, file.tell(), order="F" if by_columns else "C")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
-        return torch.from_numpy(values)
+    return torch.from_numpy(np.ndarray(shape, dtype, array.data, file.tell(), order="F" if by_columns else "C"))
 
 
 def upload_of(config: Mapping[str, object], sender: str) -> Upload:
     """Return the form of a reply that an instruction asks for, or that a reply has; without a word, float32."""
     value = config.get(UPLOAD, "float32")
     if value not in get_args(Upload):
-        raise ReplyError(f"{sender} sent {value!r} as {UPLOAD}, expected one of {', '.join(get_args(Upload))}")
+        raise ReplyError(f"{sender} sent {shown(value)} as {UPLOAD}, expected one of {', '.join(get_args(Upload))}")
     return cast("Upload", value)
 
 
@@ -178,6 +196,14 @@ def shared_of(config: Mapping[str, object], sender: str) -> tuple[str, ...]:
     return tuple(pattern for pattern in value if pattern)
 
 
+def work_of(config: Mapping[str, object], sender: str) -> float:
+    """Return the share of its steps that an instruction asks of a client; without a word, all."""
+    value = config.get(WORK, 1.0)
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise ReplyError(f"{sender} sent {value!r} as {WORK}, expected a number over 0 and up to 1")
+    return value
+
+
 def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:
     """Return what parameters changed by as records, by their names."""
     records = {CHANGES: ArrayRecord(dict(changes.tensors))}
@@ -186,20 +212,28 @@ def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:
     return records
 
 
-def unpack_trained(records: Mapping[str, ArrayRecord], upload: Upload, sender: str) -> Mapping[str, Tensor] | Changes:
-    """Return the parameters of a reply, or what they changed by; refuse other records than those of its form."""
+def unpack_trained(
+    records: Mapping[str, ArrayRecord], upload: Upload, plan: Plan, sender: str
+) -> Mapping[str, Tensor] | Changes:
+    """Return the parameters of a reply, or what they changed by.
+
+    Refused before anything is read: other records than those of its form, other names or far more bytes than those of
+    its plan.
+    """
     expected = RECORDS_OF[upload]
     if set(records) != set(expected):
-        raise ReplyError(f"{sender} sent records {list(records)}, expected {' and '.join(expected)} alone")
+        raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
+    check_names(plan, records[expected[0]])
+    check_sizes(records[expected[0]], {name: math.prod(shape) for name, shape in plan.shapes.items()}, sender)
     tensors = tensors_of(records[expected[0]], sender)
     if upload == "float32":
         return tensors
     if upload == "float16":
         return Changes(tensors)
-    scales = tensors_of(records[SCALES], sender)
-    if list(scales) != [SCALES]:
-        raise ReplyError(f"{sender} sent {list(scales)} in record {SCALES}, expected {SCALES} alone")
-    return Changes(tensors, scales[SCALES])
+    if list(records[SCALES]) != [SCALES]:
+        raise ReplyError(f"{sender} sent {shown(list(records[SCALES]))} in record {SCALES}, expected {SCALES} alone")
+    check_sizes(records[SCALES], {SCALES: plan.parameters}, sender)
+    return Changes(tensors, tensors_of(records[SCALES], sender)[SCALES])
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
@@ -221,5 +255,5 @@ def unpack_moments(record: ArrayRecord, rate: float, sender: str) -> Moments:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")
     try:
         return Moments.from_tensors(own)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         raise ReplyError(f"{sender} sent moments of rate {rate} that cannot be used: {error}") from error

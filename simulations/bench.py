@@ -7,10 +7,18 @@ other programs, and look at ratios, never at times alone.
 import argparse
 import sys
 
-from simulations.benchmarks import aggregate, gpu, messages, round, scale, step
+from simulations.benchmarks import aggregate, edge, gpu, messages, round, scale, step
 from simulations.benchmarks.machine import describe_machine
 
-BENCHMARKS = {"aggregate": aggregate, "messages": messages, "step": step, "round": round, "scale": scale, "gpu": gpu}
+BENCHMARKS = {
+    "aggregate": aggregate,
+    "messages": messages,
+    "step": step,
+    "round": round,
+    "scale": scale,
+    "edge": edge,
+    "gpu": gpu,
+}
 
 EXAMPLES = """
 examples:
@@ -21,6 +29,7 @@ examples:
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
   python -m simulations.bench round --root data --authors HeteroFL --target 0.99 --work runs/target
   python -m simulations.bench scale --chart scale.svg
+  python -m simulations.bench edge
   python -m simulations.bench gpu --root data --authors HeteroFL     needs a CUDA device
 """
 

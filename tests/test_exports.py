@@ -12,17 +12,23 @@ from heterofl_flwr import _HOMES
 
 PUBLIC = [
     "Aggregator",
+    "DeviceProfile",
+    "Devices",
     "Evaluation",
     "FedH2L",
     "Fidelity",
     "HeteroFL",
     "HeteroFLError",
+    "Hybrid",
+    "Limits",
     "LocalGrid",
     "Mix",
     "Plan",
+    "Privacy",
     "RoundCallback",
     "Windowed",
     "__version__",
+    "elastic",
     "multi_step",
 ]
 

@@ -22,8 +22,9 @@ STEPS = (
     ("errors",),
     ("core",),
     ("nn",),
-    ("data", "learn"),
+    ("data", "learn", "slicing"),
     ("messages",),
+    ("capability",),
     ("methods", "legacy", "client", "grids"),
     ("settings",),
     ("app", "report"),
@@ -37,7 +38,7 @@ FLOWER = {"flwr", "flwr_datasets", "ray"}
 HYDRA = {"hydra", "omegaconf"}
 FOREIGN = {
     **dict.fromkeys(STEP, HYDRA),
-    **dict.fromkeys(("errors", "nn", "learn"), FLOWER | HYDRA),
+    **dict.fromkeys(("errors", "nn", "learn", "slicing"), FLOWER | HYDRA),
     "core": FLOWER | HYDRA | {"torchvision"},
     "simulations": set(),
 }
@@ -264,3 +265,19 @@ def test_all_of_core_loads_no_flower():
     loaded = loaded_after(f"from heterofl_flwr import Aggregator, Mix, Plan\nimport {', '.join(core)}")
     assert "torch" in loaded
     assert loaded.isdisjoint(FLOWER | HYDRA | {"torchvision"})
+
+
+def test_a_client_with_images_of_its_own_loads_nothing_that_it_does_not_need(tmp_path):
+    """In a deployment each message starts a process, so each of these would be paid for with each message."""
+    loaded = loaded_after(
+        f"import sys, heterofl_flwr.client, heterofl_flwr.app.client_app\n"
+        f"assert not {{'pyarrow', 'PIL'}} & set(sys.modules)\n"
+        f"from pathlib import Path\n"
+        f"from simulations.benchmarks import edge_client\n"
+        f"from simulations.benchmarks.edge import write_images\n"
+        f"write_images(Path({str(tmp_path)!r}), 20)\n"
+        f"edge_client.main({str(tmp_path)!r}, 'e')"
+    )
+    assert {"torch", "flwr", "PIL"} <= loaded
+    assert loaded.isdisjoint(HYDRA | {"ray", "torchvision", "datasets", "flwr_datasets", "matplotlib"})
+    assert loaded.isdisjoint({"sklearn", "scipy", "pandas", "tensorboard", "jinja2", "sympy", "triton"})

@@ -19,9 +19,7 @@ def callbacks_of(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     run = task.settings.run
     found: list[RoundCallback] = [Console()]
     if folder is not None:
-        # Architectures that differ have no common table of levels.
-        alike = task.settings.server.strategy == "heterofl"
-        costs = Costs(task.build, task.mix, task.example()) if alike else None
+        costs = _costs(task)
         found.append(
             Recorder(folder, run.checkpoint_every, metric=run.metric or None, costs=costs, models=not task.personal)
         )
@@ -34,6 +32,14 @@ def callbacks_of(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
             continue  # the default, which has nowhere to write without a folder
         found.append(_make(name)(task, folder))
     return found
+
+
+def _costs(task: Task) -> Costs | None:
+    """Return what measures the models; those of FedH2L have no levels, and travel nowhere."""
+    strategy = task.settings.server.strategy
+    if strategy == "fedh2l":
+        return None
+    return Costs(task.families if strategy == "hybrid" else task.build, task.mix, task.example())
 
 
 def _make(name: str) -> Make:

@@ -11,9 +11,19 @@ from torch import nn
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import distilling
 from heterofl_flwr.app.judging import judge_own, judge_sent
-from heterofl_flwr.app.node import data_of, keep_own, model_of, options_of, rate_of, work_of
+from heterofl_flwr.app.node import (
+    build_of,
+    data_of,
+    keep_own,
+    model_of,
+    options_of,
+    rate_of,
+    trial_of,
+    work_of,
+)
 from heterofl_flwr.app.task import Task, task_of
-from heterofl_flwr.client import answer_capability, answer_moments, reply
+from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client import answer_moments, reply
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.learn import TrainOptions, input_batches, keep_freed_memory, train_together
@@ -38,7 +48,7 @@ app = CohortApp()
 @app.query("capability")
 def capability_query(message: Message, context: Context) -> Message:
     """Say what this node can hold and which part of the data it has."""
-    return answer_capability(message, context)
+    return answer_capability(message, context, lambda: trial_of(task_of(context.run_config), context))
 
 
 @app.query("moments")
@@ -48,7 +58,7 @@ def moments_query(message: Message, context: Context) -> Message:
     split, _, _ = data_of(task, context)
     return answer_moments(
         message,
-        task.build,
+        build_of(task, message),
         lambda: input_batches(split, task.moments_batch_size),
         task.device,
         together=task.moments_together,
@@ -64,14 +74,14 @@ def train_message(message: Message, context: Context) -> Message:
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's own data, and publish posteriors for its peers (FedH2L)."""
+    """Train on this client's own data, and publish posteriors for others (FedH2L and the hybrid)."""
     keep_freed_memory()
     return distilling.publish(task_of(context.run_config), message, context)
 
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Learn from the posteriors of this client's peers (FedH2L)."""
+    """Learn from the posteriors of others (FedH2L and the hybrid)."""
     return distilling.learn(task_of(context.run_config), message, context)
 
 
@@ -91,7 +101,7 @@ def _train(
     try:
         models = _models(task, messages, contexts)
         works = [
-            work_of(task, message, task.trained(model, rate_of(message)), split, classes)
+            work_of(task, message, task.trained(model, rate_of(message), build_of(task, message)), split, classes)
             for message, model, (split, _, classes) in zip(messages, models, parts, strict=True)
         ]
         results = train_together(works, options, engine=task.settings.engine.name)
@@ -107,7 +117,7 @@ def _train(
             message,
             model,
             num_examples=result.examples,
-            labels=classes if task.counts_labels else None,
+            labels=classes if task.sends_labels else None,
             metrics={"loss": result.loss, "accuracy": result.accuracy},
         )
         for message, model, result, (_, _, classes) in zip(messages, models, results, parts, strict=True)

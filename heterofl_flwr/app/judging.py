@@ -5,7 +5,7 @@ from flwr.app import Context, Message
 from torch import nn
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app.node import NODE_DATA, SERVER, data_of, model_of, rate_of
+from heterofl_flwr.app.node import NODE_DATA, SERVER, build_of, clients_of, data_of, model_of, rate_of
 from heterofl_flwr.app.task import Task, load_function
 from heterofl_flwr.client import models_to_evaluate, reply, seed_of
 from heterofl_flwr.data import Split
@@ -19,7 +19,7 @@ def judge_sent(task: Task, message: Message, context: Context) -> Message:
     asked = wire.config_of(message, SERVER).get(wire.CLASSES)
     classes = torch.tensor(asked if isinstance(asked, list) else own)
     metrics: dict[str, float] = {}
-    for rate, model in models_to_evaluate(message, task.build) if len(split) else ():
+    for rate, model in models_to_evaluate(message, build_of(task, message)) if len(split) else ():
         found = _judge(task, model.to(task.device), split, classes, seed_of(message))
         metrics |= {f"{name}/{rate}": value for name, value in found.items()}
         # The first is the largest: on every client's data it is the global model.
@@ -39,7 +39,9 @@ def judge_own(task: Task, message: Message, context: Context) -> Message:
     if len(split):
         metrics = _judge(task, model, split, torch.tensor(classes), seed_of(message))
         if task.settings.evaluate.central and NODE_DATA not in context.node_config:
-            whole = evaluate(model, task.test, perplexity_kind=task.settings.fidelity.perplexity)
+            whole = evaluate(
+                model, task.whole_test(clients_of(context)), perplexity_kind=task.settings.fidelity.perplexity
+            )
             metrics |= whole.metrics("global")
     by_level = {f"{name}/{rate_of(message)}": value for name, value in metrics.items()}
     return reply(message, num_examples=len(split), metrics=metrics | by_level)

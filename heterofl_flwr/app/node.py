@@ -1,5 +1,6 @@
 """What a node of our own app has: its data, the model that a message is about, and what it keeps for itself."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,10 +11,12 @@ from torch import nn
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app.own_states import OwnStates
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import capability_of, own_part, seed_of, submodel
+from heterofl_flwr.capability import capability_of
+from heterofl_flwr.client import Build, own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.learn import TrainOptions, Work
+from heterofl_flwr.learn.capacity import Trial
 
 NODE_DATA = "data-path"
 
@@ -38,9 +41,25 @@ def data_of(task: Task, context: Context) -> tuple[Split, Split, tuple[int, ...]
     return task.part(partition, number)
 
 
+def build_of(task: Task, message: Message) -> Build:
+    """Return the function from a rate to the model of the client that a message goes to."""
+    family = wire.config_of(message, SERVER).get(wire.FAMILY)
+    if family is None:
+        return task.build_of(_number(message, wire.PARTITION))
+    if family not in task.families:
+        raise ReplyError(f"{SERVER} sent {family!r} as {wire.FAMILY}, expected one of {', '.join(task.families)}")
+    return task.families[str(family)]
+
+
+def clients_of(context: Context) -> int:
+    """Return to how many clients the data were dealt, as this node knows it; 0 if it does not."""
+    number = capability_of(context).get(wire.NUM_PARTITIONS)
+    return number if isinstance(number, int) and NODE_DATA not in context.node_config else 0
+
+
 def model_of(task: Task, message: Message, context: Context) -> nn.Module:
     """Return the model that a message is about, on the device, with what this node keeps for itself."""
-    build = task.build_of(_number(message, wire.PARTITION))
+    build = build_of(task, message)
     if not task.personal:
         return submodel(message, build).to(task.device)
     after = message.metadata.message_type not in OPENS_ROUND
@@ -48,10 +67,19 @@ def model_of(task: Task, message: Message, context: Context) -> nn.Module:
     return submodel(message, build, kept).to(task.device)
 
 
+def trial_of(task: Task, context: Context) -> Trial:
+    """Return what this node does in a round, for one that measures itself."""
+    split, _, _ = data_of(task, context)
+    size, epochs, reading = task.settings.train.batch_size, task.settings.train.epochs, split.reading
+    inputs = split.inputs[:size] if reading is None else split.inputs[:size, : reading.length]
+    pieces = 1 if reading is None else math.ceil(split.inputs.shape[1] / reading.length)
+    return Trial(task.build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
+
+
 def work_of(task: Task, message: Message, model: nn.Module, split: Split, classes: Sequence[int]) -> Work:
     """Return what a client trains: a model on its examples, with the mask of its classes where there is one."""
     masked = torch.tensor(classes) if task.masked else None
-    return Work(model=model, split=split, seed=seed_of(message), classes=masked)
+    return Work(model=model, split=split, seed=seed_of(message), classes=masked, share=share_of_work(message))
 
 
 def keep_own(task: Task, message: Message, context: Context, model: nn.Module) -> None:

@@ -1,36 +1,46 @@
 """The ServerApp behind ``flwr run``: HeteroFL as the settings say, with records, checkpoints and a report."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from heterofl_flwr import messages as wire
 from heterofl_flwr.app.callbacks import callbacks_of
-from heterofl_flwr.app.launch.gpus import cores
+from heterofl_flwr.app.central import CentralEvaluation
+from heterofl_flwr.app.devices import devices_of
 from heterofl_flwr.app.task import Task, task_of
-from heterofl_flwr.client import load_parameters
-from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.learn import evaluate, give_back_freed_memory
+from heterofl_flwr.learn import give_back_freed_memory
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.fedh2l import FedH2L
 from heterofl_flwr.methods.heterofl import HeteroFL
+from heterofl_flwr.methods.hybrid import Hybrid
 from heterofl_flwr.methods.schedule import multi_step
-from heterofl_flwr.nn.static_norm import with_static_norm
+from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.report import Checkpoint, RunFolder, write_report
-from heterofl_flwr.settings import Settings, to_flat
+from heterofl_flwr.report.history import before
+from heterofl_flwr.settings import Settings, from_flat, to_flat
+from heterofl_flwr.settings.model import EXCHANGES
 
 logger = logging.getLogger(__name__)
 
-MAY_DIFFER_ON_RESUME = ("num-rounds", "run.resume", "run.dir", "data.root", "engine.device", "engine.window")
+MAY_DIFFER_ON_RESUME = (
+    "num-rounds",
+    "run.resume",
+    "run.dir",
+    "data.root",
+    "sample.min-nodes",
+    "sample.wait",
+    "engine.device",
+    "engine.window",
+    "engine.timeout",
+)
 
 app = ServerApp()
 
@@ -50,6 +60,10 @@ def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -
     start = _start(folder, settings)
     strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
     strategy.federation.velocity = dict(start.velocity)
+    if folder is not None and start.first_round > 1:
+        records = before(folder.history(), start.first_round)
+        strategy.tally = Tally.of(records)
+        strategy.spent.resume(records[-1].privacy)
     strategy.start(
         Windowed(grid, settings.engine.window) if settings.engine.window else grid,
         initial_arrays=start.arrays,
@@ -74,70 +88,43 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     common: dict[str, Any] = {
         "seed": settings.seed,
         "fraction_train": sample.fraction,
+        "spare": sample.spare,
         "min_available_nodes": sample.min_nodes,
         "min_replies": sample.min_replies,
         "wait": sample.wait,
+        "privacy": settings.privacy.to_core(),
+        "limits": settings.server.limits(),
         "learning_rate": multi_step(train.lr, train.milestones, train.factor),
         "evaluation": Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
         "callbacks": callbacks,
+        "devices": devices_of(task),
+    }
+    if settings.server.strategy in EXCHANGES and task.dataset.train.reading is not None:
+        raise ConfigError(
+            f"server.strategy={settings.server.strategy} exchanges what models say of the classes of examples, and the "
+            f"data set {settings.data.name} is text: choose one with classes"
+        )
+    exchange: dict[str, Any] = {
+        "classes": task.dataset.classes,
+        "seed_size": settings.distill.seed_size,
+        "seed_batch": settings.distill.seed_batch,
+        "temperature": settings.distill.temperature,
     }
     if settings.server.strategy == "fedh2l":
-        distill = settings.distill
-        return FedH2L(
-            task.dataset.classes,
-            seed_size=distill.seed_size,
-            seed_batch=distill.seed_batch,
-            temperature=distill.temperature,
-            **common,
-        )
-    return HeteroFL(
-        task.build,
-        settings.mix,
-        assignment=settings.assignment,
-        upload=train.upload,
-        choose=settings.server.choose,
-        shared=settings.server.shared,
-        weights=settings.server.weights,
-        fidelity=settings.fidelity.to_core(),
-        server_momentum=settings.server.momentum,
-        **common,
-    )
-
-
-class CentralEvaluation:
-    """The global model on the whole test set, which the server holds in a simulation."""
-
-    def __init__(self, strategy: HeteroFL, task: Task) -> None:
-        self._strategy = strategy
-        self._task = task
-
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Return accuracy and loss without any mask."""
-        rate = self._task.mix.global_rate
-        with torch.random.fork_rng(devices=[]):
-            model = self._task.build(rate)
-        load_parameters(model, wire.tensors_of(arrays, "the server"))
-        if rate in self._strategy.moments:
-            model = with_static_norm(model, self._strategy.moments[rate])
-        with _all_cores():
-            result = evaluate(
-                model.to(self._task.device),
-                self._task.test,
-                seed=derive(self._task.settings.seed, "central", server_round),
-                perplexity_kind=self._task.settings.fidelity.perplexity,
-            )
-        return MetricRecord(dict(result.metrics("global")))
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """Let torch use all cores: clients wait while the server evaluates."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cores())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return FedH2L(mix=settings.mix, **exchange, **common)
+    common |= {
+        "assignment": settings.assignment,
+        "upload": train.upload,
+        "labels": train.labels if task.counts_labels else "sent",
+        "choose": settings.server.choose,
+        "shared": settings.server.shared,
+        "weights": settings.server.weights,
+        "fidelity": settings.fidelity.to_core(),
+        "server_momentum": settings.server.momentum,
+    }
+    if settings.server.strategy == "hybrid":
+        return Hybrid(task.families, settings.mix, **exchange, **common)
+    return HeteroFL(task.build, settings.mix, **common)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +143,14 @@ def _start(folder: RunFolder | None, settings: Settings) -> Start:
             raise ConfigError("run.resume is true, but run.dir names no folder: name the folder of the run to resume")
         return Start(1, None, {})
     about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": settings.engine.device}
-    folder.start(to_flat(settings), resume=settings.run.resume, may_differ=MAY_DIFFER_ON_RESUME, about=about)
+    folder.start(
+        to_flat(settings),
+        resume=settings.run.resume,
+        may_differ=MAY_DIFFER_ON_RESUME,
+        about=about,
+        # A setting that a later version adds has a default that leaves runs as they were.
+        complete=lambda old: to_flat(from_flat(old)),
+    )
     if not settings.run.resume:
         return Start(1, None, {})
     checkpoint: Checkpoint = folder.load_checkpoint()

@@ -4,10 +4,9 @@ A task is made once in each process and kept, so data and models survive the rou
 """
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,14 +14,17 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
+from heterofl_flwr.data.facts import KNOWN, Facts
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn import TrainOptions, resolve_device
 from heterofl_flwr.learn.distill import seed_set
-from heterofl_flwr.nn.models import MODELS, build_model
+from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.ordered import OrderedDropout
-from heterofl_flwr.report.deal import Deal
-from heterofl_flwr.settings import Settings, from_flat, model_options
-from heterofl_flwr.settings.model import takes
+from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
+from heterofl_flwr.settings.model import architectures, of_architecture, takes
+
+if TYPE_CHECKING:
+    from heterofl_flwr.report.deal import Deal
 
 MOST_DEALT = 1_000_000
 """Clients times classes up to which a run's folder tells who was dealt what."""
@@ -42,12 +44,18 @@ class Task:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._partitions: dict[int, Partitions] = {}
-        self._builds: dict[str, Callable[[float], nn.Module]] = {}
+        self._seeds: dict[int, Split] = {}
+        self._tests: dict[int, Split] = {}
 
     @cached_property
     def dataset(self) -> Dataset:
         """The data set, loaded when it is first needed."""
         return load_dataset(self.settings.data.name, self.settings.data.root or None)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the model's shape follows from; the data set is loaded only where that is not known without."""
+        return KNOWN.get(short_name(self.settings.data.name)) or Facts.of(self.dataset)
 
     @cached_property
     def device(self) -> torch.device:
@@ -65,39 +73,55 @@ class Task:
         return self.dataset.test.to(self.device)
 
     @cached_property
-    def build(self) -> Callable[[float], nn.Module]:
+    def build(self) -> Build:
         """From a rate to the model at that rate."""
         model = self.settings.model.name
         if ":" in model:
             return load_function(model, "model.name")
         options = model_options(self.settings)
-        inputs = self.dataset.train.inputs
+        facts = self.facts
         depends = {
-            "channels": inputs.shape[1] if inputs.dim() == 4 else 1,
-            "inputs": tuple(inputs.shape[1:]),
-            "classes": self.dataset.classes,
-            "vocabulary": self.dataset.classes,
+            "channels": facts.shape[0] if len(facts.shape) == 3 else 1,
+            "inputs": facts.shape,
+            "classes": facts.classes,
+            "vocabulary": facts.classes,
         }
         options |= {name: value for name, value in depends.items() if takes(model, name)}
         return build_model(model, **options)
 
-    def build_of(self, partition: int) -> Callable[[float], nn.Module]:
-        """From a rate to a client's model: where the clients differ in architecture (``distill.models``), its own."""
-        names = self.settings.distill.models
-        if self.settings.server.strategy != "fedh2l" or not names:
-            return self.build
-        name = names[partition % len(names)]
-        if name not in self._builds:
-            settings = self.settings
-            model = replace(settings.model, name=name, hidden=(), norm="sbn" if takes(name, "norm") else "none")
-            self._builds[name] = Task(replace(settings, model=model)).build
-        return self._builds[name]
-
     @cached_property
-    def seeds(self) -> Split:
-        """The seed set that all clients share, on the device."""
-        settings, train = self.settings, self.train
-        return train.take(seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed))
+    def families(self) -> Mapping[str, Build]:
+        """From a rate to the model of each architecture, by a name that can be part of others."""
+        own = architectures(self.settings)
+        if not own:
+            return {_short([self.settings.model.name])[0]: self.build}
+        return {
+            short: Task(of_architecture(self.settings, name)).build
+            for short, name in zip(_short(own), own, strict=True)
+        }
+
+    def build_of(self, partition: int) -> Build:
+        """From a rate to a client's model; architectures are dealt in turns."""
+        return list(self.families.values())[partition % len(self.families)]
+
+    def seeds(self, number: int) -> Split:
+        """Return the seed set that so many clients share, on the device: examples as those see them that have them."""
+        if number not in self._seeds:
+            settings, train = self.settings, self.dataset.train
+            rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
+            parts = self.partitions(number) if number else None
+            self._seeds[number] = (parts.seen(train, rows, parts.train) if parts else train.take(rows)).to(self.device)
+        return self._seeds[number]
+
+    def whole_test(self, number: int) -> Split:
+        """Return the test examples of all of so many clients, on the device, as they see them."""
+        parts = self.partitions(number) if number else None
+        if parts is None or not parts.degrees:
+            return self.test
+        if number not in self._tests:
+            rows = torch.cat(parts.test).sort().values
+            self._tests[number] = parts.seen(self.dataset.test, rows, parts.test).to(self.device)
+        return self._tests[number]
 
     @property
     def mix(self) -> Mix:
@@ -120,6 +144,11 @@ class Task:
         return self.masked or self.settings.fidelity.label_rows == "paper"
 
     @property
+    def sends_labels(self) -> bool:
+        """Whether clients tell the server their classes (``train.labels``)."""
+        return self.counts_labels and self.settings.train.labels == "sent"
+
+    @property
     def cohort(self) -> int:
         """How many clients may train together."""
         engine = self.settings.engine
@@ -135,16 +164,18 @@ class Task:
     @property
     def moments_together(self) -> int:
         """How many such batches go through the model in one pass; a user's may mix the examples of a batch."""
-        ours = self.settings.model.name in MODELS
+        ours = all(name in MODELS for name in architectures(self.settings) or (self.settings.model.name,))
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
-    def deal(self, number: int) -> Deal | None:
+    def deal(self, number: int) -> "Deal | None":
         """Return how many examples of each class so many clients were dealt, where there are classes and few enough.
 
         None where the server does not have the data (``evaluate.central``).
         """
         if not self.settings.evaluate.central or self.dataset.train.reading is not None:
             return None
+        from heterofl_flwr.report.deal import Deal  # it draws, which clients do not
+
         parts, classes = self.partitions(number), self.dataset.classes
         if classes * number > MOST_DEALT:
             return None
@@ -162,11 +193,11 @@ class Task:
         train = self.dataset.train
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
-    def trained(self, model: nn.Module, rate: float) -> nn.Module:
+    def trained(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
         """Return what is trained of a client's model: with ordered dropout, the smaller ones inside it too."""
         if not self.settings.train.ordered_dropout:
             return model
-        smaller = [self.build(other).to(self.device) for other in self.mix.rates if other < rate]
+        smaller = [build(other).to(self.device) for other in self.mix.rates if other < rate]
         return OrderedDropout(model, smaller)
 
     def partitions(self, number: int) -> Partitions:
@@ -197,7 +228,7 @@ class Task:
             clip=train.clip,
             proximal=train.proximal,
             mask_fill=train.mask_fill,
-            augment=self.dataset.augment,
+            augment=self.facts.augment,
             precision=train.precision,
         )
 
@@ -210,6 +241,12 @@ def task_of(run_config: Flat) -> Task:
 @lru_cache(maxsize=4)
 def _task(items: tuple[tuple[str, Any], ...]) -> Task:
     return Task(from_flat(dict(items)))
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return models' names without what separates names elsewhere: the functions' own, with a number if need be."""
+    own = [name.rpartition(":")[2].replace(".", "_") for name in names]
+    return [f"{name}-{number}" if own.count(name) > 1 else name for number, name in enumerate(own)]
 
 
 def load_function(reference: str, key: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ sum of its size, and for each distinct plan a number: how many clients held it. 
 number of replies.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
-from heterofl_flwr.core.mean import Count, Divisors, empty_sum, mean_in_place
+from heterofl_flwr.core.mean import Count, Divisors, empty_sum, held_by, mean_in_place
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.region import Region
-from heterofl_flwr.core.reply import check_reply
+from heterofl_flwr.core.reply import check_norm, check_reply
 from heterofl_flwr.core.rows import LabelRows
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
@@ -38,6 +39,12 @@ class Aggregator:
     extra_rows : bool
         Whether rows beyond the classes, such as the embedding of [MASK], count for every holder; otherwise they count
         for nobody who names labels (``Fidelity.extra_rows``).
+    largest : float
+        A reply with an entry of a larger magnitude is refused; by default only one that is not finite. Beyond it, the
+        sum of several replies could overflow.
+    norm_bound : float
+        A reply that is further from the global state than this, in the L2 norm over its entries, is refused; 0 for no
+        bound.
 
     Examples
     --------
@@ -57,9 +64,13 @@ class Aggregator:
         *,
         classes: int | None = None,
         extra_rows: bool = True,
+        largest: float = math.inf,
+        norm_bound: float = 0.0,
     ) -> None:
         self._state = {name: tensor.detach() for name, tensor in global_state.items()}
         self._rows = LabelRows.of(self._state, label_rows, classes=classes, extra_rows=extra_rows)
+        self._largest = largest
+        self._norm_bound = norm_bound
         self._sums: dict[str, Tensor] = {}
         self._new: set[str] = set()
         self._holders: dict[Plan, _Holders] = {}
@@ -96,7 +107,9 @@ class Aggregator:
         self._check_open()
         if plan not in self._holders:
             self._check_plan(plan)
-        check_reply(self._state, plan, sub, weight)
+        check_reply(self._state, plan, sub, weight, self._largest)
+        if self._norm_bound:
+            check_norm(self._state, plan, sub, self._norm_bound)
         weight = float(weight)
         rows = self._rows.held(plan, labels)
         holders = self._holders.setdefault(plan, _Holders(self._rows.most))
@@ -129,10 +142,25 @@ class Aggregator:
         divisors: Divisors = {}
         return {name: self._mean_of(name, old, divisors) for name, old in self._state.items()}
 
+    @torch.no_grad()
+    def held(self) -> dict[str, Tensor]:
+        """Return how many clients, by weight, held each entry so far; to be asked before the result."""
+        self._check_open()
+        found = {}
+        for name, old in self._state.items():
+            dtype = torch.promote_types(old.dtype, torch.float32)
+            found[name] = held_by(torch.empty_like(old, dtype=dtype), self._counts(name))
+        return found
+
     def _mean_of(self, name: str, old: Tensor, divisors: Divisors) -> Tensor:
         total = self._sums.pop(name, None)
         if total is None:
             return old.clone()
+        mean_in_place(total, old, self._counts(name), divisors)
+        return total.to(old.dtype)
+
+    def _counts(self, name: str) -> dict[Axes, Count]:
+        """Return how many clients held each slice of a parameter."""
         counts: dict[Axes, Count] = {}
         for plan, holders in self._holders.items():
             if name in plan.axes:
@@ -141,8 +169,7 @@ class Aggregator:
                 # A plan that cuts label rows takes no labels: each of its rows was held by all.
                 by_row = rows if axes and axes[0].kept == rows else None
                 counts[axes] = counts.get(axes, 0.0) + holders.count(by_row)
-        mean_in_place(total, old, counts, divisors)
-        return total.to(old.dtype)
+        return counts
 
     def _regions_of(self, plan: Plan, holders: "_Holders") -> Mapping[str, Region]:
         """Return where in the sums a plan's parameters go."""

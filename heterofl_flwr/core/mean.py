@@ -55,7 +55,7 @@ def _mean_of_chain(total: Tensor, old: Tensor, chain: Chain, counts: Mapping[Axe
 
 
 def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    held = _held(total, counts)
+    held = held_by(total, counts)
     total.div_(held.where(held > 0, 1.0))
     torch.where(held > 0, total, old.to(total.dtype), out=total)
 
@@ -66,13 +66,13 @@ def _divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors
     along: dict[Axes, Count] = {(axes[number],): count for axes, count in counts.items()}
     key = (total.dtype, total.device, *along.items())
     if key not in divisors:
-        held = _held(total.new_empty(total.shape[number]), along)
+        held = held_by(total.new_empty(total.shape[number]), along)
         divisors[key] = held if held.all() else None
     found = divisors[key]
     return None if found is None else found.view([-1 if axis == number else 1 for axis in range(total.dim())])
 
 
-def _held(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
+def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
     """Return how many held each entry."""
     held = torch.zeros_like(total)
     for axes, count in counts.items():

@@ -68,7 +68,7 @@ def _classes_of(labels: Sequence[int], classes: int) -> Tensor:
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:
         given = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ReplyError(f"labels cannot be read ({error}): {expected}") from error
     if given.shape == (0,):
         return torch.empty(0, dtype=torch.long)

@@ -95,7 +95,7 @@ def _read(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table])
 def _table(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables([read(file) for file in files], promote_options="default")
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         names = ", ".join(str(file.relative_to(folder)) for file in files)
         raise DataError(
             f"{folder}: {names} cannot be read ({error}); is the copy complete, and are the columns equal?"

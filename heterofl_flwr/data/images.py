@@ -54,6 +54,6 @@ def _pixels(source: bytes | Path, place: str) -> np.ndarray[tuple[int, ...], np.
                 raise DataError(f"{place}: found {image.mode} pixels, expected 8 bits a channel: convert the image")
             mode = "L" if image.mode in _GREY else "RGB"
             pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{place}: this is no image that Pillow can read ({error})") from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

@@ -1,4 +1,7 @@
-"""Find a data set by name: bundled, offline, in a folder, from a user's function, or on the hub."""
+"""Find a data set by name: bundled, offline, in a folder, from a user's function, or on the hub.
+
+What reads files is loaded where it is needed: it brings libraries that a client with other data can do without.
+"""
 
 import os
 import threading
@@ -9,9 +12,8 @@ from types import MappingProxyType
 
 from heterofl_flwr.data.bundled import digits
 from heterofl_flwr.data.dataset import Dataset
-from heterofl_flwr.data.folder import read_folder, read_lines
+from heterofl_flwr.data.facts import KNOWN
 from heterofl_flwr.data.function import from_function
-from heterofl_flwr.data.hub import ask_hub, ask_hub_for_lines
 from heterofl_flwr.data.raw import Normal, to_dataset
 from heterofl_flwr.data.text import to_text
 from heterofl_flwr.errors import DataError
@@ -25,8 +27,8 @@ HUB_NAMES: Mapping[str, str] = MappingProxyType(
 """Short names for data sets of the hub."""
 
 _PUBLISHED = {
-    "ylecun/mnist": (Normal((0.1307,), (0.3081,)), "none"),
-    "uoft-cs/cifar10": (Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), "crop-flip"),
+    "ylecun/mnist": (Normal((0.1307,), (0.3081,)), KNOWN["mnist"].augment),
+    "uoft-cs/cifar10": (Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), KNOWN["cifar10"].augment),
 }
 _lock = threading.Lock()
 
@@ -68,6 +70,8 @@ def _load(name: str, root: str | None) -> Dataset:
         return digits()
     if ":" in name and "/" not in name:
         return from_function(name)
+    from heterofl_flwr.data.folder import read_folder
+
     hub_name = HUB_NAMES.get(name, name)
     if hub_name == HUB_NAMES["wikitext2"]:
         return to_text(name, *_lines(hub_name, root))
@@ -76,6 +80,8 @@ def _load(name: str, root: str | None) -> Dataset:
     elif root is not None:
         train, test = read_folder(_copy(root, hub_name))
     else:
+        from heterofl_flwr.data.hub import ask_hub
+
         train, test = ask_hub(hub_name)
     normal, augment = _PUBLISHED.get(hub_name, (None, "none"))
     return to_dataset(name, train, test, normal, augment)
@@ -84,7 +90,11 @@ def _load(name: str, root: str | None) -> Dataset:
 def _lines(hub_name: str, root: str | None) -> tuple[list[str], list[str]]:
     """Return the lines of a text of the hub, or of its copy."""
     if root is not None:
+        from heterofl_flwr.data.folder import read_lines
+
         return read_lines(_copy(root, hub_name))
+    from heterofl_flwr.data.hub import ask_hub_for_lines
+
     owner_and_name, _, configuration = hub_name.rpartition("/")
     return ask_hub_for_lines(owner_and_name, configuration)
 

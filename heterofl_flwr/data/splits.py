@@ -6,7 +6,7 @@ milliseconds and no image is copied.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,30 @@ class Partitions:
         """Return a client's examples of the two splits that were dealt."""
         own = train.take(self.train[client]), test.take(self.test[client])
         return (rotated(own[0], client * self.degrees), rotated(own[1], client * self.degrees)) if self.degrees else own
+
+    def seen(self, split: Split, rows: Tensor, dealt: Sequence[Tensor]) -> Split:
+        """Return some examples of a split, each as the client to which it was dealt sees it.
+
+        Parameters
+        ----------
+        split : Split
+            One of the two that were dealt.
+        rows : Tensor
+            Which examples of it.
+        dealt : Sequence[Tensor]
+            ``train`` or ``test``. What was dealt to nobody stays as it is.
+        """
+        own = split.take(rows)
+        if not self.degrees:
+            return own
+        owner = torch.zeros(len(split), dtype=torch.int64)
+        for client, mine in enumerate(dealt):
+            owner[mine] = client
+        inputs = own.inputs.clone()
+        for client in owner[rows].unique().tolist():
+            places = (owner[rows] == client).nonzero().flatten().to(inputs.device)
+            inputs[places] = rotated(own.take(places), client * self.degrees).inputs
+        return replace(own, inputs=inputs)
 
 
 def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Choice = "paper") -> Partitions:

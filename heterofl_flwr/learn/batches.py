@@ -1,6 +1,7 @@
 """Cut data into batches."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from heterofl_flwr.data.augment import AUGMENTS, check_augment
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.learn.options import TrainOptions
+from heterofl_flwr.learn.work import Work
 
 AT_ONCE = 1024
 """Training examples that are gathered and varied together; a batch alone is too little work for a GPU."""
@@ -50,6 +52,25 @@ def training_batches(
         rows, sizes = torch.cat(list(some)).to(device), list(map(len, some))
         inputs = vary(split.inputs[rows], generator, split.black)
         yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)
+
+
+def steps_an_epoch(split: Split, batch_size: int) -> int:
+    """Return how many batches ``training_batches`` yields."""
+    groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
+    return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
+
+
+def steps_of(work: Work, options: TrainOptions) -> int:
+    """Return how many steps a client takes in all."""
+    return work.part_of(steps_an_epoch(work.split, options.batch_size) * options.epochs)
+
+
+def epochs_of(work: Work, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Yield the batches of each epoch of a client, as far as its share of the steps goes; read one before the next."""
+    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
+    whole = steps_an_epoch(work.split, options.batch_size)
+    for left in range(steps_of(work, options), 0, -whole):
+        yield islice(training_batches(work.split, options, generator), left)
 
 
 def input_batches(split: Split, batch_size: int, *, seed: int | None = None, augment: str = "none") -> Iterator[Tensor]:

@@ -134,7 +134,7 @@ def learn_from_peers(
     Parameters
     ----------
     work : Work
-        The client.
+        The client; of the seed steps too it takes only its share.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
@@ -150,7 +150,7 @@ def learn_from_peers(
     first = 0.0
     with seeded(derive(work.seed, "seed-model"), seeds[0].device):
         batches = _endless(work, options)
-        for number in range(distill.steps):
+        for number in range(work.part_of(distill.steps)):
             inputs, targets = next(batches)
             private = masked_cross_entropy(masking(model(inputs).float()), targets)
             own = torch.autograd.grad(private, parameters, allow_unused=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.seeds import derive
-from heterofl_flwr.learn.batches import training_batches
+from heterofl_flwr.learn.batches import epochs_of
 from heterofl_flwr.learn.cuda_graph import CudaRecorder, Recorder, UncapturableError
 from heterofl_flwr.learn.model_state import device_of, seeded
 from heterofl_flwr.learn.options import TrainOptions
@@ -71,12 +71,11 @@ class GraphEngine:
 
 def _run(step: StaticStep, work: Work, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
     """Return the losses of all steps, the number of examples of each, and the number of right answers."""
-    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
     all_losses: list[Tensor] = []
     sizes: list[int] = []
-    for _ in range(options.epochs):
+    for batches in epochs_of(work, options):
         losses = []
-        for inputs, targets in training_batches(work.split, options, generator):
+        for inputs, targets in batches:
             losses.append(step.take(inputs, targets))
             sizes.append(targets.numel())
         all_losses.append(torch.stack(losses))

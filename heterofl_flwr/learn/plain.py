@@ -8,7 +8,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.errors import DataError, HeteroFLError
-from heterofl_flwr.learn.batches import training_batches
+from heterofl_flwr.learn.batches import epochs_of
 from heterofl_flwr.learn.descent import Descent
 from heterofl_flwr.learn.masking import Masking
 from heterofl_flwr.learn.model_state import seeded
@@ -43,13 +43,12 @@ def _run(work: Work, options: TrainOptions) -> tuple[list[Tensor], list[int], in
     model, masking = work.model, Masking(work.classes, options.mask_fill)
     descent = Descent(model.parameters(), options)
     model.train()
-    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
     all_losses: list[Tensor] = []
     sizes: list[int] = []
     correct = 0
-    for _ in range(options.epochs):
+    for batches in epochs_of(work, options):
         losses, right = [], []
-        for inputs, targets in training_batches(work.split, options, generator):
+        for inputs, targets in batches:
             with lowered(options.precision, targets.device):
                 logits = model(inputs)
             logits = masking(logits.float())

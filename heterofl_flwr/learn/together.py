@@ -1,14 +1,13 @@
 """Clients' steps, taken together as far as their batches go together."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from itertools import chain, islice
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.seeds import derive
-from heterofl_flwr.learn.batches import batch_rows, training_batches
+from heterofl_flwr.learn.batches import epochs_of, steps_an_epoch, steps_of
 from heterofl_flwr.learn.joint import Joint
 from heterofl_flwr.learn.losses import Losses
 from heterofl_flwr.learn.obstacles import obstacle
@@ -46,7 +45,7 @@ class Together:
         self._stack = Stack.of(models, self._layouts, options)
         self._losses = Losses([work.classes for work in works], options.mask_fill)
         self._clients = [_Client(work, options) for work in works]
-        self._longest = max(client.left for client in self._clients) // options.epochs
+        self._longest = max(steps_an_epoch(work.split, options.batch_size) for work in works)
         self._joints: dict[int, Joint] = {}
 
     def train(self) -> list[TrainResult | None]:
@@ -128,8 +127,8 @@ class _Client:
     """One client's way through its batches, and what came of them."""
 
     def __init__(self, work: Work, options: TrainOptions) -> None:
-        self.left = len(batch_rows(torch.empty(len(work.split)), options.batch_size)) * options.epochs
-        self._batches = _batches(work, options)
+        self.left = steps_of(work, options)
+        self._batches = chain.from_iterable(epochs_of(work, options))
         self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
         self.losses: list[Tensor] = []
         self.right: list[Tensor] = []
@@ -151,9 +150,3 @@ class _Client:
         if not finite:
             self.diverged = True
             self.ahead.clear()
-
-
-def _batches(work: Work, options: TrainOptions) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
-    for _ in range(options.epochs):
-        yield from training_batches(work.split, options, generator)

@@ -27,6 +27,7 @@ from heterofl_flwr.legacy.client import (
     models_to_evaluate,
     parameters_of,
     properties_of,
+    share_of_work,
     submodel,
 )
 from heterofl_flwr.legacy.strategy import HeteroFL
@@ -39,5 +40,6 @@ __all__ = [
     "models_to_evaluate",
     "parameters_of",
     "properties_of",
+    "share_of_work",
     "submodel",
 ]

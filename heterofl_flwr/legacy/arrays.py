@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.messages import HEADER_BYTES
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
 
@@ -21,8 +22,14 @@ def pack(tensors: Iterable[Tensor], more: NDArrays | None = None) -> Parameters:
     return ndarrays_to_parameters([*(tensor.detach().cpu().numpy() for tensor in tensors), *(more or [])])
 
 
-def unpack(parameters: Parameters, sender: str) -> NDArrays:
-    """Return the arrays that came; refuse what is none."""
+def unpack(parameters: Parameters, sender: str, entries: Sequence[int] | None = None) -> NDArrays:
+    """Return the arrays that came; refuse what is none or, before reading, takes far more than so many entries each."""
+    if entries is not None:
+        if len(parameters.tensors) != len(entries):
+            raise ReplyError(f"{sender} sent {len(parameters.tensors)} arrays, expected {len(entries)}")
+        for number, (own, data) in enumerate(zip(entries, parameters.tensors, strict=True)):
+            if len(data) > (most := 8 * own + HEADER_BYTES):
+                raise ReplyError(f"{sender} sent {len(data):,} bytes as array {number}, expected up to {most:,}")
     try:
         return parameters_to_ndarrays(parameters)
     except Exception as error:  # bytes that are no array make numpy raise almost anything

@@ -8,17 +8,17 @@ from flwr.common import Context, NDArrays, Scalar
 from torch import nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.capability import capability_of, measures_itself
 from heterofl_flwr.client import (
     Batches,
     Build,
-    capability_of,
     for_evaluation,
     inputs_of,
     model_at,
 )
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.seeds import derive
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.legacy.arrays import moments_from_arrays, moments_to_arrays, named
 from heterofl_flwr.nn.fresh import fresh_model
 from heterofl_flwr.nn.moments import Moments
@@ -85,8 +85,15 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
 
     With ``moments=True`` the client says that its ``fit`` answers questions for static batch norm moments.
     """
+    if measures_itself(context):
+        raise ConfigError("the node config has level='auto', which the classic API has no place for: name a level")
     said = cast("dict[str, Scalar]", capability_of(context))
     return {**said, wire.MOMENTS: True} if moments else said
+
+
+def share_of_work(config: Mapping[str, Scalar]) -> float:
+    """Return after which share of its steps ``fit`` is to stop: 1, but where the strategy simulates devices."""
+    return wire.work_of(config, _SERVER)
 
 
 def _models_at(

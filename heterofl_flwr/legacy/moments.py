@@ -1,7 +1,6 @@
 """Static batch norm moments in the classic API: a question that travels as an instruction to fit."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flwr.common import Code, FitIns, FitRes
 from flwr.server.client_proxy import ClientProxy
@@ -11,9 +10,8 @@ from heterofl_flwr.legacy.arrays import moments_from_arrays, unpack
 from heterofl_flwr.legacy.proxies import ask_all
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
+from heterofl_flwr.methods.limits import short
 from heterofl_flwr.nn.moments import Moments
-
-logger = logging.getLogger(__name__)
 
 _SECONDS = 3600.0
 
@@ -23,8 +21,9 @@ def ask_for_moments(
     proxies: Mapping[int, ClientProxy],
     instructions: Mapping[int, FitIns],
     rates_of: Mapping[int, tuple[float, ...]],
+    note: Callable[[int, str], None],
 ) -> dict[float, Moments]:
-    """Send the instructions and return, for each rate, the moments of all clients that answered, merged."""
+    """Ask and return, for each rate, the moments of all clients that answered, merged; note why others did not."""
 
     def ask(number: int) -> FitRes | Exception:
         try:
@@ -39,8 +38,9 @@ def ask_for_moments(
             # All are read before any is added, so an answer that does not fit changes nothing.
             federation.add_moments(merged, _read(federation, answer, rates_of[number], f"client {number}"))
         except HeteroFLError as error:
-            faults.append(f"client {number}: {error}")
-            logger.warning("client %d gave no usable moments: %s", number, error)
+            fault = short(str(error))
+            faults.append(f"client {number}: {fault}")
+            note(number, f"no usable moments: {fault}")
     if instructions and not merged:
         raise RoundError(
             f"none of {len(instructions)} clients that promised static batch norm moments gave any: let fit begin with "
@@ -57,4 +57,7 @@ def _read(
     if answer.status.code != Code.OK:
         raise ReplyError(f"{sender} failed: {answer.status.message or answer.status.code.name}")
     layers = {rate: list(federation.norms(rate)) for rate in rates}
-    return moments_from_arrays(unpack(answer.parameters, sender), federation.fidelity.moments, layers, sender)
+    channels = [number for rate in rates for number in federation.norms(rate).values()]
+    # Of each layer come a count and two sums.
+    arrays = unpack(answer.parameters, sender, [size for number in channels for size in (1, number, number)])
+    return moments_from_arrays(arrays, federation.fidelity.moments, layers, sender)

@@ -1,9 +1,11 @@
 """Clients of the classic API: what they say of themselves, and what they answered."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import TypeVar
 
 from flwr.common import Code, EvaluateRes, FitRes, GetPropertiesIns, Scalar
@@ -11,10 +13,12 @@ from flwr.server.client_proxy import ClientProxy
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.legacy.arrays import named, size_of, unpack
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.federation import TrainReply
+from heterofl_flwr.methods.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.methods.nodes import Capability
 
 logger = logging.getLogger(__name__)
@@ -59,42 +63,33 @@ def properties_of(proxy: ClientProxy) -> Properties | None:
         return None
 
 
-def read_fit(answer: FitRes, names: Iterable[str], sender: str) -> TrainReply:
+def read_fit(answer: FitRes, plan: Plan, limits: Limits, sender: str) -> TrainReply:
     """Return what a client's answer to ``fit`` holds; refuse it if anything is missing or of another type."""
-    number = read_number(answer.num_examples, sender)
-    arrays = unpack(answer.parameters, sender)
+    number = read_number(answer.num_examples, limits.examples, sender)
+    arrays = unpack(answer.parameters, sender, [math.prod(shape) for shape in plan.shapes.values()])
     return TrainReply(
-        sub=named(names, arrays, sender),
+        sub=named(plan.axes, arrays, sender),
         num_examples=number,
         labels=_labels(answer.metrics, sender),
         capacity=_capacity(answer.metrics),
-        metrics=read_metrics(answer.metrics),
+        metrics=read_metrics(answer.metrics, sender),
         num_bytes=size_of(answer.parameters),
     )
 
 
-def read_evaluate(answer: EvaluateRes, sender: str) -> tuple[int, dict[str, float]]:
+def read_evaluate(answer: EvaluateRes, limits: Limits, sender: str) -> tuple[int, dict[str, float]]:
     """Return the number of examples and the metrics, with the loss among them."""
-    number = read_number(answer.num_examples, sender)
+    number = read_number(answer.num_examples, limits.examples, sender)
     if isinstance(answer.loss, bool) or not isinstance(answer.loss, int | float):
-        raise ReplyError(f"{sender} sent {answer.loss!r} as loss, expected a number")
-    return number, {**read_metrics(answer.metrics), "loss": float(answer.loss)}
+        raise ReplyError(f"{sender} sent {shown(answer.loss)} as loss, expected a number")
+    return number, read_metrics({**answer.metrics, "loss": answer.loss}, sender)
 
 
-def read_number(value: object, sender: str) -> int:
-    """Return a number of examples; refuse anything else."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ReplyError(f"{sender} sent {value!r} as number of examples, expected a whole number from 0 up")
-    return value
-
-
-def read_metrics(metrics: Mapping[str, Scalar]) -> dict[str, float]:
+def read_metrics(metrics: Mapping[str, Scalar], sender: str) -> dict[str, float]:
     """Return the numbers among metrics; labels and capacity are none."""
-    return {
-        key: float(value)
-        for key, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key not in (wire.LABELS, wire.CAPACITY)
-    }
+    return read_numbers(
+        ((key, value) for key, value in metrics.items() if key not in (wire.LABELS, wire.CAPACITY)), sender
+    )
 
 
 def faults_of(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str]:
@@ -106,7 +101,7 @@ def faults_of(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str
             unnamed.append(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT])
         elif failure[0].cid in ids:
             status = failure[1].status
-            by_number[ids[failure[0].cid]] = status.message or status.code.name
+            by_number[ids[failure[0].cid]] = short(status.message or status.code.name)
     return by_number, "; ".join(sorted(set(unnamed))[:3])
 
 
@@ -115,7 +110,7 @@ def _capacity(said: Mapping[str, Scalar]) -> float | None:
     if value is None:
         return None
     if not isinstance(value, str | int | float):
-        raise ReplyError(f"{value!r} is no capacity: expected a level or a rate")
+        raise ReplyError(f"{shown(value)} is no capacity: expected a level or a rate")
     try:
         return rate_of(value)
     except ValueError as error:
@@ -125,7 +120,7 @@ def _capacity(said: Mapping[str, Scalar]) -> float | None:
 def _whole(said: Mapping[str, Scalar], key: str) -> int | None:
     value = said.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ReplyError(f"{value!r} as {key}, expected a whole number")
+        raise ReplyError(f"{shown(value)} as {key}, expected a whole number")
     return value
 
 
@@ -136,4 +131,4 @@ def _labels(metrics: Mapping[str, Scalar], sender: str) -> list[int] | None:
     try:
         return [int(label) for label in str(value).split(",") if label.strip()]
     except ValueError as error:
-        raise ReplyError(f"{sender} sent {value!r} as labels, expected whole numbers, as in '3,7'") from error
+        raise ReplyError(f"{sender} sent {shown(value)} as labels, expected whole numbers, as in '3,7'") from error

@@ -1,8 +1,8 @@
 """HeteroFL as a strategy of Flower's classic API."""
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from flwr.common import (
     EvaluateIns,
@@ -28,6 +28,7 @@ from heterofl_flwr.legacy.moments import ask_for_moments
 from heterofl_flwr.legacy.proxies import ask_all, faults_of, properties_of, read_evaluate, read_fit
 from heterofl_flwr.methods.arrivals import gather
 from heterofl_flwr.methods.base import HeteroFLBase
+from heterofl_flwr.methods.limits import short
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -37,6 +38,7 @@ CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, di
 ConfigOfRound = Callable[[int], dict[str, Scalar]]
 
 Rates = tuple[float, ...]
+Result = TypeVar("Result")
 
 
 class HeteroFL(HeteroFLBase, Strategy):
@@ -56,7 +58,7 @@ class HeteroFL(HeteroFLBase, Strategy):
     build, mix, **options
         Those of ``HeteroFLBase``, but for ``callbacks``, as nothing in the classic API says that a round has ended,
         for ``shared``, as parameters travel without names, and for ``upload``, as what a ``NumPyClient`` returns has
-        no place to say its form.
+        no place to say its form, and for ``spare``, as its server waits for all clients that it asks.
         Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
     """
 
@@ -85,6 +87,10 @@ class HeteroFL(HeteroFLBase, Strategy):
                 "the classic API sends parameters without their names, so none can stay with a client: use "
                 "heterofl_flwr.HeteroFL, or leave shared"
             )
+        if self.spare:
+            raise ConfigError(
+                "the classic API waits for all clients that it asks: use heterofl_flwr.HeteroFL, or leave spare"
+            )
         self._initial_parameters = initial_parameters
         self._evaluate_fn = evaluate_fn
         self._fit_config = on_fit_config_fn
@@ -107,14 +113,21 @@ class HeteroFL(HeteroFLBase, Strategy):
         state = self._unpack(parameters)
         rates = self._begin(server_round, sorted(proxies), state)
         sent = {plan: pack(plan.extract(state).values()) for plan in dict.fromkeys(self._plans.values())}
-        self.log.bytes_down = sum(size_of(sent[plan]) for plan in self._plans.values())
+        for number, plan in self._plans.items():
+            self._send(number, size_of(sent[plan]))
         asked = self._fit_config(server_round) if self._fit_config else {}
         return [
             (
                 proxies[number],
                 FitIns(
                     sent[self._plans[number]],
-                    self._config(server_round, number, (rate,), task=wire.TASK_TRAIN, asked=asked),
+                    self._config(
+                        server_round,
+                        number,
+                        (rate,),
+                        task=wire.TASK_TRAIN,
+                        asked={**asked, **self._simulation.told(number)},
+                    ),
                 ),
             )
             for number, rate in rates.items()
@@ -127,20 +140,19 @@ class HeteroFL(HeteroFLBase, Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Add the results in the order in which the instructions went out, and return the new global model."""
-        answers = {self._ids[proxy.cid]: answer for proxy, answer in results if proxy.cid in self._ids}
+        answers = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
-        for node_id, plan in self._plans.items():
+        sent = {node_id: plan for node_id, plan in self._plans.items() if node_id not in self._simulation.dropped}
+        for node_id, plan in sent.items():
             answer = answers.pop(node_id, None)
             if answer is None:
-                fault: str | None = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
-            else:
-                fault = None
-                try:
-                    self._take(node_id, read_fit(answer, plan.axes, f"client {node_id}"))
-                except ReplyError as error:
-                    fault = str(error)
-            if fault is not None:
-                self._refuse(server_round, node_id, fault)
+                fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
+                self._refuse(server_round, node_id, fault, False)
+                continue
+            try:
+                self._take(node_id, read_fit(answer, plan, self.limits, f"client {node_id}"))
+            except ReplyError as error:
+                self._refuse(server_round, node_id, short(str(error)), True)
         new = self._finish(server_round)
         return pack(new.values()), dict(self.log.train)
 
@@ -155,8 +167,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         state = self._unpack(parameters)
         self.moments = {}
         if self.evaluation.static_norm and batch_norms(self.federation.model):
-            self.moments = self._query_moments(server_round, state, proxies)
-            rates_of = self._restrict(self.moments) if self.moments else rates_of
+            self.moments = self._release(self._query_moments(server_round, state, proxies))
+            rates_of = self._restrict(dict.fromkeys(rates_of, self.moments)) if self.moments else rates_of
         sent = self._packed(state, rates_of, self.moments)
         asked = self._evaluate_config(server_round) if self._evaluate_config else {}
         if self.moments:
@@ -176,18 +188,18 @@ class HeteroFL(HeteroFLBase, Strategy):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
-        came = {self._ids[proxy.cid]: answer for proxy, answer in results if proxy.cid in self._ids}
+        came = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
         answers = {}
         for node_id in self._evaluating:
             fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
             if node_id in came:
                 try:
-                    answers[node_id] = read_evaluate(came[node_id], f"client {node_id}")
+                    answers[node_id] = read_evaluate(came[node_id], self.limits, f"client {node_id}")
                     continue
                 except ReplyError as error:
-                    fault = str(error)
-            logger.warning("round %d: client %s did not evaluate: %s", server_round, node_id, fault)
+                    fault = short(str(error))
+            self._refuse_evaluation(server_round, node_id, fault)
         if not answers:
             return None, {}
         summary = self._summarise(answers)
@@ -250,7 +262,23 @@ class HeteroFL(HeteroFLBase, Strategy):
             number: FitIns(sent[rates], self._config(server_round, number, rates, task=wire.TASK_MOMENTS, asked=asked))
             for number, rates in rates_of.items()
         }
-        return ask_for_moments(self.federation, proxies, instructions, rates_of)
+        return ask_for_moments(
+            self.federation,
+            proxies,
+            instructions,
+            rates_of,
+            lambda number, fault: self._refuse_evaluation(server_round, number, fault),
+        )
+
+    def _first_of_each(self, results: Sequence[tuple[ClientProxy, Result]]) -> dict[int, Result]:
+        """Return the results by client; a second one of the same client, or one of a stranger, is dropped."""
+        found: dict[int, Result] = {}
+        for proxy, answer in results:
+            if proxy.cid in self._ids and self._ids[proxy.cid] not in found:
+                found[self._ids[proxy.cid]] = answer
+            else:
+                logger.warning("a result of client %s is dropped: it is not known, or has answered already", proxy.cid)
+        return found
 
     def _packed(
         self, state: Mapping[str, Tensor], rates_of: Mapping[int, Rates], moments: Mapping[float, Moments] | None = None

@@ -1,8 +1,10 @@
 """Waiting for clients, which register one by one."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
 
@@ -13,6 +15,8 @@ Long, because a busy machine may first have to start its clients; Flower itself 
 """
 
 _POLL_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 def gather(
@@ -44,3 +48,17 @@ def gather(
         f"(flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), or ask for fewer "
         f"(min_available_nodes)"
     )
+
+
+def warn_of_few(clients: int, mix: Mix) -> bool:
+    """Say how to simulate more clients, where there are fewer than the mix has parts; return whether there are."""
+    parts = sum(mix.counts)
+    if clients < parts:
+        logger.warning(
+            "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
+            "'num-supernodes=20 client-resources-num-cpus=1'",
+            clients,
+            parts,
+            mix,
+        )
+    return clients < parts

@@ -1,8 +1,7 @@
 """What the strategies of both of Flower's APIs share: options, who trains at which rate, and what replies add up to."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -11,24 +10,32 @@ from heterofl_flwr.core.aggregate import Weights
 from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.levels import Mix, exact_rate, level_name
+from heterofl_flwr.core.infer import LabelRule
+from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.methods.arrivals import warn_of_few
 from heterofl_flwr.methods.callbacks import RoundCallback
-from heterofl_flwr.methods.evaluation import Evaluation, of_level, summarise, summarise_levels, weighted_means
+from heterofl_flwr.methods.checks import check_capacity, extra, fraction, one_of
+from heterofl_flwr.methods.devices import Devices
+from heterofl_flwr.methods.evaluating import Evaluating
+from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Assignment, Federation, Round, TrainReply
+from heterofl_flwr.methods.limits import Limits
+from heterofl_flwr.methods.privacy import TRAINING, Privacy, Spent
+from heterofl_flwr.methods.replies import SILENT
 from heterofl_flwr.methods.round_log import RoundLog
 from heterofl_flwr.methods.schedule import Schedule
+from heterofl_flwr.methods.simulated import DROPPED_OUT, SimulatedRound, Simulation
+from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
 
-Word = TypeVar("Word", bound=str)
 
-
-class HeteroFLBase:
+class HeteroFLBase(Evaluating):
     """HeteroFL without its messages.
 
     Parameters
@@ -43,6 +50,8 @@ class HeteroFLBase:
         Every draw is a function of it, the round and the client's partition.
     fraction_train, fraction_evaluate : float
         ``max(fraction * clients, 1)`` clients take part.
+    spare : float
+        So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
     min_available_nodes : int
         A round waits for so many.
     min_replies : int
@@ -63,17 +72,25 @@ class HeteroFLBase:
         What a client counts in the mean: once, as in HeteroFL, or by its examples, as in FedAvg.
     label_rows : Sequence[str] | None
         Parameters whose rows belong to classes; None finds the classifier.
+    labels : "sent" | "inferred" | "none"
+        Which of these rows of a reply count: those of the classes that the client names, those that it trained, or all.
     fidelity : Fidelity
         Which of the paper's quirks to keep.
     server_momentum : float
         Momentum of the global model; entries that nobody trained do not move.
+    limits : Limits
+        What a client's answer may be at most.
+    privacy : Privacy
+        What is clipped and noised, so that the model gives little away of any single client.
     evaluation : Evaluation
         What is evaluated, where, and how often.
     callbacks : Sequence[RoundCallback]
         Called after each round.
+    devices : Devices | None
+        What the clients' devices can do, to simulate time, energy and what goes wrong in training; None for nothing.
     """
 
-    _num_rounds = 0
+    _last_exchange = "train"  # the type of the messages whose replies are added up
 
     def __init__(
         self,
@@ -84,6 +101,7 @@ class HeteroFLBase:
         seed: int = 0,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
+        spare: float = 0.0,
         min_available_nodes: int = 2,
         min_replies: int = 1,
         wait: float = 60.0,
@@ -93,10 +111,14 @@ class HeteroFLBase:
         shared: Sequence[str] = ALL,
         weights: Weights = "equal",
         label_rows: Sequence[str] | None = None,
+        labels: LabelRule = "sent",
         fidelity: Fidelity | None = None,
         server_momentum: float = 0.0,
+        limits: Limits | None = None,
+        privacy: Privacy | None = None,
         evaluation: Evaluation | None = None,
         callbacks: Sequence[RoundCallback] = (),
+        devices: Devices | None = None,
     ) -> None:
         self.federation = Federation(
             build=build,
@@ -108,29 +130,41 @@ class HeteroFLBase:
             server_momentum=server_momentum,
             choose=choose,
             shared=shared,
+            privacy=privacy or Privacy(),
         )
-        self.fraction_train = _fraction("fraction_train", fraction_train)
-        self.fraction_evaluate = _fraction("fraction_evaluate", fraction_evaluate)
+        self.fraction_train = fraction("fraction_train", fraction_train)
+        self.fraction_evaluate = fraction("fraction_evaluate", fraction_evaluate)
+        self.spare = extra("spare", spare)
         self.min_available_nodes = min_available_nodes
         self.min_replies = min_replies
         self.wait = wait
         self.learning_rate = learning_rate
-        self.upload = _one_of("upload", upload, Upload)
-        self.weights = _one_of("weights", weights, Weights)
+        self.upload = one_of("upload", upload, Upload)
+        self.weights = one_of("weights", weights, Weights)
+        if self.federation.privacy.noise and weights != "equal":
+            raise ConfigError("privacy: noise fits a mean in which each client counts once; expected weights='equal'")
+        self.labels = one_of("labels", labels, LabelRule)
+        self.limits = limits or Limits()
         self.evaluation = evaluation or Evaluation()
         self.callbacks = tuple(callbacks)
+        self.devices = devices
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Forget what rounds left behind."""
         self.moments: dict[float, Moments] = {}
+        self.tally = Tally()
+        self.spent = Spent(self.federation.privacy, self.fraction_train, self.fraction_evaluate)
         self.log = RoundLog()
         self._rates: dict[int, float] = {}
         self._plans: dict[int, Plan] = {}
         self._round: Round | None = None
+        self._simulation = Simulation(self.devices, self.federation, self.min_replies)
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
-        self._evaluating: dict[int, tuple[float, ...]] = {}
+        self._evaluating = {}
         self._warned_of_few = False
+        self._silent = set()
+        self._enough = 0
 
     def summary(self) -> None:
         """Log what this strategy will do."""
@@ -144,6 +178,8 @@ class HeteroFLBase:
         if federation.personal:
             logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
         logger.info("\t├──> Replies: %s", self.upload)
+        if self.devices is not None:
+            logger.info("\t├──> Simulated devices: %s", self.devices)
         logger.info("\t└──> Sampling: %g to train, %g to evaluate", self.fraction_train, self.fraction_evaluate)
 
     def moment_tensors(self) -> dict[str, Tensor]:
@@ -151,39 +187,49 @@ class HeteroFLBase:
         return wire.moment_tensors(self.moments)
 
     def _begin(self, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> dict[int, float]:
-        """Begin a round and return its clients with their rates."""
+        """Begin a round and return, with their rates, its clients; those that drop out are noted, and left out."""
         federation = self.federation
-        self._warn_of_few(len(node_ids))
-        sampled = federation.sample(server_round, node_ids, self.fraction_train)
-        number = federation.nodes.num_partitions(node_ids)
-        self._round = federation.open_round(state)
+        self._warned_of_few = self._warned_of_few or warn_of_few(len(node_ids), federation.mix)
+        number, partition = federation.nodes.num_partitions(node_ids), federation.nodes.partition
+        able = self._able(node_ids)
+        there = self._simulation.present(server_round, able, number)
+        sampled = federation.sample(server_round, able, self.fraction_train, among=there, spare=self.spare)
+        self._enough = federation.number(able, self.fraction_train)
+        self._silent = set()
+        self._round = federation.open_round(state, norm_bound=self.limits.norm_bound, labels=self.labels)
         self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
         self._plans = {
             node_id: federation.plan_of(server_round, node_id, rate) for node_id, rate in self._rates.items()
         }
         self._answers = {}
+        self._simulation.begin(server_round, self._rates)
         self.log = RoundLog(
             learning_rate=self.learning_rate(server_round) if self.learning_rate else 0.0,
-            rates={federation.nodes.partition(node_id): rate for node_id, rate in self._rates.items()},
+            rates={partition(node_id): rate for node_id, rate in self._rates.items()},
+            failures={partition(node_id): DROPPED_OUT for node_id in self._simulation.dropped},
         )
-        return self._rates
+        return {node_id: rate for node_id, rate in self._rates.items() if node_id not in self._simulation.dropped}
 
-    def _warn_of_few(self, clients: int) -> None:
-        """Say once how to simulate more clients, where there are fewer than the mix has parts."""
-        parts = sum(self.federation.mix.counts)
-        if clients < parts and not self._warned_of_few:
-            self._warned_of_few = True
-            logger.warning(
-                "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
-                "'num-supernodes=20 client-resources-num-cpus=1'",
-                clients,
-                parts,
-                self.federation.mix,
+    def _send(self, node_id: int, num_bytes: int) -> None:
+        """Note how many bytes go to a client."""
+        self.log.bytes_down += num_bytes
+        self._simulation.send(node_id, num_bytes)
+
+    def _able(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the clients that can be drawn to train; fail if none can."""
+        welcome = self._welcome(node_ids)
+        able = [node_id for node_id in welcome if not self.federation.holds_none(node_id)]
+        if not able:
+            raise RoundError(
+                f"none of {len(node_ids)} clients can train: {len(node_ids) - len(welcome)} had "
+                f"{self.limits.refusals} replies refused in a row, and {len(welcome)} can hold no rate of the mix "
+                f"{self.federation.mix}: add a smaller rate to it, or find out what the others send"
             )
+        return able
 
-    def _told(self, server_round: int, node_id: int, rate: float) -> dict[str, int | float | list[str]]:
+    def _told(self, server_round: int, node_id: int, rate: float) -> dict[str, int | float | str | list[str]]:
         """Return what every client needs to know of its work."""
-        told: dict[str, int | float | list[str]] = {
+        told: dict[str, int | float | str | list[str]] = {
             wire.RATE: rate,
             wire.GLOBAL_RATE: self.federation.mix.global_rate,
             wire.SERVER_ROUND: server_round,
@@ -200,97 +246,67 @@ class HeteroFLBase:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         if self._round is None:
             raise RoundError("no round was configured: configure one before aggregating")
-        _check_capacity(answer.capacity)
+        check_capacity(answer.capacity)
+        fault = self._simulation.take(self._last_exchange, node_id, answer)
+        if fault is None:
+            self._add(self._round, node_id, answer)
+        else:
+            self._note_fault(node_id, fault)
+
+    def _add(self, current: Round, node_id: int, answer: TrainReply) -> None:
         weight = 1.0 if self.weights == "equal" else float(answer.num_examples)
-        self._round.add(self._plans[node_id], answer.sub, answer.labels, weight)
+        current.add(self._plans[node_id], answer.sub, answer.labels, weight)
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
+        self.tally.accept(self.federation.nodes.partition(node_id))
         if answer.capacity is not None:
             self.federation.nodes.set_capacity(node_id, answer.capacity)
 
-    def _refuse(self, server_round: int, node_id: int, fault: str) -> None:
-        """Note why a client's work is not used."""
-        self.log.failures[self.federation.nodes.partition(node_id)] = fault
+    def _refuse(self, server_round: int, node_id: int, fault: str, came: bool) -> None:
+        """Note why a client's work is not used, and whether there was a reply at all, and warn of it."""
+        partition = self.federation.nodes.partition(node_id)
+        self._note_fault(node_id, fault)
+        if fault == SILENT:
+            self._silent.add(node_id)
         logger.warning("round %d: node %s at rate %g: %s", server_round, node_id, self._rates[node_id], fault)
+        if came:
+            self.log.refused.append(partition)
+            self.tally.refuse(partition)
+            if partition in self.tally.resting(self.limits.refusals):
+                logger.warning(
+                    "node %s is not drawn any more: %d replies refused in a row", node_id, self.limits.refusals
+                )
+
+    def _note_fault(self, node_id: int, fault: str) -> None:
+        self.log.failures[self.federation.nodes.partition(node_id)] = fault
 
     def _finish(self, server_round: int) -> dict[str, Tensor]:
         """Return the new global state; fail if too few clients gave a usable reply."""
         if self._round is None:
             raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
-        if self._round.replies < max(self.min_replies, 1):
+        if self._simulation.round is not None:
+            self._end_simulated(self._simulation.round, self._round, server_round)
+        if self._round.replies < self._simulation.least:
             faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
             raise RoundError(
                 f"round {server_round}: {self._round.replies} of {len(self._rates)} clients gave a usable reply, "
-                f"expected at least {max(self.min_replies, 1)}{''.join(faults[:3])}"
+                f"expected at least {self._simulation.least}{''.join(faults[:3])}"
             )
         new = self._round.close()
+        self.spent.releases[TRAINING] += 1
+        self.log.privacy = self.spent.facts()
         self._round = None
-        self.log.train = weighted_means(list(self._answers.values()))
-        self.log.train_by_level = {
-            level_name(rate): weighted_means([own for node, own in self._answers.items() if self._rates[node] == rate])
-            for rate in sorted({self._rates[node_id] for node_id in self._answers}, reverse=True)
-        }
+        self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in self._answers.items()])
         return new
 
-    def _evaluators(self, server_round: int, node_ids: Sequence[int]) -> dict[int, tuple[float, ...]]:
-        """Return the clients that evaluate, each with its rates from the largest on."""
-        sampled = self.federation.sample(server_round, node_ids, self.fraction_evaluate, "evaluate")
-        mix = self.federation.mix
-        if self.federation.personal:
-            number = self.federation.nodes.num_partitions(node_ids)
-            self._evaluating = {node: (self.federation.rate(server_round, node, number),) for node in sampled}
-            asked = len(sampled)
-        else:
-            rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
-            self._evaluating = {node_id: held for node_id in sampled if (held := self._held(rates, node_id))}
-            asked = sum(held[0] == mix.global_rate for held in self._evaluating.values())
-        self.log.evaluate["coverage"] = asked / len(node_ids)
-        if not self._evaluating:
-            logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
-        return self._evaluating
-
-    def _restrict(self, rates: Collection[float]) -> dict[int, tuple[float, ...]]:
-        """Take out what cannot be evaluated, because nobody gave moments of it; return what is left."""
-        left = {node_id: tuple(rate for rate in own if rate in rates) for node_id, own in self._evaluating.items()}
-        left = {node_id: own for node_id, own in left.items() if own}
-        if left != self._evaluating:
-            logger.warning("only rates %s are evaluated: there are no moments of others", sorted(rates, reverse=True))
-        self._evaluating = left
-        return left
-
-    def _held(self, rates: Sequence[float], node_id: int) -> tuple[float, ...]:
-        """Return those of some rates that a client is to evaluate."""
-        capacity = self.federation.nodes[node_id].capacity
-        limit = self.federation.mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
-        return tuple(rate for rate in rates if rate <= limit)
-
-    def _summarise(self, answers: Mapping[int, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-        """Note and return what the clients' evaluations, by node, add up to."""
-        own = []
-        for node_id, (number, metrics) in answers.items():
-            rate = self._evaluating[node_id][0]
-            whole = self.federation.personal or rate == self.federation.mix.global_rate
-            own.append((number, metrics if whole else of_level(metrics, rate)))
-        self.log.evaluate.update(summarise(own))
-        self.log.evaluate_by_level = summarise_levels(own)
-        return dict(self.log.evaluate)
-
-
-def _check_capacity(capacity: float | None) -> None:
-    if capacity is not None:
-        try:
-            exact_rate(capacity)
-        except ConfigError as error:
-            raise ReplyError(f"the capacity it reports is not usable: {error}") from error
-
-
-def _one_of(name: str, value: Word, words: object) -> Word:
-    if value not in get_args(words):
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(words))}")
-    return value
-
-
-def _fraction(name: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name} is {value}; expected a number above 0 and up to 1")
-    return value
+    def _end_simulated(self, simulated: SimulatedRound, current: Round, server_round: int) -> None:
+        """Wait for late replies where too few came in time, and note what the round took on its devices."""
+        for node_id, answer in simulated.held():
+            if current.replies < simulated.least:
+                try:
+                    self._add(current, node_id, answer)
+                    del self.log.failures[self.federation.nodes.partition(node_id)]
+                except ReplyError as error:
+                    self._refuse(server_round, node_id, str(error), True)
+        simulated.end_exchange(self._last_exchange, self._answers)
+        self.log.simulated_seconds, self.log.joules = simulated.seconds, simulated.joules

@@ -1,6 +1,6 @@
 """What happens between rounds: one record a round, handed to callbacks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
@@ -25,18 +25,27 @@ class RoundRecord:
         The rate of each client that was asked to train, by partition.
     failures
         For each client that failed or was refused, by partition: why.
+    refused
+        Those of them whose reply was refused: it came, and could not be used.
     train
         Means of the clients' training metrics, weighted by examples.
     train_by_level
         The same for each level.
     evaluate
         Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
-        ``coverage``, the share of the clients that were asked about the global model. Empty in rounds without
-        evaluation.
+        ``coverage``, the share of the clients that were asked about the global model. With families (``Hybrid``), the
+        same of each as ``family/metric``. Empty in rounds without evaluation.
     evaluate_by_level
         The same for each level's own model.
+    evaluate_failures
+        For each client whose evaluation or moments failed or were refused, by partition: why.
+    privacy
+        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.facts``.
     bytes_down, bytes_up
         Parameters and labels sent to and received from the clients for training.
+    simulated_seconds, joules
+        How long training would have taken on the simulated devices, and an estimate of the energy that all of them
+        would have used; 0 where none are simulated.
     """
 
     server_round: int
@@ -44,12 +53,17 @@ class RoundRecord:
     learning_rate: float
     rates: Mapping[int, float]
     failures: Mapping[int, str] = field(default_factory=dict)
+    refused: Sequence[int] = ()
     train: Mapping[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate: Mapping[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate_failures: Mapping[int, str] = field(default_factory=dict)
+    privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    simulated_seconds: float = 0.0
+    joules: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Return the record as JSON can hold it."""
@@ -68,7 +82,7 @@ class Progress:
         The global model's parameters after the round.
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
-        with the rate and a slash before each name.
+        with the rate and a slash before each name; before these, in a hybrid, the family and a dot, as in ``state``.
     momentum
         The server's momentum buffers, if it has any.
     num_rounds

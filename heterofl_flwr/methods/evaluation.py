@@ -1,12 +1,15 @@
 """What is evaluated, on which clients, and how often; and what the clients' answers add up to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ConfigError
+
+Answers = Mapping[int, tuple[int, Mapping[str, float]]]
+"""By node, the examples and the metrics of an evaluation."""
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
@@ -71,6 +74,19 @@ def of_level(metrics: Mapping[str, float], rate: float) -> dict[str, float]:
     return {level_metric(key, rate) if split_metric(key)[1] is None else key: metrics[key] for key in metrics}
 
 
+def limited(
+    rates_of: Mapping[int, Sequence[float]], known: Mapping[int, Collection[float]]
+) -> dict[int, tuple[float, ...]]:
+    """Return, of each client's rates, those that are known for it; a client for which none is left is left out."""
+    left = {node_id: tuple(rate for rate in own if rate in known[node_id]) for node_id, own in rates_of.items()}
+    return {node_id: own for node_id, own in left.items() if own}
+
+
+def of_rates(metrics: Mapping[str, float], rates: Sequence[float]) -> dict[str, float]:
+    """Return a client's metrics without those of levels that are none of the run."""
+    return {key: value for key, value in metrics.items() if split_metric(key)[1] in (None, *rates)}
+
+
 def summarise(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Return the means over clients, weighted by examples, and the accuracy of the worst client."""
     plain = [
@@ -79,6 +95,7 @@ def summarise(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, f
     ]
     means = weighted_means(plain)
     worst = [own[LOCAL_ACCURACY] for number, own in plain if number and LOCAL_ACCURACY in own]
+    worst = [accuracy for accuracy in worst if not math.isnan(accuracy)]
     return {**means, WORST_ACCURACY: min(worst)} if worst else means
 
 
@@ -92,12 +109,25 @@ def summarise_levels(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict
     return by_level
 
 
+def summaries(
+    answers: Sequence[tuple[int, Mapping[str, float]]],
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return both summaries."""
+    return summarise(answers), summarise_levels(answers)
+
+
 def weighted_means(metrics: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the mean of each metric over the clients that report it, weighted; NaN stays NaN, for all to see."""
+    """Return the mean of each metric over the clients that report it, weighted.
+
+    NaN counts in no mean, so that one client cannot spoil that of all; where there is nothing else, it is the mean.
+    """
     keys = dict.fromkeys(key for _, own in metrics for key in own)
     means = {}
     for key in keys:
-        weights = [weight for weight, own in metrics if key in own]
-        if math.fsum(weights) > 0:
-            means[key] = math.fsum(weight * own[key] for weight, own in metrics if key in own) / math.fsum(weights)
+        said = [(weight, own[key]) for weight, own in metrics if key in own and weight > 0]
+        usable = [(weight, value) for weight, value in said if not math.isnan(value)]
+        if usable:
+            means[key] = math.fsum(weight * value for weight, value in usable) / math.fsum(w for w, _ in usable)
+        elif said:
+            means[key] = math.nan
     return means

@@ -15,15 +15,20 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregate import Aggregator
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
-from heterofl_flwr.core.choose import SliceRule, chooser, prefix
+from heterofl_flwr.core.choose import SliceRule, chooser
 from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.infer import LabelRule, trained_rows
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.noise import clipped, noised, secret_generator
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.reply import check_reply
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
 from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
+from heterofl_flwr.methods.limits import LARGEST_ENTRY
 from heterofl_flwr.methods.nodes import Capability, Nodes
-from heterofl_flwr.nn.moments import Moments, check_layers
+from heterofl_flwr.methods.privacy import Privacy, clip_moments
+from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
 from heterofl_flwr.nn.static_norm import batch_norms
 
 State = dict[str, Tensor]
@@ -67,6 +72,8 @@ class Federation:
     shared
         Patterns (``fnmatch``) of the parameters that travel and are averaged. All others stay with their clients, of
         which each then has a model of its own.
+    privacy
+        What is clipped and noised.
     """
 
     build: Callable[[float], nn.Module]
@@ -78,6 +85,7 @@ class Federation:
     server_momentum: float = 0.0
     choose: SliceRule = "prefix"
     shared: Sequence[str] = ALL
+    privacy: Privacy = field(default_factory=Privacy)
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -96,6 +104,8 @@ class Federation:
         self.velocity: State
         self.forget()
         self._plans: dict[float, Plan] = {}
+        self._shared_plans: dict[float, Plan] = {}
+        self._shared_round = 0
         self._norms: dict[float, Mapping[str, int]] = {}
 
     @cached_property
@@ -121,10 +131,20 @@ class Federation:
         return self._plans[rate]
 
     def plan_of(self, server_round: int, node_id: int, rate: float) -> Plan:
-        """Return the slice that a client trains in a round."""
-        partition = self.nodes.partition(node_id)
+        """Return the slice that a client trains in a round; one that clients of a rate share is worked out once."""
+        if self.choose == "random-client":
+            return self._chosen(server_round, rate, self.nodes.partition(node_id))
+        if self.choose == "prefix":
+            return self.plan(rate)
+        if self._shared_round != server_round:
+            self._shared_round, self._shared_plans = server_round, {}
+        if rate not in self._shared_plans:
+            self._shared_plans[rate] = self._chosen(server_round, rate, partition=0)
+        return self._shared_plans[rate]
+
+    def _chosen(self, server_round: int, rate: float, partition: int) -> Plan:
         choose = chooser(self.choose, seed=self.seed, server_round=server_round, rate=rate, partition=partition)
-        return self.plan(rate) if choose is prefix else self.plan(rate).chosen(choose)
+        return self.plan(rate).chosen(choose)
 
     def initial_state(self) -> State:
         """Return the shared parameters of a freshly built global model, the same for equal seeds."""
@@ -146,18 +166,41 @@ class Federation:
         silent = Capability(capacity=self.mix.rates[-1])
         self.nodes.register({node: answer or silent for node, answer in answers.items()}, names, present)
 
-    def sample(self, server_round: int, node_ids: Sequence[int], fraction: float, purpose: str = "train") -> list[int]:
-        """Return the clients of a round: ``max(fraction * clients, 1)`` of them, without replacement."""
-        number = max(math.ceil(Fraction(str(fraction)) * len(node_ids)), 1)
-        return self.nodes.sample(node_ids, number, purpose, server_round, seed=self.seed)
+    def number(self, node_ids: Sequence[int], fraction: float) -> int:
+        """Return how many clients take part: ``max(fraction * clients, 1)``."""
+        return max(math.ceil(Fraction(str(fraction)) * len(node_ids)), 1)
+
+    def sample(
+        self,
+        server_round: int,
+        node_ids: Sequence[int],
+        fraction: float,
+        purpose: str = "train",
+        *,
+        among: Sequence[int] | None = None,
+        spare: float = 0.0,
+    ) -> list[int]:
+        """Return the clients of a round: ``number`` of them, without replacement, and that share of spare ones.
+
+        They are drawn ``among`` those that are there, which may be fewer.
+        """
+        number = self.number(node_ids, fraction)
+        number += math.ceil(Fraction(str(spare)) * number)
+        return self.nodes.sample(node_ids if among is None else among, number, purpose, server_round, seed=self.seed)
 
     def rate(self, server_round: int, node_id: int, num_partitions: int) -> float:
         """Return the rate at which a client trains in a round."""
         partition = self.nodes.partition(node_id)
         capacity = self.nodes[node_id].capacity
         if self.assignment == "fix":
-            return fixed_rate(self.mix, partition, num_partitions, capacity=capacity)
+            # A partition beyond what most clients say there are is a mistake, or a lie.
+            return fixed_rate(self.mix, min(partition, num_partitions - 1), num_partitions, capacity=capacity)
         return dynamic_rate(self.mix, seed=self.seed, server_round=server_round, partition=partition, capacity=capacity)
+
+    def holds_none(self, node_id: int) -> bool:
+        """Whether a client can hold no rate that it could be given."""
+        capacity = self.nodes[node_id].capacity
+        return self.assignment == "dynamic" and capacity is not None and capacity < self.mix.rates[-1]
 
     def add_moments(self, merged: dict[float, Moments], found: Mapping[float, Moments]) -> None:
         """Add a client's static batch norm moments to those of others; refuse them whole if any do not fit."""
@@ -165,6 +208,9 @@ class Federation:
             if own.kind != self.fidelity.moments:
                 raise ReplyError(f"moments of kind {own.kind}, expected {self.fidelity.moments}")
             check_layers(own, self.norms(rate))
+            check_possible(own)
+        if self.privacy.noise:
+            found = {rate: clip_moments(own, self.privacy.moments_clip) for rate, own in found.items()}
         merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
 
     def norms(self, rate: float) -> Mapping[str, int]:
@@ -174,9 +220,11 @@ class Federation:
             self._norms[rate] = {name: layer.num_features for name, layer in layers.items()}
         return self._norms[rate]
 
-    def open_round(self, state: Mapping[str, Tensor]) -> "Round":
-        """Begin a round that starts from this global state."""
-        return Round(self, self.check_state(state))
+    def open_round(
+        self, state: Mapping[str, Tensor], *, norm_bound: float = 0.0, labels: LabelRule = "sent"
+    ) -> "Round":
+        """Begin a round that starts from this global state; see ``Limits`` for the bound."""
+        return Round(self, self.check_state(state), norm_bound, labels)
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
         """Return the parameters of the model in a state; what else it holds, running statistics say, is not kept."""
@@ -187,10 +235,17 @@ class Federation:
 class Round:
     """One round: from the state that goes out to the mean of what comes back."""
 
-    def __init__(self, federation: Federation, state: State) -> None:
+    def __init__(self, federation: Federation, state: State, norm_bound: float, labels: LabelRule) -> None:
         self._federation = federation
         self._state = state
-        self._aggregator = Aggregator(state, federation.rows, extra_rows=federation.fidelity.extra_rows == "fixed")
+        self._labels = labels
+        self._aggregator = Aggregator(
+            state,
+            federation.rows,
+            extra_rows=federation.fidelity.extra_rows == "fixed",
+            largest=LARGEST_ENTRY,
+            norm_bound=norm_bound,
+        )
 
     @property
     def replies(self) -> int:
@@ -201,16 +256,37 @@ class Round:
         self, plan: Plan, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None, weight: float = 1.0
     ) -> None:
         """Add a client's reply; in HeteroFL every client counts once (section 3.1)."""
+        rows = max((len(self._state[name]) for name in self._federation.rows), default=0)
+        if labels is not None and self._federation.rows and len(labels) > rows:
+            raise ReplyError(f"{len(labels)} labels, expected up to {rows}: each class once")
         if isinstance(sub, Changes):
             sub = restore(plan, self._state, sub)
-        if self._federation.personal and not self._federation.rows:
-            labels = None  # the classifier stays with the clients
+        if (self._federation.personal and not self._federation.rows) or self._labels == "none":
+            labels = None  # the classifier stays with the clients, or all of its rows count
+        elif self._labels == "inferred":
+            labels = self._trained(plan, sub, weight)
+        clip = self._federation.privacy.clip
+        if clip:
+            check_reply(self._state, plan, sub, weight)
+            sub = clipped(plan.extract(self._state), sub, clip)
         self._aggregator.add(plan, sub, labels=labels, weight=weight)
+
+    def _trained(self, plan: Plan, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
+        """Return the classes whose rows a client trained; None where its slice has none, or only some."""
+        rows = {name: plan.axes[name] for name in self._federation.rows if name in plan.axes}
+        if not rows or any(axes[0].kept < axes[0].full for axes in rows.values()):
+            return None
+        check_reply(self._state, plan, sub, weight)
+        return trained_rows(Plan(rows).extract(self._state), sub, min(axes[0].kept for axes in rows.values()))
 
     @torch.no_grad()
     def close(self) -> State:
         """Return the global state after the round."""
+        privacy = self._federation.privacy
+        held = self._aggregator.held() if privacy.noise else {}
         new = self._aggregator.result()
+        if privacy.noise:
+            new = noised(new, held, privacy.noise * privacy.clip, secret_generator())
         momentum = self._federation.server_momentum
         if not momentum:
             return new

@@ -2,18 +2,23 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
-from heterofl_flwr.methods.queries import gather_nodes, query_moments
+from heterofl_flwr.methods.queries import Queries, gather_nodes, query_moments
 from heterofl_flwr.methods.replies import read_each, read_metrics, read_train_reply
 from heterofl_flwr.methods.rounds import EvaluateFn, Rounds, run_rounds
+from heterofl_flwr.methods.sending import first_replies
+from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms
 
 logger = logging.getLogger(__name__)
@@ -83,14 +88,14 @@ class HeteroFL(HeteroFLBase, Strategy):
         state = wire.tensors_of(arrays, "the server")
         rates = self._begin(server_round, self._available(grid), state)
         slices = slices_of(self.federation, arrays, state, self._plans.values())
-        self.log.bytes_down = sum(size_of(slices[plan]) for plan in self._plans.values())
-        form = {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
+        for node_id, plan in self._plans.items():
+            self._send(node_id, size_of(slices[plan]))
         self._sent = [
             instruction(
                 MessageType.TRAIN,
                 node_id,
                 slices[self._plans[node_id]],
-                {**config, **form, **self._told(server_round, node_id, rate)},
+                {**config, **self._form, **self._told(server_round, node_id, rate), **self._simulation.told(node_id)},
             )
             for node_id, rate in rates.items()
         ]
@@ -104,12 +109,19 @@ class HeteroFL(HeteroFLBase, Strategy):
         read_each(
             self._sent,
             replies,
-            lambda node_id, reply: self._take(node_id, read_train_reply(reply, f"node {node_id}")),
-            lambda node_id, fault: self._refuse(server_round, node_id, fault),
+            self._read_trained,
+            partial(self._refuse, server_round),
         )
         self._sent = []
         new = self._finish(server_round)
         return wire.record_of(new), MetricRecord(dict(self.log.train))
+
+    def _read_trained(self, node_id: int, reply: Message) -> None:
+        self._take(node_id, read_train_reply(reply, self._plan_as_sent(node_id), self.limits, f"node {node_id}"))
+
+    def _plan_as_sent(self, node_id: int) -> Plan:
+        """Return a client's plan, with the names that parameters have in messages."""
+        return self._plans[node_id]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -122,15 +134,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         told = {
             node_id: {**config, **self._told(server_round, node_id, rates[0])} for node_id, rates in rates_of.items()
         }
-        current = EvaluationRound(self.federation, arrays, rates_of, told)
-        self.moments = {}
-        # A model of a client's own is measured by that client.
-        asks = self.evaluation.static_norm and not self.federation.personal
-        if rates_of and asks and batch_norms(self.federation.model):
-            self.moments = query_moments(grid, self.federation, current.queries(), rates_of, timeout=self._timeout)
-            if (left := self._restrict(self.moments)) != rates_of:
-                current = EvaluationRound(self.federation, arrays, left, told)
-        self._sent = current.evaluations(self.moments)
+        self._sent = self._ask(server_round, grid, arrays, rates_of, told)
         return list(self._sent)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -138,14 +142,57 @@ class HeteroFL(HeteroFLBase, Strategy):
         answers: dict[int, tuple[int, Mapping[str, float]]] = {}
 
         def read(node_id: int, reply: Message) -> None:
-            answers[node_id] = read_metrics(reply, f"node {node_id}")
+            answers[node_id] = read_metrics(reply, self.limits, f"node {node_id}")
 
-        def refuse(node_id: int, fault: str) -> None:
-            logger.warning("round %d: node %s did not evaluate: %s", server_round, node_id, fault)
+        def refuse(node_id: int, fault: str, came: bool) -> None:
+            del came
+            self._refuse_evaluation(server_round, node_id, fault)
 
         read_each(self._sent, replies, read, refuse)
         self._sent = []
         return MetricRecord(dict(self._summarise(answers))) if answers else None
 
+    @property
+    def _form(self) -> dict[str, str]:
+        """What clients are told of the form in which parameters are wanted."""
+        return {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
+
+    def _ask(
+        self,
+        server_round: int,
+        grid: Grid,
+        arrays: ArrayRecord,
+        rates_of: Mapping[int, tuple[float, ...]],
+        told: Mapping[int, Mapping[str, object]],
+    ) -> list[Message]:
+        """Return the messages that ask for an evaluation, having asked for moments where the model needs them."""
+        current = EvaluationRound(self.federation, arrays, rates_of, told)
+        moments: dict[float, Moments] = {}
+        # A model of a client's own is measured by that client.
+        asks = self.evaluation.static_norm and not self.federation.personal
+        if rates_of and asks and batch_norms(self.federation.model):
+            found: dict[float, Moments] = {}
+
+            def add(node_id: int, own: Mapping[float, Moments]) -> None:
+                del node_id
+                self.federation.add_moments(found, own)
+
+            layers = {node: {rate: self.federation.norms(rate) for rate in own} for node, own in rates_of.items()}
+            queries = Queries(current.queries(), layers, self._timeout)
+            query_moments(grid, queries, add, partial(self._refuse_evaluation, server_round))
+            moments = self._release(found)
+            if (left := self._restrict(dict.fromkeys(rates_of, moments))) != rates_of:
+                current = EvaluationRound(self.federation, arrays, left, told)
+        self.moments = moments
+        return current.evaluations(moments)
+
+    def exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
+        """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""
+        if self.spare:
+            return first_replies(grid, messages, self._enough, timeout)
+        return grid.send_and_receive(messages, timeout=timeout)
+
     def _available(self, grid: Grid) -> list[int]:
-        return gather_nodes(grid, self.federation, self.min_available_nodes, self.wait)
+        return gather_nodes(
+            grid, self.federation, self.min_available_nodes, self.wait, timeout=min(QUERY_SECONDS, self._timeout)
+        )

@@ -1,6 +1,7 @@
 """What the server knows of its clients: partition, capacity, classes."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,8 @@ class Capability:
             exact_rate(self.capacity)
         if self.partition is not None and self.partition < 0:
             raise ConfigError(f"partition {self.partition} does not exist: expected a number from 0 up")
+        if self.num_examples < 0:
+            raise ConfigError(f"{self.num_examples} examples are not possible: expected a number from 0 up")
 
 
 class Nodes:
@@ -90,9 +93,12 @@ class Nodes:
         return self._partitions[node_id]
 
     def num_partitions(self, node_ids: Iterable[int]) -> int:
-        """Return how many clients there are: as many as they say, or as many as are known."""
+        """Return how many clients there are: as many as most of them say, or else as many as are known."""
         ids = list(node_ids)
-        said = [self._known[node_id].num_partitions or 0 for node_id in ids]
+        said = Counter(self._known[node_id].num_partitions or 0 for node_id in ids)
+        number, clients = said.most_common(1)[0] if said else (0, 0)
+        if number and 2 * clients > len(ids):
+            return max(len(ids), number)  # so that no single one can change the levels of all others
         return max([len(ids), *said, *(self._partitions[node_id] + 1 for node_id in ids)])
 
     def dealt(self) -> int:

@@ -1,7 +1,8 @@
 """Questions that the server asks before it sends work: who is there, what they can hold, their data's moments."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -18,12 +19,23 @@ from heterofl_flwr.nn.moments import Moments
 logger = logging.getLogger(__name__)
 
 
-def gather_nodes(grid: Grid, federation: Federation, minimum: int, wait: float) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Questions for static batch norm moments: the messages, each node's norm layers by rate, and the time."""
+
+    sent: Sequence[Message]
+    layers: Mapping[int, Mapping[float, Mapping[str, int]]]
+    timeout: float
+
+
+def gather_nodes(
+    grid: Grid, federation: Federation, minimum: int, wait: float, *, timeout: float = QUERY_SECONDS
+) -> list[int]:
     """Return the ids of the nodes that are there, having asked the new ones what they can hold."""
     return list(
         gather(
             lambda: sorted(grid.get_node_ids()),
-            lambda node_ids: learn_nodes(grid, federation, node_ids),
+            lambda node_ids: learn_nodes(grid, federation, node_ids, timeout),
             federation,
             minimum=minimum,
             wait=wait,
@@ -31,12 +43,12 @@ def gather_nodes(grid: Grid, federation: Federation, minimum: int, wait: float) 
     )
 
 
-def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int]) -> bool:
+def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], timeout: float = QUERY_SECONDS) -> bool:
     """Ask the nodes that are new what they can hold, if any are. One that gives no answer gets the smallest rate."""
     unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
     if not unseen:
         return False
-    config = wire.new_config({})
+    config = wire.new_config({wire.RATES: list(federation.mix.rates)})  # a node that measures itself chooses among them
     sent = [Message(RecordDict({wire.CONFIG: config}), node_id, wire.QUERY_CAPABILITY) for node_id in unseen]
     answers: dict[int, Capability | None] = {}
     silent: list[str] = []
@@ -44,11 +56,12 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int]) -> 
     def read(node_id: int, reply: Message) -> None:
         answers[node_id] = read_capability(reply, f"node {node_id}")
 
-    def refuse(node_id: int, fault: str) -> None:
+    def refuse(node_id: int, fault: str, came: bool) -> None:
+        del came
         answers[node_id] = None
         silent.append(f"node {node_id}: {fault}")
 
-    read_each(sent, grid.send_and_receive(sent, timeout=QUERY_SECONDS), read, refuse, HeteroFLError)
+    read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
     if silent:
         logger.warning(
             "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g: %s",
@@ -64,40 +77,47 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int]) -> 
 
 def query_moments(
     grid: Grid,
-    federation: Federation,
-    sent: Sequence[Message],
-    rates_of: Mapping[int, Sequence[float]],
-    *,
-    timeout: float,
-) -> dict[float, Moments]:
-    """Send the messages and return, for each rate, the moments of all clients that answered, merged."""
-    merged: dict[float, Moments] = {}
+    queries: Queries,
+    add: Callable[[int, Mapping[float, Moments]], None],
+    note: Callable[[int, str], None],
+) -> None:
+    """Send the messages and add what each node answers, moments by rate; ``add`` refuses what does not fit.
+
+    ``note`` takes a node and why its answer was not used.
+    """
     faults: list[str] = []
 
     def read(node_id: int, reply: Message) -> None:
         # All are read before any is added, so an answer that does not fit changes nothing.
-        federation.add_moments(merged, _read_moments(reply, rates_of[node_id], f"node {node_id}"))
+        add(node_id, _read_moments(reply, queries.layers[node_id], f"node {node_id}"))
 
-    def refuse(node_id: int, fault: str) -> None:
+    def refuse(node_id: int, fault: str, came: bool) -> None:
+        del came
         faults.append(f"node {node_id}: {fault}")
-        logger.warning("node %s gave no usable answer to %s: %s", node_id, wire.QUERY_MOMENTS, fault)
+        note(node_id, f"no usable answer to {wire.QUERY_MOMENTS}: {fault}")
 
-    read_each(sent, grid.send_and_receive(list(sent), timeout=timeout), read, refuse, HeteroFLError)
-    if not merged:
+    replies = grid.send_and_receive(list(queries.sent), timeout=queries.timeout)
+    read_each(queries.sent, replies, read, refuse, HeteroFLError)
+    if len(faults) == len(queries.sent):
         raise RoundError(
-            f"none of {len(sent)} nodes gave a usable answer to {wire.QUERY_MOMENTS}: let clients answer it "
+            f"none of {len(queries.sent)} nodes gave a usable answer to {wire.QUERY_MOMENTS}: let clients answer it "
             f"(answer_queries(app, build, data=...)) or evaluate without (Evaluation(static_norm=False)); "
             f"{'; '.join(faults[:3])}"
         )
-    return merged
 
 
-def _read_moments(reply: Message, rates: Sequence[float], sender: str) -> dict[float, Moments]:
+def _read_moments(reply: Message, layers: Mapping[float, Mapping[str, int]], sender: str) -> dict[float, Moments]:
+    """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
     wire.config_of(reply, sender)
     record = wire.arrays_in(reply.content).get(wire.MOMENTS)
     if record is None:
         raise ReplyError(f"{sender} sent no {wire.MOMENTS} record")
-    return {rate: wire.unpack_moments(record, rate, sender) for rate in rates}
+    most = 3 * sum(map(len, layers.values()))
+    if len(record) > most:
+        raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
+    widest = max((channels for own in layers.values() for channels in own.values()), default=0)
+    wire.check_sizes(record, dict.fromkeys(record, widest), sender)
+    return {rate: wire.unpack_moments(record, rate, sender) for rate in layers}
 
 
 def _names(grid: Grid, answers: Mapping[int, Capability | None]) -> dict[int, str]:

@@ -2,16 +2,22 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from reprlib import repr as shown
 
 from flwr.app import Message, MetricRecord
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.instructions import size_of
+from heterofl_flwr.methods.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.methods.nodes import Capability
 
 logger = logging.getLogger(__name__)
+
+SILENT = "no reply in time"
+"""What is noted of a node that gave no reply."""
 
 _SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
 
@@ -20,11 +26,12 @@ def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
     """Yield each node with its reply, or with None if it gave none, in the order of the messages sent.
 
     Only replies that come before their turn are held back, so replies that arrive in order are dropped one by one.
-    Replies of nodes that were not asked, or a second one of the same node, are dropped with a warning.
+    Replies of nodes that were not asked, to another message than this, or a second one of the same node, are dropped
+    with a warning.
     """
     order = [message.metadata.dst_node_id for message in sent]
     early: dict[int, Message] = {}
-    pending = set(order)
+    pending = dict(zip(order, sent, strict=True))
     position = 0
     for reply in replies:
         node_id = reply.metadata.src_node_id
@@ -32,10 +39,10 @@ def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
             # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
             about = reply.metadata.reply_to_message_id
             node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
-        if node_id not in pending:
-            logger.warning("a reply of node %s is dropped: it was not asked, or has answered already", node_id)
+        if node_id not in pending or not _answers(reply, pending[node_id]):
+            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
             continue
-        pending.discard(node_id)
+        del pending[node_id]
         early[node_id] = reply
         del reply  # the consumer alone decides how long a reply lives
         while position < len(order) and order[position] in early:
@@ -45,10 +52,16 @@ def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
         yield node_id, early.pop(node_id, None)
 
 
+def _answers(reply: Message, asked: Message) -> bool:
+    """Whether a reply is one to this message, and not to that of an earlier round."""
+    id_ = asked.metadata.message_id  # which some grids give to a copy only
+    return not id_ or reply.metadata.reply_to_message_id == id_
+
+
 def fault_of(reply: Message | None) -> str | None:
     """Return why a node gave no usable reply, or None if it did."""
     if reply is None:
-        return "no reply in time"
+        return SILENT
     if reply.has_error():
         return f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
     return None
@@ -58,7 +71,7 @@ def read_each(
     sent: Sequence[Message],
     replies: Iterable[Message],
     read: Callable[[int, Message], None],
-    refuse: Callable[[int, str], None],
+    refuse: Callable[[int, str, bool], None],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> None:
     """Read the replies in the order of the messages; refuse, with a reason, what failed or cannot be used.
@@ -69,56 +82,51 @@ def read_each(
         As ``in_order`` takes them.
     read : Callable[[int, Message], None]
         Takes a node and its reply; raises ``unusable`` where it does not fit.
-    refuse : Callable[[int, str], None]
-        Takes a node and what is wrong.
+    refuse : Callable[[int, str, bool], None]
+        Takes a node, what is wrong, and whether there was a reply.
     unusable : type[HeteroFLError]
         What ``read`` may raise.
     """
     for node_id, reply in in_order(sent, replies):
         fault = fault_of(reply)
-        if reply is not None and fault is None:
-            try:
-                read(node_id, reply)
-            except unusable as error:
-                fault = str(error)
-        if fault is not None:
-            refuse(node_id, fault)
+        if reply is None or fault is not None:
+            refuse(node_id, short(fault or ""), False)
+            continue
+        try:
+            read(node_id, reply)
+        except unusable as error:
+            refuse(node_id, short(str(error)), True)
 
 
-def read_train_reply(reply: Message, sender: str) -> TrainReply:
+def read_train_reply(reply: Message, plan: Plan, limits: Limits, sender: str) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
     config = wire.config_of(reply, sender)
     records = wire.arrays_in(reply.content)
-    sub = wire.unpack_trained(records, wire.upload_of(config, sender), sender)
-    num_examples, metrics = read_metrics(reply, sender)
+    sub = wire.unpack_trained(records, wire.upload_of(config, sender), plan, sender)
+    num_examples, metrics = read_metrics(reply, limits, sender)
     labels = config.get(wire.LABELS)
     if labels is not None and not isinstance(labels, list):
-        raise ReplyError(f"{sender} sent {labels!r} as labels, expected a list of whole numbers")
+        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
     capacity = wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None
     num_bytes = sum(map(size_of, records.values()))
     return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
 
 
-def read_metrics(reply: Message, sender: str) -> tuple[int, dict[str, float]]:
+def read_metrics(reply: Message, limits: Limits, sender: str) -> tuple[int, dict[str, float]]:
     """Return the number of examples and the other metrics of a reply; lists among them are left out."""
     record = reply.content.get(wire.METRICS)
     if not isinstance(record, MetricRecord):
         raise ReplyError(f"{sender} sent no {wire.METRICS} record")
-    num_examples = record.get(wire.NUM_EXAMPLES)
-    if not isinstance(num_examples, int) or num_examples < 0:
-        raise ReplyError(f"{sender} sent {num_examples!r} as {wire.NUM_EXAMPLES}, expected a whole number from 0 up")
-    numbers = {
-        key: float(value)
-        for key, value in record.items()
-        if key != wire.NUM_EXAMPLES and isinstance(value, int | float)
-    }
-    return num_examples, numbers
+    num_examples = read_number(record.get(wire.NUM_EXAMPLES), limits.examples, sender)
+    return num_examples, read_numbers(((key, own) for key, own in record.items() if key != wire.NUM_EXAMPLES), sender)
 
 
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return what a node says of itself."""
     config = wire.config_of(reply, sender)
     labels = config.get(wire.LABELS)
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(own, int) for own in labels)):
+        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
     return Capability(
         capacity=wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None,
         partition=wire.value_of(config, wire.PARTITION, int, sender) if wire.PARTITION in config else None,
@@ -126,5 +134,5 @@ def read_capability(reply: Message, sender: str) -> Capability:
         if wire.NUM_PARTITIONS in config
         else None,
         num_examples=wire.value_of(config, wire.NUM_EXAMPLES, int, sender) if wire.NUM_EXAMPLES in config else 0,
-        labels=tuple(labels) if isinstance(labels, list) else None,  # type: ignore[arg-type]
+        labels=None if labels is None else tuple(labels),  # type: ignore[arg-type]
     )

@@ -77,7 +77,7 @@ def _line(record: RoundRecord, num_rounds: int) -> str:
 
 def _train(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, server_round: int) -> None:
     messages = strategy.configure_train(server_round, result.arrays, rounds.train_config, grid)
-    arrays, metrics = strategy.aggregate_train(server_round, grid.send_and_receive(messages, timeout=rounds.timeout))
+    arrays, metrics = strategy.aggregate_train(server_round, strategy.exchange(grid, messages, rounds.timeout))
     del messages
     if arrays is not None:
         result.arrays = arrays

@@ -1,6 +1,6 @@
 """Moments of the inputs of batch norm layers: what clients send, what the server adds up."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,9 @@ from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.errors import DataError, ShapeError
 
 _PARTS = ("count", "first", "second")
+
+MOST = 2**53
+"""A larger count is not exact in the sums."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +111,26 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
     _check_fit(channels, _channels(moments))
 
 
+def check_possible(moments: Moments) -> None:
+    """Refuse sums that no data have: they would make statistics that are no numbers, or no variances."""
+    for name, layer in moments.layers.items():
+        if not all(_fits_data(moments.kind, layer)):
+            raise DataError(f"moments of {name} are those of no data: a count of {layer.count} does not fit its sums")
+
+
+def _fits_data(kind: Choice, layer: LayerMoments) -> Iterator[bool]:
+    largest = torch.finfo(torch.float32).max
+    count, first, second = layer.count, layer.first.double(), layer.second.double()
+    yield count <= MOST
+    yield bool((first.abs() <= count * largest).all() and (second >= 0).all())
+    if kind == "fixed":
+        yield count != 1  # which has no variance
+        yield bool((second <= count * largest**2).all())
+        yield bool((second * count >= first**2 * (1 - 1e-6)).all())
+    else:
+        yield bool((second <= count * largest).all())
+
+
 def _channels(moments: Moments) -> dict[str, int]:
     return {name: len(layer.first) for name, layer in moments.layers.items()}
 
@@ -131,4 +154,6 @@ def _add(one: LayerMoments, two: LayerMoments) -> LayerMoments:
 def _read(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
     if count.numel() != 1:
         raise ShapeError(f"a count of moments has shape {tuple(count.shape)}, expected one number")
+    if not first.is_floating_point() or not second.is_floating_point():
+        raise DataError(f"sums of moments are {first.dtype} and {second.dtype}, expected torch.float64")
     return LayerMoments(int(count), first.double(), second.double())

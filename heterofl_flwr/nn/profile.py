@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -55,6 +54,8 @@ def profile(model: nn.Module, example_input: torch.Tensor) -> Profile:
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # brings a compiler, which no client needs to start
+
     probe = copy.deepcopy(model).eval()
     for norm in batch_norms(probe).values():
         # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.
@@ -70,6 +71,19 @@ def profile(model: nn.Module, example_input: torch.Tensor) -> Profile:
         probe(example_input.to(_device(model)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Profile(parameters, counter.get_total_flops() // 2, sum(printed.values()), parameters * 4 / 1024**2)
+
+
+def build_and_profile(
+    build: Callable[[float], nn.Module], rate: float, example_input: torch.Tensor
+) -> tuple[nn.Module, Profile]:
+    """Return the model of a rate and its profile; it is built without memory for its values where that works.
+
+    Torch's global generators are left as they were.
+    """
+    try:
+        return _build_and_profile(build, rate, example_input, "meta")
+    except (NotImplementedError, RuntimeError):  # a model that cannot be built or run without numbers
+        return _build_and_profile(build, rate, example_input, "cpu")
 
 
 def profile_mix(
@@ -94,6 +108,15 @@ def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
         megabytes=mix.mean({rate: one.megabytes for rate, one in profiles.items()}),
         ratio=parameters / profiles[mix.global_rate].parameters,
     )
+
+
+def _build_and_profile(
+    build: Callable[[float], nn.Module], rate: float, example_input: torch.Tensor, device: str
+) -> tuple[nn.Module, Profile]:
+    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
+        with torch.device(device):
+            model = build(rate)
+        return model, profile(model, example_input)
 
 
 def _device(model: nn.Module) -> torch.device:

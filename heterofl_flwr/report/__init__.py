@@ -1,18 +1,26 @@
-"""What a run leaves behind: its folder, the lines it prints, tables, figures and one HTML page."""
+"""What a run leaves behind: its folder, the lines it prints, tables, figures and one HTML page.
 
-from heterofl_flwr.report.checkpoint import Best, Checkpoint
-from heterofl_flwr.report.console import Console
-from heterofl_flwr.report.costs import Costs, LevelCost, ModelCosts
-from heterofl_flwr.report.deal import Deal
-from heterofl_flwr.report.early_stopping import EarlyStopping
-from heterofl_flwr.report.html import write_report
-from heterofl_flwr.report.models import save_models
-from heterofl_flwr.report.plan_picture import draw_plans
-from heterofl_flwr.report.recorder import Recorder
-from heterofl_flwr.report.run_folder import RunFolder
-from heterofl_flwr.report.tables import summary_table
-from heterofl_flwr.report.tensorboard import TensorBoard
-from heterofl_flwr.report.trackers import MLflow, WandB
+The names below are loaded when they are first used: a client keeps files, and needs none of what draws.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heterofl_flwr.report.checkpoint import Best, Checkpoint
+    from heterofl_flwr.report.console import Console
+    from heterofl_flwr.report.costs import Costs, LevelCost, ModelCosts
+    from heterofl_flwr.report.deal import Deal
+    from heterofl_flwr.report.early_stopping import EarlyStopping
+    from heterofl_flwr.report.html import write_report
+    from heterofl_flwr.report.metrics import seconds_to
+    from heterofl_flwr.report.models import save_models
+    from heterofl_flwr.report.plan_picture import draw_plans
+    from heterofl_flwr.report.recorder import Recorder
+    from heterofl_flwr.report.run_folder import RunFolder
+    from heterofl_flwr.report.tables import summary_table
+    from heterofl_flwr.report.tensorboard import TensorBoard
+    from heterofl_flwr.report.trackers import MLflow, WandB
 
 __all__ = [
     "Best",
@@ -30,6 +38,40 @@ __all__ = [
     "WandB",
     "draw_plans",
     "save_models",
+    "seconds_to",
     "summary_table",
     "write_report",
 ]
+
+_HOMES = {
+    "Best": "heterofl_flwr.report.checkpoint",
+    "Checkpoint": "heterofl_flwr.report.checkpoint",
+    "Console": "heterofl_flwr.report.console",
+    "Costs": "heterofl_flwr.report.costs",
+    "Deal": "heterofl_flwr.report.deal",
+    "EarlyStopping": "heterofl_flwr.report.early_stopping",
+    "LevelCost": "heterofl_flwr.report.costs",
+    "MLflow": "heterofl_flwr.report.trackers",
+    "ModelCosts": "heterofl_flwr.report.costs",
+    "Recorder": "heterofl_flwr.report.recorder",
+    "RunFolder": "heterofl_flwr.report.run_folder",
+    "TensorBoard": "heterofl_flwr.report.tensorboard",
+    "WandB": "heterofl_flwr.report.trackers",
+    "draw_plans": "heterofl_flwr.report.plan_picture",
+    "save_models": "heterofl_flwr.report.models",
+    "seconds_to": "heterofl_flwr.report.metrics",
+    "summary_table": "heterofl_flwr.report.tables",
+    "write_report": "heterofl_flwr.report.html",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.report import text
-from heterofl_flwr.report.metrics import KINDS, SCOPES, headline_kind, of_level
+from heterofl_flwr.report.metrics import KINDS, SCOPES, families, headline_kind, of_level
 
 Field = tuple[str, str]
 BAR = 12
@@ -100,7 +100,11 @@ def _scores(record: RoundRecord) -> Iterator[Field]:
         name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), None)
         if name:
             yield scope, text.score(name, record.evaluate[name])
+    for family, name in families([record], headline_kind([record])).items():
+        yield family, text.score(name, record.evaluate[name])
     yield "sent", text.size(record.bytes_down + record.bytes_up)
+    if record.simulated_seconds:
+        yield "simulated", text.duration(record.simulated_seconds)
     if record.failures:
         yield "failed", str(len(record.failures))
 

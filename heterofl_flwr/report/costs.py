@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.nn.profile import Profile, profile
+from heterofl_flwr.nn.profile import build_and_profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +68,25 @@ class ModelCosts:
         return cls(values["global_rate"], tuple(sorted(levels, key=lambda cost: -cost.rate)))
 
 
+Build = Callable[[float], nn.Module]
+
+
 class Costs:
     """Measures what a user's model costs at the rates of a mix, and at any other rate that turns up.
 
     Parameters
     ----------
-    build : Callable[[float], nn.Module]
-        From a rate to a model.
+    build : Callable[[float], nn.Module] | Mapping[str, Callable[[float], nn.Module]]
+        From a rate to a model; or that of each family by name, as ``Hybrid`` takes them. A rate's costs are then the
+        means over families, which have equally many clients.
     mix : Mix
         The run's mix.
     example : torch.Tensor
         A batch of one input.
     """
 
-    def __init__(self, build: Callable[[float], nn.Module], mix: Mix, example: torch.Tensor) -> None:
-        self.build = build
+    def __init__(self, build: Build | Mapping[str, Build], mix: Mix, example: torch.Tensor) -> None:
+        self.builds = build if isinstance(build, Mapping) else {"": build}
         self.mix = mix
         self._example = example
         self._known: dict[float, LevelCost] = {}
@@ -99,15 +103,12 @@ class Costs:
         return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
 
     def _measure(self, rate: float) -> LevelCost:
-        try:
-            model, cost = self._profiled(rate, "meta")
-        except (NotImplementedError, RuntimeError):  # a model that cannot be built or run without numbers
-            model, cost = self._profiled(rate, "cpu")
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return LevelCost(level_name(rate), rate, cost.parameters, cost.macs, cost.printed_flops, size)
+        found = [self._cost(build, rate) for build in self.builds.values()]
+        means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
+        return LevelCost(level_name(rate), rate, *means)
 
-    def _profiled(self, rate: float, device: str) -> tuple[nn.Module, Profile]:
-        with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
-            with torch.device(device):
-                model = self.build(rate)
-            return model, profile(model, self._example)
+    def _cost(self, build: Build, rate: float) -> tuple[int, int, int, int]:
+        """Return the numbers of a ``LevelCost``."""
+        model, cost = build_and_profile(build, rate, self._example)
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        return cost.parameters, cost.macs, cost.printed_flops, size

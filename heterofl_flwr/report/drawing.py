@@ -12,6 +12,7 @@ from heterofl_flwr.report.theme import light, with_variables
 
 SIZE = (4.4, 2.75)  # inches; small, so that text stays readable when a phone shrinks the figure
 SMALL = 9.0  # points
+LINE, MARK = 66, 5  # letters of that size in a line of a legend, and those that an entry's mark takes
 
 
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -29,14 +30,15 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def add_legend(axes: Axes) -> None:
-    """Put the legend above the axes, where it covers nothing."""
-    handles, _ = axes.get_legend_handles_labels()
+def add_legend(axes: Axes, columns: int | None = None) -> None:
+    """Put the legend above the axes, where it covers nothing; in as many columns as fit, if it is not told."""
+    handles, names = axes.get_legend_handles_labels()
     if handles:
+        longest = max(map(len, names)) + MARK
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=min(len(handles), 6),
+            ncols=columns or min(len(handles), 6, max(LINE // longest, 1)),
             borderaxespad=0.2,
             frameon=False,
             fontsize=SMALL,
@@ -50,6 +52,14 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """Return the figure as PNG, on white."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def to_svg_file(figure: Figure, name: str) -> bytes:
+    """Return the figure as an SVG file of its own, the same for the same points."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

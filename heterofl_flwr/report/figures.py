@@ -1,7 +1,7 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,11 +14,12 @@ from heterofl_flwr.report import text
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.deal import Deal, draw_deal
 from heterofl_flwr.report.drawing import SMALL, add_legend, new_axes
-from heterofl_flwr.report.metrics import SCOPES, headline_kind, of_level, points
+from heterofl_flwr.report.metrics import SCOPES, families, headline_kind, of_level, points
 from heterofl_flwr.report.summary import full_bytes, level_points, level_rows, macs_shares, savings, shells
 from heterofl_flwr.report.theme import light, series
 
-Points = tuple[Sequence[int], Sequence[float]]
+Points = tuple[Sequence[float], Sequence[float]]
+TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 FEW = 30
 """With fewer points than this, each is marked."""
 
@@ -40,12 +41,21 @@ TEXTS = {
         "limited to its classes. Worst: the client with the lowest value.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
+    "families": ("{kind} by family", "The full model of each family, as the global one of the learning curves."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
     "bytes": (
         "Bytes sent",
         "Both ways, summed over rounds, beside FedAvg with the full-size model on the same clients.",
     ),
     "for-bytes": ("{kind} for bytes", "What each byte bought: the metric over all that was sent by then."),
+    "for-time": (
+        "{kind} over simulated time",
+        "Training as long as it would take on the simulated devices; evaluation takes no time.",
+    ),
+    "for-energy": (
+        "{kind} for energy, an estimate",
+        "What training would cost all simulated devices together, work in vain included, as their profiles have it.",
+    ),
     "multiplications": (
         "Multiplications",
         "Per client and sample, as a share of what the full-size model needs; dashed: the mean.",
@@ -70,9 +80,14 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Dea
     figures = {
         "learning-curves": _learning_curves(records, kind),
         "levels": _level_curves(records, costs, kind),
+        "families": _curves(
+            ((family, _evaluated(records, name)) for family, name in families(records, kind).items()), kind
+        ),
         "loss": _losses(records),
         "bytes": _bytes(records, costs),
         "for-bytes": _for_bytes(records, kind),
+        "for-time": _for_time(records, kind),
+        "for-energy": _for_energy(records, kind),
         "multiplications": _multiplications(records, costs),
         "trained": _trained(records, costs),
         "time": _times(records),
@@ -118,19 +133,43 @@ def _bytes(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure |
     axes.plot(rounds, sent, color=light("blue"), label="this run")
     axes.fill_between(rounds, sent, color=light("blue"), alpha=0.12, linewidth=0)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(_size))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(text.size(value))))
     return _finished(figure, axes)
 
 
 def _for_bytes(records: Sequence[RoundRecord], kind: str) -> Figure | None:
-    total = dict(zip((record.server_round for record in records), _totals(records), strict=True))
+    return _for_total(records, kind, _totals(records), "sent in total", text.size)
+
+
+def _for_time(records: Sequence[RoundRecord], kind: str) -> Figure | None:
+    seconds = list(accumulate(record.simulated_seconds for record in records))
+    if not seconds or not seconds[-1]:
+        return None
+    unit, name = next((own for own in TIMES if seconds[-1] >= 2 * own[0]), TIMES[-1])
+    return _for_total(records, kind, [value / unit for value in seconds], f"simulated {name}")
+
+
+def _for_energy(records: Sequence[RoundRecord], kind: str) -> Figure | None:
+    joules = list(accumulate(record.joules for record in records))
+    return _for_total(records, kind, joules, "estimated energy", text.energy) if joules and joules[-1] else None
+
+
+def _for_total(
+    records: Sequence[RoundRecord],
+    kind: str,
+    totals: Sequence[float],
+    xlabel: str,
+    label: Callable[[float], str] | None = None,
+) -> Figure | None:
+    """Draw the metric over what was spent by then; ``label`` writes the ticks."""
+    total = {float(record.server_round): own for record, own in zip(records, totals, strict=True)}
     curves = []
     for scope in SCOPES:
         rounds, values = _evaluated(records, f"{scope}-{kind}")
         curves.append((scope, ([total[server_round] for server_round in rounds], values)))
-    figure = _curves(curves, kind, (0, 1, 4), xlabel="sent in total")
-    if figure:
-        figure.axes[0].xaxis.set_major_formatter(FuncFormatter(_size))
+    figure = _curves(curves, kind, (0, 1, 4), xlabel=xlabel)
+    if figure and label:
+        figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(label(value))))
     return figure
 
 
@@ -216,13 +255,7 @@ def _totals(records: Sequence[RoundRecord]) -> list[int]:
     return list(accumulate(record.bytes_down + record.bytes_up for record in records))
 
 
-def _size(value: float, position: int | None) -> str:
-    """Return bytes as the label of a tick."""
-    del position
-    return text.size(value).replace(".00 ", " ").replace(".0 ", " ")
-
-
-def _marker(rounds: Sequence[int]) -> str:
+def _marker(rounds: Sequence[float]) -> str:
     return "o" if len(rounds) < FEW else ""
 
 

@@ -50,19 +50,28 @@ def record_of(values: Mapping[str, Any]) -> RoundRecord:
         seconds=float(values["seconds"]),
         learning_rate=float(values["learning_rate"]),
         rates={int(partition): float(rate) for partition, rate in values["rates"].items()},
-        failures={int(partition): str(why) for partition, why in values.get("failures", {}).items()},
+        failures=_reasons(values.get("failures", {})),
+        refused=tuple(int(partition) for partition in values.get("refused", ())),
         train=_floats(values.get("train", {})),
         train_by_level={level: _floats(own) for level, own in values.get("train_by_level", {}).items()},
         evaluate=_floats(values.get("evaluate", {})),
         evaluate_by_level={level: _floats(own) for level, own in values.get("evaluate_by_level", {}).items()},
+        evaluate_failures=_reasons(values.get("evaluate_failures", {})),
+        privacy=_floats(values.get("privacy", {})),
         bytes_down=int(values.get("bytes_down", 0)),
         bytes_up=int(values.get("bytes_up", 0)),
+        simulated_seconds=float(values.get("simulated_seconds", 0)),
+        joules=float(values.get("joules", 0)),
     )
 
 
 def before(records: Sequence[RoundRecord], first_round: int) -> list[RoundRecord]:
     """Return the records of the rounds before one."""
     return [record for record in records if record.server_round < first_round]
+
+
+def _reasons(values: Mapping[str, Any]) -> dict[int, str]:
+    return {int(partition): str(why) for partition, why in values.items()}
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:

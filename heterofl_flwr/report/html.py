@@ -13,7 +13,7 @@ from heterofl_flwr.report.files import to_json, write_atomic
 from heterofl_flwr.report.metrics import SCOPES, headline_kind, scores
 from heterofl_flwr.report.page import PAGE, STYLE
 from heterofl_flwr.report.run_folder import RunFolder, flatten
-from heterofl_flwr.report.summary import failure_rows, level_rows, savings
+from heterofl_flwr.report.summary import failure_rows, level_rows, on_devices, savings
 from heterofl_flwr.report.tables import level_cells, level_heads, score_cells
 
 Rows = Iterable[Sequence[str]]
@@ -78,6 +78,9 @@ def _cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> str:
     cards.append(("clients", str(len(clients)), f"{asked / rounds:.4g} a round"))
     cards.append(("failures", str(failed), f"of {asked} requests"))
     cards.append(("run time", text.duration(seconds), f"{text.duration(seconds / rounds)} a round"))
+    cards += _device_cards(records)
+    if records and (privacy := records[-1].privacy):
+        cards.append(("epsilon", f"{privacy['epsilon']:.3g}", f"at delta {privacy['delta']:g}, of each client"))
     items = (
         f"<div class='card'><small>{escape(head)}</small><b>{escape(value)}</b><small>{escape(note)}</small></div>"
         for head, value, note in cards
@@ -103,6 +106,14 @@ def _saving_cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> I
         return
     yield "bytes saved", text.percent(1 - saved.bytes_share), f"{sent}; FedAvg: {text.size(saved.bytes_full)}"
     yield "multiplications saved", text.percent(1 - saved.macs_share), "against full-size FedAvg"
+
+
+def _device_cards(records: Sequence[RoundRecord]) -> Iterator[Card]:
+    found = on_devices(records)
+    if found:
+        best = f"best {found.metric} after {text.duration(found.best_seconds)}" if found.metric else "of training"
+        yield "time on devices, simulated", text.duration(found.seconds), best
+        yield "energy, an estimate", text.energy(found.joules), "of all simulated devices, for training"
 
 
 def _figures(drawings: Sequence[Drawing]) -> str:

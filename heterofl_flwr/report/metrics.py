@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from heterofl_flwr.methods.callbacks import RoundRecord
 
@@ -53,6 +54,13 @@ def of_level(values: Mapping[str, float], kind: str) -> float | None:
     return values[found] if found else next((values[name] for name in values if name.endswith(kind)), None)
 
 
+def families(records: Sequence[RoundRecord], kind: str) -> dict[str, str]:
+    """Return, by family, the name of its model's metric of a kind (``Hybrid``); none where there are no families."""
+    names = dict.fromkeys(name for record in records for name in record.evaluate)
+    ends = f"/global-{kind}"
+    return {name.removesuffix(ends): name for name in names if name.endswith(ends)}
+
+
 def points(
     records: Sequence[RoundRecord], value_of: Callable[[RoundRecord], float | None]
 ) -> tuple[list[int], list[float]]:
@@ -60,6 +68,26 @@ def points(
     found = [(record.server_round, value_of(record)) for record in records]
     known = [(server_round, value) for server_round, value in found if value is not None]
     return [server_round for server_round, _ in known], [value for _, value in known]
+
+
+def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
+    """Return after how much simulated time a metric of evaluation was first as good as a value; None if it never was.
+
+    Parameters
+    ----------
+    records : Sequence[RoundRecord]
+        The history.
+    name : str
+        The metric, such as ``global-accuracy``.
+    value : float
+        What it is to reach: that or more, or, for a loss or a perplexity, that or less.
+    """
+    passed = accumulate(record.simulated_seconds for record in records)
+    for record, seconds in zip(records, passed, strict=True):
+        found = record.evaluate.get(name, math.nan)
+        if found == value or is_better(found, value, mode_of(name)):
+            return seconds
+    return None
 
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
@@ -74,6 +102,8 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     named |= {f"train/{name}": value for name, value in record.train.items()}
     for group, by_level in (("evaluate", record.evaluate_by_level), ("train", record.train_by_level)):
         named |= {f"{group}/{level}/{name}": value for level, own in by_level.items() for name, value in own.items()}
+    if record.simulated_seconds or record.joules:
+        named |= {"round/simulated-seconds": record.simulated_seconds, "round/joules-estimate": record.joules}
     return named | {
         "round/seconds": record.seconds,
         "round/learning-rate": record.learning_rate,

@@ -19,6 +19,7 @@ def save_models(
     *,
     moments: Mapping[float, State] | None = None,
     record: RoundRecord | None = None,
+    family: str = "",
 ) -> None:
     """Write the model of each rate as safetensors with a JSON file beside it.
 
@@ -39,23 +40,34 @@ def save_models(
         activations than the same channels of the global one, so its moments cannot be cut from the global model's.
     record : RoundRecord | None
         The last round with evaluation, for the metrics in the JSON files.
+    family : str
+        Whose model it is, where there are several (``Hybrid``): part of the files' names.
     """
+    whole, by_level = (record.evaluate, record.evaluate_by_level) if record else ({}, {})
     with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
         models = {rate: build(rate) for rate in rates}
     for rate, model in models.items():
         plan = Plan.of(models[max(rates)], model)
         level = level_name(rate)
-        metrics = dict(record.evaluate_by_level.get(level, {})) if record else {}
-        if record and rate == max(rates):
-            metrics = {**record.evaluate, **metrics}
-        facts = {
+        metrics = _of_family(family, by_level.get(level, {}))
+        if rate == max(rates):
+            metrics = {**_of_family(family, whole), **metrics}
+        facts: dict[str, object] = {
             "rate": rate,
             "global_rate": max(rates),
             "parameters": plan.parameters,
             "server_round": record.server_round if record else None,
             "metrics": metrics,
         }
-        folder.save_model(level, plan.extract(state), (moments or {}).get(rate, {}), facts)
+        facts |= {"level": level, "family": family} if family else {}
+        name = f"{family}-{level}" if family else level
+        folder.save_model(name, plan.extract(state), (moments or {}).get(rate, {}), facts)
+
+
+def _of_family(family: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return a family's own metrics; where there are none, all."""
+    prefix = f"{family}/" if family else ""
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def moments_by_rate(moments: State, global_rate: float) -> dict[float, State]:

@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,13 @@ def commit() -> str:
     """
     found = (commit_of(checkout, PACKAGE.name) for checkout in (PACKAGE.parent, _editable()) if checkout)
     return next(filter(None, found), UNKNOWN)
+
+
+def command() -> str:
+    """Return the command that started this process, as one would type it: a module that was run is named as one."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    words = sys.argv if spec is None else ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return shlex.join(words)
 
 
 @cache

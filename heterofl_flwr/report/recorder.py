@@ -7,6 +7,7 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.methods.families import within
 from heterofl_flwr.report.checkpoint import Best, Checkpoint
 from heterofl_flwr.report.costs import Costs
 from heterofl_flwr.report.metrics import headline, is_better, mode_of
@@ -97,8 +98,10 @@ class Recorder(RoundCallback):
             self._save(self._last)
         if self._costs and self._models:
             rates = self._costs.mix.rates
-            moments = moments_by_rate(self._last.moments, max(rates)) if self._last else {}
-            save_models(self.folder, self._costs.build, rates, state, moments=moments, record=self._evaluated)
+            for name, build in self._costs.builds.items():
+                own = moments_by_rate(within(name, self._last.moments), max(rates)) if self._last else {}
+                final = within(name, state)
+                save_models(self.folder, build, rates, final, moments=own, record=self._evaluated, family=name)
         if self._metric and not self.best:
             log.warning("no evaluation gave %s, so there is no best state", self._metric)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))

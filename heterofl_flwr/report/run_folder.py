@@ -2,9 +2,7 @@
 
 import json
 import platform
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +17,7 @@ from heterofl_flwr.report.checkpoint import Checkpoint, pack
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.deal import Deal
 from heterofl_flwr.report.files import remove, to_json, write_atomic
-from heterofl_flwr.report.origin import commit, machine
+from heterofl_flwr.report.origin import command, commit, machine
 from heterofl_flwr.report.states import states_in
 
 
@@ -62,6 +60,7 @@ class RunFolder:
         resume: bool = False,
         may_differ: Sequence[str] = (),
         about: Mapping[str, object] | None = None,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, object]] = dict,
     ) -> None:
         """Make the folder ready for a run, or take up the run that is in it.
 
@@ -75,20 +74,22 @@ class RunFolder:
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
             More that the report shall tell: a ``title``, the ``device``.
+        complete : Callable[[Mapping[str, Any]], Mapping[str, object]]
+            Returns the settings of the run that is there with those that it could not know yet.
 
         Raises
         ------
         ConfigError
             If there is a run and it is not to be resumed, if there is none and it is, or if settings differ.
         """
-        differences = self._differences(settings, may_differ) if self.started else []
+        differences = self._differences(settings, complete, may_differ) if self.started else []
         if resume:
             self._check_resumable(differences)
         elif self.started and (differences or self._has_rounds()):
             raise ConfigError(self._occupied(differences))
         then = self.about() if resume else {}
         starts = [*then.get("starts", []), datetime.now().astimezone().isoformat(timespec="seconds")]
-        facts = {**then, "command": shlex.join(sys.argv), **(about or {}), "starts": starts, "versions": _versions()}
+        facts = {**then, "command": command(), **(about or {}), "starts": starts, "versions": _versions()}
         for name, now in (("commits", commit()), ("machines", machine())):
             facts[name] = [*then.get(name, []), now]  # one a start, as the times
         self._write({**(self._read() if resume else {}), "settings": settings, "about": facts})
@@ -163,9 +164,14 @@ class RunFolder:
     def _has_rounds(self) -> bool:
         return self._history.exists() or checkpoints.has_checkpoint(self._checkpoints)
 
-    def _differences(self, settings: Mapping[str, object], may_differ: Sequence[str]) -> list[str]:
+    def _differences(
+        self,
+        settings: Mapping[str, object],
+        complete: Callable[[Mapping[str, Any]], Mapping[str, object]],
+        may_differ: Sequence[str],
+    ) -> list[str]:
         # A journey through JSON makes tuples and lists, and paths and their text, equal.
-        new, old = flatten(json.loads(to_json(settings))), flatten(self.settings())
+        new, old = (flatten(json.loads(to_json(own))) for own in (settings, complete(self.settings())))
         keys = [key for key in {**old, **new} if key not in may_differ]
         return [f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys if _differ(old, new, key)]
 

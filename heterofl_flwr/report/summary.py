@@ -4,11 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report.costs import LevelCost, ModelCosts
-from heterofl_flwr.report.metrics import headline_kind, of_level, points
+from heterofl_flwr.report.metrics import headline, headline_kind, of_level, points, scores, seconds_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,26 @@ class Savings:
     def bytes_share(self) -> float:
         """Bytes of this run over those of FedAvg."""
         return self.bytes_sent / self.bytes_full if self.bytes_full else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevices:
+    """What training takes on the simulated devices.
+
+    Attributes
+    ----------
+    seconds, joules
+        Of all rounds; the energy is an estimate.
+    metric
+        By what the run is judged; empty where no round was evaluated.
+    best_seconds
+        After how many of these seconds the metric was first at its best.
+    """
+
+    seconds: float
+    joules: float
+    metric: str
+    best_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +126,18 @@ def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings
     return Savings(sent, full, sum(costs.by_rate[rate].macs for rate in rates) / (costs.full.macs * len(rates) or 1))
 
 
+def on_devices(records: Sequence[RoundRecord]) -> OnDevices | None:
+    """Return what the run takes on its simulated devices; None where none are simulated."""
+    seconds = math.fsum(record.simulated_seconds for record in records)
+    joules = math.fsum(record.joules for record in records)
+    if not seconds and not joules:
+        return None
+    names = [name for record in records if (name := headline(record))]
+    best = next((score.best for score in scores(records) if names and score.name == names[0]), math.nan)
+    reached = seconds_to(records, names[0], best) if names else None
+    return OnDevices(seconds, joules, names[0] if reached is not None else "", reached or 0.0)
+
+
 def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
     """Return what FedAvg with the global model would have sent in a round, both ways."""
     answered = sum(partition not in record.failures for partition in record.rates)
@@ -146,7 +179,7 @@ def failure_rows(records: Sequence[RoundRecord]) -> list[FailureRow]:
     """Return failures by reason, the most frequent first."""
     found: dict[str, list[tuple[int, int]]] = {}
     for record in records:
-        for partition, reason in record.failures.items():
+        for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
             found.setdefault(reason, []).append((record.server_round, partition))
     rows = [
         FailureRow(reason, len(own), tuple(sorted({n for n, _ in own})), tuple(sorted({p for _, p in own})))

@@ -10,11 +10,13 @@ from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import text
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.metrics import headline_kind, scores
-from heterofl_flwr.report.summary import LevelRow, level_rows, savings
+from heterofl_flwr.report.summary import LevelRow, level_rows, on_devices, savings
 
 
 def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
     """Return the tables that end a run: one row a level, then final and best of every metric, then what was saved.
+
+    Where devices are simulated, time and energy on them follow.
 
     Parameters
     ----------
@@ -32,6 +34,13 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
             f"against full-size FedAvg: {text.percent(saved.bytes_share)} of the bytes "
             f"({text.size(saved.bytes_sent)} of {text.size(saved.bytes_full)}), "
             f"{text.percent(saved.macs_share)} of the multiplications"
+        )
+    found = on_devices(records)
+    if found:
+        best = f", best {found.metric} after {text.duration(found.best_seconds)}" if found.metric else ""
+        parts.append(
+            f"on the simulated devices: {text.duration(found.seconds)} of training{best}; energy, an estimate: "
+            f"{text.energy(found.joules)}"
         )
     return Group(*parts)
 

@@ -33,6 +33,16 @@ def size(value: float) -> str:
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
+def energy(joules: float) -> str:
+    """Return an energy in units of 1000."""
+    return f"{joules:.2g} J" if joules < 99.5 else _scaled(joules, ("J", "kJ", "MJ", "GJ", "TJ"))
+
+
+def tick(label: str) -> str:
+    """Return a number with its unit as the label of a tick, where round ones need no decimals."""
+    return label.replace(".00 ", " ").replace(".0 ", " ")
+
+
 def duration(seconds: float) -> str:
     """Return a time as its two largest units."""
     if seconds < 60:

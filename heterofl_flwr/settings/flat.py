@@ -6,6 +6,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, get_origin, get_type_hints
 
+from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
@@ -144,5 +145,14 @@ def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator
     for key in ("model.norm", "model.hidden"):
         if given[key] not in (AUTO, "", "none") and name in MODELS and not takes(name, key.partition(".")[2]):
             yield f"{key}: found {given[key]!r}, but the model {name} has no such option; expected '{AUTO}'"
+    if settings.devices.deadline and not settings.devices.profile:
+        yield f"devices.deadline: found {settings.devices.deadline:g}, expected devices.profile to name the devices too"
+    if settings.server.strategy == "hybrid" and settings.server.shared != ALL:
+        yield f"server.shared: found {given['server.shared']!r}, but server.strategy=hybrid averages all; expected '*'"
+    if settings.sample.spare and settings.server.strategy != "heterofl":
+        yield (
+            f"sample.spare: found {settings.sample.spare:g}, but with server.strategy={settings.server.strategy} "
+            f"clients learn from all others; expected 0"
+        )
     if settings.run.resume and not settings.run.dir:
         yield "run.resume: found true, expected run.dir to name the folder of the run to go on with"

@@ -9,17 +9,16 @@ from typing import Annotated, Literal
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.settings import kinds
+from heterofl_flwr.settings.exchanging import DistillSettings, PrivacySettings, ServerSettings
 from heterofl_flwr.settings.kinds import AUTO
 from heterofl_flwr.settings.learning import (
     DataSettings,
-    DistillSettings,
     FidelitySettings,
     ModelSettings,
     SampleSettings,
-    ServerSettings,
     TrainSettings,
 )
-from heterofl_flwr.settings.running import EngineSettings, EvaluateSettings, RunSettings
+from heterofl_flwr.settings.running import DevicesSettings, EngineSettings, EvaluateSettings, RunSettings
 from heterofl_flwr.settings.setting import Setting
 
 
@@ -42,7 +41,9 @@ class Settings:
     train: TrainSettings
     sample: SampleSettings
     server: ServerSettings
+    privacy: PrivacySettings
     distill: DistillSettings
     evaluate: EvaluateSettings
     engine: EngineSettings
+    devices: DevicesSettings
     run: RunSettings

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,6 +15,9 @@ Flat = bool | int | float | str
 
 AUTO = "auto"
 """Stands for the value that suits the data set; see ``presets``."""
+
+_LARGEST = sys.float_info.max
+"""Infinity is larger, and so are integers that no float can hold."""
 
 Value = TypeVar("Value")
 
@@ -37,15 +41,17 @@ class Kind(Generic[Value]):
     write: Callable[[Value], Flat]
 
 
-def integer(least: int) -> Kind[int]:
-    """Return integers from ``least`` on."""
+def integer(least: int, most: int | None = None) -> Kind[int]:
+    """Return integers from ``least`` on, up to ``most`` where it is given."""
 
     def read(value: Flat) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError
+        if most is not None and value > most:
+            raise ValueError
         return value
 
-    return Kind(f"an integer of {least} or more", read, int)
+    return Kind(f"an integer of {least} or more" if most is None else f"an integer from {least} to {most:,}", read, int)
 
 
 def number(*, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Kind[float]:
@@ -54,7 +60,7 @@ def number(*, least: float = -math.inf, above: float = -math.inf, most: float = 
     expected = "a number " + " and ".join(words for bound, words in bounds if math.isfinite(bound))
 
     def read(value: Flat) -> float:
-        if isinstance(value, bool | str) or not math.isfinite(value) or not least <= value <= most or value <= above:
+        if isinstance(value, bool | str) or not least <= value <= most or value <= above or abs(value) > _LARGEST:
             raise ValueError
         return float(value)
 

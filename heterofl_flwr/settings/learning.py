@@ -1,15 +1,12 @@
-"""The settings of what is learnt: data, model, training, what is exchanged, and whose quirks are kept."""
+"""The settings of what is learnt: data, model, training, who trains, and whose quirks are kept."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
-from heterofl_flwr.core.aggregate import Weights
-from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Choice, Fidelity
-from heterofl_flwr.learn.distill import Direction, DistillOptions
+from heterofl_flwr.core.infer import LabelRule
 from heterofl_flwr.learn.precision import Precision
-from heterofl_flwr.learn.projection import Projection
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.settings import kinds
 from heterofl_flwr.settings.kinds import AUTO
@@ -168,6 +165,15 @@ class TrainSettings:
             "in one (int8)",
         ),
     ]
+    labels: Annotated[
+        LabelRule,
+        Setting(
+            "sent",
+            kinds.choice(*get_args(LabelRule)),
+            "which classifier rows of a reply count: clients say which classes they have (sent), the server sees which "
+            "rows were trained (inferred), or all (none)",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +182,15 @@ class SampleSettings:
 
     fraction: Annotated[
         float, Setting(AUTO, kinds.number(above=0, most=1), "share of the clients that train in a round")
+    ]
+    spare: Annotated[
+        float,
+        Setting(
+            0.0,
+            kinds.number(least=0),
+            "share of clients that are asked to train beyond those that are needed; a round ends as soon as enough "
+            "have answered, so which of them count is no longer the same in each run",
+        ),
     ]
     min_nodes: Annotated[
         int, Setting(2, kinds.integer(1), "nodes to wait for before the first round; 'heterofl run' waits for all")
@@ -186,86 +201,3 @@ class SampleSettings:
     wait: Annotated[
         float, Setting(15.0, kinds.number(least=0), "seconds to wait for sample.min-nodes before the run fails")
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSettings:
-    """What the server sends, and what it does beyond averaging."""
-
-    strategy: Annotated[
-        Literal["heterofl", "fedh2l"],
-        Setting(
-            "heterofl",
-            kinds.choice("heterofl", "fedh2l"),
-            "what clients exchange: parameters (heterofl, with the settings below also FedAvg and its kin) or "
-            "posteriors (fedh2l)",
-        ),
-    ]
-    choose: Annotated[
-        SliceRule,
-        Setting(
-            "prefix",
-            kinds.choice(*get_args(SliceRule)),
-            "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on by one each round), "
-            "random-level or random-client (drawn each round for each rate, or for each client)",
-        ),
-    ]
-    shared: Annotated[
-        tuple[str, ...],
-        Setting(
-            "*",
-            kinds.patterns("patterns of parameters such as 'hidden.*,output.bias', or '' for none"),
-            "what travels and is averaged; all else stays with its client, which then has a model of its own",
-        ),
-    ]
-    weights: Annotated[
-        Weights,
-        Setting(
-            "equal",
-            kinds.choice(*get_args(Weights)),
-            "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)",
-        ),
-    ]
-    momentum: Annotated[
-        float, Setting(0.0, kinds.number(least=0, most=1), "server momentum; entries that nobody trained keep still")
-    ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillSettings:
-    """How clients learn from one another with ``server.strategy=fedh2l``."""
-
-    models: Annotated[
-        tuple[str, ...],
-        Setting(
-            "",
-            kinds.words("different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"),
-            "the architectures, which clients have in turns",
-        ),
-    ]
-    seed_size: Annotated[int, Setting(1000, kinds.integer(1), "examples of the seed set, which every client has")]
-    seed_batch: Annotated[int, Setting(100, kinds.integer(1), "how many of them a round uses, drawn anew")]
-    steps: Annotated[int, Setting(10, kinds.integer(0), "seed steps of a client in a round")]
-    temperature: Annotated[float, Setting(1.0, kinds.number(above=0), "by what logits are divided before softmax")]
-    direction: Annotated[
-        Direction,
-        Setting(
-            "forward",
-            kinds.choice(*get_args(Direction)),
-            "divergence that is learnt from: KL(peer, own) or, in reverse, KL(own, peer)",
-        ),
-    ]
-    weight: Annotated[float, Setting(1.0, kinds.number(least=0), "weight of the mean divergence")]
-    labels: Annotated[bool, Setting(True, kinds.flag(), "the labels of the seed set count too")]
-    projection: Annotated[
-        Projection,
-        Setting(
-            "gem",
-            kinds.choice(*get_args(Projection)),
-            "what becomes of the gradients of own and of seed data where they are at odds",
-        ),
-    ]
-
-    def to_core(self) -> DistillOptions:
-        """Return how a client learns from its peers."""
-        return DistillOptions(**{one.name: getattr(self, one.name) for one in fields(DistillOptions)})

@@ -1,9 +1,13 @@
 """Which of the settings a model takes."""
 
 import inspect
+from dataclasses import replace
 
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
+
+EXCHANGES = ("fedh2l", "hybrid")
+"""Values of ``server.strategy`` with which clients may differ in architecture."""
 
 
 def takes(model: str, option: str) -> bool:
@@ -26,3 +30,20 @@ def model_options(settings: Settings) -> dict[str, object]:
     if not settings.model.hidden:
         del options["hidden"]
     return {name: value for name, value in options.items() if takes(settings.model.name, name)}
+
+
+def architectures(settings: Settings) -> tuple[str, ...]:
+    """Return the models' names where clients differ in them (``distill.models``); none where they do not."""
+    return settings.distill.models if settings.server.strategy in EXCHANGES else ()
+
+
+def of_architecture(settings: Settings, name: str) -> Settings:
+    """Return settings with another model, at its own widths and with the norm that it is made for."""
+    norm = "sbn" if takes(name, "norm") else "none"
+    return replace(settings, model=replace(settings.model, name=name, hidden=(), norm=norm))
+
+
+def of_client(settings: Settings, partition: int) -> Settings:
+    """Return settings with a client's own model; architectures are dealt in turns."""
+    names = architectures(settings)
+    return of_architecture(settings, names[partition % len(names)]) if names else settings

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from heterofl_flwr.learn.train import ENGINES
+from heterofl_flwr.methods.edge import BUNDLED
 from heterofl_flwr.settings import kinds
 from heterofl_flwr.settings.kinds import AUTO
 from heterofl_flwr.settings.setting import Setting
@@ -81,7 +82,31 @@ class EngineSettings:
             "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then takes 64)",
         ),
     ]
-    timeout: Annotated[float, Setting(3600.0, kinds.number(above=0), "seconds that clients have for an answer")]
+    timeout: Annotated[
+        float,
+        Setting(3600.0, kinds.number(above=0), "seconds that clients have for an answer; one that is later is ignored"),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesSettings:
+    """What the clients' devices can do, to simulate time, energy and what goes wrong."""
+
+    profile: Annotated[
+        str,
+        Setting(
+            "",
+            kinds.text(
+                f"one of {', '.join(BUNDLED)}, 'module:function', or '' for none",
+                rf"(?:{'|'.join(BUNDLED)}|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)?",
+            ),
+            "the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which "
+            "returns a mapping from levels to DeviceProfile",
+        ),
+    ]
+    deadline: Annotated[
+        float, Setting(0.0, kinds.number(least=0), "simulated seconds that a round waits for replies; 0 for no limit")
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +124,7 @@ class RunSettings:
         str,
         Setting(
             "",
-            kinds.text("a metric of evaluation such as 'local-accuracy', or '' for the global model's", r"[\w-]*"),
+            kinds.text("a metric of evaluation such as 'local-accuracy', or '' for the global model's", r"[\w/-]*"),
             "by what the best round is chosen",
         ),
     ]

@@ -57,15 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     until.add_argument("--target", type=float, metavar="ACCURACY", help="such as 0.99; measures this and nothing else")
     until.add_argument("--every", type=int, default=5, metavar="N", help="both evaluate after every N rounds")
     until.add_argument("--assignment", choices=["dynamic", "fix"], default="dynamic", help="of levels, for both")
+    until.add_argument("--mix", default=MIX, help="levels, as the authors write them: e1, d1-e1; default: %(default)s")
     until.add_argument("--most", type=int, default=200, metavar="N", help="give up after so many rounds")
     until.add_argument("--work", type=Path, metavar="DIR", help="where both sides keep how far they are")
 
 
 def run(options: argparse.Namespace) -> bool:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
-    experiment = Experiment(options.root, options.clients)
     if options.target is not None:
-        return target.run(experiment, options)
+        return target.run(Experiment(options.root, options.clients, options.mix), options)
+    experiment = Experiment(options.root, options.clients)
     with ExitStack() as stack:
         ours = stack.enter_context(Ours(experiment))
         side: Side

@@ -4,7 +4,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.client import answer_capability
+from heterofl_flwr.capability import answer_capability
 
 app = ClientApp()
 

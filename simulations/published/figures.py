@@ -1,16 +1,14 @@
 """Figures 2 to 11, drawn from runs in the house's look."""
 
-import io
 from collections.abc import Sequence
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.report import text
-from heterofl_flwr.report.drawing import add_legend, new_axes, to_png
+from heterofl_flwr.report.drawing import add_legend, new_axes, to_png, to_svg_file
 from heterofl_flwr.report.theme import series
 from simulations.published.curves import Curve, Panel
 
@@ -43,7 +41,7 @@ def files(panels: Sequence[Panel]) -> dict[str, bytes]:
         if panel.drawable:
             figure = draw(panel)
             made[f"figures/figure-{panel.name}.png"] = to_png(figure)
-            made[f"figures/figure-{panel.name}.svg"] = _svg(figure, panel.name)
+            made[f"figures/figure-{panel.name}.svg"] = to_svg_file(figure, panel.name)
     return {**made, "figures.md": page(panels).encode()}
 
 
@@ -92,11 +90,3 @@ def _columns(curve: Curve) -> tuple[list[float], list[float], list[float]]:
 def _look(curve: Curve) -> tuple[str, str]:
     """Return colour and dash, the same for the same smaller level in every panel."""
     return series(list(LEVELS).index(curve.label[-1]) - 1)
-
-
-def _svg(figure: Figure, name: str) -> bytes:
-    """Return a file of its own, the same for the same points."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

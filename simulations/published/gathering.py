@@ -37,15 +37,7 @@ class Gathered:
 
 def gather(paths: Sequence[Path]) -> Gathered:
     """Read every run folder in or below some paths; copies of one run are one."""
-    runs: list[Run] = []
-    unreadable = []
-    for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
-        try:
-            runs.append(read_run(folder))
-        except HeteroFLError as error:
-            text = one_line(error)
-            unreadable.append(text if str(folder) in text else f"{folder}: {text}")
-    runs = _without_copies(runs)
+    runs, unreadable = read_runs(paths)
     finished = [run for run in runs if run.finished]
     published = sorted((run for run in finished if not run.differences), key=_same_job)
     latest = [max(same, key=lambda run: run.started) for _, same in groupby(published, key=_same_job)]
@@ -56,6 +48,19 @@ def gather(paths: Sequence[Path]) -> Gathered:
         repeated=tuple(run for run in published if run not in latest),
         unreadable=tuple(unreadable),
     )
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs in or below some paths, copies of one run once, and what is wrong with other folders."""
+    runs: list[Run] = []
+    unreadable = []
+    for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
+        try:
+            runs.append(read_run(folder))
+        except HeteroFLError as error:
+            text = one_line(error)
+            unreadable.append(text if str(folder) in text else f"{folder}: {text}")
+    return _without_copies(runs), unreadable
 
 
 def run_folders(path: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from torch import nn
 from heterofl_flwr.app.task import load_function
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.methods.workload import PASSES
 from heterofl_flwr.nn.models import PAPER, build_model
 from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name, to_flat
@@ -67,7 +68,7 @@ class Work:
     def macs(self) -> float:
         """Multiplications (with addition); a backward pass counts as two forward passes."""
         return math.fsum(
-            cost.macs * (3 * self.trained.get(rate, 0) + self.judged.get(rate, 0))
+            cost.macs * (PASSES * self.trained.get(rate, 0) + self.judged.get(rate, 0))
             for rate, cost in self.profiles.items()
         )
 
@@ -76,7 +77,7 @@ def work_of(job: Job) -> Work:
     """Return what a job computes."""
     settings, facts = job.settings, facts_of(job.settings.data.name, job.settings.data.root)
     mix = settings.mix
-    profiles = {rate: _profile(model_at(settings, rate)) for rate in mix.rates}
+    profiles = {rate: profile_at(settings, rate) for rate in mix.rates}
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.launch.clients), 1)
     in_all = settings.num_rounds * sampled * settings.train.epochs * (facts.train // job.launch.clients)
     return Work(
@@ -150,6 +151,11 @@ def _judged(settings: Settings, facts: Facts) -> dict[float, float]:
 
 def _pieces(split: Split) -> int:
     return len(split) * (math.ceil(split.inputs.shape[1] / PIECE) if split.reading is not None else 1)
+
+
+def profile_at(settings: Settings, rate: float) -> Profile:
+    """Return what one example costs in a rate's model."""
+    return _profile(model_at(settings, rate))
 
 
 @lru_cache(maxsize=1024)

@@ -74,6 +74,18 @@ def test_a_finished_run_is_not_resumed_without_more_rounds(tmp_path):
         run(num_rounds=1, run__dir=str(tmp_path / "run"), run__resume=True)
 
 
+def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path):
+    run(num_rounds=1, run__dir=str(tmp_path))
+    path = tmp_path / "settings.json"
+    stored = json.loads(path.read_text())
+    del stored["settings"]["devices.profile"], stored["settings"]["server.choose"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r'had other settings: server\.choose was "prefix" and is "rolling"'):
+        run(num_rounds=2, run__dir=str(tmp_path), run__resume=True, server__choose="rolling")
+    (resumed,) = run(num_rounds=2, run__dir=str(tmp_path), run__resume=True)
+    assert resumed.record.server_round == 2
+
+
 def test_resume_needs_a_folder():
     with pytest.raises(ConfigError, match=r"expected run\.dir to name the folder of the run to go on with"):
         run(num_rounds=1, run__resume=True)

@@ -5,7 +5,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app import central, client_app, server_app
+from heterofl_flwr.app.central import CentralEvaluation
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.grids import LocalGrid
@@ -192,16 +193,16 @@ def test_the_data_are_moved_to_the_device_once():
 
 def test_the_server_evaluates_on_all_cores_and_gives_them_back(monkeypatch):
     threads = []
-    evaluate = server_app.evaluate
+    evaluate = central.evaluate
 
     def noted(*arguments, **options):
         threads.append(torch.get_num_threads())
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(server_app, "evaluate", noted)
-    monkeypatch.setattr(server_app, "cores", lambda: 2)
+    monkeypatch.setattr(central, "evaluate", noted)
+    monkeypatch.setattr(central, "cores", lambda: 2)
     task = Task(from_flat({**SMALL, "run.callbacks": ""}))
-    found = server_app.CentralEvaluation(server_app.make_strategy(task, ()), task)(
+    found = CentralEvaluation(server_app.make_strategy(task, ()), task)(
         1, ArrayRecord(dict(task.build(1.0).named_parameters()))
     )
     assert 0 < found["global-accuracy"] < 1

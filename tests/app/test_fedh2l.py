@@ -74,7 +74,27 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path):
     assert histories[0] == histories[1]
 
 
+def test_clients_have_the_levels_of_the_mix(tmp_path):
+    small = {"distill.models": "cnn,mlp", "mix": "d1-e1", "distill.steps": 1, "num-rounds": 1, "evaluate.every": 1}
+    (record,) = run(tmp_path, **{**H2L, **small}).history()
+    assert record.failures == {}
+    assert [record.rates[partition] for partition in range(CLIENTS)] == [0.125, 0.125, 0.0625, 0.0625, 0.0625]
+    assert record.evaluate_by_level.keys() == {"d", "e"}
+
+
 def test_seed_examples_are_the_same_for_all():
     one, other = task_of(H2L), task_of({**H2L, "seed": 1})
-    assert len(one.seeds) == 200
-    assert not torch.equal(one.seeds.inputs, other.seeds.inputs)
+    assert len(one.seeds(CLIENTS)) == 200
+    assert not torch.equal(one.seeds(CLIENTS).inputs, other.seeds(CLIENTS).inputs)
+
+
+def test_where_clients_see_images_turned_seeds_and_the_whole_test_set_are_as_they_see_them():
+    task, still = task_of({**H2L, "data.split": "rotated-90"}), task_of({**H2L, "data.split": "iid"})
+    assert still.whole_test(CLIENTS) is still.test
+    parts = task.partitions(CLIENTS)
+    _, mine, _ = task.part(1, CLIENTS)
+    order = torch.cat(parts.test).sort().indices
+    places = (order.argsort())[len(parts.test[0]) :][: len(parts.test[1])]
+    torch.testing.assert_close(task.whole_test(CLIENTS).inputs[places], mine.inputs)
+    unturned = (task.seeds(CLIENTS).inputs == still.seeds(CLIENTS).inputs).flatten(1).all(1)
+    assert 0.1 < unturned.float().mean() < 0.6  # those of clients 0 and 4

@@ -9,10 +9,10 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import LocalGrid, messages
+from heterofl_flwr.capability import capability_of
 from heterofl_flwr.client import (
     answer_moments,
     answer_queries,
-    capability_of,
     for_evaluation,
     load_parameters,
     models_to_evaluate,
@@ -333,10 +333,10 @@ class TestReply:
         answer = reply(message, model, num_examples=9, labels=[1])
         assert list(answer.content.array_records) == records
         assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
-        found = messages.unpack_trained(answer.content.array_records, upload, "it")
+        plan = Plan.between(before, before)
+        found = messages.unpack_trained(answer.content.array_records, upload, plan, "it")
         assert {str(change.dtype) for change in found.tensors.values()} == {f"torch.{upload}"}
         assert list(found.tensors) == list(before)
-        plan = Plan.between(before, before)
         for name, tensor in restore(plan, before, found).items():
             torch.testing.assert_close(tensor, dict(model.named_parameters())[name].detach(), atol=0.01, rtol=0)
 

@@ -234,6 +234,34 @@ def test_large_finite_values_are_no_fault():
     assert torch.equal(aggregator.result()["w"], sub["w"])
 
 
+@pytest.mark.parametrize("values", [[-4.0, 0.0], [4.0, 4.0], [3.9, 4.1]])
+def test_entries_beyond_the_largest_are_refused(values):
+    plan = Plan.between({"w": (2,)}, {"w": (2,)})
+    aggregator = Aggregator({"w": torch.zeros(2)}, largest=4.0)
+    sub = {"w": torch.tensor(values)}
+    if max(map(abs, values)) > 4:
+        with pytest.raises(ReplyError, match=r"w has entries up to 4\.1, expected up to 4"):
+            aggregator.add(plan, sub)
+        sub = {"w": torch.zeros(2)}
+    else:
+        aggregator.add(plan, sub)
+    assert torch.equal(aggregator.result()["w"], sub["w"])
+
+
+def test_a_change_beyond_the_bound_is_refused_whatever_slice_it_is_of():
+    state = {"w": torch.arange(9.0).view(3, 3), "b": torch.ones(1, dtype=torch.float16)}
+    plan = Plan.between(state, {"w": (2, 2), "b": (1,)})
+    aggregator = Aggregator(state, norm_bound=5.0)
+    sub = plan.extract(state)
+    far = {"w": sub["w"] + torch.tensor([[3.0, 0.0], [0.0, 4.01]]), "b": sub["b"]}
+    with pytest.raises(ReplyError, match=r"its change has an L2 norm of 5\.008, expected up to 5"):
+        aggregator.add(plan, far)
+    near = {"w": sub["w"] + torch.tensor([[3.0, 0.0], [0.0, 4.0]]), "b": sub["b"]}
+    aggregator.add(plan, near)
+    assert aggregator.replies == 1
+    assert torch.equal(aggregator.result()["w"][:2, :2], near["w"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_single(dtype):
     state = {"w": torch.zeros(3, 2, dtype=dtype)}

@@ -57,7 +57,7 @@ def test_shells_and_a_full_tensor_of_counts_agree(drawn, divisor):
 
 
 def test_nested_slices_need_no_tensor_of_counts(monkeypatch):
-    monkeypatch.setattr(module, "_held", None)
+    monkeypatch.setattr(module, "held_by", None)
     total = torch.full((4, 4), 6.0)
     counts = {(Axis(4, 2), Axis(4, 1)): 2.0, (Axis(4, 3), Axis(4, 4)): 1.0}
     mean_in_place(total, torch.zeros(4, 4), counts, {})

@@ -51,12 +51,13 @@ def test_sources_are_read_once_and_left_as_they_are(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("spoil", ["size", "deep", "broken", "mixed"])
+@pytest.mark.parametrize("spoil", ["size", "deep", "broken", "damaged", "mixed"])
 def test_images_that_do_not_fit_are_named(tmp_path, spoil):
     image_folder(tmp_path)
     content, message = {
         "size": (png(1, size=(9, 9)), r"image 1 has .* \(9, 9, 1\), the first one \(4, 5, 1\); .* scale them"),
         "deep": (png(1, "I;16"), r"found I;16.* pixels, expected 8 bits"),
+        "damaged": (png(1).replace(b"IDAT", b"\x00\x00\x00I"), "image 1: this is no image that Pillow can read"),
         "broken": (b"not an image", "image 1: this is no image that Pillow can read"),
         "mixed": (png(1, "RGB"), r"\(4, 5, 3\), the first one \(4, 5, 1\)"),
     }[spoil]

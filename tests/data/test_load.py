@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
+from heterofl_flwr.data.facts import KNOWN, Facts
 from heterofl_flwr.errors import DataError
 
 
@@ -162,7 +163,12 @@ def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
     data = load_dataset(name, tmp_path)
     assert data.train.inputs.shape == (10_000, *shape)
     assert data.train.targets[:5].tolist() == first
+    assert Facts.of(data) == KNOWN[name]
     assert data.train.inputs.mean((0, 2, 3)).abs().max() < 0.02
     assert data.train.inputs.std((0, 2, 3)).sub(1).abs().max() < 0.35  # the published deviations of CIFAR10 are low
     parts = split_dataset(data, "non-iid-2", 100, 0)
     assert {len(classes) for classes in parts.classes} == {1, 2}
+
+
+def test_what_is_known_of_the_digits_before_they_are_loaded_is_so():
+    assert Facts.of(load_dataset("digits")) == KNOWN["digits"]

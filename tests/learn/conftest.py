@@ -33,9 +33,9 @@ def build() -> Callable[..., nn.Module]:
 
 
 def train_slowly(
-    model: nn.Module, split: Split, options: TrainOptions, classes: list[int] | None, seed: int
+    model: nn.Module, split: Split, options: TrainOptions, classes: list[int] | None, seed: int, most: int = 1_000
 ) -> tuple[list[float], list[int], int]:
-    """Train step by step as the paper says it, with nothing clever: losses, batch sizes and right answers.
+    """Train ``most`` steps as the paper says it, with nothing clever: losses, batch sizes and right answers.
 
     Gradients come from autograd, the update from the formula of SGD with momentum, one parameter at a time.
     """
@@ -50,7 +50,7 @@ def train_slowly(
         if len(batches[-1]) == 1 and len(batches) > 1 and options.batch_size > 1:
             last = batches.pop()
             batches[-1] += last
-        for rows in batches:
+        for rows in batches[: most - len(losses)]:
             logits = model(split.inputs[rows])
             if classes is not None and options.mask_fill != "none":
                 absent = [number for number in range(logits.shape[1]) if number not in classes]

@@ -204,7 +204,7 @@ def crash(ins):
 BAD = {
     "raises": (crash, "no data"),
     "fails": (lambda ins: FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "not here"), ins.parameters, 0, {}), "not here"),
-    "trains": (lambda ins: FitRes(OK, ins.parameters, 1, {}), "6 arrays of moments, expected 3"),
+    "trains": (lambda ins: FitRes(OK, ins.parameters, 1, {}), "6 arrays, expected 3"),
     "other width": (
         lambda ins: FitRes(OK, ndarrays_to_parameters([np.array(1), np.ones(3), np.ones(3)]), 0, {}),
         "norm has 3 channels, expected 8",

@@ -6,7 +6,6 @@ import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods import queries
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.nodes import Capability, Nodes
@@ -152,10 +151,16 @@ def test_without_partitions_and_names_ids_order_the_nodes_with_one_warning(caplo
     assert caplog.text.count("4 nodes have neither a partition-id in their node config nor a registered name") == 1
 
 
-def test_dynamic_refuses_a_node_that_can_hold_no_rate_of_the_mix():
+def test_dynamic_leaves_out_nodes_that_can_hold_no_rate_of_the_mix():
+    levels = ["e", "a", "b"]
+    with LocalGrid(make_app(), 3, node_config=lambda partition: {"level": levels[partition]}) as grid:
+        assert sorted(run(grid, "a1-b1", assignment="dynamic").log.rates) == [1, 2]
+
+
+def test_dynamic_fails_where_no_node_can_hold_a_rate_of_the_mix():
     with LocalGrid(make_app(), 2, node_config=lambda partition: {"level": "e"}) as grid:
         strategy = HeteroFL(build, "a1-b1", assignment="dynamic", evaluation=NEVER)
-        with pytest.raises(ConfigError, match=r"partition 0 can hold rate 0.0625, but the smallest rate"):
+        with pytest.raises(RoundError, match=r"none of 2 clients can train: .* 2 can hold no rate of the mix a1-b1"):
             strategy.start(grid, num_rounds=1)
 
 

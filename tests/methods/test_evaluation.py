@@ -203,7 +203,8 @@ def test_summaries_of_nothing_are_empty():
 
 def test_means_leave_out_clients_that_do_not_report_a_metric():
     assert weighted_means([(1, {"x": 1.0}), (3, {"x": 2.0, "y": 5.0}), (2, {})]) == {"x": 1.75, "y": 5.0}
-    assert math.isnan(weighted_means([(1, {"x": float("nan")}), (1, {"x": 1.0})])["x"])
+    assert weighted_means([(1, {"x": math.nan}), (1, {"x": 1.0})]) == {"x": 1.0}
+    assert math.isnan(weighted_means([(1, {"x": math.nan}), (0, {"x": 1.0})])["x"])
 
 
 def test_levels_may_be_evaluated_after_the_last_round_alone():

@@ -129,3 +129,18 @@ def test_each_slice_is_worked_out_once():
     assert plans[0] is plans[2]
     assert plans[1] is plans[3]
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("labels", ["sent", "inferred", "none"])
+def test_rows_count_as_the_rule_for_labels_says(labels):
+    federation = HeteroFL(build, "a1").federation
+    state = federation.initial_state()
+    current = federation.open_round(state, labels=labels)
+    sub = {name: own * 0.99 for name, own in state.items()}
+    sub["classifier.weight"][2] += torch.arange(8.0)
+    current.add(federation.plan(1.0), sub, labels=[1])
+    new = current.close()["classifier.weight"]
+    counted = {"sent": [1], "inferred": [2], "none": [0, 1, 2, 3]}[labels]
+    for row in range(4):
+        expected = sub if row in counted else state
+        assert torch.equal(new[row], expected["classifier.weight"][row])

@@ -6,7 +6,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, messages
-from heterofl_flwr.client import answer_capability, reply
+from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client import reply
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.fedh2l import FedH2L

@@ -10,7 +10,8 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from heterofl_flwr import LocalGrid, messages
-from heterofl_flwr.client import answer_capability, answer_moments, models_to_evaluate, reply, submodel
+from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client import answer_moments, models_to_evaluate, reply, submodel
 from heterofl_flwr.core import width
 
 Handler = Callable[[Message, Context], Message | None]

@@ -66,3 +66,15 @@ def test_a_model_that_needs_numbers_is_measured_too_and_no_random_number_is_used
 def test_a_model_that_cannot_run_says_why():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Costs(lambda rate: nn.Linear(3, 3), Mix.parse("a1"), torch.zeros(1, 4))
+
+
+def test_with_families_a_rate_costs_the_mean_over_them(build):
+    def linear(rate):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    costs = Costs({"one": build, "two": linear}, Mix.parse("a1-b1"), torch.zeros(1, 1, 8, 8))
+    for cost in costs.model().levels:
+        single = [profile(one(cost.rate), torch.zeros(1, 1, 8, 8)) for one in (build, linear)]
+        assert cost.parameters == round(sum(own.parameters for own in single) / 2)
+        assert cost.macs == round(sum(own.macs for own in single) / 2)
+        assert cost.bytes == pytest.approx(4 * cost.parameters, abs=4)

@@ -105,3 +105,11 @@ def test_colours_are_told_apart(mode):
 
 def test_every_colour_has_a_variable():
     assert with_variables(" ".join(pair[0] for pair in COLOURS.values())).count("var(--") == len(COLOURS)
+
+
+def test_families_have_a_curve_each_however_long_their_names(record):
+    names = ("preresnet18-later", "a_function_with_a_long_name", "mlp", "cnn")
+    found = {f"{name}/global-accuracy": 0.5 + 0.1 * number for number, name in enumerate(names)}
+    (drawn,) = (one for one in draw_run([replace(record(1), evaluate=found)], None) if one.name == "families")
+    assert [line.get_label() for line in drawn.figure.axes[0].get_lines()] == list(names)
+    assert to_png(drawn.figure)  # where a legend leaves no room for the curves, matplotlib warns

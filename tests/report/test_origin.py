@@ -1,6 +1,8 @@
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,3 +140,17 @@ def test_gpus_without_a_name_are_counted(monkeypatch):
     monkeypatch.setattr(origin.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(origin, "_ask", lambda *words: None)
     assert origin.machine().endswith(", 1 x GPU")
+
+
+def test_the_command_is_what_one_would_type(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/run.py", "-m", "mix=a e"])
+    monkeypatch.setitem(sys.modules, "__main__", _main("simulations.run"))
+    assert origin.command() == "python -m simulations.run -m 'mix=a e'"
+    monkeypatch.setitem(sys.modules, "__main__", _main("package.__main__"))
+    assert origin.command() == "python -m package -m 'mix=a e'"
+    monkeypatch.setitem(sys.modules, "__main__", _main(None))
+    assert origin.command() == "/somewhere/run.py -m 'mix=a e'"
+
+
+def _main(name):
+    return SimpleNamespace(__spec__=SimpleNamespace(name=name) if name else None)

@@ -82,3 +82,9 @@ def test_failures_are_grouped_by_reason():
     often, once = failure_rows([*records, late])
     assert (often.reason, often.times, often.rounds, often.clients) == ("lost", 3, (1, 3), (1, 2))
     assert (once.reason, once.times, once.rounds, once.clients) == ("out of memory", 1, (4,), (7,))
+
+
+def test_evaluations_that_failed_are_among_them():
+    record = make(2, [1.0] * 3, evaluate_failures={1: "no usable moments"})
+    (row,) = failure_rows([record])
+    assert (row.reason, row.times, row.clients) == ("no usable moments", 1, (1,))

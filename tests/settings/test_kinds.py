@@ -37,7 +37,7 @@ GOOD = [
 
 BAD = [
     (kinds.integer(1), [0, -1, 1.0, True, "1"]),
-    (kinds.number(), ["1", True, NAN, INF, -INF]),
+    (kinds.number(), ["1", True, NAN, INF, -INF, 10**400, -(10**400)]),
     (kinds.number(least=0), [-1e-9]),
     (kinds.number(above=0, most=1), [0, 1.0001]),
     (kinds.flag(), [1, 0, "true"]),

@@ -176,6 +176,14 @@ def test_target_goes_on_after_a_break(experiment, tmp_path, capsys):
     assert target.run_ours(experiment, options(target=goal, most=9), tmp_path / "ours") == again
 
 
+def test_both_sides_have_the_levels_that_were_asked_for(experiment, tmp_path):
+    other = replace(experiment, mix="d1-e1")
+    assert request(other, tmp_path).config["mix"] == "d1-e1"
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "train_classifier_fed.py").touch()
+    assert "_iid_fix_d1-e1_bn_" in Authors(tmp_path, other, 1)._order["control"]
+
+
 @pytest.mark.slow
 def test_target_ends_with_its_verdict(experiment, tmp_path, capsys):
     line = ["round", "--root", experiment.root, "--clients", str(CLIENTS), "--target", "1.1", "--every", "1"]

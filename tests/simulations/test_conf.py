@@ -17,7 +17,7 @@ from simulations.run import CONF
 from simulations.sweeps.job import KINDS
 from tests.simulations.sweeping import EXPERIMENTS, planned
 
-OURS = ("baselines", "choice", "clipping", "mask-fill", "ratio")
+OURS = ("baselines", "choice", "clipping", "compare", "mask-fill", "ratio")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 FIGURES = tuple(f"figure{number}" for number in range(2, 9))
@@ -68,7 +68,7 @@ def test_files_are_short_and_say_what_they_are_for(path):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_each_experiment_has_jobs_and_each_job_can_be_run(experiment):
-    assert all(settings.data.name in DATA for settings in settings_of(f"experiment={experiment}"))
+    assert all(settings.data.name in (*DATA, "digits") for settings in settings_of(f"experiment={experiment}"))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,7 @@ def test_each_experiment_has_jobs_and_each_job_can_be_run(experiment):
         ("baselines", 2 * 2 * 3),
         ("choice", 2 * 2 * 3 * 2 * 4),
         ("clipping", 3 * 6 * 2),
+        ("compare", 3 * 2 * (4 * 2 + 5)),
         ("mask-fill", 2 * 4 * 3),
         ("ratio", 2 * 2 * 7),
         ("all", 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2),

@@ -12,6 +12,7 @@ from simulations.run import CONF
 
 CLIENTS = 10
 COMMON = ("data=digits", "num-rounds=3", "model.hidden='16,32'", "evaluate.every=3")
+SMALL = "tests.app.test_hybrid:small_cnn,tests.app.test_hybrid:small_mlp"
 LEARNS = {
     # By method: the command, the metric, and what it is well above.
     "heterofl": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
@@ -26,6 +27,11 @@ LEARNS = {
         ("mix=a", "split=non-iid-2", "distill.models=mlp", "distill.steps=30", "distill.seed-size=200"),
         "global-accuracy",
         0.35,
+    ),
+    "hybrid": (
+        ("mix=a-b", "split=iid", f"distill.models='{SMALL}'", "distill.steps=5", "distill.seed-size=200"),
+        "global-accuracy",
+        0.7,
     ),
 }
 

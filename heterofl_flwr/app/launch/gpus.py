@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from heterofl_flwr.app.launch.request import Flat, Share, share_of
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.learn import evaluate, train
+from heterofl_flwr.learn import TrainOptions, evaluate, train
 from heterofl_flwr.settings import from_flat
 
 CONTEXT = 1024**3
@@ -114,13 +116,17 @@ def peaks_of(task: Task, meter: Meter) -> dict[float, int]:
     for rate in task.mix.rates:
         meter.clear()
         meter.reset()
-        model = task.build(rate).to(meter.device)
         # The second step has the optimizer's buffers.
         rows = torch.arange(min(2 * options.batch_size, len(data)))
-        train(model, data.take(rows), options, seed=0, engine=task.settings.engine.name)
-        evaluate(model, test.take(torch.arange(min(EVALUATED, len(test)))))
+        for build in task.families.values():  # one after the other: the most that any of them takes
+            _use(build(rate).to(meter.device), data.take(rows), test, options, task.settings.engine.name)
         peaks[rate] = meter.peak()
     return peaks
+
+
+def _use(model: nn.Module, few: Split, test: Split, options: TrainOptions, engine: str) -> None:
+    train(model, few, options, seed=0, engine=engine)
+    evaluate(model, test.take(torch.arange(min(EVALUATED, len(test)))))
 
 
 def _size(number: float) -> str:

@@ -91,19 +91,11 @@ class SuperLink:
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Return a run's true status, such as ``finished:completed``, and what Flower says about it."""
-        command = [_command("flwr", self.environment), "ls", "--run-id", run_id, "--format", "json"]
-        done = subprocess.run(  # noqa: S603  # Flower's own command
-            command, capture_output=True, text=True, check=False, env=self.environment, timeout=60
-        )
-        try:
-            run = json.loads(done.stdout)["runs"][0]
-            return str(run["status"]), str(run["status-details"])
-        except (ValueError, KeyError, IndexError):
-            return "unknown", (done.stdout + done.stderr).strip()
+        return status_of(run_id, self.environment)
 
     def _start(self) -> None:
         for _ in range(TRIES):  # between the choice of a free port and its use, another may take it
-            port = _free_port()
+            port = free_port()
             (self.home / "config.toml").write_text(_CONNECTION.format(port=port), encoding="utf-8")
             with self._log.open("ab") as out:
                 options = ["--insecure", "--simulation", "--isolation", "subprocess"]
@@ -116,7 +108,7 @@ class SuperLink:
 
     def _popen(self, name: str, arguments: Sequence[str], out: int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(  # noqa: S603  # Flower's own commands
-            [_command(name, self.environment), *arguments],
+            [command(name, self.environment), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -162,7 +154,21 @@ def environment(home: Path, mark: str, more: Mapping[str, str]) -> dict[str, str
     }
 
 
-def _command(name: str, environment: dict[str, str]) -> str:
+def status_of(run_id: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return a run's status, and what Flower says about it, from the SuperLink of an environment's ``FLWR_HOME``."""
+    words = [command("flwr", environment), "ls", "--run-id", run_id, "--format", "json"]
+    done = subprocess.run(  # noqa: S603  # Flower's own command
+        words, capture_output=True, text=True, check=False, env=dict(environment), timeout=60
+    )
+    try:
+        run = json.loads(done.stdout)["runs"][0]
+        return str(run["status"]), str(run["status-details"])
+    except (ValueError, KeyError, IndexError):
+        return "unknown", (done.stdout + done.stderr).strip()
+
+
+def command(name: str, environment: Mapping[str, str]) -> str:
+    """Return the path of one of Flower's commands."""
     path = shutil.which(name, path=environment["PATH"])
     if path is None:
         raise HeteroFLError(f"Flower's command {name} is not installed: pip install 'flwr[simulation]'")
@@ -174,7 +180,8 @@ def _short_folder() -> str:
     return folder if len(folder) <= LONGEST_FOLDER else "/tmp"  # noqa: S108  # mkdtemp makes a private folder in it
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that is free now; another process may take it before it is used."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

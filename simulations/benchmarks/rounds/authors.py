@@ -15,7 +15,7 @@ import numpy as np
 from heterofl_flwr.data import Dataset
 from simulations.benchmarks import plainly
 from simulations.benchmarks.rounds.checks import Model
-from simulations.benchmarks.rounds.task import MIX, Experiment, Parts
+from simulations.benchmarks.rounds.task import Experiment, Parts
 
 DRIVER = Path(__file__).with_name("authors_driver.py")
 PATIENCE = 10.0  # seconds to leave by itself
@@ -57,7 +57,7 @@ class Authors:
             raise FileNotFoundError(f"{self._source} holds no train_classifier_fed.py: --authors names their checkout")
         self._experiment = experiment
         self._order = {
-            "control": f"1_{experiment.clients}_{experiment.fraction:g}_iid_{assignment}_{MIX}_bn_1_1",
+            "control": f"1_{experiment.clients}_{experiment.fraction:g}_iid_{assignment}_{experiment.mix}_bn_1_1",
             "threads": threads,
             "balanced": balanced,
             "state": str(state.resolve()) if state else None,

@@ -10,11 +10,12 @@ from typing import Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from heterofl_flwr.app.central import CentralEvaluation
 from heterofl_flwr.app.command import parser
 from heterofl_flwr.app.commands.run import request_of
 from heterofl_flwr.app.launch.local import cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.server_app import CentralEvaluation, make_strategy
+from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.client import load_parameters
 from heterofl_flwr.grids import LocalGrid, Windowed
@@ -22,7 +23,7 @@ from heterofl_flwr.methods.callbacks import Progress, RoundCallback
 from heterofl_flwr.nn import PAPER, with_static_norm
 from simulations.benchmarks.rounds.checks import Model
 from simulations.benchmarks.rounds.ready_app import READY
-from simulations.benchmarks.rounds.task import MIX, Experiment, Parts, balanced_seed, is_balanced
+from simulations.benchmarks.rounds.task import Experiment, Parts, balanced_seed, is_balanced
 
 APP = "simulations.benchmarks.rounds.ready_app:app"
 
@@ -31,7 +32,8 @@ def request(
     experiment: Experiment, folder: Path, *options: str, settings: Mapping[str, object] = MappingProxyType({})
 ) -> Request:
     """Return what ``heterofl run`` makes of an experiment, more options and settings; it runs in ``folder``."""
-    own = {"data.root": experiment.root, "mix": MIX, "sample.fraction": experiment.fraction, "engine.device": "cpu"}
+    own = {"data.root": experiment.root, "mix": experiment.mix, "sample.fraction": experiment.fraction}
+    own["engine.device"] = "cpu"
     words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
     where = ["--resume" if (folder / "history.jsonl").exists() else "--out", str(folder)]
     line = ["run", "--data", "mnist", "--clients", str(experiment.clients), *where, *options, *words]

@@ -16,7 +16,7 @@ from heterofl_flwr.report import RunFolder
 from heterofl_flwr.report.text import duration
 from simulations.benchmarks.rounds.authors import Authors
 from simulations.benchmarks.rounds.ours import local_grid, request
-from simulations.benchmarks.rounds.task import MIX, Experiment, Parts
+from simulations.benchmarks.rounds.task import Experiment, Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Stop(RoundCallback):
 def run(experiment: Experiment, options: argparse.Namespace) -> bool:
     """Run both sides until they reach the accuracy or give up; ours must reach it, and not later than theirs."""
     print(
-        f"MNIST, {experiment.clients} clients, {MIX}, {options.assignment}, up to a global accuracy of "
+        f"MNIST, {experiment.clients} clients, {experiment.mix}, {options.assignment}, up to a global accuracy of "
         f"{options.target:g}, evaluated every {options.every} rounds; seed 0 on both sides; {cores()} cores",
         flush=True,
     )

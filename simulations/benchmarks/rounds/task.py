@@ -40,10 +40,11 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A data set laid out like the hub (``root``; empty for the default place), dealt to clients."""
+    """A data set laid out like the hub (``root``; empty for the default place), dealt to clients of some levels."""
 
     root: str
     clients: int
+    mix: str = MIX
 
     @property
     def data(self) -> Dataset:

@@ -1,0 +1,118 @@
+"""What a node says of itself: which part of the data it has, and how large a model it can hold.
+
+Its own config names a level, or says ``level="auto"``: then it measures itself, once, and keeps what it found.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.core.levels import LEVELS, rate_of
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.learn.capacity import Trial, largest_rate
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+ROUND_SECONDS = 60.0
+"""For how long a node that measures itself trains in a round at the most, unless its config says otherwise."""
+
+_SERVER = "the server"
+_RECORD = "capacity"
+_OF, _RATE = "of", "rate"
+
+
+def answer_capability(message: Message, context: Context, trial: Callable[[], Trial] | None = None) -> Message:
+    """Return what this node can hold and which part of the data it has.
+
+    ``trial`` gives what a node tries where its config says ``level="auto"``; it is called only then.
+    """
+    said = capability_of(context)
+    if measures_itself(context):
+        if trial is None:
+            raise ConfigError(
+                "the node config has level='auto', but this app gives no data to try: pass data to answer_queries, or "
+                "name a level"
+            )
+        said[wire.CAPACITY] = _measured(context, trial(), _rates_of(message))
+    return Message(RecordDict({wire.CONFIG: wire.new_config(said)}), reply_to=message)
+
+
+def capability_of(context: Context) -> dict[str, object]:
+    """Return what a node's own config says: level or rate, and which part of the data it has."""
+    node = context.node_config
+    if wire.NODE_LEVEL in node and wire.NODE_RATE in node:
+        raise ConfigError("the node config has both level and rate: keep one")
+    said: dict[str, object] = {}
+    capacity = node.get(wire.NODE_LEVEL, node.get(wire.NODE_RATE))
+    if capacity is not None and not measures_itself(context):
+        said[wire.CAPACITY] = rate_of(capacity)
+    for key, own in ((wire.PARTITION, wire.NODE_PARTITION), (wire.NUM_PARTITIONS, wire.NODE_NUM_PARTITIONS)):
+        if own in node:
+            value = node[own]
+            if isinstance(value, str) and value.isdecimal():
+                value = int(value)  # Flower's start_simulation writes numbers as text
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"the node config has {own}={value!r}; expected a whole number")
+            said[key] = value
+    return said
+
+
+def measures_itself(context: Context) -> bool:
+    """Whether a node's config leaves its level to a measurement."""
+    return context.node_config.get(wire.NODE_LEVEL) == AUTO
+
+
+def _rates_of(message: Message) -> Sequence[float]:
+    """Return the rates that a server offers: those of its mix, so what a node proposes is never above them."""
+    rates = wire.config_of(message, _SERVER).get(wire.RATES, list(LEVELS.values()))
+    if not isinstance(rates, list) or not rates or not all(isinstance(rate, float) for rate in rates):
+        raise ReplyError(f"{_SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
+    return [float(rate) for rate in rates]
+
+
+def _measured(context: Context, trial: Trial, rates: Sequence[float]) -> float:
+    """Return the largest rate that this node can train; it measures again only if what that depends on has changed."""
+    budget = context.node_config.get(wire.NODE_SECONDS, ROUND_SECONDS)
+    if isinstance(budget, bool | str) or not (math.isfinite(budget) and budget > 0):
+        raise ConfigError(f"the node config has {wire.NODE_SECONDS}={budget!r}; expected a number above 0")
+    of = f"{budget:g} s; {trial.key(rates)}"
+    path = context.node_config.get(wire.NODE_CAPACITY)
+    found = _kept(context) if path is None else _read(Path(str(path)))
+    if found.get(_OF) == of and found.get(_RATE) in rates:
+        return rate_of(found[_RATE])  # type: ignore[arg-type]
+    rate = largest_rate(trial, rates, budget)
+    if path is None:
+        context.state[_RECORD] = ConfigRecord({_OF: of, _RATE: rate})
+    else:
+        _write(Path(str(path)), {_OF: of, _RATE: rate})
+    return rate
+
+
+def _kept(context: Context) -> dict[str, object]:
+    record = context.state.get(_RECORD)
+    return dict(record) if isinstance(record, ConfigRecord) else {}
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read (%s), so this node measures itself anew", path, error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, found: dict[str, object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found), encoding="utf-8")
+    except OSError as error:  # the node can train all the same
+        logger.warning("%s cannot be written (%s), so this node will measure itself again", path, error)

@@ -1,0 +1,165 @@
+"""Simulated devices: what a client's device can do, and what chance has in store for it in a round.
+
+Everything here is a function of (seed, round, partition, rate); nothing is kept from one round to the next.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.seeds import generator
+from heterofl_flwr.errors import ConfigError
+
+Workload = Callable[[str, int, float, int], float]
+"""From the type of a message, a partition, its rate and its number of examples to the multiplications of the work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProfile:
+    """What the devices of one level can do.
+
+    Attributes
+    ----------
+    macs_per_second
+        Multiplications (with addition) in a second, as training reaches them.
+    download, upload
+        Bytes in a second.
+    available
+        The share of the rounds in which a device is there.
+    drop_out
+        The probability that a device which takes part in a round is gone before its end.
+    least_work
+        The share of its steps that a client takes at least; how many it takes is drawn from there to all.
+    jitter
+        The spread of the speed from round to round: the standard deviation of its logarithm.
+    compute_watts, radio_watts
+        What computing and what sending or receiving draws, beyond what the device draws anyway.
+    """
+
+    macs_per_second: float
+    download: float
+    upload: float
+    available: float = 1.0
+    drop_out: float = 0.0
+    least_work: float = 1.0
+    jitter: float = 0.0
+    compute_watts: float = 0.0
+    radio_watts: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing, all at once."""
+        faults = [
+            f"{name} is {getattr(self, name)!r}, expected {expected}"
+            for name, good, expected in (
+                ("macs_per_second", 0 < self.macs_per_second < math.inf, "a number over 0"),
+                ("download", 0 < self.download < math.inf, "a number over 0"),
+                ("upload", 0 < self.upload < math.inf, "a number over 0"),
+                ("available", 0 < self.available <= 1, "a number over 0 and up to 1"),
+                ("drop_out", 0 <= self.drop_out < 1, "0 up to, not including, 1"),
+                ("least_work", 0 < self.least_work <= 1, "a number over 0 and up to 1"),
+                ("jitter", 0 <= self.jitter < math.inf, "0 or more"),
+                ("compute_watts", 0 <= self.compute_watts < math.inf, "0 or more"),
+                ("radio_watts", 0 <= self.radio_watts < math.inf, "0 or more"),
+            )
+            if not good
+        ]
+        if faults:
+            raise ConfigError(f"a device profile cannot be used: {'; '.join(faults)}")
+
+
+Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One client's part in one round."""
+
+    seed: int
+    server_round: int
+    partition: int
+    rate: float
+
+    def draws(self, purpose: str) -> random.Random:
+        """Return the generator for one purpose."""
+        return generator(self.seed, f"device-{purpose}", self.server_round, self.partition)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a client's work takes on its device."""
+
+    seconds: float
+    joules: float
+
+
+class Devices:
+    """The devices of a federation.
+
+    Parameters
+    ----------
+    profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
+        By level or rate. A rate that is not there has the profile of the nearest larger one that is, or of the largest.
+    work : Workload
+        How much a client computes; ``heterofl_flwr.methods.workload.Training`` measures it.
+    deadline : float
+        For how many simulated seconds a round waits for replies; by default for as long as they take.
+    """
+
+    def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
+        if not isinstance(profiles, Mapping) or not profiles:
+            raise ConfigError(f"device profiles are {profiles!r}; expected a mapping from levels to DeviceProfile")
+        for level, profile in profiles.items():
+            if not isinstance(profile, DeviceProfile):
+                raise ConfigError(f"the profile of level {level} is {profile!r}; expected a DeviceProfile")
+        if not deadline > 0:
+            raise ConfigError(f"deadline is {deadline!r}; expected a number of seconds over 0")
+        self.work = work
+        self.deadline = deadline
+        self._profiles = {rate_of(level): profile for level, profile in profiles.items()}
+
+    def __str__(self) -> str:
+        """Return in a line what is simulated."""
+        levels = ", ".join(level_name(rate) for rate in sorted(self._profiles, reverse=True))
+        return f"levels {levels}, {f'deadline {self.deadline:g} s' if math.isfinite(self.deadline) else 'no deadline'}"
+
+    def profile(self, rate: float) -> DeviceProfile:
+        """Return the profile of a rate."""
+        return self._profiles[min((own for own in self._profiles if own >= rate), default=max(self._profiles))]
+
+    def present(self, turns: Mapping[int, Turn], least: int) -> list[int]:
+        """Return which clients, by node, are there; where fewer than ``least`` are, those nearest to it are waited for.
+
+        Nearest is who missed by the smallest factor, so that no unlucky draw ends a run.
+        """
+        far = {node: turn.draws("away").random() / self.profile(turn.rate).available for node, turn in turns.items()}
+        nearest = sorted(turns, key=lambda node: (far[node], turns[node].partition))
+        return nearest[: max(least, sum(value < 1 for value in far.values()))]
+
+    def drop_outs(self, turns: Mapping[int, Turn], least: int) -> list[int]:
+        """Return which of a round's clients, by node, drop out; ``least`` of them, the luckiest, always stay."""
+        chances = {node: self.profile(turn.rate).drop_out for node, turn in turns.items()}
+        luck = {node: turn.draws("drop-out").random() / chances[node] for node, turn in turns.items() if chances[node]}
+        unlucky = sorted(
+            (node for node, value in luck.items() if value < 1), key=lambda node: (luck[node], turns[node].partition)
+        )
+        return unlucky[: max(len(turns) - least, 0)]
+
+    def share(self, turn: Turn) -> float:
+        """Return the share of its steps that a client takes."""
+        return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
+
+    def spent(self, turn: Turn, macs: float, down: int, up: int) -> Spent:
+        """Return what it takes to receive, to compute and to send so much."""
+        profile = self.profile(turn.rate)
+        pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
+        computing = macs / (profile.macs_per_second * pace)
+        sending = down / profile.download + up / profile.upload
+        joules = computing * profile.compute_watts + sending * profile.radio_watts
+        return Spent(computing + sending, joules)
+
+
+def reached(turn: Turn) -> float:
+    """Return how far in its work a client has come when it drops out."""
+    return turn.draws("reached").random()

@@ -1,0 +1,93 @@
+"""What a client's answer may be at most: it is checked before any of it counts."""
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from reprlib import repr as shown
+
+from heterofl_flwr.errors import ConfigError, ReplyError
+
+logger = logging.getLogger(__name__)
+
+LARGEST_ENTRY = 1e15
+"""Of a parameter. With it the sum of a billion clients of a billion examples each stays within single precision."""
+
+LARGEST_METRIC = 1e30
+MOST_METRICS = 100
+LONGEST_NAME = 100
+LONGEST_FAULT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client's answer may be at most.
+
+    Attributes
+    ----------
+    norm_bound
+        L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is refused, not
+        clipped. 0 for no bound.
+    examples
+        Number of examples that a client may count. With ``weights="examples"``, set it near the largest client's.
+    refusals
+        A client of which so many replies in a row were refused is not drawn any more; 0 for never.
+    """
+
+    norm_bound: float = 0.0
+    examples: int = 10_000_000
+    refusals: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing, all at once."""
+        faults = [
+            f"{name} is {getattr(self, name)!r}, expected {expected}"
+            for name, good, expected in (
+                ("norm_bound", 0 <= self.norm_bound < math.inf, "a number of 0 or more"),
+                ("examples", 1 <= self.examples <= 1_000_000_000, "1 to 1,000,000,000"),
+                ("refusals", self.refusals >= 0, "0 or more"),
+            )
+            if not good
+        ]
+        if faults:
+            raise ConfigError("limits: " + "; ".join(faults))
+
+
+def read_number(value: object, most: int, sender: str) -> int:
+    """Return a number of examples; refuse anything else, or more of them."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ReplyError(
+            f"{sender} sent {shown(value)} as num-examples, expected a whole number from 0 up to {most:,} "
+            f"(Limits(examples=...), server.max-examples)"
+        )
+    return value
+
+
+def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str, float]:
+    """Return the numbers among metrics; one that is not finite, or is huge, becomes NaN, which no mean counts.
+
+    Raises
+    ------
+    ReplyError
+        If there are too many, or if a name is no short line of text: the record of a run keeps each.
+    """
+    found = {name: value for name, value in metrics if isinstance(value, int | float) and not isinstance(value, bool)}
+    wrong = [name for name in found if len(name) > LONGEST_NAME or not name.isprintable()]
+    if len(found) > MOST_METRICS or wrong:
+        what = f"{len(found)} metrics" if not wrong else f"a metric named {shown(wrong[0])}"
+        raise ReplyError(
+            f"{sender} sent {what}, expected up to {MOST_METRICS} with names of up to {LONGEST_NAME} printable letters"
+        )
+    unusable = {name: value for name, value in found.items() if not abs(value) <= LARGEST_METRIC}
+    if unusable:
+        logger.warning("%s sent %s, which counts in no mean", sender, shown(unusable))
+    return {name: math.nan if name in unusable else float(value) for name, value in found.items()}
+
+
+def short(fault: str) -> str:
+    """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
+    if len(fault) > LONGEST_FAULT:
+        fault = f"{fault[: LONGEST_FAULT // 2]} ... {fault[-LONGEST_FAULT // 2 :]}"
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in fault
+    )

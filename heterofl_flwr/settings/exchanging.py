@@ -1,0 +1,154 @@
+"""The settings of what is exchanged: the server's part, what is kept private, and FedH2L."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, get_args
+
+from heterofl_flwr.core.aggregate import Weights
+from heterofl_flwr.core.choose import SliceRule
+from heterofl_flwr.learn.distill import Direction, DistillOptions
+from heterofl_flwr.learn.projection import Projection
+from heterofl_flwr.methods.limits import Limits
+from heterofl_flwr.methods.privacy import Privacy
+from heterofl_flwr.settings import kinds
+from heterofl_flwr.settings.setting import Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What the server sends, and what it does beyond averaging."""
+
+    strategy: Annotated[
+        Literal["heterofl", "fedh2l", "hybrid"],
+        Setting(
+            "heterofl",
+            kinds.choice("heterofl", "fedh2l", "hybrid"),
+            "what clients exchange: parameters (heterofl, with the settings below also FedAvg and its kin), posteriors "
+            "(fedh2l), or parameters within the families of distill.models and posteriors between them (hybrid)",
+        ),
+    ]
+    choose: Annotated[
+        SliceRule,
+        Setting(
+            "prefix",
+            kinds.choice(*get_args(SliceRule)),
+            "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on by one each round), "
+            "random-level or random-client (drawn each round for each rate, or for each client)",
+        ),
+    ]
+    shared: Annotated[
+        tuple[str, ...],
+        Setting(
+            "*",
+            kinds.patterns("patterns of parameters such as 'hidden.*,output.bias', or '' for none"),
+            "what travels and is averaged; all else stays with its client, which then has a model of its own",
+        ),
+    ]
+    weights: Annotated[
+        Weights,
+        Setting(
+            "equal",
+            kinds.choice(*get_args(Weights)),
+            "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)",
+        ),
+    ]
+    momentum: Annotated[
+        float, Setting(0.0, kinds.number(least=0, most=1), "server momentum; entries that nobody trained keep still")
+    ]
+    norm_bound: Annotated[
+        float,
+        Setting(
+            0.0,
+            kinds.number(least=0),
+            "a reply that changes its slice by more than this, in the L2 norm, is refused; 0 for no bound",
+        ),
+    ]
+    max_examples: Annotated[
+        int,
+        Setting(
+            10_000_000,
+            kinds.integer(1, 1_000_000_000),
+            "a reply that counts more examples is refused; with server.weights=examples, set it near "
+            "the largest client's",
+        ),
+    ]
+    max_refusals: Annotated[
+        int,
+        Setting(0, kinds.integer(0), "refused replies in a row after which a client is not drawn any more; 0: never"),
+    ]
+
+    def limits(self) -> Limits:
+        """Return what a client's answer may be at most."""
+        return Limits(norm_bound=self.norm_bound, examples=self.max_examples, refusals=self.max_refusals)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySettings:
+    """What the model may give away of a single client."""
+
+    clip: Annotated[
+        float,
+        Setting(
+            0.0, kinds.number(least=0), "L2 norm to which a client's change of its slice is shortened; 0: no clipping"
+        ),
+    ]
+    noise: Annotated[
+        float,
+        Setting(
+            0.0,
+            kinds.number(least=0),
+            "deviation of the noise on the clients' sum, in multiples of privacy.clip; 0: none",
+        ),
+    ]
+    delta: Annotated[float, Setting(1e-5, kinds.number(above=0, most=0.5), "at which the run's record states epsilon")]
+    moments_clip: Annotated[
+        float,
+        Setting(
+            10.0,
+            kinds.number(above=0),
+            "L2 norm to which a client's batch norm moments are shortened where there is noise",
+        ),
+    ]
+
+    def to_core(self) -> Privacy:
+        """Return what protects clients."""
+        return Privacy(**{one.name: getattr(self, one.name) for one in fields(Privacy)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillSettings:
+    """How clients learn from one another with ``server.strategy=fedh2l`` or ``hybrid``."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Setting(
+            "",
+            kinds.words("different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"),
+            "the architectures, which clients have in turns",
+        ),
+    ]
+    seed_size: Annotated[int, Setting(1000, kinds.integer(1), "examples of the seed set, which every client has")]
+    seed_batch: Annotated[int, Setting(100, kinds.integer(1), "how many of them a round uses, drawn anew")]
+    steps: Annotated[int, Setting(10, kinds.integer(0), "seed steps of a client in a round")]
+    temperature: Annotated[float, Setting(1.0, kinds.number(above=0), "by what logits are divided before softmax")]
+    direction: Annotated[
+        Direction,
+        Setting(
+            "forward",
+            kinds.choice(*get_args(Direction)),
+            "divergence that is learnt from: KL(peer, own) or, in reverse, KL(own, peer)",
+        ),
+    ]
+    weight: Annotated[float, Setting(1.0, kinds.number(least=0), "weight of the mean divergence")]
+    labels: Annotated[bool, Setting(True, kinds.flag(), "the labels of the seed set count too")]
+    projection: Annotated[
+        Projection,
+        Setting(
+            "gem",
+            kinds.choice(*get_args(Projection)),
+            "what becomes of the gradients of own and of seed data where they are at odds",
+        ),
+    ]
+
+    def to_core(self) -> DistillOptions:
+        """Return how a client learns from its peers."""
+        return DistillOptions(**{one.name: getattr(self, one.name) for one in fields(DistillOptions)})

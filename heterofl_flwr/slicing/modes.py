@@ -1,0 +1,86 @@
+"""The two ears of a trace: one hears torch's operators, the other the functions that a model's code calls.
+
+Operators are few and closed, so that the rules for them hold for any code that ends in them. But they know of a view
+only that an axis of 768 became 12 and 64. That 64 is what one layer calls ``head_dim`` is heard where the code calls
+``view``. Code inside torch's own functions is not listened to: it takes its lengths from shapes, so it is right at
+every width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from heterofl_flwr.errors import UnsupportedLayerError
+from heterofl_flwr.slicing.functions import find_function
+from heterofl_flwr.slicing.operators import Call, find_operator
+from heterofl_flwr.slicing.stand_ins import stand_in_of_operator
+from heterofl_flwr.slicing.trace import Trace
+
+Heard = Callable[[Call], None]
+
+
+class Operators(TorchDispatchMode):
+    """Hears every operator, and lets its rule say what the axes of its outputs are.
+
+    Parameters
+    ----------
+    trace : Trace
+        What is known so far.
+    heard : Heard
+        Is told of each call afterwards.
+    """
+
+    def __init__(self, trace: Trace, heard: Heard) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._trace = trace
+        self._heard = heard
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """Call the operator, then its rule."""
+        given = dict(kwargs or {})
+        stand_in = stand_in_of_operator(func)
+        if stand_in is not None:
+            with self:
+                return stand_in(*args, **given)
+        output = func(*args, **given)
+        call = Call(func, args, given, output)
+        rule = find_operator(func)
+        if rule is not None:
+            rule(self._trace, call)
+        elif any(row is not None for tensor in call.inputs for row in self._trace.rows(tensor)):
+            name = str(func.overloadpacket)
+            raise UnsupportedLayerError(
+                f"torch.ops.{name} is not known. Say by torch's own operators how its output's axes depend on its "
+                f"inputs: @heterofl_flwr.slicing.stand_in(torch.ops.{name}), a function of the same arguments"
+            )
+        self._heard(call)
+        return output
+
+
+class Functions(TorchFunctionMode):
+    """Hears the functions to which code hands lengths."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """Call the function, by its rule if it has one."""
+        rule = find_function(func)
+        given = dict(kwargs or {})
+        return func(*args, **given) if rule is None else rule(self._trace, func, args, given)

@@ -1,0 +1,125 @@
+"""Trace a model once, in training and in evaluation, and find its channels.
+
+Other ways were weighed. ``torch.fx`` and ``torch.export`` give a graph, but in it the lengths that code computes with
+have become constants, so that it is right at one width only. Rules by layer type do not see what happens between
+layers. Here the model's own code runs on tensors without values, what it does to every axis is written down, and the
+code of a smaller model is the very same.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.slicing.channels import Channels, Grouping, Places
+from heterofl_flwr.slicing.modes import Functions, Operators
+from heterofl_flwr.slicing.record import Compare, Record
+from heterofl_flwr.slicing.skeleton import Number, Skeleton, refuse_scripts, tensors_of
+from heterofl_flwr.slicing.trace import Trace
+
+MODES = (True, False)
+"""Training and evaluation: some models have parts that work in one of them only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What a trace found.
+
+    Attributes
+    ----------
+    channels : Channels
+        How the model is cut.
+    numbers : Mapping[Number, Places]
+        Whole numbers that layers hold and that shrink, each with the axis that it is the length of.
+    """
+
+    channels: Channels
+    numbers: Mapping[Number, Places]
+    grouping: Grouping
+    record: Record
+
+
+def trace_model(model: nn.Module, example_inputs: object, fixed: Sequence[str] = ()) -> Traced:
+    """Trace a model; ``example_inputs`` and ``fixed`` are those of ``elastic``."""
+    refuse_scripts(model)
+    skeleton, trace, record = Skeleton(model), Trace(), Record()
+    sources = skeleton.remember(trace)
+    _pin_fixed(skeleton.model, trace, fixed)
+    for mode in MODES:
+        ears = Functions(trace), Operators(trace, lambda call: record.add(call, trace))
+        for output in _outputs(skeleton, example_inputs, mode, *ears):
+            trace.pin(*trace.rows(output))
+    parameters = [trace.rows(parameter) for parameter in skeleton.model.parameters()]
+    grouping = Grouping(trace.positions, [row for rows in parameters for row in rows if row is not None])
+    named = tensors_of(skeleton.model).items()
+    axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in named}
+    used = {number: trace.open(source.row) for number, source in sources.items() if source.used}
+    numbers = {number: places for number, row in used.items() if (places := grouping.places(row)) is not None}
+    return Traced(Channels(tuple(grouping.sizes), axes), numbers, grouping, record)
+
+
+def check_slice(traced: Traced, kept: Sequence[int], small: nn.Module, example_inputs: object) -> None:
+    """Run a smaller model beside the record; refuse it where an operator gives another shape than it must."""
+    skeleton = Skeleton(small)
+    compare = Compare(traced.record.expected(traced.grouping, kept))
+    for mode in MODES:
+        _outputs(skeleton, example_inputs, mode, compare)
+
+
+def _outputs(
+    skeleton: Skeleton, example_inputs: object, mode: bool, *ears: Functions | Operators | Compare
+) -> list[Tensor]:
+    """Run a skeleton and return all tensors that come out; say which layer is at fault if that fails."""
+    given = tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, example_inputs)
+    skeleton.train(mode)
+    try:
+        with ExitStack() as stack, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.device("meta"):
+            for ear in ears:
+                stack.enter_context(ear)
+            output = _call(skeleton.model, given)
+    except UnsupportedLayerError as error:
+        raise UnsupportedLayerError(f"{skeleton.at_fault()}: {error}") from error
+    except Exception as error:  # whatever the model's own code raises
+        raise UnsupportedLayerError(_untraceable(skeleton, error)) from error
+    found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not found:
+        raise UnsupportedLayerError(
+            f"the model returned {type(output).__name__}, in which no tensor was found: let it return tensors, or "
+            f"tuples, lists or dicts of them"
+        )
+    return found
+
+
+def _call(model: nn.Module, given: object) -> object:
+    if isinstance(given, Mapping):
+        return model(**given)
+    return model(*given) if isinstance(given, tuple) else model(given)
+
+
+def _untraceable(skeleton: Skeleton, error: Exception) -> str:
+    said = next(iter(str(error).splitlines()), "")
+    return (
+        f"{skeleton.at_fault()} cannot be traced: {type(error).__name__}: {said}. A trace runs the model on the "
+        f"example inputs without their values, so nothing may depend on values. Give inputs that the model takes, or "
+        f"say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
+        f"@heterofl_flwr.slicing.stand_in({skeleton.kind()}), a function of the layer and its inputs"
+    )
+
+
+def _pin_fixed(model: nn.Module, trace: Trace, fixed: Sequence[str]) -> None:
+    """Keep all parameters whole that a pattern names, or whose layer it names."""
+    tensors = tensors_of(model)
+    names = [name for name in (*dict(model.named_modules()), *tensors) if name]
+    for pattern in fixed:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError(f"fixed: no layer or parameter matches {pattern!r}; there are {', '.join(names[:8])} ...")
+        for name, tensor in tensors.items():
+            if any(name == one or name.startswith(f"{one}.") for one in matching):
+                trace.pin(*trace.rows(tensor))

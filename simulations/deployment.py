@@ -1,0 +1,203 @@
+"""A SuperLink and SuperNodes on this machine, with TLS and known nodes: what the tests and the faults are tried on.
+
+All processes carry a mark, and a guard ends them also when this one is killed.
+"""
+
+import json
+import os
+import re
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from heterofl_flwr.app.credentials import write_certificates, write_node_key
+from heterofl_flwr.app.launch.bundle import CLIENT_APP, write_app
+from heterofl_flwr.app.launch.guard import Guard
+from heterofl_flwr.app.launch.superlink import command, environment, free_port, status_of
+from heterofl_flwr.settings import Flat
+
+STARTUP = 120.0
+POLL = 0.2
+QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+
+_CONNECTION = """[superlink]
+default = "own"
+
+[superlink.own]
+address = "127.0.0.1:{port}"
+root-certificates = "{authority}"
+"""
+
+
+_CALLS = """
+import json, sys
+from flwr.cli.app import app
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+"""
+
+
+class Deployment:
+    """A SuperLink that takes known nodes alone, and SuperNodes; a context manager that ends them all.
+
+    Parameters
+    ----------
+    folder : Path
+        For keys, logs and the SuperLink's database.
+    more : Mapping[str, str] | None
+        Further variables for the environment of all processes.
+    """
+
+    def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.keys = folder / "keys"
+        self.port = free_port()
+        self._more = {**QUICK, **(more or {})}
+        self._mark = secrets.token_hex(16)
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        """Make the keys; nothing is started yet."""
+        self.home = Path(tempfile.mkdtemp(prefix="heterofl-"))
+        self.environment = environment(self.home, self._mark, self._more)
+        self._guard = Guard(self._mark, self.home, self.environment)
+        write_certificates(self.keys, ["localhost", "127.0.0.1"], 1)
+        text = _CONNECTION.format(port=self.port, authority=self.keys / "ca.crt")
+        (self.home / "config.toml").write_text(text, encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all processes."""
+        self._guard.release()
+        for process in self._started:
+            process.wait(STARTUP)
+
+    def start_superlink(self) -> subprocess.Popen[bytes]:
+        """Start the SuperLink, or start it anew, and wait until it answers."""
+        words = superlink_words(str(self.keys), str(self.folder / "superlink.db"), "127.0.0.1", self.port)
+        process = self.popen("flower-superlink", words, "superlink")
+        context = ssl.create_default_context(cafile=self.keys / "ca.crt")
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+
+        def answers() -> bool:
+            with suppress(OSError), opener.open(f"https://127.0.0.1:{self.port}/health", timeout=1):
+                return True
+            return False
+
+        self.wait_for(lambda: process.poll() is not None or answers(), "the SuperLink")
+        if process.poll() is not None:
+            raise RuntimeError(f"the SuperLink does not start:\n{self.log('superlink')[-2000:]}")
+        return process
+
+    def register(self, *names: str) -> None:
+        """Make keys for nodes, and register them."""
+        keys = {name: f"{self.make_key(name)}.pub" for name in names}
+        self.flwr(*(["supernode", "register", key, "own", "--name", name] for name, key in keys.items()))
+
+    def make_key(self, name: str) -> Path:
+        """Make a node's key and return its path."""
+        return write_node_key(self.keys, name)[0]
+
+    def start_node(self, name: str, config: str, proof: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a SuperNode with the key of its name; ``proof`` replaces how it and the SuperLink prove themselves."""
+        words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name, proof)
+        return self.popen("flower-supernode", words, name, FLWR_HOME=str(self.home / name))
+
+    def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP) -> str:
+        """Submit a run of our own app with these settings, and maybe with another ClientApp; return its number."""
+        folder = write_app(Path(tempfile.mkdtemp(dir=self.home)), config)
+        project = folder / "pyproject.toml"
+        project.write_text(project.read_text(encoding="utf-8").replace(CLIENT_APP, client), encoding="utf-8")
+        return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
+
+    def flwr(self, *calls: Sequence[str]) -> str:
+        """Return what Flower's command ``flwr`` prints, called so often in one process: it takes seconds to load."""
+        done = subprocess.run(
+            [sys.executable, "-c", _CALLS, json.dumps(calls)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self.environment,
+            timeout=STARTUP,
+        )
+        if done.returncode:
+            raise RuntimeError(f"flwr {calls}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def wait_for_end(self, run_id: str, seconds: float) -> tuple[str, str]:
+        """Wait until a run's ServerApp has ended, or so many seconds; return the run's status."""
+        ended = re.compile(rf"Finished task \d+ of run {run_id}")
+        deadline = time.monotonic() + seconds
+        while not ended.search(self.log("superlink")) and time.monotonic() < deadline:
+            time.sleep(POLL)
+        return status_of(run_id, self.environment)
+
+    def wait_for(self, happened: Callable[[], object], what: str, seconds: float = STARTUP) -> None:
+        """Wait until something has happened; raise if it does not."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
+            time.sleep(POLL)
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed."""
+        path = self.folder / f"{name}.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def popen(self, name: str, words: Sequence[str], log: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start one of Flower's commands; its output goes to a file of this name."""
+        with (self.folder / f"{log}.log").open("ab") as out:
+            process = subprocess.Popen(
+                [command(name, self.environment), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**self.environment, **variables},
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+
+def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]:
+    """Return the options of a SuperLink with TLS that takes known nodes alone and outlives its own end."""
+    return [
+        f"--ssl-ca-certfile={keys}/ca.crt",
+        f"--ssl-certfile={keys}/server.crt",
+        f"--ssl-keyfile={keys}/server.key",
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        f"--database={database}",
+        f"--host={host}",
+        f"--port={port}",
+    ]
+
+
+def node_words(
+    superlink: str, port: int, config: str, keys: str, name: str, proof: Sequence[str] | None = None
+) -> list[str]:
+    """Return the options of a SuperNode."""
+    usual = [f"--root-certificates={keys}/ca.crt", f"--auth-supernode-private-key={keys}/{name}"]
+    words = [f"--superlink={superlink}", f"--port={port}", f"--node-config={config}"]
+    return [*words, *(usual if proof is None else proof)]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process at once, as a power cut does."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()

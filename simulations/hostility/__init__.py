@@ -1,0 +1,1 @@
+"""Answers of bad faith, made from good ones by chance, and what must come of them."""

@@ -1,0 +1,144 @@
+"""Certificates and keys: judged by OpenSSL and OpenSSH, where these are installed, and by Python's own TLS."""
+
+import ipaddress
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import threading
+
+import pytest
+from cryptography import x509
+
+from heterofl_flwr.app.command import MISUSED, main
+from heterofl_flwr.app.credentials import write_certificates, write_node_key
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+
+HOSTS = ("localhost", "127.0.0.1")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_certificates(tmp_path, HOSTS, 30)
+    return tmp_path
+
+
+def greet(folder, name, authority="ca.crt"):
+    """Let a TLS server with the folder's certificate greet a client that calls it by a name; return what it says."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "server.crt", folder / "server.key")
+    client = ssl.create_default_context(cafile=folder / authority)
+    here, there = socket.socketpair()
+
+    def serve():
+        try:
+            with server.wrap_socket(there, server_side=True) as end:
+                end.sendall(b"hello")
+        except OSError:  # the client has refused
+            there.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with here, client.wrap_socket(here, server_hostname=name) as end:
+            return end.recv(5)
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_who_trusts_the_authority_trusts_the_superlink_by_all_its_names(folder, name):
+    assert greet(folder, name) == b"hello"
+
+
+def test_another_name_and_another_authority_are_refused(folder, tmp_path):
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        greet(folder, "example.org")
+    (tmp_path / "other.crt").write_bytes(write_certificates(tmp_path / "other", HOSTS, 30)[1].read_bytes())
+    with pytest.raises(ssl.SSLCertVerificationError, match="verify failed"):
+        greet(folder, "localhost", "other.crt")
+
+
+def test_the_authority_stays_when_the_certificate_is_renewed(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    written = write_certificates(folder, ["10.0.0.5"], 30)
+    assert {path.name for path in written} == {"server.key", "server.crt"}
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"server.key", "server.crt"}
+    names = x509.load_pem_x509_certificate(after["server.crt"]).extensions
+    found = names.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert found.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("10.0.0.5")]
+    certificates = [x509.load_pem_x509_certificate(after[name]) for name in ("server.crt", "ca.crt")]
+    certificates[0].verify_directly_issued_by(certificates[1])
+
+
+def test_private_keys_are_for_their_owner_alone(folder):
+    write_node_key(folder, "phone")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert {name for name, mode in modes.items() if mode & 0o077 == 0} == {"ca.key", "server.key", "phone"}
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
+def test_openssh_finds_the_public_key_in_the_private_one(tmp_path):
+    private, public = write_node_key(tmp_path, "phone")
+    done = subprocess.run(["ssh-keygen", "-y", "-f", private], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:2] == public.read_text().split()
+    assert public.read_text().startswith("ecdsa-sha2-nistp384 ")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_openssl_verifies_the_chain_as_strictly_as_it_can(folder):
+    command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", folder / "ca.crt"]
+    done = subprocess.run([*command, folder / "server.crt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda folder: (folder / "ca.key").unlink(), "has no ca.key beside it"),
+        (lambda folder: (folder / "ca.key").write_text("no key"), "ca.key is no key that can be read"),
+        (lambda folder: (folder / "ca.crt").unlink(), "ca.crt is no certificate that can be read"),
+    ],
+)
+def test_a_damaged_authority_is_named(folder, damage, complaint):
+    damage(folder)
+    with pytest.raises(ConfigError, match=complaint):
+        write_certificates(folder, HOSTS, 30)
+
+
+def test_a_node_keeps_its_key(tmp_path):
+    write_node_key(tmp_path, "phone")
+    with pytest.raises(ConfigError, match="phone exists: a node keeps its key"):
+        write_node_key(tmp_path, "phone")
+
+
+@pytest.mark.parametrize("name", ["", "../phone", "a/b", "-x"])
+def test_a_node_has_a_plain_name(tmp_path, name):
+    with pytest.raises(ConfigError, match="expected a name of letters, digits"):
+        write_node_key(tmp_path, name)
+
+
+def test_hosts_that_are_no_names_and_folders_that_cannot_be_written_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="host 'bücher' is no name"):
+        write_certificates(tmp_path / "new", ["bücher"], 30)
+    (tmp_path / "file").touch()
+    with pytest.raises(HeteroFLError, match=r"cannot write .*ca\.key: "):
+        write_certificates(tmp_path / "file", HOSTS, 30)
+
+
+def test_the_command_writes_all_and_says_how_to_register(tmp_path, capsys):
+    assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "phone"]) == 0
+    out = capsys.readouterr().out
+    assert f"flwr supernode register {tmp_path / 'phone.pub'} CONNECTION --name phone" in out
+    expected = {"ca.crt", "ca.key", "server.crt", "server.key", "phone", "phone.pub"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"), [([], "nothing to write"), (["--host", "a", "--days", "0"], "--days is 0")]
+)
+def test_the_command_refuses_what_means_nothing(tmp_path, capsys, options, complaint):
+    assert main(["keys", str(tmp_path), *options]) == MISUSED
+    assert complaint in capsys.readouterr().err

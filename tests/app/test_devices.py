@@ -1,0 +1,88 @@
+"""Simulated devices in our own app: the settings that name them, and what clients do of their work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from heterofl_flwr import DeviceProfile
+from heterofl_flwr.app.devices import devices_of
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.edge import EDGE
+from heterofl_flwr.settings import from_flat
+from tests.app.test_apps import SMALL, run
+from tests.app.test_fedh2l import H2L, HERE
+
+OWN = {"a": DeviceProfile(macs_per_second=1e9, download=1e6, upload=1e6)}
+
+
+def own():
+    return OWN
+
+
+def lazy():
+    return {"a": replace(OWN["a"], least_work=0.2)}
+
+
+def nothing():
+    return None
+
+
+def task(**settings):
+    return Task(from_flat({**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}))
+
+
+def test_without_a_profile_nothing_is_simulated():
+    assert devices_of(task()) is None
+
+
+def test_settings_name_bundled_devices_or_ones_own():
+    assert devices_of(task(devices__profile="edge")).profile(0.25) is EDGE["c"]
+    found = devices_of(task(devices__profile="tests.app.test_devices:own", devices__deadline=5))
+    assert (found.profile(0.25), found.deadline) == (OWN["a"], 5)
+    with pytest.raises(ConfigError, match="device profiles are None; expected a mapping"):
+        devices_of(task(devices__profile="tests.app.test_devices:nothing"))
+    with pytest.raises(ConfigError, match=r"devices\.profile is 'tests\.app\.test_devices:gone', which cannot"):
+        devices_of(task(devices__profile="tests.app.test_devices:gone"))
+    with pytest.raises(ConfigError, match=r"devices\.profile: found 'moon' \(str\), expected one of edge, 'module"):
+        task(devices__profile="moon")
+    with pytest.raises(ConfigError, match=r"devices\.deadline: found 5, expected devices\.profile to name the devices"):
+        task(devices__deadline=5)
+
+
+def test_the_work_is_that_of_the_epochs_and_of_what_they_train():
+    macs = devices_of(task(devices__profile="edge")).work("train", 0, 1.0, 1)
+    assert devices_of(task(devices__profile="edge", train__epochs=4)).work("train", 0, 1.0, 7) == 28 * macs
+    small = devices_of(task(devices__profile="edge")).work("train", 0, 0.0625, 1)
+    inside = devices_of(task(devices__profile="edge", mix="a1-e1", **{"train__ordered-dropout": True}))
+    assert inside.work("train", 0, 1.0, 1) == pytest.approx((macs + small) / 2)
+
+
+def test_a_run_on_devices_tells_of_them(tmp_path):
+    options = {"devices__profile": "edge", "devices__deadline": 0.001, "run__dir": str(tmp_path / "run")}
+    (record,) = (one.record for one in run(num_rounds=1, **options))
+    assert "simulated: later than the deadline of 0.001 s" in record.failures.values()
+    assert record.simulated_seconds >= 0.001
+    assert record.joules > 0
+    assert "energy, an estimate" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_clients_take_their_share_together_as_alone():
+    config = {"mix": "c1", "num_rounds": 1, "evaluate__every": 0, "clients": 4}
+    all_of_it = run(**config)[-1].state
+    config |= {"devices__profile": "tests.app.test_devices:lazy"}
+    plain, cohort = (run(engine__name=name, **config)[-1].state for name in ("plain", "cohort"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(cohort[name], tensor, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(all_of_it[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_work_of_fedh2l_is_that_of_each_architecture():
+    config = {**H2L, "devices.profile": "edge", "distill.models": f"mlp,{HERE}:small_cnn", "distill.steps": 2}
+    work = devices_of(task_of(config)).work
+    one, other = (work("train.publish", partition, 1.0, 0) for partition in (0, 1))
+    assert one != other
+    forward = one / config["distill.seed-batch"]  # of each seed example that is published about
+    assert work("train.publish", 2, 1.0, 30) == (3 * 30 + 50) * forward
+    assert work("train.learn", 0, 1.0, 30) == 3 * 2 * (10 + 50) * forward

@@ -1,0 +1,140 @@
+"""What devices can do, and what chance has in store for them: draws by hand, by their shares, and by their names."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr import DeviceProfile, Devices
+from heterofl_flwr.core import LEVELS, width
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.devices import Turn, reached
+from heterofl_flwr.methods.edge import EDGE
+from heterofl_flwr.methods.workload import Training
+from tests.methods.tiny import Tiny
+
+FAST = DeviceProfile(macs_per_second=1e9, download=5.0, upload=3.0, compute_watts=10.0, radio_watts=1.0)
+MANY = {partition: Turn(0, 1, partition, 1.0) for partition in range(3000)}
+
+
+def nothing(kind, partition, rate, examples):
+    return 0.0
+
+
+def devices(**options):
+    return Devices({"a": DeviceProfile(macs_per_second=1e9, download=5.0, upload=3.0, **options)}, nothing)
+
+
+def test_a_rate_has_the_profile_of_the_nearest_larger_one():
+    slow = DeviceProfile(macs_per_second=1.0, download=1.0, upload=1.0)
+    found = Devices({"b": FAST, "d": slow}, nothing)
+    given = {1.0: FAST, 0.5: FAST, 0.3: FAST, 0.25: FAST, 0.125: slow, 0.1: slow, 0.0625: slow}
+    assert {rate: found.profile(rate) for rate in given} == given
+    assert Devices({0.5: FAST, 0.125: slow}, nothing).profile(0.2) is FAST
+
+
+def test_time_and_energy_are_those_worked_out_by_hand():
+    spent = Devices({"a": FAST}, nothing).spent(Turn(0, 1, 0, 1.0), macs=2e9, down=10, up=6)
+    assert spent.seconds == 2 + 10 / 5 + 6 / 3
+    assert spent.joules == 2 * 10 + 4 * 1
+
+
+def test_who_is_there_is_a_share_of_the_rounds():
+    found = devices(available=0.7)
+    assert len(found.present(MANY, 1)) / len(MANY) == pytest.approx(0.7, abs=0.03)
+    assert found.present(MANY, 1) == found.present(dict(reversed(MANY.items())), 1)
+    assert sorted(devices().present(MANY, 1)) == sorted(MANY)
+
+
+def test_where_too_few_are_there_the_nearest_are_waited_for():
+    found, turns = devices(available=1e-9), dict(list(MANY.items())[:50])
+    draws = {partition: turn.draws("away").random() for partition, turn in turns.items()}
+    assert found.present(turns, 3) == sorted(turns, key=draws.get)[:3]
+
+
+def test_drop_outs_are_a_share_of_the_clients_and_never_all():
+    assert len(devices(drop_out=0.2).drop_outs(MANY, 1)) / len(MANY) == pytest.approx(0.2, abs=0.03)
+    assert devices().drop_outs(MANY, 1) == []
+    turns = dict(list(MANY.items())[:50])
+    luck = {partition: turn.draws("drop-out").random() for partition, turn in turns.items()}
+    gone = devices(drop_out=0.999_999).drop_outs(turns, 4)
+    assert gone == sorted(turns, key=luck.get)[:46]
+    assert devices(drop_out=0.9).drop_outs(dict(list(turns.items())[:2]), 3) == []
+
+
+def test_shares_of_the_work_are_even_and_the_pace_is_lognormal():
+    found = devices(least_work=0.5, jitter=0.3)
+    shares = [found.share(turn) for turn in MANY.values()]
+    assert 0.5 <= min(shares) < 0.51
+    assert 0.99 < max(shares) <= 1
+    assert statistics.mean(shares) == pytest.approx(0.75, abs=0.01)
+    paces = [math.log(1 / found.spent(turn, 1e9, 0, 0).seconds) for turn in MANY.values()]
+    assert statistics.mean(paces) == pytest.approx(0, abs=0.02)
+    assert statistics.stdev(paces) == pytest.approx(0.3, abs=0.02)
+    assert {devices().share(turn) for turn in MANY.values()} == {1.0}
+
+
+@given(st.integers(0, 9), st.integers(1, 9), st.integers(0, 9), st.sampled_from(list(LEVELS.values())))
+def test_a_turn_always_meets_the_same_fate_and_another_turn_another(seed, server_round, partition, rate):
+    def fate(*turn):
+        found, own = Devices(EDGE, nothing), Turn(*turn, rate)
+        ahead = own.draws("away").random(), own.draws("drop-out").random()
+        return *ahead, own.draws("work").random(), found.spent(own, 1e9, 1, 1).seconds, reached(own)
+
+    mine = fate(seed, server_round, partition)
+    assert mine == fate(seed, server_round, partition)
+    for other in ((seed + 1, server_round, partition), (seed, server_round + 1, partition), (seed, server_round, 99)):
+        assert all(one != two for one, two in zip(mine, fate(*other), strict=True))
+
+
+def test_a_profile_that_means_nothing_is_told_at_once():
+    with pytest.raises(ConfigError, match=r"macs_per_second is 0, .*available is 0, .*drop_out is 1, .*jitter is -1"):
+        DeviceProfile(macs_per_second=0, download=1, upload=1, available=0, drop_out=1, jitter=-1)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "options", "match"),
+    [
+        ({}, {}, r"device profiles are \{\}; expected a mapping from levels to DeviceProfile"),
+        (None, {}, "device profiles are None"),
+        ({"a": 3}, {}, "the profile of level a is 3; expected a DeviceProfile"),
+        ({"z": FAST}, {}, "'z' is no level"),
+        ({"a": FAST}, {"deadline": 0}, "deadline is 0; expected a number of seconds over 0"),
+        ({"a": FAST}, {"deadline": math.nan}, "deadline is nan"),
+    ],
+)
+def test_devices_that_mean_nothing_are_refused(profiles, options, match):
+    with pytest.raises(ConfigError, match=match):
+        Devices(profiles, nothing, **options)
+
+
+def test_the_bundled_set_has_the_papers_levels_and_larger_ones_are_faster():
+    assert list(EDGE) == list(LEVELS)
+    for one, other in zip(list(EDGE.values()), list(EDGE.values())[1:], strict=False):
+        for name in ("macs_per_second", "download", "upload", "compute_watts", "radio_watts"):
+            assert getattr(one, name) > getattr(other, name)
+
+
+class TestWorkload:
+    def macs(self, rate):
+        return 3 * width(8, rate) + 4 * width(8, rate)
+
+    @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
+    def test_training_takes_three_forward_passes_of_each_example_in_each_epoch(self, rate):
+        work = Training(Tiny, torch.zeros(1, 3), epochs=5)
+        assert work("train", 0, rate, 7) == 3 * 5 * 7 * self.macs(rate)
+
+    def test_of_models_inside_a_clients_own_it_is_the_mean(self):
+        work = Training(Tiny, torch.zeros(1, 3), smaller=(1.0, 0.5, 0.25))
+        assert work.forward(0.5) == (self.macs(0.5) + self.macs(0.25)) / 2
+
+    def test_an_example_may_be_several_inputs(self):
+        assert Training(Tiny, torch.zeros(1, 3), inputs=2.5).forward(1.0) == 2.5 * self.macs(1.0)
+
+    def test_measuring_draws_nothing(self):
+        before = torch.get_rng_state()
+        Training(Tiny, torch.zeros(1, 3)).forward(1.0)
+        assert torch.equal(torch.get_rng_state(), before)

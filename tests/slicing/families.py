@@ -1,0 +1,245 @@
+"""Small models, one for each way in which axes can belong together."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+Case = tuple[nn.Module, Tensor]
+FAMILIES: dict[str, Callable[[], Case]] = {}
+
+
+def family(make: Callable[[], Case]) -> Callable[[], Case]:
+    FAMILIES[make.__name__] = make
+    return make
+
+
+def images(size: int = 8, channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, size, size)
+
+
+class Then(nn.Module):
+    """A model whose forward is a function of the model and the input."""
+
+    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def conv(inputs: int, outputs: int, size: int = 3, **options: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
+
+
+@family
+def tabular() -> Case:
+    layers = nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.PReLU(12), nn.Linear(12, 3)
+    return nn.Sequential(*layers), torch.randn(2, 5)
+
+
+@family
+def sound() -> Case:
+    layers = nn.Conv1d(2, 8, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 5, 4)
+    return nn.Sequential(*layers), torch.randn(2, 2, 16)
+
+
+@family
+def flattened() -> Case:
+    layers = conv(3, 8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 12), nn.Linear(12, 4)
+    return nn.Sequential(*layers), images()
+
+
+@family
+def viewed_by_size() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        x = F.adaptive_max_pool2d(self.conv(x), 2)
+        return self.linear(x.view(x.size(0), x.size(1) * 4))
+
+    return Then(forward, conv=conv(3, 8), linear=nn.Linear(32, 4)), images()
+
+
+@family
+def residual() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.second(torch.relu(self.norm(self.first(x))))
+        return self.head((torch.relu(self.down(x)) + self.short(x)).mean((2, 3)))
+
+    layers = {"stem": conv(3, 8), "first": conv(8, 6), "norm": nn.BatchNorm2d(6), "second": conv(6, 8)}
+    return Then(forward, **layers, down=conv(8, 10), short=conv(8, 10, 1), head=nn.Linear(10, 4)), images()
+
+
+@family
+def concatenated() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        both = torch.cat([one, two, one], 1)
+        return self.head(torch.cat([both, torch.relu(self.three(both))], 1).mean((2, 3)))
+
+    return Then(forward, one=conv(3, 6), two=conv(3, 10), three=conv(22, 5), head=nn.Linear(27, 4)), images()
+
+
+@family
+def concatenation_added_to_one() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        return self.head((torch.cat([self.one(x), self.two(x)], 1) + self.whole(x)).amax((2, 3)))
+
+    return Then(forward, one=conv(3, 6), two=conv(3, 10), whole=conv(3, 16), head=nn.Linear(16, 4)), images()
+
+
+@family
+def depthwise_with_squeeze() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        x = F.silu(self.depth(self.wide(x)))
+        x = x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        return self.head(self.narrow(x).flatten(2).mean(2))
+
+    layers = {"wide": conv(3, 12, 1), "depth": conv(12, 24, groups=12), "down": conv(24, 4, 1), "up": conv(4, 24, 1)}
+    return Then(forward, **layers, narrow=conv(24, 8, 1), head=nn.Linear(8, 4)), images()
+
+
+@family
+def grouped() -> Case:
+    layers = conv(3, 16), conv(16, 32, groups=8), nn.GroupNorm(8, 32), nn.ReLU(), conv(32, 8), nn.GroupNorm(2, 8)
+    return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+
+
+@family
+def transposed_and_shuffled() -> Case:
+    layers = (
+        nn.ConvTranspose2d(3, 8, 2, 2),
+        nn.ReLU(),
+        conv(8, 16),
+        nn.PixelShuffle(2),
+        conv(4, 6),
+        nn.PixelUnshuffle(2),
+    )
+    groups = nn.ConvTranspose2d(24, 24, 2, groups=12), nn.ChannelShuffle(2), conv(24, 4)
+    return nn.Sequential(*layers, *groups, nn.AdaptiveAvgPool2d(1), nn.Flatten()), images(4)
+
+
+@family
+def gated() -> Case:
+    layers = conv(3, 24), nn.GLU(1), conv(12, 8), nn.InstanceNorm2d(8, affine=True), nn.GELU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+
+
+@family
+def padded_shortcut() -> Case:
+    def forward(self: Then, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((self.down(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))).mean((2, 3)))
+
+    down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+    return Then(forward, stem=conv(3, 8), down=down, head=nn.Linear(12, 4)), images()
+
+
+class Attention(nn.Module):
+    """Attention as many write it: one linear layer for all three, and its widths as numbers of its own."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.dim, self.heads, self.head_dim = dim, heads, dim // heads
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        query, key, value = self.qkv(x).reshape(batch, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        weights = (query @ key.transpose(-2, -1)).softmax(-1)
+        return self.out((weights @ value).transpose(1, 2).reshape(batch, length, self.dim))
+
+
+class Separate(nn.Module):
+    """Attention with a layer for each of the three; the heads are found by dividing."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.view(*y.shape[:-1], self.heads, y.shape[-1] // self.heads).transpose(1, 2)
+
+        query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        return self.out((torch.einsum("bhid,bhjd->bhij", query, key).softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
+class Words(nn.Module):
+    """Tied embeddings, positions as a raw parameter, a token of its own."""
+
+    def __init__(self, attention: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(11, dim)
+        self.first = nn.Parameter(torch.randn(1, 1, dim))
+        self.position = nn.Parameter(torch.randn(1, 6, dim))
+        self.norm, self.attention = nn.LayerNorm(dim), attention
+        self.inner, self.outer = nn.Linear(dim, 20), nn.Linear(20, dim)
+        self.decoder = nn.Linear(dim, 11, bias=False)
+        self.decoder.weight = self.token.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = torch.cat([self.first.expand(len(words), -1, -1), self.token(words)], 1) + self.position
+        x = x + self.attention(self.norm(x))
+        return self.decoder(x + self.outer(F.gelu(self.inner(x))))
+
+
+@family
+def packed_attention() -> Case:
+    return Words(Attention(24, 3), 24), torch.randint(11, (2, 5))
+
+
+@family
+def separate_attention() -> Case:
+    return Words(Separate(24, 4), 24), torch.randint(11, (2, 5))
+
+
+@family
+def torchs_encoder() -> Case:
+    layer = nn.TransformerEncoderLayer(24, 4, 20, dropout=0.1, batch_first=True)
+    return nn.Sequential(nn.Linear(5, 24), nn.TransformerEncoder(layer, 2), nn.Linear(24, 3)), torch.randn(2, 6, 5)
+
+
+@family
+def recurrent() -> Case:
+    def forward(self: Then, words: Tensor) -> Tensor:
+        x, _ = self.lstm(self.embedding(words))
+        x, _ = self.gru(x)
+        return self.head(x[:, -1])
+
+    lstm = nn.LSTM(10, 8, 2, bidirectional=True, batch_first=True)
+    layers = {"embedding": nn.Embedding(11, 10), "lstm": lstm, "gru": nn.GRU(16, 6, batch_first=True)}
+    return Then(forward, **layers, head=nn.Linear(6, 3)), torch.randint(11, (2, 5))
+
+
+@family
+def vit() -> Case:
+    return models.VisionTransformer(16, 8, 2, 4, 32, 40, num_classes=5), images(16)
+
+
+@family
+def swin() -> Case:
+    return models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [2, 2], num_classes=5), images(16)
+
+
+@family
+def convnext() -> Case:
+    from torchvision.models.convnext import CNBlockConfig
+
+    return models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.1, 1.0, num_classes=5), images(16)
+
+
+@family
+def densenet() -> Case:
+    return models.DenseNet(6, (2, 2), 8, 2, num_classes=5), images(32)
+
+
+@family
+def shufflenet() -> Case:
+    return models.ShuffleNetV2([4, 2, 2], [8, 32, 32, 32, 40], num_classes=5), images(32)

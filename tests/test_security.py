@@ -1,0 +1,108 @@
+"""What SECURITY.md says, as far as source text shows it; ``test_imports.py`` has the part on pickles and ``eval``."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for top in ("heterofl_flwr", "simulations") for path in (ROOT / top).rglob("*.py"))
+READERS = [
+    path
+    for path in SOURCES
+    for room in ("core", "nn", "learn", "methods", "legacy", "client.py", "messages.py")
+    if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name != "capacity.py"
+]
+"""The modules through which messages go; ``learn/capacity.py`` measures this machine, in files that only it names."""
+
+FILES = {"os", "pathlib", "shutil", "tempfile", "glob", "subprocess", "socket", "urllib", "http", "fileinput"}
+OPENS = {"open", "fromfile", "tofile", "memmap", "loadtxt", "savetxt", "read_bytes", "write_bytes", "read_text"}
+MODULES = {"scikit-learn": "sklearn", "hydra-core": "hydra", "flwr-datasets": "flwr_datasets"}
+MODULES["tensorboard"] = "torch.utils.tensorboard"  # which is torch's own door to it
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield node.module.partition(".")[0]
+
+
+def touches_files(source: str) -> list[str]:
+    """Return what of a module could reach a file, a process or the network."""
+    tree = ast.parse(source)
+    names = [ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return sorted({*FILES.intersection(imported(tree)), *OPENS.intersection(names)})
+
+
+def runs_shell(source: str) -> list[str]:
+    """Return where a module hands text to a shell."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "shell" and ast.unparse(node.value) != "False":
+            found.append("shell")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.system", "os.popen", "yaml.load"):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", READERS, ids=name_of)
+def test_what_reads_messages_reaches_no_file_process_or_network(path):
+    assert touches_files(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_text_reaches_a_shell(path):
+    assert runs_shell(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import os.path", ["os"]),
+        ("from pathlib import Path", ["pathlib"]),
+        ("open(name)", ["open"]),
+        ("np.fromfile(name)", ["fromfile"]),
+        ("import io\nio.BytesIO(data)", []),
+        ("federation.open_round(state)", []),
+    ],
+)
+def test_the_checker_finds_what_touches_files(source, found):
+    assert touches_files(source) == found
+
+
+@pytest.mark.parametrize(
+    "source", ["run(text, shell=True)", "os.system(text)", "yaml.load(text)", "run(text, shell=x)"]
+)
+def test_the_checker_finds_a_shell(source):
+    assert len(runs_shell(source)) == 1
+
+
+def requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [re.split(r"[\[<>=~ ]", line, maxsplit=1)[0] for line in project["dependencies"]]
+
+
+def test_each_dependency_is_used_and_installed():
+    used = {name for path in SOURCES for name in imported(ast.parse(path.read_text(encoding="utf-8")))}
+    for name in requirements():
+        assert MODULES.get(name, name) in used, f"{name} is required and never imported"
+        assert metadata.version(name)
+
+
+def test_constraints_name_dependencies_and_the_versions_that_are_installed():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("~=") for line in lines if not line.startswith("#"))
+    assert pinned.keys() <= set(requirements())
+    for name, version in pinned.items():
+        assert metadata.version(name).startswith(version.rpartition(".")[0])
