@@ -56,8 +56,9 @@ class Authors:
         if not (self._source / "train_classifier_fed.py").exists():
             raise FileNotFoundError(f"{self._source} holds no train_classifier_fed.py: --authors names their checkout")
         self._experiment = experiment
+        dealt = f"{experiment.clients}_{experiment.fraction:g}_{experiment.split}"
         self._order = {
-            "control": f"1_{experiment.clients}_{experiment.fraction:g}_iid_{assignment}_{experiment.mix}_bn_1_1",
+            "control": f"1_{dealt}_{assignment}_{experiment.mix}_bn_1_1",
             "threads": threads,
             "balanced": balanced,
             "state": str(state.resolve()) if state else None,

@@ -32,8 +32,8 @@ def request(
     experiment: Experiment, folder: Path, *options: str, settings: Mapping[str, object] = MappingProxyType({})
 ) -> Request:
     """Return what ``heterofl run`` makes of an experiment, more options and settings; it runs in ``folder``."""
-    own = {"data.root": experiment.root, "mix": experiment.mix, "sample.fraction": experiment.fraction}
-    own["engine.device"] = "cpu"
+    own: dict[str, object] = {"data.root": experiment.root, "data.split": experiment.split, "mix": experiment.mix}
+    own |= {"sample.fraction": experiment.fraction, "engine.device": "cpu"}
     words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
     where = ["--resume" if (folder / "history.jsonl").exists() else "--out", str(folder)]
     line = ["run", "--data", "mnist", "--clients", str(experiment.clients), *where, *options, *words]

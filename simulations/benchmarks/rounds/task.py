@@ -45,6 +45,7 @@ class Experiment:
     root: str
     clients: int
     mix: str = MIX
+    split: str = "iid"
 
     @property
     def data(self) -> Dataset:
