@@ -25,7 +25,7 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 	$(VENV)/bin/heterofl run
 
 test: $(READY)  ## all tests that this machine can run, and the coverage gate
-	$(PY) -m pytest --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
+	$(PY) -m pytest -n 2 --dist loadfile --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: $(READY)  ## format, lint, types, spelling, metadata, dependencies that fit one another
 	$(PY) -m ruff format --check .

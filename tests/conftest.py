@@ -1,6 +1,8 @@
 """What all tests share: quiet Flower, one thread, reproducible examples, and the optional shared folder."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,10 @@ for variable, value in {
 }.items():
     os.environ.setdefault(variable, value)
 
+# Where a developer keeps data is no business of a test, which may expect that there are none.
+for variable in ("HETEROFL_DATA", "HETEROFL_PAPER"):
+    os.environ.pop(variable, None)
+
 # One thread adds floats in one order, so results do not depend on the machine's number of cores.
 torch.set_num_threads(1)
 
@@ -24,6 +30,15 @@ settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def flower_log() -> Iterator[None]:
+    """Let Flower log as before once a test that made it quiet is over."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

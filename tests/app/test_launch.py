@@ -20,7 +20,7 @@ pytestmark = pytest.mark.simulation
 
 SAMPLE = Path(__file__).parent / "sample_app"
 CLASSIC = Path(__file__).parent / "classic_app"
-LONGEST = 240.0
+LONGEST = 600.0
 OWN = ["--rounds", "1", "--clients", "2", "--set", "train.epochs=1", "--set", "model.hidden=4,8"]
 RUNS = {
     "own": [*OWN, "--set", "run.callbacks="],

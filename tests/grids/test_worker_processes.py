@@ -157,7 +157,7 @@ def test_no_process_outlives_its_script(script, gone, how, sent):
     if sent:
         time.sleep(0.2)
         process.send_signal(sent)
-    process.wait(20)
+    process.wait(120)
     assert gone(pids)
 
 
