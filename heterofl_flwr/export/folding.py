@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 _aten = torch.ops.aten
-_LAYERS = (
+LAYERS = (
     _aten.conv1d.default,
     _aten.conv1d.padding,
     _aten.conv2d.default,
@@ -24,7 +24,9 @@ _LAYERS = (
     _aten.conv3d.padding,
     _aten.linear.default,
 )
-_NORM = _aten.batch_norm.default
+"""What a norm can become part of."""
+
+NORM = _aten.batch_norm.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def fold_batch_norms(program: ExportedProgram) -> tuple[fx.GraphModule, Folding]
     )  # a new one; it shares the program's tensors, which nothing here changes
     folded: dict[str, str] = {}
     kept: list[str] = []
-    for norm in [node for node in module.graph.nodes if node.target is _NORM]:
+    for norm in [node for node in module.graph.nodes if node.target is NORM]:
         layer = _foldable(norm)
         name = _name(norm)
         if layer is None:
@@ -67,7 +69,7 @@ def fold_batch_norms(program: ExportedProgram) -> tuple[fx.GraphModule, Folding]
 def _foldable(norm: fx.Node) -> fx.Node | None:
     """Return the layer before a norm if the norm can become part of it."""
     layer: Any = norm.args[0]
-    if not isinstance(layer, fx.Node) or layer.target not in _LAYERS or len(layer.users) > 1:
+    if not isinstance(layer, fx.Node) or layer.target not in LAYERS or len(layer.users) > 1:
         return None
     own, constants = _given(layer, 1, 3), _given(norm, 1, 5)
     held = all(node.op == "get_attr" for node in (*own, *constants)) and len(_given(norm, 3, 5)) == 2

@@ -15,7 +15,7 @@ Manifest = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
 CSV, PAGE = "table.csv", "README.md"
-_SCORES = ("accuracy", "perplexity", "loss")
+_SCORES = ("perplexity", "accuracy", "loss")
 
 _LATENCY = "The median over {runs} runs of one example on {threads} thread: {machine}."
 _TEXT = """\

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.export.folding import Folding, fold_batch_norms
+from heterofl_flwr.export.inplace import out_of_place
 from heterofl_flwr.export.inputs import Axes, Inputs
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -68,7 +69,7 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes, output_names: Sequence[s
     example = inputs.traced_with(axes)
     program = _program(own, example, axes)
     module, folding = fold_batch_norms(program)
-    if folding.folded:
+    if out_of_place(module) or folding.folded:
         program = _program(module, example, axes)
     _forget_origins(program)
     symbols = _symbols(program, example, axes)

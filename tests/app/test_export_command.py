@@ -144,17 +144,21 @@ def test_data_that_are_missing_are_told(run, capsys, monkeypatch, tmp_path):
     assert "empty" in refused(capsys, run, *QUICK)
 
 
-def test_a_run_with_families_has_a_model_of_each(run):
+def test_a_run_with_families_has_a_model_of_each(run, tmp_path):
     for name in ("a", "c"):
         facts = json.loads((run / "models" / f"{name}.json").read_text())
         for family in ("cnn", "mlp"):
             (run / "models" / f"{family}-{name}.json").write_text(json.dumps({**facts, "family": family}))
+            for end in ("safetensors", "moments.safetensors"):
+                shutil.copy(run / "models" / f"{name}.{end}", run / "models" / f"{family}-{name}.{end}")
         (run / "models" / f"{name}.json").unlink()
     models = RunModels(run)
     assert models.chosen(["c"]) == ["cnn-c", "mlp-c"]
     assert models.chosen(["mlp-a", "0.25"]) == ["cnn-c", "mlp-a", "mlp-c"]
     with pytest.raises(ConfigError, match=r"expected all, or some of cnn-a \(1\), cnn-c \(0.25\), mlp-a"):
         models.chosen(["d"])
+    (folder,) = models.export(["cnn-c"], tmp_path, formats=["safetensors"], runs=0)
+    assert json.loads((folder / "manifest.json").read_text())["family"] == "cnn"
 
 
 def test_a_text_is_checked_as_its_model_sees_it():

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.export.folding import fold_batch_norms, folded_constants
+from heterofl_flwr.export.inplace import out_of_place
 from tests.export.models import cnn, images, measured
 
 
@@ -132,4 +133,48 @@ def test_a_norm_by_batch_is_left_as_it_is():
     model = Way(lambda self, x: F.batch_norm(self.conv(x), None, None, training=True), conv=nn.Conv2d(3, 3, 1))
     module, folding = folded(model, images(3))
     assert (folding.folded, len(folding.kept)) == ({}, 1)
+    torch.testing.assert_close(module(images(3)), model(images(3)))
+
+
+ACTIVATIONS = [
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.SiLU,
+    nn.LeakyReLU,
+    nn.ELU,
+]
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_an_activation_in_place_becomes_one_that_is_not(kind):
+    model = nn.Sequential(nn.Linear(3, 4), kind(inplace=True))
+    inputs = 4 * torch.randn(5, 3)
+    module, _ = folded(model, inputs)
+    assert out_of_place(module) == 1
+    assert not any(str(node.target).endswith("_.default") for node in module.graph.nodes)
+    assert module(inputs).equal(model(inputs))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda self, x: F.relu_((y := self.conv(x)).flatten(1)).sum() + y,
+        lambda self, x: F.relu_(x + 0),
+    ],
+)
+def test_one_that_something_else_may_notice_stays(way):
+    model, inputs = Way(way, conv=nn.Conv2d(3, 3, 1)), images(3)
+    module, _ = folded(model, inputs)
+    assert out_of_place(module) == 0
+    torch.testing.assert_close(module(inputs), model(inputs))
+
+
+def test_a_later_look_at_the_input_sees_the_activation():
+    """Torch's own trace lets it read the activation's output, so nothing else has to notice."""
+    model = Way(lambda self, x: F.relu_(y := self.conv(x)) + y, conv=nn.Conv2d(3, 3, 1))
+    module, _ = folded(model, images(3))
+    out_of_place(module)
     torch.testing.assert_close(module(images(3)), model(images(3)))
