@@ -30,6 +30,7 @@ class RunFolder:
     ``checkpoint/``     the last two checkpoints
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
+    ``exports/``        what ``heterofl export`` made of the models
     ``clients/``        what clients keep for themselves, by client and round, where parameters are not shared
     ``figures/``        PNG
     ``deal.csv``        how many examples of each class each client was dealt
