@@ -50,9 +50,8 @@ def fold_batch_norms(program: ExportedProgram) -> tuple[fx.GraphModule, Folding]
 
     The program is not changed.
     """
-    module = program.module(
-        check_guards=False
-    )  # a new one; it shares the program's tensors, which nothing here changes
+    # Each call gives a new module. It shares the program's tensors, which nothing here changes.
+    module = program.module(check_guards=False)
     folded: dict[str, str] = {}
     kept: list[str] = []
     for norm in [node for node in module.graph.nodes if node.target is NORM]:

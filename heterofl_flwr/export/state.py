@@ -13,6 +13,7 @@ from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.export.inputs import Inputs, outputs_of
 from heterofl_flwr.export.runs import Run
 from heterofl_flwr.export.tracing import Traced
+from heterofl_flwr.learn.model_state import device_of
 from heterofl_flwr.nn.static_norm import batch_norms
 
 
@@ -26,8 +27,8 @@ def write_state(traced: Traced, path: Path) -> None:
 def open_state(traced: Traced, path: Path) -> Run:
     """Return what runs a copy of the model into which the file is read; nothing else of it is left."""
     bare = copy.deepcopy(traced.model)
-    for tensor in (*bare.parameters(), *bare.buffers()):
-        tensor.detach().zero_()
+    for tensor in bare.state_dict().values():  # what is not in it, such as a table of positions, the code makes
+        tensor.zero_()
     model = load_state(bare, path)
 
     def run(inputs: Inputs) -> list[Tensor]:
@@ -56,9 +57,9 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     for name, layer in batch_norms(own).items():
         if f"{name}.running_mean" in state and layer.running_mean is None:
             layer.track_running_stats = True
-            layer.running_mean = torch.zeros(layer.num_features)
-            layer.running_var = torch.ones(layer.num_features)
-            layer.num_batches_tracked = torch.tensor(0)
+            layer.running_mean = torch.zeros(layer.num_features, device=device_of(own))
+            layer.running_var = torch.ones(layer.num_features, device=device_of(own))
+            layer.num_batches_tracked = torch.tensor(0, device=device_of(own))
     try:
         own.load_state_dict(state)
     except RuntimeError as error:

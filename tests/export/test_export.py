@@ -298,3 +298,23 @@ def test_tied_weights_are_written(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     export_model(model, torch.randn(4, 3), tmp_path / "tied", dynamic=BATCH, formats=["safetensors", "pt2"], runs=0)
+
+
+class Positions(nn.Module):
+    """A table that the code makes and no state holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    def forward(self, x):
+        return self.linear(x + self.table)
+
+
+def test_what_no_state_holds_is_in_the_program_alone(tmp_path):
+    model, inputs = Positions(), torch.randn(4, 3)
+    export_model(model, inputs, tmp_path / "a", formats=["safetensors", "pt2"], runs=0)
+    assert "table" not in (tmp_path / "a" / "model.safetensors").read_bytes().decode("latin-1")
+    program = torch.export.load(tmp_path / "a" / "model.pt2").module()
+    torch.testing.assert_close(said(program, inputs), said(model, inputs))
