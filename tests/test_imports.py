@@ -27,7 +27,7 @@ STEPS = (
     ("capability",),
     ("methods", "legacy", "client", "grids"),
     ("settings",),
-    ("app", "report"),
+    ("app", "report", "export"),
     ("__main__",),
     ("simulations",),
 )
@@ -38,7 +38,7 @@ FLOWER = {"flwr", "flwr_datasets", "ray"}
 HYDRA = {"hydra", "omegaconf"}
 FOREIGN = {
     **dict.fromkeys(STEP, HYDRA),
-    **dict.fromkeys(("errors", "nn", "learn", "slicing"), FLOWER | HYDRA),
+    **dict.fromkeys(("errors", "nn", "learn", "slicing", "export"), FLOWER | HYDRA),
     "core": FLOWER | HYDRA | {"torchvision"},
     "simulations": set(),
 }

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from heterofl_flwr import __version__
-from heterofl_flwr.app.commands import keys, profile, report, run, settings
+from heterofl_flwr.app.commands import export, keys, profile, report, run, settings
 from heterofl_flwr.errors import HeteroFLError
 
-COMMANDS = (run, report, settings, profile, keys)
+COMMANDS = (run, report, export, settings, profile, keys)
 
 FAILED = 1
 MISUSED = 2

@@ -28,6 +28,14 @@ class Reading:
     length: int = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Mean and standard deviation of each channel of a data set's images, pixels in 0 to 1, or of each column."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Inputs and targets, number for number.
@@ -102,6 +110,12 @@ class Dataset:
         Number of classes; targets are 0 to one less.
     augment
         How training images are varied: a name in ``AUGMENTS``.
+    normal
+        How inputs were normalised; None where they are as the source gives them.
+    names
+        The names of the classes, or the words of a text, number by number; none where the source states none.
+    columns
+        The names of the columns of a table, in the order in which models see them.
     """
 
     name: str
@@ -109,6 +123,9 @@ class Dataset:
     test: Split
     classes: int
     augment: str = "none"
+    normal: Normal | None = None
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse empty splits, splits that differ in shape, and targets that are no class."""

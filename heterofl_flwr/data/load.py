@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from heterofl_flwr.data.bundled import digits
-from heterofl_flwr.data.dataset import Dataset
+from heterofl_flwr.data.dataset import Dataset, Normal
 from heterofl_flwr.data.facts import KNOWN
 from heterofl_flwr.data.function import from_function
-from heterofl_flwr.data.raw import Normal, to_dataset
+from heterofl_flwr.data.raw import to_dataset
 from heterofl_flwr.data.text import to_text
 from heterofl_flwr.errors import DataError
 

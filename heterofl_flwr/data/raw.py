@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.data.dataset import Dataset, Split
+from heterofl_flwr.data.dataset import Dataset, Normal, Split
 from heterofl_flwr.errors import DataError
 
 
@@ -35,14 +35,6 @@ class Raw:
     columns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Normal:
-    """Mean and standard deviation of each channel of a data set, its pixels in 0 to 1."""
-
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-
-
 def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, augment: str = "none") -> Dataset:
     """Return a data set from its two splits as read.
 
@@ -54,9 +46,10 @@ def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, a
             f"{test.place}: found the columns {', '.join(test.columns)}; expected those of the train split in its "
             f"order: {', '.join(train.columns)}"
         )
-    targets, classes = _number(train, test)
+    targets, classes, names = _number(train, test)
     if normal is None:
         mean, deviation = _moments(train.inputs)
+        normal = Normal(tuple(mean.tolist()), tuple(deviation.tolist()))
     else:
         mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
     for raw in (train, test):
@@ -66,7 +59,7 @@ def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, a
         Split(_normalised(raw.inputs, mean, deviation), target, -mean / deviation if raw.inputs.dim() == 4 else None)
         for raw, target in zip((train, test), targets, strict=True)
     )
-    return Dataset(name, train_split, test_split, classes, augment)
+    return Dataset(name, train_split, test_split, classes, augment, normal=normal, names=names, columns=train.columns)
 
 
 def _scaled(inputs: Tensor) -> Tensor:
@@ -86,8 +79,8 @@ def _normalised(inputs: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     return _scaled(inputs).sub_(mean.view(shape)).div_(deviation.view(shape))
 
 
-def _number(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int]:
-    """Return both splits' class numbers, and how many classes there are."""
+def _number(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[str, ...]]:
+    """Return both splits' class numbers, how many classes there are, and their names where they have any."""
     kinds = [{type(label).__name__ for label in raw.labels} for raw in (train, test)]
     if kinds[1] - kinds[0]:
         raise DataError(f"{test.place}: labels are {', '.join(kinds[1])}; the train split's are {', '.join(kinds[0])}")
@@ -102,10 +95,10 @@ def _number(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int]:
                 f"{raw.place}: found label {int(wrong[0])}; expected 0 to {classes - 1}, the classes of the train "
                 "split: number the classes from 0, or leave out examples without a label"
             )
-    return (targets[0], targets[1]), classes
+    return (targets[0], targets[1]), classes, train.names or ()
 
 
-def _number_texts(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int]:
+def _number_texts(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[str, ...]]:
     """As ``_number``, for texts: classes are numbered in alphabetical order."""
     names = sorted({str(label) for label in train.labels})
     strange = sorted({str(label) for label in test.labels} - set(names))
@@ -116,4 +109,4 @@ def _number_texts(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int]:
         )
     numbers = {name: number for number, name in enumerate(names)}
     first, second = (torch.tensor([numbers[str(label)] for label in raw.labels]) for raw in (train, test))
-    return (first, second), len(names)
+    return (first, second), len(names), tuple(names)

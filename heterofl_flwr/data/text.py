@@ -26,7 +26,7 @@ def to_text(name: str, train: Iterable[str], test: Iterable[str]) -> Dataset:
     tokens["test"] = [numbers.get(word, 0) for word in _words(test)]
     reading = Reading(hides_as=len(numbers))
     splits = {part: _rows(f"{name}, split {part}", found, ROWS[part], reading) for part, found in tokens.items()}
-    return Dataset(name, splits["train"], splits["test"], classes=len(numbers))
+    return Dataset(name, splits["train"], splits["test"], classes=len(numbers), names=tuple(numbers))
 
 
 def _words(lines: Iterable[str]) -> Iterator[str]:

@@ -9,8 +9,10 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.nn.calling import call
 from heterofl_flwr.nn.static_norm import batch_norms
 
 
@@ -49,8 +51,8 @@ class MixProfile:
     ratio: float
 
 
-def profile(model: nn.Module, example_input: torch.Tensor) -> Profile:
-    """Return what a forward pass of the model on ``example_input`` costs.
+def profile(model: nn.Module, example_input: object) -> Profile:
+    """Return what a forward pass of the model on ``example_input`` costs: a tensor, a tuple or a mapping of several.
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
@@ -68,7 +70,7 @@ def profile(model: nn.Module, example_input: torch.Tensor) -> Profile:
     # Attention in its plain form is matrix products, which the counter knows on every device. With gradients on,
     # torch's own Transformer layers take no fused path either.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        probe(example_input.to(_device(model)))
+        call(probe, tree_map_only(torch.Tensor, lambda one: one.to(_device(model)), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Profile(parameters, counter.get_total_flops() // 2, sum(printed.values()), parameters * 4 / 1024**2)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.report.early_stopping import EarlyStopping
     from heterofl_flwr.report.html import write_report
     from heterofl_flwr.report.metrics import seconds_to
-    from heterofl_flwr.report.models import save_models
+    from heterofl_flwr.report.models import load_model, save_models
     from heterofl_flwr.report.plan_picture import draw_plans
     from heterofl_flwr.report.recorder import Recorder
     from heterofl_flwr.report.run_folder import RunFolder
@@ -37,6 +37,7 @@ __all__ = [
     "TensorBoard",
     "WandB",
     "draw_plans",
+    "load_model",
     "save_models",
     "seconds_to",
     "summary_table",
@@ -58,6 +59,7 @@ _HOMES = {
     "TensorBoard": "heterofl_flwr.report.tensorboard",
     "WandB": "heterofl_flwr.report.trackers",
     "draw_plans": "heterofl_flwr.report.plan_picture",
+    "load_model": "heterofl_flwr.report.models",
     "save_models": "heterofl_flwr.report.models",
     "seconds_to": "heterofl_flwr.report.metrics",
     "summary_table": "heterofl_flwr.report.tables",

@@ -30,6 +30,7 @@ class RunFolder:
     ``checkpoint/``     the last two checkpoints
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
+    ``exports/``        what ``heterofl export`` made of the models
     ``clients/``        what clients keep for themselves, by client and round, where parameters are not shared
     ``figures/``        PNG
     ``deal.csv``        how many examples of each class each client was dealt
@@ -48,6 +49,7 @@ class RunFolder:
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
         self.clients = self.path / "clients"
+        self.models = self.path / "models"
         self._settings = self.path / "settings.json"
         self._history = self.path / "history.jsonl"
         self._checkpoints = self.path / "checkpoint"
@@ -154,12 +156,11 @@ class RunFolder:
 
     def save_model(self, level: str, state: State, moments: State, facts: Mapping[str, object]) -> None:
         """Write a level's final model, and the moments of its batch norm layers if there are any."""
-        folder = self.path / "models"
-        write_atomic(folder / f"{level}.safetensors", pack(state))
+        write_atomic(self.models / f"{level}.safetensors", pack(state))
         if moments:
-            write_atomic(folder / f"{level}.moments.safetensors", pack(moments))
+            write_atomic(self.models / f"{level}.moments.safetensors", pack(moments))
         shapes = {name: list(value.shape) for name, value in state.items()}
-        write_atomic(folder / f"{level}.json", _text({"level": level, **facts, "shapes": shapes}))
+        write_atomic(self.models / f"{level}.json", _text({"level": level, **facts, "shapes": shapes}))
 
     def _has_rounds(self) -> bool:
         return self._history.exists() or checkpoints.has_checkpoint(self._checkpoints)

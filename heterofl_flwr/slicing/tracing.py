@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.nn.calling import call
 from heterofl_flwr.slicing.channels import Channels, Grouping, Places
 from heterofl_flwr.slicing.modes import Functions, Operators
 from heterofl_flwr.slicing.record import Compare, Record
@@ -82,7 +83,7 @@ def _outputs(
         with ExitStack() as stack, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.device("meta"):
             for ear in ears:
                 stack.enter_context(ear)
-            output = _call(skeleton.model, given)
+            output = call(skeleton.model, given)
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(f"{skeleton.at_fault()}: {error}") from error
     except Exception as error:  # whatever the model's own code raises
@@ -94,12 +95,6 @@ def _outputs(
             f"tuples, lists or dicts of them"
         )
     return found
-
-
-def _call(model: nn.Module, given: object) -> object:
-    if isinstance(given, Mapping):
-        return model(**given)
-    return model(*given) if isinstance(given, tuple) else model(given)
 
 
 def _untraceable(skeleton: Skeleton, error: Exception) -> str:

@@ -32,14 +32,14 @@ def test_the_module_is_the_command_and_help_is_quick_to_load():
     assert loaded.stdout == "set()\n"
     done = heterofl("--help")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("run", "report", "settings", "profile", "keys"))
+    assert all(name in done.stdout for name in ("run", "report", "export", "settings", "profile", "keys"))
 
 
 def test_the_version_is_printed():
     assert heterofl("--version").stdout.startswith("heterofl-flwr ")
 
 
-@pytest.mark.parametrize("name", ["run", "report", "settings", "profile", "keys"])
+@pytest.mark.parametrize("name", ["run", "report", "export", "settings", "profile", "keys"])
 def test_every_command_explains_itself(capsys, name):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])

@@ -1,0 +1,150 @@
+"""The final models of a run of our own app, as files that run without it."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.data import Dataset, Split
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.export.export import BATCH, export_model
+from heterofl_flwr.learn import evaluate
+from heterofl_flwr.learn.batches import read
+from heterofl_flwr.report.models import load_model, model_facts
+from heterofl_flwr.report.run_folder import RunFolder
+from heterofl_flwr.settings import SPECS
+
+CHECKED = 64
+"""Examples of the test data that files are checked with."""
+
+
+class RunModels:
+    """The models that a run has left, and the data to judge them by.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = RunFolder(path)
+        self.settings = self._settings()
+        self.facts = self._facts()
+
+    def chosen(self, levels: Sequence[str]) -> list[str]:
+        """Return the names of models: of levels, of rates, or of themselves; ``all`` is every one."""
+        found: list[str] = []
+        for level in levels:
+            own = [name for name, facts in self.facts.items() if level in ("all", name, *_names(facts))]
+            if not own:
+                known = ", ".join(f"{name} ({facts['rate']:g})" for name, facts in self.facts.items())
+                raise ConfigError(f"--level {level}: the run has no such model; expected all, or some of {known}")
+            found += own
+        return [name for name in self.facts if name in found]
+
+    def export(self, names: Sequence[str], out: Path, *, formats: Sequence[str], runs: int) -> Iterator[Path]:
+        """Write each model into a folder of its name, and yield that."""
+        task = task_of({**self.settings, "data.root": self._data_root(), "engine.device": "cpu"})
+        deal = self.folder.deal()
+        test = task.whole_test(len(deal.train) if deal else 0)
+        inputs = checked_inputs(test, task.settings.seed)
+        for name in names:
+            facts = self.facts[name]
+            model = load_model(self.folder, name, task.families[facts["family"]] if facts["family"] else task.build)
+            export_model(
+                model,
+                inputs,
+                out / name,
+                formats=formats,
+                dynamic={**BATCH, 1: "sequence"} if test.reading else BATCH,
+                facts=self._told(task, facts, model, test),
+                runs=runs,
+            )
+            yield out / name
+
+    def _told(self, task: Task, facts: Mapping[str, Any], model: nn.Module, test: Split) -> dict[str, object]:
+        """Return what a manifest says beside what every export says."""
+        server_round = facts["server_round"] or 0
+        found = evaluate(
+            model,
+            test,
+            seed=derive(task.settings.seed, "central", server_round),
+            perplexity_kind=task.settings.fidelity.perplexity,
+        )
+        metrics = {name.removeprefix("global-"): value for name, value in found.metrics("global").items()}
+        return {
+            **{key: facts[key] for key in ("level", "rate", "global_rate", "family", "server_round")},
+            "metrics": {**metrics, "examples": found.examples},
+            "data": task.settings.data.name,
+            "classes": {"number": task.dataset.classes, "names": list(task.dataset.names) or None},
+            "preprocessing": preprocessing(task.dataset),
+            "trained": {"commit": self.folder.about()["commits"][-1], "mix": str(task.mix), "seed": task.settings.seed},
+        }
+
+    def _settings(self) -> Mapping[str, Any]:
+        settings = self.folder.settings()
+        strange = sorted(set(settings) - set(SPECS))
+        if strange or not settings:
+            raise ConfigError(
+                f"the run in {self.folder.path} is of another app (its settings are {', '.join(settings) or 'none'}), "
+                f"whose models are not known here: load them with heterofl_flwr.report.load_model, and call "
+                f"heterofl_flwr.export.export_model"
+            )
+        return settings
+
+    def _facts(self) -> dict[str, dict[str, Any]]:
+        found = model_facts(self.folder)
+        if found:
+            return found
+        strategy, shared = self.settings.get("server.strategy"), self.settings.get("server.shared")
+        if strategy == "fedh2l" or shared not in (None, "*"):
+            raise ConfigError(
+                f"the clients of the run in {self.folder.path} keep parameters of their own (server.strategy="
+                f"{strategy}, server.shared={shared}), so no level has one model to export: they are in clients/"
+            )
+        rounds = len(self.folder.history())
+        raise ConfigError(
+            f"the run in {self.folder.path} has no models yet: it has done {rounds} of {self.settings['num-rounds']} "
+            f"rounds, and writes them at its end. Go on with it: heterofl run --resume {self.folder.path}"
+        )
+
+    def _data_root(self) -> str:
+        """Return where the run had its data; where that is not here, what the environment says."""
+        root = str(self.settings.get("data.root", ""))
+        return root if root and Path(root).is_dir() else os.environ.get("HETEROFL_DATA", "")
+
+
+def checked_inputs(test: Split, seed: int) -> Tensor:
+    """Return test examples as the model sees them."""
+    if test.reading is None:
+        return test.inputs[:CHECKED]
+    pieces = read(test.inputs[:CHECKED], test.reading, torch.Generator().manual_seed(derive(seed, "hidden")))
+    return next(iter(pieces))[0]
+
+
+def preprocessing(dataset: Dataset) -> dict[str, object]:
+    """Say what the user of a model has to do with an input before the model sees it."""
+    if dataset.test.reading is not None:
+        hidden = dataset.test.reading.hides_as
+        return {
+            "kind": "tokens",
+            "says": f"words by number, as in classes; {hidden} stands for a hidden word to be told",
+        }
+    if dataset.normal is None:
+        return {"kind": "none", "says": f"as {dataset.name} gives its examples"}
+    table = dataset.test.inputs.dim() == 2
+    says = "(value - mean) / deviation" if table else "scale pixels to 0 to 1, then (pixel - mean) / deviation"
+    each = "column" if table else "channel"
+    columns = {"columns": list(dataset.columns)} if dataset.columns else {}
+    return {"kind": "normalise", "says": f"{says}, for each {each}", **asdict(dataset.normal), **columns}
+
+
+def _names(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    return str(facts["level"]), format(facts["rate"], "g")

@@ -1,0 +1,121 @@
+"""Write a model in several formats, checked, with a manifest."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from torch import nn
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.export.checking import TOLERANCE, check_finite, compare
+from heterofl_flwr.export.folders import whole_folder
+from heterofl_flwr.export.formats import FORMATS, Format, formats_named
+from heterofl_flwr.export.inputs import Axes, Inputs, outputs_of
+from heterofl_flwr.export.latency import median_milliseconds
+from heterofl_flwr.export.tracing import Traced, trace
+from heterofl_flwr.nn.profile import profile
+from heterofl_flwr.report.files import to_json
+from heterofl_flwr.report.origin import commit, machine
+
+MANIFEST = "manifest.json"
+BATCH: Axes = {0: "batch"}
+VERSION = 1
+
+
+def export_model(
+    model: nn.Module,
+    inputs: object,
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = tuple(FORMATS),
+    dynamic: Axes = BATCH,
+    outputs: Sequence[str] = ("logits",),
+    facts: Mapping[str, object] | None = None,
+    runs: int = 100,
+) -> dict[str, object]:
+    """Write a model's files and ``manifest.json`` into a folder, and return what the manifest says.
+
+    The folder gets its name when every file has been opened again and said what the model says, within 1e-4 of the
+    largest output (``TOLERANCE``); until then, and after an error, what was there before is untouched.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; one with static batch norm as ``with_static_norm`` returns it. It is copied, never changed.
+    inputs : object
+        Real examples, such as some of the test data: a tensor, a tuple of the model's arguments, or a mapping of named
+        ones. Files are checked with all of them at once, with one, and with half of them. None of them is written.
+    folder : str | Path
+        Where to. An earlier export is replaced.
+    formats : Sequence[str]
+        Some of ``FORMATS``; ``onnx`` needs ``heterofl-flwr[export]``.
+    dynamic : Mapping[int, str]
+        Which axes of the inputs may have any length, and their names; for a model that reads text,
+        ``{0: "batch", 1: "sequence"}``.
+    outputs : Sequence[str]
+        What the outputs are called.
+    facts : Mapping[str, object] | None
+        What else the manifest shall say, as JSON can hold it.
+    runs : int
+        How many runs the latency is the median of; 0 measures none.
+
+    Raises
+    ------
+    HeteroFLError
+        If the model cannot be exported, or a file says something else than it does.
+    """
+    if runs < 0:
+        raise ConfigError(f"runs is {runs}; expected 0 or more")
+    chosen = formats_named(formats)
+    given = Inputs.of(inputs)
+    traced = trace(model, given, dynamic, outputs)
+    cost = profile(traced.model, (given.map(lambda one: one[:1]) if 0 in dynamic else given).given)
+    content: dict[str, object] = {
+        "format": VERSION,
+        **(facts or {}),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "inputs": [asdict(port) for port in traced.inputs],
+        "outputs": [asdict(port) for port in traced.outputs],
+        "batch_norm": asdict(traced.folding),
+    }
+    with whole_folder(Path(folder), marked_by=MANIFEST) as new:
+        cuts = list(given.cuts(dynamic))
+        content["files"] = _write(traced, cuts, chosen, new, runs)
+        content["check"] = {
+            "tolerance": TOLERANCE,
+            "inputs": [[list(one.shape) for one in cut.tensors.values()] for cut in cuts],
+        }
+        content["latency"] = {"runs": runs, "threads": 1, "examples": 1, "machine": machine()} if runs else None
+        content["versions"] = _versions(chosen)
+        content["commit"] = commit()
+        (new / MANIFEST).write_text(f"{to_json(content, indent=2)}\n", encoding="utf-8")
+    return content
+
+
+def _write(
+    traced: Traced, cuts: Sequence[Inputs], formats: Mapping[str, Format], folder: Path, runs: int
+) -> dict[str, object]:
+    """Write and check one file a format; return what there is to say of each."""
+    expected = [outputs_of(traced.model, cut) for cut in cuts]
+    check_finite(cuts, expected)
+    found: dict[str, object] = {}
+    for name, one in formats.items():
+        path = folder / one.file
+        one.write(traced, path)
+        run = one.open(traced, path)
+        found[name] = {
+            "file": one.file,
+            "bytes": sum(part.stat().st_size for part in folder.glob(f"{one.file}*")),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "difference": asdict(compare(name, run, cuts, expected)),
+            "milliseconds": median_milliseconds(run, cuts[0], runs) if runs else None,
+        }
+    return found
+
+
+def _versions(formats: Mapping[str, Format]) -> dict[str, str]:
+    names = ["heterofl-flwr", "torch", *(package for one in formats.values() for package in one.needs)]
+    return {name: metadata.version(name) for name in names}
