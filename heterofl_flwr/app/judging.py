@@ -1,5 +1,8 @@
 """How a node of our own app evaluates: the global model and each level's, or a model of its own."""
 
+from collections.abc import Iterator
+from itertools import chain
+
 import torch
 from flwr.app import Context, Message
 from torch import nn
@@ -32,7 +35,7 @@ def judge_own(task: Task, message: Message, context: Context) -> Message:
     train, split, classes = data_of(task, context)
     model = model_of(task, message, context)
     if batch_norms(model):
-        batches = input_batches(train, task.moments_batch_size)
+        batches = chain(input_batches(train, task.moments_batch_size), _seed_batches(task, context))
         moments = collect_moments(model, batches, task.settings.fidelity.moments, together=task.moments_together)
         model = with_static_norm(model, moments)
     metrics: dict[str, float] = {}
@@ -45,6 +48,12 @@ def judge_own(task: Task, message: Message, context: Context) -> Message:
             metrics |= whole.metrics("global")
     by_level = {f"{name}/{rate_of(message)}": value for name, value in metrics.items()}
     return reply(message, num_examples=len(split), metrics=metrics | by_level)
+
+
+def _seed_batches(task: Task, context: Context) -> Iterator[torch.Tensor]:
+    """Yield what FedH2L trains a model on beside a client's own data; its moments are those of both."""
+    if task.settings.server.strategy == "fedh2l":
+        yield from input_batches(task.seeds(clients_of(context)), task.moments_batch_size)
 
 
 def _judge(task: Task, model: nn.Module, split: Split, classes: torch.Tensor, seed: int) -> dict[str, float]:

@@ -38,8 +38,12 @@ def architectures(settings: Settings) -> tuple[str, ...]:
 
 
 def of_architecture(settings: Settings, name: str) -> Settings:
-    """Return settings with another model, at its own widths and with the norm that it is made for."""
-    norm = "sbn" if takes(name, "norm") else "none"
+    """Return settings with another model, at its own widths.
+
+    It has the norm that is asked for, if it can have one; a setting made for a model without norm asks for none.
+    """
+    asked = settings.model.norm if takes(settings.model.name, "norm") else "sbn"
+    norm = asked if takes(name, "norm") else "none"
     return replace(settings, model=replace(settings.model, name=name, hidden=(), norm=norm))
 
 

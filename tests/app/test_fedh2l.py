@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 
 from heterofl_flwr import LocalGrid
-from heterofl_flwr.app import server_app
+from heterofl_flwr.app import judging, server_app
 from heterofl_flwr.app.own_states import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.nn import build_model
@@ -50,6 +51,13 @@ def test_clients_have_architectures_in_turns():
     names = [type(task.build_of(partition)(1.0)).__name__ for partition in range(4)]
     assert names == ["CNN", "PreResNet", "MLP", "CNN"]
     assert task.build_of(0) is task.build_of(3)
+
+
+@pytest.mark.parametrize(("strategy", "seeds"), [("fedh2l", 200), ("heterofl", 0)])
+def test_a_model_is_judged_with_the_moments_of_the_seed_set_too(strategy, seeds):
+    task = task_of({**H2L, "server.strategy": strategy, "server.shared": ""})
+    context = Context(1, 2, {"partition-id": 0, "num-partitions": CLIENTS}, RecordDict(), {})
+    assert sum(len(batch) for batch in judging._seed_batches(task, context)) == seeds
 
 
 @pytest.mark.slow
