@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from heterofl_flwr.app.credentials import write_certificates, write_node_key
-from heterofl_flwr.app.launch.bundle import CLIENT_APP, write_app
+from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app
 from heterofl_flwr.app.launch.guard import Guard
 from heterofl_flwr.app.launch.superlink import command, environment, free_port, status_of
 from heterofl_flwr.settings import Flat
@@ -117,11 +117,12 @@ class Deployment:
         words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name, proof)
         return self.popen("flower-supernode", words, name, FLWR_HOME=str(self.home / name))
 
-    def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP) -> str:
-        """Submit a run of our own app with these settings, and maybe with another ClientApp; return its number."""
+    def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
+        """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
         folder = write_app(Path(tempfile.mkdtemp(dir=self.home)), config)
         project = folder / "pyproject.toml"
-        project.write_text(project.read_text(encoding="utf-8").replace(CLIENT_APP, client), encoding="utf-8")
+        text = project.read_text(encoding="utf-8").replace(CLIENT_APP, client).replace(SERVER_APP, server)
+        project.write_text(text, encoding="utf-8")
         return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
 
     def flwr(self, *calls: Sequence[str]) -> str:

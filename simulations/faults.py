@@ -25,8 +25,9 @@ from pathlib import Path
 from heterofl_flwr.errors import HeteroFLError
 from simulations.benchmarks.machine import describe_machine
 from simulations.faulty.cell import Cells, Outcome
+from simulations.faulty.deployed import DeployedCells
 from simulations.faulty.fault import MOMENTS
-from simulations.faulty.kinds import KINDS, Kind
+from simulations.faulty.kinds import KINDS, names_of
 from simulations.faulty.table import line_of, summary, to_csv, to_markdown
 
 EXAMPLES = """
@@ -34,6 +35,7 @@ examples:
   python -m simulations.faults
   python -m simulations.faults --kinds server-killed,disk-full --moments after
   python -m simulations.faults --out runs/faults.md
+  python -m simulations.faults --deployment
 """
 MISUSED = 2
 
@@ -42,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
     if options.list:
-        print(*(f"{name:<20}{kind.what}" for name, kind in kinds().items()), sep="\n")
+        print(*(f"{name:<20}{kind.what}" for name, kind in KINDS.items() if kind.actor != "none"), sep="\n")
         return 0
     try:
-        names = chosen("--kinds", options.kinds, list(kinds()))
+        names = chosen("--kinds", options.kinds, names_of(deployed=options.deployment))
         moments = chosen("--moments", options.moments, MOMENTS)
     except HeteroFLError as error:
         print(f"faults: {error}", file=sys.stderr)
@@ -54,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(heading, flush=True)
     logging.getLogger("heterofl_flwr").addHandler(logging.NullHandler())  # what is damaged is no news here
     with folder_of(options.work) as folder:
-        outcomes = run(folder, names, moments, deadline=options.deadline, seed=options.seed)
+        if options.deployment:
+            with DeployedCells(folder, deadline=options.deadline or 60.0, seed=options.seed) as cells:
+                outcomes = run(cells, names, moments)
+        else:
+            outcomes = run(Cells(folder, deadline=options.deadline or 15.0, seed=options.seed), names, moments)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         table = to_csv(outcomes) if options.out.suffix == ".csv" else f"{heading}\n\n{to_markdown(outcomes)}"
@@ -63,9 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(outcome.good for outcome in outcomes) else 1
 
 
-def run(folder: Path, names: Sequence[str], moments: Sequence[str], *, deadline: float, seed: int) -> list[Outcome]:
+def run(cells: Cells, names: Sequence[str], moments: Sequence[str]) -> list[Outcome]:
     """Run all cells and print a line for each."""
-    cells = Cells(folder, deadline=deadline, seed=seed)
     outcomes = []
     started = time.monotonic()
     total = len(names) * len(moments)
@@ -75,11 +80,6 @@ def run(folder: Path, names: Sequence[str], moments: Sequence[str], *, deadline:
             done = f"[{len(outcomes)}/{total}, {time.monotonic() - started:.0f} s]"
             print(f"{done:<16}{line_of(outcomes[-1])}", flush=True)
     return outcomes
-
-
-def kinds() -> dict[str, Kind]:
-    """Return the kinds of faults."""
-    return {name: kind for name, kind in KINDS.items() if kind.actor != "none"}
 
 
 def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
@@ -99,7 +99,10 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--kinds", default="", metavar="KIND,...", help="default: all; --list names them")
     own.add_argument("--moments", default="", metavar="MOMENT,...", help=f"default: {','.join(MOMENTS)}")
-    own.add_argument("--deadline", type=float, default=15.0, help="seconds of a round; default: %(default)s")
+    own.add_argument("--deadline", type=float, help="seconds of a round; default: 15, under a SuperLink 60")
+    own.add_argument(
+        "--deployment", action="store_true", help="the kinds under a SuperLink with TLS, and two SuperNodes"
+    )
     own.add_argument("--seed", type=int, default=0, help="of the runs")
     own.add_argument("--out", type=Path, metavar="FILE", help="write the table: .csv a row a cell, else Markdown")
     own.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs and their logs here")

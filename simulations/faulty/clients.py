@@ -1,6 +1,7 @@
 """Our own ClientApp, of which one client is struck by a fault while it answers an instruction to train."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
-from heterofl_flwr.learn import TrainOptions, Work
+from heterofl_flwr.learn import TrainOptions, Work, train_together
 from simulations.faulty.fault import Fault
 from simulations.faulty.kinds import KINDS
 
@@ -29,6 +30,7 @@ class Faulty(ClientApp):
         number = round_of(message)
         if number is None or context.node_config["partition-id"] != fault.partition:
             return client_app.app(message, context)
+        fault.note("client", os.getpid())
         self._reach(fault, "before", number)
         with _midway(partial(self._reach, fault, "during", number)):
             reply = client_app.app(message, context)
@@ -58,7 +60,6 @@ def round_of(message: Message) -> int | None:
 @contextmanager
 def _midway(reach: Callable[[], None]) -> Iterator[None]:
     """Call a function in the midst of a client's training."""
-    real = client_app.train_together
 
     def train(works: Sequence[Work], options: TrainOptions, **more: Any) -> object:
         steps = itertools.count()
@@ -70,7 +71,7 @@ def _midway(reach: Callable[[], None]) -> Iterator[None]:
 
         hook = works[0].model.register_forward_pre_hook(on_step)
         try:
-            return real(works, options, **more)
+            return train_together(works, options, **more)
         finally:
             hook.remove()
 

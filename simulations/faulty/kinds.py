@@ -5,13 +5,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.settings.flat import Flat
+from heterofl_flwr.report import RunFolder
+from heterofl_flwr.settings import Flat
 from simulations.faulty import acts, damage
 from simulations.faulty.damage import Damage
 from simulations.faulty.fault import Fault, Pair
 
+Actor = Literal["client", "server", "grid", "none"]
+Ends = Literal["", "client", "supernode", "server", "superlink"]
+Act = Callable[[Fault], None]
 Missing = Callable[[Fault], Sequence[Pair]]
 Check = Callable[[RoundRecord, Fault], str]
+
+
+def nothing(fault: Fault) -> Sequence[Pair]:
+    """No reply."""
+    del fault
+    return ()
+
+
+def no_check(record: RoundRecord, fault: Fault) -> str:
+    """Find nothing else wrong."""
+    del record, fault
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +63,14 @@ class Kind:
         What the record of the round has to say of the client.
     check
         Returns what else is wrong with the record of the round, if anything.
+    ends
+        Under a SuperLink: which process is killed while the one that is struck waits.
     """
 
     what: str
-    actor: Literal["client", "server", "grid", "none"]
-    act: Callable[[Fault], None] = acts.kill
-    missing: Missing | None = lambda fault: ()
+    actor: Actor
+    act: Act = acts.kill
+    missing: Missing | None = nothing
     settings: Mapping[str, Flat] = field(default_factory=dict)
     processes: int = 0
     restarts: bool = False
@@ -61,7 +79,8 @@ class Kind:
     last: bool = False
     says: str = ""
     reason: str = ""
-    check: Check = lambda record, fault: ""
+    check: Check = no_check
+    ends: Ends = ""
 
 
 def in_its_round(fault: Fault) -> Sequence[Pair]:
@@ -79,6 +98,16 @@ def until_then(fault: Fault) -> Sequence[Pair]:
     return [(fault.partition, number) for number in range(1, fault.server_round + (fault.moment != "before"))]
 
 
+def as_recorded(fault: Fault) -> Sequence[Pair]:
+    """Return those that the run's own history lacks: how long a node stays away depends on the machine."""
+    return [
+        (partition, record.server_round)
+        for record in RunFolder(fault.run).history()
+        for partition in range(fault.clients)
+        if partition not in record.rates or partition in record.failures
+    ]
+
+
 def reached_the_floor(record: RoundRecord, fault: Fault) -> str:
     """Say so if the round waited for its deadline, or had too few replies."""
     good = len(record.rates) - len(record.failures)
@@ -88,23 +117,35 @@ def reached_the_floor(record: RoundRecord, fault: Fault) -> str:
     return "" if record.seconds < fault.deadline else f"the round took {record.seconds:.1f} s, as if nobody was spare"
 
 
-_CLIENT = {"actor": "client", "missing": in_its_round, "processes": 2}
-_NODE = {"actor": "grid", "settings": {"sample.min-nodes": 2}}
-_DAMAGE = {
-    "actor": "server",
-    "restarts": True,
-    "whole": True,
-    "says": r"round-\d+.json is damaged .*trying the one before",
-}
-_DISK = {"actor": "server", "restarts": True, "says": "cannot write .*Make room"}
+def _client(what: str, reason: str, act: Act = acts.kill) -> Kind:
+    return Kind(what=what, actor="client", act=act, missing=in_its_round, processes=2, reason=reason)
+
+
+def _node(what: str, missing: Missing) -> Kind:
+    return Kind(what=what, actor="grid", missing=missing, settings={"sample.min-nodes": 2})
+
+
+def _server(what: str, act: Act = acts.kill) -> Kind:
+    return Kind(what=what, actor="server", act=act, restarts=True)
+
+
+def _disk(what: str, act: Act) -> Kind:
+    return Kind(what=what, actor="server", act=act, restarts=True, says="cannot write .*Make room")
+
+
+def _damaged(what: str, how: Damage, says: str = r"round-\d+.json is damaged .*trying the one before") -> Kind:
+    return Kind(what=what, actor="server", restarts=True, whole=True, damage=how, says=says)
+
+
+def _deployed(what: str, actor: Actor, ends: Ends, missing: Missing) -> Kind:
+    return Kind(what=what, actor=actor, act=acts.meet, ends=ends, missing=missing, restarts=actor == "server")
+
 
 KINDS: Mapping[str, Kind] = {
     "none": Kind(what="nothing", actor="none"),
-    "client-killed": Kind(what="a client's process is killed", reason="ended by SIGKILL", **_CLIENT),
-    "client-raises": Kind(what="a client raises an error", act=acts.fail, reason="error 2: .*made to fail", **_CLIENT),
-    "client-hangs": Kind(
-        what="a client hangs beyond the deadline", act=acts.hang, reason="no reply in time", **_CLIENT
-    ),
+    "client-killed": _client("a client's process is killed", "ended by SIGKILL"),
+    "client-raises": _client("a client raises an error", "error 2: .*made to fail", acts.fail),
+    "client-hangs": _client("a client hangs beyond the deadline", "no reply in time", acts.hang),
     "reply-late": Kind(
         what="a reply comes a round late",
         actor="grid",
@@ -129,12 +170,12 @@ KINDS: Mapping[str, Kind] = {
         restarts=True,
         says="3 of 4 clients gave a usable reply, expected at least 4",
     ),
-    "node-joins": Kind(what="a node joins", missing=until_then, **_NODE),
-    "node-leaves": Kind(what="a node leaves for good", missing=from_then_on, **_NODE),
-    "node-returns": Kind(what="a node leaves, and is back in the next round", missing=in_its_round, **_NODE),
-    "server-killed": Kind(what="the server is killed", actor="server", restarts=True),
-    "server-terminated": Kind(what="the server gets SIGTERM", actor="server", act=acts.terminate, restarts=True),
-    "server-interrupted": Kind(what="the server gets SIGINT", actor="server", act=acts.interrupt, restarts=True),
+    "node-joins": _node("a node joins", until_then),
+    "node-leaves": _node("a node leaves for good", from_then_on),
+    "node-returns": _node("a node leaves, and is back in the next round", in_its_round),
+    "server-killed": _server("the server is killed"),
+    "server-terminated": _server("the server gets SIGTERM", acts.terminate),
+    "server-interrupted": _server("the server gets SIGINT", acts.interrupt),
     "killed-at-end": Kind(what="the server is killed in the last round", actor="server", restarts=True, last=True),
     "two-servers": Kind(
         what="a second server is started on the folder",
@@ -142,16 +183,23 @@ KINDS: Mapping[str, Kind] = {
         act=acts.start_another,
         says="another server ended with exit code 2(?s:.*)another process",
     ),
-    "disk-full": Kind(what="no byte fits on the disk", act=acts.fill_disk, **_DISK),
-    "disk-short": Kind(what="half of a checkpoint fits on the disk", act=acts.fill_disk_nearly, **_DISK),
-    "checkpoint-cut": Kind(what="the checkpoint is cut in half", damage=damage.cut_checkpoint, **_DAMAGE),
-    "checkpoint-bit": Kind(what="a bit of the checkpoint turns", damage=damage.flip_checkpoint, **_DAMAGE),
-    "checkpoint-lost": Kind(what="the checkpoint's tensors are gone", damage=damage.lose_checkpoint, **_DAMAGE),
-    "voucher-cut": Kind(what="the checkpoint's JSON is cut in half", damage=damage.cut_voucher, **_DAMAGE),
-    "history-cut": Kind(
-        what="the last line of the history is cut in half",
-        damage=damage.cut_history,
-        **{**_DAMAGE, "says": "ends with an incomplete line"},
+    "disk-full": _disk("no byte fits on the disk", acts.fill_disk),
+    "disk-short": _disk("half of a checkpoint fits on the disk", acts.fill_disk_nearly),
+    "checkpoint-cut": _damaged("killed, and its checkpoint cut in half", damage.cut_checkpoint),
+    "checkpoint-bit": _damaged("killed, and a bit of its checkpoint turned", damage.flip_checkpoint),
+    "checkpoint-lost": _damaged("killed, and its checkpoint's tensors gone", damage.lose_checkpoint),
+    "voucher-cut": _damaged("killed, and its checkpoint's JSON cut in half", damage.cut_voucher),
+    "history-cut": _damaged(
+        "killed, and its history's last line cut in half", damage.cut_history, "ends with an incomplete line"
     ),
+    "client-app-killed": _deployed("a node's client process is killed", "client", "client", in_its_round),
+    "supernode-killed": _deployed("a SuperNode is killed, and started again", "client", "supernode", as_recorded),
+    "server-app-killed": _deployed("the ServerApp's process is killed", "server", "server", nothing),
+    "superlink-killed": _deployed("the SuperLink's machine dies", "server", "superlink", nothing),
 }
-"""By name. The last five kill the server first, and damage the newest files."""
+"""By name. The last four are under a SuperLink."""
+
+
+def names_of(*, deployed: bool) -> list[str]:
+    """Return the kinds that strike a run on this machine's own processes, or those under a SuperLink."""
+    return [name for name, kind in KINDS.items() if kind.actor != "none" and bool(kind.ends) == deployed]

@@ -6,7 +6,7 @@ import torch
 from simulations import faults
 from simulations.faulty.cell import Cells, judge
 from simulations.faulty.fault import MOMENTS
-from simulations.faulty.kinds import KINDS
+from simulations.faulty.kinds import KINDS, names_of
 from simulations.faulty.table import to_csv, to_markdown
 
 pytestmark = pytest.mark.slow
@@ -48,8 +48,7 @@ def test_what_is_not_as_promised_is_found(cells, outcomes):
     assert judge(fault, expected, []).good
     other = {**expected, "a/blocks.0.bias": torch.zeros(1)}
     assert judge(fault, other, []).faults == ["the model is other"]
-    fault.note("trained", 1)
-    fault.note("trained", 2)
+    fault.note("trained", 1)  # for the second time, and so was the round that the full disk cost
     assert judge(fault, expected, []).faults == ["2 rounds were lost"]
     history = fault.run / "history.jsonl"
     history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
@@ -60,10 +59,10 @@ def test_what_is_not_as_promised_is_found(cells, outcomes):
 
 
 def test_each_kind_has_what_it_needs():
-    tried = faults.kinds()
-    assert len(tried) >= 12
+    tried, deployed = (names_of(deployed=own) for own in (False, True))
+    assert len(tried) + len(deployed) >= 12
+    assert {*tried, *deployed} == KINDS.keys() - {"none"}
     assert len(MOMENTS) == 3
-    assert "none" not in tried
 
 
 def test_words_that_mean_nothing_are_refused(tmp_path, capsys):
