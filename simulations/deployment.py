@@ -23,6 +23,7 @@ from typing import Self
 from heterofl_flwr.app.credentials import write_certificates, write_node_key
 from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app
 from heterofl_flwr.app.launch.guard import Guard
+from heterofl_flwr.app.launch.processes import marked
 from heterofl_flwr.app.launch.superlink import command, environment, free_port, status_of
 from heterofl_flwr.settings import Flat
 
@@ -154,6 +155,15 @@ class Deployment:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
             time.sleep(POLL)
+
+    def numbers_of(self, name: str) -> list[int]:
+        """Return the numbers of its processes that run a command, whoever started them."""
+        found = []
+        for process in marked(self._mark):
+            with suppress(OSError):  # it has ended meanwhile
+                if name.encode() in Path(f"/proc/{process.number}/cmdline").read_bytes():
+                    found.append(process.number)
+        return found
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""

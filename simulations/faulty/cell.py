@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -78,7 +77,7 @@ class Cells:
         )
         self._folder = folder
         self._numbers = itertools.count()
-        self._without = cache(self._train_without)
+        self._known: dict[tuple[Pair, ...], State] = {}
 
     def fault(self, name: str, moment: str) -> Fault:
         """Return a fault of a kind, in the last round but one, or in the last."""
@@ -90,7 +89,14 @@ class Cells:
     def expected(self, fault: Fault) -> State | None:
         """Return the model that a run must end with; None where nothing is promised."""
         missing = KINDS[fault.kind].missing
-        return None if missing is None else self._without(tuple(missing(fault)))
+        return None if missing is None else self.without(missing(fault))
+
+    def without(self, missing: Sequence[Pair]) -> State:
+        """Return the model of a run without any fault, but also without some replies."""
+        key = tuple(sorted(missing))
+        if key not in self._known:
+            self._known[key] = self._train_without(key)
+        return self._known[key]
 
     def run(self, name: str, moment: str) -> Outcome:
         """Let a fault strike a run, start it anew where that is needed, and judge it."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat
 from simulations.deployment import Deployment, kill
-from simulations.faulty.cell import Cells, Outcome, down, judge
+from simulations.faulty.cell import Cells, Outcome, State, down, judge
 from simulations.faulty.fault import VARIABLE, Fault
 from simulations.faulty.kinds import KINDS, Ends
 from simulations.faulty.server import settings_of
@@ -46,6 +47,22 @@ class DeployedCells(Cells):
     ) -> None:
         """End all processes."""
         self._stack.close()
+
+    def expected(self, fault: Fault) -> State | None:
+        """Return the model that a run must end with: without the replies that its own history lacks.
+
+        How long a node stays away depends on the machine.
+        """
+        if KINDS[fault.kind].missing is not None:
+            return super().expected(fault)
+        return self.without(
+            [
+                (partition, record.server_round)
+                for record in RunFolder(fault.run).history()
+                for partition in range(len(NODES))
+                if partition not in record.rates or partition in record.failures
+            ]
+        )
 
     def run(self, name: str, moment: str) -> Outcome:
         """Let a fault strike a run, start anew what it ended, and judge it."""

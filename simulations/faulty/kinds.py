@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat
 from simulations.faulty import acts, damage
 from simulations.faulty.damage import Damage
@@ -98,16 +97,6 @@ def until_then(fault: Fault) -> Sequence[Pair]:
     return [(fault.partition, number) for number in range(1, fault.server_round + (fault.moment != "before"))]
 
 
-def as_recorded(fault: Fault) -> Sequence[Pair]:
-    """Return those that the run's own history lacks: how long a node stays away depends on the machine."""
-    return [
-        (partition, record.server_round)
-        for record in RunFolder(fault.run).history()
-        for partition in range(fault.clients)
-        if partition not in record.rates or partition in record.failures
-    ]
-
-
 def reached_the_floor(record: RoundRecord, fault: Fault) -> str:
     """Say so if the round waited for its deadline, or had too few replies."""
     good = len(record.rates) - len(record.failures)
@@ -137,7 +126,7 @@ def _damaged(what: str, how: Damage, says: str = r"round-\d+.json is damaged .*t
     return Kind(what=what, actor="server", restarts=True, whole=True, damage=how, says=says)
 
 
-def _deployed(what: str, actor: Actor, ends: Ends, missing: Missing) -> Kind:
+def _deployed(what: str, actor: Actor, ends: Ends, missing: Missing | None) -> Kind:
     return Kind(what=what, actor=actor, act=acts.meet, ends=ends, missing=missing, restarts=actor == "server")
 
 
@@ -193,7 +182,7 @@ KINDS: Mapping[str, Kind] = {
         "killed, and its history's last line cut in half", damage.cut_history, "ends with an incomplete line"
     ),
     "client-app-killed": _deployed("a node's client process is killed", "client", "client", in_its_round),
-    "supernode-killed": _deployed("a SuperNode is killed, and started again", "client", "supernode", as_recorded),
+    "supernode-killed": _deployed("a SuperNode is killed, and started again", "client", "supernode", None),
     "server-app-killed": _deployed("the ServerApp's process is killed", "server", "server", nothing),
     "superlink-killed": _deployed("the SuperLink's machine dies", "server", "superlink", nothing),
 }
