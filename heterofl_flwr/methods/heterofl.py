@@ -96,7 +96,13 @@ class HeteroFL(HeteroFLBase, Strategy):
                 MessageType.TRAIN,
                 node_id,
                 slices[self._plans[node_id]],
-                {**config, **self._form, **self._told(server_round, node_id, rate), **self._simulation.told(node_id)},
+                {
+                    **config,
+                    **self._form,
+                    **self._bound,
+                    **self._told(server_round, node_id, rate),
+                    **self._simulation.told(node_id),
+                },
             )
             for node_id, rate in rates.items()
         ]
@@ -157,6 +163,11 @@ class HeteroFL(HeteroFLBase, Strategy):
     def _form(self) -> dict[str, str]:
         """What clients are told of the form in which parameters are wanted."""
         return {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
+
+    @property
+    def _bound(self) -> dict[str, float]:
+        """How far clients are to go; the server clips all the same, for one may not."""
+        return {wire.CLIP: float(self.federation.privacy.clip)} if self.federation.privacy.clip else {}
 
     def _ask(
         self,
