@@ -212,3 +212,16 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process at once, as a power cut does."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def kill_with_all(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, in whatever session, as the death of their machine does."""
+    family = [process.pid]
+    for number in family:  # which grows meanwhile
+        for children in Path(f"/proc/{number}/task").glob("*/children"):
+            with suppress(OSError):
+                family += map(int, children.read_text().split())
+    for number in family:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    process.wait()

@@ -28,6 +28,7 @@ def terminate(fault: Fault) -> None:
 def interrupt(fault: Fault) -> None:
     """End this process as Ctrl-C does."""
     del fault
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     os.kill(os.getpid(), signal.SIGINT)
 
 

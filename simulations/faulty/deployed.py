@@ -12,7 +12,7 @@ from typing import Self
 
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat
-from simulations.deployment import Deployment, kill
+from simulations.deployment import Deployment, kill, kill_with_all
 from simulations.faulty.cell import Cells, Outcome, State, down, judge
 from simulations.faulty.fault import VARIABLE, Fault
 from simulations.faulty.kinds import KINDS, Ends
@@ -113,8 +113,7 @@ class DeployedCells(Cells):
     def _end(self, what: Ends, fault: Fault) -> None:
         """Kill a process."""
         if what == "superlink":
-            os.killpg(self._superlink.pid, signal.SIGKILL)
-            self._superlink.wait()
+            kill_with_all(self._superlink)
         elif what == "supernode":
             kill(self._nodes[fault.partition])
         elif pid := self._event(fault, what):

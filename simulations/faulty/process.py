@@ -24,7 +24,7 @@ def start_forked(fault: Fault) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(fault.folder, theirs))
+    process = context.Process(target=_serve, args=(fault.folder, theirs), daemon=True)
     process.start()
     theirs.close()
     reader = threading.Thread(target=_copy, args=(ours, fault.path / "log.txt"))
