@@ -26,6 +26,7 @@ from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compress import Upload, compress
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.noise import clipped
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared
@@ -95,7 +96,7 @@ def reply(
     metrics: Mapping[str, float] | None = None,
     capacity: str | float | None = None,
 ) -> Message:
-    """Return the answer to an instruction; parameters travel in the form that it asks for.
+    """Return the answer to an instruction; parameters travel in the form that it asks for, and clipped if it does.
 
     Parameters
     ----------
@@ -200,8 +201,11 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
-    shared = wire.shared_of(wire.config_of(message, _SERVER), _SERVER)
+    config = wire.config_of(message, _SERVER)
+    shared, clip = wire.shared_of(config, _SERVER), wire.clip_of(config, _SERVER)
     state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
+    if clip:
+        state = clipped(_state_of(message), state, clip)
     if upload == "float32":
         return {wire.ARRAYS: ArrayRecord(state)}
     return wire.pack_changes(compress(_state_of(message), state, upload))

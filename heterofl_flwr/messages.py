@@ -51,6 +51,7 @@ CLASSES = "classes"
 RATES = "rates"
 MOMENTS_KIND = "moments-kind"
 UPLOAD = "upload"
+CLIP = "clip"
 SHARED = "shared"
 FAMILY = "family"
 SEED_ROWS = "seed-rows"
@@ -201,6 +202,14 @@ def work_of(config: Mapping[str, object], sender: str) -> float:
     value = config.get(WORK, 1.0)
     if not isinstance(value, float) or not 0 < value <= 1:
         raise ReplyError(f"{sender} sent {value!r} as {WORK}, expected a number over 0 and up to 1")
+    return value
+
+
+def clip_of(config: Mapping[str, object], sender: str) -> float:
+    """Return the L2 norm to which an instruction asks a client to shorten its change; without a word, 0 for none."""
+    value = config.get(CLIP, 0.0)
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise ReplyError(f"{sender} sent {value!r} as {CLIP}, expected a number of 0 or more")
     return value
 
 

@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Self
 
 from heterofl_flwr.app.credentials import write_certificates, write_node_key
-from heterofl_flwr.app.launch.bundle import CLIENT_APP, write_app
+from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app
 from heterofl_flwr.app.launch.guard import Guard
+from heterofl_flwr.app.launch.processes import marked
 from heterofl_flwr.app.launch.superlink import command, environment, free_port, status_of
 from heterofl_flwr.settings import Flat
 
@@ -117,11 +118,12 @@ class Deployment:
         words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name, proof)
         return self.popen("flower-supernode", words, name, FLWR_HOME=str(self.home / name))
 
-    def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP) -> str:
-        """Submit a run of our own app with these settings, and maybe with another ClientApp; return its number."""
+    def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
+        """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
         folder = write_app(Path(tempfile.mkdtemp(dir=self.home)), config)
         project = folder / "pyproject.toml"
-        project.write_text(project.read_text(encoding="utf-8").replace(CLIENT_APP, client), encoding="utf-8")
+        text = project.read_text(encoding="utf-8").replace(CLIENT_APP, client).replace(SERVER_APP, server)
+        project.write_text(text, encoding="utf-8")
         return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
 
     def flwr(self, *calls: Sequence[str]) -> str:
@@ -153,6 +155,15 @@ class Deployment:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
             time.sleep(POLL)
+
+    def numbers_of(self, name: str) -> list[int]:
+        """Return the numbers of its processes that run a command, whoever started them."""
+        found = []
+        for process in marked(self._mark):
+            with suppress(OSError):  # it has ended meanwhile
+                if name.encode() in Path(f"/proc/{process.number}/cmdline").read_bytes():
+                    found.append(process.number)
+        return found
 
     def log(self, name: str) -> str:
         """Return what a process has printed."""
@@ -200,4 +211,17 @@ def node_words(
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process at once, as a power cut does."""
     os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def kill_with_all(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, in whatever session, as the death of their machine does."""
+    family = [process.pid]
+    for number in family:  # which grows meanwhile
+        for children in Path(f"/proc/{number}/task").glob("*/children"):
+            with suppress(OSError):
+                family += map(int, children.read_text().split())
+    for number in family:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     process.wait()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +56,13 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
     """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
     give_back_freed_memory()
+    folder = RunFolder(task.settings.run.dir) if task.settings.run.dir else None
+    with nullcontext() if folder is None else folder.held():
+        return _run(grid, task, folder, extra_callbacks)
+
+
+def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequence[RoundCallback]) -> HeteroFL:
     settings = task.settings
-    folder = RunFolder(settings.run.dir) if settings.run.dir else None
     start = _start(folder, settings)
     strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
     strategy.federation.velocity = dict(start.velocity)
@@ -154,7 +160,9 @@ def _start(folder: RunFolder | None, settings: Settings) -> Start:
     if not settings.run.resume:
         return Start(1, None, {})
     checkpoint: Checkpoint = folder.load_checkpoint()
-    if checkpoint.server_round >= settings.num_rounds:
+    # One that died after its last round still has to write its models.
+    done = settings.num_rounds + (not folder.about().get("finished"))
+    if checkpoint.server_round >= done:
         raise ConfigError(
             f"the run in {folder.path} has done {checkpoint.server_round} rounds, and num-rounds is "
             f"{settings.num_rounds}: ask for more to go on"

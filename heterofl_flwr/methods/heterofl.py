@@ -55,12 +55,13 @@ class HeteroFL(HeteroFLBase, Strategy):
         """Run the rounds; as Flower's own ``start``, with two additions.
 
         ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with
-        ``first_round=k``, the arrays it had after round k - 1, and ``federation.velocity`` where it has momentum.
+        ``first_round=k``, the arrays it had after round k - 1, and ``federation.velocity`` where it has momentum. One
+        that has done all rounds has nothing left to do but to tell its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
         ``evaluation.every`` rounds; it also sees the initial arrays, as round 0.
         """
-        if not 1 <= first_round <= num_rounds:
-            raise ConfigError(f"first_round is {first_round}; expected 1 to the last round, {num_rounds}")
+        if not 1 <= first_round <= num_rounds + 1:
+            raise ConfigError(f"first_round is {first_round}; expected 1 to one after the last round, {num_rounds}")
         self.summary()
         self._num_rounds, self._timeout = num_rounds, timeout
         if first_round == 1:
@@ -95,7 +96,13 @@ class HeteroFL(HeteroFLBase, Strategy):
                 MessageType.TRAIN,
                 node_id,
                 slices[self._plans[node_id]],
-                {**config, **self._form, **self._told(server_round, node_id, rate), **self._simulation.told(node_id)},
+                {
+                    **config,
+                    **self._form,
+                    **self._bound,
+                    **self._told(server_round, node_id, rate),
+                    **self._simulation.told(node_id),
+                },
             )
             for node_id, rate in rates.items()
         ]
@@ -156,6 +163,11 @@ class HeteroFL(HeteroFLBase, Strategy):
     def _form(self) -> dict[str, str]:
         """What clients are told of the form in which parameters are wanted."""
         return {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
+
+    @property
+    def _bound(self) -> dict[str, float]:
+        """How far clients are to go; the server clips all the same, for one may not."""
+        return {wire.CLIP: float(self.federation.privacy.clip)} if self.federation.privacy.clip else {}
 
     def _ask(
         self,

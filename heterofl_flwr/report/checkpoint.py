@@ -83,10 +83,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _prune(folder)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Return the newest checkpoint that is whole; one that is damaged is passed over with a warning."""
+def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
+    """Return the newest checkpoint that is whole; one that is damaged is passed over with a warning.
+
+    So is one of a round after ``last_round``: a run that goes on from there would lack the records of rounds.
+    """
     paths = sorted(folder.glob("round-*.json"), reverse=True)
     for path in paths:
+        if last_round is not None and path.name > _name(last_round):
+            log.warning("checkpoint %s is of a round that the history lacks; trying the one before", path)
+            continue
         try:
             return _read(path)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:

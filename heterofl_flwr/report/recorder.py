@@ -60,6 +60,7 @@ class Recorder(RoundCallback):
         self._models = models
         self._random_state = random_state
         self._last: Progress | None = None
+        self._moments: State = {}
         self._evaluated: RoundRecord | None = None
         self._saved_round = 0
 
@@ -84,7 +85,8 @@ class Recorder(RoundCallback):
         record = progress.record
         self.folder.append(record)
         self._last = progress
-        self._evaluated = record if record.evaluate or record.evaluate_by_level else self._evaluated
+        self._moments = progress.moments
+        self._note_evaluated(record)
         self._compare(record, progress.state)
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
@@ -99,7 +101,7 @@ class Recorder(RoundCallback):
         if self._costs and self._models:
             rates = self._costs.mix.rates
             for name, build in self._costs.builds.items():
-                own = moments_by_rate(within(name, self._last.moments), max(rates)) if self._last else {}
+                own = moments_by_rate(within(name, self._moments), max(rates))
                 final = within(name, state)
                 save_models(self.folder, build, rates, final, moments=own, record=self._evaluated, family=name)
         if self._metric and not self.best:
@@ -115,7 +117,14 @@ class Recorder(RoundCallback):
             )
         self.folder.rewind(checkpoint.server_round)
         self.best = checkpoint.best
+        self._moments = checkpoint.moments
+        for record in self.folder.history():
+            self._note_evaluated(record)
         self._saved_round = checkpoint.server_round
+
+    def _note_evaluated(self, record: RoundRecord) -> None:
+        """Keep the last round with an evaluation."""
+        self._evaluated = record if record.evaluate or record.evaluate_by_level else self._evaluated
 
     def _compare(self, record: RoundRecord, state: State) -> None:
         name = self._metric or (self.best.metric if self.best else headline(record))

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from heterofl_flwr.report.checkpoint import Checkpoint, pack
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.deal import Deal
 from heterofl_flwr.report.files import remove, to_json, write_atomic
+from heterofl_flwr.report.lock import held
 from heterofl_flwr.report.origin import command, commit, machine
 from heterofl_flwr.report.states import states_in
 
@@ -54,6 +56,10 @@ class RunFolder:
         self._history = self.path / "history.jsonl"
         self._checkpoints = self.path / "checkpoint"
         self._deal = self.path / "deal.csv"
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other processes from running in the folder; ``ConfigError`` where one does."""
+        return held(self.path)
 
     def start(
         self,
@@ -151,8 +157,9 @@ class RunFolder:
         checkpoints.save_checkpoint(self._checkpoints, checkpoint)
 
     def load_checkpoint(self) -> Checkpoint:
-        """Return the last checkpoint; if it is damaged, the one before, with a warning."""
-        return checkpoints.load_checkpoint(self._checkpoints)
+        """Return the last checkpoint; if it, or the record of its round, is damaged, the one before, with a warning."""
+        records = self.history()
+        return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
     def save_model(self, level: str, state: State, moments: State, facts: Mapping[str, object]) -> None:
         """Write a level's final model, and the moments of its batch norm layers if there are any."""

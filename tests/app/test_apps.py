@@ -12,7 +12,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.failure import RoundError
-from heterofl_flwr.report import RunFolder
+from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.settings import DEFAULTS, from_flat
 
 SMALL = {**DEFAULTS, "model.hidden": "16,32", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
@@ -72,6 +72,31 @@ def test_a_finished_run_is_not_resumed_without_more_rounds(tmp_path):
     run(num_rounds=1, run__dir=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match="has done 1 rounds, and num-rounds is 1: ask for more"):
         run(num_rounds=1, run__dir=str(tmp_path / "run"), run__resume=True)
+
+
+def test_a_run_that_died_after_its_last_round_still_writes_its_models(tmp_path, monkeypatch):
+    settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path / "run")}
+
+    def die(self, state):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "on_end", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(**settings)
+    assert not (tmp_path / "run" / "models").exists()
+    assert run(**settings, run__resume=True) == []
+    run(clients=2, num_rounds=2, run__dir=str(tmp_path / "whole"))
+    for path in (tmp_path / "whole" / "models").iterdir():
+        assert (tmp_path / "run" / "models" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ConfigError, match="has done 2 rounds"):
+        run(**settings, run__resume=True)
+
+
+def test_a_folder_in_which_another_process_runs_is_refused(tmp_path):
+    with RunFolder(tmp_path / "run").held(), pytest.raises(ConfigError, match="another process runs in "):
+        run(clients=2, num_rounds=1, run__dir=str(tmp_path / "run"))
+    assert len(run(clients=2, num_rounds=1, run__dir=str(tmp_path / "run"))) == 1
 
 
 def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path):

@@ -9,6 +9,8 @@ from torch import nn
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.compress import compress, restore
 from heterofl_flwr.core.infer import trained_rows
+from heterofl_flwr.core.noise import clipped
+from heterofl_flwr.core.reply import norm_between
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 
 CLASSES = 6
@@ -75,3 +77,11 @@ def test_a_row_of_zeros_that_stays_is_not_trained():
 def test_rows_beyond_the_classes_do_not_count():
     before = {"w": torch.ones(3, 2)}
     assert trained_rows(before, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.2])
+def test_rows_of_a_change_that_its_client_shortened_are_told_apart(clip):
+    before, after = train([1, 4], weight_decay=0.1)
+    short = clipped(before, after, clip)
+    assert norm_between(short, before) == pytest.approx(clip, rel=1e-4)
+    assert trained_rows(before, short, CLASSES) == [1, 4]

@@ -5,18 +5,21 @@ import math
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Privacy, RoundCallback
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Privacy, RoundCallback, messages
 from heterofl_flwr.core.accountant import divergences, epsilon
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.core.compress import Changes, restore
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.reply import norm_between
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.fedh2l import FedH2L
 from heterofl_flwr.methods.privacy import Spent, clip_moments, noise_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from tests.methods.tiny import build, build_normed, equal, make_app
+from tests.methods.tiny import add_one, build, build_normed, equal, make_app
 
 NEVER = Evaluation(every=0)
 
 
-def run(privacy, build=build, num_rounds=1, nodes=3, **options):
+def run(privacy, build=build, num_rounds=1, nodes=3, train=add_one, **options):
     records = []
 
     class Keep(RoundCallback):
@@ -24,7 +27,7 @@ def run(privacy, build=build, num_rounds=1, nodes=3, **options):
             records.append(progress.record)
             return False
 
-    with LocalGrid(make_app(build=build), nodes) as grid:
+    with LocalGrid(make_app(train, build=build), nodes) as grid:
         strategy = HeteroFL(
             build, **{"mix": "a1", "evaluation": NEVER, "callbacks": [Keep()], **options}, privacy=privacy
         )
@@ -39,6 +42,47 @@ def test_each_change_is_shortened_before_it_counts():
     length = math.sqrt(sum(((state[name] - own) ** 2).sum().item() for name, own in before.items()))
     assert length == pytest.approx(0.5, rel=1e-4)
     assert strategy.log.privacy == {}
+
+
+@pytest.mark.parametrize(("upload", "rounding"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 1e-2)])
+def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
+    lengths = []
+
+    def train(message, context):
+        answer = add_one(message, context)
+        plan = Plan.of(build(1.0), build(message.content["config"]["rate"]))
+        sub = messages.unpack_trained(messages.arrays_in(answer.content), upload, plan, "it")
+        before = messages.tensors_of(message.content["arrays"], "it")
+        if isinstance(sub, Changes):
+            sub = restore(Plan.of(build(1.0), build(1.0)), before, sub)
+        lengths.append(norm_between(sub, before))
+        return answer
+
+    _, clipped_twice, _ = run(Privacy(clip=0.5), train=train, upload=upload)
+    assert lengths == [pytest.approx(0.5, rel=rounding + 1e-5)] * 3
+    assert max(lengths) <= 0.5 * (1 + rounding)
+    if upload == "float32":  # what the server alone shortens has the same bits
+        assert equal(run(Privacy(clip=0.5), train=deaf)[1], clipped_twice)
+
+
+def deaf(message, context):
+    """Train without having heard of a bound."""
+    del message.content["config"]["clip"]
+    return add_one(message, context)
+
+
+def test_nobody_is_told_of_a_bound_where_there_is_none():
+    def train(message, context):
+        assert "clip" not in message.content["config"]
+        return add_one(message, context)
+
+    assert run(None, train=train)[0].log.failures == {}
+
+
+@pytest.mark.parametrize("value", ["much", -1.0, math.inf, math.nan])
+def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
+    with pytest.raises(ReplyError, match="as clip, expected a number of 0 or more"):
+        messages.clip_of({"clip": value}, "the server")
 
 
 def test_noise_differs_from_run_to_run_and_leaves_alone_what_nobody_held():

@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, multi_step
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RoundCallback, Windowed, multi_step
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
@@ -305,10 +305,29 @@ def test_settings_that_mean_nothing_are_refused(options, named):
         HeteroFL(build, **options)
 
 
-@pytest.mark.parametrize("first_round", [0, 4])
+@pytest.mark.parametrize("first_round", [0, 5])
 def test_a_first_round_out_of_range_is_refused(first_round):
     with LocalGrid(make_app(), 2) as grid, pytest.raises(ConfigError, match=f"first_round is {first_round}"):
         HeteroFL(build).start(grid, num_rounds=3, first_round=first_round)
+
+
+def test_a_run_that_has_done_all_rounds_only_tells_its_callbacks():
+    told = []
+
+    class Tell(RoundCallback):
+        def on_start(self, first_round, num_rounds, state):
+            told.append((first_round, num_rounds))
+
+        def on_end(self, state):
+            told.append(state)
+
+    with LocalGrid(make_app(), 2) as grid:
+        strategy = HeteroFL(build, callbacks=[Tell()])
+        arrays = ArrayRecord(Tiny(1.0).state_dict())
+        result = strategy.start(grid, initial_arrays=arrays, num_rounds=3, first_round=4)
+    assert told[0] == (4, 3)
+    assert equal(told[1], arrays.to_torch_state_dict())
+    assert equal(result.arrays.to_torch_state_dict(), told[1])
 
 
 def test_initial_arrays_of_another_model_are_refused():

@@ -54,6 +54,18 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(whol
     assert "round-000009.json is damaged" in caplog.text
 
 
+def test_a_run_whose_history_lost_its_last_line_goes_on_from_the_checkpoint_before(whole, folder, fake, costs, caplog):
+    folder.start(SETTINGS)
+    fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=9)
+    history = folder.path / "history.jsonl"
+    history.write_bytes(history.read_bytes()[:-50])
+    folder.start(SETTINGS, resume=True)
+    assert folder.load_checkpoint().server_round == 6
+    fake.run([Recorder(folder, every=3, costs=costs)], 7, LAST)
+    assert files(folder, "checkpoint", "models") == files(whole, "checkpoint", "models")
+    assert "round-000009.json is of a round that the history lacks" in caplog.text
+
+
 def test_a_run_that_was_stopped_early_has_a_checkpoint_of_its_last_round(folder, fake):
     folder.start(SETTINGS)
     last = fake.run([Recorder(folder, every=5), EarlyStopping(target=0.2)], 1, LAST)

@@ -1,0 +1,210 @@
+"""One cell of the matrix: a run with a fault, and what became of it."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.report import RunFolder
+from simulations.faulty.fault import Event, Fault, Pair
+from simulations.faulty.kinds import KINDS, Kind
+from simulations.faulty.process import start_anew, start_forked
+
+GRACE = 5.0
+"""Seconds beyond a round's deadline in which a run must have recovered."""
+
+MOST_LOST = 1
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes
+    ----------
+    kind, moment
+        The fault.
+    model
+        How its last model compares with that of a run without the fault: ``equal``, to the bit, ``not promised``, where
+        there is one, ``other``, or ``lost``.
+    rounds_lost
+        Rounds of which the replies were in, and that were trained again.
+    seconds
+        From the fault to the first round that was saved after it, or to the run's end where no round is left.
+    limit
+        What they may be.
+    faults
+        What is wrong.
+    """
+
+    kind: str
+    moment: str
+    model: str
+    rounds_lost: int
+    seconds: float
+    limit: float
+    faults: Sequence[str]
+
+    @property
+    def good(self) -> bool:
+        """Whether all was as it is promised."""
+        return not self.faults
+
+
+class Cells:
+    """Makes cells in a folder, all on one seed and with one deadline."""
+
+    def __init__(self, folder: Path, *, deadline: float, seed: int, num_rounds: int = 4, clients: int = 4) -> None:
+        self._none = Fault(
+            folder=str(folder),
+            kind="none",
+            moment="before",
+            server_round=num_rounds - 1,
+            num_rounds=num_rounds,
+            clients=clients,
+            deadline=deadline,
+            seed=seed,
+        )
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._known: dict[tuple[Pair, ...], State] = {}
+
+    def fault(self, name: str, moment: str) -> Fault:
+        """Return a fault of a kind, in the last round but one, or in the last."""
+        number = self._none.num_rounds - (not KINDS[name].last)
+        return replace(
+            self._none, folder=str(self._folder / f"{name}-{moment}"), kind=name, moment=moment, server_round=number
+        )
+
+    def expected(self, fault: Fault) -> State | None:
+        """Return the model that a run must end with; None where nothing is promised."""
+        missing = KINDS[fault.kind].missing
+        return None if missing is None else self.without(missing(fault))
+
+    def without(self, missing: Sequence[Pair]) -> State:
+        """Return the model of a run without any fault, but also without some replies."""
+        key = tuple(sorted(missing))
+        if key not in self._known:
+            self._known[key] = self._train_without(key)
+        return self._known[key]
+
+    def run(self, name: str, moment: str) -> Outcome:
+        """Let a fault strike a run, start it anew where that is needed, and judge it."""
+        fault, kind = self.fault(name, moment), KINDS[name]
+        fault.write()
+        faults = []
+        code = start_forked(fault)
+        if kind.restarts:
+            faults += [] if code else ["the server went on as if nothing had happened"]
+            faults += down(fault, kind)
+            code = start_anew(fault)
+        faults += [f"the server ended with exit code {code}"] if code else []
+        return judge(fault, self.expected(fault), faults)
+
+    def _train_without(self, missing: tuple[Pair, ...]) -> State:
+        fault = replace(self._none, folder=str(self._folder / f"without-{next(self._numbers)}"), missing=missing)
+        fault.write()
+        code = start_forked(fault)
+        state = final_model(fault)
+        if code or state is None:
+            raise HeteroFLError(f"a run without any fault ended with exit code {code}; see {fault.path / 'log.txt'}")
+        return state
+
+
+def judge(fault: Fault, expected: State | None, faults: Sequence[str]) -> Outcome:
+    """Return what became of a run that is over."""
+    kind, events = KINDS[fault.kind], fault.events()
+    model = _compare(final_model(fault), expected)
+    lost, seconds = rounds_lost(events), recovery(events)
+    limit = fault.deadline + GRACE
+    found = [
+        *faults,
+        *_record_faults(fault, kind),
+        *([f"the model is {model}"] if model in ("other", "lost") else []),
+        *([f"{lost} rounds were lost"] if lost > MOST_LOST else []),
+        *([f"recovery took {seconds:.1f} s"] if seconds > limit else []),
+    ]
+    return Outcome(
+        kind=fault.kind, moment=fault.moment, model=model, rounds_lost=lost, seconds=seconds, limit=limit, faults=found
+    )
+
+
+def final_model(fault: Fault) -> State | None:
+    """Return the models of all levels that a run has left; None if any of them is not whole."""
+    try:
+        return {
+            f"{level}/{name}": value
+            for level in ("a", "e")
+            for name, value in load_file(fault.run / "models" / f"{level}.safetensors").items()
+        }
+    except (OSError, SafetensorError):
+        return None
+
+
+def rounds_lost(events: Sequence[Event]) -> int:
+    """Return how many rounds were trained again although their replies had come."""
+    times = Counter(event.number for event in events if event.what == "trained")
+    return sum(number - 1 for number in times.values())
+
+
+def recovery(events: Sequence[Event]) -> float:
+    """Return the seconds from the fault to the next round that was saved, or to the run's end; without end if none."""
+    struck = next((event.seconds for event in events if event.what == "fault"), float("inf"))
+    done = (event.seconds for event in events if event.what in ("saved", "ended") and event.seconds > struck)
+    return next(done, float("inf")) - struck
+
+
+def down(fault: Fault, kind: Kind) -> Iterator[str]:
+    """Damage files while the server is down, and look whether the model is still there."""
+    if kind.damage is not None:
+        kind.damage(fault.run)
+    try:
+        RunFolder(fault.run).load_checkpoint()
+    except HeteroFLError as error:
+        yield f"no checkpoint can be read: {error}"
+
+
+def _compare(found: State | None, expected: State | None) -> str:
+    if found is None:
+        return "lost"
+    if expected is None:
+        return "not promised"
+    same = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    return "equal" if same else "other"
+
+
+def _record_faults(fault: Fault, kind: Kind) -> Iterator[str]:
+    """Yield what is wrong with the run's history and logs."""
+    try:
+        history = RunFolder(fault.run).history()
+    except HeteroFLError as error:
+        yield f"the history cannot be read: {error}"
+        return
+    numbers = [record.server_round for record in history]
+    if numbers != list(range(1, fault.num_rounds + 1)):
+        yield f"the history has rounds {numbers}"
+        return
+    record = history[fault.server_round - 1]
+    if trouble := kind.check(record, fault) or _reasons(record, fault, kind):
+        yield trouble
+    path = fault.path / "log.txt"  # under a SuperLink, its own has all
+    if kind.says and not re.search(kind.says, path.read_text(encoding="utf-8", errors="replace")):
+        yield f"the log does not say {kind.says!r}"
+
+
+def _reasons(record: RoundRecord, fault: Fault, kind: Kind) -> str:
+    """Return what is wrong with the failures of the round, where a reason is expected."""
+    if not kind.reason:
+        return ""
+    good = list(record.failures) == [fault.partition] and re.search(kind.reason, record.failures[fault.partition])
+    return "" if good else f"the record of the round says {dict(record.failures)}"
