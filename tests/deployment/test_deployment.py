@@ -23,13 +23,14 @@ from simulations.deployment import Deployment, kill
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
 LEVELS = {"a": 1.0, "b": 0.5, "c": 0.25, "e": 0.0625}
-ROUNDS = 2
+ROUNDS = 3
+KILLED = 2  # the round in which the ServerApp is killed
 LONGEST = 1800.0
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Run a round, kill the ServerApp in the second, go on with that one, and then kill node e while it trains."""
+    """Run a round, kill the ServerApp in the second, go on with that one, and kill node e in the last."""
     folder = tmp_path_factory.mktemp("deployment")
     run = RunFolder(folder / "run")
     with Deployment(folder, {"OMP_NUM_THREADS": "1"}) as deployment:
@@ -42,14 +43,14 @@ def ended(tmp_path_factory):
         strangers = refused(deployment)
         killed = deployment.submit(to_flat(settings(run.path)))
         codes = {name: process.wait(LONGEST) for name, process in strangers.items()}
-        wait_for_instruction(deployment, ROUNDS)
+        wait_for_instruction(deployment, KILLED)
         (server,) = deployment.numbers_of("flwr-serverapp")
         os.kill(server, signal.SIGKILL)
         first_round = run.history()
         deadline = max(3 * first_round[-1].seconds, 15.0)
         going_on = {"run.resume": True, "engine.timeout": deadline}
         last = deployment.submit({**to_flat(settings(run.path)), **going_on})
-        wait_for_instruction(deployment, ROUNDS + 1)
+        wait_for_instruction(deployment, ROUNDS + 1)  # round 2 had two
         kill(nodes["e"])
         status = deployment.wait_for_end(last, LONGEST)
         before = status_of(killed, deployment.environment)
@@ -77,7 +78,7 @@ def settings(folder: Path):
             "assignment": "fix",
             "model.name": "mlp",
             "model.hidden": "32",
-            "train.epochs": 4,
+            "train.epochs": 3,
             "engine.name": "plain",  # the same bits everywhere
             "evaluate.every": 0,
             "sample.min-nodes": len(LEVELS),
@@ -124,8 +125,8 @@ def test_the_run_completes_though_its_server_and_a_node_die(ended):
     assert [record.server_round for record in ended.first_round] == [1]
     history = ended.run.history()
     assert [record.rates for record in history] == [dict(enumerate(LEVELS.values()))] * ROUNDS
-    first, last = [record.failures for record in history]
-    assert first == {}
+    *whole, last = [record.failures for record in history]
+    assert whole == [{}, {}]
     # On a slow machine Flower notices the end of a node before the deadline.
     assert list(last) == [3]
     assert re.match("no reply in time|error 5: .*Node Unavailable", last[3])
@@ -146,8 +147,8 @@ def test_the_model_is_that_of_a_run_whose_server_was_not_killed(ended, tmp_path)
 
 
 def test_the_death_of_a_node_costs_no_more_than_the_deadline(ended):
-    first, last = [record.seconds for record in ended.run.history()]
-    assert last < ended.deadline + first  # what else a round does takes as long as on this machine a round takes
+    *whole, last = [record.seconds for record in ended.run.history()]
+    assert last < ended.deadline + max(whole)  # what else a round does takes as long as on this machine a round takes
 
 
 def test_the_model_has_learnt_the_digits(ended):
