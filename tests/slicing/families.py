@@ -111,6 +111,12 @@ def grouped() -> Case:
 
 
 @family
+def few_groups() -> Case:
+    layers = conv(3, 16), conv(16, 24, groups=2), nn.ReLU(), nn.ConvTranspose2d(24, 12, 2, groups=2), conv(12, 8)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+
+
+@family
 def transposed_and_shuffled() -> Case:
     layers = (
         nn.ConvTranspose2d(3, 8, 2, 2),

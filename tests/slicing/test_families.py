@@ -9,8 +9,8 @@ from torch import nn
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.coupled import positions
 from heterofl_flwr.slicing import elastic
+from simulations.zoology.twin import Twin, difference
 from tests.slicing.families import FAMILIES
-from tests.slicing.twin import difference, twin_of
 
 RATES = (0.5, 0.25, 0.3)
 
@@ -42,7 +42,7 @@ def test_a_slice_computes_what_the_model_does_without_the_rest(case, rate):
     small = build(rate)
     plan = Plan.of(build(1.0), small)
     assert plan.parameters < sum(parameter.numel() for parameter in model.parameters())
-    assert difference(small, twin_of(model, plan), inputs) < 1e-9
+    assert difference(small, Twin(model, plan), inputs) < 1e-9
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -1,0 +1,184 @@
+"""What must hold of a model that is sliced, and what was found."""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from heterofl_flwr.client import load_parameters
+from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.slicing import Elastic, elastic
+from simulations.zoology.counting import expected_parameters
+from simulations.zoology.twin import Twin, difference
+
+RATES = (1.0, 0.5, 0.25, 0.3)
+MOST_OFF = 0.02
+"""By how much the number of parameters may differ from the count axis by axis, as a part of it."""
+MOST_DIFFERENT = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""By how much the output of a slice may differ from its twin's, as a part of what different inputs make."""
+
+
+class BrokenPropertyError(HeteroFLError):
+    """Something that must hold of every sliced model does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What was measured on a model of which everything holds.
+
+    Attributes
+    ----------
+    parameters : Mapping[float, int]
+        The number of parameters at each rate.
+    off : float
+        The largest distance of that from the count axis by axis, as a part of it.
+    seconds : float
+        Seconds of the processor that ``elastic`` took.
+    difference : float
+        The largest difference of a slice's output from the full model's with zeros for what the slice lacks, as a part
+        of what different inputs make.
+    explained : Sequence[str]
+        What counts channels, so that zeros alone would not do; the twin counts only those kept there.
+    """
+
+    parameters: Mapping[float, int]
+    off: float
+    seconds: float
+    difference: float
+    explained: Sequence[str]
+
+
+def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequence[float] = RATES) -> Checked:
+    """Slice a model at some rates and check each slice; the first thing that does not hold is an error.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, with weights that all matter. After the first comparisons it is needed no more.
+    inputs : Tensor
+        Two different examples, in the model's dtype.
+    ends : tuple[int, int]
+        The lengths of the model's own input and output.
+    rates : Sequence[float]
+        The rates to check.
+    """
+    before = _looks(model)
+    started = time.process_time()
+    build = elastic(model, inputs)
+    seconds = time.process_time() - started
+    _demand(_looks(model) == before, "the trace changed the model given")
+    whole = build(1.0)
+    _check_whole(model, whole, inputs)
+    parameters = {1.0: sum(parameter.numel() for parameter in whole.parameters())}
+    off, differences, explained = 0.0, [0.0], set()
+    for rate in (rate for rate in rates if rate < 1):
+        small, plan = build(rate), build.plan(rate)
+        _check_slice(whole, small, plan)
+        found, why = _compare(whole, small, plan, inputs)
+        differences.append(found)
+        explained |= why
+        parameters[rate] = sum(parameter.numel() for parameter in small.parameters())
+        off = max(off, _check_number(small, expected_parameters(whole, build, rate, ends), rate))
+    del small
+    _check_training(build, whole, inputs, rates)
+    return Checked(
+        parameters=parameters, off=off, seconds=seconds, difference=max(differences), explained=sorted(explained)
+    )
+
+
+def _check_whole(model: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
+    """Demand that level a is the user's model, bit for bit."""
+    _demand(isinstance(whole, type(model)), f"the slice is a {type(whole).__name__}, not a {type(model).__name__}")
+    theirs = whole.state_dict()
+    for name, tensor in model.state_dict().items():
+        _demand(name in theirs and torch.equal(tensor, theirs[name]), f"{name} is not the model's own at rate 1")
+    outputs = [_outputs(one.eval(), inputs) for one in (model, whole)]
+    _demand(all(map(torch.equal, *outputs)), "the output is not the model's own at rate 1")
+
+
+def _check_slice(whole: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Demand that a slice's weights are those that its plan names."""
+    _demand(plan == Plan.of(whole, small), "Plan.of differs from the plan of the build")
+    state = dict(whole.named_parameters(remove_duplicate=False))
+    for name, parameter in small.named_parameters(remove_duplicate=False):
+        cut = Plan({name: plan.axes[name]}).extract({name: state[name]})[name]
+        _demand(torch.equal(parameter, cut), f"{name} is not the plan's slice")
+
+
+def _check_number(small: nn.Module, expected: Mapping[str, float], rate: float) -> float:
+    """Return by how much the number of parameters differs from the count axis by axis; demand that it is little."""
+    found = {name: parameter.numel() for name, parameter in small.named_parameters()}
+    number, counted = sum(found.values()), sum(expected.values())
+    off = abs(number / counted - 1)
+    worst = max(found, key=lambda name: abs(found[name] - expected[name]))
+    _demand(
+        off <= MOST_OFF,
+        f"at rate {rate:g} there are {number / counted - 1:+.1%} parameters beside the count axis by axis: {worst} has "
+        f"{found[worst]}, counted {expected[worst]:.0f}",
+    )
+    return off
+
+
+def _compare(whole: nn.Module, small: nn.Module, plan: Plan, inputs: Tensor) -> tuple[float, set[str]]:
+    """Return how far a slice is from the full model with zeros, and what has to count its channels for that."""
+    small.eval()
+    most = MOST_DIFFERENT[next(whole.parameters()).dtype]
+    found = difference(small, Twin(whole, plan, counted=False), inputs)
+    explained: set[str] = set()
+    if not found <= most:
+        twin = Twin(whole, plan)
+        found = difference(small, twin, inputs)
+        explained = twin.explained
+    _demand(found <= most, f"the output differs from the full model's with zeros by {found:.1e} of what inputs make")
+    return found, explained
+
+
+def _check_training(build: Elastic, whole: nn.Module, inputs: Tensor, rates: Sequence[float]) -> None:
+    """Demand that each slice can be trained, and that what comes of it can be averaged and loaded again."""
+    state = {name: tensor.detach() for name, tensor in whole.named_parameters(remove_duplicate=False)}
+    aggregator = Aggregator(state)
+    for rate in rates:
+        small = build(rate).train()
+        torch.stack([output.square().mean() for output in _outputs(small, inputs)]).sum().backward()
+        for name, parameter in small.named_parameters():
+            gradient, parameter.grad = parameter.grad, None
+            good = gradient is not None and bool(gradient.isfinite().all())
+            _demand(good, f"{name} has no gradient, or one that is not finite, at rate {rate:g}")
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.add_(1)
+        sent = {name: tensor.detach() for name, tensor in small.named_parameters(remove_duplicate=False)}
+        aggregator.add(build.plan(rate), sent)
+    del small, sent
+    new = aggregator.result()
+    for name, tensor in state.items():
+        _demand(torch.allclose(new[name], tensor + 1), f"the mean of {name} is not that of what was sent")
+    for rate in rates:
+        load_parameters(build(rate), new if rate == 1 else build.plan(rate).extract(new))
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    with torch.set_grad_enabled(model.training):
+        return [leaf for leaf in tree_leaves(model(inputs)) if isinstance(leaf, Tensor)]
+
+
+def _looks(model: nn.Module) -> dict[str, object]:
+    """Return all that a trace could change of a model: values, attributes, hooks and modes of its layers."""
+    found: dict[str, object] = {
+        name: (id(tensor), tensor.dtype, tensor.shape, tensor._version)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    for name, layer in model.named_modules():
+        held = vars(layer).items()
+        found[f"layer {name}"] = {key: copy.copy(one) if isinstance(one, dict | list) else one for key, one in held}
+    return found
+
+
+def _demand(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise BrokenPropertyError(otherwise)
