@@ -11,7 +11,7 @@ from simulations.zoology.lively import make_lively
 SIZE = 64
 ENDS = (3, 1000)
 """The channels of an image, and the classes."""
-DOUBLE = 150_000_000
+DOUBLE = 120_000_000
 """Up to so many parameters a model is checked in double precision; beyond, memory does not allow it."""
 
 # Those that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
