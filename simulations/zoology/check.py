@@ -170,7 +170,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
 def _looks(model: nn.Module) -> dict[str, object]:
     """Return all that a trace could change of a model: values, attributes, hooks and modes of its layers."""
     found: dict[str, object] = {
-        name: (id(tensor), tensor.dtype, tensor.shape, tensor._version)
+        name: (id(tensor), tensor.dtype, tensor.shape, torch.hash_tensor(tensor.detach()).item())
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
     for name, layer in model.named_modules():

@@ -22,9 +22,12 @@ from heterofl_flwr.slicing.channels import Places
 def expected_parameters(model: nn.Module, build: Elastic, rate: float, ends: tuple[int, int]) -> dict[str, float]:
     """Return the number for each parameter; ``ends`` are the lengths of the model's own input and output."""
     channels = build.part(rate).channels
-    expected = {}
+    expected, counted = {}, set()
     for prefix, layer in model.named_modules():
         for own, parameter in layer.named_parameters(recurse=False):
+            if parameter in counted:  # tied to one of another layer
+                continue
+            counted.add(parameter)
             name = f"{prefix}.{own}" if prefix else own
             places = channels.axes[name]
             axes = zip(parameter.shape, _shrinks(layer, parameter.shape, places), places, strict=True)

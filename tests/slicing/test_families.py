@@ -10,16 +10,18 @@ from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.coupled import positions
 from heterofl_flwr.slicing import elastic
 from simulations.zoology.twin import Twin, difference
+from tests.slicing.architectures import ARCHITECTURES
 from tests.slicing.families import FAMILIES
 
 RATES = (0.5, 0.25, 0.3)
+CASES = FAMILIES | ARCHITECTURES
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=CASES, scope="module")
 def case(request):
     """Return a model with lively weights, its inputs and its ``build``."""
     torch.manual_seed(0)
-    model, inputs = FAMILIES[request.param]()
+    model, inputs = CASES[request.param]()
     model = model.double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
