@@ -75,20 +75,23 @@ def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequen
     whole = build(1.0)
     _check_whole(model, whole, inputs)
     parameters = {1.0: sum(parameter.numel() for parameter in whole.parameters())}
-    off, differences, explained = 0.0, [0.0], set()
-    for rate in (rate for rate in rates if rate < 1):
-        small, plan = build(rate), build.plan(rate)
+    off = most = 0.0
+    twin = Twin(whole)
+    for rate in sorted((rate for rate in rates if rate < 1), reverse=True):
+        small, plan = build(rate).eval(), build.plan(rate)
         _check_slice(whole, small, plan)
-        found, why = _compare(whole, small, plan, inputs)
-        differences.append(found)
-        explained |= why
+        found = difference(small, twin.narrowed(plan), inputs)
+        fault = (
+            f"at rate {rate:g} the output differs from the full model's with zeros by {found:.1e} of what inputs make"
+        )
+        _demand(found <= MOST_DIFFERENT[next(whole.parameters()).dtype], fault)
+        most = max(most, found)
         parameters[rate] = sum(parameter.numel() for parameter in small.parameters())
         off = max(off, _check_number(small, expected_parameters(whole, build, rate, ends), rate))
-    del small
+    explained = sorted(twin.explained)
+    del twin, small
     _check_training(build, whole, inputs, rates)
-    return Checked(
-        parameters=parameters, off=off, seconds=seconds, difference=max(differences), explained=sorted(explained)
-    )
+    return Checked(parameters=parameters, off=off, seconds=seconds, difference=most, explained=explained)
 
 
 def _check_whole(model: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
@@ -122,20 +125,6 @@ def _check_number(small: nn.Module, expected: Mapping[str, float], rate: float) 
         f"{found[worst]}, counted {expected[worst]:.0f}",
     )
     return off
-
-
-def _compare(whole: nn.Module, small: nn.Module, plan: Plan, inputs: Tensor) -> tuple[float, set[str]]:
-    """Return how far a slice is from the full model with zeros, and what has to count its channels for that."""
-    small.eval()
-    most = MOST_DIFFERENT[next(whole.parameters()).dtype]
-    found = difference(small, Twin(whole, plan, counted=False), inputs)
-    explained: set[str] = set()
-    if not found <= most:
-        twin = Twin(whole, plan)
-        found = difference(small, twin, inputs)
-        explained = twin.explained
-    _demand(found <= most, f"the output differs from the full model's with zeros by {found:.1e} of what inputs make")
-    return found, explained
 
 
 def _check_training(build: Elastic, whole: nn.Module, inputs: Tensor, rates: Sequence[float]) -> None:

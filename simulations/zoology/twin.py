@@ -30,16 +30,7 @@ _LAYER_NORM, _GROUP_NORM = (inspect.signature(norm) for norm in (F.layer_norm, F
 
 
 class Twin:
-    """What a slice computes, by the full model.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The full model, of which a copy is made.
-    plan : Plan
-        What the slice holds.
-    counted : bool
-        Whether norms and attention count only the channels that the slice keeps; without, nothing but zeros is set.
+    """What slices compute, by a copy of the full model.
 
     Attributes
     ----------
@@ -47,24 +38,26 @@ class Twin:
         What has counted channels so far.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, counted: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.explained: set[str] = set()
         self._model = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                _zero(parameter, plan.axes[name])
-            for name, layer in self._model.named_modules() if counted else ():
-                self._warm(name, layer, plan)
-        named = self._model.named_parameters()
-        # The norms look only at those of one axis.
-        kept = {id(tensor): _kept(tensor, plan.axes[name]) for name, tensor in named if tensor.dim() == 1}
-        self._norms = _Norms(kept, self.explained) if counted else None
+        self._kept: dict[int, Tensor] = {}
+        self._warmth: dict[str, float] = {}
+
+    @torch.no_grad()
+    def narrowed(self, plan: Plan) -> "Twin":
+        """Return this, computing what a slice does; a later one must be smaller, because zeros stay."""
+        for name, layer in self._model.named_modules():
+            self._warm(name, layer, plan)
+        for name, parameter in self._model.named_parameters():
+            _zero(parameter, plan.axes[name])
+            if parameter.dim() == 1:  # norms have no others
+                self._kept[id(parameter)] = _kept(parameter, plan.axes[name])
+        return self
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the model."""
-        if self._norms is None:
-            return self._model(*args, **kwargs)
-        with self._norms:
+        with _Norms(self._kept, self.explained):
             return self._model(*args, **kwargs)
 
     def _warm(self, name: str, layer: nn.Module, plan: Plan) -> None:
@@ -77,8 +70,9 @@ class Twin:
             return
         self.explained.add("the temperature of attention")
         held = plan.axes[f"{name}.{after}.weight"[name == "" :]][1].kept
+        before, self._warmth[name] = self._warmth.get(name, 1.0), math.sqrt(width / held)
         for tensor in tensors:
-            tensor[:width] *= math.sqrt(width / held)
+            tensor[:width] *= self._warmth[name] / before
 
 
 def difference(one: Model, two: Model, inputs: Tensor) -> float:

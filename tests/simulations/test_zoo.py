@@ -17,11 +17,11 @@ from tests.slicing.families import Then
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "mnasnet0_5", "regnet_y_400mf"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "mnasnet0_5"])
 def test_models_of_torchvision_work(name):
     model, inputs = torchvisions.make(name, 0)
     found = check(model, inputs, torchvisions.ENDS)
-    assert list(found.parameters) == [1.0, 0.5, 0.25, 0.3]
+    assert found.parameters.keys() == {1.0, 0.5, 0.25, 0.3}
     assert found.explained == []
     assert found.difference < 1e-9
 
