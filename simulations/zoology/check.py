@@ -59,7 +59,7 @@ def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequen
     Parameters
     ----------
     model : nn.Module
-        The model, with weights that all matter. After the first comparisons it is needed no more.
+        The model, with weights that all matter.
     inputs : Tensor
         Two different examples, in the model's dtype.
     ends : tuple[int, int]
@@ -72,42 +72,46 @@ def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequen
     build = elastic(model, inputs)
     seconds = time.process_time() - started
     _demand(_looks(model) == before, "the trace changed the model given")
-    whole = build(1.0)
-    _check_whole(model, whole, inputs)
-    parameters = {1.0: sum(parameter.numel() for parameter in whole.parameters())}
+    model.eval()
+    smaller = sorted((rate for rate in rates if rate < 1), reverse=True)
+    _check_whole(model, build, inputs, smaller)
+    parameters = {1.0: sum(parameter.numel() for parameter in model.parameters())}
     off = most = 0.0
-    twin = Twin(whole)
-    for rate in sorted((rate for rate in rates if rate < 1), reverse=True):
+    twin = Twin(model)
+    for rate in smaller:
         small, plan = build(rate).eval(), build.plan(rate)
-        _check_slice(whole, small, plan)
+        _check_slice(model, small, plan)
         found = difference(small, twin.narrowed(plan), inputs)
-        fault = (
-            f"at rate {rate:g} the output differs from the full model's with zeros by {found:.1e} of what inputs make"
+        _demand(
+            found <= MOST_DIFFERENT[next(small.parameters()).dtype],
+            f"at rate {rate:g} the output differs from the full model's with zeros by {found:.1e} of what inputs make",
         )
-        _demand(found <= MOST_DIFFERENT[next(whole.parameters()).dtype], fault)
         most = max(most, found)
         parameters[rate] = sum(parameter.numel() for parameter in small.parameters())
-        off = max(off, _check_number(small, expected_parameters(whole, build, rate, ends), rate))
+        off = max(off, _check_number(small, expected_parameters(model, build, rate, ends), rate))
     explained = sorted(twin.explained)
     del twin, small
-    _check_training(build, whole, inputs, rates)
+    _check_training(model, build, inputs, rates)
     return Checked(parameters=parameters, off=off, seconds=seconds, difference=most, explained=explained)
 
 
-def _check_whole(model: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
-    """Demand that level a is the user's model, bit for bit."""
+def _check_whole(model: nn.Module, build: Elastic, inputs: Tensor, smaller: Sequence[float]) -> None:
+    """Demand that level a is the user's model, bit for bit, and that plans between it and slices are the build's."""
+    whole = build(1.0).eval()
     _demand(isinstance(whole, type(model)), f"the slice is a {type(whole).__name__}, not a {type(model).__name__}")
     theirs = whole.state_dict()
     for name, tensor in model.state_dict().items():
         _demand(name in theirs and torch.equal(tensor, theirs[name]), f"{name} is not the model's own at rate 1")
-    outputs = [_outputs(one.eval(), inputs) for one in (model, whole)]
+    outputs = [_outputs(one, inputs) for one in (model, whole)]
     _demand(all(map(torch.equal, *outputs)), "the output is not the model's own at rate 1")
+    for rate in smaller:
+        same = build.plan(rate) == Plan.of(whole, build(rate))
+        _demand(same, f"Plan.of differs from the plan of the build at rate {rate:g}")
 
 
-def _check_slice(whole: nn.Module, small: nn.Module, plan: Plan) -> None:
+def _check_slice(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Demand that a slice's weights are those that its plan names."""
-    _demand(plan == Plan.of(whole, small), "Plan.of differs from the plan of the build")
-    state = dict(whole.named_parameters(remove_duplicate=False))
+    state = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in small.named_parameters(remove_duplicate=False):
         cut = Plan({name: plan.axes[name]}).extract({name: state[name]})[name]
         _demand(torch.equal(parameter, cut), f"{name} is not the plan's slice")
@@ -127,28 +131,31 @@ def _check_number(small: nn.Module, expected: Mapping[str, float], rate: float) 
     return off
 
 
-def _check_training(build: Elastic, whole: nn.Module, inputs: Tensor, rates: Sequence[float]) -> None:
+def _check_training(model: nn.Module, build: Elastic, inputs: Tensor, rates: Sequence[float]) -> None:
     """Demand that each slice can be trained, and that what comes of it can be averaged and loaded again."""
-    state = {name: tensor.detach() for name, tensor in whole.named_parameters(remove_duplicate=False)}
+    state = {name: tensor.detach() for name, tensor in model.named_parameters(remove_duplicate=False)}
     aggregator = Aggregator(state)
     for rate in rates:
-        small = build(rate).train()
-        torch.stack([output.square().mean() for output in _outputs(small, inputs)]).sum().backward()
-        for name, parameter in small.named_parameters():
-            gradient, parameter.grad = parameter.grad, None
-            good = gradient is not None and bool(gradient.isfinite().all())
-            _demand(good, f"{name} has no gradient, or one that is not finite, at rate {rate:g}")
-        with torch.no_grad():
-            for parameter in small.parameters():
-                parameter.add_(1)
-        sent = {name: tensor.detach() for name, tensor in small.named_parameters(remove_duplicate=False)}
-        aggregator.add(build.plan(rate), sent)
-    del small, sent
+        aggregator.add(build.plan(rate), _trained(build(rate).train(), inputs, rate))
     new = aggregator.result()
     for name, tensor in state.items():
         _demand(torch.allclose(new[name], tensor + 1), f"the mean of {name} is not that of what was sent")
     for rate in rates:
         load_parameters(build(rate), new if rate == 1 else build.plan(rate).extract(new))
+
+
+@torch.no_grad()
+def _trained(small: nn.Module, inputs: Tensor, rate: float) -> dict[str, Tensor]:
+    """Demand that all of a slice learns; return its parameters, each entry larger by one."""
+    with torch.enable_grad():
+        torch.stack([output.square().mean() for output in _outputs(small, inputs)]).sum().backward()
+    for name, parameter in small.named_parameters():
+        gradient, parameter.grad = parameter.grad, None
+        good = gradient is not None and bool(gradient.isfinite().all())
+        _demand(good, f"{name} has no gradient, or one that is not finite, at rate {rate:g}")
+    for parameter in small.parameters():
+        parameter.add_(1)
+    return {name: tensor.detach() for name, tensor in small.named_parameters(remove_duplicate=False)}
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
