@@ -26,6 +26,11 @@ def test_models_of_torchvision_work(name):
     assert found.difference < 1e-9
 
 
+def test_all_parameters_are_drawn_and_those_who_draw_until_it_fits_come_to_an_end():
+    model, _ = torchvisions.make("swin_t", 0)  # by torch's truncated normal
+    assert all(parameter.std() > 0.01 for parameter in model.parameters() if parameter.numel() > 1)
+
+
 def _around(function=lambda self, x: x, **layers):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 20), Then(function, **layers), nn.Linear(20, 2)).double()
