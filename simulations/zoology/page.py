@@ -30,7 +30,7 @@ In the table:
 - *trace*: seconds of one core for `elastic`, on images of {size} x {size} unless the row says otherwise.
 - *difference*: the largest difference between the two outputs, as a part of the difference that two inputs make. The
   limit is {double:.0e} in double precision, and {single:.0e} in single precision, in which models of more than {many}
-  million parameters are checked (but for EfficientNets, in which at small rates little of the input arrives).
+  million parameters are checked; but for EfficientNets and VGGs, in which at small rates little of the input arrives.
 
 Made with seed {seed} on: {made}.
 """

@@ -17,7 +17,7 @@ DOUBLE = 30_000_000
 """Up to so many parameters a model is checked in double precision; beyond, only if its family asks for it."""
 
 # At small rates little of the input arrives at the end of these; beside the rest it would be lost in single precision.
-_FADING = "efficientnet"
+_FADING = ("efficientnet", "vgg")
 
 # Those that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
 _SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
