@@ -51,7 +51,7 @@ def page(findings: Sequence[Finding], version: str, seed: int) -> str:
         single=max(MOST_DIFFERENT.values()),
         many=DOUBLE // 1_000_000,
         seed=seed,
-        made="; ".join(sorted({finding.made for finding in findings})),
+        made=_made(findings),
     )
     heads = ["model", *(f"parameters at {rate:g}" for rate in RATES), "trace", "difference", "counts its channels"]
     parts = [introduction, "## Those that work\n", _table(heads, [_row(finding) for finding in working])]
@@ -67,6 +67,15 @@ def line(finding: Finding) -> str:
         return f"{finding.name:<20} no: {finding.reason}"
     shares = _shares(finding.parameters)
     return f"{finding.name:<20} works: {shares}; trace {finding.seconds:.1f} s, difference {finding.difference:.0e}"
+
+
+def _made(findings: Sequence[Finding]) -> str:
+    """Return on which machines and at which commits the findings were made."""
+    commits: dict[str, set[str]] = {}
+    for finding in findings:
+        machine, _, commit = finding.made.partition("; commit ")
+        commits.setdefault(machine, set()).add(commit)
+    return "; ".join(f"{machine}; at {', '.join(sorted(own))}" for machine, own in sorted(commits.items()))
 
 
 def _row(finding: Finding) -> list[str]:
