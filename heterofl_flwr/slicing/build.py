@@ -129,7 +129,7 @@ def elastic(
         Layers or parameters that stay whole at every rate: patterns (``fnmatch``) of their names.
     minimum, multiple_of : int
         No group of channels becomes narrower than this, or than it is; and its width is rounded up to such a multiple.
-        Heads are cut by their own width, and groups of a convolution count as one channel each.
+        Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as one channel.
     global_rate : float
         The largest rate of the mix, by which the Scaler divides.
     scaler : bool

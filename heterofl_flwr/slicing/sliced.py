@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +88,16 @@ def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
 
 def _axis(places: Places, kept: Sequence[int], groups: Sequence[tuple[int, int]]) -> Axis:
     own = places[kept_positions(places, kept)]
+    held = len(kept_positions(own, [few for _, few in groups]))
+    # Most axes are whole, or a group once or several times; large models have so many that it pays to see that at once.
+    if held == len(own):
+        return Axis(held, held)
+    group = int(own[0, 0])
+    size = groups[group][0] if group >= 0 else len(own) + 1
+    if len(own) % size == 0:
+        in_order = np.stack([np.full(size, group), np.arange(size)], 1)
+        if np.array_equal(own, np.tile(in_order, (len(own) // size, 1))):
+            return Axis(len(own), held, len(own) // size)
     return axis_of_channels(list(map(tuple, own.tolist())), groups)
 
 

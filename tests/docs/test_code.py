@@ -19,6 +19,7 @@ from tests.docs.pages import PAGES, TUTORIAL, Block, blocks, fences, name_of
 
 CHECKED = {"python", "bash", "toml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
+EXTRAS = ("transformers",)
 WIDEST = 88
 
 
@@ -45,6 +46,9 @@ def write(folder: Path, block: Block) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_python_blocks_run(page, folder, monkeypatch):
+    for extra in EXTRAS:
+        if any(f"from {extra} import" in block.code for block in blocks(page, "python")):
+            pytest.importorskip(extra, reason=f"{extra} is not installed; an extra of this package has it")
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where dataclasses and pickle look up what a block defines
     for block in blocks(page, "python"):

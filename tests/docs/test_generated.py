@@ -8,6 +8,7 @@ import pytest
 from heterofl_flwr import messages
 from heterofl_flwr.app.command import COMMANDS
 from heterofl_flwr.settings import SPECS, describe
+from simulations.zoology import torchvisions
 from tests.docs.pages import DOCS, ROOT
 
 PICTURE = DOCS / "figures" / "plans.svg"
@@ -57,6 +58,16 @@ def test_message_page_has_every_key():
     assert {name for name in names if f"`{name}`" in said} == names
     rows = re.findall(r"^\| `([\w.-]+)` \| (?:int|float|str|list|`\w+`)", said, re.MULTILINE)
     assert set(rows) <= names
+
+
+def test_models_page_has_every_model_of_torchvision():
+    said = (DOCS / "reference" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| [\d,]+ \| (.+) \|$", said, re.MULTILINE)
+    working = [rest.split(" | ") for _, rest in rows if re.match(r"[\d,]+ \|", rest)]
+    assert [int(number) for number in re.search(r"\*\*(\d+) of (\d+) work", said).groups()] == [len(working), len(rows)]
+    assert {name for name, _ in rows} == set(torchvisions.names()), "python -m simulations.zoo writes the page"
+    assert len(working) >= 75
+    assert all(float(cells[3].removesuffix(" s")) < 5 for cells in working)  # a trace
 
 
 def test_picture_is_that_of_the_plans(tmp_path):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import models
 
 Case = tuple[nn.Module, Tensor]
 FAMILIES: dict[str, Callable[[], Case]] = {}
@@ -108,6 +107,12 @@ def depthwise_with_squeeze() -> Case:
 def grouped() -> Case:
     layers = conv(3, 16), conv(16, 32, groups=8), nn.GroupNorm(8, 32), nn.ReLU(), conv(32, 8), nn.GroupNorm(2, 8)
     return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+
+
+@family
+def few_groups() -> Case:
+    layers = conv(3, 16), conv(16, 24, groups=2), nn.ReLU(), nn.ConvTranspose2d(24, 12, 2, groups=2), conv(12, 8)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
 
 
 @family
@@ -216,30 +221,3 @@ def recurrent() -> Case:
     lstm = nn.LSTM(10, 8, 2, bidirectional=True, batch_first=True)
     layers = {"embedding": nn.Embedding(11, 10), "lstm": lstm, "gru": nn.GRU(16, 6, batch_first=True)}
     return Then(forward, **layers, head=nn.Linear(6, 3)), torch.randint(11, (2, 5))
-
-
-@family
-def vit() -> Case:
-    return models.VisionTransformer(16, 8, 2, 4, 32, 40, num_classes=5), images(16)
-
-
-@family
-def swin() -> Case:
-    return models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [2, 2], num_classes=5), images(16)
-
-
-@family
-def convnext() -> Case:
-    from torchvision.models.convnext import CNBlockConfig
-
-    return models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], 0.1, 1.0, num_classes=5), images(16)
-
-
-@family
-def densenet() -> Case:
-    return models.DenseNet(6, (2, 2), 8, 2, num_classes=5), images(32)
-
-
-@family
-def shufflenet() -> Case:
-    return models.ShuffleNetV2([4, 2, 2], [8, 32, 32, 32, 40], num_classes=5), images(32)

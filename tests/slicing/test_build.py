@@ -14,6 +14,7 @@ from heterofl_flwr.nn import CNN, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from heterofl_flwr.slicing import elastic
 from tests.core import twin
+from tests.slicing.architectures import ARCHITECTURES
 from tests.slicing.families import FAMILIES, images
 
 
@@ -66,7 +67,7 @@ def test_layers_that_are_named_stay_whole():
 
 
 def test_the_users_model_stays_as_it_was():
-    model, inputs = FAMILIES["vit"]()
+    model, inputs = ARCHITECTURES["vit"]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {name: dict(vars(layer)) for name, layer in model.named_modules()}
     build = elastic(model, inputs)
@@ -171,7 +172,7 @@ def test_two_traces_of_one_model_agree():
 
 
 def test_a_slice_is_copied_and_pickled_by_the_users_class():
-    model, inputs = FAMILIES["convnext"]()
+    model, inputs = ARCHITECTURES["convnext"]()
     build = elastic(model, inputs)
     for again in (copy.deepcopy(build(0.5)), _through_pickle(build(0.5))):
         assert isinstance(again, type(model))

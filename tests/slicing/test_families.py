@@ -9,21 +9,22 @@ from torch import nn
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.coupled import positions
 from heterofl_flwr.slicing import elastic
+from simulations.zoology.lively import make_lively
+from simulations.zoology.twin import Twin, difference
+from tests.slicing.architectures import ARCHITECTURES
 from tests.slicing.families import FAMILIES
-from tests.slicing.twin import difference, twin_of
 
 RATES = (0.5, 0.25, 0.3)
+CASES = FAMILIES | ARCHITECTURES
 
 
-@pytest.fixture(params=FAMILIES, scope="module")
+@pytest.fixture(params=CASES, scope="module")
 def case(request):
     """Return a model with lively weights, its inputs and its ``build``."""
     torch.manual_seed(0)
-    model, inputs = FAMILIES[request.param]()
+    model, inputs = CASES[request.param]()
     model = model.double().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1 if "norm" in name else 0, 0.3)
+    make_lively(model, 0)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     return model, inputs, elastic(model, inputs[:1])
 
@@ -42,7 +43,7 @@ def test_a_slice_computes_what_the_model_does_without_the_rest(case, rate):
     small = build(rate)
     plan = Plan.of(build(1.0), small)
     assert plan.parameters < sum(parameter.numel() for parameter in model.parameters())
-    assert difference(small, twin_of(model, plan), inputs) < 1e-9
+    assert difference(small, Twin(model).narrowed(plan), inputs) < 1e-9
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.slicing.functions.registry import function
 from heterofl_flwr.slicing.lengths import Length
-from heterofl_flwr.slicing.operators.norms import couple_groups
+from heterofl_flwr.slicing.operators.groups import couple_groups, drops_groups
 from heterofl_flwr.slicing.positions import Row
 from heterofl_flwr.slicing.trace import Trace
 
@@ -41,13 +41,17 @@ def group_norm(trace: Trace, called: Callable[..., Any], args: Sequence[Any], kw
 
 @function(torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED)
 def convolution(trace: Trace, called: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-    """Let the number of groups shrink with the channels."""
+    """Let the number of groups shrink with the channels, or stay."""
     output = called(*args, **kwargs)
     groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
-    channels = trace.rows(output)[1]
     if groups > 1:
-        parts = None if channels is None else channels.reshape(groups, -1)[:, 0]
-        _use_groups(trace, groups, parts, channels)
+        channels = trace.rows(output)[1]
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        inputs = weight.shape[0] if called in _TRANSPOSED else weight.shape[1] * groups
+        if channels is not None and drops_groups(groups, inputs):
+            _use_groups(trace, groups, channels.reshape(groups, -1)[:, 0], channels)
+        else:
+            trace.use(groups, None)
     return output
 
 

@@ -1,7 +1,7 @@
 """Norms: the channels that they scale and shift are those of their input."""
 
+from heterofl_flwr.slicing.operators.groups import couple_groups
 from heterofl_flwr.slicing.operators.registry import Call, operator
-from heterofl_flwr.slicing.positions import Row
 from heterofl_flwr.slicing.trace import Trace
 
 
@@ -32,18 +32,8 @@ def layer_norm(trace: Trace, call: Call) -> None:
 
 @operator("native_group_norm")
 def group_norm(trace: Trace, call: Call) -> None:
-    """Drop groups, or make them smaller: whatever leaves the finer choice of widths."""
+    """Drop groups, or make each of them smaller."""
     rows = list(trace.rows(call.inputs[0]))
     rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
     couple_groups(trace, rows[1], call.given["group"])
     trace.mark(call.outputs[0], rows)
-
-
-def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
-    """Couple the channels of a group norm; return its groups' positions if groups are dropped."""
-    if channels is None:
-        return None
-    parts = channels.reshape(groups, -1)
-    dropped = groups >= parts.shape[1]
-    trace.positions.unite(parts, parts[:, :1] if dropped else parts[:1])
-    return parts[:, 0] if dropped else None

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from heterofl_flwr.slicing.operators.entrywise import broadcast
+from heterofl_flwr.slicing.operators.groups import grouped
 from heterofl_flwr.slicing.operators.registry import Call, operator
 from heterofl_flwr.slicing.positions import Row
 from heterofl_flwr.slicing.trace import Rows, Trace
@@ -28,10 +28,7 @@ def sum_and_product(trace: Trace, call: Call) -> None:
 
 @operator("convolution", "_convolution")
 def convolution(trace: Trace, call: Call) -> None:
-    """Let input channels meet the weight's; groups of channels are kept or dropped whole, inputs with outputs.
-
-    That is also the rule for ``Plan.of``: a prefix of the channels must not move to other groups.
-    """
+    """Let input channels meet the weight's."""
     inputs, weight, bias = call.args[:3]
     transposed, groups = call.args[6], call.args[8]
     batch, channels, *space = trace.rows(inputs)
@@ -40,13 +37,8 @@ def convolution(trace: Trace, call: Call) -> None:
     if groups == 1:
         outputs = first if not transposed else second
         trace.meet(channels, second if not transposed else first)
-    elif transposed:
-        channels = trace.meet(channels, first)
-        trace.pin(second)
-        outputs = _of_groups(trace, channels, groups, weight.shape[1])
     else:
-        trace.pin(second)
-        outputs = trace.meet(first, _of_groups(trace, channels, groups, weight.shape[0] // groups))
+        outputs = grouped(trace, channels, weight, groups, transposed=transposed)
     if bias is not None:
         outputs = trace.meet(outputs, *trace.rows(bias))
     trace.mark(call.outputs[0], [batch, outputs, *[None] * len(space)])
@@ -58,12 +50,3 @@ def _product(trace: Trace, one: Tensor, two: Tensor) -> Rows:
     trace.meet(left[-1], right[inner])
     batch: Sequence[Row | None] = [trace.meet(left[0], right[0])] if len(left) == 3 else []
     return (*batch, *left[len(batch) : -1], *right[inner + 1 :])
-
-
-def _of_groups(trace: Trace, channels: Row | None, groups: int, each: int) -> Row | None:
-    """Return the outputs of groups of channels, each of which is one from now on."""
-    if channels is None:
-        return None
-    parts = channels.reshape(groups, -1)
-    trace.positions.unite(parts, parts[:, :1])
-    return np.repeat(parts[:, 0], each)

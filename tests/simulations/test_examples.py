@@ -1,0 +1,51 @@
+"""The examples of models that nobody wrote for this package, as Flower apps."""
+
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from heterofl_flwr import LocalGrid
+from simulations.examples import text_app, torchvision_app
+from tests.methods.tiny import Watched
+
+
+def run(app, nodes, rounds):
+    """Run an app's two parts as Flower does; return the grid, which has kept what was sent."""
+    with Watched(app.client, nodes) as grid:
+        app.server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"num-rounds": rounds}))
+    return grid
+
+
+def lines(capsys):
+    """Return the console's lines about rounds, as name and value of what they say."""
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]
+    return [dict(word.split("=") for word in line.split() if "=" in word) for line in printed]
+
+
+def test_a_model_of_torchvision_is_an_app_in_less_than_60_lines():
+    assert len(Path(torchvision_app.__file__).read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
+    load = torchvision_app.load
+    monkeypatch.setattr(torchvision_app, "load", lambda context, part="train": load(context, part).take(range(8)))
+    grid = run(torchvision_app, nodes=5, rounds=2)
+    (first, last) = lines(capsys)
+    assert float(last["loss"]) < float(first["loss"])
+    shapes = {message.content["arrays"]["layer4.1.conv2.weight"].shape for message in grid.of("train")}
+    assert shapes == {(width, width, 3, 3) for width in (512, 256, 128, 64, 32)}
+
+
+def test_an_lstm_learns_what_texts_are_about(capsys):
+    grid = run(text_app, nodes=5, rounds=2)
+    last = lines(capsys)[-1]
+    assert float(last["local"].removesuffix("%")) > 50  # of three kinds of texts
+    shapes = {message.content["arrays"]["lstm.weight_hh_l0_reverse"].shape for message in grid.of("train")}
+    assert shapes == {(4 * width, width) for width in (64, 32, 16, 8, 4)}
+
+
+@pytest.mark.parametrize("app", [text_app, torchvision_app])
+def test_a_grid_takes_the_client_by_its_place(app):
+    with LocalGrid(f"{app.__name__}:client", 2) as grid:
+        assert len(list(grid.get_node_ids())) == 2
