@@ -27,18 +27,17 @@ demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifi
 test: $(READY)  ## all tests that this machine can run, and the coverage gate
 	$(PY) -m pytest -n 2 --dist loadfile --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-check: $(READY)  ## format, lint, types, spelling, metadata, dependencies that fit one another
+check: $(READY)  ## format, lint, types, spelling, metadata, dependencies: whether they fit, and are known as vulnerable
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m codespell_lib
 	$(PY) -m validate_pyproject pyproject.toml
 	$(PIP) check
+	$(PY) .ci/audit.py
 
-audit: $(READY)  ## look up known vulnerabilities of what is installed; needs a network, and pip-audit
-	@$(PY) -m pip_audit --version >/dev/null 2>&1 || { \
-		echo "pip-audit is not installed, so nothing was looked up: $(PY) -m pip install pip-audit" >&2; exit 1; }
-	$(PY) -m pip_audit --skip-editable
+audit: $(READY)  ## look up known vulnerabilities of what is installed; unlike check, fail without a network
+	$(PY) .ci/audit.py --strict
 
 docs: $(READY)  ## build the documentation, site/html/index.html; a warning is an error
 	$(PY) -m sphinx -W --keep-going -q -E -d site/doctrees docs site/html
