@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ for variable, value in {
 # Where a developer keeps data is no business of a test, which may expect that there are none.
 for variable in ("HETEROFL_DATA", "HETEROFL_PAPER"):
     os.environ.pop(variable, None)
+
+# What a shell starts in the background ignores interrupts, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread adds floats in one order, so results do not depend on the machine's number of cores.
 torch.set_num_threads(1)
