@@ -30,15 +30,15 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def add_legend(axes: Axes, columns: int | None = None) -> None:
-    """Put the legend above the axes, where it covers nothing; in as many columns as fit, if it is not told."""
+def add_legend(axes: Axes) -> None:
+    """Put the legend above the axes, where it covers nothing; in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
         longest = max(map(len, names)) + MARK
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=columns or min(len(handles), 6, max(LINE // longest, 1)),
+            ncols=min(len(handles), 6, max(LINE // longest, 1)),
             borderaxespad=0.2,
             frameon=False,
             fontsize=SMALL,

@@ -53,7 +53,7 @@ def draw(contestants: Sequence[Contestant], metric: str, axis: str) -> Figure | 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(AMOUNTS[axis](value))))
     if metric.endswith("accuracy"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
-    add_legend(axes, columns=2)
+    add_legend(axes)
     return figure
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
+from heterofl_flwr.report.drawing import to_svg_file
 from heterofl_flwr.settings import from_flat
 from simulations import compare as command
 from simulations.comparison.curves import curve, spent_until
@@ -138,6 +139,15 @@ def test_time_and_energy_are_there_where_devices_were_simulated(make_run, tmp_pa
     assert "| 2.0 s | 1 min 30 s | 700 J |" in text
     assert "| 4.0 s | 3 min 0 s | 1.40 kJ |" in text
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 2 * 6
+
+
+def test_long_names_leave_room_for_the_curves(make_run, tmp_path):
+    for number in range(6):
+        own = {"distill__models": "cnn,preresnet18,mlp", "distill__steps": number, "distill__weight": number / 2}
+        make_run(f"r{number}", points((1, 0.3), (2, 0.8)), num_rounds=2, server__strategy="fedh2l", **own)
+    (found,) = contestants(runs_in(tmp_path)).values()
+    assert len(found[0].label) > 60
+    assert to_svg_file(draw(found, "global-accuracy", "rounds"), "test")  # a figure without room is a warning
 
 
 def test_figures_whose_runs_are_gone_are_removed(make_run, tmp_path):
