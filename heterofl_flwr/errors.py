@@ -10,6 +10,8 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
+from collections.abc import Iterable
+
 
 class HeteroFLError(Exception):
     """Base of all errors of this package."""
@@ -33,3 +35,20 @@ class ReplyError(HeteroFLError, ValueError):
 
 class UnsupportedLayerError(HeteroFLError, TypeError):
     """No rule says how to slice a layer."""
+
+
+def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str = "") -> None:
+    """Refuse fields that mean nothing, all at once.
+
+    Parameters
+    ----------
+    of : object
+        What has the fields.
+    rules : Iterable[tuple[str, bool, str]]
+        A field's name, whether it is good, and what is expected.
+    what : str
+        What the complaint begins with.
+    """
+    faults = [f"{name} is {getattr(of, name)!r}, expected {expected}" for name, good, expected in rules if not good]
+    if faults:
+        raise ConfigError(what + "; ".join(faults))

@@ -1,7 +1,6 @@
 """How the server evaluates, which holds the test set in a simulation."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -18,6 +17,7 @@ from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.methods.hybrid import Hybrid
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import with_static_norm
+from heterofl_flwr.nn.threads import torch_threads
 
 
 class CentralEvaluation:
@@ -47,7 +47,7 @@ class CentralEvaluation:
         load_parameters(model, state)
         if rate in moments:
             model = with_static_norm(model, moments[rate])
-        with _all_cores():
+        with torch_threads(cores()):  # clients wait while the server evaluates
             result = evaluate(
                 model.to(self._task.device),
                 self._task.whole_test(self._strategy.federation.nodes.dealt()),
@@ -55,14 +55,3 @@ class CentralEvaluation:
                 perplexity_kind=self._task.settings.fidelity.perplexity,
             )
         return result.metrics("global")
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    """Let torch use all cores: clients wait while the server evaluates."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(cores())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

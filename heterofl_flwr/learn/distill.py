@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.learn.batches import training_batches
 from heterofl_flwr.learn.descent import Descent
 from heterofl_flwr.learn.masking import Masking
@@ -62,19 +62,16 @@ class DistillOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, all at once."""
-        faults = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, good, expected in (
+        check_fields(
+            self,
+            (
                 ("steps", self.steps >= 0, "0 or more"),
                 ("temperature", 0 < self.temperature < math.inf, "a number over 0"),
                 ("direction", self.direction in get_args(Direction), f"one of {', '.join(get_args(Direction))}"),
                 ("weight", 0 <= self.weight < math.inf, "0 or more"),
                 ("projection", self.projection in JOIN, f"one of {', '.join(JOIN)}"),
-            )
-            if not good
-        ]
-        if faults:
-            raise ConfigError("; ".join(faults))
+            ),
+        )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from heterofl_flwr.data.augment import check_augment
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import check_fields
 from heterofl_flwr.learn.precision import Precision
 from heterofl_flwr.nn.loss import Fill
 
@@ -51,9 +51,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with, all at once."""
         check_augment(self.augment)
-        faults = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, good, expected in (
+        check_fields(
+            self,
+            (
                 ("learning_rate", 0 < self.learning_rate < math.inf, "a number over 0"),
                 ("epochs", self.epochs >= 1, "1 or more"),
                 ("batch_size", self.batch_size >= 1, "1 or more"),
@@ -63,8 +63,5 @@ class TrainOptions:
                 ("proximal", 0 <= self.proximal < math.inf, "0 or more"),
                 ("precision", self.precision in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
                 ("mask_fill", self.mask_fill in get_args(Fill), f"one of {', '.join(get_args(Fill))}"),
-            )
-            if not good
-        ]
-        if faults:
-            raise ConfigError("; ".join(faults))
+            ),
+        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.seeds import generator
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, check_fields
 
 Workload = Callable[[str, int, float, int], float]
 """From the type of a message, a partition, its rate and its number of examples to the multiplications of the work."""
@@ -50,9 +50,9 @@ class DeviceProfile:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, all at once."""
-        faults = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, good, expected in (
+        check_fields(
+            self,
+            (
                 ("macs_per_second", 0 < self.macs_per_second < math.inf, "a number over 0"),
                 ("download", 0 < self.download < math.inf, "a number over 0"),
                 ("upload", 0 < self.upload < math.inf, "a number over 0"),
@@ -62,11 +62,9 @@ class DeviceProfile:
                 ("jitter", 0 <= self.jitter < math.inf, "0 or more"),
                 ("compute_watts", 0 <= self.compute_watts < math.inf, "0 or more"),
                 ("radio_watts", 0 <= self.radio_watts < math.inf, "0 or more"),
-            )
-            if not good
-        ]
-        if faults:
-            raise ConfigError(f"a device profile cannot be used: {'; '.join(faults)}")
+            ),
+            "a device profile cannot be used: ",
+        )
 
 
 Profiles = Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]

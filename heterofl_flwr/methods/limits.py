@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from reprlib import repr as shown
 
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ReplyError, check_fields
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +40,15 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, all at once."""
-        faults = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, good, expected in (
+        check_fields(
+            self,
+            (
                 ("norm_bound", 0 <= self.norm_bound < math.inf, "a number of 0 or more"),
                 ("examples", 1 <= self.examples <= 1_000_000_000, "1 to 1,000,000,000"),
                 ("refusals", self.refusals >= 0, "0 or more"),
-            )
-            if not good
-        ]
-        if faults:
-            raise ConfigError("limits: " + "; ".join(faults))
+            ),
+            "limits: ",
+        )
 
 
 def read_number(value: object, most: int, sender: str) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from heterofl_flwr.core.accountant import divergences, epsilon
 from heterofl_flwr.core.noise import secret_generator
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import check_fields
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
 TRAINING, MOMENTS = "training-releases", "moments-releases"
@@ -38,19 +38,17 @@ class Privacy:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, all at once."""
-        faults = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, good, expected in (
+        check_fields(
+            self,
+            (
                 ("clip", 0 <= self.clip < math.inf, "a number of 0 or more"),
                 ("noise", 0 <= self.noise < math.inf, "a number of 0 or more"),
                 ("clip", self.clip > 0 or not self.noise, "a number above 0 where there is noise"),
                 ("delta", 0 < self.delta < 1, "a number between 0 and 1"),
                 ("moments_clip", 0 < self.moments_clip < math.inf, "a number above 0"),
-            )
-            if not good
-        ]
-        if faults:
-            raise ConfigError("privacy: " + "; ".join(faults))
+            ),
+            "privacy: ",
+        )
 
 
 class Spent:

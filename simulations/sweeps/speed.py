@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -11,6 +10,7 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.learn import TrainOptions, evaluate, resolve_device, train
+from heterofl_flwr.nn.threads import torch_threads
 from heterofl_flwr.settings import Settings
 from simulations.sweeps.job import Job
 from simulations.sweeps.work import PIECE, Facts, Work, builder, facts_of, model_at, work_if_known
@@ -74,7 +74,7 @@ def _measure(settings: Settings, batch: int, on: str) -> tuple[float, float]:
     facts, device = facts_of(settings.data.name, settings.data.root), resolve_device(on)
     judged = 1 if facts.example.dtype == torch.int64 else JUDGED
     options = TrainOptions(learning_rate=1e-4, epochs=1, batch_size=batch)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with torch_threads(1), torch.random.fork_rng(devices=[]):  # one, as the clients of a simulation
         model = builder(settings, facts)(settings.mix.global_rate).to(device)
 
         def step(number: int) -> None:
@@ -108,14 +108,3 @@ def _invented(facts: Facts, batch: int, steps: int) -> Split:
         return Split(rows, rows, reading=Reading(hides_as=words))
     classes = int(str(facts.options["classes"]))
     return Split(torch.randn(batch * steps, *shape), torch.randint(classes, (batch * steps,)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread, as the clients of a simulation do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -36,6 +36,7 @@ from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.groups import together
 from heterofl_flwr.learn import TrainResult, Work, train_together
 from heterofl_flwr.methods.heterofl import HeteroFL
+from heterofl_flwr.nn.threads import torch_threads
 from heterofl_flwr.report import RunFolder
 from simulations.benchmarks.rounds.ours import request
 from simulations.benchmarks.rounds.task import Experiment, members
@@ -79,7 +80,7 @@ def by_local_grid(asked: Request, rounds: int) -> Overhead:
     strategy = make_strategy(task, ())
     arrays = ArrayRecord(strategy.federation.initial_state())
     seconds: list[tuple[float, float]] = []
-    with LocalGrid(APP, asked.clients, cohort=cohort, run_config=asked.config) as grid, _one_thread():
+    with LocalGrid(APP, asked.clients, cohort=cohort, run_config=asked.config) as grid, torch_threads(1):
         for server_round in range(1, rounds + 2):
             start = time.perf_counter()
             with _training_timed() as training:
@@ -154,14 +155,3 @@ def _all_small(clients: int, seed: int, mix: str, rounds: int) -> bool:
         set(members(clients, seed, mix, server_round).values()) == {LEVELS["e"]}
         for server_round in range(1, rounds + 1)
     )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread, as the grid does for its clients."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
