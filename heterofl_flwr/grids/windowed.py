@@ -4,17 +4,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.relay import Relay
 
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies
 
 
-class Windowed(Grid):
+class Windowed(Relay):
     """Let a grid keep few messages out, and take its replies one by one.
 
     ``send_and_receive`` returns a generator: it yields replies in the order of the messages and keeps none that it has
@@ -35,39 +34,8 @@ class Windowed(Grid):
     def __init__(self, grid: Grid, window: int) -> None:
         if not isinstance(window, int) or window < 1:
             raise ConfigError(f"window is {window!r}; expected an integer of 1 or more")
-        self._grid = grid
+        super().__init__(grid)
         self._window = window
-
-    @property
-    def run(self) -> Run:
-        """The run, as the grid has it."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Set the grid's run."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message that the grid creates."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the grid's node ids."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return what the grid knows of its nodes."""
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, however many."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that the grid has."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send the first messages and return a generator of the replies, which sends the others.

@@ -11,18 +11,17 @@ from typing import Any
 
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from heterofl_flwr.errors import UnsupportedLayerError
+from heterofl_flwr.slicing.dispatch import Hearing
 from heterofl_flwr.slicing.functions import find_function
 from heterofl_flwr.slicing.operators import Call, find_operator
-from heterofl_flwr.slicing.stand_ins import stand_in_of_operator
 from heterofl_flwr.slicing.trace import Trace
 
 Heard = Callable[[Call], None]
 
 
-class Operators(TorchDispatchMode):
+class Operators(Hearing):
     """Hears every operator, and lets its rule say what the axes of its outputs are.
 
     Parameters
@@ -34,24 +33,11 @@ class Operators(TorchDispatchMode):
     """
 
     def __init__(self, trace: Trace, heard: Heard) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._trace = trace
         self._heard = heard
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> object:
-        """Call the operator, then its rule."""
-        given = dict(kwargs or {})
-        stand_in = stand_in_of_operator(func)
-        if stand_in is not None:
-            with self:
-                return stand_in(*args, **given)
-        output = func(*args, **given)
+    def _called(self, func: OpOverload[..., Any], args: Sequence[Any], given: dict[str, Any], output: object) -> None:
         call = Call(func, args, given, output)
         rule = find_operator(func)
         if rule is not None:
@@ -63,7 +49,6 @@ class Operators(TorchDispatchMode):
                 f"inputs: @heterofl_flwr.slicing.stand_in(torch.ops.{name}), a function of the same arguments"
             )
         self._heard(call)
-        return output
 
 
 class Functions(TorchFunctionMode):

@@ -1,18 +1,17 @@
 """What came out of each operator of a trace, and the comparison of a smaller model with it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.errors import UnsupportedLayerError
 from heterofl_flwr.slicing.channels import Grouping
+from heterofl_flwr.slicing.dispatch import Hearing
 from heterofl_flwr.slicing.operators import Call
-from heterofl_flwr.slicing.stand_ins import stand_in_of_operator
 from heterofl_flwr.slicing.trace import Rows, Trace
 
 # Whether torch views or copies depends on strides, and so on widths of 1. What was moved wrongly shows in what follows.
@@ -46,27 +45,14 @@ class Record:
             yield step.operator, [_shape(grouping, kept, *output) for output in step.outputs]
 
 
-class Compare(TorchDispatchMode):
+class Compare(Hearing):
     """Compares the shapes of what comes out of each operator of a smaller model with what they must be."""
 
     def __init__(self, expected: Iterator[tuple[str, list[list[int | None]]]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._expected = expected
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> object:
-        """Call the operator, and compare."""
-        given = dict(kwargs or {})
-        stand_in = stand_in_of_operator(func)
-        if stand_in is not None:
-            with self:
-                return stand_in(*args, **given)
-        output = func(*args, **given)
+    def _called(self, func: OpOverload[..., Any], args: Sequence[Any], given: dict[str, Any], output: object) -> None:
         name = _name(func)
         if name not in _QUIET:
             operator, shapes = next(self._expected, ("nothing more", []))
@@ -77,7 +63,6 @@ class Compare(TorchDispatchMode):
                     f"on a width in a way that cannot be followed. Keep the layers whole that it is about (fixed=...), "
                     f"or take the width from a tensor's shape"
                 )
-        return output
 
 
 def _shape(grouping: Grouping, kept: Sequence[int], shape: Sequence[int], rows: Rows | None) -> list[int | None]:

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from heterofl_flwr.grids.relay import Relay
 from simulations.faulty.clients import round_of
 from simulations.faulty.fault import Fault
 from simulations.faulty.kinds import KINDS
@@ -16,11 +15,11 @@ SUPERLINK = 1  # the node id under which a SuperLink answers for a node that is 
 UNAVAILABLE = 5  # Flower's code for it
 
 
-class Watched(Grid):
+class Watched(Relay):
     """Hands all on to another grid, and tells when a round's instructions go out and when its replies are in."""
 
     def __init__(self, grid: Grid, fault: Fault) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._fault = fault
         self._kind = KINDS[fault.kind]
 
@@ -28,38 +27,11 @@ class Watched(Grid):
         """Return what a grid may have beside Flower's interface."""
         return getattr(self._grid, name)
 
-    @property
-    def run(self) -> Run:
-        """The grid's run."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Set the grid's run."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message that the grid creates."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the grid's nodes."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return what the grid knows of its nodes."""
-        return self._grid.get_nodes()
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages."""
         messages = list(messages)
         self._before(messages)
         return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are there."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return their replies; all of them, so that it is known when they are in."""
