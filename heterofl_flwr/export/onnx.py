@@ -1,6 +1,7 @@
 """The format ``onnx``, for runtimes without torch. What it needs is loaded on demand."""
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,10 @@ def open_onnx(traced: Traced, path: Path) -> Run:
 def _tidy(proto: Any, symbols: dict[str, str]) -> None:
     """Name axes as the manifest does, and remove where the model's code lay."""
     names = {re.compile(rf"\b{symbol}\b"): name for symbol, name in symbols.items()}
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            for symbol, name in names.items():
-                if axis.dim_param:
-                    axis.dim_param = symbol.sub(name, axis.dim_param)
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    axes = [axis for value in values for axis in value.type.tensor_type.shape.dim if axis.dim_param]
+    for axis, (symbol, name) in product(axes, names.items()):
+        axis.dim_param = symbol.sub(name, axis.dim_param)
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
         del part.metadata_props[:]
         part.doc_string = ""

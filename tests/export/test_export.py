@@ -297,7 +297,13 @@ def test_tensors_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
 def test_tied_weights_are_written(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    export_model(model, torch.randn(4, 3), tmp_path / "tied", dynamic=BATCH, formats=["safetensors", "pt2"], runs=0)
+    inputs = torch.randn(4, 3)
+    export_model(model, inputs, tmp_path / "tied", dynamic=BATCH, formats=["safetensors", "pt2"], runs=0)
+    program = torch.export.load(tmp_path / "tied" / "model.pt2").module(check_guards=False)
+    torch.testing.assert_close(program(inputs), model(inputs))
+    again = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    again = load_state(again, tmp_path / "tied" / "model.safetensors")
+    assert torch.equal(again(inputs), model(inputs))
 
 
 class Positions(nn.Module):

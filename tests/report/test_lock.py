@@ -25,7 +25,8 @@ def test_a_holder_that_dies_gives_it_back(tmp_path):
     if not child:
         with held(tmp_path):
             os._exit(0)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0  # it did hold the folder
     with held(tmp_path):
         pass
 
