@@ -10,6 +10,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report.files import to_json, write_atomic
 from heterofl_flwr.settings import to_flat
+from simulations.published.authors import FILE as AUTHORS
 from simulations.published.gathering import run_folders
 from simulations.published.portable import file_name, one_line, portable
 from simulations.published.runs import Run, read_run
@@ -60,7 +61,7 @@ def _collect(folder: Path, into: Path, allowed: Allowed) -> Outcome:
         return Outcome(folder, None, one_line(error))
     if reason:
         return Outcome(folder, None, reason)
-    _write(target, {SETTINGS: _settings(run), HISTORY: _history(run.records)})
+    _write(target, {SETTINGS: _settings(run), HISTORY: _history(run.records), **_authors(folder, target)})
     return Outcome(folder, target)
 
 
@@ -96,6 +97,12 @@ def _settings(run: Run) -> bytes:
 
 def _history(records: Sequence[RoundRecord]) -> bytes:
     return "".join(f"{to_json(record.to_json())}\n" for record in records).encode()
+
+
+def _authors(*folders: Path) -> dict[str, bytes]:
+    """Return what the authors' code reached on the job: of the run's folder, else of the one it takes the place of."""
+    found = [folder / AUTHORS for folder in folders if (folder / AUTHORS).exists()]
+    return {AUTHORS: found[0].read_bytes()} if found else {}
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.report.metrics import is_better, mode_of
 from heterofl_flwr.report.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings import Settings, from_flat
+from simulations.published.authors import Scores, read_authors
 from simulations.published.jobs import CLIENTS_A_ROUND, Job, differences, job_of
 from simulations.published.portable import file_name
 
@@ -41,13 +42,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it."""
+    """A run as its folder tells it, and what the authors' code reached on the same job where it was run."""
 
     path: Path
     settings: Settings
     about: Mapping[str, Any]
     records: Sequence[RoundRecord]
     costs: ModelCosts | None
+    authors: Scores = field(default_factory=dict)
 
     @cached_property
     def job(self) -> Job:
@@ -140,17 +142,25 @@ class Run:
         The authors keep the state of the round whose global metric is best on the test set, and print every metric of
         that state. So local accuracy is that round's too, not the best of its own.
         """
-        name = RECORDED[metric]
-        evaluated = [record for record in self.records if name in record.evaluate]
-        if not evaluated:
+        scores = self.scores(metric)
+        if not scores:
             return None
-        chooses = RECORDED["perplexity" if metric == "perplexity" else "global"]
-        chooses = chooses if any(chooses in record.evaluate for record in evaluated) else name
-        best = evaluated[0]
-        for record in evaluated[1:]:
-            value = record.evaluate.get(chooses, math.nan)
-            best = record if is_better(value, best.evaluate.get(chooses), mode_of(chooses)) else best
-        return Score(evaluated[-1].evaluate[name], best.evaluate[name], best.server_round)
+        best = chosen_round(scores, metric)
+        return Score(scores[max(scores)][RECORDED[metric]], scores[best][RECORDED[metric]], best)
+
+    def scores(self, metric: str) -> Scores:
+        """Return what was measured, by round, where a metric was."""
+        return {own.server_round: own.evaluate for own in self.records if RECORDED[metric] in own.evaluate}
+
+
+def chosen_round(scores: Scores, metric: str) -> int:
+    """Return the round that the authors choose for a metric: the best by the global one."""
+    chooses = RECORDED["perplexity" if metric == "perplexity" else "global"]
+    chooses = chooses if any(chooses in own for own in scores.values()) else RECORDED[metric]
+    best = min(scores)
+    for number, own in sorted(scores.items()):
+        best = number if is_better(own.get(chooses, math.nan), scores[best].get(chooses), mode_of(chooses)) else best
+    return best
 
 
 def read_run(path: Path) -> Run:
@@ -159,7 +169,9 @@ def read_run(path: Path) -> Run:
     values = folder.settings()
     if not values:
         raise ConfigError(f"{path} does not tell its settings, so it is no run of 'heterofl run'")
-    return Run(path, from_flat(values), folder.about(), tuple(folder.history()), folder.costs())
+    return Run(
+        path, from_flat(values), folder.about(), tuple(folder.history()), folder.costs(), authors=read_authors(path)
+    )
 
 
 def _joined(values: Sequence[str] | None) -> str:

@@ -1,16 +1,16 @@
 """What the runs amount to: one table for each of the paper's, and lists of all that does not count or is missing."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from heterofl_flwr.report.text import NOTHING
 from simulations.published.cells import TABLES, Cell
 from simulations.published.formats import Table
 from simulations.published.gathering import Gathered
-from simulations.published.jobs import DATA
+from simulations.published.jobs import DATA, Job
 from simulations.published.portable import portable
-from simulations.published.runs import Run
+from simulations.published.runs import RECORDED, Run, chosen_round
 from simulations.published.statistics import Summary
-from simulations.published.tally import NOT_JUDGED, OUTSIDE, Group, Key, Result
+from simulations.published.tally import NOT_JUDGED, OUTSIDE, Group, Key, Result, as_printed
 
 OURS = ("metric", "seeds", "final", "best")
 THEIRS = ("paper", "difference", "within tolerance")
@@ -46,10 +46,32 @@ def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[T
     for data in DATA:
         own = [group for key, group in groups.items() if group.job.data == data and key not in printed]
         header = ("model", "assignment", *VARIED, *OURS)
-        rows = tuple((group.job.mix, group.job.assignment, *_varied(group), *_ours(group)) for group in own)
+        rows = tuple((group.job.mix, group.job.assignment, *_varied(group.job), *_ours(group)) for group in own)
         if rows:
             tables.append(Table(f"tab:{data}", f"{_title(data)}, {beside}", header, rows))
     return tables
+
+
+def authors_tables(runs: Iterable[Run], cells: Iterable[Cell]) -> list[Table]:
+    """Return a table of the runs whose job the authors' code did too; none where there is no such.
+
+    Both sides' best round is chosen among those that both tested, so that neither has more to choose from.
+    """
+    printed: dict[Key, list[str]] = {}
+    for cell in cells:
+        printed.setdefault((cell.job, cell.metric), []).append(cell.printed)
+    rows = tuple(
+        _beside(run, metric, both, printed.get((run.job, metric), ()))
+        for run in runs
+        for metric in run.metrics
+        if (both := run.scores(metric).keys() & run.authors.keys())
+    )
+    header = ("model", *VARIED, "metric", "seed", "rounds", "ours", "the authors' code", "difference", "paper")
+    note = (
+        "Their code on the same data, run by python -m simulations.arbiter; authors.csv beside a run's history says "
+        "more. Both are the best of the rounds that both tested; rounds: the last of them."
+    )
+    return [Table("tab:authors", "MNIST, beside the authors' code", header, rows, note)] if rows else []
 
 
 def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
@@ -87,7 +109,7 @@ def _paper_table(table: str, title: str, run: Sequence[Result], note: str) -> Ta
 def _row(result: Result, group: Group, *, ablation: bool) -> tuple[str, ...]:
     difference = NOTHING if result.difference is None else f"{result.difference:+.2f}"
     theirs = (result.cell.printed, difference, result.verdict)
-    varied = (group.job.data, *_varied(group)) if ablation else ()
+    varied = (group.job.data, *_varied(group.job)) if ablation else ()
     return (group.job.mix, *varied, *_ours(group), *theirs)
 
 
@@ -96,8 +118,17 @@ def _ours(group: Group) -> tuple[str, ...]:
     return (METRICS.get(group.metric, group.metric), seeds, number(group.final), number(group.best))
 
 
-def _varied(group: Group) -> tuple[str, str, str]:
-    job = group.job
+def _beside(run: Run, metric: str, both: Set[int], printed: Sequence[str]) -> tuple[str, ...]:
+    values = []
+    for scores in (run.scores(metric), run.authors):
+        tested = {number: scores[number] for number in both}
+        values.append(as_printed(metric, tested[chosen_round(tested, metric)][RECORDED[metric]]))
+    ours, theirs = values
+    shown = (f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}", " / ".join(printed) or NOTHING)
+    return (run.job.mix, *_varied(run.job), METRICS[metric], str(run.seed), str(max(both)), *shown)
+
+
+def _varied(job: Job) -> tuple[str, str, str]:
     scaler = ("yes" if job.scaler else "no") if "-" in job.mix else NOTHING
     return job.norm, scaler, "yes" if job.masked else "no"
 

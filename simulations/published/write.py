@@ -11,7 +11,7 @@ from simulations.published.formats import Table, to_latex, to_markdown
 from simulations.published.gathering import Gathered, gather
 from simulations.published.portable import portable
 from simulations.published.rows import to_csv
-from simulations.published.tables import further_tables, lists, paper_tables
+from simulations.published.tables import authors_tables, further_tables, lists, paper_tables
 from simulations.published.tally import Result, count, group_runs, results
 
 HEADER = """# Our runs beside the paper
@@ -47,7 +47,7 @@ def write(paths: Sequence[Path], paper: Path | None, out: Path, command: str) ->
     cells = read_cells(paper) if paper else ()
     groups = group_runs(gathered.counted)
     found = results(cells, groups)
-    tables = [*paper_tables(found), *further_tables(groups, cells)]
+    tables = [*paper_tables(found), *authors_tables(gathered.counted, cells), *further_tables(groups, cells)]
     status = _status(gathered, found)
     drawn = figures.files(panels(groups))
     texts = {

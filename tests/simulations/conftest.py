@@ -1,5 +1,6 @@
 """Run folders as a run leaves them, made of numbers that one can check by hand."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def make_run(tmp_path, monkeypatch) -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def checkout() -> Path:
+    """Return a checkout of the authors' repository; skip where none is named."""
+    if "HETEROFL_AUTHORS" not in os.environ:
+        pytest.skip("needs the HeteroFL authors' code: set HETEROFL_AUTHORS to a checkout of their repository")
+    return Path(os.environ["HETEROFL_AUTHORS"]).resolve()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The sides of the benchmark of rounds, on a data set of 400 images laid out like MNIST."""
 
-import os
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
@@ -199,13 +198,6 @@ def test_target_ends_with_its_verdict(experiment, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(told.startswith("ours: not in 1 rounds; best 0.") for told in lines)
     assert lines[-1] == "FAIL: ours has not reached 1.1"
-
-
-@pytest.fixture
-def checkout() -> Path:
-    if "HETEROFL_AUTHORS" not in os.environ:
-        pytest.skip("needs the HeteroFL authors' code: set HETEROFL_AUTHORS to a checkout of their repository")
-    return Path(os.environ["HETEROFL_AUTHORS"]).resolve()
 
 
 def files(folder: Path) -> set[Path]:

@@ -1,9 +1,7 @@
 """The benchmark for GPUs, on a CPU and with a small model."""
 
 import argparse
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -180,12 +178,10 @@ def test_whole_rounds_run(grid):
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_the_authors_code_runs(monkeypatch):
-    if "HETEROFL_AUTHORS" not in os.environ:
-        pytest.skip("needs the HeteroFL authors' code: set HETEROFL_AUTHORS to a checkout of their repository")
+def test_the_authors_code_runs(checkout, monkeypatch):
     for module in (task, authors):
         monkeypatch.setattr(module, "CLIENTS", len(RATES))
     task._data.cache_clear()
-    found = authors.measure(Path(os.environ["HETEROFL_AUTHORS"]), SMALL, 1)
+    found = authors.measure(checkout, SMALL, 1)
     task._data.cache_clear()
     assert min(found.train, found.moments, found.test) > 0

@@ -36,6 +36,10 @@ class Authors:
         ``fix`` or ``dynamic``.
     balanced : bool
         Whether two clients of each level train in each round, in place of any ten.
+    variant : str
+        Norm, Scaler and mask as they write them, such as ``none_1_0``.
+    seed : int
+        Of torch, from which they draw everything.
     state : Path | None
         A file from which they go on, and which they write after each round.
     """
@@ -50,6 +54,8 @@ class Authors:
         *,
         assignment: str = "fix",
         balanced: bool = True,
+        variant: str = "bn_1_1",
+        seed: int = 0,
         state: Path | None = None,
     ) -> None:
         self._source = checkout.resolve() / "src"
@@ -58,7 +64,8 @@ class Authors:
         self._experiment = experiment
         dealt = f"{experiment.clients}_{experiment.fraction:g}_{experiment.split}"
         self._order = {
-            "control": f"1_{dealt}_{assignment}_{experiment.mix}_bn_1_1",
+            "control": f"1_{dealt}_{assignment}_{experiment.mix}_{variant}",
+            "seed": seed,
             "threads": threads,
             "balanced": balanced,
             "state": str(state.resolve()) if state else None,

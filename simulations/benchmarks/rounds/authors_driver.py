@@ -30,18 +30,19 @@ class Experiment:
     Parameters
     ----------
     order : dict[str, Any]
-        ``control``, their name of the experiment; ``work``, a folder to write in, with the data; ``threads``;
-        ``balanced``, whether equally many clients of each level train; ``state``, a file to go on from, or None.
+        ``control``, their name of the experiment; ``seed``; ``work``, a folder to write in, with the data;
+        ``threads``; ``balanced``, whether equally many clients of each level train; ``state``, a file to go on from,
+        or None.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
         torch.set_num_threads(order["threads"])
         self.theirs = import_theirs(order["control"])
         os.chdir(order["work"])
-        self.cfg["model_tag"] = "0_MNIST_label_conv"
+        self.cfg["model_tag"] = f"{order['seed']}_MNIST_label_conv_{order['control']}"
         self.theirs.process_control()
         write_data(self.theirs)
-        torch.manual_seed(0)
+        torch.manual_seed(order["seed"])
         self.dataset = self.theirs.fetch_dataset("MNIST", "label")
         self.theirs.process_dataset(self.dataset)
         self.state = order["state"]
@@ -137,15 +138,15 @@ class Experiment:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         states = {name: part.state_dict() for name, part in parts.items()}
         content = {**states, "splits": self.splits, "history": self.history, "random": torch.get_rng_state()}
-        content["control"] = self.cfg["control_name"]
+        content["experiment"] = self.cfg["model_tag"]
         self.theirs.save(content, f"{self.state}.new")
         os.replace(f"{self.state}.new", self.state)
 
     def load(self) -> torch.Tensor:
         """Go on from what was written; return torch's random state."""
         content = sys.modules["utils"].load(self.state)
-        if content["control"] != self.cfg["control_name"]:
-            raise ValueError(f"{self.state} holds another experiment, {content['control']}")
+        if content["experiment"] != self.cfg["model_tag"]:
+            raise ValueError(f"{self.state} holds {content['experiment']}, another experiment")
         for name, part in (("model", self.model), ("optimizer", self.optimizer), ("scheduler", self.scheduler)):
             part.load_state_dict(content[name])
         self.splits, self.history = content["splits"], content["history"]

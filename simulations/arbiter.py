@@ -1,0 +1,144 @@
+"""Let the HeteroFL authors' own code do the job of a run of ours, on the same data.
+
+Where a run and the paper differ, this tells whether the codes differ, or what they are run on. The authors' functions
+are called as their own programs call them; what they reach is written beside the run's history, as ``authors.csv``, and
+``python -m simulations.paper`` sets it beside ours. The run is one of MNIST, with the published settings.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from heterofl_flwr.app.launch.gpus import cores
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.report.origin import UNKNOWN, commit, commit_of, machine
+from heterofl_flwr.report.text import duration
+from simulations.benchmarks.rounds.authors import Authors
+from simulations.benchmarks.rounds.task import Experiment, Parts
+from simulations.published.authors import write_authors
+from simulations.published.jobs import CLIENTS_A_ROUND
+from simulations.published.portable import one_line, portable
+from simulations.published.runs import Run, read_run
+
+EXAMPLES = """
+examples:
+  python -m simulations.arbiter ../HeteroFL results/mnist/iid_e_dynamic_seed-0
+  python -m simulations.arbiter ../HeteroFL results/mnist/iid_c_dynamic_seed-0 --rounds 130
+
+It goes on where it was: what the authors' code has done is kept in runs/arbiter/, or the folder of --work.
+"""
+MISUSED = 2
+NORMS = {"sbn": "bn"}
+"""From our name of a norm to theirs, where they differ."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.arbiter",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("authors", type=Path, metavar="AUTHORS", help="a checkout of the authors' repository")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
+    parser.add_argument("--rounds", type=int, metavar="N", help="do so many, not all rounds of the run")
+    parser.add_argument("--root", default="", metavar="DIR", help="MNIST, laid out as on the hub; else HETEROFL_DATA")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs", "arbiter"), metavar="DIR", help="default: %(default)s"
+    )
+    options = parser.parse_args(words)
+    try:
+        arbitrate(options, shlex.join([*parser.prog.split(), *words]))
+    except HeteroFLError as error:
+        print(f"arbiter: {one_line(error)}", file=sys.stderr)
+        return MISUSED
+    return 0
+
+
+def arbitrate(options: argparse.Namespace, command: str) -> None:
+    """Run the authors' code, and write what it has reached whenever it was tested."""
+    run = read_run(options.run)
+    check(run)
+    origin = {
+        "seed": run.seed,
+        "commit": commit(),
+        "authors": commit_of(options.authors, "src") or UNKNOWN,
+        "machine": f"{machine()}, {cores()} used",
+        "command": portable(command),
+    }
+    options.work.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        side = stack.enter_context(authors_of(run, options))
+        for history in play(side, options.rounds or run.settings.num_rounds, run.settings.evaluate.every):
+            write_authors(run.path, [{**row, **origin} for row in rows(history)])
+            last = history[-1]
+            print(
+                f"round {len(history)}: global {last.accuracy:.2%}, local {last.local_accuracy:.2%}, "
+                f"after {duration(sum(parts.whole for parts in history))}",
+                flush=True,
+            )
+
+
+def check(run: Run) -> None:
+    """Refuse a run that the authors' code cannot repeat."""
+    what = run.job.data, run.settings.model.name
+    if what != ("mnist", "cnn"):
+        raise ConfigError(f"{run.path} is a run of {' and '.join(what)}; expected mnist and cnn, the only ones here")
+    if run.differences:
+        raise ConfigError(
+            f"{run.path} is not as published ({'; '.join(run.differences)}); expected a run with the paper's settings, "
+            "as python -m simulations.run -m experiment=table7 makes them"
+        )
+
+
+def authors_of(run: Run, options: argparse.Namespace) -> Authors:
+    """Return their side of a run."""
+    settings, job = run.settings, run.job
+    clients = round(CLIENTS_A_ROUND / settings.sample.fraction)
+    norm = NORMS.get(job.norm, job.norm)
+    try:
+        return Authors(
+            options.authors,
+            Experiment(options.root, clients, str(settings.mix), settings.data.split),
+            cores(),
+            assignment=settings.assignment,
+            balanced=False,
+            variant=f"{norm}_{job.scaler:d}_{job.masked:d}",
+            seed=run.seed,
+            state=options.work / f"{run.name}.pt",
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
+
+
+def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
+    """Go on up to a round, and yield the history after each test; also once where there is nothing left to do."""
+    if len(side.history) >= rounds:
+        yield side.history[:rounds]
+    while (number := len(side.history) + 1) <= rounds:
+        tested = number % every == 0 or number == rounds
+        side.play(evaluate=tested)
+        if tested:
+            yield side.history
+
+
+def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, object]]:
+    """Yield a row for each round that was tested; its seconds are of all rounds up to it."""
+    seconds = 0.0
+    for number, parts in enumerate(history, 1):
+        seconds += parts.whole
+        if parts.test:
+            yield {
+                "round": number,
+                "global": round(parts.accuracy, 6),
+                "local": round(parts.local_accuracy, 6),
+                "seconds": round(seconds, 1),
+            }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
