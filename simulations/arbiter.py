@@ -20,7 +20,7 @@ from simulations.benchmarks.rounds.authors import Authors
 from simulations.benchmarks.rounds.task import Experiment, Parts
 from simulations.published.authors import write_authors
 from simulations.published.jobs import CLIENTS_A_ROUND
-from simulations.published.portable import one_line, portable
+from simulations.published.portable import portable
 from simulations.published.runs import Run, read_run
 
 EXAMPLES = """
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arbitrate(options, shlex.join([*parser.prog.split(), *words]))
     except HeteroFLError as error:
-        print(f"arbiter: {one_line(error)}", file=sys.stderr)
+        print(f"arbiter: {error}", file=sys.stderr)
         return MISUSED
     return 0
 
@@ -100,19 +100,16 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
     settings, job = run.settings, run.job
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction)
     norm = NORMS.get(job.norm, job.norm)
-    try:
-        return Authors(
-            options.authors,
-            Experiment(options.root, clients, str(settings.mix), settings.data.split),
-            cores(),
-            assignment=settings.assignment,
-            balanced=False,
-            variant=f"{norm}_{job.scaler:d}_{job.masked:d}",
-            seed=run.seed,
-            state=options.work / f"{run.name}.pt",
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(str(error)) from error
+    return Authors(
+        options.authors,
+        Experiment(options.root, clients, str(settings.mix), settings.data.split),
+        cores(),
+        assignment=job.assignment,
+        balanced=False,
+        variant=f"{norm}_{job.scaler:d}_{job.masked:d}",
+        seed=run.seed,
+        state=options.work / f"{run.name}.pt",
+    )
 
 
 def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:

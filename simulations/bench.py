@@ -1,12 +1,13 @@
 """Measure speed and memory, always against a reference that runs in the same command.
 
-The last line is the verdict, and so is the exit status: 0 if every goal was met, 1 if not. Machines are noisy: close
-other programs, and look at ratios, never at times alone.
+The last line is the verdict, and so is the exit status: 0 if every goal was met, 1 if not, 2 if nothing could be
+measured. Machines are noisy: close other programs, and look at ratios, never at times alone.
 """
 
 import argparse
 import sys
 
+from heterofl_flwr.errors import HeteroFLError
 from simulations.benchmarks import aggregate, edge, gpu, messages, round, scale, step
 from simulations.benchmarks.machine import describe_machine
 
@@ -19,6 +20,8 @@ BENCHMARKS = {
     "edge": edge,
     "gpu": gpu,
 }
+
+MISUSED = 2
 
 EXAMPLES = """
 examples:
@@ -51,7 +54,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     print(describe_machine(), flush=True)
-    return 0 if BENCHMARKS[options.benchmark].run(options) else 1
+    try:
+        return 0 if BENCHMARKS[options.benchmark].run(options) else 1
+    except HeteroFLError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return MISUSED
 
 
 def formatter(prog: str) -> argparse.HelpFormatter:

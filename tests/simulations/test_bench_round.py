@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from heterofl_flwr.core import LEVELS
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from simulations import bench
 from simulations.benchmarks import round as benchmark
 from simulations.benchmarks.rounds import overhead, target
@@ -235,15 +236,21 @@ def test_authors_other_experiment_does_not_go_on(checkout, experiment, tmp_path)
     with Authors(checkout, experiment, 1, balanced=False, state=state) as side:
         side.play(evaluate=False)
     with (
-        pytest.raises(RuntimeError, match="holds another experiment"),
+        pytest.raises(HeteroFLError, match=r"holds .*_iid_fix_.*, another experiment"),
         Authors(checkout, experiment, 1, assignment="dynamic", balanced=False, state=state),
     ):
         pass
 
 
 def test_a_folder_without_their_code_is_refused(experiment, tmp_path):
-    with pytest.raises(FileNotFoundError, match="--authors names their checkout"):
+    with pytest.raises(ConfigError, match="expected a checkout of the authors' repository"):
         Authors(tmp_path, experiment, 1)
+
+
+def test_a_folder_without_their_code_ends_the_command(experiment, tmp_path, capsys):
+    line = ["round", "--root", experiment.root, "--clients", str(CLIENTS), "--target", "0.1", "--most", "0"]
+    assert bench.main([*line, "--authors", str(tmp_path), "--work", str(tmp_path / "work")]) == 2
+    assert capsys.readouterr().err.startswith("bench: ")
 
 
 def test_model_keeps_the_order_of_layers(played):

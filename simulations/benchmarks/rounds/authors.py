@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from heterofl_flwr.data import Dataset
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from simulations.benchmarks import plainly
 from simulations.benchmarks.rounds.checks import Model
 from simulations.benchmarks.rounds.task import Experiment, Parts
@@ -60,7 +61,9 @@ class Authors:
     ) -> None:
         self._source = checkout.resolve() / "src"
         if not (self._source / "train_classifier_fed.py").exists():
-            raise FileNotFoundError(f"{self._source} holds no train_classifier_fed.py: --authors names their checkout")
+            raise ConfigError(
+                f"{self._source} holds no train_classifier_fed.py; expected a checkout of the authors' repository"
+            )
         self._experiment = experiment
         dealt = f"{experiment.clients}_{experiment.fraction:g}_{experiment.split}"
         self._order = {
@@ -115,7 +118,7 @@ class Authors:
     def play(self, *, evaluate: bool, model: Path | None = None) -> Parts:
         """Run the next round."""
         if not self._process.stdin:
-            raise RuntimeError("the authors' process has no input")
+            raise HeteroFLError("the authors' process has no input")
         self._process.stdin.write(json.dumps({"evaluate": evaluate, "model": str(model) if model else None}) + "\n")
         self._process.stdin.flush()
         self.history.append(Parts(**self._answer()))
@@ -124,8 +127,9 @@ class Authors:
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
+            self._await_end()  # only then is all that it says in its log
             log = self._log.read_text().splitlines()[-15:]
-            raise RuntimeError("\n".join(["the authors' process has ended:", *log]))
+            raise HeteroFLError("\n".join(["the authors' process has ended:", *log]))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -133,6 +137,9 @@ class Authors:
         """Let the process leave by itself, which it does when its input ends; kill one that is busy."""
         if self._process.stdin:
             self._process.stdin.close()
+        self._await_end()
+
+    def _await_end(self) -> None:
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
