@@ -94,9 +94,11 @@ def number(summary: Summary, digits: int = 2) -> str:
     text = f"{summary.mean:.{digits}f}"
     if summary.deviation is not None:
         text += f" ± {summary.deviation:.{digits}f}"
-    if summary.interval:
-        text += " [{:.{digits}f}, {:.{digits}f}]".format(*summary.interval, digits=digits)
-    return text
+    return f"{text} {_interval(summary, digits)}" if summary.interval else text
+
+
+def _interval(summary: Summary, digits: int = 2) -> str:
+    return f"[{', '.join(f'{end:.{digits}f}' for end in summary.interval)}]" if summary.interval else NOTHING
 
 
 def _paper_table(table: str, title: str, run: Sequence[Result], note: str) -> Table:
@@ -141,15 +143,15 @@ def _differing(title: str, found: Sequence[Result]) -> Table:
             _model(own.cell),
             METRICS.get(own.cell.metric, own.cell.metric),
             f"{own.group.best.mean:.2f}",
+            _interval(own.group.best),
             own.cell.printed,
             f"{own.difference:+.2f}",
         )
         for own in found
         if own.group and own.difference is not None
     )
-    return Table(
-        f"tab:{_word(title)}", title, ("table", "data", "model", "metric", "best", "paper", "difference"), rows
-    )
+    header = ("table", "data", "model", "metric", "best", "95 % interval", "paper", "difference")
+    return Table(f"tab:{_word(title)}", title, header, rows)
 
 
 def _runs(title: str, runs: Iterable[Run], why: Callable[[Run], str]) -> Table:
