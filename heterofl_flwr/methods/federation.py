@@ -10,7 +10,6 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregate import Aggregator
@@ -24,8 +23,10 @@ from heterofl_flwr.core.noise import clipped, noised, secret_generator
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply import check_reply
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
-from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.methods.label_rows import find_label_rows
 from heterofl_flwr.methods.limits import LARGEST_ENTRY
+from heterofl_flwr.methods.momentum import moved
 from heterofl_flwr.methods.nodes import Capability, Nodes
 from heterofl_flwr.methods.privacy import Privacy, clip_moments
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
@@ -279,7 +280,6 @@ class Round:
         check_reply(self._state, plan, sub, weight)
         return trained_rows(Plan(rows).extract(self._state), sub, min(axes[0].kept for axes in rows.values()))
 
-    @torch.no_grad()
     def close(self) -> State:
         """Return the global state after the round."""
         privacy = self._federation.privacy
@@ -288,40 +288,4 @@ class Round:
         if privacy.noise:
             new = noised(new, held, privacy.noise * privacy.clip, secret_generator())
         momentum = self._federation.server_momentum
-        if not momentum:
-            return new
-        velocity = self._federation.velocity
-        for name, mean in new.items():
-            old = self._state[name]
-            change = mean - old
-            moved = momentum * velocity[name] + change if name in velocity else change
-            # An entry without any change was trained by nobody: it and its momentum stay as they are.
-            trained = change != 0
-            velocity[name] = torch.where(trained, moved, velocity.get(name, change))
-            new[name] = torch.where(trained, old + moved, old)
-        return new
-
-
-def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
-    """Return the parameters whose rows belong to classes.
-
-    A model may name them itself (``label_rows``). Otherwise they are those of the last linear layer whose outputs do
-    not shrink with the rate.
-    """
-    full, small = build(mix.global_rate), build(mix.rates[-1])
-    named = getattr(full, "label_rows", None)
-    if named is not None:
-        return tuple(named)
-    layers = dict(small.named_modules())
-    found: tuple[str, ...] = ()
-    for name, layer in full.named_modules():
-        if isinstance(layer, nn.Linear):
-            partner = layers.get(name)
-            if not isinstance(partner, nn.Linear):
-                raise ShapeError(
-                    f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller"
-                )
-            if partner.out_features == layer.out_features:
-                prefix = f"{name}." if name else ""
-                found = tuple(prefix + own for own, _ in layer.named_parameters(recurse=False))
-    return found
+        return moved(self._state, new, self._federation.velocity, momentum) if momentum else new

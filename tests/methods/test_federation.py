@@ -11,7 +11,7 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.legacy import HeteroFL as Classic
-from heterofl_flwr.methods.federation import find_label_rows
+from heterofl_flwr.methods.label_rows import find_label_rows
 from heterofl_flwr.nn import CNN, build_model
 from tests.legacy.fakes import Fake, fit_all, manager_of
 from tests.methods.tiny import build, build_normed, equal, make_app
