@@ -6,9 +6,8 @@ and on each client's with its mask. ``--authors`` names a checkout of the Hetero
 then run beside ours; without it, a loop of our own in their style does. Each side uses all cores in its own way: they
 with as many threads, we with as many processes of one thread. Both have their data in memory before the time starts.
 
-``--target`` runs both until the global accuracy reaches it, ours at its defaults, and prints all that both measured.
-With a target that nobody reaches these are two whole runs (``--most``) side by side. ``--work`` is a folder that keeps
-how far they are: the same command goes on after a break.
+``--target`` runs both until the global accuracy reaches it, ours at its defaults. ``--work`` is a folder that keeps how
+far they are: the same command goes on after a break. Whole runs beside the authors' are ``simulations.arbiter``'s.
 """
 
 import argparse
@@ -59,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     until.add_argument("--every", type=int, default=5, metavar="N", help="both evaluate after every N rounds")
     until.add_argument("--assignment", choices=["dynamic", "fix"], default="dynamic", help="of levels, for both")
     until.add_argument("--mix", default=MIX, help="levels, as the authors write them: e1, d1-e1; default: %(default)s")
-    until.add_argument("--split", choices=["iid", "non-iid-2"], default="iid", help="of the data, for both")
     until.add_argument("--most", type=int, default=200, metavar="N", help="give up after so many rounds")
     until.add_argument("--work", type=Path, metavar="DIR", help="where both sides keep how far they are")
 
@@ -67,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> bool:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
     if options.target is not None:
-        return target.run(Experiment(options.root, options.clients, options.mix, options.split), options)
+        return target.run(Experiment(options.root, options.clients, options.mix), options)
     experiment = Experiment(options.root, options.clients)
     with ExitStack() as stack:
         ours = stack.enter_context(Ours(experiment))

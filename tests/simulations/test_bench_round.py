@@ -159,14 +159,6 @@ def test_way_tells_when_it_arrived():
     assert way.told(0.95) == "not in 4 rounds; best 0.9000"
 
 
-def test_both_ways_are_printed_where_both_measured(capsys):
-    theirs = Way([3, 3, 3], {2: 0.95, 3: 0.96}, {2: 0.97, 3: 0.98})
-    target.print_ways(Way([2, 2], {1: 0.1, 2: 0.9}, {1: 0.2, 2: 0.91}), theirs)
-    *_, last = lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert last.split() == ["2", "0.9000", "0.9500", "0.9100", "0.9700"]
-
-
 def options(**own) -> Namespace:
     given = {"target": 0.99, "every": 1, "assignment": "fix", "most": 2, "authors": None, "work": None}
     return Namespace(**{**given, **own})

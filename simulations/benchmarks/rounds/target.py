@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
@@ -21,11 +21,10 @@ from simulations.benchmarks.rounds.task import Experiment, Parts
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How far a side is: the seconds of its rounds, and the accuracies that it measured, global and local, by round."""
+    """How far a side is: the seconds of its rounds, and the accuracies that it measured, by round."""
 
     seconds: Sequence[float]
     accuracies: dict[int, float]
-    local: dict[int, float] = field(default_factory=dict)
 
     def reached(self, goal: float) -> int | None:
         """Return the first round whose accuracy reaches the goal."""
@@ -52,10 +51,9 @@ class Stop(RoundCallback):
 
 def run(experiment: Experiment, options: argparse.Namespace) -> bool:
     """Run both sides until they reach the accuracy or give up; ours must reach it, and not later than theirs."""
-    what = f"MNIST, {experiment.split}, {experiment.clients} clients, {experiment.mix}, {options.assignment}"
     print(
-        f"{what}, up to a global accuracy of {options.target:g}, evaluated every {options.every} rounds; "
-        f"seed 0 on both sides; {cores()} cores",
+        f"MNIST, {experiment.clients} clients, {experiment.mix}, {options.assignment}, up to a global accuracy of "
+        f"{options.target:g}, evaluated every {options.every} rounds; seed 0 on both sides; {cores()} cores",
         flush=True,
     )
     with ExitStack() as stack:
@@ -65,16 +63,7 @@ def run(experiment: Experiment, options: argparse.Namespace) -> bool:
         theirs = run_theirs(experiment, options, work) if options.authors else None
         if theirs:
             print(f"the authors' code: {theirs.told(options.target)}")
-            print_ways(ours, theirs)
     return verdict(ours, theirs, options.target)
-
-
-def print_ways(ours: Way, theirs: Way) -> None:
-    """Print what both sides measured in the same rounds."""
-    print(f"\n{'':<7}{'global':>9}{'':>18}{'local':>9}\n{'round':<7}" + 2 * f"{'ours':>9}{'the authors':>18}")
-    for number in sorted(ours.accuracies.keys() & theirs.accuracies):
-        shown = (ours.accuracies[number], theirs.accuracies[number], ours.local[number], theirs.local[number])
-        print(f"{number:<7}" + "".join(f"{value:>{width}.4f}" for value, width in zip(shown, (9, 18) * 2, strict=True)))
 
 
 def verdict(ours: Way, theirs: Way | None, goal: float) -> bool:
@@ -108,11 +97,9 @@ def go(asked: Request, goal: float) -> None:
 def way_of(folder: Path) -> Way:
     """Return how far our run is."""
     records = RunFolder(folder).history()
-    found = [
-        {record.server_round: record.evaluate[name] for record in records if name in record.evaluate}
-        for name in ("global-accuracy", "local-accuracy")
-    ]
-    return Way([record.seconds for record in records], *found)
+    name = "global-accuracy"
+    accuracies = {record.server_round: record.evaluate[name] for record in records if name in record.evaluate}
+    return Way([record.seconds for record in records], accuracies)
 
 
 def run_theirs(experiment: Experiment, options: argparse.Namespace, folder: Path) -> Way:
@@ -134,9 +121,5 @@ def run_theirs(experiment: Experiment, options: argparse.Namespace, folder: Path
 
 
 def _way(history: Sequence[Parts]) -> Way:
-    tested = {number: parts for number, parts in enumerate(history, 1) if parts.test}
-    return Way(
-        [parts.whole for parts in history],
-        {number: parts.accuracy for number, parts in tested.items()},
-        {number: parts.local_accuracy for number, parts in tested.items()},
-    )
+    accuracies = {number: parts.accuracy for number, parts in enumerate(history, 1) if parts.test}
+    return Way([parts.whole for parts in history], accuracies)
