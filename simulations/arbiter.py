@@ -63,6 +63,7 @@ def arbitrate(options: argparse.Namespace, command: str) -> None:
     """Run the authors' code, and write what it has reached whenever it was tested."""
     run = read_run(options.run)
     check(run)
+    rounds = number_of(run, options.rounds)
     origin = {
         "seed": run.seed,
         "commit": commit(),
@@ -73,7 +74,7 @@ def arbitrate(options: argparse.Namespace, command: str) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         side = stack.enter_context(authors_of(run, options))
-        for history in play(side, options.rounds or run.settings.num_rounds, run.settings.evaluate.every):
+        for history in play(side, rounds, run.settings.evaluate.every):
             write_authors(run.path, [{**row, **origin} for row in rows(history)])
             last = history[-1]
             print(
@@ -93,6 +94,14 @@ def check(run: Run) -> None:
             f"{run.path} is not as published ({'; '.join(run.differences)}); expected a run with the paper's settings, "
             "as python -m simulations.run -m experiment=table7 makes them"
         )
+
+
+def number_of(run: Run, asked: int | None) -> int:
+    """Return how many rounds to do: all of the run, or as many as were asked for."""
+    whole = run.settings.num_rounds
+    if asked is not None and not 1 <= asked <= whole:
+        raise ConfigError(f"--rounds is {asked}; expected 1 to {whole}, the rounds of {run.path}")
+    return asked or whole
 
 
 def authors_of(run: Run, options: argparse.Namespace) -> Authors:

@@ -123,6 +123,18 @@ def test_other_settings_are_refused(make_run):
         arbiter.check(read_run(make_run(train__lr=0.5).path))
 
 
+@pytest.mark.parametrize("asked", [0, -1, 201])
+def test_a_number_of_rounds_that_the_run_has_not_is_refused(make_run, tmp_path, capsys, asked):
+    words = [str(tmp_path), str(make_run().path), "--rounds", str(asked), "--work", str(tmp_path / "work")]
+    assert arbiter.main(words) == 2
+    assert f"--rounds is {asked}; expected 1 to 200" in capsys.readouterr().err
+
+
+def test_all_rounds_of_the_run_are_done_unless_fewer_are_asked_for(make_run):
+    run = read_run(make_run().path)
+    assert (arbiter.number_of(run, None), arbiter.number_of(run, 7)) == (200, 7)
+
+
 def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys):
     run = make_run().path
     assert arbiter.main([str(tmp_path), str(run), "--work", str(tmp_path / "work")]) == 2
