@@ -9,7 +9,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
@@ -63,7 +62,7 @@ def arbitrate(options: argparse.Namespace, command: str) -> None:
     """Run the authors' code, and write what it has reached whenever it was tested."""
     run = read_run(options.run)
     check(run)
-    rounds = number_of(run, options.rounds)
+    number = number_of(run, options.rounds)
     origin = {
         "seed": run.seed,
         "commit": commit(),
@@ -71,17 +70,18 @@ def arbitrate(options: argparse.Namespace, command: str) -> None:
         "machine": f"{machine()}, {cores()} used",
         "command": portable(command),
     }
+    authors = authors_of(run, options)
     options.work.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        side = stack.enter_context(authors_of(run, options))
-        for history in play(side, rounds, run.settings.evaluate.every):
-            write_authors(run.path, [{**row, **origin} for row in rows(history)])
-            last = history[-1]
-            print(
-                f"round {len(history)}: global {last.accuracy:.2%}, local {last.local_accuracy:.2%}, "
-                f"after {duration(sum(parts.whole for parts in history))}",
-                flush=True,
-            )
+    with authors as side:
+        for history in play(side, number, run.settings.evaluate.every):
+            tested = list(rows(history))
+            write_authors(run.path, [{**row, **origin} for row in tested])
+            for row in tested[-1:]:
+                print(
+                    f"round {row['round']:g}: global {row['global']:.2%}, local {row['local']:.2%}, "
+                    f"after {duration(row['seconds'])}",
+                    flush=True,
+                )
 
 
 def check(run: Run) -> None:
@@ -132,7 +132,7 @@ def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
             yield side.history
 
 
-def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, object]]:
+def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, float]]:
     """Yield a row for each round that was tested; its seconds are of all rounds up to it."""
     seconds = 0.0
     for number, parts in enumerate(history, 1):

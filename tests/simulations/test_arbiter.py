@@ -1,6 +1,7 @@
 """The authors' code on the job of a run: when it is tested, what is kept of it, and what stands beside ours."""
 
 import csv
+from contextlib import nullcontext
 
 import pytest
 
@@ -140,6 +141,7 @@ def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys
     assert arbiter.main([str(tmp_path), str(run), "--work", str(tmp_path / "work")]) == 2
     assert "holds no train_classifier_fed.py" in capsys.readouterr().err
     assert not (run / FILE).exists()
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,28 @@ def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, sett
     assert dealt == control
     assert made["seed"] == 3
     assert made["state"].parent == tmp_path
+
+
+def test_each_test_is_told_and_written(make_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arbiter, "authors_of", lambda *_: nullcontext(Side()))
+    run = make_run().path
+    assert arbiter.main([str(tmp_path), str(run), "--rounds", "12", "--work", str(tmp_path / "work")]) == 0
+    # Nine rounds of 2 s, then 2 + 3 + 4 for one that is tested; one of 2 s, and one more that is tested.
+    assert capsys.readouterr().out.splitlines() == [
+        "round 10: global 50.00%, local 75.00%, after 27 s",
+        "round 12: global 50.00%, local 75.00%, after 38 s",
+    ]
+    assert list(read_authors(run)) == [10, 12]
+
+
+def test_rounds_done_before_tell_what_was_tested_of_them(make_run, tmp_path, monkeypatch, capsys):
+    side = Side()
+    [*arbiter.play(side, 20, 10)]
+    monkeypatch.setattr(arbiter, "authors_of", lambda *_: nullcontext(side))
+    run = make_run().path
+    assert arbiter.main([str(tmp_path), str(run), "--rounds", "15", "--work", str(tmp_path / "work")]) == 0
+    assert capsys.readouterr().out.startswith("round 10: ")
+    assert list(read_authors(run)) == [10]
 
 
 @pytest.mark.slow
