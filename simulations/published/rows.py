@@ -4,11 +4,11 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from simulations.published.cells import TABLES, Cell
+from simulations.published.cells import Cell
 from simulations.published.gathering import Gathered
 from simulations.published.portable import portable
 from simulations.published.runs import Run, Score
-from simulations.published.tally import Key, as_printed
+from simulations.published.tally import Key, as_printed, by_job
 
 COLUMNS = (
     "dataset",
@@ -40,9 +40,7 @@ DIGITS = 4
 
 def to_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
     """Return every finished run; ``note`` says why some do not count, and those have no number of the paper."""
-    printed: dict[Key, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: list(TABLES).index(cell.table)):
-        printed.setdefault((cell.job, cell.metric), []).append(cell)
+    printed = by_job(cells)
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()

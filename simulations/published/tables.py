@@ -10,7 +10,7 @@ from simulations.published.jobs import DATA, Job
 from simulations.published.portable import portable
 from simulations.published.runs import RECORDED, Run, chosen_round
 from simulations.published.statistics import Summary
-from simulations.published.tally import NOT_JUDGED, OUTSIDE, Group, Key, Result, as_printed
+from simulations.published.tally import NOT_JUDGED, OUTSIDE, Group, Key, Result, as_printed, by_job
 
 OURS = ("metric", "seeds", "final", "best")
 THEIRS = ("paper", "difference", "within tolerance")
@@ -40,7 +40,7 @@ def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[T
     cells : Iterable[Cell]
         What the paper prints; nothing where its numbers are not at hand.
     """
-    printed = {(cell.job, cell.metric) for cell in cells}
+    printed = by_job(cells)
     beside = "beside the tables" if printed else "without the paper's numbers"
     tables = []
     for data in DATA:
@@ -57,9 +57,7 @@ def authors_tables(runs: Iterable[Run], cells: Iterable[Cell]) -> list[Table]:
 
     Both sides' best round is chosen among those that both tested, so that neither has more to choose from.
     """
-    printed: dict[Key, list[str]] = {}
-    for cell in cells:
-        printed.setdefault((cell.job, cell.metric), []).append(cell.printed)
+    printed = by_job(cells)
     rows = tuple(
         _beside(run, metric, both, printed.get((run.job, metric), ()))
         for run in runs
@@ -120,13 +118,18 @@ def _ours(group: Group) -> tuple[str, ...]:
     return (METRICS.get(group.metric, group.metric), seeds, number(group.final), number(group.best))
 
 
-def _beside(run: Run, metric: str, both: Set[int], printed: Sequence[str]) -> tuple[str, ...]:
+def _beside(run: Run, metric: str, both: Set[int], printed: Sequence[Cell]) -> tuple[str, ...]:
     values = []
     for scores in (run.scores(metric), run.authors):
         tested = {number: scores[number] for number in both}
         values.append(as_printed(metric, tested[chosen_round(tested, metric)][RECORDED[metric]]))
     ours, theirs = values
-    shown = (f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}", " / ".join(printed) or NOTHING)
+    shown = (
+        f"{ours:.2f}",
+        f"{theirs:.2f}",
+        f"{ours - theirs:+.2f}",
+        " / ".join(cell.printed for cell in printed) or NOTHING,
+    )
     return (run.job.mix, *_varied(run.job), METRICS[metric], str(run.seed), str(max(both)), *shown)
 
 

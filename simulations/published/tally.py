@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from simulations.published.cells import Cell
+from simulations.published.cells import TABLES, Cell
 from simulations.published.jobs import Job
 from simulations.published.runs import Run, Score
 from simulations.published.statistics import Summary, summarise
@@ -106,6 +106,14 @@ def group_runs(runs: Iterable[Run]) -> dict[Key, Group]:
             if score is not None:
                 found.setdefault((run.job, metric), []).append((run, score))
     return {key: _group(*key, sorted(own, key=lambda pair: pair[0].seed)) for key, own in found.items()}
+
+
+def by_job(cells: Iterable[Cell]) -> dict[Key, list[Cell]]:
+    """Return what is printed of each job and metric, Tables 7 to 9 before the ablations."""
+    found: dict[Key, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: list(TABLES).index(cell.table)):
+        found.setdefault((cell.job, cell.metric), []).append(cell)
+    return found
 
 
 def results(cells: Iterable[Cell], groups: Mapping[Key, Group]) -> list[Result]:
