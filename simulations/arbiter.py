@@ -6,17 +6,17 @@ are called as their own programs call them; what they reach is written beside th
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.origin import UNKNOWN, commit, commit_of, machine
 from heterofl_flwr.report.text import duration
 from simulations.benchmarks.rounds.authors import Authors
 from simulations.benchmarks.rounds.task import Experiment, Parts
+from simulations.program import command_of, parser_of, status_of
 from simulations.published.authors import write_authors
 from simulations.published.jobs import CLIENTS_A_ROUND
 from simulations.published.portable import portable
@@ -29,19 +29,14 @@ examples:
 
 It goes on where it was: what the authors' code has done is kept in runs/arbiter/, or the folder of --work.
 """
-MISUSED = 2
+PROGRAM = "simulations.arbiter"
 NORMS = {"sbn": "bn"}
 """From our name of a norm to theirs, where they differ."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.arbiter",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(PROGRAM, __doc__, EXAMPLES)
     parser.add_argument("authors", type=Path, metavar="AUTHORS", help="a checkout of the authors' repository")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
     parser.add_argument("--rounds", type=int, metavar="N", help="do so many, not all rounds of the run")
@@ -50,12 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--work", type=Path, default=Path("runs", "arbiter"), metavar="DIR", help="default: %(default)s"
     )
     options = parser.parse_args(words)
-    try:
-        arbitrate(options, shlex.join([*parser.prog.split(), *words]))
-    except HeteroFLError as error:
-        print(f"arbiter: {error}", file=sys.stderr)
-        return MISUSED
-    return 0
+    return status_of(PROGRAM, lambda: arbitrate(options, command_of(PROGRAM, words)))
 
 
 def arbitrate(options: argparse.Namespace, command: str) -> None:

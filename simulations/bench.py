@@ -7,9 +7,9 @@ measured. Machines are noisy: close other programs, and look at ratios, never at
 import argparse
 import sys
 
-from heterofl_flwr.errors import HeteroFLError
 from simulations.benchmarks import aggregate, edge, gpu, messages, round, scale, step
 from simulations.benchmarks.machine import describe_machine
+from simulations.program import formatter, parser_of, status_of
 
 BENCHMARKS = {
     "aggregate": aggregate,
@@ -21,7 +21,7 @@ BENCHMARKS = {
     "gpu": gpu,
 }
 
-MISUSED = 2
+PROGRAM = "simulations.bench"
 
 EXAMPLES = """
 examples:
@@ -39,9 +39,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all benchmarks."""
-    top = argparse.ArgumentParser(
-        prog="python -m simulations.bench", description=__doc__, epilog=EXAMPLES, formatter_class=formatter
-    )
+    top = parser_of(PROGRAM, __doc__, EXAMPLES)
     commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
         explained = module.__doc__ or ""
@@ -54,16 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     print(describe_machine(), flush=True)
-    try:
-        return 0 if BENCHMARKS[options.benchmark].run(options) else 1
-    except HeteroFLError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return MISUSED
-
-
-def formatter(prog: str) -> argparse.HelpFormatter:
-    """Keep line breaks, and say what a benchmark is on one line."""
-    return argparse.RawDescriptionHelpFormatter(prog, width=100)
+    return status_of(PROGRAM, lambda: 0 if BENCHMARKS[options.benchmark].run(options) else 1)
 
 
 if __name__ == "__main__":

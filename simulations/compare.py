@@ -4,15 +4,12 @@ Runs are the folders that ``heterofl run`` and ``simulations.run`` leave, at any
 Finished runs on the same data and split are compared; those that differ in nothing but the seed are one method.
 """
 
-import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterofl_flwr.errors import HeteroFLError
 from simulations.comparison.write import write
-from simulations.published.portable import one_line
+from simulations.program import command_of, parser_of, status_of
 
 EXAMPLES = """
 examples:
@@ -20,17 +17,12 @@ examples:
   python -m simulations.compare runs/jobs --out runs/compare
   python -m simulations.compare runs/jobs --target 0.8 --target 0.95
 """
-MISUSED = 2
+PROGRAM = "simulations.compare"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.compare",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(PROGRAM, __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="a run's folder, or one that holds some")
     parser.add_argument(
         "--out", type=Path, default=Path("runs", "compare"), metavar="FOLDER", help="default: %(default)s"
@@ -45,12 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "times; default: 0.5 and 0.9",
     )
     options = parser.parse_args(words)
-    try:
-        print(write(options.runs, options.out, options.target, shlex.join([*parser.prog.split(), *words])))
-    except HeteroFLError as error:
-        print(f"compare: {one_line(error)}", file=sys.stderr)
-        return MISUSED
-    return 0
+    return status_of(
+        PROGRAM, lambda: print(write(options.runs, options.out, options.target, command_of(PROGRAM, words)))
+    )
 
 
 if __name__ == "__main__":

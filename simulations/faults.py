@@ -14,7 +14,6 @@ The exit status is 0 if all cells are, and 1 if not.
 
 import argparse
 import logging
-import shlex
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from simulations.faulty.deployed import DeployedCells
 from simulations.faulty.fault import MOMENTS
 from simulations.faulty.kinds import KINDS, names_of
 from simulations.faulty.table import line_of, summary, to_csv, to_markdown
+from simulations.program import command_of, parser_of, status_of
 
 EXAMPLES = """
 examples:
@@ -37,7 +37,7 @@ examples:
   python -m simulations.faults --out runs/faults.md
   python -m simulations.faults --deployment
 """
-MISUSED = 2
+PROGRAM = "simulations.faults"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(f"{name:<20}{kind.what}" for name, kind in KINDS.items() if kind.actor != "none"), sep="\n")
         return 0
-    try:
-        names = chosen("--kinds", options.kinds, names_of(deployed=options.deployment))
-        moments = chosen("--moments", options.moments, MOMENTS)
-    except HeteroFLError as error:
-        print(f"faults: {error}", file=sys.stderr)
-        return MISUSED
-    heading = f"{describe_machine()}\n{shlex.join(['python', '-m', 'simulations.faults', *words])}"
+    return status_of(PROGRAM, lambda: judge(options, command_of(PROGRAM, words)))
+
+
+def judge(options: argparse.Namespace, command: str) -> int:
+    """Run the cells that were asked for; return 0 if all are as promised, and 1 if not."""
+    names = chosen("--kinds", options.kinds, names_of(deployed=options.deployment))
+    moments = chosen("--moments", options.moments, MOMENTS)
+    heading = f"{describe_machine()}\n{command}"
     print(heading, flush=True)
     logging.getLogger("heterofl_flwr").addHandler(logging.NullHandler())  # what is damaged is no news here
     with folder_of(options.work) as folder:
@@ -91,12 +92,7 @@ def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(
-        prog="python -m simulations.faults",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    own = parser_of(PROGRAM, __doc__, EXAMPLES)
     own.add_argument("--kinds", default="", metavar="KIND,...", help="default: all; --list names them")
     own.add_argument("--moments", default="", metavar="MOMENT,...", help=f"default: {','.join(MOMENTS)}")
     own.add_argument("--deadline", type=float, help="seconds of a round; default: 15, under a SuperLink 60")

@@ -19,6 +19,7 @@ from heterofl_flwr.core.seeds import derive
 from simulations.benchmarks.machine import describe_machine
 from simulations.hostility import answers, replies, texts
 from simulations.hostility.files import Files
+from simulations.program import parser_of
 
 OUTCOMES = ("refused", "harmless", "crashed", "changed")
 Row = tuple[str, str]
@@ -74,7 +75,7 @@ def table(found: dict[Row, Counter[str]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(prog="python -m simulations.hostile", description=__doc__)
+    own = parser_of("simulations.hostile", __doc__)
     own.add_argument("--replies", type=int, default=1000, help="replies to instructions to train")
     own.add_argument("--seed", type=int, default=0, help="of every change")
     return own

@@ -5,15 +5,13 @@ folders that are named. Only finished runs with the published settings count; al
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterofl_flwr.errors import HeteroFLError
+from simulations.program import command_of, parser_of, status_of
 from simulations.published.cells import FILES, VARIABLE, paper_folder
 from simulations.published.collect import Allowed, collect
-from simulations.published.portable import one_line
 from simulations.published.write import write
 
 TABLES = """
@@ -29,21 +27,17 @@ examples:
   python -m simulations.paper collect runs/ --into results/
   python -m simulations.paper collect runs/mnist-20260101-120000 --into results/ --unfinished
 """
-MISUSED = 2
+PROGRAM = "simulations.paper"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = _collect if words[:1] == ["collect"] else _tables
-    try:
-        return command(words)
-    except HeteroFLError as error:
-        print(f"paper: {one_line(error)}", file=sys.stderr)
-        return MISUSED
+    return status_of(PROGRAM, lambda: command(words))
 
 
 def _tables(words: Sequence[str]) -> int:
-    parser = _parser("python -m simulations.paper", __doc__, TABLES)
+    parser = parser_of(PROGRAM, __doc__, TABLES)
     _add_runs(parser)
     parser.add_argument(
         "--paper",
@@ -55,8 +49,7 @@ def _tables(words: Sequence[str]) -> int:
         "--out", type=Path, default=Path("results", "tables"), metavar="FOLDER", help="default: %(default)s"
     )
     options = parser.parse_args(words)
-    command = shlex.join([*parser.prog.split(), *words])
-    print(write(options.runs, paper_folder(options.paper), options.out, command))
+    print(write(options.runs, paper_folder(options.paper), options.out, command_of(PROGRAM, words)))
     return 0
 
 
@@ -65,7 +58,7 @@ def _collect(words: Sequence[str]) -> int:
         "Copy settings and history of runs to <into>/<data>/<job>, without the folders of this machine. A run that is "
         "unfinished, or whose code was of no commit, is refused. Exit code 1 if a run was not copied."
     )
-    parser = _parser("python -m simulations.paper collect", what, COLLECT)
+    parser = parser_of(f"{PROGRAM} collect", what, COLLECT)
     _add_runs(parser)
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/")
     parser.add_argument("--unfinished", action="store_true", help="copy runs that did not do all rounds, too")
@@ -79,15 +72,6 @@ def _collect(words: Sequence[str]) -> int:
     if not outcomes:
         print("no run folder found; one has a settings.json")
     return 0 if outcomes and not any(outcome.reason for outcome in outcomes) else 1
-
-
-def _parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from heterofl_flwr.errors import HeteroFLError
+from simulations.program import MISUSED
 from simulations.sweeps.complaint import complaint
 from simulations.sweeps.composer import flat
 from simulations.sweeps.job import job_of
@@ -40,7 +41,6 @@ CONF = Path(__file__).parents[1] / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 FAILED = 1
-MISUSED = 2
 INTERRUPTED = 130
 
 

@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 import torchvision  # type: ignore[import-untyped]
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
 from simulations.benchmarks.machine import describe_machine
+from simulations.program import parser_of, status_of
 from simulations.zoology import findings, torchvisions
 from simulations.zoology.page import line, page
+
+PROGRAM = "simulations.zoo"
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        return run(options)
-    except HeteroFLError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return status_of(PROGRAM, lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,7 +68,7 @@ def chosen(given: Sequence[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(prog="python -m simulations.zoo", description=__doc__)
+    own = parser_of(PROGRAM, __doc__)
     own.add_argument("names", nargs="*", help="models to check, by torchvision's names; without any, all of them")
     own.add_argument("--out", type=Path, help="write the table as this page; give all names, or none, for a whole one")
     own.add_argument(

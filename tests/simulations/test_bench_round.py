@@ -242,7 +242,7 @@ def test_a_folder_without_their_code_is_refused(experiment, tmp_path):
 def test_a_folder_without_their_code_ends_the_command(experiment, tmp_path, capsys):
     line = ["round", "--root", experiment.root, "--clients", str(CLIENTS), "--target", "0.1", "--most", "0"]
     assert bench.main([*line, "--authors", str(tmp_path), "--work", str(tmp_path / "work")]) == 2
-    assert capsys.readouterr().err.startswith("bench: ")
+    assert capsys.readouterr().err.startswith("simulations.bench: ")
 
 
 def test_model_keeps_the_order_of_layers(played):

@@ -161,7 +161,7 @@ def test_figures_whose_runs_are_gone_are_removed(make_run, tmp_path):
 
 def test_without_a_finished_run_it_says_so(make_run, tmp_path, capsys):
     make_run("begun", rounds=1, num_rounds=2)
-    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == command.MISUSED
+    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
     assert "no finished run in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -202,7 +202,7 @@ def test_collect_without_a_run_fails(tmp_path, capsys):
 def test_an_error_is_one_line(words, capsys):
     assert command.main(words) == 2
     error = capsys.readouterr().err
-    assert error == "paper: nowhere is no folder; name the folders that hold runs, such as runs/\n"
+    assert error == "simulations.paper: nowhere is no folder; name the folders that hold runs, such as runs/\n"
 
 
 def test_a_paper_that_lacks_files_is_an_error(tmp_path, capsys):
