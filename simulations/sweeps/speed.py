@@ -45,15 +45,15 @@ class Clock:
         return self._known[model, batch, device]
 
 
-def seconds_of_jobs(jobs: Mapping[str, Job], ended: Mapping[str, float]) -> dict[str, float]:
+def seconds_of_jobs(jobs: Mapping[str, Job], ended: Mapping[str, float], begun: Mapping[str, int]) -> dict[str, float]:
     """Return how long jobs take, by name; those of which nothing can be known are left out.
 
     ``ended`` has how long jobs took that have ended. The measured times of other jobs with the same data are stretched
-    as theirs were.
+    as theirs were. ``begun`` has how many rounds of a job are done: their time does not count.
     """
     clock, found = Clock(), {}
     for name, job in jobs.items():
-        work = work_if_known(job)
+        work = work_if_known(job, begun.get(name, 0))
         if work is not None:
             found[name] = clock.seconds(job, work)
     for data in {job.settings.data.name for job in jobs.values()}:

@@ -111,10 +111,12 @@ def _ending_of(task: TaskFunction, config: DictConfig) -> Ending:
 def _times(jobs: Mapping[str, Job], stages: Mapping[str, str]) -> dict[str, float]:
     """Return how long jobs take from where they are, or took if they are done; what is not known is left out."""
     ended = {name: seconds_of(job) for name, job in jobs.items() if stages[name] == DONE}
-    times = seconds_of_jobs(jobs, ended)
-    for name in times.keys() & {name for name, stage in stages.items() if stage == BEGUN}:
-        times[name] *= 1 - rounds_of(jobs[name]) / jobs[name].settings.num_rounds
-    return times
+    begun = {
+        name: min(rounds_of(job), job.settings.num_rounds - 1)  # the last one is run again if its models are not there
+        for name, job in jobs.items()
+        if stages[name] == BEGUN
+    }
+    return seconds_of_jobs(jobs, ended, begun)
 
 
 def _check(endings: Mapping[str, Ending]) -> None:

@@ -73,26 +73,26 @@ class Work:
         )
 
 
-def work_of(job: Job) -> Work:
-    """Return what a job computes."""
+def work_of(job: Job, done: int = 0) -> Work:
+    """Return what a job computes after the rounds that are done, of which there are fewer than all."""
     settings, facts = job.settings, facts_of(job.settings.data.name, job.settings.data.root)
     mix = settings.mix
     profiles = {rate: profile_at(settings, rate) for rate in mix.rates}
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.launch.clients), 1)
-    in_all = settings.num_rounds * sampled * settings.train.epochs * (facts.train // job.launch.clients)
+    in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (facts.train // job.launch.clients)
     return Work(
         trained={rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)},
-        judged=_judged(settings, facts),
+        judged=_judged(settings, facts, done),
         profiles=profiles,
         parameters=mix.mean({rate: cost.parameters for rate, cost in profiles.items()}),
         at_once=sampled,
     )
 
 
-def work_if_known(job: Job) -> Work | None:
-    """Return what a job computes; None where its data are not there or its model cannot be built."""
+def work_if_known(job: Job, done: int = 0) -> Work | None:
+    """Return ``work_of`` a job; None where its data are not there or its model cannot be built."""
     try:
-        return work_of(job)
+        return work_of(job, done)
     except Exception:  # a user's own model raises what it likes; the job itself will say so
         return None
 
@@ -135,17 +135,17 @@ def builder(settings: Settings, facts: Facts) -> Callable[[float], nn.Module]:
     return build_model(name, **model_options(settings), **depends)
 
 
-def _judged(settings: Settings, facts: Facts) -> dict[float, float]:
-    """Return the examples of all evaluations: each client with each rate, and the server with the whole test set."""
+def _judged(settings: Settings, facts: Facts, done: int) -> dict[float, float]:
+    """Return the examples of the evaluations to come: each client with each rate, and the server with the test set."""
     every, mix = settings.evaluate.every, settings.mix
     if not every:
         return {}
-    times = math.ceil(settings.num_rounds / every)
+    times = math.ceil(settings.num_rounds / every) - done // every
     moments = facts.train if settings.model.norm == "sbn" else 0
     levels = {True: times, False: 0, "last": 1}[settings.evaluate.levels]
     judged = dict.fromkeys(mix.rates, levels * (facts.test + moments))
     judged[mix.global_rate] = times * (facts.test + moments)
-    judged[mix.global_rate] += settings.evaluate.central * (times + 1) * facts.test
+    judged[mix.global_rate] += settings.evaluate.central * (times + (not done)) * facts.test
     return {rate: float(number) for rate, number in judged.items()}
 
 

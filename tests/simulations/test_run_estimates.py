@@ -43,6 +43,17 @@ def test_work_without_batch_norm_levels_server_or_evaluation():
     assert work_of(job("data=mnist", "mix=a", "evaluate.every=150")).judged == {1.0: 2 * 70_000 + 3 * 10_000}
 
 
+def test_what_is_left_of_a_job_that_was_begun():
+    begun = job("data=mnist", "mix=a-e")
+    left = work_of(begun, 195)
+    assert left.trained == {1.0: 5 * 10 * 600 * 5 / 2, 0.0625: 5 * 10 * 600 * 5 / 2}
+    assert left.judged == {1.0: 70_000 + 10_000, 0.0625: 70_000}  # only the last evaluation, though that is of both
+    assert work_of(begun, 9).judged == {1.0: 20 * 70_000 + 20 * 10_000, 0.0625: 70_000}
+    assert work_of(begun, 10).judged == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
+    odd = job("data=mnist", "mix=a", "evaluate.every=150")  # in rounds 150 and 200
+    assert [work_of(odd, done).judged[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
+
+
 def test_pieces_of_text():
     work = work_of(job("data=wikitext2", "mix=a"))
     assert work.trained == {1.0: 200 * 10 * 327}  # one row each, once
@@ -90,17 +101,17 @@ def test_each_model_is_measured_once(monkeypatch):
 def test_jobs_that_have_ended_stretch_those_with_the_same_data(monkeypatch):
     monkeypatch.setattr(speed, "_measure", lambda settings, batch, device: (1.0, 0.0))
     jobs = {name: own.job for name, own in planned("data=mnist,digits", "mix=a", "seed=0,1").items()}
-    plain = seconds_of_jobs(jobs, {})
+    plain = seconds_of_jobs(jobs, {}, {})
     first, second, third, fourth = jobs
-    found = seconds_of_jobs(jobs, {first: 3 * plain[first]})
+    found = seconds_of_jobs(jobs, {first: 3 * plain[first]}, {second: 100})
     assert found[first] == 3 * plain[first]
-    assert found[second] == pytest.approx(3 * plain[second])
+    assert found[second] == pytest.approx(3 * plain[second] / 2)  # half of its rounds are done
     assert (found[third], found[fourth]) == (plain[third], plain[fourth])
 
 
 def test_what_cannot_be_known_is_left_out():
     lost = job("data.name=nowhere:nothing")
-    assert seconds_of_jobs({"lost": lost}, {}) == {}
+    assert seconds_of_jobs({"lost": lost}, {}, {}) == {}
     assert "?" in listing([Listed(lost, "new", None)])
 
 
