@@ -12,11 +12,11 @@ from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.origin import UNKNOWN, commit, commit_of, machine
+from heterofl_flwr.report.origin import UNKNOWN, command, commit, commit_of, machine
 from heterofl_flwr.report.text import duration
 from simulations.benchmarks.rounds.authors import Authors
 from simulations.benchmarks.rounds.task import Experiment, Parts
-from simulations.program import command_of, parser_of, status_of
+from simulations.program import parser_of, status_of
 from simulations.published.authors import write_authors
 from simulations.published.jobs import CLIENTS_A_ROUND
 from simulations.published.portable import portable
@@ -35,7 +35,6 @@ NORMS = {"sbn": "bn"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = parser_of(PROGRAM, __doc__, EXAMPLES)
     parser.add_argument("authors", type=Path, metavar="AUTHORS", help="a checkout of the authors' repository")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
@@ -44,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, default=Path("runs", "arbiter"), metavar="DIR", help="default: %(default)s"
     )
-    options = parser.parse_args(words)
-    return status_of(PROGRAM, lambda: arbitrate(options, command_of(PROGRAM, words)))
+    options = parser.parse_args(arguments)
+    return status_of(PROGRAM, lambda: arbitrate(options))
 
 
-def arbitrate(options: argparse.Namespace, command: str) -> None:
+def arbitrate(options: argparse.Namespace) -> None:
     """Run the authors' code, and write what it has reached whenever it was tested."""
     run = read_run(options.run)
     check(run)
@@ -58,7 +57,7 @@ def arbitrate(options: argparse.Namespace, command: str) -> None:
         "commit": commit(),
         "authors": commit_of(options.authors, "src") or UNKNOWN,
         "machine": f"{machine()}, {cores()} used",
-        "command": portable(command),
+        "command": portable(command()),
     }
     authors = authors_of(run, options)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from heterofl_flwr.report.origin import command
 from simulations.comparison.write import write
-from simulations.program import command_of, parser_of, status_of
+from simulations.program import parser_of, status_of
 
 EXAMPLES = """
 examples:
@@ -21,7 +22,6 @@ PROGRAM = "simulations.compare"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = parser_of(PROGRAM, __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="a run's folder, or one that holds some")
     parser.add_argument(
@@ -36,10 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="when did each method reach this? Global accuracy, or the data set's own metric; may be given several "
         "times; default: 0.5 and 0.9",
     )
-    options = parser.parse_args(words)
-    return status_of(
-        PROGRAM, lambda: print(write(options.runs, options.out, options.target, command_of(PROGRAM, words)))
-    )
+    options = parser.parse_args(arguments)
+    return status_of(PROGRAM, lambda: print(write(options.runs, options.out, options.target, command())))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.report.origin import command
 from simulations.benchmarks.machine import describe_machine
 from simulations.faulty.cell import Cells, Outcome
 from simulations.faulty.deployed import DeployedCells
 from simulations.faulty.fault import MOMENTS
 from simulations.faulty.kinds import KINDS, names_of
 from simulations.faulty.table import line_of, summary, to_csv, to_markdown
-from simulations.program import command_of, parser_of, status_of
+from simulations.program import parser_of, status_of
 
 EXAMPLES = """
 examples:
@@ -41,19 +42,18 @@ PROGRAM = "simulations.faults"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(words)
+    options = parser().parse_args(arguments)
     if options.list:
         print(*(f"{name:<20}{kind.what}" for name, kind in KINDS.items() if kind.actor != "none"), sep="\n")
         return 0
-    return status_of(PROGRAM, lambda: judge(options, command_of(PROGRAM, words)))
+    return status_of(PROGRAM, lambda: judge(options))
 
 
-def judge(options: argparse.Namespace, command: str) -> int:
+def judge(options: argparse.Namespace) -> int:
     """Run the cells that were asked for; return 0 if all are as promised, and 1 if not."""
     names = chosen("--kinds", options.kinds, names_of(deployed=options.deployment))
     moments = chosen("--moments", options.moments, MOMENTS)
-    heading = f"{describe_machine()}\n{command}"
+    heading = f"{describe_machine()}\n{command()}"
     print(heading, flush=True)
     logging.getLogger("heterofl_flwr").addHandler(logging.NullHandler())  # what is damaged is no news here
     with folder_of(options.work) as folder:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulations.program import command_of, parser_of, status_of
+from heterofl_flwr.report.origin import command
+from simulations.program import parser_of, status_of
 from simulations.published.cells import FILES, VARIABLE, paper_folder
 from simulations.published.collect import Allowed, collect
 from simulations.published.write import write
@@ -32,8 +33,8 @@ PROGRAM = "simulations.paper"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = _collect if words[:1] == ["collect"] else _tables
-    return status_of(PROGRAM, lambda: command(words))
+    part = _collect if words[:1] == ["collect"] else _tables
+    return status_of(PROGRAM, lambda: part(words))
 
 
 def _tables(words: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def _tables(words: Sequence[str]) -> int:
         "--out", type=Path, default=Path("results", "tables"), metavar="FOLDER", help="default: %(default)s"
     )
     options = parser.parse_args(words)
-    print(write(options.runs, paper_folder(options.paper), options.out, command_of(PROGRAM, words)))
+    print(write(options.runs, paper_folder(options.paper), options.out, command()))
     return 0
 
 

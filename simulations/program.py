@@ -1,9 +1,8 @@
 """What the programs of this folder share: a parser that shows examples, and how they tell what cannot be asked."""
 
 import argparse
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from heterofl_flwr.errors import HeteroFLError
 
@@ -23,11 +22,6 @@ def parser_of(program: str, description: str | None, examples: str = "") -> argp
 def formatter(prog: str) -> argparse.HelpFormatter:
     """Keep line breaks, and say what a subcommand does on one line."""
     return argparse.RawDescriptionHelpFormatter(prog, width=100)
-
-
-def command_of(program: str, words: Sequence[str]) -> str:
-    """Return the command that these words were given to, for a shell."""
-    return shlex.join(["python", "-m", program, *words])
 
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
