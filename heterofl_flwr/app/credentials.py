@@ -20,6 +20,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # where the SuperLink's own processes connect to, whatever its name is
 _NAME = re.compile(r"\w[\w.-]*")
 _CURVE = ec.SECP384R1()  # Flower takes keys of NIST's curves alone
 _BEFORE = timedelta(hours=1)  # clocks of nodes may lag behind
@@ -33,7 +34,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
     folder : Path
         Where ``ca.crt``, ``ca.key``, ``server.crt`` and ``server.key`` are.
     hosts : Sequence[str]
-        The names and addresses by which nodes reach the SuperLink.
+        The names and addresses by which nodes reach the SuperLink; those of its own machine are added.
     days : int
         How long the SuperLink's certificate is valid.
 
@@ -105,13 +106,14 @@ def _signed(
     authority: x509.Certificate,
     authority_key: ec.EllipticCurvePrivateKey,
 ) -> x509.Certificate:
-    """Return the certificate of a server that these hosts name."""
+    """Return the certificate of a server that these hosts name, and its own machine."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+    names = [_host(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
     from_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     return (
         _builder(subject, authority.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(from_authority, critical=False)
         .sign(authority_key, hashes.SHA384())

@@ -10,7 +10,7 @@ Write the certificates and keys of a deployment into a folder. With --host, thos
 
   ca.crt      the authority; every node and everyone who runs 'flwr' gets a copy, and trusts it
   ca.key      its key; whoever has it can pretend to be the SuperLink, so keep it off the machines
-  server.crt  the SuperLink's certificate
+  server.crt  the SuperLink's certificate, for the names given and for localhost, 127.0.0.1 and ::1
   server.key  its key
 
 If the authority is there already, only the SuperLink's certificate and key are made anew; nodes need nothing new. With
