@@ -48,33 +48,28 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-class Deployment:
-    """A SuperLink that takes known nodes alone, and SuperNodes; a context manager that ends them all.
+class Processes:
+    """Processes with a private ``FLWR_HOME``; a context manager that ends them all.
 
     Parameters
     ----------
     folder : Path
-        For keys, logs and the SuperLink's database.
+        For logs.
     more : Mapping[str, str] | None
         Further variables for the environment of all processes.
     """
 
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        self.keys = folder / "keys"
-        self.port = free_port()
         self._more = {**QUICK, **(more or {})}
         self._mark = secrets.token_hex(16)
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        """Make the keys; nothing is started yet."""
+        """Make the home; nothing is started yet."""
         self.home = Path(tempfile.mkdtemp(prefix="heterofl-"))
         self.environment = environment(self.home, self._mark, self._more)
         self._guard = Guard(self._mark, self.home, self.environment)
-        write_certificates(self.keys, ["localhost", "127.0.0.1"], 1)
-        text = _CONNECTION.format(port=self.port, authority=self.keys / "ca.crt")
-        (self.home / "config.toml").write_text(text, encoding="utf-8")
         return self
 
     def __exit__(
@@ -85,38 +80,104 @@ class Deployment:
         for process in self._started:
             process.wait(STARTUP)
 
-    def start_superlink(self) -> subprocess.Popen[bytes]:
-        """Start the SuperLink, or start it anew, and wait until it answers."""
-        words = superlink_words(str(self.keys), str(self.folder / "superlink.db"), "127.0.0.1", self.port)
-        process = self.popen("flower-superlink", words, "superlink")
-        context = ssl.create_default_context(cafile=self.keys / "ca.crt")
+    def wait_for(self, happened: Callable[[], object], what: str, seconds: float = STARTUP) -> None:
+        """Wait until something has happened; raise if it does not."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
+            time.sleep(POLL)
+
+    def numbers_of(self, name: str) -> list[int]:
+        """Return the numbers of its processes that run a command, whoever started them."""
+        found = []
+        for process in marked(self._mark):
+            with suppress(OSError):  # it has ended meanwhile
+                if name.encode() in Path(f"/proc/{process.number}/cmdline").read_bytes():
+                    found.append(process.number)
+        return found
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed."""
+        path = self.folder / f"{name}.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def wait_for_superlink(self, process: subprocess.Popen[bytes], port: int, authority: Path) -> None:
+        """Wait until a SuperLink answers; raise if it does not."""
+        context = ssl.create_default_context(cafile=authority)
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
 
         def answers() -> bool:
-            with suppress(OSError), opener.open(f"https://127.0.0.1:{self.port}/health", timeout=1):
+            with suppress(OSError), opener.open(f"https://127.0.0.1:{port}/health", timeout=1):
                 return True
             return False
 
         self.wait_for(lambda: process.poll() is not None or answers(), "the SuperLink")
         if process.poll() is not None:
             raise RuntimeError(f"the SuperLink does not start:\n{self.log('superlink')[-2000:]}")
+
+    def popen(
+        self, words: Sequence[str], log: str, folder: Path | None = None, **variables: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a command, maybe in a folder; its output goes to a file of this name."""
+        with (self.folder / f"{log}.log").open("ab") as out:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**self.environment, **variables},
+                cwd=folder,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+
+class Deployment(Processes):
+    """A SuperLink that takes known nodes alone, and SuperNodes.
+
+    Parameters
+    ----------
+    folder : Path
+        Also for keys and the SuperLink's database.
+    more : Mapping[str, str] | None
+        See :class:`Processes`.
+    """
+
+    def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
+        super().__init__(folder, more)
+        self.keys = folder / "keys"
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        """Make the keys; nothing is started yet."""
+        super().__enter__()
+        write_certificates(self.keys, ["localhost"], 1)
+        text = _CONNECTION.format(port=self.port, authority=self.keys / "ca.crt")
+        (self.home / "config.toml").write_text(text, encoding="utf-8")
+        return self
+
+    def start_superlink(self) -> subprocess.Popen[bytes]:
+        """Start the SuperLink, or start it anew, and wait until it answers."""
+        words = superlink_words(str(self.keys), str(self.folder / "superlink.db"), "127.0.0.1", self.port)
+        process = self.popen([command("flower-superlink", self.environment), *words], "superlink")
+        self.wait_for_superlink(process, self.port, self.keys / "ca.crt")
         return process
 
     def register(self, *names: str) -> None:
         """Make keys for nodes, and register them."""
-        keys = {name: f"{self.make_key(name)}.pub" for name in names}
-        self.flwr(*(["supernode", "register", key, "own", "--name", name] for name, key in keys.items()))
+        keys = {name: write_node_key(self.keys, name)[1] for name in names}
+        self.flwr(*(["supernode", "register", str(key), "own", "--name", name] for name, key in keys.items()))
 
-    def make_key(self, name: str) -> Path:
-        """Make a node's key and return its path."""
-        return write_node_key(self.keys, name)[0]
-
-    def start_node(self, name: str, config: str, proof: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a SuperNode with the key of its name; ``proof`` replaces how it and the SuperLink prove themselves."""
-        words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name, proof)
-        return self.popen("flower-supernode", words, name, FLWR_HOME=str(self.home / name))
+    def start_node(self, name: str, config: str) -> subprocess.Popen[bytes]:
+        """Start a SuperNode with the key of its name."""
+        words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name)
+        return self.popen(
+            [command("flower-supernode", self.environment), *words], name, FLWR_HOME=str(self.home / name)
+        )
 
     def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
         """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
@@ -148,42 +209,6 @@ class Deployment:
             time.sleep(POLL)
         return status_of(run_id, self.environment)
 
-    def wait_for(self, happened: Callable[[], object], what: str, seconds: float = STARTUP) -> None:
-        """Wait until something has happened; raise if it does not."""
-        deadline = time.monotonic() + seconds
-        while not happened():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
-            time.sleep(POLL)
-
-    def numbers_of(self, name: str) -> list[int]:
-        """Return the numbers of its processes that run a command, whoever started them."""
-        found = []
-        for process in marked(self._mark):
-            with suppress(OSError):  # it has ended meanwhile
-                if name.encode() in Path(f"/proc/{process.number}/cmdline").read_bytes():
-                    found.append(process.number)
-        return found
-
-    def log(self, name: str) -> str:
-        """Return what a process has printed."""
-        path = self.folder / f"{name}.log"
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-    def popen(self, name: str, words: Sequence[str], log: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start one of Flower's commands; its output goes to a file of this name."""
-        with (self.folder / f"{log}.log").open("ab") as out:
-            process = subprocess.Popen(
-                [command(name, self.environment), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**self.environment, **variables},
-                start_new_session=True,
-            )
-        self._started.append(process)
-        return process
-
 
 def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]:
     """Return the options of a SuperLink with TLS that takes known nodes alone and outlives its own end."""
@@ -199,13 +224,15 @@ def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]
     ]
 
 
-def node_words(
-    superlink: str, port: int, config: str, keys: str, name: str, proof: Sequence[str] | None = None
-) -> list[str]:
+def node_words(superlink: str, port: int, config: str, keys: str, name: str) -> list[str]:
     """Return the options of a SuperNode."""
-    usual = [f"--root-certificates={keys}/ca.crt", f"--auth-supernode-private-key={keys}/{name}"]
-    words = [f"--superlink={superlink}", f"--port={port}", f"--node-config={config}"]
-    return [*words, *(usual if proof is None else proof)]
+    return [
+        f"--superlink={superlink}",
+        f"--port={port}",
+        f"--node-config={config}",
+        f"--root-certificates={keys}/ca.crt",
+        f"--auth-supernode-private-key={keys}/{name}",
+    ]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -1,11 +1,14 @@
 """The compose file starts what the tests start, and its parts fit together."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 from simulations.deployment import node_words, superlink_words
+from tests.deployment.howto import HowTo
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "deployment"
@@ -22,12 +25,40 @@ def test_the_superlink_is_started_as_in_the_tests():
 def test_nodes_are_started_as_in_the_tests(name):
     level, number = NODES[name]
     config = f'level="{level}" partition-id={number} num-partitions={len(NODES)}'
-    expected = node_words("superlink:8000", 9094, config, "/keys", name)
+    expected = node_words("proxy:8443", 9094, config, "/keys", name)
     assert SERVICES[name]["command"] == ["flower-supernode", *expected]
-    assert set(SERVICES) == {"superlink", *NODES}
+    assert set(SERVICES) == {"superlink", "proxy", *NODES}
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize(
+    ("service", "beginning", "more"),
+    [("superlink", "flower-superlink", set()), ("node-a", "flower-supernode", {"--port"})],
+)
+def test_the_options_are_those_of_the_page(tmp_path, service, beginning, more):
+    page = shlex.split(HowTo(tmp_path).take(beginning))
+    assert options(SERVICES[service]["command"]) == options(page) | more
+
+
+def options(words):
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def test_nodes_and_other_machines_reach_the_superlink_through_the_proxy_alone():
+    inside = set(SERVICES["superlink"]["networks"])
+    assert {name for name, service in SERVICES.items() if inside & set(service["networks"])} == {"superlink", "proxy"}
+    opened = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert opened == {"superlink": ["127.0.0.1:8000:8000"], "proxy": ["8443:8443"]}
+
+
+def test_the_proxy_gets_the_files_that_its_configuration_names():
+    mounted = dict(volume.split(":")[:2] for volume in SERVICES["proxy"]["volumes"])
+    named = set(re.findall(r"\bkeys/[\w.]+", (FOLDER / "nginx.conf").read_text(encoding="utf-8")))
+    expected = {f"./{path}": f"/etc/nginx/{path}" for path in named | {"nginx.conf"}}
+    assert mounted == expected
+    assert all(volume.endswith(":ro") for volume in SERVICES["proxy"]["volumes"])
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"proxy"}))
 def test_each_container_gets_the_files_that_it_names_and_no_others(name):
     service = SERVICES[name]
     mounted = {target for _, target, *_ in (volume.split(":") for volume in service["volumes"])}

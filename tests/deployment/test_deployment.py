@@ -1,8 +1,18 @@
-"""A SuperLink with TLS that takes known nodes alone, and four SuperNodes of unequal size, each a process of its own."""
+"""The page on deployment, followed to the letter: TLS, known nodes, and nginx where it is installed.
 
+Beside that the ServerApp and a node are killed, and strangers try what they can.
+"""
+
+import http.client
+import json
 import os
 import re
+import shutil
 import signal
+import ssl
+import subprocess
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,50 +22,45 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.launch.superlink import status_of
+from heterofl_flwr.app.credentials import write_node_key
+from heterofl_flwr.app.launch.superlink import free_port
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.learn import evaluate
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import from_flat, to_flat
-from simulations.deployment import Deployment, kill
+from heterofl_flwr.settings import Flat, flatten, from_flat, to_toml
+from simulations.deployment import Processes, kill
+from tests.deployment.howto import ADDRESS, NGINX, HowTo
+from tests.docs.pages import ROOT
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
-LEVELS = {"a": 1.0, "b": 0.5, "c": 0.25, "e": 0.0625}
+LEVELS = {"c": 0.25, "a": 1.0}  # of the phone and of the camera
 ROUNDS = 3
 KILLED = 2  # the round in which the ServerApp is killed
 LONGEST = 1800.0
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """Run a round, kill the ServerApp in the second, go on with that one, and kill node e in the last."""
-    folder = tmp_path_factory.mktemp("deployment")
-    run = RunFolder(folder / "run")
-    with Deployment(folder, {"OMP_NUM_THREADS": "1"}) as deployment:
-        deployment.start_superlink()
-        deployment.register(*(f"node-{level}" for level in LEVELS))
-        nodes = {
-            level: deployment.start_node(f"node-{level}", f'level="{level}" partition-id={number} num-partitions=4')
-            for number, level in enumerate(LEVELS)
-        }
-        strangers = refused(deployment)
-        killed = deployment.submit(to_flat(settings(run.path)))
-        codes = {name: process.wait(LONGEST) for name, process in strangers.items()}
-        wait_for_instruction(deployment, KILLED)
-        (server,) = deployment.numbers_of("flwr-serverapp")
-        os.kill(server, signal.SIGKILL)
-        first_round = run.history()
-        deadline = max(3 * first_round[-1].seconds, 15.0)
-        going_on = {"run.resume": True, "engine.timeout": deadline}
-        last = deployment.submit({**to_flat(settings(run.path)), **going_on})
-        wait_for_instruction(deployment, ROUNDS + 1)  # round 2 had two
-        kill(nodes["e"])
-        status = deployment.wait_for_end(last, LONGEST)
-        before = status_of(killed, deployment.environment)
-        logs = {name: deployment.log(name) for name in strangers}
-    return Ended(run, first_round, before, status, codes, logs, deadline)
+QUICK: Mapping[str, Flat] = {  # what the page's run leaves to the defaults, which are slower
+    "model.name": "mlp",
+    "model.hidden": "32",
+    "train.epochs": 3,
+    "engine.name": "plain",  # the same bits everywhere
+    "evaluate.every": 0,
+    "sample.wait": LONGEST,
+    "engine.timeout": LONGEST,
+    "run.callbacks": "",
+}
+SPELLINGS = [
+    "/v1/control/list-runs",
+    "/v1/fleet/../control/list-runs",
+    "/v1/fleet/%2e%2e/control/list-runs",
+    "/v1/fleet/..%2fcontrol/list-runs",
+    "//v1/control/list-runs",
+    "/v1/control/list-runs?/v1/fleet/",
+    "/v1/runtime/acquire-task",
+    "/openapi.json",
+    "/health",
+]
 
 
 @dataclass(frozen=True)
@@ -63,80 +68,186 @@ class Ended:
     """What is left of it all."""
 
     run: RunFolder
+    config: Mapping[str, object]  # of the run, as the page and this test have it
     first_round: list[RoundRecord]  # the history when the ServerApp was killed
-    killed: tuple[str, str]
-    resumed: tuple[str, str]
+    statuses: Mapping[str, str]  # of the runs, by their number
+    numbers: list[str]  # of the two runs, in their order
     codes: dict[str, int]
     logs: dict[str, str]
     deadline: float
+    answers: Mapping[str, int]  # to requests through the open port
+    left: list[str]  # of the page's commands
 
 
-def settings(folder: Path):
-    return from_flat(
-        {
-            "num-rounds": ROUNDS,
-            "assignment": "fix",
-            "model.name": "mlp",
-            "model.hidden": "32",
-            "train.epochs": 3,
-            "engine.name": "plain",  # the same bits everywhere
-            "evaluate.every": 0,
-            "sample.min-nodes": len(LEVELS),
-            "sample.wait": LONGEST,
-            "run.callbacks": "",
-            "run.dir": str(folder),
-            "engine.timeout": LONGEST,
+class Follower(Processes):
+    """Does what the page says, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {"OMP_NUM_THREADS": "1"})
+        self.page = HowTo(folder)
+
+    def do(self, beginning: str) -> str:
+        """Run the page's next command that begins so, to its end; return what it prints."""
+        command = self.page.take(beginning)
+        done = subprocess.run(
+            ["bash", "-c", command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self.environment,
+            cwd=self.folder,
+            timeout=LONGEST,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def start(self, command: str, log: str, folder: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a command, which goes on."""
+        return self.popen(["bash", "-c", f"exec {command}"], log, folder or self.folder, **variables)
+
+    def start_node(self, name: str, command: str) -> subprocess.Popen[bytes]:
+        """Start a node with its key and the authority in a folder of its own; several on a machine need a port each."""
+        own = self.folder / f"on-{name}"
+        own.mkdir()
+        for file in ("ca.crt", name):
+            shutil.copy(self.folder / "keys" / file, own)
+        return self.start(f"{command} --port {free_port()}", name, own, FLWR_HOME=str(own / "home"))
+
+    def prepare(self) -> dict[str, subprocess.Popen[bytes]]:
+        """Follow the page until nodes run, and return these."""
+        self.environment["NO_PROXY"] += f",{ADDRESS}"
+        (self.folder / "heterofl-flwr").symlink_to(ROOT)
+        self.do("heterofl keys")
+        superlink = self.start(self.page.take("flower-superlink"), "superlink")
+        self.wait_for_superlink(superlink, self.page.port, self.folder / "keys" / "ca.crt")
+        self.do("sed")
+        config = self.folder / "nginx.conf"
+        config.write_text(self.page.here(config.read_text(encoding="utf-8")), encoding="utf-8")
+        proxy = self.page.take("nginx")
+        if NGINX:
+            self.start(proxy, "nginx")
+        (self.home / "config.toml").write_text(self.page.files["~/.flwr/config.toml"], encoding="utf-8")
+        for name in ("phone", "camera"):
+            self.do(f"flwr supernode register keys/{name}.pub")
+        nodes = [self.page.take("flower-supernode") for _ in LEVELS]
+        self.strange_node = nodes[0].replace(" phone ", " stranger ")
+        return {name: self.start_node(name, node) for name, node in zip(("phone", "camera"), nodes, strict=True)}
+
+    def start_strangers(self) -> dict[str, subprocess.Popen[bytes]]:
+        """Start a node whose key nobody registered, one that does not speak TLS, and someone who would submit a run."""
+        write_node_key(self.folder / "keys", "stranger")
+        address = self.page.open_address
+        plain = f"flower-supernode --insecure --max-retries=1 --superlink {address} --port {free_port()}"
+        started = {
+            "stranger": self.start_node("stranger", self.strange_node),
+            "plain": self.start(plain, "plain", FLWR_HOME=str(self.folder / "plain")),
         }
-    )
+        if NGINX:
+            home = self.folder / "of-stranger"
+            home.mkdir()
+            config = self.page.files["~/.flwr/config.toml"].replace(f"localhost:{self.page.port}", address)
+            (home / "config.toml").write_text(config, encoding="utf-8")
+            for number, words in enumerate(
+                ("supernode register keys/stranger.pub lab --name stranger", "ls lab", "run heterofl-flwr lab")
+            ):
+                started[f"flwr-{number}"] = self.start(f"flwr {words}", f"flwr-{number}", FLWR_HOME=str(home))
+        return started
+
+    def submit(self, command: str, log: str, config: Mapping[str, object]) -> subprocess.Popen[bytes]:
+        """Submit the page's run with these settings."""
+        (self.folder / "first.toml").write_text(to_toml(config), encoding="utf-8")
+        process = self.start(command, log)
+        self.wait_for(lambda: process.poll() is not None or self.number_of(log), "the number of a run", LONGEST)
+        assert self.number_of(log), self.log(log)
+        return process
+
+    def number_of(self, log: str) -> str | None:
+        """Return the number of a run that was submitted."""
+        match = re.search(r"Successfully started run (\d+)", self.log(log))
+        return match[1] if match else None
+
+    def wait_for_instruction(self, number: int) -> None:
+        """Wait until the phone has so many instructions to train."""
+        received = re.compile("Receiving: train message")
+        self.wait_for(lambda: len(received.findall(self.log("phone"))) >= number, "an instruction", LONGEST)
+
+    def answer(self, path: str) -> int:
+        """Return the status of the answer to a request through the open port, its path as it is written here."""
+        host, _, port = self.page.open_address.partition(":")
+        context = ssl.create_default_context(cafile=self.folder / "keys" / "ca.crt")
+        connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=60)
+        try:
+            connection.request("POST", path, headers={"content-type": "application/protobuf"})
+            return connection.getresponse().status
+        finally:
+            connection.close()
 
 
-def refused(deployment: Deployment):
-    """Start a node with a key that nobody registered, and one that does not speak TLS."""
-    key = deployment.make_key("stranger")
-    proof = [f"--root-certificates={deployment.keys}/ca.crt", f"--auth-supernode-private-key={key}"]
-    return {
-        "stranger": deployment.start_node("stranger", "partition-id=4", proof),
-        "plain": deployment.start_node("plain", "partition-id=5", ["--insecure", "--max-retries=1"]),
-    }
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Run a round, kill the ServerApp in the second, go on with that one, and kill the phone in the last."""
+    folder = tmp_path_factory.mktemp("deployment")
+    run = RunFolder(folder / "run")
+    with Follower(folder) as follower:
+        nodes = follower.prepare()
+        command = follower.page.take("flwr run")
+        config = {**flatten(tomllib.loads(follower.page.files["first.toml"])), **QUICK}
+        follower.submit(command, "killed", config)
+        strangers = follower.start_strangers()
+        answers = {path: follower.answer(path) for path in (*SPELLINGS, "/v1/fleet/pull-messages")} if NGINX else {}
+        codes = {name: process.wait(LONGEST) for name, process in strangers.items()}
+        follower.wait_for_instruction(KILLED)
+        (server,) = follower.numbers_of("flwr-serverapp")
+        os.kill(server, signal.SIGKILL)
+        first_round = run.history()
+        deadline = max(3 * first_round[-1].seconds, 15.0)
+        resumed = follower.submit(command, "resumed", {**config, "run.resume": True, "engine.timeout": deadline})
+        follower.wait_for_instruction(ROUNDS + 1)  # round 2 had two
+        kill(nodes["phone"])
+        resumed.wait(LONGEST)
+        runs = json.loads(follower.do("flwr ls"))["runs"]
+        statuses = {str(one["run-id"]): str(one["status"]) for one in runs}
+        numbers = [str(follower.number_of(log)) for log in ("killed", "resumed")]
+        logs = {name: follower.log(name) for name in (*strangers, "superlink")}
+    return Ended(run, config, first_round, statuses, numbers, codes, logs, deadline, answers, follower.page.commands)
 
 
-def wait_for_instruction(deployment: Deployment, number: int) -> None:
-    """Wait until node e has so many instructions to train."""
-    received = re.compile("Receiving: train message")
-    deployment.wait_for(lambda: len(received.findall(deployment.log("node-e"))) >= number, "an instruction", LONGEST)
-
-
-class WithoutNodeE(LocalGrid):
-    """The nodes in this process; the reply of the last to the last round's instruction never comes."""
+class WithoutThePhone(LocalGrid):
+    """The nodes in this process; the reply of the first to the last round's instruction never comes."""
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
         replies = super().send_and_receive(messages, timeout=timeout)
-        *_, last = self.get_node_ids()
+        phone, *_ = self.get_node_ids()
         config = messages[0].content["config"]
         if messages[0].metadata.message_type != "train" or config["server-round"] != ROUNDS:
             return replies
-        return [reply for reply in replies if reply.metadata.src_node_id != last]
+        return [reply for reply in replies if reply.metadata.src_node_id != phone]
+
+
+def test_every_command_of_the_page_was_run(ended):
+    assert ended.left == []
 
 
 def test_the_run_completes_though_its_server_and_a_node_die(ended):
-    assert ended.killed[0] != "finished:completed"
-    assert ended.resumed[0] == "finished:completed", ended.resumed
+    killed, resumed = (ended.statuses[number] for number in ended.numbers)
+    assert killed != "finished:completed"
+    assert resumed == "finished:completed"
     assert [record.server_round for record in ended.first_round] == [1]
     history = ended.run.history()
     assert [record.rates for record in history] == [dict(enumerate(LEVELS.values()))] * ROUNDS
     *whole, last = [record.failures for record in history]
     assert whole == [{}, {}]
     # On a slow machine Flower notices the end of a node before the deadline.
-    assert list(last) == [3]
-    assert re.match("no reply in time|error 5: .*Node Unavailable", last[3])
+    assert list(last) == [0]
+    assert re.match("no reply in time|error 5: .*Node Unavailable", last[0])
 
 
 def test_the_model_is_that_of_a_run_whose_server_was_not_killed(ended, tmp_path):
-    config = to_flat(settings(tmp_path / "whole"))
+    config = {**ended.config, "run.dir": str(tmp_path / "whole")}
     levels = [{"level": level} for level in LEVELS]
     client = "heterofl_flwr.app.client_app:app"
-    with WithoutNodeE(client, len(LEVELS), run_config=config, node_config=levels.__getitem__) as grid:
+    with WithoutThePhone(client, len(LEVELS), run_config=config, node_config=levels.__getitem__) as grid:
         server_app.run(grid, Task(from_flat(config)))
     for level in LEVELS:
         ours, whole = (
@@ -167,3 +278,19 @@ def test_a_node_that_nobody_registered_is_refused(ended):
 def test_a_node_that_does_not_speak_tls_is_refused(ended):
     assert ended.codes["plain"] != 0
     assert "Receiving" not in ended.logs["plain"]
+
+
+@needs_nginx
+def test_a_stranger_with_the_authoritys_certificate_registers_lists_and_submits_nothing(ended):
+    calls = [name for name in ended.codes if name.startswith("flwr-")]
+    assert len(calls) == 3
+    assert all(ended.codes[name] != 0 and "403" in ended.logs[name] for name in calls), ended.logs
+    assert sorted(ended.statuses) == sorted(ended.numbers)
+    assert ended.logs["superlink"].count("Created node_id") == len(LEVELS)
+
+
+@needs_nginx
+def test_the_open_port_lets_through_the_paths_of_nodes_alone(ended):
+    expected = dict.fromkeys(SPELLINGS, 403)
+    assert {path: ended.answers[path] for path in SPELLINGS} == expected
+    assert ended.answers["/v1/fleet/pull-messages"] == 401  # the SuperLink's own answer to who signs nothing

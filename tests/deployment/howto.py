@@ -1,0 +1,61 @@
+"""The commands and files of the page on deployment, and what has to differ where all machines are one."""
+
+import re
+import shutil
+from pathlib import Path
+
+from heterofl_flwr.app.launch.superlink import free_port
+from tests.docs.pages import DOCS, blocks
+
+PAGE = DOCS / "howto" / "deployment.md"
+END = "## All of it in containers"
+NGINX = shutil.which("nginx")
+ADDRESS = "127.0.0.2"  # as the open one; the certificate has it by --host alone
+_FILE = re.compile(r"# (?P<name>\S+\.toml)\n")
+
+
+class HowTo:
+    """Hands out the page's commands, each once, and its files, ready to be used in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self._open_port = folder, free_port(), free_port()
+        end = PAGE.read_text(encoding="utf-8").splitlines().index(END)
+        shown = [block for block in blocks(PAGE, "bash", "toml") if block.line < end and not block.skipped]
+        self.files = {match["name"]: self.here(block.code) for block in shown if (match := _FILE.match(block.code))}
+        self.commands = [
+            self.here(command)
+            for block in shown
+            if block.language == "bash"
+            for command in block.code.replace("\\\n", " ").splitlines()
+        ]
+
+    @property
+    def open_address(self) -> str:
+        """Where nodes, and strangers, reach the SuperLink: without nginx, where all do."""
+        return f"{ADDRESS}:{self._open_port}" if NGINX else f"127.0.0.1:{self.port}"
+
+    def here(self, text: str) -> str:
+        """Return a part of the page with this machine's names, ports and folders: all that differs from the page."""
+        temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        differs = {
+            "superlink.example.org:8443": self.open_address,
+            "superlink.example.org": ADDRESS,
+            "listen 8443": f"listen {self.open_address}",
+            "--port 8000": f"--port {self.port}",
+            "localhost:8000": f"localhost:{self.port}",
+            "127.0.0.1:8000": f"127.0.0.1:{self.port}",
+            "/home/me": str(self.folder),
+            "/runs/first": str(self.folder / "run"),
+            # What nginx writes lies in folders of the system's, which not every user can write to.
+            "http {": "http {" + "".join(f"{name}_temp_path {self.folder}/{name};" for name in temporary),
+            "daemon off;": f"daemon off; master_process off; pid {self.folder}/nginx.pid;",
+        }
+        for theirs, ours in differs.items():
+            text = text.replace(theirs, ours)
+        return text
+
+    def take(self, beginning: str) -> str:
+        """Return the next command that begins so; it is not handed out again."""
+        command = next(command for command in self.commands if command.startswith(beginning))
+        self.commands.remove(command)
+        return command
