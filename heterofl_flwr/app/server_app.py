@@ -66,10 +66,10 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     start = _start(folder, settings)
     strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
     strategy.federation.velocity = dict(start.velocity)
-    if folder is not None and start.first_round > 1:
-        records = before(folder.history(), start.first_round)
-        strategy.tally = Tally.of(records)
-        strategy.spent.resume(records[-1].privacy)
+    if folder is not None:
+        strategy.spent.keep_in(folder)
+        if start.first_round > 1:
+            strategy.tally = Tally.of(before(folder.history(), start.first_round))
     strategy.start(
         Windowed(grid, settings.engine.window) if settings.engine.window else grid,
         initial_arrays=start.arrays,

@@ -3,18 +3,27 @@
 A mean over the clients that held an entry moves by up to C/m where one of m clients changes by up to C, so the noise on
 it is that on the sum, divided by m: entries that few hold get more. An entry that nobody held is not released anew, and
 gets none.
+
+What is summed are whole numbers of steps of a grid, in double precision, which adds them exactly. A client's change is
+shortened first and rounded towards zero then, so rounding makes no change longer than C, and the sum moves by no more
+than C in truth and not only up to rounding. Discrete Gaussian noise on the sum is a whole number of steps as well.
+Whatever follows, down to rounding to the model's precision, sees only what may be known.
 """
 
-import secrets
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from heterofl_flwr.core.gaussian import BLOCK, Keystream, draw
 from heterofl_flwr.core.reply import norm_between
 
+Name = TypeVar("Name", bound=Hashable)
+
 _ROUNDING = 1 - 1e-6
-"""So that rounding to single precision does not lift a clipped change above its bound."""
+"""So that the rounding of the norm and of the shortened change does not lift it above its bound."""
 
 
 @torch.no_grad()
@@ -28,33 +37,59 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 
 @torch.no_grad()
-def noised(
-    mean: Mapping[str, Tensor], held: Mapping[str, Tensor], deviation: float, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Return a counting mean with noise.
+def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
+    """Return a vector in whole steps of the grid, with an L2 norm of at most ``clip``.
 
     Parameters
     ----------
+    vector : Mapping[Name, Tensor]
+        Its parts, in double precision.
+    clip : float
+        L2 norm to which the vector is shortened, if it is longer.
+    step : float
+        Distance of two points of the grid.
+    """
+    length = math.hypot(*(own.norm().item() for own in vector.values()))
+    share = min(1.0, _ROUNDING * clip / length) if length else 1.0
+    return {name: (own * share / step).trunc_() for name, own in vector.items()}
+
+
+@torch.no_grad()
+def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
+    """Return a sum of ``in_steps``, with noise of standard deviation ``DEVIATION`` steps, and no longer in steps."""
+    return (total + draw(stream, total.shape).to(total.device)).mul_(step)
+
+
+@torch.no_grad()
+def released(
+    old: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor],
+    held: Mapping[str, Tensor],
+    step: float,
+    stream: Keystream | None = None,
+) -> dict[str, Tensor]:
+    """Return the global state after a round, with noise.
+
+    Parameters
+    ----------
+    old : Mapping[str, Tensor]
+        The global state before the round.
     mean : Mapping[str, Tensor]
-        As ``Aggregator.result`` gives it.
+        The counting mean of the clients' changes in steps of the grid, in double precision.
     held : Mapping[str, Tensor]
         How many clients held each entry, as ``Aggregator.held`` gives it.
-    deviation : float
-        Standard deviation of the noise on a sum.
-    generator : torch.Generator
-        Where the noise comes from; see ``secret_generator``.
+    step : float
+        Distance of two points of the grid.
+    stream : Keystream | None
+        Where the noise comes from, for tests alone; by default a fresh one, whose key is forgotten.
     """
-    new = {}
-    for name, own in mean.items():
-        draw = torch.randn(own.shape, generator=generator, dtype=torch.float64).to(own.device)
-        scale = torch.where(held[name] > 0, deviation / held[name].double().clamp(min=1), 0.0)
-        new[name] = own + (draw * scale).to(own.dtype)
+    stream = stream or Keystream()
+    new = {name: own.clone(memory_format=torch.contiguous_format) for name, own in old.items()}
+    for name, own in new.items():
+        parts = (values.reshape(-1).split(BLOCK) for values in (own, mean[name], held[name]))
+        for entries, means, clients in zip(*parts, strict=True):
+            # Dividing rounded the means, by far less than would lead to another whole sum.
+            total = (means * clients).round_()
+            change = noised(total, step, stream).div_(clients.clamp(min=1))
+            entries.copy_(torch.where(clients > 0, entries + change, entries))
     return new
-
-
-def secret_generator() -> torch.Generator:
-    """Return a generator that nobody can repeat.
-
-    The seed of a run is known to its clients. Whoever could draw the noise again could take it away.
-    """
-    return torch.Generator().manual_seed(secrets.randbits(63))

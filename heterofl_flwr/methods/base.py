@@ -145,16 +145,21 @@ class HeteroFLBase(Evaluating):
             raise ConfigError("privacy: noise fits a mean in which each client counts once; expected weights='equal'")
         self.labels = one_of("labels", labels, LabelRule)
         self.limits = limits or Limits()
+        if self.federation.privacy.noise and self.limits.norm_bound:
+            raise ConfigError(
+                "privacy: with noise a longer change is shortened, as a refusal would show who sent it; expected "
+                "limits.norm_bound=0 (server.norm-bound)"
+            )
         self.evaluation = evaluation or Evaluation()
         self.callbacks = tuple(callbacks)
         self.devices = devices
+        self.spent = Spent(self.federation.privacy)  # of all runs: what was given away stays so
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Forget what rounds left behind."""
         self.moments: dict[float, Moments] = {}
         self.tally = Tally()
-        self.spent = Spent(self.federation.privacy, self.fraction_train, self.fraction_evaluate)
         self.log = RoundLog()
         self._rates: dict[int, float] = {}
         self._plans: dict[int, Plan] = {}
@@ -293,7 +298,7 @@ class HeteroFLBase(Evaluating):
                 f"expected at least {self._simulation.least}{''.join(faults[:3])}"
             )
         new = self._round.close()
-        self.spent.releases[TRAINING] += 1
+        self.spent.add(TRAINING)
         self.log.privacy = self.spent.facts()
         self._round = None
         self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in self._answers.items()])

@@ -91,7 +91,7 @@ class Evaluating:
         """Return moments as clients may know them: with noise, where there is any, which is accounted for."""
         if not self.federation.privacy.noise or not moments:
             return moments
-        self.spent.releases[MOMENTS] += len(moments)
+        self.spent.add(MOMENTS, len(moments))
         self.log.privacy = self.spent.facts()
         return noise_moments(moments, self.federation.privacy)
 

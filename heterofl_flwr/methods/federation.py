@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregate import Aggregator
@@ -19,7 +20,7 @@ from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.infer import LabelRule, trained_rows
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.noise import clipped, noised, secret_generator
+from heterofl_flwr.core.noise import clipped, in_steps, released
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply import check_reply
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
@@ -211,7 +212,7 @@ class Federation:
             check_layers(own, self.norms(rate))
             check_possible(own)
         if self.privacy.noise:
-            found = {rate: clip_moments(own, self.privacy.moments_clip) for rate, own in found.items()}
+            found = {rate: clip_moments(own, self.privacy) for rate, own in found.items()}
         merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
 
     def norms(self, rate: float) -> Mapping[str, int]:
@@ -240,8 +241,11 @@ class Round:
         self._federation = federation
         self._state = state
         self._labels = labels
+        self._step = federation.privacy.step
+        # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
+        zeros = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
         self._aggregator = Aggregator(
-            state,
+            zeros if self._step else state,
             federation.rows,
             extra_rows=federation.fidelity.extra_rows == "fixed",
             largest=LARGEST_ENTRY,
@@ -268,9 +272,14 @@ class Round:
             labels = self._trained(plan, sub, weight)
         clip = self._federation.privacy.clip
         if clip:
-            check_reply(self._state, plan, sub, weight)
-            sub = clipped(plan.extract(self._state), sub, clip)
+            check_reply(self._state, plan, sub, weight, LARGEST_ENTRY)
+            sub = self._shortened(plan.extract(self._state), sub, clip)
         self._aggregator.add(plan, sub, labels=labels, weight=weight)
+
+    def _shortened(self, before: State, after: Mapping[str, Tensor], clip: float) -> State:
+        if not self._step:
+            return clipped(before, after, clip)
+        return in_steps({name: own.double() - before[name] for name, own in after.items()}, clip, self._step)
 
     def _trained(self, plan: Plan, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
         """Return the classes whose rows a client trained; None where its slice has none, or only some."""
@@ -282,10 +291,9 @@ class Round:
 
     def close(self) -> State:
         """Return the global state after the round."""
-        privacy = self._federation.privacy
-        held = self._aggregator.held() if privacy.noise else {}
+        held = self._aggregator.held() if self._step else {}
         new = self._aggregator.result()
-        if privacy.noise:
-            new = noised(new, held, privacy.noise * privacy.clip, secret_generator())
+        if self._step:
+            new = released(self._state, new, held, self._step)
         momentum = self._federation.server_momentum
         return moved(self._state, new, self._federation.velocity, momentum) if momentum else new

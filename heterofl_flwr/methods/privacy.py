@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import Protocol
 
 from heterofl_flwr.core.accountant import divergences, epsilon
-from heterofl_flwr.core.noise import secret_generator
+from heterofl_flwr.core.gaussian import DEVIATION, Keystream
+from heterofl_flwr.core.noise import in_steps, noised
 from heterofl_flwr.errors import check_fields
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 
-TRAINING, MOMENTS = "training-releases", "moments-releases"
+KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,26 @@ class Privacy:
             "privacy: ",
         )
 
+    @property
+    def step(self) -> float:
+        """Distance of two points of the grid on which changes are summed; 0 where there is no noise."""
+        return self.noise * self.clip / DEVIATION
+
+    @property
+    def moments_step(self) -> float:
+        """The same for moments."""
+        return self.noise * self.moments_clip / DEVIATION
+
+
+class Ledger(Protocol):
+    """Where the number of releases is kept so that it outlives the run; a ``RunFolder`` is one."""
+
+    def releases(self) -> Mapping[str, float]:
+        """Return the releases so far, by kind."""
+
+    def write_releases(self, releases: Mapping[str, int]) -> None:
+        """Keep the releases so far; they are on the disk when this returns."""
+
 
 class Spent:
     """What a run has given away.
@@ -58,72 +78,65 @@ class Spent:
     ----------
     privacy : Privacy
         What protects it.
-    fraction_train, fraction_evaluate : float
-        The share of the clients that take part in a round, and in an evaluation.
     """
 
-    def __init__(self, privacy: Privacy, fraction_train: float, fraction_evaluate: float) -> None:
+    def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
-        self._rates = {TRAINING: fraction_train, MOMENTS: fraction_evaluate}
-        self.releases = {TRAINING: 0, MOMENTS: 0}
+        self._ledger: Ledger | None = None
+        self.releases = dict.fromkeys(KINDS, 0)
 
-    def resume(self, known: Mapping[str, float]) -> None:
-        """Go on from what a record says."""
-        self.releases = {kind: int(known.get(kind, 0)) for kind in self.releases}
+    def keep_in(self, ledger: Ledger) -> None:
+        """Go on from the releases that a ledger knows, and write each there before anybody gets it.
+
+        A run that is cut off and resumed repeats rounds with new noise. What it released before counts as well.
+        """
+        known = ledger.releases()
+        self.releases = {kind: max(own, int(known.get(kind, 0))) for kind, own in self.releases.items()}
+        self._ledger = ledger
+
+    def add(self, kind: str, number: int = 1) -> None:
+        """Count releases, before anybody gets them; nothing is counted where there is no noise."""
+        if not self._privacy.noise:
+            return
+        self.releases[kind] += number
+        if self._ledger:
+            self._ledger.write_releases(self.releases)
 
     def facts(self) -> dict[str, float]:
-        """Return the releases so far and their epsilon; nothing where there is no noise.
-
-        ``epsilon`` holds however clients are drawn. ``epsilon-sampled`` counts on chance: that each takes part
-        independently, with the probability of its share.
-        """
+        """Return the releases so far and their epsilon; nothing where there is no noise."""
         if not self._privacy.noise:
             return {}
+        number = sum(self.releases.values())
         return {
-            "epsilon": self._epsilon(sampled=False),
-            "epsilon-sampled": self._epsilon(sampled=True),
+            "epsilon": epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0,
             "delta": self._privacy.delta,
-            **{kind: float(number) for kind, number in self.releases.items()},
+            **{kind: float(own) for kind, own in self.releases.items()},
         }
 
-    def _epsilon(self, *, sampled: bool) -> float:
-        if not any(self.releases.values()):
-            return 0.0
-        kinds = [
-            [times * own for own in divergences(self._privacy.noise, self._rates[kind] if sampled else 1.0)]
-            for kind, times in self.releases.items()
-        ]
-        return epsilon([math.fsum(own) for own in zip(*kinds, strict=True)], self._privacy.delta)
 
+def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
+    """Return a client's moments as one shortened vector of means and second moments; each client then counts once.
 
-def clip_moments(moments: Moments, clip: float) -> Moments:
-    """Return a client's moments as one vector of means and second moments, shortened; each client then counts once."""
+    They are in steps of the grid, as ``noise_moments`` expects their sums.
+    """
     counted = {name: layer for name, layer in moments.layers.items() if layer.count}
-    parts = {name: (layer.first / layer.count, layer.second / layer.count) for name, layer in counted.items()}
-    length = math.hypot(*(part.norm().item() for own in parts.values() for part in own))
-    share = min(1.0, clip / length) if length else 1.0
-    shortened = {name: LayerMoments(1, first * share, second * share) for name, (first, second) in parts.items()}
-    return Moments(moments.kind, {**moments.layers, **shortened})
+    vector = {("first", name): layer.first / layer.count for name, layer in counted.items()}
+    vector |= {("second", name): layer.second / layer.count for name, layer in counted.items()}
+    short = in_steps(vector, privacy.moments_clip, privacy.moments_step)
+    layers = {name: LayerMoments(1, short["first", name], short["second", name]) for name in counted}
+    return Moments(moments.kind, {**moments.layers, **layers})
 
 
 def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
-    """Return clipped moments of several clients with noise on their sums."""
-    deviation = privacy.noise * privacy.moments_clip
-    generator = secret_generator()
+    """Return the sums of several clients' clipped moments with noise on them, and no longer in steps."""
+    stream = Keystream()
 
-    def draw(own: torch.Tensor) -> torch.Tensor:
-        return own + deviation * torch.randn(own.shape, generator=generator, dtype=torch.float64)
+    def released(layer: LayerMoments) -> LayerMoments:
+        first, second = (noised(own, privacy.moments_step, stream) for own in (layer.first, layer.second))
+        # A variance cannot be negative: what noise says below 0 is no news to anybody.
+        return LayerMoments(layer.count, first, second.clamp(min=1e-5 * layer.count))
 
-    # A variance cannot be negative: what noise says below 0 is no news to anybody.
     return {
-        rate: Moments(
-            own.kind,
-            {
-                name: LayerMoments(layer.count, draw(layer.first), draw(layer.second).clamp(min=1e-5 * layer.count))
-                if layer.count
-                else layer
-                for name, layer in own.layers.items()
-            },
-        )
+        rate: Moments(own.kind, {name: released(layer) if layer.count else layer for name, layer in own.layers.items()})
         for rate, own in merged.items()
     }

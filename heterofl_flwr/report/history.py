@@ -57,7 +57,8 @@ def record_of(values: Mapping[str, Any]) -> RoundRecord:
         evaluate=_floats(values.get("evaluate", {})),
         evaluate_by_level={level: _floats(own) for level, own in values.get("evaluate_by_level", {}).items()},
         evaluate_failures=_reasons(values.get("evaluate_failures", {})),
-        privacy=_floats(values.get("privacy", {})),
+        # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
+        privacy=_floats({name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}),
         bytes_down=int(values.get("bytes_down", 0)),
         bytes_up=int(values.get("bytes_up", 0)),
         simulated_seconds=float(values.get("simulated_seconds", 0)),

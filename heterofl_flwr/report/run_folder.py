@@ -12,6 +12,7 @@ from typing import Any
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.callbacks import RoundRecord, State
+from heterofl_flwr.methods.privacy import KINDS
 from heterofl_flwr.report import checkpoint as checkpoints
 from heterofl_flwr.report import history
 from heterofl_flwr.report.checkpoint import Checkpoint, pack
@@ -30,6 +31,7 @@ class RunFolder:
     ``settings.json``   the run's settings, how it was started, and what its models cost
     ``history.jsonl``   one ``RoundRecord`` a line
     ``checkpoint/``     the last two checkpoints
+    ``privacy.json``    where noise is added, how often models and moments were released, those of repeated rounds too
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        what ``heterofl export`` made of the models
@@ -56,6 +58,7 @@ class RunFolder:
         self._history = self.path / "history.jsonl"
         self._checkpoints = self.path / "checkpoint"
         self._deal = self.path / "deal.csv"
+        self._privacy = self.path / "privacy.json"
 
     def held(self) -> AbstractContextManager[None]:
         """Keep other processes from running in the folder; ``ConfigError`` where one does."""
@@ -143,6 +146,26 @@ class RunFolder:
     def history(self) -> list[RoundRecord]:
         """Return the records of all rounds."""
         return history.read(self._history)
+
+    def releases(self) -> dict[str, float]:
+        """Return how often something was released with noise, by kind; at least as often as the history knows."""
+        known = [{name: value for name, value in record.privacy.items() if name in KINDS} for record in self.history()]
+        if self._privacy.exists():
+            known.append(self._read_releases())
+        return {kind: max(own.get(kind, 0) for own in known) for kind in KINDS} if known else {}
+
+    def write_releases(self, releases: Mapping[str, int]) -> None:
+        """Keep how often something was released with noise; ``rewind`` does not forget it."""
+        write_atomic(self._privacy, _text(releases))
+
+    def _read_releases(self) -> dict[str, float]:
+        try:
+            found = json.loads(self._privacy.read_text(encoding="utf-8"))
+            return {kind: float(found[kind]) for kind in KINDS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self._privacy} cannot be read, so what the run gave away is not known: {error!r}; restore it"
+            ) from error
 
     def rewind(self, last_round: int) -> None:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""

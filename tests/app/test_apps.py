@@ -10,8 +10,10 @@ from heterofl_flwr.app import node, server_app
 from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.methods import federation
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.failure import RoundError
+from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.settings import DEFAULTS, from_flat
 
@@ -91,6 +93,34 @@ def test_a_run_that_died_after_its_last_round_still_writes_its_models(tmp_path, 
         assert (tmp_path / "run" / "models" / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(ConfigError, match="has done 2 rounds"):
         run(**settings, run__resume=True)
+
+
+def test_releases_of_rounds_that_a_resumed_run_repeats_count_as_well(tmp_path, monkeypatch):
+    """Clients get the model of a repeated round with new noise: four were sent, and two accounted for."""
+    settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path), "train__labels": "none"}
+    settings |= {"privacy__clip": 1.0, "privacy__noise": 1.0}
+    shown = []
+    released, evaluate = federation.released, HeteroFL.aggregate_evaluate
+    monkeypatch.setattr(federation, "released", lambda *given: shown.append(1) or released(*given))
+
+    def run_and_die(server_round):
+        def die(strategy, number, replies):
+            if number == server_round:
+                raise KeyboardInterrupt
+            return evaluate(strategy, number, replies)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(HeteroFL, "aggregate_evaluate", die)
+            with pytest.raises(KeyboardInterrupt):
+                run(**settings)
+
+    run_and_die(1)
+    run_and_die(2)
+    (last,) = run(**settings, run__resume=True)
+    assert len(shown) == 1 + 2 + 1
+    assert last.record.privacy["training-releases"] == 4
+    assert last.record.privacy["moments-releases"] == 4
+    assert RunFolder(tmp_path).releases() == {"training-releases": 4, "moments-releases": 4}
 
 
 def test_a_folder_in_which_another_process_runs_is_refused(tmp_path):

@@ -6,21 +6,31 @@ import pytest
 import torch
 
 from heterofl_flwr.core import Aggregator, Plan
-from heterofl_flwr.core.noise import clipped, noised, secret_generator
+from heterofl_flwr.core.gaussian import DEVIATION, Keystream
+from heterofl_flwr.core.noise import clipped, in_steps, noised, released
 from heterofl_flwr.core.reply import norm_between
 
 STATE = {"w": torch.zeros(4, 4), "rows.weight": torch.zeros(3, 4)}
 WIDE, MIDDLE, NARROW = (Plan.between(STATE, {"w": (size, size), "rows.weight": (3, size)}) for size in (3, 2, 1))
+KEY = bytes(range(32))
 
 
-def aggregated():
+def aggregated(state=STATE, value=1.0):
     """Return counts by hand: 10 clients hold the first entry, 3 the second, 1 the third and nobody the fourth."""
-    aggregator = Aggregator(STATE, label_rows=["rows.weight"])
+    aggregator = Aggregator(state, label_rows=["rows.weight"])
     for plan, clients in ((WIDE, 1), (MIDDLE, 2), (NARROW, 7)):
         for _ in range(clients):
             labels = [0, 2] if plan is MIDDLE else None
-            aggregator.add(plan, {name: torch.ones(shape) for name, shape in plan.shapes.items()}, labels=labels)
+            sub = {name: torch.full(shape, value, dtype=state[name].dtype) for name, shape in plan.shapes.items()}
+            aggregator.add(plan, sub, labels=labels)
     return aggregator
+
+
+def summed(value=1.0):
+    """Return the mean in steps, and who held what."""
+    aggregator = aggregated({name: own.double() for name, own in STATE.items()}, value)
+    held = aggregator.held()
+    return aggregator.result(), held
 
 
 def test_the_aggregator_counts_who_held_each_entry_and_row():
@@ -30,15 +40,55 @@ def test_the_aggregator_counts_who_held_each_entry_and_row():
 
 
 def test_noise_on_an_entry_is_that_on_the_sum_over_the_clients_that_held_it():
-    aggregator = aggregated()
-    held, mean = aggregator.held(), aggregator.result()
+    mean, held = summed(value=1000.0)
+    step, stream = 0.6 / DEVIATION, Keystream(KEY)
+    found = [released(STATE, mean, held, step, stream) for _ in range(10000)]
+    for name in STATE:
+        draws = torch.stack([own[name] for own in found]) - 1000.0 * step * (held[name] > 0)
+        for clients in (10, 8, 3, 1):
+            own = draws[:, held[name] == clients]
+            if own.numel():
+                assert own.std().item() == pytest.approx(0.6 / clients, rel=0.02)
+                assert own.mean().item() == pytest.approx(0, abs=4 * 0.6 / clients / math.sqrt(own.numel()))
+                far = (own.abs() > 2 * 0.6 / clients).double().mean().item()
+                assert far == pytest.approx(0.0455, abs=4 * math.sqrt(0.0455 / own.numel()))
+        assert not draws[:, held[name] == 0].any()
+
+
+def test_sums_and_noise_lie_on_the_grid():
+    """So no bit of the result says how an entry was rounded on its way: see Mironov, 2012."""
+    mean, held = summed(value=3.0)
+    old = {name: own.double() for name, own in STATE.items()}
+    step = 2.0**-30
+    for name, own in released(old, mean, held, step, Keystream(KEY)).items():
+        total = (own * held[name]) / step
+        torch.testing.assert_close(total, total.round(), rtol=1e-15, atol=0)
+        assert torch.equal(noised((mean[name] * held[name]).round(), 1.0, Keystream(KEY)) % 1, torch.zeros_like(own))
+
+
+def test_a_sum_in_steps_is_exact_in_any_order():
+    vectors = [in_steps({"w": torch.randn(50).double() * scale}, 1.0, 2.0**-24 / 3) for scale in (1e-6, 1, 1e6)]
+    one, two, three = (own["w"] for own in vectors)
+    assert torch.equal((one + two) + three, one + (two + three))
+    assert torch.equal((one + two + three) - two - three, one)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.999, 1.0, 1.001, 1e6, 1e15])
+def test_rounding_never_makes_a_vector_longer_than_the_bound(scale):
+    """On the grid, nearest values would be longer by up to half a step times the root of the number of entries."""
+    step = 2.0**-10
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([noised(mean, held, 0.6, generator)["w"] - mean["w"] for _ in range(4000)])
-    for clients in (10, 3, 1):
-        own = draws[:, held["w"] == clients]
-        assert own.std().item() == pytest.approx(0.6 / clients, rel=0.03)
-        assert own.mean().item() == pytest.approx(0, abs=5 * 0.6 / clients / math.sqrt(own.numel()))
-    assert not draws[:, held["w"] == 0].any()
+    vector = {"w": torch.randn(100_000, generator=generator).double(), "b": torch.full((9,), 0.75 * step).double()}
+    length = math.hypot(*(own.norm().item() for own in vector.values()))
+    short = in_steps({name: own * scale / length for name, own in vector.items()}, 1.0, step)
+    assert all(torch.equal(own, own.round()) for own in short.values())
+    assert sum((own.long() ** 2).sum().item() for own in short.values()) <= round(step**-2)  # in whole numbers
+
+
+def test_a_short_vector_loses_less_than_a_step_of_each_entry():
+    vector = {"w": torch.tensor([0.25, -0.3, 0.0]).double()}
+    assert in_steps(vector, 1.0, 0.125)["w"].tolist() == [2, -2, 0]
+    assert in_steps({"w": torch.zeros(2).double()}, 1.0, 0.125)["w"].tolist() == [0, 0]
 
 
 def test_a_longer_change_is_shortened_and_a_shorter_one_left():
@@ -53,5 +103,6 @@ def test_a_longer_change_is_shortened_and_a_shorter_one_left():
 
 
 def test_nobody_can_draw_the_same_noise_again():
-    one, two = (torch.randn(3, generator=secret_generator()) for _ in range(2))
-    assert not torch.equal(one, two)
+    mean, held = summed()
+    one, two = (released(STATE, mean, held, 1.0) for _ in range(2))
+    assert not (one["w"] == two["w"])[held["w"] > 0].any()

@@ -66,3 +66,10 @@ def test_trimming_to_a_round_that_is_missing_is_an_error(path, records):
     with pytest.raises(ConfigError, match="ends with round 1, but the run is to go on after round 3"):
         history.trim(path, 3)
     assert history.read(path) == records[:1]
+
+
+def test_an_epsilon_that_counted_on_chance_is_not_read_back(path, record):
+    """Clients can compute who takes part, so it never held; older histories have it."""
+    old = {"epsilon": 8.0, "epsilon-sampled": 1.2, "delta": 1e-5, "training-releases": 1.0}
+    history.append(path, replace(record(1), privacy=old))
+    assert history.read(path)[0].privacy == {"epsilon": 8.0, "delta": 1e-5, "training-releases": 1.0}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -151,3 +152,19 @@ def test_a_model_is_saved_with_its_shapes(folder):
 
 def test_nested_settings_are_named_by_dots():
     assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
+
+
+def test_releases_are_not_forgotten_with_the_rounds_that_they_were_in(used, record):
+    assert used.releases() == {"training-releases": 0, "moments-releases": 0}
+    used.append(replace(record(2), privacy={"epsilon": 3.0, "training-releases": 2.0, "moments-releases": 4.0}))
+    assert used.releases() == {"training-releases": 2, "moments-releases": 4}
+    used.write_releases({"training-releases": 3, "moments-releases": 4})
+    used.rewind(1)
+    assert RunFolder(used.path).releases() == {"training-releases": 3, "moments-releases": 4}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"training-releases": 1}', '{"training-releases": null}'])
+def test_releases_that_cannot_be_read_are_not_taken_for_none(used, text):
+    (used.path / "privacy.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"privacy\.json cannot be read, so what the run gave away is not known"):
+        used.releases()
