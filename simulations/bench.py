@@ -7,7 +7,7 @@ measured. Machines are noisy: close other programs, and look at ratios, never at
 import argparse
 import sys
 
-from simulations.benchmarks import aggregate, edge, gpu, messages, round, scale, step
+from simulations.benchmarks import aggregate, edge, gpu, messages, noise, round, scale, step
 from simulations.benchmarks.machine import describe_machine
 from simulations.program import formatter, parser_of, status_of
 
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "round": round,
     "scale": scale,
     "edge": edge,
+    "noise": noise,
     "gpu": gpu,
 }
 
@@ -33,6 +34,7 @@ examples:
   python -m simulations.bench round --root data --authors HeteroFL --target 0.99 --work runs/target
   python -m simulations.bench scale --chart scale.svg
   python -m simulations.bench edge
+  python -m simulations.bench noise
   python -m simulations.bench gpu --root data --authors HeteroFL     needs a CUDA device
 """
 
