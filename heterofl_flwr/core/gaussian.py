@@ -45,9 +45,9 @@ class Keystream:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
+        own = secrets.token_bytes(32) if key is None else key
         # Each key makes one stream, so the counter can begin at 0.
-        self._cipher = Cipher(algorithms.AES256(secrets.token_bytes(32) if key is None else key), modes.CTR(bytes(16)))
-        self._encryptor = self._cipher.encryptor()
+        self._encryptor = Cipher(algorithms.AES256(own), modes.CTR(bytes(16))).encryptor()
 
     def words(self, number: int) -> Words:
         """Return the next words of 64 bits."""

@@ -136,10 +136,12 @@ def test_noise_does_not_follow_from_any_global_seed():
     assert not equal(*states)
 
 
-def test_noise_is_on_the_sum_of_shortened_changes():
+@pytest.mark.parametrize("choose", ["prefix", "rolling", "random-client"])
+def test_noise_is_on_the_sum_of_shortened_changes(choose):
     """With next to no noise, what is left is the mean of the shortened changes, down to a step of the grid."""
-    _, plain, _ = run(Privacy(clip=0.5))
-    _, noisy, _ = run(Privacy(clip=0.5, noise=1e-6))
+    options = {"mix": "a1-b1-c1", "choose": choose}
+    _, plain, _ = run(Privacy(clip=0.5), **options)
+    _, noisy, _ = run(Privacy(clip=0.5, noise=1e-6), **options)
     for name, own in plain.items():
         torch.testing.assert_close(noisy[name], own, rtol=0, atol=5e-6)
 
