@@ -1,6 +1,8 @@
 """``Relay``: hands all on to another grid, for those that change one thing of it."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
+from typing import Self
 
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -19,6 +21,12 @@ class Relay(Grid):
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+
+    def over(self, wrapped: Callable[[Grid], Grid]) -> Self:
+        """Return the same over what ``wrapped`` makes of its grid."""
+        own = copy.copy(self)
+        own._grid = wrapped(self._grid)
+        return own
 
     @property
     def run(self) -> Run:

@@ -103,6 +103,10 @@ class Exchange(HeteroFL):
             self._sent.append(message)
         return list(self._sent)
 
+    def _largest_reply(self, message: Message) -> int:
+        """Return how many bytes the reply to a message may have, posteriors among them."""
+        return super()._largest_reply(message) + 8 * math.prod(self._shape)
+
     def seed_rows(self, server_round: int) -> Sequence[int]:
         """Return which examples of the seed set a round uses, ascending."""
         draw = generator(self.federation.seed, "seed-batch", server_round)

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.guarded import guard
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
@@ -20,6 +21,12 @@ from heterofl_flwr.methods.rounds import EvaluateFn, Rounds, run_rounds
 from heterofl_flwr.methods.sending import first_replies
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms
+
+BESIDE_BYTES = 1 << 20
+"""Of a reply, for all that is not parameters: metrics, labels, moments."""
+
+NAME_BYTES = 2048
+"""Of a reply, for each parameter: its name, its shape, how Flower packs it."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +86,16 @@ class HeteroFL(HeteroFLBase, Strategy):
             evaluate_config=evaluate_config or ConfigRecord(),
             evaluate_fn=evaluate_fn,
         )
-        run_rounds(self, grid, result, rounds)
+        run_rounds(self, guard(grid, self._largest_reply), result, rounds)
         return result
+
+    def _largest_reply(self, message: Message) -> int:
+        """Return how many bytes the reply to a message may have: its sender's slice, and what is said beside it."""
+        training = message.metadata.message_type.startswith(MessageType.TRAIN)
+        own = self._plans.get(message.metadata.dst_node_id) if training else None
+        plan = own or self.federation.plan(self.federation.mix.global_rate)
+        entry = max((own.element_size() for own in self.federation.model.parameters()), default=0)
+        return plan.parameters * entry + len(plan.axes) * NAME_BYTES + BESIDE_BYTES
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,0 +1,230 @@
+"""``Guarded``: checks replies that cross a SuperLink before they are unpacked, so that no node ends or stalls a run.
+
+Flower's own grid unpacks a reply as soon as it is announced. One that is garbage ends the run there, one whose objects
+are withheld holds the round up far beyond its deadline, and a few bytes that name one chunk many times become
+gigabytes. Here each of these is an error of the node that sent it, and of no other.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content as head_of,
+)
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.grids.relay import Relay
+
+logger = logging.getLogger(__name__)
+
+LargestReply = Callable[[Message], int]
+"""From a message that is sent to the number of bytes that its reply may have."""
+
+OBJECT_BYTES = 128  # what the server keeps of an object beside its content, so that many empty ones are not for nothing
+POLL_SECONDS = 1.0
+
+
+def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
+    """Return the grid, guarded if it is the one of a SuperLink: others bring replies that this machine made."""
+    if isinstance(grid, Relay) and not isinstance(grid, Guarded):
+        return grid.over(lambda inner: guard(inner, largest_reply))
+    return Guarded(grid, largest_reply) if hasattr(type(grid), "_runtime_client") else grid
+
+
+@dataclass(slots=True)
+class _Announced:
+    """A reply that a SuperLink has announced, and what was fetched of it."""
+
+    message_id: str
+    node_id: int
+    about: str  # the message that it answers
+    missing: list[str]
+    largest: int
+    num_bytes: int
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, object_id: str, content: bytes) -> None:
+        """Keep an object, unless the reply becomes larger than it may be."""
+        self.contents[object_id] = content
+        self.weigh(len(content))
+
+    def weigh(self, num_bytes: int) -> None:
+        """Count bytes of the reply."""
+        self.num_bytes += num_bytes
+        if self.num_bytes > self.largest:
+            raise ReplyError(f"the reply has more than the {self.largest:,} bytes that it may have; none of it is read")
+
+
+class Guarded(Relay):
+    """The grid of a SuperLink, with replies that are checked before they are unpacked.
+
+    A reply is fetched object by object, which never waits for an object that is not there yet. One that is too large,
+    at first or when its chunks are put together, that cannot be read, or that says it is another node's, becomes an
+    error reply.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid in a ServerApp that a SuperLink started.
+    largest_reply : LargestReply
+        How large each reply may be.
+    """
+
+    def __init__(self, grid: Grid, largest_reply: LargestReply) -> None:
+        super().__init__(grid)
+        self._superlink: Any = grid  # the rest of what is used of it is not public
+        self._largest_reply = largest_reply
+        self._largest: dict[str, int] = {}
+        self._announced: dict[str, _Announced] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, and note how large their replies may be."""
+        messages = list(messages)
+        largest = [self._largest_reply(message) for message in messages]
+        ids = list(self._grid.push_messages(messages)) if messages else []
+        self._largest.update((id_, most) for id_, most in zip(ids, largest, strict=True) if id_)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there whole, and an error for each that cannot be used."""
+        ids = list(message_ids)
+        self._look_for([id_ for id_ in ids if id_ not in self._announced])
+        replies = []
+        for id_ in ids:
+            if id_ in self._announced and (reply := self._read(self._announced[id_])) is not None:
+                self._confirm(self._announced[id_])
+                self.cancel([id_])
+                replies.append(reply)
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return the replies that are there after ``timeout`` seconds, whatever any node does."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = [id_ for id_ in self.push_messages(messages) if id_]
+        del messages
+        replies: list[Message] = []
+        while waiting:
+            new = list(self.pull_messages(waiting))
+            replies += new
+            answered = {reply.metadata.reply_to_message_id for reply in new}
+            waiting = [id_ for id_ in waiting if id_ not in answered]
+            left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                break
+            if waiting:
+                time.sleep(min(POLL_SECONDS, left))
+        self.cancel(waiting)
+        return replies
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Forget messages, and what was fetched of their replies."""
+        for id_ in message_ids:
+            self._announced.pop(id_, None)
+            self._largest.pop(id_, None)
+
+    def _look_for(self, message_ids: Sequence[str]) -> None:
+        """Ask the SuperLink which replies have been announced; it tells each but once."""
+        if not message_ids:
+            return
+        response = self._superlink._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+            about = message.metadata.reply_to_message_id
+            objects = list(dict.fromkeys(own.object_id for own in iterate_object_tree(tree)))
+            self._announced[about] = _Announced(
+                message_id=message.metadata.message_id,
+                node_id=message.metadata.src_node_id,
+                about=about,
+                missing=objects,
+                largest=self._largest.get(about, 0),
+                num_bytes=OBJECT_BYTES * len(objects),
+            )
+
+    def _read(self, announced: _Announced) -> Message | None:
+        """Return a reply, or an error in its place; None if some of it is not there yet."""
+        try:
+            if not self._fetch(announced):
+                return None
+            return _unpack(announced)
+        except Exception as error:  # what a node can write makes json, protobuf and Flower raise almost anything
+            logger.warning("the reply of node %s cannot be used: %s", announced.node_id, error)
+            return self._error(announced, error)
+
+    def _fetch(self, announced: _Announced) -> bool:
+        """Fetch what is there of a reply, up to the first object that is not; return whether that was all."""
+        announced.weigh(0)  # their number alone may be too much
+        while announced.missing:
+            request = PullObjectRequest(
+                node=self._superlink.node, run_id=self.run.run_id, object_id=announced.missing[-1]
+            )
+            response = self._superlink._runtime_client.PullObject(request)
+            if not response.object_found:
+                raise ReplyError("the SuperLink has lost some of the reply")
+            if not response.object_available:
+                return False
+            announced.add(announced.missing.pop(), response.object_content)
+        return True
+
+    def _confirm(self, announced: _Announced) -> None:
+        """Let the SuperLink drop a reply."""
+        self._superlink._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._superlink.node, run_id=self.run.run_id, message_object_id=announced.message_id
+            )
+        )
+
+    def _error(self, announced: _Announced, error: Exception) -> Message:
+        """Return the error reply that stands for one that cannot be used."""
+        own = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
+        metadata = Metadata(
+            run_id=self.run.run_id,
+            message_id="",
+            src_node_id=own,
+            dst_node_id=own,
+            reply_to_message_id=announced.about,
+            group_id="",
+            created_at=time.time(),
+            ttl=0,
+            message_type=SYSTEM_MESSAGE_TYPE,
+        )
+        reason = f"unusable reply: {type(error).__name__}: {error}"
+        return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+
+
+def _unpack(announced: _Announced) -> Message:
+    """Return the message in a reply's objects."""
+    unpacked = sum(_array_bytes(content, announced.contents) for content in announced.contents.values())
+    if unpacked > announced.largest:
+        raise ReplyError(f"arrays of {unpacked:,} bytes in the reply, expected up to {announced.largest:,}")
+    message = inflate_object_from_contents(announced.message_id, announced.contents)
+    if not isinstance(message, Message) or not (message.has_error() or isinstance(message.content, RecordDict)):
+        raise ReplyError("the reply is no message with records")
+    own = message.metadata
+    if (own.src_node_id, own.reply_to_message_id) != (announced.node_id, announced.about):
+        raise ReplyError(
+            f"the reply says that it is node {own.src_node_id}'s to message {own.reply_to_message_id[:80]!r}; the "
+            f"SuperLink had it of node {announced.node_id}, to another"
+        )
+    own.__dict__["_message_id"] = announced.message_id  # as Flower's grid does
+    return message
+
+
+def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
+    """Return how large an array becomes when its chunks are put together: it may name one many times."""
+    kind, chunks, _ = head_of(content)
+    if kind != "Array":
+        return 0
+    places = json.loads(content.partition(HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
+    return sum(len(contents[chunks[place]]) for place in places)
