@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         reason = "the registry knows none of the packages"
     lines, audited, vulnerable = told(found)
-    print("\n".join(lines) if audited else f"dependencies were not audited: {reason}")
+    print("\n".join(lines) if audited else f"known vulnerabilities: NOT CHECKED, nothing was looked up ({reason})")
     return int(vulnerable or (not audited and "--strict" in arguments))
 
 

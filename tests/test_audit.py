@@ -26,10 +26,20 @@ def audit():
     [
         ([GOOD, UNKNOWN], True, 0, "1 of 2 packages looked up, 0 known vulnerabilities"),
         ([GOOD, BAD], False, 1, "bad 2.0: CVE-1, mended in 2.1\n2 of 2 packages looked up, 1 known vulnerabilities"),
-        ([UNKNOWN], False, 0, "dependencies were not audited: the registry knows none of the packages"),
-        ([UNKNOWN], True, 1, "dependencies were not audited: the registry knows none of the packages"),
-        (None, False, 0, "dependencies were not audited: no network"),
-        (None, True, 1, "dependencies were not audited: no network"),
+        (
+            [UNKNOWN],
+            False,
+            0,
+            "known vulnerabilities: NOT CHECKED, nothing was looked up (the registry knows none of the packages)",
+        ),
+        (
+            [UNKNOWN],
+            True,
+            1,
+            "known vulnerabilities: NOT CHECKED, nothing was looked up (the registry knows none of the packages)",
+        ),
+        (None, False, 0, "known vulnerabilities: NOT CHECKED, nothing was looked up (no network)"),
+        (None, True, 1, "known vulnerabilities: NOT CHECKED, nothing was looked up (no network)"),
     ],
 )
 def test_it_says_what_it_found(audit, monkeypatch, capsys, dependencies, strict, code, said):

@@ -95,7 +95,8 @@ def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
             continue
         try:
             return _read(path)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        # RecursionError: brackets in brackets in brackets, which no writer of ours leaves.
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, ConfigError):
                 raise
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)

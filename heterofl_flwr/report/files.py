@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +19,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     HeteroFLError
         If the file cannot be written, for example because the disk is full. What was there before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open(temporary, "xb", opener=_no_link) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -40,7 +41,7 @@ def append_line(path: Path, line: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         # Without a buffer, nothing is left to be written when the file is closed after a failure.
-        with path.open("ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=_no_link) as file:
             size = file.tell()
             try:
                 _write_all(file.fileno(), f"{line}\n".encode())
@@ -75,6 +76,11 @@ def _plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but not what a link of its name leads to: who may write into a folder could plant one."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -26,7 +26,7 @@ def read(path: Path) -> list[RoundRecord]:
     for number, line in enumerate(lines, 1):
         try:
             records.append(record_of(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if number < len(lines):
                 raise ConfigError(f"{path}, line {number} is no record of a round: {error!r}") from error
             log.warning("%s ends with an incomplete line, which is ignored", path)

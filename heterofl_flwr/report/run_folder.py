@@ -171,7 +171,9 @@ class RunFolder:
         """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
         history.trim(self._history, last_round)
         checkpoints.drop_after(self._checkpoints, last_round)
-        kept = [states_in(client) for client in self.clients.glob("*")]
+        # What links lead to is not of this run. Later states do no harm: a client takes the last one before its round.
+        folders = [] if self.clients.is_symlink() else [own for own in self.clients.glob("*") if not own.is_symlink()]
+        kept = [states_in(client) for client in folders]
         for path in [path for states in kept for number, path in states.items() if number > last_round]:
             remove(path)
 
@@ -227,7 +229,7 @@ class RunFolder:
         try:
             found = json.loads(self._settings.read_text(encoding="utf-8"))
             return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{self._settings} cannot be read: {error!r}; remove the folder or restore it") from error
 
     def _write(self, content: Mapping[str, object]) -> None:

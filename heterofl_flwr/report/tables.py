@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import text
@@ -25,23 +26,22 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
     costs : ModelCosts | None
         What the models cost, if it is known.
     """
-    parts: list[Table | str] = [_levels(records, costs)]
+    parts: list[Table | Text] = [_levels(records, costs)]
     if scores(records):
         parts.append(_scores(records))
     saved = savings(records, costs)
     if saved:
-        parts.append(
+        against = (
             f"against full-size FedAvg: {text.percent(saved.bytes_share)} of the bytes "
             f"({text.size(saved.bytes_sent)} of {text.size(saved.bytes_full)}), "
             f"{text.percent(saved.macs_share)} of the multiplications"
         )
+        parts.append(Text(against))
     found = on_devices(records)
     if found:
         best = f", best {found.metric} after {text.duration(found.best_seconds)}" if found.metric else ""
-        parts.append(
-            f"on the simulated devices: {text.duration(found.seconds)} of training{best}; energy, an estimate: "
-            f"{text.energy(found.joules)}"
-        )
+        times = f"{text.duration(found.seconds)} of training{best}; energy, an estimate: {text.energy(found.joules)}"
+        parts.append(Text(f"on the simulated devices: {times}"))
     return Group(*parts)
 
 
@@ -87,5 +87,5 @@ def _scores(records: Sequence[RoundRecord]) -> Table:
     for number, head in enumerate(("metric", "final", "best", "round")):
         table.add_column(head, justify="left" if number == 0 else "right")
     for cells in score_cells(records):
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))  # as it is: clients name metrics, and rich would read [..] in a name as markup
     return table

@@ -96,6 +96,7 @@ def emptied(path):
         ("json", another_round),
         ("json", emptied),
         ("json", lambda path: path.write_text("[]")),
+        ("json", lambda path: path.write_text("[" * 100_000)),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_aloud(three, kind, damage, caplog):

@@ -34,6 +34,21 @@ def test_a_file_is_replaced(path):
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_a_link_that_somebody_planted_is_not_followed(path, monkeypatch):
+    """Whoever may write into the folder must not choose what else is written."""
+    other = path.with_name("other")
+    other.write_bytes(b"precious")
+    monkeypatch.setattr("secrets.token_hex", lambda length: "guessed")
+    path.with_name(".file.guessed.tmp").symlink_to(other)
+    log = path.with_name("log")
+    log.symlink_to(other)
+    with pytest.raises(HeteroFLError, match=r"cannot write .*file"):
+        write_atomic(path, b"new")
+    with pytest.raises(HeteroFLError, match=r"cannot write .*log"):
+        append_line(log, "new")
+    assert other.read_bytes() == b"precious"
+
+
 def test_folders_are_made_on_the_way(tmp_path):
     write_atomic(tmp_path / "a" / "b" / "file", b"new")
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"

@@ -52,6 +52,13 @@ def test_a_broken_line_before_the_last_is_an_error(path, record):
         history.read(path)
 
 
+def test_brackets_without_end_are_no_record(path, record):
+    path.write_text("[" * 100_000 + "\n")
+    history.append(path, record(1))
+    with pytest.raises(ConfigError, match=r"history.jsonl, line 1 is no record"):
+        history.read(path)
+
+
 def test_trimming_drops_what_comes_after(path, records):
     for one in records[:5]:
         history.append(path, one)

@@ -118,7 +118,7 @@ def test_a_folder_that_is_none_of_a_run_is_refused(tmp_path):
         RunFolder(tmp_path).settings()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"settings": 3, "about": {}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"settings": 3, "about": {}}', "[" * 100_000])
 def test_settings_that_cannot_be_read_are_an_error(folder, text):
     folder.start(SETTINGS)
     (folder.path / "settings.json").write_text(text)
@@ -140,6 +140,18 @@ def test_rewinding_drops_later_rounds_and_checkpoints(used, record):
     used.rewind(1)
     assert [one.server_round for one in used.history()] == [1]
     assert used.load_checkpoint().server_round == 1
+
+
+@pytest.mark.parametrize("linked", ["clients", "clients/00001"])
+def test_rewinding_removes_nothing_that_a_link_leads_to(used, linked, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    other = elsewhere / "00001" / "000002.safetensors" if linked == "clients" else elsewhere / "000002.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"another run's")
+    (used.path / linked).parent.mkdir(exist_ok=True)
+    (used.path / linked).symlink_to(elsewhere)
+    used.rewind(1)
+    assert other.read_bytes() == b"another run's"
 
 
 def test_a_model_is_saved_with_its_shapes(folder):

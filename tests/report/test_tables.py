@@ -1,5 +1,7 @@
 import io
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from heterofl_flwr.report import summary_table
@@ -38,6 +40,12 @@ def test_what_is_not_known_is_a_dash(record):
     lines = printed([record(1)])
     assert lines[3].split()[2:4] == ["-", "-"]
     assert "FedAvg" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[bold]", "[link=https://example.org]here"])
+def test_a_name_that_a_client_chose_is_printed_as_it_is(record, name):
+    lines = printed([replace(record(1), evaluate={name: 0.5})])
+    assert any(name in line for line in lines)
 
 
 def test_a_run_without_rounds_has_an_empty_table():
