@@ -1,6 +1,6 @@
-"""What the runs amount to: one table for each of the paper's, and lists of all that does not count or is missing."""
+"""What the runs amount to: a table for each of the paper's, and lists of what differs, does not count or is missing."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from heterofl_flwr.report.text import NOTHING
 from simulations.published.cells import TABLES, Cell
@@ -8,12 +8,12 @@ from simulations.published.formats import Table
 from simulations.published.gathering import Gathered
 from simulations.published.jobs import DATA, Job
 from simulations.published.portable import portable
-from simulations.published.runs import RECORDED, Run, chosen_round
-from simulations.published.statistics import Summary
-from simulations.published.tally import NOT_JUDGED, OUTSIDE, Group, Key, Result, as_printed, by_job
+from simulations.published.runs import Run
+from simulations.published.statistics import Interval, Summary
+from simulations.published.tally import DIFFERS, Group, Key, Result, by_job
 
 OURS = ("metric", "seeds", "final", "best")
-THEIRS = ("paper", "difference", "within tolerance")
+THEIRS = ("one run, 95 %", "paper", "difference", "verdict")
 VARIED = ("norm", "Scaler", "mask")
 METRICS = {"accuracy": "accuracy, IID", "local": "local, non-IID", "global": "global, non-IID"}
 
@@ -46,38 +46,17 @@ def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[T
     for data in DATA:
         own = [group for key, group in groups.items() if group.job.data == data and key not in printed]
         header = ("model", "assignment", *VARIED, *OURS)
-        rows = tuple((group.job.mix, group.job.assignment, *_varied(group.job), *_ours(group)) for group in own)
+        rows = tuple((group.job.mix, group.job.assignment, *varied(group.job), *_ours(group)) for group in own)
         if rows:
             tables.append(Table(f"tab:{data}", f"{_title(data)}, {beside}", header, rows))
     return tables
 
 
-def authors_tables(runs: Iterable[Run], cells: Iterable[Cell]) -> list[Table]:
-    """Return a table of the runs whose job the authors' code did too; none where there is no such.
-
-    Both sides' best round is chosen among those that both tested, so that neither has more to choose from.
-    """
-    printed = by_job(cells)
-    rows = tuple(
-        _beside(run, metric, both, printed.get((run.job, metric), ()))
-        for run in runs
-        for metric in run.metrics
-        if (both := run.scores(metric).keys() & run.authors.keys())
-    )
-    header = ("model", *VARIED, "metric", "seed", "rounds", "ours", "the authors' code", "difference", "paper")
-    note = (
-        "Their code on the same data, run by python -m simulations.arbiter; authors.csv beside a run's history says "
-        "more. Both are the best of the rounds that both tested; rounds: the last of them."
-    )
-    return [Table("tab:authors", "MNIST, beside the authors' code", header, rows, note)] if rows else []
-
-
 def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
-    """Return the lists that go with the tables: cells outside, cells that cannot be judged, runs that do not count."""
+    """Return the lists that go with the tables: numbers that differ, runs that do not count, numbers without a run."""
     unreadable = tuple((portable(line),) for line in gathered.unreadable)
     made = [
-        _differing("Outside the tolerance", [result for result in found if result.verdict == OUTSIDE]),
-        _differing("Not judged: the paper repeats no such job", [one for one in found if one.verdict == NOT_JUDGED]),
+        _differing("Printed numbers that differ", [result for result in found if result.verdict == DIFFERS]),
         _runs("Unfinished", gathered.unfinished, lambda run: f"{run.rounds} of {run.settings.num_rounds} rounds"),
         _runs("Not as published", gathered.different, lambda run: "; ".join(run.differences)),
         _runs("Set aside: a later run has the same job and seed", gathered.repeated, lambda run: run.started),
@@ -92,11 +71,12 @@ def number(summary: Summary, digits: int = 2) -> str:
     text = f"{summary.mean:.{digits}f}"
     if summary.deviation is not None:
         text += f" ± {summary.deviation:.{digits}f}"
-    return f"{text} {_interval(summary, digits)}" if summary.interval else text
+    return f"{text} {shown(summary.interval, digits)}" if summary.interval else text
 
 
-def _interval(summary: Summary, digits: int = 2) -> str:
-    return f"[{', '.join(f'{end:.{digits}f}' for end in summary.interval)}]" if summary.interval else NOTHING
+def shown(interval: Interval | None, digits: int = 2) -> str:
+    """Return an interval as text."""
+    return f"[{', '.join(f'{end:.{digits}f}' for end in interval)}]" if interval else NOTHING
 
 
 def _paper_table(table: str, title: str, run: Sequence[Result], note: str) -> Table:
@@ -108,9 +88,9 @@ def _paper_table(table: str, title: str, run: Sequence[Result], note: str) -> Ta
 
 def _row(result: Result, group: Group, *, ablation: bool) -> tuple[str, ...]:
     difference = NOTHING if result.difference is None else f"{result.difference:+.2f}"
-    theirs = (result.cell.printed, difference, result.verdict)
-    varied = (group.job.data, *_varied(group.job)) if ablation else ()
-    return (group.job.mix, *varied, *_ours(group), *theirs)
+    theirs = (shown(group.best.prediction), result.cell.printed, difference, result.verdict)
+    variant = (group.job.data, *varied(group.job)) if ablation else ()
+    return (group.job.mix, *variant, *_ours(group), *theirs)
 
 
 def _ours(group: Group) -> tuple[str, ...]:
@@ -118,22 +98,7 @@ def _ours(group: Group) -> tuple[str, ...]:
     return (METRICS.get(group.metric, group.metric), seeds, number(group.final), number(group.best))
 
 
-def _beside(run: Run, metric: str, both: Set[int], printed: Sequence[Cell]) -> tuple[str, ...]:
-    values = []
-    for scores in (run.scores(metric), run.authors):
-        tested = {number: scores[number] for number in both}
-        values.append(as_printed(metric, tested[chosen_round(tested, metric)][RECORDED[metric]]))
-    ours, theirs = values
-    shown = (
-        f"{ours:.2f}",
-        f"{theirs:.2f}",
-        f"{ours - theirs:+.2f}",
-        " / ".join(cell.printed for cell in printed) or NOTHING,
-    )
-    return (run.job.mix, *_varied(run.job), METRICS[metric], str(run.seed), str(max(both)), *shown)
-
-
-def _varied(job: Job) -> tuple[str, str, str]:
+def varied(job: Job) -> tuple[str, str, str]:
     scaler = ("yes" if job.scaler else "no") if "-" in job.mix else NOTHING
     return job.norm, scaler, "yes" if job.masked else "no"
 
@@ -146,14 +111,14 @@ def _differing(title: str, found: Sequence[Result]) -> Table:
             _model(own.cell),
             METRICS.get(own.cell.metric, own.cell.metric),
             f"{own.group.best.mean:.2f}",
-            _interval(own.group.best),
+            shown(own.group.best.prediction),
             own.cell.printed,
             f"{own.difference:+.2f}",
         )
         for own in found
         if own.group and own.difference is not None
     )
-    header = ("table", "data", "model", "metric", "best", "95 % interval", "paper", "difference")
+    header = ("table", "data", "model", "metric", "best", "one run, 95 %", "paper", "difference")
     return Table(f"tab:{_word(title)}", title, header, rows)
 
 

@@ -2,31 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from simulations.published.cells import TABLES, Cell
 from simulations.published.jobs import Job
 from simulations.published.runs import Run, Score
-from simulations.published.statistics import Summary, summarise
+from simulations.published.statistics import PERCENT, PERPLEXITY, Summary, summarise
 
-TOLERANCES: Mapping[tuple[str, str], float] = MappingProxyType(
-    {
-        ("mnist", "accuracy"): 0.07,
-        ("cifar10", "accuracy"): 0.5,
-        ("mnist", "local"): 0.7,
-        ("cifar10", "local"): 0.7,
-        ("mnist", "global"): 2.3,
-        ("cifar10", "global"): 2.3,
-    }
-)
-"""By how many points the paper's own repeats of a job differ (Tables 4 and 5 against 7 and 8). It repeats no job of
-WikiText2, so nothing says how near is near there."""
-
-WITHIN = "yes"
-OUTSIDE = "no"
-NOT_JUDGED = "not judged"
-
-ROUNDING = 1e-9
+AGREES = "agrees"
+DIFFERS = "differs"
+TOO_FEW = "too few seeds"
 
 Key = tuple[Job, str]
 """A job and a metric of it."""
@@ -67,29 +51,34 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Whether ours is as near as the paper's own repeats are; empty without a run."""
-        tolerance = TOLERANCES.get((self.cell.job.data, self.cell.metric))
-        if self.difference is None:
+        """Whether the printed number is one that a further run of ours may well give; empty without a run.
+
+        It is one run's best round, so it is held against the 95 % prediction interval of our best rounds, wider by
+        what was rounded away in print.
+        """
+        if self.group is None:
             return ""
-        if tolerance is None:
-            return NOT_JUDGED
-        return WITHIN if abs(self.difference) <= tolerance + ROUNDING else OUTSIDE
+        if self.group.best.prediction is None:
+            return TOO_FEW
+        low, high = self.group.best.prediction
+        rounded = 0.5 * 10.0 ** -len(self.cell.printed.partition(".")[2])
+        return AGREES if low - rounded <= self.cell.value <= high + rounded else DIFFERS
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many printed numbers there are, have a run, and are reproduced."""
+    """How many printed numbers there are, have a run, and agree with it."""
 
     printed: int
     run: int
-    within: int
-    outside: int
-    not_judged: int
+    agree: int
+    differ: int
+    too_few: int
 
     def __str__(self) -> str:
         """Return the count as a sentence without its end."""
-        text = f"{self.run} of {self.printed} printed numbers have a run, {self.within} within the tolerance"
-        return f"{text}, {self.outside} outside, {self.not_judged} not judged"
+        text = f"{self.run} of {self.printed} printed numbers have a run: {self.agree} agree, {self.differ} differ"
+        return f"{text}, {self.too_few} have too few seeds to tell"
 
 
 def as_printed(metric: str, value: float) -> float:
@@ -124,11 +113,12 @@ def results(cells: Iterable[Cell], groups: Mapping[Key, Group]) -> list[Result]:
 def count(found: Sequence[Result]) -> Count:
     """Count results by their verdict."""
     verdicts = [result.verdict for result in found]
-    judged = (verdicts.count(verdict) for verdict in (WITHIN, OUTSIDE, NOT_JUDGED))
+    judged = (verdicts.count(verdict) for verdict in (AGREES, DIFFERS, TOO_FEW))
     return Count(len(verdicts), len(verdicts) - verdicts.count(""), *judged)
 
 
 def _group(job: Job, metric: str, runs: Sequence[tuple[Run, Score]]) -> Group:
-    final = summarise([as_printed(metric, score.final) for _, score in runs])
-    best = summarise([as_printed(metric, score.best) for _, score in runs])
+    possible = PERPLEXITY if metric == "perplexity" else PERCENT
+    final = summarise([as_printed(metric, score.final) for _, score in runs], possible)
+    best = summarise([as_printed(metric, score.best) for _, score in runs], possible)
     return Group(job, metric, tuple(runs), final, best)

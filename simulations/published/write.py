@@ -5,13 +5,14 @@ from pathlib import Path
 
 from heterofl_flwr.report.files import remove, write_atomic
 from simulations.published import figures
+from simulations.published.beside import authors_tables
 from simulations.published.cells import read_cells
 from simulations.published.curves import panels
 from simulations.published.formats import Table, to_latex, to_markdown
 from simulations.published.gathering import Gathered, gather
 from simulations.published.portable import portable
 from simulations.published.rows import to_csv
-from simulations.published.tables import authors_tables, further_tables, lists, paper_tables
+from simulations.published.tables import further_tables, lists, paper_tables
 from simulations.published.tally import Result, count, group_runs, results
 
 HEADER = """# Our runs beside the paper
@@ -20,9 +21,11 @@ HEADER = """# Our runs beside the paper
 
 Final: after the last round. Best: in the round whose global metric is best on the test set, which is what the paper
 prints; local accuracy is that round's too. Accuracies in percent. Over several seeds: mean ± standard deviation, and
-from three seeds on the 95 % interval of the mean by the t distribution. Difference: best less paper. The tolerance is
-by how much the paper's own repeats of a job differ: 0.07 points (MNIST, IID), 0.5 (CIFAR10, IID), 0.7 (local), 2.3
-(global). Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
+from three seeds on the 95 % interval of the mean by the t distribution. Difference: best less paper. One run, 95 %: the
+prediction interval, in which the best round of one more run of ours lies in 95 of 100 cases. The paper prints the best
+round of one run, so its number agrees if it lies there, and differs if not; with fewer than three seeds nobody can
+tell. Our best is the best of every tenth round, theirs of every round, which favours theirs by a little.
+Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
 """
 NO_PAPER = (
     "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."
@@ -47,7 +50,7 @@ def write(paths: Sequence[Path], paper: Path | None, out: Path, command: str) ->
     cells = read_cells(paper) if paper else ()
     groups = group_runs(gathered.counted)
     found = results(cells, groups)
-    tables = [*paper_tables(found), *authors_tables(gathered.counted, cells), *further_tables(groups, cells)]
+    tables = [*paper_tables(found), *authors_tables(groups, cells), *further_tables(groups, cells)]
     status = _status(gathered, found)
     drawn = figures.files(panels(groups))
     texts = {

@@ -9,9 +9,10 @@ from heterofl_flwr.errors import ConfigError
 from simulations import arbiter
 from simulations.benchmarks.rounds.task import Parts
 from simulations.published.authors import COLUMNS, FILE, read_authors, write_authors
+from simulations.published.beside import authors_tables
 from simulations.published.collect import Allowed, collect
 from simulations.published.runs import read_run
-from simulations.published.tables import authors_tables
+from simulations.published.tally import group_runs
 from simulations.published.write import write
 from tests.simulations.tiny_data import write_tiny
 
@@ -84,7 +85,7 @@ def test_a_file_that_is_not_as_expected_is_named(run, text):
 
 
 def test_both_are_the_best_of_the_rounds_that_both_tested(run):
-    (table,) = authors_tables([read_run(run)], [])
+    _, table = authors_tables(group_runs([read_run(run)]), [])
     # Of rounds 10 and 20, ours is best in 20 and theirs in 10, by the global metric; local is of the same rounds.
     assert [row[4:] for row in table.rows] == [
         ("local, non-IID", "0", "20", "80.00", "70.00", "+10.00", "-"),
@@ -95,7 +96,26 @@ def test_both_are_the_best_of_the_rounds_that_both_tested(run):
 def test_no_round_that_both_tested_is_no_row(make_run):
     folder = make_run(evaluated=named(OURS)).path
     write_authors(folder, [row(40, (0.5, 0.5))])
-    assert authors_tables([read_run(folder)], []) == []
+    assert authors_tables(group_runs([read_run(folder)]), []) == []
+
+
+def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
+    ours, theirs = (0.80, 0.90, 0.70), (0.60, 0.70, 0.80)
+    runs = []
+    for seed in range(3):
+        scores = {number: {"global-accuracy": ours[seed] + number / 1000} for number in (10, 20, 30, 40)}
+        folder = make_run(f"seed-{seed}", scores, seed=seed).path
+        # One of theirs did not do the last round, so none counts it.
+        write_authors(folder, [row(number, (theirs[seed], 0.5)) for number in (10, 20, 30, 40)[: 4 - (seed == 2)]])
+        runs.append(read_run(folder))
+    table, _ = authors_tables(group_runs(runs), [])
+    rounds = [cells[6] for cells in table.rows]
+    assert rounds == ["10 to 10", "20 to 30"]
+    late = table.rows[1]
+    assert late[5] == "3, theirs 3"
+    assert late[7:9] == ("82.50 ± 10.00", "70.00 ± 10.00")
+    # Two groups of three with deviation 10 each: 4 degrees of freedom, t = 2.776, standard error 8.165.
+    assert late[9] == "+12.50 [-10.17, +35.17]"
 
 
 def test_the_tables_have_it_beside_the_paper(run, printed, tmp_path):
