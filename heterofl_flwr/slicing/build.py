@@ -1,6 +1,7 @@
 """From a model that somebody has to the function from a rate to a model of that rate."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,14 @@ from heterofl_flwr.slicing.layers import adjust_layers
 from heterofl_flwr.slicing.scaling import attach_scaler
 from heterofl_flwr.slicing.skeleton import Number, copied
 from heterofl_flwr.slicing.sliced import Slice, as_sliced
-from heterofl_flwr.slicing.tracing import Traced, check_slice, trace_model
+from heterofl_flwr.slicing.tracing import Traced, check_slice, trace_model, without_values
 
-_CHECKED = 0.3  # a rate at which most widths do not come out even
+_CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
+_UNUSED = (
+    "the model makes no use of {} on the example inputs, so nobody knows how they may be cut: they stay whole at every "
+    "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
+    "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,26 +62,45 @@ class Elastic:
         The model as it was traced; it is copied.
     traced : Traced
         What the trace found.
-    options : Options
+    options, example_inputs
         See ``elastic``.
     """
 
-    def __init__(self, model: nn.Module, traced: Traced, options: Options) -> None:
+    def __init__(self, model: nn.Module, traced: Traced, options: Options, example_inputs: object) -> None:
         self._model = copied(model, lambda name, tensor: tensor.clone())
         self._channels = traced.channels
         self._numbers = traced.numbers
+        self._steps = traced.steps
         self._options = options
+        self._example_inputs = without_values(example_inputs)
+        self._checked = {tuple(self._channels.sizes)}  # the widths of slices that do what the full model does
 
     def __call__(self, rate: float) -> nn.Module:
-        """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them."""
-        part = self.part(rate)
-        model = self.cut(part)
+        """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them.
+
+        When a rate is first built, the model is run without values beside the steps of the trace.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If at this rate it does anything else than the full model.
+        """
+        model = self.checked(rate)
         if self._options.scaler:
             attach_scaler(self._model, model, exact_rate(rate) / exact_rate(self._options.global_rate))
         if self._options.static_norm:
             for layer in batch_norms(model).values():
                 layer.track_running_stats = False
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        return model
+
+    def checked(self, rate: float) -> nn.Module:
+        """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
+        part = self.part(rate)
+        model = self.cut(part)
+        if part.kept not in self._checked:
+            check_slice(self._steps, part.kept, model, self._example_inputs, rate)
+            self._checked.add(part.kept)
         return model
 
     def plan(self, rate: float, of: float = 1.0) -> Plan:
@@ -141,7 +166,13 @@ def elastic(
     Raises
     ------
     UnsupportedLayerError
-        If the model cannot be followed: an operator is unknown, or what is computed depends on values.
+        If the model cannot be followed: an operator is unknown, or what is computed depends on values. Other rates are
+        checked when they are first built.
+
+    Warns
+    -----
+    UserWarning
+        If parameters take no part on the example inputs. They stay whole.
 
     Examples
     --------
@@ -157,9 +188,10 @@ def elastic(
         minimum=minimum, multiple_of=multiple_of, global_rate=global_rate, scaler=scaler, static_norm=static_norm
     )
     traced = trace_model(model, example_inputs, fixed)
-    build = Elastic(model, traced, options)
-    part = build.part(_CHECKED)
-    check_slice(traced, part.kept, build.cut(part), example_inputs)
+    if traced.unused:
+        warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
+    build = Elastic(model, traced, options, example_inputs)
+    build.checked(_CHECKED)
     return build
 
 

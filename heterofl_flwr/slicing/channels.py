@@ -55,6 +55,7 @@ class Grouping:
         self._positions = positions
         self._group = np.full(len(positions), -1)  # of each channel, by its root
         self._number = np.zeros(len(positions), np.int64)
+        self._places: dict[bytes, Places] = {}
         self.sizes: list[int] = []
         # The sum of a random number for each axis a channel occurs in tells sets of axes apart.
         draws = np.random.default_rng(0).integers(1 << 62, size=len(axes))
@@ -72,20 +73,22 @@ class Grouping:
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
-        """Return the groups of an axis' positions, or None if it is kept whole."""
+        """Return the groups of an axis' positions, or None if it is kept whole; of equal axes the same object."""
         if row is None:
             return None
         roots = self._positions.roots(row)
         groups = self._group[roots]
-        return np.stack([groups, self._number[roots]], 1) if (groups >= 0).any() else None
-
-    def count(self, row: Row, kept: Sequence[int]) -> int | None:
-        """Return how many positions of an axis are kept, or None if nothing of the model's parameters is in it."""
-        roots = self._positions.roots(row)
-        groups = self._group[roots]
-        if ((groups < 0) & (roots > 0)).any():
+        if not (groups >= 0).any():
             return None
-        return len(kept_positions(np.stack([groups, self._number[roots]], 1), kept))
+        return self._places.setdefault(roots.tobytes(), np.stack([groups, self._number[roots]], 1))
+
+    def length(self, row: Row) -> Places | int | None:
+        """Return what the length of an axis depends on, or None if it is of nothing of the model's parameters."""
+        roots = self._positions.roots(row)
+        places = self.places(row)
+        if places is None:
+            return None if roots.any() else len(row)
+        return None if ((places[:, 0] < 0) & (roots > 0)).any() else places
 
 
 def _same(one: Places | None, two: Places | None) -> bool:

@@ -7,7 +7,7 @@ every width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
@@ -52,11 +52,21 @@ class Operators(Hearing):
 
 
 class Functions(TorchFunctionMode):
-    """Hears the functions to which code hands lengths."""
+    """Hears the functions to which code hands lengths, and what it compares between them."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self._trace = trace
+
+    def __enter__(self) -> Self:
+        """Hear from now on."""
+        self._trace.listening = True
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *raised: object) -> None:
+        """Hear no more."""
+        self._trace.listening = False
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -65,7 +75,11 @@ class Functions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
-        """Call the function, by its rule if it has one."""
+        """Call the function, by its rule if it has one. What torch's own code compares does not count."""
         rule = find_function(func)
         given = dict(kwargs or {})
-        return func(*args, **given) if rule is None else rule(self._trace, func, args, given)
+        self._trace.listening = False
+        try:
+            return func(*args, **given) if rule is None else rule(self._trace, func, args, given)
+        finally:
+            self._trace.listening = True

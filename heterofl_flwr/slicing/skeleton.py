@@ -115,7 +115,7 @@ def _remembering(trace: Trace, sources: dict[Number, Source], value: object, num
     def length(one: object, place: int | None) -> object:
         if type(one) is not int or not 1 < one < _MOST:
             return one
-        source = Source(partial(trace.positions.new, one))
+        source = Source(trace, partial(trace.positions.new, one))
         sources[number(place)] = source
         return Length.of(one, (source,))
 

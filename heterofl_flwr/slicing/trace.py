@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from heterofl_flwr.slicing.lengths import Length, Source
+from heterofl_flwr.slicing.lengths import Dependent, Length, Source
 from heterofl_flwr.slicing.positions import Positions, Row
 
 Rows = tuple[Row | None, ...]
@@ -18,6 +18,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.positions = Positions()
+        self.listening = False  # whether it is the model's own code that runs, and not torch's
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
 
@@ -73,20 +74,45 @@ class Trace:
         if not isinstance(length, Length):
             self.pin(row)
             return
+        self.tie(row, self._variable(length))
+
+    def compare(self, one: Dependent, two: float) -> None:
+        """Let two numbers that code compares stay equal, or unequal in the same way, at every rate.
+
+        Lengths keep their proportion. What is compared with a number that stands in the code is kept whole, unless that
+        is below 1: no length ever is.
+        """
+        if not self.listening:
+            return
+        if isinstance(two, Dependent) and two.sources[0].listener is not self:
+            two = int(two)  # the model's code has kept it from an earlier trace
+        if isinstance(one, Length) and isinstance(two, Length):
+            self.tie(self._variable(one), self._variable(two))
+        elif isinstance(two, Dependent) or two >= 1 or not self._at_least_one(one):
+            numbers = [number for number in (one, two) if isinstance(number, Dependent)]
+            self.pin(*(source.row for number in numbers for source in number.sources + number.divisors))
+
+    def lengths(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return a tensor's shape, in which the axes that may shrink remember what they are."""
+        return tuple(
+            length if row is None else Length.of(length, (Source(self, lambda row=row: row),))  # type: ignore[misc]
+            for length, row in zip(tensor.shape, self.rows(tensor), strict=True)
+        )
+
+    def _variable(self, length: Length) -> Row | None:
+        """Return the one axis by which a length shrinks, if any; keep all else whole that it was computed from."""
         for source in length.divisors:
             self.pin(source.row)
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
         for source in length.sources:
             if source is not variable:
                 self.pin(source.row)
-        self.tie(row, None if variable is None else variable.row)
+        return None if variable is None else variable.row
 
-    def lengths(self, tensor: Tensor) -> tuple[int, ...]:
-        """Return a tensor's shape, in which the axes that may shrink remember what they are."""
-        return tuple(
-            length if row is None else Length.of(length, (Source(lambda row=row: row),))  # type: ignore[misc]
-            for length, row in zip(tensor.shape, self.rows(tensor), strict=True)
-        )
+    def _at_least_one(self, number: Dependent) -> bool:
+        """Whether a number is a multiple of lengths, so that it is never 0."""
+        multiple = math.prod(len(source.row) for source in number.sources)
+        return isinstance(number, Length) and not number.divisors and int(number) % multiple == 0
 
     def _proportional(self, one: Row, two: Row) -> bool:
         first, counts = np.unique(self.positions.roots(one), return_counts=True)

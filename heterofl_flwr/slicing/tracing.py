@@ -6,21 +6,20 @@ layers. Here the model's own code runs on tensors without values, what it does t
 code of a smaller model is the very same.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.nn.calling import call
 from heterofl_flwr.slicing.channels import Channels, Grouping, Places
 from heterofl_flwr.slicing.modes import Functions, Operators
-from heterofl_flwr.slicing.record import Compare, Record
+from heterofl_flwr.slicing.record import Compare, Record, Step
 from heterofl_flwr.slicing.skeleton import Number, Skeleton, refuse_scripts, tensors_of
 from heterofl_flwr.slicing.trace import Trace
 
@@ -38,52 +37,79 @@ class Traced:
         How the model is cut.
     numbers : Mapping[Number, Places]
         Whole numbers that layers hold and that shrink, each with the axis that it is the length of.
+    steps : Sequence[Step]
+        What the model did, in all modes.
+    unused : Sequence[str]
+        Layers, or single parameters, that could be cut but took no part; they are kept whole.
     """
 
     channels: Channels
     numbers: Mapping[Number, Places]
-    grouping: Grouping
-    record: Record
+    steps: Sequence[Step]
+    unused: Sequence[str]
 
 
 def trace_model(model: nn.Module, example_inputs: object, fixed: Sequence[str] = ()) -> Traced:
     """Trace a model; ``example_inputs`` and ``fixed`` are those of ``elastic``."""
     refuse_scripts(model)
-    skeleton, trace, record = Skeleton(model), Trace(), Record()
+    skeleton, trace = Skeleton(model), Trace()
+    record = Record(skeleton.model)
     sources = skeleton.remember(trace)
     _pin_fixed(skeleton.model, trace, fixed)
     for mode in MODES:
         ears = Functions(trace), Operators(trace, lambda call: record.add(call, trace))
-        for output in _outputs(skeleton, example_inputs, mode, *ears):
+        for output in _traced_outputs(skeleton, example_inputs, mode, *ears):
             trace.pin(*trace.rows(output))
+    unused = _pin_unused(skeleton.model, trace, record.used)
     parameters = [trace.rows(parameter) for parameter in skeleton.model.parameters()]
     grouping = Grouping(trace.positions, [row for rows in parameters for row in rows if row is not None])
     named = tensors_of(skeleton.model).items()
     axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in named}
     used = {number: trace.open(source.row) for number, source in sources.items() if source.used}
     numbers = {number: places for number, row in used.items() if (places := grouping.places(row)) is not None}
-    return Traced(Channels(tuple(grouping.sizes), axes), numbers, grouping, record)
+    return Traced(Channels(tuple(grouping.sizes), axes), numbers, record.steps(grouping), unused)
 
 
-def check_slice(traced: Traced, kept: Sequence[int], small: nn.Module, example_inputs: object) -> None:
-    """Run a smaller model beside the record; refuse it where an operator gives another shape than it must."""
+def check_slice(
+    steps: Sequence[Step], kept: Sequence[int], small: nn.Module, example_inputs: object, rate: float
+) -> None:
+    """Run a smaller model beside the steps of the trace; refuse it where it does anything else."""
     skeleton = Skeleton(small)
-    compare = Compare(traced.record.expected(traced.grouping, kept))
-    for mode in MODES:
-        _outputs(skeleton, example_inputs, mode, compare)
-
-
-def _outputs(
-    skeleton: Skeleton, example_inputs: object, mode: bool, *ears: Functions | Operators | Compare
-) -> list[Tensor]:
-    """Run a skeleton and return all tensors that come out; say which layer is at fault if that fails."""
-    given = tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, example_inputs)
-    skeleton.train(mode)
+    compare = Compare(steps, kept, skeleton.model)
     try:
-        with ExitStack() as stack, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.device("meta"):
-            for ear in ears:
-                stack.enter_context(ear)
-            output = call(skeleton.model, given)
+        for mode in MODES:
+            _run(skeleton, example_inputs, mode, compare)
+        compare.finish()
+    except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
+        said = str(error) if isinstance(error, UnsupportedLayerError) else _said(error)
+        raise UnsupportedLayerError(
+            f"at rate {rate:g} {skeleton.at_fault()} does something else than in the full model: {said}. Its code, or "
+            f"that before it, depends on a width in a way that cannot be followed. Keep the layers whole that it is "
+            f"about (fixed=...), or take the width from a tensor's shape"
+        ) from None
+
+
+def without_values(example_inputs: object) -> object:
+    """Return inputs as tensors on torch's meta device."""
+    return tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, example_inputs)
+
+
+def _run(skeleton: Skeleton, example_inputs: object, mode: bool, *ears: AbstractContextManager[object]) -> object:
+    """Run a skeleton and return what comes out."""
+    skeleton.train(mode)
+    given = without_values(example_inputs)
+    with ExitStack() as stack, torch.no_grad(), torch.device("meta"):
+        for ear in ears:
+            stack.enter_context(ear)
+        return call(skeleton.model, given)
+
+
+def _traced_outputs(
+    skeleton: Skeleton, example_inputs: object, mode: bool, *ears: AbstractContextManager[object]
+) -> list[Tensor]:
+    """Return all tensors that come out; say which layer is at fault if that fails."""
+    try:
+        output = _run(skeleton, example_inputs, mode, *ears)
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(f"{skeleton.at_fault()}: {error}") from error
     except Exception as error:  # whatever the model's own code raises
@@ -98,13 +124,35 @@ def _outputs(
 
 
 def _untraceable(skeleton: Skeleton, error: Exception) -> str:
-    said = next(iter(str(error).splitlines()), "")
     return (
-        f"{skeleton.at_fault()} cannot be traced: {type(error).__name__}: {said}. A trace runs the model on the "
+        f"{skeleton.at_fault()} cannot be traced: {_said(error)}. A trace runs the model on the "
         f"example inputs without their values, so nothing may depend on values. Give inputs that the model takes, or "
         f"say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
         f"@heterofl_flwr.slicing.stand_in({skeleton.kind()}), a function of the layer and its inputs"
     )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _pin_unused(model: nn.Module, trace: Trace, used: Collection[str]) -> list[str]:
+    """Keep all parameters whole that went into no operator; return the outermost layers that hold nothing else.
+
+    The code that uses them was not seen, so nobody knows which of their axes must fit to what.
+    """
+    parameters = dict(model.named_parameters())
+    unused = {name for name in parameters if name not in used}
+    idle = [name for name in sorted(unused) if any(row is not None for row in trace.rows(parameters[name]))]
+    for name in idle:
+        trace.pin(*trace.rows(parameters[name]))
+    layers = [
+        layer
+        for layer in dict(model.named_modules())
+        if layer and all(name in unused for name in parameters if name.startswith(f"{layer}."))
+    ]
+    found = (next((layer for layer in layers if name.startswith(f"{layer}.")), name) for name in idle)
+    return list(dict.fromkeys(found))
 
 
 def _pin_fixed(model: nn.Module, trace: Trace, fixed: Sequence[str]) -> None:

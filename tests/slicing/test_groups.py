@@ -33,7 +33,7 @@ def test_a_number_of_groups_that_stands_in_the_code_stays(groups, kept):
     def forward(self, x):
         return self.head(F.conv2d(self.stem(x), self.own.weight, groups=groups))
 
-    own = nn.Conv2d(16, 16, 3, groups=groups)
+    own = nn.Conv2d(16, 16, 3, groups=groups, bias=False)
     small = elastic(Then(forward, stem=conv(3, 16), own=own, head=conv(16, 4, 1)), images())(0.5)
     assert small.stem.out_channels == kept
     assert small(images()).shape[1] == 4

@@ -14,7 +14,7 @@ def trace():
 
 def _length(trace, number):
     row = trace.positions.new(number)
-    return row, Length.of(number, (Source(lambda: row),))
+    return row, Length.of(number, (Source(trace, lambda: row),))
 
 
 def _kept_together(trace, *rows):
@@ -90,6 +90,6 @@ def test_a_source_of_a_whole_axis_is_whole(trace):
     assert trace.open(row) is None
 
 
-def test_a_number_that_is_never_used_has_no_positions():
-    source = Source(lambda: pytest.fail("made"))
+def test_a_number_that_is_never_used_has_no_positions(trace):
+    source = Source(trace, lambda: pytest.fail("made"))
     assert not source.used

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from heterofl_flwr.core import width
 from heterofl_flwr.errors import UnsupportedLayerError
 from heterofl_flwr.slicing import elastic
 from simulations.zoology.check import check
@@ -71,3 +72,16 @@ def test_a_slice_takes_masks_and_labels(make, words):
 def test_a_mask_in_the_example_is_refused_for_its_values(words):
     with pytest.raises(UnsupportedLayerError, match="layer bert of type BertModel cannot be traced"):
         elastic(_bert(), {"input_ids": words, "attention_mask": torch.ones_like(words)})
+
+
+def test_a_layer_that_compares_the_widths_it_holds_does_the_same_at_every_rate():
+    config = transformers.HieraConfig(
+        embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], num_query_pool=1, num_labels=LABELS
+    )
+    model = transformers.HieraForImageClassification(config).double().eval()
+    make_lively(model, 0)
+    build = elastic(model, torch.zeros(1, 3, 64, 64, dtype=torch.float64))
+    for rate in (0.5, 0.3, 0.25, 0.125):  # a layer's output of 16 is as wide as its input of 8 was, at 0.5
+        plan = build.plan(rate).shapes
+        assert plan["hiera.encoder.stages.1.layers.0.proj.weight"] == (2 * width(8, rate), width(8, rate))
+        assert build(rate)(torch.zeros(2, 3, 64, 64, dtype=torch.float64)).logits.shape == (2, LABELS)
