@@ -9,7 +9,10 @@ every width.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+import torch
+from torch import Tensor
 from torch._ops import OpOverload
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from heterofl_flwr.errors import UnsupportedLayerError
@@ -19,6 +22,8 @@ from heterofl_flwr.slicing.operators import Call, find_operator
 from heterofl_flwr.slicing.trace import Trace
 
 Heard = Callable[[Call], None]
+
+_PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class Operators(Hearing):
@@ -83,3 +88,19 @@ class Functions(TorchFunctionMode):
             return func(*args, **given) if rule is None else rule(self._trace, func, args, given)
         finally:
             self._trace.listening = True
+
+
+class Contiguous(TorchFunctionMode):
+    """Lets products have inputs without gaps, because torch chooses operators for them by strides, and so by widths."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """Call the function."""
+        if func in _PRODUCTS:
+            args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
+        return func(*args, **(kwargs or {}))

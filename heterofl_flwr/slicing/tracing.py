@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.nn.calling import call
 from heterofl_flwr.slicing.channels import Channels, Grouping, Places
-from heterofl_flwr.slicing.modes import Functions, Operators
+from heterofl_flwr.slicing.modes import Contiguous, Functions, Operators
 from heterofl_flwr.slicing.record import Compare, Record, Step
 from heterofl_flwr.slicing.skeleton import Number, Skeleton, refuse_scripts, tensors_of
 from heterofl_flwr.slicing.trace import Trace
@@ -98,7 +98,7 @@ def _run(skeleton: Skeleton, example_inputs: object, mode: bool, *ears: Abstract
     """Run a skeleton and return what comes out."""
     skeleton.train(mode)
     given = without_values(example_inputs)
-    with ExitStack() as stack, torch.no_grad(), torch.device("meta"):
+    with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous():
         for ear in ears:
             stack.enter_context(ear)
         return call(skeleton.model, given)

@@ -100,3 +100,9 @@ def test_a_slice_says_what_it_is(case):
             assert layer.in_channels == layer.weight.shape[1] * layer.groups
         if isinstance(layer, nn.MultiheadAttention):
             assert layer.embed_dim == layer.num_heads * layer.head_dim == layer.out_proj.in_features
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.125, 0.0625, 0.01])
+def test_no_rate_is_refused(case, rate):  # though torch chooses operators by strides, and so by widths of 1
+    _, _, build = case
+    build(rate)
