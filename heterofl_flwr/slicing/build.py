@@ -99,7 +99,9 @@ class Elastic:
         part = self.part(rate)
         model = self.cut(part)
         if part.kept not in self._checked:
-            check_slice(self._steps, part.kept, model, self._example_inputs, rate)
+            # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
+            thin = any(few == 1 < size for few, size in zip(part.kept, self._channels.sizes, strict=True))
+            check_slice(None if thin else self._steps, part.kept, model, self._example_inputs, rate)
             self._checked.add(part.kept)
         return model
 

@@ -71,15 +71,16 @@ def trace_model(model: nn.Module, example_inputs: object, fixed: Sequence[str] =
 
 
 def check_slice(
-    steps: Sequence[Step], kept: Sequence[int], small: nn.Module, example_inputs: object, rate: float
+    steps: Sequence[Step] | None, kept: Sequence[int], small: nn.Module, example_inputs: object, rate: float
 ) -> None:
-    """Run a smaller model beside the steps of the trace; refuse it where it does anything else."""
+    """Run a smaller model, beside the steps of the trace if given; refuse it where it does anything else."""
     skeleton = Skeleton(small)
-    compare = Compare(steps, kept, skeleton.model)
+    compare = [] if steps is None else [Compare(steps, kept, skeleton.model)]
     try:
         for mode in MODES:
-            _run(skeleton, example_inputs, mode, compare)
-        compare.finish()
+            _run(skeleton, example_inputs, mode, *compare)
+        for one in compare:
+            one.finish()
     except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
         said = str(error) if isinstance(error, UnsupportedLayerError) else _said(error)
         raise UnsupportedLayerError(
