@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from heterofl_flwr.methods.limits import Limits
     from heterofl_flwr.methods.privacy import Privacy
     from heterofl_flwr.methods.schedule import multi_step
+    from heterofl_flwr.methods.server_optimizer import Adagrad, Adam, Momentum, Yogi
     from heterofl_flwr.slicing.build import elastic
 
     __version__: str
 
 __all__ = [
+    "Adagrad",
+    "Adam",
     "Aggregator",
     "DeviceProfile",
     "Devices",
@@ -41,10 +44,12 @@ __all__ = [
     "Limits",
     "LocalGrid",
     "Mix",
+    "Momentum",
     "Plan",
     "Privacy",
     "RoundCallback",
     "Windowed",
+    "Yogi",
     "__version__",
     "elastic",
     "multi_step",
@@ -52,6 +57,8 @@ __all__ = [
 
 # Where each public name lives. A new one is a line here, and its name in __all__ and in the imports for type checkers.
 _HOMES = {
+    "Adagrad": "heterofl_flwr.methods.server_optimizer",
+    "Adam": "heterofl_flwr.methods.server_optimizer",
     "Aggregator": "heterofl_flwr.core.aggregate",
     "DeviceProfile": "heterofl_flwr.methods.devices",
     "Devices": "heterofl_flwr.methods.devices",
@@ -64,10 +71,12 @@ _HOMES = {
     "Limits": "heterofl_flwr.methods.limits",
     "LocalGrid": "heterofl_flwr.grids.local",
     "Mix": "heterofl_flwr.core.levels",
+    "Momentum": "heterofl_flwr.methods.server_optimizer",
     "Plan": "heterofl_flwr.core.plan",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
     "Windowed": "heterofl_flwr.grids.windowed",
+    "Yogi": "heterofl_flwr.methods.server_optimizer",
     "elastic": "heterofl_flwr.slicing.build",
     "multi_step": "heterofl_flwr.methods.schedule",
 }

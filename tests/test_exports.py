@@ -11,6 +11,8 @@ import heterofl_flwr
 from heterofl_flwr import _HOMES
 
 PUBLIC = [
+    "Adagrad",
+    "Adam",
     "Aggregator",
     "DeviceProfile",
     "Devices",
@@ -23,10 +25,12 @@ PUBLIC = [
     "Limits",
     "LocalGrid",
     "Mix",
+    "Momentum",
     "Plan",
     "Privacy",
     "RoundCallback",
     "Windowed",
+    "Yogi",
     "__version__",
     "elastic",
     "multi_step",

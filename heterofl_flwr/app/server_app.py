@@ -65,7 +65,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     settings = task.settings
     start = _start(folder, settings)
     strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
-    strategy.federation.velocity = dict(start.velocity)
+    strategy.federation.optimizer_state = dict(start.optimizer_state)
     if folder is not None:
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
@@ -126,7 +126,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "shared": settings.server.shared,
         "weights": settings.server.weights,
         "fidelity": settings.fidelity.to_core(),
-        "server_momentum": settings.server.momentum,
+        "server_optimizer": settings.server.server_optimizer(),
     }
     if settings.server.strategy == "hybrid":
         return Hybrid(task.families, settings.mix, **exchange, **common)
@@ -139,7 +139,7 @@ class Start:
 
     first_round: int
     arrays: ArrayRecord | None
-    velocity: dict[str, torch.Tensor]
+    optimizer_state: dict[str, torch.Tensor]
 
 
 def _start(folder: RunFolder | None, settings: Settings) -> Start:
@@ -167,7 +167,7 @@ def _start(folder: RunFolder | None, settings: Settings) -> Start:
             f"the run in {folder.path} has done {checkpoint.server_round} rounds, and num-rounds is "
             f"{settings.num_rounds}: ask for more to go on"
         )
-    return Start(checkpoint.server_round + 1, ArrayRecord(dict(checkpoint.state)), dict(checkpoint.momentum))
+    return Start(checkpoint.server_round + 1, ArrayRecord(dict(checkpoint.state)), dict(checkpoint.optimizer))
 
 
 def _log_beside_flower() -> None:

@@ -143,14 +143,10 @@ class Aggregator:
         return {name: self._mean_of(name, old, divisors) for name, old in self._state.items()}
 
     @torch.no_grad()
-    def held(self) -> dict[str, Tensor]:
-        """Return how many clients, by weight, held each entry so far; to be asked before the result."""
-        self._check_open()
-        found = {}
-        for name, old in self._state.items():
-            dtype = torch.promote_types(old.dtype, torch.float32)
-            found[name] = held_by(torch.empty_like(old, dtype=dtype), self._counts(name))
-        return found
+    def held(self, name: str) -> Tensor:
+        """Return how many clients, by weight, held each entry of a parameter; this is counted anew for each call."""
+        old = self._state[name]
+        return held_by(torch.empty_like(old, dtype=torch.promote_types(old.dtype, torch.float32)), self._counts(name))
 
     def _mean_of(self, name: str, old: Tensor, divisors: Divisors) -> Tensor:
         total = self._sums.pop(name, None)

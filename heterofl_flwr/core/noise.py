@@ -11,7 +11,7 @@ Whatever follows, down to rounding to the model's precision, sees only what may 
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
 import torch
@@ -64,7 +64,7 @@ def noised(total: Tensor, step: float, stream: Keystream) -> Tensor:
 def released(
     old: Mapping[str, Tensor],
     mean: Mapping[str, Tensor],
-    held: Mapping[str, Tensor],
+    held: Callable[[str], Tensor],
     step: float,
     stream: Keystream | None = None,
 ) -> dict[str, Tensor]:
@@ -76,8 +76,8 @@ def released(
         The global state before the round.
     mean : Mapping[str, Tensor]
         The counting mean of the clients' changes in steps of the grid, in double precision.
-    held : Mapping[str, Tensor]
-        How many clients held each entry, as ``Aggregator.held`` gives it.
+    held : Callable[[str], Tensor]
+        From a parameter's name to how many clients held each of its entries: ``Aggregator.held``.
     step : float
         Distance of two points of the grid.
     stream : Keystream | None
@@ -86,7 +86,7 @@ def released(
     stream = stream or Keystream()
     new = {name: own.clone(memory_format=torch.contiguous_format) for name, own in old.items()}
     for name, own in new.items():
-        parts = (values.reshape(-1).split(BLOCK) for values in (own, mean[name], held[name]))
+        parts = (values.reshape(-1).split(BLOCK) for values in (own, mean[name], held(name)))
         for entries, means, clients in zip(*parts, strict=True):
             # Dividing rounded the means, by far less than would lead to another whole sum.
             total = (means * clients).round_()

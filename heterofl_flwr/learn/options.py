@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
+from heterofl_flwr.core.decay import DECAY, is_decay
 from heterofl_flwr.data.augment import check_augment
 from heterofl_flwr.errors import check_fields
 from heterofl_flwr.learn.precision import Precision
@@ -57,7 +58,7 @@ class TrainOptions:
                 ("learning_rate", 0 < self.learning_rate < math.inf, "a number over 0"),
                 ("epochs", self.epochs >= 1, "1 or more"),
                 ("batch_size", self.batch_size >= 1, "1 or more"),
-                ("momentum", 0 <= self.momentum < 1, "0 or more, and less than 1"),
+                ("momentum", is_decay(self.momentum), DECAY),
                 ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
                 ("clip", 0 <= (self.clip or 0) < math.inf, "0 or more"),
                 ("proximal", 0 <= self.proximal < math.inf, "0 or more"),

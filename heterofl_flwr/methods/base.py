@@ -28,6 +28,7 @@ from heterofl_flwr.methods.privacy import TRAINING, Privacy, Spent
 from heterofl_flwr.methods.replies import SILENT
 from heterofl_flwr.methods.round_log import RoundLog
 from heterofl_flwr.methods.schedule import Schedule
+from heterofl_flwr.methods.server_optimizer import ServerOptimizer, choose_optimizer
 from heterofl_flwr.methods.simulated import DROPPED_OUT, SimulatedRound, Simulation
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import Moments
@@ -76,8 +77,11 @@ class HeteroFLBase(Evaluating):
         Which of these rows of a reply count: those of the classes that the client names, those that it trained, or all.
     fidelity : Fidelity
         Which of the paper's quirks to keep.
+    server_optimizer : ServerOptimizer | None
+        ``Momentum``, ``Adam``, ``Yogi`` or ``Adagrad``: makes a step of what the mean of a round changes, as Flower's
+        ``FedAvgM``, ``FedAdam`` and so on do; entries that nobody held do not move. None takes the mean as it is.
     server_momentum : float
-        Momentum of the global model; entries that nobody trained do not move.
+        Short for ``server_optimizer=Momentum(server_momentum=...)``.
     limits : Limits
         What a client's answer may be at most.
     privacy : Privacy
@@ -113,6 +117,7 @@ class HeteroFLBase(Evaluating):
         label_rows: Sequence[str] | None = None,
         labels: LabelRule = "sent",
         fidelity: Fidelity | None = None,
+        server_optimizer: ServerOptimizer | None = None,
         server_momentum: float = 0.0,
         limits: Limits | None = None,
         privacy: Privacy | None = None,
@@ -127,7 +132,7 @@ class HeteroFLBase(Evaluating):
             seed=seed,
             label_rows=label_rows,
             fidelity=fidelity or Fidelity(),
-            server_momentum=server_momentum,
+            server_optimizer=choose_optimizer(server_optimizer, server_momentum),
             choose=choose,
             shared=shared,
             privacy=privacy or Privacy(),
@@ -201,7 +206,7 @@ class HeteroFLBase(Evaluating):
         sampled = federation.sample(server_round, able, self.fraction_train, among=there, spare=self.spare)
         self._enough = federation.number(able, self.fraction_train)
         self._silent = set()
-        self._round = federation.open_round(state, norm_bound=self.limits.norm_bound, labels=self.labels)
+        self._round = federation.open_round(server_round, state, norm_bound=self.limits.norm_bound, labels=self.labels)
         self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
         self._plans = {
             node_id: federation.plan_of(server_round, node_id, rate) for node_id, rate in self._rates.items()

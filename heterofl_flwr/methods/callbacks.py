@@ -83,8 +83,8 @@ class Progress:
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
         with the rate and a slash before each name; before these, in a hybrid, the family and a dot, as in ``state``.
-    momentum
-        The server's momentum buffers, if it has any.
+    optimizer
+        What the server optimiser keeps from round to round, if there is one: ``federation.optimizer_state``.
     num_rounds
         The last round of the run.
     """
@@ -92,7 +92,7 @@ class Progress:
     record: RoundRecord
     state: State
     moments: State
-    momentum: State
+    optimizer: State
     num_rounds: int
 
 

@@ -1,8 +1,8 @@
 """Families of clients: within one they train slices of one global model; from one to another architectures differ.
 
 The families' models lie side by side in one state, each parameter under its family's name and a dot, as in a
-``ModuleDict``. A client holds a slice of its own family's alone, so the counting mean, momentum and checkpoints need
-not know of families.
+``ModuleDict``. A client holds a slice of its own family's alone, so the counting mean, server optimisers and
+checkpoints need not know of families.
 """
 
 import re
@@ -64,7 +64,7 @@ class Families(Federation):
         return parts
 
     def forget(self) -> None:
-        """Forget the clients and the momentum; the members know the same clients."""
+        """Forget the clients and what the optimiser keeps; the members know the same clients."""
         super().forget()
         for member in self.members.values():
             member.nodes = self.nodes

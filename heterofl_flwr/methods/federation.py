@@ -27,9 +27,9 @@ from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_par
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.label_rows import find_label_rows
 from heterofl_flwr.methods.limits import LARGEST_ENTRY
-from heterofl_flwr.methods.momentum import moved
 from heterofl_flwr.methods.nodes import Capability, Nodes
 from heterofl_flwr.methods.privacy import Privacy, clip_moments
+from heterofl_flwr.methods.server_optimizer import ServerOptimizer, optimized
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -67,8 +67,8 @@ class Federation:
         Parameters whose rows belong to classes; None finds them (``find_label_rows``).
     fidelity
         Which of the paper's quirks to keep.
-    server_momentum
-        Momentum of the global model from round to round; entries that nobody trained do not move.
+    server_optimizer
+        What makes a step of a round's change; None takes the mean as it is.
     choose
         Which slices of the model clients get; see ``heterofl_flwr.core.choose.chooser``.
     shared
@@ -84,7 +84,7 @@ class Federation:
     seed: int = 0
     label_rows: Sequence[str] | None = None
     fidelity: Fidelity = field(default_factory=Fidelity)
-    server_momentum: float = 0.0
+    server_optimizer: ServerOptimizer | None = None
     choose: SliceRule = "prefix"
     shared: Sequence[str] = ALL
     privacy: Privacy = field(default_factory=Privacy)
@@ -93,8 +93,6 @@ class Federation:
         """Refuse settings that mean nothing."""
         if self.assignment not in ("fix", "dynamic"):
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
-        if not 0 <= self.server_momentum < 1:
-            raise ConfigError(f"server_momentum is {self.server_momentum}; expected 0 up to, not including, 1")
         if self.choose not in get_args(SliceRule):
             raise ConfigError(f"choose is {self.choose!r}; expected one of {', '.join(get_args(SliceRule))}")
         if self.personal and (self.assignment, self.choose) != ("fix", "prefix"):
@@ -103,7 +101,7 @@ class Federation:
                 f"and choose='prefix', found {self.assignment!r} and {self.choose!r}"
             )
         self.nodes: Nodes
-        self.velocity: State
+        self.optimizer_state: State
         self.forget()
         self._plans: dict[float, Plan] = {}
         self._shared_plans: dict[float, Plan] = {}
@@ -154,9 +152,9 @@ class Federation:
         return {name: tensor for name, tensor in whole.items() if is_shared(name, self.shared)}
 
     def forget(self) -> None:
-        """Forget the clients and the momentum, so that a run can begin anew."""
+        """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
         self.nodes = Nodes()
-        self.velocity = {}
+        self.optimizer_state = {}
 
     def register(
         self,
@@ -223,10 +221,10 @@ class Federation:
         return self._norms[rate]
 
     def open_round(
-        self, state: Mapping[str, Tensor], *, norm_bound: float = 0.0, labels: LabelRule = "sent"
+        self, server_round: int, state: Mapping[str, Tensor], *, norm_bound: float = 0.0, labels: LabelRule = "sent"
     ) -> "Round":
         """Begin a round that starts from this global state; see ``Limits`` for the bound."""
-        return Round(self, self.check_state(state), norm_bound, labels)
+        return Round(self, server_round, self.check_state(state), norm_bound, labels)
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
         """Return the parameters of the model in a state; what else it holds, running statistics say, is not kept."""
@@ -237,8 +235,11 @@ class Federation:
 class Round:
     """One round: from the state that goes out to the mean of what comes back."""
 
-    def __init__(self, federation: Federation, state: State, norm_bound: float, labels: LabelRule) -> None:
+    def __init__(
+        self, federation: Federation, server_round: int, state: State, norm_bound: float, labels: LabelRule
+    ) -> None:
         self._federation = federation
+        self._server_round = server_round
         self._state = state
         self._labels = labels
         self._step = federation.privacy.step
@@ -291,9 +292,10 @@ class Round:
 
     def close(self) -> State:
         """Return the global state after the round."""
-        held = self._aggregator.held() if self._step else {}
-        new = self._aggregator.result()
+        optimizer = self._federation.server_optimizer
+        held, new = self._aggregator.held, self._aggregator.result()
         if self._step:
             new = released(self._state, new, held, self._step)
-        momentum = self._federation.server_momentum
-        return moved(self._state, new, self._federation.velocity, momentum) if momentum else new
+        if optimizer is None:
+            return new
+        return optimized(optimizer, self._state, new, self._federation.optimizer_state, held, self._server_round)

@@ -62,8 +62,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         """Run the rounds; as Flower's own ``start``, with two additions.
 
         ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with
-        ``first_round=k``, the arrays it had after round k - 1, and ``federation.velocity`` where it has momentum. One
-        that has done all rounds has nothing left to do but to tell its callbacks.
+        ``first_round=k``, the arrays it had after round k - 1, and ``federation.optimizer_state`` where it has a
+        server optimiser. One that has done all rounds has nothing left to do but to tell its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
         ``evaluation.every`` rounds; it also sees the initial arrays, as round 0.
         """

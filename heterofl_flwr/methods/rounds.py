@@ -60,7 +60,7 @@ def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_ro
         record=record,
         state=arrays.to_torch_state_dict(),
         moments=strategy.moment_tensors(),
-        momentum=dict(strategy.federation.velocity),
+        optimizer=dict(strategy.federation.optimizer_state),
         num_rounds=num_rounds,
     )
     # Every callback sees every round, so all are called before any of them may end the run.

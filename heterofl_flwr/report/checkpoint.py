@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = 1
-_PARTS = ("state", "moments", "momentum", "best")
+_PARTS = ("state", "moments", "momentum", "best")  # momentum was once the only server optimiser
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,7 @@ class Checkpoint:
     ----------
     server_round
         The last round that is in it.
-    state, moments, momentum
+    state, moments, optimizer
         As in ``Progress``.
     best
         The best state so far, if any round was evaluated.
@@ -58,7 +58,7 @@ class Checkpoint:
     server_round: int
     state: State
     moments: State = field(default_factory=dict)
-    momentum: State = field(default_factory=dict)
+    optimizer: State = field(default_factory=dict)
     best: Best | None = None
     random_state: Mapping[str, object] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
     best = checkpoint.best
-    parts = (checkpoint.state, checkpoint.moments, checkpoint.momentum, best.state if best else {})
+    parts = (checkpoint.state, checkpoint.moments, checkpoint.optimizer, best.state if best else {})
     data = pack(
         {f"{part}/{name}": value for part, own in zip(_PARTS, parts, strict=True) for name, value in own.items()}
     )
@@ -149,6 +149,7 @@ def _read(path: Path) -> Checkpoint:
         server_round=content["server_round"],
         best=_best(content["best"], best),
         random_state=content["random_state"],
+        optimizer=parts.pop("momentum"),
         **parts,
     )
 

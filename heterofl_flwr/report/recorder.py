@@ -139,7 +139,7 @@ class Recorder(RoundCallback):
                 server_round=progress.record.server_round,
                 state=progress.state,
                 moments=progress.moments,
-                momentum=progress.momentum,
+                optimizer=progress.optimizer,
                 best=self.best,
                 random_state=random_state,
             )

@@ -1,6 +1,7 @@
 """The settings of what is exchanged: the server's part, what is kept private, and FedH2L."""
 
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Annotated, Literal, get_args
 
 from heterofl_flwr.core.aggregate import Weights
@@ -9,8 +10,20 @@ from heterofl_flwr.learn.distill import Direction, DistillOptions
 from heterofl_flwr.learn.projection import Projection
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import Privacy
+from heterofl_flwr.methods.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
 from heterofl_flwr.settings import kinds
+from heterofl_flwr.settings.kinds import AUTO
 from heterofl_flwr.settings.setting import Setting
+
+ETA = MappingProxyType(
+    {
+        "momentum": Momentum().server_learning_rate,
+        "adam": Adam().eta,
+        "yogi": Yogi().eta,
+        "adagrad": Adagrad().eta,
+    }
+)
+"""What ``server.eta=auto`` stands for, by ``server.optimizer``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +64,34 @@ class ServerSettings:
             "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)",
         ),
     ]
-    momentum: Annotated[
-        float, Setting(0.0, kinds.number(least=0, most=1), "server momentum; entries that nobody trained keep still")
+    optimizer: Annotated[
+        Literal["none", "momentum", "adam", "yogi", "adagrad"],
+        Setting(
+            AUTO,
+            kinds.choice("none", *ETA),
+            "what makes a step of what the mean changes, as Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad do; "
+            "entries that nobody held keep still; auto: momentum where server.momentum is above 0, else none",
+        ),
+    ]
+    eta: Annotated[
+        float,
+        Setting(
+            AUTO,
+            kinds.number(above=0),
+            "learning rate of the server optimiser; auto: Flower's, 1 of momentum, 0.01 of yogi, 0.1 of adam and "
+            "adagrad",
+        ),
+    ]
+    momentum: Annotated[float, Setting(0.0, kinds.decay(), "velocity that momentum keeps from round to round")]
+    beta_1: Annotated[float, Setting(0.9, kinds.decay(), "first moment that adam and yogi keep from round to round")]
+    beta_2: Annotated[float, Setting(0.99, kinds.decay(), "second moment that adam and yogi keep from round to round")]
+    tau: Annotated[
+        float,
+        Setting(
+            1e-3,
+            kinds.number(above=0),
+            "what adam, yogi and adagrad add to the root of the second moment: the larger, the less steps adapt",
+        ),
     ]
     norm_bound: Annotated[
         float,
@@ -75,6 +114,17 @@ class ServerSettings:
         int,
         Setting(0, kinds.integer(0), "refused replies in a row after which a client is not drawn any more; 0: never"),
     ]
+
+    def server_optimizer(self) -> ServerOptimizer | None:
+        """Return what makes a step of what the mean changes; None for the mean as it is."""
+        if self.optimizer == "none":
+            return None
+        if self.optimizer == "momentum":
+            return Momentum(server_learning_rate=self.eta, server_momentum=self.momentum)
+        if self.optimizer == "adagrad":
+            return Adagrad(eta=self.eta, tau=self.tau)
+        kind = Adam if self.optimizer == "adam" else Yogi
+        return kind(eta=self.eta, beta_1=self.beta_1, beta_2=self.beta_2, tau=self.tau)
 
     def limits(self) -> Limits:
         """Return what a client's answer may be at most."""

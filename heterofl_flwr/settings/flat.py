@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS
+from heterofl_flwr.settings.exchanging import ETA
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.kinds import AUTO, Flat
 from heterofl_flwr.settings.model import takes
@@ -111,6 +112,10 @@ def _resolved(given: Mapping[str, object]) -> dict[str, object]:
         concrete[key] = default
     if concrete["train.mask-fill"] == AUTO:
         concrete["train.mask-fill"] = "-inf" if concrete["fidelity.mask-fill"] == "fixed" else "zero"
+    if concrete["server.optimizer"] == AUTO:
+        concrete["server.optimizer"] = "momentum" if concrete["server.momentum"] else "none"
+    if concrete["server.eta"] == AUTO:
+        concrete["server.eta"] = ETA.get(str(concrete["server.optimizer"]), 1.0)
     return concrete
 
 
@@ -154,5 +159,12 @@ def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator
             f"sample.spare: found {settings.sample.spare:g}, but with server.strategy={settings.server.strategy} "
             f"clients learn from all others; expected 0"
         )
+    if settings.server.momentum and settings.server.optimizer != "momentum":
+        yield (
+            f"server.momentum: found {settings.server.momentum:g}, but server.optimizer is "
+            f"{settings.server.optimizer}; expected 0"
+        )
+    if settings.server.eta != 1 and settings.server.optimizer == "none":
+        yield f"server.eta: found {settings.server.eta:g}, expected server.optimizer to name the optimiser too"
     if settings.run.resume and not settings.run.dir:
         yield "run.resume: found true, expected run.dir to name the folder of the run to go on with"

@@ -28,10 +28,8 @@ class Settings:
 
     mix: Annotated[Mix, Setting("a1-b1-c1-d1-e1", kinds.mix(), "levels and how many parts of the clients have each")]
     assignment: Annotated[
-        Literal["dynamic", "fix"],
-        Setting(
-            "dynamic", kinds.choice("dynamic", "fix"), "levels are drawn anew each round, or stay with their clients"
-        ),
+        Literal["fix", "dynamic"],
+        Setting("fix", kinds.choice("fix", "dynamic"), "levels stay with their clients, or are drawn anew each round"),
     ]
     num_rounds: Annotated[int, Setting(AUTO, kinds.integer(1), "rounds of the run")]
     seed: Annotated[int, Setting(0, kinds.integer(0), "what every random draw depends on")]

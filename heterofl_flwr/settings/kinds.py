@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from heterofl_flwr.core.decay import DECAY, is_decay
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import check_kind
 
@@ -65,6 +66,19 @@ def number(*, least: float = -math.inf, above: float = -math.inf, most: float = 
         return float(value)
 
     return Kind(expected.strip(), read, float)
+
+
+def decay() -> Kind[float]:
+    """Return decay factors: how much of a running value is kept from step to step."""
+    plain = number()
+
+    def read(value: Flat) -> float:
+        found = plain.read(value)
+        if not is_decay(found):
+            raise ValueError
+        return found
+
+    return Kind(f"a number of {DECAY}", read, float)
 
 
 def flag() -> Kind[bool]:

@@ -126,9 +126,7 @@ class TrainSettings:
     ]
     epochs: Annotated[int, Setting(AUTO, kinds.integer(1), "passes over a client's data in a round")]
     batch_size: Annotated[int, Setting(AUTO, kinds.integer(1), "samples in a step; rows of text for a Transformer")]
-    momentum: Annotated[
-        float, Setting(0.9, kinds.number(least=0, most=1), "momentum of SGD, which begins anew each round")
-    ]
+    momentum: Annotated[float, Setting(0.9, kinds.decay(), "momentum of SGD, which begins anew each round")]
     weight_decay: Annotated[float, Setting(5e-4, kinds.number(least=0), "weight decay on all parameters")]
     clip: Annotated[float, Setting(1.0, kinds.number(least=0), "largest norm of a step's gradient; 0 for no limit")]
     proximal: Annotated[

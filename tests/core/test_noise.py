@@ -29,14 +29,13 @@ def aggregated(state=STATE, value=1.0):
 def summed(value=1.0):
     """Return the mean in steps, and who held what."""
     aggregator = aggregated({name: own.double() for name, own in STATE.items()}, value)
-    held = aggregator.held()
-    return aggregator.result(), held
+    return aggregator.result(), aggregator.held
 
 
 def test_the_aggregator_counts_who_held_each_entry_and_row():
-    held = aggregated().held()
-    assert held["w"].tolist() == [[10, 3, 1, 0], [3, 3, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
-    assert held["rows.weight"].tolist() == [[10, 3, 1, 0], [8, 1, 1, 0], [10, 3, 1, 0]]
+    held = aggregated().held
+    assert held("w").tolist() == [[10, 3, 1, 0], [3, 3, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+    assert held("rows.weight").tolist() == [[10, 3, 1, 0], [8, 1, 1, 0], [10, 3, 1, 0]]
 
 
 def test_noise_on_an_entry_is_that_on_the_sum_over_the_clients_that_held_it():
@@ -44,15 +43,15 @@ def test_noise_on_an_entry_is_that_on_the_sum_over_the_clients_that_held_it():
     step, stream = 0.6 / DEVIATION, Keystream(KEY)
     found = [released(STATE, mean, held, step, stream) for _ in range(10000)]
     for name in STATE:
-        draws = torch.stack([own[name] for own in found]) - 1000.0 * step * (held[name] > 0)
+        draws = torch.stack([own[name] for own in found]) - 1000.0 * step * (held(name) > 0)
         for clients in (10, 8, 3, 1):
-            own = draws[:, held[name] == clients]
+            own = draws[:, held(name) == clients]
             if own.numel():
                 assert own.std().item() == pytest.approx(0.6 / clients, rel=0.02)
                 assert own.mean().item() == pytest.approx(0, abs=4 * 0.6 / clients / math.sqrt(own.numel()))
                 far = (own.abs() > 2 * 0.6 / clients).double().mean().item()
                 assert far == pytest.approx(0.0455, abs=4 * math.sqrt(0.0455 / own.numel()))
-        assert not draws[:, held[name] == 0].any()
+        assert not draws[:, held(name) == 0].any()
 
 
 def test_sums_and_noise_lie_on_the_grid():
@@ -61,9 +60,9 @@ def test_sums_and_noise_lie_on_the_grid():
     old = {name: own.double() for name, own in STATE.items()}
     step = 2.0**-30
     for name, own in released(old, mean, held, step, Keystream(KEY)).items():
-        total = (own * held[name]) / step
+        total = (own * held(name)) / step
         torch.testing.assert_close(total, total.round(), rtol=1e-15, atol=0)
-        assert torch.equal(noised((mean[name] * held[name]).round(), 1.0, Keystream(KEY)) % 1, torch.zeros_like(own))
+        assert torch.equal(noised((mean[name] * held(name)).round(), 1.0, Keystream(KEY)) % 1, torch.zeros_like(own))
 
 
 def test_a_sum_in_steps_is_exact_in_any_order():

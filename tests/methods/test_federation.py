@@ -135,7 +135,7 @@ def test_each_slice_is_worked_out_once():
 def test_rows_count_as_the_rule_for_labels_says(labels):
     federation = HeteroFL(build, "a1").federation
     state = federation.initial_state()
-    current = federation.open_round(state, labels=labels)
+    current = federation.open_round(1, state, labels=labels)
     sub = {name: own * 0.99 for name, own in state.items()}
     sub["classifier.weight"][2] += torch.arange(8.0)
     current.add(federation.plan(1.0), sub, labels=[1])

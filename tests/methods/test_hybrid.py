@@ -284,11 +284,11 @@ def test_a_run_that_goes_on_equals_one_without_a_break(tmp_path):
     checkpoint = RunFolder(tmp_path).load_checkpoint()
     assert checkpoint.moments.keys() == whole.moment_tensors().keys()
     again = Hybrid(BUILDS, MIX, classes=CLASSES, seed_size=10, seed_batch=BATCH, **options)
-    again.federation.velocity = dict(checkpoint.momentum)
+    again.federation.optimizer_state = dict(checkpoint.optimizer)
     with LocalGrid(app_of(), NODES) as grid:
         result = again.start(grid, ArrayRecord(dict(checkpoint.state)), num_rounds=4, first_round=3)
     assert equal(result.arrays.to_torch_state_dict(), expected)
-    velocities = [dict(sorted(one.federation.velocity.items())) for one in (again, whole)]
+    velocities = [dict(sorted(one.federation.optimizer_state.items())) for one in (again, whole)]
     assert equal(*velocities)
     assert again.log == whole.log
 

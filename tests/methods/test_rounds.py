@@ -181,7 +181,7 @@ def test_the_order_of_replies_does_not_matter():
     for kind in (LocalGrid, Shuffled):
         with kind(make_app(), 7) as grid:
             strategy, state = run(grid, "a1-b1-c1", 3, evaluation=Evaluation(levels=True), server_momentum=0.5)
-            states.append((state, strategy.federation.velocity, strategy.log))
+            states.append((state, strategy.federation.optimizer_state, strategy.log))
     assert equal(states[0][0], states[1][0])
     assert equal(states[0][1], states[1][1])
     assert states[0][2] == states[1][2]

@@ -104,8 +104,8 @@ def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
     assert one.log.rates == two.log.rates
     for name, tensor in exact.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
-    for name, tensor in one.federation.velocity.items():
-        torch.testing.assert_close(two.federation.velocity[name], tensor, atol=1e-5, rtol=0)
+    for name, tensor in one.federation.optimizer_state.items():
+        torch.testing.assert_close(two.federation.optimizer_state[name], tensor, atol=1e-5, rtol=0)
     # Nobody has class 2, so its rows are untouched, to the bit.
     assert torch.equal(found["classifier.weight"][2], two.federation.initial_state()["classifier.weight"][2])
 
@@ -296,10 +296,10 @@ def test_a_run_that_goes_on_is_one_that_never_stopped(upload):
         whole, expected = run(grid, num_rounds=4, **options)
         first, state = run(grid, num_rounds=2, **options)
         second = HeteroFL(build, "a1-c1", evaluation=NEVER, **options)
-        second.federation.velocity = dict(first.federation.velocity)
+        second.federation.optimizer_state = dict(first.federation.optimizer_state)
         result = second.start(grid, ArrayRecord(state), num_rounds=4, first_round=3)
     assert equal(result.arrays.to_torch_state_dict(), expected)
-    assert equal(second.federation.velocity, whole.federation.velocity)
+    assert equal(second.federation.optimizer_state, whole.federation.optimizer_state)
 
 
 class Keep(RoundCallback):

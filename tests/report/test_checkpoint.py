@@ -15,7 +15,7 @@ def make(number: int) -> Checkpoint:
         server_round=number,
         state=state,
         moments={"fixed.bn.count": torch.tensor(number)},
-        momentum={"layer.weight": torch.ones(3, 2).t()},
+        optimizer={"layer.weight": torch.ones(3, 2).t()},
         best=Best("global-accuracy", 0.1 * number, number - 1, {name: value + 1 for name, value in state.items()}),
         random_state={"seed": number, "words": [1, 2]},
     )
@@ -24,7 +24,7 @@ def make(number: int) -> Checkpoint:
 def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.server_round == expected.server_round
     assert found.random_state == expected.random_state
-    pairs = [(found.state, expected.state), (found.moments, expected.moments), (found.momentum, expected.momentum)]
+    pairs = [(found.state, expected.state), (found.moments, expected.moments), (found.optimizer, expected.optimizer)]
     assert (found.best is None) == (expected.best is None)
     if found.best and expected.best:
         mine, other = found.best, expected.best

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
@@ -52,7 +53,7 @@ def test_nothing_given_is_the_quickstart():
     assert settings == from_flat(DEFAULTS)
     assert settings.mix == Mix.parse("a-b-c-d-e")
     assert (settings.data.name, settings.model.name, settings.num_rounds) == ("digits", "cnn", 5)
-    assert settings.assignment == "dynamic"
+    assert settings.assignment == "fix"
 
 
 def test_keys_are_kebab_case_and_each_setting_is_explained():
@@ -83,6 +84,33 @@ def test_a_quirk_follows_the_default_or_stands_alone():
 )
 def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
     assert from_flat(mapping).train.mask_fill == fill
+
+
+@pytest.mark.parametrize(
+    ("mapping", "optimizer"),
+    [
+        ({}, None),
+        ({"server.optimizer": "none"}, None),
+        ({"server.momentum": 0.9}, Momentum(server_momentum=0.9)),
+        (
+            {"server.optimizer": "momentum", "server.eta": 0.5},
+            Momentum(server_learning_rate=0.5),
+        ),
+        ({"server.optimizer": "adam"}, Adam()),
+        ({"server.optimizer": "yogi", "server.beta-1": 0.5, "server.beta-2": 0.8}, Yogi(beta_1=0.5, beta_2=0.8)),
+        ({"server.optimizer": "adagrad", "server.tau": 0.1, "server.eta": 1}, Adagrad(eta=1.0, tau=0.1)),
+    ],
+)
+def test_settings_name_the_server_optimizer(mapping, optimizer):
+    settings = from_flat(mapping)
+    assert settings.server.server_optimizer() == optimizer
+    assert from_flat(to_flat(settings)) == settings
+
+
+@pytest.mark.parametrize("key", ["train.momentum", "server.momentum", "server.beta-1", "server.beta-2"])
+def test_decay_factors_are_refused_as_where_they_are_used(key):
+    assert f"{key}: found 1.0 (float), expected a number of 0 or more, and less than 1" in complaint({key: 1.0})
+    assert f"{key}: found -0.1 (float)" in complaint({key: -0.1})
 
 
 def test_all_faults_are_told_at_once_with_key_found_and_expected():
@@ -132,6 +160,11 @@ def test_a_faulty_value_that_others_follow_from_is_told_once():
         ({"model.name": "cnnn"}, "model.name: found 'cnnn', expected one of cnn, mlp, lenet,"),
         ({"model.name": "transformer", "model.norm": "gn"}, "model.norm: found 'gn', but the model transformer has no"),
         ({"data.name": "wikitext2", "model.hidden": "8,8"}, "model.hidden: found '8,8', but the model transformer"),
+        (
+            {"server.optimizer": "adam", "server.momentum": 0.9},
+            "server.momentum: found 0.9, but server.optimizer is adam",
+        ),
+        ({"server.eta": 0.1}, "server.eta: found 0.1, expected server.optimizer to name the optimiser too"),
         ({"run.resume": True}, "run.resume: found true, expected run.dir to name the folder"),
     ],
 )

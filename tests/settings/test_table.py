@@ -23,11 +23,11 @@ def test_flower_reads_the_table_as_we_do():
 def test_differences_name_key_found_and_expected():
     table = tomllib.loads(to_toml({key: value for key, value in DEFAULTS.items() if key != "seed"}))
     lines = differences(
-        {**table, "strange": {"key": 1}, "assignment": "fix", "engine": {**table["engine"], "window": False}}
+        {**table, "strange": {"key": 1}, "assignment": "dynamic", "engine": {**table["engine"], "window": False}}
     )
     assert lines == [
         "strange.key: unknown",
-        "assignment: found 'fix', expected 'dynamic'",
+        "assignment: found 'dynamic', expected 'fix'",
         "seed: missing, expected 0",
         "engine.window: found False, expected 0",
     ]

@@ -53,7 +53,8 @@ def make_run(tmp_path, monkeypatch) -> MakeRun:
         clients: int = 10,
         **settings: object,
     ) -> RunFolder:
-        given = {"data.name": "mnist", "mix": "e1", **{key.replace("__", "."): own for key, own in settings.items()}}
+        named = {key.replace("__", "."): own for key, own in settings.items()}
+        given = {"data.name": "mnist", "mix": "e1", "assignment": "dynamic", **named}
         given = {key.replace("_", "-"): own for key, own in given.items()}
         concrete = from_flat(given)
         monkeypatch.setattr(run_folders, "commit", lambda: commit)

@@ -20,7 +20,7 @@ def job(*overrides: str) -> Job:
 
 
 def test_the_name_tells_data_split_mix_assignment_and_seed():
-    found = job("data=mnist", "split=non-iid-2", "mix=e-a", "seed=7")
+    found = job("data=mnist", "split=non-iid-2", "mix=e-a", "assignment=dynamic", "seed=7")
     assert found.name.startswith("mnist-non-iid-2-a1-e1-dynamic-s7-")
     assert len(found.name.rpartition("-")[2]) == 8
     assert found.path == Path("runs", "jobs", found.name).resolve()
@@ -28,9 +28,12 @@ def test_the_name_tells_data_split_mix_assignment_and_seed():
 
 def test_names_stay_as_they_are():
     # A name that changes makes all runs of earlier versions be made again.
+    dynamic = "assignment=dynamic"
     assert job("data=mnist", "mix=e").name == "mnist-iid-e1-fix-s0-5e2d3729"
-    assert job("data=cifar10", "mix=a-e", "split=non-iid-2").name == "cifar10-non-iid-2-a1-e1-dynamic-s0-d5a07d10"
-    assert job("model.norm=gn", "engine.clients=7").name == "digits-iid-a1-b1-c1-d1-e1-dynamic-s0-92f2ff41"
+    assert (
+        job("data=cifar10", "mix=a-e", "split=non-iid-2", dynamic).name == "cifar10-non-iid-2-a1-e1-dynamic-s0-d5a07d10"
+    )
+    assert job("model.norm=gn", "engine.clients=7", dynamic).name == "digits-iid-a1-b1-c1-d1-e1-dynamic-s0-92f2ff41"
 
 
 @pytest.mark.parametrize(
