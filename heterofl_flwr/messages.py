@@ -35,6 +35,7 @@ CONFIG = "config"
 METRICS = "metrics"
 MOMENTS = "moments"
 POSTERIORS = "posteriors"
+RECORDS = frozenset({ARRAYS, CHANGES, SCALES, CONFIG, METRICS, MOMENTS, POSTERIORS})
 
 # Keys of configs.
 SCHEMA_KEY = "heterofl-schema"
@@ -102,8 +103,9 @@ def new_config(values: Mapping[str, object]) -> ConfigRecord:
 
 
 def config_of(message: Message, sender: str) -> ConfigRecord:
-    """Return a message's config; refuse one of another schema, naming both sides."""
-    config = message.content.get(CONFIG)
+    """Return a message's config, or the only one that it has; refuse one of another schema, naming both sides."""
+    others = [record for record in message.content.values() if isinstance(record, ConfigRecord)]
+    config = others[0] if len(others) == 1 else message.content.get(CONFIG)
     found = config.get(SCHEMA_KEY) if isinstance(config, ConfigRecord) else None
     if not isinstance(config, ConfigRecord) or found != SCHEMA:
         raise other_schema(sender, found)
@@ -129,12 +131,16 @@ def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> 
 
 
 def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records among what a message carries.
+    """Return the array records among what a message carries; a single one of a strange name is that of parameters.
 
     Flower's ``content.array_records`` makes an object that refers to itself, so each use would keep the whole message
     alive until the garbage collector comes round.
     """
-    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+    found = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+    strange = [name for name in found if name not in RECORDS]
+    if len(strange) == 1 and ARRAYS not in found:
+        found[ARRAYS] = found.pop(strange[0])
+    return found
 
 
 def record_of(state: dict[str, Tensor]) -> ArrayRecord:

@@ -9,6 +9,7 @@ from flwr.common import (
     EvaluateRes,
     FitIns,
     FitRes,
+    MetricsAggregationFn,
     NDArrays,
     Parameters,
     Scalar,
@@ -28,6 +29,7 @@ from heterofl_flwr.legacy.moments import ask_for_moments
 from heterofl_flwr.legacy.proxies import ask_all, faults_of, properties_of, read_evaluate, read_fit
 from heterofl_flwr.methods.arrivals import gather
 from heterofl_flwr.methods.base import HeteroFLBase
+from heterofl_flwr.methods.flower_names import classic_options
 from heterofl_flwr.methods.limits import short
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -55,6 +57,14 @@ class HeteroFL(HeteroFLBase, Strategy):
     num_rounds : int
         The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
         its strategies.
+    fraction_fit, min_fit_clients, min_evaluate_clients, min_available_clients
+        ``fraction_train``, ``min_train_nodes``, ``min_evaluate_nodes`` and ``min_available_nodes`` of ``HeteroFLBase``.
+    fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
+        As in ``FedAvg``: from a list of (number of examples, metrics) to metrics; None: the means by examples.
+    accept_failures : bool
+        As in ``FedAvg``: with False, a round in which any client fails changes nothing.
+    inplace : bool
+        Without effect: replies are always summed in place.
     build, mix, **options
         Those of ``HeteroFLBase``, but for ``callbacks``, as nothing in the classic API says that a round has ended,
         for ``shared``, as parameters travel without names, and for ``upload``, as what a ``NumPyClient`` returns has
@@ -72,9 +82,24 @@ class HeteroFL(HeteroFLBase, Strategy):
         on_fit_config_fn: ConfigOfRound | None = None,
         on_evaluate_config_fn: ConfigOfRound | None = None,
         num_rounds: int = 0,
+        fraction_fit: float | None = None,
+        min_fit_clients: int | None = None,
+        min_evaluate_clients: int | None = None,
+        min_available_clients: int | None = None,
+        fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        accept_failures: bool = True,
+        inplace: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(build, mix, **options)
+        del inplace
+        given = {
+            "fraction_fit": fraction_fit,
+            "min_fit_clients": min_fit_clients,
+            "min_evaluate_clients": min_evaluate_clients,
+            "min_available_clients": min_available_clients,
+        }
+        super().__init__(build, mix, **classic_options(options, given))
         if self.callbacks:
             raise ConfigError("the classic API has no place for callbacks: use heterofl_flwr.HeteroFL, or leave them")
         if self.upload != "float32":
@@ -96,6 +121,9 @@ class HeteroFL(HeteroFLBase, Strategy):
         self._fit_config = on_fit_config_fn
         self._evaluate_config = on_evaluate_config_fn
         self._num_rounds = num_rounds
+        self._fit_metrics = fit_metrics_aggregation_fn
+        self._evaluate_metrics = evaluate_metrics_aggregation_fn
+        self._accept_failures = accept_failures
         self._ids: dict[str, int] = {}
         self._give_moments: set[int] = set()
 
@@ -140,9 +168,13 @@ class HeteroFL(HeteroFLBase, Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Add the results in the order in which the instructions went out, and return the new global model."""
+        if failures and not self._accept_failures:
+            logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
+            return None, {}
         answers = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
         sent = {node_id: plan for node_id, plan in self._plans.items() if node_id not in self._simulation.dropped}
+        kept: dict[int, FitRes] = {}
         for node_id, plan in sent.items():
             answer = answers.pop(node_id, None)
             if answer is None:
@@ -151,10 +183,12 @@ class HeteroFL(HeteroFLBase, Strategy):
                 continue
             try:
                 self._take(node_id, read_fit(answer, plan, self.limits, f"client {node_id}"))
+                kept[node_id] = answer
             except ReplyError as error:
                 self._refuse(server_round, node_id, short(str(error)), True)
         new = self._finish(server_round)
-        return pack(new.values()), dict(self.log.train)
+        counted = [kept[node_id] for node_id in self._answers]
+        return pack(new.values()), _aggregated(self._fit_metrics, counted, self.log.train)
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -188,6 +222,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
+        if failures and not self._accept_failures:
+            return None, {}
         came = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
         answers = {}
@@ -202,8 +238,10 @@ class HeteroFL(HeteroFLBase, Strategy):
             self._refuse_evaluation(server_round, node_id, fault)
         if not answers:
             return None, {}
-        summary = self._summarise(answers)
-        return summary.pop("loss", None), dict(summary)
+        loss = self._summarise(answers).get("loss")
+        counted = [came[node_id] for node_id in answers]
+        found = _aggregated(self._evaluate_metrics, counted, self.log.evaluate)
+        return loss, {key: value for key, value in found.items() if self._evaluate_metrics or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model on the server, if there is a function for it."""
@@ -307,3 +345,14 @@ class HeteroFL(HeteroFLBase, Strategy):
     def _unpack(self, parameters: Parameters) -> dict[str, Tensor]:
         names = self.federation.plan(self.federation.mix.global_rate).axes
         return named(names, unpack(parameters, "the server"), "the server")
+
+
+def _aggregated(
+    function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], numbers: dict[str, float]
+) -> dict[str, Scalar]:
+    """Return what a metrics function makes of clients' answers, and note its numbers; without one, our own means."""
+    if function is None:
+        return dict(numbers)
+    found = function([(answer.num_examples, answer.metrics) for answer in answers])
+    numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
+    return found

@@ -17,12 +17,13 @@ from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.arrivals import warn_of_few
 from heterofl_flwr.methods.callbacks import RoundCallback
-from heterofl_flwr.methods.checks import check_capacity, extra, fraction, one_of
+from heterofl_flwr.methods.checks import at_least, check_capacity, extra, fraction, one_of
 from heterofl_flwr.methods.devices import Devices
 from heterofl_flwr.methods.evaluating import Evaluating
 from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Assignment, Federation, Round, TrainReply
+from heterofl_flwr.methods.flower_names import Keys, MetricsFn
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import TRAINING, Privacy, Spent
 from heterofl_flwr.methods.replies import SILENT
@@ -51,6 +52,9 @@ class HeteroFLBase(Evaluating):
         Every draw is a function of it, the round and the client's partition.
     fraction_train, fraction_evaluate : float
         ``max(fraction * clients, 1)`` clients take part.
+    min_train_nodes, min_evaluate_nodes : int | None
+        Where given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits
+        for at least so many nodes.
     spare : float
         So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
     min_available_nodes : int
@@ -92,6 +96,13 @@ class HeteroFLBase(Evaluating):
         Called after each round.
     devices : Devices | None
         What the clients' devices can do, to simulate time, energy and what goes wrong in training; None for nothing.
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
+        As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
+        out, for they are dropped as soon as they are added up. None: the means, weighted by examples.
+    weighted_by_key : str
+        As in ``FedAvg``: the metric by which means are weighted, and parameters too with ``weights="examples"``.
+    arrayrecord_key, configrecord_key : str
+        As in ``FedAvg``: the names of the records of parameters and of the config in instructions.
     """
 
     _last_exchange = "train"  # the type of the messages whose replies are added up
@@ -105,6 +116,8 @@ class HeteroFLBase(Evaluating):
         seed: int = 0,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
+        min_train_nodes: int | None = None,
+        min_evaluate_nodes: int | None = None,
         spare: float = 0.0,
         min_available_nodes: int = 2,
         min_replies: int = 1,
@@ -124,6 +137,11 @@ class HeteroFLBase(Evaluating):
         evaluation: Evaluation | None = None,
         callbacks: Sequence[RoundCallback] = (),
         devices: Devices | None = None,
+        train_metrics_aggr_fn: MetricsFn | None = None,
+        evaluate_metrics_aggr_fn: MetricsFn | None = None,
+        weighted_by_key: str = wire.NUM_EXAMPLES,
+        arrayrecord_key: str = wire.ARRAYS,
+        configrecord_key: str = wire.CONFIG,
     ) -> None:
         self.federation = Federation(
             build=build,
@@ -140,7 +158,9 @@ class HeteroFLBase(Evaluating):
         self.fraction_train = fraction("fraction_train", fraction_train)
         self.fraction_evaluate = fraction("fraction_evaluate", fraction_evaluate)
         self.spare = extra("spare", spare)
-        self.min_available_nodes = min_available_nodes
+        self.min_train_nodes = at_least("min_train_nodes", min_train_nodes)
+        self.min_evaluate_nodes = at_least("min_evaluate_nodes", min_evaluate_nodes)
+        self.min_available_nodes = max(min_available_nodes, min_train_nodes or 0, min_evaluate_nodes or 0)
         self.min_replies = min_replies
         self.wait = wait
         self.learning_rate = learning_rate
@@ -159,6 +179,11 @@ class HeteroFLBase(Evaluating):
         self.callbacks = tuple(callbacks)
         self.devices = devices
         self.spent = Spent(self.federation.privacy)  # of all runs: what was given away stays so
+        self.train_metrics_aggr_fn = train_metrics_aggr_fn
+        self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
+        self.keys = Keys(
+            weighted_by_key=weighted_by_key, arrayrecord_key=arrayrecord_key, configrecord_key=configrecord_key
+        )
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -203,8 +228,9 @@ class HeteroFLBase(Evaluating):
         number, partition = federation.nodes.num_partitions(node_ids), federation.nodes.partition
         able = self._able(node_ids)
         there = self._simulation.present(server_round, able, number)
-        sampled = federation.sample(server_round, able, self.fraction_train, among=there, spare=self.spare)
-        self._enough = federation.number(able, self.fraction_train)
+        least = self.min_train_nodes
+        sampled = federation.sample(server_round, able, self.fraction_train, least=least, among=there, spare=self.spare)
+        self._enough = federation.number(able, self.fraction_train, least)
         self._silent = set()
         self._round = federation.open_round(server_round, state, norm_bound=self.limits.norm_bound, labels=self.labels)
         self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}

@@ -32,6 +32,13 @@ def fraction(name: str, value: float) -> float:
     return value
 
 
+def at_least(name: str, value: int | None) -> int | None:
+    """Return an option's value; refuse what is no number of clients."""
+    if value is not None and value < 0:
+        raise ConfigError(f"{name} is {value}; expected a whole number from 0 up")
+    return value
+
+
 def extra(name: str, value: float) -> float:
     """Return an option's value; refuse what is no share of clients beyond others."""
     if not (math.isfinite(value) and value >= 0):

@@ -20,6 +20,7 @@ class Evaluating:
     federation: Federation
     evaluation: Evaluation
     fraction_evaluate: float
+    min_evaluate_nodes: int | None
     limits: Limits
     log: RoundLog
     spent: Spent
@@ -39,7 +40,12 @@ class Evaluating:
         Those that did not answer in time when they were to train are busy or gone, and are not waited for again.
         """
         welcome = self._welcome(node_ids)
-        drawn = self.federation.sample(server_round, welcome, self.fraction_evaluate, "evaluate") if welcome else []
+        least = self.min_evaluate_nodes
+        drawn = (
+            self.federation.sample(server_round, welcome, self.fraction_evaluate, "evaluate", least=least)
+            if welcome
+            else []
+        )
         sampled = [node_id for node_id in drawn if node_id not in self._silent]
         mix = self.federation.mix
         if self.federation.personal:

@@ -101,6 +101,7 @@ class Exchange(HeteroFL):
             message = instruction(wire.TRAIN_LEARN, node_id, ArrayRecord(), told[node_id])
             message.content[wire.POSTERIORS] = record
             self._sent.append(message)
+        self.keys.put_on(self._sent)
         return list(self._sent)
 
     def _largest_reply(self, message: Message) -> int:
@@ -133,13 +134,14 @@ class Exchange(HeteroFL):
     ) -> dict[int, Tensor]:
         """Return what clients publish; one whose posteriors are none is refused by name and left out of the round."""
         sent = [instruction(wire.TRAIN_PUBLISH, node_id, slices[node_id], own) for node_id, own in told.items()]
+        self.keys.put_on(sent)
         published: dict[int, Tensor] = {}
         self._first = {}
 
         def read(node_id: int, reply: Message) -> None:
             sender = f"node {node_id}"
             found, size = _posteriors_in(reply, self._shape, sender)
-            number, self._first[node_id] = read_metrics(reply, self.limits, sender)
+            number, self._first[node_id] = read_metrics(reply, self.limits, sender, self.keys.weighted_by_key)
             if self._simulation.round is not None:
                 self._simulation.round.arrive(wire.TRAIN_PUBLISH, node_id, number, size)
             published[node_id] = found

@@ -166,8 +166,13 @@ class Federation:
         silent = Capability(capacity=self.mix.rates[-1])
         self.nodes.register({node: answer or silent for node, answer in answers.items()}, names, present)
 
-    def number(self, node_ids: Sequence[int], fraction: float) -> int:
-        """Return how many clients take part: ``max(fraction * clients, 1)``."""
+    def number(self, node_ids: Sequence[int], fraction: float, least: int | None = None) -> int:
+        """Return how many clients take part: ``max(fraction * clients, 1)``, rounded up.
+
+        With ``least``, as in Flower's ``FedAvg``: ``max(fraction * clients, least)``, rounded down.
+        """
+        if least is not None:
+            return max(int(len(node_ids) * fraction), least, 1)
         return max(math.ceil(Fraction(str(fraction)) * len(node_ids)), 1)
 
     def sample(
@@ -177,6 +182,7 @@ class Federation:
         fraction: float,
         purpose: str = "train",
         *,
+        least: int | None = None,
         among: Sequence[int] | None = None,
         spare: float = 0.0,
     ) -> list[int]:
@@ -184,7 +190,7 @@ class Federation:
 
         They are drawn ``among`` those that are there, which may be fewer.
         """
-        number = self.number(node_ids, fraction)
+        number = self.number(node_ids, fraction, least)
         number += math.ceil(Fraction(str(spare)) * number)
         return self.nodes.sample(node_ids if among is None else among, number, purpose, server_round, seed=self.seed)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -14,6 +14,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.guarded import guard
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.base import HeteroFLBase
+from heterofl_flwr.methods.flower_names import MetricsFn
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
 from heterofl_flwr.methods.queries import Queries, gather_nodes, query_moments
 from heterofl_flwr.methods.replies import read_each, read_metrics, read_train_reply
@@ -46,6 +47,10 @@ class HeteroFL(HeteroFLBase, Strategy):
 
     _timeout = 3600.0
     _sent: list[Message] = []  # noqa: RUF012 - replaced, never changed
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._records: dict[int, RecordDict] = {}
 
     def start(
         self,
@@ -121,6 +126,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             )
             for node_id, rate in rates.items()
         ]
+        self.keys.put_on(self._sent)
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)
 
@@ -136,10 +142,12 @@ class HeteroFL(HeteroFLBase, Strategy):
         )
         self._sent = []
         new = self._finish(server_round)
-        return wire.record_of(new), MetricRecord(dict(self.log.train))
+        return wire.record_of(new), self._aggregated(self.train_metrics_aggr_fn, self._answers, self.log.train)
 
     def _read_trained(self, node_id: int, reply: Message) -> None:
-        self._take(node_id, read_train_reply(reply, self._plan_as_sent(node_id), self.limits, f"node {node_id}"))
+        plan, sender = self._plan_as_sent(node_id), f"node {node_id}"
+        self._take(node_id, read_train_reply(reply, plan, self.limits, sender, self.keys.weighted_by_key))
+        self._keep_records(self.train_metrics_aggr_fn, node_id, reply)
 
     def _plan_as_sent(self, node_id: int) -> Plan:
         """Return a client's plan, with the names that parameters have in messages."""
@@ -157,6 +165,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             node_id: {**config, **self._told(server_round, node_id, rates[0])} for node_id, rates in rates_of.items()
         }
         self._sent = self._ask(server_round, grid, arrays, rates_of, told)
+        self.keys.put_on(self._sent)
         return list(self._sent)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -164,7 +173,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         answers: dict[int, tuple[int, Mapping[str, float]]] = {}
 
         def read(node_id: int, reply: Message) -> None:
-            answers[node_id] = read_metrics(reply, self.limits, f"node {node_id}")
+            answers[node_id] = read_metrics(reply, self.limits, f"node {node_id}", self.keys.weighted_by_key)
+            self._keep_records(self.evaluate_metrics_aggr_fn, node_id, reply)
 
         def refuse(node_id: int, fault: str, came: bool) -> None:
             del came
@@ -172,7 +182,28 @@ class HeteroFL(HeteroFLBase, Strategy):
 
         read_each(self._sent, replies, read, refuse)
         self._sent = []
-        return MetricRecord(dict(self._summarise(answers))) if answers else None
+        if not answers:
+            return None
+        self._summarise(answers)
+        return self._aggregated(self.evaluate_metrics_aggr_fn, answers, self.log.evaluate)
+
+    def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
+        """Keep what a metrics function is to see of a reply: all records but those of parameters."""
+        if function is not None:
+            self._records[node_id] = RecordDict(
+                {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
+            )
+
+    def _aggregated(
+        self, function: MetricsFn | None, node_ids: Iterable[int], numbers: dict[str, float]
+    ) -> MetricRecord:
+        """Return what a metrics function makes of some clients' replies, and note it; without one, our own means."""
+        if function is None:
+            return MetricRecord(dict(numbers))
+        found = function([self._records[node_id] for node_id in node_ids], self.keys.weighted_by_key)
+        self._records = {}
+        numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
+        return found
 
     @property
     def _form(self) -> dict[str, str]:

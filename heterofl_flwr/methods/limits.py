@@ -51,11 +51,11 @@ class Limits:
         )
 
 
-def read_number(value: object, most: int, sender: str) -> int:
+def read_number(value: object, most: int, sender: str, key: str = "num-examples") -> int:
     """Return a number of examples; refuse anything else, or more of them."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise ReplyError(
-            f"{sender} sent {shown(value)} as num-examples, expected a whole number from 0 up to {most:,} "
+            f"{sender} sent {shown(value)} as {key}, expected a whole number from 0 up to {most:,} "
             f"(Limits(examples=...), server.max-examples)"
         )
     return value

@@ -98,12 +98,14 @@ def read_each(
             refuse(node_id, short(str(error)), True)
 
 
-def read_train_reply(reply: Message, plan: Plan, limits: Limits, sender: str) -> TrainReply:
+def read_train_reply(
+    reply: Message, plan: Plan, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
+) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
     config = wire.config_of(reply, sender)
     records = wire.arrays_in(reply.content)
     sub = wire.unpack_trained(records, wire.upload_of(config, sender), plan, sender)
-    num_examples, metrics = read_metrics(reply, limits, sender)
+    num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
     labels = config.get(wire.LABELS)
     if labels is not None and not isinstance(labels, list):
         raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
@@ -112,13 +114,18 @@ def read_train_reply(reply: Message, plan: Plan, limits: Limits, sender: str) ->
     return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
 
 
-def read_metrics(reply: Message, limits: Limits, sender: str) -> tuple[int, dict[str, float]]:
-    """Return the number of examples and the other metrics of a reply; lists among them are left out."""
+def read_metrics(
+    reply: Message, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
+) -> tuple[int, dict[str, float]]:
+    """Return the number of examples, or what else is under its key, and the other metrics; lists are left out."""
     record = reply.content.get(wire.METRICS)
     if not isinstance(record, MetricRecord):
         raise ReplyError(f"{sender} sent no {wire.METRICS} record")
-    num_examples = read_number(record.get(wire.NUM_EXAMPLES), limits.examples, sender)
-    return num_examples, read_numbers(((key, own) for key, own in record.items() if key != wire.NUM_EXAMPLES), sender)
+    number = record.get(weight_key)
+    if weight_key != wire.NUM_EXAMPLES and isinstance(number, float) and number.is_integer():
+        number = int(number)  # ``reply`` sends the user's own metrics as floats
+    num_examples = read_number(number, limits.examples, sender, weight_key)
+    return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
 
 
 def read_capability(reply: Message, sender: str) -> Capability:

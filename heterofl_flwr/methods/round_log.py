@@ -16,7 +16,7 @@ class RoundLog:
     rates: dict[int, float] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     refused: list[int] = field(default_factory=list)
-    train: Mapping[str, float] = field(default_factory=dict)
+    train: dict[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate: dict[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
