@@ -17,6 +17,7 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.legacy.arrays import named, size_of, unpack
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
+from heterofl_flwr.methods.causes import NOT_CONVERTED, explained
 from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.methods.nodes import Capability
@@ -98,11 +99,18 @@ def faults_of(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str
     unnamed: list[str] = []
     for failure in failures:
         if isinstance(failure, BaseException):
-            unnamed.append(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT])
+            unnamed.append(explained(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT]))
         elif failure[0].cid in ids:
             status = failure[1].status
-            by_number[ids[failure[0].cid]] = short(status.message or status.code.name)
+            by_number[ids[failure[0].cid]] = short(explained(status.message or status.code.name))
     return by_number, "; ".join(sorted(set(unnamed))[:3])
+
+
+def cause_of(answer: FitRes, plan: Plan) -> str:
+    """Return what most likely is wrong with a refused answer: arrays have no names, so their bytes tell."""
+    whole = sum(math.prod(axis.full for axis in axes) for axes in plan.axes.values())
+    looks_whole = plan.parameters < whole and size_of(answer.parameters) >= 4 * whole
+    return f"; {NOT_CONVERTED}" if looks_whole else ""
 
 
 def _capacity(said: Mapping[str, Scalar]) -> float | None:

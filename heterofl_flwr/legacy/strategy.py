@@ -26,7 +26,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.legacy.arrays import moments_to_arrays, named, pack, size_of, unpack
 from heterofl_flwr.legacy.moments import ask_for_moments
-from heterofl_flwr.legacy.proxies import ask_all, faults_of, properties_of, read_evaluate, read_fit
+from heterofl_flwr.legacy.proxies import ask_all, cause_of, faults_of, properties_of, read_evaluate, read_fit
 from heterofl_flwr.methods.arrivals import gather
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.flower_names import classic_options
@@ -185,7 +185,7 @@ class HeteroFL(HeteroFLBase, Strategy):
                 self._take(node_id, read_fit(answer, plan, self.limits, f"client {node_id}"))
                 kept[node_id] = answer
             except ReplyError as error:
-                self._refuse(server_round, node_id, short(str(error)), True)
+                self._refuse(server_round, node_id, short(f"{error}{cause_of(answer, plan)}"), True)
         new = self._finish(server_round)
         counted = [kept[node_id] for node_id in self._answers]
         return pack(new.values()), _aggregated(self._fit_metrics, counted, self.log.train)

@@ -17,6 +17,7 @@ from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.arrivals import warn_of_few
 from heterofl_flwr.methods.callbacks import RoundCallback
+from heterofl_flwr.methods.causes import check_wrappers
 from heterofl_flwr.methods.checks import at_least, check_capacity, extra, fraction, one_of
 from heterofl_flwr.methods.devices import Devices
 from heterofl_flwr.methods.evaluating import Evaluating
@@ -237,6 +238,9 @@ class HeteroFLBase(Evaluating):
         self._plans = {
             node_id: federation.plan_of(server_round, node_id, rate) for node_id, rate in self._rates.items()
         }
+        whole = federation.plan(federation.mix.global_rate)
+        if list(state) != list(whole.axes) or set(self._plans.values()) != {whole}:
+            check_wrappers(server_round)
         self._answers = {}
         self._simulation.begin(server_round, self._rates)
         self.log = RoundLog(

@@ -71,6 +71,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         server optimiser. One that has done all rounds has nothing left to do but to tell its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
         ``evaluation.every`` rounds; it also sees the initial arrays, as round 0.
+        From round 1 on, what it sees has the parameters that clients share, and no others: with ``shared``, load them
+        with ``strict=False``, or let the clients evaluate, each of which has a whole model.
         """
         if not 1 <= first_round <= num_rounds + 1:
             raise ConfigError(f"first_round is {first_round}; expected 1 to one after the last round, {num_rounds}")

@@ -9,6 +9,7 @@ from flwr.app import Message, MetricRecord
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.methods.causes import check_converted, explained
 from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.instructions import size_of
 from heterofl_flwr.methods.limits import Limits, read_number, read_numbers, short
@@ -63,7 +64,7 @@ def fault_of(reply: Message | None) -> str | None:
     if reply is None:
         return SILENT
     if reply.has_error():
-        return f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
+        return explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")
     return None
 
 
@@ -102,6 +103,7 @@ def read_train_reply(
     reply: Message, plan: Plan, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
 ) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
+    check_converted(reply, plan, sender)
     config = wire.config_of(reply, sender)
     records = wire.arrays_in(reply.content)
     sub = wire.unpack_trained(records, wire.upload_of(config, sender), plan, sender)

@@ -48,10 +48,11 @@ def test_digits_are_learnt_by_clients_of_five_sizes():
     assert last.record.evaluate_by_level["a"]["global-accuracy"] > last.record.evaluate_by_level["e"]["global-accuracy"]
 
 
-def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
-    whole = run(num_rounds=6, run__dir=str(tmp_path / "whole"), server__momentum=0.5)
-    run(num_rounds=3, run__dir=str(tmp_path / "broken"), server__momentum=0.5)
-    resumed = run(num_rounds=6, run__dir=str(tmp_path / "broken"), run__resume=True, server__momentum=0.5)
+@pytest.mark.parametrize("optimizer", [{"server__momentum": 0.5}, {"server__optimizer": "adam", "server__eta": 0.01}])
+def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path, optimizer):
+    whole = run(num_rounds=6, run__dir=str(tmp_path / "whole"), **optimizer)
+    run(num_rounds=3, run__dir=str(tmp_path / "broken"), **optimizer)
+    resumed = run(num_rounds=6, run__dir=str(tmp_path / "broken"), run__resume=True, **optimizer)
     assert [one.record.server_round for one in resumed] == [4, 5, 6]
     for name, tensor in whole[-1].state.items():
         assert torch.equal(tensor, resumed[-1].state[name]), name

@@ -6,7 +6,7 @@ from flwr.app import RecordDict
 from flwr.common import Context, parameters_to_ndarrays
 
 import heterofl_flwr
-from heterofl_flwr import Evaluation, LocalGrid
+from heterofl_flwr import Adam, Evaluation, LocalGrid
 from heterofl_flwr.legacy import HeteroFL
 from tests.legacy import digits_clients
 from tests.legacy.kept import Kept
@@ -36,7 +36,7 @@ def message(num_rounds, options):
         {
             "assignment": "dynamic",
             "fraction_train": 0.5,
-            "server_momentum": 0.5,
+            "server_optimizer": Adam(eta=1e-2),
             "seed": 3,
             "evaluation": Evaluation(every=0),
         },

@@ -235,7 +235,7 @@ def test_a_client_without_our_functions_is_told_apart():
     def stranger(message, context):
         return Message(RecordDict({"arrays": message.content["arrays"], "metrics": GOOD}), reply_to=message)
 
-    with pytest.raises(RoundError, match="schema None, expected 1: install the same version of heterofl-flwr"):
+    with pytest.raises(RoundError, match="schema None, expected 1: its app does not answer with reply, as docs"):
         start(make_app(stranger))
 
 

@@ -1,19 +1,23 @@
 """Under Flower's own loop and its own wrappers: client-side clipping for differential privacy, and mods."""
 
+from functools import partial
+
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
     Strategy,
 )
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
-from tests.methods.tiny import Watched, add_one, build, build_normed, equal, inputs, judge, make_app
+from heterofl_flwr.errors import ConfigError
+from tests.methods.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, inputs, judge, make_app
 
 
 def app_with(mod, build=build):
@@ -75,10 +79,69 @@ def test_noise_on_the_clients_runs_with_slices():
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def test_clipping_on_the_server_refuses_slices_as_documented():
-    """Flower's server-side clipping compares each reply with the whole model; see the how-to on privacy."""
+SERVER_SIDE = (
+    partial(DifferentialPrivacyServerSideFixedClipping, noise_multiplier=0.0, clipping_norm=1.0),
+    partial(DifferentialPrivacyServerSideAdaptiveClipping, noise_multiplier=0.0),
+)
+
+
+@pytest.mark.parametrize("wrapper", SERVER_SIDE)
+def test_clipping_on_the_server_refuses_slices_and_names_what_to_use(wrapper):
     with LocalGrid(make_app(), 4) as grid:
         inner = HeteroFL(build, "a1-c1")
-        strategy = DifferentialPrivacyServerSideFixedClipping(inner, 0.0, 1.0, 4)
-        with pytest.raises(ValueError, match="could not be broadcast"):
+        strategy = wrapper(inner, num_sampled_clients=4)
+        with pytest.raises(ConfigError, match=r"DifferentialPrivacyServerSide\w+ compares .*privacy=Privacy\(clip="):
             strategy.start(grid, initial(inner), num_rounds=1)
+
+
+@pytest.mark.parametrize("wrapper", SERVER_SIDE)
+def test_clipping_on_the_server_runs_where_all_train_the_whole_model(wrapper):
+    with LocalGrid(make_app(), 4) as grid:
+        inner = HeteroFL(build, "a1", evaluation=Evaluation(every=0))
+        state = wrapper(inner, num_sampled_clients=4).start(grid, initial(inner), num_rounds=1).arrays
+    assert not equal(state.to_torch_state_dict(), initial(inner).to_torch_state_dict())
+
+
+def test_noise_that_is_made_for_a_mean_over_all_clients_is_warned_of(caplog):
+    with LocalGrid(app_with(fixedclipping_mod), 4) as grid:
+        inner = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=0))
+        DifferentialPrivacyClientSideFixedClipping(inner, 0.0, 1.0, 4).start(grid, initial(inner), num_rounds=2)
+    (warning,) = [record.getMessage() for record in caplog.records if "too little" in record.getMessage()]
+    assert "DifferentialPrivacyClientSideFixedClipping adds noise" in warning
+
+
+def whole_model(message, context, **records):
+    """Answer as an app of Flower's own does that trains a model of its own size."""
+    arrays = ArrayRecord(build(1.0).state_dict())
+    return bare_reply(message, arrays=arrays, metrics=MetricRecord({"num-examples": 1}), **records)
+
+
+def load_whole(message, context):
+    build(1.0).load_state_dict(message.content["arrays"].to_torch_state_dict())
+
+
+@pytest.mark.parametrize(
+    ("train", "fault"),
+    [
+        (whole_model, "schema None, expected 1: its app does not answer with reply"),
+        (
+            lambda message, context: whole_model(message, context, config=config()),
+            "sent the whole model, expected the slice that it was sent: its app does not train the model of its rate",
+        ),
+        (load_whole, "size mismatch"),
+    ],
+)
+def test_a_client_that_is_not_converted_is_refused_with_this_cause(train, fault):
+    with LocalGrid(make_app(odd={1: train}), 2) as grid:
+        strategy = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=0))
+        strategy.start(grid, num_rounds=1)
+    assert fault in strategy.log.failures[1]
+    assert "as docs/howto/drop-in.md shows" in strategy.log.failures[1]
+
+
+def test_with_personal_parameters_evaluate_fn_sees_the_shared_ones():
+    seen = []
+    with LocalGrid(make_app(), 2) as grid:
+        strategy = HeteroFL(build, "a1-c1", shared=("hidden.*",), evaluation=Evaluation())
+        strategy.start(grid, num_rounds=2, evaluate_fn=lambda server_round, arrays: seen.append(list(arrays)))
+    assert seen == [["hidden.weight", "hidden.bias"]] * 3

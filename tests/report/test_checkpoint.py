@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.report import checkpoint as module
@@ -45,6 +46,12 @@ def three(tmp_path):
 def test_everything_is_read_back(tmp_path):
     save_checkpoint(tmp_path, make(7))
     assert_same(load_checkpoint(tmp_path), make(7))
+
+
+def test_momentum_lies_where_older_versions_put_it(tmp_path):
+    save_checkpoint(tmp_path, make(7))
+    (path,) = tmp_path.glob("*.safetensors")
+    assert "momentum/layer.weight" in load_file(path)
 
 
 def test_a_state_alone_is_enough(tmp_path):

@@ -22,7 +22,7 @@ def test_mixes_are_named_as_in_the_paper(mix, name):
 
 def test_a_job_is_read_from_settings():
     settings = from_flat({"data.name": "mnist", "data.split": "non-iid-2", "mix": "a1-e1"})
-    assert job_of(settings) == Job("mnist", "noniid", "a-e", "dynamic", "sbn", scaler=True, masked=True)
+    assert job_of(settings) == Job("mnist", "noniid", "a-e", "fix", "sbn", scaler=True, masked=True)
     settings = from_flat({"data.name": "uoft-cs/cifar10", "mix": "a1-e9", "assignment": "fix", "model.norm": "gn"})
     assert job_of(settings) == Job("cifar10", "iid", "a1-e9", "fix", "gn", scaler=True, masked=True)
     settings = from_flat({"data.name": "wikitext2", "model.scaler": False, "train.mask-fill": "none"})
