@@ -138,7 +138,7 @@ def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
     """
     found = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
     strange = [name for name in found if name not in RECORDS]
-    if len(strange) == 1 and ARRAYS not in found:
+    if len(strange) == 1 and ARRAYS not in found and CHANGES not in found:
         found[ARRAYS] = found.pop(strange[0])
     return found
 
