@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> bool:
     number = sum(own.numel() for own in state.values())
     ways = {
         "draw": lambda: draw(Keystream(), torch.Size([number])),
-        "draw, add and divide": lambda: released(state, sums, held, 1.0),
+        "draw, add and divide": lambda: released(state, sums, held.__getitem__, 1.0),
         "torch.randn": lambda: torch.randn(number, dtype=torch.float64),
     }
     print(f"{options.model} model, {number:,} parameters, one thread; no seed: each release has a key of its own\n")

@@ -5,7 +5,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Privacy
+from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.failure import RoundError
@@ -147,10 +147,6 @@ def test_replies_are_read_under_any_name_of_their_records():
         ({"arrayrecord_key": "x", "configrecord_key": "x"}, "expected another name than arrayrecord_key"),
         ({"weighted_by_key": ""}, "weighted_by_key is '', expected a name"),
         ({"min_train_nodes": -1}, "min_train_nodes is -1; expected a whole number from 0 up"),
-        (
-            {"min_train_nodes": 9, "privacy": Privacy(clip=1.0, noise=1.0)},
-            "epsilon-sampled counts on fraction_train and fraction_evaluate alone",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused(options, fault):
