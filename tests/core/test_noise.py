@@ -104,4 +104,4 @@ def test_a_longer_change_is_shortened_and_a_shorter_one_left():
 def test_nobody_can_draw_the_same_noise_again():
     mean, held = summed()
     one, two = (released(STATE, mean, held, 1.0) for _ in range(2))
-    assert not (one["w"] == two["w"])[held["w"] > 0].any()
+    assert not (one["w"] == two["w"])[held("w") > 0].any()
