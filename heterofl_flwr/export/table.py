@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from heterofl_flwr.app.commands import tables
+from heterofl_flwr.core import text
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import MANIFEST
-from heterofl_flwr.report import text
 from heterofl_flwr.report.files import write_atomic
 
 Manifest = Mapping[str, Any]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from rich import console as rich_console
 from rich.text import Text
 
+from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.report import text
 from heterofl_flwr.report.metrics import KINDS, SCOPES, families, headline_kind, of_level
 
 Field = tuple[str, str]

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report import text
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.deal import Deal, draw_deal
 from heterofl_flwr.report.drawing import SMALL, add_legend, new_axes

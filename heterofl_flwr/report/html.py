@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report import text
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.drawing import to_png, to_svg
 from heterofl_flwr.report.figures import Drawing, draw_run

@@ -7,8 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report import text
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.metrics import headline_kind, scores
 from heterofl_flwr.report.summary import LevelRow, level_rows, on_devices, savings

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from heterofl_flwr.report import text
+from heterofl_flwr.core import text
 from heterofl_flwr.report.drawing import add_legend, new_axes
 from heterofl_flwr.report.theme import series
 from simulations.comparison.curves import Point, curve

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from heterofl_flwr.report import text
+from heterofl_flwr.core import text
 from heterofl_flwr.report.metrics import SCOPES, headline_kind, mode_of
 from simulations.comparison.curves import AXES, axes_of, curve, spent_until
 from simulations.comparison.drawing import AMOUNTS

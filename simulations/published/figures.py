@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from heterofl_flwr.core import text
 from heterofl_flwr.core.levels import LEVELS
-from heterofl_flwr.report import text
 from heterofl_flwr.report.drawing import add_legend, new_axes, to_png, to_svg_file
 from heterofl_flwr.report.theme import series
 from simulations.published.curves import Curve, Panel

@@ -1,6 +1,6 @@
 import pytest
 
-from heterofl_flwr.report import text
+from heterofl_flwr.core import text
 
 
 @pytest.mark.parametrize(
