@@ -37,6 +37,7 @@ MAY_DIFFER_ON_RESUME = (
     "run.dir",
     "data.root",
     "sample.min-nodes",
+    "sample.min-replies",
     "sample.wait",
     "engine.device",
     "engine.window",

@@ -18,7 +18,16 @@ from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.arrivals import warn_of_few
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.causes import check_wrappers
-from heterofl_flwr.methods.checks import at_least, check_capacity, extra, fraction, one_of
+from heterofl_flwr.methods.checks import (
+    MinReplies,
+    at_least,
+    check_capacity,
+    extra,
+    fraction,
+    least_replies,
+    one_of,
+    reply_floor,
+)
 from heterofl_flwr.methods.devices import Devices
 from heterofl_flwr.methods.evaluating import Evaluating
 from heterofl_flwr.methods.evaluation import Evaluation
@@ -36,6 +45,9 @@ from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
+
+NAMED = 3
+"""Clients whose faults a failed round names."""
 
 
 class HeteroFLBase(Evaluating):
@@ -60,8 +72,10 @@ class HeteroFLBase(Evaluating):
         So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
     min_available_nodes : int
         A round waits for so many.
-    min_replies : int
-        With fewer good replies than this a round fails, loudly.
+    min_replies : int | float | "auto"
+        With fewer good replies than this a round fails, loudly: a number of them, a share below 1 of the clients that
+        the round needs (all that are asked but the spare ones), or ``auto`` for half of these. What simulated devices
+        lose is not asked for by ``auto``; a number or a share is left to the round whatever chance has in store.
     wait : float
         For how many seconds a round waits for nodes before it fails.
     learning_rate : Schedule | None
@@ -121,7 +135,7 @@ class HeteroFLBase(Evaluating):
         min_evaluate_nodes: int | None = None,
         spare: float = 0.0,
         min_available_nodes: int = 2,
-        min_replies: int = 1,
+        min_replies: MinReplies = "auto",
         wait: float = 60.0,
         learning_rate: Schedule | None = None,
         upload: Upload = "float32",
@@ -162,7 +176,7 @@ class HeteroFLBase(Evaluating):
         self.min_train_nodes = at_least("min_train_nodes", min_train_nodes)
         self.min_evaluate_nodes = at_least("min_evaluate_nodes", min_evaluate_nodes)
         self.min_available_nodes = max(min_available_nodes, min_train_nodes or 0, min_evaluate_nodes or 0)
-        self.min_replies = min_replies
+        self.min_replies = reply_floor("min_replies", min_replies)
         self.wait = wait
         self.learning_rate = learning_rate
         self.upload = one_of("upload", upload, Upload)
@@ -195,7 +209,7 @@ class HeteroFLBase(Evaluating):
         self._rates: dict[int, float] = {}
         self._plans: dict[int, Plan] = {}
         self._round: Round | None = None
-        self._simulation = Simulation(self.devices, self.federation, self.min_replies)
+        self._simulation = Simulation(self.devices, self.federation)
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
         self._evaluating = {}
         self._warned_of_few = False
@@ -228,10 +242,11 @@ class HeteroFLBase(Evaluating):
         self._warned_of_few = self._warned_of_few or warn_of_few(len(node_ids), federation.mix)
         number, partition = federation.nodes.num_partitions(node_ids), federation.nodes.partition
         able = self._able(node_ids)
-        there = self._simulation.present(server_round, able, number)
         least = self.min_train_nodes
-        sampled = federation.sample(server_round, able, self.fraction_train, least=least, among=there, spare=self.spare)
         self._enough = federation.number(able, self.fraction_train, least)
+        spared = 1 if self.min_replies == "auto" else least_replies(self.min_replies, self._enough)
+        there = self._simulation.present(server_round, able, number, spared)
+        sampled = federation.sample(server_round, able, self.fraction_train, least=least, among=there, spare=self.spare)
         self._silent = set()
         self._round = federation.open_round(server_round, state, norm_bound=self.limits.norm_bound, labels=self.labels)
         self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
@@ -242,7 +257,7 @@ class HeteroFLBase(Evaluating):
         if list(state) != list(whole.axes) or any(plan != whole for plan in self._plans.values()):
             check_wrappers(server_round)
         self._answers = {}
-        self._simulation.begin(server_round, self._rates)
+        self._simulation.begin(server_round, self._rates, spared)
         self.log = RoundLog(
             learning_rate=self.learning_rate(server_round) if self.learning_rate else 0.0,
             rates={partition(node_id): rate for node_id, rate in self._rates.items()},
@@ -326,18 +341,27 @@ class HeteroFLBase(Evaluating):
             raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
         if self._simulation.round is not None:
             self._end_simulated(self._simulation.round, self._round, server_round)
-        if self._round.replies < self._simulation.least:
-            faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
-            raise RoundError(
-                f"round {server_round}: {self._round.replies} of {len(self._rates)} clients gave a usable reply, "
-                f"expected at least {self._simulation.least}{''.join(faults[:3])}"
-            )
+        self._check_replies(server_round, self._round.replies)
         new = self._round.close()
         self.spent.add(TRAINING)
         self.log.privacy = self.spent.facts()
         self._round = None
         self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in self._answers.items()])
         return new
+
+    def _check_replies(self, server_round: int, replies: int) -> None:
+        """Fail if a round has too few usable replies: its model and its metrics would be those of a few clients."""
+        lost = self._simulation.lost(self.log.failures.values()) if self.min_replies == "auto" else 0
+        least = least_replies(self.min_replies, min(self._enough, len(self._rates) - lost))
+        if replies >= least:
+            return
+        faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
+        more = f"; {len(faults) - NAMED} more failed" if len(faults) > NAMED else ""
+        raise RoundError(
+            f"round {server_round}: {replies} of {len(self._rates)} clients gave a usable reply, expected at least "
+            f"{least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
+            f"sample.min-replies, which is {self.min_replies}){''.join(faults[:NAMED])}{more}"
+        )
 
     def _end_simulated(self, simulated: SimulatedRound, current: Round, server_round: int) -> None:
         """Wait for late replies where too few came in time, and note what the round took on its devices."""

@@ -1,7 +1,7 @@
 """One round on simulated devices: who drops out, who is late, and what it takes."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.methods.devices import Devices, Turn, reached
@@ -20,32 +20,33 @@ class Simulation:
         What they can do.
     federation : Federation
         The clients.
-    min_replies : int
-        With fewer replies a round fails, so neither chance nor the deadline leaves it fewer.
     """
 
-    def __init__(self, devices: Devices | None, federation: Federation, min_replies: int) -> None:
+    def __init__(self, devices: Devices | None, federation: Federation) -> None:
         self.round: SimulatedRound | None = None
-        self.least = max(min_replies, 1)
         self._devices = devices
         self._federation = federation
 
-    def present(self, server_round: int, node_ids: Sequence[int], number: int) -> Sequence[int]:
-        """Return which clients can be drawn for a round, where ``number`` is how many partitions there are."""
+    def present(self, server_round: int, node_ids: Sequence[int], number: int, least: int) -> Sequence[int]:
+        """Return which clients can be drawn for a round, ``least`` or more; ``number`` is that of the partitions."""
         if self._devices is None:
             return node_ids
         rates = {node_id: self._federation.rate(server_round, node_id, number) for node_id in node_ids}
-        return self._devices.present(self._turns(server_round, rates), self.least)
+        return self._devices.present(self._turns(server_round, rates), least)
 
-    def begin(self, server_round: int, rates: Mapping[int, float]) -> None:
-        """Begin a round with these clients and their rates."""
+    def begin(self, server_round: int, rates: Mapping[int, float], least: int) -> None:
+        """Begin a round with these clients and their rates; neither chance nor the deadline leaves fewer than some."""
         if self._devices is not None:
-            self.round = SimulatedRound(self._devices, self._turns(server_round, rates), self.least)
+            self.round = SimulatedRound(self._devices, self._turns(server_round, rates), least)
 
     @property
     def dropped(self) -> Sequence[int]:
         """The clients that drop out of the round: nothing is sent to them, and nothing comes from them."""
         return () if self.round is None else self.round.dropped
+
+    def lost(self, faults: Iterable[str]) -> int:
+        """Return how many of the clients that failed did so by chance or by the deadline alone."""
+        return 0 if self.round is None else sum(fault in (DROPPED_OUT, self.round.too_late) for fault in faults)
 
     def told(self, node_id: int) -> dict[str, float]:
         """Return what a client is told of its share of the work, where that is not all."""

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 from heterofl_flwr.core.decay import DECAY, is_decay
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import check_kind
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.checks import REPLIES, MinReplies, reply_floor
 
 Flat = bool | int | float | str
 """A value of a run config."""
@@ -79,6 +81,18 @@ def decay() -> Kind[float]:
         return found
 
     return Kind(f"a number of {DECAY}", read, float)
+
+
+def replies() -> Kind[MinReplies]:
+    """Return numbers of replies, shares, and ``auto``."""
+
+    def read(value: Flat) -> MinReplies:
+        try:
+            return reply_floor("value", value)
+        except ConfigError as error:
+            raise ValueError from error
+
+    return Kind(REPLIES, read, lambda value: value)
 
 
 def flag() -> Kind[bool]:

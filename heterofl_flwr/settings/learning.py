@@ -7,6 +7,7 @@ from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.fidelity import Choice, Fidelity
 from heterofl_flwr.core.infer import LabelRule
 from heterofl_flwr.learn.precision import Precision
+from heterofl_flwr.methods.checks import MinReplies
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.settings import kinds
 from heterofl_flwr.settings.kinds import AUTO
@@ -194,7 +195,13 @@ class SampleSettings:
         int, Setting(2, kinds.integer(1), "nodes to wait for before the first round; 'heterofl run' waits for all")
     ]
     min_replies: Annotated[
-        int, Setting(1, kinds.integer(1), "successful replies below which a round, and with it the run, fails")
+        MinReplies,
+        Setting(
+            AUTO,
+            kinds.replies(),
+            "good replies below which a round, and with it the run, fails: a number, a share of the clients that it "
+            "needs, or half of them (auto)",
+        ),
     ]
     wait: Annotated[
         float, Setting(15.0, kinds.number(least=0), "seconds to wait for sample.min-nodes before the run fails")

@@ -168,12 +168,12 @@ def test_metrics_that_are_not_finite_are_shown():
 
 
 def test_fewer_good_replies_than_the_floor_end_the_run():
-    with pytest.raises(RoundError, match=r"round 1: 2 of 3 clients .* expected at least 3; partition 1: error 2"):
+    with pytest.raises(RoundError, match=r"round 1: 2 of 3 clients .* expected at least 3: .*; partition 1: error 2"):
         start(make_app(odd={1: crash}), min_replies=3)
 
 
 def test_a_floor_above_the_number_of_clients_says_so():
-    with pytest.raises(RoundError, match=r"3 of 3 clients gave a usable reply, expected at least 4$"):
+    with pytest.raises(RoundError, match=r"3 of 3 clients gave a usable reply, expected at least 4: .* which is 4\)$"):
         start(make_app(), min_replies=4)
 
 
