@@ -113,6 +113,13 @@ def cause_of(answer: FitRes, plan: Plan) -> str:
     return f"; {NOT_CONVERTED}" if looks_whole else ""
 
 
+def without_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
+    """Return the clients, by number, that failed because they have no ``evaluate``."""
+    named = [failure for failure in failures if not isinstance(failure, BaseException)]
+    lacking = [proxy.cid for proxy, answer in named if answer.status.code == Code.EVALUATE_NOT_IMPLEMENTED]
+    return {ids[cid] for cid in lacking if cid in ids}
+
+
 def _capacity(said: Mapping[str, Scalar]) -> float | None:
     value = said.get(wire.CAPACITY)
     if value is None:

@@ -26,9 +26,18 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.legacy.arrays import moments_to_arrays, named, pack, size_of, unpack
 from heterofl_flwr.legacy.moments import ask_for_moments
-from heterofl_flwr.legacy.proxies import ask_all, cause_of, faults_of, properties_of, read_evaluate, read_fit
+from heterofl_flwr.legacy.proxies import (
+    ask_all,
+    cause_of,
+    faults_of,
+    properties_of,
+    read_evaluate,
+    read_fit,
+    without_evaluate,
+)
 from heterofl_flwr.methods.arrivals import gather
 from heterofl_flwr.methods.base import HeteroFLBase
+from heterofl_flwr.methods.evaluating import ADD_EVALUATE
 from heterofl_flwr.methods.flower_names import classic_options
 from heterofl_flwr.methods.limits import short
 from heterofl_flwr.nn.moments import Moments
@@ -194,7 +203,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
-        if not self.evaluation.due(server_round, self._num_rounds):
+        if not self.fraction_evaluate or not self.evaluation.due(server_round, self._num_rounds):
             return []
         proxies = self._available(client_manager)
         rates_of = self._evaluators(server_round, sorted(proxies))
@@ -226,8 +235,12 @@ class HeteroFL(HeteroFLBase, Strategy):
             return None, {}
         came = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
+        lacking = without_evaluate(failures, self._ids)
+        self._note_no_handler(self._no_evaluate, self._evaluating, lacking, ADD_EVALUATE)
         answers = {}
         for node_id in self._evaluating:
+            if node_id in lacking:
+                continue
             fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
             if node_id in came:
                 try:
@@ -236,9 +249,10 @@ class HeteroFL(HeteroFLBase, Strategy):
                 except ReplyError as error:
                     fault = short(str(error))
             self._refuse_evaluation(server_round, node_id, fault)
+        summary = self._summarise(server_round, answers)
         if not answers:
             return None, {}
-        loss = self._summarise(answers).get("loss")
+        loss = summary.get("loss")
         counted = [came[node_id] for node_id in answers]
         found = _aggregated(self._evaluate_metrics, counted, self.log.evaluate)
         return loss, {key: value for key, value in found.items() if self._evaluate_metrics or key != "loss"}

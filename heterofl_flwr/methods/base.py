@@ -64,7 +64,8 @@ class HeteroFLBase(Evaluating):
     seed : int
         Every draw is a function of it, the round and the client's partition.
     fraction_train, fraction_evaluate : float
-        ``max(fraction * clients, 1)`` clients take part.
+        ``max(fraction * clients, 1)`` clients take part. With ``fraction_evaluate=0.0`` no client is asked to evaluate,
+        nor for what an evaluation needs.
     min_train_nodes, min_evaluate_nodes : int | None
         Where given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits
         for at least so many nodes.
@@ -171,7 +172,7 @@ class HeteroFLBase(Evaluating):
             privacy=privacy or Privacy(),
         )
         self.fraction_train = fraction("fraction_train", fraction_train)
-        self.fraction_evaluate = fraction("fraction_evaluate", fraction_evaluate)
+        self.fraction_evaluate = fraction("fraction_evaluate", fraction_evaluate, zero=True)
         self.spare = extra("spare", spare)
         self.min_train_nodes = at_least("min_train_nodes", min_train_nodes)
         self.min_evaluate_nodes = at_least("min_evaluate_nodes", min_evaluate_nodes)
@@ -211,7 +212,8 @@ class HeteroFLBase(Evaluating):
         self._round: Round | None = None
         self._simulation = Simulation(self.devices, self.federation)
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
-        self._evaluating = {}
+        self._evaluating, self._asked, self._there = {}, {}, ()
+        self._no_evaluate, self._no_moments = set(), set()
         self._warned_of_few = False
         self._silent = set()
         self._enough = 0
@@ -256,7 +258,7 @@ class HeteroFLBase(Evaluating):
         whole = federation.plan(federation.mix.global_rate)
         if list(state) != list(whole.axes) or any(plan != whole for plan in self._plans.values()):
             check_wrappers(server_round)
-        self._answers = {}
+        self._answers, self._evaluating, self._asked = {}, {}, {}
         self._simulation.begin(server_round, self._rates, spared)
         self.log = RoundLog(
             learning_rate=self.learning_rate(server_round) if self.learning_rate else 0.0,

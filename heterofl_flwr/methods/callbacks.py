@@ -33,12 +33,17 @@ class RoundRecord:
         The same for each level.
     evaluate
         Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
-        ``coverage``, the share of the clients that were asked about the global model. With families (``Hybrid``), the
+        ``coverage``, the share of the clients that answered about the global model. With families (``Hybrid``), the
         same of each as ``family/metric``. Empty in rounds without evaluation.
     evaluate_by_level
         The same for each level's own model.
     evaluate_failures
         For each client whose evaluation or moments failed or were refused, by partition: why.
+    evaluate_asked, evaluate_answers
+        How many clients were drawn to evaluate, and how many of them did; of all that were drawn or of those that were
+        asked about the global model, whichever share is smaller. 0 where none were, and in histories of older versions.
+    partial
+        The metrics of ``evaluate`` that come from fewer than half of the clients asked, and are never the best.
     privacy
         Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.facts``.
     bytes_down, bytes_up
@@ -59,11 +64,24 @@ class RoundRecord:
     evaluate: Mapping[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate_failures: Mapping[int, str] = field(default_factory=dict)
+    evaluate_asked: int = 0
+    evaluate_answers: int = 0
+    partial: Sequence[str] = ()
     privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     simulated_seconds: float = 0.0
     joules: float = 0.0
+
+    @property
+    def few_answered(self) -> bool:
+        """Whether fewer than half of the clients that were asked to evaluate did."""
+        return 2 * self.evaluate_answers < self.evaluate_asked
+
+    @property
+    def comparable(self) -> dict[str, float]:
+        """The metrics of evaluation by which rounds can be compared: all that are not ``partial``."""
+        return {name: value for name, value in self.evaluate.items() if name not in self.partial}
 
     def to_json(self) -> dict[str, object]:
         """Return the record as JSON can hold it."""

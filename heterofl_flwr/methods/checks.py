@@ -32,10 +32,10 @@ def one_of(name: str, value: Word, words: object) -> Word:
     return value
 
 
-def fraction(name: str, value: float) -> float:
-    """Return an option's value; refuse what is no share."""
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name} is {value}; expected a number above 0 and up to 1")
+def fraction(name: str, value: float, *, zero: bool = False) -> float:
+    """Return an option's value; refuse what is no share, and 0 unless it means something."""
+    if not 0 <= value <= 1 or not (value or zero):
+        raise ConfigError(f"{name} is {value}; expected a number {'from 0' if zero else 'above 0 and'} up to 1")
     return value
 
 

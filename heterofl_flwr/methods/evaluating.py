@@ -13,6 +13,15 @@ from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
 
+ADD_EVALUATE = (
+    "they are not asked to evaluate again; add one (@app.evaluate(), or evaluate of a NumPyClient), or evaluate on the "
+    "server alone (fraction_evaluate=0.0)"
+)
+ADD_MOMENTS = (
+    "they are not asked for static batch norm moments again, and batch norm normalises by batch where nobody has any; "
+    "add one (answer_queries(app, build, data=...)), or mean it (Evaluation(static_norm=False))"
+)
+
 
 class Evaluating:
     """The part of a strategy that has clients evaluate; its attributes are those of ``HeteroFLBase``."""
@@ -28,6 +37,10 @@ class Evaluating:
     _num_rounds = 0
     _evaluating: dict[int, tuple[float, ...]]
     _silent: set[int]
+    _asked: dict[int, bool]
+    _there: Sequence[int]
+    _no_evaluate: set[int]
+    _no_moments: set[int]
 
     def _welcome(self, node_ids: Sequence[int]) -> list[int]:
         """Return the clients without those of which too many replies in a row were refused."""
@@ -39,27 +52,28 @@ class Evaluating:
 
         Those that did not answer in time when they were to train are busy or gone, and are not waited for again.
         """
-        welcome = self._welcome(node_ids)
-        least = self.min_evaluate_nodes
-        drawn = (
-            self.federation.sample(server_round, welcome, self.fraction_evaluate, "evaluate", least=least)
-            if welcome
-            else []
-        )
-        sampled = [node_id for node_id in drawn if node_id not in self._silent]
-        mix = self.federation.mix
+        able = [node_id for node_id in self._welcome(node_ids) if node_id not in self._no_evaluate]
+        share, least = self.fraction_evaluate, self.min_evaluate_nodes
+        drawn = self.federation.sample(server_round, able, share, "evaluate", least=least) if able else []
+        mix, number = self.federation.mix, self.federation.nodes.num_partitions(node_ids)
+        self._there = node_ids
         if self.federation.personal:
-            number = self.federation.nodes.num_partitions(node_ids)
-            self._evaluating = {node: (self.federation.rate(server_round, node, number),) for node in sampled}
-            asked = len(sampled)
+            held: dict[int, tuple[float, ...]]
+            held = {node_id: (self.federation.rate(server_round, node_id, number),) for node_id in drawn}
         else:
             rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
-            self._evaluating = {node_id: held for node_id in sampled if (held := self._held(rates, node_id))}
-            asked = sum(held[0] == mix.global_rate for held in self._evaluating.values())
-        self.log.evaluate["coverage"] = asked / len(node_ids)
-        if not self._evaluating:
-            logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(sampled))
+            held = {node_id: own for node_id in drawn if (own := self._held(rates, node_id))}
+        self._asked = {node_id: self._is_whole(own) for node_id, own in held.items()}
+        self._evaluating = {node_id: own for node_id, own in held.items() if node_id not in self._silent}
+        if drawn:
+            self.log.evaluate["coverage"] = 0.0
+        if drawn and not self._evaluating:
+            logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(drawn))
         return self._evaluating
+
+    def _is_whole(self, rates: Sequence[float]) -> bool:
+        """Whether a client with these rates evaluates the global model, or its own where each has one."""
+        return self.federation.personal or rates[0] == self.federation.mix.global_rate
 
     def _restrict(self, known: Mapping[int, Collection[float]]) -> dict[int, tuple[float, ...]]:
         """Take out of each client's rates those of whose model nobody gave moments; return what is left."""
@@ -76,21 +90,53 @@ class Evaluating:
         limit = self.federation.mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
         return tuple(rate for rate in rates if rate <= limit)
 
-    def _summarise(self, answers: Answers) -> dict[str, float]:
+    def _summarise(self, server_round: int, answers: Answers) -> dict[str, float]:
         """Note and return what the clients' evaluations add up to."""
         scores, self.log.evaluate_by_level = self._scores(answers)
+        if self._note_answers(answers):
+            self.log.partial = tuple(scores)
+            logger.warning(
+                "round %d: only %d of %d clients that were asked evaluated; its metrics are never the best",
+                server_round,
+                self.log.evaluate_answers,
+                self.log.evaluate_asked,
+            )
         # What the server found out is not for clients to say.
         self.log.evaluate = {**scores, **self.log.evaluate}
         return dict(self.log.evaluate)
+
+    def _note_answers(self, answers: Answers) -> bool:
+        """Note how many clients were asked and answered; return whether those are fewer than half."""
+        asked = {node_id: whole for node_id, whole in self._asked.items() if node_id not in self._no_evaluate}
+        if not asked:
+            if self._asked:  # an app without evaluation covers nothing
+                self.log.evaluate.pop("coverage", None)
+            return False
+        whole = sum(self._is_whole(self._evaluating[node_id]) for node_id in answers)
+        self.log.evaluate["coverage"] = whole / len(self._there)
+        counts = [(len(answers), len(asked)), (whole, sum(asked.values()))]
+        found, of = min((count for count in counts if count[1]), key=lambda count: count[0] / count[1])
+        self.log.evaluate_answers, self.log.evaluate_asked = found, of
+        return 2 * found < of
+
+    def _note_no_handler(self, known: set[int], asked: Collection[int], lacking: Collection[int], advice: str) -> None:
+        """Remember whose app has no handler for what was asked, so that it is asked once; warn of the first ones.
+
+        Where all that were asked lack it, so does every client that is there: they run one app.
+        """
+        if not lacking:
+            return
+        if not known:
+            logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
+        known.update(self._there if len(lacking) == len(asked) else lacking)
 
     def _scores(self, answers: Answers) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return what evaluations say of the global model, and of each level's own."""
         own = []
         for node_id, (number, metrics) in answers.items():
-            rate = self._evaluating[node_id][0]
-            whole = self.federation.personal or rate == self.federation.mix.global_rate
-            known = of_rates(metrics, (*self.federation.mix.rates, *self._evaluating[node_id]))
-            own.append((number, known if whole else of_level(known, rate)))
+            rates = self._evaluating[node_id]
+            known = of_rates(metrics, (*self.federation.mix.rates, *rates))
+            own.append((number, known if self._is_whole(rates) else of_level(known, rates[0])))
         return summaries(own)
 
     def _release(self, moments: dict[float, Moments]) -> dict[float, Moments]:

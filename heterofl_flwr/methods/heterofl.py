@@ -1,7 +1,8 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -14,10 +15,11 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.guarded import guard
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.base import HeteroFLBase
+from heterofl_flwr.methods.evaluating import ADD_EVALUATE, ADD_MOMENTS
 from heterofl_flwr.methods.flower_names import MetricsFn
 from heterofl_flwr.methods.instructions import EvaluationRound, instruction, size_of, slices_of
 from heterofl_flwr.methods.queries import Queries, gather_nodes, query_moments
-from heterofl_flwr.methods.replies import read_each, read_metrics, read_train_reply
+from heterofl_flwr.methods.replies import lacks_handler, read_each, read_metrics, read_train_reply
 from heterofl_flwr.methods.rounds import EvaluateFn, Rounds, run_rounds
 from heterofl_flwr.methods.sending import first_replies
 from heterofl_flwr.nn.moments import Moments
@@ -160,7 +162,7 @@ class HeteroFL(HeteroFLBase, Strategy):
     ) -> list[Message]:
         """Return a message for each client that evaluates, with the model and its static batch norm moments."""
         self._sent = []
-        if not self.evaluation.due(server_round, self._num_rounds):
+        if not self.fraction_evaluate or not self.evaluation.due(server_round, self._num_rounds):
             return []
         rates_of = self._evaluators(server_round, self._available(grid))
         told = {
@@ -173,6 +175,7 @@ class HeteroFL(HeteroFLBase, Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
         answers: dict[int, tuple[int, Mapping[str, float]]] = {}
+        lacking: set[int] = set()
 
         def read(node_id: int, reply: Message) -> None:
             answers[node_id] = read_metrics(reply, self.limits, f"node {node_id}", self.keys.weighted_by_key)
@@ -180,13 +183,17 @@ class HeteroFL(HeteroFLBase, Strategy):
 
         def refuse(node_id: int, fault: str, came: bool) -> None:
             del came
-            self._refuse_evaluation(server_round, node_id, fault)
+            if lacks_handler(fault):
+                lacking.add(node_id)
+            else:
+                self._refuse_evaluation(server_round, node_id, fault)
 
         read_each(self._sent, replies, read, refuse)
+        self._note_no_handler(self._no_evaluate, self._evaluating, lacking, ADD_EVALUATE)
         self._sent = []
+        self._summarise(server_round, answers)
         if not answers:
             return None
-        self._summarise(answers)
         return self._aggregated(self.evaluate_metrics_aggr_fn, answers, self.log.evaluate)
 
     def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
@@ -238,13 +245,23 @@ class HeteroFL(HeteroFLBase, Strategy):
                 self.federation.add_moments(found, own)
 
             layers = {node: {rate: self.federation.norms(rate) for rate in own} for node, own in rates_of.items()}
-            queries = Queries(current.queries(), layers, self._timeout)
-            query_moments(grid, queries, add, partial(self._refuse_evaluation, server_round))
+            self._query_moments(server_round, grid, Queries(current.queries(), layers, self._timeout), add)
             moments = self._release(found)
-            if (left := self._restrict(dict.fromkeys(rates_of, moments))) != rates_of:
+            if moments and (left := self._restrict(dict.fromkeys(rates_of, moments))) != rates_of:
                 current = EvaluationRound(self.federation, arrays, left, told)
         self.moments = moments
         return current.evaluations(moments)
+
+    def _query_moments(
+        self, server_round: int, grid: Grid, queries: Queries, add: Callable[[int, Mapping[float, Moments]], None]
+    ) -> None:
+        """Ask for moments those clients whose app may have a handler for it."""
+        by_node = {message.metadata.dst_node_id: message for message in queries.sent}
+        asked = {node_id: message for node_id, message in by_node.items() if node_id not in self._no_moments}
+        if asked:
+            note = partial(self._refuse_evaluation, server_round)
+            lacking = query_moments(grid, replace(queries, sent=list(asked.values())), add, note)
+            self._note_no_handler(self._no_moments, asked, lacking, ADD_MOMENTS)
 
     def exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""

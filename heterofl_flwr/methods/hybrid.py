@@ -32,7 +32,7 @@ from heterofl_flwr.methods.exchange import Exchange
 from heterofl_flwr.methods.families import Build, Families, side_by_side, under, with_families, within
 from heterofl_flwr.methods.federation import State, TrainReply
 from heterofl_flwr.methods.instructions import EvaluationRound, slices_of
-from heterofl_flwr.methods.queries import Queries, query_moments
+from heterofl_flwr.methods.queries import Queries
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -135,10 +135,9 @@ class Hybrid(Exchange):
                 node: {rate: members[self.families.family(node)].norms(rate) for rate in own}
                 for node, own in rates_of.items()
             }
-            asked = Queries(queries, layers, self._timeout)
-            query_moments(grid, asked, add, partial(self._refuse_evaluation, server_round))
+            self._query_moments(server_round, grid, Queries(queries, layers, self._timeout), add)
             known = {node: self.family_moments.get(self.families.family(node), own) for node, own in rates_of.items()}
-            if (left := self._restrict(known)) != rates_of:
+            if any(self.family_moments.values()) and (left := self._restrict(known)) != rates_of:
                 asking = rounds(left)
         return [
             message for name, own in asking.items() for message in own.evaluations(self.family_moments.get(name, {}))

@@ -13,7 +13,7 @@ from heterofl_flwr.methods.arrivals import QUERY_SECONDS, gather
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.nodes import Capability
-from heterofl_flwr.methods.replies import read_capability, read_each
+from heterofl_flwr.methods.replies import lacks_handler, read_capability, read_each
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
@@ -80,12 +80,13 @@ def query_moments(
     queries: Queries,
     add: Callable[[int, Mapping[float, Moments]], None],
     note: Callable[[int, str], None],
-) -> None:
+) -> set[int]:
     """Send the messages and add what each node answers, moments by rate; ``add`` refuses what does not fit.
 
-    ``note`` takes a node and why its answer was not used.
+    ``note`` takes a node and why its answer was not used. Those whose app has no handler for it are returned.
     """
     faults: list[str] = []
+    lacking: set[int] = set()
 
     def read(node_id: int, reply: Message) -> None:
         # All are read before any is added, so an answer that does not fit changes nothing.
@@ -93,17 +94,21 @@ def query_moments(
 
     def refuse(node_id: int, fault: str, came: bool) -> None:
         del came
+        if lacks_handler(fault):
+            lacking.add(node_id)
+            return
         faults.append(f"node {node_id}: {fault}")
         note(node_id, f"no usable answer to {wire.QUERY_MOMENTS}: {fault}")
 
     replies = grid.send_and_receive(list(queries.sent), timeout=queries.timeout)
     read_each(queries.sent, replies, read, refuse, HeteroFLError)
-    if len(faults) == len(queries.sent):
+    if faults and len(faults) + len(lacking) == len(queries.sent):
         raise RoundError(
             f"none of {len(queries.sent)} nodes gave a usable answer to {wire.QUERY_MOMENTS}: let clients answer it "
             f"(answer_queries(app, build, data=...)) or evaluate without (Evaluation(static_norm=False)); "
             f"{'; '.join(faults[:3])}"
         )
+    return lacking
 
 
 def _read_moments(reply: Message, layers: Mapping[float, Mapping[str, int]], sender: str) -> dict[float, Moments]:

@@ -1,6 +1,7 @@
 """Replies in the order in which their messages were sent, and what they say."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from reprlib import repr as shown
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 SILENT = "no reply in time"
 """What is noted of a node that gave no reply."""
 
+_NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
 _SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
 
 
@@ -57,6 +59,11 @@ def _answers(reply: Message, asked: Message) -> bool:
     """Whether a reply is one to this message, and not to that of an earlier round."""
     id_ = asked.metadata.message_id  # which some grids give to a copy only
     return not id_ or reply.metadata.reply_to_message_id == id_
+
+
+def lacks_handler(fault: str) -> bool:
+    """Whether a node failed because its ClientApp has no function for what it was asked; Flower has no code for it."""
+    return _NO_HANDLER.search(fault) is not None
 
 
 def fault_of(reply: Message | None) -> str | None:

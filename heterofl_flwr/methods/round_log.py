@@ -21,6 +21,9 @@ class RoundLog:
     evaluate: dict[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate_failures: dict[int, str] = field(default_factory=dict)
+    evaluate_asked: int = 0
+    evaluate_answers: int = 0
+    partial: Sequence[str] = ()
     privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
@@ -34,6 +37,11 @@ class RoundLog:
             level_name(rate): weighted_means([(number, metrics) for own, number, metrics in answers if own == rate])
             for rate in sorted({rate for rate, _, _ in answers}, reverse=True)
         }
+
+    def note_central(self, metrics: Mapping[str, float]) -> None:
+        """Note what the server measured itself, which stands in place of what clients say under the same name."""
+        self.evaluate |= metrics
+        self.partial = tuple(name for name in self.partial if name not in metrics)
 
     def record(self, server_round: int, seconds: float) -> RoundRecord:
         """Return the finished round's record."""
@@ -49,6 +57,9 @@ class RoundLog:
             evaluate=self.evaluate,
             evaluate_by_level=self.evaluate_by_level,
             evaluate_failures=self.evaluate_failures,
+            evaluate_asked=self.evaluate_asked,
+            evaluate_answers=self.evaluate_answers,
+            partial=self.partial,
             privacy=self.privacy,
             bytes_down=self.bytes_down,
             bytes_up=self.bytes_up,

@@ -92,7 +92,7 @@ def _evaluate(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, 
         result.evaluate_metrics_clientapp[server_round] = metrics
     central = _evaluate_centrally(result, rounds, server_round)
     numbers = {key: float(value) for key, value in central.items() if isinstance(value, int | float)}
-    strategy.log.evaluate.update(numbers)
+    strategy.log.note_central(numbers)
 
 
 def _evaluate_centrally(result: Result, rounds: Rounds, server_round: int) -> MetricRecord:

@@ -57,6 +57,9 @@ def record_of(values: Mapping[str, Any]) -> RoundRecord:
         evaluate=_floats(values.get("evaluate", {})),
         evaluate_by_level={level: _floats(own) for level, own in values.get("evaluate_by_level", {}).items()},
         evaluate_failures=_reasons(values.get("evaluate_failures", {})),
+        evaluate_asked=int(values.get("evaluate_asked", 0)),
+        evaluate_answers=int(values.get("evaluate_answers", 0)),
+        partial=tuple(str(name) for name in values.get("partial", ())),
         # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
         privacy=_floats({name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}),
         bytes_down=int(values.get("bytes_down", 0)),

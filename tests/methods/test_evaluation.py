@@ -143,7 +143,86 @@ def test_where_all_evaluations_fail_the_run_goes_on_without():
         strategy, result = run(grid, num_rounds=2)
     assert result.evaluate_metrics_clientapp == {}
     assert list(result.train_metrics_clientapp) == [1, 2]
-    assert strategy.log.evaluate == {"coverage": 1.0}
+    assert strategy.log.evaluate == {"coverage": 0.0}
+
+
+def judged(answering, nodes=5, mix="a1", num_rounds=1, evaluate_fn=None, node_config=None, **options):
+    """Return the last record of a run in which only these partitions answer an evaluation."""
+    records = []
+
+    class Keep(RoundCallback):
+        def on_round_end(self, progress):
+            records.append(progress.record)
+            return False
+
+    def evaluate(message, context):
+        if context.node_config["partition-id"] not in answering:
+            crash(message, context)
+        return reply(message, num_examples=1, metrics={"local-accuracy": 1.0, "global-accuracy": 0.9})
+
+    with LocalGrid(make_app(evaluate=evaluate), nodes, node_config=node_config) as grid:
+        strategy = HeteroFL(build, mix, callbacks=[Keep()], **options)
+        strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
+    return records[-1]
+
+
+def test_the_coverage_counts_answers_and_not_requests():
+    assert judged({0, 1, 2}).evaluate["coverage"] == 0.6
+
+
+def test_metrics_of_fewer_than_half_of_the_clients_asked_are_marked(caplog):
+    record = judged({0, 1})
+    assert (record.evaluate_answers, record.evaluate_asked) == (2, 5)
+    assert record.few_answered
+    assert set(record.partial) == {"local-accuracy", "global-accuracy", "worst-accuracy"}
+    assert record.comparable == {"coverage": 0.4}
+    assert "only 2 of 5 clients that were asked evaluated" in caplog.text
+
+
+def test_metrics_of_half_of_the_clients_are_not_marked():
+    record = judged({0, 1}, nodes=4)
+    assert not record.few_answered
+    assert record.partial == ()
+    assert record.comparable == record.evaluate
+
+
+def test_those_that_were_not_drawn_do_not_count_as_asked():
+    record = judged({0, 1, 2, 3, 4}, fraction_evaluate=0.2)
+    assert (record.evaluate_answers, record.evaluate_asked, record.evaluate["coverage"]) == (1, 1, 0.2)
+    assert not record.partial
+
+
+def test_those_that_were_drawn_and_not_asked_because_they_did_not_train_in_time_count():
+    class Lossy(LocalGrid):
+        """The replies of three clients to an instruction to train never come."""
+
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            return replies[:2] if messages[0].metadata.message_type == "train" else replies
+
+    with Lossy(make_app(), 5) as grid:
+        strategy = HeteroFL(build, "a1", min_replies=1)
+        strategy.start(grid, num_rounds=1)
+    assert (strategy.log.evaluate_answers, strategy.log.evaluate_asked) == (2, 5)
+
+
+def test_few_answers_about_the_global_model_are_few_whoever_else_answers():
+    record = judged(
+        {0, 3, 4},
+        mix="a1-c1",
+        node_config={number: {"level": "a" if number < 3 else "c"} for number in range(5)}.__getitem__,
+        evaluation=Evaluation(nodes="capable", levels=True),
+    )
+    assert (record.evaluate_answers, record.evaluate_asked) == (1, 3)
+    assert record.evaluate["coverage"] == 0.2
+    assert record.partial
+
+
+def test_what_the_server_measures_itself_is_not_marked():
+    record = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
+    assert record.comparable == {"coverage": 0.2, "global-accuracy": 0.5}
+    assert record.few_answered
 
 
 def test_a_users_own_names_of_metrics_may_hold_slashes():
