@@ -14,7 +14,7 @@ Field = tuple[str, str]
 BAR = 12
 GAP = "   "
 INDENT = Text(GAP)
-STYLES = {"failed": "bold red"}
+STYLES = {"failed": "bold red", "evaluated-by": "bold red"}
 
 
 class Console(RoundCallback):
@@ -102,6 +102,8 @@ def _scores(record: RoundRecord) -> Iterator[Field]:
             yield scope, text.score(name, record.evaluate[name])
     for family, name in families([record], headline_kind([record])).items():
         yield family, text.score(name, record.evaluate[name])
+    if record.few_answered:
+        yield "evaluated-by", f"{record.evaluate_answers} of {record.evaluate_asked}"
     yield "sent", text.size(record.bytes_down + record.bytes_up)
     if record.simulated_seconds:
         yield "simulated", text.duration(record.simulated_seconds)

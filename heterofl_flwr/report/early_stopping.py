@@ -63,6 +63,8 @@ class EarlyStopping(RoundCallback):
 
     def _done(self, record: RoundRecord) -> bool:
         value = record.evaluate.get(self._metric)
+        if self._metric in record.partial:
+            return False  # of so few clients, it is neither a gain nor a lack of one
         if value is None:
             if record.evaluate and not self._warned:
                 log.warning(

@@ -13,8 +13,8 @@ from heterofl_flwr.report.files import to_json, write_atomic
 from heterofl_flwr.report.metrics import SCOPES, headline_kind, scores
 from heterofl_flwr.report.page import PAGE, STYLE
 from heterofl_flwr.report.run_folder import RunFolder, flatten
-from heterofl_flwr.report.summary import failure_rows, level_rows, on_devices, savings
-from heterofl_flwr.report.tables import level_cells, level_heads, score_cells
+from heterofl_flwr.report.summary import failure_rows, level_rows, on_devices, partial_line, savings
+from heterofl_flwr.report.tables import level_cells, level_heads, marked, score_cells
 
 Rows = Iterable[Sequence[str]]
 Card = tuple[str, str, str]
@@ -94,8 +94,8 @@ def _score_cards(records: Sequence[RoundRecord]) -> Iterator[Card]:
     for scope in SCOPES:
         found = by_name.get(f"{scope}-{kind}")
         if found:
-            best = f"best {text.score(kind, found.best)} in round {found.best_round}"
-            yield f"{scope} {kind}", text.score(kind, found.final), best
+            best = f"best {text.score(kind, found.best)} in round {found.best_round}" if found.best_round else "no best"
+            yield f"{scope} {kind}", marked(text.score(kind, found.final), found.partial), best
 
 
 def _saving_cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[Card]:
@@ -140,7 +140,8 @@ def _metric_table(records: Sequence[RoundRecord]) -> str:
         return "<p class='note'>No round was evaluated.</p>"
     note = "Best: the best round by each metric itself, chosen on the data it is measured on."
     if any("coverage" in record.evaluate for record in records):
-        note += " Coverage: the share of clients that were asked to evaluate the full model."
+        note += " Coverage: the share of clients that evaluated the full model."
+    note = " ".join(filter(None, (note, partial_line(records))))
     return _table(("metric", "final", "best", "in round"), rows, "right narrow") + f"<p class='note'>{note}</p>"
 
 

@@ -13,13 +13,17 @@ KINDS = ("accuracy", "perplexity", "loss")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric over a run: its last value, its best one, and the rounds of both."""
+    """One metric over a run: its last value, its best one, and the rounds of both.
+
+    ``partial`` says that the last value is one of too few clients. Such values are never the best; there may be none.
+    """
 
     name: str
     final: float
     final_round: int
-    best: float
-    best_round: int
+    best: float | None
+    best_round: int | None
+    partial: bool
 
 
 def mode_of(name: str) -> str:
@@ -84,7 +88,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     """
     passed = accumulate(record.simulated_seconds for record in records)
     for record, seconds in zip(records, passed, strict=True):
-        found = record.evaluate.get(name, math.nan)
+        found = record.comparable.get(name, math.nan)
         if found == value or is_better(found, value, mode_of(name)):
             return seconds
     return None
@@ -93,7 +97,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
     """Return final and best of every metric of evaluation, in the order in which they first appear."""
     names = dict.fromkeys(name for record in records for name in record.evaluate)
-    return [_score(name, *points(records, lambda record, name=name: record.evaluate.get(name))) for name in names]  # type: ignore[misc]
+    return [_score(name, records) for name in names]
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
@@ -104,6 +108,12 @@ def scalars(record: RoundRecord) -> dict[str, float]:
         named |= {f"{group}/{level}/{name}": value for level, own in by_level.items() for name, value in own.items()}
     if record.simulated_seconds or record.joules:
         named |= {"round/simulated-seconds": record.simulated_seconds, "round/joules-estimate": record.joules}
+    if record.evaluate_asked:
+        named |= {
+            "round/evaluation-asked": float(record.evaluate_asked),
+            "round/evaluation-answers": float(record.evaluate_answers),
+            "round/evaluation-partial": float(record.few_answered),
+        }
     return named | {
         "round/seconds": record.seconds,
         "round/learning-rate": record.learning_rate,
@@ -118,9 +128,19 @@ def _evaluated(record: RoundRecord) -> tuple[str, ...]:
     return (*record.evaluate, *(name for own in record.evaluate_by_level.values() for name in own))
 
 
-def _score(name: str, rounds: Sequence[int], values: Sequence[float]) -> Score:
-    best = 0
-    for number, value in enumerate(values):
-        if is_better(value, values[best], mode_of(name)):
-            best = number
-    return Score(name, values[-1], rounds[-1], values[best], rounds[best])
+def _score(name: str, records: Sequence[RoundRecord]) -> Score:
+    last = next(record for record in reversed(records) if name in record.evaluate)
+    best: RoundRecord | None = None
+    for record in records:
+        value = record.comparable.get(name)
+        # The first value stands until a better one comes, even where it is not a number.
+        if value is not None and (best is None or is_better(value, best.evaluate[name], mode_of(name))):
+            best = record
+    return Score(
+        name,
+        final=last.evaluate[name],
+        final_round=last.server_round,
+        best=best.evaluate[name] if best else None,
+        best_round=best.server_round if best else None,
+        partial=name in last.partial,
+    )

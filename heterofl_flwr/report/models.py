@@ -68,6 +68,8 @@ def save_models(
             "metrics": metrics,
         }
         facts |= {"level": level, "family": family} if family else {}
+        if record and record.few_answered:
+            facts["evaluated_by"] = f"{record.evaluate_answers} of {record.evaluate_asked} clients"
         name = f"{family}-{level}" if family else level
         folder.save_model(name, plan.extract(state), (moments or {}).get(rate, {}), facts)
 

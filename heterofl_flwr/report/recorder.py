@@ -128,7 +128,7 @@ class Recorder(RoundCallback):
 
     def _compare(self, record: RoundRecord, state: State) -> None:
         name = self._metric or (self.best.metric if self.best else headline(record))
-        value = record.evaluate.get(name) if name else None
+        value = record.comparable.get(name) if name else None
         if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
             self.best = Best(name, value, record.server_round, dict(state))
 

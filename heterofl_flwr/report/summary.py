@@ -6,21 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from heterofl_flwr.core import text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report.costs import LevelCost, ModelCosts
 from heterofl_flwr.report.metrics import headline, headline_kind, of_level, points, scores, seconds_to
 
+REASONS = 3
+"""Reasons of failures that the closing table names."""
+
+LONGEST = 60
+"""Letters of a reason there."""
+
 
 @dataclass(frozen=True, slots=True)
 class LevelRow:
-    """One level of a run: its cost if known, its share of the clients, and its model's last score."""
+    """One level of a run: its cost if known, its share of the clients, and its model's last score.
+
+    ``partial`` says that the score is one of too few clients.
+    """
 
     level: str
     rate: float
     cost: LevelCost | None
     share: float
     score: float | None
+    partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +116,10 @@ def level_rows(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list
     rows = []
     for rate in sorted({*drawn, *known}, reverse=True):
         level = known[rate].level if rate in known else level_name(rate)
-        score = level_points(records, level, kind)[1]
+        rounds, score = level_points(records, level, kind)
         share = drawn[rate] / drawn.total() if drawn else 0.0
-        rows.append(LevelRow(level, rate, known.get(rate), share, score[-1] if score else None))
+        partial = any(record.few_answered for record in records if record.server_round in rounds[-1:])
+        rows.append(LevelRow(level, rate, known.get(rate), share, score[-1] if score else None, partial))
     return rows
 
 
@@ -133,8 +145,8 @@ def on_devices(records: Sequence[RoundRecord]) -> OnDevices | None:
     if not seconds and not joules:
         return None
     names = [name for record in records if (name := headline(record))]
-    best = next((score.best for score in scores(records) if names and score.name == names[0]), math.nan)
-    reached = seconds_to(records, names[0], best) if names else None
+    best = next((score.best for score in scores(records) if names and score.name == names[0]), None)
+    reached = seconds_to(records, names[0], best) if best is not None else None
     return OnDevices(seconds, joules, names[0] if reached is not None else "", reached or 0.0)
 
 
@@ -186,6 +198,47 @@ def failure_rows(records: Sequence[RoundRecord]) -> list[FailureRow]:
         for reason, own in found.items()
     ]
     return sorted(rows, key=lambda row: -row.times)
+
+
+def failure_lines(records: Sequence[RoundRecord]) -> list[str]:
+    """Return who failed as short lines: how often in all, then the most frequent reasons, then who else."""
+    rows = failure_rows(records)
+    if not rows:
+        return []
+    asked = sum(len(record.rates) for record in records)
+    failed = sum(len(record.failures) for record in records)
+    judging = sum(len(record.evaluate_failures) for record in records)
+    head = [f"{failed} of {asked} trainings"] * bool(failed) + [f"{judging} evaluations or moments"] * bool(judging)
+    lines = [f"failed: {', '.join(head)}"]
+    lines += [f"  {row.times} x {_where(row.rounds, row.clients)}: {_brief(row.reason)}" for row in rows[:REASONS]]
+    if rest := rows[REASONS:]:
+        rounds = sorted({number for row in rest for number in row.rounds})
+        clients = sorted({partition for row in rest for partition in row.clients})
+        lines.append(f"  {sum(row.times for row in rest)} x {_where(rounds, clients)}: {len(rest)} other reasons")
+    return lines
+
+
+def partial_line(records: Sequence[RoundRecord]) -> str:
+    """Return in which rounds too few clients evaluated; nothing where there are none."""
+    few = [record for record in records if record.few_answered]
+    if not few:
+        return ""
+    worst = min(few, key=lambda record: record.evaluate_answers / record.evaluate_asked)
+    rounds = text.numbers([record.server_round for record in few], 4)
+    return (
+        f"* fewer than half of the clients asked evaluated in rounds {rounds} (at worst {worst.evaluate_answers} of "
+        f"{worst.evaluate_asked}): never the best"
+    )
+
+
+def _where(rounds: Sequence[int], clients: Sequence[int]) -> str:
+    return f"in rounds {text.numbers(rounds, 3)}, clients {text.numbers(clients, 4)}"
+
+
+def _brief(reason: str) -> str:
+    """Return both ends of a reason in one line: what a program says last is often why."""
+    line = " ".join(reason.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def _rates_that_answered(record: RoundRecord) -> tuple[list[float], int]:

@@ -11,13 +11,13 @@ from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report.costs import ModelCosts
 from heterofl_flwr.report.metrics import headline_kind, scores
-from heterofl_flwr.report.summary import LevelRow, level_rows, on_devices, savings
+from heterofl_flwr.report.summary import LevelRow, failure_lines, level_rows, on_devices, partial_line, savings
 
 
 def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
-    """Return the tables that end a run: one row a level, then final and best of every metric, then what was saved.
+    """Return the tables that end a run: one row a level, then final and best of every metric, then who failed.
 
-    Where devices are simulated, time and energy on them follow.
+    What was saved follows and, where devices are simulated, time and energy on them.
 
     Parameters
     ----------
@@ -29,6 +29,7 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
     parts: list[Table | Text] = [_levels(records, costs)]
     if scores(records):
         parts.append(_scores(records))
+    parts += filter(None, (partial_line(records), *failure_lines(records)))
     saved = savings(records, costs)
     if saved:
         against = (
@@ -54,7 +55,7 @@ def level_cells(row: LevelRow, kind: str) -> tuple[str, ...]:
         f"{cost.parameters:,}" if cost else text.NOTHING,
         text.count(cost.macs) if cost else text.NOTHING,
         text.percent(row.share),
-        text.score(kind, row.score),
+        marked(text.score(kind, row.score), row.partial),
         text.size(2 * cost.bytes) if cost else text.NOTHING,
     )
 
@@ -67,9 +68,19 @@ def level_heads(kind: str) -> tuple[str, ...]:
 def score_cells(records: Sequence[RoundRecord]) -> list[tuple[str, ...]]:
     """Return each metric of evaluation with its final and its best value, and the best one's round, as text."""
     return [
-        (score.name, text.score(score.name, score.final), text.score(score.name, score.best), str(score.best_round))
+        (
+            score.name,
+            marked(text.score(score.name, score.final), score.partial),
+            text.score(score.name, score.best),
+            text.NOTHING if score.best_round is None else str(score.best_round),
+        )
         for score in scores(records)
     ]
+
+
+def marked(value: str, partial: bool) -> str:
+    """Return a value as text, with a mark where it is one of too few clients."""
+    return f"{value} *" if partial else value
 
 
 def _levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Table:

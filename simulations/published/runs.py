@@ -149,8 +149,9 @@ class Run:
         return Score(scores[max(scores)][RECORDED[metric]], scores[best][RECORDED[metric]], best)
 
     def scores(self, metric: str) -> Scores:
-        """Return what was measured, by round, where a metric was."""
-        return {own.server_round: own.evaluate for own in self.records if RECORDED[metric] in own.evaluate}
+        """Return what was measured, by round, where a metric was and on enough clients."""
+        found = {own.server_round: own.comparable for own in self.records}
+        return {number: own for number, own in found.items() if RECORDED[metric] in own}
 
 
 def chosen_round(scores: Scores, metric: str) -> int:

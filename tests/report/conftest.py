@@ -81,6 +81,23 @@ def costs(build) -> Costs:
 
 
 @pytest.fixture
+def few() -> list[RoundRecord]:
+    """Return five rounds of a run of which the third is judged by one of twenty clients, and looks best by far."""
+    known = [make_record(number) for number in range(1, 6)]
+    wrong = {"global-accuracy": 1.0, "local-accuracy": 1.0, "global-loss": 0.0, "worst-accuracy": 1.0}
+    known[2] = replace(
+        known[2],
+        evaluate={**wrong, "coverage": 0.05},
+        evaluate_asked=20,
+        evaluate_answers=1,
+        partial=tuple(wrong),
+        failures=dict.fromkeys(list(known[2].rates)[1:], "error 2: the worker is gone"),
+        evaluate_failures=dict.fromkeys(range(1, 20), "error 2: the worker is gone"),
+    )
+    return known
+
+
+@pytest.fixture
 def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from heterofl_flwr.report import RunFolder, seconds_to, summary_table, text, write_report
+from heterofl_flwr.core import text
+from heterofl_flwr.report import RunFolder, seconds_to, summary_table, write_report
 from heterofl_flwr.report.console import plain_line
 from heterofl_flwr.report.figures import draw_run
 from heterofl_flwr.report.history import append, read
