@@ -37,7 +37,7 @@ from heterofl_flwr.methods.flower_names import Keys, MetricsFn
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import TRAINING, Privacy, Spent
 from heterofl_flwr.methods.replies import SILENT
-from heterofl_flwr.methods.round_log import RoundLog
+from heterofl_flwr.methods.round_log import RoundLog, host_log
 from heterofl_flwr.methods.schedule import Schedule
 from heterofl_flwr.methods.server_optimizer import ServerOptimizer, choose_optimizer
 from heterofl_flwr.methods.simulated import DROPPED_OUT, SimulatedRound, Simulation
@@ -267,9 +267,14 @@ class HeteroFLBase(Evaluating):
         )
         return {node_id: rate for node_id, rate in self._rates.items() if node_id not in self._simulation.dropped}
 
+    @property
+    def prints_rounds(self) -> bool:
+        """Whether a callback shows the rounds."""
+        return any(callback.prints_rounds for callback in self.callbacks)
+
     def _send(self, node_id: int, num_bytes: int) -> None:
         """Note how many bytes go to a client."""
-        self.log.bytes_down += num_bytes
+        self.log.send(self._rates[node_id], num_bytes)
         self._simulation.send(node_id, num_bytes)
 
     def _able(self, node_ids: Sequence[int]) -> list[int]:
@@ -349,6 +354,8 @@ class HeteroFLBase(Evaluating):
         self.log.privacy = self.spent.facts()
         self._round = None
         self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in self._answers.items()])
+        if not self.prints_rounds:
+            host_log.info("%s", self.log.line(server_round))
         return new
 
     def _check_replies(self, server_round: int, replies: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -48,6 +49,8 @@ class RoundRecord:
         Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.facts``.
     bytes_down, bytes_up
         Parameters and labels sent to and received from the clients for training.
+    bytes_by_level
+        What of ``bytes_down`` went to the clients of each level. Empty in histories of older versions.
     simulated_seconds, joules
         How long training would have taken on the simulated devices, and an estimate of the energy that all of them
         would have used; 0 where none are simulated.
@@ -70,6 +73,7 @@ class RoundRecord:
     privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    bytes_by_level: Mapping[str, int] = field(default_factory=dict)
     simulated_seconds: float = 0.0
     joules: float = 0.0
 
@@ -115,7 +119,12 @@ class Progress:
 
 
 class RoundCallback:
-    """Override what you need; every method does nothing by default."""
+    """Override what you need; every method does nothing by default.
+
+    One that prints each round itself has ``prints_rounds = True``: the strategy then logs no lines of its own.
+    """
+
+    prints_rounds: ClassVar[bool] = False
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Run before the first round; ``first_round`` is above 1 where a run goes on."""

@@ -1,11 +1,35 @@
 """What a strategy notes while a round runs, to become its record."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from heterofl_flwr.core import text
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.methods.evaluation import weighted_means
+
+NAMED = 5
+"""Clients of a round that its line names."""
+
+LEVELS = 5
+"""Levels that it names."""
+
+host_log = logging.getLogger("flwr")
+"""Flower's own log, which shows wherever an app runs."""
+
+
+def clients_by_level(rates: Mapping[int, float]) -> dict[str, list[int]]:
+    """Return the clients of a round, by partition, of each level from the largest on."""
+    found: dict[str, list[int]] = {}
+    for partition, rate in sorted(rates.items(), key=lambda item: (-item[1], item[0])):
+        found.setdefault(level_name(rate), []).append(partition)
+    return found
+
+
+def sent_to(clients: Collection[int], num_bytes: int | None) -> str:
+    """Return how many clients of a level train and, where it is known, what each is sent, such as ``2x12.3 MB``."""
+    return f"{len(clients)}" + ("" if num_bytes is None else f"x{text.size(num_bytes / len(clients))}")
 
 
 @dataclass(slots=True)
@@ -27,6 +51,7 @@ class RoundLog:
     privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    bytes_by_level: dict[str, int] = field(default_factory=dict)
     simulated_seconds: float = 0.0
     joules: float = 0.0
 
@@ -37,6 +62,28 @@ class RoundLog:
             level_name(rate): weighted_means([(number, metrics) for own, number, metrics in answers if own == rate])
             for rate in sorted({rate for rate, _, _ in answers}, reverse=True)
         }
+
+    def send(self, rate: float, num_bytes: int) -> None:
+        """Note what goes to a client of a rate."""
+        level = level_name(rate)
+        self.bytes_down += num_bytes
+        self.bytes_by_level[level] = self.bytes_by_level.get(level, 0) + num_bytes
+
+    def line(self, server_round: int) -> str:
+        """Return which sizes were trained, what travelled and how many failed, in one short line.
+
+        Where few clients take part, they are named.
+        """
+        by_level = clients_by_level(self.rates)
+        named = len(self.rates) <= NAMED
+        levels = [
+            f"{level} {sent_to(own, self.bytes_by_level.get(level))}"
+            + (f" (clients {text.numbers(own)})" if named else "")
+            for level, own in by_level.items()
+        ]
+        more = [f"{len(levels) - LEVELS} more levels"] if len(levels) > LEVELS else []
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"round {server_round}: {', '.join([*levels[:LEVELS], *more])}; up {text.size(self.bytes_up)}{failed}"
 
     def note_central(self, metrics: Mapping[str, float]) -> None:
         """Note what the server measured itself, which stands in place of what clients say under the same name."""
@@ -63,6 +110,7 @@ class RoundLog:
             privacy=self.privacy,
             bytes_down=self.bytes_down,
             bytes_up=self.bytes_up,
+            bytes_by_level=self.bytes_by_level,
             simulated_seconds=self.simulated_seconds,
             joules=self.joules,
         )

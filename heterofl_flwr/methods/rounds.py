@@ -1,6 +1,5 @@
 """The loop over rounds: Flower's own, with evaluation every k rounds, records, callbacks and resume."""
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +10,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from heterofl_flwr.methods.callbacks import Progress, RoundRecord
+from heterofl_flwr.methods.round_log import host_log
 
 if TYPE_CHECKING:
     from heterofl_flwr.methods.heterofl import HeteroFL
-
-host_log = logging.getLogger("flwr")
-"""Flower's own log, which shows wherever an app runs."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -45,7 +42,8 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds)
         if strategy.evaluation.due(server_round, rounds.num_rounds):
             _evaluate(strategy, grid, result, rounds, server_round)
         record = strategy.log.record(server_round, time.monotonic() - started)
-        host_log.info("%s", _line(record, rounds.num_rounds))
+        if not strategy.prints_rounds and (metrics := _metrics(record)):
+            host_log.info("[ROUND %d/%d] %s", server_round, rounds.num_rounds, metrics)
         if _tell(strategy, record, result.arrays, rounds.num_rounds):
             break
     for callback in strategy.callbacks:
@@ -68,11 +66,8 @@ def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_ro
     return any(stops)
 
 
-def _line(record: RoundRecord, num_rounds: int) -> str:
-    numbers = {**record.train, **record.evaluate}
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-    failed = f", {len(record.failures)} failed" if record.failures else ""
-    return f"[ROUND {record.server_round}/{num_rounds}] {len(record.rates)} clients{failed}, {shown}"
+def _metrics(record: RoundRecord) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in {**record.train, **record.evaluate}.items())
 
 
 def _train(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, server_round: int) -> None:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.methods.round_log import clients_by_level, sent_to
 from heterofl_flwr.report.metrics import KINDS, SCOPES, families, headline_kind, of_level
 
 Field = tuple[str, str]
@@ -28,6 +29,8 @@ class Console(RoundCallback):
     console : rich.console.Console | None
         Where to print; by default standard output.
     """
+
+    prints_rounds = True
 
     def __init__(self, console: rich_console.Console | None = None) -> None:
         self._console = console or rich_console.Console(highlight=False)
@@ -113,8 +116,13 @@ def _scores(record: RoundRecord) -> Iterator[Field]:
 
 def _levels(record: RoundRecord) -> Iterator[Field]:
     kind = headline_kind([record])
-    for level in sorted({*record.train_by_level, *record.evaluate_by_level}):
+    clients = clients_by_level(record.rates)
+    for level in sorted({*clients, *record.train_by_level, *record.evaluate_by_level}):
         loss = of_level(record.train_by_level.get(level, {}), "loss")
         score = of_level(record.evaluate_by_level.get(level, {}), kind)
-        values = [None if loss is None else text.number(loss), None if score is None else text.score(kind, score)]
+        values = [
+            sent_to(clients[level], record.bytes_by_level.get(level)) if level in clients else "",
+            "" if loss is None else text.number(loss),
+            "" if score is None else text.score(kind, score),
+        ]
         yield level, ", ".join(value for value in values if value)

@@ -64,6 +64,7 @@ def record_of(values: Mapping[str, Any]) -> RoundRecord:
         privacy=_floats({name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}),
         bytes_down=int(values.get("bytes_down", 0)),
         bytes_up=int(values.get("bytes_up", 0)),
+        bytes_by_level={level: int(number) for level, number in values.get("bytes_by_level", {}).items()},
         simulated_seconds=float(values.get("simulated_seconds", 0)),
         joules=float(values.get("joules", 0)),
     )

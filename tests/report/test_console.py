@@ -29,10 +29,19 @@ def test_without_a_terminal_a_round_is_one_plain_line(fake):
     assert lines[0].startswith("rounds 1 to 10, a model of")
     accuracy = fake.progress(2, 10).record.evaluate["global-accuracy"]
     assert re.match(rf"round 2/10 took=[\d.]+s left=\d+s lr=0\.1 loss=[\d.]+ global={100 * accuracy:.1f}% ", lines[2])
-    assert re.search(r" sent=[\d.]+MB .*\ba=[\d.]+,[\d.]+% b=", lines[2])
+    assert re.search(r" sent=[\d.]+MB .*\ba=\d+,[\d.]+,[\d.]+% b=", lines[2])
     assert re.search(r" failed=1 ", lines[3])
     assert max(map(len, lines)) < 200
     assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
+
+
+def test_a_level_has_its_clients_and_what_each_was_sent(fake):
+    stream = io.StringIO()
+    rates = {3: 1.0, 5: 1.0, 8: 0.25}
+    record = fake.progress(1, 2, rates=rates, bytes_by_level={"a": 24_600_000, "c": 796_000})
+    Console(RichConsole(file=stream)).on_round_end(record)
+    assert re.search(r" a=2x12\.3MB,", stream.getvalue())
+    assert re.search(r" c=1x796kB,?", stream.getvalue())
 
 
 def test_a_dumb_terminal_gets_plain_lines_too(fake, monkeypatch):
@@ -46,7 +55,7 @@ def test_a_terminal_shows_time_left_levels_and_bytes(fake):
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert re.search(r"^ 4/10 ━{5}─{7} \d\.\d s, \d+ s left   lr 0\.1   loss \d", plain, re.MULTILINE)
     assert re.search(r"global \d+\.\d %   local \d+\.\d %   worst \d+\.\d %   sent [\d.]+ MB$", plain, re.MULTILINE)
-    assert re.search(r"^   a [\d.]+, \d+\.\d %   b [\d.]+, \d+\.\d %", plain, re.MULTILINE)
+    assert re.search(r"^   a \d+, [\d.]+, \d+\.\d %   b \d+, [\d.]+, \d+\.\d %", plain, re.MULTILINE)
     assert "failed 1" in plain  # round 3
 
 
