@@ -29,7 +29,7 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
     parts: list[Table | Text] = [_levels(records, costs)]
     if scores(records):
         parts.append(_scores(records))
-    parts += filter(None, (partial_line(records), *failure_lines(records)))
+    parts += [Text(line) for line in (partial_line(records), *failure_lines(records)) if line]
     saved = savings(records, costs)
     if saved:
         against = (

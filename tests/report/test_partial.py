@@ -113,6 +113,11 @@ def test_the_closing_table_names_who_failed_and_why(few):
     assert failure_lines([replace(few[0], failures={})]) == []
 
 
+def test_a_reason_that_looks_like_markup_is_printed_as_it_is(few):
+    odd = replace(few[0], failures={0: "error 2: [red]no[/] [/link]"})
+    assert any(line.endswith("error 2: [red]no[/] [/link]") for line in printed([odd]))
+
+
 def test_many_reasons_are_cut_to_a_few_short_lines(few):
     failures = {
         number: f"Traceback (most recent call last):\n{number} {'x' * 200}\nValueError: no" for number in range(9)
