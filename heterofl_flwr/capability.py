@@ -22,7 +22,6 @@ AUTO = "auto"
 ROUND_SECONDS = 60.0
 """For how long a node that measures itself trains in a round at the most, unless its config says otherwise."""
 
-_SERVER = "the server"
 _RECORD = "capacity"
 _OF, _RATE = "of", "rate"
 
@@ -70,9 +69,9 @@ def measures_itself(context: Context) -> bool:
 
 def _rates_of(message: Message) -> Sequence[float]:
     """Return the rates that a server offers: those of its mix, so what a node proposes is never above them."""
-    rates = wire.config_of(message, _SERVER).get(wire.RATES, list(LEVELS.values()))
+    rates = wire.config_of(message, wire.SERVER).get(wire.RATES, list(LEVELS.values()))
     if not isinstance(rates, list) or not rates or not all(isinstance(rate, float) for rate in rates):
-        raise ReplyError(f"{_SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
+        raise ReplyError(f"{wire.SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
     return [float(rate) for rate in rates]
 
 

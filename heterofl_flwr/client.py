@@ -12,8 +12,7 @@
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -27,64 +26,78 @@ from heterofl_flwr.core.compress import Upload, compress
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared
-from heterofl_flwr.errors import DataError, ReplyError
+from heterofl_flwr.core.ties import untied
+from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.learn.capacity import Trial
 from heterofl_flwr.learn.device import resolve_device
-from heterofl_flwr.nn.fresh import fresh_model
+from heterofl_flwr.nn.fresh import fresh_model, plan_between
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 
 Build = Callable[[float], nn.Module]
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
-_SERVER = "the server"
 
-
-def submodel(message: Message, build: Build, own: Mapping[str, Tensor] | None = None) -> nn.Module:
+def submodel(
+    message: Message, build: Build, own: Mapping[str, Tensor] | None = None, *, seed_torch: bool = False
+) -> nn.Module:
     """Return the model at the message's rate with the parameters it brings.
 
-    Where the strategy shares only some of them (``HeteroFL(shared=...)``), the others are those that this client kept:
-    ``own``, as ``own_part`` returned them when it last trained. Without, they are those of a model of the run's seed.
-
     In an instruction to evaluate, batch norm gets the static moments that the message brings, or normalises by batch
-    where it brings none. torch's random state is seeded from the message, so equal runs are equal. Make a new optimizer
-    each time: the model may be one that an earlier message of this process used.
+    where it brings none. Make a new optimizer each time: the model may be one that an earlier message of this process
+    used.
+
+    Parameters
+    ----------
+    message : Message
+        The instruction.
+    build : Callable[[float], nn.Module]
+        From a rate to the model, the same function as the server's. The global random generators are afterwards as
+        they were before, whatever it draws.
+    own : Mapping[str, Tensor] | None
+        Where the strategy shares only some parameters (``HeteroFL(shared=...)``), those that this client kept, as
+        ``own_part`` returned them when it last trained. Without, they are those of a model of the run's seed.
+    seed_torch : bool
+        Whether torch's global generators are seeded with ``seed_of(message)``, so that equal runs are equal. Never with
+        code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
+        and can take the noise away.
     """
-    rate = wire.value_of(wire.config_of(message, _SERVER), wire.RATE, float, _SERVER)
-    return next(model for _, model in _models_at(message, build, [rate], own))
+    rate = wire.value_of(wire.config_of(message, wire.SERVER), wire.RATE, float, wire.SERVER)
+    return next(model for _, model in _models_at(message, build, [rate], own, seed_torch))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
-    shared = wire.shared_of(wire.config_of(message, _SERVER), _SERVER)
+    shared = wire.shared_of(wire.config_of(message, wire.SERVER), wire.SERVER)
     return {name: tensor for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
 def seed_of(message: Message) -> int:
     """Return a seed that is a function of the run's seed, the round and the client."""
-    config = wire.config_of(message, _SERVER)
-    parts = [wire.value_of(config, key, int, _SERVER) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION)]
+    config = wire.config_of(message, wire.SERVER)
+    parts = [wire.value_of(config, key, int, wire.SERVER) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION)]
     return derive(parts[0], "client", *parts[1:])
 
 
 def share_of_work(message: Message) -> float:
     """Return after which share of its steps a client is to stop: 1, but where the strategy simulates devices."""
-    return wire.work_of(wire.config_of(message, _SERVER), _SERVER)
+    return wire.work_of(wire.config_of(message, wire.SERVER), wire.SERVER)
 
 
-def models_to_evaluate(message: Message, build: Build) -> Iterator[tuple[float, nn.Module]]:
+def models_to_evaluate(
+    message: Message, build: Build, *, seed_torch: bool = False
+) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the message asks about and its model, cut from the parameters it brings.
 
-    The models are as ``submodel`` returns them, and torch's random state is seeded before each.
+    The models are as ``submodel`` returns them; ``seed_torch`` is that of ``submodel``, before each.
     """
-    config = wire.config_of(message, _SERVER)
+    config = wire.config_of(message, wire.SERVER)
     rates = config.get(wire.RATES, [config.get(wire.RATE)])
     if not isinstance(rates, list) or not all(isinstance(rate, float) for rate in rates):
-        raise ReplyError(f"{_SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
-    yield from _models_at(message, build, cast("list[float]", rates))
+        raise ReplyError(f"{wire.SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
+    yield from _models_at(message, build, cast("list[float]", rates), None, seed_torch)
 
 
 def reply(
@@ -121,7 +134,7 @@ def reply(
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        upload = wire.upload_of(wire.config_of(message, _SERVER), _SERVER)
+        upload = wire.upload_of(wire.config_of(message, wire.SERVER), wire.SERVER)
         records = _trained(message, model, upload)
         if upload != "float32":
             config[wire.UPLOAD] = upload
@@ -131,7 +144,12 @@ def reply(
 
 
 def answer_queries(
-    app: ClientApp, build: Build, data: Callable[[Context], Batches] | None = None, *, epochs: int = 1
+    app: ClientApp,
+    build: Build | None = None,
+    data: Callable[[Context], Batches] | None = None,
+    *,
+    build_from: Callable[[Context], Build] | None = None,
+    epochs: int = 1,
 ) -> None:
     """Let a ClientApp answer the server's two questions.
 
@@ -139,26 +157,39 @@ def answer_queries(
     ----------
     app : ClientApp
         Your app; a handler for each query is added to it.
-    build : Callable[[float], nn.Module]
+    build : Callable[[float], nn.Module] | None
         From a rate to the model, the same function as the server's.
     data : Callable[[Context], Batches] | None
         From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
         mappings that begin with one. Without it the node does not answer ``query.moments``; then the server must not
         ask (``Evaluation(static_norm=False)``), and a node with ``level="auto"`` has nothing to measure itself with.
+    build_from : Callable[[Context], Callable[[float], nn.Module]] | None
+        In place of ``build`` where the model depends on the context, on its ``run_config`` say: from the context to
+        ``build``.
     epochs : int
         Passes over the data in a round, from which such a node reckons how long one takes it.
     """
+    build_of = _resolved(build, build_from)
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
-        return answer_capability(message, context, data and (lambda: _trial(build, data(context), epochs)))
+        return answer_capability(message, context, data and (lambda: _trial(build_of(context), data(context), epochs)))
 
     if data is None:
         return
 
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
-        return answer_moments(message, build, lambda: data(context))
+        return answer_moments(message, build_of(context), lambda: data(context))
+
+
+def _resolved(build: Build | None, build_from: Callable[[Context], Build] | None) -> Callable[[Context], Build]:
+    """Return the function from a context to ``build``, of which one of two forms was given."""
+    if build is not None and build_from is None:
+        return lambda context: build
+    if build is None and build_from is not None:
+        return build_from
+    raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, from the context")
 
 
 def _trial(build: Build, batches: Batches, epochs: int) -> Trial:
@@ -174,15 +205,16 @@ def answer_moments(
     device: torch.device | str = "cpu",
     *,
     together: int = 1,
+    seed_torch: bool = False,
 ) -> Message:
     """Return the static batch norm moments of this node's data, for each rate that the message asks about.
 
-    ``together`` is that of ``heterofl_flwr.nn.collect_moments``.
+    ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
-    kind = cast("Choice", wire.value_of(wire.config_of(message, _SERVER), wire.MOMENTS_KIND, str, _SERVER))
+    kind = cast("Choice", wire.value_of(wire.config_of(message, wire.SERVER), wire.MOMENTS_KIND, str, wire.SERVER))
     moments = {
         rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind, together=together)
-        for rate, model in models_to_evaluate(message, build)
+        for rate, model in models_to_evaluate(message, build, seed_torch=seed_torch)
     }
     content = RecordDict({wire.MOMENTS: wire.pack_moments(moments), wire.CONFIG: wire.new_config({})})
     return Message(content, reply_to=message)
@@ -191,18 +223,18 @@ def answer_moments(
 def _state_of(message: Message) -> dict[str, Tensor]:
     records = wire.arrays_in(message.content)
     if wire.ARRAYS not in records:
-        raise ReplyError(f"{_SERVER} sent no {wire.ARRAYS} record")
-    return wire.tensors_of(records[wire.ARRAYS], _SERVER)
+        raise ReplyError(f"{wire.SERVER} sent no {wire.ARRAYS} record")
+    return wire.tensors_of(records[wire.ARRAYS], wire.SERVER)
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters as they travel."""
-    return {name: own.detach().cpu() for name, own in model.named_parameters(remove_duplicate=False)}
+    return {name: own.detach().cpu() for name, own in model.named_parameters()}
 
 
 def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
-    config = wire.config_of(message, _SERVER)
-    shared, clip = wire.shared_of(config, _SERVER), wire.clip_of(config, _SERVER)
+    config = wire.config_of(message, wire.SERVER)
+    shared, clip = wire.shared_of(config, wire.SERVER), wire.clip_of(config, wire.SERVER)
     state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     if clip:
         state = clipped(_state_of(message), state, clip)
@@ -212,36 +244,49 @@ def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, Ar
 
 
 def _models_at(
-    message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None = None
+    message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None, seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
-    config = wire.config_of(message, _SERVER)
-    top = wire.value_of(config, wire.RATE, float, _SERVER)
+    config = wire.config_of(message, wire.SERVER)
+    top = wire.value_of(config, wire.RATE, float, wire.SERVER)
     state: Mapping[str, Tensor] = _state_of(message)
-    if (shared := wire.shared_of(config, _SERVER)) != ALL:
-        kept = _first_part(config, build, top) if own is None else own
-        state = {**{name: tensor for name, tensor in kept.items() if not is_shared(name, shared)}, **state}
+    if (shared := wire.shared_of(config, wire.SERVER)) != ALL:
+        state = {**_kept_part(config, build, top, shared, own), **state}
     records = wire.arrays_in(message.content)
     seed = seed_of(message)
     for rate in rates:
         model = model_at(build, state, top, rate)
         if message.metadata.message_type.startswith("evaluate"):
-            moments = wire.unpack_moments(records[wire.MOMENTS], rate, _SERVER) if wire.MOMENTS in records else None
+            moments = wire.unpack_moments(records[wire.MOMENTS], rate, wire.SERVER) if wire.MOMENTS in records else None
             model = for_evaluation(model, moments)
-        torch.manual_seed(seed)
+        if seed_torch:
+            torch.manual_seed(seed)
         yield rate, model
 
 
-def _first_part(config: ConfigRecord, build: Build, rate: float) -> dict[str, Tensor]:
-    """Return a rate's slice of the model that the run began with."""
-    seed = wire.value_of(config, wire.SEED, int, _SERVER)
-    top = wire.value_of(config, wire.GLOBAL_RATE, float, _SERVER)
-    return _plan(build, top, rate).extract(initial_state(build, top, seed))
+def _kept_part(
+    config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
+    if own is None:
+        top = wire.value_of(config, wire.GLOBAL_RATE, float, wire.SERVER)
+        seed = wire.value_of(config, wire.SEED, int, wire.SERVER)
+        own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
+    model = fresh_model(build, rate)
+    kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
+    expected = {name: one for name, one in model.named_parameters() if not is_shared(name, shared)}
+    if wrong := _misfits(kept, expected):
+        raise ReplyError(
+            f"the parameters that this client kept do not fit its model at rate {rate:g} ({wrong}): a client keeps its "
+            f"rate where not all parameters are shared, so the run's mix, seed or shared has changed, or they are "
+            f"another client's; remove what it kept, or go back to the run that it is of"
+        )
+    return kept
 
 
 def model_at(build: Build, state: Mapping[str, Tensor], top: float, rate: float) -> nn.Module:
     """Return the model of a rate with parameters cut from a state of rate ``top``."""
     model = fresh_model(build, rate)
-    load_parameters(model, state if rate == top else _plan(build, top, rate).extract(state))
+    load_parameters(model, state if rate == top else plan_between(build, top, rate).extract(state))
     return model
 
 
@@ -257,23 +302,24 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
     return model.eval()
 
 
-@lru_cache(maxsize=64)
-def _plan(build: Build, top: float, rate: float) -> Plan:
-    return Plan.of(build(top), build(rate))
-
-
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy parameters into a model; buffers stay. Refuse what does not fit, naming it."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    expected = {name: tuple(parameter.shape) for name, parameter in own.items()}
-    if found != expected:
-        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        shown = "; ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in wrong[:3])
-        raise ReplyError(f"{_SERVER} sent parameters that do not fit the model this node builds ({shown})")
+    own = dict(model.named_parameters())
+    if wrong := _misfits(state, own):
+        raise ReplyError(
+            f"{wire.SERVER} sent parameters that do not fit the model this node builds ({wrong}): give both the same "
+            f"function from a rate to the model"
+        )
     for name, parameter in own.items():
         parameter.copy_(state[name])
+
+
+def _misfits(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:
+    """Return which tensors of a state have other names or shapes than these parameters, as text; none if all fit."""
+    found, expected = ({name: tuple(one.shape) for name, one in own.items()} for own in (state, parameters))
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    return "; ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in wrong[:3])
 
 
 def inputs_of(batch: object) -> Tensor:

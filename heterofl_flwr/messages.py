@@ -91,6 +91,19 @@ RECORDS_OF: Mapping[Upload, tuple[str, ...]] = {
 }
 """The records that carry parameters in each form of a reply."""
 
+SERVER = "the server"
+"""How clients call the sender of their instructions."""
+
+NOT_HETEROFL = (
+    "the server's strategy is not HeteroFL: use heterofl_flwr.HeteroFL (for a NumPyClient, "
+    "heterofl_flwr.legacy.HeteroFL) in the ServerApp; under another strategy, such as FedAvg, a client builds and "
+    "loads its model itself, without submodel and reply"
+)
+NOT_CONVERTED = (
+    "its ClientApp is not converted: let it call answer_queries once, submodel in place of building and loading the "
+    "model, and reply to answer (heterofl_flwr.client)"
+)
+
 HEADER_BYTES = 1024
 """More than the header of any array that a client of ours sends."""
 
@@ -106,18 +119,21 @@ def config_of(message: Message, sender: str) -> ConfigRecord:
     """Return a message's config, or the only one that it has; refuse one of another schema, naming both sides."""
     others = [record for record in message.content.values() if isinstance(record, ConfigRecord)]
     config = others[0] if len(others) == 1 else message.content.get(CONFIG)
-    found = config.get(SCHEMA_KEY) if isinstance(config, ConfigRecord) else None
-    if not isinstance(config, ConfigRecord) or found != SCHEMA:
-        raise other_schema(sender, found)
-    return config
+    found = config if isinstance(config, ConfigRecord) else ConfigRecord()
+    check_schema(found, sender)
+    return found
 
 
-def other_schema(sender: str, found: object) -> ReplyError:
-    """Return the error for messages of another version of this package, or of none."""
-    return ReplyError(
-        f"{sender} sent messages of schema {found!r}, expected {SCHEMA}: "
-        f"install the same version of heterofl-flwr on the server and on every node"
-    )
+def check_schema(config: Mapping[str, object], sender: str) -> None:
+    """Refuse what another version of this package sent, or what was not sent by it at all."""
+    if SCHEMA_KEY not in config:
+        cause = NOT_HETEROFL if sender == SERVER else NOT_CONVERTED
+        raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
+    if config[SCHEMA_KEY] != SCHEMA:
+        raise ReplyError(
+            f"{sender} sent messages of schema {config[SCHEMA_KEY]!r}, expected {SCHEMA}: "
+            f"install the same version of heterofl-flwr on the server and on every node"
+        )
 
 
 def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> Value:

@@ -62,6 +62,7 @@ def moments_query(message: Message, context: Context) -> Message:
         lambda: input_batches(split, task.moments_batch_size),
         task.device,
         together=task.moments_together,
+        seed_torch=True,
     )
 
 

@@ -22,7 +22,8 @@ def judge_sent(task: Task, message: Message, context: Context) -> Message:
     asked = wire.config_of(message, SERVER).get(wire.CLASSES)
     classes = torch.tensor(asked if isinstance(asked, list) else own)
     metrics: dict[str, float] = {}
-    for rate, model in models_to_evaluate(message, build_of(task, message)) if len(split) else ():
+    models = models_to_evaluate(message, build_of(task, message), seed_torch=True)
+    for rate, model in models if len(split) else ():
         found = _judge(task, model.to(task.device), split, classes, seed_of(message))
         metrics |= {f"{name}/{rate}": value for name, value in found.items()}
         # The first is the largest: on every client's data it is the global model.

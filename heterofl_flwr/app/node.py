@@ -20,7 +20,7 @@ from heterofl_flwr.learn.capacity import Trial
 
 NODE_DATA = "data-path"
 
-SERVER = "the server"
+SERVER = wire.SERVER
 
 OPENS_ROUND = ("train", wire.TRAIN_PUBLISH)
 """Types of messages that begin with what the rounds before have left; all others follow in the same round."""
@@ -61,10 +61,10 @@ def model_of(task: Task, message: Message, context: Context) -> nn.Module:
     """Return the model that a message is about, on the device, with what this node keeps for itself."""
     build = build_of(task, message)
     if not task.personal:
-        return submodel(message, build).to(task.device)
+        return submodel(message, build, seed_torch=True).to(task.device)
     after = message.metadata.message_type not in OPENS_ROUND
     kept = _states(message, context).before(_number(message, wire.SERVER_ROUND) + after)
-    return submodel(message, build, kept).to(task.device)
+    return submodel(message, build, kept, seed_torch=True).to(task.device)
 
 
 def trial_of(task: Task, context: Context) -> Trial:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.random_state import kept_random_state
 from heterofl_flwr.errors import ConfigError
 
 ALL = ("*",)
@@ -29,8 +29,7 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Return the parameters of a freshly built model, the same for equal seeds; torch's random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Return the parameters of a freshly built model, the same for equal seeds."""
+    with kept_random_state(seed):
         model = build(rate)
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

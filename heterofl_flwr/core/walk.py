@@ -7,11 +7,12 @@ from torch.nn.parameter import is_lazy
 
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.rules import find_rule, unsupported
+from heterofl_flwr.core.ties import first_names
 from heterofl_flwr.errors import ShapeError
 
 
 def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every parameter of ``local``, in its order."""
+    """Return the axes of every parameter of ``local``, in its order; a tied one has those of its first name alone."""
     expected = _shapes(full)
     found = _shapes(local)
     unknown = [name for name in found if name not in expected]
@@ -29,7 +30,30 @@ def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
             raise ShapeError(
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
-    return {name: axes[name] for name in found}
+    first = _first_names_of_both(full, local)
+    for name, own in first.items():
+        if axes[name] != axes[own]:
+            raise ShapeError(
+                f"parameter {own} is {name} too, but their layers keep different entries of it: {axes[own]} and "
+                f"{axes[name]}"
+            )
+    return {name: axes[name] for name, own in first.items() if name == own}
+
+
+def _first_names_of_both(full: nn.Module, local: nn.Module) -> dict[str, str]:
+    """Return the first name of each of ``local``'s parameters, which both models tie alike."""
+    whole, first = first_names(full), first_names(local)
+    for name, own in first.items():
+        if whole[name] != own:
+            raise ShapeError(
+                f"parameter {name} is {_tie(name, whole[name])} in the global model, but {_tie(name, own)} in the "
+                f"local one: tie the same parameters at every rate"
+            )
+    return first
+
+
+def _tie(name: str, first: str) -> str:
+    return "one of its own" if name == first else f"tied to {first}"
 
 
 def _spoken_for(name: str, layer: nn.Module, axes: Mapping[str, Axes]) -> bool:

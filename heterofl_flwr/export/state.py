@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from heterofl_flwr.core.ties import first_names
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.export.inputs import Inputs, outputs_of
 from heterofl_flwr.export.runs import Run
@@ -18,9 +19,10 @@ from heterofl_flwr.nn.static_norm import batch_norms
 
 
 def write_state(traced: Traced, path: Path) -> None:
-    """Write a model's parameters and buffers."""
-    # Tied weights share memory, which the format refuses, so each tensor is copied.
-    state = traced.model.state_dict()
+    """Write a model's parameters and buffers; a tied parameter once, under the first of its names."""
+    first = first_names(traced.model)
+    state = {name: one for name, one in traced.model.state_dict().items() if first.get(name, name) == name}
+    # Others may share memory, which the format refuses, so each tensor is copied.
     path.write_bytes(save({name: one.clone(memory_format=torch.contiguous_format) for name, one in state.items()}))
 
 
@@ -60,8 +62,9 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
             layer.running_mean = torch.zeros(layer.num_features, device=device_of(own))
             layer.running_var = torch.ones(layer.num_features, device=device_of(own))
             layer.num_batches_tracked = torch.tensor(0, device=device_of(own))
+    tied = {name: state[first] for name, first in first_names(own).items() if name not in state and first in state}
     try:
-        own.load_state_dict(state)
+        own.load_state_dict({**state, **tied})
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise ShapeError(

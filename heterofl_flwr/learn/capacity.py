@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.random_state import kept_random_state
 from heterofl_flwr.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,10 @@ class Trial:
                 raise _not_on_meta(error) from error
         return COPIES * 4 * _parameters(model) + 2 * saved
 
+    @kept_random_state()
     def seconds(self, rate: float) -> float:
         """Return the seconds of a training step at a rate: forward, backward, and SGD with momentum."""
-        with torch.random.fork_rng(devices=[]):
-            model = self.build(rate).to(self.device).train()
+        model = self.build(rate).to(self.device).train()
         inputs = self.inputs.to(self.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         times = []
@@ -100,6 +101,7 @@ class Trial:
             times.append(time.perf_counter() - began)
         return statistics.median(times[1:])
 
+    @kept_random_state()
     def _on_meta(self, rate: float) -> nn.Module:
         try:
             with torch.device("meta"):

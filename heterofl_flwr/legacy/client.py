@@ -24,24 +24,25 @@ from heterofl_flwr.nn.fresh import fresh_model
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
 
-_SERVER = "the server"
 
+def submodel(
+    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+) -> nn.Module:
+    """Return the model at the instruction's rate with these parameters.
 
-def submodel(parameters: NDArrays, config: Mapping[str, Scalar], build: Build) -> nn.Module:
-    """Return the model at the instruction's rate with these parameters; seeds torch from the instruction.
-
-    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did.
+    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``seed_torch`` is
+    that of ``heterofl_flwr.client.submodel``.
     """
     _check(config)
-    return next(_models_at(parameters, config, build, [float(config[wire.RATE])]))[1]
+    return next(_models_at(parameters, config, build, [float(config[wire.RATE])], seed_torch))[1]
 
 
 def models_to_evaluate(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build
+    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the instruction asks about and its model, as ``submodel`` returns it."""
     _check(config)
-    yield from _models_at(parameters, config, build, _rates(config))
+    yield from _models_at(parameters, config, build, _rates(config), seed_torch)
 
 
 def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
@@ -72,7 +73,7 @@ def answer_moments(
 
 def parameters_of(model: nn.Module) -> NDArrays:
     """Return a model's parameters in the order in which the strategy expects them."""
-    return [own.detach().cpu().numpy() for _, own in model.named_parameters(remove_duplicate=False)]
+    return [own.detach().cpu().numpy() for _, own in model.named_parameters()]
 
 
 def labels_text(labels: Iterable[int]) -> str:
@@ -93,36 +94,36 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
 
 def share_of_work(config: Mapping[str, Scalar]) -> float:
     """Return after which share of its steps ``fit`` is to stop: 1, but where the strategy simulates devices."""
-    return wire.work_of(config, _SERVER)
+    return wire.work_of(config, wire.SERVER)
 
 
 def _models_at(
-    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float]
+    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
     top = float(config[wire.RATE])
-    names = [name for name, _ in fresh_model(build, top).named_parameters(remove_duplicate=False)]
+    names = [name for name, _ in fresh_model(build, top).named_parameters()]
     kind = config.get(wire.MOMENTS_KIND) if config.get(wire.TASK) == wire.TASK_EVALUATE else None
     own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
-    state = named(names, own, _SERVER)
+    state = named(names, own, wire.SERVER)
     moments: Mapping[float, Moments] = {}
     if kind is not None:
         layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _rates(config)}
-        moments = moments_from_arrays(more, cast("Choice", kind), layers, _SERVER)
+        moments = moments_from_arrays(more, cast("Choice", kind), layers, wire.SERVER)
     seed, *purpose = (int(config[key]) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION))
     for rate in rates:
         model = model_at(build, state, top, rate)
         if config.get(wire.TASK) == wire.TASK_EVALUATE:
             model = for_evaluation(model, moments.get(rate))
-        torch.manual_seed(derive(seed, "client", *purpose))
+        if seed_torch:
+            torch.manual_seed(derive(seed, "client", *purpose))
         yield rate, model
 
 
 def _check(config: Mapping[str, Scalar]) -> None:
+    wire.check_schema(config, wire.SERVER)
     missing = [key for key in (wire.RATE, wire.SEED, wire.SERVER_ROUND, wire.PARTITION) if key not in config]
     if missing:
-        raise ReplyError(f"the instruction lacks {', '.join(missing)}: is the strategy heterofl_flwr.legacy.HeteroFL?")
-    if config.get(wire.SCHEMA_KEY) != wire.SCHEMA:
-        raise wire.other_schema(_SERVER, config.get(wire.SCHEMA_KEY))
+        raise ReplyError(f"{wire.SERVER} sent an instruction without {', '.join(missing)}")
 
 
 def _rates(config: Mapping[str, Scalar]) -> list[float]:

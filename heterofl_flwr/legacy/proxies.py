@@ -17,7 +17,7 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.legacy.arrays import named, size_of, unpack
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
-from heterofl_flwr.methods.causes import NOT_CONVERTED, explained
+from heterofl_flwr.methods.causes import explained
 from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.methods.nodes import Capability
@@ -110,7 +110,7 @@ def cause_of(answer: FitRes, plan: Plan) -> str:
     """Return what most likely is wrong with a refused answer: arrays have no names, so their bytes tell."""
     whole = sum(math.prod(axis.full for axis in axes) for axes in plan.axes.values())
     looks_whole = plan.parameters < whole and size_of(answer.parameters) >= 4 * whole
-    return f"; {NOT_CONVERTED}" if looks_whole else ""
+    return f"; {wire.NOT_CONVERTED}" if looks_whole else ""
 
 
 def without_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:

@@ -4,7 +4,7 @@ import logging
 import sys
 from types import FrameType
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.plan import Plan
@@ -12,8 +12,8 @@ from heterofl_flwr.errors import ConfigError, ReplyError
 
 logger = logging.getLogger(__name__)
 
-NOT_CONVERTED = "its app does not train the model of its rate: take that from submodel, as docs/howto/drop-in.md shows"
-"""Why a client fails with, or answers, parameters of other shapes."""
+_OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
+"""How torch says that a slice is not the model into which a client loads it."""
 
 _SERVER_SIDE = ("DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping")
 _CLIENT_SIDE = ("DifferentialPrivacyClientSideFixedClipping", "DifferentialPrivacyClientSideAdaptiveClipping")
@@ -55,19 +55,13 @@ def _callers(frame: FrameType | None) -> set[str]:
 
 def explained(fault: str) -> str:
     """Return why a client failed, with the cause where torch's words say that a model has another size."""
-    return f"{fault}; {NOT_CONVERTED}" if "size mismatch" in fault else fault
+    return f"{fault}; {wire.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
 
 
 def check_converted(reply: Message, plan: Plan, sender: str) -> None:
-    """Refuse the reply of an app that is not converted: without our config, or with the whole model for a slice."""
-    configs = [record for record in reply.content.values() if isinstance(record, ConfigRecord)]
-    if not any(wire.SCHEMA_KEY in config for config in configs):
-        raise ReplyError(
-            f"{sender} sent messages of schema None, expected {wire.SCHEMA}: its app does not answer with reply, "
-            f"as docs/howto/drop-in.md shows"
-        )
+    """Refuse the reply of an app that is not converted: with the whole model for a slice."""
     whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
     for record in wire.arrays_in(reply.content).values():
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
         if shapes == whole != plan.shapes:
-            raise ReplyError(f"{sender} sent the whole model, expected the slice that it was sent: {NOT_CONVERTED}")
+            raise ReplyError(f"{sender} sent the whole model, expected the slice that it was sent: {wire.NOT_CONVERTED}")

@@ -78,7 +78,7 @@ class Exchange(HeteroFL):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Let the round's clients train and publish; return for each the message with what the others published."""
-        state = wire.tensors_of(arrays, "the server")
+        state = self.federation.check_state(wire.tensors_of(arrays, "the server"))
         rates = self._begin(server_round, self._available(grid), state)
         seeds = {wire.SEED_ROWS: list(self.seed_rows(server_round)), wire.TEMPERATURE: self._temperature}
         told: dict[int, Mapping[str, object]] = {

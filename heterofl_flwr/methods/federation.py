@@ -24,6 +24,7 @@ from heterofl_flwr.core.noise import clipped, in_steps, released
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply import check_reply
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
+from heterofl_flwr.core.ties import first_names, untied
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.label_rows import find_label_rows
 from heterofl_flwr.methods.limits import LARGEST_ENTRY
@@ -122,7 +123,8 @@ class Federation:
     def rows(self) -> Sequence[str]:
         """The shared parameters whose rows belong to classes."""
         rows = find_label_rows(self.build, self.mix) if self.label_rows is None else self.label_rows
-        return [name for name in rows if is_shared(name, self.shared)]
+        first = first_names(self.model)
+        return [name for name in dict.fromkeys(first.get(name, name) for name in rows) if is_shared(name, self.shared)]
 
     def plan(self, rate: float) -> Plan:
         """Return the prefix of a rate, of what is shared; each is worked out once."""
@@ -234,8 +236,9 @@ class Federation:
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
         """Return the parameters of the model in a state; what else it holds, running statistics say, is not kept."""
-        self.plan(self.mix.global_rate).check_state(state)
-        return {name: state[name] for name in self.plan(self.mix.global_rate).axes}
+        plan, own = self.plan(self.mix.global_rate), untied(self.model, state)
+        plan.check_state(own)
+        return {name: own[name] for name in plan.axes}
 
 
 class Round:

@@ -110,7 +110,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
-        state = wire.tensors_of(arrays, "the server")
+        state = self.federation.check_state(wire.tensors_of(arrays, "the server"))
         rates = self._begin(server_round, self._available(grid), state)
         slices = slices_of(self.federation, arrays, state, self._plans.values())
         for node_id, plan in self._plans.items():

@@ -64,7 +64,8 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], tim
     read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
     if silent:
         logger.warning(
-            "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g: %s",
+            "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g (does their ClientApp "
+            "call heterofl_flwr.client.answer_queries?): %s",
             len(silent),
             len(unseen),
             wire.QUERY_CAPABILITY,

@@ -35,6 +35,6 @@ class OrderedDropout(nn.Module):
             logits: torch.Tensor = self.model(x)
             return logits
         smaller, plan = self._smaller[number - 1]
-        parameters = plan.parts(dict(self.model.named_parameters(remove_duplicate=False)))
-        found: torch.Tensor = functional_call(smaller.train(), parameters, (x,), tie_weights=False)
+        parameters = plan.parts(dict(self.model.named_parameters()))
+        found: torch.Tensor = functional_call(smaller.train(), parameters, (x,))
         return found

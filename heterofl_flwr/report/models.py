@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.ties import untied
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.methods.callbacks import RoundRecord, State
 from heterofl_flwr.nn.moments import Moments
@@ -71,7 +72,7 @@ def save_models(
         if record and record.few_answered:
             facts["evaluated_by"] = f"{record.evaluate_answers} of {record.evaluate_asked} clients"
         name = f"{family}-{level}" if family else level
-        folder.save_model(name, plan.extract(state), (moments or {}).get(rate, {}), facts)
+        folder.save_model(name, plan.extract(untied(models[max(rates)], state)), (moments or {}).get(rate, {}), facts)
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
@@ -114,10 +115,10 @@ def load_model(folder: RunFolder, name: str, build: Callable[[float], nn.Module]
     rate = facts[name]["rate"]
     with torch.random.fork_rng(devices=[]):
         model = build(rate)
-    state = _tensors(folder.models / f"{name}.safetensors")
+    state = untied(model, _tensors(folder.models / f"{name}.safetensors"))
     moments = folder.models / f"{name}.moments.safetensors"
     _check_fit(state, model, f"model {name} of {folder.path} is not what build({rate:g}) makes")
-    model.load_state_dict(dict(state), strict=False)
+    model.load_state_dict(state, strict=False)
     if moments.exists():
         return with_static_norm(model, Moments.from_tensors(_tensors(moments)))
     if any(layer.running_mean is None for layer in batch_norms(model).values()):
@@ -129,7 +130,7 @@ def load_model(folder: RunFolder, name: str, build: Callable[[float], nn.Module]
 
 
 def _check_fit(state: State, model: nn.Module, what: str) -> None:
-    own = dict(model.named_parameters(remove_duplicate=False))
+    own = dict(model.named_parameters())
     found = {name: tuple(value.shape) for name, value in state.items()}
     expected = {name: tuple(value.shape) for name, value in own.items()}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

@@ -108,8 +108,8 @@ class Elastic:
     def plan(self, rate: float, of: float = 1.0) -> Plan:
         """Return which entries of the model of rate ``of`` the model of this rate holds, as ``Plan.of`` does."""
         small, large = self.part(rate), self.part(of)
-        names = dict(self._model.named_parameters(remove_duplicate=False))
-        axes = {name: large.axes_of(name, parameter.shape, small) for name, parameter in names.items()}
+        named = self._model.named_parameters()
+        axes = {name: large.axes_of(name, parameter.shape, small) for name, parameter in named}
         return Plan(axes).chosen(prefix)
 
     def part(self, rate: float) -> Slice:

@@ -111,8 +111,8 @@ def _check_whole(model: nn.Module, build: Elastic, inputs: Tensor, smaller: Sequ
 
 def _check_slice(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Demand that a slice's weights are those that its plan names."""
-    state = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in small.named_parameters(remove_duplicate=False):
+    state = dict(model.named_parameters())
+    for name, parameter in small.named_parameters():
         cut = Plan({name: plan.axes[name]}).extract({name: state[name]})[name]
         _demand(torch.equal(parameter, cut), f"{name} is not the plan's slice")
 
@@ -133,7 +133,7 @@ def _check_number(small: nn.Module, expected: Mapping[str, float], rate: float) 
 
 def _check_training(model: nn.Module, build: Elastic, inputs: Tensor, rates: Sequence[float]) -> None:
     """Demand that each slice can be trained, and that what comes of it can be averaged and loaded again."""
-    state = {name: tensor.detach() for name, tensor in model.named_parameters(remove_duplicate=False)}
+    state = {name: tensor.detach() for name, tensor in model.named_parameters()}
     aggregator = Aggregator(state)
     for rate in rates:
         aggregator.add(build.plan(rate), _trained(build(rate).train(), inputs, rate))
@@ -155,7 +155,7 @@ def _trained(small: nn.Module, inputs: Tensor, rate: float) -> dict[str, Tensor]
         _demand(good, f"{name} has no gradient, or one that is not finite, at rate {rate:g}")
     for parameter in small.parameters():
         parameter.add_(1)
-    return {name: tensor.detach() for name, tensor in small.named_parameters(remove_duplicate=False)}
+    return {name: tensor.detach() for name, tensor in small.named_parameters()}
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:

@@ -1,10 +1,11 @@
 """What a ClientApp calls: the model of a message, its seed, its answer."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -62,9 +63,9 @@ def trained(message):
     return model
 
 
-def context(**node_config):
+def context(run_config=None, **node_config):
     node_config = {key.replace("_", "-"): value for key, value in node_config.items()}
-    return Context(run_id=1, node_id=7, node_config=node_config, state=RecordDict(), run_config={})
+    return Context(run_id=1, node_id=7, node_config=node_config, state=RecordDict(), run_config=run_config or {})
 
 
 class TestSubmodel:
@@ -94,23 +95,6 @@ class TestSubmodel:
         hidden = model.norm(model.hidden(inputs(3)))
         torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
-    def test_torch_draws_the_same_for_the_same_seed_round_and_partition(self):
-        def draw(**values):
-            torch.manual_seed(len(values))
-            submodel(instruction(**values), build)
-            return torch.rand(3).tolist()
-
-        draws = [draw(), draw(seed=1), draw(server_round=2), draw(partition=1)]
-        assert draw() == draw(rate=1.0) == draws[0]
-        assert len(set(map(tuple, draws))) == 4
-
-    def test_a_rate_that_was_not_seen_before_draws_the_same_too(self):
-        draws = []
-        for _ in range(2):  # the first time the model is built, which draws its initial values
-            submodel(instruction(0.7), build)
-            draws.append(torch.rand(1))
-        assert torch.equal(*draws)
-
     def test_the_seed_says_what_it_is_for(self):
         seeds = {
             seed_of(instruction(seed=seed, server_round=server_round, partition=partition))
@@ -139,11 +123,19 @@ class TestSubmodel:
         with pytest.raises(ReplyError, match=named):
             submodel(instruction(**{"state": state_of(1.0)} | change), build)
 
-    @pytest.mark.parametrize("record", ["arrays", "config"])
-    def test_a_message_of_another_strategy_is_refused(self, record):
+    def test_a_message_without_parameters_is_refused(self):
         message = instruction()
-        del message.content[record]
-        with pytest.raises(ReplyError, match="arrays record" if record == "arrays" else "schema None"):
+        del message.content["arrays"]
+        with pytest.raises(ReplyError, match="the server sent no arrays record"):
+            submodel(message, build)
+
+    @pytest.mark.parametrize("told", [None, {"server-round": 1, "lr": 0.1}])
+    def test_under_another_strategy_the_error_says_so(self, told):
+        message = instruction()
+        del message.content["config"]
+        if told:
+            message.content["config"] = ConfigRecord(told)
+        with pytest.raises(ReplyError, match=r"the server's strategy is not HeteroFL: use heterofl_flwr\.HeteroFL"):
             submodel(message, build)
 
     def test_arrays_that_cannot_be_read_are_refused(self):
@@ -243,6 +235,7 @@ class TestKeptModels:
         for _ in range(2):
             model = submodel(instruction(build=build_normed, state=state_of(1.0, build_normed, 0.1)), build_normed)
             optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            torch.manual_seed(0)
             for _ in range(3):
                 optimizer.zero_grad()
                 model(torch.rand(5, 3)).square().sum().backward()
@@ -286,10 +279,6 @@ class TestModelsToEvaluate:
         message = instruction(kind="evaluate", build=build_normed, rates=[1.0, 0.5], moments=moments)
         with pytest.raises(ReplyError, match=r"the server sent no moments of rate 0\.5"):
             list(models_to_evaluate(message, build_normed))
-
-    def test_torch_is_seeded_before_each(self):
-        message = instruction(kind="evaluate", rates=list(self.RATES))
-        assert len({torch.rand(1).item() for _ in models_to_evaluate(message, build)}) == 1
 
     def test_another_subtask_is_another_mask_and_the_same_model(self):
         model = submodel(instruction(kind="evaluate"), build)
@@ -427,6 +416,26 @@ class TestQueries:
         record = app(asked, context(partition_id=4)).content["moments"]
         for rate in (1.0, 0.5):
             assert messages.unpack_moments(record, rate, "it").layers["norm"].count == 10
+
+    def test_the_model_may_depend_on_the_run_config(self):
+        app, seen = ClientApp(), []
+
+        def build_from(context):
+            seen.append(context.run_config["norm"])
+            return partial(Tiny, norm=context.run_config["norm"])
+
+        answer_queries(app, data=lambda context: [inputs(0)], build_from=build_from)
+        asked = instruction(kind="query.moments", build=build_normed, moments_kind="fixed")
+        record = app(asked, context({"norm": True})).content["moments"]
+        assert messages.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
+        asked = Message(RecordDict({"config": messages.new_config({"rates": [0.5]})}), 7, "query.capability")
+        assert app(asked, context({"norm": False}, level="auto")).content["config"]["capacity"] == 0.5
+        assert seen == [True, False]
+
+    @pytest.mark.parametrize("given", [{}, {"build": build, "build_from": lambda context: build}])
+    def test_the_model_comes_in_one_of_two_forms(self, given):
+        with pytest.raises(ConfigError, match="answer_queries takes either build"):
+            answer_queries(ClientApp(), **given)
 
     def test_without_data_an_app_does_not_answer_for_moments(self):
         app = ClientApp()

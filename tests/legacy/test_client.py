@@ -46,21 +46,13 @@ def test_a_submodel_has_the_parameters_that_came_and_gives_them_back(rate):
     assert len(arrays) == len(list(model.parameters()))  # no running statistics among them
 
 
-def test_torch_is_seeded_as_in_the_message_api():
-    submodel(parameters_of(build(1.0)), config(seed=3, server_round=2, partition=1), build)
-    drawn = torch.rand(1)
-    submodel(parameters_of(build(1.0)), config(seed=3, server_round=2, partition=1), build)
-    assert torch.equal(drawn, torch.rand(1))
-    submodel(parameters_of(build(1.0)), config(seed=3, server_round=2, partition=0), build)
-    assert not torch.equal(drawn, torch.rand(1))
-
-
 @pytest.mark.parametrize(
     ("arrays", "told", "named"),
     [
         (parameters_of(build(1.0))[:3], config(), "the server sent 3 arrays, expected 4"),
         (parameters_of(build(0.5)), config(), r"hidden.bias: \(4,\), expected \(8,\)"),
-        (parameters_of(build(1.0)), {"lr": 0.1}, "lacks rate, seed, server-round, partition: is the strategy"),
+        (parameters_of(build(1.0)), {"lr": 0.1}, "the server's strategy is not HeteroFL: .*legacy.HeteroFL"),
+        (parameters_of(build(1.0)), {"heterofl-schema": 1, "rate": 1.0}, "without seed, server-round, partition"),
         (parameters_of(build(1.0)), config(heterofl_schema=2), "schema 2, expected 1"),
         ([np.array(["a"])] * 4, config(), "arrays that cannot be read"),
     ],

@@ -111,7 +111,7 @@ FAULTS = {
     "a zip": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", b"PK\x03\x04junk")), "cannot be read"),
     "no arrays": (without("arrays"), r"sent records \[\], expected arrays alone"),
     "no metrics": (without("metrics"), "sent no metrics record"),
-    "no config": (without("config"), "schema None, expected 1"),
+    "no config": (without("config"), "its ClientApp is not converted"),
     "other schema": (says(heterofl_schema=2), "schema 2, expected 1: install the same version"),
     "no number": (metrics_of(loss=1.0), "None as num-examples, expected a whole number from 0 up"),
     "half a number": (metrics_of(num_examples=1.5), "1.5 as num-examples"),
@@ -235,8 +235,16 @@ def test_a_client_without_our_functions_is_told_apart():
     def stranger(message, context):
         return Message(RecordDict({"arrays": message.content["arrays"], "metrics": GOOD}), reply_to=message)
 
-    with pytest.raises(RoundError, match="schema None, expected 1: its app does not answer with reply, as docs"):
+    with pytest.raises(RoundError, match="its ClientApp is not converted: let it call answer_queries once, submodel"):
         start(make_app(stranger))
+
+
+def test_a_client_that_loads_the_whole_model_itself_is_told_apart():
+    def stranger(message, context):
+        build(1.0).load_state_dict(message.content["arrays"].to_torch_state_dict())
+
+    with pytest.raises(RoundError, match=r"size mismatch for .*its ClientApp is not converted"):
+        start(make_app(stranger), mix="c1")
 
 
 def test_a_config_of_the_servers_that_a_client_cannot_read_is_named_on_its_side():

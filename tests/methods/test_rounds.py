@@ -7,10 +7,8 @@ from collections import Counter
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
-from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RoundCallback, Windowed, multi_step
-from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
 from tests.methods.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app
@@ -266,28 +264,6 @@ def test_a_global_rate_below_one_is_the_mixs_largest():
         config = grid.of("train")[1].content["config"]
     assert state["hidden.bias"].shape == (width(8, 0.5),)
     assert (config["rate"], config["global-rate"]) == (0.25, 0.5)
-
-
-class Twice(nn.Module):
-    """A model whose output layer shares its weight with its input layer."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.one = nn.Linear(4, width(8, rate), bias=False)
-        self.two = nn.Linear(4, width(8, rate), bias=False)
-        self.two.weight = self.one.weight
-
-
-def test_tied_parameters_travel_under_both_names_and_stay_equal():
-    def train(message, context):
-        model = submodel(message, Twice)
-        with torch.no_grad():
-            model.one.weight += 1
-        return reply(message, model, num_examples=1)
-
-    with LocalGrid(make_app(train), 2) as grid:
-        _, state = run(grid, build=Twice)
-    assert torch.equal(state["one.weight"], state["two.weight"])
 
 
 @pytest.mark.parametrize(

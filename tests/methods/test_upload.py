@@ -110,25 +110,6 @@ def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
     assert torch.equal(found["classifier.weight"][2], two.federation.initial_state()["classifier.weight"][2])
 
 
-def test_tied_parameters_stay_equal():
-    class Twice(torch.nn.Module):
-        def __init__(self, rate):
-            super().__init__()
-            self.one = torch.nn.Linear(4, 8, bias=False)
-            self.two = torch.nn.Linear(4, 8, bias=False)
-            self.two.weight = self.one.weight
-
-    def train(message, context):
-        model = submodel(message, Twice)
-        with torch.no_grad():
-            model.one.weight += torch.randn(8, 4)
-        return reply(message, model, num_examples=1)
-
-    with LocalGrid(make_app(train), 3) as grid:
-        _, state = run(grid, build=Twice, upload="int8", num_rounds=2)
-    assert torch.equal(state["one.weight"], state["two.weight"])
-
-
 class TestClientsThatAnswerOtherwise:
     def test_one_that_knows_of_no_forms_answers_as_ever(self):
         """As a client of an earlier version, or one in another language."""

@@ -1,0 +1,176 @@
+"""Models that are kept from message to message: what came back otherwise than it went out is not given out again."""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from weakref import ref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
+
+from heterofl_flwr.nn import fresh
+from heterofl_flwr.nn.fresh import fresh_model, plan_between
+from heterofl_flwr.nn.static_norm import collect_moments
+from tests.methods.tiny import Tiny, build_normed, inputs
+
+
+class Settings:
+    def __init__(self):
+        self.depth = 3
+
+
+class Full(nn.Module):
+    """A model with attributes of all kinds, some of them hooks of its own."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.body = Tiny(rate, norm=True)
+        self.lstm = nn.LSTM(4, 2)
+        self.act: Callable = nn.functional.relu
+        self.sizes, self.settings, self.calls = [1, 2], Settings(), 0
+        self.seen = torch.zeros(2)
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+        self.body.hidden.register_forward_hook(_nothing)
+
+    def forward(self, x):
+        return self.lstm(self.act(self.body(x)) * self.scale)[0]
+
+
+def _nothing(*_):
+    return None
+
+
+def train(model):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    model(inputs(0)).sum().backward()
+    optimizer.step()
+
+
+def freeze(model):
+    model.requires_grad_(False)
+    model.eval()
+
+
+def measure(model):
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    collect_moments(model.body, [inputs(0)])
+
+
+def look(model):
+    hook = model.body.hidden.register_full_backward_pre_hook(_nothing)
+    hook.remove()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [train, freeze, look, lambda model: model.to("meta"), measure],
+    ids=["train", "freeze", "a hook that is gone", "move", "moments"],
+)
+def test_what_can_be_set_back_is_given_out_again(use):
+    model = fresh_model(Full, 1.0)
+    use(model)
+    assert fresh_model(Full, 1.0) is model
+    assert model.training
+    assert all(own.requires_grad and own.grad is None and own.device.type == "cpu" for own in model.parameters())
+
+
+def swap(model):
+    model.body.classifier = nn.Sequential(nn.Linear(8, 4))
+
+
+def halve(model):
+    model.body.hidden.out_features = 2
+
+
+def share(model):
+    vector_to_parameters(parameters_to_vector(model.parameters()), model.parameters())
+
+
+CHANGES = {
+    "forward hook": lambda model: model.body.hidden.register_forward_hook(_nothing),
+    "forward hook of another layer": lambda model: model.body.norm.register_forward_pre_hook(_nothing),
+    "backward hook": lambda model: model.body.register_full_backward_hook(_nothing),
+    "hook of the state": lambda model: model.body.register_state_dict_post_hook(_nothing),
+    "hook of loading": lambda model: model.register_load_state_dict_pre_hook(_nothing),
+    "hook of a gradient": lambda model: model.body.hidden.weight.register_hook(_nothing),
+    "hook after a gradient": lambda model: model.body.hidden.weight.register_post_accumulate_grad_hook(_nothing),
+    "attribute of a parameter": lambda model: setattr(model.body.hidden.weight, "grad_sample", None),
+    "attribute": lambda model: setattr(model.body, "autograd_grad_sample_hooks", []),
+    "number": lambda model: setattr(model, "calls", 1),
+    "width": halve,
+    "function": lambda model: setattr(model, "act", torch.tanh),
+    "forward": lambda model: setattr(model.body, "forward", _nothing),
+    "list": lambda model: model.sizes.append(3),
+    "attribute of an object": lambda model: setattr(model.settings, "depth", 4),
+    "tensor that is no buffer": lambda model: model.seen.add_(1),
+    "what cannot be told": lambda model: setattr(model, "act", (number for number in range(3))),
+    "layer": swap,
+    "layer of another kind": lambda model: setattr(model.body, "norm", nn.Identity()),
+    "layer more": lambda model: model.add_module("extra", nn.ReLU()),
+    "class": lambda model: setattr(model.body, "__class__", type("Other", (Tiny,), {})),
+    "parametrization": lambda model: parametrizations.weight_norm(model.body.hidden),
+    "compiled": lambda model: model.compile(),
+    "memory": share,
+    "layout": lambda model: setattr(model.body.hidden.weight, "data", torch.ones(3, 4).T),
+    "tied": lambda model: setattr(model.body.norm, "bias", model.body.hidden.bias),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_came_back_otherwise_is_built_anew(change):
+    model = fresh_model(Full, 0.5)
+    change(model)
+    again = fresh_model(Full, 0.5)
+    assert again is not model
+    assert fresh_model(Full, 0.5) is again
+
+
+def make_private(model):
+    """Do what Opacus does: watch each layer, and refuse one that is watched already."""
+    for layer in model.modules():
+        if hasattr(layer, "autograd_grad_sample_hooks"):
+            raise ValueError("Trying to add hooks twice to the same model")
+        layer.autograd_grad_sample_hooks = [layer.register_forward_hook(_nothing)]
+    for parameter in model.parameters():
+        parameter.grad_sample = None
+
+
+def test_opacus_may_watch_the_model_of_each_client():
+    for _ in range(3):
+        make_private(fresh_model(build_normed, 1.0))
+
+
+def test_a_model_of_which_nothing_can_be_told_is_never_given_out_again():
+    class Odd(nn.Linear):
+        def __init__(self, rate):
+            super().__init__(2, 2)
+            self.stream = (number for number in range(3))
+
+    assert fresh_model(Odd, 1.0) is not fresh_model(Odd, 1.0)
+
+
+def test_models_go_with_the_function_that_builds_them():
+    """An app may make a new one of each message's context; their models must not pile up."""
+    build = partial(Tiny, norm=True)
+    model = ref(fresh_model(build, 1.0))
+    plan_between(build, 1.0, 0.5)
+    del build
+    gc.collect()
+    assert model() is None
+    assert not [own for own in fresh._own.memories if isinstance(own, partial) and own is not build_normed]
+
+
+def test_a_function_that_cannot_be_referred_to_weakly_builds_each_time():
+    class Builder:
+        __slots__ = ()
+
+        def __call__(self, rate):
+            return Tiny(rate)
+
+    build = Builder()
+    assert fresh_model(build, 1.0) is not fresh_model(build, 1.0)
+    assert plan_between(build, 1.0, 0.5) == plan_between(Tiny, 1.0, 0.5)
