@@ -72,8 +72,8 @@ class HeteroFL(HeteroFLBase, Strategy):
         ``first_round=k``, the arrays it had after round k - 1, and ``federation.optimizer_state`` where it has a
         server optimiser. One that has done all rounds has nothing left to do but to tell its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
-        ``evaluation.every`` rounds; it also sees the initial arrays, as round 0.
-        From round 1 on, what it sees has the parameters that clients share, and no others: with ``shared``, load them
+        ``evaluation.every`` rounds; it also sees the initial arrays, as round 0. With ``shared`` it gets the shared
+        parameters alone, from round 1 on whatever the initial arrays hold: the others are each client's own. Load them
         with ``strict=False``, or let the clients evaluate, each of which has a whole model.
         """
         if not 1 <= first_round <= num_rounds + 1:

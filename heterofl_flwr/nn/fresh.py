@@ -1,10 +1,8 @@
 """Models that are built once in a process and given out again as if just built."""
 
-import io
-import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -19,6 +17,9 @@ from heterofl_flwr.core.random_state import kept_random_state
 Build = Callable[[float], nn.Module]
 
 _KEPT_MODELS = 16
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_MAPPINGS = (dict, OrderedDict)
+_SEQUENCES = (tuple, list, set, frozenset, torch.Size)
 _own = threading.local()  # clients that run in threads of one process must not share a model
 
 
@@ -61,12 +62,12 @@ class _Kept:
         self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._places = self._places_now()
-        self._look, self._alive = _look_of(model)
+        self._look = _Look(model)
 
     @torch.no_grad()
     def renew(self) -> bool:
         """Set everything but the parameters back; False if the model is no longer the one that was built."""
-        if self._look is None or _look_of(self.model)[0] != self._look:
+        if not self._look.same_as(_Look(self.model)):
             return False
         if any(tensor.device != self._device for tensor in self.model.parameters()):
             self.model.to_empty(device=self._device)
@@ -102,56 +103,60 @@ def _memory(build: Build) -> _Memory:
         return _Memory()
 
 
-def _look_of(model: nn.Module) -> tuple[bytes | None, list[object]]:
-    """Return what a model consists of as bytes, all but what ``renew`` sets back; None if it cannot be written.
+class _Look:
+    """Writes down what a model consists of: layers, hooks and other attributes, but nothing that ``renew`` sets back.
 
-    With it come the objects that it tells apart by their place in memory; while they exist, no others are there.
+    Objects are told apart by their place in memory, so they are held on to: while they exist, no others are there.
     """
-    file = io.BytesIO()
-    writer = _Look(file, model)
-    try:
-        writer.dump(model)
-    except Exception:  # attributes may be of any kind, and raise anything
-        return None, []
-    return file.getvalue(), writer.alive
 
-
-class _Look(pickle.Pickler):
-    """Writes what a model consists of: layers, hooks and other attributes, but no values that are set back."""
-
-    def __init__(self, file: io.BytesIO, model: nn.Module) -> None:
-        super().__init__(file)
-        self.alive: list[object] = []
+    def __init__(self, model: nn.Module) -> None:
         self._set_back = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._seen: dict[int, int] = {}
+        self._alive: list[object] = []
+        try:
+            self._found: object = self._of(model)
+        except Exception:  # attributes may be of any kind, and raise anything
+            self._found = None
 
-    def reducer_override(self, value: Any) -> Any:
-        """Say what is written in place of an object; nothing is ever read again."""
-        if value is tuple:
-            return NotImplemented
-        if isinstance(value, nn.Module):
-            # Without its mode, which is set back; and its empty dicts of hooks are many, and slow to write.
-            attributes = {
-                name: None if type(own) is OrderedDict and not own else own
-                for name, own in vars(value).items()
-                if name != "training"
-            }
-            return tuple, (self._itself(type(value)),), attributes
-        if isinstance(value, Tensor):
-            return self._tensor(value)
+    def same_as(self, other: "_Look") -> bool:
+        """Whether nothing has changed; False where that cannot be told."""
+        return self._found is not None and self._found == other._found
+
+    def _of(self, value: Any) -> object:
+        kind = type(value)
+        if kind in _PLAIN:
+            return kind, value
+        if (kind in _MAPPINGS or kind in _SEQUENCES) and not value:
+            return kind  # most of what layers have are empty dicts of hooks
+        if id(value) in self._seen:
+            return "seen", self._seen[id(value)]
+        self._seen[id(value)] = len(self._seen)
+        self._alive.append(value)
         if isinstance(value, type | FunctionType | BuiltinFunctionType):
-            return tuple, (self._itself(value),)
+            return value
+        if isinstance(value, Tensor):
+            return self._of_tensor(value)
+        if isinstance(value, nn.Module):
+            return kind, [(name, self._of(own)) for name, own in vars(value).items() if name != "training"]
+        if kind in _MAPPINGS:
+            return kind, [(self._of(key), self._of(own)) for key, own in value.items()]
+        if kind in _SEQUENCES:
+            return kind, list(map(self._of, value))
         if isinstance(value, ReferenceType):
-            return tuple, (value(),)
-        return NotImplemented
+            return ReferenceType, self._of(value())
+        return self._of_object(value)
 
-    def _tensor(self, tensor: Tensor) -> object:
+    def _of_tensor(self, tensor: Tensor) -> object:
         if id(tensor) not in self._set_back:
-            return tuple, (self._itself(tensor), tensor._version)
+            return id(tensor), tensor._version
         graph = tensor.grad_fn is not None or (tensor.requires_grad and not isinstance(tensor, nn.Parameter))
-        form = (type(tensor), tuple(tensor.shape), tensor.stride(), tensor.dtype, graph)
-        hooks = (tensor._backward_hooks, tensor._post_accumulate_grad_hooks)
-        return tuple, form, (vars(tensor), hooks)
+        hooks = (tensor._backward_hooks, tensor._post_accumulate_grad_hooks, vars(tensor))
+        return type(tensor), tuple(tensor.shape), tensor.stride(), tensor.dtype, graph, list(map(self._of, hooks))
 
-    def _itself(self, value: object) -> int:
-        self.alive.append(value)
-        return id(value)
+    def _of_object(self, value: Any) -> object:
+        """Return what a copy of an object would be made of; one that is its own copy never changes."""
+        own_copy = getattr(value, "__deepcopy__", None)
+        parts = value.__reduce_ex__(4) if own_copy is None or own_copy({}) is not value else ""
+        if isinstance(parts, str):
+            return id(value)
+        return type(value), [self._of(list(part) if isinstance(part, Iterator) else part) for part in parts]

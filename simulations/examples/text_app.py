@@ -68,7 +68,7 @@ answer_queries(client, build)  # no batch norm, so nobody asks for moments of th
 @client.train()
 def train(message: Message, context: Context) -> Message:
     rows, labels = load(context)
-    model = submodel(message, build)
+    model = submodel(message, build, seed_torch=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for batch in torch.randperm(len(rows)).repeat(5).split(8):
         optimizer.zero_grad()

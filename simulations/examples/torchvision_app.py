@@ -30,7 +30,7 @@ def load(context: Context, part: str = "train") -> Split:
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    data, model = load(context), submodel(message, build)
+    data, model = load(context), submodel(message, build, seed_torch=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for rows in torch.randperm(len(data)).split(16):
         loss = cross_entropy(model(data.inputs[rows]), data.targets[rows])

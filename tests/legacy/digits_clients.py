@@ -32,7 +32,7 @@ class Client(NumPyClient):
         images, targets = shard(self.own)
         if asks_for_moments(config):
             return answer_moments(parameters, config, build, lambda: [images])
-        model = submodel(parameters, config, build)
+        model = submodel(parameters, config, build, seed_torch=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         mask = class_mask(targets.unique(), 10)
         for _ in range(3):

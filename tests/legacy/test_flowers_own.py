@@ -58,7 +58,7 @@ def test_a_client_that_is_not_converted_is_refused_with_this_cause():
     whole = [np.asarray(tensor) for tensor in tiny.build(1.0).state_dict().values()]
     results[1] = (results[1][0], FitRes(Status(Code.OK, ""), ndarrays_to_parameters(whole), 1, {}))
     strategy.aggregate_fit(1, results, [])
-    assert "take that from submodel, as docs/howto/drop-in.md shows" in strategy.log.failures[1]
+    assert "its ClientApp is not converted" in strategy.log.failures[1]
 
 
 def test_a_client_that_loads_slices_into_the_whole_model_fails_with_this_cause():
@@ -67,4 +67,4 @@ def test_a_client_that_loads_slices_into_the_whole_model_fails_with_this_cause()
     parameters = strategy.initialize_parameters(client_manager=manager)
     results = fit_all(strategy.configure_fit(1, parameters, manager))
     strategy.aggregate_fit(1, results[:1], [RuntimeError("size mismatch for hidden.weight")])
-    assert "size mismatch for hidden.weight; its app does not train the model of its rate" in strategy.log.failures[1]
+    assert "size mismatch for hidden.weight; its ClientApp is not converted" in strategy.log.failures[1]

@@ -123,10 +123,10 @@ def load_whole(message, context):
 @pytest.mark.parametrize(
     ("train", "fault"),
     [
-        (whole_model, "schema None, expected 1: its app does not answer with reply"),
+        (whole_model, "without the config of HeteroFL: its ClientApp is not converted"),
         (
             lambda message, context: whole_model(message, context, config=config()),
-            "sent the whole model, expected the slice that it was sent: its app does not train the model of its rate",
+            "sent the whole model, expected the slice that it was sent: its ClientApp is not converted",
         ),
         (load_whole, "size mismatch"),
     ],

@@ -12,6 +12,7 @@ from heterofl_flwr.client import own_part, reply, submodel
 from heterofl_flwr.core.sharing import initial_state
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.legacy import HeteroFL as Classic
+from heterofl_flwr.methods.failure import RoundError
 from tests.methods.tiny import Watched, build, inputs, make_app
 
 NODES = 4
@@ -95,6 +96,34 @@ def test_each_client_evaluates_its_own_model():
     assert strategy.log.evaluate["coverage"] == 1
     assert strategy.log.evaluate["local-accuracy"] == 0.5
     assert grid.of("query.moments") == []
+
+
+def test_evaluate_fn_gets_what_is_shared_whatever_the_run_began_with():
+    seen = []
+    with LocalGrid(make_app(train, judge), NODES) as grid:
+        strategy = HeteroFL(build, "a1", shared=BODY, evaluation=Evaluation(every=1))
+        arrays = ArrayRecord(initial_state(build, 1.0, 0))
+        strategy.start(grid, arrays, num_rounds=2, evaluate_fn=lambda number, arrays: seen.append(list(arrays)))
+    body = ["hidden.weight", "hidden.bias"]
+    assert seen == [list(arrays), body, body]
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [
+        (initial_state(build, 0.5, 0), r"classifier\.weight: \(4, 4\), expected \(4, 8\)"),
+        ({}, r"classifier\.bias: None, expected \(4,\); classifier.weight: .*"),
+        ({**initial_state(build, 1.0, 0), "extra": torch.ones(1)}, r"extra: \(1,\), expected None"),
+    ],
+    ids=["of another rate", "none of it", "too much"],
+)
+def test_what_a_client_kept_for_another_model_is_told_apart(kept, found):
+    def keeps(message, context):
+        return reply(message, submodel(message, build, kept), num_examples=1)
+
+    expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"
+    with LocalGrid(make_app(keeps), 2) as grid, pytest.raises(RoundError, match=expected):
+        HeteroFL(build, "a1", shared=BODY).start(grid, num_rounds=1)
 
 
 def test_what_cannot_be_is_refused():

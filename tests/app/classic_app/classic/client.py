@@ -30,7 +30,7 @@ class Client(NumPyClient):
         return properties_of(self.own)
 
     def fit(self, parameters, config):
-        model = submodel(parameters, config, build)
+        model = submodel(parameters, config, build, seed_torch=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         for batch in torch.cat([torch.randperm(len(self.targets)) for _ in range(3)]).split(10):
             optimizer.zero_grad()
