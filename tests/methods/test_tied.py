@@ -12,6 +12,7 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, elastic, legacy
 from heterofl_flwr.client import models_to_evaluate, own_part, reply, submodel
 from heterofl_flwr.core import Plan, width
 from heterofl_flwr.errors import ShapeError
+from heterofl_flwr.nn.ordered import OrderedDropout
 from heterofl_flwr.report.models import load_model, save_models
 from heterofl_flwr.report.run_folder import RunFolder
 from tests.core.twin import Reply, counting_mean, held
@@ -172,3 +173,15 @@ def test_models_that_tie_at_one_rate_alone_are_refused():
 
     with LocalGrid(make_app(), 2) as grid, pytest.raises(ShapeError, match=r"decoder\.weight is tied to embedding"):
         HeteroFL(build, "a1-c1").start(grid, num_rounds=1)
+
+
+def test_ordered_dropout_trains_the_smaller_models_tied_too():
+    model, words = Words(1.0), torch.arange(7)
+    smaller = Words(0.5)
+    ordered = OrderedDropout(model, [smaller])
+    whole, part = model(words), Words(0.5)
+    part.load_state_dict(Plan.of(model, part).extract(dict(model.named_parameters())), strict=False)
+    torch.manual_seed(0)
+    found = [ordered(words) for _ in range(10)]
+    assert {torch.equal(logits, whole) for logits in found} == {True, False}
+    assert all(torch.equal(logits, whole) or torch.allclose(logits, part(words), atol=1e-6) for logits in found)
