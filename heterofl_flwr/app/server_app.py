@@ -1,9 +1,9 @@
 """The ServerApp behind ``flwr run``: HeteroFL as the settings say, with records, checkpoints and a report."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from heterofl_flwr.methods.schedule import multi_step
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.report import Checkpoint, RunFolder, write_report
 from heterofl_flwr.report.history import before
-from heterofl_flwr.settings import Settings, from_flat, to_flat
+from heterofl_flwr.report.origin import command, command_known, device_name
+from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
 from heterofl_flwr.settings.model import EXCHANGES
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,13 @@ MAY_DIFFER_ON_RESUME = (
     "engine.timeout",
 )
 
+RESUMED: Mapping[str, Any] = {
+    "may_differ": MAY_DIFFER_ON_RESUME,
+    # A setting that a later version adds has a default that leaves runs as they were.
+    "complete": lambda old: to_flat(from_flat(old)),
+}
+"""How the settings of a run that goes on are compared with those that it had."""
+
 app = ServerApp()
 
 
@@ -51,7 +59,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
     _log_beside_flower()
-    run(grid, task_of(context.run_config))
+    changed = {key: value for key, value in context.run_config.items() if DEFAULTS.get(key) != value}
+    with command_known(command(changed)):
+        run(grid, task_of(context.run_config))
 
 
 def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
@@ -64,13 +74,17 @@ def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -
 
 def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequence[RoundCallback]) -> HeteroFL:
     settings = task.settings
-    start = _start(folder, settings)
+    start = find_start(folder, settings)
+    if start.finished:
+        logger.info(start.finished)
+        return make_strategy(task, extra_callbacks)
     strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
-    strategy.federation.optimizer_state = dict(start.optimizer_state)
-    if folder is not None:
+    if folder is not None:  # only now, as all that can be refused has been
+        folder.start(to_flat(settings), resume=settings.run.resume, about=_about(task), **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
             strategy.tally = Tally.of(before(folder.history(), start.first_round))
+    strategy.federation.optimizer_state = dict(start.optimizer_state)
     strategy.start(
         Windowed(grid, settings.engine.window) if settings.engine.window else grid,
         initial_arrays=start.arrays,
@@ -136,39 +150,47 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins."""
+    """Where a run begins, or that it has come to its end."""
 
-    first_round: int
-    arrays: ArrayRecord | None
-    optimizer_state: dict[str, torch.Tensor]
+    first_round: int = 1
+    arrays: ArrayRecord | None = None
+    optimizer_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    finished: str = ""
 
 
-def _start(folder: RunFolder | None, settings: Settings) -> Start:
-    """Make the run folder ready; go on from its checkpoint where asked."""
+def find_start(folder: RunFolder | None, settings: Settings) -> Start:
+    """Return where a run begins: after its checkpoint where it is resumed. Nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        If the run cannot start in the folder, or cannot go on with these settings.
+    """
     if folder is None:
-        if settings.run.resume:
-            raise ConfigError("run.resume is true, but run.dir names no folder: name the folder of the run to resume")
-        return Start(1, None, {})
-    about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": settings.engine.device}
-    folder.start(
-        to_flat(settings),
-        resume=settings.run.resume,
-        may_differ=MAY_DIFFER_ON_RESUME,
-        about=about,
-        # A setting that a later version adds has a default that leaves runs as they were.
-        complete=lambda old: to_flat(from_flat(old)),
-    )
-    if not settings.run.resume:
-        return Start(1, None, {})
+        return Start()
+    resume = settings.run.resume
+    folder.check(to_flat(settings), resume=resume, **RESUMED)
+    if not resume or not folder.has_checkpoint:
+        return Start()
     checkpoint: Checkpoint = folder.load_checkpoint()
-    # One that died after its last round still has to write its models.
-    done = settings.num_rounds + (not folder.about().get("finished"))
-    if checkpoint.server_round >= done:
-        raise ConfigError(
-            f"the run in {folder.path} has done {checkpoint.server_round} rounds, and num-rounds is "
-            f"{settings.num_rounds}: ask for more to go on"
+    done, about = checkpoint.server_round, folder.about()
+    # One that died after its last round still has to write its models; one may have stopped early.
+    if about.get("finished") and settings.num_rounds in (done, about.get("num_rounds")):
+        return Start(
+            finished=f"the run in {folder.path} is finished: {done} rounds; to go on, ask for more (num-rounds)"
         )
-    return Start(checkpoint.server_round + 1, ArrayRecord(dict(checkpoint.state)), dict(checkpoint.optimizer))
+    if done > settings.num_rounds:
+        raise ConfigError(
+            f"the run in {folder.path} has done {done} rounds, and num-rounds is {settings.num_rounds}: "
+            f"ask for {done} or more"
+        )
+    return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer)
+
+
+def _about(task: Task) -> dict[str, object]:
+    """Return what the report tells beside the settings."""
+    settings = task.settings
+    return {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": device_name(task.device)}
 
 
 def _log_beside_flower() -> None:

@@ -1,15 +1,19 @@
-"""Where a result comes from: the commit of the code and the machine that ran it."""
+"""Where a result comes from: the command, the commit of the code and the machine that ran it."""
 
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -17,6 +21,24 @@ import torch
 UNKNOWN = "unknown"
 CHANGED = "-dirty"
 """Follows the commit where the package's files were not those of the commit."""
+
+COMMAND = "HETEROFL_COMMAND"
+"""The environment variable that tells the processes of a run what the user typed."""
+
+HIDDEN = "***"
+"""Stands for what is secret in a command."""
+
+_FLOWERS_OWN = ("flwr-", "flower-")
+_WORKERS = ("joblib.", "ray.", "default_worker")
+_SECRET_NAME = re.compile(
+    r"(?:^|[-_.])(?:\w*token|(?:api-?)?key|passw(?:or)?d|secret|credentials?|auth)s?$", re.IGNORECASE
+)
+# Hugging Face, GitHub, OpenAI and Amazon; JSON web tokens; long random words.
+_SECRET = re.compile(
+    r"\b(?:hf_|gh[a-z]_|github_pat_|sk-|AKIA|eyJ)[\w.-]{12,}"
+    r"|\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{32,}\b"
+    r"|(?<=://)[^/@\s]+(?=@)"
+)
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -31,11 +53,70 @@ def commit() -> str:
     return next(filter(None, found), UNKNOWN)
 
 
-def command() -> str:
-    """Return the command that started this process, as one would type it: a module that was run is named as one."""
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    words = sys.argv if spec is None else ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
-    return shlex.join(words)
+def command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return the command that the user typed for this run: ``own_command``, or what ``command_known`` says."""
+    return os.environ.get(COMMAND) or own_command(run_config)
+
+
+def own_command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return the command that the user typed to start this process, without secrets.
+
+    It is never that of a process which Flower, Ray or joblib has started: those have tokens among their arguments.
+
+    Parameters
+    ----------
+    run_config : Mapping[str, object]
+        What a process that ``flwr run`` has started knows of that command: the settings that it changed.
+    """
+    name = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", "")
+    program = Path(sys.argv[0]).name
+    if program.startswith(_FLOWERS_OWN):
+        words = without_secrets([f"{key}={json.dumps(value)}" for key, value in run_config.items()])
+        return shlex.join(["flwr", "run", ".", *(["--run-config", " ".join(words)] if words else [])])
+    if name.startswith(_WORKERS) or program.startswith(_WORKERS):
+        return UNKNOWN
+    start = ["python", "-m", name.removesuffix(".__main__")] if name else [_typed(sys.argv[0])]
+    return shlex.join([*start, *without_secrets(sys.argv[1:])])
+
+
+@contextmanager
+def command_known(text: str) -> Iterator[None]:
+    """Take this for the command meanwhile, here and in the processes that are started."""
+    before = os.environ.get(COMMAND)
+    os.environ[COMMAND] = text
+    try:
+        yield
+    finally:
+        del os.environ[COMMAND]
+        if before is not None:
+            os.environ[COMMAND] = before
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """Return the arguments of a command with tokens, keys and passwords hidden."""
+    shown = []
+    secret_next = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = _SECRET_NAME.search(name) is not None
+        if secret_next and not word.startswith("-"):
+            shown.append(HIDDEN)
+        elif secret and equals:
+            shown.append(f"{name}={HIDDEN}")
+        else:
+            shown.append(_SECRET.sub(HIDDEN, word))
+        secret_next = secret and not equals and word.startswith("-")
+    return shown
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device as a report names it: GPUs with their model."""
+    return f"{device} ({_gpu_names()})" if device.type == "cuda" else str(device)
+
+
+def _typed(program: str) -> str:
+    """Return a program as one types it: an installed command by its name alone."""
+    return program if program.endswith(".py") else Path(program).name
 
 
 @cache
@@ -77,8 +158,12 @@ def _gpus() -> str:
     number = torch.cuda.device_count()
     if not number:
         return "no GPU"
+    return f"{number} x {_gpu_names()}"
+
+
+def _gpu_names() -> str:
     names = _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "GPU"
-    return f"{number} x {' / '.join(dict.fromkeys(names.splitlines()))}"
+    return " / ".join(dict.fromkeys(names.splitlines()))
 
 
 def _ask(program: str, *arguments: str) -> str | None:

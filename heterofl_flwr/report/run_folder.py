@@ -73,14 +73,14 @@ class RunFolder:
         about: Mapping[str, object] | None = None,
         complete: Callable[[Mapping[str, Any]], Mapping[str, object]] = dict,
     ) -> None:
-        """Make the folder ready for a run, or take up the run that is in it.
+        """Make the folder ready for a run, or take up the run that is in it; rounds without a checkpoint are forgotten.
 
         Parameters
         ----------
         settings : Mapping[str, object]
             All settings of the run; nested ones are named by dotted keys.
         resume : bool
-            Whether to go on from the checkpoint that is there.
+            Whether to go on from the checkpoint that is there, or, where there is none yet, from the beginning.
         may_differ : Sequence[str]
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
@@ -91,13 +91,12 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If there is a run and it is not to be resumed, if there is none and it is, or if settings differ.
+            If there is a run and it is not to be resumed, if there is none and it is, or if settings differ. The folder
+            is then as it was.
         """
-        differences = self._differences(settings, complete, may_differ) if self.started else []
-        if resume:
-            self._check_resumable(differences)
-        elif self.started and (differences or self._has_rounds()):
-            raise ConfigError(self._occupied(differences))
+        self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
+        if resume and not self.has_checkpoint:
+            self.rewind(0)
         then = self.about() if resume else {}
         starts = [*then.get("starts", []), datetime.now().astimezone().isoformat(timespec="seconds")]
         facts = {**then, "command": command(), **(about or {}), "starts": starts, "versions": _versions()}
@@ -105,10 +104,30 @@ class RunFolder:
             facts[name] = [*then.get(name, []), now]  # one a start, as the times
         self._write({**(self._read() if resume else {}), "settings": settings, "about": facts})
 
+    def check(
+        self,
+        settings: Mapping[str, object],
+        *,
+        resume: bool = False,
+        may_differ: Sequence[str] = (),
+        complete: Callable[[Mapping[str, Any]], Mapping[str, object]] = dict,
+    ) -> None:
+        """Raise the ``ConfigError`` that ``start`` would raise; nothing is written."""
+        differences = self._differences(settings, complete, may_differ) if self.started else []
+        if resume:
+            self._check_resumable(differences)
+        elif self.started and (differences or self._history.exists() or self.has_checkpoint):
+            raise ConfigError(self._occupied(differences))
+
     @property
     def started(self) -> bool:
         """Whether the folder has the settings of a run."""
         return self._settings.exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is any checkpoint, whole or not."""
+        return checkpoints.has_checkpoint(self._checkpoints)
 
     def settings(self) -> dict[str, object]:
         """Return the run's settings."""
@@ -194,9 +213,6 @@ class RunFolder:
         shapes = {name: list(value.shape) for name, value in state.items()}
         write_atomic(self.models / f"{level}.json", _text({"level": level, **facts, "shapes": shapes}))
 
-    def _has_rounds(self) -> bool:
-        return self._history.exists() or checkpoints.has_checkpoint(self._checkpoints)
-
     def _differences(
         self,
         settings: Mapping[str, object],
@@ -209,7 +225,7 @@ class RunFolder:
         return [f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys if _differ(old, new, key)]
 
     def _check_resumable(self, differences: Sequence[str]) -> None:
-        if not self.started or not checkpoints.has_checkpoint(self._checkpoints):
+        if not self.started:
             raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
         if differences:
             raise ConfigError(
@@ -220,8 +236,7 @@ class RunFolder:
     def _occupied(self, differences: Sequence[str]) -> str:
         if differences:
             return f"{self.path} holds another run: {'; '.join(differences)}. Choose another folder, or remove this one"
-        remedy = "resume it" if checkpoints.has_checkpoint(self._checkpoints) else "remove it"
-        return f"{self.path} holds a run with these settings already: {remedy}, or choose another folder"
+        return f"{self.path} holds a run with these settings already: resume it, or choose another folder"
 
     def _read(self) -> dict[str, Any]:
         if not self.started:

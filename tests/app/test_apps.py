@@ -1,6 +1,9 @@
 """The apps behind ``flwr run``, on the local grid."""
 
 import json
+import re
+import sys
+import types
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.report import Recorder, RunFolder
+from heterofl_flwr.report.origin import device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 
 SMALL = {**DEFAULTS, "model.hidden": "16,32", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
@@ -71,10 +75,73 @@ def test_a_run_folder_tells_all_about_its_run(tmp_path):
     assert list((folder / "events").iterdir())
 
 
-def test_a_finished_run_is_not_resumed_without_more_rounds(tmp_path):
-    run(num_rounds=1, run__dir=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="has done 1 rounds, and num-rounds is 1: ask for more"):
-        run(num_rounds=1, run__dir=str(tmp_path / "run"), run__resume=True)
+def settings_of(folder):
+    return (folder / "settings.json").read_bytes()
+
+
+def test_a_finished_run_that_is_resumed_is_left_as_it_is(tmp_path, caplog):
+    run(clients=2, num_rounds=1, run__dir=str(tmp_path))
+    before = settings_of(tmp_path)
+    with caplog.at_level("INFO", "heterofl_flwr"):
+        assert run(clients=2, num_rounds=1, run__dir=str(tmp_path), run__resume=True) == []
+    assert "is finished: 1 rounds; to go on, ask for more" in caplog.text
+    assert settings_of(tmp_path) == before
+
+
+def test_a_run_that_stopped_early_is_finished(tmp_path):
+    stopped = {"clients": 2, "num_rounds": 9, "run__patience": 1, "train__lr": 1e-12, "run__dir": str(tmp_path)}
+    done = len(run(**stopped))
+    assert done < 9
+    assert run(**stopped, run__resume=True) == []
+    assert len(RunFolder(tmp_path).history()) == done
+
+
+@pytest.mark.parametrize(
+    ("asked", "cause"),
+    [
+        ({"num_rounds": 1}, "has done 2 rounds, and num-rounds is 1: ask for 2 or more"),
+        ({"num_rounds": 3, "train__lr": 0.5}, "had other settings: train.lr was 0.05 and is 0.5"),
+        ({"num_rounds": 3, "engine__device": "cuda:99"}, "device is 'cuda:99'"),
+    ],
+)
+def test_a_resume_that_is_refused_changes_nothing(tmp_path, asked, cause):
+    settings = {"clients": 2, "run__dir": str(tmp_path)}
+    run(**settings, num_rounds=2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=re.escape(cause)):
+        run(**{**settings, **asked}, run__resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert [one.record.server_round for one in run(**settings, num_rounds=3, run__resume=True)] == [3]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_resumed_from_the_beginning(tmp_path, monkeypatch):
+    settings = {"clients": 2, "num_rounds": 2, "run__checkpoint_every": 2, "run__dir": str(tmp_path / "run")}
+
+    def die(self, progress):
+        self.folder.append(progress.record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "on_round_end", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(**settings)
+    assert [one.record.server_round for one in run(**settings, run__resume=True)] == [1, 2]
+    assert len(RunFolder(tmp_path / "run").history()) == 2
+
+
+def test_the_report_names_the_device_that_is_used(tmp_path):
+    run(clients=2, num_rounds=1, run__dir=str(tmp_path))
+    assert RunFolder(tmp_path).about()["device"] == device_name(task_of(SMALL).device) != "auto"
+
+
+def test_under_flower_the_report_has_the_users_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/flwr-simulation", "--token", "abc"])
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    config = {**SMALL, "run.dir": str(tmp_path), "num-rounds": 1}
+    with LocalGrid("heterofl_flwr.app.client_app:app", 2, run_config=config) as grid:
+        server_app.app(grid, Context(1, 0, {}, RecordDict(), config))
+    assert RunFolder(tmp_path).about()["command"].startswith("flwr run . --run-config 'num-rounds=1 ")
+    assert "abc" not in (tmp_path / "settings.json").read_text() + (tmp_path / "report.html").read_text()
 
 
 def test_a_run_that_died_after_its_last_round_still_writes_its_models(tmp_path, monkeypatch):
@@ -92,8 +159,6 @@ def test_a_run_that_died_after_its_last_round_still_writes_its_models(tmp_path, 
     run(clients=2, num_rounds=2, run__dir=str(tmp_path / "whole"))
     for path in (tmp_path / "whole" / "models").iterdir():
         assert (tmp_path / "run" / "models" / path.name).read_bytes() == path.read_bytes()
-    with pytest.raises(ConfigError, match="has done 2 rounds"):
-        run(**settings, run__resume=True)
 
 
 def test_releases_of_rounds_that_a_resumed_run_repeats_count_as_well(tmp_path, monkeypatch):
@@ -190,8 +255,6 @@ def build(rate):
 @pytest.fixture
 def user_module(monkeypatch):
     """Let the settings name this file's functions, as a user's own module."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "user_module", sys.modules[__name__])
 
 

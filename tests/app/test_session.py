@@ -10,6 +10,7 @@ from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.memory import Shortage
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
@@ -58,10 +59,10 @@ def test_short_of_memory_it_goes_on_with_half_at_once(request_, launched, capsys
     assert capsys.readouterr().err.splitlines()[0] == expected
 
 
-def test_it_goes_on_from_its_checkpoint(request_, launched, monkeypatch):
+def test_it_goes_on_with_a_run_that_has_begun(request_, launched):
     requests, outcomes = launched
     outcomes += [SHORT, DONE]
-    monkeypatch.setattr(session, "has_checkpoint", lambda folder: folder == request_.out / "checkpoint")
+    RunFolder(request_.out).start(request_.config)
     session.run_session(request_, grid="ray", log=False)
     assert requests[1].config["run.resume"] is True
 

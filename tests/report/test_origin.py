@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from heterofl_flwr.report import origin
 
@@ -142,14 +143,70 @@ def test_gpus_without_a_name_are_counted(monkeypatch):
     assert origin.machine().endswith(", 1 x GPU")
 
 
-def test_the_command_is_what_one_would_type(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/run.py", "-m", "mix=a e"])
-    monkeypatch.setitem(sys.modules, "__main__", _main("simulations.run"))
-    assert origin.command() == "python -m simulations.run -m 'mix=a e'"
-    monkeypatch.setitem(sys.modules, "__main__", _main("package.__main__"))
-    assert origin.command() == "python -m package -m 'mix=a e'"
-    monkeypatch.setitem(sys.modules, "__main__", _main(None))
-    assert origin.command() == "/somewhere/run.py -m 'mix=a e'"
+def test_the_command_is_what_one_would_type(started):
+    assert started("/somewhere/run.py", "-m", "mix=a e", module="simulations.run") == (
+        "python -m simulations.run -m 'mix=a e'"
+    )
+    assert started("run.py", "-m", "mix=a e", module="package.__main__") == "python -m package -m 'mix=a e'"
+    assert started("/somewhere/run.py", "-m", "mix=a e") == "/somewhere/run.py -m 'mix=a e'"
+    assert started("/somewhere/bin/heterofl", "run", "--rounds", "3") == "heterofl run --rounds 3"
+
+
+def test_the_arguments_of_flowers_and_rays_own_processes_are_never_told(started):
+    for program in ("flwr-simulation", "flwr-serverapp", "flower-superlink"):
+        assert started(f"/bin/{program}", "--insecure", "--token", "abc") == "flwr run ."
+    assert started("/ray/_private/workers/default_worker.py", "--redis-password=abc") == "unknown"
+    assert started("x.py", "--pipe", "17", module="joblib.externals.loky.backend.popen_loky_posix") == "unknown"
+
+
+def test_of_a_run_that_flower_started_what_it_changed_is_told(started):
+    changed = {"data.name": "mnist", "num-rounds": 3, "hub.token": "abc"}
+    assert started("/bin/flwr-serverapp", "--token", "abc", run_config=changed) == (
+        """flwr run . --run-config 'data.name="mnist" num-rounds=3 hub.token=***'"""
+    )
+
+
+def test_processes_of_a_run_know_the_command_that_started_it(started, monkeypatch):
+    monkeypatch.setenv(origin.COMMAND, "that of a run around this one")
+    with origin.command_known("heterofl run"):
+        assert started("/bin/flwr-simulation", "--token", "abc") == "heterofl run"
+    assert origin.command() == "that of a run around this one"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--token", "abc", "--rounds", "3"], ["--token", "***", "--rounds", "3"]),
+        (["--api-key=abc", "wandb.api_key=abc"], ["--api-key=***", "wandb.api_key=***"]),
+        (["--password", "--quiet"], ["--password", "--quiet"]),
+        (["https://user:abc@host/x"], ["https://***@host/x"]),
+        (["hf_abcdefghijklmnop"], ["***"]),
+        (["note=" + "0123456789abcdef" * 4], ["note=***"]),
+        (["mix=a1-b1-c1-d1-e1", "train.lr=0.05"], ["mix=a1-b1-c1-d1-e1", "train.lr=0.05"]),
+        (["results/mnist/iid_e_dynamic_norm-none_seed-0"], ["results/mnist/iid_e_dynamic_norm-none_seed-0"]),
+        (["runs/mnist-iid-a1-e1-dynamic-s0-730c8e20"], ["runs/mnist-iid-a1-e1-dynamic-s0-730c8e20"]),
+    ],
+)
+def test_secrets_are_hidden_and_nothing_else_is(words, shown):
+    assert origin.without_secrets(words) == shown
+
+
+def test_a_device_is_named_with_its_model(monkeypatch):
+    monkeypatch.setattr(origin, "_ask", lambda *words: "NVIDIA H200")
+    assert origin.device_name(torch.device("cpu")) == "cpu"
+    assert origin.device_name(torch.device("cuda", 1)) == "cuda:1 (NVIDIA H200)"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Return what the command is of a process with these words, and the module that it runs."""
+
+    def command(*words: str, module: str | None = None, **options) -> str:
+        monkeypatch.setattr(sys, "argv", list(words))
+        monkeypatch.setitem(sys.modules, "__main__", _main(module))
+        return origin.command(**options)
+
+    return command
 
 
 def _main(name):

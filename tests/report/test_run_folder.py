@@ -102,15 +102,20 @@ def test_a_resumed_run_may_change_only_what_it_may(used):
     assert used.settings()["rounds"] == 20
 
 
-def test_there_must_be_something_to_resume(folder, record):
+def test_there_must_be_something_to_resume(folder):
     with pytest.raises(ConfigError, match="holds no run to resume"):
         folder.start(SETTINGS, resume=True)
+    assert not folder.started
+
+
+def test_a_run_without_a_checkpoint_is_resumed_without_its_rounds(folder, record):
     folder.start(SETTINGS)
     folder.append(record(1))
-    with pytest.raises(ConfigError, match="holds no run to resume"):
-        folder.start(SETTINGS, resume=True)
-    with pytest.raises(ConfigError, match="already: remove it, or choose another"):
+    with pytest.raises(ConfigError, match="already: resume it, or choose another"):
         folder.start(SETTINGS)
+    folder.start(SETTINGS, resume=True)
+    assert folder.history() == []
+    assert len(folder.about()["starts"]) == 2
 
 
 def test_a_folder_that_is_none_of_a_run_is_refused(tmp_path):

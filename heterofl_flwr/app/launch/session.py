@@ -16,7 +16,7 @@ from heterofl_flwr.app.launch.progress import Lines, Screen
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report.checkpoint import has_checkpoint
+from heterofl_flwr.report import RunFolder
 
 
 def run_session(request: Request, *, grid: str, log: bool) -> Outcome:
@@ -37,14 +37,13 @@ def run_session(request: Request, *, grid: str, log: bool) -> Outcome:
 
 
 def with_fewer(request: Request) -> Request:
-    """Return the request with half as many clients at once; our own app goes on from its checkpoint if it has one."""
+    """Return the request with half as many clients at once; our own app goes on where it was."""
     if "RAY_ADDRESS" in os.environ:
         raise ConfigError("how many clients a cluster runs at once is not known here: raise --gpus or --cpus")
     share = request.share.fewer(gpus.cores(), gpus.devices())
     if request.app is not None:
         return replace(request, share=share)
-    resume = has_checkpoint(request.out / "checkpoint")
-    return replace(request, share=share, config={**request.config, "run.resume": resume})
+    return replace(request, share=share, config={**request.config, "run.resume": RunFolder(request.out).started})
 
 
 def run_here(request: Request, *, log: bool = False) -> Outcome:
