@@ -9,16 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.origin import command
 from simulations.program import parser_of, status_of
 from simulations.published.cells import FILES, VARIABLE, paper_folder
 from simulations.published.collect import Allowed, collect
-from simulations.published.write import write
+from simulations.published.write import make_pages
 
 TABLES = """
 examples:
-  python -m simulations.paper runs/                              tables and figures in results/tables
-  python -m simulations.paper runs/ results/ --out results/tables
+  python -m simulations.paper runs/                              print the tables, and write nothing
+  python -m simulations.paper runs/ --out runs/tables            write tables and figures
   python -m simulations.paper runs/ --paper ../shared/paper
   python -m simulations.paper collect runs/ --into results/      keep what is small of finished runs
   python -m simulations.paper collect --help
@@ -47,10 +48,19 @@ def _tables(words: Sequence[str]) -> int:
         help=f"folder with {', '.join(FILES)}; default: that of {VARIABLE}, else ../shared/paper if it is there",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("results", "tables"), metavar="FOLDER", help="default: %(default)s"
+        "--out", type=Path, metavar="FOLDER", help="write tables and figures there; default: print the tables"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="also in the place of tables that were made of more runs"
     )
     options = parser.parse_args(words)
-    print(write(options.runs, paper_folder(options.paper), options.out, command()))
+    if options.replace and options.out is None:
+        raise ConfigError("--replace has no effect without --out: name the folder whose tables to replace")
+    pages = make_pages(options.runs, paper_folder(options.paper), command())
+    if options.out is None:
+        print(pages.texts["tables.md"])
+    else:
+        print(pages.write(options.out, replace=options.replace))
     return 0
 
 

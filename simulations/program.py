@@ -1,12 +1,8 @@
-"""What the programs of this folder share: a parser that shows examples, and how they tell what cannot be asked."""
+"""What the programs of this folder share: a parser that shows examples, and how they end."""
 
 import argparse
-import sys
-from collections.abc import Callable
 
-from heterofl_flwr.errors import HeteroFLError
-
-MISUSED = 2
+from heterofl_flwr.app.status import status_of as status_of
 
 
 def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
@@ -22,12 +18,3 @@ def parser_of(program: str, description: str | None, examples: str = "") -> argp
 def formatter(prog: str) -> argparse.HelpFormatter:
     """Keep line breaks, and say what a subcommand does on one line."""
     return argparse.RawDescriptionHelpFormatter(prog, width=100)
-
-
-def status_of(program: str, work: Callable[[], int | None]) -> int:
-    """Do the work; return its exit status, 0 if it has none, and for what cannot be done say why and return 2."""
-    try:
-        return work() or 0
-    except HeteroFLError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return MISUSED

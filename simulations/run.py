@@ -29,8 +29,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from heterofl_flwr.errors import HeteroFLError
-from simulations.program import MISUSED
+from heterofl_flwr.app.status import FAILED, status_of
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.report.origin import command_known, own_command
 from simulations.sweeps.complaint import complaint
 from simulations.sweeps.composer import flat
 from simulations.sweeps.job import job_of
@@ -39,9 +40,7 @@ from simulations.sweeps.sweeper import register
 
 CONF = Path(__file__).parents[1] / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
-
-FAILED = 1
-INTERRUPTED = 130
+PROGRAM = "simulations.run"
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -58,18 +57,22 @@ def main() -> int:
         return 0
     os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
     try:
-        run()
-    except FailedError as error:
-        print(f"simulations.run: {error}", file=sys.stderr)
-        return FAILED
-    except (HeteroFLError, HydraException, OmegaConfBaseException) as error:
-        print(f"simulations.run: {complaint(error)}", file=sys.stderr)
-        return MISUSED
-    except KeyboardInterrupt:
-        print("simulations.run: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        with command_known(own_command()):
+            return status_of(PROGRAM, _run)
     finally:
         del os.environ[FULL_ERROR]
+
+
+def _run() -> int:
+    try:
+        run()
+    except FailedError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return FAILED
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(complaint(error)) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on") from None
     return 0
 
 

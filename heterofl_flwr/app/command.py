@@ -1,19 +1,13 @@
 """The command ``heterofl``."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from heterofl_flwr import __version__
 from heterofl_flwr.app.commands import export, keys, profile, report, run, settings
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.app.status import status_of
 
 COMMANDS = (run, report, export, settings, profile, keys)
-
-FAILED = 1
-MISUSED = 2
-INTERRUPTED = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,17 +26,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
-    args = parser().parse_args(arguments)
-    try:
+
+    def work() -> int:
+        args = parser().parse_args(arguments)
         code: int = args.run(args)
-        sys.stdout.flush()
-    except HeteroFLError as error:
-        print(f"heterofl: {error}", file=sys.stderr)
-        return MISUSED
-    except KeyboardInterrupt:
-        print("heterofl: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    return code
+        return code
+
+    return status_of("heterofl", work)

@@ -6,6 +6,7 @@ What reads files is loaded where it is needed: it brings libraries that a client
 import os
 import threading
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -73,6 +74,8 @@ def _load(name: str, root: str | None) -> Dataset:
     from heterofl_flwr.data.folder import read_folder
 
     hub_name = HUB_NAMES.get(name, name)
+    if "/" not in hub_name and (root is None or not (Path(root) / hub_name).is_dir()):
+        raise DataError(_unknown(name))
     if hub_name == HUB_NAMES["wikitext2"]:
         return to_text(name, *_lines(hub_name, root))
     if Path(hub_name).is_absolute():
@@ -85,6 +88,16 @@ def _load(name: str, root: str | None) -> Dataset:
         train, test = ask_hub(hub_name)
     normal, augment = _PUBLISHED.get(hub_name, (None, "none"))
     return to_dataset(name, train, test, normal, augment)
+
+
+def _unknown(name: str) -> str:
+    ours = ("digits", *HUB_NAMES)
+    near = get_close_matches(name, ours, n=1)
+    hint = f" did you mean {near[0]}?" if near else ""
+    return (
+        f"there is no data set {name!r};{hint} expected one of {', '.join(ours)}, user/set of the hub, "
+        "a folder, or module:function"
+    )
 
 
 def _lines(hub_name: str, root: str | None) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from simulations.published.cells import Cell
 from simulations.published.gathering import Gathered
@@ -35,6 +36,9 @@ COLUMNS = (
     "command",
     "note",
 )
+IDENTITY = ("dataset", "mix", "split", "seed", "assignment", "norm", "scaler", "mask")
+"""What tells one run that counts from another; it has a row for each of its metrics."""
+
 DIGITS = 4
 
 
@@ -49,6 +53,15 @@ def to_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
     for run in gathered.different:
         writer.writerows(_rows(run, {}, f"not as published: {'; '.join(run.differences)}"))
     return file.getvalue()
+
+
+def counted_in(path: Path) -> int:
+    """Return how many runs count in a file that ``to_csv`` made; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row.get("note")]
+    return len({tuple(row.get(column) for column in IDENTITY) for row in rows})
 
 
 def _rows(run: Run, printed: Mapping[Key, Sequence[Cell]], note: str) -> Iterator[dict[str, object]]:

@@ -1,20 +1,23 @@
 """Everything that compares runs with the paper, as files in one folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.files import remove, write_atomic
 from simulations.published import figures
 from simulations.published.beside import authors_tables
 from simulations.published.cells import read_cells
-from simulations.published.curves import panels
+from simulations.published.curves import Panel, panels
 from simulations.published.formats import Table, to_latex, to_markdown
 from simulations.published.gathering import Gathered, gather
 from simulations.published.portable import portable
-from simulations.published.rows import to_csv
+from simulations.published.rows import counted_in, to_csv
 from simulations.published.tables import further_tables, lists, paper_tables
 from simulations.published.tally import Result, count, group_runs, results
 
+ROWS = "runs.csv"
 HEADER = """# Our runs beside the paper
 
 `{command}` wrote this.
@@ -32,8 +35,53 @@ NO_PAPER = (
 )
 
 
-def write(paths: Sequence[Path], paper: Path | None, out: Path, command: str) -> str:
-    """Write ``runs.csv``, ``tables.md``, ``tables.tex``, ``figures.md`` and ``figures/``; return what they amount to.
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What was made of some runs: tables as texts, figures, and what they amount to.
+
+    Attributes
+    ----------
+    runs
+        The number of runs that count.
+    texts
+        ``runs.csv``, ``tables.md`` and ``tables.tex``.
+    panels
+        The figures' panels.
+    status
+        What they amount to, in lines.
+    """
+
+    runs: int
+    texts: Mapping[str, str]
+    panels: Sequence[Panel]
+    status: Sequence[str]
+
+    def write(self, out: Path, *, replace: bool = False) -> str:
+        """Write all of it, and ``figures.md`` and ``figures/``; return what it amounts to.
+
+        Raises
+        ------
+        ConfigError
+            If the folder has tables that were made of more runs, unless they are to be replaced.
+        """
+        before = counted_in(out / ROWS)
+        if before > self.runs and not replace:
+            raise ConfigError(
+                f"{out} has tables made of {before} runs that count, and these folders have {self.runs}: name another "
+                f"folder (--out), or the folders of all runs, or replace those tables (--replace)"
+            )
+        drawn = figures.files(self.panels)
+        for name, data in {**{name: text.encode() for name, text in self.texts.items()}, **drawn}.items():
+            write_atomic(out / name, data)
+        for path in (out / "figures").glob("figure-*"):
+            if f"figures/{path.name}" not in drawn:  # its runs are no longer among those that count
+                remove(path)
+        made = f"{', '.join(self.texts)}, figures.md and {(len(drawn) - 1) // 2} figures in {out}"
+        return "\n".join([*self.status, made])
+
+
+def make_pages(paths: Sequence[Path], paper: Path | None, command: str) -> Pages:
+    """Return what runs amount to beside the paper.
 
     Parameters
     ----------
@@ -41,8 +89,6 @@ def write(paths: Sequence[Path], paper: Path | None, out: Path, command: str) ->
         Folders with runs.
     paper : Path | None
         Folder with the paper's numbers; None to do without.
-    out : Path
-        Where to.
     command : str
         What asked for it.
     """
@@ -52,19 +98,13 @@ def write(paths: Sequence[Path], paper: Path | None, out: Path, command: str) ->
     found = results(cells, groups)
     tables = [*paper_tables(found), *authors_tables(groups, cells), *further_tables(groups, cells)]
     status = _status(gathered, found)
-    drawn = figures.files(panels(groups))
+    heading = HEADER.format(command=portable(command))
     texts = {
-        "runs.csv": to_csv(gathered, cells),
-        "tables.md": HEADER.format(command=portable(command))
-        + _markdown(gathered, status, [*tables, *lists(gathered, found)]),
+        ROWS: to_csv(gathered, cells),
+        "tables.md": heading + _markdown(gathered, status, [*tables, *lists(gathered, found)]),
         "tables.tex": "\n".join(map(to_latex, tables)),
     }
-    for name, data in {**{name: text.encode() for name, text in texts.items()}, **drawn}.items():
-        write_atomic(out / name, data)
-    for path in (out / "figures").glob("figure-*"):
-        if f"figures/{path.name}" not in drawn:  # its runs are no longer among those that count
-            remove(path)
-    return "\n".join([*status, f"{', '.join(texts)}, figures.md and {(len(drawn) - 1) // 2} figures in {out}"])
+    return Pages(len(gathered.counted), texts, panels(groups), status)
 
 
 def _status(gathered: Gathered, found: Sequence[Result]) -> list[str]:

@@ -4,7 +4,7 @@ import re
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import from_flat
 
 _KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
@@ -12,8 +12,6 @@ _KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 def complaint(error: Exception) -> str:
     """Return what to tell the user."""
-    if isinstance(error, HeteroFLError):
-        return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is no override such as key=value; {_first_line(error)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:

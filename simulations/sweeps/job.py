@@ -128,6 +128,9 @@ class Job:
         root = str(flat["data.root"]) or os.environ.get(ROOT_VARIABLE, "")
         own = flat["sample.min-nodes"] != DEFAULTS["sample.min-nodes"]
         return flat | {
+            "engine.device": "cpu"
+            if self.launch.gpus == 0 and flat["engine.device"] == AUTO
+            else flat["engine.device"],
             "run.dir": str(self.path),
             "data.root": str(Path(root).expanduser().resolve()) if root else "",
             "engine.window": flat["engine.window"] or WINDOW,

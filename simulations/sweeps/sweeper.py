@@ -14,7 +14,7 @@ from heterofl_flwr.errors import HeteroFLError
 from simulations.sweeps.job import Job
 from simulations.sweeps.listing import Listed, count, described, listing
 from simulations.sweeps.lock import HeldError
-from simulations.sweeps.once import FailedError
+from simulations.sweeps.once import FailedError, check_jobs
 from simulations.sweeps.plan import Planned, plan
 from simulations.sweeps.progress import Progress
 from simulations.sweeps.speed import seconds_of_jobs
@@ -64,6 +64,8 @@ class JobSweeper(Sweeper):
         stages = {name: stage_of(job) for name, job in jobs.items()}
         todo = [name for name, stage in stages.items() if stage != DONE]
         dry = bool(self._master["dry"])
+        if not dry:
+            check_jobs(jobs[name] for name in todo)
         times = _times(jobs, stages) if dry or len(todo) > 1 else {}
         if dry:
             print(listing([Listed(job, stages[name], times.get(name)) for name, job in jobs.items()]))

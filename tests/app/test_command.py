@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app import command
 from heterofl_flwr.app.command import main
 from heterofl_flwr.app.commands import profile
+from heterofl_flwr.app.status import INTERRUPTED
 from heterofl_flwr.settings import DEFAULTS, describe, to_toml
 
 ROOT = Path(__file__).parents[2]
@@ -56,20 +56,22 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profile, "run", interrupt)
-    assert main(["profile", "mnist"]) == command.INTERRUPTED
+    assert main(["profile", "mnist"]) == INTERRUPTED
     assert capsys.readouterr().err == "heterofl: interrupted\n"
 
 
-def test_a_reader_that_has_enough_is_no_traceback():
+@pytest.mark.parametrize("arguments", [["settings"], ["run", "--help"]])
+def test_a_reader_that_has_enough_is_no_traceback(arguments):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "heterofl_flwr", "settings"],
+        [sys.executable, "-m", "heterofl_flwr", *arguments],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
     os.close(write)
     assert done.returncode == 1

@@ -1,9 +1,11 @@
 """What ``heterofl run`` makes of its arguments."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from heterofl_flwr.app import preflight
 from heterofl_flwr.app.command import main
 from heterofl_flwr.app.launch import gpus, session
 from heterofl_flwr.app.launch.gpus import Measured
@@ -25,6 +27,8 @@ def asked(monkeypatch, tmp_path):
         return Outcome("failed", "told so", ("  trace",))
 
     monkeypatch.setattr(session, "run_session", run_session)
+    monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(gpus, "devices", lambda: 0)
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -138,6 +138,15 @@ def test_an_unreachable_hub_is_one_clear_error(hub, error):
         load_dataset("user/set")
 
 
+@pytest.mark.parametrize("root", [None, "."])
+def test_a_name_that_is_nothing_is_refused_before_the_hub_is_asked(hub, root):
+    hub(AssertionError("asked"))
+    with pytest.raises(DataError, match=r"no data set 'mnits'; did you mean mnist\? expected one of digits, mnist, "):
+        load_dataset("mnits", root)
+    with pytest.raises(DataError, match=r"no data set 'pictures'; expected one of digits"):
+        load_dataset("pictures", root)
+
+
 def test_a_data_set_of_the_hub_without_test_is_refused(hub):
     hub(datasets.DatasetDict(train=of_the_hub([0], [0])))
     with pytest.raises(DataError, match="'user/set' has no test split, only train"):

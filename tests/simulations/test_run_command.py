@@ -150,6 +150,26 @@ def test_misuse_is_told_in_one_line_and_nothing_is_run(command, tmp_path, argume
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["data.name=digitz"], "there is no data set 'digitz'; did you mean digits?"),
+        (["model.name=transformer", "model.hidden=''"], "the model transformer cannot read the data set digits"),
+        (["data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
+        (["engine.clients=5000,20"], "1442 examples are too few for 5000 clients"),
+        (["engine.cpus=9999"], "cpus is 9999, and this machine has "),
+        (["engine.gpus=999"], "gpus is 999, and this machine has "),
+        (["folder=/dev/null/jobs"], "folder /dev/null/jobs: /dev/null is a file"),
+    ],
+)
+def test_jobs_that_cannot_be_are_told_in_one_line_and_nothing_is_run(command, tmp_path, arguments, text, unmeasured):
+    status, out, err = command("-m", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"simulations.run: {text}")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_hydras_own_errors_are_there_for_those_who_want_them(command, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match="Could not find 'data/imagenet'"):

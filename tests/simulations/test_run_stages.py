@@ -1,6 +1,5 @@
 """How far a job is, how it goes on, and that two processes never have the same one."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import torch
 from heterofl_flwr.app.launch.gpus import Measured
 from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.app.launch_note import LaunchNote
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import Checkpoint, RunFolder
@@ -101,8 +101,17 @@ def test_what_changes_no_result_stays_as_the_folder_has_it(job):
 
 
 def test_the_folder_knows_its_clients_for_heterofl_run(job):
-    request_of(job, resume=False)
-    assert json.loads((job.path / "logs" / "launch.json").read_text()) == {"clients": 20}
+    config = request_of(job, resume=False).config
+    assert LaunchNote.read(job.path) == LaunchNote(20, config)
+
+
+def test_without_a_gpu_a_job_computes_on_none(tmp_path):
+    def device(*overrides: str) -> object:
+        (own,) = planned(f"folder={tmp_path}", *overrides).values()
+        return own.job.config["engine.device"]
+
+    assert (device(), device("engine.gpus=0"), device("engine.gpus=0.5")) == ("auto", "cpu", "auto")
+    assert device("engine.gpus=0", "engine.device=mps") == "mps"
 
 
 def test_a_held_lock_names_its_holder(tmp_path):

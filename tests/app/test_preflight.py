@@ -1,0 +1,161 @@
+"""What is wrong with a run is told in one line before anything starts, and leaves no folder."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from heterofl_flwr.app import preflight
+from heterofl_flwr.app.command import main
+from heterofl_flwr.app.launch import gpus, session
+from heterofl_flwr.app.launch.launcher import Outcome
+from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.app.preflight import check_share, check_task
+from heterofl_flwr.app.task import Task
+from heterofl_flwr.data.text import to_text
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.report import RunFolder
+from heterofl_flwr.report.origin import command
+from heterofl_flwr.settings import from_flat
+
+SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch, tmp_path):
+    """Run in an empty folder, on a machine of two cores without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(gpus, "devices", lambda: 0)
+    monkeypatch.setattr(gpus, "cores", lambda: 2)
+    for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Let runs end at once as told; return the requests of those that were started."""
+    requests = []
+
+    def run_session(request, *, grid, log):
+        requests.append((request, command()))
+        if isinstance(run_session.ends, BaseException):
+            raise run_session.ends
+        return run_session.ends
+
+    run_session.ends = Outcome("failed", "told so")
+    monkeypatch.setattr(session, "run_session", run_session)
+    requests_and_ends = requests, run_session
+    return requests_and_ends
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--out", "file"], "/file is a file; expected a folder, or none"),
+        (["--out", "file/below"], "/file is a file; expected a folder, or none"),
+        (["--out", "x" * 300], "File name too long"),
+        (["--out", "/proc/nothing"], "/proc/nothing"),
+        (["--resume", "file"], "--resume file: file is a file; expected a folder"),
+        (["--gpus=2"], "gpus is 2, and this machine has none: ask for 0"),
+        (["--gpus=0.5", "--grid", "local"], "gpus is 0.5, and this machine has none"),
+        (["--cpus", "99"], "cpus is 99, and this machine has 2 cores: ask for 2 or fewer"),
+        (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
+        (["--data", "nowhere:data"], "the module nowhere cannot be imported"),
+        (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
+        (["--set", "model.name=lenet"], "the model lenet cannot read the data set digits, whose inputs"),
+        (["--set", "model.name=nowhere:model"], "model.name is 'nowhere:model', which cannot be loaded"),
+        (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
+        (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, arguments, text):
+    (tmp_path / "file").touch()
+    assert main(["run", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert err.count("\n") == 1
+    assert started[0] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
+    assert main(["run", "--out", "new"]) == 2
+    assert f"--out {tmp_path / 'new'}: {tmp_path} cannot be written to" in capsys.readouterr().err
+
+
+def test_images_do_not_fit_a_text(monkeypatch):
+    text = to_text("text", ["many words " * 100], ["and few more " * 10])
+    task = Task(from_flat({"data.name": "wikitext2", "model.name": "cnn"}))
+    monkeypatch.setitem(vars(task), "dataset", text)
+    with pytest.raises(
+        ConfigError, match=r"the model cnn cannot read the data set wikitext2, .* torch\.int64 of shape"
+    ):
+        check_task(task, 2)
+
+
+def test_what_a_users_own_function_raises_is_left_to_the_run(tmp_path, monkeypatch):
+    (tmp_path / "own_data.py").write_text("def data():\n    raise KeyError('own')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_task(Task(from_flat({"data.name": "own_data:data"})), 2)
+
+
+def test_what_the_machines_of_a_cluster_have_is_not_known(monkeypatch):
+    with pytest.raises(ConfigError, match=r"cpus is 3.*; gpus is 1"):
+        check_share(Share(cpus=3, gpus=1.0))
+    monkeypatch.setenv("RAY_ADDRESS", "host:6379")
+    check_share(Share(cpus=3, gpus=1.0))
+
+
+def test_without_a_gpu_nothing_computes_on_one(started):
+    for asked, device in (
+        ([], "auto"),
+        (["--gpus", "0"], "cpu"),
+        (["--gpus", "0", "--set", "engine.device=mps"], "mps"),
+    ):
+        assert main(["run", "--out", f"run{len(started[0])}", *asked]) == 1
+        assert started[0][-1][0].config["engine.device"] == device
+
+
+def test_an_interrupt_says_how_to_go_on_though_nothing_was_done_yet(tmp_path, capsys, started, monkeypatch):
+    requests, run_session = started
+    run_session.ends = KeyboardInterrupt()
+    out = tmp_path / "my run"
+    assert main(["run", "--out", str(out), "--seed", "5", "--grid", "local", "--parallel", "1", *SMALL]) == 130
+    assert capsys.readouterr().err == (
+        f"heterofl: interrupted; go on with: heterofl run --resume '{out}' --grid=local --parallel=1\n"
+    )
+    run_session.ends = Outcome("failed", "told so")
+    assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 1
+    assert requests[1][0] == requests[0][0]
+
+
+def test_an_interrupt_of_another_app_says_no_more(capsys, started):
+    started[1].ends = KeyboardInterrupt()
+    assert main(["run", "--app", str(Path(__file__).parent / "sample_app")]) == 130
+    assert capsys.readouterr().err == "heterofl: interrupted\n"
+
+
+def test_whoever_runs_it_knows_the_users_command(started, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/heterofl", "run", "--seed", "3"])
+    monkeypatch.setitem(sys.modules, "__main__", type(sys)("__main__"))
+    assert main(["run", "--seed", "3"]) == 1
+    assert started[0][0][1] == "heterofl run --seed 3"
+
+
+def test_a_finished_run_says_so_and_a_refused_resume_leaves_it(tmp_path, capsys):
+    local = ["--grid", "local", "--parallel", "1"]
+    assert main(["run", "--out", "mine", "--rounds", "2", *local, *SMALL]) == 0
+    about = RunFolder("mine").about()
+    files = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["run", "--resume", "mine", *local]) == 0
+    assert "mine is finished: 2 rounds; to go on, ask for more" in capsys.readouterr().out
+    for wrong in (["--rounds", "1"], ["--set", "train.lr=3", "--clients", "3"], ["--rounds", "3", "--clients", "5000"]):
+        assert main(["run", "--resume", "mine", *local, *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert files == {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    assert main(["run", "--resume", "mine", "--rounds", "3", *local]) == 0
+    assert len(RunFolder("mine").history()) == 3
+    assert len(RunFolder("mine").about()["starts"]) == len(about["starts"]) + 1
