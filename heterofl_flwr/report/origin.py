@@ -30,9 +30,9 @@ HIDDEN = "***"
 
 _FLOWERS_OWN = ("flwr-", "flower-")
 _WORKERS = ("joblib.", "ray.", "default_worker")
-_SECRET_NAME = re.compile(
-    r"(?:^|[-_.])(?:\w*token|(?:api-?)?key|passw(?:or)?d|secret|credentials?|auth)s?$", re.IGNORECASE
-)
+_NAMES = r"(?:\w*token|(?:api-?)?key|passw(?:or)?d|secret|credentials?|auth)s?"
+_SECRET_NAME = re.compile(rf"(?:^|[-_.]){_NAMES}$", re.IGNORECASE)
+_ASSIGNED = re.compile(rf"((?:^|[-_.=\s]){_NAMES}=)\S+", re.IGNORECASE)
 # Hugging Face, GitHub, OpenAI and Amazon; JSON web tokens; long random words.
 _SECRET = re.compile(
     r"\b(?:hf_|gh[a-z]_|github_pat_|sk-|AKIA|eyJ)[\w.-]{12,}"
@@ -104,7 +104,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
         elif secret and equals:
             shown.append(f"{name}={HIDDEN}")
         else:
-            shown.append(_SECRET.sub(HIDDEN, word))
+            shown.append(_SECRET.sub(HIDDEN, _ASSIGNED.sub(rf"\1{HIDDEN}", word)))
         secret_next = secret and not equals and word.startswith("-")
     return shown
 

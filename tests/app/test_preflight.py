@@ -79,6 +79,13 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_in_which_another_process_runs_is_refused(tmp_path, capsys, started):
+    with RunFolder(tmp_path / "run").held():
+        assert main(["run", "--out", "run"]) == 2
+    assert "another process runs in " in capsys.readouterr().err
+    assert started[0] == []
+
+
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
     assert main(["run", "--out", "new"]) == 2

@@ -178,6 +178,7 @@ def test_processes_of_a_run_know_the_command_that_started_it(started, monkeypatc
     [
         (["--token", "abc", "--rounds", "3"], ["--token", "***", "--rounds", "3"]),
         (["--api-key=abc", "wandb.api_key=abc"], ["--api-key=***", "wandb.api_key=***"]),
+        (["--set=hub.token=abc", "seed=1 api_key=abc"], ["--set=hub.token=***", "seed=1 api_key=***"]),
         (["--password", "--quiet"], ["--password", "--quiet"]),
         (["https://user:abc@host/x"], ["https://***@host/x"]),
         (["hf_abcdefghijklmnop"], ["***"]),

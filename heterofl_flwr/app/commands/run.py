@@ -149,10 +149,14 @@ def _check_run(request: "Request") -> str:
     from heterofl_flwr.app.task import task_of
     from heterofl_flwr.report import RunFolder
 
-    if (folder := str(Path.cwd())) not in sys.path:  # functions that settings name may lie there
-        sys.path.insert(0, folder)
+    if (here := str(Path.cwd())) not in sys.path:  # functions that settings name may lie there
+        sys.path.insert(0, here)
     task = task_of(request.config)
-    start = find_start(RunFolder(request.out), task.settings)
+    folder = RunFolder(request.out)
+    if request.out.exists():
+        with folder.held():
+            pass  # no other process runs there
+    start = find_start(folder, task.settings)
     if not start.finished:
         check_task(task, request.clients)
     return start.finished
