@@ -64,4 +64,6 @@ def check_converted(reply: Message, plan: Plan, sender: str) -> None:
     for record in wire.arrays_in(reply.content).values():
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
         if shapes == whole != plan.shapes:
-            raise ReplyError(f"{sender} sent the whole model, expected the slice that it was sent: {wire.NOT_CONVERTED}")
+            raise ReplyError(
+                f"{sender} sent the whole model, expected the slice that it was sent: {wire.NOT_CONVERTED}"
+            )

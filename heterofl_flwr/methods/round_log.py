@@ -78,7 +78,7 @@ class RoundLog:
         named = len(self.rates) <= NAMED
         levels = [
             f"{level} {sent_to(own, self.bytes_by_level.get(level))}"
-            + (f" (clients {text.numbers(own)})" if named else "")
+            + (f" (client{'s' if len(own) > 1 else ''} {text.numbers(own)})" if named else "")
             for level, own in by_level.items()
         ]
         more = [f"{len(levels) - LEVELS} more levels"] if len(levels) > LEVELS else []
