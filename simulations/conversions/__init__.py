@@ -1,0 +1,1 @@
+"""Flower's own examples, converted to HeteroFL by small edits; none of their code is here."""
