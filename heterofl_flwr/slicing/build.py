@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -135,7 +135,7 @@ def elastic(
     minimum: int = 1,
     multiple_of: int = 1,
     global_rate: float = 1.0,
-    scaler: bool = True,
+    scaler: bool | None = None,
     static_norm: bool = False,
 ) -> Elastic:
     """Return ``build``, the function from a rate to a slice of any model, for ``HeteroFL`` and all that takes one.
@@ -159,9 +159,10 @@ def elastic(
         Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as one channel.
     global_rate : float
         The largest rate of the mix, by which the Scaler divides.
-    scaler : bool
+    scaler : bool | None
         Whether each linear layer, convolution, embedding and attention whose outputs shrink is followed by a
-        ``Scaler``: in training its output is divided by the rate (section 3.3).
+        ``Scaler``: in training its output is divided by the rate (section 3.3). By default it is where the model
+        normalises; without norms, activations of narrow models would grow from layer to layer, and training diverges.
     static_norm : bool
         Whether batch norm keeps no running statistics. They are never sent either way (section 3.2).
 
@@ -187,9 +188,15 @@ def elastic(
     )
     """
     options = Options(
-        minimum=minimum, multiple_of=multiple_of, global_rate=global_rate, scaler=scaler, static_norm=static_norm
+        minimum=minimum,
+        multiple_of=multiple_of,
+        global_rate=global_rate,
+        scaler=scaler is not False,
+        static_norm=static_norm,
     )
     traced = trace_model(model, example_inputs, fixed)
+    if scaler is None and not traced.normalises:
+        options = replace(options, scaler=False)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
     build = Elastic(model, traced, options, example_inputs)

@@ -48,6 +48,11 @@ class Traced:
     steps: Sequence[Step]
     unused: Sequence[str]
 
+    @property
+    def normalises(self) -> bool:
+        """Whether the model has norms: torch's, or written out with a reciprocal root, as RMS norms are."""
+        return any("norm" in step.operator or "rsqrt" in step.operator for step in self.steps)
+
 
 def trace_model(model: nn.Module, example_inputs: object, fixed: Sequence[str] = ()) -> Traced:
     """Trace a model; ``example_inputs`` and ``fixed`` are those of ``elastic``."""

@@ -144,7 +144,7 @@ EXAMPLES = (
             Edit(
                 "pytorch_example/task.py",
                 r"^def train\(",
-                r"build = elastic(Net(), torch.zeros(1, 1, 28, 28), scaler=False)\n\n\n\g<0>",
+                r"build = elastic(Net(), torch.zeros(1, 1, 28, 28))\n\n\n\g<0>",
             ),
             Edit(
                 "pytorch_example/strategy.py",
@@ -303,7 +303,7 @@ EXAMPLES = (
             Edit(
                 "fl_dp_sa/task.py",
                 r"^def load_data\(",
-                r"build = elastic(Net(), torch.zeros(1, 1, 28, 28), scaler=False)\n\n\n\g<0>",
+                r"build = elastic(Net(), torch.zeros(1, 1, 28, 28))\n\n\n\g<0>",
             ),
             Edit("fl_dp_sa/server_app.py", r"^from fl_dp_sa\.task import", r"\g<0> build,"),
             Edit("fl_dp_sa/client_app.py", r"^from fl_dp_sa\.task import Net,", r"from fl_dp_sa.task import build,"),

@@ -107,11 +107,23 @@ def test_tied_parameters_stay_tied():
 
 def test_the_scaler_divides_in_training_what_shrinks():
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
-    plain, scaled = elastic(model, X, scaler=False)(0.5), elastic(model, X, global_rate=0.8)(0.4)
+    plain, scaled = elastic(model, X, scaler=False)(0.5), elastic(model, X, global_rate=0.8, scaler=True)(0.4)
     assert torch.equal(scaled.eval()(X), elastic(model, X, scaler=False)(0.4)(X))
-    torch.testing.assert_close(elastic(model, X)(0.5)[0](X), plain[0](X) / 0.5)
-    torch.testing.assert_close(elastic(model, X)(0.5)[1](X[:, :1].expand(-1, 4)), plain[1](X[:, :1].expand(-1, 4)))
+    half = elastic(model, X, scaler=True)(0.5)
+    torch.testing.assert_close(half[0](X), plain[0](X) / 0.5)
+    torch.testing.assert_close(half[1](X[:, :1].expand(-1, 4)), plain[1](X[:, :1].expand(-1, 4)))
     torch.testing.assert_close(scaled.train()[0](X), elastic(model, X, scaler=False)(0.4)[0](X) / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "scaled"),
+    [(nn.Identity(), False), (nn.BatchNorm1d(8), True), (nn.LayerNorm(8), True), (nn.RMSNorm(8), True)],
+)
+def test_the_scaler_is_there_where_the_model_normalises(norm, scaled):
+    """Without norms each narrow layer would enlarge what the next one sees, and a plain network diverges."""
+    model = nn.Sequential(nn.Linear(3, 8), norm, nn.Linear(8, 2))
+    plain = elastic(model, X, scaler=False)(0.5)[0](X)
+    torch.testing.assert_close(elastic(model, X)(0.5)[0](X), plain / 0.5 if scaled else plain)
 
 
 def test_the_scaler_follows_attention():
