@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -35,6 +35,9 @@ from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
 from heterofl_flwr.nn.static_norm import batch_norms
 
 State = dict[str, Tensor]
+KEPT_RATES = 128
+"""Of how many rates the slices are kept, so that nodes that name ever new ones do not fill the memory."""
+
 Assignment = Literal["fix", "dynamic"]
 
 
@@ -104,10 +107,11 @@ class Federation:
         self.nodes: Nodes
         self.optimizer_state: State
         self.forget()
-        self._plans: dict[float, Plan] = {}
+        # Nodes say what they can hold, so the rates that are kept are counted.
+        self.plan = lru_cache(maxsize=KEPT_RATES)(self._plan_at)
+        self.norms = lru_cache(maxsize=KEPT_RATES)(self._norms_at)
         self._shared_plans: dict[float, Plan] = {}
         self._shared_round = 0
-        self._norms: dict[float, Mapping[str, int]] = {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -126,11 +130,9 @@ class Federation:
         first = first_names(self.model)
         return [name for name in dict.fromkeys(first.get(name, name) for name in rows) if is_shared(name, self.shared)]
 
-    def plan(self, rate: float) -> Plan:
-        """Return the prefix of a rate, of what is shared; each is worked out once."""
-        if rate not in self._plans:
-            self._plans[rate] = shared_part(Plan.of(self.model, self.build(rate)), self.shared)
-        return self._plans[rate]
+    def _plan_at(self, rate: float) -> Plan:
+        """Return the prefix of a rate, of what is shared; ``plan`` works out each once."""
+        return shared_part(Plan.of(self.model, self.build(rate)), self.shared)
 
     def plan_of(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is worked out once."""
@@ -221,12 +223,9 @@ class Federation:
             found = {rate: clip_moments(own, self.privacy) for rate, own in found.items()}
         merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
 
-    def norms(self, rate: float) -> Mapping[str, int]:
-        """Return the batch norm layers of a rate, each with its channels; they are worked out once."""
-        if rate not in self._norms:
-            layers = batch_norms(self.build(rate))
-            self._norms[rate] = {name: layer.num_features for name, layer in layers.items()}
-        return self._norms[rate]
+    def _norms_at(self, rate: float) -> Mapping[str, int]:
+        """Return the batch norm layers of a rate, each with its channels; ``norms`` works them out once."""
+        return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
 
     def open_round(
         self, server_round: int, state: Mapping[str, Tensor], *, norm_bound: float = 0.0, labels: LabelRule = "sent"

@@ -11,6 +11,8 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.legacy import HeteroFL as Classic
+from heterofl_flwr.methods import federation
+from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.label_rows import find_label_rows
 from heterofl_flwr.nn import CNN, build_model
 from tests.legacy.fakes import Fake, fit_all, manager_of
@@ -124,8 +126,8 @@ def test_each_slice_is_worked_out_once():
         calls.append(rate)
         return build(rate)
 
-    federation = HeteroFL(counted, "a1-c1").federation
-    plans = [federation.plan(rate) for rate in (1.0, 0.25, 1.0, 0.25)]
+    own = HeteroFL(counted, "a1-c1").federation
+    plans = [own.plan(rate) for rate in (1.0, 0.25, 1.0, 0.25)]
     assert plans[0] is plans[2]
     assert plans[1] is plans[3]
     assert len(calls) == 3
@@ -144,3 +146,12 @@ def test_rows_count_as_the_rule_for_labels_says(labels):
     for row in range(4):
         expected = sub if row in counted else state
         assert torch.equal(new[row], expected["classifier.weight"][row])
+
+
+def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(federation, "KEPT_RATES", 4)
+    own = Federation(build=build, mix=Mix.parse("a1"))
+    for number in range(1, 21):
+        own.plan(number / 20)
+        own.norms(number / 20)
+    assert own.plan.cache_info().currsize == own.norms.cache_info().currsize == 4
