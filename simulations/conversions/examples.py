@@ -357,7 +357,7 @@ EXAMPLES = (
     Example(
         name="flowertune-vit",
         package="vitexample",
-        rows=300,
+        rows=1000,
         remark="all parameters travel; only the head is trained, as before",
         edits=[
             Edit("vitexample/task.py", r"^import torch$", r"\g<0>\nfrom heterofl_flwr import elastic"),
