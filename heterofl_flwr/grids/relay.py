@@ -23,9 +23,12 @@ class Relay(Grid):
         self._grid = grid
 
     def over(self, wrapped: Callable[[Grid], Grid]) -> Self:
-        """Return the same over what ``wrapped`` makes of its grid."""
+        """Return the same over what ``wrapped`` makes of its grid: this one, if it leaves that as it is."""
+        inner = wrapped(self._grid)
+        if inner is self._grid:
+            return self
         own = copy.copy(self)
-        own._grid = wrapped(self._grid)
+        own._grid = inner
         return own
 
     @property

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 
 from heterofl_flwr.errors import HeteroFLError
 from simulations.conversions.edits import Edit
@@ -25,7 +25,7 @@ def check_fedavg(checkout: Path, work: Path, root: str) -> float:
         job = job_of(example, root)
         # Small steps, so that what differs by rounding does not grow.
         run(example, folder, replace(job, rows=1000, config={"learning-rate": 0.01}))
-        states.append(torch.load(folder / MODEL))
+        states.append(load_file(folder / MODEL))
     original, ours = states
     return max(float((original[name] - ours[name]).abs().max()) for name in original)
 

@@ -22,6 +22,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.server.history import History
 from flwr.serverapp.strategy import Result
+from safetensors.torch import save_file
 from torch.utils.data import RandomSampler
 
 from heterofl_flwr import LocalGrid
@@ -29,7 +30,7 @@ from heterofl_flwr.core.seeds import derive
 from simulations.conversions.stand_ins import StandIns
 
 OUTCOME = "outcome.json"
-MODEL = "arrays.pt"
+MODEL = "arrays.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,7 @@ def play(job: Job) -> Outcome:
         _set_random_state(0)
         server(grid, Context(grid.run.run_id, 0, {}, RecordDict(), dict(config)))
     if isinstance(records[-1], Result):
-        torch.save(records[-1].arrays.to_torch_state_dict(), MODEL)
+        save_file(records[-1].arrays.to_torch_state_dict(), MODEL)
     metrics = metrics_of(records[-1])
     return Outcome(
         rounds=max((int(server_round) for values in metrics.values() for server_round in values), default=0),

@@ -17,6 +17,7 @@ from heterofl_flwr.settings import DEFAULTS, from_flat
 SMALL = {
     **DEFAULTS,
     "mix": "a1-e1",
+    "assignment": "dynamic",
     "model.hidden": "8,16",
     "train.epochs": 1,
     "evaluate.every": 0,

@@ -256,7 +256,9 @@ def test_a_window_over_a_superlink_is_guarded_too():
 
 def test_other_grids_stay_as_they_are():
     grid = object()
+    window = Windowed(grid, 2)
     assert guard(grid, lambda message: 0) is grid
+    assert guard(window, lambda message: 0) is window
     once = guard(connected(as_it_is), lambda message: LARGEST)
     assert isinstance(once, Guarded)
     assert guard(once, lambda message: LARGEST) is once

@@ -13,7 +13,7 @@ from simulations.published.beside import authors_tables
 from simulations.published.collect import Allowed, collect
 from simulations.published.runs import read_run
 from simulations.published.tally import group_runs
-from simulations.published.write import write
+from simulations.published.write import make_pages
 from tests.simulations.tiny_data import write_tiny
 
 OURS = {10: (0.5, 0.9), 20: (0.7, 0.8), 30: (0.6, 0.95)}
@@ -119,7 +119,7 @@ def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
 
 
 def test_the_tables_have_it_beside_the_paper(run, printed, tmp_path):
-    write([run], printed, tmp_path / "out", "the command")
+    make_pages([run], printed, "the command").write(tmp_path / "out")
     (line,) = (line for line in (tmp_path / "out" / "tables.md").read_text().splitlines() if "-10.00" in line)
     assert line == "| e | sbn | - | yes | global, non-IID | 0 | 20 | 70.00 | 80.00 | -10.00 | 92.84 |"
     assert "70.00 & 80.00 & -10.00" in (tmp_path / "out" / "tables.tex").read_text()
