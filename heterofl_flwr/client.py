@@ -161,8 +161,8 @@ def answer_queries(
         From a rate to the model, the same function as the server's.
     data : Callable[[Context], Batches] | None
         From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
-        mappings that begin with one. Without it the node does not answer ``query.moments``; then the server must not
-        ask (``Evaluation(static_norm=False)``), and a node with ``level="auto"`` has nothing to measure itself with.
+        mappings that begin with one. Without it the node does not answer ``query.moments``: the server asks once, and
+        batch norm then normalises by batch. A node with ``level="auto"`` has nothing to measure itself with.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
         In place of ``build`` where the model depends on the context, on its ``run_config`` say: from the context to
         ``build``.
