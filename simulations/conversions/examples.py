@@ -298,8 +298,8 @@ EXAMPLES = (
         nodes=500,  # of which a fifth is drawn: the number that its noise is made for
         rows=20_000,
         config={"num-sampled-clients": 100, "num-shares": 3, "reconstruction-threshold": 2},
-        remark="secure aggregation left out: it adds up replies of one size; a hundred clients a round, because entries "
-        "that few hold get more noise",
+        remark="secure aggregation left out: it adds up replies of one size; a hundred clients a round, because "
+        "entries that few hold get more noise",
         edits=[
             Edit("fl_dp_sa/task.py", r"^import torch$", r"\g<0>\nfrom heterofl_flwr import elastic"),
             Edit(
