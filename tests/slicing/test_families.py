@@ -52,9 +52,9 @@ def test_a_slices_weights_are_the_plans(case, rate):
     small = build(rate)
     plan = build.plan(rate)
     assert plan == Plan.of(build(1.0), small)
-    state = dict(model.named_parameters(remove_duplicate=False))
+    state = dict(model.named_parameters())
     cut = plan.extract(state)
-    for name, parameter in small.named_parameters(remove_duplicate=False):
+    for name, parameter in small.named_parameters():
         assert torch.equal(parameter, cut[name])
         assert torch.equal(parameter, _by_hand(state[name], plan.axes[name]))
 
@@ -77,13 +77,13 @@ def test_slices_are_nested_also_from_a_smaller_largest(case):
 
 def test_a_slice_trains_and_what_it_learns_is_averaged(case):
     model, inputs, build = case
-    state = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     aggregator = Aggregator(state)
     for rate in (1.0, 0.3):
         small = build(rate).train()
         small(torch.cat([inputs] * 2)).square().mean().backward()
         assert all(parameter.grad is not None for parameter in small.parameters())
-        sent = {name: parameter.detach() + 1 for name, parameter in small.named_parameters(remove_duplicate=False)}
+        sent = {name: parameter.detach() + 1 for name, parameter in small.named_parameters()}
         aggregator.add(Plan.of(build(1.0), small), sent)
     new = aggregator.result()
     assert all(torch.allclose(new[name], state[name] + 1) for name in state)
