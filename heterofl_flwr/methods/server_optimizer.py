@@ -127,32 +127,10 @@ class Adam:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Yogi:
-    """Yogi on the server, as Flower's ``FedYogi``.
-
-    Attributes
-    ----------
-    eta
-        Learning rate of the server.
-    beta_1, beta_2
-        How much of the first and of the second moment is kept from round to round.
-    tau
-        What is added to the root of the second moment: the larger, the less the steps adapt.
-    """
+class Yogi(Adam):
+    """Yogi on the server, as Flower's ``FedYogi``: the options of ``Adam``, another second moment, no correction."""
 
     eta: float = 1e-2
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        check_fields(self, _rules(self.eta, self.tau, self.beta_1, self.beta_2))
-
-    @property
-    def keeps(self) -> Sequence[str]:
-        """What is kept of each parameter."""
-        return (FIRST, SECOND)
 
     def step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
         """Return how a parameter moves, and what is kept of it."""
