@@ -240,7 +240,7 @@ def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, Ar
         state = clipped(_state_of(message), state, clip)
     if upload == "float32":
         return {wire.ARRAYS: ArrayRecord(state)}
-    return wire.pack_changes(compress(_state_of(message), state, upload))
+    return wire.pack_changes(compress(_state_of(message), state, upload, seed=seed_of(message)))
 
 
 def _models_at(
