@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.errors import HeteroFLError
+    from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
+    from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
-    from heterofl_flwr.methods.devices import DeviceProfile, Devices
     from heterofl_flwr.methods.evaluation import Evaluation
     from heterofl_flwr.methods.fedh2l import FedH2L
     from heterofl_flwr.methods.heterofl import HeteroFL
@@ -48,6 +49,7 @@ __all__ = [
     "Plan",
     "Privacy",
     "RoundCallback",
+    "SimulatedDevices",
     "Windowed",
     "Yogi",
     "__version__",
@@ -60,8 +62,8 @@ _HOMES = {
     "Adagrad": "heterofl_flwr.methods.server_optimizer",
     "Adam": "heterofl_flwr.methods.server_optimizer",
     "Aggregator": "heterofl_flwr.core.aggregate",
-    "DeviceProfile": "heterofl_flwr.methods.devices",
-    "Devices": "heterofl_flwr.methods.devices",
+    "DeviceProfile": "heterofl_flwr.grids.devices",
+    "Devices": "heterofl_flwr.grids.devices",
     "Evaluation": "heterofl_flwr.methods.evaluation",
     "FedH2L": "heterofl_flwr.methods.fedh2l",
     "Fidelity": "heterofl_flwr.core.fidelity",
@@ -75,6 +77,7 @@ _HOMES = {
     "Plan": "heterofl_flwr.core.plan",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
+    "SimulatedDevices": "heterofl_flwr.grids.simulated",
     "Windowed": "heterofl_flwr.grids.windowed",
     "Yogi": "heterofl_flwr.methods.server_optimizer",
     "elastic": "heterofl_flwr.slicing.build",

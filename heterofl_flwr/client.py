@@ -82,7 +82,7 @@ def seed_of(message: Message) -> int:
 
 
 def share_of_work(message: Message) -> float:
-    """Return after which share of its steps a client is to stop: 1, but where the strategy simulates devices."""
+    """Return after which share of its steps a client is to stop: 1, but where devices are simulated."""
     return wire.work_of(wire.config_of(message, wire.SERVER), wire.SERVER)
 
 

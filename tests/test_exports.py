@@ -29,6 +29,7 @@ PUBLIC = [
     "Plan",
     "Privacy",
     "RoundCallback",
+    "SimulatedDevices",
     "Windowed",
     "Yogi",
     "__version__",

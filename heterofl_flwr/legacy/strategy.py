@@ -151,20 +151,14 @@ class HeteroFL(HeteroFLBase, Strategy):
         rates = self._begin(server_round, sorted(proxies), state)
         sent = {plan: pack(plan.extract(state).values()) for plan in dict.fromkeys(self._plans.values())}
         for number, plan in self._plans.items():
-            self._send(number, size_of(sent[plan]))
+            self.log.send(rates[number], size_of(sent[plan]))
         asked = self._fit_config(server_round) if self._fit_config else {}
         return [
             (
                 proxies[number],
                 FitIns(
                     sent[self._plans[number]],
-                    self._config(
-                        server_round,
-                        number,
-                        (rate,),
-                        task=wire.TASK_TRAIN,
-                        asked={**asked, **self._simulation.told(number)},
-                    ),
+                    self._config(server_round, number, (rate,), task=wire.TASK_TRAIN, asked=asked),
                 ),
             )
             for number, rate in rates.items()
@@ -182,9 +176,8 @@ class HeteroFL(HeteroFLBase, Strategy):
             return None, {}
         answers = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
-        sent = {node_id: plan for node_id, plan in self._plans.items() if node_id not in self._simulation.dropped}
         kept: dict[int, FitRes] = {}
-        for node_id, plan in sent.items():
+        for node_id, plan in self._plans.items():
             answer = answers.pop(node_id, None)
             if answer is None:
                 fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")

@@ -52,8 +52,6 @@ class RoundLog:
     bytes_down: int = 0
     bytes_up: int = 0
     bytes_by_level: dict[str, int] = field(default_factory=dict)
-    simulated_seconds: float = 0.0
-    joules: float = 0.0
 
     def note_training(self, answers: Sequence[tuple[float, float, Mapping[str, float]]]) -> None:
         """Note what clients report of their training: for each its rate, its number of examples and its metrics."""
@@ -111,6 +109,4 @@ class RoundLog:
             bytes_down=self.bytes_down,
             bytes_up=self.bytes_up,
             bytes_by_level=self.bytes_by_level,
-            simulated_seconds=self.simulated_seconds,
-            joules=self.joules,
         )

@@ -154,11 +154,13 @@ def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator
         yield f"devices.deadline: found {settings.devices.deadline:g}, expected devices.profile to name the devices too"
     if settings.server.strategy == "hybrid" and settings.server.shared != ALL:
         yield f"server.shared: found {given['server.shared']!r}, but server.strategy=hybrid averages all; expected '*'"
-    if settings.sample.spare and settings.server.strategy != "heterofl":
-        yield (
-            f"sample.spare: found {settings.sample.spare:g}, but with server.strategy={settings.server.strategy} "
-            f"clients learn from all others; expected 0"
+    if settings.sample.spare and (settings.devices.profile or settings.server.strategy != "heterofl"):
+        why = (
+            f"with devices.profile={settings.devices.profile} the clock does not say who comes first"
+            if settings.devices.profile
+            else f"with server.strategy={settings.server.strategy} clients learn from all others"
         )
+        yield f"sample.spare: found {settings.sample.spare:g}, but {why}; expected 0"
     if settings.server.momentum and settings.server.optimizer != "momentum":
         yield (
             f"server.momentum: found {settings.server.momentum:g}, but server.optimizer is "
