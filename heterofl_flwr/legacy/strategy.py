@@ -190,7 +190,7 @@ class HeteroFL(HeteroFLBase, Strategy):
                 self._refuse(server_round, node_id, short(f"{error}{cause_of(answer, plan)}"), True)
         new = self._finish(server_round)
         counted = [kept[node_id] for node_id in self._answers]
-        return pack(new.values()), _aggregated(self._fit_metrics, counted, self.log.train)
+        return pack(new.values()), self._aggregated(self._fit_metrics, counted, self.log.train)
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -247,7 +247,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             return None, {}
         loss = summary.get("loss")
         counted = [came[node_id] for node_id in answers]
-        found = _aggregated(self._evaluate_metrics, counted, self.log.evaluate)
+        found = self._aggregated(self._evaluate_metrics, counted, self.log.evaluate)
         return loss, {key: value for key, value in found.items() if self._evaluate_metrics or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
@@ -353,13 +353,12 @@ class HeteroFL(HeteroFLBase, Strategy):
         names = self.federation.plan(self.federation.mix.global_rate).axes
         return named(names, unpack(parameters, "the server"), "the server")
 
-
-def _aggregated(
-    function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], numbers: dict[str, float]
-) -> dict[str, Scalar]:
-    """Return what a metrics function makes of clients' answers, and note its numbers; without one, our own means."""
-    if function is None:
-        return dict(numbers)
-    found = function([(answer.num_examples, answer.metrics) for answer in answers])
-    numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
-    return found
+    def _aggregated(
+        self, function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], means: dict[str, float]
+    ) -> dict[str, Scalar]:
+        """Return what a metrics function makes of clients' answers, and note it; without one, our own means."""
+        if function is None:
+            return dict(means)
+        found = function([(answer.num_examples, answer.metrics) for answer in answers])
+        self.log.note_computed(means, found)
+        return found

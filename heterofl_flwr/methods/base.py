@@ -205,7 +205,7 @@ class HeteroFLBase(Evaluating):
         self._round: Round | None = None
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
         self._evaluating, self._asked, self._there = {}, {}, ()
-        self._no_evaluate, self._no_moments = set(), set()
+        self._no_evaluate, self._no_moments, self._capped = set(), set(), set()
         self._warned_of_few = False
         self._silent = set()
         self._enough = 0
@@ -324,7 +324,8 @@ class HeteroFLBase(Evaluating):
         self.spent.add(TRAINING)
         self.log.privacy = self.spent.facts()
         self._round = None
-        self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in self._answers.items()])
+        answers = self._cap(server_round, self._answers)
+        self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in answers.items()])
         if not self.prints_rounds:
             host_log.info("%s", self.log.line(server_round))
         return new

@@ -205,7 +205,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             return MetricRecord(dict(numbers))
         found = function([self._records[node_id] for node_id in node_ids], self.keys.weighted_by_key)
         self._records = {}
-        numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
+        self.log.note_computed(numbers, found)
         return found
 
     @property

@@ -294,6 +294,17 @@ class TestEvaluation:
         }
         assert strategy.log.evaluate["loss"] == loss
 
+    def test_a_client_that_claims_ten_million_examples_weighs_ten_at_most_and_is_named(self):
+        def results(asked):
+            lie, truth = ((0.0, 10_000_000, {"local-accuracy": 0.0}), (1.0, 10, {"local-accuracy": 0.9}))
+            return [(proxy, EvaluateRes(OK, *(truth if number else lie))) for number, (proxy, _) in enumerate(asked)]
+
+        strategy, _, (loss, metrics) = self.evaluate(clients(5), results=results)
+        assert loss == pytest.approx(4 / 14)
+        assert metrics["local-accuracy"] == pytest.approx(0.9 * 4 / 14)
+        assert strategy.log.evaluate_medians == {"loss": 1.0, "local-accuracy": 0.9}
+        assert strategy.log.worst_client == 0
+
     @pytest.mark.parametrize(("server_round", "due"), [(1, False), (2, True), (3, True)])
     def test_every_k_rounds_and_after_the_last(self, server_round, due):
         options = {"evaluation": Evaluation(every=2), "num_rounds": 3}
