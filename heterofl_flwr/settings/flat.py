@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.exchanging import ETA
 from heterofl_flwr.settings.groups import Settings
@@ -116,6 +117,9 @@ def _resolved(given: Mapping[str, object]) -> dict[str, object]:
         concrete["server.optimizer"] = "momentum" if concrete["server.momentum"] else "none"
     if concrete["server.eta"] == AUTO:
         concrete["server.eta"] = ETA.get(str(concrete["server.optimizer"]), 1.0)
+    if concrete["server.max-examples-ratio"] == AUTO:
+        unequal = str(concrete["data.split"]).startswith("dirichlet")
+        concrete["server.max-examples-ratio"] = 0.0 if unequal else Limits().examples_ratio
     return concrete
 
 
