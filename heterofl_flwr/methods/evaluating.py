@@ -111,7 +111,7 @@ class Evaluating:
         capped = self._cap(server_round, answers)
         scores, self.log.evaluate_by_level = self._scores(capped)
         middle, _ = self._scores(capped, medians)
-        self.log.evaluate_medians = {name: middle[name] for name in middle if not name.endswith(WORST_ACCURACY)}
+        self.log.evaluate_medians = {name: middle[name] for name in middle if name.rpartition("/")[2] != WORST_ACCURACY}
         self.log.worst_client = self._worst(answers)
         if self._note_answers(answers):
             self.log.partial = tuple(scores)
