@@ -293,7 +293,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         if new:
             self._give_moments |= {number for number, own in answers.items() if own and own.gives_moments}
             known = {number: own.capability if own else None for number, own in answers.items()}
-            self.federation.register(known, present=proxies)
+            self.federation.register(known, present=proxies, ids={number: proxies[number].cid for number in new})
         return bool(new)
 
     def _query_moments(

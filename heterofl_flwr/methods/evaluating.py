@@ -71,11 +71,11 @@ class Evaluating:
         able = [node_id for node_id in self._welcome(node_ids) if node_id not in self._no_evaluate]
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         drawn = self.federation.sample(server_round, able, share, "evaluate", least=least) if able else []
-        mix, number = self.federation.mix, self.federation.nodes.num_partitions(node_ids)
+        mix = self.federation.mix
         self._there = node_ids
         if self.federation.personal:
             held: dict[int, tuple[float, ...]]
-            held = {node_id: (self.federation.rate(server_round, node_id, number),) for node_id in drawn}
+            held = {node_id: (self.federation.rate(server_round, node_id),) for node_id in drawn}
         else:
             rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
             held = {node_id: own for node_id in drawn if (own := self._held(rates, node_id))}
@@ -102,9 +102,8 @@ class Evaluating:
 
     def _held(self, rates: Sequence[float], node_id: int) -> tuple[float, ...]:
         """Return those of some rates that a client is to evaluate."""
-        capacity = self.federation.nodes[node_id].capacity
-        limit = self.federation.mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
-        return tuple(rate for rate in rates if rate <= limit)
+        held = None if self.evaluation.nodes == "all" else self.federation.nodes[node_id].holds
+        return tuple(rate for rate in rates if held is None or rate <= held)
 
     def _summarise(self, server_round: int, answers: Answers) -> dict[str, float]:
         """Note and return what the clients' evaluations add up to."""

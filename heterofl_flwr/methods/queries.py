@@ -72,7 +72,9 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], tim
             federation.mix.rates[-1],
             "; ".join(silent[:3]),
         )
-    federation.register(answers, _names(grid, answers), node_ids)
+    # Names are asked for whatever the answers say: no node decides by what the others are ordered.
+    names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}
+    federation.register(answers, names, node_ids)
     return True
 
 
@@ -124,10 +126,3 @@ def _read_moments(reply: Message, layers: Mapping[float, Mapping[str, int]], sen
     widest = max((channels for own in layers.values() for channels in own.values()), default=0)
     wire.check_sizes(record, dict.fromkeys(record, widest), sender)
     return {rate: wire.unpack_moments(record, rate, sender) for rate in layers}
-
-
-def _names(grid: Grid, answers: Mapping[int, Capability | None]) -> dict[int, str]:
-    """Return the registered names of nodes, where any of them needs one."""
-    if all(answer is not None and answer.partition is not None for answer in answers.values()):
-        return {}
-    return {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}

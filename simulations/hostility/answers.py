@@ -76,12 +76,11 @@ class Questions:
         federation = HeteroFL(Net, "a1-c2", assignment=draw.choice(["fix", "dynamic"])).federation
         ids = list(self._grid.get_node_ids())
         learn_nodes(self._grid, federation, ids)
-        number = federation.nodes.num_partitions(ids)
-        rates = [federation.rate(1, node_id, number) for node_id in ids if not federation.holds_none(node_id)]
         honest = HeteroFL(Net, "a1-c2", assignment=federation.assignment).federation
-        honest.register(dict.fromkeys(ids), present=ids)
+        others = [ids[0], ids[2]]
+        honest.register({node_id: federation.nodes[node_id] for node_id in others} | {ids[1]: None}, present=ids)
         said = federation.nodes[ids[1]]
-        if number != 3 or len(rates) < 2:
+        if [federation.rate(1, node_id) for node_id in others] != [honest.rate(1, node_id) for node_id in others]:
             return "changed: the levels of others"
         return "refused" if said == honest.nodes[ids[1]] else "harmless"
 

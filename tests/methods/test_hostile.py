@@ -13,7 +13,7 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.limits import read_number, read_numbers, short
-from heterofl_flwr.methods.nodes import Capability, Nodes
+from heterofl_flwr.methods.nodes import Capability
 from heterofl_flwr.methods.replies import in_order
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible
@@ -194,17 +194,9 @@ def test_a_reply_to_an_earlier_round_is_dropped():
     assert [record.failures for record in records] == [{}, {1: "no reply in time"}]
 
 
-def test_no_single_node_changes_how_many_partitions_there_are():
-    nodes = Nodes()
-    nodes.register({node: Capability(partition=node, num_partitions=3) for node in range(2)})
-    nodes.register({9: Capability(partition=10**9, num_partitions=10**12)})
-    assert nodes.num_partitions([0, 1, 9]) == 3
-    strategy = HeteroFL(build, "a1-c1")
-    strategy.federation.nodes = nodes
-    assert [strategy.federation.rate(1, node, 3) for node in (0, 1, 9)] == [1.0, 0.25, 0.25]
-
-
-@pytest.mark.parametrize("fault", [{"num_examples": -1}, {"partition": -1}, {"capacity": math.nan}])
+@pytest.mark.parametrize(
+    "fault", [{"num_examples": -1}, {"partition": -1}, {"num_partitions": 0}, {"capacity": math.nan}]
+)
 def test_a_capability_that_means_nothing_is_refused(fault):
     with pytest.raises(ConfigError):
         Capability(**fault)
