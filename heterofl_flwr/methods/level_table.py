@@ -41,14 +41,14 @@ class Levels:
     def check(self, mix: Mix, assignment: str) -> None:
         """Refuse levels that a mix has no model for."""
         wide = [who for who, level in self.table.items() if rate_of(level) > mix.global_rate]
-        faults = [f"{', '.join(wide)} above its largest level, {level_name(mix.global_rate)}"] if wide else []
+        faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
         if assignment == "dynamic":
             everyone = (*self.table.items(), ("others", self.others))
             narrow = [who for who, level in everyone if rate_of(level) < mix.rates[-1]]
             if narrow:
-                faults.append(f"{', '.join(narrow)} below its smallest level, {level_name(mix.rates[-1])}")
+                faults.append(f"{', '.join(narrow)} below the mix's smallest level, {level_name(mix.rates[-1])}")
         if faults:
-            raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within the mix {mix}, or another mix")
+            raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
 
     def applied(self, said: Capability, name: str, node_id: str) -> Capability:
         """Return what a client may hold, from what it says of itself, its registered name and its id."""

@@ -181,9 +181,14 @@ def test_names_in_the_table_that_no_node_has_are_warned_of_once(caplog):
 @pytest.mark.parametrize(
     ("mix", "assignment", "levels", "named"),
     [
-        ("a1", "fix", {"table": {"bob": "q"}, "others": 2}, r"levels: bob: 'q' is no level.*; others: 2 is no level|"),
-        ("b1-e1", "fix", {"table": {"bob": "a"}}, r"levels: bob above its largest level, b: .* the mix b1-e1"),
-        ("a1-c1", "dynamic", {"table": {"bob": "e"}, "others": "d"}, "bob, others below its smallest level, c"),
+        ("a1", "fix", {"table": {"bob": "q"}, "others": 2}, r"levels: bob: 'q' is no level.*; others: 2 is no level"),
+        (
+            "b1-e1",
+            "fix",
+            {"table": {"bob": "a"}},
+            "levels: bob above the mix's largest level, b: expected levels within b1-e1",
+        ),
+        ("a1-c1", "dynamic", {"table": {"bob": "e"}, "others": "d"}, "bob, others below the mix's smallest level, c"),
     ],
 )
 def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, assignment, levels, named):
