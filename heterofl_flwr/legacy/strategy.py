@@ -29,6 +29,7 @@ from heterofl_flwr.legacy.moments import ask_for_moments
 from heterofl_flwr.legacy.proxies import (
     ask_all,
     cause_of,
+    crosses_network,
     faults_of,
     properties_of,
     read_evaluate,
@@ -307,8 +308,9 @@ class HeteroFL(HeteroFLBase, Strategy):
             number: FitIns(sent[rates], self._config(server_round, number, rates, task=wire.TASK_MOMENTS, asked=asked))
             for number, rates in rates_of.items()
         }
+        remote = any(map(crosses_network, proxies.values()))
         return ask_for_moments(
-            self.federation,
+            self._sum_of_moments(self.federation, remote),
             proxies,
             instructions,
             rates_of,

@@ -187,6 +187,11 @@ class HeteroFLBase(Evaluating):
                 "limits.norm_bound=0 (server.norm-bound)"
             )
         self.evaluation = evaluation or Evaluation()
+        if self.federation.privacy.noise and self.evaluation.moments_merge == "robust":
+            raise ConfigError(
+                "privacy: with noise each client's moments are shortened already, and a median would let one client "
+                "move what others count for; expected evaluation.moments_merge='auto' (evaluate.moments-merge)"
+            )
         self.callbacks = tuple(callbacks)
         self.spent = Spent(self.federation.privacy)  # of all runs: what was given away stays so
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
@@ -296,6 +301,8 @@ class HeteroFLBase(Evaluating):
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
         self.tally.accept(self.federation.nodes.partition(node_id))
+        if self.keys.weighted_by_key == wire.NUM_EXAMPLES:
+            self.federation.nodes.set_examples(node_id, answer.num_examples)
         if answer.capacity is not None:
             self.federation.nodes.set_capacity(node_id, answer.capacity)
 

@@ -22,6 +22,7 @@ from heterofl_flwr.methods.evaluation import (
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import MOMENTS, Spent, noise_moments
+from heterofl_flwr.methods.queries import MomentsSum
 from heterofl_flwr.methods.round_log import RoundLog
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import Moments
@@ -186,6 +187,12 @@ class Evaluating:
             known = of_rates(metrics, (*self.federation.mix.rates, *rates))
             own.append((number, known if self._is_whole(rates) else of_level(known, rates[0])))
         return summarise(own, summary), summarise_levels(own)
+
+    def _sum_of_moments(self, federation: Federation, remote: bool) -> MomentsSum:
+        """Return what adds up clients' moments; ``remote`` says whether they come from other machines."""
+        merge, noise = self.evaluation.moments_merge, federation.privacy.noise
+        robust = merge == "robust" or (merge == "auto" and remote and not noise)
+        return MomentsSum(federation, self.limits, robust=robust)
 
     def _release(self, moments: dict[float, Moments]) -> dict[float, Moments]:
         """Return moments as clients may know them: with noise, where there is any, which is accounted for."""

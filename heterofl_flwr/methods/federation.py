@@ -30,9 +30,8 @@ from heterofl_flwr.methods.label_rows import find_label_rows
 from heterofl_flwr.methods.level_table import Levels
 from heterofl_flwr.methods.limits import LARGEST_ENTRY
 from heterofl_flwr.methods.nodes import Capability, Nodes
-from heterofl_flwr.methods.privacy import Privacy, clip_moments
+from heterofl_flwr.methods.privacy import Privacy
 from heterofl_flwr.methods.server_optimizer import ServerOptimizer, optimized
-from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
 from heterofl_flwr.nn.static_norm import batch_norms
 
 State = dict[str, Tensor]
@@ -243,17 +242,6 @@ class Federation:
         """Whether a client can hold no rate that it could be given."""
         held = self.nodes[node_id].holds
         return self.assignment == "dynamic" and held is not None and held < self.mix.rates[-1]
-
-    def add_moments(self, merged: dict[float, Moments], found: Mapping[float, Moments]) -> None:
-        """Add a client's static batch norm moments to those of others; refuse them whole if any do not fit."""
-        for rate, own in found.items():
-            if own.kind != self.fidelity.moments:
-                raise ReplyError(f"moments of kind {own.kind}, expected {self.fidelity.moments}")
-            check_layers(own, self.norms(rate))
-            check_possible(own)
-        if self.privacy.noise:
-            found = {rate: clip_moments(own, self.privacy) for rate, own in found.items()}
-        merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
 
     def _norms_at(self, rate: float) -> Mapping[str, int]:
         """Return the batch norm layers of a rate, each with its channels; ``norms`` works them out once."""

@@ -120,6 +120,10 @@ class Nodes:
         """Take up a change that a client reported; it counts from the next round on."""
         self._known[node_id] = replace(self._known[node_id], capacity=capacity)
 
+    def set_examples(self, node_id: int, number: int) -> None:
+        """Take up how many examples a client trained on."""
+        self._known[node_id] = replace(self._known[node_id], num_examples=number)
+
     def partition(self, node_id: int) -> int:
         """Return the number that stands for a client in every random draw."""
         return self._partitions[node_id]
