@@ -12,7 +12,7 @@ as an entry that few clients hold is theirs alone.
   all below 0.
 
 Every method needs all replies at once, so an aggregator holds them: the memory is the sum of the clients' slices, in
-single precision, and one parameter of all clients more while the result is worked out.
+single precision, and a few copies of one parameter of all clients while the result is worked out.
 """
 
 import math
@@ -215,7 +215,8 @@ def _clipped_mean(part: Tensor) -> Tensor:
 
 def _root_mean_square(part: Tensor) -> Tensor:
     """Return the root mean square of each row's entries that are not NaN; NaN where there are none."""
-    return part.double().square().nanmean(1).sqrt()
+    found: Tensor = part.double().square().nanmean(1).sqrt()
+    return found
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

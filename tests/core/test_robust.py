@@ -1,6 +1,5 @@
 """Robust means against their slow twin, by hand, and what hostile replies can do to them."""
 
-
 import numpy as np
 import torch
 from hypothesis import given
