@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.fidelity import Fidelity
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
+    from heterofl_flwr.core.robust import Robust
     from heterofl_flwr.errors import HeteroFLError
     from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
@@ -50,6 +51,7 @@ __all__ = [
     "Momentum",
     "Plan",
     "Privacy",
+    "Robust",
     "RoundCallback",
     "SimulatedDevices",
     "Windowed",
@@ -78,6 +80,7 @@ _HOMES = {
     "Mix": "heterofl_flwr.core.levels",
     "Momentum": "heterofl_flwr.methods.server_optimizer",
     "Plan": "heterofl_flwr.core.plan",
+    "Robust": "heterofl_flwr.core.robust",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
     "SimulatedDevices": "heterofl_flwr.grids.simulated",

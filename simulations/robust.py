@@ -220,7 +220,7 @@ def table(found: Mapping[Cell, Mapping[str, float]], data: str, mix: str, end: s
             values[cell.mean, attack].append(100 * own[end])
     columns = list(dict.fromkeys(attack for _, attack in values))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for mean in MEANS:
+    for mean in dict.fromkeys(mean for mean, _ in values):
         shown = [_spread(values[mean, attack]) for attack in columns]
         lines.append(f"| {mean} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"

@@ -29,6 +29,7 @@ PUBLIC = [
     "Momentum",
     "Plan",
     "Privacy",
+    "Robust",
     "RoundCallback",
     "SimulatedDevices",
     "Windowed",

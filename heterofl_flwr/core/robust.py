@@ -7,9 +7,9 @@ as an entry that few clients hold is theirs alone.
   (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two. ``clip``: changes are compared where
   as many clients hold a parameter, and those longer than the median are shortened to it.
 - **One or two holders** can outvote nobody. Their changes count as those of FLTrust's clients (Cao et al., 2021), with
-  what three or more agree on in the place of the server's own training: each is shortened to the root mean square of
-  the parameter's other changes, times the cosine by which its client agrees with the others where they meet, and not at
-  all below 0.
+  what three or more agree on in the place of the server's own training. Each is shortened to the root mean square of
+  the parameter's other changes, or where there are none, of all changes of what its client shares with two others or
+  more; and then multiplied by the cosine of that client's changes and theirs, or by 0 where it is negative.
 
 Every method needs all replies at once, so an aggregator holds them: the memory is the sum of the clients' slices, in
 single precision, and a few copies of one parameter of all clients while the result is worked out.
@@ -106,7 +106,7 @@ class RobustAggregator(Aggregator):
         if self._robust.few == "shorter":
             for name, change in changes.items():
                 holders, stack = self._stack(name)
-                add_few(change, stack, agreement.shares[holders], agreement.root_mean_square)
+                add_few(change, stack, agreement.shares[holders], agreement.lengths[holders])
         self._changes = []
         return {name: (old + changes.pop(name).view(old.shape)).to(old.dtype) for name, old in self._state.items()}
 
@@ -152,7 +152,7 @@ def combine(stack: Tensor, robust: Robust) -> Tensor:
     return change
 
 
-def add_few(change: Tensor, stack: Tensor, shares: Tensor, reference: float) -> None:
+def add_few(change: Tensor, stack: Tensor, shares: Tensor, lengths: Tensor) -> None:
     """Put into a parameter's change what one or two clients hold of it.
 
     Parameters
@@ -163,15 +163,16 @@ def add_few(change: Tensor, stack: Tensor, shares: Tensor, reference: float) -> 
         What its holders changed.
     shares : Tensor
         How far each agrees with the others, from 0 to 1.
-    reference : float
-        The root mean square of the model's change, for a parameter of which nothing is held by many.
+    lengths : Tensor
+        How long a step each may make of a parameter of which nothing is held by many.
     """
     counts = (~stack.isnan()).sum(0)
     few = (counts > 0) & (counts < MANY)
     part = stack[:, few]
     if counts.numel() and counts.max() >= MANY:
-        reference = _root_mean_square(change[counts >= MANY].unsqueeze(0)).item()
-    scales = shares.to(part) * (reference / _root_mean_square(part)).nan_to_num(0.0).clamp(max=1)
+        lengths = _root_mean_square(change[counts >= MANY].unsqueeze(0))
+    own = _root_mean_square(part)
+    scales = shares.to(own) * (lengths.to(own) / own).nan_to_num(0.0).clamp(max=1)
     change[few] = (part * scales.to(part).unsqueeze(1)).nansum(0) / counts[few]
 
 
@@ -179,8 +180,7 @@ class _Agreement:
     """How far each reply agrees with what three or more clients say, where they hold the same entries."""
 
     def __init__(self, replies: int) -> None:
-        self._products, self._own, self._theirs = torch.zeros(3, replies, dtype=torch.float64)
-        self._square, self._entries = 0.0, 0
+        self._products, self._own, self._theirs, self._entries = torch.zeros(4, replies, dtype=torch.float64)
 
     def add(self, holders: list[int], stack: Tensor, change: Tensor) -> None:
         """Count one parameter."""
@@ -190,18 +190,18 @@ class _Agreement:
         self._products[holders] += (own @ theirs).cpu()
         self._own[holders] += own.square().sum(1).cpu()
         self._theirs[holders] += (held.double() @ theirs.square()).cpu()
-        self._square += theirs.square().sum().item()
-        self._entries += theirs.numel()
+        self._entries[holders] += held.sum(1).cpu()
 
     @property
     def shares(self) -> Tensor:
         """The cosine of each reply and the others; 0 where it is negative, or where they do not meet."""
-        return (self._products / (self._own * self._theirs).sqrt()).nan_to_num(0.0).clamp(0, 1)
+        cosines: Tensor = self._products / (self._own * self._theirs).sqrt()
+        return torch.clamp(torch.nan_to_num(cosines, 0.0), 0, 1)
 
     @property
-    def root_mean_square(self) -> float:
-        """The root mean square of all that three or more hold; 0 where there is nothing."""
-        return math.sqrt(self._square / max(self._entries, 1))
+    def lengths(self) -> Tensor:
+        """The root mean square of what the others say where they meet; 0 where they do not."""
+        return torch.sqrt(self._theirs / torch.clamp(self._entries, min=1))
 
 
 def _clipped_mean(part: Tensor) -> Tensor:

@@ -155,7 +155,8 @@ def _share(number, given, agreed):
 
 def _shortened(number, name, given, agreed):
     """Return what brings a reply's changes of entries of few holders to the length of the agreed ones."""
-    many = [change for at, change in agreed.items() if at[0] == name] or list(agreed.values())
+    many = [change for at, change in agreed.items() if at[0] == name]
+    many = many or [change for at, change in agreed.items() if number in given[at]]
     few = root_mean_square(
         own[number] for at, own in given.items() if at[0] == name and number in own and at not in agreed
     )
