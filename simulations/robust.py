@@ -32,6 +32,7 @@ from heterofl_flwr.core.seeds import derive
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.learn import evaluate
 from heterofl_flwr.nn import collect_moments, with_static_norm
+from heterofl_flwr.nn.threads import torch_threads
 from heterofl_flwr.report.files import append_line, write_atomic
 from heterofl_flwr.report.origin import command
 from simulations.benchmarks.machine import describe_machine
@@ -176,8 +177,6 @@ def cells(data: Sequence[str]) -> Iterator[Cell]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the cells that are not done, and write the tables."""
-    logging.disable(logging.CRITICAL)  # each refusal is a warning
-    torch.set_num_threads(1)
     path = options.out / "cells.jsonl"
     done = read(path)
     wanted = list(cells(options.data.split(",")))
@@ -246,7 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs", "robust"), metavar="FOLDER", help="default: %(default)s"
     )
-    return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # each refusal is a warning
+    try:
+        with torch_threads(1):
+            return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
+    finally:
+        logging.disable(before)
 
 
 if __name__ == "__main__":
