@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.errors import HeteroFLError
+    from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid
+    from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
-    from heterofl_flwr.methods.devices import DeviceProfile, Devices
     from heterofl_flwr.methods.evaluation import Evaluation
     from heterofl_flwr.methods.fedh2l import FedH2L
     from heterofl_flwr.methods.heterofl import HeteroFL
     from heterofl_flwr.methods.hybrid import Hybrid
+    from heterofl_flwr.methods.level_table import Levels
     from heterofl_flwr.methods.limits import Limits
     from heterofl_flwr.methods.privacy import Privacy
     from heterofl_flwr.methods.schedule import multi_step
@@ -42,6 +44,7 @@ __all__ = [
     "HeteroFL",
     "HeteroFLError",
     "Hybrid",
+    "Levels",
     "Limits",
     "LocalGrid",
     "Mix",
@@ -50,6 +53,7 @@ __all__ = [
     "Privacy",
     "RayGrid",
     "RoundCallback",
+    "SimulatedDevices",
     "Windowed",
     "Yogi",
     "__version__",
@@ -62,14 +66,15 @@ _HOMES = {
     "Adagrad": "heterofl_flwr.methods.server_optimizer",
     "Adam": "heterofl_flwr.methods.server_optimizer",
     "Aggregator": "heterofl_flwr.core.aggregate",
-    "DeviceProfile": "heterofl_flwr.methods.devices",
-    "Devices": "heterofl_flwr.methods.devices",
+    "DeviceProfile": "heterofl_flwr.grids.devices",
+    "Devices": "heterofl_flwr.grids.devices",
     "Evaluation": "heterofl_flwr.methods.evaluation",
     "FedH2L": "heterofl_flwr.methods.fedh2l",
     "Fidelity": "heterofl_flwr.core.fidelity",
     "HeteroFL": "heterofl_flwr.methods.heterofl",
     "HeteroFLError": "heterofl_flwr.errors",
     "Hybrid": "heterofl_flwr.methods.hybrid",
+    "Levels": "heterofl_flwr.methods.level_table",
     "Limits": "heterofl_flwr.methods.limits",
     "LocalGrid": "heterofl_flwr.grids.local",
     "Mix": "heterofl_flwr.core.levels",
@@ -78,6 +83,7 @@ _HOMES = {
     "RayGrid": "heterofl_flwr.grids.ray_grid",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
+    "SimulatedDevices": "heterofl_flwr.grids.simulated",
     "Windowed": "heterofl_flwr.grids.windowed",
     "Yogi": "heterofl_flwr.methods.server_optimizer",
     "elastic": "heterofl_flwr.slicing.build",

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.guarded import guard
+from heterofl_flwr.grids.guarded import crosses_superlink, guard
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.evaluating import ADD_EVALUATE, ADD_MOMENTS
@@ -114,19 +114,13 @@ class HeteroFL(HeteroFLBase, Strategy):
         rates = self._begin(server_round, self._available(grid), state)
         slices = slices_of(self.federation, arrays, state, self._plans.values())
         for node_id, plan in self._plans.items():
-            self._send(node_id, size_of(slices[plan]))
+            self.log.send(rates[node_id], size_of(slices[plan]))
         self._sent = [
             instruction(
                 MessageType.TRAIN,
                 node_id,
                 slices[self._plans[node_id]],
-                {
-                    **config,
-                    **self._form,
-                    **self._bound,
-                    **self._told(server_round, node_id, rate),
-                    **self._simulation.told(node_id),
-                },
+                {**config, **self._form, **self._bound, **self._told(server_round, node_id, rate)},
             )
             for node_id, rate in rates.items()
         ]
@@ -211,7 +205,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             return MetricRecord(dict(numbers))
         found = function([self._records[node_id] for node_id in node_ids], self.keys.weighted_by_key)
         self._records = {}
-        numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
+        self.log.note_computed(numbers, found)
         return found
 
     @property
@@ -238,15 +232,10 @@ class HeteroFL(HeteroFLBase, Strategy):
         # A model of a client's own is measured by that client.
         asks = self.evaluation.static_norm and not self.federation.personal
         if rates_of and asks and batch_norms(self.federation.model):
-            found: dict[float, Moments] = {}
-
-            def add(node_id: int, own: Mapping[float, Moments]) -> None:
-                del node_id
-                self.federation.add_moments(found, own)
-
+            total = self._sum_of_moments(self.federation, crosses_superlink(grid))
             layers = {node: {rate: self.federation.norms(rate) for rate in own} for node, own in rates_of.items()}
-            self._query_moments(server_round, grid, Queries(current.queries(), layers, self._timeout), add)
-            moments = self._release(found)
+            self._query_moments(server_round, grid, Queries(current.queries(), layers, self._timeout), total.add)
+            moments = self._release(total.result())
             if moments and (left := self._restrict(dict.fromkeys(rates_of, moments))) != rates_of:
                 current = EvaluationRound(self.federation, arrays, left, told)
         self.moments = moments
