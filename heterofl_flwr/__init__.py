@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.errors import HeteroFLError
     from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
+    from heterofl_flwr.grids.ray_grid import RayGrid
     from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
@@ -51,6 +52,7 @@ __all__ = [
     "Momentum",
     "Plan",
     "Privacy",
+    "RayGrid",
     "Robust",
     "RoundCallback",
     "SimulatedDevices",
@@ -80,6 +82,7 @@ _HOMES = {
     "Mix": "heterofl_flwr.core.levels",
     "Momentum": "heterofl_flwr.methods.server_optimizer",
     "Plan": "heterofl_flwr.core.plan",
+    "RayGrid": "heterofl_flwr.grids.ray_grid",
     "Robust": "heterofl_flwr.core.robust",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",

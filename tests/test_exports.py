@@ -29,6 +29,7 @@ PUBLIC = [
     "Momentum",
     "Plan",
     "Privacy",
+    "RayGrid",
     "Robust",
     "RoundCallback",
     "SimulatedDevices",
