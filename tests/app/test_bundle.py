@@ -10,8 +10,8 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict
-
 from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app, write_overrides
+
 from heterofl_flwr.settings import flatten, from_flat, to_flat
 
 ROOT = Path(__file__).parents[2]

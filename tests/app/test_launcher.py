@@ -1,9 +1,9 @@
 """How a run ended, with a SuperLink that says what it is told to."""
 
 import pytest
+from heterofl_flwr.app.launch.launcher import _outcome
 
 from heterofl_flwr.app.launch import launcher
-from heterofl_flwr.app.launch.launcher import _outcome
 
 STARTED = "Successfully started run 17\n"
 RAISED = "Traceback (most recent call last):\n  File 'x', line 1, in f\n    g()\nKeyError: 'a'\n"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from heterofl_flwr.app.launch.local import STEP, cohort_of, cost, processes_of
 
 from heterofl_flwr.app.launch import local
-from heterofl_flwr.app.launch.local import STEP, cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids.identity import Identity

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from heterofl_flwr.app.launch.launcher import Outcome
 
 from heterofl_flwr.app import preflight
 from heterofl_flwr.app.command import main
 from heterofl_flwr.app.launch import gpus, session
-from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.app.preflight import check_share, check_task
 from heterofl_flwr.app.task import Task

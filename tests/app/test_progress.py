@@ -3,6 +3,7 @@
 import io
 
 from heterofl_flwr.app.launch.progress import Lines, Rounds
+
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import history
 

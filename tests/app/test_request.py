@@ -1,8 +1,8 @@
 """What each client gets of the machine."""
 
 import pytest
-
 from heterofl_flwr.app.launch.launcher import simulation
+
 from heterofl_flwr.app.launch.request import Share, share_of
 from heterofl_flwr.errors import ConfigError
 

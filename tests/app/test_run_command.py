@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from heterofl_flwr.app.launch.launcher import Outcome
 
 from heterofl_flwr.app import preflight
 from heterofl_flwr.app.command import main
 from heterofl_flwr.app.launch import gpus, session
 from heterofl_flwr.app.launch.gpus import Measured
-from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.settings import from_flat, to_flat
 

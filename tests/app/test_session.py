@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from heterofl_flwr.app.launch import gpus, session
 from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.memory import Shortage
+
+from heterofl_flwr.app.launch import gpus, session
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from heterofl_flwr.app.launch.superlink import free_port
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.credentials import write_node_key
-from heterofl_flwr.app.launch.superlink import free_port
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.learn import evaluate
 from heterofl_flwr.methods.callbacks import RoundRecord

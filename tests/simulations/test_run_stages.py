@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from heterofl_flwr.app.launch.launcher import Outcome
 
 from heterofl_flwr.app.launch.gpus import Measured
-from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.app.launch_note import LaunchNote
 from heterofl_flwr.errors import ConfigError

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.launch.local import cohort_of
+from heterofl_flwr.app.launch.grid import cohort_of
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.launch.session import run_session
+from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.client import seed_of, submodel
@@ -144,9 +144,7 @@ def check_same(new: ArrayRecord | None, expected: Mapping[str, Tensor]) -> None:
 def by_ray(asked: Request) -> float:
     """Return the median seconds of the rounds of a run on Ray, but for the first."""
     with contextlib.redirect_stdout(io.StringIO()):  # a line for each round
-        outcome = run_session(asked, grid="ray", log=False)
-    if not outcome.good:
-        raise RuntimeError(f"the run on Ray {outcome.status}: {outcome.cause}")
+        run_request(asked)
     return statistics.median(record.seconds for record in RunFolder(asked.out).history()[1:])
 
 
