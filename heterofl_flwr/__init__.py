@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.errors import HeteroFLError
     from heterofl_flwr.grids.local import LocalGrid
+    from heterofl_flwr.grids.ray_grid import RayGrid
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
     from heterofl_flwr.methods.devices import DeviceProfile, Devices
@@ -47,6 +48,7 @@ __all__ = [
     "Momentum",
     "Plan",
     "Privacy",
+    "RayGrid",
     "RoundCallback",
     "Windowed",
     "Yogi",
@@ -73,6 +75,7 @@ _HOMES = {
     "Mix": "heterofl_flwr.core.levels",
     "Momentum": "heterofl_flwr.methods.server_optimizer",
     "Plan": "heterofl_flwr.core.plan",
+    "RayGrid": "heterofl_flwr.grids.ray_grid",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
     "Windowed": "heterofl_flwr.grids.windowed",

@@ -28,6 +28,7 @@ PUBLIC = [
     "Momentum",
     "Plan",
     "Privacy",
+    "RayGrid",
     "RoundCallback",
     "Windowed",
     "Yogi",

@@ -1,7 +1,8 @@
-"""Two grids behind Flower's ``Grid`` interface: one that needs no Ray, and one that bounds memory.
+"""Grids behind Flower's ``Grid`` interface: two that run clients, and one that bounds memory.
 
-``LocalGrid`` runs a ClientApp in this machine's processes; ``Windowed`` lets any grid keep only so many messages out.
-Both are loaded when first used: a worker process needs neither, nor the torch that comes with them.
+``LocalGrid`` runs a ClientApp in this machine's processes, ``RayGrid`` in Ray actors; ``Windowed`` lets any grid keep
+only so many messages out. They are loaded when first used: a worker process needs none, nor the torch that comes with
+them.
 """
 
 from importlib import import_module
@@ -9,11 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heterofl_flwr.grids.local import LocalGrid
+    from heterofl_flwr.grids.ray_grid import RayGrid
     from heterofl_flwr.grids.windowed import Windowed
 
-__all__ = ["LocalGrid", "Windowed"]
+__all__ = ["LocalGrid", "RayGrid", "Windowed"]
 
-_HOMES = {"LocalGrid": "heterofl_flwr.grids.local", "Windowed": "heterofl_flwr.grids.windowed"}
+_HOMES = {
+    "LocalGrid": "heterofl_flwr.grids.local",
+    "RayGrid": "heterofl_flwr.grids.ray_grid",
+    "Windowed": "heterofl_flwr.grids.windowed",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType
 
-from heterofl_flwr.grids.wire import NOTHING, Shared
 from heterofl_flwr.messages import CONFIG, RATE
 
 
@@ -22,7 +22,8 @@ class Group:
     urgency: float
     number: int
     messages: Sequence[Message] = field(compare=False)
-    shared: Shared = field(default=NOTHING, compare=False)
+    shared: Any = field(default=None, compare=False)
+    deaths: int = field(default=0, compare=False)
     dropped: set[str] = field(default_factory=set, compare=False)
 
     @property

@@ -1,4 +1,4 @@
-"""What runs the clients of a ``LocalGrid``: the interface, and the one that runs them in this process, one by one."""
+"""What runs a grid's clients: the interface, and the one that runs them in this process, one by one."""
 
 import logging
 import threading
@@ -21,6 +21,7 @@ class Runner(ABC):
     def __init__(self, contexts: dict[int, Context]) -> None:
         self._contexts = contexts
         self._done: dict[str, Message] = {}
+        self.deaths: list[str] = []
 
     @property
     @abstractmethod

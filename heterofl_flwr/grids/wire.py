@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
@@ -12,6 +13,9 @@ LARGE = 1 << 16  # bytes from which an array travels by itself: not copied into 
 
 Letter = tuple[Message, Context | None, str]
 """A message, its node's context, and the traceback of what failed."""
+
+Place = tuple[int, str, str]
+"""Where a large array belongs: in the message (0) or its node's state (1), in which record, under which key."""
 
 _numbers = itertools.count(1)
 
@@ -78,13 +82,35 @@ class Wire:
         letters, plan, number = self._connection.recv()
         if number != self._received:
             self._received, self._here = number, {}
-        for number, (part, name, key), identity, travels in plan:
+        for number, place, identity, travels in plan:
             data = self._connection.recv_bytes() if travels else self._here[identity]
             if identity:
                 self._here[identity] = data
-            message, context, _ = letters[number]
-            _array_records(message, context)[part][name][key].data = data
+            _fill(letters[number], place, data)
         return letters
+
+
+def split(letter: Letter) -> tuple[Letter, list[Place], list[bytes]]:
+    """Return a copy of a letter without its large arrays, and these: first the message's, then its node's."""
+    found = list(_large_of(*letter[:2]))
+    return _thin(*letter), [place for place, _ in found], [array.data for _, array in found]
+
+
+def join(letter: Letter, places: Sequence[Place], arrays: Iterable[Any]) -> Letter:
+    """Put large arrays back into a letter."""
+    for place, data in zip(places, arrays, strict=True):
+        _fill(letter, place, bytes(data))
+    return letter
+
+
+def large_arrays(message: Message) -> tuple[bytes, ...]:
+    """Return the large arrays of a message, as ``split`` orders them."""
+    return tuple(array.data for _, array in _large_of(message, None))
+
+
+def _fill(letter: Letter, place: Place, data: bytes) -> None:
+    part, name, key = place
+    _array_records(*letter[:2])[part][name][key].data = data
 
 
 def _array_records(message: Message, context: Context | None) -> list[dict[str, ArrayRecord]]:
@@ -94,7 +120,7 @@ def _array_records(message: Message, context: Context | None) -> list[dict[str, 
     return [{name: one for name, one in records.items() if isinstance(one, ArrayRecord)} for records in found]
 
 
-def _large_of(message: Message, context: Context | None) -> Iterator[tuple[tuple[int, str, str], Array]]:
+def _large_of(message: Message, context: Context | None) -> Iterator[tuple[Place, Array]]:
     """Yield the large arrays, each with its place."""
     for part, records in enumerate(_array_records(message, context)):
         for name, record in records.items():

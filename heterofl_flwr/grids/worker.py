@@ -22,10 +22,10 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.apps import CRASHED, NOT_LOADED, RAISED, Outcome, call, call_cohort, failure, load
-from heterofl_flwr.grids.wire import NOTHING, Letter, Shared, Wire
-
-GRACE = 2.0  # seconds that an idle worker has to leave by itself
+from heterofl_flwr.grids.apps import RAISED, Outcome, call, call_cohort, failure, load
+from heterofl_flwr.grids.groups import Group
+from heterofl_flwr.grids.pool import GRACE, Worker, WorkerDeathError
+from heterofl_flwr.grids.wire import Letter, Shared, Wire
 
 _START = "import sys; from heterofl_flwr.grids.worker import serve; serve(int(sys.argv[1]), sys.argv[2])"
 _inside = False
@@ -36,7 +36,28 @@ def is_inside() -> bool:
     return _inside
 
 
-class Worker:
+def start_processes(client_app: str, processes: int) -> tuple[list["Process"], bool]:
+    """Start workers together; wait until all have loaded the ClientApp, and return whether it answers groups."""
+    if _inside:
+        raise ConfigError(
+            "processes: a worker process cannot have worker processes of its own. Expected the script that makes "
+            'this grid to make it under `if __name__ == "__main__":`'
+        )
+    workers: list[Process] = []
+    try:
+        for _ in range(processes):
+            workers.append(Process(client_app))
+        takes_groups = [worker.ready() for worker in workers]
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.stop()
+        raise
+    return workers, all(takes_groups)
+
+
+class Process(Worker):
     """The end of this process: a process that answers one group at a time, and is replaced when it has died."""
 
     def __init__(self, client_app: str) -> None:
@@ -55,21 +76,31 @@ class Worker:
             raise ConfigError(f"in a worker process: {trouble}")
         return bool(takes_groups)
 
-    def run(self, messages: Sequence[Message], contexts: Sequence[Context], shared: Shared = NOTHING) -> list[Outcome]:
-        """Let the process answer messages together; where it dies of it, return the error reply of each."""
+    def revive(self) -> None:
+        """Replace the process where it is gone."""
+        if self._killed or self._has_ended():
+            self.stop()
+            self._killed = False
+            self._start()
+            if self._killed:  # meanwhile, from another thread, which did not know the new process
+                self.kill()
+            self.ready()
+
+    check = revive
+
+    def run(self, group: Group, contexts: Sequence[Context]) -> list[Outcome]:
+        """Let the process answer messages together."""
         try:
-            self._revive()
-        except ConfigError as error:
-            return [failure(message, NOT_LOADED, str(error)) for message in messages]
-        try:
-            self._wire.send([(*pair, "") for pair in zip(messages, contexts, strict=True)], shared)
-            return [Outcome(*letter) for _ in messages for letter in self._wire.receive()]
-        except (EOFError, OSError):
-            ending = _ending(self.stop())
-            return [
-                failure(message, CRASHED, f"The process that ran {_described(context, len(messages) - 1)} {ending}.")
-                for message, context in zip(messages, contexts, strict=True)
-            ]
+            self._wire.send([(*pair, "") for pair in zip(group.messages, contexts, strict=True)], group.shared)
+            return [Outcome(*letter) for _ in contexts for letter in self._wire.receive()]
+        except (EOFError, OSError) as error:
+            raise WorkerDeathError(_ending(self.stop())) from error
+
+    def share(self, groups: Sequence[Group]) -> None:
+        """Let each process be sent the large arrays that messages have in common but once."""
+        shared = Shared.among(message for group in groups for message in group.messages)
+        for group in groups:
+            group.shared = shared
 
     def kill(self) -> None:
         """End the process, and all that it has started, at once. Callable from any thread; ``stop`` must follow."""
@@ -92,23 +123,13 @@ class Worker:
         with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and text, no shell
                 [sys.executable, "-P", "-c", _START, str(theirs.fileno()), self._client_app],
-                env=_environment(),
+                env={**os.environ, **worker_environment()},
                 pass_fds=[theirs.fileno()],
                 process_group=0,
                 stdin=subprocess.DEVNULL,
             )
             self._connection = Connection(ours.detach())
             self._wire = Wire(self._connection)
-
-    def _revive(self) -> None:
-        """Replace the process where it is gone."""
-        if self._killed or self._has_ended():
-            self.stop()
-            self._killed = False
-            self._start()
-            if self._killed:  # meanwhile, from another thread, which did not know the new process
-                self.kill()
-            self.ready()
 
     def _has_ended(self) -> bool:
         """Return whether the process has ended. It is not reaped, so its group's number stays its own."""
@@ -122,40 +143,54 @@ def serve(descriptor: int, client_app: str) -> None:
     global _inside
     _inside = True
     with Connection(descriptor) as connection, suppress(EOFError, OSError):
-        try:
-            app = load(client_app)
-        except BaseException as error:
-            connection.send((str(error) if isinstance(error, ConfigError) else traceback.format_exc(), False))
-            return
-        connection.send(("", hasattr(app, "train_cohort")))
+        app, trouble = try_load(client_app)
+        connection.send((trouble, hasattr(app, "train_cohort")))
         wire = Wire(connection)
-        while True:
+        while app is not None:
             _serve_one(wire, app)  # while it waits, a worker holds no model
+
+
+def try_load(client_app: str) -> tuple[ClientApp | None, str]:
+    """Return the ClientApp, or why it cannot be loaded."""
+    try:
+        return load(client_app), ""
+    except BaseException as error:
+        return None, str(error) if isinstance(error, ConfigError) else traceback.format_exc()
 
 
 def _serve_one(wire: Wire, app: ClientApp) -> None:
     """Answer one group of messages."""
     letters = wire.receive()
-    messages, contexts = [letter[0] for letter in letters], [cast(Context, letter[1]) for letter in letters]
-    outcomes = call_cohort(app, messages, list(map(_enter, contexts))) or [
-        call(app, message, _enter(context)) for message, context in zip(messages, contexts, strict=True)
-    ]
-    for message, outcome in zip(messages, outcomes, strict=True):
-        _send(wire, message, outcome)
+    for letter, outcome in zip(letters, answer(app, letters), strict=True):
+        _send(wire, letter[0], outcome)
 
 
 def _send(wire: Wire, message: Message, outcome: Outcome) -> None:
     """Send an outcome, or why it cannot be sent."""
     try:
-        wire.send([_letter(outcome)])
+        wire.send([letter_of(outcome)])
     except OSError:
         raise
     except Exception as error:  # it does not pickle; nothing was sent yet
-        wire.send([_letter(failure(message, RAISED, f"{type(error)}:<'{error}'>", traceback.format_exc()))])
+        wire.send([letter_of(unsendable(message, error))])
 
 
-def _letter(outcome: Outcome) -> Letter:
+def unsendable(message: Message, error: Exception) -> Outcome:
+    """Return the outcome in place of one that does not pickle."""
+    return failure(message, RAISED, f"{type(error)}:<'{error}'>", traceback.format_exc())
+
+
+def letter_of(outcome: Outcome) -> Letter:
+    """Return how an outcome travels."""
     return outcome.reply, outcome.context, outcome.trouble
+
+
+def answer(app: ClientApp, letters: Sequence[Letter]) -> list[Outcome]:
+    """Hand the app messages that came together, each as its node."""
+    messages, contexts = [letter[0] for letter in letters], [cast(Context, letter[1]) for letter in letters]
+    return call_cohort(app, messages, list(map(_enter, contexts))) or [
+        call(app, message, _enter(context)) for message, context in zip(messages, contexts, strict=True)
+    ]
 
 
 def _enter(context: Context) -> Context:
@@ -164,17 +199,11 @@ def _enter(context: Context) -> Context:
     return context
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of a worker: the same modules can be imported, and each library uses one thread."""
+def worker_environment() -> dict[str, str]:
+    """Return what a worker's environment adds: the same modules can be imported, and each library uses one thread."""
     modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONPATH": modules}
-
-
-def _described(context: Context, others: int) -> str:
-    """Name the node that a process ran, maybe among others."""
-    node = f"node {context.node_id} (partition {context.node_config.get('partition-id')})"
-    return f"{node} and {others} others" if others else node
+    return {**threads, "PYTHONPATH": modules}
 
 
 def _ending(code: int) -> str:

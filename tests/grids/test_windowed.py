@@ -247,7 +247,7 @@ def test_clients_of_a_local_grid_not_begun_at_the_timeout_never_run(grid, ask):
 
 
 def test_the_public_names_are_pinned_and_load_when_used():
-    assert heterofl_flwr.grids.__all__ == ["LocalGrid", "Windowed"]
+    assert heterofl_flwr.grids.__all__ == ["LocalGrid", "RayGrid", "Windowed"]
     assert heterofl_flwr.grids.Windowed is Windowed
     with pytest.raises(AttributeError, match="no attribute 'Grid'"):
         heterofl_flwr.grids.Grid  # noqa: B018  # looking it up is the test

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.worker import Worker, is_inside
+from heterofl_flwr.grids.worker import Process, is_inside
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +79,7 @@ def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, mo
 
 
 def test_a_worker_ended_while_it_is_replaced_stays_ended(workers, monkeypatch):
-    worker = Worker("odd_clients:app")
+    worker = Process("odd_clients:app")
     worker.ready()
     worker.kill()
     start = worker._start
@@ -90,9 +89,8 @@ def test_a_worker_ended_while_it_is_replaced_stays_ended(workers, monkeypatch):
         start()
 
     monkeypatch.setattr(worker, "_start", start_late)
-    message = Message(RecordDict(), 5, "query.process")
-    (outcome,) = worker.run([message], [Context(1, 5, {}, RecordDict(), {})])
-    assert outcome.reply.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
+    with pytest.raises(ConfigError, match="was ended by SIGKILL while it loaded"):
+        worker.revive()
     assert worker.stop() == -signal.SIGKILL
 
 

@@ -1,0 +1,234 @@
+"""``RayGrid``: Flower's Grid interface over Ray actors, on this machine or on a cluster."""
+
+import atexit
+import logging
+import math
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+from flwr.app import Message, UserConfigValue
+from flwr.clientapp import ClientApp
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.actors import PATIENCE, Actor, Kind, room_needed
+from heterofl_flwr.grids.apps import reference
+from heterofl_flwr.grids.pool import Pool
+from heterofl_flwr.grids.simulated import Contexts, Simulated, check_count
+
+RETRIES = 2
+"""How often a message is given to another actor."""
+
+# Reads until the process that holds the pipe closes it or dies, then removes Ray's folder, into which Ray's processes
+# may write until they have ended.
+_SWEEP = 'read line; while [ -e "$0" ]; do rm -rf "$0"; sleep 0.2; done'
+
+
+class RayGrid(Simulated):
+    """Run any ClientApp in Ray actors, behind the interface that every Flower strategy uses.
+
+    It does what ``LocalGrid`` does with worker processes, and its clients train the same bits. Beyond that, actors get
+    fractions of GPUs, may be on other machines, and are replaced: what an actor had that died (killed, out of memory,
+    gone with its machine) is given to another, at most twice, before the reply is an error. ``deaths`` names them.
+
+    Ray is joined where this process uses it already, or where the environment variable ``RAY_ADDRESS`` names a cluster,
+    whose machines need the same packages and paths. Else it is started here, and ended by ``close``.
+
+    Use it as a context manager, or call ``close``.
+
+    Parameters
+    ----------
+    client_app : ClientApp or str
+        The ClientApp, or where to import it: ``"module:attribute"``. It has to be importable.
+    num_nodes : int
+        How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
+    num_cpus : float
+        Processor cores that Ray reserves for each actor. Whatever it is, a client uses one thread.
+    num_gpus : float
+        Share of a GPU for each actor, or a number of whole ones; 0 hides them from it.
+    at_once : int, optional
+        The most actors; None for as many as the machines have room for.
+    cohort, node_config, run_config, cost, seed
+        As for ``LocalGrid``.
+
+    Examples
+    --------
+    >>> with RayGrid("my_app.client:app", 100, num_gpus=0.1) as grid:
+    ...     result = FedAvg().start(grid, initial_arrays, num_rounds=3)
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp | str,
+        num_nodes: int,
+        *,
+        num_cpus: float = 1,
+        num_gpus: float = 0.0,
+        at_once: int | None = None,
+        cohort: int | Callable[[Message], int] = 1,
+        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        cost: Callable[[Message], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if at_once is not None:
+            check_count("at_once", at_once, 1)
+        _check_share("num_cpus", num_cpus)
+        _check_share("num_gpus", num_gpus)
+        kind = Kind(reference(client_app), num_cpus, num_gpus, WeakValueDictionary())
+
+        def start(contexts: Contexts) -> Pool:
+            session = Session()
+            try:
+                return ActorPool(session, kind, min(at_once or num_nodes, num_nodes), contexts)
+            except BaseException:
+                session.close()
+                raise
+
+        super().__init__(
+            start, num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed
+        )
+        atexit.register(self._finalizer)  # before Ray ends itself; unlike a method, it does not hold the grid
+
+    def close(self) -> None:
+        """End the actors, busy or not, and Ray if this grid has started it. More calls do nothing."""
+        super().close()
+        atexit.unregister(self._finalizer)
+
+
+class ActorPool(Pool):
+    """A pool of actors, with the connection to Ray that they need."""
+
+    def __init__(self, session: "Session", kind: Kind, most: int, contexts: Contexts) -> None:
+        self._session = session
+        super().__init__(*start_actors(kind, most), contexts, RETRIES)
+
+    def close(self) -> None:
+        """End the actors, the threads and the connection."""
+        super().close()
+        self._session.close()
+
+
+class Session:
+    """A connection to Ray, which is started if this process has none and no cluster is named."""
+
+    _held: ClassVar[int] = 0
+    _sweeper: ClassVar["subprocess.Popen[bytes] | None"] = None
+    _is_ours: ClassVar[bool] = False
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self) -> None:
+        ray = _import_ray()
+        with Session._lock:
+            if Session._held == 0:
+                Session._is_ours = not ray.is_initialized()
+                if Session._is_ours:
+                    Session._sweeper = _connect(ray)
+            Session._held += 1
+        self._is_open = True
+
+    def close(self) -> None:
+        """Let go; the last one ends what was started."""
+        import ray
+
+        with Session._lock:
+            if not self._is_open:
+                return
+            self._is_open = False
+            Session._held -= 1
+            if Session._held or not Session._is_ours:
+                return
+            ray.shutdown()
+            if Session._sweeper is not None:
+                Session._sweeper.communicate()
+                Session._sweeper = None
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "RayGrid needs Ray, which cannot be imported. Install flwr[simulation], or use LocalGrid(processes=...)"
+        ) from error
+    return ray
+
+
+def _connect(ray: Any) -> "subprocess.Popen[bytes] | None":
+    """Join the cluster that is named, or start Ray here; return the process that removes its folder then."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    sweeper = None
+    if not os.environ.get("RAY_ADDRESS"):
+        own = tempfile.gettempdir()
+        folder = tempfile.mkdtemp(prefix="ray-", dir=own if len(own) < 30 else "/tmp")  # noqa: S108  # names of sockets are short
+        options |= {"include_dashboard": False, "_temp_dir": folder}
+        sweeper = subprocess.Popen(["/bin/sh", "-c", _SWEEP, folder], stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
+            ray.init(**options)
+    except BaseException as error:
+        if sweeper:
+            sweeper.communicate()
+        if isinstance(error, ConnectionError):
+            raise ConfigError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}, but: {error}") from error
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+    return sweeper
+
+
+def start_actors(kind: Kind, most: int) -> tuple[Sequence[Actor], bool]:
+    """Start as many actors as there is room for; wait for them, and return whether the ClientApp answers groups.
+
+    Those for which there is no room yet, because others use the cluster, work from when there is.
+    """
+    number = min(most, room(kind))
+    if number == 0:
+        raise ConfigError(f"no machine has room for an actor: {room_needed(kind)}")
+    actors = [Actor(kind) for _ in range(number)]
+    try:
+        if not actors[0].is_ready(PATIENCE):
+            raise ConfigError(f"there was no room for an actor in {PATIENCE:g} s: {room_needed(kind)}")
+        takes_groups = [actor.takes_groups() for actor in actors if actor.is_ready(PATIENCE)]
+    except BaseException:
+        for actor in actors:
+            actor.kill()
+        raise
+    return actors, all(takes_groups)
+
+
+def room(kind: Kind) -> int:
+    """Return how many actors the cluster's machines have room for, if nobody else uses them."""
+    import ray
+
+    return sum(
+        _fits(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), kind)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _fits(cpus: float, gpus: float, kind: Kind) -> int:
+    """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
+    most: int = math.floor(cpus / (kind.num_cpus or 1) + 1e-9)
+    if kind.num_gpus >= 1:
+        return min(most, math.floor(gpus / kind.num_gpus))
+    if kind.num_gpus:
+        return min(most, math.floor(gpus) * math.floor(1 / kind.num_gpus + 1e-9))
+    return most
+
+
+def _check_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; expected a number of 0 or more")
