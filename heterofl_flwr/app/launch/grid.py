@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from flwr.app import ArrayRecord, Message
 
@@ -10,7 +11,8 @@ from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.own_states import NODE_STATES
 from heterofl_flwr.app.task import task_of
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, RayGrid
+from heterofl_flwr.grids.simulated import Simulated
 from heterofl_flwr.learn.choose import MOST_ON_CPU
 from heterofl_flwr.methods.instructions import size_of
 from heterofl_flwr.report import RunFolder
@@ -22,13 +24,18 @@ With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3
 """
 
 
-def open_grid(request: Request, app: App) -> LocalGrid:
+def open_grid(request: Request, app: App) -> Simulated:
     """Return the grid on which an app's clients run; it is the caller's to close."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
-    return LocalGrid(
+    share = request.share
+    open_one = (
+        partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
+        if request.grid == "ray"
+        else partial(LocalGrid, processes=processes_of(request))
+    )
+    return open_one(
         app.client,
         request.clients,
-        processes=processes_of(request),
         cohort=cohort_of(request),
         run_config=app.config,
         cost=cost,

@@ -19,8 +19,8 @@ from heterofl_flwr.app.launch.apps import App, read_app
 from heterofl_flwr.app.launch.grid import open_grid
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
-from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.grids.simulated import Simulated
 from heterofl_flwr.report import RunFolder
 
 LOG = Path("logs", "flower.log")
@@ -84,9 +84,10 @@ class Checked(Relay):
     Flower's own strategies pass over a round in which all clients failed, so those rounds are noted.
     """
 
-    def __init__(self, grid: LocalGrid) -> None:
+    def __init__(self, grid: Simulated) -> None:
         super().__init__(grid)
-        self.wait_for_replies, self.cancel = grid.wait_for_replies, grid.cancel  # which Flower's interface lacks
+        # What our grids have beyond Flower's interface.
+        self.wait_for_replies, self.cancel, self.listen = grid.wait_for_replies, grid.cancel, grid.listen
         self._good: Counter[tuple[str, str]] = Counter()
         self._bad: dict[tuple[str, str], list[str]] = {}
 
