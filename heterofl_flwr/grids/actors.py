@@ -1,12 +1,15 @@
 """Ray actors as workers, from both of their ends."""
 
 import logging
+import math
 import os
 import pickle
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,7 +20,7 @@ from heterofl_flwr.grids.apps import Outcome
 from heterofl_flwr.grids.groups import Group
 from heterofl_flwr.grids.pool import Worker, WorkerDeathError
 from heterofl_flwr.grids.wire import Letter, Place, join, large_arrays, split
-from heterofl_flwr.grids.worker import answer, letter_of, try_load, unsendable, worker_environment
+from heterofl_flwr.grids.worker import answer, letter_of, try_load, unsendable
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Kind:
         The ClientApp, as ``"module:attribute"``.
     num_cpus, num_gpus
         What Ray reserves for each.
+    environment
+        What is added to the environment of each.
     slices
         What is in the object store while messages that need it are under way.
     """
@@ -66,7 +71,8 @@ class Kind:
     client_app: str
     num_cpus: float
     num_gpus: float
-    slices: "WeakValueDictionary[tuple[int, ...], Slice]"
+    environment: Mapping[str, str]
+    slices: "WeakValueDictionary[tuple[int, ...], Slice]" = field(default_factory=WeakValueDictionary)
 
     def start(self) -> Any:
         """Start an actor; it runs when the cluster has room for it."""
@@ -78,7 +84,7 @@ class Kind:
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
                 scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": worker_environment()},
+                runtime_env={"env_vars": dict(self.environment)} if self.environment else None,
             )
             .remote(self.client_app, os.getcwd())
         )
@@ -103,12 +109,13 @@ class Actor(Worker):
         import ray
 
         try:
-            trouble, takes_groups = ray.get(self._loading)
+            trouble, takes_groups, self._stderr = ray.get(self._loading)
         except ray.exceptions.RayError as error:
-            trouble, takes_groups = f"it died while it loaded {self._kind.client_app!r}: {_brief(error)}", False
+            trouble, takes_groups = f"it {self._ending(error)} while it loaded {self._kind.client_app!r}", False
         if trouble:
             self._is_gone = True
             raise ConfigError(f"in an actor: {trouble}")
+        self._is_loaded = True
         return bool(takes_groups)
 
     def revive(self) -> None:
@@ -117,14 +124,9 @@ class Actor(Worker):
             self.stop()
             self._is_gone = False
             self._start()
-        waited = 0.0
-        while not self.is_ready(1.0):
-            if self._is_gone:  # another thread has ended it
-                raise ConfigError("the actor was ended before it had loaded the ClientApp")
-            waited += 1.0
-            if waited == PATIENCE:
-                logger.warning("the cluster has no room for an actor: %s", room_needed(self._kind))
-        self.takes_groups()
+        if not self._is_loaded:
+            self._await()
+            self.takes_groups()
 
     def check(self) -> None:
         """Ask the actor for a sign of life, and replace it if there is none."""
@@ -152,7 +154,7 @@ class Actor(Worker):
             raise
         except ray.exceptions.RayError as error:
             self._is_gone = True
-            raise WorkerDeathError(f"died: {_brief(error)}") from error
+            raise WorkerDeathError(self._ending(error)) from error
         return [
             Outcome(*join(pickle.loads(thin), places, arrays))  # noqa: S301  # our own actor's, and Ray unpickles too
             for thin, places, arrays in replies
@@ -176,8 +178,22 @@ class Actor(Worker):
             ray.kill(self._actor)
 
     def _start(self) -> None:
+        self._is_loaded, self._stderr = False, ""
         self._actor = self._kind.start()
-        self._loading = self._actor.ready.remote()
+        self._loading: Any = self._actor.ready.remote()
+
+    def _await(self) -> None:
+        """Wait until the actor has loaded the ClientApp, or another thread ends it."""
+        told = time.monotonic() + PATIENCE
+        while not self._is_gone and not self.is_ready(0.2):
+            if time.monotonic() > told:
+                logger.warning("still no room for an actor: %s", room_needed(self._kind))
+                told = math.inf
+
+    def _ending(self, error: Exception) -> str:
+        """Say how the actor ended, and what it said last, if its log is on this machine."""
+        last = _last_lines(Path(self._stderr))
+        return f"died: {_brief(error)}" + (f" (it said last: {last})" if last else "")
 
     def _slice(self, arrays: tuple[bytes, ...]) -> Slice | None:
         if not arrays:
@@ -197,9 +213,9 @@ class Clients:
             os.chdir(folder)
         self._app, self._trouble = try_load(client_app)
 
-    def ready(self) -> tuple[str, bool]:
-        """Return why the ClientApp cannot be loaded, and whether it answers messages together."""
-        return self._trouble, hasattr(self._app, "train_cohort")
+    def ready(self) -> tuple[str, bool, str]:
+        """Return why the ClientApp cannot be loaded, whether it answers messages together, and where stderr goes."""
+        return self._trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(
         self, packed: Sequence[tuple[Letter, list[Place], list[Any]]], *slices: Sequence[Any] | None
@@ -236,6 +252,12 @@ def room_needed(kind: Kind) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """Return what Ray says of a death, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
-    return " ".join(lines)
+    """Return how an actor ended, in Ray's words, without its guesses why."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
+    return text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0].strip().rstrip(".")
+
+
+def _last_lines(log: Path) -> str:
+    """Return what an actor wrote last; a line of Ray's own begins with a colon."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return " | ".join([line.strip() for line in lines if line.strip() and not line.startswith(":")][-5:])

@@ -7,12 +7,12 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.grids.apps import load, reference
 from heterofl_flwr.grids.pool import Pool
+from heterofl_flwr.grids.queued import Contexts, QueuedGrid, check_count
 from heterofl_flwr.grids.runner import Inline, Runner
-from heterofl_flwr.grids.simulated import Contexts, Simulated, check_count
 from heterofl_flwr.grids.worker import start_processes
 
 
-class LocalGrid(Simulated):
+class LocalGrid(QueuedGrid):
     """Run any ClientApp on this machine, behind the interface that every Flower strategy uses.
 
     Replies come in the order in which the messages were sent, however many processes there are. What a client raises,

@@ -154,7 +154,8 @@ class Pool(Runner):
     def _serve_one(self, worker: Worker) -> bool:
         """Let the worker answer the next group; False when there will be none."""
         with suppress(ConfigError):  # which the next group is told
-            worker.revive()  # before it takes a group, which may have to wait, and which others can answer
+            if not self._closed:
+                worker.revive()  # before it takes a group: this may take long, and others can answer that
         group = self._take(worker)
         if group is None:
             return False

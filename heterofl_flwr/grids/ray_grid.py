@@ -8,10 +8,11 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from unittest import mock
 
 from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
@@ -20,17 +21,29 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.actors import PATIENCE, Actor, Kind, room_needed
 from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.pool import Pool
-from heterofl_flwr.grids.simulated import Contexts, Simulated, check_count
+from heterofl_flwr.grids.queued import Contexts, QueuedGrid, check_count
+from heterofl_flwr.grids.worker import worker_environment
 
 RETRIES = 2
 """How often a message is given to another actor."""
 
+LONGEST = 30
+"""Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
+
+NEIGHBOURS = 5.0
+"""Seconds in which actors that were started together should all be there."""
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_process_group_cleanup_enabled": "1",  # what a client has started ends with its actor
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # until Ray's processes end by themselves, if this one is killed
+}
 # Reads until the process that holds the pipe closes it or dies, then removes Ray's folder, into which Ray's processes
 # may write until they have ended.
 _SWEEP = 'read line; while [ -e "$0" ]; do rm -rf "$0"; sleep 0.2; done'
 
 
-class RayGrid(Simulated):
+class RayGrid(QueuedGrid):
     """Run any ClientApp in Ray actors, behind the interface that every Flower strategy uses.
 
     It does what ``LocalGrid`` does with worker processes, and its clients train the same bits. Beyond that, actors get
@@ -81,12 +94,17 @@ class RayGrid(Simulated):
             check_count("at_once", at_once, 1)
         _check_share("num_cpus", num_cpus)
         _check_share("num_gpus", num_gpus)
-        kind = Kind(reference(client_app), num_cpus, num_gpus, WeakValueDictionary())
+        path = reference(client_app)
 
         def start(contexts: Contexts) -> Pool:
             session = Session()
             try:
-                return ActorPool(session, kind, min(at_once or num_nodes, num_nodes), contexts)
+                return ActorPool(
+                    session,
+                    Kind(path, num_cpus, num_gpus, session.environment),
+                    min(at_once or num_nodes, num_nodes),
+                    contexts,
+                )
             except BaseException:
                 session.close()
                 raise
@@ -121,6 +139,7 @@ class Session:
     _held: ClassVar[int] = 0
     _sweeper: ClassVar["subprocess.Popen[bytes] | None"] = None
     _is_ours: ClassVar[bool] = False
+    _environment: ClassVar[Mapping[str, str]] = {}
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
@@ -128,9 +147,15 @@ class Session:
         with Session._lock:
             if Session._held == 0:
                 Session._is_ours = not ray.is_initialized()
-                if Session._is_ours:
-                    Session._sweeper = _connect(ray)
+                Session._environment = {}
+                if Session._is_ours and os.environ.get("RAY_ADDRESS"):
+                    _join(ray)
+                elif Session._is_ours:
+                    Session._environment = worker_environment()
+                    Session._sweeper = _start(ray, {**_SETTINGS, **Session._environment})
             Session._held += 1
+        own = worker_environment()  # an actor that needs one which Ray has not starts later
+        self.environment = {} if own == Session._environment else own
         self._is_open = True
 
     def close(self) -> None:
@@ -160,32 +185,42 @@ def _import_ray() -> Any:
     return ray
 
 
-def _connect(ray: Any) -> "subprocess.Popen[bytes] | None":
-    """Join the cluster that is named, or start Ray here; return the process that removes its folder then."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    sweeper = None
-    if not os.environ.get("RAY_ADDRESS"):
-        own = tempfile.gettempdir()
-        folder = tempfile.mkdtemp(prefix="ray-", dir=own if len(own) < 30 else "/tmp")  # noqa: S108  # names of sockets are short
-        options |= {"include_dashboard": False, "_temp_dir": folder}
-        sweeper = subprocess.Popen(["/bin/sh", "-c", _SWEEP, folder], stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+def _join(ray: Any) -> None:
+    """Join the cluster that is named."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
-            ray.init(**options)
-    except BaseException as error:
-        if sweeper:
-            sweeper.communicate()
-        if isinstance(error, ConnectionError):
-            raise ConfigError(f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']!r}, but: {error}") from error
+        _init(ray)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r}: {error}") from error
+
+
+def _start(ray: Any, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Start Ray here, and the process that removes its folder when this one has ended in any way."""
+    own = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="ray-", dir=own if len(own) < LONGEST else "/tmp")  # noqa: S108  # on purpose
+    sweeper = subprocess.Popen(["/bin/sh", "-c", _SWEEP, folder], stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)  # Ray's processes keep it
+    try:
+        _init(ray, include_dashboard=False, _temp_dir=folder)
+    except BaseException:
+        ray.shutdown()
+        sweeper.communicate()
         raise
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return sweeper
+
+
+def _init(ray: Any, **options: Any) -> None:
+    """Let Ray say nothing, and leave this process's signals alone."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings(), mock.patch("ray._private.worker.listen_error_messages"):  # it prints each death
+        warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if is_main:
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own
 
 
 def start_actors(kind: Kind, most: int) -> tuple[Sequence[Actor], bool]:
@@ -200,7 +235,8 @@ def start_actors(kind: Kind, most: int) -> tuple[Sequence[Actor], bool]:
     try:
         if not actors[0].is_ready(PATIENCE):
             raise ConfigError(f"there was no room for an actor in {PATIENCE:g} s: {room_needed(kind)}")
-        takes_groups = [actor.takes_groups() for actor in actors if actor.is_ready(PATIENCE)]
+        until = time.monotonic() + NEIGHBOURS
+        takes_groups = [actor.takes_groups() for actor in actors if actor.is_ready(max(0.0, until - time.monotonic()))]
     except BaseException:
         for actor in actors:
             actor.kill()

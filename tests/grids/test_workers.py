@@ -55,7 +55,7 @@ def test_processes_last_and_keep_what_their_modules_cache(workers, ask):
     assert len(pids[0] | pids[1] | pids[2]) == 2
     assert os.getpid() not in pids[0]
     assert sum(max(r["answered"] for r in rounds[2] if r["pid"] == pid) for pid in pids[2]) >= 12
-    assert rounds[0][0]["threads"] == "1"
+    assert rounds[0][0]["OMP_NUM_THREADS"] == "1"
 
 
 def test_replies_come_in_the_order_of_the_messages(workers, ask):

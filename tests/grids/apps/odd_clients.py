@@ -46,7 +46,8 @@ def process(message, context):
     global answered
     answered += 1
     time.sleep(message.content["config"].get("seconds", 0.0))
-    return reply(message, pid=os.getpid(), answered=answered, threads=os.environ.get("OMP_NUM_THREADS", ""))
+    seen = {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    return reply(message, pid=os.getpid(), answered=answered, **seen)
 
 
 @app.query("sleep")
@@ -96,6 +97,8 @@ def leave(message, context):
 
 @app.query("die")
 def die(message, context):
+    sys.stderr.write("last words\n")
+    sys.stderr.flush()
     os._exit(7)
 
 

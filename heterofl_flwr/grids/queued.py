@@ -1,4 +1,4 @@
-"""``Simulated``: Flower's Grid interface over clients that this machine, or its cluster, runs."""
+"""``QueuedGrid``: Flower's Grid interface over clients that a runner of ours runs."""
 
 import itertools
 import time
@@ -20,7 +20,7 @@ from heterofl_flwr.grids.runner import Runner
 Contexts = dict[int, Context]
 
 
-class Simulated(Grid):
+class QueuedGrid(Grid):
     """What the grids that run clients themselves have in common; they differ in what runs the clients.
 
     Parameters

@@ -1,0 +1,321 @@
+"""``RayGrid``: what ``LocalGrid`` does, in Ray actors, which are replaced when they die."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
+
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
+from heterofl_flwr.grids.actors import Kind
+from heterofl_flwr.grids.ray_grid import _fits
+from heterofl_flwr.methods.callbacks import RoundCallback
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.simulation
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """Let this process use a Ray that believes to have eight cores and two GPUs."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def actors(machine):
+    """Return a grid of four nodes and two actors, shared by the module's tests."""
+    with RayGrid("odd_clients:app", 4, at_once=2) as grid:
+        yield grid
+
+
+def configs(replies):
+    return [dict(reply.content["config"]) for reply in replies]
+
+
+def processes_of(grid, ask):
+    return configs(grid.send_and_receive([ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]))
+
+
+def test_actors_are_other_processes_with_one_thread_and_no_gpu(actors, ask):
+    seen = processes_of(actors, ask)
+    assert len({one["pid"] for one in seen} - {os.getpid()}) == 2
+    assert {(one["OMP_NUM_THREADS"], one["CUDA_VISIBLE_DEVICES"]) for one in seen} == {("1", "")}
+
+
+@pytest.mark.parametrize("action", ["fail", "leave", "silent", "astray", "unheard_of"])
+def test_errors_are_those_of_a_local_grid(actors, grid, ask, action):
+    def fail(on):
+        (reply,) = on.send_and_receive([ask(next(iter(on.get_node_ids())), action)])
+        return reply.error.code, reply.error.reason, reply.metadata.src_node_id
+
+    assert fail(actors) == fail(grid)
+
+
+def test_what_cannot_be_sent_back_is_an_error_reply(actors, ask):
+    (reply,) = actors.send_and_receive([ask(next(iter(actors.get_node_ids())), "unsendable")])
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert "pickle" in reply.error.reason
+
+
+def test_replies_come_in_order_and_state_stays_with_its_node(actors, ask):
+    ids = list(actors.get_node_ids())
+    waits = [ask(node_id, "sleep", seconds=seconds) for node_id, seconds in zip(ids, (0.3, 0.0, 0.1, 0.0), strict=True)]
+    assert [reply.metadata.src_node_id for reply in actors.send_and_receive(waits)] == ids
+    counts = configs(actors.send_and_receive([ask(ids[i % 2], "count") for i in range(6)]))
+    assert [one["seen"] for one in counts] == [1, 1, 2, 2, 3, 3]
+    (reply,) = actors.send_and_receive([ask(ids[2], "identity")])
+    assert dict(reply.content["config"]) == {"node_id": ids[2], "run_id": actors.run.run_id}
+
+
+def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors, ask, caplog):
+    ids = list(actors.get_node_ids())
+    before = len(actors.deaths)
+    with caplog.at_level(logging.WARNING):
+        replies = list(actors.send_and_receive([ask(ids[0], "count"), ask(ids[1], "die"), ask(ids[2], "count")]))
+    assert [reply.has_error() for reply in replies] == [False, True, False]
+    assert replies[1].error.code == ErrorCode.CLIENT_APP_CRASHED
+    assert replies[1].error.reason.startswith(f"The process that ran node {ids[1]} (partition 1) died: ")
+    assert replies[1].error.reason.endswith("(it said last: last words). 2 before it died as well.")
+    assert len(actors.deaths) == before + 3
+    assert caplog.text.count("Another one is given its messages") == 2
+
+
+def test_idle_actors_that_were_killed_are_replaced_without_an_error(actors, ask):
+    pids = {one["pid"] for one in processes_of(actors, ask)}
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert pids.isdisjoint(one["pid"] for one in processes_of(actors, ask))
+
+
+def test_clients_at_work_at_the_timeout_are_ended_and_left_out(actors, ask):
+    ids = list(actors.get_node_ids())
+    pids = {one["pid"] for one in processes_of(actors, ask)}
+    messages = [ask(ids[0], "sleep", seconds=60.0), ask(ids[1], "process"), ask(ids[2], "sleep", seconds=60.0)]
+    before = actors.deaths
+    replies = list(actors.send_and_receive(messages, timeout=1.0))
+    assert [reply.metadata.src_node_id for reply in replies] == [ids[1]]
+    assert pids.isdisjoint(one["pid"] for one in processes_of(actors, ask))
+    assert actors.deaths == before
+
+
+def test_groups_and_bits_are_those_of_a_local_grid(machine):
+    def rounds(make, **options):
+        slices = {rate: ArrayRecord({"w": Array(np.full(40_000, 2 * rate))}) for rate in (0.5, 1.0)}
+        with make("cohort_clients:app", 9, cohort=4, **options) as grid:
+            for window in (4, 20):
+                contents = [
+                    RecordDict({"arrays": slices[rate], "config": ConfigRecord({"rate": rate})})
+                    for rate in (1.0, 0.5, 0.5) * 3
+                ]
+                ids = grid.get_node_ids()
+                messages = [Message(content, node_id, "train") for content, node_id in zip(contents, ids, strict=True)]
+                for reply in Windowed(grid, window).send_and_receive(messages):
+                    yield reply.content["arrays"]["w"].data, list(reply.content["config"]["with"])
+
+    assert list(rounds(RayGrid, at_once=2)) == list(rounds(LocalGrid))
+
+
+def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, monkeypatch):
+    puts = []
+    put = machine.put
+    monkeypatch.setattr(machine, "put", lambda value: puts.append(len(value)) or put(value))
+    with RayGrid("odd_clients:app", 12, at_once=2) as grid:
+        slices = [ArrayRecord({"w": Array(np.full(50_000, value)), "v": Array(np.zeros(50_000))}) for value in (1, 2)]
+        messages = [
+            Message(RecordDict({"arrays": slices[i % 2]}), node_id, "evaluate")
+            for i, node_id in enumerate(grid.get_node_ids())
+        ]
+        replies = list(grid.send_and_receive(messages))
+        assert [reply.content["metrics"]["mean"] for reply in replies] == [1.0, 2.0] * 6
+        assert puts == [2, 2]
+        slices[0]["w"] = Array(np.full(50_000, 5.0))
+        (reply,) = grid.send_and_receive([messages[0]])
+        assert reply.content["metrics"]["mean"] == 5.0
+        assert not grid._runner._workers[0]._kind.slices
+
+
+class Keep(RoundCallback):
+    def __init__(self):
+        self.rounds = []
+
+    def on_round_end(self, progress):
+        self.rounds.append((progress.record.train, progress.record.evaluate, progress.record.failures))
+        self.state = {name: value.clone() for name, value in progress.state.items()}
+        return False
+
+
+MORTAL = """
+import os, signal
+from pathlib import Path
+from flwr.clientapp import ClientApp
+from heterofl_flwr.app.client_app import app as inner
+
+class Mortal(ClientApp):
+    def __call__(self, message, context):
+        mark = Path(__file__).parent / message.metadata.message_type
+        if context.node_config["partition-id"] == 1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(message, context)
+
+app = Mortal()
+"""
+DIGITS = {
+    "data.name": "digits",
+    "num-rounds": 5,
+    "train.epochs": 1,
+    "model.hidden": "8",
+    "evaluate.every": 1,
+    "engine.name": "plain",
+    "engine.device": "cpu",
+    "sample.fraction": 1.0,
+}
+
+
+def test_five_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, monkeypatch):
+    def run(make, app="heterofl_flwr.app.client_app:app", **options):
+        keep = Keep()
+        with make(app, 5, run_config=DIGITS, **options) as grid:
+            server_app.run(grid, task_of(DIGITS), [keep])
+        return keep, grid.deaths
+
+    (tmp_path / "mortal_clients.py").write_text(MORTAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    local, _ = run(LocalGrid)
+    for options in ({"at_once": 1}, {"at_once": 3, "app": "mortal_clients:app"}):
+        ray, deaths = run(RayGrid, **options)
+        assert ray.rounds == local.rounds
+        assert all(value.equal(ray.state[name]) for name, value in local.state.items())
+    killed = {mark.name for mark in tmp_path.iterdir()} - {"mortal_clients.py", "__pycache__"}
+    assert {"train", "evaluate", "query.moments"} <= killed
+    assert len(deaths) == len(killed)
+    assert all("(partition 1) died: " in death for death in deaths)
+
+
+def test_actors_share_gpus_as_asked(machine, ask):
+    with RayGrid("odd_clients:app", 8, num_gpus=0.5) as grid:
+        seen = {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid, ask)}
+    assert sorted(seen.values()) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "has", "expected"),
+    [
+        (1, 0, (8, 0), 8),
+        (3, 0, (8, 0), 2),
+        (0.1, 0, (1, 0), 10),
+        (0, 0, (8, 0), 8),
+        (1, 0.4, (8, 2), 4),
+        (1, 0.1, (8, 1), 8),
+        (1, 2, (8, 3), 1),
+        (9, 0, (8, 0), 0),
+        (1, 0.5, (8, 0), 0),
+    ],
+)
+def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
+    assert _fits(*has, Kind("a:b", cpus, gpus, {})) == expected
+
+
+def test_what_fits_nowhere_is_refused(machine):
+    with pytest.raises(ConfigError, match=r"needs num_cpus=1 and num_gpus=3; the cluster has 8 CPUs and 2 GPUs"):
+        RayGrid("odd_clients:app", 2, num_gpus=3)
+
+
+@pytest.mark.parametrize(
+    ("client_app", "complaint"),
+    [
+        ("no_such_module:app", "in an actor: client_app 'no_such_module:app' cannot be loaded"),
+        ("dies_on_import:app", "in an actor: it died: .* while it loaded 'dies_on_import:app'"),
+    ],
+)
+def test_an_app_that_no_actor_can_load_is_refused(machine, client_app, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        RayGrid(client_app, 2, at_once=1)
+
+
+@pytest.mark.parametrize("changes", [{"at_once": 0}, {"num_cpus": -1}, {"num_gpus": "half"}, {"num_gpus": True}])
+def test_an_argument_that_cannot_be_used_is_refused(changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ConfigError, match=f"{name} is {value!r}; expected"):
+        RayGrid("odd_clients:app", 2, **changes)
+
+
+def test_without_ray_a_local_grid_is_recommended(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"needs Ray, .*use LocalGrid"):
+        RayGrid("odd_clients:app", 2)
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import psutil
+from flwr.app import ConfigRecord, Message, RecordDict
+from heterofl_flwr.grids import RayGrid
+
+handler = signal.getsignal(signal.SIGTERM)
+for turn in (1, 2):
+    grid = RayGrid("odd_clients:app", 2, at_once=1)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    content = RecordDict({"config": ConfigRecord({"seconds": 60.0})})
+    grid.push_messages([Message(content, node_id, "query.sleep") for node_id in grid.get_node_ids()])
+    children = psutil.Process().children(recursive=True)
+    folder = next(argument for child in children for argument in child.cmdline() if argument.startswith("--temp-dir="))
+    print(folder.partition("=")[2], *(child.pid for child in children), flush=True)
+    if turn == 1:
+        grid.close()
+        print("closed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_nothing_is_left_of_a_ray_that_the_grid_has_started(apps):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
+    environment.pop("RAY_ADDRESS", None)
+    script = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
+    with script:
+        closed = script.stdout.readline().split()
+        assert script.stdout.readline() == "closed\n"
+        assert is_gone(*closed, seconds=5.0)
+        killed = script.stdout.readline().split()
+        script.kill()
+    assert is_gone(*killed, seconds=10.0)
+
+
+def is_gone(folder, *pids, seconds):
+    """Return whether a folder and processes are gone in time; a zombie is, but for whoever should reap it."""
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if is_alive(int(pid))] or Path(folder).exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
