@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.errors import HeteroFLError
+    from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid
+    from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.methods.callbacks import RoundCallback
-    from heterofl_flwr.methods.devices import DeviceProfile, Devices
     from heterofl_flwr.methods.evaluation import Evaluation
     from heterofl_flwr.methods.fedh2l import FedH2L
     from heterofl_flwr.methods.heterofl import HeteroFL
@@ -50,6 +51,7 @@ __all__ = [
     "Privacy",
     "RayGrid",
     "RoundCallback",
+    "SimulatedDevices",
     "Windowed",
     "Yogi",
     "__version__",
@@ -62,8 +64,8 @@ _HOMES = {
     "Adagrad": "heterofl_flwr.methods.server_optimizer",
     "Adam": "heterofl_flwr.methods.server_optimizer",
     "Aggregator": "heterofl_flwr.core.aggregate",
-    "DeviceProfile": "heterofl_flwr.methods.devices",
-    "Devices": "heterofl_flwr.methods.devices",
+    "DeviceProfile": "heterofl_flwr.grids.devices",
+    "Devices": "heterofl_flwr.grids.devices",
     "Evaluation": "heterofl_flwr.methods.evaluation",
     "FedH2L": "heterofl_flwr.methods.fedh2l",
     "Fidelity": "heterofl_flwr.core.fidelity",
@@ -78,6 +80,7 @@ _HOMES = {
     "RayGrid": "heterofl_flwr.grids.ray_grid",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
+    "SimulatedDevices": "heterofl_flwr.grids.simulated",
     "Windowed": "heterofl_flwr.grids.windowed",
     "Yogi": "heterofl_flwr.methods.server_optimizer",
     "elastic": "heterofl_flwr.slicing.build",

@@ -82,7 +82,7 @@ def seed_of(message: Message) -> int:
 
 
 def share_of_work(message: Message) -> float:
-    """Return after which share of its steps a client is to stop: 1, but where the strategy simulates devices."""
+    """Return after which share of its steps a client is to stop: 1, but where devices are simulated."""
     return wire.work_of(wire.config_of(message, wire.SERVER), wire.SERVER)
 
 
@@ -240,7 +240,7 @@ def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, Ar
         state = clipped(_state_of(message), state, clip)
     if upload == "float32":
         return {wire.ARRAYS: ArrayRecord(state)}
-    return wire.pack_changes(compress(_state_of(message), state, upload))
+    return wire.pack_changes(compress(_state_of(message), state, upload, seed=seed_of(message)))
 
 
 def _models_at(

@@ -30,6 +30,7 @@ PUBLIC = [
     "Privacy",
     "RayGrid",
     "RoundCallback",
+    "SimulatedDevices",
     "Windowed",
     "Yogi",
     "__version__",

@@ -23,10 +23,10 @@ from heterofl_flwr.app.node import (
 )
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.client import answer_moments, reply
+from heterofl_flwr.client import answer_moments, reply, seed_of
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError
-from heterofl_flwr.learn import TrainOptions, input_batches, keep_freed_memory, train_together
+from heterofl_flwr.learn import TrainOptions, keep_freed_memory, train_together
 
 
 class CohortApp(ClientApp):
@@ -59,7 +59,7 @@ def moments_query(message: Message, context: Context) -> Message:
     return answer_moments(
         message,
         build_of(task, message),
-        lambda: input_batches(split, task.moments_batch_size),
+        lambda: task.moments_batches(split, seed_of(message)),
         task.device,
         together=task.moments_together,
         seed_torch=True,

@@ -3,14 +3,22 @@
 import math
 from collections.abc import Callable
 
+from flwr.serverapp import Grid
 from torch import nn
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app.task import Task, load_function
-from heterofl_flwr.methods.devices import Devices, Profiles
-from heterofl_flwr.methods.edge import BUNDLED
-from heterofl_flwr.methods.workload import PASSES, Training
+from heterofl_flwr.grids.devices import Devices, Profiles
+from heterofl_flwr.grids.edge import BUNDLED
+from heterofl_flwr.grids.simulated import SimulatedDevices
+from heterofl_flwr.grids.workload import PASSES, Training
 from heterofl_flwr.settings.model import EXCHANGES
+
+
+def on_devices(grid: Grid, task: Task) -> Grid:
+    """Return a grid with the devices that the settings name on it; the grid itself where nothing is simulated."""
+    devices = devices_of(task)
+    return SimulatedDevices(grid, devices, min_replies=task.settings.sample.min_replies) if devices else grid
 
 
 def devices_of(task: Task) -> Devices | None:

@@ -12,7 +12,7 @@ from heterofl_flwr.app.node import NODE_DATA, SERVER, build_of, clients_of, data
 from heterofl_flwr.app.task import Task, load_function
 from heterofl_flwr.client import models_to_evaluate, reply, seed_of
 from heterofl_flwr.data import Split
-from heterofl_flwr.learn import evaluate, evaluate_both, input_batches
+from heterofl_flwr.learn import evaluate, evaluate_both
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 
 
@@ -34,14 +34,14 @@ def judge_sent(task: Task, message: Message, context: Context) -> Message:
 def judge_own(task: Task, message: Message, context: Context) -> Message:
     """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
     train, split, classes = data_of(task, context)
-    model = model_of(task, message, context)
+    model, seed = model_of(task, message, context), seed_of(message)
     if batch_norms(model):
-        batches = chain(input_batches(train, task.moments_batch_size), _seed_batches(task, context))
+        batches = chain(task.moments_batches(train, seed), _seed_batches(task, context, seed))
         moments = collect_moments(model, batches, task.settings.fidelity.moments, together=task.moments_together)
         model = with_static_norm(model, moments)
     metrics: dict[str, float] = {}
     if len(split):
-        metrics = _judge(task, model, split, torch.tensor(classes), seed_of(message))
+        metrics = _judge(task, model, split, torch.tensor(classes), seed)
         if task.settings.evaluate.central and NODE_DATA not in context.node_config:
             whole = evaluate(
                 model, task.whole_test(clients_of(context)), perplexity_kind=task.settings.fidelity.perplexity
@@ -51,10 +51,10 @@ def judge_own(task: Task, message: Message, context: Context) -> Message:
     return reply(message, num_examples=len(split), metrics=metrics | by_level)
 
 
-def _seed_batches(task: Task, context: Context) -> Iterator[torch.Tensor]:
+def _seed_batches(task: Task, context: Context, seed: int) -> Iterator[torch.Tensor]:
     """Yield what FedH2L trains a model on beside a client's own data; its moments are those of both."""
     if task.settings.server.strategy == "fedh2l":
-        yield from input_batches(task.seeds(clients_of(context)), task.moments_batch_size)
+        yield from task.moments_batches(task.seeds(clients_of(context)), seed)
 
 
 def _judge(task: Task, model: nn.Module, split: Split, classes: torch.Tensor, seed: int) -> dict[str, float]:

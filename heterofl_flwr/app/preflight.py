@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from heterofl_flwr.app.devices import devices_of
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.app.server_app import make_strategy
@@ -51,6 +52,7 @@ def check_task(task: Task, clients: int) -> None:
     try:
         task.partitions(clients)
         make_strategy(task, ())
+        devices_of(task)
     except HeteroFLError:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace

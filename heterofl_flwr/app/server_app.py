@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.app.callbacks import callbacks_of
 from heterofl_flwr.app.central import CentralEvaluation
-from heterofl_flwr.app.devices import devices_of
+from heterofl_flwr.app.devices import on_devices
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
@@ -81,15 +81,16 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         return make_strategy(task, extra_callbacks)
     console = Console()
     strategy = make_strategy(task, (console, *callbacks_of(task, folder), *extra_callbacks))
+    windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
+    watched = Watched(windowed, console, innermost=grid)
     if folder is not None:  # only now, as all that can be refused has been
         folder.start(to_flat(settings), resume=settings.run.resume, about=_about(task), **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
             strategy.tally = Tally.of(before(folder.history(), start.first_round))
     strategy.federation.optimizer_state = dict(start.optimizer_state)
-    windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     strategy.start(
-        Watched(windowed, console, grid),
+        on_devices(watched, task),
         initial_arrays=start.arrays,
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,
@@ -121,7 +122,6 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "learning_rate": multi_step(train.lr, train.milestones, train.factor),
         "evaluation": Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
         "callbacks": callbacks,
-        "devices": devices_of(task),
     }
     if settings.server.strategy in EXCHANGES and task.dataset.train.reading is not None:
         raise ConfigError(

@@ -4,7 +4,7 @@ A task is made once in each process and kept, so data and models survive the rou
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.facts import KNOWN, Facts
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.learn import TrainOptions, resolve_device
+from heterofl_flwr.learn import TrainOptions, input_batches, resolve_device
 from heterofl_flwr.learn.distill import seed_set
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.ordered import OrderedDropout
@@ -160,6 +160,16 @@ class Task:
         settings = self.settings
         paper = settings.train.batch_size if settings.fidelity.moments == "paper" else 100
         return settings.evaluate.moments_batch_size or paper
+
+    def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
+        """Yield what the moments of batch norm are measured on.
+
+        As in the authors' pass, these are training batches: shuffled, or else those of one class alone where a deal
+        stores classes one after the other, and varied as in training. Pooled moments (``fixed``) need neither.
+        """
+        if self.settings.fidelity.moments == "fixed":
+            return input_batches(split, self.moments_batch_size)
+        return input_batches(split, self.moments_batch_size, seed=seed, augment=self.facts.augment)
 
     @property
     def moments_together(self) -> int:

@@ -18,7 +18,7 @@ ROUNDING = 1e-5
 """Of a row, in single precision, over the steps of a round."""
 
 SHARE = 0.02
-"""Of a change. In int8, rounding alone turns it by up to a hundredth."""
+"""Of a change. In int8, rounding alone turns it by about a hundredth."""
 
 
 def trained_rows(before: Mapping[str, Tensor], after: Mapping[str, Tensor], classes: int) -> list[int]:

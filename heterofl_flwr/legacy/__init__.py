@@ -27,7 +27,6 @@ from heterofl_flwr.legacy.client import (
     models_to_evaluate,
     parameters_of,
     properties_of,
-    share_of_work,
     submodel,
 )
 from heterofl_flwr.legacy.strategy import HeteroFL
@@ -40,6 +39,5 @@ __all__ = [
     "models_to_evaluate",
     "parameters_of",
     "properties_of",
-    "share_of_work",
     "submodel",
 ]

@@ -92,11 +92,6 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     return {**said, wire.MOMENTS: True} if moments else said
 
 
-def share_of_work(config: Mapping[str, Scalar]) -> float:
-    """Return after which share of its steps ``fit`` is to stop: 1, but where the strategy simulates devices."""
-    return wire.work_of(config, wire.SERVER)
-
-
 def _models_at(
     parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:

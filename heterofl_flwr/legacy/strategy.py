@@ -151,20 +151,14 @@ class HeteroFL(HeteroFLBase, Strategy):
         rates = self._begin(server_round, sorted(proxies), state)
         sent = {plan: pack(plan.extract(state).values()) for plan in dict.fromkeys(self._plans.values())}
         for number, plan in self._plans.items():
-            self._send(number, size_of(sent[plan]))
+            self.log.send(rates[number], size_of(sent[plan]))
         asked = self._fit_config(server_round) if self._fit_config else {}
         return [
             (
                 proxies[number],
                 FitIns(
                     sent[self._plans[number]],
-                    self._config(
-                        server_round,
-                        number,
-                        (rate,),
-                        task=wire.TASK_TRAIN,
-                        asked={**asked, **self._simulation.told(number)},
-                    ),
+                    self._config(server_round, number, (rate,), task=wire.TASK_TRAIN, asked=asked),
                 ),
             )
             for number, rate in rates.items()
@@ -182,9 +176,8 @@ class HeteroFL(HeteroFLBase, Strategy):
             return None, {}
         answers = self._first_of_each(results)
         faults, unnamed = faults_of(failures, self._ids)
-        sent = {node_id: plan for node_id, plan in self._plans.items() if node_id not in self._simulation.dropped}
         kept: dict[int, FitRes] = {}
-        for node_id, plan in sent.items():
+        for node_id, plan in self._plans.items():
             answer = answers.pop(node_id, None)
             if answer is None:
                 fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
@@ -197,7 +190,7 @@ class HeteroFL(HeteroFLBase, Strategy):
                 self._refuse(server_round, node_id, short(f"{error}{cause_of(answer, plan)}"), True)
         new = self._finish(server_round)
         counted = [kept[node_id] for node_id in self._answers]
-        return pack(new.values()), _aggregated(self._fit_metrics, counted, self.log.train)
+        return pack(new.values()), self._aggregated(self._fit_metrics, counted, self.log.train)
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -254,7 +247,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             return None, {}
         loss = summary.get("loss")
         counted = [came[node_id] for node_id in answers]
-        found = _aggregated(self._evaluate_metrics, counted, self.log.evaluate)
+        found = self._aggregated(self._evaluate_metrics, counted, self.log.evaluate)
         return loss, {key: value for key, value in found.items() if self._evaluate_metrics or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
@@ -360,13 +353,12 @@ class HeteroFL(HeteroFLBase, Strategy):
         names = self.federation.plan(self.federation.mix.global_rate).axes
         return named(names, unpack(parameters, "the server"), "the server")
 
-
-def _aggregated(
-    function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], numbers: dict[str, float]
-) -> dict[str, Scalar]:
-    """Return what a metrics function makes of clients' answers, and note its numbers; without one, our own means."""
-    if function is None:
-        return dict(numbers)
-    found = function([(answer.num_examples, answer.metrics) for answer in answers])
-    numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
-    return found
+    def _aggregated(
+        self, function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], means: dict[str, float]
+    ) -> dict[str, Scalar]:
+        """Return what a metrics function makes of clients' answers, and note it; without one, our own means."""
+        if function is None:
+            return dict(means)
+        found = function([(answer.num_examples, answer.metrics) for answer in answers])
+        self.log.note_computed(means, found)
+        return found

@@ -14,7 +14,8 @@ from heterofl_flwr.core.infer import LabelRule
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.sharing import ALL
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.simulated import SIMULATED
 from heterofl_flwr.methods.arrivals import warn_of_few
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.causes import check_wrappers
@@ -28,7 +29,6 @@ from heterofl_flwr.methods.checks import (
     one_of,
     reply_floor,
 )
-from heterofl_flwr.methods.devices import Devices
 from heterofl_flwr.methods.evaluating import Evaluating
 from heterofl_flwr.methods.evaluation import Evaluation
 from heterofl_flwr.methods.failure import RoundError
@@ -40,7 +40,6 @@ from heterofl_flwr.methods.replies import SILENT
 from heterofl_flwr.methods.round_log import RoundLog, host_log
 from heterofl_flwr.methods.schedule import Schedule
 from heterofl_flwr.methods.server_optimizer import ServerOptimizer, choose_optimizer
-from heterofl_flwr.methods.simulated import DROPPED_OUT, SimulatedRound, Simulation
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import Moments
 
@@ -76,7 +75,7 @@ class HeteroFLBase(Evaluating):
     min_replies : int | float | "auto"
         With fewer good replies than this a round fails, loudly: a number of them, a share below 1 of the clients that
         the round needs (all that are asked but the spare ones), or ``auto`` for half of these. What simulated devices
-        lose is not asked for by ``auto``; a number or a share is left to the round whatever chance has in store.
+        lose is not asked for by ``auto``; give ``SimulatedDevices`` a number or a share, too.
     wait : float
         For how many seconds a round waits for nodes before it fails.
     learning_rate : Schedule | None
@@ -110,8 +109,6 @@ class HeteroFLBase(Evaluating):
         What is evaluated, where, and how often.
     callbacks : Sequence[RoundCallback]
         Called after each round.
-    devices : Devices | None
-        What the clients' devices can do, to simulate time, energy and what goes wrong in training; None for nothing.
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord] | None
         As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
         out, for they are dropped as soon as they are added up. None: the means, weighted by examples.
@@ -120,8 +117,6 @@ class HeteroFLBase(Evaluating):
     arrayrecord_key, configrecord_key : str
         As in ``FedAvg``: the names of the records of parameters and of the config in instructions.
     """
-
-    _last_exchange = "train"  # the type of the messages whose replies are added up
 
     def __init__(
         self,
@@ -152,7 +147,6 @@ class HeteroFLBase(Evaluating):
         privacy: Privacy | None = None,
         evaluation: Evaluation | None = None,
         callbacks: Sequence[RoundCallback] = (),
-        devices: Devices | None = None,
         train_metrics_aggr_fn: MetricsFn | None = None,
         evaluate_metrics_aggr_fn: MetricsFn | None = None,
         weighted_by_key: str = wire.NUM_EXAMPLES,
@@ -193,7 +187,6 @@ class HeteroFLBase(Evaluating):
             )
         self.evaluation = evaluation or Evaluation()
         self.callbacks = tuple(callbacks)
-        self.devices = devices
         self.spent = Spent(self.federation.privacy)  # of all runs: what was given away stays so
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
@@ -210,10 +203,9 @@ class HeteroFLBase(Evaluating):
         self._rates: dict[int, float] = {}
         self._plans: dict[int, Plan] = {}
         self._round: Round | None = None
-        self._simulation = Simulation(self.devices, self.federation)
         self._answers: dict[int, tuple[float, Mapping[str, float]]] = {}
         self._evaluating, self._asked, self._there = {}, {}, ()
-        self._no_evaluate, self._no_moments = set(), set()
+        self._no_evaluate, self._no_moments, self._capped = set(), set(), set()
         self._warned_of_few = False
         self._silent = set()
         self._enough = 0
@@ -230,8 +222,6 @@ class HeteroFLBase(Evaluating):
         if federation.personal:
             logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
         logger.info("\t├──> Replies: %s", self.upload)
-        if self.devices is not None:
-            logger.info("\t├──> Simulated devices: %s", self.devices)
         logger.info("\t└──> Sampling: %g to train, %g to evaluate", self.fraction_train, self.fraction_evaluate)
 
     def moment_tensors(self) -> dict[str, Tensor]:
@@ -239,16 +229,14 @@ class HeteroFLBase(Evaluating):
         return wire.moment_tensors(self.moments)
 
     def _begin(self, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> dict[int, float]:
-        """Begin a round and return, with their rates, its clients; those that drop out are noted, and left out."""
+        """Begin a round and return its clients with their rates."""
         federation = self.federation
         self._warned_of_few = self._warned_of_few or warn_of_few(len(node_ids), federation.mix)
         number, partition = federation.nodes.num_partitions(node_ids), federation.nodes.partition
         able = self._able(node_ids)
         least = self.min_train_nodes
         self._enough = federation.number(able, self.fraction_train, least)
-        spared = 1 if self.min_replies == "auto" else least_replies(self.min_replies, self._enough)
-        there = self._simulation.present(server_round, able, number, spared)
-        sampled = federation.sample(server_round, able, self.fraction_train, least=least, among=there, spare=self.spare)
+        sampled = federation.sample(server_round, able, self.fraction_train, least=least, spare=self.spare)
         self._silent = set()
         self._round = federation.open_round(server_round, state, norm_bound=self.limits.norm_bound, labels=self.labels)
         self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
@@ -259,23 +247,16 @@ class HeteroFLBase(Evaluating):
         if list(state) != list(whole.axes) or any(plan != whole for plan in self._plans.values()):
             check_wrappers(server_round)
         self._answers, self._evaluating, self._asked = {}, {}, {}
-        self._simulation.begin(server_round, self._rates, spared)
         self.log = RoundLog(
             learning_rate=self.learning_rate(server_round) if self.learning_rate else 0.0,
             rates={partition(node_id): rate for node_id, rate in self._rates.items()},
-            failures={partition(node_id): DROPPED_OUT for node_id in self._simulation.dropped},
         )
-        return {node_id: rate for node_id, rate in self._rates.items() if node_id not in self._simulation.dropped}
+        return self._rates
 
     @property
     def prints_rounds(self) -> bool:
         """Whether a callback shows the rounds."""
         return any(callback.prints_rounds for callback in self.callbacks)
-
-    def _send(self, node_id: int, num_bytes: int) -> None:
-        """Note how many bytes go to a client."""
-        self.log.send(self._rates[node_id], num_bytes)
-        self._simulation.send(node_id, num_bytes)
 
     def _able(self, node_ids: Sequence[int]) -> list[int]:
         """Return the clients that can be drawn to train; fail if none can."""
@@ -309,15 +290,8 @@ class HeteroFLBase(Evaluating):
         if self._round is None:
             raise RoundError("no round was configured: configure one before aggregating")
         check_capacity(answer.capacity)
-        fault = self._simulation.take(self._last_exchange, node_id, answer)
-        if fault is None:
-            self._add(self._round, node_id, answer)
-        else:
-            self._note_fault(node_id, fault)
-
-    def _add(self, current: Round, node_id: int, answer: TrainReply) -> None:
         weight = 1.0 if self.weights == "equal" else float(answer.num_examples)
-        current.add(self._plans[node_id], answer.sub, answer.labels, weight)
+        self._round.add(self._plans[node_id], answer.sub, answer.labels, weight)
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
         self.tally.accept(self.federation.nodes.partition(node_id))
@@ -327,7 +301,9 @@ class HeteroFLBase(Evaluating):
     def _refuse(self, server_round: int, node_id: int, fault: str, came: bool) -> None:
         """Note why a client's work is not used, and whether there was a reply at all, and warn of it."""
         partition = self.federation.nodes.partition(node_id)
-        self._note_fault(node_id, fault)
+        self.log.failures[partition] = fault
+        if fault.startswith(SIMULATED):
+            return
         if fault == SILENT:
             self._silent.add(node_id)
         logger.warning("round %d: node %s at rate %g: %s", server_round, node_id, self._rates[node_id], fault)
@@ -339,29 +315,26 @@ class HeteroFLBase(Evaluating):
                     "node %s is not drawn any more: %d replies refused in a row", node_id, self.limits.refusals
                 )
 
-    def _note_fault(self, node_id: int, fault: str) -> None:
-        self.log.failures[self.federation.nodes.partition(node_id)] = fault
-
     def _finish(self, server_round: int) -> dict[str, Tensor]:
         """Return the new global state; fail if too few clients gave a usable reply."""
         if self._round is None:
             raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
-        if self._simulation.round is not None:
-            self._end_simulated(self._simulation.round, self._round, server_round)
         self._check_replies(server_round, self._round.replies)
         new = self._round.close()
         self.spent.add(TRAINING)
         self.log.privacy = self.spent.facts()
         self._round = None
-        self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in self._answers.items()])
+        answers = self._cap(server_round, self._answers)
+        self.log.note_training([(self._rates[node_id], *answer) for node_id, answer in answers.items()])
         if not self.prints_rounds:
             host_log.info("%s", self.log.line(server_round))
         return new
 
     def _check_replies(self, server_round: int, replies: int) -> None:
         """Fail if a round has too few usable replies: its model and its metrics would be those of a few clients."""
-        lost = self._simulation.lost(self.log.failures.values()) if self.min_replies == "auto" else 0
-        least = least_replies(self.min_replies, min(self._enough, len(self._rates) - lost))
+        lost = sum(fault.startswith(SIMULATED) for fault in self.log.failures.values())
+        asked = len(self._rates) - (lost if self.min_replies == "auto" else 0)
+        least = least_replies(self.min_replies, min(self._enough, asked))
         if replies >= least:
             return
         faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
@@ -371,15 +344,3 @@ class HeteroFLBase(Evaluating):
             f"{least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {self.min_replies}){''.join(faults[:NAMED])}{more}"
         )
-
-    def _end_simulated(self, simulated: SimulatedRound, current: Round, server_round: int) -> None:
-        """Wait for late replies where too few came in time, and note what the round took on its devices."""
-        for node_id, answer in simulated.held():
-            if current.replies < simulated.least:
-                try:
-                    self._add(current, node_id, answer)
-                    del self.log.failures[self.federation.nodes.partition(node_id)]
-                except ReplyError as error:
-                    self._refuse(server_round, node_id, str(error), True)
-        simulated.end_exchange(self._last_exchange, self._answers)
-        self.log.simulated_seconds, self.log.joules = simulated.seconds, simulated.joules

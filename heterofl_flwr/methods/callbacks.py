@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from heterofl_flwr.methods.evaluation import is_share
+
 State = Mapping[str, Tensor]
 """A model's parameters by name."""
 
@@ -38,6 +40,11 @@ class RoundRecord:
         same of each as ``family/metric``. Empty in rounds without evaluation.
     evaluate_by_level
         The same for each level's own model.
+    evaluate_medians
+        Of each metric of ``evaluate`` that comes from clients, the median over them, each counted once. Empty in
+        histories of older versions.
+    worst_client
+        The partition of the client that ``worst-accuracy`` is of.
     evaluate_failures
         For each client whose evaluation or moments failed or were refused, by partition: why.
     evaluate_asked, evaluate_answers
@@ -66,6 +73,8 @@ class RoundRecord:
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate: Mapping[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate_medians: Mapping[str, float] = field(default_factory=dict)
+    worst_client: int | None = None
     evaluate_failures: Mapping[int, str] = field(default_factory=dict)
     evaluate_asked: int = 0
     evaluate_answers: int = 0
@@ -84,8 +93,16 @@ class RoundRecord:
 
     @property
     def comparable(self) -> dict[str, float]:
-        """The metrics of evaluation by which rounds can be compared: all that are not ``partial``."""
-        return {name: value for name, value in self.evaluate.items() if name not in self.partial}
+        """The metrics of evaluation by which rounds can be compared: all that are not ``partial``.
+
+        Of clients' own metrics it is the median where nothing bounds what one of them says: of all but the accuracies
+        that are from 0 to 1.
+        """
+        return {
+            name: value if is_share(name) else self.evaluate_medians.get(name, value)
+            for name, value in self.evaluate.items()
+            if name not in self.partial
+        }
 
     def to_json(self) -> dict[str, object]:
         """Return the record as JSON can hold it."""

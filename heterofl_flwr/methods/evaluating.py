@@ -1,9 +1,24 @@
 """Which clients evaluate which rates, and what their answers add up to."""
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 
-from heterofl_flwr.methods.evaluation import Answers, Evaluation, limited, of_level, of_rates, summaries
+from heterofl_flwr.methods.evaluation import (
+    LOCAL_ACCURACY,
+    WORST_ACCURACY,
+    Answers,
+    Evaluation,
+    Summary,
+    heaviest,
+    limited,
+    medians,
+    of_level,
+    of_rates,
+    summarise,
+    summarise_levels,
+    weighted_means,
+)
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import MOMENTS, Spent, noise_moments
@@ -41,6 +56,7 @@ class Evaluating:
     _there: Sequence[int]
     _no_evaluate: set[int]
     _no_moments: set[int]
+    _capped: set[int]
 
     def _welcome(self, node_ids: Sequence[int]) -> list[int]:
         """Return the clients without those of which too many replies in a row were refused."""
@@ -92,7 +108,11 @@ class Evaluating:
 
     def _summarise(self, server_round: int, answers: Answers) -> dict[str, float]:
         """Note and return what the clients' evaluations add up to."""
-        scores, self.log.evaluate_by_level = self._scores(answers)
+        capped = self._cap(server_round, answers)
+        scores, self.log.evaluate_by_level = self._scores(capped)
+        middle, _ = self._scores(capped, medians)
+        self.log.evaluate_medians = {name: middle[name] for name in middle if name.rpartition("/")[2] != WORST_ACCURACY}
+        self.log.worst_client = self._worst(answers)
         if self._note_answers(answers):
             self.log.partial = tuple(scores)
             logger.warning(
@@ -130,14 +150,43 @@ class Evaluating:
             logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
         known.update(self._there if len(lacking) == len(asked) else lacking)
 
-    def _scores(self, answers: Answers) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Return what evaluations say of the global model, and of each level's own."""
+    def _cap(self, server_round: int, answers: Answers) -> Answers:
+        """Return answers with examples up to the bound of ``Limits``; say once of a client that it goes beyond."""
+        bound = heaviest([number for number, _ in answers.values()], self.limits.examples_ratio)
+        for node_id, (number, _) in answers.items():
+            if number > bound and node_id not in self._capped:
+                self._capped.add(node_id)
+                logger.warning(
+                    "round %d: node %s, partition %d, counts %s examples, more than %g times the median client: in "
+                    "means of metrics it weighs %s (Limits(examples_ratio=...), server.max-examples-ratio)",
+                    server_round,
+                    node_id,
+                    self.federation.nodes.partition(node_id),
+                    f"{number:,.0f}",
+                    self.limits.examples_ratio,
+                    f"{bound:,.0f}",
+                )
+        return {node_id: (min(number, bound), metrics) for node_id, (number, metrics) in answers.items()}
+
+    def _worst(self, answers: Answers) -> int | None:
+        """Return the partition of the client whose accuracy is ``worst-accuracy``."""
+        found = [
+            (metrics[LOCAL_ACCURACY], self.federation.nodes.partition(node_id))
+            for node_id, (number, metrics) in answers.items()
+            if number and LOCAL_ACCURACY in metrics and self._is_whole(self._evaluating[node_id])
+        ]
+        return min(((own, client) for own, client in found if not math.isnan(own)), default=(0.0, None))[1]
+
+    def _scores(
+        self, answers: Answers, summary: Summary = weighted_means
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return what evaluations say of the global model, and the means of each level's own."""
         own = []
         for node_id, (number, metrics) in answers.items():
             rates = self._evaluating[node_id]
             known = of_rates(metrics, (*self.federation.mix.rates, *rates))
             own.append((number, known if self._is_whole(rates) else of_level(known, rates[0])))
-        return summaries(own)
+        return summarise(own, summary), summarise_levels(own)
 
     def _release(self, moments: dict[float, Moments]) -> dict[float, Moments]:
         """Return moments as clients may know them: with noise, where there is any, which is accounted for."""

@@ -1,18 +1,27 @@
 """What is evaluated, on which clients, and how often; and what the clients' answers add up to."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median, median_low
 from typing import Literal
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ConfigError
 
-Answers = Mapping[int, tuple[int, Mapping[str, float]]]
-"""By node, the examples and the metrics of an evaluation."""
+Answer = tuple[float, Mapping[str, float]]
+"""The examples and the metrics of a client."""
+
+Answers = Mapping[int, Answer]
+"""By node, what clients answered."""
+
+Summary = Callable[[Sequence[Answer]], dict[str, float]]
+"""What makes one value of each metric of what clients answered."""
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
+SHARES = ("global-accuracy", LOCAL_ACCURACY, WORST_ACCURACY)
+"""Metrics that are from 0 to 1. Others are as their app means them: its ``accuracy`` may be in percent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +78,11 @@ def split_metric(key: str) -> tuple[str, float | None]:
     return (metric, rate) if metric and 0 < rate <= 1 and level_metric(metric, rate) == key else (key, None)
 
 
+def is_share(key: str) -> bool:
+    """Whether a metric, also of a level or of a family, is one of ``SHARES``."""
+    return split_metric(key)[0].rpartition("/")[2] in SHARES
+
+
 def of_level(metrics: Mapping[str, float], rate: float) -> dict[str, float]:
     """Return metrics as those of one level's own model, for a client that was not asked about the global one."""
     return {level_metric(key, rate) if split_metric(key)[1] is None else key: metrics[key] for key in metrics}
@@ -87,47 +101,56 @@ def of_rates(metrics: Mapping[str, float], rates: Sequence[float]) -> dict[str, 
     return {key: value for key, value in metrics.items() if split_metric(key)[1] in (None, *rates)}
 
 
-def summarise(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the mean of each metric over the clients that report it, weighted by examples.
+
+    NaN counts in no mean, so that one client cannot spoil that of all; where there is nothing else, it is the mean.
+    """
+    return {
+        key: math.fsum(number * value for number, value in said) / math.fsum(number for number, _ in said)
+        for key, said in _by_metric(answers).items()
+    }
+
+
+def medians(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the median of each metric over the clients that ``weighted_means`` counts, each of them once."""
+    return {key: median(value for _, value in said) for key, said in _by_metric(answers).items()}
+
+
+def heaviest(numbers: Iterable[float], ratio: float) -> float:
+    """Return how many examples a client counts at most in means: so many times those of the median client.
+
+    Of an even number of clients it is the lower one in the middle, or one of two would set its own bound. With a ratio
+    of c, one of n clients then has a share of c / (c + n // 2) of a mean at most.
+    """
+    known = [number for number in numbers if number > 0]
+    return ratio * median_low(known) if ratio and known else math.inf
+
+
+def _by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
+    """Return, for each metric that a client with examples reports, examples and values: NaN only where all are."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number, own in answers:
+        for key in own if number > 0 else ():
+            found.setdefault(key, []).append((number, own[key]))
+    return {key: [one for one in said if not math.isnan(one[1])] or said for key, said in found.items()}
+
+
+def summarise(answers: Sequence[Answer], summary: Summary = weighted_means) -> dict[str, float]:
     """Return the means over clients, weighted by examples, and the accuracy of the worst client."""
     plain = [
-        (float(number), {key: value for key, value in own.items() if split_metric(key)[1] is None})
-        for number, own in answers
+        (number, {key: value for key, value in own.items() if split_metric(key)[1] is None}) for number, own in answers
     ]
-    means = weighted_means(plain)
     worst = [own[LOCAL_ACCURACY] for number, own in plain if number and LOCAL_ACCURACY in own]
     worst = [accuracy for accuracy in worst if not math.isnan(accuracy)]
-    return {**means, WORST_ACCURACY: min(worst)} if worst else means
+    return summary(plain) | ({WORST_ACCURACY: min(worst)} if worst else {})
 
 
-def summarise_levels(answers: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def summarise_levels(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """Return the means of each level's own model, by the level's name."""
     by_level: dict[str, dict[str, float]] = {}
-    for key, value in weighted_means([(float(number), own) for number, own in answers]).items():
+    for key, value in weighted_means(answers).items():
         metric, rate = split_metric(key)
         if rate is not None:
             by_level.setdefault(level_name(rate), {})[metric] = value
     return by_level
-
-
-def summaries(
-    answers: Sequence[tuple[int, Mapping[str, float]]],
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Return both summaries."""
-    return summarise(answers), summarise_levels(answers)
-
-
-def weighted_means(metrics: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the mean of each metric over the clients that report it, weighted.
-
-    NaN counts in no mean, so that one client cannot spoil that of all; where there is nothing else, it is the mean.
-    """
-    keys = dict.fromkeys(key for _, own in metrics for key in own)
-    means = {}
-    for key in keys:
-        said = [(weight, own[key]) for weight, own in metrics if key in own and weight > 0]
-        usable = [(weight, value) for weight, value in said if not math.isnan(value)]
-        if usable:
-            means[key] = math.fsum(weight * value for weight, value in usable) / math.fsum(w for w, _ in usable)
-        elif said:
-            means[key] = math.nan
-    return means

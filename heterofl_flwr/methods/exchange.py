@@ -43,8 +43,6 @@ class Exchange(HeteroFL):
         By what clients divide logits before they become posteriors.
     """
 
-    _last_exchange = wire.TRAIN_LEARN
-
     def __init__(
         self,
         build: Callable[[float], nn.Module],
@@ -82,22 +80,16 @@ class Exchange(HeteroFL):
         rates = self._begin(server_round, self._available(grid), state)
         seeds = {wire.SEED_ROWS: list(self.seed_rows(server_round)), wire.TEMPERATURE: self._temperature}
         told: dict[int, Mapping[str, object]] = {
-            node_id: {
-                **config,
-                **self._form,
-                **self._told(server_round, node_id, rate),
-                **self._simulation.told(node_id),
-                **seeds,
-            }
+            node_id: {**config, **self._form, **self._told(server_round, node_id, rate), **seeds}
             for node_id, rate in rates.items()
         }
         slices = self._slices(arrays, state)
         for node_id, record in slices.items():
-            self._send(node_id, size_of(record))
+            self.log.send(rates[node_id], size_of(record))
         published = self._collect(server_round, told, slices, grid)
         self._sent = []
         for node_id, record in self._heard(published).items():
-            self._send(node_id, size_of(record))
+            self.log.send(rates[node_id], size_of(record))
             message = instruction(wire.TRAIN_LEARN, node_id, ArrayRecord(), told[node_id])
             message.content[wire.POSTERIORS] = record
             self._sent.append(message)
@@ -141,26 +133,13 @@ class Exchange(HeteroFL):
         def read(node_id: int, reply: Message) -> None:
             sender = f"node {node_id}"
             found, size = _posteriors_in(reply, self._shape, sender)
-            number, self._first[node_id] = read_metrics(reply, self.limits, sender, self.keys.weighted_by_key)
-            if self._simulation.round is not None:
-                self._simulation.round.arrive(wire.TRAIN_PUBLISH, node_id, number, size)
+            _, self._first[node_id] = read_metrics(reply, self.limits, sender, self.keys.weighted_by_key)
             published[node_id] = found
             self.log.bytes_up += size
 
         refuse = partial(self._refuse, server_round)
         read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, refuse)
-        return self._awaited(published)
-
-    def _awaited(self, published: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Return what was published in time, where the round runs on simulated devices."""
-        simulated = self._simulation.round
-        if simulated is None:
-            return published
-        awaited = simulated.awaited(published)
-        simulated.end_exchange(wire.TRAIN_PUBLISH, awaited)
-        for node_id in published.keys() - set(awaited):
-            self._note_fault(node_id, simulated.too_late)
-        return {node_id: said for node_id, said in published.items() if node_id in awaited}
+        return published
 
 
 def _posteriors_in(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:

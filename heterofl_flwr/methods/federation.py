@@ -187,16 +187,12 @@ class Federation:
         purpose: str = "train",
         *,
         least: int | None = None,
-        among: Sequence[int] | None = None,
         spare: float = 0.0,
     ) -> list[int]:
-        """Return the clients of a round: ``number`` of them, without replacement, and that share of spare ones.
-
-        They are drawn ``among`` those that are there, which may be fewer.
-        """
+        """Return the clients of a round: ``number`` of them, without replacement, and that share of spare ones."""
         number = self.number(node_ids, fraction, least)
         number += math.ceil(Fraction(str(spare)) * number)
-        return self.nodes.sample(node_ids if among is None else among, number, purpose, server_round, seed=self.seed)
+        return self.nodes.sample(node_ids, number, purpose, server_round, seed=self.seed)
 
     def rate(self, server_round: int, node_id: int, num_partitions: int) -> float:
         """Return the rate at which a client trains in a round."""

@@ -26,6 +26,7 @@ NOT_CLASSIC: Mapping[str, str] = {
     "weighted_by_key": "it weights by num_examples, so leave it",
     "arrayrecord_key": "it has no records, so leave it",
     "configrecord_key": "it has no records, so leave it",
+    "devices": "simulated devices go around a grid, so use heterofl_flwr.HeteroFL",
 }
 """From an option that the classic API has no place for to what to do."""
 

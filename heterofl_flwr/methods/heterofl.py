@@ -114,19 +114,13 @@ class HeteroFL(HeteroFLBase, Strategy):
         rates = self._begin(server_round, self._available(grid), state)
         slices = slices_of(self.federation, arrays, state, self._plans.values())
         for node_id, plan in self._plans.items():
-            self._send(node_id, size_of(slices[plan]))
+            self.log.send(rates[node_id], size_of(slices[plan]))
         self._sent = [
             instruction(
                 MessageType.TRAIN,
                 node_id,
                 slices[self._plans[node_id]],
-                {
-                    **config,
-                    **self._form,
-                    **self._bound,
-                    **self._told(server_round, node_id, rate),
-                    **self._simulation.told(node_id),
-                },
+                {**config, **self._form, **self._bound, **self._told(server_round, node_id, rate)},
             )
             for node_id, rate in rates.items()
         ]
@@ -211,7 +205,7 @@ class HeteroFL(HeteroFLBase, Strategy):
             return MetricRecord(dict(numbers))
         found = function([self._records[node_id] for node_id in node_ids], self.keys.weighted_by_key)
         self._records = {}
-        numbers.update({key: float(value) for key, value in found.items() if isinstance(value, int | float)})
+        self.log.note_computed(numbers, found)
         return found
 
     @property

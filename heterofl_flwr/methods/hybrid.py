@@ -27,7 +27,7 @@ from heterofl_flwr.core.compress import Changes
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.evaluation import Answers
+from heterofl_flwr.methods.evaluation import Answers, Summary, weighted_means
 from heterofl_flwr.methods.exchange import Exchange
 from heterofl_flwr.methods.families import Build, Families, side_by_side, under, with_families, within
 from heterofl_flwr.methods.federation import State, TrainReply
@@ -143,9 +143,11 @@ class Hybrid(Exchange):
             message for name, own in asking.items() for message in own.evaluations(self.family_moments.get(name, {}))
         ]
 
-    def _scores(self, answers: Answers) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    def _scores(
+        self, answers: Answers, summary: Summary = weighted_means
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return what evaluations add up to, for all clients and for each family."""
-        add_up = super()._scores
+        add_up = partial(super()._scores, summary=summary)
         scores, levels = add_up(answers)
         found = {name: add_up(own) for name, own in self.families.split(answers).items() if own}
         scores |= with_families({name: own for name, (own, _) in found.items()})

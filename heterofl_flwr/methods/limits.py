@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from reprlib import repr as shown
 
 from heterofl_flwr.errors import ReplyError, check_fields
+from heterofl_flwr.methods.evaluation import SHARES, is_share
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,16 @@ class Limits:
         clipped. 0 for no bound.
     examples
         Number of examples that a client may count. With ``weights="examples"``, set it near the largest client's.
+    examples_ratio
+        In means of metrics a client counts at most so many times the examples of the median client; 0 for no bound.
+        Parameters count in full with ``weights="examples"``, as in FedAvg: for them there is ``examples``.
     refusals
         A client of which so many replies in a row were refused is not drawn any more; 0 for never.
     """
 
     norm_bound: float = 0.0
     examples: int = 10_000_000
+    examples_ratio: float = 10.0
     refusals: int = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +50,7 @@ class Limits:
             (
                 ("norm_bound", 0 <= self.norm_bound < math.inf, "a number of 0 or more"),
                 ("examples", 1 <= self.examples <= 1_000_000_000, "1 to 1,000,000,000"),
+                ("examples_ratio", 0 <= self.examples_ratio < math.inf, "a number of 0 or more"),
                 ("refusals", self.refusals >= 0, "0 or more"),
             ),
             "limits: ",
@@ -62,7 +68,7 @@ def read_number(value: object, most: int, sender: str, key: str = "num-examples"
 
 
 def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str, float]:
-    """Return the numbers among metrics; one that is not finite, or is huge, becomes NaN, which no mean counts.
+    """Return the numbers among metrics; one that is out of its bounds becomes NaN, which no mean counts.
 
     Raises
     ------
@@ -76,10 +82,20 @@ def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str
         raise ReplyError(
             f"{sender} sent {what}, expected up to {MOST_METRICS} with names of up to {LONGEST_NAME} printable letters"
         )
-    unusable = {name: value for name, value in found.items() if not abs(value) <= LARGEST_METRIC}
+    unusable = {name: value for name, value in found.items() if not _is_possible(name, value)}
     if unusable:
-        logger.warning("%s sent %s, which counts in no mean", sender, shown(unusable))
+        logger.warning(
+            "%s sent %s, which counts in no mean: expected 0 to 1 of %s, and finite numbers up to %g of others",
+            sender,
+            shown(unusable),
+            ", ".join(SHARES),
+            LARGEST_METRIC,
+        )
     return {name: math.nan if name in unusable else float(value) for name, value in found.items()}
+
+
+def _is_possible(name: str, value: float) -> bool:
+    return 0 <= value <= 1 if is_share(name) else abs(value) <= LARGEST_METRIC
 
 
 def short(fault: str) -> str:

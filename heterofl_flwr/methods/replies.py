@@ -10,6 +10,7 @@ from flwr.app import Message, MetricRecord
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.grids.simulated import SimulatedFault
 from heterofl_flwr.methods.causes import check_converted, explained
 from heterofl_flwr.methods.federation import TrainReply
 from heterofl_flwr.methods.instructions import size_of
@@ -71,6 +72,8 @@ def fault_of(reply: Message | None) -> str | None:
     if reply is None:
         return SILENT
     if reply.has_error():
+        if isinstance(reply.error, SimulatedFault):
+            return reply.error.reason
         return explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")
     return None
 

@@ -44,6 +44,8 @@ class RoundLog:
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate: dict[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate_medians: dict[str, float] = field(default_factory=dict)
+    worst_client: int | None = None
     evaluate_failures: dict[int, str] = field(default_factory=dict)
     evaluate_asked: int = 0
     evaluate_answers: int = 0
@@ -52,8 +54,6 @@ class RoundLog:
     bytes_down: int = 0
     bytes_up: int = 0
     bytes_by_level: dict[str, int] = field(default_factory=dict)
-    simulated_seconds: float = 0.0
-    joules: float = 0.0
 
     def note_training(self, answers: Sequence[tuple[float, float, Mapping[str, float]]]) -> None:
         """Note what clients report of their training: for each its rate, its number of examples and its metrics."""
@@ -87,8 +87,14 @@ class RoundLog:
 
     def note_central(self, metrics: Mapping[str, float]) -> None:
         """Note what the server measured itself, which stands in place of what clients say under the same name."""
-        self.evaluate |= metrics
+        self.note_computed(self.evaluate, metrics)
         self.partial = tuple(name for name in self.partial if name not in metrics)
+
+    def note_computed(self, means: dict[str, float], found: Mapping[str, object]) -> None:
+        """Put what was computed in another way in place of means, and of the medians beside them."""
+        numbers = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+        means |= numbers
+        self.evaluate_medians = {name: own for name, own in self.evaluate_medians.items() if name not in numbers}
 
     def record(self, server_round: int, seconds: float) -> RoundRecord:
         """Return the finished round's record."""
@@ -103,6 +109,8 @@ class RoundLog:
             train_by_level=self.train_by_level,
             evaluate=self.evaluate,
             evaluate_by_level=self.evaluate_by_level,
+            evaluate_medians=self.evaluate_medians,
+            worst_client=self.worst_client,
             evaluate_failures=self.evaluate_failures,
             evaluate_asked=self.evaluate_asked,
             evaluate_answers=self.evaluate_answers,
@@ -111,6 +119,4 @@ class RoundLog:
             bytes_down=self.bytes_down,
             bytes_up=self.bytes_up,
             bytes_by_level=self.bytes_by_level,
-            simulated_seconds=self.simulated_seconds,
-            joules=self.joules,
         )

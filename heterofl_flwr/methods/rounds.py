@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -42,6 +42,7 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds)
         if strategy.evaluation.due(server_round, rounds.num_rounds):
             _evaluate(strategy, grid, result, rounds, server_round)
         record = strategy.log.record(server_round, time.monotonic() - started)
+        record = replace(record, **getattr(grid, "costs", {}))  # which a grid with simulated devices has
         if not strategy.prints_rounds and (metrics := _metrics(record)):
             host_log.info("[ROUND %d/%d] %s", server_round, rounds.num_rounds, metrics)
         if _tell(strategy, record, result.arrays, rounds.num_rounds):

@@ -62,7 +62,7 @@ class EarlyStopping(RoundCallback):
         return self._done(progress.record)
 
     def _done(self, record: RoundRecord) -> bool:
-        value = record.evaluate.get(self._metric)
+        value = record.comparable.get(self._metric)
         if self._metric in record.partial:
             return False  # of so few clients, it is neither a gain nor a lack of one
         if value is None:

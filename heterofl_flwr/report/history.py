@@ -56,6 +56,8 @@ def record_of(values: Mapping[str, Any]) -> RoundRecord:
         train_by_level={level: _floats(own) for level, own in values.get("train_by_level", {}).items()},
         evaluate=_floats(values.get("evaluate", {})),
         evaluate_by_level={level: _floats(own) for level, own in values.get("evaluate_by_level", {}).items()},
+        evaluate_medians=_floats(values.get("evaluate_medians", {})),
+        worst_client=None if values.get("worst_client") is None else int(values["worst_client"]),
         evaluate_failures=_reasons(values.get("evaluate_failures", {})),
         evaluate_asked=int(values.get("evaluate_asked", 0)),
         evaluate_answers=int(values.get("evaluate_answers", 0)),

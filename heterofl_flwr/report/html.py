@@ -14,7 +14,7 @@ from heterofl_flwr.report.metrics import SCOPES, headline_kind, scores
 from heterofl_flwr.report.page import PAGE, STYLE
 from heterofl_flwr.report.run_folder import RunFolder, flatten
 from heterofl_flwr.report.summary import failure_rows, level_rows, on_devices, partial_line, savings
-from heterofl_flwr.report.tables import level_cells, level_heads, marked, score_cells
+from heterofl_flwr.report.tables import SCORE_HEADS, level_cells, level_heads, marked, score_cells
 
 Rows = Iterable[Sequence[str]]
 Card = tuple[str, str, str]
@@ -138,11 +138,14 @@ def _metric_table(records: Sequence[RoundRecord]) -> str:
     rows = score_cells(records)
     if not rows:
         return "<p class='note'>No round was evaluated.</p>"
-    note = "Best: the best round by each metric itself, chosen on the data it is measured on."
+    note = (
+        "Final: the mean over clients, beside the median. Best: the best round by each metric itself, chosen on the "
+        "data it is measured on; of clients' metrics other than accuracies from 0 to 1, by the median."
+    )
     if any("coverage" in record.evaluate for record in records):
         note += " Coverage: the share of clients that evaluated the full model."
     note = " ".join(filter(None, (note, partial_line(records))))
-    return _table(("metric", "final", "best", "in round"), rows, "right narrow") + f"<p class='note'>{note}</p>"
+    return _table(SCORE_HEADS, rows, "right narrow") + f"<p class='note'>{note}</p>"
 
 
 def _failure_table(records: Sequence[RoundRecord]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.methods.evaluation import WORST_ACCURACY
 
 SCOPES = ("global", "local", "worst")
 KINDS = ("accuracy", "perplexity", "loss")
@@ -16,6 +17,8 @@ class Score:
     """One metric over a run: its last value, its best one, and the rounds of both.
 
     ``partial`` says that the last value is one of too few clients. Such values are never the best; there may be none.
+    ``median`` is the last value's over clients, which also is what rounds are compared by where nothing bounds what one
+    client says. ``client`` is the worst one's partition.
     """
 
     name: str
@@ -24,6 +27,8 @@ class Score:
     best: float | None
     best_round: int | None
     partial: bool
+    median: float | None
+    client: int | None
 
 
 def mode_of(name: str) -> str:
@@ -134,13 +139,15 @@ def _score(name: str, records: Sequence[RoundRecord]) -> Score:
     for record in records:
         value = record.comparable.get(name)
         # The first value stands until a better one comes, even where it is not a number.
-        if value is not None and (best is None or is_better(value, best.evaluate[name], mode_of(name))):
+        if value is not None and (best is None or is_better(value, best.comparable[name], mode_of(name))):
             best = record
     return Score(
         name,
         final=last.evaluate[name],
         final_round=last.server_round,
-        best=best.evaluate[name] if best else None,
+        best=best.comparable[name] if best else None,
         best_round=best.server_round if best else None,
         partial=name in last.partial,
+        median=last.evaluate_medians.get(name),
+        client=last.worst_client if name == WORST_ACCURACY else None,
     )

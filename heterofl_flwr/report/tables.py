@@ -65,12 +65,17 @@ def level_heads(kind: str) -> tuple[str, ...]:
     return ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round")
 
 
+SCORE_HEADS = ("metric", "final", "median", "best", "round")
+"""The heads of ``score_cells``."""
+
+
 def score_cells(records: Sequence[RoundRecord]) -> list[tuple[str, ...]]:
-    """Return each metric of evaluation with its final and its best value, and the best one's round, as text."""
+    """Return each metric of evaluation: its final value, that of the median client, its best and when, as text."""
     return [
         (
-            score.name,
+            score.name if score.client is None else f"{score.name} (client {score.client})",
             marked(text.score(score.name, score.final), score.partial),
+            text.score(score.name, score.median),
             text.score(score.name, score.best),
             text.NOTHING if score.best_round is None else str(score.best_round),
         )
@@ -95,7 +100,7 @@ def _levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Table:
 
 def _scores(records: Sequence[RoundRecord]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, head in enumerate(("metric", "final", "best", "round")):
+    for number, head in enumerate(SCORE_HEADS):
         table.add_column(head, justify="left" if number == 0 else "right")
     for cells in score_cells(records):
         table.add_row(*map(Text, cells))  # as it is: clients name metrics, and rich would read [..] in a name as markup

@@ -110,6 +110,15 @@ class ServerSettings:
             "the largest client's",
         ),
     ]
+    max_examples_ratio: Annotated[
+        float,
+        Setting(
+            AUTO,
+            kinds.number(least=0),
+            "in means of metrics a client counts at most so many times the examples of the median client; 0 for no "
+            "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet)",
+        ),
+    ]
     max_refusals: Annotated[
         int,
         Setting(0, kinds.integer(0), "refused replies in a row after which a client is not drawn any more; 0: never"),
@@ -128,7 +137,12 @@ class ServerSettings:
 
     def limits(self) -> Limits:
         """Return what a client's answer may be at most."""
-        return Limits(norm_bound=self.norm_bound, examples=self.max_examples, refusals=self.max_refusals)
+        return Limits(
+            norm_bound=self.norm_bound,
+            examples=self.max_examples,
+            examples_ratio=self.max_examples_ratio,
+            refusals=self.max_refusals,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

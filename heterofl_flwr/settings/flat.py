@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.exchanging import ETA
 from heterofl_flwr.settings.groups import Settings
@@ -116,6 +117,9 @@ def _resolved(given: Mapping[str, object]) -> dict[str, object]:
         concrete["server.optimizer"] = "momentum" if concrete["server.momentum"] else "none"
     if concrete["server.eta"] == AUTO:
         concrete["server.eta"] = ETA.get(str(concrete["server.optimizer"]), 1.0)
+    if concrete["server.max-examples-ratio"] == AUTO:
+        unequal = str(concrete["data.split"]).startswith("dirichlet")
+        concrete["server.max-examples-ratio"] = 0.0 if unequal else Limits().examples_ratio
     return concrete
 
 
@@ -154,11 +158,13 @@ def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator
         yield f"devices.deadline: found {settings.devices.deadline:g}, expected devices.profile to name the devices too"
     if settings.server.strategy == "hybrid" and settings.server.shared != ALL:
         yield f"server.shared: found {given['server.shared']!r}, but server.strategy=hybrid averages all; expected '*'"
-    if settings.sample.spare and settings.server.strategy != "heterofl":
-        yield (
-            f"sample.spare: found {settings.sample.spare:g}, but with server.strategy={settings.server.strategy} "
-            f"clients learn from all others; expected 0"
+    if settings.sample.spare and (settings.devices.profile or settings.server.strategy != "heterofl"):
+        why = (
+            f"with devices.profile={settings.devices.profile} the clock does not say who comes first"
+            if settings.devices.profile
+            else f"with server.strategy={settings.server.strategy} clients learn from all others"
         )
+        yield f"sample.spare: found {settings.sample.spare:g}, but {why}; expected 0"
     if settings.server.momentum and settings.server.optimizer != "momentum":
         yield (
             f"server.momentum: found {settings.server.momentum:g}, but server.optimizer is "

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from heterofl_flwr.grids.edge import BUNDLED
 from heterofl_flwr.learn.train import ENGINES
-from heterofl_flwr.methods.edge import BUNDLED
 from heterofl_flwr.settings import kinds
 from heterofl_flwr.settings.kinds import AUTO
 from heterofl_flwr.settings.setting import Setting

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
+from heterofl_flwr.grids.workload import PASSES
 from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.methods.workload import PASSES
 from heterofl_flwr.settings import Settings
 from heterofl_flwr.settings.model import EXCHANGES, of_client
 from simulations.published.runs import Run

@@ -13,7 +13,11 @@ from simulations.published.jobs import Job, short_mix, usual_norm
 VARIABLE = "HETEROFL_PAPER"
 FILES = ("tables.csv", "ablation_iid.csv", "ablation_noniid.csv")
 BASELINES = ("standalone", "fedavg", "lg-fedavg")
-"""Rows that the paper copies from Liang et al. (2020)."""
+"""Rows that the paper copies from Liang et al. (2020), which no run of ours can be set beside.
+
+Their global number is that of the averaged model and of the ensemble, not the mean of the clients' models; their MLP
+ends in a softmax before the cross-entropy, means are unweighted, and LG-FedAvg starts from a model of FedAvg.
+"""
 
 TABLES = {
     "7": "MNIST",
@@ -36,7 +40,7 @@ class Cell:
     table
         The number of its table.
     job
-        The job that it is of. The mix of a baseline is its name, which is no mix that a run can have.
+        The job that it is of.
     metric
         ``accuracy``, ``local``, ``global`` or ``perplexity``.
     printed, value
@@ -51,8 +55,8 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """Whether the cell is of HeteroFL, of an ablation or of a baseline."""
-        return "ablations" if self.table in "45" else "baselines" if self.job.mix in BASELINES else "HeteroFL"
+        """Whether the cell is of HeteroFL or of an ablation of it."""
+        return "ablations" if self.table in "45" else "HeteroFL"
 
 
 def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
@@ -66,7 +70,7 @@ def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
 
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:
-    """Return every number of Tables 4, 5 and 7 to 9."""
+    """Return every number of HeteroFL in Tables 4, 5 and 7 to 9."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
@@ -93,7 +97,9 @@ def _main(rows: list[dict[str, str]]) -> Iterator[Cell]:
     numbers = {title.lower(): number for number, title in TABLES.items()}
     for row in rows:
         data, method = row["dataset"], row["method"]
-        mix = method if method in BASELINES else short_mix(Mix.parse(method))
+        if method in BASELINES:
+            continue
+        mix = short_mix(Mix.parse(method))
         first = "perplexity" if data == "wikitext2" else "accuracy"
         for split, metric, column in (
             ("iid", first, "iid"),

@@ -1,12 +1,11 @@
 """Which of the paper's jobs a run is, and where its settings differ from the published ones."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name
-from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.settings import Flat, Settings, from_flat, preset, short_name, to_flat
 
 DATA = ("mnist", "cifar10", "wikitext2")
@@ -33,31 +32,6 @@ FREE = (
 """Settings, or groups of them, that leave a published job what it is."""
 
 
-QUOTED: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
-    {
-        "mnist": {"model.name": "mlp", "num-rounds": 1000, "train.lr": 0.05, "train.batch-size": 10},
-        "cifar10": {"model.name": "lenet", "num-rounds": 2000, "train.lr": 0.1, "train.batch-size": 50},
-    }
-)
-"""Models and settings of the baselines that the paper quotes, by their authors (Liang et al., 2020)."""
-
-_OF_ALL_QUOTED: Mapping[str, Flat] = MappingProxyType(
-    {
-        "mix": "a1",
-        "assignment": "fix",
-        "model.norm": "none",
-        "server.weights": "examples",
-        "fidelity.label-rows": "fixed",
-        "train.mask-fill": "none",
-        "train.momentum": 0.5,
-        "train.weight-decay": 0.0,
-        "train.clip": 0.0,
-        "train.epochs": 1,
-        "train.milestones": "",
-    }
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """What tells one job of the paper from another.
@@ -69,8 +43,7 @@ class Job:
     data, split
         Short name of the data set; ``iid``, ``noniid`` or another split's own name.
     mix
-        As the paper writes it where the shares are equal (``a-e``), else with shares (``a1-e9``); of a baseline that
-        it quotes, the name.
+        As the paper writes it where the shares are equal (``a-e``), else with shares (``a1-e9``).
     assignment
         ``dynamic`` or ``fix``.
     norm, scaler, masked
@@ -111,21 +84,10 @@ def short_mix(mix: Mix) -> str:
     return "-".join(names) if set(shares.counts) == {1} and set(names) <= set(LEVELS) else str(shares)
 
 
-def baseline_of(settings: Settings) -> str:
-    """Return the name of the quoted baseline that settings describe; '' where they describe none."""
-    quoted = QUOTED.get(short_name(settings.data.name), {}).get("model.name")
-    server = settings.server
-    if settings.model.name != quoted or (server.strategy, server.weights) != ("heterofl", "examples"):
-        return ""
-    return "fedavg" if server.shared == ALL else "lg-fedavg" if server.shared else "standalone"
-
-
 def job_of(settings: Settings) -> Job:
     """Return the job that settings describe, published or not."""
     data = short_name(settings.data.name)
     split = SPLITS.get(settings.data.split, settings.data.split)
-    if baseline := baseline_of(settings):
-        return Job(data, split, baseline, norm=usual_norm(data))
     return Job(
         data=data,
         split=split,
@@ -158,10 +120,6 @@ def _differences(settings: Settings, data: str) -> Iterator[str]:
 
 def _identity(settings: Settings, data: str) -> dict[str, Flat]:
     """Return what makes the job; all else is then as published."""
-    if baseline_of(settings):
-        shared = ",".join(settings.server.shared)
-        own = {"data.name": data, "data.split": settings.data.split, "server.shared": shared}
-        return {**_OF_ALL_QUOTED, **QUOTED[data], **own}
     masked = settings.train.mask_fill != "none"
     return {
         "data.name": data,

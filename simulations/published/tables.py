@@ -22,7 +22,7 @@ def paper_tables(found: Sequence[Result]) -> list[Table]:
     """Return the rows of Tables 7 to 9, 4 and 5 that have a run."""
     tables = []
     for number, title in TABLES.items():
-        own = [result for result in found if result.cell.table == number and result.cell.group != "baselines"]
+        own = [result for result in found if result.cell.table == number]
         run = [result for result in own if result.group]
         if run:
             note = f"{len(run)} of {len(own)} numbers have a run."

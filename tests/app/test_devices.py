@@ -9,7 +9,7 @@ from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.devices import devices_of
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.edge import EDGE
+from heterofl_flwr.grids.edge import EDGE
 from heterofl_flwr.settings import from_flat
 from tests.app.test_apps import SMALL, run
 from tests.app.test_fedh2l import H2L, HERE
@@ -49,6 +49,8 @@ def test_settings_name_bundled_devices_or_ones_own():
         task(devices__profile="moon")
     with pytest.raises(ConfigError, match=r"devices\.deadline: found 5, expected devices\.profile to name the devices"):
         task(devices__deadline=5)
+    with pytest.raises(ConfigError, match=r"sample\.spare: found 0\.5, but with devices\.profile=edge the clock does"):
+        task(devices__profile="edge", sample__spare=0.5)
 
 
 def test_the_work_is_that_of_the_epochs_and_of_what_they_train():

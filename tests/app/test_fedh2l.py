@@ -57,7 +57,7 @@ def test_clients_have_architectures_in_turns():
 def test_a_model_is_judged_with_the_moments_of_the_seed_set_too(strategy, seeds):
     task = task_of({**H2L, "server.strategy": strategy, "server.shared": ""})
     context = Context(1, 2, {"partition-id": 0, "num-partitions": CLIENTS}, RecordDict(), {})
-    assert sum(len(batch) for batch in judging._seed_batches(task, context)) == seeds
+    assert sum(len(batch) for batch in judging._seed_batches(task, context, 1)) == seeds
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def started(monkeypatch):
         (["--out", "/proc/nothing"], "/proc/nothing"),
         (["--resume", "file"], "--resume file: file is a file; expected a folder"),
         (["--gpus=2"], "gpus is 2, and this machine has none: ask for 0"),
+        (["--set", "devices.profile=nowhere:mine"], "devices.profile is 'nowhere:mine', which cannot"),
         (["--gpus=0.5", "--grid", "local"], "gpus is 0.5, and this machine has none"),
         (["--cpus", "99"], "cpus is 99, and this machine has 2 cores: ask for 2 or fewer"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),

@@ -77,6 +77,7 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
         ({"evaluate_metrics_aggr_fn": max}, "no evaluate_metrics_aggr_fn: use evaluate_metrics_aggregation_fn"),
         ({"weighted_by_key": "rows"}, "no weighted_by_key: it weights by num_examples"),
         ({"arrayrecord_key": "model"}, "no arrayrecord_key: it has no records"),
+        ({"devices": None}, "no devices: simulated devices go around a grid"),
         ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
     ],
 )

@@ -12,10 +12,9 @@ from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp.exception import AggregationError
 
 import heterofl_flwr
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, Mix, RoundCallback, multi_step
+from heterofl_flwr import Evaluation, Mix, RoundCallback, multi_step
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.legacy import HeteroFL, share_of_work
-from heterofl_flwr.methods.devices import Turn
+from heterofl_flwr.legacy import HeteroFL
 from heterofl_flwr.methods.failure import RoundError
 from tests.legacy.fakes import OK, Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.methods.tiny import build
@@ -295,6 +294,17 @@ class TestEvaluation:
         }
         assert strategy.log.evaluate["loss"] == loss
 
+    def test_a_client_that_claims_ten_million_examples_weighs_ten_at_most_and_is_named(self):
+        def results(asked):
+            lie, truth = ((0.0, 10_000_000, {"local-accuracy": 0.0}), (1.0, 10, {"local-accuracy": 0.9}))
+            return [(proxy, EvaluateRes(OK, *(truth if number else lie))) for number, (proxy, _) in enumerate(asked)]
+
+        strategy, _, (loss, metrics) = self.evaluate(clients(5), results=results)
+        assert loss == pytest.approx(4 / 14)
+        assert metrics["local-accuracy"] == pytest.approx(0.9 * 4 / 14)
+        assert strategy.log.evaluate_medians == {"loss": 1.0, "local-accuracy": 0.9}
+        assert strategy.log.worst_client == 0
+
     @pytest.mark.parametrize(("server_round", "due"), [(1, False), (2, True), (3, True)])
     def test_every_k_rounds_and_after_the_last(self, server_round, due):
         options = {"evaluation": Evaluation(every=2), "num_rounds": 3}
@@ -427,20 +437,3 @@ def test_the_summary_names_the_levels(caplog):
         HeteroFL(build).initialize_parameters(client_manager=SimpleClientManager())
     assert "Level e: rate 0.0625" in caplog.text
     assert torch.get_num_threads() == 1
-
-
-def test_simulated_devices_drop_out_are_late_and_are_told_their_share():
-    own = DeviceProfile(macs_per_second=1.0, download=1e9, upload=1e9, drop_out=0.5, least_work=0.5, compute_watts=2.0)
-    devices = Devices({"a": own}, lambda kind, partition, rate, examples: examples, deadline=3.5)
-    fakes = clients(6)
-    strategy, _, _, instructions = begin(fakes, devices=devices)
-    turns = {partition: Turn(0, 1, partition, rate) for partition, rate in strategy.log.rates.items()}
-    gone = devices.drop_outs(turns, 1)
-    told = {int(proxy.cid): share_of_work(ins.config) for proxy, ins in instructions}
-    assert 0 < len(gone) < 6
-    assert told == {partition: devices.share(turns[partition]) for partition in range(6) if partition not in gone}
-    strategy.aggregate_fit(1, fit_all(instructions), [])
-    took = {partition: (1 + partition) * share for partition, share in told.items()}
-    assert set(strategy.log.failures) == {*gone, *(partition for partition in took if took[partition] > 3.5)}
-    assert strategy.log.simulated_seconds == 3.5
-    assert strategy.log.joules > 2 * sum(took.values())

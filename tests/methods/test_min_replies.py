@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.legacy import HeteroFL as Classic
 from heterofl_flwr.methods.checks import least_replies
@@ -81,8 +81,8 @@ def simulated(crashing, **options):
     profile = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
     devices = Devices({"a": profile}, lambda kind, partition, rate, examples: 1.0 + partition, deadline=3.5)
     with LocalGrid(make_app(odd=dict.fromkeys(range(crashing), crash)), 6) as grid:
-        strategy = HeteroFL(build, "a1", evaluation=NEVER, devices=devices, **options)
-        strategy.start(grid, num_rounds=1)
+        strategy = HeteroFL(build, "a1", evaluation=NEVER, **options)
+        strategy.start(SimulatedDevices(grid, devices, **options), num_rounds=1)
     return strategy.log
 
 

@@ -154,7 +154,7 @@ def hostile(upload, change):
 
     def train(message, context):
         before = message.content["arrays"].to_torch_state_dict()
-        changes = compress(before, {name: tensor + 1 for name, tensor in before.items()}, upload)
+        changes = compress(before, {name: tensor + 1 for name, tensor in before.items()}, upload, seed=0)
         answer = bare_reply(message, config=config(upload=upload), metrics=GOOD, **messages.pack_changes(changes))
         change(answer.content)
         return answer

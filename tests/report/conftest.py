@@ -41,6 +41,8 @@ def make_record(number: int, *, every: int = 1, sizes=SIZES, clients: int = 100)
         train_by_level={letter: {"loss": 2.3 * math.exp(-number / 30) + 0.1 + gap[letter]} for letter in levels},
         evaluate=_evaluation(good + noise) if evaluated else {},
         evaluate_by_level=_by_level(good + noise) if evaluated else {},
+        evaluate_medians={"global-accuracy": good} if evaluated else {},
+        worst_client=7 if evaluated else None,
         bytes_down=sent,
         bytes_up=sent - sum(sizes[rates[partition]] for partition in failures),
     )

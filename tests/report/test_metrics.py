@@ -3,7 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from heterofl_flwr.report.metrics import headline, headline_kind, is_better, mode_of, of_level, scalars, scores
+from heterofl_flwr.report.metrics import (
+    headline,
+    headline_kind,
+    is_better,
+    mode_of,
+    of_level,
+    scalars,
+    scores,
+    seconds_to,
+)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("global-accuracy", "max"), ("loss", "min"), ("local-perplexity", "min")])
@@ -45,13 +54,30 @@ def test_a_level_is_judged_by_the_global_metric_where_there_are_several():
 def test_final_and_best_of_each_metric(record):
     values = [(0.5, 3.0), (0.7, math.nan), (0.7, 1.0), (0.6, 2.0)]
     records = [
-        replace(record(number), evaluate={"global-accuracy": one, "global-loss": two})
+        replace(record(number), evaluate={"global-accuracy": one, "global-loss": two}, evaluate_medians={})
         for number, (one, two) in enumerate(values, 1)
     ]
     accuracy, loss = scores([*records, replace(record(5), evaluate={})])
     assert (accuracy.name, accuracy.final, accuracy.final_round) == ("global-accuracy", 0.6, 4)
     assert (accuracy.best, accuracy.best_round) == (0.7, 2)
     assert (loss.best, loss.best_round) == (1.0, 3)
+
+
+def test_the_best_loss_is_that_of_the_median_client(record):
+    values = [(0.5, 3.0, -1e30), (0.7, 2.0, 9.0), (0.6, 2.5, 1.0)]
+    records = [
+        replace(
+            record(number),
+            evaluate={"global-accuracy": one, "global-loss": mean},
+            evaluate_medians={"global-accuracy": 0.1 * number, "global-loss": median},
+        )
+        for number, (one, median, mean) in enumerate(values, 1)
+    ]
+    accuracy, loss = scores(records)
+    assert (accuracy.final, accuracy.median) == (0.6, pytest.approx(0.3))
+    assert (accuracy.best, accuracy.best_round) == (0.7, 2)
+    assert (loss.final, loss.median, loss.best, loss.best_round) == (1.0, 2.5, 2.0, 2)
+    assert seconds_to(records, "global-loss", 1.5) is None
 
 
 def test_all_numbers_have_one_name_each(record):

@@ -28,7 +28,7 @@ def test_the_record_says_so_for_good(few, tmp_path):
 
 def test_a_history_of_an_older_version_has_no_marks(few):
     values = few[2].to_json()
-    for name in ("evaluate_asked", "evaluate_answers", "partial"):
+    for name in ("evaluate_asked", "evaluate_answers", "partial", "evaluate_medians", "worst_client"):
         del values[name]
     found = history.record_of(values)
     assert not found.few_answered

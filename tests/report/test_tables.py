@@ -26,7 +26,11 @@ def test_one_row_a_level_then_final_and_best(records, costs):
     assert rows.keys() >= {"a", "b", "c", "d", "e", "global-accuracy", "local-accuracy", "worst-accuracy"}
     best = max((record.evaluate["global-accuracy"], record.server_round) for record in records if record.evaluate)
     final = f"{100 * records[-1].evaluate['global-accuracy']:.1f}"
-    assert rows["global-accuracy"] == ["global-accuracy", final, "%", f"{100 * best[0]:.1f}", "%", str(best[1])]
+    median = f"{100 * records[-1].evaluate_medians['global-accuracy']:.1f}"
+    expected = ["global-accuracy", final, "%", median, "%", f"{100 * best[0]:.1f}", "%", str(best[1])]
+    assert rows["global-accuracy"] == expected
+    assert rows["worst-accuracy"][1:5] == ["(client", "7)", rows["worst-accuracy"][3], "%"]
+    assert rows["coverage"][3] == "-"  # the server's own
     assert "against full-size FedAvg:" in "\n".join(lines)
 
 

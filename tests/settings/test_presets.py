@@ -7,7 +7,8 @@ from heterofl_flwr.settings.presets import CLIENTS, NOT_IID, OTHER
 
 
 def test_every_preset_answers_for_every_auto_and_for_nothing_else():
-    followed = {"train.mask-fill", "server.optimizer", "server.eta"}  # they follow from other settings
+    # They follow from other settings.
+    followed = {"train.mask-fill", "server.optimizer", "server.eta", "server.max-examples-ratio"}
     native = {"engine.device", "engine.name"}  # decided where the client runs
     counted = {"sample.min-replies"}  # half of a round's clients
     assert {key for key, value in DEFAULTS.items() if value == AUTO} - followed - native - counted == set(AUTO_KEYS)
@@ -56,3 +57,16 @@ def test_another_model_has_its_own_widths():
 
 def test_a_value_that_is_given_wins():
     assert from_flat({"data.name": "mnist", "train.lr": 0.5, "model.hidden": "8"}).train.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "ratio"),
+    [
+        ({}, 10.0),
+        ({"data.split": "non-iid-2"}, 10.0),
+        ({"data.split": "dirichlet-0.3"}, 0.0),
+        ({"data.split": "dirichlet-0.3", "server.max-examples-ratio": 3}, 3.0),
+    ],
+)
+def test_clients_weigh_in_full_where_their_sizes_differ_by_design(given, ratio):
+    assert from_flat(given).server.limits().examples_ratio == ratio

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from heterofl_flwr.core.levels import LEVELS, Mix, rates_of_ratio
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, flatten, from_flat
-from simulations.published.cells import BASELINES, read_cells
+from simulations.published.cells import read_cells
 from simulations.published.curves import INTERPOLATION, LEARNING
 from simulations.published.jobs import DATA, Job, differences, job_of
 from simulations.run import CONF
@@ -143,7 +143,7 @@ def test_learning_curves_are_in_the_other_experiments():
 
 
 def test_each_number_that_the_paper_prints_of_its_own_method_has_a_job(shared):
-    cells = [cell for cell in read_cells(shared / "paper") if cell.job.mix not in BASELINES]
+    cells = read_cells(shared / "paper")
     tables: Mapping[str, set[Job]] = {number: published(f"experiment=table{number}") for number in "45789"}
     assert len(cells) == 217 + 134
     assert [cell for cell in cells if cell.job not in tables[cell.table]] == []
@@ -161,15 +161,6 @@ def test_ratios_shrink_levels_as_in_the_paper():
     mixes = {one.mix for one in settings_of("experiment=ratio")}
     ratios = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     assert mixes == {Mix(tuple(rates_of_ratio(ratio, 5).values()), (1,) * 5) for ratio in ratios}
-
-
-def test_each_number_of_a_quoted_baseline_has_a_job_with_its_authors_settings(shared):
-    quoted = {cell.job for cell in read_cells(shared / "paper") if cell.job.mix in BASELINES}
-    assert len(quoted) == 3 * 2 * 2
-    assert published("experiment=baselines") == quoted
-    assert {differences(settings) for settings in settings_of("experiment=baselines")} == {()}
-    other = settings_of("experiment=baselines", "data=mnist", "method=fedavg", "split=iid", "num-rounds=3")
-    assert [differences(settings) for settings in other] == [("num-rounds 3 instead of 1000",)]
 
 
 def test_choice_has_each_rule_beside_the_paper_s_own_jobs():

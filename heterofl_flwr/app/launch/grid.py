@@ -12,7 +12,7 @@ from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.own_states import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.simulated import Simulated
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.learn.choose import MOST_ON_CPU
 from heterofl_flwr.methods.instructions import size_of
 from heterofl_flwr.report import RunFolder
@@ -24,7 +24,7 @@ With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3
 """
 
 
-def open_grid(request: Request, app: App) -> Simulated:
+def open_grid(request: Request, app: App) -> QueuedGrid:
     """Return the grid on which an app's clients run; it is the caller's to close."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
     share = request.share

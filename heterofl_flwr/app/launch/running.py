@@ -19,8 +19,8 @@ from heterofl_flwr.app.launch.apps import App, read_app
 from heterofl_flwr.app.launch.grid import open_grid
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.grids.relay import Relay
-from heterofl_flwr.grids.simulated import Simulated
 from heterofl_flwr.report import RunFolder
 
 LOG = Path("logs", "flower.log")
@@ -84,7 +84,7 @@ class Checked(Relay):
     Flower's own strategies pass over a round in which all clients failed, so those rounds are noted.
     """
 
-    def __init__(self, grid: Simulated) -> None:
+    def __init__(self, grid: QueuedGrid) -> None:
         super().__init__(grid)
         # What our grids have beyond Flower's interface.
         self.wait_for_replies, self.cancel, self.listen = grid.wait_for_replies, grid.cancel, grid.listen

@@ -1,17 +1,29 @@
 """Rounds on simulated devices: who takes part, what is refused, and time and energy beside a slow twin."""
 
 import math
+import weakref
+from collections import deque
 
 import pytest
-import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, RoundCallback, Windowed
-from heterofl_flwr.client import reply, share_of_work, submodel
-from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.methods.devices import Turn, reached
+from heterofl_flwr import (
+    DeviceProfile,
+    Devices,
+    Evaluation,
+    HeteroFL,
+    LocalGrid,
+    RoundCallback,
+    SimulatedDevices,
+    Windowed,
+)
+from heterofl_flwr.client import share_of_work
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.grids.devices import Turn, reached
+from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT, SimulatedFault
 from heterofl_flwr.methods.fedh2l import FedH2L
-from heterofl_flwr.methods.simulated import DROPPED_OUT
+from heterofl_flwr.methods.replies import fault_of
 from tests.methods import test_fedh2l
 from tests.methods.tiny import Watched, add_one, build, equal, make_app
 
@@ -37,10 +49,15 @@ class Keep(RoundCallback):
         return False
 
 
-def run(grid, devices, num_rounds=1, *, arrays=None, first_round=1, mix="a1-c1", **options):
+def on(grid, devices, min_replies="auto"):
+    return grid if devices is None else SimulatedDevices(grid, devices, min_replies=min_replies)
+
+
+def run(grid, devices, num_rounds=1, *, arrays=None, first_round=1, mix="a1-c1", min_replies="auto", **options):
     keep = Keep()
-    strategy = HeteroFL(build, mix, evaluation=NEVER, callbacks=[keep], devices=devices, **options)
-    result = strategy.start(grid, arrays, num_rounds, first_round=first_round)
+    options = {"evaluation": NEVER, "callbacks": [keep], "min_replies": min_replies} | options
+    strategy = HeteroFL(build, mix, **options)
+    result = strategy.start(on(grid, devices, min_replies), arrays, num_rounds, first_round=first_round)
     return keep.records, result.arrays.to_torch_state_dict(), strategy
 
 
@@ -68,10 +85,11 @@ def twin(devices, record, sizes, seed=0):
     ends, joules, examples = {}, 0.0, {}
     late = f"simulated: later than the deadline of {devices.deadline:g} s"
     gone = [partition for partition, fault in record.failures.items() if fault == DROPPED_OUT]
-    for partition in record.rates:
+    there = {partition: rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY}
+    for partition in there:
         if partition not in gone:
             examples[partition] = 1 + partition
-    for partition, rate in record.rates.items():
+    for partition, rate in there.items():
         turn, own = Turn(seed, record.server_round, partition, rate), devices.profile(rate)
         number = examples.get(partition, round(sum(examples.values()) / len(examples)))
         part = devices.share(turn) * (reached(turn) if partition in gone else 1)
@@ -81,7 +99,8 @@ def twin(devices, record, sizes, seed=0):
         joules += computing * 5 + sending * 2
         if record.failures.get(partition) not in (late, DROPPED_OUT):
             ends[partition] = computing + sending
-    waits = [*ends.values(), *([devices.deadline] if record.failures and devices.deadline < math.inf else [])]
+    lost = devices.deadline < math.inf and set(record.failures.values()) - {AWAY}
+    waits = [*ends.values(), *([devices.deadline] if lost else [])]
     return max(waits), joules
 
 
@@ -99,19 +118,23 @@ def test_time_and_energy_are_those_of_the_slow_twin(deadline):
         assert record.simulated_seconds == pytest.approx(seconds, rel=1e-12)
         assert record.joules == pytest.approx(joules, rel=1e-12)
     faults = {fault for record in records for fault in record.failures.values()}
-    assert faults == {DROPPED_OUT, *(["simulated: later than the deadline of 4 s"] if deadline == 4 else [])}
-    assert len({tuple(record.rates) for record in records}) > 3  # who is there differs
+    assert faults == {AWAY, DROPPED_OUT, *(["simulated: later than the deadline of 4 s"] if deadline == 4 else [])}
 
 
-def test_only_clients_that_are_there_are_drawn_and_as_many_as_ever_where_they_suffice():
-    devices = Devices({"a": DeviceProfile(macs_per_second=1.0, available=0.5, **LINKS)}, work)
-    records, _, _ = on_tiny(devices, 10, nodes=8, mix="a1", fraction_train=0.5)
+def test_no_message_to_train_reaches_a_client_that_is_not_available_and_at_least_min_replies_are():
+    devices = Devices({"a": DeviceProfile(macs_per_second=1.0, available=0.5, **LINKS)}, work, deadline=1e9)
+    with Watched(make_app(), 8) as grid:
+        records, _, _ = run(grid, devices, 10, mix="a1", fraction_train=0.5, min_replies=2)
+        asked = {}
+        for message in grid.of("train"):
+            asked.setdefault(message.content["config"]["server-round"], set()).add(grid.partition_of(message))
     for record in records:
-        turns = {partition: Turn(0, record.server_round, partition, 1.0) for partition in range(8)}
-        there = devices.present(turns, 1)
-        assert set(record.rates) <= set(there)
-        assert len(record.rates) == min(4, len(there))
-        assert record.failures == {}
+        turns = {partition: Turn(0, record.server_round, partition, 1.0) for partition in record.rates}
+        there = devices.present(turns, 2)
+        assert asked[record.server_round] == set(there)
+        assert record.failures == {partition: AWAY for partition in record.rates if partition not in there}
+        assert record.simulated_seconds < 1e9  # nobody waits for them
+    assert min(map(len, asked.values())) == 2 < max(map(len, asked.values()))
 
 
 def test_nobody_sends_to_a_client_that_drops_out_and_at_least_min_replies_stay():
@@ -193,16 +216,86 @@ def test_where_too_few_come_in_time_the_fastest_are_waited_for(least, seconds):
     assert record.bytes_up == record.bytes_down / 6 * least
 
 
-def test_a_late_reply_that_does_not_fit_is_refused_for_that():
-    def broken(message, context):
-        model = submodel(message, build)
-        model.hidden.bias = torch.nn.Parameter(torch.zeros(3))
-        return reply(message, model, num_examples=2)
+def crash(message, context):
+    raise RuntimeError("the worker is gone")
 
-    (record,), _, _ = on_tiny(deadline_of(1.5), mix="a1", nodes=4, app=make_app(odd={1: broken}), min_replies=2)
-    assert "hidden.bias" in record.failures[1]
-    assert set(record.failures) == {1, 3}
-    assert record.simulated_seconds == pytest.approx(3, rel=1e-6)
+
+def untold(message, context):
+    answer = add_one(message, context)
+    del answer.content["metrics"]
+    return answer
+
+
+def test_clients_that_fail_take_no_time_and_are_named_with_their_own_fault(caplog):
+    app = make_app(odd={0: untold, 5: crash})
+    (record,), _, _ = on_tiny(deadline_of(3.5), mix="a1", nodes=6, app=app)
+    late = "simulated: later than the deadline of 3.5 s"
+    assert {partition: record.failures[partition] for partition in (3, 4)} == {3: late, 4: late}
+    assert "sent no metrics record" in record.failures[0]
+    assert "the worker is gone" in record.failures[5]
+    assert record.joules == pytest.approx(2 + 3 + 4 + 5, rel=1e-6)
+    assert late not in caplog.text  # what is meant to happen is no warning
+
+
+def test_evaluation_is_not_simulated():
+    devices = Devices({"a": DeviceProfile(macs_per_second=1.0, available=0.1, drop_out=0.9, **LINKS)}, work, deadline=1)
+    (record,), _, _ = on_tiny(devices, nodes=5, evaluation=Evaluation())
+    assert (record.evaluate["coverage"], record.evaluate_failures) == (1.0, {})
+
+
+class Streaming(Relay):
+    """A grid that hands its replies over one by one, and counts how many of them are alive at once."""
+
+    most = 0
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies, traces = deque(super().send_and_receive(messages, timeout=timeout)), []
+        while replies:
+            traces.append(weakref.ref(replies[0]))
+            yield replies.popleft()
+            if "arrays" in messages[0].content:
+                self.most = max(self.most, sum(trace() is not None for trace in traces))
+
+
+@pytest.mark.parametrize(("deadline", "least", "held"), [(100.0, 1, 1), (4.5, 1, 1), (0.5, 1, 1), (0.5, 3, 3)])
+def test_no_more_replies_are_held_than_may_be_needed_and_the_one_that_is_read(deadline, least, held):
+    with LocalGrid(make_app(), 8) as grid:
+        streaming = Streaming(grid)
+        run(streaming, deadline_of(deadline), mix="a1", min_replies=least)
+    assert streaming.most == held
+
+
+def test_replies_come_in_the_order_of_the_messages_where_the_fate_of_the_first_is_known_last():
+    own = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
+    devices = Devices({"a": own}, lambda kind, partition, rate, examples: 10 - partition, deadline=4.5)
+    with LocalGrid(make_app(), 8) as grid:
+        strategy = HeteroFL(build, "a1", evaluation=NEVER)
+        arrays = ArrayRecord(strategy.federation.initial_state())
+        messages = strategy.configure_train(1, arrays, ConfigRecord(), grid)
+        replies = list(on(grid, devices, 4).send_and_receive(messages))
+    assert [reply.metadata.src_node_id for reply in replies] == [message.metadata.dst_node_id for message in messages]
+    assert [reply.has_error() for reply in replies] == [True] * 4 + [False] * 4
+
+
+def test_a_grid_that_sees_no_whole_round_is_refused():
+    with LocalGrid(make_app(), 4) as grid, pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
+        run(Windowed(SimulatedDevices(grid, deadline_of(1.0)), 2), None)
+    with LocalGrid(make_app(), 4) as grid, pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
+        run(grid, deadline_of(1.0), fraction_train=0.5, spare=0.5)
+
+
+def test_no_client_can_claim_that_its_fault_is_simulated():
+    fault = SimulatedFault(DROPPED_OUT)
+    with LocalGrid(make_app(), 1):
+        message = Message(RecordDict(), 3, "train")
+        assert fault_of(Message(fault, reply_to=message)) == DROPPED_OUT
+        claim = Message(Error(fault.code, fault.reason), reply_to=message)
+    assert fault_of(claim) == f"error {fault.code}: {DROPPED_OUT}"
+
+
+def test_messages_of_another_strategy_are_refused():
+    with LocalGrid(make_app(), 2) as grid, pytest.raises(ReplyError, match="the server's strategy is not HeteroFL"):
+        on(grid, deadline_of(1.0)).send_and_receive([Message(RecordDict(), next(iter(grid.get_node_ids())), "train")])
 
 
 def test_a_run_that_goes_on_is_one_that_never_stopped():
@@ -218,9 +311,9 @@ def test_a_run_that_goes_on_is_one_that_never_stopped():
 class TestFedH2L:
     def play(self, devices, **options):
         keep = Keep()
-        strategy = FedH2L(3, seed_size=10, seed_batch=4, evaluation=NEVER, callbacks=[keep], devices=devices, **options)
+        strategy = FedH2L(3, seed_size=10, seed_batch=4, evaluation=NEVER, callbacks=[keep], **options)
         with Watched(test_fedh2l.app_of(), 3) as grid:
-            strategy.start(grid, num_rounds=1)
+            strategy.start(on(grid, devices, **options), num_rounds=1)
         return keep.records[0], grid
 
     def work(self, kind, partition, rate, examples):

@@ -7,7 +7,7 @@ reach on such hardware, far below a data sheet's peak; links are in bytes a seco
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from heterofl_flwr.methods.devices import DeviceProfile
+from heterofl_flwr.grids.devices import DeviceProfile
 
 EDGE: Mapping[str, DeviceProfile] = MappingProxyType(
     {

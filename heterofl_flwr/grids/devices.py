@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from heterofl_flwr.core.levels import level_name, rate_of
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.seeds import generator
 from heterofl_flwr.errors import ConfigError, check_fields
 
@@ -100,7 +100,7 @@ class Devices:
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
         By level or rate. A rate that is not there has the profile of the nearest larger one that is, or of the largest.
     work : Workload
-        How much a client computes; ``heterofl_flwr.methods.workload.Training`` measures it.
+        How much a client computes; ``heterofl_flwr.grids.workload.Training`` measures it.
     deadline : float
         For how many simulated seconds a round waits for replies; by default for as long as they take.
     """
@@ -116,11 +116,6 @@ class Devices:
         self.work = work
         self.deadline = deadline
         self._profiles = {rate_of(level): profile for level, profile in profiles.items()}
-
-    def __str__(self) -> str:
-        """Return in a line what is simulated."""
-        levels = ", ".join(level_name(rate) for rate in sorted(self._profiles, reverse=True))
-        return f"levels {levels}, {f'deadline {self.deadline:g} s' if math.isfinite(self.deadline) else 'no deadline'}"
 
     def profile(self, rate: float) -> DeviceProfile:
         """Return the profile of a rate."""

@@ -1,0 +1,216 @@
+"""``SimulatedDevices``: any grid, with devices on it that are slow, late, or gone."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+from flwr.app import Error, Message, MessageType, MetricRecord
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.devices import Devices, Spent, Turn, reached
+from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.methods.checks import MinReplies, least_replies, reply_floor
+from heterofl_flwr.methods.instructions import size_of
+
+SIMULATED = "simulated: "
+"""How the reason of every ``SimulatedFault`` begins."""
+
+AWAY = f"{SIMULATED}not available"
+DROPPED_OUT = f"{SIMULATED}dropped out"
+
+
+class SimulatedFault(Error):
+    """Why a simulated device gives no reply. No client can claim it: a type of error does not travel."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
+
+
+class SimulatedDevices(Relay):
+    """Let clients train on simulated devices: some are not available, drop out or are late, and all take time.
+
+    Whom chance or the deadline takes out of a round answers with an error; no message reaches a client that is not
+    available or drops out. The others are told their share of the work. What a round took is in ``costs``, and in its
+    ``RoundRecord``. Messages other than those to train pass as they are.
+
+    HeteroFL's messages say what it has to know of a client: seed, round, partition and rate. It has to see all messages
+    of a round at once, so it goes around a ``Windowed``, and not into one.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid of Flower, a ``LocalGrid`` or a ``Windowed``; it stays the caller's to close.
+    devices : Devices
+        What the devices can do, and the deadline.
+    min_replies : int | float | "auto"
+        How many clients neither chance nor the deadline takes out of a round: give a number or a share here, too, if
+        the strategy has one. ``auto`` leaves one, as the strategy then does not ask for what devices lose.
+
+    Examples
+    --------
+    >>> strategy.start(SimulatedDevices(Windowed(grid, 64), devices), num_rounds=20)
+    """
+
+    def __init__(self, grid: Grid, devices: Devices, *, min_replies: MinReplies = "auto") -> None:
+        super().__init__(grid)
+        self._devices = devices
+        self._min_replies = reply_floor("min_replies", min_replies)
+        self._exchanges: list[_Exchange] = []  # of the last round
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The seconds and joules of the last round on its devices, those of lost work included."""
+        return {
+            "simulated_seconds": sum(exchange.seconds for exchange in self._exchanges),
+            "joules": math.fsum(chain.from_iterable(exchange.joules for exchange in self._exchanges)),
+        }
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages other than those to train."""
+        messages = list(messages)
+        if any(map(_is_training, messages)):
+            raise ConfigError(
+                "simulated devices have to see all messages of a round at once, and these were pushed: put Windowed "
+                "inside, as in SimulatedDevices(Windowed(grid, 64), devices), leave spare at 0, and use "
+                "heterofl_flwr.HeteroFL rather than the classic API"
+            )
+        return super().push_messages(messages)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages; return the replies in the grid's order, behind the faults of those that get no message."""
+        messages = list(messages)
+        if not messages or not _is_training(messages[0]):
+            return super().send_and_receive(messages, timeout=timeout)
+        before = self._exchanges if messages[0].metadata.message_type == wire.TRAIN_LEARN else []
+        exchange = _Exchange(self._devices, messages, before[0].least if before else self._least(len(messages)))
+        self._exchanges = [*before, exchange]
+        lost = {} if before else exchange.draw_losses()
+        faults, sent = [], []
+        for message in messages:
+            if fault := lost.get(message.metadata.dst_node_id):
+                faults.append(Message(SimulatedFault(fault), reply_to=message))
+            else:
+                exchange.assign_share(message)
+                sent.append(message)
+        return chain(faults, exchange.replies(super().send_and_receive(sent, timeout=timeout)))
+
+    def _least(self, clients: int) -> int:
+        return 1 if self._min_replies == "auto" else least_replies(self._min_replies, clients)
+
+
+class _Exchange:
+    """Instructions of one type and the replies to them; a round has one exchange or several, one after the other.
+
+    Neither chance nor the deadline takes out of it more clients than leave ``least``.
+    """
+
+    def __init__(self, devices: Devices, messages: Sequence[Message], least: int) -> None:
+        self.least = least
+        self._devices = devices
+        self._kind = messages[0].metadata.message_type
+        self._turns = {message.metadata.dst_node_id: _turn_of(message) for message in messages}
+        self._down = {message.metadata.dst_node_id: _array_bytes(message) for message in messages}
+        self._dropped: list[int] = []
+        self._examples: list[int] = []
+        self._joules: list[float] = []
+        self._in_time: list[float] = []
+        self._late: list[tuple[float, int, int]] = []  # seconds, partition and node of late ones that may be needed
+        self._refused = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the server waits: for the replies that count, or until the deadline where others do not come."""
+        waits = [*self._in_time, *(seconds for seconds, _, _ in self._late)]
+        if math.isfinite(self._devices.deadline) and (self._dropped or self._refused):
+            waits.append(self._devices.deadline)
+        return max(waits, default=0.0)
+
+    @property
+    def joules(self) -> list[float]:
+        """What each device spent. Of one that drops out nobody knows the examples, so it has the others' mean."""
+        examples = round(sum(self._examples) / len(self._examples)) if self._examples else 0
+        wasted = (self._spent(node, examples, 0, reached(self._turns[node])) for node in self._dropped)
+        return [*self._joules, *(spent.joules for spent in wasted)]
+
+    def draw_losses(self) -> dict[int, str]:
+        """Draw which clients get no message in this round; return why, by node."""
+        there = self._devices.present(self._turns, self.least)
+        self._dropped = self._devices.drop_outs({node: self._turns[node] for node in there}, self.least)
+        return dict.fromkeys(self._turns.keys() - set(there), AWAY) | dict.fromkeys(self._dropped, DROPPED_OUT)
+
+    def assign_share(self, message: Message) -> None:
+        """Write into an instruction which share of its steps the client takes, where that is not all."""
+        share = self._devices.share(self._turns[message.metadata.dst_node_id])
+        if share < 1:
+            wire.config_of(message, wire.SERVER)[wire.WORK] = share
+
+    def replies(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield replies in their order; late ones become errors, but for the fastest where too few come in time.
+
+        A reply is held back only behind a late one that may still be needed, so no more than ``least`` are held whole.
+        """
+        waiting: list[Message] = []
+        for reply in replies:
+            refused = self._note(reply)
+            waiting.append(reply)
+            del reply  # the consumer alone decides how long a reply lives
+            if refused:
+                waiting = [self._too_late(own) if own.metadata.src_node_id in refused else own for own in waiting]
+            undecided = {node for _, _, node in self._late}
+            while waiting and waiting[0].metadata.src_node_id not in undecided:
+                yield waiting.pop(0)
+        while waiting:
+            yield waiting.pop(0)
+
+    def _note(self, reply: Message) -> set[int]:
+        """Note what a reply took; return the nodes whose late replies are now known not to be needed."""
+        node, examples = reply.metadata.src_node_id, _examples_of(reply)
+        if examples is None or node not in self._turns:  # the strategy says what is wrong with it
+            return set()
+        spent = self._spent(node, examples, _array_bytes(reply))
+        self._examples.append(examples)
+        self._joules.append(spent.joules)
+        if spent.seconds > self._devices.deadline:
+            self._late = sorted([*self._late, (spent.seconds, self._turns[node].partition, node)])
+        else:
+            self._in_time.append(spent.seconds)
+        needed = max(self.least - len(self._in_time), 0)
+        refused, self._late = self._late[needed:], self._late[:needed]
+        self._refused = self._refused or bool(refused)
+        return {node for _, _, node in refused}
+
+    def _too_late(self, reply: Message) -> Message:
+        fault = SimulatedFault(f"{SIMULATED}later than the deadline of {self._devices.deadline:g} s")
+        return make_message(reply.metadata, error=fault)
+
+    def _spent(self, node: int, examples: int, up: int, done: float = 1.0) -> Spent:
+        """Return what a device spends on its share of the work, or on the part of it that it has done."""
+        turn = self._turns[node]
+        macs = self._devices.work(self._kind, turn.partition, turn.rate, examples) * self._devices.share(turn) * done
+        return self._devices.spent(turn, macs, self._down[node], up)
+
+
+def _is_training(message: Message) -> bool:
+    return message.metadata.message_type.startswith(MessageType.TRAIN)
+
+
+def _turn_of(message: Message) -> Turn:
+    config = wire.config_of(message, wire.SERVER)
+    keys = (wire.SEED, wire.SERVER_ROUND, wire.PARTITION)
+    seed, server_round, partition = (wire.value_of(config, key, int, wire.SERVER) for key in keys)
+    return Turn(seed, server_round, partition, wire.value_of(config, wire.RATE, float, wire.SERVER))
+
+
+def _array_bytes(message: Message) -> int:
+    return sum(map(size_of, wire.arrays_in(message.content).values()))
+
+
+def _examples_of(reply: Message) -> int | None:
+    """Return of how many examples a reply tells; None where it is no answer to an instruction to train."""
+    metrics = None if reply.has_error() else reply.content.get(wire.METRICS)
+    examples = metrics.get(wire.NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
+    return examples if isinstance(examples, int) and examples >= 0 else None
