@@ -86,6 +86,7 @@ class Processes:
         self._more = {**QUICK, **(more or {})}
         self._mark = secrets.token_hex(16)
         self._stack = ExitStack()
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         """Make the home; nothing is started yet."""
@@ -99,6 +100,8 @@ class Processes:
     ) -> None:
         """End all processes."""
         self._stack.close()
+        for process in self._started:
+            process.wait(STARTUP)
 
     def wait_for(self, happened: Callable[[], object], what: str, seconds: float = STARTUP) -> None:
         """Wait until something has happened; raise if it does not."""
@@ -152,7 +155,7 @@ class Processes:
                 cwd=folder,
                 start_new_session=True,
             )
-        self._stack.callback(process.wait, STARTUP)
+        self._started.append(process)
         return process
 
 

@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.learn import give_back_freed_memory
 from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.methods.evaluation import Evaluation
@@ -32,6 +32,7 @@ from heterofl_flwr.nn import PAPER
 from simulations.benchmarks.charts import draw, save
 from simulations.benchmarks.memory import peak_of
 
+APP = "simulations.benchmarks.slice_app:app"
 MOST_MODELS = 3.0
 MOST_GROWTH = 1.25
 MIX = "a1-b1-c1-d1-e1"
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", choices=["cifar10", "mnist"], default="cifar10", help="the paper's model of this data"
     )
     parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
+    parser.add_argument("--ray", action="store_true", help="run the clients in as many Ray actors instead")
     parser.add_argument("--window", type=int, default=16, help="messages that may be out")
     parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw time and memory, as SVG or PNG by its name")
@@ -97,7 +99,10 @@ def run(options: argparse.Namespace) -> bool:
         f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
     )
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
-    with LocalGrid("simulations.benchmarks.slice_app:app", options.nodes, processes=options.processes) as grid:
+    make = (
+        partial(RayGrid, at_once=options.processes) if options.ray else partial(LocalGrid, processes=options.processes)
+    )
+    with make(APP, options.nodes) as grid:
         start = time.perf_counter()
         gather_nodes(grid, strategy.federation, options.nodes, 60.0)
         seconds = time.perf_counter() - start

@@ -173,7 +173,7 @@ def test_an_interrupt_ends_the_run_at_once(ended):
     run = ended["hangs"]
     assert run.code == 130
     assert run.err.splitlines()[-1] == "heterofl: interrupted"
-    assert "result: 1" in run.out  # of another app the log is shown
+    assert "result: 1" in run.err  # of another app the log is shown
 
 
 def test_no_process_and_no_private_folder_is_left(ended, home):

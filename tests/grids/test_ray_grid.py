@@ -26,7 +26,10 @@ from heterofl_flwr.grids.ray_grid import _fits
 from heterofl_flwr.methods.callbacks import RoundCallback
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.simulation
+pytestmark = [
+    pytest.mark.simulation,
+    pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen"),  # Ray does not wait for its processes
+]
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +310,7 @@ def test_nothing_is_left_of_a_ray_that_the_grid_has_started(apps):
 def is_gone(folder, *pids, seconds):
     """Return whether a folder and processes are gone in time; a zombie is, but for whoever should reap it."""
     deadline = time.monotonic() + seconds
-    while left := [pid for pid in pids if is_alive(int(pid))] or Path(folder).exists():
+    while Path(folder).exists() or any(is_alive(int(pid)) for pid in pids):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

@@ -1,20 +1,20 @@
 """What a round of ten clients of level e takes beside their training alone, where the training takes least.
 
 The overhead is 1 - (training / round). A round is all from the draw of its clients to the new global model, on a
-``LocalGrid`` in this process; the training is what of it the clients spend in ``train_together``. The first round's
-model is compared with that of the same training without any message. The global model is level a, which the one client
-that never trains holds.
+``LocalGrid`` in this process or a ``RayGrid`` of one actor; the training is what of it the clients spend in
+``train_together`` on the first. Each grid's first model is compared with that of the same training without any message.
+The global model is level a, which the one client that never trains holds.
 """
 
 import contextlib
 import copy
-import io
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,17 +27,15 @@ from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.launch.grid import cohort_of
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.client import seed_of, submodel
 from heterofl_flwr.core import LEVELS, Aggregator
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.groups import together
 from heterofl_flwr.learn import TrainResult, Work, train_together
 from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.nn.threads import torch_threads
-from heterofl_flwr.report import RunFolder
 from simulations.benchmarks.rounds.ours import request
 from simulations.benchmarks.rounds.task import Experiment, members
 
@@ -60,27 +58,27 @@ class Overhead:
 
 
 def measure(experiment: Experiment, rounds: int, *, ray: bool) -> dict[str, Overhead]:
-    """Measure on ``LocalGrid`` and, if asked, on Flower's Ray backend with one client at a time."""
+    """Measure on ``LocalGrid`` and, if asked, on ``RayGrid`` with one client or group of them at a time."""
     mix = f"a1-e{experiment.clients - 1}"
     seed = next(seed for seed in itertools.count() if _all_small(experiment.clients, seed, mix, rounds + 1))
     options = ("--seed", str(seed), "--rounds", str(rounds + 1), "--parallel", "1")
     settings: dict[str, object] = {"mix": mix, "assignment": "fix", "evaluate.every": 0}
     with tempfile.TemporaryDirectory() as folder:
         asked = request(experiment, Path(folder, "local"), "--grid", "local", *options, settings=settings)
-        local = by_local_grid(asked, rounds)
+        local = on_grid(LocalGrid, asked, rounds)
         if not ray:
             return {"LocalGrid": local}
-        asked = request(experiment, Path(folder, "ray"), "--grid", "ray", *options, settings=settings)
-        return {"LocalGrid": local, "Ray": Overhead(by_ray(asked), local.training)}
+        actor = on_grid(partial(RayGrid, at_once=1), asked, rounds)
+        return {"LocalGrid": local, "RayGrid": Overhead(actor.round, local.training)}
 
 
-def by_local_grid(asked: Request, rounds: int) -> Overhead:
+def on_grid(make: Callable[..., LocalGrid | RayGrid], asked: Request, rounds: int) -> Overhead:
     """Measure rounds and what of them is training, after one whose result is checked and whose time is thrown away."""
     task, cohort = task_of(asked.config), cohort_of(asked)
     strategy = make_strategy(task, ())
     arrays = ArrayRecord(strategy.federation.initial_state())
     seconds: list[tuple[float, float]] = []
-    with LocalGrid(APP, asked.clients, cohort=cohort, run_config=asked.config) as grid, torch_threads(1):
+    with make(APP, asked.clients, cohort=cohort, run_config=asked.config) as grid, torch_threads(1):
         for server_round in range(1, rounds + 2):
             start = time.perf_counter()
             with _training_timed() as training:
@@ -139,13 +137,6 @@ def check_same(new: ArrayRecord | None, expected: Mapping[str, Tensor]) -> None:
     found = new.to_torch_state_dict() if new else {}
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def by_ray(asked: Request) -> float:
-    """Return the median seconds of the rounds of a run on Ray, but for the first."""
-    with contextlib.redirect_stdout(io.StringIO()):  # a line for each round
-        run_request(asked)
-    return statistics.median(record.seconds for record in RunFolder(asked.out).history()[1:])
 
 
 def _all_small(clients: int, seed: int, mix: str, rounds: int) -> bool:
