@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.methods.fedh2l import FedH2L
     from heterofl_flwr.methods.heterofl import HeteroFL
     from heterofl_flwr.methods.hybrid import Hybrid
+    from heterofl_flwr.methods.level_table import Levels
     from heterofl_flwr.methods.limits import Limits
     from heterofl_flwr.methods.privacy import Privacy
     from heterofl_flwr.methods.schedule import multi_step
@@ -43,6 +44,7 @@ __all__ = [
     "HeteroFL",
     "HeteroFLError",
     "Hybrid",
+    "Levels",
     "Limits",
     "LocalGrid",
     "Mix",
@@ -72,6 +74,7 @@ _HOMES = {
     "HeteroFL": "heterofl_flwr.methods.heterofl",
     "HeteroFLError": "heterofl_flwr.errors",
     "Hybrid": "heterofl_flwr.methods.hybrid",
+    "Levels": "heterofl_flwr.methods.level_table",
     "Limits": "heterofl_flwr.methods.limits",
     "LocalGrid": "heterofl_flwr.grids.local",
     "Mix": "heterofl_flwr.core.levels",

@@ -22,6 +22,7 @@ PUBLIC = [
     "HeteroFL",
     "HeteroFLError",
     "Hybrid",
+    "Levels",
     "Limits",
     "LocalGrid",
     "Mix",

@@ -120,7 +120,12 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "privacy": settings.privacy.to_core(),
         "limits": settings.server.limits(),
         "learning_rate": multi_step(train.lr, train.milestones, train.factor),
-        "evaluation": Evaluation(every=evaluation.every, nodes=evaluation.nodes, levels=evaluation.levels),
+        "evaluation": Evaluation(
+            every=evaluation.every,
+            nodes=evaluation.nodes,
+            levels=evaluation.levels,
+            moments_merge=evaluation.moments_merge,
+        ),
         "callbacks": callbacks,
     }
     if settings.server.strategy in EXCHANGES and task.dataset.train.reading is not None:

@@ -3,6 +3,7 @@
 All are pure functions: the same (mix, seed, round, partition) gives the same rate on every machine.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from heterofl_flwr.core.levels import Mix, exact_rate
@@ -42,6 +43,22 @@ def dynamic_rate(mix: Mix, *, seed: int, server_round: int, partition: int, capa
         )
     rates, counts = zip(*held, strict=True)
     return float(generator(seed, "rate", server_round, partition).choices(rates, weights=counts)[0])
+
+
+def joining_rates(mix: Mix, held: Sequence[float], number: int) -> list[float]:
+    """Return the rates of that many new clients under *Fix*, where the others keep the rates that they hold.
+
+    Without others these are the rates of ``fixed_rate``. Later clients get, one by one, the rate of which the mix's
+    proportions lack most; of equals the largest.
+    """
+    if not held:
+        return [fixed_rate(mix, place, number) for place in range(number)]
+    clients, new = Counter(held), []
+    for _ in range(number):
+        parts = zip(mix.rates, mix.counts, strict=True)
+        new.append(max(parts, key=lambda part: part[1] / (clients[part[0]] + 1))[0])
+        clients[new[-1]] += 1
+    return new
 
 
 def _expand(mix: Mix) -> Sequence[float]:

@@ -39,9 +39,18 @@ POLL_SECONDS = 1.0
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
     """Return the grid, guarded if it is the one of a SuperLink: others bring replies that this machine made."""
-    if isinstance(grid, Relay) and not isinstance(grid, Guarded):
+    if isinstance(grid, Guarded):
+        return grid
+    if isinstance(grid, Relay):
         return grid.over(lambda inner: guard(inner, largest_reply))
-    return Guarded(grid, largest_reply) if hasattr(type(grid), "_runtime_client") else grid
+    return Guarded(grid, largest_reply) if crosses_superlink(grid) else grid
+
+
+def crosses_superlink(grid: object) -> bool:
+    """Whether a grid's replies come from other machines, through a SuperLink."""
+    while isinstance(grid, Relay):
+        grid = grid._grid
+    return hasattr(type(grid), "_runtime_client")
 
 
 @dataclass(slots=True)

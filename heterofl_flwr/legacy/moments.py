@@ -11,19 +11,20 @@ from heterofl_flwr.legacy.proxies import ask_all
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.limits import short
+from heterofl_flwr.methods.queries import MomentsSum
 from heterofl_flwr.nn.moments import Moments
 
 _SECONDS = 3600.0
 
 
 def ask_for_moments(
-    federation: Federation,
+    total: MomentsSum,
     proxies: Mapping[int, ClientProxy],
     instructions: Mapping[int, FitIns],
     rates_of: Mapping[int, tuple[float, ...]],
     note: Callable[[int, str], None],
 ) -> dict[float, Moments]:
-    """Ask and return, for each rate, the moments of all clients that answered, merged; note why others did not."""
+    """Ask, add up, and return the moments of all clients that answered, by rate; note why others did not."""
 
     def ask(number: int) -> FitRes | Exception:
         try:
@@ -31,16 +32,16 @@ def ask_for_moments(
         except Exception as error:  # each of Flower's runtimes raises errors of its own
             return error
 
-    merged: dict[float, Moments] = {}
     faults: list[str] = []
     for number, answer in zip(instructions, ask_all(ask, instructions), strict=True):
         try:
             # All are read before any is added, so an answer that does not fit changes nothing.
-            federation.add_moments(merged, _read(federation, answer, rates_of[number], f"client {number}"))
+            total.add(number, _read(total.federation, answer, rates_of[number], f"client {number}"))
         except HeteroFLError as error:
             fault = short(str(error))
             faults.append(f"client {number}: {fault}")
             note(number, f"no usable moments: {fault}")
+    merged = total.result()
     if instructions and not merged:
         raise RoundError(
             f"none of {len(instructions)} clients that promised static batch norm moments gave any: let fit begin with "

@@ -15,6 +15,7 @@ from heterofl_flwr import messages as wire
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.legacy.arrays import named, size_of, unpack
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.causes import explained
@@ -44,6 +45,11 @@ def ask_all(ask: Callable[[Asked], Answer], clients: Iterable[Asked]) -> list[An
     """Return what each client answers, asked at the same time, in their order."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(ask, clients))
+
+
+def crosses_network(proxy: ClientProxy) -> bool:
+    """Whether a client is on another machine: behind a SuperLink, or at the other end of ``start_server``'s bridge."""
+    return crosses_superlink(getattr(proxy, "grid", None)) or hasattr(proxy, "bridge")
 
 
 def properties_of(proxy: ClientProxy) -> Properties | None:

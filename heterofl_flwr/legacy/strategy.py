@@ -29,6 +29,7 @@ from heterofl_flwr.legacy.moments import ask_for_moments
 from heterofl_flwr.legacy.proxies import (
     ask_all,
     cause_of,
+    crosses_network,
     faults_of,
     properties_of,
     read_evaluate,
@@ -293,7 +294,7 @@ class HeteroFL(HeteroFLBase, Strategy):
         if new:
             self._give_moments |= {number for number, own in answers.items() if own and own.gives_moments}
             known = {number: own.capability if own else None for number, own in answers.items()}
-            self.federation.register(known, present=proxies)
+            self.federation.register(known, present=proxies, ids={number: proxies[number].cid for number in new})
         return bool(new)
 
     def _query_moments(
@@ -307,8 +308,9 @@ class HeteroFL(HeteroFLBase, Strategy):
             number: FitIns(sent[rates], self._config(server_round, number, rates, task=wire.TASK_MOMENTS, asked=asked))
             for number, rates in rates_of.items()
         }
+        remote = any(map(crosses_network, proxies.values()))
         return ask_for_moments(
-            self.federation,
+            self._sum_of_moments(self.federation, remote),
             proxies,
             instructions,
             rates_of,

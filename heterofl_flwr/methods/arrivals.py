@@ -36,7 +36,7 @@ def gather(
     while True:
         node_ids = there()
         enough = len(node_ids) >= max(minimum, 1)
-        if enough and not (learn(node_ids) and federation.nodes.num_partitions(node_ids) > len(node_ids)):
+        if enough and not (learn(node_ids) and federation.nodes.most_said() > len(node_ids)):
             return node_ids
         if time.monotonic() >= deadline:
             break

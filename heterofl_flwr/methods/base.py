@@ -153,6 +153,7 @@ class HeteroFLBase(Evaluating):
         arrayrecord_key: str = wire.ARRAYS,
         configrecord_key: str = wire.CONFIG,
     ) -> None:
+        self.limits = limits or Limits()
         self.federation = Federation(
             build=build,
             mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
@@ -164,6 +165,7 @@ class HeteroFLBase(Evaluating):
             choose=choose,
             shared=shared,
             privacy=privacy or Privacy(),
+            levels=self.limits.levels,
         )
         self.fraction_train = fraction("fraction_train", fraction_train)
         self.fraction_evaluate = fraction("fraction_evaluate", fraction_evaluate, zero=True)
@@ -179,13 +181,17 @@ class HeteroFLBase(Evaluating):
         if self.federation.privacy.noise and weights != "equal":
             raise ConfigError("privacy: noise fits a mean in which each client counts once; expected weights='equal'")
         self.labels = one_of("labels", labels, LabelRule)
-        self.limits = limits or Limits()
         if self.federation.privacy.noise and self.limits.norm_bound:
             raise ConfigError(
                 "privacy: with noise a longer change is shortened, as a refusal would show who sent it; expected "
                 "limits.norm_bound=0 (server.norm-bound)"
             )
         self.evaluation = evaluation or Evaluation()
+        if self.federation.privacy.noise and self.evaluation.moments_merge == "robust":
+            raise ConfigError(
+                "privacy: with noise each client's moments are shortened already, and a median would let one client "
+                "move what others count for; expected evaluation.moments_merge='auto' (evaluate.moments-merge)"
+            )
         self.callbacks = tuple(callbacks)
         self.spent = Spent(self.federation.privacy)  # of all runs: what was given away stays so
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
@@ -232,14 +238,14 @@ class HeteroFLBase(Evaluating):
         """Begin a round and return its clients with their rates."""
         federation = self.federation
         self._warned_of_few = self._warned_of_few or warn_of_few(len(node_ids), federation.mix)
-        number, partition = federation.nodes.num_partitions(node_ids), federation.nodes.partition
+        partition = federation.nodes.partition
         able = self._able(node_ids)
         least = self.min_train_nodes
         self._enough = federation.number(able, self.fraction_train, least)
         sampled = federation.sample(server_round, able, self.fraction_train, least=least, spare=self.spare)
         self._silent = set()
         self._round = federation.open_round(server_round, state, norm_bound=self.limits.norm_bound, labels=self.labels)
-        self._rates = {node_id: federation.rate(server_round, node_id, number) for node_id in sampled}
+        self._rates = {node_id: federation.rate(server_round, node_id) for node_id in sampled}
         self._plans = {
             node_id: federation.plan_of(server_round, node_id, rate) for node_id, rate in self._rates.items()
         }
@@ -295,6 +301,8 @@ class HeteroFLBase(Evaluating):
         self._answers[node_id] = float(answer.num_examples), answer.metrics
         self.log.bytes_up += answer.num_bytes
         self.tally.accept(self.federation.nodes.partition(node_id))
+        if self.keys.weighted_by_key == wire.NUM_EXAMPLES:
+            self.federation.nodes.set_examples(node_id, answer.num_examples)
         if answer.capacity is not None:
             self.federation.nodes.set_capacity(node_id, answer.capacity)
 
@@ -320,6 +328,7 @@ class HeteroFLBase(Evaluating):
         if self._round is None:
             raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
         self._check_replies(server_round, self._round.replies)
+        self._warn_of_absent()
         new = self._round.close()
         self.spent.add(TRAINING)
         self.log.privacy = self.spent.facts()
@@ -344,3 +353,13 @@ class HeteroFLBase(Evaluating):
             f"{least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {self.min_replies}){''.join(faults[:NAMED])}{more}"
         )
+
+    def _warn_of_absent(self) -> None:
+        """Warn, once, of clients in the table of levels that were not there in the first round."""
+        if self.federation.absent:
+            logger.warning(
+                "levels name %s, but no node there has this registered name or node id (flwr supernode list): it may "
+                "come later, or the name is a mistake",
+                ", ".join(sorted(self.federation.absent)),
+            )
+        self.federation.absent = set()

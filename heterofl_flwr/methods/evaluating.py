@@ -22,6 +22,7 @@ from heterofl_flwr.methods.evaluation import (
 from heterofl_flwr.methods.federation import Federation
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import MOMENTS, Spent, noise_moments
+from heterofl_flwr.methods.queries import MomentsSum
 from heterofl_flwr.methods.round_log import RoundLog
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import Moments
@@ -71,11 +72,11 @@ class Evaluating:
         able = [node_id for node_id in self._welcome(node_ids) if node_id not in self._no_evaluate]
         share, least = self.fraction_evaluate, self.min_evaluate_nodes
         drawn = self.federation.sample(server_round, able, share, "evaluate", least=least) if able else []
-        mix, number = self.federation.mix, self.federation.nodes.num_partitions(node_ids)
+        mix = self.federation.mix
         self._there = node_ids
         if self.federation.personal:
             held: dict[int, tuple[float, ...]]
-            held = {node_id: (self.federation.rate(server_round, node_id, number),) for node_id in drawn}
+            held = {node_id: (self.federation.rate(server_round, node_id),) for node_id in drawn}
         else:
             rates = mix.rates if self.evaluation.levels_due(server_round, self._num_rounds) else mix.rates[:1]
             held = {node_id: own for node_id in drawn if (own := self._held(rates, node_id))}
@@ -102,9 +103,8 @@ class Evaluating:
 
     def _held(self, rates: Sequence[float], node_id: int) -> tuple[float, ...]:
         """Return those of some rates that a client is to evaluate."""
-        capacity = self.federation.nodes[node_id].capacity
-        limit = self.federation.mix.global_rate if self.evaluation.nodes == "all" or capacity is None else capacity
-        return tuple(rate for rate in rates if rate <= limit)
+        held = None if self.evaluation.nodes == "all" else self.federation.nodes[node_id].holds
+        return tuple(rate for rate in rates if held is None or rate <= held)
 
     def _summarise(self, server_round: int, answers: Answers) -> dict[str, float]:
         """Note and return what the clients' evaluations add up to."""
@@ -187,6 +187,12 @@ class Evaluating:
             known = of_rates(metrics, (*self.federation.mix.rates, *rates))
             own.append((number, known if self._is_whole(rates) else of_level(known, rates[0])))
         return summarise(own, summary), summarise_levels(own)
+
+    def _sum_of_moments(self, federation: Federation, remote: bool) -> MomentsSum:
+        """Return what adds up clients' moments; ``remote`` says whether they come from other machines."""
+        merge, noise = self.evaluation.moments_merge, federation.privacy.noise
+        robust = merge == "robust" or (merge == "auto" and remote and not noise)
+        return MomentsSum(federation, self.limits, robust=robust)
 
     def _release(self, moments: dict[float, Moments]) -> dict[float, Moments]:
         """Return moments as clients may know them: with noise, where there is any, which is accounted for."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, median_low
-from typing import Literal
+from typing import Literal, get_args
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ConfigError
@@ -17,6 +17,8 @@ Answers = Mapping[int, Answer]
 
 Summary = Callable[[Sequence[Answer]], dict[str, float]]
 """What makes one value of each metric of what clients answered."""
+
+MomentsMerge = Literal["auto", "mean", "robust"]
 
 LOCAL_ACCURACY = "local-accuracy"
 WORST_ACCURACY = "worst-accuracy"
@@ -38,12 +40,17 @@ class Evaluation:
         Also evaluate each level's own model: True, False, or ``last`` for the last round alone.
     static_norm
         Before an evaluation, query the clients for static batch norm moments if the model has batch norm.
+    moments_merge
+        ``mean``: each client's moments count as it sends them, as in the paper; ``robust``: outliers are clipped to the
+        median over clients (``heterofl_flwr.nn.moments.sum_robust``). ``auto``: robust where answers come from other
+        machines, through a SuperLink, and there is no noise on them; mean in simulations.
     """
 
     every: int = 1
     nodes: Literal["all", "capable"] = "all"
     levels: bool | Literal["last"] = False
     static_norm: bool = True
+    moments_merge: MomentsMerge = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -53,6 +60,8 @@ class Evaluation:
             raise ConfigError(f"evaluation.nodes is {self.nodes!r}; expected all or capable")
         if self.levels not in (True, False, "last"):
             raise ConfigError(f"evaluation.levels is {self.levels!r}; expected True, False or 'last'")
+        if self.moments_merge not in get_args(MomentsMerge):
+            raise ConfigError(f"evaluation.moments_merge is {self.moments_merge!r}; expected auto, mean or robust")
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""

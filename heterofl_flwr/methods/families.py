@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from torch import nn
 
-from heterofl_flwr.core.assignment import fixed_rate
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
@@ -30,9 +29,9 @@ OF_ALL = "global-"
 class Families(Federation):
     """A federation of families.
 
-    A client's family is the remainder of its partition by the number of families. Under *Fix* a client's rate follows
-    from its place within its family, so that each family has the mix's rates in the mix's proportions, however the
-    blocks of partitions lie.
+    A client's family is the remainder of its place (see ``Nodes``) by the number of families. Under *Fix* a client's
+    rate follows from its place within its family, so that each family has the mix's rates in the mix's proportions,
+    however the blocks of partitions lie.
 
     Parameters
     ----------
@@ -52,9 +51,14 @@ class Families(Federation):
         self.members = {name: replace(like, build=build) for name, build in builds.items()}
         super().__init__(**{field.name: getattr(like, field.name) for field in fields(Federation)})
 
+    @property
+    def turns(self) -> int:
+        """Among how many families the clients go in turns."""
+        return len(self.members)
+
     def family(self, node_id: int) -> str:
         """Return a client's family."""
-        return list(self.members)[self.nodes.partition(node_id) % len(self.members)]
+        return list(self.members)[self.nodes.place(node_id) % self.turns]
 
     def split(self, values: Mapping[int, Value]) -> dict[str, dict[int, Value]]:
         """Return values of clients by family, and then by client; a family without any has none."""
@@ -83,15 +87,6 @@ class Families(Federation):
         """Return the families' freshly built models, each as it would be alone."""
         states = [under(name, member.initial_state()) for name, member in self.members.items()]
         return {name: tensor for own in states for name, tensor in own.items()}
-
-    def rate(self, server_round: int, node_id: int, num_partitions: int) -> float:
-        """Return the rate at which a client trains in a round."""
-        if self.assignment != "fix":
-            return super().rate(server_round, node_id, num_partitions)
-        number = len(self.members)
-        place, turn = divmod(self.nodes.partition(node_id), number)
-        of_family = len(range(turn, num_partitions, number))
-        return fixed_rate(self.mix, place, of_family, capacity=self.nodes[node_id].capacity)
 
 
 def side_by_side(builds: Mapping[str, Build], rate: float) -> nn.Module:

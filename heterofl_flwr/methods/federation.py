@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.aggregate import Aggregator
-from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
+from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.choose import SliceRule, chooser
 from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.fidelity import Fidelity
@@ -27,11 +27,11 @@ from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_par
 from heterofl_flwr.core.ties import first_names, untied
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.methods.label_rows import find_label_rows
+from heterofl_flwr.methods.level_table import Levels
 from heterofl_flwr.methods.limits import LARGEST_ENTRY
 from heterofl_flwr.methods.nodes import Capability, Nodes
-from heterofl_flwr.methods.privacy import Privacy, clip_moments
+from heterofl_flwr.methods.privacy import Privacy
 from heterofl_flwr.methods.server_optimizer import ServerOptimizer, optimized
-from heterofl_flwr.nn.moments import Moments, check_layers, check_possible
 from heterofl_flwr.nn.static_norm import batch_norms
 
 State = dict[str, Tensor]
@@ -80,6 +80,8 @@ class Federation:
         which each then has a model of its own.
     privacy
         What is clipped and noised.
+    levels
+        Which clients may have which levels, whatever they say.
     """
 
     build: Callable[[float], nn.Module]
@@ -92,6 +94,7 @@ class Federation:
     choose: SliceRule = "prefix"
     shared: Sequence[str] = ALL
     privacy: Privacy = field(default_factory=Privacy)
+    levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -104,6 +107,7 @@ class Federation:
                 f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "
                 f"and choose='prefix', found {self.assignment!r} and {self.choose!r}"
             )
+        self.levels.check(self.mix, self.assignment)
         self.nodes: Nodes
         self.optimizer_state: State
         self.forget()
@@ -117,6 +121,11 @@ class Federation:
     def model(self) -> nn.Module:
         """The global model's architecture; its weights are only a start."""
         return self.build(self.mix.global_rate)
+
+    @property
+    def turns(self) -> int:
+        """Among how many families the clients go in turns."""
+        return 1
 
     @property
     def personal(self) -> bool:
@@ -158,6 +167,7 @@ class Federation:
     def forget(self) -> None:
         """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
         self.nodes = Nodes()
+        self.absent = set(self.levels.table)
         self.optimizer_state = {}
 
     def register(
@@ -165,10 +175,30 @@ class Federation:
         answers: Mapping[int, Capability | None],
         names: Mapping[int, str] | None = None,
         present: Iterable[int] | None = None,
+        ids: Mapping[int, str] | None = None,
     ) -> None:
-        """Take up new clients; one that did not answer gets the mix's smallest rate."""
-        silent = Capability(capacity=self.mix.rates[-1])
-        self.nodes.register({node: answer or silent for node, answer in answers.items()}, names, present)
+        """Take up new clients; one that did not answer gets the mix's smallest rate.
+
+        ``ids`` are the node ids as ``levels.table`` has them, where they are not those of the answers.
+        """
+        silent, names = Capability(capacity=self.mix.rates[-1]), names or {}
+        admitted = {}
+        for node_id, answer in answers.items():
+            name, own_id = names.get(node_id, ""), (ids or {}).get(node_id, str(node_id))
+            admitted[node_id] = self.levels.applied(answer or silent, name, own_id)
+            self.absent -= {name, own_id}
+        self.nodes.register(admitted, names, present)
+        self._deal_rates()
+
+    def _deal_rates(self) -> None:
+        """Give new clients a rate each by their seats, so that what clients say of themselves changes no other's."""
+        rates = self.nodes.dealt_rates
+        for turn in range(self.turns):
+            family = (node_id for node_id in self.nodes if self.nodes.seat(node_id) % self.turns == turn)
+            seated = sorted(family, key=self.nodes.seat)
+            new = [node_id for node_id in seated if node_id not in rates]
+            held = [rates[node_id] for node_id in seated if node_id in rates]
+            rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
 
     def number(self, node_ids: Sequence[int], fraction: float, least: int | None = None) -> int:
         """Return how many clients take part: ``max(fraction * clients, 1)``, rounded up.
@@ -194,30 +224,24 @@ class Federation:
         number += math.ceil(Fraction(str(spare)) * number)
         return self.nodes.sample(node_ids, number, purpose, server_round, seed=self.seed)
 
-    def rate(self, server_round: int, node_id: int, num_partitions: int) -> float:
+    def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round."""
-        partition = self.nodes.partition(node_id)
-        capacity = self.nodes[node_id].capacity
-        if self.assignment == "fix":
-            # A partition beyond what most clients say there are is a mistake, or a lie.
-            return fixed_rate(self.mix, min(partition, num_partitions - 1), num_partitions, capacity=capacity)
-        return dynamic_rate(self.mix, seed=self.seed, server_round=server_round, partition=partition, capacity=capacity)
+        known, place = self.nodes[node_id], self.nodes.place(node_id)
+        if self.assignment == "dynamic":
+            return dynamic_rate(
+                self.mix, seed=self.seed, server_round=server_round, partition=place, capacity=known.holds
+            )
+        if known.partition is None and known.capacity is None:
+            return min(self.nodes.dealt_rates[node_id], known.limit)
+        own, turn = divmod(place, self.turns)
+        number = max(len(range(turn, self.nodes.places(node_id), self.turns)), 1)
+        own = min(own, number - 1)  # a number beyond those that there are is a mistake, or a lie
+        return min(fixed_rate(self.mix, own, number, capacity=known.capacity), known.limit)
 
     def holds_none(self, node_id: int) -> bool:
         """Whether a client can hold no rate that it could be given."""
-        capacity = self.nodes[node_id].capacity
-        return self.assignment == "dynamic" and capacity is not None and capacity < self.mix.rates[-1]
-
-    def add_moments(self, merged: dict[float, Moments], found: Mapping[float, Moments]) -> None:
-        """Add a client's static batch norm moments to those of others; refuse them whole if any do not fit."""
-        for rate, own in found.items():
-            if own.kind != self.fidelity.moments:
-                raise ReplyError(f"moments of kind {own.kind}, expected {self.fidelity.moments}")
-            check_layers(own, self.norms(rate))
-            check_possible(own)
-        if self.privacy.noise:
-            found = {rate: clip_moments(own, self.privacy) for rate, own in found.items()}
-        merged |= {rate: merged[rate] + own if rate in merged else own for rate, own in found.items()}
+        held = self.nodes[node_id].holds
+        return self.assignment == "dynamic" and held is not None and held < self.mix.rates[-1]
 
     def _norms_at(self, rate: float) -> Mapping[str, int]:
         """Return the batch norm layers of a rate, each with its channels; ``norms`` works them out once."""

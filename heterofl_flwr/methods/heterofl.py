@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.guarded import guard
+from heterofl_flwr.grids.guarded import crosses_superlink, guard
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS
 from heterofl_flwr.methods.base import HeteroFLBase
 from heterofl_flwr.methods.evaluating import ADD_EVALUATE, ADD_MOMENTS
@@ -232,15 +232,10 @@ class HeteroFL(HeteroFLBase, Strategy):
         # A model of a client's own is measured by that client.
         asks = self.evaluation.static_norm and not self.federation.personal
         if rates_of and asks and batch_norms(self.federation.model):
-            found: dict[float, Moments] = {}
-
-            def add(node_id: int, own: Mapping[float, Moments]) -> None:
-                del node_id
-                self.federation.add_moments(found, own)
-
+            total = self._sum_of_moments(self.federation, crosses_superlink(grid))
             layers = {node: {rate: self.federation.norms(rate) for rate in own} for node, own in rates_of.items()}
-            self._query_moments(server_round, grid, Queries(current.queries(), layers, self._timeout), add)
-            moments = self._release(found)
+            self._query_moments(server_round, grid, Queries(current.queries(), layers, self._timeout), total.add)
+            moments = self._release(total.result())
             if moments and (left := self._restrict(dict.fromkeys(rates_of, moments))) != rates_of:
                 current = EvaluationRound(self.federation, arrays, left, told)
         self.moments = moments

@@ -27,6 +27,7 @@ from heterofl_flwr.core.compress import Changes
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.methods.evaluation import Answers, Summary, weighted_means
 from heterofl_flwr.methods.exchange import Exchange
 from heterofl_flwr.methods.families import Build, Families, side_by_side, under, with_families, within
@@ -125,9 +126,11 @@ class Hybrid(Exchange):
             own = self.families.split(asked)
             return {name: EvaluationRound(members[name], parts[name], own[name], told) for name in members}
 
+        remote = crosses_superlink(grid)
+        totals = {name: self._sum_of_moments(members[name], remote) for name in normed}
+
         def add(node_id: int, found: Mapping[float, Moments]) -> None:
-            family = self.families.family(node_id)
-            members[family].add_moments(self.family_moments[family], found)
+            totals[self.families.family(node_id)].add(node_id, found)
 
         asking = rounds(rates_of)
         if queries := [message for name in normed for message in asking[name].queries()]:
@@ -136,6 +139,7 @@ class Hybrid(Exchange):
                 for node, own in rates_of.items()
             }
             self._query_moments(server_round, grid, Queries(queries, layers, self._timeout), add)
+            self.family_moments = {name: total.result() for name, total in totals.items()}
             known = {node: self.family_moments.get(self.families.family(node), own) for node, own in rates_of.items()}
             if any(self.family_moments.values()) and (left := self._restrict(known)) != rates_of:
                 asking = rounds(left)

@@ -1,13 +1,14 @@
-"""What a client's answer may be at most: it is checked before any of it counts."""
+"""What a client may have and answer at most: it is checked before any of it counts."""
 
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from reprlib import repr as shown
 
 from heterofl_flwr.errors import ReplyError, check_fields
 from heterofl_flwr.methods.evaluation import SHARES, is_share
+from heterofl_flwr.methods.level_table import Levels
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ LONGEST_FAULT = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a client's answer may be at most.
+    """What a client may have and answer at most.
 
     Attributes
     ----------
@@ -36,12 +37,15 @@ class Limits:
         Parameters count in full with ``weights="examples"``, as in FedAvg: for them there is ``examples``.
     refusals
         A client of which so many replies in a row were refused is not drawn any more; 0 for never.
+    levels
+        Which clients may have which levels, whatever they say of themselves.
     """
 
     norm_bound: float = 0.0
     examples: int = 10_000_000
     examples_ratio: float = 10.0
     refusals: int = 0
+    levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, all at once."""

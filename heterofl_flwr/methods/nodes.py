@@ -1,9 +1,9 @@
 """What the server knows of its clients: partition, capacity, classes."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.seeds import generator
@@ -14,12 +14,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """What a client says of itself.
+    """What a client says of itself, and what the server lets it have.
 
     Attributes
     ----------
     capacity
         The largest rate it can hold, or None if it does not say.
+    limit
+        The largest rate that the server gives it, whatever it says.
     partition, num_partitions
         Which part of the data is its own, or None if it does not say.
     num_examples
@@ -29,6 +31,7 @@ class Capability:
     """
 
     capacity: float | None = None
+    limit: float = 1.0
     partition: int | None = None
     num_partitions: int | None = None
     num_examples: int = 0
@@ -40,19 +43,44 @@ class Capability:
             exact_rate(self.capacity)
         if self.partition is not None and self.partition < 0:
             raise ConfigError(f"partition {self.partition} does not exist: expected a number from 0 up")
+        if self.num_partitions is not None and self.num_partitions < 1:
+            raise ConfigError(f"{self.num_partitions} partitions are not possible: expected a number from 1 up")
         if self.num_examples < 0:
             raise ConfigError(f"{self.num_examples} examples are not possible: expected a number from 0 up")
 
+    @property
+    def holds(self) -> float | None:
+        """The largest rate that it can have, or None if it can have any."""
+        if self.capacity is None and self.limit == 1:
+            return None
+        return self.limit if self.capacity is None else min(self.capacity, self.limit)
+
 
 class Nodes:
-    """The clients by node id. Their numbers are stable within a run: once a client has a partition, it keeps it."""
+    """The clients by node id. Their numbers are stable within a run: a client keeps what it got.
+
+    Each client has two numbers. Its partition is its own word, where no other has said the same before; random draws
+    go by it. Its seat depends on names and on who is there, and never on what anybody says. Levels go by a client's own
+    word or by its seat, so that no client can change the level of another.
+
+    Attributes
+    ----------
+    dealt_rates
+        The rate that goes with each client's seat, whatever the client says.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
+        self._seats: dict[int, int] = {}
+        self._most = 0  # clients at once, so far
+        self.dealt_rates: dict[int, float] = {}
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._known
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._known)
 
     def __getitem__(self, node_id: int) -> Capability:
         return self._known[node_id]
@@ -72,6 +100,9 @@ class Nodes:
         if present is not None:
             self._forget(self._known.keys() - set(present))
         self._known.update(answers)
+        names = names or {}
+        _number(self._seats, _by_name(answers, names))
+        self._most = max(self._most, len(self._known))
         claimed = {partition: node for node, partition in self._partitions.items()}
         unnumbered = []
         for node_id in sorted(answers):
@@ -82,24 +113,37 @@ class Nodes:
                 unnumbered.append(node_id)
             else:
                 self._partitions[node_id] = wanted
-        self._number(unnumbered, names or {})
+        _warn_of_unnamed(unnumbered, names)
+        _number(self._partitions, _by_name(unnumbered, names))
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
         """Take up a change that a client reported; it counts from the next round on."""
         self._known[node_id] = replace(self._known[node_id], capacity=capacity)
 
+    def set_examples(self, node_id: int, number: int) -> None:
+        """Take up how many examples a client trained on."""
+        self._known[node_id] = replace(self._known[node_id], num_examples=number)
+
     def partition(self, node_id: int) -> int:
         """Return the number that stands for a client in every random draw."""
         return self._partitions[node_id]
 
-    def num_partitions(self, node_ids: Iterable[int]) -> int:
-        """Return how many clients there are: as many as most of them say, or else as many as are known."""
-        ids = list(node_ids)
-        said = Counter(self._known[node_id].num_partitions or 0 for node_id in ids)
-        number, clients = said.most_common(1)[0] if said else (0, 0)
-        if number and 2 * clients > len(ids):
-            return max(len(ids), number)  # so that no single one can change the levels of all others
-        return max([len(ids), *said, *(self._partitions[node_id] + 1 for node_id in ids)])
+    def seat(self, node_id: int) -> int:
+        """Return the number of a client that depends on nobody's word."""
+        return self._seats[node_id]
+
+    def place(self, node_id: int) -> int:
+        """Return the number by which a client's level and family are found: its own word, or its seat."""
+        said = self._known[node_id].partition
+        return self._seats[node_id] if said is None else said
+
+    def places(self, node_id: int) -> int:
+        """Return how many such numbers there are: as many as this client says, or as clients have been there."""
+        return self._known[node_id].num_partitions or self._most
+
+    def most_said(self) -> int:
+        """Return the largest number of partitions that a client says there are; 0 if none says any."""
+        return max((known.num_partitions or 0 for known in self._known.values()), default=0)
 
     def dealt(self) -> int:
         """Return of how many parts the clients have one each, as all of them say; 0 if they do not."""
@@ -116,17 +160,26 @@ class Nodes:
 
     def _forget(self, node_ids: Iterable[int]) -> None:
         for node_id in node_ids:
-            del self._known[node_id], self._partitions[node_id]
+            del self._known[node_id], self._partitions[node_id], self._seats[node_id]
+            self.dealt_rates.pop(node_id, None)
 
-    def _number(self, node_ids: list[int], names: Mapping[int, str]) -> None:
-        unnamed = [node_id for node_id in node_ids if not names.get(node_id)]
-        if unnamed:
-            logger.warning(
-                "%d nodes have neither a partition-id in their node config nor a registered name: they are numbered "
-                "by their random ids, so this run cannot be repeated exactly",
-                len(unnamed),
-            )
-        taken = set(self._partitions.values())
-        free = (number for number in range(len(taken) + len(node_ids)) if number not in taken)
-        for node_id in sorted(node_ids, key=lambda node_id: (names.get(node_id) or "", node_id)):
-            self._partitions[node_id] = next(free)
+
+def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:
+    return sorted(node_ids, key=lambda node_id: (names.get(node_id, ""), node_id))
+
+
+def _number(numbers: dict[int, int], node_ids: Iterable[int]) -> None:
+    """Give each of some clients the lowest number that is free."""
+    taken = set(numbers.values())
+    free = (number for number in count() if number not in taken)
+    numbers.update(zip(node_ids, free, strict=False))
+
+
+def _warn_of_unnamed(node_ids: Iterable[int], names: Mapping[int, str]) -> None:
+    unnamed = sum(not names.get(node_id) for node_id in node_ids)
+    if unnamed:
+        logger.warning(
+            "%d nodes have neither a partition-id in their node config nor a registered name: they are numbered "
+            "by their random ids, so this run cannot be repeated exactly",
+            unnamed,
+        )

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from heterofl_flwr.core.accountant import divergences, epsilon
+from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.core.gaussian import DEVIATION, Keystream
 from heterofl_flwr.core.noise import in_steps, noised
 from heterofl_flwr.errors import check_fields
-from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
 
 KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
 
@@ -131,12 +132,16 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
     """Return the sums of several clients' clipped moments with noise on them, and no longer in steps."""
     stream = Keystream()
 
-    def released(layer: LayerMoments) -> LayerMoments:
-        first, second = (noised(own, privacy.moments_step, stream) for own in (layer.first, layer.second))
+    def released(kind: Choice, layer: LayerMoments) -> LayerMoments:
+        if not layer.count:
+            return layer
+        mean, second = (noised(own, privacy.moments_step, stream) / layer.count for own in (layer.first, layer.second))
         # A variance cannot be negative: what noise says below 0 is no news to anybody.
-        return LayerMoments(layer.count, first, second.clamp(min=1e-5 * layer.count))
+        variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
+        # Here the count is one of clients, and a single value would have no variance.
+        return layer_of(kind, max(layer.count, 2), mean, variance)
 
     return {
-        rate: Moments(own.kind, {name: released(layer) if layer.count else layer for name, layer in own.layers.items()})
+        rate: Moments(own.kind, {name: released(own.kind, layer) for name, layer in own.layers.items()})
         for rate, own in merged.items()
     }

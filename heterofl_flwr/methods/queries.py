@@ -12,9 +12,11 @@ from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.methods.arrivals import QUERY_SECONDS, gather
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.federation import Federation
+from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.nodes import Capability
+from heterofl_flwr.methods.privacy import clip_moments
 from heterofl_flwr.methods.replies import lacks_handler, read_capability, read_each
-from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,49 @@ class Queries:
     sent: Sequence[Message]
     layers: Mapping[int, Mapping[float, Mapping[str, int]]]
     timeout: float
+
+
+class MomentsSum:
+    """Static batch norm moments of a federation's clients, as they come in.
+
+    A robust sum keeps those of all clients until the end: two vectors in double precision for each layer and rate.
+
+    Parameters
+    ----------
+    federation : Federation
+        Whose clients and models they are.
+    limits : Limits
+        What an answer may be at most.
+    robust : bool
+        Whether they are joined by ``sum_robust``.
+    """
+
+    def __init__(self, federation: Federation, limits: Limits, *, robust: bool) -> None:
+        self.federation = federation
+        self._limits = limits
+        self._robust = robust
+        self._kept: dict[float, list[Moments]] = {}
+
+    def add(self, node_id: int, found: Mapping[float, Moments]) -> None:
+        """Add a client's moments, by rate; refuse them whole if any do not fit."""
+        federation, most = self.federation, self._limits.examples
+        examples = min(federation.nodes[node_id].num_examples or most, most)
+        for rate, own in found.items():
+            if own.kind != federation.fidelity.moments:
+                raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
+            check_layers(own, federation.norms(rate))
+            check_possible(own, examples)
+        for rate, own in found.items():
+            counted = clip_moments(own, federation.privacy) if federation.privacy.noise else own
+            kept = self._kept.setdefault(rate, [])
+            if self._robust or not kept:
+                kept.append(counted)
+            else:
+                kept[0] += counted
+
+    def result(self) -> dict[float, Moments]:
+        """Return the moments of all clients, by rate."""
+        return {rate: sum_robust(kept) for rate, kept in self._kept.items()}
 
 
 def gather_nodes(
@@ -72,7 +117,9 @@ def learn_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], tim
             federation.mix.rates[-1],
             "; ".join(silent[:3]),
         )
-    federation.register(answers, _names(grid, answers), node_ids)
+    # Names are asked for whatever the answers say: no node decides by what the others are ordered.
+    names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}
+    federation.register(answers, names, node_ids)
     return True
 
 
@@ -124,10 +171,3 @@ def _read_moments(reply: Message, layers: Mapping[float, Mapping[str, int]], sen
     widest = max((channels for own in layers.values() for channels in own.values()), default=0)
     wire.check_sizes(record, dict.fromkeys(record, widest), sender)
     return {rate: wire.unpack_moments(record, rate, sender) for rate in layers}
-
-
-def _names(grid: Grid, answers: Mapping[int, Capability | None]) -> dict[int, str]:
-    """Return the registered names of nodes, where any of them needs one."""
-    if all(answer is not None and answer.partition is not None for answer in answers.values()):
-        return {}
-    return {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}

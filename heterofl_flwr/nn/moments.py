@@ -1,7 +1,9 @@
 """Moments of the inputs of batch norm layers: what clients send, what the server adds up."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from statistics import median
 
 import torch
 
@@ -10,8 +12,11 @@ from heterofl_flwr.errors import DataError, ShapeError
 
 _PARTS = ("count", "first", "second")
 
-MOST = 2**53
-"""A larger count is not exact in the sums."""
+POSITIONS = 2**23
+"""Values that one example has in a channel at most: those of a volume of 200 voxels a side."""
+
+SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
+"""See ``sum_robust``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +82,7 @@ class Moments:
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance that a layer's running statistics become, in float64."""
-        layer = self.layers[name]
-        mean = layer.first / layer.count  # (channels,)
-        if self.kind == "paper":
-            return mean, layer.second / layer.count
-        return mean, ((layer.second - layer.first * mean) / (layer.count - 1)).clamp(min=0)
+        return _statistics(self.kind, self.layers[name])
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return all sums as a flat mapping, for a message; ``from_tensors`` reads it."""
@@ -111,9 +112,15 @@ def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
     _check_fit(channels, _channels(moments))
 
 
-def check_possible(moments: Moments) -> None:
-    """Refuse sums that no data have: they would make statistics that are no numbers, or no variances."""
+def check_possible(moments: Moments, examples: int) -> None:
+    """Refuse counts that so many examples cannot have, and sums that no data have: they would make no statistics."""
+    most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
+        if layer.count > most:
+            raise DataError(
+                f"moments of {name} count {layer.count:,} {what}, expected up to {most:,}: those of the "
+                f"{examples:,} examples that its client says it has, or may have (server.max-examples)"
+            )
         if not all(_fits_data(moments.kind, layer)):
             raise DataError(f"moments of {name} are those of no data: a count of {layer.count} does not fit its sums")
 
@@ -121,14 +128,76 @@ def check_possible(moments: Moments) -> None:
 def _fits_data(kind: Choice, layer: LayerMoments) -> Iterator[bool]:
     largest = torch.finfo(torch.float32).max
     count, first, second = layer.count, layer.first.double(), layer.second.double()
-    yield count <= MOST
-    yield bool((first.abs() <= count * largest).all() and (second >= 0).all())
+    yield bool((first.abs() <= count * largest).all() and (second >= 0).all() and (second <= count * largest).all())
     if kind == "fixed":
         yield count != 1  # which has no variance
-        yield bool((second <= count * largest**2).all())
         yield bool((second * count >= first**2 * (1 - 1e-6)).all())
-    else:
-        yield bool((second <= count * largest).all())
+
+
+def layer_of(kind: Choice, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
+    """Return the sums of which these are the statistics."""
+    second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
+    return LayerMoments(count, mean * count, second)
+
+
+def sum_robust(clients: Sequence[Moments]) -> Moments:
+    """Join the moments of clients, a minority of which may lie: a clipped mean.
+
+    Of each layer, in each channel, a client's mean and its variance are moved to within a distance of their medians
+    over clients, and its count is lowered to ``WEIGHT`` times the median count; then all are added up. The distance is
+    ``SPREAD`` times the median distance of clients (MAD), or ``CLOSE`` times the median standard deviation (for a mean)
+    or variance where that is more. Clients that are as close as this are joined as ``+`` does, bit for bit.
+
+    Fewer than half of the clients, whatever they say, move no median beyond what others say. Of two, nobody can tell
+    which one lies, so fewer than three that reached a layer are joined as they are.
+    """
+    first, *others = clients
+    layers = {
+        name: _sum_robust(first.kind, [layer, *(own.layers[name] for own in others)])
+        for name, layer in first.layers.items()
+    }
+    return Moments(first.kind, layers)
+
+
+def _sum_robust(kind: Choice, layers: Sequence[LayerMoments]) -> LayerMoments:
+    seen = [layer for layer in layers if layer.count]
+    if len(seen) < 3:
+        return reduce(_add, layers)
+    found = [_statistics(kind, layer) for layer in seen]
+    means, variances = (torch.stack(own) for own in zip(*found, strict=True))  # (clients, channels)
+    usual = _median(variances)
+    near = zip(_clipped(means, CLOSE * usual.sqrt()), _clipped(variances, CLOSE * usual), strict=True)
+    most = int(WEIGHT * median(layer.count for layer in seen))
+    return reduce(
+        _add,
+        # Sums that need no change keep their bits.
+        (
+            layer
+            if layer.count <= most and all(map(torch.equal, own, kept))
+            else layer_of(kind, min(layer.count, most), *kept)
+            for layer, own, kept in zip(seen, found, near, strict=True)
+        ),
+    )
+
+
+def _clipped(values: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
+    """Return values of clients, (clients, channels), moved to within reach of their median."""
+    middle = _median(values)
+    reach = torch.maximum(SPREAD * _median((values - middle).abs()), close)
+    return values.clamp(middle - reach, middle + reach)
+
+
+def _median(values: torch.Tensor) -> torch.Tensor:
+    """Return the median over clients; of an even number, the mean of the two in the middle."""
+    ordered = values.sort(0).values
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+
+
+def _statistics(kind: Choice, layer: LayerMoments) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = layer.first / layer.count  # (channels,)
+    if kind == "paper":
+        return mean, layer.second / layer.count
+    return mean, ((layer.second - layer.first * mean) / (layer.count - 1)).clamp(min=0)
 
 
 def _channels(moments: Moments) -> dict[str, int]:

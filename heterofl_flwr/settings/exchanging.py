@@ -8,6 +8,7 @@ from heterofl_flwr.core.aggregate import Weights
 from heterofl_flwr.core.choose import SliceRule
 from heterofl_flwr.learn.distill import Direction, DistillOptions
 from heterofl_flwr.learn.projection import Projection
+from heterofl_flwr.methods.level_table import Levels
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import Privacy
 from heterofl_flwr.methods.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
@@ -123,6 +124,17 @@ class ServerSettings:
         int,
         Setting(0, kinds.integer(0), "refused replies in a row after which a client is not drawn any more; 0: never"),
     ]
+    levels: Annotated[
+        tuple[tuple[str, str], ...],
+        Setting(
+            "",
+            kinds.levels(),
+            "levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say",
+        ),
+    ]
+    largest_level: Annotated[
+        str, Setting("a", kinds.level(), "the largest level of nodes that are not in server.levels, whatever they say")
+    ]
 
     def server_optimizer(self) -> ServerOptimizer | None:
         """Return what makes a step of what the mean changes; None for the mean as it is."""
@@ -142,6 +154,7 @@ class ServerSettings:
             examples=self.max_examples,
             examples_ratio=self.max_examples_ratio,
             refusals=self.max_refusals,
+            levels=Levels(table=dict(self.levels), others=self.largest_level),
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from heterofl_flwr.core.decay import DECAY, is_decay
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.checks import REPLIES, MinReplies, reply_floor
@@ -203,6 +203,33 @@ def mix() -> Kind[Mix]:
         return Mix.parse(value)
 
     return Kind("a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'", read, str)
+
+
+def level() -> Kind[str]:
+    """Return a level or a rate, as text."""
+
+    def read(value: Flat) -> str:
+        rate_of(str(value))
+        return str(value)
+
+    return Kind("a level such as 'c' or a rate such as '0.3'", read, str)
+
+
+def levels() -> Kind[tuple[tuple[str, str], ...]]:
+    """Return levels by name, written with commas."""
+
+    def read(value: Flat) -> tuple[tuple[str, str], ...]:
+        cut = [part.partition("=") for part in _split(value)]
+        pairs = tuple((name.strip(), text.strip()) for name, _, text in cut)
+        if not all(name and rate_of(text) for name, text in pairs) or len(dict(pairs)) < len(pairs):
+            raise ValueError
+        return pairs
+
+    return Kind(
+        "different names with a level each, such as 'phone=c,camera=a', or '' for none",
+        read,
+        lambda pairs: ",".join(map("=".join, pairs)),
+    )
 
 
 def _split(value: Flat) -> tuple[str, ...]:

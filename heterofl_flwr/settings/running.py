@@ -1,10 +1,11 @@
 """The settings of how a run is judged, what runs it, and what it leaves behind."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from heterofl_flwr.grids.edge import BUNDLED
 from heterofl_flwr.learn.train import ENGINES
+from heterofl_flwr.methods.evaluation import MomentsMerge
 from heterofl_flwr.settings import kinds
 from heterofl_flwr.settings.kinds import AUTO
 from heterofl_flwr.settings.setting import Setting
@@ -44,6 +45,15 @@ class EvaluateSettings:
             kinds.integer(0),
             "samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the "
             "paper's code takes, or 100 with fidelity.moments=fixed",
+        ),
+    ]
+    moments_merge: Annotated[
+        MomentsMerge,
+        Setting(
+            "auto",
+            kinds.choice(*get_args(MomentsMerge)),
+            "how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the median); "
+            "auto: robust in a deployment, but with privacy.noise, and mean in simulations",
         ),
     ]
     metric: Annotated[str, Setting("", kinds.reference(), "a further metric of your own, 'module:function'")]

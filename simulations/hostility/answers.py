@@ -13,7 +13,8 @@ from heterofl_flwr.client import answer_queries
 from heterofl_flwr.core.fidelity import Choice
 from heterofl_flwr.methods.fedh2l import FedH2L
 from heterofl_flwr.methods.instructions import instruction
-from heterofl_flwr.methods.queries import Queries, learn_nodes, query_moments
+from heterofl_flwr.methods.limits import Limits
+from heterofl_flwr.methods.queries import MomentsSum, Queries, learn_nodes, query_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from simulations.hostility.letters import Letter
 from simulations.hostility.mutations import ANY, MUTATIONS
@@ -76,12 +77,11 @@ class Questions:
         federation = HeteroFL(Net, "a1-c2", assignment=draw.choice(["fix", "dynamic"])).federation
         ids = list(self._grid.get_node_ids())
         learn_nodes(self._grid, federation, ids)
-        number = federation.nodes.num_partitions(ids)
-        rates = [federation.rate(1, node_id, number) for node_id in ids if not federation.holds_none(node_id)]
         honest = HeteroFL(Net, "a1-c2", assignment=federation.assignment).federation
-        honest.register(dict.fromkeys(ids), present=ids)
+        others = [ids[0], ids[2]]
+        honest.register({node_id: federation.nodes[node_id] for node_id in others} | {ids[1]: None}, present=ids)
         said = federation.nodes[ids[1]]
-        if number != 3 or len(rates) < 2:
+        if [federation.rate(1, node_id) for node_id in others] != [honest.rate(1, node_id) for node_id in others]:
             return "changed: the levels of others"
         return "refused" if said == honest.nodes[ids[1]] else "harmless"
 
@@ -93,20 +93,28 @@ class Questions:
         state = ArrayRecord(federation.initial_state())
         sent = [instruction("query.moments", node_id, state, told) for node_id in ids]
         refused: list[int] = []
-        merged: dict[float, Moments] = {}
+        federation.register(dict.fromkeys(ids), present=ids)
+        sums = [MomentsSum(federation, Limits(), robust=robust) for robust in (False, True)]
+
+        def add(node_id: int, found: Mapping[float, Moments]) -> None:
+            for own in sums:
+                own.add(node_id, found)
+
         queries = Queries(sent, {node_id: {1.0: federation.norms(1.0)} for node_id in ids}, 60.0)
         query_moments(
             self._grid,
             queries,
-            lambda node_id, found: federation.add_moments(merged, found),
+            add,
             lambda node_id, fault: refused.append(node_id),
         )
         if refused not in ([], [ids[1]]):
             return "changed: others were refused"
-        mean, variance = merged[1.0].statistics("norm")
-        good = mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()
-        if not good or (refused and merged[1.0].layers["norm"].count != 2 * (1 if kind == "paper" else 8)):
-            return "changed: the statistics"
+        for own in sums:
+            merged = own.result()[1.0]
+            mean, variance = merged.statistics("norm")
+            good = mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()
+            if not good or (refused and merged.layers["norm"].count != 2 * (1 if kind == "paper" else 8)):
+                return "changed: the statistics"
         return "refused" if refused else "harmless"
 
     def _posteriors(self, draw: random.Random) -> str:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Mix, dynamic_rate, fixed_rate
+from heterofl_flwr.core.assignment import joining_rates
 from heterofl_flwr.errors import ConfigError
 
 mixes = st.lists(
@@ -150,3 +151,25 @@ def test_these_draws_are_the_same_on_every_machine():
 def test_a_client_that_can_hold_none_of_the_rates_is_an_error():
     with pytest.raises(ConfigError, match=r"partition 3 can hold rate 0.1, .* smallest rate of the mix a1-c1 is 0.25"):
         dynamic_rate(Mix.parse("a1-c1"), seed=0, server_round=1, partition=3, capacity=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "held", "expected"),
+    [
+        ("a1-b1-c1-d1-e1", [], [1.0, 0.25, 0.0625]),
+        ("a1-b1-c1-d1-e1", [1.0, 0.0625], [0.5, 0.25, 0.125]),
+        ("a1-e9", [1.0], [0.0625, 0.0625, 0.0625]),
+        ("a1-e2", [0.0625, 0.0625, 0.0625], [1.0, 1.0, 0.0625]),
+    ],
+)
+def test_clients_that_join_get_what_the_mix_lacks(text, held, expected):
+    assert joining_rates(Mix.parse(text), held, 3) == expected
+
+
+@given(st.sampled_from(["a1-b1-c1-d1-e1", "a1-e9", "b2-c3"]), st.integers(1, 6), st.integers(1, 5))
+def test_clients_that_join_one_by_one_end_in_the_proportions_of_the_mix(text, first, times):
+    mix, number = Mix.parse(text), times * sum(Mix.parse(text).counts)
+    held = joining_rates(mix, [], 1)
+    while len(held) < number:
+        held += joining_rates(mix, held, min(first, number - len(held)))
+    assert [held.count(rate) for rate in mix.rates] == [times * count for count in mix.counts]

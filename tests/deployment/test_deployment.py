@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.proto.node_pb2 import NodeInfo
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
@@ -35,6 +36,7 @@ from tests.docs.pages import ROOT
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
+NAMES = ("phone", "camera")
 LEVELS = {"c": 0.25, "a": 1.0}  # of the phone and of the camera
 ROUNDS = 3
 KILLED = 2  # the round in which the ServerApp is killed
@@ -126,11 +128,11 @@ class Follower(Processes):
         if NGINX:
             self.start(proxy, "nginx")
         (self.home / "config.toml").write_text(self.page.files["~/.flwr/config.toml"], encoding="utf-8")
-        for name in ("phone", "camera"):
+        for name in NAMES:
             self.do(f"flwr supernode register keys/{name}.pub")
         nodes = [self.page.take("flower-supernode") for _ in LEVELS]
         self.strange_node = nodes[0].replace(" phone ", " stranger ")
-        return {name: self.start_node(name, node) for name, node in zip(("phone", "camera"), nodes, strict=True)}
+        return {name: self.start_node(name, node) for name, node in zip(NAMES, nodes, strict=True)}
 
     def start_strangers(self) -> dict[str, subprocess.Popen[bytes]]:
         """Start a node whose key nobody registered, one that does not speak TLS, and someone who would submit a run."""
@@ -213,6 +215,9 @@ def ended(tmp_path_factory):
 
 class WithoutThePhone(LocalGrid):
     """The nodes in this process; the reply of the first to the last round's instruction never comes."""
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=own, name=name) for own, name in zip(self.get_node_ids(), NAMES, strict=True)]
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)

@@ -197,6 +197,10 @@ BAD = {
     "raises": (crash, "no data"),
     "fails": (lambda ins: FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "not here"), ins.parameters, 0, {}), "not here"),
     "trains": (lambda ins: FitRes(OK, ins.parameters, 1, {}), "6 arrays, expected 3"),
+    "more batches than examples": (
+        lambda ins: FitRes(OK, ndarrays_to_parameters([np.array(2), np.ones(8), np.ones(8)]), 0, {}),
+        "norm count 2 batches, expected up to 1",
+    ),
     "other width": (
         lambda ins: FitRes(OK, ndarrays_to_parameters([np.array(1), np.ones(3), np.ones(3)]), 0, {}),
         "norm has 3 channels, expected 8",
@@ -210,6 +214,21 @@ def test_moments_that_cannot_be_used_are_left_out_and_named(caplog, bad, named):
     strategy, _, _, _ = evaluated(fakes, "a1")
     assert strategy.moments[1.0].layers["norm"].count == 2  # batches, of the two others
     assert named in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("remote", "merge", "mean"), [(True, "auto", 1.2), (False, "auto", 11), (False, "robust", 1.2), (True, "mean", 11)]
+)
+def test_moments_of_clients_on_other_machines_are_merged_robustly_by_default(remote, merge, mean):
+    def said(value):
+        arrays = [np.array(1), np.full(8, value), np.ones(8)]
+        return lambda ins: FitRes(OK, ndarrays_to_parameters(arrays), 0, {})
+
+    fakes = [Normed(str(cid), moments=said(value)) for cid, value in enumerate([1.0, 1.1, 30.9])]
+    if remote:
+        fakes[0].bridge = None  # as clients of ``start_server`` have
+    strategy, _, _, _ = evaluated(fakes, "a1", moments_merge=merge)
+    assert strategy.moments[1.0].statistics("norm")[0].tolist() == pytest.approx([mean] * 8, abs=0.04)
 
 
 def test_where_all_that_promised_moments_give_none_the_run_ends():

@@ -182,7 +182,6 @@ class TestNodes:
         nodes.register({9: Capability(partition=0)}, present=[5, 9])
         assert nodes.partition(9) == 0
         assert 7 not in nodes
-        assert nodes.num_partitions([5, 9]) == 2
         assert not caplog.records
 
     def test_numbers_of_nodes_that_left_are_given_again(self):
@@ -190,7 +189,6 @@ class TestNodes:
         nodes.register({7: Capability(), 5: Capability(), 6: Capability()})
         nodes.register({1: Capability()}, present=[1, 5, 7])  # node 6 had number 1
         assert nodes.partition(1) == 1
-        assert nodes.num_partitions([1, 5, 7]) == 3
 
     def test_a_node_that_comes_back_is_asked_again(self):
         nodes = Nodes()
@@ -203,7 +201,6 @@ class TestNodes:
         nodes = Nodes()
         nodes.register({1: Capability(), 2: Capability(partition=1), 3: Capability(), 4: Capability(partition=5)})
         assert [nodes.partition(node_id) for node_id in (1, 2, 3, 4)] == [0, 1, 2, 5]
-        assert nodes.num_partitions([1, 2, 3, 4]) == 6
 
     def test_sampling_goes_by_partition(self):
         one, two = Nodes(), Nodes()

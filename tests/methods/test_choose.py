@@ -34,7 +34,7 @@ def twin(federation, nodes, num_rounds):
         for name, old in state.items():
             total, count = np.zeros_like(old), np.zeros_like(old)
             for partition, node_id in enumerate(nodes):
-                rate = federation.rate(server_round, node_id, NODES)
+                rate = federation.rate(server_round, node_id)
                 axes = federation.plan_of(server_round, node_id, rate).axes[name]
                 for place in np.ndindex(*old.shape):
                     if all(at in (axis.index or range(axis.kept)) for at, axis in zip(place, axes, strict=True)):

@@ -27,7 +27,7 @@ def families_of(number, clients=0, mix=MIX, capacities=(), **options):
 
 def rates_by_family(number, clients, mix=MIX, **options):
     found = families_of(number, clients, mix, **options)
-    return found.split({node: found.rate(1, node, clients) for node in range(clients)}).values()
+    return found.split({node: found.rate(1, node) for node in range(clients)}).values()
 
 
 @given(st.integers(1, 6), st.integers(1, 60), st.sampled_from([MIX, "a1-e1", "a1-e9", "b2-c3"]))

@@ -13,7 +13,7 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.methods.failure import RoundError
 from heterofl_flwr.methods.limits import read_number, read_numbers, short
-from heterofl_flwr.methods.nodes import Capability, Nodes
+from heterofl_flwr.methods.nodes import Capability
 from heterofl_flwr.methods.replies import in_order
 from heterofl_flwr.methods.tally import Tally
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible
@@ -194,17 +194,9 @@ def test_a_reply_to_an_earlier_round_is_dropped():
     assert [record.failures for record in records] == [{}, {1: "no reply in time"}]
 
 
-def test_no_single_node_changes_how_many_partitions_there_are():
-    nodes = Nodes()
-    nodes.register({node: Capability(partition=node, num_partitions=3) for node in range(2)})
-    nodes.register({9: Capability(partition=10**9, num_partitions=10**12)})
-    assert nodes.num_partitions([0, 1, 9]) == 3
-    strategy = HeteroFL(build, "a1-c1")
-    strategy.federation.nodes = nodes
-    assert [strategy.federation.rate(1, node, 3) for node in (0, 1, 9)] == [1.0, 0.25, 0.25]
-
-
-@pytest.mark.parametrize("fault", [{"num_examples": -1}, {"partition": -1}, {"capacity": math.nan}])
+@pytest.mark.parametrize(
+    "fault", [{"num_examples": -1}, {"partition": -1}, {"num_partitions": 0}, {"capacity": math.nan}]
+)
 def test_a_capability_that_means_nothing_is_refused(fault):
     with pytest.raises(ConfigError):
         Capability(**fault)
@@ -214,30 +206,40 @@ def test_a_capability_that_means_nothing_is_refused(fault):
     "layer",
     [
         LayerMoments(0, torch.ones(2), torch.ones(2)),
-        LayerMoments(2**60, torch.ones(2), torch.ones(2)),
         LayerMoments(2, torch.ones(2), -torch.ones(2)),
         LayerMoments(2, torch.full((2,), 1e100, dtype=torch.float64), torch.full((2,), 1e300, dtype=torch.float64)),
         LayerMoments(2, torch.full((2,), 1e300, dtype=torch.float64), torch.ones(2)),
+        LayerMoments(2, torch.zeros(2), torch.full((2,), 1e39, dtype=torch.float64)),
     ],
-    ids=["sums of nothing", "count", "negative variance", "huge", "huge mean"],
+    ids=["sums of nothing", "negative variance", "huge", "huge mean", "infinite variance in float32"],
 )
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
 def test_moments_of_no_data_are_refused(kind, layer):
     with pytest.raises(HeteroFLError, match="moments of norm are those of no data"):
-        check_possible(Moments(kind, {"norm": layer}))
+        check_possible(Moments(kind, {"norm": layer}), 10)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("paper", 10), ("fixed", 10 * 2**23)])
+def test_counts_that_no_such_number_of_examples_has_are_refused(kind, most):
+    good, bad = (
+        Moments(kind, {"norm": LayerMoments(count, torch.zeros(2), torch.ones(2))}) for count in (most, most + 1)
+    )
+    check_possible(good, 10)
+    with pytest.raises(HeteroFLError, match=rf"norm count {most + 1:,} .*expected up to {most:,}.* 10 examples"):
+        check_possible(bad, 10)
 
 
 def test_pooled_moments_with_a_variance_below_zero_or_of_a_single_value_are_refused():
     for layer in (LayerMoments(4, torch.full((1,), 4.0), torch.full((1,), 3.9)), LayerMoments(1, *torch.ones(2, 1))):
         with pytest.raises(HeteroFLError, match="those of no data"):
-            check_possible(Moments("fixed", {"norm": layer}))
+            check_possible(Moments("fixed", {"norm": layer}), 10)
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_measured_moments_are_possible(kind, offset):
     data = [inputs(partition) * 0 + offset for partition in range(2)]  # without any variance
-    check_possible(collect_moments(build_normed(1.0), data, kind))
+    check_possible(collect_moments(build_normed(1.0), data, kind), 20)
 
 
 def test_numbers_are_read_within_their_limits():

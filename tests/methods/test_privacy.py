@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Privacy, RoundCallback, messages
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, RoundCallback, messages
 from heterofl_flwr.core.accountant import divergences, epsilon
 from heterofl_flwr.core.compress import Changes, restore
 from heterofl_flwr.core.gaussian import DEVIATION
@@ -16,7 +16,18 @@ from heterofl_flwr.methods.fedh2l import FedH2L
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.methods.privacy import Spent, clip_moments, noise_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from tests.methods.tiny import Watched, add_one, build, build_normed, equal, make_app
+from heterofl_flwr.nn.static_norm import collect_moments
+from tests.methods.tiny import (
+    Watched,
+    add_one,
+    bare_reply,
+    build,
+    build_normed,
+    config,
+    equal,
+    inputs,
+    make_app,
+)
 
 NEVER = Evaluation(every=0)
 
@@ -250,6 +261,33 @@ def test_noise_on_moments_is_that_of_their_bound():
     assert not (found.first == again.first).all()
 
 
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("moments", ["paper", "fixed"])
+def test_statistics_with_noise_are_those_of_the_clients_shortened_moments(moments, nodes):
+    """Pooled moments of a single client had a count of 1, and so an infinite variance."""
+    found = []
+
+    def answer(message, context):
+        own = collect_moments(build_normed(1.0), [inputs(context.node_config["partition-id"])], moments).layers["norm"]
+        found.append((own.first / own.count, own.second / own.count))
+        record = messages.pack_moments({1.0: Moments(moments, {"norm": own})})
+        return bare_reply(message, moments=record, config=config())
+
+    with LocalGrid(make_app(build=build_normed, moments=answer), nodes) as grid:
+        strategy = HeteroFL(
+            build_normed,
+            "a1",
+            privacy=Privacy(clip=1, noise=1e-6, moments_clip=100),
+            fidelity=Fidelity.of("paper", moments=moments),
+            min_available_nodes=1,
+        )
+        strategy.start(grid, num_rounds=1)
+    mean, second = (torch.stack(own).mean(0) for own in zip(*found, strict=True))
+    variance = second if moments == "paper" else second - mean**2
+    for one, two in zip(strategy.moments[1.0].statistics("norm"), (mean, variance), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     "values", [{"clip": -1}, {"noise": 1.0}, {"clip": 1, "noise": math.nan}, {"delta": 0}, {"moments_clip": 0}]
 )
@@ -263,5 +301,7 @@ def test_what_noise_does_not_fit_is_refused():
         HeteroFL(build, weights="examples", privacy=Privacy(clip=1, noise=1))
     with pytest.raises(ConfigError, match=r"expected limits\.norm_bound=0"):
         HeteroFL(build, limits=Limits(norm_bound=1), privacy=Privacy(clip=1, noise=1))
+    with pytest.raises(ConfigError, match=r"expected evaluation\.moments_merge='auto'"):
+        HeteroFL(build, evaluation=Evaluation(moments_merge="robust"), privacy=Privacy(clip=1, noise=1))
     with pytest.raises(ConfigError, match="FedH2L exchanges posteriors"):
         FedH2L(3, seed_size=10, seed_batch=5, privacy=Privacy(clip=1))

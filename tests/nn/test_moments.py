@@ -1,10 +1,14 @@
+from functools import reduce
+from operator import add
+from statistics import median
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
-from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.nn.moments import CLOSE, SPREAD, WEIGHT, LayerMoments, Moments, layer_of, sum_robust
 
 
 def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):
@@ -113,3 +117,91 @@ def test_pooled_variances_never_fall_below_zero():
     total = torch.full((1,), 3e8, dtype=torch.float64)
     moments = Moments("fixed", {"bn": LayerMoments(3, total, total**2 / 3 - 64)})
     assert moments.statistics("bn")[1].item() == 0
+
+
+KINDS = st.sampled_from(["paper", "fixed"])
+SAID = st.tuples(
+    st.integers(2, 10**6),
+    st.floats(-100, 100).map(lambda own: round(own, 6)),
+    st.floats(0.1, 100, allow_subnormal=False),
+)
+
+
+def _client(kind, count, mean, variance):
+    """Return the moments of one layer of one channel."""
+    return Moments(kind, {"bn": layer_of(kind, count, *torch.tensor([[mean], [variance]], dtype=torch.float64))})
+
+
+def _near(value, values, close):
+    middle = median(values)
+    reach = max(SPREAD * median(abs(own - middle) for own in values), close)
+    return min(max(value, middle - reach), middle + reach)
+
+
+def _slow_robust(kind, said):
+    """Return the statistics of clients, one number at a time."""
+    counts, means, variances = zip(*said, strict=True)
+    usual = median(variances)
+    near = [
+        (
+            min(count, int(WEIGHT * median(counts))),
+            _near(mean, means, CLOSE * usual**0.5),
+            _near(variance, variances, CLOSE * usual),
+        )
+        for count, mean, variance in said
+    ]
+    if len(said) < 3:
+        near = said
+    total = sum(count for count, _, _ in near)
+    first = sum(count * mean for count, mean, _ in near)
+    if kind == "paper":
+        return first / total, sum(count * variance for count, _, variance in near) / total
+    second = sum((count - 1) * variance + count * mean**2 for count, mean, variance in near)
+    return first / total, max((second - first**2 / total) / (total - 1), 0)
+
+
+@given(kind=KINDS, said=st.lists(SAID, min_size=1, max_size=7))
+def test_the_robust_sum_is_that_of_its_slow_twin(kind, said):
+    found = sum_robust([_client(kind, *own) for own in said]).statistics("bn")
+    torch.testing.assert_close(torch.cat(found), torch.tensor(_slow_robust(kind, said)).double(), rtol=1e-6, atol=1e-6)
+
+
+@given(
+    kind=KINDS,
+    said=st.lists(st.tuples(st.integers(50, 100), st.floats(-0.11, 0.11), st.floats(0.9, 1.1)), min_size=1, max_size=9),
+)
+def test_clients_that_agree_are_joined_robustly_as_they_are_joined_plainly_bit_for_bit(kind, said):
+    clients = [_client(kind, *own) for own in said]
+    one, two = sum_robust(clients).layers["bn"], reduce(add, clients).layers["bn"]
+    assert (one.count, one.first, one.second) == (two.count, two.first, two.second)
+
+
+@given(
+    kind=KINDS,
+    honest=st.lists(SAID, min_size=3, max_size=5),
+    lies=st.lists(st.tuples(st.integers(2, 2**40), st.floats(-1e15, 1e15), st.floats(0, 1e30)), max_size=2),
+)
+def test_a_minority_of_liars_moves_a_mean_no_further_than_the_reach_of_the_others(kind, honest, lies):
+    mean, variance = sum_robust([_client(kind, *own) for own in [*lies, *honest]]).statistics("bn")
+    _, means, variances = zip(*honest, strict=True)
+    wide = max(SPREAD * (max(means) - min(means)), CLOSE * max(variances) ** 0.5)
+    assert min(means) - wide - 1e-3 <= mean <= max(means) + wide + 1e-3
+    between = (max(means) - min(means) + 2 * wide) ** 2 if kind == "fixed" else 0
+    most = max(SPREAD * (max(variances) - min(variances)), CLOSE * max(variances))
+    assert 0 <= variance <= (max(variances) + most + between) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+def test_clients_that_never_reached_a_layer_are_no_part_of_its_median(kind):
+    nothing = Moments(kind, {"bn": LayerMoments(0, torch.zeros(1).double(), torch.zeros(1).double())})
+    near, far = [_client(kind, 10, mean, 1.0) for mean in (1.0, 1.1, 1.2)], _client(kind, 10, 30.0, 1.0)
+    mean, _ = sum_robust([nothing] * 9 + [*near, far]).statistics("bn")
+    assert mean == sum_robust([*near, far]).statistics("bn")[0]
+    assert 1.0 < mean < 1.3
+    assert sum_robust([nothing] * 3).layers["bn"].count == 0
+    assert sum_robust([nothing, near[0], far]).layers["bn"].count == 20
+
+
+def test_a_client_counts_no_more_than_twice_the_median():
+    clients = [_client("paper", count, 1.0, 1.0) for count in (10, 12, 14, 2**40)]
+    assert sum_robust(clients).layers["bn"].count == 10 + 12 + 14 + 26

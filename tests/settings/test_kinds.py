@@ -33,6 +33,10 @@ GOOD = [
     (kinds.words(""), "tensorboard,my.module:Thing", ("tensorboard", "my.module:Thing")),
     (kinds.words(""), "", ()),
     (kinds.mix(), "a1-e9", Mix((1.0, 0.0625), (1, 9))),
+    (kinds.level(), "c", "c"),
+    (kinds.level(), 0.3, "0.3"),
+    (kinds.levels(), "", ()),
+    (kinds.levels(), " phone = c,camera=0.3", (("phone", "c"), ("camera", "0.3"))),
 ]
 
 BAD = [
@@ -49,6 +53,8 @@ BAD = [
     (kinds.integers("", ascending=True), ["2,1", "3,3"]),
     (kinds.words(""), ["a,a", "a,,b", "a b", 3]),
     (kinds.mix(), ["a1-q1", "", 1]),
+    (kinds.level(), ["", "q", 0, 2.0, True]),
+    (kinds.levels(), ["phone", "=c", "phone=", "phone=q", "phone=c,", "phone=c,phone=a", 3]),
 ]
 
 

@@ -63,7 +63,7 @@ def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> M
     federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed)
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
     drawn = federation.sample(server_round, range(clients), TRAINED / clients)
-    return {partition: federation.rate(server_round, partition, clients) for partition in drawn}
+    return {partition: federation.rate(server_round, partition) for partition in drawn}
 
 
 def balanced_seed(clients: int) -> int:
