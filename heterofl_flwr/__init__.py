@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.fidelity import Fidelity
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
+    from heterofl_flwr.core.robust import Robust
     from heterofl_flwr.errors import HeteroFLError
     from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
@@ -52,6 +53,7 @@ __all__ = [
     "Plan",
     "Privacy",
     "RayGrid",
+    "Robust",
     "RoundCallback",
     "SimulatedDevices",
     "Windowed",
@@ -81,6 +83,7 @@ _HOMES = {
     "Momentum": "heterofl_flwr.methods.server_optimizer",
     "Plan": "heterofl_flwr.core.plan",
     "RayGrid": "heterofl_flwr.grids.ray_grid",
+    "Robust": "heterofl_flwr.core.robust",
     "RoundCallback": "heterofl_flwr.methods.callbacks",
     "Privacy": "heterofl_flwr.methods.privacy",
     "SimulatedDevices": "heterofl_flwr.grids.simulated",

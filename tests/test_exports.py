@@ -30,6 +30,7 @@ PUBLIC = [
     "Plan",
     "Privacy",
     "RayGrid",
+    "Robust",
     "RoundCallback",
     "SimulatedDevices",
     "Windowed",

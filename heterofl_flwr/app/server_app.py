@@ -150,6 +150,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "weights": settings.server.weights,
         "fidelity": settings.fidelity.to_core(),
         "server_optimizer": settings.server.server_optimizer(),
+        "robust": settings.server.robust_mean(),
     }
     if settings.server.strategy == "hybrid":
         return Hybrid(task.families, settings.mix, **exchange, **common)

@@ -7,6 +7,7 @@ from heterofl_flwr.core.choose import Choose, prefix
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name, rate_of, rates_of_ratio
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.rules import register
 from heterofl_flwr.core.widths import width
 
@@ -19,6 +20,8 @@ __all__ = [
     "Fidelity",
     "Mix",
     "Plan",
+    "Robust",
+    "RobustAggregator",
     "axes_between",
     "dynamic_rate",
     "fixed_rate",

@@ -113,7 +113,13 @@ class Aggregator:
         weight = float(weight)
         rows = self._rows.held(plan, labels)
         holders = self._holders.setdefault(plan, _Holders(self._rows.most))
-        for name, region in self._regions_of(plan, holders).items():
+        self._collect(plan, sub, rows, weight)
+        holders.add(weight, rows)
+        self._replies += 1
+
+    def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
+        """Add a reply that was checked to the sums."""
+        for name, region in self._regions_of(plan, self._holders[plan]).items():
             local = sub[name].to(region.view.device)
             if rows is not None and name in self._rows.sizes:
                 self._zero_if_new(name)
@@ -125,8 +131,6 @@ class Aggregator:
             else:
                 self._zero_if_new(name)
                 region.add(local, weight)
-        holders.add(weight, rows)
-        self._replies += 1
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
@@ -135,10 +139,7 @@ class Aggregator:
         The tensors are new, in the dtypes of the old ones. They are the sums, divided in place, so an aggregator
         gives its result once.
         """
-        self._check_open()
-        self._open = False
-        for holders in self._holders.values():
-            holders.regions = None
+        self._close()
         divisors: Divisors = {}
         return {name: self._mean_of(name, old, divisors) for name, old in self._state.items()}
 
@@ -185,6 +186,12 @@ class Aggregator:
         if name in self._new:
             self._new.remove(name)
             self._sums[name].zero_()
+
+    def _close(self) -> None:
+        self._check_open()
+        self._open = False
+        for holders in self._holders.values():
+            holders.regions = None
 
     def _check_open(self) -> None:
         if not self._open:

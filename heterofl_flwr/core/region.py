@@ -36,6 +36,13 @@ class Region:
     def _chosen(self) -> Tensor:
         return self.view if self._index is None else self.view[self._index]
 
+    def write(self, local: Tensor) -> None:
+        """Put a client's tensor into the region."""
+        if self._index is None:
+            self.view.copy_(local.view(self._shape))
+        else:
+            self.view[self._index] = local.view(self._shape)
+
     def add(self, local: Tensor, weight: float) -> None:
         """Add ``weight`` times a client's tensor to the region."""
         if self._index is None:

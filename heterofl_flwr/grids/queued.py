@@ -27,23 +27,8 @@ class QueuedGrid(Grid):
     ----------
     start : callable
         From the nodes' contexts, which it keeps, to what runs the clients.
-    num_nodes : int
-        How many nodes there are. Node ``i`` has ``partition-id`` i; its id depends on ``seed`` and i alone.
-    cohort : int or callable
-        How many clients may train together, or a function from a message to it, if the ClientApp has an attribute
-        ``train_cohort(messages, contexts) -> replies``. It gets the ``train`` messages of one push to different nodes
-        at an equal ``rate``, which their config record names, in the order sent and in even groups. Any other message
-        goes to the ClientApp itself, and so does each message of a group for which ``train_cohort`` raises: then only
-        a bad client fails.
-    node_config : callable, optional
-        From a partition to further entries of its node's ``Context.node_config``.
-    run_config : mapping, optional
-        ``Context.run_config`` of every node.
-    cost : callable, optional
-        From a message to how long its client may take, in any unit. Of the messages that were pushed together, worker
-        processes begin with the longest; a group takes as long as its members in a row.
-    seed : int
-        What the ids of the run and of its nodes are drawn from.
+    num_nodes, cohort, node_config, run_config, cost, seed
+        As for ``LocalGrid``.
     """
 
     def __init__(

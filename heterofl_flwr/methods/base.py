@@ -13,6 +13,7 @@ from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.infer import LabelRule
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.simulated import SIMULATED
@@ -105,6 +106,9 @@ class HeteroFLBase(Evaluating):
         What a client's answer may be at most.
     privacy : Privacy
         What is clipped and noised, so that the model gives little away of any single client.
+    robust : Robust | None
+        What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean, a
+        median or a clipped one. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
     evaluation : Evaluation
         What is evaluated, where, and how often.
     callbacks : Sequence[RoundCallback]
@@ -145,6 +149,7 @@ class HeteroFLBase(Evaluating):
         server_momentum: float = 0.0,
         limits: Limits | None = None,
         privacy: Privacy | None = None,
+        robust: Robust | None = None,
         evaluation: Evaluation | None = None,
         callbacks: Sequence[RoundCallback] = (),
         train_metrics_aggr_fn: MetricsFn | None = None,
@@ -166,6 +171,7 @@ class HeteroFLBase(Evaluating):
             shared=shared,
             privacy=privacy or Privacy(),
             levels=self.limits.levels,
+            robust=robust,
         )
         self.fraction_train = fraction("fraction_train", fraction_train)
         self.fraction_evaluate = fraction("fraction_evaluate", fraction_evaluate, zero=True)
@@ -180,6 +186,8 @@ class HeteroFLBase(Evaluating):
         self.weights = one_of("weights", weights, Weights)
         if self.federation.privacy.noise and weights != "equal":
             raise ConfigError("privacy: noise fits a mean in which each client counts once; expected weights='equal'")
+        if robust and weights != "equal":
+            raise ConfigError("robust: a client that says its own weight outvotes others; expected weights='equal'")
         self.labels = one_of("labels", labels, LabelRule)
         if self.federation.privacy.noise and self.limits.norm_bound:
             raise ConfigError(

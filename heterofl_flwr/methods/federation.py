@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +23,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.noise import clipped, in_steps, released
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply import check_reply
+from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
 from heterofl_flwr.core.ties import first_names, untied
 from heterofl_flwr.errors import ConfigError, ReplyError
@@ -82,6 +83,8 @@ class Federation:
         What is clipped and noised.
     levels
         Which clients may have which levels, whatever they say.
+    robust
+        What keeps a minority of hostile clients from moving the model far; None for the counting mean.
     """
 
     build: Callable[[float], nn.Module]
@@ -95,6 +98,7 @@ class Federation:
     shared: Sequence[str] = ALL
     privacy: Privacy = field(default_factory=Privacy)
     levels: Levels = field(default_factory=Levels)
+    robust: Robust | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing."""
@@ -108,6 +112,12 @@ class Federation:
                 f"and choose='prefix', found {self.assignment!r} and {self.choose!r}"
             )
         self.levels.check(self.mix, self.assignment)
+        if self.robust and self.privacy.noise:
+            raise ConfigError(
+                "privacy: noise is measured for the sum of clipped changes; expected robust=None (server.robust=none)"
+            )
+        if self.robust and not self.shared:
+            raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
         self.nodes: Nodes
         self.optimizer_state: State
         self.forget()
@@ -273,7 +283,8 @@ class Round:
         self._step = federation.privacy.step
         # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
         zeros = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
-        self._aggregator = Aggregator(
+        make = partial(RobustAggregator, robust=federation.robust) if federation.robust else Aggregator
+        self._aggregator = make(
             zeros if self._step else state,
             federation.rows,
             extra_rows=federation.fidelity.extra_rows == "fixed",

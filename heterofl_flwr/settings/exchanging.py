@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from heterofl_flwr.core.aggregate import Weights
 from heterofl_flwr.core.choose import SliceRule
+from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.learn.distill import Direction, DistillOptions
 from heterofl_flwr.learn.projection import Projection
 from heterofl_flwr.methods.level_table import Levels
@@ -94,6 +95,31 @@ class ServerSettings:
             "what adam, yogi and adagrad add to the root of the second moment: the larger, the less steps adapt",
         ),
     ]
+    robust: Annotated[
+        Literal["none", RobustMean],
+        Setting(
+            "none",
+            kinds.choice("none", *get_args(RobustMean)),
+            "what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a "
+            "trimmed mean), median or clip; goes with server.weights=equal, and not with privacy.noise",
+        ),
+    ]
+    robust_trim: Annotated[
+        float,
+        Setting(
+            Robust().trim,
+            kinds.number(least=0, most=0.49),
+            "share of an entry's holders that trimmed drops at each end; at least one",
+        ),
+    ]
+    robust_few: Annotated[
+        Few,
+        Setting(
+            Robust().few,
+            kinds.choice(*get_args(Few)),
+            "entries that one or two clients hold: a shorter step, or keep the old value",
+        ),
+    ]
     norm_bound: Annotated[
         float,
         Setting(
@@ -146,6 +172,10 @@ class ServerSettings:
             return Adagrad(eta=self.eta, tau=self.tau)
         kind = Adam if self.optimizer == "adam" else Yogi
         return kind(eta=self.eta, beta_1=self.beta_1, beta_2=self.beta_2, tau=self.tau)
+
+    def robust_mean(self) -> Robust | None:
+        """Return what replaces the counting mean; None for nothing."""
+        return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
 
     def limits(self) -> Limits:
         """Return what a client's answer may be at most."""

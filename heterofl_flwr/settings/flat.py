@@ -10,7 +10,7 @@ from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.limits import Limits
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.exchanging import ETA
+from heterofl_flwr.settings.exchanging import ETA, ServerSettings
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.kinds import AUTO, Flat
 from heterofl_flwr.settings.model import takes
@@ -156,8 +156,6 @@ def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator
             yield f"{key}: found {given[key]!r}, but the model {name} has no such option; expected '{AUTO}'"
     if settings.devices.deadline and not settings.devices.profile:
         yield f"devices.deadline: found {settings.devices.deadline:g}, expected devices.profile to name the devices too"
-    if settings.server.strategy == "hybrid" and settings.server.shared != ALL:
-        yield f"server.shared: found {given['server.shared']!r}, but server.strategy=hybrid averages all; expected '*'"
     if settings.sample.spare and (settings.devices.profile or settings.server.strategy != "heterofl"):
         why = (
             f"with devices.profile={settings.devices.profile} the clock does not say who comes first"
@@ -165,12 +163,18 @@ def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator
             else f"with server.strategy={settings.server.strategy} clients learn from all others"
         )
         yield f"sample.spare: found {settings.sample.spare:g}, but {why}; expected 0"
-    if settings.server.momentum and settings.server.optimizer != "momentum":
-        yield (
-            f"server.momentum: found {settings.server.momentum:g}, but server.optimizer is "
-            f"{settings.server.optimizer}; expected 0"
-        )
-    if settings.server.eta != 1 and settings.server.optimizer == "none":
-        yield f"server.eta: found {settings.server.eta:g}, expected server.optimizer to name the optimiser too"
+    yield from _of_server(settings.server)
     if settings.run.resume and not settings.run.dir:
         yield "run.resume: found true, expected run.dir to name the folder of the run to go on with"
+
+
+def _of_server(server: ServerSettings) -> Iterator[str]:
+    """Yield what contradicts itself in what the server does."""
+    if server.strategy == "hybrid" and server.shared != ALL:
+        yield f"server.shared: found {','.join(server.shared)!r}, but server.strategy=hybrid averages all; expected '*'"
+    if server.momentum and server.optimizer != "momentum":
+        yield f"server.momentum: found {server.momentum:g}, but server.optimizer is {server.optimizer}; expected 0"
+    if server.eta != 1 and server.optimizer == "none":
+        yield f"server.eta: found {server.eta:g}, expected server.optimizer to name the optimiser too"
+    if server.robust != "none" and server.strategy == "fedh2l":
+        yield f"server.robust: found {server.robust!r}, but server.strategy=fedh2l averages nothing; expected 'none'"

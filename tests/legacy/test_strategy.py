@@ -12,7 +12,7 @@ from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp.exception import AggregationError
 
 import heterofl_flwr
-from heterofl_flwr import Evaluation, Mix, RoundCallback, multi_step
+from heterofl_flwr import Evaluation, Mix, Robust, RoundCallback, multi_step
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.legacy import HeteroFL
 from heterofl_flwr.methods.failure import RoundError
@@ -49,6 +49,14 @@ def test_a_round_is_the_mean_over_those_who_held_an_entry():
     np.testing.assert_allclose(classifier_weight, np.repeat(expected[None], 4, 0), atol=1e-6)
     np.testing.assert_allclose(classifier_bias, 1.5, atol=1e-6)
     assert metrics == {}
+
+
+def test_robust_means_are_those_of_the_message_api():
+    fakes = [*clients(3), Fake("3", 100.0)]
+    strategy, _, before, instructions = begin(fakes, "a1", robust=Robust(mean="median"))
+    after, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
+    for own in gain(before, after):
+        np.testing.assert_allclose(own, 2.5, atol=1e-5)  # of 1, 2, 3 and 100
 
 
 def test_initial_parameters_are_those_of_the_message_api():

@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, messages
+from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Robust, messages
 from heterofl_flwr.client import answer_moments, model_at, parameters_of, reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
@@ -126,6 +126,7 @@ def alone(build, turn=0, number=1, *, num_rounds=1, mix=MIX, nodes=NODES, **opti
 FORMS = [
     {"assignment": "dynamic"},
     {"assignment": "dynamic", "server_momentum": 0.5, "choose": "rolling"},
+    {"assignment": "dynamic", "robust": Robust(), "choose": "random-level"},
     {"assignment": "dynamic", "upload": "int8", "weights": "examples", "choose": "random-client"},
 ]
 

@@ -165,6 +165,10 @@ def test_a_faulty_value_that_others_follow_from_is_told_once():
             "server.momentum: found 0.9, but server.optimizer is adam",
         ),
         ({"server.eta": 0.1}, "server.eta: found 0.1, expected server.optimizer to name the optimiser too"),
+        (
+            {"server.strategy": "fedh2l", "server.robust": "median"},
+            "server.robust: found 'median', but server.strategy=fedh2l averages nothing",
+        ),
         ({"run.resume": True}, "run.resume: found true, expected run.dir to name the folder"),
     ],
 )

@@ -1,0 +1,163 @@
+"""Robust means against their slow twin, by hand, and what hostile replies can do to them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.core import Aggregator, Plan, Robust, RobustAggregator
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from tests.core import strategies, twin
+
+OPTIONS = st.builds(
+    Robust,
+    mean=st.sampled_from(["trimmed", "median", "clip"]),
+    trim=st.sampled_from([0.0, 0.2, 0.45]),
+    few=st.sampled_from(["shorter", "keep"]),
+)
+SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-20, torch.float64: 1e-12}
+
+
+def added(drawn, robust, order=None):
+    aggregator = RobustAggregator(drawn.state, **drawn.options, robust=robust)
+    for number in order or range(len(drawn.plans)):
+        reply = drawn.replies[number]
+        aggregator.add(drawn.plans[number], reply.values, labels=reply.labels)
+    return aggregator
+
+
+@given(drawn=strategies.rounds(most=6, weights=st.just(1.0)), robust=OPTIONS)
+def test_the_result_is_the_twins(drawn, robust):
+    found = added(drawn, robust).result()
+    fewest = min((len(drawn.state[name]) for name in drawn.options["label_rows"]), default=0)
+    options = {**drawn.options, "classes": drawn.options["classes"] or fewest}
+    expected = twin.robust_mean(drawn.state, drawn.replies, robust, **options)
+    for name, value in found.items():
+        assert value.dtype == drawn.state[name].dtype
+        np.testing.assert_allclose(
+            value.double().numpy(), expected[name], rtol=SPACING[value.dtype], atol=1e-5, err_msg=name
+        )
+
+
+@given(drawn=strategies.rounds(most=6, weights=st.just(1.0)), robust=OPTIONS, data=st.data())
+def test_another_order_of_replies_changes_nothing(drawn, robust, data):
+    order = data.draw(st.permutations(range(len(drawn.plans))))
+    expected = added(drawn, robust).result()
+    for name, value in added(drawn, robust, order).result().items():
+        torch.testing.assert_close(value, expected[name], rtol=SPACING[value.dtype], atol=1e-5)
+
+
+@given(drawn=strategies.rounds(weights=st.just(1.0)), robust=OPTIONS)
+def test_who_held_what_is_counted_as_for_the_mean(drawn, robust):
+    plain = drawn.aggregator()
+    for plan, reply in zip(drawn.plans, drawn.replies, strict=True):
+        plain.add(plan, reply.values, labels=reply.labels)
+    found = added(drawn, robust)
+    assert all(torch.equal(found.held(name), plain.held(name)) for name in drawn.state)
+
+
+def combined(*replies, old=0.0, **options):
+    """Return what becomes of four equal entries of which each client holds the first few."""
+    state = {"w": torch.full((4,), old)}
+    aggregator = RobustAggregator(state, robust=Robust(**options))
+    for values in replies:
+        aggregator.add(Plan.between(state, {"w": (len(values),)}), {"w": torch.tensor(values)})
+    return aggregator.result()["w"].tolist()
+
+
+def test_the_largest_and_the_smallest_are_dropped():
+    replies = [[1.0], [2.0], [3.0], [100.0], [-100.0]]
+    assert combined(*replies)[0] == 2.0
+    assert combined(*replies, [4.0], [5.0], [6.0], [-50.0], [50.0], trim=0.2)[0] == pytest.approx(3.5)
+    assert combined([1.0], [2.0], [9.0], trim=0.0)[0] == 2.0  # one at each end, whatever the share
+
+
+def test_the_median_is_the_middle_or_the_mean_of_the_middle_two():
+    assert combined([1.0], [2.0], [9.0], [30.0], mean="median")[0] == 5.5
+    assert combined([1.0], [2.0], [9.0], [30.0], [-7.0], mean="median")[0] == 2.0
+
+
+def test_clipping_shortens_to_the_median_length():
+    found = combined([3.0, 4.0], [0.0, 5.0], [30.0, 40.0], mean="clip")
+    assert found[:2] == pytest.approx([(3 + 0 + 3) / 3, (4 + 5 + 4) / 3])
+
+
+def test_clipping_compares_only_what_as_many_hold():
+    # The holder of all four entries moves the last three far more than others move the first: nobody is shortened.
+    wide = [1.0, 50.0, 50.0, 50.0]
+    assert combined(wide, wide, wide, [1.0], [1.0], mean="clip") == pytest.approx(wide)
+
+
+def test_two_holders_or_one_move_no_further_than_three_did_and_only_as_they_agree():
+    many = [[1.0], [1.0]]
+    assert combined([1.0, 8.0, -8.0], *many)[1:3] == pytest.approx([1.0, -1.0])
+    assert combined([-1.0, 8.0, -8.0], *many)[1:3] == [0.0, 0.0]  # it contradicts the others
+    assert combined([1.0, 0.5], [1.0, 8.0], *many)[1] == pytest.approx((0.5 + 1.0) / 2)
+    assert combined([4.0, 8.0], [4.0], [4.0], old=3.0, few="keep") == pytest.approx([4.0, 3.0, 3.0, 3.0])
+
+
+def test_where_no_three_clients_meet_all_entries_keep_their_values():
+    assert combined([1.0, 1.0], [1.0, 1.0], old=5.0) == [5.0] * 4
+
+
+def test_a_parameter_of_few_holders_is_held_to_the_step_of_the_others():
+    state = {"shared": torch.zeros(2), "own": torch.zeros(2)}
+    aggregator = RobustAggregator(state, robust=Robust())
+    for number in range(3):
+        shapes = dict.fromkeys(state, (2,)) if number == 0 else {"shared": (2,)}
+        aggregator.add(Plan.between(state, shapes), {name: torch.full((2,), 4.0) for name in shapes})
+    assert aggregator.result()["own"].tolist() == pytest.approx([4.0, 4.0])
+
+
+@pytest.mark.parametrize("mean", ["trimmed", "median", "clip"])
+@pytest.mark.parametrize("lie", [lambda own: -own, lambda own: 1e6 * own, lambda own: torch.full_like(own, -1e15)])
+def test_a_minority_of_an_entrys_holders_cannot_move_it_as_they_move_a_mean(mean, lie):
+    torch.manual_seed(0)
+    state = {"w": torch.zeros(64, 8)}
+    small, full = (Plan.between(state, {"w": shape}) for shape in ((64, 2), (64, 8)))
+    goal = torch.rand(64, 8) + 0.5
+    plain, robust = Aggregator(state), RobustAggregator(state, robust=Robust(mean=mean))
+    for number in range(10):
+        plan = full if number == 0 else small
+        honest = goal[:, : plan.shapes["w"][1]] * (1 + 0.1 * torch.randn(64, 1))
+        for aggregator in (plain, robust):
+            aggregator.add(plan, {"w": lie(honest) if number == 0 else honest})
+    found, fooled = robust.result()["w"], plain.result()["w"]
+    errors = [(own[:, :2] - goal[:, :2]).norm() / goal[:, :2].norm() for own in (found, fooled)]
+    assert errors[0] < 0.3
+    assert errors[0] < errors[1] + 0.01  # clipping does not see a lie of an honest length, where a mean moves as far
+    # Nobody else holds these: the only holder goes no further than the others did.
+    assert found[:, 2:].square().mean() <= 1.05 * found[:, :2].square().mean()
+    assert fooled[:, 2:].square().mean() > found[:, 2:].square().mean()
+
+
+def test_each_client_counts_once():
+    state = {"w": torch.zeros(2)}
+    aggregator = RobustAggregator(state, robust=Robust())
+    with pytest.raises(ConfigError, match="counts each client once; found the weight 2, expected 1"):
+        aggregator.add(Plan.between(state, state), state, weight=2)
+    assert aggregator.replies == 0
+
+
+def test_a_reply_is_kept_as_it_was_and_refused_as_for_the_mean():
+    state = {"w": torch.zeros(2)}
+    aggregator = RobustAggregator(state, robust=Robust(), largest=1e15, norm_bound=10.0)
+    plan, values = Plan.between(state, state), torch.ones(2)
+    for _ in range(3):
+        aggregator.add(plan, {"w": values})
+    values.fill_(7)  # the caller goes on with its tensor
+    for wrong in (math.nan, 1e30, 8.0):
+        with pytest.raises(ReplyError):
+            aggregator.add(plan, {"w": torch.full((2,), wrong)})
+    assert aggregator.result()["w"].tolist() == [1.0, 1.0]
+    with pytest.raises(HeteroFLError, match="has given its result"):
+        aggregator.result()
+
+
+@pytest.mark.parametrize("fault", [{"mean": "mode"}, {"trim": 0.5}, {"trim": -1}, {"trim": math.nan}, {"few": "all"}])
+def test_options_that_mean_nothing_are_refused(fault):
+    with pytest.raises(ConfigError, match="robust: "):
+        Robust(**fault)

@@ -1,0 +1,65 @@
+"""The table of attacks: its clients lie in messages, it goes on where it stopped, and it tells what it found."""
+
+import json
+
+import pytest
+
+from heterofl_flwr.data import load_dataset
+from simulations import robust
+from simulations.robust import Cell, cells, run_cell
+
+CELL = Cell("digits", "a1-e9", "mean", "none", 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    settings = {**robust.COMMON, "num-rounds": 2, "model.hidden": "32,64"}
+    monkeypatch.setattr(robust, "COMMON", settings)
+
+
+def cell(**changes):
+    return Cell(**{**CELL.__dict__, **changes})
+
+
+@pytest.mark.parametrize("attack", robust.ATTACKS)
+def test_each_attack_changes_the_model_and_no_reply_is_refused(attack):
+    honest = run_cell(CELL)
+    found = run_cell(cell(attack=attack, attackers=2))
+    assert honest["refused"] == found["refused"] == 0
+    assert (found["largest"], found["smallest"]) != (honest["largest"], honest["smallest"])
+
+
+def test_labels_are_wrong_for_attackers_alone_and_only_in_their_cell():
+    task = robust.task_of({**robust.COMMON, "data.name": "digits"})
+    truth = load_dataset("digits").train.targets
+    robust.prepare(task, cell(attack="labels", attackers=1))
+    own = task.partitions(robust.CLIENTS).train[0]
+    assert (task.train.targets[own] == 9 - truth[own]).all()
+    assert (task.train.targets != truth).sum() == len(own)
+    robust.prepare(task, CELL)
+    assert (task.train.targets == truth).all()
+
+
+def test_a_bound_refuses_the_attacker(monkeypatch):
+    monkeypatch.setitem(robust.BOUNDS, "digits", 3.0)
+    found = run_cell(cell(mean="norm bound", attack="scaling", attackers=1))
+    assert (found["refused"], found["honest_refused"]) == (2, 0)
+
+
+def test_what_is_done_is_not_repeated(tmp_path, monkeypatch, capsys):
+    chosen = [CELL, cell(mean="trimmed"), cell(seed=1)]
+    monkeypatch.setattr(robust, "cells", lambda data: iter(chosen))
+    monkeypatch.setattr(robust, "run_cell", lambda own: {"largest": 0.5 + 0.1 * own.seed, "smallest": 0.25})
+    assert robust.main(["--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(robust, "run_cell", None)
+    assert robust.main(["--out", str(tmp_path)]) == 0
+    assert len([json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]) == 3
+    table = (tmp_path / "robust.md").read_text()
+    assert "## digits, a1-e9: the largest level's model" in table
+    assert "| mean | 55.0 (50..60) |" in table
+    assert "| trimmed | 25.0 (25..25) |" in table
+
+
+def test_each_mean_meets_each_attack_at_each_mix_and_seed():
+    every = list(cells(["digits", "mnist"]))
+    assert len(every) == len(set(every)) == 2 * 3 * 3 * 5 * 9
