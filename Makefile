@@ -22,7 +22,7 @@ help:  ## list the targets
 install: $(READY)  ## make .venv with this package and its tools; every other target does it by itself
 
 demo: $(READY)  ## twenty virtual clients of five sizes train one digit classifier on Ray; writes a report
-	$(VENV)/bin/heterofl run
+	$(VENV)/bin/heterofl run --grid ray
 
 test: $(READY)  ## all tests that this machine can run, and the coverage gate
 	$(PY) -m pytest -n 2 --dist loadfile --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100

@@ -7,6 +7,7 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     ├── ShapeError             (ValueError)  two models or states do not fit one another
     ├── DataError              (ValueError)  a data set or a batch is not usable
     ├── ReplyError             (ValueError)  a client's reply is refused, whole
+    ├── OutOfMemoryError       (MemoryError) a client's model and batch take more memory than there is
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
@@ -31,6 +32,10 @@ class DataError(HeteroFLError, ValueError):
 
 class ReplyError(HeteroFLError, ValueError):
     """A client's reply is refused; nothing of it was used."""
+
+
+class OutOfMemoryError(HeteroFLError, MemoryError):
+    """A client's model and batch take more memory than there is."""
 
 
 class UnsupportedLayerError(HeteroFLError, TypeError):

@@ -7,29 +7,51 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
+from heterofl_flwr import __version__
 from heterofl_flwr.app.credentials import write_certificates, write_node_key
-from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app
-from heterofl_flwr.app.launch.guard import Guard
-from heterofl_flwr.app.launch.processes import marked
-from heterofl_flwr.app.launch.superlink import command, environment, free_port, status_of
-from heterofl_flwr.settings import Flat
+from heterofl_flwr.app.launch.apps import CLIENT_APP, SERVER_APP
+from heterofl_flwr.settings import Flat, to_toml
+from simulations.guard import MARK, guarded, marked
 
 STARTUP = 120.0
 POLL = 0.2
 QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+
+ROOT = str(Path(__file__).parents[1])
+
+_PROJECT = """[project]
+name = "heterofl-run"
+version = "{version}"
+description = "A run of heterofl-flwr"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "heterofl"
+
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+"""
 
 _CONNECTION = """[superlink]
 default = "own"
@@ -63,20 +85,21 @@ class Processes:
         self.folder = folder
         self._more = {**QUICK, **(more or {})}
         self._mark = secrets.token_hex(16)
+        self._stack = ExitStack()
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         """Make the home; nothing is started yet."""
         self.home = Path(tempfile.mkdtemp(prefix="heterofl-"))
-        self.environment = environment(self.home, self._mark, self._more)
-        self._guard = Guard(self._mark, self.home, self.environment)
+        self.environment = environment(self.home) | self._more | {MARK: self._mark}
+        self._stack.enter_context(guarded(self._mark, self.home))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all processes."""
-        self._guard.release()
+        self._stack.close()
         for process in self._started:
             process.wait(STARTUP)
 
@@ -92,9 +115,9 @@ class Processes:
         """Return the numbers of its processes that run a command, whoever started them."""
         found = []
         for process in marked(self._mark):
-            with suppress(OSError):  # it has ended meanwhile
-                if name.encode() in Path(f"/proc/{process.number}/cmdline").read_bytes():
-                    found.append(process.number)
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if any(name in word for word in process.cmdline()):
+                    found.append(process.pid)
         return found
 
     def log(self, name: str) -> str:
@@ -181,10 +204,7 @@ class Deployment(Processes):
 
     def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
         """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
-        folder = write_app(Path(tempfile.mkdtemp(dir=self.home)), config)
-        project = folder / "pyproject.toml"
-        text = project.read_text(encoding="utf-8").replace(CLIENT_APP, client).replace(SERVER_APP, server)
-        project.write_text(text, encoding="utf-8")
+        folder = write_app(self.home, config, client, server)
         return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
 
     def flwr(self, *calls: Sequence[str]) -> str:
@@ -207,7 +227,11 @@ class Deployment(Processes):
         deadline = time.monotonic() + seconds
         while not ended.search(self.log("superlink")) and time.monotonic() < deadline:
             time.sleep(POLL)
-        return status_of(run_id, self.environment)
+        try:
+            run = json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]
+            return str(run["status"]), str(run["status-details"])
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            return "unknown", str(error)
 
 
 def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]:
@@ -243,12 +267,54 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def kill_with_all(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it has started, in whatever session, as the death of their machine does."""
-    family = [process.pid]
-    for number in family:  # which grows meanwhile
-        for children in Path(f"/proc/{number}/task").glob("*/children"):
-            with suppress(OSError):
-                family += map(int, children.read_text().split())
-    for number in family:
-        with suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
+    first = psutil.Process(process.pid)
+    for one in (first, *first.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+
+
+def write_app(parent: Path, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> Path:
+    """Write a Flower app that names our parts, which are installed, in a ``pyproject.toml``; return its folder."""
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    text = _PROJECT.format(version=__version__, client=client, server=server) + to_toml(config)
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of Flower's processes, with a ``FLWR_HOME`` of their own."""
+    scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+    return {
+        **os.environ,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FLWR_HOME": str(home),
+        "RAY_TMPDIR": str(home),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([ROOT, os.getcwd(), *_words("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": os.pathsep.join(dict.fromkeys([*scripts, *_words("PATH")])),
+        # Flower talks to itself over HTTP, and heeds proxies.
+        "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
+    }
+
+
+def _words(variable: str) -> list[str]:
+    return list(filter(None, os.environ.get(variable, "").split(os.pathsep)))
+
+
+def command(name: str, environment: Mapping[str, str]) -> str:
+    """Return the path of one of Flower's commands."""
+    path = shutil.which(name, path=environment["PATH"])
+    if path is None:
+        raise RuntimeError(f"Flower's command {name} is not installed: pip install 'flwr[simulation]'")
+    return path
+
+
+def free_port() -> int:
+    """Return a port that is free now; another process may take it before it is used."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

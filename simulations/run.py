@@ -29,13 +29,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from heterofl_flwr.app.launch.running import RunError
 from heterofl_flwr.app.status import FAILED, status_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.origin import command_known, own_command
 from simulations.sweeps.complaint import complaint
 from simulations.sweeps.composer import flat
 from simulations.sweeps.job import job_of
-from simulations.sweeps.once import FailedError, run_once
+from simulations.sweeps.once import run_once
 from simulations.sweeps.sweeper import register
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -66,7 +67,7 @@ def main() -> int:
 def _run() -> int:
     try:
         run()
-    except FailedError as error:
+    except RunError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILED
     except (HydraException, OmegaConfBaseException) as error:

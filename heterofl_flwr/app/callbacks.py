@@ -6,7 +6,7 @@ from typing import cast
 from heterofl_flwr.app.task import Task, load_function
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.methods.callbacks import RoundCallback
-from heterofl_flwr.report import Console, Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
+from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings import to_flat
 
 PROJECT = "heterofl-flwr"
@@ -15,9 +15,9 @@ Make = Callable[[Task, RunFolder | None], RoundCallback]
 
 
 def callbacks_of(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
-    """Return the console, the recorder of the run folder, and what ``run.callbacks`` names."""
+    """Return the recorder of the run folder, and what ``run.callbacks`` names."""
     run = task.settings.run
-    found: list[RoundCallback] = [Console()]
+    found: list[RoundCallback] = []
     if folder is not None:
         costs = _costs(task)
         found.append(

@@ -25,7 +25,7 @@ from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, reply, seed_of
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError
 from heterofl_flwr.learn import TrainOptions, keep_freed_memory, train_together
 
 
@@ -107,9 +107,8 @@ def _train(
         ]
         results = train_together(works, options, engine=task.settings.engine.name)
     except torch.OutOfMemoryError as error:
-        # The launcher reads level and bytes from this, and goes on with fewer clients at once.
         rate = rate_of(messages[0])
-        raise HeteroFLError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
+        raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
     if task.personal:
         for message, context, model in zip(messages, contexts, models, strict=True):
             keep_own(task, message, context, model)

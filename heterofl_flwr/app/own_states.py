@@ -4,7 +4,6 @@ A run may go on from its last checkpoint, or from the one before, so a client's 
 the last one before. Each is found by its round: what a round that is repeated has left behind does not count.
 """
 
-import os
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context
@@ -22,9 +21,6 @@ from heterofl_flwr.report.states import state_path, states_in
 NODE_STATES = "states-path"
 """The key of a node's own config that names a folder for its states."""
 
-VARIABLE = "HETEROFL_STATES"
-"""The variable that names it where nodes have no config of their own, as in Flower's simulation."""
-
 _RECORD = "own"
 
 
@@ -34,14 +30,14 @@ class OwnStates:
     Parameters
     ----------
     context : Context
-        The node's. Its config, or the environment, may name a folder: nothing that a server sends does.
+        The node's. Its config may name a folder: nothing that a server sends does.
     partition : int
         The client's number.
     """
 
     def __init__(self, context: Context, partition: int) -> None:
         self._context = context
-        folder = context.node_config.get(NODE_STATES) or os.environ.get(VARIABLE)
+        folder = context.node_config.get(NODE_STATES)
         self._folder = Path(str(folder)) / f"{partition:05d}" if folder else None
 
     def before(self, server_round: int) -> State | None:

@@ -16,6 +16,7 @@ from heterofl_flwr.app.devices import on_devices
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
+from heterofl_flwr.grids.watched import Watched
 from heterofl_flwr.learn import give_back_freed_memory
 from heterofl_flwr.methods.callbacks import RoundCallback
 from heterofl_flwr.methods.evaluation import Evaluation
@@ -24,7 +25,7 @@ from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.methods.hybrid import Hybrid
 from heterofl_flwr.methods.schedule import multi_step
 from heterofl_flwr.methods.tally import Tally
-from heterofl_flwr.report import Checkpoint, RunFolder, write_report
+from heterofl_flwr.report import Checkpoint, Console, RunFolder, write_report
 from heterofl_flwr.report.history import before
 from heterofl_flwr.report.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
@@ -78,8 +79,10 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     if start.finished:
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
-    strategy = make_strategy(task, (*callbacks_of(task, folder), *extra_callbacks))
-    grid = on_devices(Windowed(grid, settings.engine.window) if settings.engine.window else grid, task)
+    console = Console()
+    strategy = make_strategy(task, (console, *callbacks_of(task, folder), *extra_callbacks))
+    windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
+    watched = Watched(windowed, console, innermost=grid)
     if folder is not None:  # only now, as all that can be refused has been
         folder.start(to_flat(settings), resume=settings.run.resume, about=_about(task), **RESUMED)
         strategy.spent.keep_in(folder)
@@ -87,7 +90,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
             strategy.tally = Tally.of(before(folder.history(), start.first_round))
     strategy.federation.optimizer_state = dict(start.optimizer_state)
     strategy.start(
-        grid,
+        on_devices(watched, task),
         initial_arrays=start.arrays,
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,

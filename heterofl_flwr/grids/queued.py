@@ -141,6 +141,10 @@ class QueuedGrid(Grid):
         """Drop messages, begun or not, and their replies. Not part of Flower's interface; ``Windowed`` uses it."""
         self._runner.cancel(list(message_ids))
 
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """Call ``listener`` with each reply when it is there, from any thread. Not part of Flower's interface."""
+        self._runner.listener = listener
+
     def _renew(self, run: Run) -> None:
         self._run = run
         for node_id, config in self._node_configs.items():

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -22,6 +22,7 @@ class Runner(ABC):
         self._contexts = contexts
         self._done: dict[str, Message] = {}
         self.deaths: list[str] = []
+        self.listener: Callable[[Message], None] = lambda reply: None
 
     @property
     @abstractmethod
@@ -54,12 +55,13 @@ class Runner(ABC):
         """End all that the runner started; may be called again."""
 
     def _settle(self, message: Message, outcome: Outcome) -> Message:
-        """Keep the node's new context, report what failed, and return the reply."""
+        """Keep the node's new context, report what failed, tell the listener, and return the reply."""
         node_id = message.metadata.dst_node_id
         if outcome.trouble:
             logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, outcome.trouble)
         if outcome.context is not None:
             self._contexts[node_id] = outcome.context
+        self.listener(outcome.reply)
         return outcome.reply
 
 

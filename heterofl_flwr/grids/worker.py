@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -142,12 +143,20 @@ def serve(descriptor: int, client_app: str) -> None:
     """Answer messages until the other end closes; the process of a worker runs nothing else."""
     global _inside
     _inside = True
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Connection(descriptor) as connection, suppress(EOFError, OSError):
         app, trouble = try_load(client_app)
         connection.send((trouble, hasattr(app, "train_cohort")))
         wire = Wire(connection)
         while app is not None:
             _serve_one(wire, app)  # while it waits, a worker holds no model
+
+
+def _end_with(parent: int) -> None:
+    """End this process, busy or not, and all that it has started, when the process that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
 
 
 def try_load(client_app: str) -> tuple[ClientApp | None, str]:

@@ -5,11 +5,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.nn.calling import call
@@ -51,13 +54,38 @@ class MixProfile:
     ratio: float
 
 
+class _Counter(TorchDispatchMode):
+    """Counts floating point operations as torch's ``FlopCounterMode`` does, which loads a compiler for seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave ``__torch_dispatch__`` as it is; torch would load the compiler to keep it out."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
+            with self:  # what it is made of may be known
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        out = func(*args, **kwargs)
+        self.flops += count(*args, **kwargs, out_val=out) if count else 0
+        return out
+
+
 def profile(model: nn.Module, example_input: object) -> Profile:
     """Return what a forward pass of the model on ``example_input`` costs: a tensor, a tuple or a mapping of several.
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # brings a compiler, which no client needs to start
-
     probe = copy.deepcopy(model).eval()
     for norm in batch_norms(probe).values():
         # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.
@@ -69,23 +97,22 @@ def profile(model: nn.Module, example_input: object) -> Profile:
         layer.register_forward_hook(partial(_record, printed))
     # Attention in its plain form is matrix products, which the counter knows on every device. With gradients on,
     # torch's own Transformer layers take no fused path either.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
         call(probe, tree_map_only(torch.Tensor, lambda one: one.to(_device(model)), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Profile(parameters, counter.get_total_flops() // 2, sum(printed.values()), parameters * 4 / 1024**2)
+    return Profile(parameters, counter.flops // 2, sum(printed.values()), parameters * 4 / 1024**2)
 
 
 def build_and_profile(
     build: Callable[[float], nn.Module], rate: float, example_input: torch.Tensor
 ) -> tuple[nn.Module, Profile]:
-    """Return the model of a rate and its profile; it is built without memory for its values where that works.
+    """Return the model of a rate and its profile. Torch's global generators are left as they were.
 
-    Torch's global generators are left as they were.
+    It is built on the CPU: on ``meta``, torch loads its compiler for batch norm, which takes longer than to compute it.
     """
-    try:
-        return _build_and_profile(build, rate, example_input, "meta")
-    except (NotImplementedError, RuntimeError):  # a model that cannot be built or run without numbers
-        return _build_and_profile(build, rate, example_input, "cpu")
+    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
+        model = build(rate)
+        return model, profile(model, example_input)
 
 
 def profile_mix(
@@ -110,15 +137,6 @@ def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
         megabytes=mix.mean({rate: one.megabytes for rate, one in profiles.items()}),
         ratio=parameters / profiles[mix.global_rate].parameters,
     )
-
-
-def _build_and_profile(
-    build: Callable[[float], nn.Module], rate: float, example_input: torch.Tensor, device: str
-) -> tuple[nn.Module, Profile]:
-    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
-        with torch.device(device):
-            model = build(rate)
-        return model, profile(model, example_input)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -1,28 +1,42 @@
 """The progress of a run on the terminal, or as plain lines where there is none."""
 
-from collections import deque
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
+from flwr.app import ConfigRecord, Message
 from rich import console as rich_console
+from rich.control import Control
+from rich.segment import ControlType
 from rich.text import Text
 
+from heterofl_flwr import messages as wire
 from heterofl_flwr.core import text
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.methods.round_log import clients_by_level, sent_to
 from heterofl_flwr.report.metrics import KINDS, SCOPES, families, headline_kind, of_level
 
 Field = tuple[str, str]
-BAR = 12
-GAP = "   "
-INDENT = Text(GAP)
+BAR = 8
+WIDTH = 80
+"""A round is one line of at most so many letters; what does not fit is in the history."""
+
+PAUSE = 0.1
+"""Seconds between two counts of the replies on the terminal."""
+
+GAP = "  "
+URGENT = ("failed", "evaluated-by")
+DOING = {"train": "training", "evaluate": "evaluating"}
 STYLES = {"failed": "bold red", "evaluated-by": "bold red"}
 
 
 class Console(RoundCallback):
-    """Prints each round: time left, loss and accuracy of the run and of each level, bytes sent.
+    """Prints each round on a line: time taken and left, what failed, loss and accuracy.
 
-    Lines are added and never rewritten, so they mix with what Flower logs. Colours follow ``NO_COLOR``; where there
-    is no terminal, or one that can do nothing (``TERM=dumb``), a round is one plain line of names and values.
+    On a terminal it also shows within a round how many clients of each level have answered; that line is overwritten.
+    Colours follow ``NO_COLOR``; where there is no terminal, or one that can do nothing (``TERM=dumb``), a round is one
+    plain line of names and values.
 
     Parameters
     ----------
@@ -37,23 +51,61 @@ class Console(RoundCallback):
         self._plain = not self._console.is_terminal or self._console.is_dumb_terminal
         # The mean of the last rounds: evaluation makes single ones long.
         self._recent: deque[float] = deque(maxlen=10)
+        self._is_first = True
+        self._round = 1
+        self._lock = threading.Lock()
+        self._levels: dict[int, str] = {}  # by node, of those that have not answered
+        self._asked: Counter[str] = Counter()
+        self._answered: Counter[str] = Counter()
+        self._doing = ""
+        self._shown = 0.0
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Say how far the run goes."""
+        self._round = first_round
         parameters = sum(value.numel() for value in state.values())
         what = f"a model of {text.count(parameters)} parameters"
         self._print(f"rounds {first_round} to {num_rounds}, {what}")
 
+    def on_messages(self, messages: Iterable[Message]) -> None:
+        """Count whom the round asks for something."""
+        if self._plain:
+            return
+        with self._lock:
+            self._levels = {message.metadata.dst_node_id: _level(message) for message in messages}
+            self._asked, self._answered = Counter(self._levels.values()), Counter()
+            self._doing = next((_doing(message.metadata.message_type) for message in messages), "")
+            self._shown = 0.0
+            self._show_count()
+
+    def on_reply(self, reply: Message) -> None:
+        """Count an answer."""
+        if self._plain:
+            return
+        with self._lock:
+            level = self._levels.pop(reply.metadata.src_node_id, None)
+            if level is not None:
+                self._answered[level] += 1
+                self._show_count()
+
+    def on_replies_end(self) -> None:
+        """Remove the line of this count."""
+        if not self._plain:
+            self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))
+
     def on_round_end(self, progress: Progress) -> bool:
         """Print one round."""
         record = progress.record
-        self._recent.append(record.seconds)
-        left = (progress.num_rounds - record.server_round) * sum(self._recent) / len(self._recent)
+        if not self._is_first:  # the first one has to start much that the others find there
+            self._recent.append(record.seconds)
+        self._is_first = False
+        self._round = record.server_round + 1
+        left = progress.num_rounds - record.server_round
+        seconds = left * sum(self._recent) / len(self._recent) if self._recent else None
         if self._plain:
-            self._print(plain_line(record, progress.num_rounds, left))
+            self._print(plain_line(record, progress.num_rounds, seconds))
         else:
-            self._show(self._head(record, progress.num_rounds, left), _scores(record))
-            self._show(INDENT, _levels(record))
+            self._console.print(self._line(record, progress.num_rounds, seconds))
         return False
 
     def on_end(self, state: State) -> None:
@@ -62,67 +114,85 @@ class Console(RoundCallback):
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def _show(self, head: Text, fields: Iterable[Field]) -> None:
-        """Print fields behind a head on as many lines as they need; none is broken."""
-        line, shown = head.copy(), False
-        for name, value in fields:
-            field = Text.assemble((f"{name} ", "dim"), (value, STYLES.get(name, "")), GAP)
-            if line.cell_len + field.cell_len - len(GAP) > self._console.width and line.plain.strip():
-                self._console.print(line)
-                line = INDENT.copy()
-            line.append_text(field)
-            shown = True
-        if shown:
-            line.rstrip()
-            self._console.print(line)
-
-    def _head(self, record: RoundRecord, num_rounds: int, left: float) -> Text:
+    def _line(self, record: RoundRecord, num_rounds: int, left: float | None) -> Text:
         done = round(BAR * record.server_round / num_rounds)
         full, empty = ("#", "-") if self._console.options.ascii_only else ("━", "─")
-        return Text.assemble(
+        times = [text.duration(record.seconds), *([] if left is None else [f"{text.duration(left)} left"])]
+        line = Text.assemble(
             (f"{record.server_round:>{len(str(num_rounds))}}/{num_rounds} ", "bold"),
             (full * done, "cyan"),
             (empty * (BAR - done), "dim"),
-            (f" {text.duration(record.seconds)}, {text.duration(left)} left{GAP}", "dim"),
+            (f" {', '.join(times)}", "dim"),
         )
+        for name, value in _fitting(record, min(self._console.width, WIDTH) - line.cell_len, f"{GAP} "):
+            style = "bold red" if name in URGENT else ""
+            line.append_text(Text.assemble(GAP, (f"{name} ", "dim"), (value, style)))
+        return line
+
+    def _show_count(self) -> None:
+        """Show how many have answered; not too often."""
+        now = time.monotonic()
+        if now - self._shown < PAUSE and self._levels:
+            return
+        self._shown = now
+        levels = [f"{level} {self._answered[level]}/{asked}" for level, asked in sorted(self._asked.items()) if level]
+        count = f"{self._answered.total()} of {self._asked.total()} clients"
+        line = Text(GAP.join([f"round {self._round}: {self._doing}", count, *levels]), "dim")
+        line.truncate(min(self._console.width, WIDTH) - 1)
+        self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))
+        self._console.print(line, end="\r")
 
 
-def plain_line(record: RoundRecord, num_rounds: int, left: float) -> str:
+def plain_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
     """Return a round as one line of names and values, for files and programs that read them."""
-    times = (("took", text.duration(record.seconds)), ("left", text.duration(left)))
-    fields = [f"{name}={value.replace(' ', '')}" for name, value in (*times, *_scores(record), *_levels(record))]
-    return " ".join([f"round {record.server_round}/{num_rounds}", *fields])
+    times = {"took": record.seconds, **({} if left is None else {"left": left})}
+    words = [f"round {record.server_round}/{num_rounds}"]
+    words += [f"{name}={_short(text.duration(seconds))}" for name, seconds in times.items()]
+    line = " ".join(words)
+    return " ".join([line, *(f"{name}={value}" for name, value in _fitting(record, WIDTH - len(line), " ="))])
 
 
-def _scores(record: RoundRecord) -> Iterator[Field]:
-    yield "lr", text.number(record.learning_rate)
-    loss = of_level(record.train, "loss")
-    if loss is not None:
-        yield "loss", text.number(loss)
-    for scope in SCOPES:
-        name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), None)
-        if name:
-            yield scope, text.score(name, record.evaluate[name])
-    for family, name in families([record], headline_kind([record])).items():
-        yield family, text.score(name, record.evaluate[name])
-    if record.few_answered:
-        yield "evaluated-by", f"{record.evaluate_answers} of {record.evaluate_asked}"
-    yield "sent", text.size(record.bytes_down + record.bytes_up)
-    if record.simulated_seconds:
-        yield "simulated", text.duration(record.simulated_seconds)
+def _fitting(record: RoundRecord, room: int, between: str) -> Iterator[Field]:
+    """Yield what fits on the line of a round, the most important first."""
+    for name, value in _fields(record):
+        room -= len(name) + len(value) + len(between)
+        if room < 0:
+            return
+        yield name, value
+
+
+def _level(message: Message) -> str:
+    """Return the level that a message is about; '' if it names none."""
+    config = message.content.get(wire.CONFIG) if message.has_content() else None
+    rate = config.get(wire.RATE) if isinstance(config, ConfigRecord) else None
+    return level_name(rate) if isinstance(rate, float) else ""
+
+
+def _doing(message_type: str) -> str:
+    """Return what clients do, for people: of ``query.moments`` it is ``moments``."""
+    return DOING.get(message_type.partition(".")[0], message_type.rpartition(".")[2])
+
+
+def _fields(record: RoundRecord) -> Iterator[Field]:
+    """Yield the names and values of a round, the most important first."""
     if record.failures:
         yield "failed", str(len(record.failures))
+    if record.few_answered:
+        yield "evaluated-by", f"{record.evaluate_answers}of{record.evaluate_asked}"
+    loss = of_level(record.train, "loss")
+    if loss is not None:
+        yield "train-loss", text.number(loss)
+    for family, name in families([record], headline_kind([record])).items():
+        yield family, _short(text.score(name, record.evaluate[name]))
+    for scope in SCOPES:
+        name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), "")
+        if name:
+            yield name.removesuffix("-accuracy"), _short(text.score(name, record.evaluate[name]))
+    if record.simulated_seconds:
+        yield "simulated", _short(text.duration(record.simulated_seconds))
+    yield "sent", _short(text.size(record.bytes_down + record.bytes_up))
+    yield "lr", text.number(record.learning_rate)
 
 
-def _levels(record: RoundRecord) -> Iterator[Field]:
-    kind = headline_kind([record])
-    clients = clients_by_level(record.rates)
-    for level in sorted({*clients, *record.train_by_level, *record.evaluate_by_level}):
-        loss = of_level(record.train_by_level.get(level, {}), "loss")
-        score = of_level(record.evaluate_by_level.get(level, {}), kind)
-        values = [
-            sent_to(clients[level], record.bytes_by_level.get(level)) if level in clients else "",
-            "" if loss is None else text.number(loss),
-            "" if score is None else text.score(kind, score),
-        ]
-        yield level, ", ".join(value for value in values if value)
+def _short(value: str) -> str:
+    return value.replace(" ", "")

@@ -2,17 +2,11 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from heterofl_flwr.errors import DataError
-from heterofl_flwr.report.drawing import new_axes
-from heterofl_flwr.report.theme import light
 
 HEAD = ("client", "class", "train", "test")
 
@@ -52,17 +46,3 @@ class Deal:
             raise DataError(f"the table of what clients were dealt cannot be read: {error}") from error
         train, test = (tuple(tuple(row) for row in part.tolist()) for part in counts)
         return cls(train, test)
-
-
-def draw_deal(train: Sequence[Sequence[int]]) -> Figure:
-    """Return a matrix of clients and classes; the darker an entry, the more examples."""
-    counts = np.array(train, dtype=float).T  # (classes, clients)
-    figure, axes = new_axes("client", "class")
-    axes.grid(visible=False)
-    pixels = np.empty((*counts.shape, 4))
-    pixels[:] = to_rgba(light("blue"))
-    pixels[..., 3] = counts / max(counts.max(), 1)  # transparent where there are none, so it suits any background
-    axes.imshow(pixels, aspect="auto", interpolation="nearest", origin="lower")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    return figure

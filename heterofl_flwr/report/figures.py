@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import text
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report.costs import ModelCosts
-from heterofl_flwr.report.deal import Deal, draw_deal
+from heterofl_flwr.report.deal import Deal
 from heterofl_flwr.report.drawing import SMALL, add_legend, new_axes
 from heterofl_flwr.report.metrics import SCOPES, families, headline_kind, of_level, points
 from heterofl_flwr.report.summary import full_bytes, level_points, level_rows, macs_shares, savings, shells
@@ -261,3 +263,17 @@ def _marker(rounds: Sequence[float]) -> str:
 
 def _holders(levels: Sequence[str]) -> str:
     return f"{levels[0]} only" if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
+
+
+def draw_deal(train: Sequence[Sequence[int]]) -> Figure:
+    """Return a matrix of clients and classes; the darker an entry, the more examples."""
+    counts = np.array(train, dtype=float).T  # (classes, clients)
+    figure, axes = new_axes("client", "class")
+    axes.grid(visible=False)
+    pixels = np.empty((*counts.shape, 4))
+    pixels[:] = to_rgba(light("blue"))
+    pixels[..., 3] = counts / max(counts.max(), 1)  # transparent where there are none, so it suits any background
+    axes.imshow(pixels, aspect="auto", interpolation="nearest", origin="lower")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    return figure

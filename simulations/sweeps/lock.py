@@ -15,8 +15,8 @@ class HeldError(HeteroFLError):
 
 
 @contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Hold a lock; say whether its last holder was killed. Raise ``HeldError`` where another process has it.
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock. Raise ``HeldError`` where another process has it.
 
     The system releases it when its process ends in any way, so a lock is never stale. The file stays: to remove it
     would let two processes hold locks on two files of one name.
@@ -28,11 +28,10 @@ def held(path: Path) -> Iterator[bool]:
         except BlockingIOError as error:
             file.seek(0)
             raise HeldError(f"runs in {file.read().strip() or 'another process'}") from error
-        killed = path.stat().st_size > 0  # whoever ends by itself leaves it empty
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         try:
-            yield killed
+            yield
         finally:
             file.truncate(0)

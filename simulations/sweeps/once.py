@@ -1,31 +1,19 @@
 """A job from its configuration to its end, once."""
 
-import logging
-import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Flat, Request, Share
-from heterofl_flwr.app.launch.session import run_session
+from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.launch_note import LaunchNote
 from heterofl_flwr.app.preflight import check_folder, check_share, check_task
 from heterofl_flwr.app.task import task_of
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings import to_flat
 from simulations.sweeps.job import Job, Launch
 from simulations.sweeps.lock import held
 from simulations.sweeps.stage import is_done, kept, take_up
 
 LOCKS = ".locks"
-
-RAYS_LOG = Path("logs", "superlink.log")
-AFTERMATH = 8.0
-"""Seconds in which the launcher's guard ends the processes of a killed run, which write to the same folder."""
-
-
-class FailedError(HeteroFLError):
-    """A job did not do all that it was to do."""
 
 
 def run_once(job: Job) -> bool:
@@ -35,20 +23,13 @@ def run_once(job: Job) -> bool:
     ------
     HeldError
         If another process runs it.
-    FailedError
+    RunError
         If it ended before its end.
     """
-    with held(job.folder / LOCKS / job.name) as killed:
+    with held(job.folder / LOCKS / job.name):
         if is_done(job):
             return False
-        if killed and (job.path / RAYS_LOG).exists():
-            time.sleep(AFTERMATH)
-        request = request_of(job, resume=take_up(job))
-        # The app points the package's log to where Flower's goes, once in a process; each job has a file of its own.
-        logging.getLogger("heterofl_flwr").handlers.clear()
-        outcome = run_session(request, grid=job.launch.grid, log=False)
-    if not outcome.good:
-        raise FailedError("\n".join([outcome.cause, *(f"    {line}" for line in outcome.trace)]))
+        run_request(request_of(job, resume=take_up(job)))
     return True
 
 
@@ -56,7 +37,9 @@ def request_of(job: Job, *, resume: bool) -> Request:
     """Return the run that is to be made; note in its folder what ``heterofl run --resume`` needs."""
     config = job.config | {"run.resume": resume} | (kept(job) if resume else {})
     LaunchNote(job.launch.clients, config).write(job.path)
-    return Request(config=config, out=job.path, clients=job.launch.clients, share=_share(job.launch, config))
+    return Request(
+        config=config, out=job.path, clients=job.launch.clients, share=_share(job.launch, config), grid=job.launch.grid
+    )
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:

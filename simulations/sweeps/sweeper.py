@@ -10,11 +10,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.errors import HeteroFLError
 from simulations.sweeps.job import Job
 from simulations.sweeps.listing import Listed, count, described, listing
 from simulations.sweeps.lock import HeldError
-from simulations.sweeps.once import FailedError, check_jobs
+from simulations.sweeps.once import check_jobs
 from simulations.sweeps.plan import Planned, plan
 from simulations.sweeps.progress import Progress
 from simulations.sweeps.speed import seconds_of_jobs
@@ -58,7 +59,7 @@ class JobSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """List the jobs, or run those that are not done; raise ``FailedError`` if any of them failed."""
+        """List the jobs, or run those that are not done; raise ``RunError`` if any of them failed."""
         planned = plan(self._loader, self._master, arguments)
         jobs = {name: own.job for name, own in planned.items()}
         stages = {name: stage_of(job) for name, job in jobs.items()}
@@ -126,5 +127,5 @@ def _check(endings: Mapping[str, Ending]) -> None:
     failed = {name: ending.cause for name, ending in endings.items() if ending.status == FAILED}
     if failed:
         causes = [f"  {name}: {shorten(cause, LONGEST_CAUSE, placeholder=' ...')}" for name, cause in failed.items()]
-        where = "the whole log of each: logs/flower.log in its folder"
-        raise FailedError("\n".join([f"{len(failed)} of {count(len(endings), 'job')} failed:", *causes, where]))
+        where = f"the whole log of each: {LOG} in its folder"
+        raise RunError("\n".join([f"{len(failed)} of {count(len(endings), 'job')} failed:", *causes, where]))

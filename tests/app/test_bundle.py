@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict
 
-from heterofl_flwr.app.launch.bundle import CLIENT_APP, SERVER_APP, write_app, write_overrides
-from heterofl_flwr.settings import flatten, from_flat, to_flat
+from heterofl_flwr.app.launch.apps import CLIENT_APP, SERVER_APP
+from heterofl_flwr.settings import from_flat, to_flat
+from simulations.deployment import write_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,8 +59,3 @@ def test_the_installed_package_is_an_app_of_one_file_with_the_runs_settings(tmp_
     assert warnings == []
     assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == values
     assert contents(build_fab_from_disk(folder)).keys() == {"pyproject.toml", ".info/CONTENT"}
-
-
-def test_overrides_are_a_file(tmp_path):
-    path = write_overrides(tmp_path, {"a.b": 1, "a.c": "two words"})
-    assert flatten(tomllib.loads(path.read_text())) == {"a.b": 1, "a.c": "two words"}

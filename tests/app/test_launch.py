@@ -1,12 +1,10 @@
-"""The launcher with Flower and Ray: true exit codes, and nothing left behind.
+"""Whole runs from the command line: the same bits on every engine, true exit codes, and nothing left behind.
 
-All runs go on at the same time, each in a process of its own, so they also show that they do not disturb one another.
+Several runs go on at the same time, so they also show that they do not disturb one another.
 """
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,22 +12,38 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
+
+from heterofl_flwr.app.launch.running import LOG
+from heterofl_flwr.report import RunFolder
+from simulations.deployment import Processes, command, free_port
+from simulations.guard import MARK, marked
 
 pytestmark = pytest.mark.simulation
 
-SAMPLE = Path(__file__).parent / "sample_app"
-CLASSIC = Path(__file__).parent / "classic_app"
+ROOT = Path(__file__).parents[2]
+SAMPLE, CLASSIC = (Path(__file__).parent / name for name in ("sample_app", "classic_app"))
 LONGEST = 600.0
-OWN = ["--rounds", "1", "--clients", "2", "--set", "train.epochs=1", "--set", "model.hidden=4,8"]
-RUNS = {
-    "own": [*OWN, "--set", "run.callbacks="],
-    "good": ["--app", str(SAMPLE), "--set", "note.text=two words"],
-    "server": ["--app", str(SAMPLE), "--set", "fault=server"],
-    "client": ["--app", str(SAMPLE), "--set", "fault=client"],
-    "classic": ["--app", str(CLASSIC), "--clients", "5"],
-    "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs"],
+CLIENTS = 4
+SETTINGS = {
+    "num-rounds": 5,
+    "train.epochs": 1,
+    "model.hidden": "4,8",
+    "run.callbacks": "",
+    "engine.name": "plain",
+    "sample.min-nodes": CLIENTS,
 }
+OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))]
+RUNS = {
+    "local": [*OWN, "--grid", "local", "--parallel", "2"],
+    "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
+    "classic-local": ["--app", str(CLASSIC), "--clients", "5"],
+    "classic-ray": ["--app", str(CLASSIC), "--clients", "5", "--grid", "ray"],
+    "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
+}
+CONNECTION = '[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{}"\ninsecure = true\n'
 
 
 @dataclass
@@ -41,110 +55,130 @@ class Ended:
 
     @property
     def log(self) -> str:
-        return (self.folder / "logs" / "flower.log").read_text(encoding="utf-8")
+        return (self.folder / LOG).read_text(encoding="utf-8")
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        return RunFolder(self.folder).load_checkpoint().state
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """Start all runs at once, interrupt the one that hangs, and wait for all."""
-    home = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "HETEROFL_TEST": str(home), "TMPDIR": str(home)}
-    broken = shutil.copytree(SAMPLE, home / "broken-app")
-    (broken / "sample" / "client.py").unlink()
-    runs = {**RUNS, "refused": ["--app", str(broken)]}
-    started = {name: start(home / name, arguments, environment) for name, arguments in runs.items()}
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def ended(home):
+    """Run all, one Ray at a time beside the others; interrupt one run, and kill one and let it go on."""
+    started = {}
+
+    def begin(name: str, *arguments: str) -> subprocess.Popen:
+        started[name] = start(home, *(arguments or ["--out", str(home / name), *RUNS[name]]))
+        return started[name]
+
     try:
-        wait_for(home / "hangs" / "logs" / "flower.log", "result: 1")
+        begin("local")
+        begin("classic-local")
+        begin("killed")
+        wait_for(home / "killed" / "history.jsonl", "\n")
+        started["killed"].kill()
+        begin("resumed", "--resume", str(home / "killed"), "--grid", "ray", "--parallel", "1").wait(LONGEST)
+        begin("hangs")
+        wait_for(home / "hangs" / LOG, "result: 1")
         started["hangs"].send_signal(signal.SIGINT)
-        texts = {name: process.communicate(timeout=LONGEST) for name, process in started.items()}
+        started["hangs"].wait(LONGEST)
+        begin("classic-ray")
+        return {name: end(home / name, process) for name, process in started.items()}
     finally:
         for process in started.values():
             process.kill()
-    return {name: Ended(process.returncode, *texts[name], home / name) for name, process in started.items()}
 
 
-def start(folder: Path, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def start(home: Path, *arguments: str) -> subprocess.Popen:
     code = "import sys; from heterofl_flwr.app.command import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "run", "--gpus", "0", "--parallel", "2", "--out", str(folder), *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder.parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "run", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=home,
+        env={**os.environ, MARK: str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT)},
+    )
+
+
+def end(folder: Path, process: subprocess.Popen) -> Ended:
+    out, err = process.communicate(timeout=LONGEST)
+    return Ended(process.returncode, out, err, folder)
 
 
 def wait_for(path: Path, text: str) -> None:
     deadline = time.monotonic() + LONGEST
-    while time.monotonic() < deadline:
-        if path.exists() and text in path.read_text(encoding="utf-8"):
-            return
-        time.sleep(0.2)
-    raise TimeoutError(f"{text!r} never came")
+    while not path.exists() or text not in path.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline, f"{text!r} never came to {path}"
+        time.sleep(0.1)
 
 
-def test_a_run_of_our_own_app_completes_and_shows_its_rounds(ended):
-    run = ended["own"]
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory):
+    """Return the folder of the same run by ``flwr run .`` on Flower's own engine."""
+    folder = tmp_path_factory.mktemp("flower")
+    settings = {**SETTINGS, "run.dir": str(folder / "run")}
+    told = " ".join(f"{key}={value!r}".replace("'", '"') for key, value in settings.items())
+    with Processes(folder) as processes:
+        port = free_port()
+        (processes.home / "config.toml").write_text(CONNECTION.format(port))
+        words = ["--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
+        processes.popen([command("flower-superlink", processes.environment), *words], "superlink")
+        processes.wait_for(lambda: "Starting Flower SuperLink" in processes.log("superlink"), "the SuperLink")
+        federation = f"num-supernodes={CLIENTS} client-resources-num-cpus=1"
+        words = ["run", str(ROOT), "--stream", "--run-config", told, "--federation-config", federation]
+        run = processes.popen([command("flwr", processes.environment), *words], "flwr")
+        run.wait(LONGEST)
+        return Ended(run.returncode, processes.log("flwr"), processes.log("superlink"), folder / "run")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_completes_and_shows_its_rounds(ended):
+    run = ended["local"]
     assert run.code == 0, run.err
-    assert "round 1/1" in run.out
-    assert "global-accuracy" in run.out
+    assert re.search(r"^round 5/5 took=.* global=", run.out, re.MULTILINE)
     assert (run.folder / "report.html").exists()
-    assert len((run.folder / "history.jsonl").read_text().splitlines()) == 1
-    settings = json.loads((run.folder / "settings.json").read_text())["settings"]
-    assert settings["sample.min-nodes"] == 2
 
 
-def test_a_run_of_another_app_completes_with_the_settings_it_was_given(ended):
-    run = ended["good"]
-    assert run.code == 0, run.err
-    assert "note: two words" in run.log
-    assert "result: 1" in run.out  # the log is what it shows
+def test_flwr_run_trains_the_same_bits_on_flowers_own_engine(ended, flower):
+    assert (flower.folder / "report.html").exists(), flower.out + flower.err
+    assert same(flower.state, ended["local"].state)
 
 
-def test_the_classic_api_trains_mixed_levels_with_a_numpyclient(ended):
-    run = ended["classic"]
-    assert run.code == 0, run.err
-    assert run.log.count("rates [0.0625, 0.125, 0.25, 0.5, 1.0]") >= 3
-    accuracies = [float(found) for found in re.findall(r"classic round 3: accuracy ([\d.]+)", run.log)]
-    assert accuracies[-1] > 0.6
+def test_a_run_on_ray_that_was_killed_goes_on_to_the_bits_of_the_local_grid(ended):
+    assert ended["killed"].code == -signal.SIGKILL
+    assert ended["resumed"].code == 0, ended["resumed"].err
+    assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
 
 
-def test_a_server_that_raises_fails_the_run(ended):
-    run = ended["server"]
-    assert run.code == 1
-    assert "heterofl: the run failed: RuntimeError: the server's own fault" in run.err
-    assert 'raise RuntimeError("the server\'s own fault")' in run.err
-    assert str(run.folder / "logs" / "flower.log") in run.err
-
-
-def test_clients_that_all_raise_fail_the_run_though_flower_says_completed(ended):
-    run = ended["client"]
-    assert run.code == 1
-    assert "in a round all 2 clients that were asked failed; RuntimeError: the client's own fault" in run.err
+def test_the_classic_api_trains_mixed_levels_with_a_numpyclient_on_either_grid(ended):
+    told = []
+    for run in (ended["classic-local"], ended["classic-ray"]):
+        assert run.code == 0, run.err
+        assert run.log.count("rates [0.0625, 0.125, 0.25, 0.5, 1.0]") >= 3
+        told.append(re.findall(r"classic round \d: accuracy [\d.]+|classic parameters \w+", run.log))
+    assert len(told[0]) == 6
+    assert told[0] == told[1]
 
 
 def test_an_interrupt_ends_the_run_at_once(ended):
     run = ended["hangs"]
     assert run.code == 130
-    assert run.err.endswith("heterofl: interrupted\n")
-    assert "Traceback" not in run.err
+    assert run.err.splitlines()[-1] == "heterofl: interrupted"
+    assert "result: 1" in run.err  # of another app the log is shown
 
 
-def test_a_run_that_flower_refuses_fails_with_flowers_words(ended):
-    run = ended["refused"]
-    assert run.code == 1
-    assert "Flower refused the run" in run.err
-    assert "Unable to load module sample.client" in run.err
-
-
-def test_no_process_and_no_private_folder_is_left(ended):
-    home = next(iter(ended.values())).folder.parent
-    assert not [path.name for path in home.iterdir() if path.name.startswith("heterofl-")]
-    assert not [path for path in Path("/tmp").glob("heterofl-*") if path.stat().st_ctime > home.stat().st_ctime]
-    mark = f"HETEROFL_TEST={home}".encode()
-    assert not [process for process in living() if mark in process.read_bytes().split(b"\0")]
-
-
-def living():
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        yield folder / "environ"
+def test_no_process_and_no_private_folder_is_left(ended, home):
+    assert not [path.name for path in home.iterdir() if path.name.startswith("ray-")]
+    deadline = time.monotonic() + 10
+    while left := marked(str(home)):
+        assert time.monotonic() < deadline, [process.cmdline() for process in left if psutil.pid_exists(process.pid)]
+        time.sleep(0.2)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.own_states import NODE_STATES, VARIABLE, OwnStates
+from heterofl_flwr.app.own_states import NODE_STATES, OwnStates
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
@@ -65,12 +65,6 @@ def test_without_a_folder_the_context_keeps_it():
     assert own.before(1) is None
     own.keep(1, value(1), every=1)
     assert own.before(2)["weight"].tolist() == [1, 1]
-
-
-def test_the_environment_may_name_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-    states().keep(1, value(1), every=1)
-    assert load_file(tmp_path / "00003" / "000001.safetensors")["weight"].tolist() == [1, 1]
 
 
 def test_a_damaged_file_is_named(tmp_path):

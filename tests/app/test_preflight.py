@@ -7,8 +7,7 @@ import pytest
 
 from heterofl_flwr.app import preflight
 from heterofl_flwr.app.command import main
-from heterofl_flwr.app.launch import gpus, session
-from heterofl_flwr.app.launch.launcher import Outcome
+from heterofl_flwr.app.launch import gpus, running
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.app.preflight import check_share, check_task
 from heterofl_flwr.app.task import Task
@@ -37,16 +36,13 @@ def started(monkeypatch):
     """Let runs end at once as told; return the requests of those that were started."""
     requests = []
 
-    def run_session(request, *, grid, log):
+    def run_request(request, *, log):
         requests.append((request, command()))
-        if isinstance(run_session.ends, BaseException):
-            raise run_session.ends
-        return run_session.ends
+        raise run_request.ends
 
-    run_session.ends = Outcome("failed", "told so")
-    monkeypatch.setattr(session, "run_session", run_session)
-    requests_and_ends = requests, run_session
-    return requests_and_ends
+    run_request.ends = running.RunError("told so")
+    monkeypatch.setattr(running, "run_request", run_request)
+    return requests, run_request
 
 
 @pytest.mark.parametrize(
@@ -127,14 +123,14 @@ def test_without_a_gpu_nothing_computes_on_one(started):
 
 
 def test_an_interrupt_says_how_to_go_on_though_nothing_was_done_yet(tmp_path, capsys, started, monkeypatch):
-    requests, run_session = started
-    run_session.ends = KeyboardInterrupt()
+    requests, run_request = started
+    run_request.ends = KeyboardInterrupt()
     out = tmp_path / "my run"
     assert main(["run", "--out", str(out), "--seed", "5", "--grid", "local", "--parallel", "1", *SMALL]) == 130
     assert capsys.readouterr().err == (
         f"heterofl: interrupted; go on with: heterofl run --resume '{out}' --grid=local --parallel=1\n"
     )
-    run_session.ends = Outcome("failed", "told so")
+    run_request.ends = running.RunError("told so")
     assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 1
     assert requests[1][0] == requests[0][0]
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from heterofl_flwr.app.launch.launcher import simulation
 from heterofl_flwr.app.launch.request import Share, share_of
 from heterofl_flwr.errors import ConfigError
 
@@ -43,12 +42,3 @@ def test_fewer_is_half_until_there_is_one():
     with pytest.raises(ConfigError, match="one client alone"):
         share.fewer(16, 1)
     assert Share().fewer(8, 0) == Share(at_once=4)
-
-
-def test_flower_is_told_in_its_words(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    told = "num-supernodes=20 client-resources-num-cpus=2 client-resources-num-gpus=0.25"
-    assert simulation(20, Share(cpus=2, gpus=0.25)) == told
-    assert simulation(20, Share(cpus=2, gpus=0.25, at_once=3)) == f"{told} init-args-num-cpus=6"
-    monkeypatch.setenv("RAY_ADDRESS", "host:6379")  # a cluster knows what it has
-    assert simulation(20, Share(cpus=2, gpus=0.25, at_once=3)) == told

@@ -7,14 +7,12 @@ import pytest
 
 from heterofl_flwr.app import preflight
 from heterofl_flwr.app.command import main
-from heterofl_flwr.app.launch import gpus, session
+from heterofl_flwr.app.launch import gpus, running
 from heterofl_flwr.app.launch.gpus import Measured
-from heterofl_flwr.app.launch.launcher import Outcome
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.settings import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
-DONE = Outcome("completed")
 
 
 @pytest.fixture
@@ -22,11 +20,11 @@ def asked(monkeypatch, tmp_path):
     """Run the command in a folder of its own; return what it asked for."""
     requests = []
 
-    def run_session(request, *, grid, log):
-        requests.append((request, grid, log))
-        return Outcome("failed", "told so", ("  trace",))
+    def run_request(request, *, log):
+        requests.append((request, log))
+        raise running.RunError("told so")
 
-    monkeypatch.setattr(session, "run_session", run_session)
+    monkeypatch.setattr(running, "run_request", run_request)
     monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(gpus, "devices", lambda: 0)
@@ -41,8 +39,8 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_alone_it_is_the_quickstart(asked, tmp_path):
-    request, grid, log = asked()
-    assert (request.clients, request.app, grid, log, request.share) == (20, None, "ray", False, Share())
+    request, log = asked()
+    assert (request.clients, request.app, request.grid, log, request.share) == (20, None, "local", False, Share())
     assert request.out.parent == tmp_path / "runs"
     assert request.out.name.startswith("digits-")
     own = {"run.dir": str(request.out), "sample.min-nodes": 20, "engine.window": 64}
@@ -50,7 +48,7 @@ def test_alone_it_is_the_quickstart(asked, tmp_path):
 
 
 def test_short_options_are_settings(asked):
-    request, _, _ = asked("--data", "mnist", "--mix", "a1-e9", "--rounds", "3", "--seed", "7", "--set", "train.lr=0.5")
+    request, _ = asked("--data", "mnist", "--mix", "a1-e9", "--rounds", "3", "--seed", "7", "--set", "train.lr=0.5")
     settings = from_flat(request.config)
     assert (settings.data.name, str(settings.mix), settings.num_rounds, settings.seed) == ("mnist", "a1-e9", 3, 7)
     assert settings.train.lr == 0.5
@@ -60,13 +58,13 @@ def test_short_options_are_settings(asked):
 
 def test_a_file_comes_before_the_command_line(asked, tmp_path):
     (tmp_path / "mine.toml").write_text("seed = 3\ntrain.epochs = 9\n")
-    request, _, _ = asked("--config", "mine.toml", "--seed", "4")
+    request, _ = asked("--config", "mine.toml", "--seed", "4")
     assert (request.config["seed"], request.config["train.epochs"]) == (4, 9)
 
 
 def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
-    request, _, _ = asked("--data", "pictures", "--set", "data.root=hub", "--out", "here")
+    request, _ = asked("--data", "pictures", "--set", "data.root=hub", "--out", "here")
     assert request.config["data.name"] == str(tmp_path / "pictures")
     assert request.config["data.root"] == str(tmp_path / "hub")
     assert request.config["run.dir"] == str(tmp_path / "here") == str(request.out)
@@ -85,7 +83,7 @@ def test_few_messages_are_under_way_unless_told(asked):
 
 
 def test_another_app_gets_only_what_is_said(asked):
-    request, _, log = asked("--app", str(SAMPLE), "--clients", "5", "--set", "rounds=3", "--set", "note.text=hi")
+    request, log = asked("--app", str(SAMPLE), "--clients", "5", "--set", "rounds=3", "--set", "note.text=hi")
     assert request.config == {"rounds": 3, "note.text": "hi"}
     assert (request.app, request.clients, log) == (SAMPLE, 5, True)
     assert request.out.name.startswith("sample_app-")
@@ -94,9 +92,9 @@ def test_another_app_gets_only_what_is_said(asked):
 def test_resume_takes_up_the_settings_and_clients_of_the_run(asked, tmp_path, monkeypatch):
     from heterofl_flwr.report import RunFolder
 
-    first, _, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
+    first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
     RunFolder(tmp_path / "mine").start(first.config)
-    more, _, _ = asked("--resume", "mine", "--rounds", "4")
+    more, _ = asked("--resume", "mine", "--rounds", "4")
     changed = {"num-rounds": 4, "run.resume": True}
     assert more.config == dict(first.config) | changed
     assert (more.clients, more.out) == (9, first.out)
@@ -113,12 +111,20 @@ def test_gpus_are_measured_unless_told(asked, monkeypatch, capsys):
     monkeypatch.setattr(gpus, "devices", lambda: 2)
     monkeypatch.setattr(gpus, "cores", lambda: 64)
     monkeypatch.setattr(gpus, "measure", lambda config: Measured(2, 10 * 1024**3, {1.0: 2 * 1024**3}))
-    assert asked()[0].share == Share(gpus=0.5, at_once=4)
+    assert asked("--grid", "ray")[0].share == Share(gpus=0.5, at_once=4)
     assert "a client gets 0.5 of a GPU: 4 at once" in capsys.readouterr().out
     assert asked("--gpus", "0.25", "--out", "b")[0].share == Share(gpus=0.25)
     assert asked("--gpus", "0", "--cpus", "2", "--parallel", "3", "--out", "c")[0].share == Share(cpus=2, at_once=3)
-    assert asked("--set", "engine.device=cpu", "--out", "d")[0].share == Share()
-    assert asked("--grid", "local", "--out", "e")[0].share == Share()
+    assert asked("--grid", "ray", "--set", "engine.device=cpu", "--out", "d")[0].share == Share()
+    assert asked("--out", "e")[0].share == Share()
+
+
+def test_ray_runs_what_local_processes_cannot(asked, monkeypatch):
+    monkeypatch.setattr(gpus, "devices", lambda: 1)
+    assert asked("--gpus", "0.25")[0].grid == "ray"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert asked("--gpus", "0", "--out", "b")[0].grid == "ray"
+    assert asked("--grid", "local", "--out", "c")[0].grid == "local"
 
 
 @pytest.mark.parametrize(
@@ -143,9 +149,8 @@ def test_misuse_is_told_in_one_line(capsys, asked, arguments, text):
 
 
 def test_a_run_that_fails_says_why_where_and_where_to_read_on(asked, capsys):
-    request, _, _ = asked("--out", "x")
+    request, _ = asked("--out", "x")
     assert capsys.readouterr().err.splitlines() == [
         "heterofl: the run failed: told so",
-        "      trace",
         f"  the whole log: {request.out / 'logs' / 'flower.log'}",
     ]

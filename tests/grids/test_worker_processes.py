@@ -192,3 +192,14 @@ def test_nothing_needs_ray(apps):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
     done = subprocess.run([sys.executable, "-c", NO_RAY], env=environment, capture_output=True, text=True)
     assert done.stdout.count("RESULT [1.66666667]") == 4, done.stderr
+
+
+def test_a_busy_worker_ends_with_the_process_that_started_it():
+    code = "import os, sys, time; from heterofl_flwr.grids.worker import _end_with; _end_with(int(sys.argv[1]))"
+    parent = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {code!r}, str(os.getpid())], process_group=0)\n"
+        "print(child.pid, flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert done.stdout.strip().isdigit()  # it comes only when the child, which holds the pipe too, has ended

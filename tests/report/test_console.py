@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from rich.console import Console as RichConsole
 
+from heterofl_flwr.grids.identity import Identity
 from heterofl_flwr.report import Console
 
 
@@ -28,20 +30,11 @@ def test_without_a_terminal_a_round_is_one_plain_line(fake):
     assert len(lines) == 11
     assert lines[0].startswith("rounds 1 to 10, a model of")
     accuracy = fake.progress(2, 10).record.evaluate["global-accuracy"]
-    assert re.match(rf"round 2/10 took=[\d.]+s left=\d+s lr=0\.1 loss=[\d.]+ global={100 * accuracy:.1f}% ", lines[2])
-    assert re.search(r" sent=[\d.]+MB .*\ba=\d+,[\d.]+,[\d.]+% b=", lines[2])
-    assert re.search(r" failed=1 ", lines[3])
-    assert max(map(len, lines)) < 200
+    found = rf"round 2/10 took=[\d.]+s left=\d+s train-loss=[\d.]+ global={100 * accuracy:.1f}% local=[\d.]+%"
+    assert re.match(found, lines[2])
+    assert re.search(r" failed=1 train-loss=", lines[3])
+    assert max(map(len, lines)) <= 80
     assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
-
-
-def test_a_level_has_its_clients_and_what_each_was_sent(fake):
-    stream = io.StringIO()
-    rates = {3: 1.0, 5: 1.0, 8: 0.25}
-    record = fake.progress(1, 2, rates=rates, bytes_by_level={"a": 24_600_000, "c": 796_000})
-    Console(RichConsole(file=stream)).on_round_end(record)
-    assert re.search(r" a=2x12\.3MB,", stream.getvalue())
-    assert re.search(r" c=1x796kB,?", stream.getvalue())
 
 
 def test_a_dumb_terminal_gets_plain_lines_too(fake, monkeypatch):
@@ -49,14 +42,52 @@ def test_a_dumb_terminal_gets_plain_lines_too(fake, monkeypatch):
     assert shown(fake, force_terminal=True) == shown(fake)
 
 
-def test_a_terminal_shows_time_left_levels_and_bytes(fake):
+def test_a_terminal_shows_a_round_on_a_line_of_80_columns(fake):
     text = shown(fake, force_terminal=True, width=200)
     assert "\x1b[36m" in text
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    assert re.search(r"^ 4/10 ━{5}─{7} \d\.\d s, \d+ s left   lr 0\.1   loss \d", plain, re.MULTILINE)
-    assert re.search(r"global \d+\.\d %   local \d+\.\d %   worst \d+\.\d %   sent [\d.]+ MB$", plain, re.MULTILINE)
-    assert re.search(r"^   a \d+, [\d.]+, \d+\.\d %   b \d+, [\d.]+, \d+\.\d %", plain, re.MULTILINE)
-    assert "failed 1" in plain  # round 3
+    expected = r"^ 4/10 ━{3}─{5} \d\.\d s, \d+ s left  train-loss [\d.]+  global \d+\.\d%  local \d+\.\d%"
+    assert re.search(expected, plain, re.MULTILINE)
+    assert "left  failed 1  train-loss" in plain  # round 3
+    assert max(map(len, plain.splitlines())) <= 80
+
+
+@pytest.fixture
+def identity():
+    lent = Identity(3)
+    yield
+    lent.release()
+
+
+def messages(*rates):
+    config = [ConfigRecord({"rate": rate}) for rate in rates]
+    return [Message(RecordDict({"config": own}), number, "train") for number, own in enumerate(config)]
+
+
+def counted(console, sent):
+    """Return what the console shows once the first and the last of these messages are answered."""
+    stream = console._console.file
+    console.on_messages(sent)
+    for message in (sent[0], sent[-1]):
+        console._shown = 0.0
+        console.on_reply(Message(Error(2, "no"), reply_to=message))
+    console.on_replies_end()
+    return re.sub(r"\x1b\[[0-9;]*[mK]", "", stream.getvalue()).split("\r")
+
+
+def test_a_terminal_counts_who_has_answered_by_level_before_the_first_round_ends(identity):
+    console = Console(RichConsole(file=io.StringIO(), force_terminal=True, width=80))
+    lines = counted(console, messages(1.0, 1.0, 0.0625))
+    assert lines == [
+        "round 1: training  0 of 3 clients  a 0/2  e 0/1",
+        "round 1: training  1 of 3 clients  a 1/2  e 0/1",
+        "round 1: training  2 of 3 clients  a 1/2  e 1/1",
+        "",
+    ]
+
+
+def test_without_a_terminal_nothing_is_counted(identity):
+    assert counted(Console(RichConsole(file=io.StringIO())), messages(1.0, 0.5)) == [""]
 
 
 def test_no_color_is_honoured(fake, monkeypatch):
@@ -79,9 +110,9 @@ def test_time_left_is_that_of_the_rounds_to_come(fake):
     stream = io.StringIO()
     console = Console(RichConsole(file=stream))
     console.on_start(3, 7, {})
-    for number in (3, 4):
-        console.on_round_end(fake.progress(number, 7, seconds=20.0))
-    assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min20s", "1min0s"]
+    for number, seconds in ((3, 300.0), (4, 20.0), (5, 40.0)):  # the first one has to start everything
+        console.on_round_end(fake.progress(number, 7, seconds=seconds))
+    assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -89,7 +120,7 @@ def test_markup_in_names_is_shown_as_it_is(fake, terminal):
     stream = io.StringIO()
     console = Console(RichConsole(file=stream, force_terminal=terminal))
     console.on_start(1, 2, {})
-    console.on_round_end(fake.progress(1, 2, train_by_level={"[red]x": {"loss": 0.5}}, evaluate_by_level={}))
+    console.on_round_end(fake.progress(1, 2, evaluate={"[red]x/global-accuracy": 0.5}))
     assert "[red]x" in stream.getvalue()
 
 

@@ -14,11 +14,10 @@ from heterofl_flwr.app.launch_note import LaunchNote
 from heterofl_flwr.errors import ConfigError
 
 if TYPE_CHECKING:  # loading torch takes seconds, and 'heterofl run --help' needs none of it
-    from heterofl_flwr.app.launch.launcher import Outcome
     from heterofl_flwr.app.launch.request import Request, Share
 
 EXPLAIN = """
-Train one global model over virtual clients of unequal size, through Flower and Ray. All settings have keys:
+Train one global model over virtual clients of unequal size, through Flower. All settings have keys:
 'heterofl settings' lists them. The exit code is 0 only if the run did all that it was to do.
 """
 EXAMPLES = """
@@ -29,7 +28,7 @@ examples:
   heterofl run --app path/to/flower/app --clients 10    any other Flower app, with a true exit code
   RAY_ADDRESS=host:6379 heterofl run --clients 1000     on a Ray cluster
 """
-HOW = {"grid": "ray", "gpus": "auto", "cpus": 1, "parallel": None}
+HOW = {"grid": None, "gpus": "auto", "cpus": 1, "parallel": None}
 """What the options of how to run are by default."""
 
 HISTORY = "history.jsonl"
@@ -59,7 +58,11 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     what.add_argument("--app", type=Path, metavar="DIR", help="another Flower app, in place of this package's own")
     this.set_defaults(**HOW)
     how = this.add_argument_group("how")
-    how.add_argument("--grid", choices=("ray", "local"), help="local: processes without Ray, at once")
+    how.add_argument(
+        "--grid",
+        choices=("local", "ray"),
+        help="local: processes of this machine; ray: Ray's, by default where RAY_ADDRESS or --gpus SHARE is given",
+    )
     how.add_argument("--gpus", metavar="SHARE", help="of a GPU for each client; auto measures it; 0: none")
     how.add_argument("--cpus", type=int, metavar="N", help="cores for each client; by default 1")
     how.add_argument("--parallel", type=int, metavar="N", help="at most so many clients at once")
@@ -69,7 +72,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run(args: argparse.Namespace) -> int:
     """Run it; return 0 only if it did all that it was to do."""
-    from heterofl_flwr.app.launch.session import run_session
+    from heterofl_flwr.app.launch.running import LOG, RunError, run_request
     from heterofl_flwr.report.origin import command_known, own_command
 
     request = request_of(args)
@@ -83,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"{request.clients} clients; folder {request.out}", flush=True)
     try:
         with command_known(own_command()):
-            outcome = run_session(request, grid=args.grid, log=args.log or bool(args.app))
+            run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*([] if args.app else [f"go on with: {_resume_command(args, request.out)}"])) from None
-    if not outcome.good:
-        _complain(outcome, request.out)
+    except RunError as error:
+        print(f"heterofl: the run failed: {error}\n  the whole log: {request.out / LOG}", file=sys.stderr)
         return 1
     if args.app is None:
         _show_result(request.out)
@@ -97,13 +100,15 @@ def run(args: argparse.Namespace) -> int:
 def request_of(args: argparse.Namespace) -> "Request":
     """Return what the arguments ask for, where this machine can give it; nothing is started or written."""
     from heterofl_flwr.app.launch.request import Request
+    from heterofl_flwr.app.preflight import CLUSTER
 
     _check(args)
     share = _asked_share(args)
+    grid = args.grid or ("ray" if CLUSTER in os.environ or share.gpus else "local")
     now = _given(args)
     if args.app:
         out = _folder(args, args.app.resolve().name)
-        return Request(config=now, out=out, clients=args.clients or 2, share=share, app=args.app.resolve())
+        return Request(config=now, out=out, clients=args.clients or 2, share=share, app=args.app.resolve(), grid=grid)
     from heterofl_flwr.settings import CLIENTS, from_flat, short_name, to_flat
 
     given = {**_before(args), **now}
@@ -125,7 +130,7 @@ def request_of(args: argparse.Namespace) -> "Request":
         config["engine.window"] = WINDOW
     if args.gpus != "auto" and "engine.device" not in now:
         config["engine.device"] = "auto" if share.gpus else "cpu"
-    return Request(config=config, out=out, clients=clients, share=share)
+    return Request(config=config, out=out, clients=clients, share=share, grid=grid)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -219,7 +224,7 @@ def _measured(args: argparse.Namespace, request: "Request") -> "Share":
     """Return what each client gets of the machine; its share of a GPU is measured where none was said."""
     from heterofl_flwr.app.launch import gpus
 
-    no_gpu = args.grid == "local" or not gpus.devices() or request.config["engine.device"] == "cpu"
+    no_gpu = request.grid == "local" or not gpus.devices() or request.config["engine.device"] == "cpu"
     if args.gpus != "auto" or no_gpu:
         return request.share
     clients = args.parallel or request.clients
@@ -242,11 +247,6 @@ def _resume_command(args: argparse.Namespace, out: Path) -> str:
     """Return the command that goes on with a run on the same grid, with the same share of the machine."""
     how = [f"--{name}={value}" for name, usual in HOW.items() if (value := getattr(args, name)) != usual]
     return shlex.join(["heterofl", "run", "--resume", str(out), *how])
-
-
-def _complain(outcome: "Outcome", out: Path) -> None:
-    lines = [f"heterofl: the run {outcome.status}: {outcome.cause}", *(f"    {line}" for line in outcome.trace)]
-    print("\n".join([*lines, f"  the whole log: {out / 'logs' / 'flower.log'}"]), file=sys.stderr)
 
 
 def _show_result(out: Path) -> None:

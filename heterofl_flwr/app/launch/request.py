@@ -68,6 +68,8 @@ class Request:
         What each gets of the machine.
     app
         Folder of another Flower app; None for this package's own.
+    grid
+        What runs the clients: ``local``, processes of this machine; ``ray``, Ray's actors.
     """
 
     config: Mapping[str, Flat]
@@ -75,3 +77,4 @@ class Request:
     clients: int
     share: Share = Share()
     app: Path | None = None
+    grid: str = "local"

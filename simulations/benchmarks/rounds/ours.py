@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from heterofl_flwr.app.central import CentralEvaluation
 from heterofl_flwr.app.command import parser
 from heterofl_flwr.app.commands.run import request_of
-from heterofl_flwr.app.launch.local import cohort_of, cost, processes_of
+from heterofl_flwr.app.launch.grid import cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of

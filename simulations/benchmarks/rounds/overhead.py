@@ -25,7 +25,7 @@ from torch import Tensor
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.launch.local import cohort_of
+from heterofl_flwr.app.launch.grid import cohort_of
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task, task_of

@@ -1,5 +1,6 @@
 """A Strategy of the classic API whose clients have five sizes."""
 
+from hashlib import sha256
 from logging import INFO
 
 from flwr.common.logger import log
@@ -16,7 +17,9 @@ class Telling(HeteroFL):
     def aggregate_fit(self, server_round, results, failures):
         rates = sorted(float(answer.metrics["rate"]) for _, answer in results)
         log(INFO, "classic round %d: rates %s", server_round, rates)
-        return super().aggregate_fit(server_round, results, failures)
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        log(INFO, "classic parameters %s", sha256(b"".join(parameters.tensors)).hexdigest())
+        return parameters, metrics
 
     def aggregate_evaluate(self, server_round, results, failures):
         loss, metrics = super().aggregate_evaluate(server_round, results, failures)

@@ -1,21 +1,18 @@
-"""The same apps in this machine's processes, without Ray and without a SuperLink."""
+"""The grid of a run: processes of this machine, or Ray's actors."""
 
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
-from flwr.serverapp import ServerApp
-from flwr.supercore.object_ref import load_app
+from flwr.app import ArrayRecord, Message
 
-from heterofl_flwr.app.launch.bundle import read_app
+from heterofl_flwr.app.launch.apps import App
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.own_states import NODE_STATES
 from heterofl_flwr.app.task import task_of
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, RayGrid
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.learn.choose import MOST_ON_CPU
 from heterofl_flwr.methods.instructions import size_of
 from heterofl_flwr.report import RunFolder
@@ -27,23 +24,23 @@ With the paper's CNN on a CPU, steps of 10 images at levels a to e take 29, 9, 3
 """
 
 
-def run_local(request: Request) -> None:
-    """Run an app on a ``LocalGrid``; what the ServerApp raises is raised here."""
-    app = read_app(request)
-    # As on Ray, functions that settings name may lie in the folder from which the command was called.
-    sys.path.insert(0, str(request.app or Path.cwd()))
+def open_grid(request: Request, app: App) -> QueuedGrid:
+    """Return the grid on which an app's clients run; it is the caller's to close."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
-    with LocalGrid(
+    share = request.share
+    open_one = (
+        partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
+        if request.grid == "ray"
+        else partial(LocalGrid, processes=processes_of(request))
+    )
+    return open_one(
         app.client,
         request.clients,
-        processes=processes_of(request),
         cohort=cohort_of(request),
         run_config=app.config,
         cost=cost,
         node_config=lambda partition: states,
-    ) as grid:
-        server: ServerApp = load_app(app.server, ConfigError, request.app)
-        server(grid, Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.config)))
+    )
 
 
 def processes_of(request: Request) -> int:

@@ -1,4 +1,4 @@
-"""How ``heterofl run --grid local`` shares out this machine."""
+"""How a run's grid shares out this machine."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.app.launch import local
-from heterofl_flwr.app.launch.local import STEP, cohort_of, cost, processes_of
+from heterofl_flwr.app.launch import grid
+from heterofl_flwr.app.launch.grid import STEP, cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids.identity import Identity
@@ -27,7 +27,7 @@ def identity():
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """Return a function that makes a request for settings and a device, on a machine of eight cores."""
-    monkeypatch.setattr(local, "cores", lambda: 8)
+    monkeypatch.setattr(grid, "cores", lambda: 8)
 
     def ask(settings=None, device="cpu", share=None, app=None):
         config = to_flat(from_flat(settings or {}))

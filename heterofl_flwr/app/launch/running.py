@@ -1,0 +1,163 @@
+"""A run in this process, from its start to its end; where memory is short, it goes on with fewer clients at once."""
+
+import logging
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import ServerApp
+from flwr.supercore.object_ref import load_app
+
+from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch.apps import App, read_app
+from heterofl_flwr.app.launch.grid import open_grid
+from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.grids.queued import QueuedGrid
+from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.report import RunFolder
+
+LOG = Path("logs", "flower.log")
+"""Where in a run's folder its log is."""
+
+FRAMES = 3
+"""How many calls are shown of an error that is not this package's own."""
+
+SHORT_OF_MEMORY = ("MemoryError", "low on memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What replies of clients that lacked memory say: the kinds of exceptions of Python and torch; Ray; cuBLAS."""
+
+
+class RunError(HeteroFLError):
+    """A run ended before it had done all that it was to do."""
+
+
+def run_request(request: Request, *, log: bool = False) -> None:
+    """Run an app; return when it has done all that it was to do.
+
+    Parameters
+    ----------
+    request : Request
+        What is to be run.
+    log : bool
+        Whether Flower's log is shown. It is in the run's folder in any case.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such app, or it has no such settings; nothing is started then.
+    RunError
+        If the run has failed.
+    """
+    app = read_app(request)
+    while True:
+        try:
+            with _flower_log(request.out / LOG, shown=log):
+                return _serve(request, app)
+        except OutOfMemoryError as error:
+            request = _with_fewer(request, error)
+            app = read_app(request)
+        except Exception as error:  # whatever an app raises is how its run ended
+            raise RunError(describe(error)) from error
+
+
+def _serve(request: Request, app: App) -> None:
+    """Run the ServerApp on a grid."""
+    # Functions that settings name may lie in the folder from which the command was called.
+    sys.path.insert(0, str(request.app or Path.cwd()))
+    with open_grid(request, app) as grid:
+        server: ServerApp = load_app(app.server, ConfigError, request.app)
+        checked = Checked(grid)
+        server(checked, Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.config)))
+    if request.app is not None:  # our own decides by itself which rounds are good
+        checked.raise_for_rounds_without_a_result()
+
+
+class Checked(Relay):
+    """A grid whose replies are looked at: one that tells of a lack of memory ends the run, to go on with fewer clients.
+
+    Flower's own strategies pass over a round in which all clients failed, so those rounds are noted.
+    """
+
+    def __init__(self, grid: QueuedGrid) -> None:
+        super().__init__(grid)
+        # What our grids have beyond Flower's interface.
+        self.wait_for_replies, self.cancel, self.listen = grid.wait_for_replies, grid.cancel, grid.listen
+        self._good: Counter[tuple[str, str]] = Counter()
+        self._bad: dict[tuple[str, str], list[str]] = {}
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that the grid has."""
+        return self._check(super().pull_messages(message_ids))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages, and return their replies."""
+        return self._check(super().send_and_receive(messages, timeout=timeout))
+
+    def raise_for_rounds_without_a_result(self) -> None:
+        """Raise if all clients that were asked for something in a round failed."""
+        for call, reasons in self._bad.items():
+            if not self._good[call]:
+                raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
+
+    def _check(self, replies: Iterable[Message]) -> list[Message]:
+        replies = list(replies)
+        for reply in replies:
+            call = reply.metadata.group_id, reply.metadata.message_type
+            if not reply.has_error():
+                self._good[call] += 1
+                continue
+            reason = reply.error.reason or "no reason given"
+            if any(sign in reason for sign in SHORT_OF_MEMORY):
+                raise OutOfMemoryError(f"a client ran out of memory: {reason}")
+            self._bad.setdefault(call, []).append(reason)
+        return replies
+
+
+def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:
+    """Return the request with half as many clients at once; our own app goes on where it was."""
+    if "RAY_ADDRESS" in os.environ:
+        raise RunError(f"{error}; how many clients a cluster runs at once is not known here: raise --gpus or --cpus")
+    try:
+        share = request.share.fewer(gpus.cores(), gpus.devices())
+    except ConfigError as too_large:
+        raise RunError(f"{error}, and {too_large}") from error
+    print(f"heterofl: {error}; going on with {share.at_once} at once", file=sys.stderr, flush=True)
+    if request.app is not None:
+        return replace(request, share=share)
+    return replace(request, share=share, config={**request.config, "run.resume": RunFolder(request.out).started})
+
+
+def describe(error: Exception) -> str:
+    """Return what an error says; of one that is not this package's own also its kind, and where it was raised."""
+    if isinstance(error, HeteroFLError):
+        return str(error)
+    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES:]))
+    return f"{type(error).__name__}: {error}\n{frames.rstrip()}"
+
+
+@contextmanager
+def _flower_log(path: Path, *, shown: bool) -> Iterator[None]:
+    """Let Flower and this package log to a file, and where ``shown`` also to where Flower does already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flower, ours = logging.getLogger("flwr"), logging.getLogger("heterofl_flwr")
+    handlers, level, propagate = (flower.handlers, ours.handlers), ours.level, ours.propagate
+    file = logging.FileHandler(path, encoding="utf-8")
+    flower.handlers = ours.handlers = [*flower.handlers, file] if shown else [file]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    try:
+        yield
+    except BaseException:
+        file.handle(logging.makeLogRecord({"msg": traceback.format_exc(), "args": None}))
+        raise
+    finally:
+        flower.handlers, ours.handlers = handlers
+        ours.setLevel(level)
+        ours.propagate = propagate
+        file.close()

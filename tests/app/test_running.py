@@ -1,0 +1,140 @@
+"""A run in this process: how it ends, and how it goes on where memory is short."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from heterofl_flwr.app.launch import gpus, running
+from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.running import LOG, RunError, run_request
+from heterofl_flwr.errors import ConfigError, OutOfMemoryError
+from heterofl_flwr.report import RunFolder
+from heterofl_flwr.settings import from_flat, to_flat
+
+SAMPLE = Path(__file__).parent / "sample_app"
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def request_(tmp_path) -> Request:
+    config = to_flat(from_flat({})) | {"run.dir": str(tmp_path)}
+    return Request(config=config, out=tmp_path, clients=4, share=Share(gpus=0.25), grid="ray")
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Let runs end as told, None for well; return the requests that were made."""
+    requests, ends = [], []
+
+    def serve(request, app):
+        requests.append(request)
+        if end := ends.pop(0):
+            raise end
+
+    monkeypatch.setattr(running, "_serve", serve)
+    monkeypatch.setattr(gpus, "cores", lambda: 4)
+    monkeypatch.setattr(gpus, "devices", lambda: 1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return requests, ends
+
+
+SHORT = OutOfMemoryError("a client ran out of memory: out of memory at level a: Tried to allocate 2 GiB")
+
+
+def test_short_of_memory_it_goes_on_with_half_at_once(request_, served, capsys):
+    requests, ends = served
+    ends += [SHORT, SHORT, None]
+    run_request(request_)
+    assert [request.share.at_once for request in requests] == [None, 2, 1]
+    assert [request.share.gpus for request in requests] == [0.25, 0.5, 1.0]
+    assert [request.config["run.resume"] for request in requests] == [False, False, False]
+    assert capsys.readouterr().err.splitlines()[0] == f"heterofl: {SHORT}; going on with 2 at once"
+
+
+def test_it_goes_on_with_a_run_that_has_begun(request_, served):
+    requests, ends = served
+    ends += [SHORT, None]
+    RunFolder(request_.out).start(request_.config)
+    run_request(request_)
+    assert requests[1].config["run.resume"] is True
+
+
+def test_another_app_starts_again_with_its_own_config(request_, served):
+    requests, ends = served
+    ends += [SHORT, None]
+    run_request(replace(request_, app=SAMPLE, config={"rounds": 2}))
+    assert requests[1].config == {"rounds": 2}
+
+
+def test_one_client_that_is_too_large_ends_the_run_and_is_named(request_, served):
+    served[1].append(SHORT)
+    with pytest.raises(RunError, match=r"level a: Tried to allocate 2 GiB, and one client alone"):
+        run_request(replace(request_, share=Share(gpus=1.0)))
+
+
+def test_on_a_cluster_the_user_decides(request_, served, monkeypatch):
+    served[1].append(SHORT)
+    monkeypatch.setenv("RAY_ADDRESS", "host:6379")
+    with pytest.raises(RunError, match="raise --gpus or --cpus"):
+        run_request(request_)
+
+
+def test_an_app_that_is_none_is_refused_before_anything_starts(request_, served, tmp_path):
+    with pytest.raises(ConfigError, match=r"no pyproject\.toml that describes a Flower app: Cannot find"):
+        run_request(replace(request_, app=tmp_path, config={}))
+    with pytest.raises(ConfigError, match=r"has no setting nothing; it has fault, rounds, note\.text"):
+        run_request(replace(request_, app=SAMPLE, config={"nothing": 1}))
+    assert served[0] == []
+
+
+def sample(out: Path, processes: int = 1, **config) -> Request:
+    return Request(config=config, out=out, clients=2, share=Share(at_once=processes), app=SAMPLE)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_another_app_runs_in_this_machines_processes(tmp_path, processes):
+    run_request(sample(tmp_path, processes, **{"rounds": 2, "note.text": "here"}))
+    log = (tmp_path / LOG).read_text()
+    assert "note: here" in log
+    assert "result: 1" in log
+
+
+def test_what_an_app_raises_is_how_its_run_ends_and_its_log_has_it_all(tmp_path):
+    with pytest.raises(RunError) as caught:
+        run_request(sample(tmp_path, fault="server"))
+    first, *frames = str(caught.value).splitlines()
+    assert first == "RuntimeError: the server's own fault"
+    assert frames[-1].strip() == 'raise RuntimeError("the server\'s own fault")'
+    assert "Traceback (most recent call last)" in (tmp_path / LOG).read_text()
+
+
+def test_clients_that_all_raise_fail_the_run_though_flower_says_completed(tmp_path):
+    with pytest.raises(RunError, match=r"in a round all 2 clients that were asked failed; .*the client's own fault"):
+        run_request(sample(tmp_path, fault="client"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, capsys, processes):
+    monkeypatch.setattr(gpus, "cores", lambda: 2)
+    with pytest.raises(RunError, match=r"MemoryError.*no room.*, and one client alone is too large"):
+        run_request(sample(tmp_path, processes, fault="memory"))
+    assert capsys.readouterr().err.count("going on with 1 at once") == processes - 1
+
+
+def test_our_own_app_runs_here_and_goes_on(tmp_path, capsys):
+    config = to_flat(from_flat({"num-rounds": 1, "train.epochs": 1, "model.hidden": "4,8", "run.callbacks": ""}))
+    config |= {"run.dir": str(tmp_path)}
+    request = Request(config=config, out=tmp_path, clients=3, share=Share(at_once=1))
+    run_request(request)
+    with pytest.raises(RunError, match="resume it") as caught:
+        run_request(request)
+    assert "File" not in str(caught.value)  # our own errors say all that is to be said
+    run_request(replace(request, config={**config, "num-rounds": 2, "run.resume": True}))
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+    assert capsys.readouterr().out.count("global=") == 2
