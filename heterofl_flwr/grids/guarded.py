@@ -2,13 +2,15 @@
 
 Flower's own grid unpacks a reply as soon as it is announced. One that is garbage ends the run there, one whose objects
 are withheld holds the round up far beyond its deadline, and a few bytes that name one chunk many times become
-gigabytes. Here each of these is an error of the node that sent it, and of no other.
+gigabytes, as do texts that stand beside the objects. Here each of these is an error of the node that sent it, and of no
+other.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +36,10 @@ LargestReply = Callable[[Message], int]
 """From a message that is sent to the number of bytes that its reply may have."""
 
 OBJECT_BYTES = 128  # what the server keeps of an object beside its content, so that many empty ones are not for nothing
+JSON_GROWTH = 8  # times the bytes of numbers in JSON is what they take in memory
 POLL_SECONDS = 1.0
+FETCH_SECONDS = 3.0
+"""How long objects are fetched at a time: each takes a request, and a node may announce thousands of them."""
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
@@ -74,7 +79,7 @@ class _Announced:
         """Count bytes of the reply."""
         self.num_bytes += num_bytes
         if self.num_bytes > self.largest:
-            raise ReplyError(f"the reply has more than the {self.largest:,} bytes that it may have; none of it is read")
+            raise _too_large(self.largest)
 
 
 class Guarded(Relay):
@@ -98,6 +103,9 @@ class Guarded(Relay):
         self._largest_reply = largest_reply
         self._largest: dict[str, int] = {}
         self._announced: dict[str, _Announced] = {}
+        self._longest_answer: int | None = None
+        hooks = getattr(getattr(grid._runtime_client, "_client", None), "event_hooks", {})  # of httpx
+        hooks["response"] = [*hooks.get("response", []), self._check_length]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and note how large their replies may be."""
@@ -110,14 +118,15 @@ class Guarded(Relay):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there whole, and an error for each that cannot be used."""
         ids = list(message_ids)
-        self._look_for([id_ for id_ in ids if id_ not in self._announced])
-        replies = []
-        for id_ in ids:
-            if id_ in self._announced and (reply := self._read(self._announced[id_])) is not None:
-                self._confirm(self._announced[id_])
-                self.cancel([id_])
-                replies.append(reply)
-        return replies
+        found = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
+        until = time.monotonic() + FETCH_SECONDS
+        waiting = [self._announced[id_] for id_ in ids if id_ in self._announced]
+        for announced in sorted(waiting, key=lambda own: len(own.missing)):  # many objects hold up no other reply
+            if (reply := self._read(announced, until)) is not None:
+                self._confirm(announced)
+                found[announced.about] = reply
+        self.cancel(found)
+        return [found[id_] for id_ in ids if id_ in found]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that are there after ``timeout`` seconds, whatever any node does."""
@@ -144,37 +153,47 @@ class Guarded(Relay):
             self._announced.pop(id_, None)
             self._largest.pop(id_, None)
 
-    def _look_for(self, message_ids: Sequence[str]) -> None:
-        """Ask the SuperLink which replies have been announced; it tells each but once."""
-        if not message_ids:
-            return
-        response = self._superlink._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+    def _look_for(self, about: str) -> Message | None:
+        """Ask the SuperLink whether the reply to a message has been announced; it tells each but once.
+
+        One is asked for at a time: an answer is as long as nodes make it, and is not read if it is too long.
+        """
+        largest = self._largest.get(about, 0)
+        request = PullAppMessagesRequest(message_ids=[about])
+        try:
+            with self._no_longer_than(largest):
+                response = self._superlink._runtime_client.PullMessages(request)
+        except (ReplyError, ValueError) as error:  # ValueError: it is no protobuf for this side
+            return self._error(about, error)
         for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            about = message.metadata.reply_to_message_id
             objects = list(dict.fromkeys(own.object_id for own in iterate_object_tree(tree)))
             self._announced[about] = _Announced(
                 message_id=message.metadata.message_id,
                 node_id=message.metadata.src_node_id,
                 about=about,
                 missing=objects,
-                largest=self._largest.get(about, 0),
+                largest=largest,
                 num_bytes=OBJECT_BYTES * len(objects),
             )
+        return None
 
-    def _read(self, announced: _Announced) -> Message | None:
+    def _read(self, announced: _Announced, until: float) -> Message | None:
         """Return a reply, or an error in its place; None if some of it is not there yet."""
         try:
-            if not self._fetch(announced):
-                return None
+            with self._no_longer_than(announced.largest):
+                if not self._fetch(announced, until):
+                    return None
             return _unpack(announced)
         except Exception as error:  # what a node can write makes json, protobuf and Flower raise almost anything
             logger.warning("the reply of node %s cannot be used: %s", announced.node_id, error)
-            return self._error(announced, error)
+            return self._error(announced.about, error)
 
-    def _fetch(self, announced: _Announced) -> bool:
+    def _fetch(self, announced: _Announced, until: float) -> bool:
         """Fetch what is there of a reply, up to the first object that is not; return whether that was all."""
         announced.weigh(0)  # their number alone may be too much
         while announced.missing:
+            if time.monotonic() > until:
+                return False
             request = PullObjectRequest(
                 node=self._superlink.node, run_id=self.run.run_id, object_id=announced.missing[-1]
             )
@@ -186,6 +205,20 @@ class Guarded(Relay):
             announced.add(announced.missing.pop(), response.object_content)
         return True
 
+    @contextmanager
+    def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
+        """Refuse answers of the SuperLink that are longer, before they are read."""
+        self._longest_answer = num_bytes
+        try:
+            yield
+        finally:
+            self._longest_answer = None
+
+    def _check_length(self, response: Any) -> None:
+        longest = self._longest_answer
+        if longest is not None and int(response.headers.get("content-length", 0)) > longest:
+            raise _too_large(longest)
+
     def _confirm(self, announced: _Announced) -> None:
         """Let the SuperLink drop a reply."""
         self._superlink._runtime_client.ConfirmMessageReceived(
@@ -194,7 +227,7 @@ class Guarded(Relay):
             )
         )
 
-    def _error(self, announced: _Announced, error: Exception) -> Message:
+    def _error(self, about: str, error: Exception) -> Message:
         """Return the error reply that stands for one that cannot be used."""
         own = self._superlink.node.node_id  # as Flower's grid signs the errors that it makes
         metadata = Metadata(
@@ -202,7 +235,7 @@ class Guarded(Relay):
             message_id="",
             src_node_id=own,
             dst_node_id=own,
-            reply_to_message_id=announced.about,
+            reply_to_message_id=about,
             group_id="",
             created_at=time.time(),
             ttl=0,
@@ -214,9 +247,15 @@ class Guarded(Relay):
 
 def _unpack(announced: _Announced) -> Message:
     """Return the message in a reply's objects."""
-    unpacked = sum(_array_bytes(content, announced.contents) for content in announced.contents.values())
+    contents = announced.contents
+    kinds = {id_: head_of(content)[0] for id_, content in contents.items()}
+    json_bytes = sum(len(content) for id_, content in contents.items() if kinds[id_] != "ArrayChunk")
+    if JSON_GROWTH * json_bytes > announced.largest:  # to be known before any of it is read
+        raise _too_large(announced.largest)
+    arrays = [content for id_, content in contents.items() if kinds[id_] == "Array"]
+    unpacked = JSON_GROWTH * json_bytes + sum(_array_bytes(content, contents) for content in arrays)
     if unpacked > announced.largest:
-        raise ReplyError(f"arrays of {unpacked:,} bytes in the reply, expected up to {announced.largest:,}")
+        raise ReplyError(f"{unpacked:,} bytes in the reply when unpacked, expected up to {announced.largest:,}")
     message = inflate_object_from_contents(announced.message_id, announced.contents)
     if not isinstance(message, Message) or not (message.has_error() or isinstance(message.content, RecordDict)):
         raise ReplyError("the reply is no message with records")
@@ -232,8 +271,10 @@ def _unpack(announced: _Announced) -> Message:
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
     """Return how large an array becomes when its chunks are put together: it may name one many times."""
-    kind, chunks, _ = head_of(content)
-    if kind != "Array":
-        return 0
+    _, chunks, _ = head_of(content)
     places = json.loads(content.partition(HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)
+
+
+def _too_large(most: int) -> ReplyError:
+    return ReplyError(f"the reply has more than the {most:,} bytes that it may have; none of it is read")

@@ -1,0 +1,176 @@
+"""Replies that are forged byte by byte: what a node can announce to a SuperLink and upload, past Flower's own records.
+
+Each function takes a node's id, its good reply and how many entries its arrays have, and returns what is uploaded.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree, iterate_object_tree
+
+SMALL_OBJECTS = 10_000
+CHUNK_TIMES = 2000
+TEXT_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a node uploads.
+
+    Attributes
+    ----------
+    objects
+        By their id; None for one that is announced and withheld.
+    head
+        The id of the message among them.
+    tree
+        What is announced.
+    group_id
+        What is written beside the message, where Flower has a text of any length.
+    """
+
+    objects: Mapping[str, bytes | None]
+    head: str
+    tree: ObjectTree
+    group_id: str = ""
+
+    @classmethod
+    def flat(cls, objects: Mapping[str, bytes | None], head: str) -> "Upload":
+        """Return an upload that announces all objects as the message's own."""
+        children = [ObjectTree(object_id=own) for own in objects if own != head]
+        return cls(objects, head, ObjectTree(object_id=head, children=children))
+
+
+Forgery = Callable[[Message], Upload]
+
+
+def as_it_is(reply: Message) -> Upload:
+    """Return a good reply's upload."""
+    objects = {id_: own.deflate() for id_, own in get_all_nested_objects(reply).items()}
+    return Upload(objects, reply.object_id, get_object_tree(reply))
+
+
+def rewritten(kind: str, body: bytes) -> Forgery:
+    """Return how a node forges a reply whose first object of a kind has another body; those above name the new one."""
+
+    def forge(reply: Message) -> Upload:
+        good = as_it_is(reply)
+        old = next(id_ for id_, own in good.objects.items() if own and own.startswith(f"{kind} ".encode()))
+        return replaced(good, old, body)
+
+    return forge
+
+
+def replaced(good: Upload, old: str, body: bytes) -> Upload:
+    """Put another body into an object, and its new id into those above it, up to the message."""
+    objects = {id_: own for id_, own in good.objects.items() if own is not None}
+    kind = objects[old].partition(b"\x00")[0].decode().rpartition(" ")[0]
+    content = f"{kind} {len(body)}".encode() + b"\x00" + body
+    while True:
+        new = get_object_id(content)
+        objects = {id_: own for id_, own in objects.items() if id_ != old} | {new: content}
+        if old == good.head:
+            return Upload.flat(objects, new)
+        above = next(id_ for id_, own in objects.items() if old.encode() in own and id_ != new)
+        content, old = objects[above].replace(old.encode(), new.encode()), above
+
+
+def repeated_chunk(reply: Message) -> Upload:
+    """Name one chunk many times."""
+    body = {"dtype": "float32", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * CHUNK_TIMES}
+    return rewritten("Array", json.dumps(body).encode())(reply)
+
+
+def too_large(reply: Message) -> Upload:
+    """Send ten times the entries, and a mebibyte."""
+    record = next(iter(reply.content.array_records.values()), ArrayRecord())
+    size = sum(len(array.data) for array in record.values())
+    reply.content["arrays"] = ArrayRecord({"weight": Array(np.zeros(10 * size + 2**20, np.uint8))})
+    return as_it_is(_sealed(reply))
+
+
+def withheld(reply: Message) -> Upload:
+    """Announce objects, and send none."""
+    good = as_it_is(reply)
+    return Upload(dict.fromkeys(good.objects), good.head, good.tree)
+
+
+def hoarded(reply: Message) -> Upload:
+    """Send all objects but the one that is asked for last."""
+    good = as_it_is(reply)
+    last = next(iter(iterate_object_tree(good.tree))).object_id
+    return Upload({**good.objects, last: None}, good.head, good.tree)
+
+
+def of_another_node(reply: Message) -> Upload:
+    """Say in the message that it is another node's."""
+    reply.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id ^ 1
+    return as_it_is(_sealed(reply))
+
+
+def to_another_message(reply: Message) -> Upload:
+    """Say in the message that it answers another."""
+    reply.metadata.__dict__["_reply_to_message_id"] = "0" * 64
+    return as_it_is(_sealed(reply))
+
+
+def many_empty_objects(reply: Message) -> Upload:
+    """Announce and send many objects that nothing names, and that are empty."""
+    return _with_more(reply, {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(SMALL_OBJECTS)})
+
+
+def many_small_objects(reply: Message) -> Upload:
+    """Announce and send as many objects that nothing names as their size allows, each of which takes a request."""
+    contents = [f"ArrayChunk  {len(str(n))}".encode() + b"\x00" + str(n).encode() for n in range(SMALL_OBJECTS // 2)]
+    return _with_more(reply, {get_object_id(own): own for own in contents})
+
+
+def long_announcement(reply: Message) -> Upload:
+    """Write a long text beside the message."""
+    good = as_it_is(reply)
+    return Upload(good.objects, good.head, good.tree, "x" * TEXT_BYTES)
+
+
+def many_numbers(number: int) -> Forgery:
+    """Return how a node sends numbers that nobody asked for, which take more memory than they have bytes."""
+
+    def forge(reply: Message) -> Upload:
+        reply.content["config"]["more"] = [0.5] * number  # type: ignore[index]
+        return as_it_is(_sealed(reply))
+
+    return forge
+
+
+def _with_more(reply: Message, more: Mapping[str, bytes]) -> Upload:
+    good = as_it_is(reply)
+    return Upload.flat({**good.objects, **more}, good.head)
+
+
+def _sealed(reply: Message) -> Message:
+    """Return a reply, with the id that it has now."""
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    return reply
+
+
+GARBAGE: Mapping[str, Forgery] = {
+    "a config that is no JSON": rewritten("ConfigRecord", b"\xff garbage"),
+    "a config that never closes": rewritten("ConfigRecord", b"[" * 2000),
+    "records that are no mapping": rewritten("RecordDict", b"[[[["),
+    "a chunk that is not there": rewritten("Array", b'{"arraychunk_ids": [5]}'),
+    "a message that is no protobuf": rewritten("Message", b"\xff\xff\xff"),
+    "the name of another node": of_another_node,
+    "the reply to another message": to_another_message,
+}
+BOMBS: Mapping[str, Forgery] = {
+    "one chunk many times": repeated_chunk,
+    "ten times the parameters": too_large,
+    "ten thousand objects": many_empty_objects,
+    "a long text beside the reply": long_announcement,
+    "numbers that grow in memory": many_numbers(200_000),
+}
+FORGERIES: Mapping[str, Forgery] = {**GARBAGE, **BOMBS}
+"""What becomes an error of the node that sends it."""
