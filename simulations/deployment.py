@@ -173,6 +173,7 @@ class Deployment(Processes):
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         super().__init__(folder, more)
         self.keys = folder / "keys"
+        self.database = str(folder / "superlink.db")
         self.port = free_port()
 
     def __enter__(self) -> Self:
@@ -185,7 +186,7 @@ class Deployment(Processes):
 
     def start_superlink(self) -> subprocess.Popen[bytes]:
         """Start the SuperLink, or start it anew, and wait until it answers."""
-        words = superlink_words(str(self.keys), str(self.folder / "superlink.db"), "127.0.0.1", self.port)
+        words = superlink_words(str(self.keys), self.database, "127.0.0.1", self.port)
         process = self.popen([command("flower-superlink", self.environment), *words], "superlink")
         self.wait_for_superlink(process, self.port, self.keys / "ca.crt")
         return process

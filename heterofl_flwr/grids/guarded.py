@@ -104,7 +104,8 @@ class Guarded(Relay):
         self._largest: dict[str, int] = {}
         self._announced: dict[str, _Announced] = {}
         self._longest_answer: int | None = None
-        hooks = getattr(getattr(grid._runtime_client, "_client", None), "event_hooks", {})  # of httpx
+        client = getattr(getattr(grid, "_runtime_client", None), "_client", None)
+        hooks = getattr(client, "event_hooks", {})  # of httpx, which calls them before it reads an answer
         hooks["response"] = [*hooks.get("response", []), self._check_length]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

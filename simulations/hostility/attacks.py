@@ -10,12 +10,12 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import make_message
 
 from heterofl_flwr import messages as wire
-from simulations.hostility.forgeries import BOMBS, GARBAGE, Forgery, Upload, as_it_is, hoarded, many_small_objects
+from simulations.hostility.forgeries import BOMBS, GARBAGE, Forgery, Uploaded, as_it_is, hoarded, many_small_objects
 from simulations.hostility.forgeries import withheld as withheld_objects
 from simulations.hostility.letters import Letter
 from simulations.hostility.mutations import MUTATIONS
 
-Outgoing = tuple[Message, Upload]
+Outgoing = tuple[Message, Uploaded]
 """What is announced, and what is uploaded."""
 
 
@@ -76,7 +76,9 @@ def honest(turn: Turn) -> list[Outgoing]:
 def forged(forge: Forgery) -> Attack:
     """Return the attack that forges each reply but what the node can hold."""
     return Attack(
-        lambda turn: [outgoing(turn.reply, as_it_is if turn.asked.metadata.message_type == "query.capability" else forge)]
+        lambda turn: [
+            outgoing(turn.reply, as_it_is if turn.asked.metadata.message_type == "query.capability" else forge)
+        ]
     )
 
 
@@ -206,20 +208,22 @@ def _further(letter: Letter, turn: Turn, factor: float) -> None:
     _each(letter, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
 
 
-def _each(letter: Letter, change: Callable[[str, "np.ndarray"], "np.ndarray"]) -> None:  # type: ignore[type-arg]
+def _each(letter: Letter, change: Callable[[str, "np.ndarray"], "np.ndarray"]) -> None:
     record = letter.arrays[wire.ARRAYS]
     for name in record:
         value = record[name].numpy()
         record[name] = Array(np.ascontiguousarray(change(name, value).astype(value.dtype)))
 
 
+# Flower's SuperLink with SQLite refuses all requests while it notes thousands of objects, so such a node ends any run.
+WIRE_BOMBS = {name: forge for name, forge in BOMBS.items() if name != "ten thousand objects"}
 STALLS: Mapping[str, Attack] = {
     "objects withheld": forged(withheld_objects),
     "all but one object": forged(hoarded),
-    "five thousand small objects": forged(many_small_objects),
+    "500 small objects": forged(many_small_objects(500)),
 }
 REFUSED: Mapping[str, Attack] = {
-    **{name: forged(forge) for name, forge in {**GARBAGE, **BOMBS}.items()},
+    **{name: forged(forge) for name, forge in {**GARBAGE, **WIRE_BOMBS}.items()},
     **STALLS,
     **{f"fields: {kind}": mutated(kind) for kind in ("shapes", "claims", "headers", "stypes", "sizes")},
     "fields: not finite": changed(infinite),
@@ -243,4 +247,4 @@ ATTACKS: Mapping[str, Attack] = {
     **REFUSED,
     **LIES,
 }
-"""By name. What is refused must leave the model as it is when these nodes are silent; a second reply, as if it never was."""
+"""By name. What is refused must leave the model as when these nodes are silent; a second reply, as without it."""

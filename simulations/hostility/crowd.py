@@ -98,7 +98,9 @@ class Node:
                 connection
             )
             while not self._running.stop.wait(POLL):
-                with suppress(Exception):  # the run has ended, or the SuperLink refuses what was sent: both are expected
+                with suppress(
+                    Exception
+                ):  # the run has ended, or the SuperLink refuses what was sent: both are expected
                     self._answer()
 
     def _answer(self) -> None:
@@ -107,7 +109,9 @@ class Node:
             return
         announced, tree = received
         run_id, id_ = announced.metadata.run_id, announced.metadata.message_id
-        objects = pull_objects([own.object_id for own in iterate_object_tree(tree)], lambda own: self._pull(run_id, own))
+        objects = pull_objects(
+            [own.object_id for own in iterate_object_tree(tree)], lambda own: self._pull(run_id, own)
+        )
         asked = inflate_object_from_contents(id_, objects)
         assert isinstance(asked, Message)
         asked.metadata.__dict__["_message_id"] = id_

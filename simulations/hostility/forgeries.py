@@ -8,9 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+    iterate_object_tree,
+)
 
 SMALL_OBJECTS = 10_000
 CHUNK_TIMES = 2000
@@ -18,7 +23,7 @@ TEXT_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class Uploaded:
     """What a node uploads.
 
     Attributes
@@ -39,25 +44,25 @@ class Upload:
     group_id: str = ""
 
     @classmethod
-    def flat(cls, objects: Mapping[str, bytes | None], head: str) -> "Upload":
+    def flat(cls, objects: Mapping[str, bytes | None], head: str) -> "Uploaded":
         """Return an upload that announces all objects as the message's own."""
         children = [ObjectTree(object_id=own) for own in objects if own != head]
         return cls(objects, head, ObjectTree(object_id=head, children=children))
 
 
-Forgery = Callable[[Message], Upload]
+Forgery = Callable[[Message], Uploaded]
 
 
-def as_it_is(reply: Message) -> Upload:
+def as_it_is(reply: Message) -> Uploaded:
     """Return a good reply's upload."""
     objects = {id_: own.deflate() for id_, own in get_all_nested_objects(reply).items()}
-    return Upload(objects, reply.object_id, get_object_tree(reply))
+    return Uploaded(objects, reply.object_id, get_object_tree(reply))
 
 
 def rewritten(kind: str, body: bytes) -> Forgery:
     """Return how a node forges a reply whose first object of a kind has another body; those above name the new one."""
 
-    def forge(reply: Message) -> Upload:
+    def forge(reply: Message) -> Uploaded:
         good = as_it_is(reply)
         old = next(id_ for id_, own in good.objects.items() if own and own.startswith(f"{kind} ".encode()))
         return replaced(good, old, body)
@@ -65,7 +70,7 @@ def rewritten(kind: str, body: bytes) -> Forgery:
     return forge
 
 
-def replaced(good: Upload, old: str, body: bytes) -> Upload:
+def replaced(good: Uploaded, old: str, body: bytes) -> Uploaded:
     """Put another body into an object, and its new id into those above it, up to the message."""
     objects = {id_: own for id_, own in good.objects.items() if own is not None}
     kind = objects[old].partition(b"\x00")[0].decode().rpartition(" ")[0]
@@ -74,18 +79,18 @@ def replaced(good: Upload, old: str, body: bytes) -> Upload:
         new = get_object_id(content)
         objects = {id_: own for id_, own in objects.items() if id_ != old} | {new: content}
         if old == good.head:
-            return Upload.flat(objects, new)
+            return Uploaded.flat(objects, new)
         above = next(id_ for id_, own in objects.items() if old.encode() in own and id_ != new)
         content, old = objects[above].replace(old.encode(), new.encode()), above
 
 
-def repeated_chunk(reply: Message) -> Upload:
+def repeated_chunk(reply: Message) -> Uploaded:
     """Name one chunk many times."""
     body = {"dtype": "float32", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * CHUNK_TIMES}
     return rewritten("Array", json.dumps(body).encode())(reply)
 
 
-def too_large(reply: Message) -> Upload:
+def too_large(reply: Message) -> Uploaded:
     """Send ten times the entries, and a mebibyte."""
     record = next(iter(reply.content.array_records.values()), ArrayRecord())
     size = sum(len(array.data) for array in record.values())
@@ -93,61 +98,63 @@ def too_large(reply: Message) -> Upload:
     return as_it_is(_sealed(reply))
 
 
-def withheld(reply: Message) -> Upload:
+def withheld(reply: Message) -> Uploaded:
     """Announce objects, and send none."""
     good = as_it_is(reply)
-    return Upload(dict.fromkeys(good.objects), good.head, good.tree)
+    return Uploaded(dict.fromkeys(good.objects), good.head, good.tree)
 
 
-def hoarded(reply: Message) -> Upload:
+def hoarded(reply: Message) -> Uploaded:
     """Send all objects but the one that is asked for last."""
     good = as_it_is(reply)
     last = next(iter(iterate_object_tree(good.tree))).object_id
-    return Upload({**good.objects, last: None}, good.head, good.tree)
+    return Uploaded({**good.objects, last: None}, good.head, good.tree)
 
 
-def of_another_node(reply: Message) -> Upload:
+def of_another_node(reply: Message) -> Uploaded:
     """Say in the message that it is another node's."""
     reply.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id ^ 1
     return as_it_is(_sealed(reply))
 
 
-def to_another_message(reply: Message) -> Upload:
+def to_another_message(reply: Message) -> Uploaded:
     """Say in the message that it answers another."""
     reply.metadata.__dict__["_reply_to_message_id"] = "0" * 64
     return as_it_is(_sealed(reply))
 
 
-def many_empty_objects(reply: Message) -> Upload:
+def many_empty_objects(reply: Message) -> Uploaded:
     """Announce and send many objects that nothing names, and that are empty."""
     return _with_more(reply, {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(SMALL_OBJECTS)})
 
 
-def many_small_objects(reply: Message) -> Upload:
-    """Announce and send as many objects that nothing names as their size allows, each of which takes a request."""
-    contents = [f"ArrayChunk  {len(str(n))}".encode() + b"\x00" + str(n).encode() for n in range(SMALL_OBJECTS // 2)]
-    return _with_more(reply, {get_object_id(own): own for own in contents})
+def many_small_objects(number: int) -> Forgery:
+    """Return how a node announces and sends objects that nothing names, each of which takes a request."""
+    contents = [f"ArrayChunk  {len(str(own))}".encode() + b"\x00" + str(own).encode() for own in range(number)]
+    more = {get_object_id(own): own for own in contents}
+    return lambda reply: _with_more(reply, more)
 
 
-def long_announcement(reply: Message) -> Upload:
+def long_announcement(reply: Message) -> Uploaded:
     """Write a long text beside the message."""
     good = as_it_is(reply)
-    return Upload(good.objects, good.head, good.tree, "x" * TEXT_BYTES)
+    return Uploaded(good.objects, good.head, good.tree, "x" * TEXT_BYTES)
 
 
 def many_numbers(number: int) -> Forgery:
     """Return how a node sends numbers that nobody asked for, which take more memory than they have bytes."""
 
-    def forge(reply: Message) -> Upload:
-        reply.content["config"]["more"] = [0.5] * number  # type: ignore[index]
+    def forge(reply: Message) -> Uploaded:
+        config = reply.content.config_records.get("config", ConfigRecord())
+        reply.content["config"] = ConfigRecord({**config, "more": [0.5] * number})
         return as_it_is(_sealed(reply))
 
     return forge
 
 
-def _with_more(reply: Message, more: Mapping[str, bytes]) -> Upload:
+def _with_more(reply: Message, more: Mapping[str, bytes]) -> Uploaded:
     good = as_it_is(reply)
-    return Upload.flat({**good.objects, **more}, good.head)
+    return Uploaded.flat({**good.objects, **more}, good.head)
 
 
 def _sealed(reply: Message) -> Message:

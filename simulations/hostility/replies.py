@@ -6,22 +6,28 @@ reply was taken, the mean with what its bytes say.
 
 import io
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata
 from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compress import Upload
 from heterofl_flwr.core.widths import width
+from heterofl_flwr.grids import guarded
 from heterofl_flwr.methods.failure import RoundError
+from simulations.hostility.attacks import Outgoing, outgoing
+from simulations.hostility.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
 from simulations.hostility.letters import Letter
 from simulations.hostility.mutations import MUTATIONS
+from simulations.hostility.superlink import connected
 
 State = Mapping[str, torch.Tensor]
 BOUND = 20.0
@@ -31,6 +37,63 @@ MESSAGES = ("twice", "of another", "of before", "an error", "none")
 """What is wrong with the message itself, not with what it holds."""
 
 KINDS = (*MUTATIONS, *MESSAGES)
+
+Act = Callable[[random.Random, Message, Sequence[Message], Message], list[Outgoing]]
+"""From a good reply, the messages of all three nodes and an old reply to what a node sends."""
+
+
+def _damaged(draw: random.Random, good: Message) -> Uploaded:
+    """Change some bytes of an object's body, and name it by what it has become."""
+    whole = as_it_is(good)
+    old = draw.choice(sorted(whole.objects))
+    body = bytearray((whole.objects[old] or b"").partition(b"\x00")[2])
+    what = draw.randrange(4)
+    if what == 0 and body:
+        for _ in range(draw.randrange(1, 9)):
+            body[draw.randrange(len(body))] = draw.randrange(256)
+    elif what == 1:
+        del body[draw.randrange(len(body) + 1) :]
+    elif what == 2:
+        body += draw.randbytes(draw.randrange(1, 100))
+    else:
+        body[:] = draw.choice([b"", b"[", b"{}", b"null", b"[[[[" * 9000, b'{"a":1e999}', draw.randbytes(50)])
+    return replaced(whole, old, bytes(body))
+
+
+def _holes(draw: random.Random, good: Message) -> Uploaded:
+    """Withhold some objects."""
+    whole = as_it_is(good)
+    gone = draw.sample(sorted(whole.objects), draw.randrange(1, len(whole.objects)))
+    return Uploaded({**whole.objects, **dict.fromkeys(gone)}, whole.head, whole.tree)
+
+
+def _own(forge: Forgery) -> Act:
+    return lambda draw, good, asked, old: [outgoing(good, forge)]
+
+
+def _named(draw: random.Random, good: Message, asked: Sequence[Message], old: Message) -> list[Outgoing]:
+    """Announce in another's name, or to another's message, with a reply that says so or does not."""
+    out, upload = outgoing(good)
+    other = draw.choice([asked[0], asked[2]]).metadata
+    change = {"_src_node_id": other.dst_node_id, "_reply_to_message_id": other.message_id}
+    chosen = draw.sample(sorted(change), draw.randrange(1, 2))
+    where = draw.choice([out, good])
+    where.metadata.__dict__.update({key: change[key] for key in chosen})
+    return [outgoing(good)] if where is good else [(out, upload)]
+
+
+OBJECTS: Mapping[str, Act] = {
+    "nothing": _own(as_it_is),
+    "bytes": lambda draw, good, asked, old: [outgoing(good, lambda own: _damaged(draw, own))],
+    "holes": lambda draw, good, asked, old: [outgoing(good, lambda own: _holes(draw, own))],
+    "others' names": _named,
+    "again": lambda draw, good, asked, old: [outgoing(good), outgoing(good), outgoing(old)],
+    "late": lambda draw, good, asked, old: [outgoing(old)],
+    "old, as new": lambda draw, good, asked, old: [(outgoing(good)[0], as_it_is(old))],
+    **{name: _own(forge) for name, forge in FORGERIES.items()},
+    "small objects": _own(many_small_objects(5000)),
+}
+"""What is wrong below the records: with bytes, with what is announced, with whom it is of."""
 
 
 class Net(nn.Module):
@@ -61,14 +124,43 @@ class Server:
         self._asked = self._ask()
         self._good = [self._reply(message, number) for number, message in enumerate(self._asked)]
         self._without = self._aggregate([0, 2])
+        self._old = self._seal(1)
 
     def trial(self, kind: str, draw: random.Random) -> str:
         """Return what became of a reply of a kind: refused, harmless, or what is wrong."""
         self._asked = self._ask()
         letter = self._good[1].copy()
         replies = [self._good[0].seal(self._asked[0]), *self._hostile(kind, draw, letter), self._seal(2)]
+        return self._outcome(lambda: replies, lambda: letter, kind)
+
+    def trial_of_objects(self, kind: str, draw: random.Random) -> str:
+        """Return what became of a reply that was forged byte by byte and came through Flower's grid."""
+        self._asked = self._ask()
+        said: list[Outgoing] = []
+
+        def answer(metadata: Metadata) -> Iterable[Outgoing]:
+            number = [own.metadata.dst_node_id for own in self._asked].index(metadata.dst_node_id)
+            good = self._seal(number)
+            if number != 1:
+                return [outgoing(good)]
+            said.extend(OBJECTS[kind](draw, good, self._asked, self._old))
+            return said
+
+        grid, link = connected(answer)
+
+        def exchange() -> Iterable[Message]:
+            with mock.patch.object(guarded, "time", link.clock):
+                return guarded.guard(grid, self.strategy._largest_reply).send_and_receive(self._asked, timeout=1.0)
+
         try:
-            new = self.strategy.aggregate_train(1, iter(replies))[0]
+            return self._outcome(exchange, lambda: _letter_in(said[0][1].head, link.objects), kind)
+        finally:
+            self._old = self._seal(1)
+
+    def _outcome(self, exchange: Callable[[], Iterable[Message]], letter: Callable[[], Letter], kind: str) -> str:
+        """Return what became of a round with these replies, of which a letter is the hostile one."""
+        try:
+            new = self.strategy.aggregate_train(1, iter(exchange()))[0]
         except RoundError:
             return "crashed: the round ended"
         except Exception as error:  # this is what is looked for
@@ -81,7 +173,7 @@ class Server:
             return "refused" if _equal(state, self._without) and kind != "nothing" else "changed: a refused reply"
         if not np.isfinite(self.strategy.log.train["loss"]):
             return "changed: the metrics"
-        return "harmless" if self._as_it_says(state, letter) else "changed: other than it says"
+        return "harmless" if self._as_it_says(state, letter()) else "changed: other than it says"
 
     def _hostile(self, kind: str, draw: random.Random, letter: Letter) -> Iterator[Message]:
         """Yield what the second client sends."""
@@ -156,6 +248,13 @@ class Server:
 
 
 Values = Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
+
+
+def _letter_in(head: str, objects: Mapping[str, bytes | None]) -> Letter:
+    """Return what a reply says, by Flower's own reader; what its node withheld, another may have sent."""
+    message = inflate_object_from_contents(head, {id_: own for id_, own in objects.items() if own is not None})
+    assert isinstance(message, Message)
+    return Letter.of(message)
 
 
 def _read(letter: Letter, before: State) -> Values:

@@ -1,22 +1,15 @@
 """``Guarded``: what a node can write into a reply is that node's error, whatever it is, and holds nobody up."""
 
-import time
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectResponse
-from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PushAppMessagesResponse
-from flwr.supercore.run import Run
-from flwr.superlink.grid.http_grid import HttpGrid
 from google.protobuf.message import DecodeError
 
 from heterofl_flwr.grids import Windowed, guarded
 from heterofl_flwr.grids.guarded import Guarded, guard
 from heterofl_flwr.grids.identity import Identity
+from simulations.hostility import superlink
+from simulations.hostility.attacks import outgoing
 from simulations.hostility.forgeries import (
     FORGERIES,
     as_it_is,
@@ -39,76 +32,6 @@ ENTRIES = 1000
 LARGEST = 4 * ENTRIES + 2**20
 
 
-class Clock:
-    """What a test puts in the place of ``time``: it goes on when somebody sleeps, or asks the SuperLink for an object."""
-
-    now = 0.0
-    time = staticmethod(time.time)
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
-
-
-class SuperLink:
-    """What Flower's grid talks to: nodes whose replies a test may forge, byte by byte."""
-
-    def __init__(self, forge):
-        self.forge = forge  # from a node and its honest reply to what it uploads
-        self.objects: dict[str, bytes | None] = {}
-        self.replies: dict[str, tuple] = {}
-        self.confirmed: list[str] = []
-        self.pulls = 0
-        self.clock = Clock()
-        self.event_hooks = {"request": [], "response": []}  # of httpx, which calls them before it reads an answer
-        self._client = self
-
-    def PushMessages(self, request):
-        ids = [message.metadata.message_id for message in request.messages_list]
-        for message in request.messages_list:
-            self.answer(message.metadata)
-        return PushAppMessagesResponse(message_ids=ids, objects_to_push=[], session_id="one")
-
-    def PushObject(self, request):
-        raise AssertionError("no object was asked for")
-
-    def answer(self, asked):
-        reply = honest(asked.message_id, asked.dst_node_id)
-        proto = message_to_proto(remove_content_from_message(reply))  # which a SuperLink checks
-        upload = self.forge(asked.dst_node_id, reply)
-        proto.metadata.message_id = upload.head
-        proto.metadata.group_id = upload.group_id
-        self.objects |= upload.objects
-        self.replies[asked.message_id] = proto, upload.tree
-
-    def answered(self, response):
-        for hook in self.event_hooks["response"]:
-            hook(SimpleNamespace(headers={"content-length": str(response.ByteSize())}))
-        return response
-
-    def PullMessages(self, request):
-        found = [self.replies.pop(id_) for id_ in request.message_ids if id_ in self.replies]
-        return self.answered(
-            PullAppMessagesResponse(
-                messages_list=[proto for proto, _ in found], message_object_trees=[tree for _, tree in found]
-            )
-        )
-
-    def PullObject(self, request):
-        self.pulls += 1
-        self.clock.now += 0.005
-        content = self.objects[request.object_id]
-        return self.answered(
-            PullObjectResponse(object_found=True, object_available=content is not None, object_content=content or b"")
-        )
-
-    def ConfirmMessageReceived(self, request):
-        self.confirmed.append(request.message_object_id)
-        return ConfirmMessageReceivedResponse()
-
-
 def honest(about, node_id):
     arrays = ArrayRecord({"weight": Array(np.full(ENTRIES, node_id, np.float32))})
     asked = Message(RecordDict(), node_id, "train")
@@ -122,10 +45,13 @@ def honest(about, node_id):
 
 
 def connected(forge):
-    grid = HttpGrid("127.0.0.1:1", insecure=True, token="token")
-    grid.set_run(Run.create_empty(7))
-    grid._client = SuperLink(forge)
-    return grid
+    """Return Flower's grid over nodes that reply by forging, each in its way: ``forge(node_id, honest reply)``."""
+
+    def answer(asked):
+        good = honest(asked.message_id, asked.dst_node_id)
+        return [outgoing(good, lambda reply: forge(asked.dst_node_id, reply))]
+
+    return superlink.connected(answer)[0]
 
 
 def hostile_node(number, forge):
@@ -180,7 +106,7 @@ def test_no_more_of_a_reply_is_fetched_than_it_may_have():
     assert grid._client.pulls == 0  # their number alone is too much
 
 
-@pytest.mark.parametrize("forge", [withheld, many_small_objects])
+@pytest.mark.parametrize("forge", [withheld, many_small_objects(5000)])
 def test_ten_of_twenty_nodes_hold_up_neither_the_others_nor_the_deadline(forge, monkeypatch):
     stalling, honest_nodes = range(10), range(10, 20)
     grid = connected(lambda node_id, reply: (forge if node_id in stalling else as_it_is)(reply))
