@@ -240,11 +240,11 @@ LIES: Mapping[str, Attack] = {
     "a million partitions": lie(outnumber, "query.capability"),
     "ten million examples": lie(weigh),
     "as others, ids known": Attack(as_others, 0),
+    "a second reply": Attack(twice, 0),
 }
 ATTACKS: Mapping[str, Attack] = {
     "none": Attack(honest, 0),
-    "a second reply": Attack(twice, 0),
     **REFUSED,
     **LIES,
 }
-"""By name. What is refused must leave the model as when these nodes are silent; a second reply, as without it."""
+"""By name. What is refused must leave the model as when these nodes are silent."""

@@ -27,7 +27,7 @@ from heterofl_flwr.grids.apps import call, load
 from heterofl_flwr.grids.identity import Identity
 from simulations.hostility.attacks import ATTACKS, Outgoing, Turn
 
-POLL = 0.5
+POLL = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
@@ -159,10 +158,10 @@ class Result:
 BOMBED = [*WIRE_BOMBS, "all but one object"]
 CASES: Mapping[str, Sequence[Case]] = {
     "refused": [
-        Case(name="all that is refused", attacks=[*REFUSED, "a second reply"], deadline=30.0),
+        Case(name="all that is refused", attacks=[*REFUSED]),
     ],
     "stalls": [
-        Case(name="10 of 20 stall", honest=10, attacks=([*STALLS] * 4)[:10], deadline=30.0),
+        Case(name="10 of 20 stall", honest=10, attacks=([*STALLS] * 4)[:10]),
     ],
     "bombs": [
         Case(name="54 good nodes", attacks=["none"] * 50, settings=LARGE, deadline=240.0),
@@ -264,10 +263,10 @@ def peak_of(number: int) -> int:
     return 0
 
 
-def models(run: RunFolder) -> dict[str, list[int]]:
+def models(run: RunFolder) -> dict[str, bytes]:
     """Return the bits of a run's final models."""
     return {
-        f"{path.stem}/{name}": value.contiguous().view(torch.uint8).flatten().tolist()
+        f"{path.stem}/{name}": value.numpy().tobytes()
         for path in sorted(run.models.glob("*.safetensors"))
         for name, value in load_file(path).items()
     }
