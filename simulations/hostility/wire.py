@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.launch.bundle import CLIENT_APP
+from heterofl_flwr.app.launch.apps import CLIENT_APP
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.methods.callbacks import RoundRecord
 from heterofl_flwr.report import RunFolder
