@@ -31,7 +31,7 @@ _PUBLISHED = {
     "ylecun/mnist": (Normal((0.1307,), (0.3081,)), KNOWN["mnist"].augment),
     "uoft-cs/cifar10": (Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), KNOWN["cifar10"].augment),
 }
-_lock = threading.Lock()
+_lock = threading.RLock()  # a user's function may load another data set
 
 
 def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:

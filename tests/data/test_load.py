@@ -2,6 +2,8 @@
 
 import sys
 import types
+from dataclasses import replace
+from threading import Thread
 
 import datasets
 import numpy as np
@@ -63,6 +65,15 @@ def test_a_function_may_return_a_data_set(users_module):
     split = Split(torch.zeros(2, 3), torch.tensor([0, 1]))
     users_module.make = lambda: Dataset("mine", split, split, 2, "none")
     assert load_dataset("users_data:make").name == "mine"
+
+
+def test_a_function_may_load_another_data_set(users_module):
+    users_module.make = lambda: replace(load_dataset("digits"), name="mine")
+    names = []
+    loading = Thread(target=lambda: names.append(load_dataset("users_data:make").name), daemon=True)
+    loading.start()
+    loading.join(30)  # it once waited for itself for ever
+    assert names == ["mine"]
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
