@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.nn.calling import call
@@ -59,7 +58,10 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        from torch.utils.flop_counter import flop_registry  # brings triton, which no client needs to start
+
         self.flops = 0
+        self._registry = flop_registry
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -70,7 +72,7 @@ class _Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        count = flop_registry.get(func._overloadpacket)
+        count = self._registry.get(func._overloadpacket)
         if count is None:
             with self:  # what it is made of may be known
                 made = func.decompose(*args, **kwargs)

@@ -70,7 +70,7 @@ class Case:
     attacks: Sequence[str]
     honest: int = 4
     own_supernodes: bool = False
-    rounds: int = 2
+    rounds: int = 3
     deadline: float = 60.0
     settings: Mapping[str, Flat] = field(default_factory=dict)
     as_before: bool = False
@@ -122,8 +122,9 @@ class Result:
 
     @property
     def longest(self) -> float:
-        """The seconds of the longest round whose clients were not asked for moments and metrics."""
-        return max((record.seconds for record in self.history if not record.evaluate_asked), default=float("inf"))
+        """The seconds of the longest round of training alone: before the first one, nodes have to come and are asked."""
+        training = [record for record in self.history if record.server_round > 1 and not record.evaluate_asked]
+        return max((record.seconds for record in training), default=float("inf"))
 
     @property
     def accuracy(self) -> float:

@@ -235,7 +235,7 @@ def test_the_query_leaves_slow_machines_time():
     assert queries.QUERY_SECONDS >= 60
 
 
-def test_capability_holds_what_a_node_said_of_its_data():
+def test_capability_holds_what_a_node_said_of_its_data_and_how_many_it_trained_on():
     def capability(message, context):
         return bare_reply(message, config=config(partition=4, num_partitions=9, num_examples=12, labels=[1, 2]))
 
@@ -243,5 +243,5 @@ def test_capability_holds_what_a_node_said_of_its_data():
         strategy = run(grid, min_available_nodes=1)
         (node_id,) = grid.get_node_ids()
     assert strategy.federation.nodes[node_id] == Capability(
-        partition=4, num_partitions=9, num_examples=12, labels=(1, 2)
+        partition=4, num_partitions=9, num_examples=1, labels=(1, 2)
     )

@@ -52,7 +52,7 @@ def test_metrics_have_a_line_of_their_own(lines):
 def test_a_callback_that_prints_rounds_does_it_instead(lines, capsys):
     run(callbacks=[Console()])
     assert lines() == []
-    assert " a=2x" in capsys.readouterr().out
+    assert "round 2/2 took=" in capsys.readouterr().out
 
 
 def test_in_the_classic_api_too(lines):

@@ -43,14 +43,14 @@ def test_a_new_rate_is_added_once(costs_of):
     assert [cost.level for cost in costs.model().levels] == ["a", "0.3", "e"]
 
 
-def test_a_model_that_needs_numbers_is_measured_too_and_no_random_number_is_used_up():
+def test_a_model_that_reads_its_weights_is_measured_and_no_random_number_is_used_up():
     class Odd(nn.Module):
         def __init__(self, rate: float) -> None:
             super().__init__()
             self.layer = nn.Linear(4, math.ceil(8 * rate))
             with torch.no_grad():
                 self.layer.weight.copy_(torch.from_numpy(np.zeros(self.layer.weight.shape, dtype=np.float32)))
-            self.factor = float(self.layer.weight.sum())  # has no value on the meta device
+            self.factor = float(self.layer.weight.detach().sum())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x) * self.factor

@@ -32,7 +32,7 @@ def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     monkeypatch.setattr(torchvision_app, "load", lambda context, part="train": load(context, part).take(range(8)))
     grid = run(torchvision_app, nodes=5, rounds=2)
     (first, last) = lines(capsys)
-    assert float(last["loss"]) < float(first["loss"])
+    assert float(last["train-loss"]) < float(first["train-loss"])
     shapes = {message.content["arrays"]["layer4.1.conv2.weight"].shape for message in grid.of("train")}
     assert shapes == {(width, width, 3, 3) for width in (512, 256, 128, 64, 32)}
 
