@@ -122,7 +122,7 @@ class Result:
 
     @property
     def longest(self) -> float:
-        """The seconds of the longest round of training alone: before the first one, nodes have to come and are asked."""
+        """The seconds of the longest round that trains alone; before the first, nodes have to come and are asked."""
         training = [record for record in self.history if record.server_round > 1 and not record.evaluate_asked]
         return max((record.seconds for record in training), default=float("inf"))
 
