@@ -31,6 +31,7 @@ check: $(READY)  ## format, lint, types, spelling, metadata, dependencies: wheth
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(PY) -m codespell_lib
 	$(PY) -m validate_pyproject pyproject.toml
 	$(PIP) check

@@ -8,28 +8,27 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from heterofl_flwr.core.aggregate import Aggregator
+    from heterofl_flwr.core.counting_mean import Aggregator
     from heterofl_flwr.core.fidelity import Fidelity
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.core.robust import Robust
+    from heterofl_flwr.elastic_models.build import elastic
     from heterofl_flwr.errors import HeteroFLError
+    from heterofl_flwr.federation.evaluation import Evaluation
+    from heterofl_flwr.federation.limits import Limits
+    from heterofl_flwr.federation.nodes import Levels
+    from heterofl_flwr.federation.privacy import Privacy
+    from heterofl_flwr.federation.records import RoundCallback
+    from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, Yogi, multi_step
     from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid
     from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
-    from heterofl_flwr.methods.callbacks import RoundCallback
-    from heterofl_flwr.methods.evaluation import Evaluation
-    from heterofl_flwr.methods.fedh2l import FedH2L
-    from heterofl_flwr.methods.heterofl import HeteroFL
-    from heterofl_flwr.methods.hybrid import Hybrid
-    from heterofl_flwr.methods.level_table import Levels
-    from heterofl_flwr.methods.limits import Limits
-    from heterofl_flwr.methods.privacy import Privacy
-    from heterofl_flwr.methods.schedule import multi_step
-    from heterofl_flwr.methods.server_optimizer import Adagrad, Adam, Momentum, Yogi
-    from heterofl_flwr.slicing.build import elastic
+    from heterofl_flwr.strategies.fedh2l import FedH2L
+    from heterofl_flwr.strategies.heterofl import HeteroFL
+    from heterofl_flwr.strategies.hybrid import Hybrid
 
     __version__: str
 
@@ -65,32 +64,32 @@ __all__ = [
 
 # Where each public name lives. A new one is a line here, and its name in __all__ and in the imports for type checkers.
 _HOMES = {
-    "Adagrad": "heterofl_flwr.methods.server_optimizer",
-    "Adam": "heterofl_flwr.methods.server_optimizer",
-    "Aggregator": "heterofl_flwr.core.aggregate",
+    "Adagrad": "heterofl_flwr.federation.server_optimizer",
+    "Adam": "heterofl_flwr.federation.server_optimizer",
+    "Aggregator": "heterofl_flwr.core.counting_mean",
     "DeviceProfile": "heterofl_flwr.grids.devices",
     "Devices": "heterofl_flwr.grids.devices",
-    "Evaluation": "heterofl_flwr.methods.evaluation",
-    "FedH2L": "heterofl_flwr.methods.fedh2l",
+    "Evaluation": "heterofl_flwr.federation.evaluation",
+    "FedH2L": "heterofl_flwr.strategies.fedh2l",
     "Fidelity": "heterofl_flwr.core.fidelity",
-    "HeteroFL": "heterofl_flwr.methods.heterofl",
+    "HeteroFL": "heterofl_flwr.strategies.heterofl",
     "HeteroFLError": "heterofl_flwr.errors",
-    "Hybrid": "heterofl_flwr.methods.hybrid",
-    "Levels": "heterofl_flwr.methods.level_table",
-    "Limits": "heterofl_flwr.methods.limits",
+    "Hybrid": "heterofl_flwr.strategies.hybrid",
+    "Levels": "heterofl_flwr.federation.nodes",
+    "Limits": "heterofl_flwr.federation.limits",
     "LocalGrid": "heterofl_flwr.grids.local",
     "Mix": "heterofl_flwr.core.levels",
-    "Momentum": "heterofl_flwr.methods.server_optimizer",
+    "Momentum": "heterofl_flwr.federation.server_optimizer",
     "Plan": "heterofl_flwr.core.plan",
     "RayGrid": "heterofl_flwr.grids.ray_grid",
     "Robust": "heterofl_flwr.core.robust",
-    "RoundCallback": "heterofl_flwr.methods.callbacks",
-    "Privacy": "heterofl_flwr.methods.privacy",
+    "RoundCallback": "heterofl_flwr.federation.records",
+    "Privacy": "heterofl_flwr.federation.privacy",
     "SimulatedDevices": "heterofl_flwr.grids.simulated",
     "Windowed": "heterofl_flwr.grids.windowed",
-    "Yogi": "heterofl_flwr.methods.server_optimizer",
-    "elastic": "heterofl_flwr.slicing.build",
-    "multi_step": "heterofl_flwr.methods.schedule",
+    "Yogi": "heterofl_flwr.federation.server_optimizer",
+    "elastic": "heterofl_flwr.elastic_models.build",
+    "multi_step": "heterofl_flwr.federation.server_optimizer",
 }
 
 

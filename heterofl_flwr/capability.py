@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from heterofl_flwr import messages as wire
 from heterofl_flwr.core.levels import LEVELS, rate_of
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.learn.capacity import Trial, largest_rate
+from heterofl_flwr.training.capacity import Trial, largest_rate
 
 logger = logging.getLogger(__name__)
 

@@ -22,19 +22,19 @@ from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.core.compress import Upload, compress
+from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared
-from heterofl_flwr.core.ties import untied
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
-from heterofl_flwr.learn.capacity import Trial
-from heterofl_flwr.learn.device import resolve_device
-from heterofl_flwr.nn.fresh import fresh_model, plan_between
+from heterofl_flwr.nn.model_cache import fresh_model, plan_between
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.training.capacity import Trial
+from heterofl_flwr.training.device import resolve_device
 
 Build = Callable[[float], nn.Module]
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]

@@ -17,9 +17,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from heterofl_flwr.core.compress import Changes, Upload
+from heterofl_flwr.core.compression import Changes, Upload
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.reply import check_names
+from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
@@ -96,7 +96,7 @@ SERVER = "the server"
 
 NOT_HETEROFL = (
     "the server's strategy is not HeteroFL: use heterofl_flwr.HeteroFL (for a NumPyClient, "
-    "heterofl_flwr.legacy.HeteroFL) in the ServerApp; under another strategy, such as FedAvg, a client builds and "
+    "heterofl_flwr.classic.HeteroFL) in the ServerApp; under another strategy, such as FedAvg, a client builds and "
     "loads its model itself, without submodel and reply"
 )
 NOT_CONVERTED = (
@@ -173,6 +173,11 @@ def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) ->
         most = 8 * entries.get(name, 0) + HEADER_BYTES
         if len(array.data) > most:
             raise ReplyError(f"{sender} sent {len(array.data):,} bytes as {name[:80]!r}, expected up to {most:,}")
+
+
+def size_of(arrays: ArrayRecord) -> int:
+    """Return the bytes of a record's arrays, as they travel."""
+    return sum(len(array.data) for array in arrays.values())
 
 
 def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:

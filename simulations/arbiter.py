@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
-from heterofl_flwr.core.text import duration
+from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.origin import UNKNOWN, command, commit, commit_of, machine
+from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine
 from simulations.benchmarks.rounds.authors import Authors
 from simulations.benchmarks.rounds.task import Experiment, Parts
 from simulations.program import parser_of, status_of

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterofl_flwr.report.origin import command
+from heterofl_flwr.runs.origin import command
 from simulations.comparison.write import write
 from simulations.program import parser_of, status_of
 

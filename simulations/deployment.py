@@ -26,8 +26,8 @@ from typing import Self
 import psutil
 
 from heterofl_flwr import __version__
-from heterofl_flwr.app.credentials import write_certificates, write_node_key
-from heterofl_flwr.app.launch.apps import CLIENT_APP, SERVER_APP
+from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
+from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.settings import Flat, to_toml
 from simulations.guard import MARK, guarded, marked
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.report.origin import command
+from heterofl_flwr.runs.origin import command
 from simulations.benchmarks.machine import describe_machine
 from simulations.faulty.cell import Cells, Outcome
 from simulations.faulty.deployed import DeployedCells

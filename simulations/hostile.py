@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from simulations.benchmarks.machine import describe_machine
 from simulations.hostility import answers, replies, texts
 from simulations.hostility.files import Files

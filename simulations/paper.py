@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.origin import command
+from heterofl_flwr.runs.origin import command
 from simulations.program import parser_of, status_of
 from simulations.published.cells import FILES, VARIABLE, paper_folder
 from simulations.published.collect import Allowed, collect

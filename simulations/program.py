@@ -2,7 +2,7 @@
 
 import argparse
 
-from heterofl_flwr.app.status import status_of as status_of
+from heterofl_flwr.app.cli.main import status_of as status_of
 
 
 def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:

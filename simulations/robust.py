@@ -28,13 +28,13 @@ from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.client import seed_of
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.learn import evaluate
 from heterofl_flwr.nn import collect_moments, with_static_norm
-from heterofl_flwr.nn.threads import torch_threads
-from heterofl_flwr.report.files import append_line, write_atomic
-from heterofl_flwr.report.origin import command
+from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.runs.files import append_line, write_atomic
+from heterofl_flwr.runs.origin import command
+from heterofl_flwr.training import evaluate
 from simulations.benchmarks.machine import describe_machine
 from simulations.program import parser_of, status_of
 

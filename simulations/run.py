@@ -29,10 +29,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from heterofl_flwr.app.cli.main import FAILED, status_of
 from heterofl_flwr.app.launch.running import RunError
-from heterofl_flwr.app.status import FAILED, status_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.origin import command_known, own_command
+from heterofl_flwr.runs.origin import command_known, own_command
 from simulations.sweeps.complaint import complaint
 from simulations.sweeps.composer import flat
 from simulations.sweeps.job import job_of

@@ -1,4 +1,4 @@
-"""What SECURITY.md says, as far as source text shows it; ``test_imports.py`` has the part on pickles and ``eval``."""
+"""What SECURITY.md says, as far as source text shows it; ruff's rules have the part on pickles and ``eval``."""
 
 import ast
 import re
@@ -14,10 +14,10 @@ SOURCES = sorted(path for top in ("heterofl_flwr", "simulations") for path in (R
 READERS = [
     path
     for path in SOURCES
-    for room in ("core", "nn", "learn", "methods", "legacy", "client.py", "messages.py")
+    for room in ("core", "nn", "training", "federation", "strategies", "classic", "client.py", "messages.py")
     if path.is_relative_to(ROOT / "heterofl_flwr" / room) and path.name != "capacity.py"
 ]
-"""The modules through which messages go; ``learn/capacity.py`` measures this machine, in files that only it names."""
+"""The modules that messages pass; ``training/capacity.py`` measures this machine, in files that only it names."""
 
 FILES = {"os", "pathlib", "shutil", "tempfile", "glob", "subprocess", "socket", "urllib", "http", "fileinput"}
 OPENS = {"open", "fromfile", "tofile", "memmap", "loadtxt", "savetxt", "read_bytes", "write_bytes", "read_text"}

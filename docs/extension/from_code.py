@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from heterofl_flwr.app.command import COMMANDS, parser
+from heterofl_flwr.app.cli.main import COMMANDS, parser
 from heterofl_flwr.core import Fidelity
 from heterofl_flwr.settings import SPECS, describe
 

@@ -9,8 +9,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app import distilling
-from heterofl_flwr.app.judging import judge_own, judge_sent
+from heterofl_flwr.app import peer_learning
+from heterofl_flwr.app.evaluation import judge_own, judge_sent
 from heterofl_flwr.app.node import (
     build_of,
     data_of,
@@ -26,7 +26,7 @@ from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, reply, seed_of
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError
-from heterofl_flwr.learn import TrainOptions, keep_freed_memory, train_together
+from heterofl_flwr.training import TrainOptions, keep_freed_memory, train_together
 
 
 class CohortApp(ClientApp):
@@ -77,13 +77,13 @@ def train_message(message: Message, context: Context) -> Message:
 def publish_message(message: Message, context: Context) -> Message:
     """Train on this client's own data, and publish posteriors for others (FedH2L and the hybrid)."""
     keep_freed_memory()
-    return distilling.publish(task_of(context.run_config), message, context)
+    return peer_learning.publish(task_of(context.run_config), message, context)
 
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
     """Learn from the posteriors of others (FedH2L and the hybrid)."""
-    return distilling.learn(task_of(context.run_config), message, context)
+    return peer_learning.learn(task_of(context.run_config), message, context)
 
 
 @app.evaluate()

@@ -8,11 +8,9 @@ from torch import nn
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app.task import Task, load_function
-from heterofl_flwr.grids.devices import Devices, Profiles
-from heterofl_flwr.grids.edge import BUNDLED
+from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
-from heterofl_flwr.grids.workload import PASSES, Training
-from heterofl_flwr.settings.model import EXCHANGES
+from heterofl_flwr.settings.presets import EXCHANGES
 
 
 def on_devices(grid: Grid, task: Task) -> Grid:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.app.task import Task, task_of
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import BATCH, export_model
-from heterofl_flwr.learn import evaluate
-from heterofl_flwr.learn.batches import read
-from heterofl_flwr.report.models import load_model, model_facts
-from heterofl_flwr.report.run_folder import RunFolder
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings import SPECS
+from heterofl_flwr.training import evaluate
+from heterofl_flwr.training.batches import read
 
 CHECKED = 64
 """Examples of the test data that files are checked with."""

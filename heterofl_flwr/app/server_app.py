@@ -10,26 +10,24 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from heterofl_flwr.app.callbacks import callbacks_of
-from heterofl_flwr.app.central import CentralEvaluation
+from heterofl_flwr.app.callbacks import CentralEvaluation, callbacks_of
 from heterofl_flwr.app.devices import on_devices
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.records import RoundCallback, Tally
+from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.grids.watched import Watched
-from heterofl_flwr.learn import give_back_freed_memory
-from heterofl_flwr.methods.callbacks import RoundCallback
-from heterofl_flwr.methods.evaluation import Evaluation
-from heterofl_flwr.methods.fedh2l import FedH2L
-from heterofl_flwr.methods.heterofl import HeteroFL
-from heterofl_flwr.methods.hybrid import Hybrid
-from heterofl_flwr.methods.schedule import multi_step
-from heterofl_flwr.methods.tally import Tally
+from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.report import Checkpoint, Console, RunFolder, write_report
-from heterofl_flwr.report.history import before
-from heterofl_flwr.report.origin import command, command_known, device_name
+from heterofl_flwr.runs.history import before
+from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
-from heterofl_flwr.settings.model import EXCHANGES
+from heterofl_flwr.settings.presets import EXCHANGES
+from heterofl_flwr.strategies.fedh2l import FedH2L
+from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.hybrid import Hybrid
+from heterofl_flwr.training import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 

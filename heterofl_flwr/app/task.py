@@ -14,17 +14,17 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
-from heterofl_flwr.data.facts import KNOWN, Facts
+from heterofl_flwr.data.dataset import KNOWN, Facts
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.learn import TrainOptions, input_batches, resolve_device
-from heterofl_flwr.learn.distill import seed_set
 from heterofl_flwr.nn.models import MODELS, Build, build_model
-from heterofl_flwr.nn.ordered import OrderedDropout
+from heterofl_flwr.nn.ordered_dropout import OrderedDropout
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
-from heterofl_flwr.settings.model import architectures, of_architecture, takes
+from heterofl_flwr.settings.presets import architectures, of_architecture, takes
+from heterofl_flwr.training import TrainOptions, input_batches, resolve_device
+from heterofl_flwr.training.distill import seed_set
 
 if TYPE_CHECKING:
-    from heterofl_flwr.report.deal import Deal
+    from heterofl_flwr.runs.class_split import Deal
 
 MOST_DEALT = 1_000_000
 """Clients times classes up to which a run's folder tells who was dealt what."""
@@ -184,7 +184,7 @@ class Task:
         """
         if not self.settings.evaluate.central or self.dataset.train.reading is not None:
             return None
-        from heterofl_flwr.report.deal import Deal  # it draws, which clients do not
+        from heterofl_flwr.runs.class_split import Deal  # it draws, which clients do not
 
         parts, classes = self.partitions(number), self.dataset.classes
         if classes * number > MOST_DEALT:

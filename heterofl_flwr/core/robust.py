@@ -24,9 +24,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.aggregate import Aggregator
+from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.region import Region
+from heterofl_flwr.core.slices import Region
 from heterofl_flwr.errors import ConfigError, check_fields
 
 RobustMean = Literal["trimmed", "median", "clip"]

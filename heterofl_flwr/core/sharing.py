@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.random_state import kept_random_state
+from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.errors import ConfigError
 
 ALL = ("*",)

@@ -1,6 +1,9 @@
 """Data as tensors: a split of inputs and targets, and a data set of two of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -145,3 +148,37 @@ class Dataset:
                 f"{self.name}: an input of the train split has shape {shapes[0]}, one of the test split {shapes[1]}; "
                 "expected the same"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a data set is like.
+
+    Attributes
+    ----------
+    shape
+        The shape of one input.
+    classes
+        Number of classes.
+    augment
+        How training images are varied.
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    augment: str = "none"
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """Return those of a data set that is loaded."""
+        return cls(tuple(dataset.train.inputs.shape[1:]), dataset.classes, dataset.augment)
+
+
+KNOWN: Mapping[str, Facts] = MappingProxyType(
+    {
+        "digits": Facts((1, 8, 8), 10),
+        "mnist": Facts((1, 28, 28), 10),
+        "cifar10": Facts((3, 32, 32), 10, "crop-flip"),
+    }
+)
+"""By our own names; a text's vocabulary is not known before it is read."""

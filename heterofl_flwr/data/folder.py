@@ -7,9 +7,8 @@ from pathlib import Path
 import pyarrow as pa  # type: ignore[import-untyped]
 from pyarrow import csv, parquet
 
-from heterofl_flwr.data.images import SUFFIXES, read_image_folder
-from heterofl_flwr.data.raw import Raw
-from heterofl_flwr.data.tables import read_table
+from heterofl_flwr.data.convert import Raw
+from heterofl_flwr.data.tables import SUFFIXES, read_image_folder, read_table
 from heterofl_flwr.errors import DataError
 
 _WORDS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation"}

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heterofl_flwr.export.export import export_model
-    from heterofl_flwr.export.formats import FORMATS
-    from heterofl_flwr.export.state import load_state
+    from heterofl_flwr.export.formats import FORMATS, load_state
     from heterofl_flwr.export.table import write_table
 
 __all__ = ["FORMATS", "export_model", "load_state", "write_table"]
@@ -17,7 +16,7 @@ __all__ = ["FORMATS", "export_model", "load_state", "write_table"]
 _HOMES = {
     "FORMATS": "heterofl_flwr.export.formats",
     "export_model": "heterofl_flwr.export.export",
-    "load_state": "heterofl_flwr.export.state",
+    "load_state": "heterofl_flwr.export.formats",
     "write_table": "heterofl_flwr.export.table",
 }
 

@@ -1,13 +1,15 @@
 """Whether a file says what the model says."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 from torch import Tensor
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.export.inputs import Inputs
-from heterofl_flwr.export.runs import Run
+from heterofl_flwr.export.inputs import Inputs, Run
+from heterofl_flwr.nn.execution import torch_threads
 
 TOLERANCE = 1e-4
 """How far an output may be from the model's, as a share of the largest of the model's outputs.
@@ -84,3 +86,20 @@ def _check_kinds(name: str, inputs: Inputs, found: Sequence[Tensor], outputs: Se
 
 def _shapes(inputs: Inputs) -> str:
     return ", ".join(str(tuple(one.shape)) for one in inputs.tensors.values())
+
+
+WARM_UP = 10
+"""Runs that do not count: the first ones allocate memory and choose kernels."""
+
+
+def median_milliseconds(run: Run, inputs: Inputs, runs: int) -> float:
+    """Return the median time of so many runs on the first example, on one thread."""
+    one = inputs.map(lambda tensor: tensor[:1])
+    times = []
+    with torch_threads(1):
+        for number in range(WARM_UP + runs):
+            start = perf_counter()
+            run(one)
+            if number >= WARM_UP:
+                times.append(perf_counter() - start)
+    return 1000 * statistics.median(times)

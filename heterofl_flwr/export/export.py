@@ -1,23 +1,70 @@
 """Write a model in several formats, checked, with a manifest."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 from torch import nn
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.export.checking import TOLERANCE, check_finite, compare
-from heterofl_flwr.export.folders import whole_folder
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.export.checking import TOLERANCE, check_finite, compare, median_milliseconds
 from heterofl_flwr.export.formats import FORMATS, Format, formats_named
 from heterofl_flwr.export.inputs import Axes, Inputs, outputs_of
-from heterofl_flwr.export.latency import median_milliseconds
 from heterofl_flwr.export.tracing import Traced, trace
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.report.files import to_json
-from heterofl_flwr.report.origin import commit, machine
+from heterofl_flwr.runs.files import to_json
+from heterofl_flwr.runs.origin import commit, machine
+
+
+@contextmanager
+def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
+    """Yield a new folder that takes a path's place when all went well; after an error nothing is left of it.
+
+    Parameters
+    ----------
+    path : Path
+        Where to. A folder that is there is replaced if it holds a file ``marked_by``, and refused if it does not: then
+        it is not ours.
+    marked_by : str
+        The name of a file.
+    """
+    if path.exists() and not (path / marked_by).is_file():
+        raise ConfigError(f"{path} is there already and is no export (it has no {marked_by}): choose another folder")
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)  # of a process of this number that was killed
+        new.mkdir()
+        yield new
+        for file in new.iterdir():
+            _sync(file)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise HeteroFLError(
+            f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
+        ) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
 
 MANIFEST = "manifest.json"
 BATCH: Axes = {0: "batch"}

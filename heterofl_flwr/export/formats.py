@@ -1,17 +1,146 @@
 """The formats, and what each needs."""
 
+import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.export.onnx import open_onnx, write_onnx
-from heterofl_flwr.export.program import open_program, write_program
-from heterofl_flwr.export.runs import Run
-from heterofl_flwr.export.state import open_state, write_state
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from heterofl_flwr.core.layer_rules import first_names
+from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.export.inputs import Inputs, Run, outputs_of
 from heterofl_flwr.export.tracing import Traced
+from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.training.device import device_of
+
+
+def write_state(traced: Traced, path: Path) -> None:
+    """Write a model's parameters and buffers; a tied parameter once, under the first of its names."""
+    first = first_names(traced.model)
+    state = {name: one for name, one in traced.model.state_dict().items() if first.get(name, name) == name}
+    # Others may share memory, which the format refuses, so each tensor is copied.
+    path.write_bytes(save({name: one.clone(memory_format=torch.contiguous_format) for name, one in state.items()}))
+
+
+def open_state(traced: Traced, path: Path) -> Run:
+    """Return what runs a copy of the model into which the file is read; nothing else of it is left."""
+    bare = copy.deepcopy(traced.model)
+    for tensor in bare.state_dict().values():  # what is not in it, such as a table of positions, the code makes
+        tensor.zero_()
+    model = load_state(bare, path)
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        return outputs_of(model, inputs)
+
+    return run
+
+
+def load_state(model: nn.Module, path: str | Path) -> nn.Module:
+    """Return a copy of a model in evaluation mode with the tensors of an exported ``model.safetensors``.
+
+    Batch norm layers get their statistics, whether they kept any before or not.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model of the level that was exported, such as ``build(0.5)``.
+    path : str | Path
+        The file.
+    """
+    try:
+        state: Mapping[str, Tensor] = load(Path(path).read_bytes())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; expected a model.safetensors of an export") from error
+    own = copy.deepcopy(model).eval()
+    for name, layer in batch_norms(own).items():
+        if f"{name}.running_mean" in state and layer.running_mean is None:
+            layer.track_running_stats = True
+            layer.running_mean = torch.zeros(layer.num_features, device=device_of(own))
+            layer.running_var = torch.ones(layer.num_features, device=device_of(own))
+            layer.num_batches_tracked = torch.tensor(0, device=device_of(own))
+    tied = {name: state[first] for name, first in first_names(own).items() if name not in state and first in state}
+    try:
+        own.load_state_dict({**state, **tied})
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ShapeError(
+            f"{path} does not fit this {type(model).__name__}; expected one of the level that was exported: {said}"
+        ) from error
+    return own
+
+
+def write_program(traced: Traced, path: Path) -> None:
+    """Write the program."""
+    torch.export.save(traced.program, path)
+
+
+def open_program(traced: Traced, path: Path) -> Run:
+    """Read the program again and return what runs it."""
+    module = torch.export.load(path).module()
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        return outputs_of(module, inputs)
+
+    return run
+
+
+SINGLE_FILE = 2**31 - 2**24
+"""Bytes of tensors that still fit in one file: protobuf ends at 2 GiB. A larger model has its tensors beside it."""
+
+
+def write_onnx(traced: Traced, path: Path) -> None:
+    """Write the program as ONNX, its inputs, outputs and axes under the names that the manifest gives."""
+    import onnx
+
+    exported: Any = torch.onnx.export(
+        traced.program,
+        (),
+        input_names=[port.name for port in traced.inputs],
+        output_names=[port.name for port in traced.outputs],
+        dynamo=True,
+        verbose=False,
+    )
+    proto = exported.model_proto
+    _tidy(proto, traced.symbols)
+    size = sum(one.numel() * one.element_size() for one in traced.program.state_dict.values())
+    onnx.save(proto, path, save_as_external_data=size > SINGLE_FILE, location=f"{path.name}.data")
+    onnx.checker.check_model(path, full_check=True)
+
+
+def open_onnx(traced: Traced, path: Path) -> Run:
+    """Return what runs the file in onnxruntime, on one thread of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        feed = {port.name: one.numpy() for port, one in zip(traced.inputs, inputs.tensors.values(), strict=True)}
+        return [torch.from_numpy(one) for one in session.run(None, feed)]
+
+    return run
+
+
+def _tidy(proto: Any, symbols: dict[str, str]) -> None:
+    """Name axes as the manifest does, and remove where the model's code lay."""
+    names = {re.compile(rf"\b{symbol}\b"): name for symbol, name in symbols.items()}
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    axes = [axis for value in values for axis in value.type.tensor_type.shape.dim if axis.dim_param]
+    for axis, (symbol, name) in product(axes, names.items()):
+        axis.dim_param = symbol.sub(name, axis.dim_param)
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 @dataclass(frozen=True, slots=True)

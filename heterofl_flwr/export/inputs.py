@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.errors import DataError
-from heterofl_flwr.nn.calling import call
+from heterofl_flwr.nn.execution import call
 
 Axes = Mapping[int, str]
 """Which axes of the inputs may have any length, and what they are called."""
@@ -80,3 +80,6 @@ def _half(tensor: Tensor, axis: int) -> Tensor:
 
 def _kinds(items: Mapping[object, object]) -> str:
     return ", ".join(type(one).__name__ for one in items.values())
+
+
+Run = Callable[[Inputs], list[Tensor]]

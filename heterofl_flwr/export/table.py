@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from heterofl_flwr.app.commands import tables
-from heterofl_flwr.core import text
+from heterofl_flwr.core import formatting
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import MANIFEST
-from heterofl_flwr.report.files import write_atomic
+from heterofl_flwr.runs.files import write_atomic
 
 Manifest = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -59,12 +58,12 @@ def write_table(folder: str | Path, about: str = "") -> tuple[Table, Table]:
     if not manifests:
         raise ConfigError(f"{folder} holds no exports; expected folders with a {MANIFEST}")
     exact = _joined(model_table(manifests, exact=True), file_table(manifests, exact=True))
-    write_atomic(Path(folder) / CSV, f"{tables.render(*exact, 'csv')}\n".encode())
+    write_atomic(Path(folder) / CSV, f"{formatting.render(*exact, 'csv')}\n".encode())
     models, files = model_table(manifests), file_table(manifests)
     latency = next((own["latency"] for own in manifests.values() if own["latency"]), None)
     page = _TEXT.format(
         about=about or "One training, several models.",
-        table=tables.render(*_joined(models, files), "markdown"),
+        table=formatting.render(*_joined(models, files), "markdown"),
         latency=_LATENCY.format(**latency) if latency else "Latency was not measured.",
         tolerance=next(iter(manifests.values()))["check"]["tolerance"],
     )
@@ -79,10 +78,10 @@ def model_table(manifests: Mapping[str, Manifest], *, exact: bool = False) -> Ta
     rows = []
     for name, own in manifests.items():
         row = [name, _cell(_exact, own.get("rate")), f"{own['parameters']:{'' if exact else ','}}"]
-        row.append((_exact if exact else text.count)(own["macs"]))
+        row.append((_exact if exact else formatting.count)(own["macs"]))
         if score:
             value = own.get("metrics", {}).get(score)
-            row.append(_cell(_exact, value) if exact else text.score(score, value))
+            row.append(_cell(_exact, value) if exact else formatting.score(score, value))
         rows.append(row)
     return heads, rows
 
@@ -96,8 +95,8 @@ def file_table(manifests: Mapping[str, Manifest], *, exact: bool = False) -> Tab
     rows = []
     for name, own in manifests.items():
         files = [own["files"].get(one, {}) for one in formats]
-        row = [name, *(_cell(_exact if exact else text.size, file.get("bytes")) for file in files)]
-        row += [_cell(_exact if exact else text.number, file.get("milliseconds")) for file in files if timed]
+        row = [name, *(_cell(_exact if exact else formatting.size, file.get("bytes")) for file in files)]
+        row += [_cell(_exact if exact else formatting.number, file.get("milliseconds")) for file in files if timed]
         rows.append(row)
     return heads, rows
 
@@ -108,7 +107,7 @@ def _joined(one: Table, other: Table) -> Table:
 
 
 def _cell(show: Callable[[Any], str], value: float | None) -> str:
-    return text.NOTHING if value is None else show(value)
+    return formatting.NOTHING if value is None else show(value)
 
 
 def _exact(value: float) -> str:

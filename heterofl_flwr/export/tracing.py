@@ -10,8 +10,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.export.folding import Folding, fold_batch_norms
-from heterofl_flwr.export.inplace import out_of_place
+from heterofl_flwr.export.folding import Folding, fold_batch_norms, out_of_place
 from heterofl_flwr.export.inputs import Axes, Inputs
 from heterofl_flwr.nn.static_norm import batch_norms
 

@@ -5,12 +5,17 @@ Everything here is a function of (seed, round, partition, rate); nothing is kept
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import nn
 
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.seeds import generator
+from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.nn.profile import build_and_profile
 
 Workload = Callable[[str, int, float, int], float]
 """From the type of a message, a partition, its rate and its number of examples to the multiplications of the work."""
@@ -100,7 +105,7 @@ class Devices:
     profiles : Mapping[str, DeviceProfile] | Mapping[float, DeviceProfile]
         By level or rate. A rate that is not there has the profile of the nearest larger one that is, or of the largest.
     work : Workload
-        How much a client computes; ``heterofl_flwr.grids.workload.Training`` measures it.
+        How much a client computes; ``heterofl_flwr.grids.devices.Training`` measures it.
     deadline : float
         For how many simulated seconds a round waits for replies; by default for as long as they take.
     """
@@ -156,3 +161,125 @@ class Devices:
 def reached(turn: Turn) -> float:
     """Return how far in its work a client has come when it drops out."""
     return turn.draws("reached").random()
+
+
+EDGE: Mapping[str, DeviceProfile] = MappingProxyType(
+    {
+        # A small server on a fast line.
+        "a": DeviceProfile(
+            macs_per_second=50e9,
+            download=12.5e6,
+            upload=6.25e6,
+            available=0.95,
+            drop_out=0.01,
+            jitter=0.1,
+            compute_watts=40.0,
+            radio_watts=1.5,
+        ),
+        # A laptop at home.
+        "b": DeviceProfile(
+            macs_per_second=20e9,
+            download=6.25e6,
+            upload=2.5e6,
+            available=0.9,
+            drop_out=0.02,
+            least_work=0.8,
+            jitter=0.2,
+            compute_watts=15.0,
+            radio_watts=1.2,
+        ),
+        # A telephone on a wireless network.
+        "c": DeviceProfile(
+            macs_per_second=5e9,
+            download=3.125e6,
+            upload=1.25e6,
+            available=0.8,
+            drop_out=0.05,
+            least_work=0.5,
+            jitter=0.3,
+            compute_watts=4.0,
+            radio_watts=1.0,
+        ),
+        # A single-board computer in a cabinet.
+        "d": DeviceProfile(
+            macs_per_second=1e9,
+            download=1.25e6,
+            upload=0.625e6,
+            available=0.8,
+            drop_out=0.05,
+            least_work=0.5,
+            jitter=0.3,
+            compute_watts=3.0,
+            radio_watts=0.8,
+        ),
+        # A gateway of a sensor network on a thin line.
+        "e": DeviceProfile(
+            macs_per_second=0.2e9,
+            download=0.25e6,
+            upload=0.125e6,
+            available=0.7,
+            drop_out=0.1,
+            least_work=0.5,
+            jitter=0.3,
+            compute_watts=1.0,
+            radio_watts=0.5,
+        ),
+    }
+)
+"""Levels a to e, from a small server to a gateway of sensors."""
+
+BUNDLED: Mapping[str, Mapping[str, DeviceProfile]] = MappingProxyType({"edge": EDGE})
+"""The sets of profiles that a setting can name."""
+
+
+PASSES = 3
+"""What training on an example costs in forward passes: the backward pass is as two."""
+
+
+class Training:
+    """The work of training on one's own examples; each rate's model is measured once.
+
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module]
+        From a rate to the model at that rate.
+    example : torch.Tensor
+        A batch of one input.
+    epochs : int
+        Passes over a client's examples in a round.
+    inputs : float
+        How many such inputs an example is made of: a row of text is read piece by piece.
+    smaller : Sequence[float]
+        Rates of the models inside a client's own that its batches train as often, as ordered dropout does.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[float], nn.Module],
+        example: torch.Tensor,
+        *,
+        epochs: int = 1,
+        inputs: float = 1.0,
+        smaller: Sequence[float] = (),
+    ) -> None:
+        self._build = build
+        self._example = example
+        self._epochs = epochs
+        self._inputs = inputs
+        self._smaller = smaller
+        self._known: dict[float, int] = {}
+
+    def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
+        """Return the multiplications of a client's work."""
+        del kind, partition
+        return PASSES * self._epochs * examples * self.forward(rate)
+
+    def forward(self, rate: float) -> float:
+        """Return the multiplications of one forward pass of one example, at the widths that are trained."""
+        rates = [rate, *(other for other in self._smaller if other < rate)]
+        return self._inputs * math.fsum(map(self._macs, rates)) / len(rates)
+
+    def _macs(self, rate: float) -> int:
+        if rate not in self._known:
+            self._known[rate] = build_and_profile(self._build, rate, self._example)[1].macs
+        return self._known[rate]

@@ -28,7 +28,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.grids.windowed import Relay
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from flwr.app import Context, Message
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import CRASHED, NOT_LOADED, UNKNOWN, Outcome, failure
-from heterofl_flwr.grids.groups import Group
-from heterofl_flwr.grids.runner import Runner
+from heterofl_flwr.grids.runner import Group, Runner
 
 GRACE = 2.0  # seconds that an idle worker has to leave by itself
 

@@ -11,11 +11,10 @@ from flwr.app import Context, Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids.groups import Group, together
-from heterofl_flwr.grids.identity import Identity
-from heterofl_flwr.grids.runner import Runner
+from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.grids.runner import Group, Runner, together
 
 Contexts = dict[int, Context]
 

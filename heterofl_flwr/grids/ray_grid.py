@@ -18,10 +18,10 @@ from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.actors import PATIENCE, Actor, Kind, room_needed
 from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.pool import Pool
 from heterofl_flwr.grids.queued import Contexts, QueuedGrid, check_count
+from heterofl_flwr.grids.ray_actors import PATIENCE, Actor, Kind, room_needed
 from heterofl_flwr.grids.worker import worker_environment
 
 RETRIES = 2

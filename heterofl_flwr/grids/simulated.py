@@ -11,10 +11,10 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.limits import MinReplies, least_replies, reply_floor
 from heterofl_flwr.grids.devices import Devices, Spent, Turn, reached
-from heterofl_flwr.grids.relay import Relay
-from heterofl_flwr.methods.checks import MinReplies, least_replies, reply_floor
-from heterofl_flwr.methods.instructions import size_of
+from heterofl_flwr.grids.windowed import Relay
+from heterofl_flwr.messages import size_of
 
 SIMULATED = "simulated: "
 """How the reason of every ``SimulatedFault`` begins."""

@@ -1,14 +1,75 @@
 """``Windowed``: any grid, with a bounded number of messages out."""
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, Self
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.relay import Relay
+
+
+class Relay(Grid):
+    """A grid that is another one, in all that a subclass does not change.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid of Flower, or a ``LocalGrid``; it stays the caller's to close.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def over(self, wrapped: Callable[[Grid], Grid]) -> Self:
+        """Return the same over what ``wrapped`` makes of its grid: this one, if it leaves that as it is."""
+        inner = wrapped(self._grid)
+        if inner is self._grid:
+            return self
+        own = copy.copy(self)
+        own._grid = inner
+        return own
+
+    @property
+    def run(self) -> Run:
+        """The run, as the grid has it."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Set the grid's run."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message that the grid creates."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the grid's node ids."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return what the grid knows of its nodes."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, however many."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that the grid has."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages, and return their replies as the grid does."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
 
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies
 
@@ -116,3 +177,55 @@ class _Flight:
 
     def _missing(self) -> list[str]:
         return [id_ for id_ in self.out if id_ not in self._here]
+
+
+class Watcher(Protocol):
+    """Who is told what is sent and what is answered."""
+
+    def on_messages(self, messages: Iterable[Message]) -> None:
+        """Take note of messages that are sent together."""
+
+    def on_reply(self, reply: Message) -> None:
+        """Take note of a reply; may be called from any thread."""
+
+    def on_replies_end(self) -> None:
+        """Take note that no more replies to these messages will come."""
+
+
+class Watched(Relay):
+    """A grid that tells of each message sent, and of each reply.
+
+    A ``LocalGrid`` or ``RayGrid`` below tells of replies when they are there, any other when they are handed over.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid; it stays the caller's to close.
+    watcher : Watcher
+        Who is told.
+    innermost : Grid
+        The grid below all others that ``grid`` is made of.
+    """
+
+    def __init__(self, grid: Grid, watcher: Watcher, innermost: Grid) -> None:
+        super().__init__(grid)
+        self._watcher = watcher
+        listen: Callable[[Callable[[Message], None]], None] | None = getattr(innermost, "listen", None)
+        self._is_told = listen is not None
+        if listen is not None:
+            listen(watcher.on_reply)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages, and return their replies as the grid does."""
+        messages = list(messages)
+        self._watcher.on_messages(messages)
+        return self._counted(super().send_and_receive(messages, timeout=timeout))
+
+    def _counted(self, replies: Iterable[Message]) -> Iterator[Message]:
+        try:
+            for reply in replies:
+                if not self._is_told:
+                    self._watcher.on_reply(reply)
+                yield reply
+        finally:
+            self._watcher.on_replies_end()

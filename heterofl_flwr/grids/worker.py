@@ -24,9 +24,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import RAISED, Outcome, call, call_cohort, failure, load
-from heterofl_flwr.grids.groups import Group
+from heterofl_flwr.grids.payloads import Letter, Shared, Wire
 from heterofl_flwr.grids.pool import GRACE, Worker, WorkerDeathError
-from heterofl_flwr.grids.wire import Letter, Shared, Wire
+from heterofl_flwr.grids.runner import Group
 
 _START = "import sys; from heterofl_flwr.grids.worker import serve; serve(int(sys.argv[1]), sys.argv[2])"
 _inside = False

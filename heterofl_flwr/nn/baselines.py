@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import nn
 
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.nn.scaler import make_scaler
 
 

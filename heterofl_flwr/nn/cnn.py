@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.core.widths import width
-from heterofl_flwr.nn.norms import make_norm
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.nn.scaler import make_scaler
+from heterofl_flwr.nn.static_norm import make_norm
 
 
 class CNN(nn.Module):

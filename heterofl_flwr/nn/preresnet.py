@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.norms import make_norm
 from heterofl_flwr.nn.scaler import make_scaler
+from heterofl_flwr.nn.static_norm import make_norm
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:

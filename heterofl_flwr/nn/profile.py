@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.nn.calling import call
+from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.static_norm import batch_norms
 
 

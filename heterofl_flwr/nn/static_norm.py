@@ -1,17 +1,19 @@
 """Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterofl_flwr.core.fidelity import Choice, Fidelity
-from heterofl_flwr.errors import DataError
-from heterofl_flwr.nn.layout import channels_last
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_layers
 
 __all__ = ["Moments", "batch_norms", "collect_moments", "with_static_norm"]
@@ -195,3 +197,51 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
 def _restorer(module: nn.Module, name: str) -> Callable[[], None]:
     value = getattr(module, name)
     return lambda: setattr(module, name, value)
+
+
+GROUPS = 4
+"""Groups of the paper's GroupNorm."""
+
+
+def _none(channels: int) -> nn.Module:
+    del channels
+    return nn.Identity()
+
+
+def _instance(channels: int) -> nn.Module:
+    return nn.GroupNorm(channels, channels)
+
+
+def _group(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+
+
+def _layer(channels: int) -> nn.Module:
+    return nn.GroupNorm(1, channels)
+
+
+def _static_batch(channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
+    {"none": _none, "in": _instance, "gn": _group, "ln": _layer, "sbn": _static_batch}
+)
+"""From a norm's name to a function that makes it for a number of channels."""
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """Return the norm of this kind for images of ``channels`` channels.
+
+    Parameters
+    ----------
+    kind : str
+        ``none``; ``in``, instance norm; ``gn``, four groups, or the greatest common divisor of 4 and ``channels``
+        where 4 does not divide them; ``ln``, one group; ``sbn``, static batch norm: batch norm without running
+        statistics, which ``with_static_norm`` supplies for evaluation.
+    channels : int
+        Number of channels.
+    """
+    if kind not in NORMS:
+        raise ConfigError(f"{kind!r} is no norm; expected one of {', '.join(NORMS)}")
+    return NORMS[kind](channels)

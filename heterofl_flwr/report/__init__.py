@@ -7,20 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from heterofl_flwr.report.checkpoint import Best, Checkpoint
     from heterofl_flwr.report.console import Console
-    from heterofl_flwr.report.costs import Costs, LevelCost, ModelCosts
-    from heterofl_flwr.report.deal import Deal
     from heterofl_flwr.report.early_stopping import EarlyStopping
     from heterofl_flwr.report.html import write_report
-    from heterofl_flwr.report.metrics import seconds_to
-    from heterofl_flwr.report.models import load_model, save_models
     from heterofl_flwr.report.plan_picture import draw_plans
-    from heterofl_flwr.report.recorder import Recorder
-    from heterofl_flwr.report.run_folder import RunFolder
     from heterofl_flwr.report.tables import summary_table
-    from heterofl_flwr.report.tensorboard import TensorBoard
-    from heterofl_flwr.report.trackers import MLflow, WandB
+    from heterofl_flwr.report.trackers import MLflow, TensorBoard, WandB
+    from heterofl_flwr.runs.checkpoint import Best, Checkpoint
+    from heterofl_flwr.runs.class_split import Deal
+    from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
+    from heterofl_flwr.runs.folder import RunFolder
+    from heterofl_flwr.runs.metrics import seconds_to
+    from heterofl_flwr.runs.models import load_model, save_models
+    from heterofl_flwr.runs.recorder import Recorder
 
 __all__ = [
     "Best",
@@ -45,23 +44,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Best": "heterofl_flwr.report.checkpoint",
-    "Checkpoint": "heterofl_flwr.report.checkpoint",
+    "Best": "heterofl_flwr.runs.checkpoint",
+    "Checkpoint": "heterofl_flwr.runs.checkpoint",
     "Console": "heterofl_flwr.report.console",
-    "Costs": "heterofl_flwr.report.costs",
-    "Deal": "heterofl_flwr.report.deal",
+    "Costs": "heterofl_flwr.runs.costs",
+    "Deal": "heterofl_flwr.runs.class_split",
     "EarlyStopping": "heterofl_flwr.report.early_stopping",
-    "LevelCost": "heterofl_flwr.report.costs",
+    "LevelCost": "heterofl_flwr.runs.costs",
     "MLflow": "heterofl_flwr.report.trackers",
-    "ModelCosts": "heterofl_flwr.report.costs",
-    "Recorder": "heterofl_flwr.report.recorder",
-    "RunFolder": "heterofl_flwr.report.run_folder",
-    "TensorBoard": "heterofl_flwr.report.tensorboard",
+    "ModelCosts": "heterofl_flwr.runs.costs",
+    "Recorder": "heterofl_flwr.runs.recorder",
+    "RunFolder": "heterofl_flwr.runs.folder",
+    "TensorBoard": "heterofl_flwr.report.trackers",
     "WandB": "heterofl_flwr.report.trackers",
     "draw_plans": "heterofl_flwr.report.plan_picture",
-    "load_model": "heterofl_flwr.report.models",
-    "save_models": "heterofl_flwr.report.models",
-    "seconds_to": "heterofl_flwr.report.metrics",
+    "load_model": "heterofl_flwr.runs.models",
+    "save_models": "heterofl_flwr.runs.models",
+    "seconds_to": "heterofl_flwr.runs.metrics",
     "summary_table": "heterofl_flwr.report.tables",
     "write_report": "heterofl_flwr.report.html",
 }

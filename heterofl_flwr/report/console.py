@@ -12,10 +12,10 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.core import text
+from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.report.metrics import KINDS, SCOPES, families, headline_kind, of_level
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.runs.metrics import KINDS, SCOPES, families, headline_kind, of_level
 
 Field = tuple[str, str]
 BAR = 8
@@ -64,7 +64,7 @@ class Console(RoundCallback):
         """Say how far the run goes."""
         self._round = first_round
         parameters = sum(value.numel() for value in state.values())
-        what = f"a model of {text.count(parameters)} parameters"
+        what = f"a model of {formatting.count(parameters)} parameters"
         self._print(f"rounds {first_round} to {num_rounds}, {what}")
 
     def on_messages(self, messages: Iterable[Message]) -> None:
@@ -117,7 +117,7 @@ class Console(RoundCallback):
     def _line(self, record: RoundRecord, num_rounds: int, left: float | None) -> Text:
         done = round(BAR * record.server_round / num_rounds)
         full, empty = ("#", "-") if self._console.options.ascii_only else ("━", "─")
-        times = [text.duration(record.seconds), *([] if left is None else [f"{text.duration(left)} left"])]
+        times = [formatting.duration(record.seconds), *([] if left is None else [f"{formatting.duration(left)} left"])]
         line = Text.assemble(
             (f"{record.server_round:>{len(str(num_rounds))}}/{num_rounds} ", "bold"),
             (full * done, "cyan"),
@@ -147,7 +147,7 @@ def plain_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
     """Return a round as one line of names and values, for files and programs that read them."""
     times = {"took": record.seconds, **({} if left is None else {"left": left})}
     words = [f"round {record.server_round}/{num_rounds}"]
-    words += [f"{name}={_short(text.duration(seconds))}" for name, seconds in times.items()]
+    words += [f"{name}={_short(formatting.duration(seconds))}" for name, seconds in times.items()]
     line = " ".join(words)
     return " ".join([line, *(f"{name}={value}" for name, value in _fitting(record, WIDTH - len(line), " ="))])
 
@@ -181,17 +181,17 @@ def _fields(record: RoundRecord) -> Iterator[Field]:
         yield "evaluated-by", f"{record.evaluate_answers}of{record.evaluate_asked}"
     loss = of_level(record.train, "loss")
     if loss is not None:
-        yield "train-loss", text.number(loss)
+        yield "train-loss", formatting.number(loss)
     for family, name in families([record], headline_kind([record])).items():
-        yield family, _short(text.score(name, record.evaluate[name]))
+        yield family, _short(formatting.score(name, record.evaluate[name]))
     for scope in SCOPES:
         name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), "")
         if name:
-            yield name.removesuffix("-accuracy"), _short(text.score(name, record.evaluate[name]))
+            yield name.removesuffix("-accuracy"), _short(formatting.score(name, record.evaluate[name]))
     if record.simulated_seconds:
-        yield "simulated", _short(text.duration(record.simulated_seconds))
-    yield "sent", _short(text.size(record.bytes_down + record.bytes_up))
-    yield "lr", text.number(record.learning_rate)
+        yield "simulated", _short(formatting.duration(record.simulated_seconds))
+    yield "sent", _short(formatting.size(record.bytes_down + record.bytes_up))
+    yield "lr", formatting.number(record.learning_rate)
 
 
 def _short(value: str) -> str:

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.report.history import before
-from heterofl_flwr.report.metrics import is_better, mode_of
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.runs.history import before
+from heterofl_flwr.runs.metrics import is_better, mode_of
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,13 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from heterofl_flwr.core import text
-from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report.costs import ModelCosts
-from heterofl_flwr.report.deal import Deal
-from heterofl_flwr.report.drawing import SMALL, add_legend, new_axes
-from heterofl_flwr.report.metrics import SCOPES, families, headline_kind, of_level, points
+from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.report.drawing import SMALL, add_legend, light, new_axes, series
 from heterofl_flwr.report.summary import full_bytes, level_points, level_rows, macs_shares, savings, shells
-from heterofl_flwr.report.theme import light, series
+from heterofl_flwr.runs.class_split import Deal
+from heterofl_flwr.runs.costs import ModelCosts
+from heterofl_flwr.runs.metrics import SCOPES, families, headline_kind, of_level, points
 
 Points = tuple[Sequence[float], Sequence[float]]
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
@@ -135,12 +134,12 @@ def _bytes(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure |
     axes.plot(rounds, sent, color=light("blue"), label="this run")
     axes.fill_between(rounds, sent, color=light("blue"), alpha=0.12, linewidth=0)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(text.size(value))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.size(value))))
     return _finished(figure, axes)
 
 
 def _for_bytes(records: Sequence[RoundRecord], kind: str) -> Figure | None:
-    return _for_total(records, kind, _totals(records), "sent in total", text.size)
+    return _for_total(records, kind, _totals(records), "sent in total", formatting.size)
 
 
 def _for_time(records: Sequence[RoundRecord], kind: str) -> Figure | None:
@@ -153,7 +152,7 @@ def _for_time(records: Sequence[RoundRecord], kind: str) -> Figure | None:
 
 def _for_energy(records: Sequence[RoundRecord], kind: str) -> Figure | None:
     joules = list(accumulate(record.joules for record in records))
-    return _for_total(records, kind, joules, "estimated energy", text.energy) if joules and joules[-1] else None
+    return _for_total(records, kind, joules, "estimated energy", formatting.energy) if joules and joules[-1] else None
 
 
 def _for_total(
@@ -171,7 +170,7 @@ def _for_total(
         curves.append((scope, ([total[server_round] for server_round in rounds], values)))
     figure = _curves(curves, kind, (0, 1, 4), xlabel=xlabel)
     if figure and label:
-        figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(label(value))))
+        figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(label(value))))
     return figure
 
 
@@ -195,7 +194,7 @@ def _trained(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure
     places = range(len(found))
     colours = [series(number)[0] for number in places]
     axes.barh(places, [shell.held for shell in found], color=colours, height=0.62)
-    names = [f"{_holders(shell.levels)}: {text.percent(shell.share)}" for shell in found]
+    names = [f"{_holders(shell.levels)}: {formatting.percent(shell.share)}" for shell in found]
     axes.set_yticks(places, names, color=light("ink"))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.13)
@@ -204,7 +203,7 @@ def _trained(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=light("grid"), linewidth=0.7)
     for place, shell in zip(places, found, strict=True):
-        label = text.percent(shell.held, 0)
+        label = formatting.percent(shell.held, 0)
         axes.text(shell.held + 0.015, place, label, va="center", fontsize=SMALL, color=light("ink"))
     return figure
 
@@ -235,7 +234,7 @@ def _curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     if min(drawn) > 0 and max(drawn) > 20 * min(drawn) and not ylabel.endswith("accuracy"):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.number(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.number(value)))
     else:
         axes.set_ylim(bottom=min(0, *drawn))
     return _finished(figure, axes, legend=legend)

@@ -18,8 +18,7 @@ from heterofl_flwr.core.axes import Axis
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.drawing import SMALL
-from heterofl_flwr.report.theme import light
+from heterofl_flwr.report.drawing import SMALL, light
 
 Counts = NDArray[np.int64]
 Matrix = tuple[Axis, Axis]

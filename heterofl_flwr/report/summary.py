@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from heterofl_flwr.core import text
+from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report.costs import LevelCost, ModelCosts
-from heterofl_flwr.report.metrics import headline, headline_kind, of_level, points, scores, seconds_to
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.runs.costs import LevelCost, ModelCosts
+from heterofl_flwr.runs.metrics import headline, headline_kind, of_level, points, scores, seconds_to
 
 REASONS = 3
 """Reasons of failures that the closing table names."""
@@ -224,7 +224,7 @@ def partial_line(records: Sequence[RoundRecord]) -> str:
     if not few:
         return ""
     worst = min(few, key=lambda record: record.evaluate_answers / record.evaluate_asked)
-    rounds = text.numbers([record.server_round for record in few], 4)
+    rounds = formatting.numbers([record.server_round for record in few], 4)
     return (
         f"* fewer than half of the clients asked evaluated in rounds {rounds} (at worst {worst.evaluate_answers} of "
         f"{worst.evaluate_asked}): never the best"
@@ -232,7 +232,7 @@ def partial_line(records: Sequence[RoundRecord]) -> str:
 
 
 def _where(rounds: Sequence[int], clients: Sequence[int]) -> str:
-    return f"in rounds {text.numbers(rounds, 3)}, clients {text.numbers(clients, 4)}"
+    return f"in rounds {formatting.numbers(rounds, 3)}, clients {formatting.numbers(clients, 4)}"
 
 
 def _brief(reason: str) -> str:

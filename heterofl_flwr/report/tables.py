@@ -7,11 +7,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from heterofl_flwr.core import text
-from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report.costs import ModelCosts
-from heterofl_flwr.report.metrics import headline_kind, scores
+from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report.summary import LevelRow, failure_lines, level_rows, on_devices, partial_line, savings
+from heterofl_flwr.runs.costs import ModelCosts
+from heterofl_flwr.runs.metrics import headline_kind, scores
 
 
 def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
@@ -33,15 +33,16 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
     saved = savings(records, costs)
     if saved:
         against = (
-            f"against full-size FedAvg: {text.percent(saved.bytes_share)} of the bytes "
-            f"({text.size(saved.bytes_sent)} of {text.size(saved.bytes_full)}), "
-            f"{text.percent(saved.macs_share)} of the multiplications"
+            f"against full-size FedAvg: {formatting.percent(saved.bytes_share)} of the bytes "
+            f"({formatting.size(saved.bytes_sent)} of {formatting.size(saved.bytes_full)}), "
+            f"{formatting.percent(saved.macs_share)} of the multiplications"
         )
         parts.append(Text(against))
     found = on_devices(records)
     if found:
-        best = f", best {found.metric} after {text.duration(found.best_seconds)}" if found.metric else ""
-        times = f"{text.duration(found.seconds)} of training{best}; energy, an estimate: {text.energy(found.joules)}"
+        best = f", best {found.metric} after {formatting.duration(found.best_seconds)}" if found.metric else ""
+        energy = formatting.energy(found.joules)
+        times = f"{formatting.duration(found.seconds)} of training{best}; energy, an estimate: {energy}"
         parts.append(Text(f"on the simulated devices: {times}"))
     return Group(*parts)
 
@@ -52,11 +53,11 @@ def level_cells(row: LevelRow, kind: str) -> tuple[str, ...]:
     return (
         row.level,
         f"{row.rate:g}",
-        f"{cost.parameters:,}" if cost else text.NOTHING,
-        text.count(cost.macs) if cost else text.NOTHING,
-        text.percent(row.share),
-        marked(text.score(kind, row.score), row.partial),
-        text.size(2 * cost.bytes) if cost else text.NOTHING,
+        f"{cost.parameters:,}" if cost else formatting.NOTHING,
+        formatting.count(cost.macs) if cost else formatting.NOTHING,
+        formatting.percent(row.share),
+        marked(formatting.score(kind, row.score), row.partial),
+        formatting.size(2 * cost.bytes) if cost else formatting.NOTHING,
     )
 
 
@@ -74,10 +75,10 @@ def score_cells(records: Sequence[RoundRecord]) -> list[tuple[str, ...]]:
     return [
         (
             score.name if score.client is None else f"{score.name} (client {score.client})",
-            marked(text.score(score.name, score.final), score.partial),
-            text.score(score.name, score.median),
-            text.score(score.name, score.best),
-            text.NOTHING if score.best_round is None else str(score.best_round),
+            marked(formatting.score(score.name, score.final), score.partial),
+            formatting.score(score.name, score.median),
+            formatting.score(score.name, score.best),
+            formatting.NOTHING if score.best_round is None else str(score.best_round),
         )
         for score in scores(records)
     ]

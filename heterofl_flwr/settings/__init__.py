@@ -3,8 +3,7 @@
 from heterofl_flwr.settings.flat import AUTO_KEYS, DEFAULTS, SPECS, flatten, from_flat, to_flat
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.kinds import AUTO, Flat
-from heterofl_flwr.settings.model import model_options
-from heterofl_flwr.settings.presets import CLIENTS, PRESETS, preset, short_name
+from heterofl_flwr.settings.presets import CLIENTS, PRESETS, model_options, preset, short_name
 from heterofl_flwr.settings.table import describe, differences, to_toml
 
 __all__ = [

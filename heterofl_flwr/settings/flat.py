@@ -8,14 +8,12 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.limits import Limits
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.exchanging import ETA, ServerSettings
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.kinds import AUTO, Flat
-from heterofl_flwr.settings.model import takes
-from heterofl_flwr.settings.presets import OTHER, preset
-from heterofl_flwr.settings.setting import Setting
+from heterofl_flwr.settings.kinds import AUTO, Flat, Setting
+from heterofl_flwr.settings.presets import OTHER, preset, takes
+from heterofl_flwr.settings.server import ETA, ServerSettings
 
 
 def key_of(group: str, name: str) -> str:

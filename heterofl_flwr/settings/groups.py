@@ -9,17 +9,16 @@ from typing import Annotated, Literal
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.settings import kinds
-from heterofl_flwr.settings.exchanging import DistillSettings, PrivacySettings, ServerSettings
-from heterofl_flwr.settings.kinds import AUTO
-from heterofl_flwr.settings.learning import (
+from heterofl_flwr.settings.kinds import AUTO, Setting
+from heterofl_flwr.settings.run import DevicesSettings, EngineSettings, EvaluateSettings, RunSettings
+from heterofl_flwr.settings.server import DistillSettings, PrivacySettings, ServerSettings
+from heterofl_flwr.settings.training import (
     DataSettings,
     FidelitySettings,
     ModelSettings,
     SampleSettings,
     TrainSettings,
 )
-from heterofl_flwr.settings.running import DevicesSettings, EngineSettings, EvaluateSettings, RunSettings
-from heterofl_flwr.settings.setting import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,13 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from heterofl_flwr.core.decay import DECAY, is_decay
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.checks import REPLIES, MinReplies, reply_floor
+from heterofl_flwr.federation.limits import REPLIES, MinReplies, reply_floor
 
 Flat = bool | int | float | str
 """A value of a run config."""
@@ -236,3 +236,12 @@ def _split(value: Flat) -> tuple[str, ...]:
     if not isinstance(value, str):
         raise ValueError
     return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of a setting beside its name and type. The default is written as a run config has it."""
+
+    default: Flat
+    kind: Kind[Any]
+    help: str

@@ -7,8 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from heterofl_flwr.report.drawing import add_legend, new_axes
-from heterofl_flwr.report.theme import series
+from heterofl_flwr.report.drawing import add_legend, new_axes, series
 
 
 def draw(

@@ -7,7 +7,7 @@ from heterofl_flwr.app.client_app import app
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.apps import Identity
 
 
 def main(folder: str, level: str) -> None:

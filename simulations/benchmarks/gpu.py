@@ -20,8 +20,8 @@ from typing import get_args
 
 import torch
 
-from heterofl_flwr.learn import ENGINES
-from heterofl_flwr.learn.precision import Precision
+from heterofl_flwr.training import ENGINES
+from heterofl_flwr.training.device import Precision
 from simulations.benchmarks.cifar10 import authors
 from simulations.benchmarks.cifar10.engines import Engine, check_equal, seconds_of_moments, seconds_of_test
 from simulations.benchmarks.cifar10.runs import seconds_of_round

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from heterofl_flwr.core.gaussian import Keystream, draw
-from heterofl_flwr.core.noise import released
+from heterofl_flwr.core.noise import Keystream, draw, released
 from heterofl_flwr.nn import PAPER
 
 LEAST_SPEED = 100.0

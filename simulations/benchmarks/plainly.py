@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped, unused-ignore]
 
-from heterofl_flwr.learn import TrainOptions
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.training import TrainOptions
 
 Example = Mapping[str, Tensor]
 Examples = Mapping[str, list[Tensor]]

@@ -22,13 +22,13 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
-from heterofl_flwr.learn import give_back_freed_memory
-from heterofl_flwr.methods.callbacks import Progress, RoundCallback, RoundRecord, State
-from heterofl_flwr.methods.evaluation import Evaluation
-from heterofl_flwr.methods.heterofl import HeteroFL
-from heterofl_flwr.methods.queries import gather_nodes
 from heterofl_flwr.nn import PAPER
+from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.queries import gather_nodes
+from heterofl_flwr.training import give_back_freed_memory
 from simulations.benchmarks.charts import draw, save
 from simulations.benchmarks.memory import peak_of
 

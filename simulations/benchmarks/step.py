@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core import LEVELS
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
-from heterofl_flwr.learn import ENGINES, TrainOptions, Work, keep_freed_memory, train, train_together
 from heterofl_flwr.nn import PAPER
+from heterofl_flwr.training import ENGINES, TrainOptions, Work, keep_freed_memory, train, train_together
 from simulations.benchmarks import plainly
 from simulations.benchmarks.charts import draw, save
 from simulations.benchmarks.processes import own_process

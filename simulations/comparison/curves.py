@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import fsum
 
-from heterofl_flwr.report.metrics import mode_of
+from heterofl_flwr.runs.metrics import mode_of
 from simulations.comparison.methods import Contestant
 from simulations.comparison.work import multiplications
 from simulations.published.runs import Run

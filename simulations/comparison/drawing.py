@@ -7,20 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from heterofl_flwr.core import text
-from heterofl_flwr.report.drawing import add_legend, new_axes
-from heterofl_flwr.report.theme import series
+from heterofl_flwr.core import formatting
+from heterofl_flwr.report.drawing import add_legend, new_axes, series
 from simulations.comparison.curves import Point, curve
 from simulations.comparison.methods import Contestant
 
 SIZE = (6.4, 4.2)  # inches
 AMOUNTS: Mapping[str, Callable[[float], str]] = {
-    "rounds": text.number,
-    "bytes": text.size,
-    "multiplications": text.count,
-    "seconds": text.duration,
-    "simulated-seconds": text.duration,
-    "joules": text.energy,
+    "rounds": formatting.number,
+    "bytes": formatting.size,
+    "multiplications": formatting.count,
+    "seconds": formatting.duration,
+    "simulated-seconds": formatting.duration,
+    "joules": formatting.energy,
 }
 """How each kind of spending is written."""
 
@@ -50,7 +49,7 @@ def draw(contestants: Sequence[Contestant], metric: str, axis: str) -> Figure | 
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     if axis != "rounds":
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.tick(AMOUNTS[axis](value))))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(AMOUNTS[axis](value))))
     if metric.endswith("accuracy"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     add_legend(axes)

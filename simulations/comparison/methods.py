@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.settings import Flat, Settings, to_flat
-from heterofl_flwr.settings.model import architectures
+from heterofl_flwr.settings.presets import architectures
 from simulations.published.jobs import FREE, short_mix
 from simulations.published.runs import Run
 

@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from heterofl_flwr.core import text
-from heterofl_flwr.report.metrics import SCOPES, headline_kind, mode_of
+from heterofl_flwr.core import formatting
+from heterofl_flwr.runs.metrics import SCOPES, headline_kind, mode_of
 from simulations.comparison.curves import AXES, axes_of, curve, spent_until
 from simulations.comparison.drawing import AMOUNTS
 from simulations.comparison.methods import Contestant
@@ -32,7 +32,7 @@ def reached_table(contestants: Sequence[Contestant]) -> Table:
         (
             *_who(one),
             *(_final(one, metric) for metric in metrics),
-            text.size(bytes_a_client(one)),
+            formatting.size(bytes_a_client(one)),
             *(_total(one, axis) for axis in axes),
         )
         for one in contestants
@@ -42,12 +42,12 @@ def reached_table(contestants: Sequence[Contestant]) -> Table:
 
 def target_table(contestants: Sequence[Contestant], metric: str, target: float) -> Table:
     """Return what each method had spent when it first reached a target: the mean over the seeds that did."""
-    name = f"{metric.replace('-', ' ')} of {text.score(metric, target)}"
+    name = f"{metric.replace('-', ' ')} of {formatting.score(metric, target)}"
     axes, rows = axes_of(contestants), []
     for one in contestants:
         spent = {axis: [spent_until(run, metric, target, axis) for run in one.runs] for axis in axes}
         came = [value is not None for value in spent["rounds"]]
-        cells = (AMOUNTS[axis](_mean(values)) if any(came) else text.NOTHING for axis, values in spent.items())
+        cells = (AMOUNTS[axis](_mean(values)) if any(came) else formatting.NOTHING for axis, values in spent.items())
         rows.append((one.label, f"{sum(came)} of {len(came)}", *cells))
     note = "At the first evaluation that reached it; the mean over the seeds that did."
     return Table(f"tab:{metric}-{target:g}", f"Until {name}", ("method", "seeds that did", *axes), tuple(rows), note)
@@ -91,9 +91,9 @@ def _who(one: Contestant) -> tuple[str, ...]:
 def _final(one: Contestant, metric: str) -> str:
     points = curve(one, metric, "rounds")
     if not points:
-        return text.NOTHING
+        return formatting.NOTHING
     reached = points[-1].reached
-    shown = text.score(metric, reached.mean)
+    shown = formatting.score(metric, reached.mean)
     if reached.deviation is None:
         return shown
     scale = 100 if metric.endswith("accuracy") else 1

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from heterofl_flwr.grids.workload import PASSES
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.settings import Settings
-from heterofl_flwr.settings.model import EXCHANGES, of_client
+from heterofl_flwr.settings.presets import EXCHANGES, of_client
 from simulations.published.runs import Run
 from simulations.sweeps.work import facts_of, profile_at
 

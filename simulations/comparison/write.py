@@ -5,7 +5,7 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.drawing import to_svg_file
-from heterofl_flwr.report.files import remove, write_atomic
+from heterofl_flwr.runs.files import remove, write_atomic
 from simulations.comparison.curves import axes_of
 from simulations.comparison.drawing import draw
 from simulations.comparison.methods import Contestant, contestants

@@ -250,7 +250,7 @@ EXAMPLES = (
             Edit(
                 "my_awesome_app/my_strategy.py",
                 r"^from flwr\.server\.strategy import FedAvg$",
-                "from heterofl_flwr.legacy import HeteroFL",
+                "from heterofl_flwr.classic import HeteroFL",
             ),
             Edit("my_awesome_app/my_strategy.py", r"\(FedAvg\)", "(HeteroFL)"),
             Edit(
@@ -261,7 +261,7 @@ EXAMPLES = (
             Edit(
                 "my_awesome_app/client_app.py",
                 r"^import torch$",
-                r"\g<0>\nfrom heterofl_flwr.legacy import parameters_of, properties_of, submodel",
+                r"\g<0>\nfrom heterofl_flwr.classic import parameters_of, properties_of, submodel",
             ),
             Edit(
                 "my_awesome_app/client_app.py",
@@ -313,7 +313,7 @@ EXAMPLES = (
             Edit(
                 "fl_dp_sa/client_app.py",
                 r"^import torch$",
-                r"\g<0>\nfrom heterofl_flwr.legacy import parameters_of, properties_of, submodel",
+                r"\g<0>\nfrom heterofl_flwr.classic import parameters_of, properties_of, submodel",
             ),
             Edit("fl_dp_sa/client_app.py", r"^    mods=\[\n(.*_mod,\n)*    \],\n"),
             Edit("fl_dp_sa/client_app.py", r"trainloader, testloader\) -> None:", "trainloader, testloader, context):"),
@@ -327,7 +327,7 @@ EXAMPLES = (
             Edit(
                 "fl_dp_sa/server_app.py",
                 r"^(from flwr\.server\.strategy import ).*FedAvg$",
-                "from heterofl_flwr import Privacy\nfrom heterofl_flwr.legacy import HeteroFL",
+                "from heterofl_flwr import Privacy\nfrom heterofl_flwr.classic import HeteroFL",
             ),
             Edit("fl_dp_sa/server_app.py", r"(DefaultWorkflow), SecAggPlusWorkflow$", r"\1"),
             Edit(

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch.utils.data import RandomSampler
 
 from heterofl_flwr import LocalGrid
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from simulations.conversions.stand_ins import StandIns
 
 OUTCOME = "outcome.json"

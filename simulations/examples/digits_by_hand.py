@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from heterofl_flwr.core import Aggregator, Mix, Plan, dynamic_rate, level_name
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.nn import CNN, class_mask, collect_moments, masked_cross_entropy, with_static_norm
 
 ROUNDS, CLIENTS, SEED = 5, 20, 0

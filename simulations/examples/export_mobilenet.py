@@ -12,8 +12,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small  # type: ignore[import-untyped]
 
 from heterofl_flwr import elastic
-from heterofl_flwr.app.commands import tables
-from heterofl_flwr.core import LEVELS
+from heterofl_flwr.core import LEVELS, formatting
 from heterofl_flwr.export import FORMATS, export_model, write_table
 from heterofl_flwr.nn import collect_moments, with_static_norm
 
@@ -38,7 +37,7 @@ def export_levels(folder: Path, levels: Sequence[str], formats: Sequence[str] = 
 def main(folder: str, *levels: str) -> None:
     export_levels(Path(folder), levels or tuple(LEVELS))
     for table in write_table(folder, "torchvision's mobilenet_v3_small, not trained, on images of 3x64x64."):
-        print(tables.render(*table, "table"), end="\n\n")
+        print(formatting.render(*table, "table"), end="\n\n")
 
 
 if __name__ == "__main__":

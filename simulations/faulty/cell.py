@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from simulations.faulty.fault import Event, Fault, Pair
 from simulations.faulty.kinds import KINDS, Kind

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
-from heterofl_flwr.learn import TrainOptions, Work, train_together
+from heterofl_flwr.training import TrainOptions, Work, train_together
 from simulations.faulty.fault import Fault
 from simulations.faulty.kinds import KINDS
 

@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.grids.windowed import Relay
 from simulations.faulty.clients import round_of
 from simulations.faulty.fault import Fault
 from simulations.faulty.kinds import KINDS

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.settings import Flat
 from simulations.faulty import acts, damage
 from simulations.faulty.damage import Damage

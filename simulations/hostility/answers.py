@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from heterofl_flwr import Fidelity, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.core.fidelity import Choice
-from heterofl_flwr.methods.fedh2l import FedH2L
-from heterofl_flwr.methods.instructions import instruction
-from heterofl_flwr.methods.limits import Limits
-from heterofl_flwr.methods.queries import MomentsSum, Queries, learn_nodes, query_moments
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.strategies.fedh2l import FedH2L
+from heterofl_flwr.strategies.instructions import instruction
+from heterofl_flwr.strategies.queries import MomentsSum, Queries, learn_nodes, query_moments
 from simulations.hostility.letters import Letter
 from simulations.hostility.mutations import ANY, MUTATIONS
 

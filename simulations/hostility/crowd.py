@@ -23,8 +23,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.grids.apps import call, load
-from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.apps import Identity, call, load
 from simulations.hostility.attacks import ATTACKS, Outgoing, Turn
 
 POLL = 1.0

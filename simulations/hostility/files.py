@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from pyarrow import csv, parquet  # type: ignore[import-untyped]
 
+from heterofl_flwr.data.convert import to_dataset
 from heterofl_flwr.data.folder import read_folder
-from heterofl_flwr.data.raw import to_dataset
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Checkpoint, RunFolder
 
 CSV = "first,second,label\n" + "".join(f"{number},{number % 3}.5,{number % 2}\n" for number in range(12))

@@ -19,10 +19,10 @@ from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import answer_queries, reply, submodel
-from heterofl_flwr.core.compress import Upload
-from heterofl_flwr.core.widths import width
+from heterofl_flwr.core.compression import Upload
+from heterofl_flwr.core.levels import width
+from heterofl_flwr.federation.limits import RoundError
 from heterofl_flwr.grids import guarded
-from heterofl_flwr.methods.failure import RoundError
 from simulations.hostility.attacks import Outgoing, outgoing
 from simulations.hostility.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
 from simulations.hostility.letters import Letter

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.launch.apps import CLIENT_APP
+from heterofl_flwr.app.launch.request import CLIENT_APP
 from heterofl_flwr.app.task import task_of
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, from_flat, to_flat
 from simulations.deployment import Deployment, kill_with_all

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.files import write_atomic
+from heterofl_flwr.runs.files import write_atomic
 
 FILE = "authors.csv"
 SCORES = {"global": "global-accuracy", "local": "local-accuracy"}

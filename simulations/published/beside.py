@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence, Set
 from statistics import fmean
 
-from heterofl_flwr.core.text import NOTHING
+from heterofl_flwr.core.formatting import NOTHING
 from simulations.published.cells import Cell
 from simulations.published.formats import Table
 from simulations.published.runs import RECORDED, Run, chosen_round

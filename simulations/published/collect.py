@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report.files import to_json, write_atomic
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.runs.files import to_json, write_atomic
 from heterofl_flwr.settings import to_flat
 from simulations.published.authors import FILE as AUTHORS
 from simulations.published.gathering import run_folders

@@ -6,10 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from heterofl_flwr.core import text
+from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import LEVELS
-from heterofl_flwr.report.drawing import add_legend, new_axes, to_png, to_svg_file
-from heterofl_flwr.report.theme import series
+from heterofl_flwr.report.drawing import add_legend, new_axes, series, to_png, to_svg_file
 from simulations.published.curves import Curve, Panel
 
 HEADER = """# Figures 2 to 11
@@ -29,7 +28,7 @@ def draw(panel: Panel) -> Figure:
             (_band if panel.over_rounds else _bars)(axes, curve)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if not panel.over_rounds:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.count(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
     add_legend(axes)
     return figure
 

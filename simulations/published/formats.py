@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heterofl_flwr.app.commands.tables import render
+from heterofl_flwr.core.formatting import render
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -9,10 +9,10 @@ from typing import Any
 from zlib import crc32
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
-from heterofl_flwr.report.metrics import is_better, mode_of
-from heterofl_flwr.report.origin import CHANGED, UNKNOWN
+from heterofl_flwr.runs.metrics import is_better, mode_of
+from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings import Settings, from_flat
 from simulations.published.authors import Scores, read_authors
 from simulations.published.jobs import CLIENTS_A_ROUND, Job, differences, job_of

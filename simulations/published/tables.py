@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from heterofl_flwr.core.text import NOTHING
+from heterofl_flwr.core.formatting import NOTHING
 from simulations.published.cells import TABLES, Cell
 from simulations.published.formats import Table
 from simulations.published.gathering import Gathered

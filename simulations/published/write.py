@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.files import remove, write_atomic
+from heterofl_flwr.runs.files import remove, write_atomic
 from simulations.published import figures
 from simulations.published.beside import authors_tables
 from simulations.published.cells import read_cells

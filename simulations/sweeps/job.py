@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from heterofl_flwr.app.commands.run import WINDOW
+from heterofl_flwr.app.cli.run import WINDOW
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.files import to_json
+from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.settings import (
     AUTO,
     CLIENTS,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heterofl_flwr.app.commands import tables
-from heterofl_flwr.app.commands.profile import printed
+from heterofl_flwr.app.cli.profile import printed
+from heterofl_flwr.core import formatting
 from heterofl_flwr.settings import Flat
 from simulations.sweeps.job import Job
 from simulations.sweeps.progress import duration
@@ -25,7 +25,7 @@ class Listed:
 
 def listing(jobs: Sequence[Listed]) -> str:
     """Return a table of the jobs and a line about all of them."""
-    lines = [tables.render(HEADER, [_row(one) for one in jobs], "table"), ""]
+    lines = [formatting.render(HEADER, [_row(one) for one in jobs], "table"), ""]
     left = [one for one in jobs if one.stage != DONE]
     known = [one.seconds for one in left if one.seconds is not None]
     lines.append(

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 
 from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch.preflight import LaunchNote, check_folder, check_share, check_task
 from heterofl_flwr.app.launch.request import Flat, Request, Share
 from heterofl_flwr.app.launch.running import run_request
-from heterofl_flwr.app.launch_note import LaunchNote
-from heterofl_flwr.app.preflight import check_folder, check_share, check_task
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.settings import to_flat
 from simulations.sweeps.job import Job, Launch

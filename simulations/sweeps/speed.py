@@ -9,9 +9,9 @@ import torch
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.data import Reading, Split
-from heterofl_flwr.learn import TrainOptions, evaluate, resolve_device, train
-from heterofl_flwr.nn.threads import torch_threads
+from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.settings import Settings
+from heterofl_flwr.training import TrainOptions, evaluate, resolve_device, train
 from simulations.sweeps.job import Job
 from simulations.sweeps.work import PIECE, Facts, Work, builder, facts_of, model_at, work_if_known
 

@@ -5,7 +5,7 @@ from typing import cast
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.report.checkpoint import has_checkpoint
+from heterofl_flwr.runs.checkpoint import has_checkpoint
 from heterofl_flwr.settings import Flat
 from simulations.sweeps.job import INCIDENTAL, KEPT, Job
 

@@ -12,11 +12,11 @@ from torch import nn
 from heterofl_flwr.app.task import load_function
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.grids.workload import PASSES
+from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.models import PAPER, build_model
 from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name, to_flat
-from heterofl_flwr.settings.model import takes
+from heterofl_flwr.settings.presets import takes
 from simulations.sweeps.job import Job
 
 PIECE = 64

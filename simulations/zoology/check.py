@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.client import load_parameters
 from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.elastic_models import Elastic, elastic
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.slicing import Elastic, elastic
 from simulations.zoology.counting import expected_parameters
 from simulations.zoology.twin import Twin, difference
 

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.core import width
-from heterofl_flwr.slicing import Elastic
-from heterofl_flwr.slicing.channels import Places
+from heterofl_flwr.elastic_models import Elastic
+from heterofl_flwr.elastic_models.channels import Places
 
 
 def expected_parameters(model: nn.Module, build: Elastic, rate: float, ends: tuple[int, int]) -> dict[str, float]:

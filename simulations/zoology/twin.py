@@ -22,7 +22,7 @@ from torchvision.models.swin_transformer import (  # type: ignore[import-untyped
 )
 
 from heterofl_flwr.core import Axes, Plan
-from heterofl_flwr.core.coupled import positions
+from heterofl_flwr.core.axes import positions
 
 Model = Callable[..., Any]
 

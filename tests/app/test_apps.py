@@ -12,14 +12,14 @@ from flwr.app import Context, RecordDict
 from heterofl_flwr.app import node, server_app
 from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation import round as federation
+from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.methods import federation
-from heterofl_flwr.methods.callbacks import RoundCallback
-from heterofl_flwr.methods.failure import RoundError
-from heterofl_flwr.methods.heterofl import HeteroFL
 from heterofl_flwr.report import Recorder, RunFolder
-from heterofl_flwr.report.origin import device_name
+from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
+from heterofl_flwr.strategies.heterofl import HeteroFL
 
 SMALL = {**DEFAULTS, "model.hidden": "16,32", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
 CLIENTS = 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterofl_flwr.app.commands.assign import assignments, read_config
+from heterofl_flwr.app.cli.arguments import assignments, read_config
 from heterofl_flwr.errors import ConfigError
 
 

@@ -5,13 +5,14 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app import central, client_app, server_app
-from heterofl_flwr.app.central import CentralEvaluation
+from heterofl_flwr.app import callbacks as central
+from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.grids.identity import Identity
-from heterofl_flwr.methods.callbacks import RoundCallback
+from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import DEFAULTS, from_flat
 
 SMALL = {

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app.command import main
-from heterofl_flwr.app.commands import profile
-from heterofl_flwr.app.status import INTERRUPTED
+from heterofl_flwr.app.cli import profile
+from heterofl_flwr.app.cli.main import INTERRUPTED, main
 from heterofl_flwr.settings import DEFAULTS, describe, to_toml
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,7 @@ def heterofl(*arguments: str, **options) -> subprocess.CompletedProcess:
 
 
 def test_the_module_is_the_command_and_help_is_quick_to_load():
-    code = "import sys; from heterofl_flwr.app.command import parser; parser(); print({'torch'} & set(sys.modules))"
+    code = "import sys; from heterofl_flwr.app.cli.main import parser; parser(); print({'torch'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert loaded.stdout == "set()\n"
     done = heterofl("--help")

@@ -11,9 +11,8 @@ import threading
 import pytest
 from cryptography import x509
 
-from heterofl_flwr.app.command import main
-from heterofl_flwr.app.credentials import write_certificates, write_node_key
-from heterofl_flwr.app.status import MISUSED
+from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
+from heterofl_flwr.app.cli.main import MISUSED, main
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 HOSTS = ("localhost", "127.0.0.1")

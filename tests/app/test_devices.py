@@ -9,7 +9,7 @@ from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.devices import devices_of
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.edge import EDGE
+from heterofl_flwr.grids.devices import EDGE
 from heterofl_flwr.settings import from_flat
 from tests.app.test_apps import SMALL, run
 from tests.app.test_fedh2l import H2L, HERE

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from heterofl_flwr.app.command import main
+from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.exporting import RunModels, checked_inputs, preprocessing
 from heterofl_flwr.data import load_dataset
-from heterofl_flwr.data.text import to_text
+from heterofl_flwr.data.convert import to_text
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 

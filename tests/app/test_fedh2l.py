@@ -5,8 +5,9 @@ import torch
 from flwr.app import Context, RecordDict
 
 from heterofl_flwr import LocalGrid
-from heterofl_flwr.app import judging, server_app
-from heterofl_flwr.app.own_states import NODE_STATES
+from heterofl_flwr.app import evaluation as judging
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder

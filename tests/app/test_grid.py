@@ -11,7 +11,7 @@ from heterofl_flwr.app.launch import grid
 from heterofl_flwr.app.launch.grid import STEP, cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.task import task_of
-from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"

@@ -9,20 +9,21 @@ from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid, messages
-from heterofl_flwr.app import distilling, server_app
+from heterofl_flwr.app import peer_learning as distilling
+from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
-from heterofl_flwr.grids.identity import Identity
-from heterofl_flwr.methods.families import within
-from heterofl_flwr.methods.instructions import instruction
+from heterofl_flwr.federation.families import within
+from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.static_norm import Moments, with_static_norm
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.report.console import plain_line
 from heterofl_flwr.report.figures import draw_run
 from heterofl_flwr.settings import DEFAULTS, from_flat
-from tests.methods.tiny import equal
+from heterofl_flwr.strategies.instructions import instruction
+from tests.federation.tiny import equal
 
 CLIENTS = 6
 HERE = "tests.app.test_hybrid"

@@ -95,7 +95,7 @@ def ended(home):
 
 
 def start(home: Path, *arguments: str) -> subprocess.Popen:
-    code = "import sys; from heterofl_flwr.app.command import main; sys.exit(main())"
+    code = "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", *arguments],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.own_states import NODE_STATES, OwnStates
+from heterofl_flwr.app.node import NODE_STATES, OwnStates
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app import preflight
-from heterofl_flwr.app.command import main
-from heterofl_flwr.app.launch import gpus, running
+from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.launch import gpus, preflight, running
+from heterofl_flwr.app.launch.preflight import check_share, check_task
 from heterofl_flwr.app.launch.request import Share
-from heterofl_flwr.app.preflight import check_share, check_task
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.data.text import to_text
+from heterofl_flwr.data.convert import to_text
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.report.origin import command
+from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings import from_flat
 
 SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from heterofl_flwr.app.command import main
-from heterofl_flwr.app.commands.profile import all_mixes, printed
+from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.cli.profile import all_mixes, printed
 
 BASELINES = {"standalone", "fedavg", "lg-fedavg"}  # copied from Liang et al. (2020): other models
 

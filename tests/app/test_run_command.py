@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.app import preflight
-from heterofl_flwr.app.command import main
-from heterofl_flwr.app.launch import gpus, running
+from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.launch import gpus, preflight, running
 from heterofl_flwr.app.launch.gpus import Measured
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.settings import from_flat, to_flat

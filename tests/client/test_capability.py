@@ -10,12 +10,12 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, capability, messages
 from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.classic import properties_of
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.grids.identity import Identity
-from heterofl_flwr.learn.capacity import Trial
-from heterofl_flwr.legacy import properties_of
-from tests.methods.tiny import Watched, build, inputs, make_app
+from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.training.capacity import Trial
+from tests.federation.tiny import Watched, build, inputs, make_app
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,12 @@ from heterofl_flwr.client import (
     submodel,
 )
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.compress import restore
+from heterofl_flwr.core.compression import restore
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError, ShapeError
 from heterofl_flwr.nn import class_mask, mask_logits
-from heterofl_flwr.nn.fresh import fresh_model
+from heterofl_flwr.nn.model_cache import fresh_model
 from heterofl_flwr.nn.static_norm import collect_moments
-from tests.methods.tiny import Tiny, build, build_normed, equal, inputs
+from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
 
 
 @pytest.fixture(autouse=True)

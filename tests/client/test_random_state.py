@@ -8,11 +8,12 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr import LocalGrid, client, legacy, messages
+from heterofl_flwr import LocalGrid, client, messages
+from heterofl_flwr import classic as legacy
+from heterofl_flwr.classic import parameters_of
 from heterofl_flwr.core.sharing import initial_state
-from heterofl_flwr.learn.capacity import Trial
-from heterofl_flwr.legacy import parameters_of
-from tests.methods.tiny import Tiny, inputs
+from heterofl_flwr.training.capacity import Trial
+from tests.federation.tiny import Tiny, inputs
 
 MODELS = {rate: Tiny(rate, norm=True) for rate in (1.0, 0.7, 0.5)}
 TOLD = {"rate": 0.5, "global-rate": 1.0, "seed": 0, "server-round": 1, "partition": 0, "heterofl-schema": 1}

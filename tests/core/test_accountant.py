@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from heterofl_flwr.core.accountant import ORDERS, divergences, epsilon
+from heterofl_flwr.core.noise import ORDERS, divergences, epsilon
 
 CASES = [(0.3, 1), (1.0, 1), (1.5, 100), (4.0, 2250), (20.0, 10)]
 

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Plan, aggregate, mean, prefix, width
+from heterofl_flwr.core import Aggregator, Plan, prefix, width
+from heterofl_flwr.core import counting_mean as aggregate
+from heterofl_flwr.core import counting_mean as mean
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, ShapeError
 from tests.core import strategies, twin
 

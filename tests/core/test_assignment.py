@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Mix, dynamic_rate, fixed_rate
-from heterofl_flwr.core.assignment import joining_rates
+from heterofl_flwr.core.levels import joining_rates
 from heterofl_flwr.errors import ConfigError
 
 mixes = st.lists(

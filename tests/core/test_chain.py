@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.chain import chain_of
+from heterofl_flwr.core.slices import chain_of
 from tests.core import twin
 
 

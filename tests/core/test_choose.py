@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.choose import chooser, prefix, rolling
+from heterofl_flwr.core.slice_rule import chooser, prefix, rolling
 from heterofl_flwr.nn import build_model
 
 RULES = ("prefix", "rolling", "random-level", "random-client")

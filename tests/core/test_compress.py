@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Aggregator, Plan
-from heterofl_flwr.core.compress import Changes, compress, restore
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.compression import Changes, compress, restore
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 from tests.core import strategies
 

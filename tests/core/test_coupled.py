@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Aggregator, Axis, Plan, prefix
-from heterofl_flwr.core.coupled import CoupledAxis, axis_of_channels, positions
+from heterofl_flwr.core.axes import CoupledAxis, axis_of_channels, positions
 from tests.core import twin
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr.core import gaussian
-from heterofl_flwr.core.gaussian import DEVIATION, Keystream, draw
+from heterofl_flwr.core import noise as gaussian
+from heterofl_flwr.core.noise import DEVIATION, Keystream, draw
 
 KEY = bytes(range(32))
 SIZE = torch.Size([1000, 1000])

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.compress import compress, restore
-from heterofl_flwr.core.infer import trained_rows
+from heterofl_flwr.core.compression import compress, restore
+from heterofl_flwr.core.label_rows import trained_rows
 from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.reply import norm_between
+from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 
 CLASSES = 6

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Axis
-from heterofl_flwr.core import mean as module
-from heterofl_flwr.core.mean import empty_sum, mean_in_place
+from heterofl_flwr.core import counting_mean as module
+from heterofl_flwr.core.counting_mean import empty_sum, mean_in_place
 
 
 @pytest.mark.parametrize(

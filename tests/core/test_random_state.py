@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heterofl_flwr.core.random_state import kept_random_state
+from heterofl_flwr.core.randomness import kept_random_state
 
 
 def test_a_seed_counts_until_the_end_even_of_one_that_fails():

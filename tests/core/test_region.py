@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.region import Region, is_prefix, size_of
+from heterofl_flwr.core.slices import Region, is_prefix, size_of
 from tests.core import strategies, twin
 
 

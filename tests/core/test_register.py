@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, register
-from heterofl_flwr.core.rules import find_rule, registry
+from heterofl_flwr.core import layer_rules as registry
+from heterofl_flwr.core.layer_rules import find_rule
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.core import Axis, Plan, prefix
-from heterofl_flwr.core.rules.registry import _rules
+from heterofl_flwr.core.layer_rules import _rules
 from heterofl_flwr.errors import ShapeError
 from tests.core import extension, twin
 

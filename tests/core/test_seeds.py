@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core.seeds import derive, generator
+from heterofl_flwr.core.randomness import derive, generator
 
 purposes = st.lists(st.one_of(st.integers(), st.text(alphabet="abc01/,'", max_size=4)), max_size=4)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from heterofl_flwr.core import text
+from heterofl_flwr.core import formatting as text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core import Axis, Plan, axes_between, register
-from heterofl_flwr.core.walk import axes_of_modules
+from heterofl_flwr.core.plan import axes_of_modules
 from heterofl_flwr.errors import ShapeError
 
 

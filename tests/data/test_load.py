@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
-from heterofl_flwr.data.facts import KNOWN, Facts
+from heterofl_flwr.data.dataset import KNOWN, Facts
 from heterofl_flwr.errors import DataError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
-from heterofl_flwr.data.rotation import rotated
+from heterofl_flwr.data.splits import rotated
 from heterofl_flwr.errors import ConfigError, DataError
 
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.data import Dataset, Split, check_kind, iid, matching_test, noniid, split_dataset
-from heterofl_flwr.data.dirichlet import dirichlet, matching_shares
-from heterofl_flwr.data.splits import deal_classes
+from heterofl_flwr.data.splits import deal_classes, dirichlet, matching_shares
 from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10

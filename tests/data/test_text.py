@@ -6,7 +6,7 @@ import torch
 from pyarrow import parquet
 
 from heterofl_flwr.data import Reading, Split, load_dataset, split_dataset
-from heterofl_flwr.data.text import to_text
+from heterofl_flwr.data.convert import to_text
 from heterofl_flwr.errors import ConfigError, DataError
 
 

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.credentials import write_node_key
+from heterofl_flwr.app.cli.keys import write_node_key
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.learn import evaluate
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, flatten, from_flat, to_toml
+from heterofl_flwr.training import evaluate
 from simulations.deployment import Processes, free_port, kill
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
 from tests.docs.pages import ROOT

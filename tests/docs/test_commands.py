@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from heterofl_flwr.app.command import parser
-from heterofl_flwr.app.commands.assign import assignments
+from heterofl_flwr.app.cli.arguments import assignments
+from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.settings import from_flat
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 

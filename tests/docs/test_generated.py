@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from heterofl_flwr import messages
-from heterofl_flwr.app.command import COMMANDS
+from heterofl_flwr.app.cli.main import COMMANDS
 from heterofl_flwr.settings import SPECS, describe
 from simulations.zoology import torchvisions
 from tests.docs.pages import DOCS, ROOT

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 
+from heterofl_flwr.elastic_models import Elastic, elastic
 from heterofl_flwr.nn import CNN, PreResNet, Transformer, collect_moments, with_static_norm
 from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.nn.transformer import TransformerShape
-from heterofl_flwr.slicing import Elastic, elastic
 
 BATCH = {0: "batch"}
 WORDS = 20

@@ -283,7 +283,7 @@ def test_formats_that_are_none_or_not_installed_are_refused(tmp_path, monkeypatc
 
 
 def test_tensors_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
-    from heterofl_flwr.export import onnx as module
+    from heterofl_flwr.export import formats as module
 
     monkeypatch.setattr(module, "SINGLE_FILE", 0)
     model, inputs = nn.Linear(30, 30), torch.randn(4, 30)

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.export.folding import fold_batch_norms, folded_constants
-from heterofl_flwr.export.inplace import out_of_place
+from heterofl_flwr.export.folding import fold_batch_norms, folded_constants, out_of_place
 from tests.export.models import cnn, images, measured
 
 

@@ -8,10 +8,9 @@ import torch
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ShapeError
 from heterofl_flwr.export import load_state, write_table
-from heterofl_flwr.export.checking import compare
-from heterofl_flwr.export.folders import whole_folder
+from heterofl_flwr.export.checking import WARM_UP, compare, median_milliseconds
+from heterofl_flwr.export.export import whole_folder
 from heterofl_flwr.export.inputs import Inputs
-from heterofl_flwr.export.latency import WARM_UP, median_milliseconds
 
 MARK = "mark"
 

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from heterofl_flwr import DeviceProfile, Devices
 from heterofl_flwr.core import LEVELS, width
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.devices import Turn, reached
-from heterofl_flwr.grids.edge import EDGE
-from heterofl_flwr.grids.workload import Training
-from tests.methods.tiny import Tiny
+from heterofl_flwr.grids.devices import EDGE, Training, Turn, reached
+from tests.federation.tiny import Tiny
 
 FAST = DeviceProfile(macs_per_second=1e9, download=5.0, upload=3.0, compute_watts=10.0, radio_watts=1.0)
 MANY = {partition: Turn(0, 1, partition, 1.0) for partition in range(3000)}

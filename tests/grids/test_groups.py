@@ -7,8 +7,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.grids.groups import Group, together
-from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.grids.runner import Group, together
 
 
 @pytest.fixture(autouse=True, scope="module")

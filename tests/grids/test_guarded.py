@@ -6,8 +6,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from google.protobuf.message import DecodeError
 
 from heterofl_flwr.grids import Windowed, guarded
+from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.grids.guarded import Guarded, guard
-from heterofl_flwr.grids.identity import Identity
 from simulations.hostility import superlink
 from simulations.hostility.attacks import outgoing
 from simulations.hostility.forgeries import (

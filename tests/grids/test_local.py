@@ -13,7 +13,8 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.run import Run
 
-from heterofl_flwr.grids import LocalGrid, apps, identity
+from heterofl_flwr.grids import LocalGrid, apps
+from heterofl_flwr.grids import apps as identity
 
 
 def configs(replies):

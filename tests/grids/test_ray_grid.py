@@ -20,10 +20,10 @@ from flwr.common.constant import ErrorCode
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
-from heterofl_flwr.grids.actors import Kind
+from heterofl_flwr.grids.ray_actors import Kind
 from heterofl_flwr.grids.ray_grid import _fits
-from heterofl_flwr.methods.callbacks import RoundCallback
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [

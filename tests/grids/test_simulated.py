@@ -20,12 +20,12 @@ from heterofl_flwr import (
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.grids.devices import Turn, reached
-from heterofl_flwr.grids.relay import Relay
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT, SimulatedFault
-from heterofl_flwr.methods.fedh2l import FedH2L
-from heterofl_flwr.methods.replies import fault_of
-from tests.methods import test_fedh2l
-from tests.methods.tiny import Watched, add_one, build, equal, make_app
+from heterofl_flwr.grids.windowed import Relay
+from heterofl_flwr.strategies.fedh2l import FedH2L
+from heterofl_flwr.strategies.replies import fault_of
+from tests.federation import test_fedh2l
+from tests.federation.tiny import Watched, add_one, build, equal, make_app
 
 NEVER = Evaluation(every=0)
 LINKS = {"download": 1000.0, "upload": 500.0, "compute_watts": 5.0, "radio_watts": 2.0}

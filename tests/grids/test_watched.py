@@ -6,8 +6,7 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr import LocalGrid, Windowed
-from heterofl_flwr.grids.relay import Relay
-from heterofl_flwr.grids.watched import Watched
+from heterofl_flwr.grids.windowed import Relay, Watched
 
 app = ClientApp()
 

@@ -18,7 +18,7 @@ from flwr.supercore.run import Run
 import heterofl_flwr.grids
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, Windowed
-from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.apps import Identity
 
 
 class Recorder(Grid):

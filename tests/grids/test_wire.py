@@ -10,8 +10,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid, Windowed
-from heterofl_flwr.grids.identity import Identity
-from heterofl_flwr.grids.wire import LARGE, NOTHING, Shared, Wire
+from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.grids.payloads import LARGE, NOTHING, Shared, Wire
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import torch
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ShapeError
-from heterofl_flwr.nn.attention import MultiHeadAttention
 from heterofl_flwr.nn.scaler import Scaler
+from heterofl_flwr.nn.transformer import MultiHeadAttention
 
 
 def _slow_attention(layer, x):

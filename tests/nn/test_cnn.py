@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.nn.cnn import CNN
-from heterofl_flwr.nn.norms import NORMS
+from heterofl_flwr.nn.static_norm import NORMS
 
 
 def test_layers_stand_in_the_papers_order():

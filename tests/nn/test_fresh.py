@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
 
-from heterofl_flwr.nn import fresh
-from heterofl_flwr.nn.fresh import fresh_model, plan_between
+from heterofl_flwr.nn import model_cache as fresh
+from heterofl_flwr.nn.model_cache import fresh_model, plan_between
 from heterofl_flwr.nn.static_norm import collect_moments
-from tests.methods.tiny import Tiny, build_normed, inputs
+from tests.federation.tiny import Tiny, build_normed, inputs
 
 
 class Settings:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.norms import NORMS, make_norm
+from heterofl_flwr.nn.static_norm import NORMS, make_norm
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.learn import TrainOptions, Work, train, train_together
-from heterofl_flwr.learn.obstacles import obstacle
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.ordered import OrderedDropout
+from heterofl_flwr.nn.ordered_dropout import OrderedDropout
+from heterofl_flwr.training import TrainOptions, Work, train, train_together
+from heterofl_flwr.training.engines.cohort import obstacle
 
 RATES = (1.0, 0.5, 0.25)
 BUILDS = {

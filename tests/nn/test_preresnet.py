@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.norms import NORMS
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
+from heterofl_flwr.nn.static_norm import NORMS
 
 HIDDEN = (8, 8, 16, 16)
 

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from heterofl_flwr import LocalGrid
-from tests.methods.tiny import Watched
+from tests.federation.tiny import Watched
 
 ROOT = Path(__file__).parents[2]
 APP = Path(__file__).parent / "app"

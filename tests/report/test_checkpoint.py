@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.report import checkpoint as module
-from heterofl_flwr.report.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
+from heterofl_flwr.runs import checkpoint as module
+from heterofl_flwr.runs.checkpoint import Best, Checkpoint, load_checkpoint, save_checkpoint
 
 
 def make(number: int) -> Checkpoint:

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from rich.console import Console as RichConsole
 
-from heterofl_flwr.grids.identity import Identity
+from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.report import Console
 
 

@@ -11,10 +11,9 @@ from PIL import Image
 
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import DataError
-from heterofl_flwr.report.deal import Deal
-from heterofl_flwr.report.drawing import to_png, to_svg
+from heterofl_flwr.report.drawing import light, to_png, to_svg
 from heterofl_flwr.report.figures import draw_deal, draw_run
-from heterofl_flwr.report.theme import light
+from heterofl_flwr.runs.class_split import Deal
 from heterofl_flwr.settings import from_flat
 
 TRAIN = ((4, 0, 0), (0, 2, 1))

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from heterofl_flwr.core import text
+from heterofl_flwr.core import formatting as text
 from heterofl_flwr.report import RunFolder, seconds_to, summary_table, write_report
 from heterofl_flwr.report.console import plain_line
 from heterofl_flwr.report.figures import draw_run
-from heterofl_flwr.report.history import append, read
-from heterofl_flwr.report.metrics import scalars
 from heterofl_flwr.report.summary import OnDevices, on_devices
+from heterofl_flwr.runs.history import append, read
+from heterofl_flwr.runs.metrics import scalars
 
 
 @pytest.fixture

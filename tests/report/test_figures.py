@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heterofl_flwr.report.drawing import to_png, to_svg
+from heterofl_flwr.report.drawing import COLOURS, series, to_png, to_svg, with_variables
 from heterofl_flwr.report.figures import draw_run
-from heterofl_flwr.report.theme import COLOURS, series, with_variables
 
 NAMES = [
     "learning-curves",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.report.files import append_line, remove, to_json, write_atomic
+from heterofl_flwr.runs.files import append_line, remove, to_json, write_atomic
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import history
+from heterofl_flwr.runs import history
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report.lock import held
+from heterofl_flwr.runs.files import held
 
 
 def test_a_folder_is_held_once_and_given_back(tmp_path):

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from heterofl_flwr.report.metrics import (
+from heterofl_flwr.runs.metrics import (
     headline,
     headline_kind,
     is_better,

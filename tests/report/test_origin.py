@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from heterofl_flwr.report import origin
+from heterofl_flwr.runs import origin
 
 ROOT = Path(__file__).parents[2]
 

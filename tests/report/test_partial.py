@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from rich.console import Console as RichConsole
 
-from heterofl_flwr.methods.callbacks import Progress
-from heterofl_flwr.report import Console, EarlyStopping, Recorder, history, seconds_to, summary_table, write_report
-from heterofl_flwr.report.metrics import scalars, scores
+from heterofl_flwr.federation.records import Progress
+from heterofl_flwr.report import Console, EarlyStopping, Recorder, seconds_to, summary_table, write_report
 from heterofl_flwr.report.summary import failure_lines, level_rows
+from heterofl_flwr.runs import history
+from heterofl_flwr.runs.metrics import scalars, scores
 
 
 def printed(records) -> list[str]:

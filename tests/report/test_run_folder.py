@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import Checkpoint, RunFolder, run_folder
-from heterofl_flwr.report.origin import commit, machine
-from heterofl_flwr.report.run_folder import flatten
+from heterofl_flwr.report import Checkpoint, RunFolder
+from heterofl_flwr.runs import folder as run_folder
+from heterofl_flwr.runs.folder import flatten
+from heterofl_flwr.runs.origin import commit, machine
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
 

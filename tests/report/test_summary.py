@@ -1,8 +1,8 @@
 import pytest
 
-from heterofl_flwr.methods.callbacks import RoundRecord
-from heterofl_flwr.report.costs import LevelCost, ModelCosts
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report.summary import failure_rows, full_bytes, level_rows, macs_shares, savings, shells
+from heterofl_flwr.runs.costs import LevelCost, ModelCosts
 
 COSTS = ModelCosts(
     1.0,

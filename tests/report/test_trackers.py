@@ -5,7 +5,7 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import MLflow, WandB
-from heterofl_flwr.report.metrics import scalars
+from heterofl_flwr.runs.metrics import scalars
 
 SETTINGS = {"optim": {"lr": 0.1}}
 

@@ -4,7 +4,7 @@ import pytest
 
 from heterofl_flwr.nn.models import build_model
 from heterofl_flwr.settings import from_flat, model_options
-from heterofl_flwr.settings.model import of_architecture
+from heterofl_flwr.settings.presets import of_architecture
 
 
 @pytest.mark.parametrize("model", ["cnn", "preresnet18", "preresnet50", "transformer"])

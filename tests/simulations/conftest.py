@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.core.levels import LEVELS, level_name
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import LevelCost, ModelCosts, RunFolder
-from heterofl_flwr.report import run_folder as run_folders
-from heterofl_flwr.report.files import to_json
+from heterofl_flwr.runs import folder as run_folders
+from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.settings import from_flat, to_flat
 
 PARAMETERS = {"a": 1_556_874, "b": 391_370, "c": 98_922, "d": 25_274, "e": 6_594}

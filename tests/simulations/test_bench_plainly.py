@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from heterofl_flwr.data import Split
-from heterofl_flwr.learn import TrainOptions, evaluate
 from heterofl_flwr.nn import CNN, collect_moments, with_static_norm
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.training import TrainOptions, evaluate
 from simulations.benchmarks import plainly
 
 OPTIONS = TrainOptions(learning_rate=0.01, epochs=1)

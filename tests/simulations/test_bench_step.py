@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from heterofl_flwr import learn
+from heterofl_flwr import training as learn
 from heterofl_flwr.core import LEVELS
 from simulations import bench
 from simulations.benchmarks import step

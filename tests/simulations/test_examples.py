@@ -7,7 +7,7 @@ from flwr.app import Context, RecordDict
 
 from heterofl_flwr import LocalGrid
 from simulations.examples import text_app, torchvision_app
-from tests.methods.tiny import Watched
+from tests.federation.tiny import Watched
 
 
 def run(app, nodes, rounds):

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heterofl_flwr.app.command import parser
-from heterofl_flwr.app.commands.run import request_of
+from heterofl_flwr.app.cli.main import parser
+from heterofl_flwr.app.cli.run import request_of
 from heterofl_flwr.data import load_dataset
-from heterofl_flwr.learn import ENGINES, train_together
 from heterofl_flwr.nn.models import Setup
 from heterofl_flwr.settings import from_flat
+from heterofl_flwr.training import ENGINES, train_together
 from simulations.benchmarks import gpu
 from simulations.benchmarks.cifar10 import authors, task
 from simulations.benchmarks.cifar10.engines import Engine, check_equal

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from heterofl_flwr.core import aggregate
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.core import counting_mean as aggregate
+from heterofl_flwr.federation.records import RoundRecord
 from simulations import hostile
 from simulations.hostility import answers, replies
 from simulations.hostility.attacks import ATTACKS, LIES, REFUSED

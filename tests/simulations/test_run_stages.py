@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from heterofl_flwr.app.launch.gpus import Measured
+from heterofl_flwr.app.launch.preflight import LaunchNote
 from heterofl_flwr.app.launch.request import Share
-from heterofl_flwr.app.launch_note import LaunchNote
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.methods.callbacks import RoundRecord
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Checkpoint, RunFolder
 from simulations.sweeps import once
 from simulations.sweeps.job import Job

@@ -12,7 +12,7 @@ from simulations.zoology import torchvisions
 from simulations.zoology.check import BrokenPropertyError, check
 from simulations.zoology.findings import Finding
 from simulations.zoology.page import page
-from tests.slicing.families import Then
+from tests.elastic_models.families import Then
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -15,8 +15,8 @@ from heterofl_flwr.app.task import Task
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.learn import TrainOptions, evaluate, train
 from heterofl_flwr.settings import from_flat
+from heterofl_flwr.training import TrainOptions, evaluate, train
 
 CONTEXT = 1024**3
 """Bytes that CUDA and its libraries take in each process, on the safe side."""

@@ -6,16 +6,15 @@ from functools import partial
 
 from flwr.app import ArrayRecord, Message
 
-from heterofl_flwr.app.launch.apps import App
 from heterofl_flwr.app.launch.gpus import cores
-from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.own_states import NODE_STATES
+from heterofl_flwr.app.launch.request import App, Request
+from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.queued import QueuedGrid
-from heterofl_flwr.learn.choose import MOST_ON_CPU
-from heterofl_flwr.methods.instructions import size_of
+from heterofl_flwr.messages import size_of
 from heterofl_flwr.report import RunFolder
+from heterofl_flwr.training.train import MOST_ON_CPU
 
 STEP = 500_000
 """Bytes of parameters that take a training step as long as all that does not depend on the model's size.

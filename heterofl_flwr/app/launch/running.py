@@ -15,12 +15,11 @@ from flwr.serverapp import ServerApp
 from flwr.supercore.object_ref import load_app
 
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.launch.apps import App, read_app
 from heterofl_flwr.app.launch.grid import open_grid
-from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids.queued import QueuedGrid
-from heterofl_flwr.grids.relay import Relay
+from heterofl_flwr.grids.windowed import Relay
 from heterofl_flwr.report import RunFolder
 
 LOG = Path("logs", "flower.log")

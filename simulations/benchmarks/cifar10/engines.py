@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.data import Split
-from heterofl_flwr.learn import evaluate_both, input_batches, train_together
 from heterofl_flwr.nn import collect_moments, with_static_norm
+from heterofl_flwr.training import evaluate_both, input_batches, train_together
 from simulations.benchmarks.cifar10.task import RATES, Experiment
 
 CHECKED_STEPS = 5

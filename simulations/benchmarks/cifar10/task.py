@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core import LEVELS
-from heterofl_flwr.core.seeds import derive
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split, load_dataset
-from heterofl_flwr.learn import TrainOptions, Work
-from heterofl_flwr.learn.precision import Precision
 from heterofl_flwr.nn import PAPER, profile
+from heterofl_flwr.training import TrainOptions, Work
+from heterofl_flwr.training.device import Precision
 
 MIX = "a1-b1-c1-d1-e1"
 RATES = tuple(rate for rate in LEVELS.values() for _ in range(2))

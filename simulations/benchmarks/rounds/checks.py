@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from heterofl_flwr.data import Dataset
-from heterofl_flwr.learn import evaluate
 from heterofl_flwr.nn import PAPER, Moments, with_static_norm
 from heterofl_flwr.nn.moments import LayerMoments
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.training import evaluate
 
 Array = NDArray[np.float32]
 

@@ -10,16 +10,16 @@ from typing import Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.app.central import CentralEvaluation
-from heterofl_flwr.app.command import parser
-from heterofl_flwr.app.commands.run import request_of
+from heterofl_flwr.app.callbacks import CentralEvaluation
+from heterofl_flwr.app.cli.main import parser
+from heterofl_flwr.app.cli.run import request_of
 from heterofl_flwr.app.launch.grid import cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.client import load_parameters
+from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid, Windowed
-from heterofl_flwr.methods.callbacks import Progress, RoundCallback
 from heterofl_flwr.nn import PAPER, with_static_norm
 from simulations.benchmarks.rounds.checks import Model
 from simulations.benchmarks.rounds.ready_app import READY

@@ -32,10 +32,10 @@ from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.client import seed_of, submodel
 from heterofl_flwr.core import LEVELS, Aggregator
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.groups import together
-from heterofl_flwr.learn import TrainResult, Work, train_together
-from heterofl_flwr.methods.heterofl import HeteroFL
-from heterofl_flwr.nn.threads import torch_threads
+from heterofl_flwr.grids.runner import together
+from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.training import TrainResult, Work, train_together
 from simulations.benchmarks.rounds.ours import request
 from simulations.benchmarks.rounds.task import Experiment, members
 

@@ -11,8 +11,8 @@ from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import run as run_server
 from heterofl_flwr.app.task import task_of
-from heterofl_flwr.core.text import duration
-from heterofl_flwr.methods.callbacks import Progress, RoundCallback
+from heterofl_flwr.core.formatting import duration
+from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.report import RunFolder
 from simulations.benchmarks.rounds.authors import Authors
 from simulations.benchmarks.rounds.ours import local_grid, request

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
-from heterofl_flwr.methods.federation import Federation
-from heterofl_flwr.methods.nodes import Capability
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.round import Federation
 from heterofl_flwr.nn import PAPER
 
 MIX = "a1-b1-c1-d1-e1"

@@ -5,7 +5,7 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from sklearn.datasets import load_digits
 
-from heterofl_flwr.legacy import labels_text, parameters_of, properties_of, submodel
+from heterofl_flwr.classic import labels_text, parameters_of, properties_of, submodel
 from heterofl_flwr.nn import CNN
 
 PER_CLIENT = 200

@@ -8,7 +8,7 @@ from flwr.server import ServerAppComponents, ServerConfig
 from flwr.serverapp import ServerApp
 
 from classic.client import build
-from heterofl_flwr.legacy import HeteroFL
+from heterofl_flwr.classic import HeteroFL
 
 
 class Telling(HeteroFL):

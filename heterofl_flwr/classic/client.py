@@ -1,0 +1,119 @@
+"""What a ``NumPyClient`` calls around the user's own training loop."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import cast
+
+import torch
+from flwr.common import Context, NDArrays, Scalar
+from torch import nn
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.capability import capability_of, measures_itself
+from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, named
+from heterofl_flwr.client import Batches, Build, for_evaluation, inputs_of, model_at
+from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.nn.model_cache import fresh_model
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
+
+
+def submodel(
+    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+) -> nn.Module:
+    """Return the model at the instruction's rate with these parameters.
+
+    To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``seed_torch`` is
+    that of ``heterofl_flwr.client.submodel``.
+    """
+    _check(config)
+    return next(_models_at(parameters, config, build, [float(config[wire.RATE])], seed_torch))[1]
+
+
+def models_to_evaluate(
+    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
+) -> Iterator[tuple[float, nn.Module]]:
+    """Yield each rate that the instruction asks about and its model, as ``submodel`` returns it."""
+    _check(config)
+    yield from _models_at(parameters, config, build, _rates(config), seed_torch)
+
+
+def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
+    """Whether an instruction to fit asks for static batch norm moments instead; see ``answer_moments``."""
+    return config.get(wire.TASK) == wire.TASK_MOMENTS
+
+
+def answer_moments(
+    parameters: NDArrays,
+    config: Mapping[str, Scalar],
+    build: Build,
+    batches: Callable[[], Batches],
+    *,
+    device: torch.device | str = "cpu",
+) -> tuple[NDArrays, int, dict[str, Scalar]]:
+    """Return what ``fit`` answers when it is asked for the static batch norm moments of this client's data.
+
+    ``batches`` is called once for each rate and returns the training inputs, as in ``heterofl_flwr.client``, on
+    ``device``.
+    """
+    kind = cast("Choice", config[wire.MOMENTS_KIND])
+    moments = {
+        rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind)
+        for rate, model in models_to_evaluate(parameters, config, build)
+    }
+    return moments_to_arrays(moments), 0, {}
+
+
+def parameters_of(model: nn.Module) -> NDArrays:
+    """Return a model's parameters in the order in which the strategy expects them."""
+    return [own.detach().cpu().numpy() for _, own in model.named_parameters()]
+
+
+def labels_text(labels: Iterable[int]) -> str:
+    """Return a client's classes as the text that travels in ``metrics["labels"]``."""
+    return ",".join(str(label) for label in sorted({int(label) for label in labels}))
+
+
+def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scalar]:
+    """Return what ``get_properties`` answers: level or rate and partition, from the node's own config.
+
+    With ``moments=True`` the client says that its ``fit`` answers questions for static batch norm moments.
+    """
+    if measures_itself(context):
+        raise ConfigError("the node config has level='auto', which the classic API has no place for: name a level")
+    said = cast("dict[str, Scalar]", capability_of(context))
+    return {**said, wire.MOMENTS: True} if moments else said
+
+
+def _models_at(
+    parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
+) -> Iterator[tuple[float, nn.Module]]:
+    top = float(config[wire.RATE])
+    names = [name for name, _ in fresh_model(build, top).named_parameters()]
+    kind = config.get(wire.MOMENTS_KIND) if config.get(wire.TASK) == wire.TASK_EVALUATE else None
+    own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
+    state = named(names, own, wire.SERVER)
+    moments: Mapping[float, Moments] = {}
+    if kind is not None:
+        layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _rates(config)}
+        moments = moments_from_arrays(more, cast("Choice", kind), layers, wire.SERVER)
+    seed, *purpose = (int(config[key]) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION))
+    for rate in rates:
+        model = model_at(build, state, top, rate)
+        if config.get(wire.TASK) == wire.TASK_EVALUATE:
+            model = for_evaluation(model, moments.get(rate))
+        if seed_torch:
+            torch.manual_seed(derive(seed, "client", *purpose))
+        yield rate, model
+
+
+def _check(config: Mapping[str, Scalar]) -> None:
+    wire.check_schema(config, wire.SERVER)
+    missing = [key for key in (wire.RATE, wire.SEED, wire.SERVER_ROUND, wire.PARTITION) if key not in config]
+    if missing:
+        raise ReplyError(f"{wire.SERVER} sent an instruction without {', '.join(missing)}")
+
+
+def _rates(config: Mapping[str, Scalar]) -> list[float]:
+    return [float(rate) for rate in str(config.get(wire.RATES, config[wire.RATE])).split(",")]

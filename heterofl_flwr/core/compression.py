@@ -1,0 +1,145 @@
+"""Replies in fewer bits: what a client's parameters changed by, in float16 or in int8.
+
+A change is far smaller than the value it belongs to, so a few bits say it more exactly than they could say the value.
+The server knows what it sent, and adds the change to it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.core.reply_checks import check_reply
+from heterofl_flwr.errors import ReplyError, ShapeError
+
+Upload = Literal["float32", "float16", "int8"]
+"""How a reply carries parameters: as they are, or what they changed by in so many bits."""
+
+_STEPS = 127  # int8 is used evenly on both sides of 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a client's parameters changed by.
+
+    Attributes
+    ----------
+    tensors : Mapping[str, Tensor]
+        The change of each parameter: in float16 or, where there are scales, in int8 as a number of steps.
+    scales : Tensor | None
+        How large a step is, in float32: one number for each row (axis 0) of each parameter, the parameters sorted by
+        name. A parameter whose rows have one entry each, such as a bias, counts as one row.
+    """
+
+    tensors: Mapping[str, Tensor]
+    scales: Tensor | None = None
+
+
+@torch.no_grad()
+def compress(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Literal["float16", "int8"], *, seed: int
+) -> Changes:
+    """Return what parameters changed by.
+
+    Parameters
+    ----------
+    before, after : Mapping[str, Tensor]
+        The parameters that the server sent, and what became of them.
+    upload : "float16" | "int8"
+        The form. In int8 the largest change of a row is 127 steps, and each change becomes one of the two whole numbers
+        of steps beside it: drawn so that it is right on average.
+    seed : int
+        What is drawn from; another one for each client and round, so that errors cancel out in their mean.
+
+    Raises
+    ------
+    ShapeError
+        If the two have other names or shapes.
+    ReplyError
+        If a change is not finite, or too large for the form.
+    """
+    _check_pair(before, after)
+    tensors: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(derive(seed, "upload"))
+    for name, new in after.items():
+        change = new.to(torch.promote_types(new.dtype, torch.float32)) - before[name]
+        if upload == "int8":
+            tensors[name], scales[name] = _quantise(change, generator)
+        else:
+            tensors[name] = change.to(torch.float16)
+        if not scales.get(name, tensors[name]).isfinite().all():
+            raise ReplyError(
+                f"parameter {name} changed by up to {change.abs().max():g}, which {upload} cannot carry: train with a "
+                f"lower learning rate, or let the server ask for upload='float32'"
+            )
+    return Changes(tensors, torch.cat([scales[name] for name in sorted(scales)]) if scales else None)
+
+
+@torch.no_grad()
+def restore(plan: Plan, global_state: Mapping[str, Tensor], changes: Changes) -> dict[str, Tensor]:
+    """Return a client's parameters: its slice of the state that the server sent, and its changes.
+
+    Raises
+    ------
+    ReplyError
+        If anything about the changes is wrong.
+    """
+    form = torch.empty(0, dtype=torch.float16 if changes.scales is None else torch.int8)
+    check_reply(dict.fromkeys(plan.axes, form), plan, changes.tensors, weight=1.0)
+    scales = None if changes.scales is None else _scales_by_name(plan, changes.scales)
+    state = plan.extract(global_state)
+    for name, parameter in state.items():
+        change = changes.tensors[name].to(torch.float32)
+        if scales is not None:
+            rows = change.reshape(_rows(change.shape))  # (rows, entries)
+            change = rows.mul_(scales[name].unsqueeze(1)).view(parameter.shape)
+        # In place, because new tensors beside freed ones left the memory of three slices taken where one is needed.
+        parameter += change.to(parameter)
+    return state
+
+
+def _quantise(change: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a change in steps, and how large a step is in each of its rows."""
+    rows = change.reshape(_rows(change.shape))  # (rows, entries)
+    scales = (rows.abs().amax(1) / _STEPS).to(torch.float32)  # (rows,)
+    # The nearest step would lose a drift of less than half a step in every client, round after round: the rest of a row
+    # in which one entry changes much more.
+    draws = torch.rand(rows.shape, generator=generator).to(rows.device)
+    steps = (rows / scales.where(scales > 0, 1.0).unsqueeze(1)).add_(draws).floor_().clamp_(-_STEPS, _STEPS)
+    return steps.to(torch.int8).view(change.shape), scales
+
+
+def _rows(shape: Sequence[int]) -> tuple[int, int]:
+    """Return how many rows a parameter has, and how many entries each; rows of a single entry are one row together."""
+    size = math.prod(shape)
+    rows = shape[0] if shape and size > shape[0] else min(size, 1)
+    return rows, max(size, 1) // max(rows, 1)
+
+
+def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
+    """Return the scales of each parameter; refuse what does not fit, naming it."""
+    rows = {name: _rows(plan.shapes[name])[0] for name in sorted(plan.axes)}
+    expected = (sum(rows.values()),)
+    if scales.dtype != torch.float32 or scales.shape != expected:
+        found = f"{scales.dtype} of shape {tuple(scales.shape)}"
+        raise ReplyError(f"reply refused: its scales are {found}, expected torch.float32 of shape {expected}")
+    by_name = dict(zip(rows, scales.split(list(rows.values())), strict=True))
+    wrong = [name for name, own in by_name.items() if not (own.isfinite() & (own >= 0)).all()]
+    if wrong:
+        raise ReplyError(f"reply refused: scales of {', '.join(wrong[:5])} are no finite numbers from 0 up")
+    return by_name
+
+
+def _check_pair(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Raise ``ShapeError`` unless both have the same names and shapes."""
+    sent, found = ({name: tuple(own.shape) for name, own in state.items()} for state in (before, after))
+    wrong = sorted(name for name in sent | found if sent.get(name) != found.get(name))
+    if wrong:
+        shown = "; ".join(f"{name}: {found.get(name)}, expected {sent.get(name)}" for name in wrong[:3])
+        raise ShapeError(f"the model of the reply is not the one that the server sent ({shown})")

@@ -1,0 +1,304 @@
+"""From a sum and the number of clients that held each slice of it to the mean."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.axes import Axes
+from heterofl_flwr.core.label_rows import LabelRows
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.reply_checks import check_norm, check_reply
+from heterofl_flwr.core.slices import Chain, Region, chain_of
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+
+Count = float | Tensor
+"""How many clients held a slice: a number for all of it, or one for each of its rows."""
+
+
+Divisors = dict[object, Tensor | None]
+"""Counts along an axis, for parameters with equal slices to share; None where nobody held some entry."""
+
+
+def empty_sum(parameter: Tensor) -> Tensor:
+    """Return memory to sum in: at least in single precision, whatever the parameter's."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    if parameter.device.type != "cpu":
+        return torch.empty_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
+    # numpy asks Linux for huge pages. The first touch of a large sum is most of the cost of an aggregation, and it
+    # is four times faster so.
+    return torch.from_numpy(numpy.empty(parameter.shape, numpy.float64 if dtype == torch.float64 else numpy.float32))
+
+
+def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> None:
+    """Divide a sum by its counts, in place; entries that nobody held take the old value."""
+    by_row = any(isinstance(count, Tensor) for count in counts.values())
+    chain = chain_of(tuple(counts))
+    # Where some slices are counted by row and others cut the rows, a shell would cut a count.
+    if chain is None or (by_row and 0 in chain.cut):
+        _mean_of_any(total, old, counts)
+        return
+    # Most parameters are cut along one axis only, and one pass over memory divides them.
+    divisor = None if by_row or len(chain.cut) != 1 else _divisor(total, chain, counts, divisors)
+    if divisor is not None:
+        total.div_(divisor)
+    else:
+        _mean_of_chain(total, old, chain, counts)
+
+
+def _mean_of_chain(total: Tensor, old: Tensor, chain: Chain, counts: Mapping[Axes, Count]) -> None:
+    """Divide shell by shell, from what nobody held to the smallest slice."""
+    held: Count = 0.0
+    for axes, totals, olds in zip((*chain.slices, None), chain.shells(total), chain.shells(old), strict=True):
+        for part, before in zip(totals, olds, strict=True):
+            _divide(part, before, held)
+        if axes is not None:
+            held = held + counts[axes]
+
+
+def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
+    held = held_by(total, counts)
+    total.div_(held.where(held > 0, 1.0))
+    torch.where(held > 0, total, old.to(total.dtype), out=total)
+
+
+def _divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
+    """Return how many held each entry along the only axis that is cut, in a shape that broadcasts to the sum."""
+    (number,) = chain.cut
+    along: dict[Axes, Count] = {(axes[number],): count for axes, count in counts.items()}
+    key = (total.dtype, total.device, *along.items())
+    if key not in divisors:
+        held = held_by(total.new_empty(total.shape[number]), along)
+        divisors[key] = held if held.all() else None
+    found = divisors[key]
+    return None if found is None else found.view([-1 if axis == number else 1 for axis in range(total.dim())])
+
+
+def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
+    """Return how many held each entry."""
+    held = torch.zeros_like(total)
+    for axes, count in counts.items():
+        number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+        by_row = number.view(-1, *[1] * (len(axes) - 1)) if number.dim() else number
+        Region(held, axes).add(by_row.expand([axis.kept for axis in axes]).contiguous(), 1.0)
+    return held
+
+
+def _divide(total: Tensor, old: Tensor, count: Count) -> None:
+    """Divide by the count, in place; where it is 0, take the old value."""
+    if isinstance(count, Tensor):
+        held = count > 0
+        shape = (-1, *[1] * (total.dim() - 1))
+        total.div_(count.where(held, 1.0).to(total).view(shape))
+        if not held.all():
+            torch.where(held.view(shape).to(total.device), total, old, out=total)
+    elif count > 0:
+        total.div_(count)
+    else:
+        total.copy_(old)
+
+
+Weights = Literal["equal", "examples"]
+"""What a client counts in a mean: once, or by its examples."""
+
+
+class Aggregator:
+    """A streaming mean over clients that hold different parts of one model.
+
+    Parameters
+    ----------
+    global_state : Mapping[str, Tensor]
+        The state that the replies started from. It is read, never changed; entries that nobody held keep its value.
+    label_rows : Sequence[str]
+        Parameters whose rows belong to classes, such as ``["linear.weight", "linear.bias"]``. A client's rows count
+        for the classes that it names in ``labels``.
+    classes : int | None
+        Number of classes. Default: the fewest rows among ``label_rows``.
+    extra_rows : bool
+        Whether rows beyond the classes, such as the embedding of [MASK], count for every holder; otherwise they count
+        for nobody who names labels (``Fidelity.extra_rows``).
+    largest : float
+        A reply with an entry of a larger magnitude is refused; by default only one that is not finite. Beyond it, the
+        sum of several replies could overflow.
+    norm_bound : float
+        A reply that is further from the global state than this, in the L2 norm over its entries, is refused; 0 for no
+        bound.
+
+    Examples
+    --------
+    >>> state = {"linear.weight": torch.zeros(2, 4)}
+    >>> aggregator = Aggregator(state, label_rows=["linear.weight"])
+    >>> plan = Plan.between(state, {"linear.weight": (2, 2)})
+    >>> aggregator.add(plan, {"linear.weight": torch.ones(2, 2)}, labels=[1])
+    >>> aggregator.result()["linear.weight"]
+    tensor([[0., 0., 0., 0.],
+            [1., 1., 0., 0.]])
+    """
+
+    def __init__(
+        self,
+        global_state: Mapping[str, Tensor],
+        label_rows: Sequence[str] = (),
+        *,
+        classes: int | None = None,
+        extra_rows: bool = True,
+        largest: float = math.inf,
+        norm_bound: float = 0.0,
+    ) -> None:
+        self._state = {name: tensor.detach() for name, tensor in global_state.items()}
+        self._rows = LabelRows.of(self._state, label_rows, classes=classes, extra_rows=extra_rows)
+        self._largest = largest
+        self._norm_bound = norm_bound
+        self._sums: dict[str, Tensor] = {}
+        self._new: set[str] = set()
+        self._holders: dict[Plan, _Holders] = {}
+        self._replies = 0
+        self._open = True
+
+    @property
+    def replies(self) -> int:
+        """How many replies were added."""
+        return self._replies
+
+    @torch.no_grad()
+    def add(
+        self, plan: Plan, sub: Mapping[str, Tensor], *, labels: Sequence[int] | None = None, weight: float = 1.0
+    ) -> None:
+        """Add one client's reply.
+
+        Parameters
+        ----------
+        plan : Plan
+            What the client held.
+        sub : Mapping[str, Tensor]
+            Its parameters, in the plan's shapes and the global model's dtypes.
+        labels : Sequence[int] | None
+            The classes whose rows count; None means all rows.
+        weight : float
+            The client's weight in the mean; HeteroFL counts every client once.
+
+        Raises
+        ------
+        ReplyError
+            If anything about the reply is wrong. It is refused whole, and the sum is as it was.
+        """
+        self._check_open()
+        if plan not in self._holders:
+            self._check_plan(plan)
+        check_reply(self._state, plan, sub, weight, self._largest)
+        if self._norm_bound:
+            check_norm(self._state, plan, sub, self._norm_bound)
+        weight = float(weight)
+        rows = self._rows.held(plan, labels)
+        holders = self._holders.setdefault(plan, _Holders(self._rows.most))
+        self._collect(plan, sub, rows, weight)
+        holders.add(weight, rows)
+        self._replies += 1
+
+    def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
+        """Add a reply that was checked to the sums."""
+        for name, region in self._regions_of(plan, self._holders[plan]).items():
+            local = sub[name].to(region.view.device)
+            if rows is not None and name in self._rows.sizes:
+                self._zero_if_new(name)
+                region.add_rows(local, rows[rows < self._rows.sizes[name]].to(local.device), weight)
+            elif name in self._new and region.whole and weight == 1:
+                # The first reply is copied: zeroing a large sum just to add to it costs as much again.
+                self._new.remove(name)
+                region.view.copy_(local)
+            else:
+                self._zero_if_new(name)
+                region.add(local, weight)
+
+    @torch.no_grad()
+    def result(self) -> dict[str, Tensor]:
+        """Return the new global state and end the aggregation.
+
+        The tensors are new, in the dtypes of the old ones. They are the sums, divided in place, so an aggregator
+        gives its result once.
+        """
+        self._close()
+        divisors: Divisors = {}
+        return {name: self._mean_of(name, old, divisors) for name, old in self._state.items()}
+
+    @torch.no_grad()
+    def held(self, name: str) -> Tensor:
+        """Return how many clients, by weight, held each entry of a parameter; this is counted anew for each call."""
+        old = self._state[name]
+        return held_by(torch.empty_like(old, dtype=torch.promote_types(old.dtype, torch.float32)), self._counts(name))
+
+    def _mean_of(self, name: str, old: Tensor, divisors: Divisors) -> Tensor:
+        total = self._sums.pop(name, None)
+        if total is None:
+            return old.clone()
+        mean_in_place(total, old, self._counts(name), divisors)
+        return total.to(old.dtype)
+
+    def _counts(self, name: str) -> dict[Axes, Count]:
+        """Return how many clients held each slice of a parameter."""
+        counts: dict[Axes, Count] = {}
+        for plan, holders in self._holders.items():
+            if name in plan.axes:
+                axes = plan.axes[name]
+                rows = self._rows.sizes.get(name)
+                # A plan that cuts label rows takes no labels: each of its rows was held by all.
+                by_row = rows if axes and axes[0].kept == rows else None
+                counts[axes] = counts.get(axes, 0.0) + holders.count(by_row)
+        return counts
+
+    def _regions_of(self, plan: Plan, holders: "_Holders") -> Mapping[str, Region]:
+        """Return where in the sums a plan's parameters go."""
+        if holders.regions is not None:
+            return holders.regions
+        for name in plan.axes:
+            if name not in self._sums:
+                self._sums[name] = empty_sum(self._state[name])
+                self._new.add(name)
+        regions = {name: Region(self._sums[name], axes) for name, axes in plan.axes.items()}
+        if plan.is_prefix:
+            # Views cost nothing to keep. Chosen positions would: with one plan for each client, too much.
+            holders.regions = regions
+        return regions
+
+    def _zero_if_new(self, name: str) -> None:
+        if name in self._new:
+            self._new.remove(name)
+            self._sums[name].zero_()
+
+    def _close(self) -> None:
+        self._check_open()
+        self._open = False
+        for holders in self._holders.values():
+            holders.regions = None
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise HeteroFLError("this aggregator has given its result: make a new one from the new global state")
+
+    def _check_plan(self, plan: Plan) -> None:
+        plan.check_state(self._state)
+        whole = [name for name in plan.axes if not self._state[name].is_floating_point()]
+        if whole:
+            kinds = ", ".join(f"{name} ({self._state[name].dtype})" for name in whole[:5])
+            raise ConfigError(f"only floating point can be averaged; leave {kinds} out of the plan")
+
+
+class _Holders:
+    """How many clients held a plan: all rows of it, and each row whose label they had."""
+
+    def __init__(self, rows: int) -> None:
+        self.regions: Mapping[str, Region] | None = None
+        self._all = 0.0
+        self._by_row = torch.zeros(rows, dtype=torch.float64)
+
+    def add(self, weight: float, rows: Tensor | None) -> None:
+        """Count one client."""
+        self._all += weight
+        self._by_row[slice(None) if rows is None else rows] += weight
+
+    def count(self, rows: int | None) -> Count:
+        """Return the count of a parameter: one number, or one for each of its label rows."""
+        return self._all if rows is None else self._by_row[:rows]

@@ -1,0 +1,96 @@
+"""Numbers as people read them."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+NOTHING = "-"
+
+
+def score(name: str, value: float | None) -> str:
+    """Return a metric's value: accuracies and coverage in percent, everything else with four digits."""
+    if value is None:
+        return NOTHING
+    return percent(value) if name.endswith(("accuracy", "coverage")) else number(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share in percent."""
+    return NOTHING if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def number(value: float) -> str:
+    """Return a number with four digits that count."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def count(value: float) -> str:
+    """Return a large number with k, M, G or T."""
+    return _scaled(value, ("", "k", "M", "G", "T", "P")).rstrip()
+
+
+def size(value: float) -> str:
+    """Return a number of bytes in units of 1000."""
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def energy(joules: float) -> str:
+    """Return an energy in units of 1000."""
+    return f"{joules:.2g} J" if joules < 99.5 else _scaled(joules, ("J", "kJ", "MJ", "GJ", "TJ"))
+
+
+def tick(label: str) -> str:
+    """Return a number with its unit as the label of a tick, where round ones need no decimals."""
+    return label.replace(".00 ", " ").replace(".0 ", " ")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def numbers(values: Sequence[int], limit: int = 12) -> str:
+    """Return ascending numbers with runs joined, such as ``1-4, 7``; a long list is cut."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], value]
+        else:
+            runs.append([value])
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:limit]]
+    return ", ".join(shown) + (f" and {len(runs) - limit} more" if len(runs) > limit else "")
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    digits = 0 if step == 0 or abs(value) >= 99.95 else 2 if abs(value) < 9.995 else 1
+    return f"{value:.{digits}f} {units[step]}"
+
+
+FORMATS = ("table", "csv", "markdown")
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+    """Return a table in one of ``FORMATS``. The first column is aligned to the left, the others to the right."""
+    if style == "csv":
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        return file.getvalue().rstrip("\n")
+    if style == "markdown":
+        rule = ["---", *["---:"] * (len(header) - 1)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [_line(row, widths) for row in [header, *rows]]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    return "  ".join([first.strip().ljust(widths[0]), *others]).rstrip()

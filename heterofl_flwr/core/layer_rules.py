@@ -1,0 +1,164 @@
+"""The registry of slicing rules: from a layer's type to the axes of its parameters."""
+
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
+
+Rule = Callable[[Any, Any], Mapping[str, Axes]]
+"""From the full layer and the local layer to the axes of each parameter, by its name within the layer."""
+
+_Rule = TypeVar("_Rule", bound=Rule)
+_Added = TypeVar("_Added")
+_rules: dict[type[nn.Module], Rule] = {}
+
+
+def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
+    """Make the decorated function the rule for these layer types and their subclasses.
+
+    A rule takes the full and the local layer and returns the axes of every parameter it speaks for, by name. Names
+    may reach into children (``"linear_q.weight"``); children whose parameters are spoken for need no rule of their
+    own. A rule registered for a type replaces an earlier one::
+
+        @register(MyLayer)
+        def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
+            return {"kernel": axes_between(full.kernel.shape, local.kernel.shape, parts={0: full.heads})}
+    """
+    return adding("register", _rules, layer_types)
+
+
+def adding(
+    name: str, rules: MutableMapping[type[nn.Module], Any], layer_types: Sequence[type[nn.Module]]
+) -> Callable[[_Added], _Added]:
+    """Return the decorator that makes a function the rule for layer types; ``name`` is that of what the user called."""
+    wrong = [kind for kind in layer_types if not (isinstance(kind, type) and issubclass(kind, nn.Module))]
+    if wrong or not layer_types:
+        raise ConfigError(f"{name} takes subclasses of torch.nn.Module, got {wrong or 'nothing'}")
+
+    def add(rule: _Added) -> _Added:
+        rules.update(dict.fromkeys(layer_types, rule))
+        return rule
+
+    return add
+
+
+def find_rule(layer: nn.Module) -> Rule | None:
+    """Return the rule of the layer's type or of its nearest base class that has one."""
+    return next((_rules[kind] for kind in type(layer).__mro__ if kind in _rules), None)
+
+
+def unsupported(name: str, layer: nn.Module, reason: str) -> UnsupportedLayerError:
+    """Return the error that names a layer, what is wrong, and how to register a rule for it."""
+    kind = type(layer).__name__
+    return UnsupportedLayerError(
+        f"layer {name or '(the model itself)'} of type {kind}: {reason}. Teach it with a rule: "
+        f"@heterofl_flwr.core.register({kind}), a function of the full and the local layer that returns the axes of "
+        f"each parameter; rules exist for {', '.join(sorted(kind.__name__ for kind in _rules))}"
+    )
+
+
+@register(nn.Linear, nn.Embedding, nn.EmbeddingBag)
+@register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+@register(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
+def prefix_of_every_axis(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+    """Keep a prefix of every axis."""
+    kept = dict(local.named_parameters(recurse=False))
+    return {
+        name: axes_between(parameter.shape, kept[name].shape)
+        for name, parameter in full.named_parameters(recurse=False)
+    }
+
+
+@register(_ConvNd)
+def convolution(full: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
+    """Keep a prefix of the input and the output channels, and every tap of the kernel.
+
+    Groups must shrink with the channels and keep their size, as in a depthwise convolution: otherwise a prefix of the
+    channels would move to other groups.
+    """
+    if full.kernel_size != local.kernel_size:
+        raise ShapeError(f"kernel sizes {full.kernel_size} and {local.kernel_size} differ; kernels are never cut")
+    if max(full.groups, local.groups) > 1 and _group_size(full) != _group_size(local):
+        raise ShapeError(
+            f"{full.in_channels} to {full.out_channels} channels in {full.groups} groups became {local.in_channels} to "
+            f"{local.out_channels} in {local.groups}: groups must shrink with the channels and keep their size"
+        )
+    return prefix_of_every_axis(full, local)
+
+
+def _group_size(layer: _ConvNd) -> tuple[int, int]:
+    return layer.in_channels // layer.groups, layer.out_channels // layer.groups
+
+
+# Axes made of heads, for each parameter: (axis, how many times the heads stand one after another).
+_HEADED = {
+    "in_proj_weight": (0, 3),
+    "in_proj_bias": (0, 3),
+    "q_proj_weight": (0, 1),
+    "k_proj_weight": (0, 1),
+    "v_proj_weight": (0, 1),
+    "bias_k": (2, 1),
+    "bias_v": (2, 1),
+    "out_proj.weight": (1, 1),
+}
+
+
+@register(nn.MultiheadAttention)
+def multihead_attention(full: nn.MultiheadAttention, local: nn.MultiheadAttention) -> dict[str, Axes]:
+    """Keep all heads, each with a prefix of its rows; or, where the head dimension stays, the first heads."""
+    if full.num_heads != local.num_heads and full.head_dim != local.head_dim:
+        raise ShapeError(
+            f"{full.num_heads} heads of {full.head_dim} became {local.num_heads} heads of {local.head_dim}: "
+            f"keep either the number of heads or their dimension"
+        )
+    heads = full.num_heads if full.num_heads == local.num_heads else 1
+    kept = dict(local.named_parameters())
+    axes = {}
+    for name, parameter in full.named_parameters():
+        axis, times = _HEADED.get(name, (0, 1))
+        parts = {axis: heads * times} if name in _HEADED else None
+        axes[name] = axes_between(parameter.shape, kept[name].shape, parts)
+    return axes
+
+
+_GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3, nn.RNN: 1, nn.RNNCell: 1}
+_LATER_INPUT = re.compile(r"weight_ih_l[1-9]\d*(_reverse)?")
+
+
+@register(*_GATES)
+def recurrent(full: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellBase) -> dict[str, Axes]:
+    """Keep a prefix of each gate's rows; later layers of a bidirectional one keep a prefix of each direction."""
+    gates = next(number for kind, number in _GATES.items() if isinstance(full, kind))
+    directions = 2 if getattr(full, "bidirectional", False) else 1
+    kept = dict(local.named_parameters())
+    axes = {}
+    for name, parameter in full.named_parameters():
+        # The projection (weight_hr) has no gates: its rows are the projected units.
+        parts = {} if name.startswith("weight_hr") else {0: gates}
+        if _LATER_INPUT.fullmatch(name):
+            parts[1] = directions
+        axes[name] = axes_between(parameter.shape, kept[name].shape, parts)
+    return axes
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return the first name of each parameter, by each of its names, in the model's order."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+
+
+def untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with each of the model's parameters under its first name.
+
+    A ``state_dict``, or a checkpoint of an earlier version, has tied parameters under each of their names. As when a
+    model loads it, the last value counts.
+    """
+    first = first_names(model)
+    return {first.get(name, name): tensor for name, tensor in state.items()}

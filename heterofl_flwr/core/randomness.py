@@ -1,0 +1,46 @@
+"""Random numbers as pure functions of what they are for.
+
+Nothing in this package reads or writes a global random state. A draw is named by its seed and its purpose, for
+example ``generator(seed, "level", server_round, partition)``, so it is the same whatever else was drawn before it.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, *purpose: int | str) -> int:
+    """Return a 63-bit seed that depends on all arguments, the same on every platform and Python version."""
+    # The quotes of a text tell ("a", "b") from ("a/b",), and 1 from "1".
+    text = repr([part if isinstance(part, str) else int(part) for part in (seed, *purpose)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *purpose: int | str) -> random.Random:
+    """Return a fresh generator for one purpose."""
+    return random.Random(derive(seed, *purpose))
+
+
+@contextmanager
+def kept_random_state(seed: int | None = None) -> Iterator[None]:
+    """Give the global generators of torch, NumPy and Python back as they were; a seed counts for torch's meanwhile.
+
+    Whoever draws from them afterwards, noise for privacy say, must not find a state that others can work out.
+    """
+    cuda = torch.cuda.is_initialized()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
+        if seed is not None:
+            # Not torch.manual_seed: before CUDA starts, it leaves the seed behind for when it does.
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,185 @@
+"""The region of a tensor that a client holds: read it, or add to it.
+
+A region whose axes all keep a prefix is a plain view, so HeteroFL's own slices need no index tensors. An axis of
+several parts appears as two, (parts, entries of a part), in everything here that is not in the client's shape.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise, starmap
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.axes import Axes, Axis
+
+
+class Region:
+    """The entries of one tensor that one slice holds."""
+
+    __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
+
+    def __init__(self, tensor: Tensor, axes: Axes) -> None:
+        geometry = _geometry(axes)
+        self._shape, self._local_shape, self.whole = geometry.shape, geometry.local_shape, geometry.whole
+        view = tensor if len(geometry.opened) == tensor.dim() else tensor.view(geometry.opened)
+        self.view = view if self.whole else view[geometry.places]
+        self._index = None if geometry.is_prefix else _positions(axes, tensor.device)
+
+    def part(self) -> Tensor:
+        """Return the region in the client's shape; where it can be, a view of the tensor."""
+        return self._chosen().reshape(self._local_shape)
+
+    def read(self) -> Tensor:
+        """Return a copy of the region, contiguous, in the client's shape."""
+        return self._chosen().clone(memory_format=torch.contiguous_format).view(self._local_shape)
+
+    def _chosen(self) -> Tensor:
+        return self.view if self._index is None else self.view[self._index]
+
+    def write(self, local: Tensor) -> None:
+        """Put a client's tensor into the region."""
+        if self._index is None:
+            self.view.copy_(local.view(self._shape))
+        else:
+            self.view[self._index] = local.view(self._shape)
+
+    def add(self, local: Tensor, weight: float) -> None:
+        """Add ``weight`` times a client's tensor to the region."""
+        if self._index is None:
+            self.view.add_(local.view(self._shape) if self._shape != self._local_shape else local, alpha=weight)
+        else:
+            # Positions are distinct, so reading, adding and writing back counts each entry once.
+            self.view[self._index] = self.view[self._index].add_(local.reshape(self._shape), alpha=weight)
+
+    def add_rows(self, local: Tensor, rows: Tensor, weight: float) -> None:
+        """Add ``weight`` times some rows of a client's tensor; the first axis must be held whole."""
+        chosen = local.reshape(self._shape)[rows].to(self.view.dtype)
+        if self._index is None:
+            self.view.index_add_(0, rows, chosen, alpha=weight)
+        else:
+            place = (rows.view(-1, *[1] * (chosen.dim() - 1)), *self._index[1:])
+            self.view[place] = self.view[place].add_(chosen, alpha=weight)
+
+
+def is_prefix(axes: Axes) -> bool:
+    """Whether every axis keeps a prefix, whole or by parts, so that the region is a plain view."""
+    return all(axis.index is None for axis in axes)
+
+
+def size_of(axes: Axes) -> int:
+    """Return the number of entries of a region."""
+    size = 1
+    for axis in axes:
+        size *= axis.kept
+    return size
+
+
+class _Geometry(NamedTuple):
+    """Where a slice lies in a tensor whose parts are dimensions of their own."""
+
+    opened: tuple[int, ...]
+    places: tuple[slice, ...]
+    shape: tuple[int, ...]
+    local_shape: tuple[int, ...]
+    whole: bool
+    is_prefix: bool
+
+
+@lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
+def _geometry(axes: Axes) -> _Geometry:
+    opened: list[int] = []
+    shape: list[int] = []
+    places: list[slice] = []
+    for axis in axes:
+        full, kept = axis.part
+        if axis.parts > 1:
+            opened.append(axis.parts)
+            shape.append(axis.parts)
+            places.append(slice(None))
+        opened.append(full)
+        shape.append(kept)
+        places.append(slice(kept) if axis.index is None else slice(None))
+    local_shape = tuple(axis.kept for axis in axes)
+    whole = all(axis.kept == axis.full for axis in axes)
+    return _Geometry(tuple(opened), tuple(places), tuple(shape), local_shape, whole, is_prefix(axes))
+
+
+def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
+    """Return index tensors that broadcast to the region, one for each of its dimensions."""
+    lists: list[Tensor] = []
+    for axis in axes:
+        if axis.parts > 1:
+            lists.append(torch.arange(axis.parts, device=device))
+        kept = range(axis.part[1]) if axis.index is None else axis.index
+        lists.append(torch.tensor(kept, dtype=torch.long, device=device))
+    return tuple(positions.view(-1, *[1] * (len(lists) - 1 - number)) for number, positions in enumerate(lists))
+
+
+Place = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """Slices of which each lies within the one before.
+
+    Attributes
+    ----------
+    slices
+        The slices, from the largest on.
+    cut
+        The numbers of the axes that some slice cuts.
+    """
+
+    slices: tuple[Axes, ...]
+    cut: frozenset[int]
+    _opened: tuple[int, ...]
+    _shells: tuple[tuple[Place, ...], ...]
+
+    def shells(self, tensor: Tensor) -> Iterator[list[Tensor]]:
+        """Yield what lies outside of all slices, what the first has more than the second, ..., and the last slice.
+
+        Each is given as views that do not overlap. In two dimensions a shell is an L: what stands below the inner
+        slice, and what stands beside it.
+        """
+        view = tensor if len(self._opened) == tensor.dim() else tensor.view(self._opened)
+        for places in self._shells:
+            yield [view[place] for place in places]
+
+
+@lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
+def chain_of(slices: tuple[Axes, ...]) -> Chain | None:
+    """Return the slices as a chain, or None if they are not nested prefixes."""
+    ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
+    if not all(map(is_prefix, ordered)) or not all(starmap(_contains, pairwise(ordered))):
+        return None
+    parts = [max(axis.parts for axis in column) for column in zip(*ordered, strict=True)]
+    whole = tuple(Axis(axis.full, axis.full) for axis in ordered[0])
+    bounds = [_bounds(axes, parts) for axes in (whole, *ordered)]
+    shells = [_shell(outer, inner) for outer, inner in pairwise(bounds)]
+    core = tuple(map(slice, bounds[-1]))
+    cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
+    return Chain(tuple(ordered), cut, bounds[0], (*shells, (core,)))
+
+
+def _contains(large: Axes, small: Axes) -> bool:
+    return all(mine.contains(its) for mine, its in zip(large, small, strict=True))
+
+
+def _bounds(axes: Axes, parts: list[int]) -> tuple[int, ...]:
+    """Return how far a slice reaches on each dimension, the parts of an axis being a dimension of their own."""
+    bounds: list[int] = []
+    for axis, number in zip(axes, parts, strict=True):
+        bounds += [number, axis.kept // number] if number > 1 else [axis.kept]
+    return tuple(bounds)
+
+
+def _shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
+    """Return places that together are the outer box without the inner one."""
+    return tuple(
+        (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))
+        for number in range(len(outer))
+        if inner[number] < outer[number]
+    )

@@ -1,0 +1,148 @@
+"""From what a source holds to a ``Dataset``: classes are numbered and inputs normalised."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
+from heterofl_flwr.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raw:
+    """One split as read.
+
+    Attributes
+    ----------
+    inputs
+        Images as uint8 (number, channels, height, width), or columns of numbers as float32 (number, columns).
+    labels
+        A class for each example: whole numbers, or texts.
+    names
+        The names of the classes 0, 1, ..., where the source states them.
+    place
+        Where it was read, for messages.
+    columns
+        The names of the columns of numbers.
+    """
+
+    inputs: Tensor
+    labels: Sequence[int] | Sequence[str]
+    names: tuple[str, ...] | None
+    place: str
+    columns: tuple[str, ...] = ()
+
+
+def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, augment: str = "none") -> Dataset:
+    """Return a data set from its two splits as read.
+
+    Without ``normal``, inputs are normalised by the train split's own mean and deviation, for each channel of images
+    and for each column of numbers.
+    """
+    if train.columns != test.columns:
+        raise DataError(
+            f"{test.place}: found the columns {', '.join(test.columns)}; expected those of the train split in its "
+            f"order: {', '.join(train.columns)}"
+        )
+    targets, classes, names = _number(train, test)
+    if normal is None:
+        mean, deviation = _moments(train.inputs)
+        normal = Normal(tuple(mean.tolist()), tuple(deviation.tolist()))
+    else:
+        mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
+    for raw in (train, test):
+        if raw.inputs.shape[1] != len(mean):
+            raise DataError(f"{raw.place}: found {raw.inputs.shape[1]} channels, expected {len(mean)}")
+    train_split, test_split = (
+        Split(_normalised(raw.inputs, mean, deviation), target, -mean / deviation if raw.inputs.dim() == 4 else None)
+        for raw, target in zip((train, test), targets, strict=True)
+    )
+    return Dataset(name, train_split, test_split, classes, augment, normal=normal, names=names, columns=train.columns)
+
+
+def _scaled(inputs: Tensor) -> Tensor:
+    """Return float32 inputs, a copy, with bytes scaled to 0 to 1."""
+    values = inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return values.div_(255) if inputs.dtype == torch.uint8 else values
+
+
+def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    values = _scaled(inputs)
+    deviation, mean = torch.std_mean(values, [dim for dim in range(values.dim()) if dim != 1], correction=0)
+    return mean, torch.where(deviation > 0, deviation, 1.0)
+
+
+def _normalised(inputs: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    shape = (-1, *[1] * (inputs.dim() - 2))
+    return _scaled(inputs).sub_(mean.view(shape)).div_(deviation.view(shape))
+
+
+def _number(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[str, ...]]:
+    """Return both splits' class numbers, how many classes there are, and their names where they have any."""
+    kinds = [{type(label).__name__ for label in raw.labels} for raw in (train, test)]
+    if kinds[1] - kinds[0]:
+        raise DataError(f"{test.place}: labels are {', '.join(kinds[1])}; the train split's are {', '.join(kinds[0])}")
+    if isinstance(train.labels[0], str):
+        return _number_texts(train, test)
+    targets = tuple(torch.as_tensor(raw.labels, dtype=torch.int64) for raw in (train, test))
+    classes = len(train.names) if train.names else int(targets[0].max()) + 1
+    for raw, target in zip((train, test), targets, strict=True):
+        wrong = target[(target < 0) | (target >= classes)]
+        if len(wrong):
+            raise DataError(
+                f"{raw.place}: found label {int(wrong[0])}; expected 0 to {classes - 1}, the classes of the train "
+                "split: number the classes from 0, or leave out examples without a label"
+            )
+    return (targets[0], targets[1]), classes, train.names or ()
+
+
+def _number_texts(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[str, ...]]:
+    """As ``_number``, for texts: classes are numbered in alphabetical order."""
+    names = sorted({str(label) for label in train.labels})
+    strange = sorted({str(label) for label in test.labels} - set(names))
+    if strange:
+        raise DataError(
+            f"{test.place}: found {', '.join(strange[:5])}, which the train split lacks; expected its classes "
+            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        )
+    numbers = {name: number for number, name in enumerate(names)}
+    first, second = (torch.tensor([numbers[str(label)] for label in raw.labels]) for raw in (train, test))
+    return (first, second), len(names), tuple(names)
+
+
+ROWS: Mapping[str, int] = MappingProxyType({"train": 100, "test": 10})
+"""Rows of each split; with the paper's hundred clients each has one (section 6)."""
+
+UNKNOWN, END = "<ukn>", "<eos>"
+"""A word that the train split lacks, and the end of a line. The corpus has an ``<unk>`` of its own beside the first."""
+
+
+def to_text(name: str, train: Iterable[str], test: Iterable[str]) -> Dataset:
+    """Return a data set of rows of tokens from the lines of two splits.
+
+    The vocabulary has the two special tokens and the train split's words in the order in which they come first. What
+    does not fill the last row is left out.
+    """
+    numbers = {UNKNOWN: 0, END: 1}
+    tokens = {"train": [numbers.setdefault(word, len(numbers)) for word in _words(train)]}
+    tokens["test"] = [numbers.get(word, 0) for word in _words(test)]
+    reading = Reading(hides_as=len(numbers))
+    splits = {part: _rows(f"{name}, split {part}", found, ROWS[part], reading) for part, found in tokens.items()}
+    return Dataset(name, splits["train"], splits["test"], classes=len(numbers), names=tuple(numbers))
+
+
+def _words(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield from line.split()
+        yield END
+
+
+def _rows(place: str, tokens: Sequence[int], rows: int, reading: Reading) -> Split:
+    length = len(tokens) // rows
+    if length < 2:
+        raise DataError(f"{place}: found {len(tokens)} words, too few for {rows} rows; is the copy complete?")
+    cut = torch.tensor(tokens[: rows * length]).view(rows, length)
+    return Split(cut, cut, reading=reading)

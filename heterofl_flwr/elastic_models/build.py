@@ -1,0 +1,211 @@
+"""From a model that somebody has to the function from a rate to a model of that rate."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from heterofl_flwr.core.levels import exact_rate, width
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_rule import prefix
+from heterofl_flwr.elastic_models.channels import kept_positions
+from heterofl_flwr.elastic_models.layer_rules import adjust_layers
+from heterofl_flwr.elastic_models.skeleton import Number, copied
+from heterofl_flwr.elastic_models.sliced_model import Slice, as_sliced, attach_scaler
+from heterofl_flwr.elastic_models.tracing import Traced, check_slice, trace_model, without_values
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.static_norm import batch_norms
+
+_CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
+_UNUSED = (
+    "the model makes no use of {} on the example inputs, so nobody knows how they may be cut: they stay whole at every "
+    "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
+    "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How widths are rounded, and what is attached; see ``elastic``."""
+
+    minimum: int = 1
+    multiple_of: int = 1
+    global_rate: float = 1.0
+    scaler: bool = True
+    static_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        exact_rate(self.global_rate)
+        if self.minimum < 1 or self.multiple_of < 1:
+            raise ConfigError(
+                f"minimum is {self.minimum} and multiple_of is {self.multiple_of}; expected whole numbers from 1"
+            )
+
+    def width(self, channels: int, rate: float) -> int:
+        """Return how many channels of a group are kept."""
+        kept = max(width(channels, rate), self.minimum)
+        return min(math.ceil(kept / self.multiple_of) * self.multiple_of, channels)
+
+
+class Elastic:
+    """The function from a rate to a slice of one model; ``elastic`` makes it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model as it was traced; it is copied.
+    traced : Traced
+        What the trace found.
+    options, example_inputs
+        See ``elastic``.
+    """
+
+    def __init__(self, model: nn.Module, traced: Traced, options: Options, example_inputs: object) -> None:
+        self._model = copied(model, lambda name, tensor: tensor.clone())
+        self._channels = traced.channels
+        self._numbers = traced.numbers
+        self._steps = traced.steps
+        self._options = options
+        self._example_inputs = without_values(example_inputs)
+        self._checked = {tuple(self._channels.sizes)}  # the widths of slices that do what the full model does
+
+    def __call__(self, rate: float) -> nn.Module:
+        """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them.
+
+        When a rate is first built, the model is run without values beside the steps of the trace.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If at this rate it does anything else than the full model.
+        """
+        model = self.checked(rate)
+        if self._options.scaler:
+            attach_scaler(self._model, model, exact_rate(rate) / exact_rate(self._options.global_rate))
+        if self._options.static_norm:
+            for layer in batch_norms(model).values():
+                layer.track_running_stats = False
+                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        return model
+
+    def checked(self, rate: float) -> nn.Module:
+        """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
+        part = self.part(rate)
+        model = self.cut(part)
+        if part.kept not in self._checked:
+            # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
+            thin = any(few == 1 < size for few, size in zip(part.kept, self._channels.sizes, strict=True))
+            check_slice(None if thin else self._steps, part.kept, model, self._example_inputs, rate)
+            self._checked.add(part.kept)
+        return model
+
+    def plan(self, rate: float, of: float = 1.0) -> Plan:
+        """Return which entries of the model of rate ``of`` the model of this rate holds, as ``Plan.of`` does."""
+        small, large = self.part(rate), self.part(of)
+        named = self._model.named_parameters()
+        axes = {name: large.axes_of(name, parameter.shape, small) for name, parameter in named}
+        return Plan(axes).chosen(prefix)
+
+    def part(self, rate: float) -> Slice:
+        """Return the slice of a rate."""
+        exact_rate(rate)
+        return Slice(self._channels, tuple(self._options.width(size, rate) for size in self._channels.sizes))
+
+    def cut(self, part: Slice) -> nn.Module:
+        """Return the slice as a model, with nothing attached."""
+        model = copied(self._model, part.cut)
+        layers = dict(model.named_modules(remove_duplicate=False))
+        for number, places in self._numbers.items():
+            _set(layers[number.layer], number, len(kept_positions(places, part.kept)))
+        adjust_layers(self._model, model)
+        return as_sliced(model, part)
+
+
+def elastic(
+    model: nn.Module,
+    example_inputs: object,
+    *,
+    fixed: Sequence[str] = (),
+    minimum: int = 1,
+    multiple_of: int = 1,
+    global_rate: float = 1.0,
+    scaler: bool | None = None,
+    static_norm: bool = False,
+) -> Elastic:
+    """Return ``build``, the function from a rate to a slice of any model, for ``HeteroFL`` and all that takes one.
+
+    The model is run on the example inputs, without values, to see which axes of which parameters belong together:
+    through residual additions, concatenations, grouped convolutions, attention, views. Inputs and outputs stay as they
+    are. The model given is read, never changed. ``build(1.0)`` has its weights and computes what it computes, bit for
+    bit; a smaller model has a slice of them, and is of the same class.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model made of torch's operators, with any weights.
+    example_inputs : object
+        What the model is called with: a tensor, a tuple of arguments, or a mapping of named ones. One or two examples
+        are enough.
+    fixed : Sequence[str]
+        Layers or parameters that stay whole at every rate: patterns (``fnmatch``) of their names.
+    minimum, multiple_of : int
+        No group of channels becomes narrower than this, or than it is; and its width is rounded up to such a multiple.
+        Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as one channel.
+    global_rate : float
+        The largest rate of the mix, by which the Scaler divides.
+    scaler : bool | None
+        Whether each linear layer, convolution, embedding and attention whose outputs shrink is followed by a
+        ``Scaler``: in training its output is divided by the rate (section 3.3). By default it is where the model
+        normalises; without norms, activations of narrow models would grow from layer to layer, and training diverges.
+    static_norm : bool
+        Whether batch norm keeps no running statistics. They are never sent either way (section 3.2).
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the model cannot be followed: an operator is unknown, or what is computed depends on values. Other rates are
+        checked when they are first built.
+
+    Warns
+    -----
+    UserWarning
+        If parameters take no part on the example inputs. They stay whole.
+
+    Examples
+    --------
+    >>> import torch
+    >>> build = elastic(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)), torch.zeros(1, 3))
+    >>> build(0.5)
+    Sequential(
+      (0): Linear(in_features=3, out_features=4, bias=True)
+      (1): Linear(in_features=4, out_features=2, bias=True)
+    )
+    """
+    options = Options(
+        minimum=minimum,
+        multiple_of=multiple_of,
+        global_rate=global_rate,
+        scaler=scaler is not False,
+        static_norm=static_norm,
+    )
+    traced = trace_model(model, example_inputs, fixed)
+    if scaler is None and not traced.normalises:
+        options = replace(options, scaler=False)
+    if traced.unused:
+        warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
+    build = Elastic(model, traced, options, example_inputs)
+    build.checked(_CHECKED)
+    return build
+
+
+def _set(layer: nn.Module, number: Number, value: int) -> None:
+    """Set a number of a layer. It may be one of a sequence."""
+    if number.place is None:
+        layer.__dict__[number.name] = value
+        return
+    old: Any = layer.__dict__[number.name]
+    layer.__dict__[number.name] = type(old)(value if place == number.place else one for place, one in enumerate(old))

@@ -1,0 +1,1 @@
+"""The federation: what the server knows and decides, between the messages."""

@@ -1,0 +1,186 @@
+"""A round that cannot go on."""
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from reprlib import repr as shown
+from typing import Literal, TypeVar, get_args
+
+from flwr.serverapp.exception import AggregationError
+
+from heterofl_flwr.core.levels import exact_rate
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, check_fields
+from heterofl_flwr.federation.evaluation import SHARES, is_share
+from heterofl_flwr.federation.nodes import Levels
+
+
+class RoundError(HeteroFLError, AggregationError):
+    """Too few clients are there, or too few answered; Flower ends the run as failed."""
+
+
+Word = TypeVar("Word", bound=str)
+
+MinReplies = int | float | Literal["auto"]
+"""How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""
+
+REPLIES = "a whole number of 1 or more, or a share between 0 and 1"
+"""What is expected beside ``auto``."""
+
+
+def check_capacity(capacity: float | None) -> None:
+    """Refuse a reply that reports a capacity which is no rate."""
+    if capacity is not None:
+        try:
+            exact_rate(capacity)
+        except ConfigError as error:
+            raise ReplyError(f"the capacity it reports is not usable: {error}") from error
+
+
+def one_of(name: str, value: Word, words: object) -> Word:
+    """Return an option's value; refuse one that is not among a ``Literal``'s."""
+    if value not in get_args(words):
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(words))}")
+    return value
+
+
+def fraction(name: str, value: float, *, zero: bool = False) -> float:
+    """Return an option's value; refuse what is no share, and 0 unless it means something."""
+    if not 0 <= value <= 1 or not (value or zero):
+        raise ConfigError(f"{name} is {value}; expected a number {'from 0' if zero else 'above 0 and'} up to 1")
+    return value
+
+
+def at_least(name: str, value: int | None) -> int | None:
+    """Return an option's value; refuse what is no number of clients."""
+    if value is not None and value < 0:
+        raise ConfigError(f"{name} is {value}; expected a whole number from 0 up")
+    return value
+
+
+def reply_floor(name: str, value: object) -> MinReplies:
+    """Return an option's value; refuse what is neither a number of replies nor a share nor ``auto``."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ConfigError(f"{name} is {value!r}; expected 'auto', {REPLIES}")
+
+
+def least_replies(least: MinReplies, needed: int) -> int:
+    """Return how many good replies a round needs, of which this many would be all."""
+    if isinstance(least, int):
+        return least
+    share = Fraction(1, 2) if least == "auto" else Fraction(str(least))
+    return max(math.ceil(share * needed), 1)
+
+
+def extra(name: str, value: float) -> float:
+    """Return an option's value; refuse what is no share of clients beyond others."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{name} is {value}; expected a number of 0 or more")
+    return value
+
+
+logger = logging.getLogger(__name__)
+
+LARGEST_ENTRY = 1e15
+"""Of a parameter. With it the sum of a billion clients of a billion examples each stays within single precision."""
+
+LARGEST_METRIC = 1e30
+MOST_METRICS = 100
+LONGEST_NAME = 100
+LONGEST_FAULT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client may have and answer at most.
+
+    Attributes
+    ----------
+    norm_bound
+        L2 norm of what a reply changes of the slice that its client was sent; a reply of a larger one is refused, not
+        clipped. 0 for no bound.
+    examples
+        Number of examples that a client may count. With ``weights="examples"``, set it near the largest client's.
+    examples_ratio
+        In means of metrics a client counts at most so many times the examples of the median client; 0 for no bound.
+        Parameters count in full with ``weights="examples"``, as in FedAvg: for them there is ``examples``.
+    refusals
+        A client of which so many replies in a row were refused is not drawn any more; 0 for never.
+    levels
+        Which clients may have which levels, whatever they say of themselves.
+    """
+
+    norm_bound: float = 0.0
+    examples: int = 10_000_000
+    examples_ratio: float = 10.0
+    refusals: int = 0
+    levels: Levels = field(default_factory=Levels)
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing, all at once."""
+        check_fields(
+            self,
+            (
+                ("norm_bound", 0 <= self.norm_bound < math.inf, "a number of 0 or more"),
+                ("examples", 1 <= self.examples <= 1_000_000_000, "1 to 1,000,000,000"),
+                ("examples_ratio", 0 <= self.examples_ratio < math.inf, "a number of 0 or more"),
+                ("refusals", self.refusals >= 0, "0 or more"),
+            ),
+            "limits: ",
+        )
+
+
+def read_number(value: object, most: int, sender: str, key: str = "num-examples") -> int:
+    """Return a number of examples; refuse anything else, or more of them."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ReplyError(
+            f"{sender} sent {shown(value)} as {key}, expected a whole number from 0 up to {most:,} "
+            f"(Limits(examples=...), server.max-examples)"
+        )
+    return value
+
+
+def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str, float]:
+    """Return the numbers among metrics; one that is out of its bounds becomes NaN, which no mean counts.
+
+    Raises
+    ------
+    ReplyError
+        If there are too many, or if a name is no short line of text: the record of a run keeps each.
+    """
+    found = {name: value for name, value in metrics if isinstance(value, int | float) and not isinstance(value, bool)}
+    wrong = [name for name in found if len(name) > LONGEST_NAME or not name.isprintable()]
+    if len(found) > MOST_METRICS or wrong:
+        what = f"{len(found)} metrics" if not wrong else f"a metric named {shown(wrong[0])}"
+        raise ReplyError(
+            f"{sender} sent {what}, expected up to {MOST_METRICS} with names of up to {LONGEST_NAME} printable letters"
+        )
+    unusable = {name: value for name, value in found.items() if not _is_possible(name, value)}
+    if unusable:
+        logger.warning(
+            "%s sent %s, which counts in no mean: expected 0 to 1 of %s, and finite numbers up to %g of others",
+            sender,
+            shown(unusable),
+            ", ".join(SHARES),
+            LARGEST_METRIC,
+        )
+    return {name: math.nan if name in unusable else float(value) for name, value in found.items()}
+
+
+def _is_possible(name: str, value: float) -> bool:
+    return 0 <= value <= 1 if is_share(name) else abs(value) <= LARGEST_METRIC
+
+
+def short(fault: str) -> str:
+    """Return what a client failed with as text that is safe to log and to keep: no control characters, its two ends."""
+    if len(fault) > LONGEST_FAULT:
+        fault = f"{fault[: LONGEST_FAULT // 2]} ... {fault[-LONGEST_FAULT // 2 :]}"
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in fault
+    )

@@ -1,0 +1,239 @@
+"""What the server knows of its clients: partition, capacity, classes."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from heterofl_flwr.core.levels import Mix, exact_rate, level_name, rate_of
+from heterofl_flwr.core.randomness import generator
+from heterofl_flwr.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """What a client says of itself, and what the server lets it have.
+
+    Attributes
+    ----------
+    capacity
+        The largest rate it can hold, or None if it does not say.
+    limit
+        The largest rate that the server gives it, whatever it says.
+    partition, num_partitions
+        Which part of the data is its own, or None if it does not say.
+    num_examples
+        How many training examples it has; 0 if it does not say.
+    labels
+        The classes it has, or None if it does not say.
+    """
+
+    capacity: float | None = None
+    limit: float = 1.0
+    partition: int | None = None
+    num_partitions: int | None = None
+    num_examples: int = 0
+    labels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if self.capacity is not None:
+            exact_rate(self.capacity)
+        if self.partition is not None and self.partition < 0:
+            raise ConfigError(f"partition {self.partition} does not exist: expected a number from 0 up")
+        if self.num_partitions is not None and self.num_partitions < 1:
+            raise ConfigError(f"{self.num_partitions} partitions are not possible: expected a number from 1 up")
+        if self.num_examples < 0:
+            raise ConfigError(f"{self.num_examples} examples are not possible: expected a number from 0 up")
+
+    @property
+    def holds(self) -> float | None:
+        """The largest rate that it can have, or None if it can have any."""
+        if self.capacity is None and self.limit == 1:
+            return None
+        return self.limit if self.capacity is None else min(self.capacity, self.limit)
+
+
+class Nodes:
+    """The clients by node id. Their numbers are stable within a run: a client keeps what it got.
+
+    Each client has two numbers. Its partition is its own word, where no other has said the same before; random draws
+    go by it. Its seat depends on names and on who is there, and never on what anybody says. Levels go by a client's own
+    word or by its seat, so that no client can change the level of another.
+
+    Attributes
+    ----------
+    dealt_rates
+        The rate that goes with each client's seat, whatever the client says.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Capability] = {}
+        self._partitions: dict[int, int] = {}
+        self._seats: dict[int, int] = {}
+        self._most = 0  # clients at once, so far
+        self.dealt_rates: dict[int, float] = {}
+
+    def __contains__(self, node_id: int) -> bool:
+        return node_id in self._known
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._known)
+
+    def __getitem__(self, node_id: int) -> Capability:
+        return self._known[node_id]
+
+    def register(
+        self,
+        answers: Mapping[int, Capability],
+        names: Mapping[int, str] | None = None,
+        present: Iterable[int] | None = None,
+    ) -> None:
+        """Take up clients that were not known, with what they said of themselves.
+
+        A client without a partition of its own gets the lowest free number: by registered name where it has one
+        (``names``), else by node id. Node ids are random, so such a run cannot be repeated. A known client that is not
+        ``present`` is forgotten: a node that was started anew has another id, but the same partition.
+        """
+        if present is not None:
+            self._forget(self._known.keys() - set(present))
+        self._known.update(answers)
+        names = names or {}
+        _number(self._seats, _by_name(answers, names))
+        self._most = max(self._most, len(self._known))
+        claimed = {partition: node for node, partition in self._partitions.items()}
+        unnumbered = []
+        for node_id in sorted(answers):
+            wanted = answers[node_id].partition
+            if wanted is None or claimed.setdefault(wanted, node_id) != node_id:
+                if wanted is not None:
+                    logger.warning("node %s says partition %s, which node %s has", node_id, wanted, claimed[wanted])
+                unnumbered.append(node_id)
+            else:
+                self._partitions[node_id] = wanted
+        _warn_of_unnamed(unnumbered, names)
+        _number(self._partitions, _by_name(unnumbered, names))
+
+    def set_capacity(self, node_id: int, capacity: float) -> None:
+        """Take up a change that a client reported; it counts from the next round on."""
+        self._known[node_id] = replace(self._known[node_id], capacity=capacity)
+
+    def set_examples(self, node_id: int, number: int) -> None:
+        """Take up how many examples a client trained on."""
+        self._known[node_id] = replace(self._known[node_id], num_examples=number)
+
+    def partition(self, node_id: int) -> int:
+        """Return the number that stands for a client in every random draw."""
+        return self._partitions[node_id]
+
+    def seat(self, node_id: int) -> int:
+        """Return the number of a client that depends on nobody's word."""
+        return self._seats[node_id]
+
+    def place(self, node_id: int) -> int:
+        """Return the number by which a client's level and family are found: its own word, or its seat."""
+        said = self._known[node_id].partition
+        return self._seats[node_id] if said is None else said
+
+    def places(self, node_id: int) -> int:
+        """Return how many such numbers there are: as many as this client says, or as clients have been there."""
+        return self._known[node_id].num_partitions or self._most
+
+    def most_said(self) -> int:
+        """Return the largest number of partitions that a client says there are; 0 if none says any."""
+        return max((known.num_partitions or 0 for known in self._known.values()), default=0)
+
+    def dealt(self) -> int:
+        """Return of how many parts the clients have one each, as all of them say; 0 if they do not."""
+        said = {known.num_partitions or 0 for known in self._known.values()}
+        return said.pop() if len(said) == 1 else 0
+
+    def sample(self, node_ids: Iterable[int], number: int, *purpose: int | str, seed: int) -> list[int]:
+        """Return that many of the clients, drawn by partition so that the draw can be repeated, in its order."""
+        by_partition = {self._partitions[node_id]: node_id for node_id in node_ids}
+        if number >= len(by_partition):
+            return [by_partition[partition] for partition in sorted(by_partition)]
+        drawn = generator(seed, "sample", *purpose).sample(sorted(by_partition), number)
+        return [by_partition[partition] for partition in drawn]
+
+    def _forget(self, node_ids: Iterable[int]) -> None:
+        for node_id in node_ids:
+            del self._known[node_id], self._partitions[node_id], self._seats[node_id]
+            self.dealt_rates.pop(node_id, None)
+
+
+def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:
+    return sorted(node_ids, key=lambda node_id: (names.get(node_id, ""), node_id))
+
+
+def _number(numbers: dict[int, int], node_ids: Iterable[int]) -> None:
+    """Give each of some clients the lowest number that is free."""
+    taken = set(numbers.values())
+    free = (number for number in count() if number not in taken)
+    numbers.update(zip(node_ids, free, strict=False))
+
+
+def _warn_of_unnamed(node_ids: Iterable[int], names: Mapping[int, str]) -> None:
+    unnamed = sum(not names.get(node_id) for node_id in node_ids)
+    if unnamed:
+        logger.warning(
+            "%d nodes have neither a partition-id in their node config nor a registered name: they are numbered "
+            "by their random ids, so this run cannot be repeated exactly",
+            unnamed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Which levels clients may have, whatever they say of themselves.
+
+    Attributes
+    ----------
+    table
+        The level, or the rate, of a client by its registered name or by its node id as text. Neither is the client's
+        own word. Such a client has this level; what it reports later can only lower it.
+    others
+        The largest level, or rate, that clients which are not in the table may have.
+    """
+
+    table: Mapping[str, str | float] = field(default_factory=dict)
+    others: str | float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no level, all at once."""
+        faults = []
+        for who, level in (*self.table.items(), ("others", self.others)):
+            try:
+                rate_of(level)
+            except ConfigError as error:
+                faults.append(f"{who}: {error}")
+        if faults:
+            raise ConfigError("levels: " + "; ".join(faults))
+
+    def check(self, mix: Mix, assignment: str) -> None:
+        """Refuse levels that a mix has no model for."""
+        wide = [who for who, level in self.table.items() if rate_of(level) > mix.global_rate]
+        faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
+        if assignment == "dynamic":
+            everyone = (*self.table.items(), ("others", self.others))
+            narrow = [who for who, level in everyone if rate_of(level) < mix.rates[-1]]
+            if narrow:
+                faults.append(f"{', '.join(narrow)} below the mix's smallest level, {level_name(mix.rates[-1])}")
+        if faults:
+            raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
+
+    def applied(self, said: Capability, name: str, node_id: str) -> Capability:
+        """Return what a client may hold, from what it says of itself, its registered name and its id."""
+        key = name if name in self.table else node_id
+        limit = rate_of(self.table.get(key, self.others))
+        changed = replace(said, capacity=limit if key in self.table else said.capacity, limit=limit)
+        if said.capacity not in (None, changed.holds):
+            logger.warning(
+                "node %s gets rate %g by the server's levels, in place of %g",
+                name or node_id,
+                changed.holds,
+                said.capacity,
+            )
+        return changed

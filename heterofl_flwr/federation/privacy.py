@@ -1,0 +1,145 @@
+"""Differential privacy of whole clients: what is clipped and noised, and what a run has given away so far."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.noise import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
+from heterofl_flwr.errors import check_fields
+from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
+
+KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """How the clients' data are protected from those who see the model; the server itself is trusted.
+
+    Attributes
+    ----------
+    clip
+        L2 norm to which a client's change of its slice is shortened; 0 for no clipping.
+    noise
+        Standard deviation of the noise on the clients' sum, in multiples of ``clip``; 0 for none.
+    delta
+        At which epsilon is stated; below one over the number of clients.
+    moments_clip
+        L2 norm to which a client's static batch norm moments are shortened: means and second moments of all layers
+        together. They get noise in multiples of it.
+    """
+
+    clip: float = 0.0
+    noise: float = 0.0
+    delta: float = 1e-5
+    moments_clip: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing, all at once."""
+        check_fields(
+            self,
+            (
+                ("clip", 0 <= self.clip < math.inf, "a number of 0 or more"),
+                ("noise", 0 <= self.noise < math.inf, "a number of 0 or more"),
+                ("clip", self.clip > 0 or not self.noise, "a number above 0 where there is noise"),
+                ("delta", 0 < self.delta < 1, "a number between 0 and 1"),
+                ("moments_clip", 0 < self.moments_clip < math.inf, "a number above 0"),
+            ),
+            "privacy: ",
+        )
+
+    @property
+    def step(self) -> float:
+        """Distance of two points of the grid on which changes are summed; 0 where there is no noise."""
+        return self.noise * self.clip / DEVIATION
+
+    @property
+    def moments_step(self) -> float:
+        """The same for moments."""
+        return self.noise * self.moments_clip / DEVIATION
+
+
+class Ledger(Protocol):
+    """Where the number of releases is kept so that it outlives the run; a ``RunFolder`` is one."""
+
+    def releases(self) -> Mapping[str, float]:
+        """Return the releases so far, by kind."""
+
+    def write_releases(self, releases: Mapping[str, int]) -> None:
+        """Keep the releases so far; they are on the disk when this returns."""
+
+
+class Spent:
+    """What a run has given away.
+
+    Parameters
+    ----------
+    privacy : Privacy
+        What protects it.
+    """
+
+    def __init__(self, privacy: Privacy) -> None:
+        self._privacy = privacy
+        self._ledger: Ledger | None = None
+        self.releases = dict.fromkeys(KINDS, 0)
+
+    def keep_in(self, ledger: Ledger) -> None:
+        """Go on from the releases that a ledger knows, and write each there before anybody gets it.
+
+        A run that is cut off and resumed repeats rounds with new noise. What it released before counts as well.
+        """
+        known = ledger.releases()
+        self.releases = {kind: max(own, int(known.get(kind, 0))) for kind, own in self.releases.items()}
+        self._ledger = ledger
+
+    def add(self, kind: str, number: int = 1) -> None:
+        """Count releases, before anybody gets them; nothing is counted where there is no noise."""
+        if not self._privacy.noise:
+            return
+        self.releases[kind] += number
+        if self._ledger:
+            self._ledger.write_releases(self.releases)
+
+    def facts(self) -> dict[str, float]:
+        """Return the releases so far and their epsilon; nothing where there is no noise."""
+        if not self._privacy.noise:
+            return {}
+        number = sum(self.releases.values())
+        return {
+            "epsilon": epsilon(divergences(self._privacy.noise, number), self._privacy.delta) if number else 0.0,
+            "delta": self._privacy.delta,
+            **{kind: float(own) for kind, own in self.releases.items()},
+        }
+
+
+def clip_moments(moments: Moments, privacy: Privacy) -> Moments:
+    """Return a client's moments as one shortened vector of means and second moments; each client then counts once.
+
+    They are in steps of the grid, as ``noise_moments`` expects their sums.
+    """
+    counted = {name: layer for name, layer in moments.layers.items() if layer.count}
+    vector = {("first", name): layer.first / layer.count for name, layer in counted.items()}
+    vector |= {("second", name): layer.second / layer.count for name, layer in counted.items()}
+    short = in_steps(vector, privacy.moments_clip, privacy.moments_step)
+    layers = {name: LayerMoments(1, short["first", name], short["second", name]) for name in counted}
+    return Moments(moments.kind, {**moments.layers, **layers})
+
+
+def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[float, Moments]:
+    """Return the sums of several clients' clipped moments with noise on them, and no longer in steps."""
+    stream = Keystream()
+
+    def released(kind: Choice, layer: LayerMoments) -> LayerMoments:
+        if not layer.count:
+            return layer
+        mean, second = (noised(own, privacy.moments_step, stream) / layer.count for own in (layer.first, layer.second))
+        # A variance cannot be negative: what noise says below 0 is no news to anybody.
+        variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
+        # Here the count is one of clients, and a single value would have no variance.
+        return layer_of(kind, max(layer.count, 2), mean, variance)
+
+    return {
+        rate: Moments(own.kind, {name: released(own.kind, layer) for name, layer in own.layers.items()})
+        for rate, own in merged.items()
+    }

@@ -1,0 +1,196 @@
+"""What happens between rounds: one record a round, handed to callbacks."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from heterofl_flwr.federation.evaluation import is_share
+
+State = Mapping[str, Tensor]
+"""A model's parameters by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """Everything that is known of one round. All values are plain Python, so a record is a line of JSON.
+
+    Attributes
+    ----------
+    server_round
+        The round, from 1.
+    seconds
+        Wall-clock time of the round, evaluation included.
+    learning_rate
+        What the clients were told to train with.
+    rates
+        The rate of each client that was asked to train, by partition.
+    failures
+        For each client that failed or was refused, by partition: why.
+    refused
+        Those of them whose reply was refused: it came, and could not be used.
+    train
+        Means of the clients' training metrics, weighted by examples.
+    train_by_level
+        The same for each level.
+    evaluate
+        Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
+        ``coverage``, the share of the clients that answered about the global model. With families (``Hybrid``), the
+        same of each as ``family/metric``. Empty in rounds without evaluation.
+    evaluate_by_level
+        The same for each level's own model.
+    evaluate_medians
+        Of each metric of ``evaluate`` that comes from clients, the median over them, each counted once. Empty in
+        histories of older versions.
+    worst_client
+        The partition of the client that ``worst-accuracy`` is of.
+    evaluate_failures
+        For each client whose evaluation or moments failed or were refused, by partition: why.
+    evaluate_asked, evaluate_answers
+        How many clients were drawn to evaluate, and how many of them did; of all that were drawn or of those that were
+        asked about the global model, whichever share is smaller. 0 where none were, and in histories of older versions.
+    partial
+        The metrics of ``evaluate`` that come from fewer than half of the clients asked, and are never the best.
+    privacy
+        Where noise is added: ``epsilon``, what the run has given away so far at ``delta``; see ``Spent.facts``.
+    bytes_down, bytes_up
+        Parameters and labels sent to and received from the clients for training.
+    bytes_by_level
+        What of ``bytes_down`` went to the clients of each level. Empty in histories of older versions.
+    simulated_seconds, joules
+        How long training would have taken on the simulated devices, and an estimate of the energy that all of them
+        would have used; 0 where none are simulated.
+    """
+
+    server_round: int
+    seconds: float
+    learning_rate: float
+    rates: Mapping[int, float]
+    failures: Mapping[int, str] = field(default_factory=dict)
+    refused: Sequence[int] = ()
+    train: Mapping[str, float] = field(default_factory=dict)
+    train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate: Mapping[str, float] = field(default_factory=dict)
+    evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluate_medians: Mapping[str, float] = field(default_factory=dict)
+    worst_client: int | None = None
+    evaluate_failures: Mapping[int, str] = field(default_factory=dict)
+    evaluate_asked: int = 0
+    evaluate_answers: int = 0
+    partial: Sequence[str] = ()
+    privacy: Mapping[str, float] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    bytes_by_level: Mapping[str, int] = field(default_factory=dict)
+    simulated_seconds: float = 0.0
+    joules: float = 0.0
+
+    @property
+    def few_answered(self) -> bool:
+        """Whether fewer than half of the clients that were asked to evaluate did."""
+        return 2 * self.evaluate_answers < self.evaluate_asked
+
+    @property
+    def comparable(self) -> dict[str, float]:
+        """The metrics of evaluation by which rounds can be compared: all that are not ``partial``.
+
+        Of clients' own metrics it is the median where nothing bounds what one of them says: of all but the accuracies
+        that are from 0 to 1.
+        """
+        return {
+            name: value if is_share(name) else self.evaluate_medians.get(name, value)
+            for name, value in self.evaluate.items()
+            if name not in self.partial
+        }
+
+    def to_json(self) -> dict[str, object]:
+        """Return the record as JSON can hold it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands after a round: enough to go on from here.
+
+    Attributes
+    ----------
+    record
+        The round's record.
+    state
+        The global model's parameters after the round.
+    moments
+        The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
+        with the rate and a slash before each name; before these, in a hybrid, the family and a dot, as in ``state``.
+    optimizer
+        What the server optimiser keeps from round to round, if there is one: ``federation.optimizer_state``.
+    num_rounds
+        The last round of the run.
+    """
+
+    record: RoundRecord
+    state: State
+    moments: State
+    optimizer: State
+    num_rounds: int
+
+
+class RoundCallback:
+    """Override what you need; every method does nothing by default.
+
+    One that prints each round itself has ``prints_rounds = True``: the strategy then logs no lines of its own.
+    """
+
+    prints_rounds: ClassVar[bool] = False
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Run before the first round; ``first_round`` is above 1 where a run goes on."""
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Run after each round; return True to stop the run after it."""
+        del progress
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Run after the last round, also when it was stopped early."""
+
+
+class Tally:
+    """Counts refused replies to instructions to train, by partition. Clients that fail or are late do not count.
+
+    Attributes
+    ----------
+    refused : Counter[int]
+        How many replies of a client were refused in the run.
+    in_a_row : Counter[int]
+        How many of them since its last good one.
+    """
+
+    def __init__(self) -> None:
+        self.refused: Counter[int] = Counter()
+        self.in_a_row: Counter[int] = Counter()
+
+    @classmethod
+    def of(cls, records: Iterable[RoundRecord]) -> "Tally":
+        """Return the tally of rounds that are over, so that a run can go on from them."""
+        tally = cls()
+        for record in records:
+            for partition in record.refused:
+                tally.refuse(partition)
+            for partition in record.rates.keys() - record.failures.keys():
+                tally.accept(partition)
+        return tally
+
+    def refuse(self, partition: int) -> None:
+        """Count a refused reply."""
+        self.refused[partition] += 1
+        self.in_a_row[partition] += 1
+
+    def accept(self, partition: int) -> None:
+        """Note a good reply."""
+        del self.in_a_row[partition]
+
+    def resting(self, limit: int) -> set[int]:
+        """Return the clients that are not drawn any more, as they reached the limit; with 0 none are."""
+        return {partition for partition, number in self.in_a_row.items() if 0 < limit <= number}

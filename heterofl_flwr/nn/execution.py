@@ -1,0 +1,44 @@
+"""What a model is called with: a tensor, a tuple of arguments, or a mapping of named ones."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def call(model: nn.Module, given: object) -> object:
+    """Return what a model makes of inputs in one of the three forms."""
+    if isinstance(given, Mapping):
+        return model(**given)
+    return model(*given) if isinstance(given, tuple) else model(given)
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """On a CPU, hold convolution weights channels last; the paper's CNN trains up to a quarter faster so.
+
+    Afterwards the values are in the tensors in which they were before, so states and views taken earlier hold.
+    """
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.device.type == "cpu" and p.is_contiguous()]
+    homes = [weight.data for weight in weights]
+    for weight in weights:
+        # Not contiguous(memory_format=...): a weight of one input channel passes for channels last as it is, and then
+        # the outputs of its layer, and of all layers after it, stay channels first.
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for weight, home in zip(weights, homes, strict=True):
+            weight.data = home.copy_(weight.data)
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads, and then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

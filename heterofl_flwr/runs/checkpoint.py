@@ -1,0 +1,176 @@
+"""Checkpoints: all tensors in one safetensors file, and beside it a JSON file that vouches for it.
+
+The JSON file comes last, so a checkpoint exists from the moment it has its name. It holds the tensors' checksum and its
+own, so damage of either file is found when it is read.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import State
+from heterofl_flwr.runs.files import remove, to_json, write_atomic
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+FORMAT = 1
+_PARTS = ("state", "moments", "momentum", "best")  # momentum was once the only server optimiser
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Best:
+    """The best state so far, by one metric of evaluation."""
+
+    metric: str
+    value: float
+    server_round: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """All that a run needs to go on after a round.
+
+    Attributes
+    ----------
+    server_round
+        The last round that is in it.
+    state, moments, optimizer
+        As in ``Progress``.
+    best
+        The best state so far, if any round was evaluated.
+    random_state
+        What the run's random generators need to go on, if they need anything: values of JSON.
+    """
+
+    server_round: int
+    state: State
+    moments: State = field(default_factory=dict)
+    optimizer: State = field(default_factory=dict)
+    best: Best | None = None
+    random_state: Mapping[str, object] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
+    best = checkpoint.best
+    parts = (checkpoint.state, checkpoint.moments, checkpoint.optimizer, best.state if best else {})
+    data = pack(
+        {f"{part}/{name}": value for part, own in zip(_PARTS, parts, strict=True) for name, value in own.items()}
+    )
+    content = {
+        "format": FORMAT,
+        "server_round": checkpoint.server_round,
+        "best": None if best is None else [best.metric, best.value, best.server_round],
+        "random_state": checkpoint.random_state,
+        "tensors": _digest(data),
+    }
+    path = folder / _name(checkpoint.server_round)
+    write_atomic(path.with_suffix(".safetensors"), data)
+    write_atomic(path, _signed(content).encode())
+    _prune(folder)
+
+
+def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
+    """Return the newest checkpoint that is whole; one that is damaged is passed over with a warning.
+
+    So is one of a round after ``last_round``: a run that goes on from there would lack the records of rounds.
+    """
+    paths = sorted(folder.glob("round-*.json"), reverse=True)
+    for path in paths:
+        if last_round is not None and path.name > _name(last_round):
+            log.warning("checkpoint %s is of a round that the history lacks; trying the one before", path)
+            continue
+        try:
+            return _read(path)
+        # RecursionError: brackets in brackets in brackets, which no writer of ours leaves.
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
+    damaged = f"; {len(paths)} damaged" if paths else ""
+    raise ConfigError(f"{folder} holds no checkpoint to go on from{damaged}: start the run anew in another folder")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is any checkpoint, whole or not."""
+    return any(folder.glob("round-*.json"))
+
+
+def drop_after(folder: Path, server_round: int) -> None:
+    """Remove the checkpoints of later rounds, so that none of them outlives those that the run writes from here."""
+    for path in folder.glob("round-*.json"):
+        if path.name > _name(server_round):
+            remove(path)
+
+
+def pack(tensors: State) -> bytes:
+    """Return tensors as the content of a safetensors file."""
+    # Tied weights share memory, which the format refuses, so each tensor is copied.
+    return bytes(save({name: _plain_copy(value) for name, value in tensors.items()}))
+
+
+def _name(server_round: int) -> str:
+    return f"round-{server_round:06d}.json"
+
+
+def _plain_copy(value: Tensor) -> Tensor:
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _read(path: Path) -> Checkpoint:
+    outer = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = outer["content"]
+    if _digest(to_json(content).encode()) != outer["sha256"]:
+        raise ValueError("its checksum is wrong")
+    if content["format"] != FORMAT:
+        raise ConfigError(f"{path} has format {content['format']}, expected {FORMAT}: use the version that wrote it")
+    data = path.with_suffix(".safetensors").read_bytes()
+    if _digest(data) != content["tensors"]:
+        raise ValueError("the checksum of its tensors is wrong")
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    for key, value in load(data).items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    best = parts.pop("best")
+    return Checkpoint(
+        server_round=content["server_round"],
+        best=_best(content["best"], best),
+        random_state=content["random_state"],
+        optimizer=parts.pop("momentum"),
+        **parts,
+    )
+
+
+def _best(values: list[Any] | None, state: State) -> Best | None:
+    return None if values is None else Best(str(values[0]), float(values[1]), int(values[2]), state)
+
+
+def _signed(content: Mapping[str, object]) -> str:
+    return to_json({"content": content, "sha256": _digest(to_json(content).encode())}, indent=1)
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+def _prune(folder: Path) -> None:
+    """Remove older checkpoints, tensors that no JSON file vouches for, and what an interrupted writer left."""
+    with suppress(OSError):  # what cannot be removed now is tried again after the next checkpoint
+        for path in sorted(folder.glob("round-*.json"))[:-KEPT]:
+            path.unlink()
+        for path in (*folder.glob("round-*.safetensors"), *folder.glob(".*.tmp")):
+            if not path.with_suffix(".json").exists():
+                path.unlink()

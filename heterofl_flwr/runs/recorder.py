@@ -1,0 +1,147 @@
+"""Keep everything of a run on disk: history, checkpoints, costs and final models."""
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.families import within
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.runs.checkpoint import Best, Checkpoint
+from heterofl_flwr.runs.costs import Costs
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.metrics import headline, is_better, mode_of
+from heterofl_flwr.runs.models import moments_by_rate, save_models
+
+log = logging.getLogger(__name__)
+
+
+class Recorder(RoundCallback):
+    """Writes a run's folder as the run goes.
+
+    When a run goes on from a checkpoint, what the folder holds of later rounds is dropped first.
+
+    Parameters
+    ----------
+    folder : RunFolder | str | Path
+        Where to; a folder that was not started yet is started without settings.
+    every : int
+        Rounds between checkpoints. The last round of a run always has one.
+    metric : str | None
+        The metric of evaluation by which the best state is chosen; by default the global model's accuracy, or what
+        the run has in its place.
+    costs : Costs | None
+        Measures what the models cost. With it the report can say what was saved, and each level's final model is
+        written.
+    models : bool
+        False leaves these models out: a state of only some parameters is none.
+    random_state : Callable[[], Mapping[str, object]] | None
+        Returns what the run's random generators need to go on, for the checkpoints.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | str | Path,
+        every: int = 1,
+        *,
+        metric: str | None = None,
+        costs: Costs | None = None,
+        models: bool = True,
+        random_state: Callable[[], Mapping[str, object]] | None = None,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"a checkpoint every {every} rounds is not possible: expected 1 or more")
+        self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        self.best: Best | None = None
+        self._every = every
+        self._metric = metric or None
+        self._costs = costs
+        self._models = models
+        self._random_state = random_state
+        self._last: Progress | None = None
+        self._moments: State = {}
+        self._evaluated: RoundRecord | None = None
+        self._saved_round = 0
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Take up what is there, and write what the models cost."""
+        if not self.folder.started:
+            self.folder.start({})
+        records = self.folder.history()
+        if first_round > 1:
+            self._resume(first_round)
+        elif records:
+            raise ConfigError(
+                f"{self.folder.path} holds rounds up to {records[-1].server_round} already: "
+                f"resume the run, or choose another folder"
+            )
+        if self._costs:
+            self.folder.write_costs(self._costs.model())
+        self.folder.note(num_rounds=num_rounds, finished=None)
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Write the round, and a checkpoint when it is time for one."""
+        record = progress.record
+        self.folder.append(record)
+        self._last = progress
+        self._moments = progress.moments
+        self._note_evaluated(record)
+        self._compare(record, progress.state)
+        if self._costs and self._costs.add(tuple(record.rates.values())):
+            self.folder.write_costs(self._costs.model())
+        if record.server_round % self._every == 0:
+            self._save(progress)
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Write the last checkpoint and the final models."""
+        if self._last and self._last.record.server_round != self._saved_round:
+            self._save(self._last)
+        if self._costs and self._models:
+            rates = self._costs.mix.rates
+            for name, build in self._costs.builds.items():
+                own = moments_by_rate(within(name, self._moments), max(rates))
+                final = within(name, state)
+                save_models(self.folder, build, rates, final, moments=own, record=self._evaluated, family=name)
+        if self._metric and not self.best:
+            log.warning("no evaluation gave %s, so there is no best state", self._metric)
+        self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
+
+    def _resume(self, first_round: int) -> None:
+        checkpoint = self.folder.load_checkpoint()
+        if checkpoint.server_round != first_round - 1:
+            raise ConfigError(
+                f"the checkpoint in {self.folder.path} is of round {checkpoint.server_round}, "
+                f"so the run goes on with the next one, not with round {first_round}"
+            )
+        self.folder.rewind(checkpoint.server_round)
+        self.best = checkpoint.best
+        self._moments = checkpoint.moments
+        for record in self.folder.history():
+            self._note_evaluated(record)
+        self._saved_round = checkpoint.server_round
+
+    def _note_evaluated(self, record: RoundRecord) -> None:
+        """Keep the last round with an evaluation."""
+        self._evaluated = record if record.evaluate or record.evaluate_by_level else self._evaluated
+
+    def _compare(self, record: RoundRecord, state: State) -> None:
+        name = self._metric or (self.best.metric if self.best else headline(record))
+        value = record.comparable.get(name) if name else None
+        if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
+            self.best = Best(name, value, record.server_round, dict(state))
+
+    def _save(self, progress: Progress) -> None:
+        random_state = self._random_state() if self._random_state else {}
+        self.folder.save_checkpoint(
+            Checkpoint(
+                server_round=progress.record.server_round,
+                state=progress.state,
+                moments=progress.moments,
+                optimizer=progress.optimizer,
+                best=self.best,
+                random_state=random_state,
+            )
+        )
+        self._saved_round = progress.record.server_round

@@ -1,0 +1,215 @@
+"""Causes of faults that errors of Flower, torch and numpy do not name: foreign wrappers, and apps as they were."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from reprlib import repr as shown
+from types import FrameType
+
+from flwr.app import Message, MetricRecord
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.round import TrainReply
+from heterofl_flwr.grids.simulated import SimulatedFault
+from heterofl_flwr.messages import size_of
+
+logger = logging.getLogger(__name__)
+
+_OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
+"""How torch says that a slice is not the model into which a client loads it."""
+
+_SERVER_SIDE = ("DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping")
+_CLIENT_SIDE = ("DifferentialPrivacyClientSideFixedClipping", "DifferentialPrivacyClientSideAdaptiveClipping")
+_SECURE = ("SecAggPlusWorkflow",)
+_REMEDY = "leave it, and give the strategy privacy=Privacy(clip=..., noise=...)"
+
+
+def check_wrappers(server_round: int) -> None:
+    """Refuse to send slices on behalf of a wrapper of Flower's that needs replies of one shape.
+
+    A wrapper calls our hooks and takes the replies before they reach us, so the only trace of it is the call.
+    """
+    found = _callers(sys._getframe(1))
+    for name in (*_SERVER_SIDE, *_SECURE):
+        if name in found:
+            work = (
+                "adds up masked replies of one shape" if name in _SECURE else "compares each reply with the whole model"
+            )
+            raise ConfigError(f"{name} {work}, and here clients train slices of different shapes: {_REMEDY}")
+    for name in _CLIENT_SIDE:
+        if name in found and server_round == 1:
+            logger.warning(
+                "%s adds noise for a mean over all clients of a round: entries that few of them hold get too little, "
+                "so do not claim its guarantee: %s",
+                name,
+                _REMEDY,
+            )
+
+
+def _callers(frame: FrameType | None) -> set[str]:
+    """Return the names of the classes, and of their bases, whose methods led to a call."""
+    found: set[str] = set()
+    while frame is not None:
+        if "self" in frame.f_code.co_varnames[: frame.f_code.co_argcount]:
+            found |= {kind.__name__ for kind in type(frame.f_locals.get("self")).__mro__}
+        frame = frame.f_back
+    return found
+
+
+def explained(fault: str) -> str:
+    """Return why a client failed, with the cause where torch's words say that a model has another size."""
+    return f"{fault}; {wire.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
+
+
+def check_converted(reply: Message, plan: Plan, sender: str) -> None:
+    """Refuse the reply of an app that is not converted: with the whole model for a slice."""
+    whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
+    for record in wire.arrays_in(reply.content).values():
+        shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
+        if shapes == whole != plan.shapes:
+            raise ReplyError(
+                f"{sender} sent the whole model, expected the slice that it was sent: {wire.NOT_CONVERTED}"
+            )
+
+
+SILENT = "no reply in time"
+"""What is noted of a node that gave no reply."""
+
+_NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
+_SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
+
+
+def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
+    """Yield each node with its reply, or with None if it gave none, in the order of the messages sent.
+
+    Only replies that come before their turn are held back, so replies that arrive in order are dropped one by one.
+    Replies of nodes that were not asked, to another message than this, or a second one of the same node, are dropped
+    with a warning.
+    """
+    order = [message.metadata.dst_node_id for message in sent]
+    early: dict[int, Message] = {}
+    pending = dict(zip(order, sent, strict=True))
+    position = 0
+    for reply in replies:
+        node_id = reply.metadata.src_node_id
+        if node_id == _SUPERLINK:
+            # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
+            about = reply.metadata.reply_to_message_id
+            node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
+        if node_id not in pending or not _answers(reply, pending[node_id]):
+            logger.warning("a reply of node %s is dropped: it was not asked this, or has answered already", node_id)
+            continue
+        del pending[node_id]
+        early[node_id] = reply
+        del reply  # the consumer alone decides how long a reply lives
+        while position < len(order) and order[position] in early:
+            yield order[position], early.pop(order[position])
+            position += 1
+    for node_id in order[position:]:
+        yield node_id, early.pop(node_id, None)
+
+
+def _answers(reply: Message, asked: Message) -> bool:
+    """Whether a reply is one to this message, and not to that of an earlier round."""
+    id_ = asked.metadata.message_id  # which some grids give to a copy only
+    return not id_ or reply.metadata.reply_to_message_id == id_
+
+
+def lacks_handler(fault: str) -> bool:
+    """Whether a node failed because its ClientApp has no function for what it was asked; Flower has no code for it."""
+    return _NO_HANDLER.search(fault) is not None
+
+
+def fault_of(reply: Message | None) -> str | None:
+    """Return why a node gave no usable reply, or None if it did."""
+    if reply is None:
+        return SILENT
+    if reply.has_error():
+        if isinstance(reply.error, SimulatedFault):
+            return reply.error.reason
+        return explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")
+    return None
+
+
+def read_each(
+    sent: Sequence[Message],
+    replies: Iterable[Message],
+    read: Callable[[int, Message], None],
+    refuse: Callable[[int, str, bool], None],
+    unusable: type[HeteroFLError] = ReplyError,
+) -> None:
+    """Read the replies in the order of the messages; refuse, with a reason, what failed or cannot be used.
+
+    Parameters
+    ----------
+    sent, replies
+        As ``in_order`` takes them.
+    read : Callable[[int, Message], None]
+        Takes a node and its reply; raises ``unusable`` where it does not fit.
+    refuse : Callable[[int, str, bool], None]
+        Takes a node, what is wrong, and whether there was a reply.
+    unusable : type[HeteroFLError]
+        What ``read`` may raise.
+    """
+    for node_id, reply in in_order(sent, replies):
+        fault = fault_of(reply)
+        if reply is None or fault is not None:
+            refuse(node_id, short(fault or ""), False)
+            continue
+        try:
+            read(node_id, reply)
+        except unusable as error:
+            refuse(node_id, short(str(error)), True)
+
+
+def read_train_reply(
+    reply: Message, plan: Plan, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
+) -> TrainReply:
+    """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
+    check_converted(reply, plan, sender)
+    config = wire.config_of(reply, sender)
+    records = wire.arrays_in(reply.content)
+    sub = wire.unpack_trained(records, wire.upload_of(config, sender), plan, sender)
+    num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
+    labels = config.get(wire.LABELS)
+    if labels is not None and not isinstance(labels, list):
+        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
+    capacity = wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None
+    num_bytes = sum(map(size_of, records.values()))
+    return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
+
+
+def read_metrics(
+    reply: Message, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
+) -> tuple[int, dict[str, float]]:
+    """Return the number of examples, or what else is under its key, and the other metrics; lists are left out."""
+    record = reply.content.get(wire.METRICS)
+    if not isinstance(record, MetricRecord):
+        raise ReplyError(f"{sender} sent no {wire.METRICS} record")
+    number = record.get(weight_key)
+    if weight_key != wire.NUM_EXAMPLES and isinstance(number, float) and number.is_integer():
+        number = int(number)  # ``reply`` sends the user's own metrics as floats
+    num_examples = read_number(number, limits.examples, sender, weight_key)
+    return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
+
+
+def read_capability(reply: Message, sender: str) -> Capability:
+    """Return what a node says of itself."""
+    config = wire.config_of(reply, sender)
+    labels = config.get(wire.LABELS)
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(own, int) for own in labels)):
+        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
+    return Capability(
+        capacity=wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None,
+        partition=wire.value_of(config, wire.PARTITION, int, sender) if wire.PARTITION in config else None,
+        num_partitions=wire.value_of(config, wire.NUM_PARTITIONS, int, sender)
+        if wire.NUM_PARTITIONS in config
+        else None,
+        num_examples=wire.value_of(config, wire.NUM_EXAMPLES, int, sender) if wire.NUM_EXAMPLES in config else 0,
+        labels=None if labels is None else tuple(labels),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,25 @@
+"""What a client does: train, measure moments, evaluate. Plain torch; imports no flwr."""
+
+from heterofl_flwr.training.batches import input_batches
+from heterofl_flwr.training.device import give_back_freed_memory, keep_freed_memory, resolve_device
+from heterofl_flwr.training.engines.plain import DivergedError
+from heterofl_flwr.training.evaluate import evaluate, evaluate_both
+from heterofl_flwr.training.options import EvaluateResult, TrainOptions, TrainResult, Work
+from heterofl_flwr.training.train import ENGINES, train, train_together
+
+__all__ = [
+    "ENGINES",
+    "DivergedError",
+    "EvaluateResult",
+    "TrainOptions",
+    "TrainResult",
+    "Work",
+    "evaluate",
+    "evaluate_both",
+    "give_back_freed_memory",
+    "input_batches",
+    "keep_freed_memory",
+    "resolve_device",
+    "train",
+    "train_together",
+]

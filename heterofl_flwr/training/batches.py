@@ -1,0 +1,95 @@
+"""Cut data into batches."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.data.augment import AUGMENTS, check_augment
+from heterofl_flwr.data.dataset import Reading, Split
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.training.options import TrainOptions, Work
+
+AT_ONCE = 1024
+"""Training examples that are gathered and varied together; a batch alone is too little work for a GPU."""
+
+
+def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
+    """Cut row numbers in batches.
+
+    A last batch of one row is joined to the batch before it, for batch norm cannot normalise a single value. (The
+    authors' code stops with an error there; their numbers of samples never lead to it.)
+    """
+    pieces = list(order.split(batch_size))
+    if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [torch.cat(pieces[-2:])]
+    return pieces
+
+
+def read(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of text piece by piece: with some words hidden, and as they are."""
+    hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
+    masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
+    yield from zip(masked.split(reading.length, 1), tokens.split(reading.length, 1), strict=True)
+
+
+def training_batches(
+    split: Split, options: TrainOptions, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch of inputs and targets, shuffled; all draws come from the generator."""
+    if split.reading is not None:
+        for rows in batch_rows(torch.randperm(len(split), generator=generator), options.batch_size):
+            yield from read(split.inputs[rows.to(split.inputs.device)], split.reading, generator)
+        return
+    device, vary = split.targets.device, AUGMENTS[options.augment]
+    batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
+    number = max(AT_ONCE // options.batch_size, 1)
+    for start in range(0, len(batches), number):
+        some = batches[start : start + number]
+        rows, sizes = torch.cat(list(some)).to(device), list(map(len, some))
+        inputs = vary(split.inputs[rows], generator, split.black)
+        yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)
+
+
+def steps_an_epoch(split: Split, batch_size: int) -> int:
+    """Return how many batches ``training_batches`` yields."""
+    groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
+    return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
+
+
+def steps_of(work: Work, options: TrainOptions) -> int:
+    """Return how many steps a client takes in all."""
+    return work.part_of(steps_an_epoch(work.split, options.batch_size) * options.epochs)
+
+
+def epochs_of(work: Work, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Yield the batches of each epoch of a client, as far as its share of the steps goes; read one before the next."""
+    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
+    whole = steps_an_epoch(work.split, options.batch_size)
+    for left in range(steps_of(work, options), 0, -whole):
+        yield islice(training_batches(work.split, options, generator), left)
+
+
+def input_batches(split: Split, batch_size: int, *, seed: int | None = None, augment: str = "none") -> Iterator[Tensor]:
+    """Yield a split's inputs without targets, once: what ``heterofl_flwr.nn.collect_moments`` reads.
+
+    Parameters
+    ----------
+    split : Split
+        The data, on the model's device.
+    batch_size : int
+        Inputs in a batch; a last one alone is joined to the batch before it.
+    seed : int | None
+        Shuffles the inputs; None leaves them in order.
+    augment : str
+        How images are varied, as in training.
+    """
+    check_augment(augment)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
+    generator = torch.Generator().manual_seed(derive(seed or 0, "moments"))
+    order = torch.arange(len(split)) if seed is None else torch.randperm(len(split), generator=generator)
+    for rows in batch_rows(order.to(split.inputs.device), batch_size) if len(split) else ():
+        yield AUGMENTS[augment](split.inputs[rows], generator, split.black)

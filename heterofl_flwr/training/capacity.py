@@ -1,0 +1,181 @@
+"""What this machine can train: the largest of some rates that fits its memory and, by a timed step, its time.
+
+A small machine must not try what is too large for it, so the smallest rate comes first, and the first that does not fit
+ends the search.
+"""
+
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+COPIES = 5
+"""Of the parameters: the message's, the model's own, gradients, momentum, and the reply's."""
+
+FILL = 0.8
+"""Share of the free memory that a client may take; other programs run on a node too."""
+
+STEPS = 3
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What a client does in a round, to be tried.
+
+    Attributes
+    ----------
+    build
+        From a rate to the model.
+    inputs
+        The inputs of one batch.
+    steps
+        How many steps a round has.
+    device
+        Where the client trains.
+    """
+
+    build: Callable[[float], nn.Module]
+    inputs: Tensor
+    steps: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        """Refuse a client without data."""
+        if not len(self.inputs) or self.steps < 1:
+            raise DataError("there are no examples to try a training step on")
+
+    def key(self, rates: Iterable[float]) -> str:
+        """Return what the time and memory of these rates depend on, as text."""
+        sizes = [f"{rate:g}:{_parameters(self._on_meta(rate))}" for rate in sorted(rates)]
+        return f"{' '.join(sizes)}; inputs {tuple(self.inputs.shape)}; {self.steps} steps; {self.device}"
+
+    def memory(self, rate: float) -> int:
+        """Return the bytes that training at a rate takes at the most, estimated without taking them.
+
+        It counts what operations save for the backward pass twice: gradients as large flow back, and convolutions take
+        room of their own to compute in.
+        """
+        model = self._on_meta(rate).train()
+        saved = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            try:
+                model(self.inputs.to("meta"))
+            except (RuntimeError, NotImplementedError) as error:
+                raise _not_on_meta(error) from error
+        return COPIES * 4 * _parameters(model) + 2 * saved
+
+    @kept_random_state()
+    def seconds(self, rate: float) -> float:
+        """Return the seconds of a training step at a rate: forward, backward, and SGD with momentum."""
+        model = self.build(rate).to(self.device).train()
+        inputs = self.inputs.to(self.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        times = []
+        for _ in range(1 + STEPS):  # the first one warms up
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            loss = model(inputs).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            loss.item()  # waits for a GPU
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])
+
+    @kept_random_state()
+    def _on_meta(self, rate: float) -> nn.Module:
+        try:
+            with torch.device("meta"):
+                return self.build(rate)
+        except (RuntimeError, NotImplementedError) as error:
+            raise _not_on_meta(error) from error
+
+
+def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int | None = None) -> float:
+    """Return the largest rate whose round fits in ``budget`` seconds and in memory.
+
+    Where not even the smallest fits it is the smallest, with a warning: there is no smaller model.
+
+    Parameters
+    ----------
+    trial : Trial
+        What is to be done in a round.
+    rates : Iterable[float]
+        The rates to choose from.
+    budget : float
+        Seconds that training may take in a round.
+    free : int | None
+        Bytes of memory that are free; None looks.
+    """
+    free = free_bytes(trial.device) if free is None else free
+    ascending = sorted(rates)
+    chosen, found = ascending[0], []
+    for rate in ascending:
+        obstacle, seconds = _try(trial, rate, budget, free)
+        found.append(f"level {level_name(rate)}: {obstacle or f'{seconds:.3g} s a round'}")
+        if obstacle:
+            break
+        chosen = rate
+    report = logger.warning if len(found) == 1 and obstacle else logger.info
+    report("level auto is %s (%s)", level_name(chosen), "; ".join(found))
+    return chosen
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how many bytes are free: on a GPU its own, else the system's, or its control group's if that has less."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if not _MEMINFO.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
+    return min(int(line.split()[1]) * 1024, _group_bytes())
+
+
+def _group_bytes() -> int:
+    """Return what a container's limit leaves; where there is no limit, more than any machine has."""
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        return max(int(text) - int(used.read_text()), 0)
+    return 2**63
+
+
+def _try(trial: Trial, rate: float, budget: float, free: int) -> tuple[str, float]:
+    """Return why a rate does not fit, or '', and the seconds of a round at it."""
+    needed = trial.memory(rate)
+    if needed > FILL * free:
+        return f"needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free", 0.0
+    try:
+        seconds = trial.steps * trial.seconds(rate)
+    except torch.OutOfMemoryError:
+        return "out of memory in a step", 0.0
+    return (f"{seconds:.3g} s a round, over {budget:g} s" if seconds > budget else ""), seconds
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _not_on_meta(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the memory of this model cannot be estimated without running it ({error}): name this node's level instead of "
+        f"level='auto'"
+    )

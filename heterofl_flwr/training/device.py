@@ -1,0 +1,101 @@
+"""Choose the device that a client computes on."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from heterofl_flwr.errors import ConfigError
+
+KINDS = ("auto", "cpu", "cuda", "mps")
+"""What may be asked for; ``cuda:1`` names one of several."""
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return a device that is there: ``auto`` takes CUDA, else Apple's MPS, else the CPU."""
+    kind, _, number = name.partition(":")
+    if kind not in KINDS or (number and (kind != "cuda" or not number.isdecimal())):
+        raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        return torch.device(next((device for device, there in available.items() if there), "cpu"))
+    if not available.get(kind, True):
+        raise ConfigError(f"device is {name!r}, but torch {torch.__version__} finds none here: use auto or cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r}, but there are {torch.cuda.device_count()}, counted from 0")
+    return torch.device(name)
+
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which convolutions and matrix products take this precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters are; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode; give every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators, which dropout draws from; give their state back (on CPU and CUDA)."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        yield
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_MOST = 1 << 30  # bytes
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory for its next allocations; return whether the C library has that switch.
+
+    By default glibc gives large blocks back to the system as soon as they are free. A training step frees and takes
+    the same blocks again and again, and the system hands them out page by page: for the paper's largest CNN 2,700 pages
+    and a tenth of the time of each step. Called where our clients train; it changes the whole process.
+    """
+    return _set(trim=_MOST, mmap=_MOST)
+
+
+def give_back_freed_memory() -> bool:
+    """Let this process give large blocks back when they are freed; return whether the C library has that switch.
+
+    By default glibc does so until the first large block is freed, and from then on keeps blocks of that size. The
+    messages of a server have many sizes, so what it kept would fit few of the next ones: with PreResNet18, two to three
+    models' worth. Called where our server runs; where clients train in the same process, their call comes later and
+    counts.
+    """
+    return _set(trim=1 << 20, mmap=1 << 20)
+
+
+def _set(*, trim: int, mmap: int) -> bool:
+    """Set from how many bytes on free memory goes back, and blocks are taken from the system one by one."""
+    try:
+        change = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
+    return bool(change(_TRIM_THRESHOLD, trim) and change(_MMAP_THRESHOLD, mmap))

@@ -1,0 +1,280 @@
+"""What becomes of gradients that are at odds: the part of one that would undo another is taken out."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
+from heterofl_flwr.nn.loss import masked_cross_entropy
+from heterofl_flwr.training.batches import training_batches
+from heterofl_flwr.training.device import seeded
+from heterofl_flwr.training.engines.plain import DivergedError
+from heterofl_flwr.training.engines.sgd import Descent
+from heterofl_flwr.training.losses import Masking
+from heterofl_flwr.training.options import TrainOptions, Work
+
+Projection = Literal["none", "pcgrad", "gem"]
+
+MOST_CONSTRAINTS = 8  # gem tries each subset of them
+
+
+def project_pcgrad(gradient: Tensor, constraints: Sequence[Tensor]) -> Tensor:
+    """Return a gradient without its components against the constraints, taken out one after the other.
+
+    After the last of several, it may be at odds with an earlier one again.
+    """
+    for constraint in constraints:
+        product, square = gradient.dot(constraint), constraint.dot(constraint)
+        if product < 0:
+            gradient = gradient - product / square * constraint
+    return gradient
+
+
+def project_gem(gradient: Tensor, constraints: Sequence[Tensor]) -> Tensor:
+    """Return the gradient that is nearest to a given one and at odds with no constraint.
+
+    That is the given one plus a combination, with no negative weight, of the constraints that stay active: of the few
+    subsets of constraints, the one whose combination fits (the conditions of Karush, Kuhn and Tucker).
+    """
+    if len(constraints) > MOST_CONSTRAINTS:
+        raise ValueError(f"{len(constraints)} constraints, expected at most {MOST_CONSTRAINTS}")
+    rows = [row for row in constraints if row.dot(row) > 0]
+    if all(row.dot(gradient) >= 0 for row in rows):
+        return gradient
+    # In units of their own lengths and in double precision, as constraints may be nearly alike.
+    units = torch.stack([row.double() / row.double().norm() for row in rows])  # (constraints, parameters)
+    exact = gradient.double()
+    found: list[tuple[float, Tensor]] = []
+    for number in range(1, len(rows) + 1):
+        for subset in combinations(range(len(rows)), number):
+            active = units[list(subset)]
+            weights = torch.linalg.lstsq(active @ active.T, -(active @ exact)).solution
+            moved = exact + weights @ active
+            worst = float((units @ moved).min()) / max(float(exact.norm()), 1e-300)
+            if bool((weights >= -1e-9).all()) and worst >= -1e-7:
+                found.append((float((moved - exact).norm()), moved))
+    # Where rounding hides the subset that fits, nothing of the gradient is left rather than a wrong one.
+    nearest = min(found, key=lambda one: one[0])[1] if found else torch.zeros_like(exact)
+    return nearest.to(gradient.dtype)
+
+
+def join_none(private: Tensor, shared: Tensor) -> Tensor:
+    """Return the sum of two gradients."""
+    return private + shared
+
+
+def join_pcgrad(private: Tensor, shared: Tensor) -> Tensor:
+    """Return the sum of two gradients, each without its component against the other (PCGrad)."""
+    return project_pcgrad(private, [shared]) + project_pcgrad(shared, [private])
+
+
+def join_gem(private: Tensor, shared: Tensor) -> Tensor:
+    """Return what is nearest to the sum of two gradients and at odds with neither (as in GEM)."""
+    return project_gem(private + shared, [private, shared])
+
+
+JOIN: dict[Projection, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": join_none,
+    "pcgrad": join_pcgrad,
+    "gem": join_gem,
+}
+"""From the gradients of a client's own data and of the shared seed set to that of a step."""
+
+
+Direction = Literal["forward", "reverse"]
+
+TOLERANCE = 1e-3
+"""By how much the sum of a posterior may miss 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """How a client learns from its peers.
+
+    Attributes
+    ----------
+    steps
+        Seed steps in a round; each takes a batch of the client's own data too.
+    temperature
+        By what logits are divided before they become posteriors, its own and its peers' alike.
+    direction
+        ``forward``: the divergence of this client's posterior from a peer's, KL(peer, own), as in distillation;
+        ``reverse``: KL(own, peer).
+    weight
+        Of the mean divergence; it is multiplied by the squared temperature, so that gradients keep their size.
+    labels
+        Whether the labels of the seed set count too.
+    projection
+        What becomes of the gradients of own data and of the seed batch where they are at odds: ``none``, ``pcgrad``
+        or ``gem``.
+    """
+
+    steps: int = 10
+    temperature: float = 1.0
+    direction: Direction = "forward"
+    weight: float = 1.0
+    labels: bool = True
+    projection: Projection = "gem"
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing, all at once."""
+        check_fields(
+            self,
+            (
+                ("steps", self.steps >= 0, "0 or more"),
+                ("temperature", 0 < self.temperature < math.inf, "a number over 0"),
+                ("direction", self.direction in get_args(Direction), f"one of {', '.join(get_args(Direction))}"),
+                ("weight", 0 <= self.weight < math.inf, "0 or more"),
+                ("projection", self.projection in JOIN, f"one of {', '.join(JOIN)}"),
+            ),
+        )
+
+
+@torch.no_grad()
+def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return what a model says of some examples, (examples, classes); rows sum to 1. Its mode stays as it is."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        found: Tensor = (model.eval()(inputs).float() / temperature).softmax(1)
+        return found
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_posteriors(found: object, shape: tuple[int, int], sender: str) -> Tensor:
+    """Return posteriors as they came; refuse what is no distribution over the classes for each seed example."""
+    if not isinstance(found, Tensor) or tuple(found.shape) != shape or found.dtype != torch.float32:
+        what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
+    if not found.isfinite().all():
+        raise ReplyError(f"{sender} sent posteriors with NaN or infinity")
+    if found.min() < 0 or (found.sum(1) - 1).abs().max() > TOLERANCE:
+        low, sums = float(found.min()), found.sum(1)
+        raise ReplyError(
+            f"{sender} sent posteriors that are no distributions: the least entry is {low:g}, rows sum to "
+            f"{float(sums.min()):g} to {float(sums.max()):g}; expected entries from 0 up that sum to 1"
+        )
+    return found
+
+
+def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0, direction: Direction = "forward") -> Tensor:
+    """Return the mean over peers and examples of the Kullback-Leibler divergence.
+
+    Parameters
+    ----------
+    logits : Tensor
+        This client's, (examples, classes).
+    peers : Tensor
+        Posteriors of its peers at the same temperature, (peers, examples, classes).
+    temperature, direction
+        See ``DistillOptions``.
+    """
+    own = (logits / temperature).log_softmax(1).expand_as(peers)
+    if direction == "forward":
+        return F.kl_div(own, peers, reduction="none").sum(2).mean()
+    return (own.exp() * (own - peers.clamp(min=torch.finfo(peers.dtype).tiny).log())).sum(2).mean()
+
+
+def learn_from_peers(
+    work: Work, seeds: tuple[Tensor, Tensor], peers: Tensor, options: TrainOptions, distill: DistillOptions
+) -> float:
+    """Take seed steps, in place; return the mean divergence from the peers before them.
+
+    Each step follows two gradients, that of the client's own data and that of the seed batch (its labels, if they
+    count, and the peers' posteriors), joined by ``distill.projection``; then it is clipped and taken as in training.
+
+    Parameters
+    ----------
+    work : Work
+        The client; of the seed steps too it takes only its share.
+    seeds : tuple[Tensor, Tensor]
+        Inputs and labels of the seed batch, on the model's device.
+    peers : Tensor
+        The peers' posteriors on it, (peers, examples, classes); there may be none.
+    options : TrainOptions
+        Of the steps.
+    distill : DistillOptions
+        What they follow.
+    """
+    model, masking = work.model.train(), Masking(work.classes, options.mask_fill)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    descent = Descent(model.parameters(), options)
+    first = 0.0
+    with seeded(derive(work.seed, "seed-model"), seeds[0].device):
+        batches = _endless(work, options)
+        for number in range(work.part_of(distill.steps)):
+            inputs, targets = next(batches)
+            private = masked_cross_entropy(masking(model(inputs).float()), targets)
+            own = torch.autograd.grad(private, parameters, allow_unused=True)
+            logits = model(seeds[0]).float()
+            apart = _divergence(logits, peers, distill)
+            shared = distill.weight * distill.temperature**2 * apart
+            if distill.labels:
+                shared = shared + masked_cross_entropy(logits, seeds[1])
+            theirs = torch.autograd.grad(shared, parameters, allow_unused=True)
+            if not bool((private + shared).isfinite()):
+                raise DivergedError(
+                    f"the loss of seed step {number + 1} is {float((private + shared).detach())} at "
+                    f"learning rate {options.learning_rate:g}: lower it, or the weight of the divergence"
+                )
+            first = float(apart.detach()) if number == 0 else first
+            step = JOIN[distill.projection](_flat(own, parameters), _flat(theirs, parameters))
+            descent.follow(_parted(step, parameters))
+    return first
+
+
+def _divergence(logits: Tensor, peers: Tensor, distill: DistillOptions) -> Tensor:
+    """Return the divergence from the peers; from nobody there is none."""
+    return divergence(logits, peers, distill.temperature, distill.direction) if len(peers) else logits.sum() * 0
+
+
+def _endless(work: Work, options: TrainOptions) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(derive(work.seed, "seed-batches"))
+    while True:
+        yield from training_batches(work.split, options, generator)
+
+
+def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """Return gradients as one vector; a parameter that was not used has none."""
+    pairs = zip(gradients, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(own) if one is None else one).reshape(-1) for one, own in pairs])
+
+
+def _parted(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    parts = vector.split([parameter.numel() for parameter in parameters])
+    return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+
+
+def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
+    """Return the rows of a seed set: so many examples, as evenly from all classes as they come.
+
+    Parameters
+    ----------
+    split : Split
+        Images of all classes, to which every client has access.
+    size : int
+        How many examples.
+    classes : int
+        Number of classes.
+    seed : int
+        Another seed draws others.
+    """
+    if not 0 < size <= len(split):
+        raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive(seed, "seed-set")))
+    targets = split.targets.cpu()[order]
+    # By how many of the same class came before, so that each class gives one before any gives two.
+    place = torch.zeros(len(order), dtype=torch.int64)
+    for number in range(classes):
+        mine = (targets == number).nonzero().flatten()
+        place[mine] = torch.arange(len(mine))
+    return order[place.argsort(stable=True)[:size]].sort().values

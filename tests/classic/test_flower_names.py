@@ -1,0 +1,86 @@
+"""The arguments of the classic FedAvg do here what they do there."""
+
+import pytest
+from flwr.server.strategy import FedAvg
+
+from heterofl_flwr.classic import HeteroFL
+from heterofl_flwr.errors import ConfigError
+from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
+from tests.federation.tiny import build
+
+
+def both(number=5, ours=None, **options):
+    """Return Flower's strategy and ours of one full-size level, and a manager of the same clients for each."""
+    for strategy in (FedAvg(**options), HeteroFL(build, "a1", wait=0.0, **options)):
+        manager = manager_of(*(Fake(str(cid), 1.0 + cid, metrics={"loss": cid}) for cid in range(number)))
+        parameters = HeteroFL(build, "a1").initialize_parameters(client_manager=manager)
+        yield strategy, manager, parameters
+
+
+def rounds(strategy, manager, parameters, number=2):
+    """Return, for each round, how many were asked and the metrics."""
+    found = []
+    for server_round in range(1, number + 1):
+        sent = strategy.configure_fit(server_round, parameters, manager)
+        for _, ins in sent:
+            ins.config["task"] = "train"
+        parameters, fitted = strategy.aggregate_fit(server_round, fit_all(sent), [])
+        asked = strategy.configure_evaluate(server_round, parameters, manager)
+        for _, ins in asked:
+            ins.config["task"] = "evaluate"
+        found.append(
+            (len(sent), fitted, len(asked), strategy.aggregate_evaluate(server_round, evaluate_all(asked), []))
+        )
+    return found
+
+
+@pytest.mark.parametrize(("fraction", "least"), [(0.5, 2), (0.2, 4), (0.3, 1), (1.0, 3)])
+def test_fractions_and_least_numbers_are_fedavgs(fraction, least):
+    options = {"fraction_fit": fraction, "min_fit_clients": least, "min_evaluate_clients": least + 1}
+    options |= {"fraction_evaluate": fraction, "min_available_clients": 5}
+    theirs, ours = [[(sent, asked) for sent, _, asked, _ in rounds(*one)] for one in both(**options)]
+    assert ours == theirs
+
+
+def test_metrics_functions_get_what_flower_gives_them_and_give_the_metrics():
+    seen = []
+
+    def largest(answers):
+        seen.append(sorted((number, sorted(metrics.items())) for number, metrics in answers))
+        return {"largest": max(number for number, _ in answers), "name": "of examples"}
+
+    options = {"fit_metrics_aggregation_fn": largest, "evaluate_metrics_aggregation_fn": largest}
+    theirs, ours = [rounds(*one) for one in both(**options)]
+    assert seen[:4] == seen[4:]
+    assert ours == theirs
+    assert ours[1][1] == {"largest": 5, "name": "of examples"}
+
+
+def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
+    for strategy, manager, parameters in both(accept_failures=False, inplace=False):
+        for server_round in (1, 2):
+            sent = strategy.configure_fit(server_round, parameters, manager)
+            for _, ins in sent:
+                ins.config["task"] = "train"
+            results, failures = fit_all(sent), []
+            if server_round == 1:
+                results, failures = results[1:], [ConnectionError("gone")]
+            new, metrics = strategy.aggregate_fit(server_round, results, failures)
+            assert ((new, metrics) == (None, {})) == (server_round == 1)
+        assert strategy.aggregate_evaluate(2, [], [ConnectionError("gone")]) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"train_metrics_aggr_fn": max}, "no train_metrics_aggr_fn: use fit_metrics_aggregation_fn"),
+        ({"evaluate_metrics_aggr_fn": max}, "no evaluate_metrics_aggr_fn: use evaluate_metrics_aggregation_fn"),
+        ({"weighted_by_key": "rows"}, "no weighted_by_key: it weights by num_examples"),
+        ({"arrayrecord_key": "model"}, "no arrayrecord_key: it has no records"),
+        ({"devices": None}, "no devices: simulated devices go around a grid"),
+        ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
+    ],
+)
+def test_what_the_classic_api_has_no_place_for_is_refused(options, fault):
+    with pytest.raises(ConfigError, match=fault):
+        HeteroFL(build, **options)

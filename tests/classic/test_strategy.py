@@ -1,0 +1,447 @@
+"""The strategy of the classic API, its hooks called as Flower's server calls them."""
+
+import logging
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.client_manager import SimpleClientManager
+from flwr.serverapp.exception import AggregationError
+
+import heterofl_flwr
+from heterofl_flwr import Evaluation, Mix, Robust, RoundCallback, multi_step
+from heterofl_flwr.classic import HeteroFL
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.limits import RoundError
+from tests.classic.fakes import OK, Fake, broken, evaluate_all, fit_all, fit_res, manager_of
+from tests.federation.tiny import build
+
+FAILED = Status(Code.FIT_NOT_IMPLEMENTED, "fit is not there")
+
+
+def clients(number=3, **options):
+    return [Fake(str(cid), 1.0 + cid, **options) for cid in range(number)]
+
+
+def begin(fakes, mix="a1-c1", server_round=1, **options):
+    strategy = HeteroFL(build, mix, wait=1.0, **options)
+    manager = manager_of(*fakes)
+    parameters = strategy.initialize_parameters(client_manager=manager)
+    instructions = strategy.configure_fit(server_round=server_round, parameters=parameters, client_manager=manager)
+    return strategy, manager, parameters, instructions
+
+
+def gain(before, after):
+    return [new - old for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True)]
+
+
+def test_a_round_is_the_mean_over_those_who_held_an_entry():
+    strategy, _, before, instructions = begin(clients(2))
+    after, metrics = strategy.aggregate_fit(1, fit_all(instructions), [])
+    hidden_weight, hidden_bias, classifier_weight, classifier_bias = gain(before, after)
+    expected = np.ones(8)
+    expected[:2] = 1.5
+    np.testing.assert_allclose(hidden_bias, expected, atol=1e-6)
+    np.testing.assert_allclose(hidden_weight, np.repeat(expected[:, None], 3, 1), atol=1e-6)
+    np.testing.assert_allclose(classifier_weight, np.repeat(expected[None], 4, 0), atol=1e-6)
+    np.testing.assert_allclose(classifier_bias, 1.5, atol=1e-6)
+    assert metrics == {}
+
+
+def test_robust_means_are_those_of_the_message_api():
+    fakes = [*clients(3), Fake("3", 100.0)]
+    strategy, _, before, instructions = begin(fakes, "a1", robust=Robust(mean="median"))
+    after, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
+    for own in gain(before, after):
+        np.testing.assert_allclose(own, 2.5, atol=1e-5)  # of 1, 2, 3 and 100
+
+
+def test_initial_parameters_are_those_of_the_message_api():
+    parameters = HeteroFL(build, seed=4).initialize_parameters(client_manager=SimpleClientManager())
+    state = heterofl_flwr.HeteroFL(build, seed=4).federation.initial_state()
+    for array, tensor in zip(parameters_to_ndarrays(parameters), state.values(), strict=True):
+        np.testing.assert_array_equal(array, tensor.numpy())
+
+
+def test_initial_parameters_may_be_given():
+    given = ndarrays_to_parameters([np.zeros(1)])
+    strategy = HeteroFL(build, initial_parameters=given)
+    assert strategy.initialize_parameters(client_manager=SimpleClientManager()) is given
+
+
+def test_parameters_of_another_model_are_refused():
+    given = ndarrays_to_parameters([np.zeros(1, np.float32)] * 3)
+    with pytest.raises(heterofl_flwr.HeteroFLError, match="the server sent 3 arrays, expected 4"):
+        HeteroFL(build, wait=1).configure_fit(1, given, manager_of(*clients()))
+
+
+def test_instructions_share_one_packet_a_level_and_have_configs_of_their_own():
+    def asked(server_round):
+        return {"epochs": 2 * server_round, "rate": 0.9}
+
+    _, _, _, instructions = begin(
+        clients(4), seed=5, server_round=3, learning_rate=multi_step(0.1, [2]), on_fit_config_fn=asked
+    )
+    assert len({id(ins.parameters) for _, ins in instructions}) == 2
+    assert len({id(ins.config) for _, ins in instructions}) == 4
+    assert instructions[3][1].config == {
+        "heterofl-schema": 1,
+        "epochs": 6,
+        "rate": 0.25,
+        "rates": "0.25",
+        "global-rate": 1.0,
+        "server-round": 3,
+        "seed": 5,
+        "partition": 3,
+        "lr": 0.1 * 0.1,
+        "task": "train",
+    }
+
+
+def test_the_sample_goes_by_partition_and_not_by_the_order_of_arrival():
+    def drawn(order):
+        fakes = [Fake(str(100 - cid), says={"partition": cid}) for cid in order]
+        _, _, _, instructions = begin(fakes, fraction_train=0.3)
+        return [proxy.says["partition"] for proxy, _ in instructions]
+
+    assert drawn(range(10)) == drawn(reversed(range(10)))
+    assert len(drawn(range(10))) == 3
+
+
+def test_the_order_of_results_does_not_matter():
+    after = []
+    for turn in (1, -1):
+        strategy, _, _, instructions = begin([Fake(str(cid), 0.1 * (1 + cid)) for cid in range(6)], "a1-b1-c1")
+        results = fit_all(instructions)
+        after.append(strategy.aggregate_fit(1, results[::turn], [])[0])
+    assert after[0] == after[1]
+
+
+def test_properties_are_asked_once_and_from_all_at_the_same_time():
+    class Slow(Fake):
+        def get_properties(self, ins, timeout, group_id):
+            time.sleep(0.2)
+            return super().get_properties(ins, timeout, group_id)
+
+    fakes = [Slow(str(cid)) for cid in range(8)]
+    began = time.monotonic()
+    strategy, manager, parameters, instructions = begin(fakes)
+    assert time.monotonic() - began < 8 * 0.2
+    strategy.aggregate_fit(1, fit_all(instructions), [])
+    strategy.configure_fit(2, parameters, manager)
+    assert [fake.asked.count("properties") for fake in fakes] == [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("says", "cause"),
+    [
+        (RuntimeError("node is gone"), "node is gone"),
+        (Status(Code.GET_PROPERTIES_NOT_IMPLEMENTED, "no properties here"), "no properties here"),
+        (Status(Code.GET_PROPERTIES_NOT_IMPLEMENTED, ""), "GET_PROPERTIES_NOT_IMPLEMENTED"),
+        ({"capacity": "z"}, "'z' is no level"),
+        ({"capacity": 2.0}, "2.0 is no level"),
+        ({"capacity": True}, "True is no level"),
+        ({"capacity": b"a"}, "b'a' is no capacity"),
+        ({"partition": "one"}, "'one' as partition, expected a whole number"),
+        ({"partition": -3}, "partition -3 does not exist"),
+    ],
+)
+def test_a_client_that_says_nothing_usable_trains_at_the_smallest_rate(caplog, says, cause):
+    strategy, _, _, _ = begin([Fake("0"), Fake("1"), Fake("2", says=says)], "a2-c1")
+    assert strategy.log.rates == {0: 1.0, 1: 1.0, 2: 0.25}
+    assert cause in caplog.text
+    assert "1 new clients did not say what they can hold and train at the smallest rate, 0.25: 2" in caplog.text
+
+
+@pytest.mark.parametrize("capacity", ["b", 0.5])
+def test_a_client_may_say_its_level_or_its_rate(capacity):
+    strategy, _, _, _ = begin([Fake("0", says={"capacity": capacity, "partition": 0}), Fake("1")])
+    assert strategy.log.rates == {0: 0.5, 1: 0.25}
+
+
+@pytest.mark.parametrize("capacity", ["e", 0.0625])
+def test_a_reported_capacity_counts_from_the_next_round_on(capacity):
+    fakes = [Fake("0", metrics={"capacity": capacity}), Fake("1")]
+    strategy, manager, _, instructions = begin(fakes)
+    parameters, metrics = strategy.aggregate_fit(1, fit_all(instructions), [])
+    assert strategy.log.rates[0] == 1.0
+    strategy.configure_fit(2, parameters, manager)
+    assert strategy.log.rates[0] == 0.0625
+    assert "capacity" not in metrics
+
+
+def test_labels_travel_as_text():
+    fakes = [Fake("0", 1.0, metrics={"labels": "0,1"}), Fake("1", 2.0, metrics={"labels": "3"})]
+    strategy, _, before, instructions = begin(fakes, "a1")
+    after, metrics = strategy.aggregate_fit(1, fit_all(instructions), [])
+    np.testing.assert_allclose(gain(before, after)[3], [1, 1, 0, 2], atol=1e-6)
+    assert metrics == {}
+
+
+def shapes(instructions):
+    return [array.shape for array in parameters_to_ndarrays(instructions[1][1].parameters)]
+
+
+def arrays(instructions, change=lambda arrays: arrays):
+    return change([np.ones(shape, np.float32) for shape in shapes(instructions)])
+
+
+def replaced(position, value):
+    return lambda arrays: [value if number == position else array for number, array in enumerate(arrays)]
+
+
+BAD = {
+    "wrong shape": (
+        lambda i: fit_res(arrays(i, replaced(1, np.ones((1,), np.float32)))),
+        r"hidden.bias has shape \(1,\)",
+    ),
+    "NaN": (lambda i: fit_res(arrays(i, replaced(1, np.full(2, np.nan, np.float32)))), "hidden.bias contains NaN"),
+    "double": (lambda i: fit_res(arrays(i, replaced(1, np.ones(2)))), "hidden.bias is torch.float64"),
+    "text": (lambda i: fit_res(arrays(i, replaced(1, np.array(["a", "b"])))), "arrays that cannot be read"),
+    "too few": (lambda i: fit_res(arrays(i)[:2]), "sent 2 arrays, expected 4"),
+    "too many": (lambda i: fit_res(arrays(i) * 2), "sent 8 arrays, expected 4"),
+    "no arrays": (lambda i: FitRes(OK, broken(*[b"junk"] * 4), 1, {}), "arrays that cannot be read"),
+    "pickled": (lambda i: FitRes(OK, broken(*[b"\x80\x04."] * 4), 1, {}), "arrays that cannot be read: ValueError"),
+    "negative number": (lambda i: fit_res(arrays(i), number=-1), "-1 as num-examples"),
+    "no number": (lambda i: fit_res(arrays(i), number=None), "None as num-examples"),
+    "labels": (lambda i: fit_res(arrays(i), labels="cat,dog"), "'cat,dog' as labels, expected whole numbers"),
+    "label out of range": (lambda i: fit_res(arrays(i), labels="4"), r"labels \[4\] are out of range"),
+    "capacity": (lambda i: fit_res(arrays(i), capacity="zz"), "the capacity it reports is not usable"),
+    "capacity bytes": (lambda i: fit_res(arrays(i), capacity=b"1"), "b'1' is no capacity"),
+}
+
+
+@pytest.mark.parametrize(("bad", "cause"), BAD.values(), ids=BAD)
+def test_a_result_that_cannot_be_used_is_refused_whole_and_named(bad, cause):
+    strategy, _, before, instructions = begin(clients(3), "a1-c2")
+    results = fit_all(instructions)
+    results[1] = (instructions[1][0], bad(instructions))
+    after, _ = strategy.aggregate_fit(1, results, [])
+    assert list(strategy.log.failures) == [1]
+    assert re.search(cause, strategy.log.failures[1])
+    np.testing.assert_allclose(gain(before, after)[3], 2, atol=1e-6)  # clients 0 and 2 add 1 and 3
+
+
+def test_failures_are_listed_by_client_where_flower_names_one():
+    strategy, _, _, instructions = begin(clients(4), "a1", min_replies=1)
+    results = fit_all(instructions)[:1]
+    failures = [
+        (instructions[1][0], FitRes(FAILED, broken(), 0, {})),
+        (instructions[2][0], FitRes(Status(Code.FIT_NOT_IMPLEMENTED, ""), broken(), 0, {})),
+        ValueError("the disk is full"),
+    ]
+    strategy.aggregate_fit(1, results, failures)
+    assert strategy.log.failures == {
+        1: "fit is not there",
+        2: "FIT_NOT_IMPLEMENTED",
+        3: "no result; ValueError: the disk is full",
+    }
+
+
+def test_a_round_where_all_fail_ends_the_run_and_names_the_causes():
+    strategy, _, _, _ = begin(clients(2))
+    with pytest.raises(
+        RoundError, match=r"round 1: 0 of 2 .* partition 0: no result; ValueError: the disk is full"
+    ) as info:
+        strategy.aggregate_fit(1, [], [ValueError("the disk is full")] * 2)
+    assert isinstance(info.value, AggregationError)
+
+
+def test_fewer_good_results_than_the_floor_end_the_run():
+    strategy, _, _, instructions = begin(clients(3), min_replies=3)
+    with pytest.raises(
+        RoundError, match=r"2 of 3 clients gave a usable reply, expected at least 3: .*; partition 2: no result"
+    ):
+        strategy.aggregate_fit(1, fit_all(instructions)[:2], [])
+
+
+def test_results_of_clients_that_were_not_asked_do_not_count():
+    strategy, _, before, instructions = begin(clients(2), "a1")
+    results = [*fit_all(instructions), (Fake("77"), fit_res([np.full(3, 1e9, np.float32)]))]
+    after, _ = strategy.aggregate_fit(1, results, [(Fake("78"), FitRes(FAILED, broken(), 0, {}))])
+    np.testing.assert_allclose(gain(before, after)[3], 1.5, atol=1e-6)
+    assert strategy.log.failures == {}
+
+
+def test_aggregating_what_was_not_configured_is_refused():
+    with pytest.raises(RoundError, match="was not configured"):
+        HeteroFL(build).aggregate_fit(1, [], [])
+
+
+def test_too_few_clients_end_the_run_in_time_and_say_what_is_missing():
+    began = time.monotonic()
+    strategy = HeteroFL(build, wait=0.3)
+    parameters = strategy.initialize_parameters(SimpleClientManager())
+    with pytest.raises(RoundError, match=r"1 nodes are there after 0\.3 s, expected at least 2"):
+        strategy.configure_fit(1, parameters, manager_of(Fake("0")))
+    assert time.monotonic() - began < 3
+
+
+class TestEvaluation:
+    def evaluate(self, fakes, server_round=1, results=None, failures=(), **options):
+        strategy, manager, parameters, instructions = begin(fakes, server_round=server_round, **options)
+        strategy.aggregate_fit(server_round, fit_all(instructions), [])
+        asked = strategy.configure_evaluate(server_round=server_round, parameters=parameters, client_manager=manager)
+        if not asked:
+            return strategy, asked, None
+        answers = evaluate_all(asked) if results is None else results(asked)
+        return strategy, asked, strategy.aggregate_evaluate(server_round, answers, list(failures))
+
+    def test_loss_and_metrics_are_means_weighted_by_examples(self):
+        strategy, asked, (loss, metrics) = self.evaluate(clients(3))
+        assert [ins.config["rate"] for _, ins in asked] == [1.0] * 3
+        assert {ins.config["task"] for _, ins in asked} == {"evaluate"}
+        assert loss == pytest.approx((1 + 4 + 9) / 6)
+        assert metrics == {
+            "coverage": 1.0,
+            "local-accuracy": pytest.approx(3 / 6),
+            "worst-accuracy": pytest.approx(1 / 3),
+        }
+        assert strategy.log.evaluate["loss"] == loss
+
+    def test_a_client_that_claims_ten_million_examples_weighs_ten_at_most_and_is_named(self):
+        def results(asked):
+            lie, truth = ((0.0, 10_000_000, {"local-accuracy": 0.0}), (1.0, 10, {"local-accuracy": 0.9}))
+            return [(proxy, EvaluateRes(OK, *(truth if number else lie))) for number, (proxy, _) in enumerate(asked)]
+
+        strategy, _, (loss, metrics) = self.evaluate(clients(5), results=results)
+        assert loss == pytest.approx(4 / 14)
+        assert metrics["local-accuracy"] == pytest.approx(0.9 * 4 / 14)
+        assert strategy.log.evaluate_medians == {"loss": 1.0, "local-accuracy": 0.9}
+        assert strategy.log.worst_client == 0
+
+    @pytest.mark.parametrize(("server_round", "due"), [(1, False), (2, True), (3, True)])
+    def test_every_k_rounds_and_after_the_last(self, server_round, due):
+        options = {"evaluation": Evaluation(every=2), "num_rounds": 3}
+        assert bool(self.evaluate(clients(2), server_round, **options)[1]) == due
+
+    def test_the_caller_may_add_to_the_config(self):
+        _, asked, _ = self.evaluate(clients(2), on_evaluate_config_fn=lambda server_round: {"batch": server_round})
+        assert [ins.config["batch"] for _, ins in asked] == [1, 1]
+
+    def test_capable_clients_alone_and_levels(self):
+        fakes = [
+            Fake("0", says={"capacity": "a", "partition": 0}),
+            Fake("1", 2.0, says={"capacity": "c", "partition": 1}),
+        ]
+        options = {"evaluation": Evaluation(nodes="capable", levels=True)}
+        strategy, asked, (loss, metrics) = self.evaluate(fakes, **options)
+        assert [ins.config["rates"] for _, ins in asked] == ["1.0,0.25", "0.25"]
+        assert (loss, metrics["coverage"]) == (1.0, 0.5)
+        assert strategy.log.evaluate_by_level == {"c": {"local-accuracy": 0.5, "loss": 2.0}}
+
+    def test_where_no_client_is_capable_none_is_asked(self):
+        fakes = [Fake(str(cid), says={"capacity": "c", "partition": cid}) for cid in range(2)]
+        assert self.evaluate(fakes, evaluation=Evaluation(nodes="capable"))[1] == []
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            EvaluateRes(OK, 0.5, -1, {}),
+            EvaluateRes(OK, "low", 1, {}),
+            EvaluateRes(OK, 0.5, 1.5, {}),
+            EvaluateRes(OK, True, 1, {}),
+        ],
+        ids=["negative", "text", "half", "bool"],
+    )
+    def test_evaluations_that_cannot_be_used_are_left_out(self, caplog, bad):
+        _, _, (loss, _) = self.evaluate(
+            clients(3), results=lambda asked: [*evaluate_all(asked)[:2], (asked[2][0], bad)]
+        )
+        assert loss == pytest.approx((1 + 4) / 3)
+        assert "node 2 did not evaluate: client 2 sent" in caplog.text
+
+    def test_metrics_that_are_no_numbers_are_left_out(self):
+        def results(asked):
+            return [(proxy, EvaluateRes(OK, 1.0, 2, {"x": 3, "note": "good", "done": True})) for proxy, _ in asked]
+
+        assert self.evaluate(clients(2), results=results)[2] == (1.0, {"coverage": 1.0, "x": 3.0})
+
+    def test_where_all_fail_there_is_no_result_and_the_causes_are_logged(self, caplog):
+        failures = [ValueError("the disk is full")]
+        assert self.evaluate(clients(2), results=lambda asked: [], failures=failures)[2] == (None, {})
+        assert caplog.text.count("did not evaluate: no result; ValueError: the disk is full") == 2
+
+    def test_strangers_do_not_count(self):
+        def results(asked):
+            return [*evaluate_all(asked), (Fake("77"), EvaluateRes(OK, 1e9, 99, {}))]
+
+        assert self.evaluate(clients(2), results=results)[2][0] == pytest.approx(5 / 3)
+
+    def test_the_server_may_evaluate_itself(self):
+        def central(server_round, arrays, config):
+            return float(server_round), {"arrays": len(arrays), "config": len(config)}
+
+        strategy = HeteroFL(build, evaluate_fn=central)
+        parameters = strategy.initialize_parameters(SimpleClientManager())
+        assert strategy.evaluate(3, parameters=parameters) == (3.0, {"arrays": 4, "config": 0})
+        assert HeteroFL(build).evaluate(3, parameters=parameters) is None
+
+
+class TestArrivals:
+    def test_clients_are_seen_at_once_under_a_server_app_which_looks_when_asked(self):
+        """Its ``wait_for`` alone would look for new nodes only every five seconds."""
+
+        class Lazy(SimpleClientManager):
+            def num_available(self):
+                for client in clients(2):
+                    self.register(client)
+                return super().num_available()
+
+        strategy = HeteroFL(build, wait=0.2)
+        assert len(strategy.configure_fit(1, strategy.initialize_parameters(SimpleClientManager()), Lazy())) == 2
+
+    def test_a_client_that_comes_back_under_another_name_keeps_its_partition(self):
+        strategy, manager, parameters, instructions = begin(clients(2))
+        parameters, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
+        manager.unregister(manager.all()["0"])
+        manager.register(Fake("9", says={"partition": 0}))
+        strategy.configure_fit(2, parameters, manager)
+        assert strategy.log.rates == {0: 1.0, 1: 0.25}
+
+    def test_a_client_that_was_away_is_asked_again(self):
+        strategy, manager, parameters, instructions = begin(clients(3))
+        parameters, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
+        gone = manager.all()["0"]
+        manager.unregister(gone)
+        manager.register(Fake("9", says={"partition": 3}))
+        parameters, _ = strategy.aggregate_fit(2, fit_all(strategy.configure_fit(2, parameters, manager)), [])
+        manager.register(gone)
+        assert len(strategy.configure_fit(3, parameters, manager)) == 4
+        assert gone.asked.count("properties") == 2
+
+
+def test_momentum_is_that_of_the_message_api():
+    strategy, manager, parameters, instructions = begin(clients(2), server_momentum=0.5)
+    gains = []
+    for server_round in (1, 2, 3):
+        new, _ = strategy.aggregate_fit(server_round, fit_all(instructions), [])
+        gains.append(gain(parameters, new)[3][0])
+        parameters, instructions = new, strategy.configure_fit(server_round + 1, new, manager)
+    np.testing.assert_allclose(gains, [1.5, 2.25, 2.625], rtol=1e-5)
+
+
+def test_a_mix_may_be_parsed_already():
+    assert HeteroFL(build, Mix.parse("a1-e9")).federation.mix == Mix.parse("a1-e9")
+
+
+def test_callbacks_are_refused_rather_than_forgotten():
+    with pytest.raises(ConfigError, match=r"no place for callbacks: use heterofl_flwr\.HeteroFL"):
+        HeteroFL(build, callbacks=[RoundCallback()])
+
+
+@pytest.mark.parametrize("upload", ["float16", "int8"])
+def test_smaller_replies_are_refused_rather_than_ignored(upload):
+    with pytest.raises(ConfigError, match=rf"parameters as they are, not in {upload}: use heterofl_flwr\.HeteroFL"):
+        HeteroFL(build, upload=upload)
+    assert HeteroFL(build, upload="float32").upload == "float32"
+
+
+def test_the_summary_names_the_levels(caplog):
+    with caplog.at_level(logging.INFO):
+        HeteroFL(build).initialize_parameters(client_manager=SimpleClientManager())
+    assert "Level e: rate 0.0625" in caplog.text
+    assert torch.get_num_threads() == 1

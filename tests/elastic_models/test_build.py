@@ -1,0 +1,224 @@
+"""What ``elastic`` returns: widths, what is attached, and that the user's model stays as it was."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.core import Plan, prefix, width
+from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.nn import CNN, PreResNet
+from heterofl_flwr.nn.transformer import Transformer, TransformerShape
+from tests.core import twin
+from tests.elastic_models.architectures import ARCHITECTURES
+from tests.elastic_models.families import FAMILIES, images
+
+
+def _mlp():
+    return nn.Sequential(nn.Linear(3, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 2))
+
+
+X = torch.randn(4, 3)
+SMALL = TransformerShape(sequence=6, embedding=24, hidden=20, heads=4, layers=2)
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (lambda rate: CNN(1, 10, (8, 16), rate=rate), images(8, 1)),
+        (lambda rate: PreResNet(3, 5, hidden=(8, 12, 16, 20), rate=rate), images(32)),
+        (lambda rate: PreResNet(3, 5, hidden=(8, 12, 16, 20), rate=rate, norm="none"), images(16)),
+        (lambda rate: Transformer(11, SMALL, rate=rate), torch.randint(11, (2, 6))),
+    ],
+    ids=["cnn", "preresnet", "preresnet without norms", "transformer"],
+)
+@pytest.mark.parametrize("rate", [0.5, 0.3])
+def test_the_papers_models_are_cut_as_their_own_builds_say(build, inputs, rate):
+    ours, theirs = elastic(build(1.0), inputs), build(rate)
+    shapes = {name: parameter.shape for name, parameter in ours(rate).named_parameters()}
+    assert shapes == {name: parameter.shape for name, parameter in theirs.named_parameters()}
+    if not isinstance(theirs, Transformer):  # whose embedding they cut as one, and a trace head by head
+        assert ours.plan(rate) == Plan.of(build(1.0), theirs)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.07])
+def test_a_group_keeps_the_width_that_the_rest_of_the_package_keeps(rate):
+    assert elastic(_mlp(), X)(rate)[0].out_features == width(20, rate)
+
+
+@pytest.mark.parametrize(("options", "kept"), [({"minimum": 7}, 7), ({"multiple_of": 8}, 8), ({"minimum": 99}, 20)])
+def test_widths_are_rounded_up_but_not_beyond_the_model(options, kept):
+    build = elastic(_mlp(), X, **options)
+    assert build(0.1)[0].out_features == kept
+    assert build(1.0)[0].out_features == 20
+
+
+def test_layers_that_are_named_stay_whole():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2))
+    assert elastic(model, X)(0.5)[1].weight.shape == (3, 4)
+    assert elastic(model, X, fixed=["1"])(0.5)[1].weight.shape == (6, 8)
+    assert elastic(model, X, fixed=["0.bias"])(0.5)[1].weight.shape == (3, 8)
+    with pytest.raises(ConfigError, match=r"fixed: no layer or parameter matches 'head\*'; there are 0, 1, 2"):
+        elastic(model, X, fixed=["head*"])
+
+
+def test_the_users_model_stays_as_it_was():
+    model, inputs = ARCHITECTURES["vit"]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = {name: dict(vars(layer)) for name, layer in model.named_modules()}
+    build = elastic(model, inputs)
+    trained = build(1.0)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for name, layer in model.named_modules():
+        assert vars(layer).keys() == attributes[name].keys()
+        assert all(type(value) is type(attributes[name][key]) for key, value in vars(layer).items())
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+
+
+def test_what_is_built_does_not_follow_the_users_model():
+    model = _mlp()
+    build = elastic(model, X)
+    before = build(0.5)[0].weight.clone()
+    nn.init.zeros_(model[0].weight)
+    assert torch.equal(build(0.5)[0].weight, before)
+
+
+def test_modes_and_frozen_parameters_stay():
+    model = _mlp().eval()
+    model[0].weight.requires_grad_(False)
+    small = elastic(model, X)(0.5)
+    assert not small.training
+    assert [parameter.requires_grad for parameter in small.parameters()] == [False] + [True] * 5
+
+
+def test_tied_parameters_stay_tied():
+    model, words = FAMILIES["packed_attention"]()
+    small = elastic(model, words)(0.5)
+    assert small.decoder.weight is small.token.weight
+
+
+def test_the_scaler_divides_in_training_what_shrinks():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    plain, scaled = elastic(model, X, scaler=False)(0.5), elastic(model, X, global_rate=0.8, scaler=True)(0.4)
+    assert torch.equal(scaled.eval()(X), elastic(model, X, scaler=False)(0.4)(X))
+    half = elastic(model, X, scaler=True)(0.5)
+    torch.testing.assert_close(half[0](X), plain[0](X) / 0.5)
+    torch.testing.assert_close(half[1](X[:, :1].expand(-1, 4)), plain[1](X[:, :1].expand(-1, 4)))
+    torch.testing.assert_close(scaled.train()[0](X), elastic(model, X, scaler=False)(0.4)[0](X) / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "scaled"),
+    [(nn.Identity(), False), (nn.BatchNorm1d(8), True), (nn.LayerNorm(8), True), (nn.RMSNorm(8), True)],
+)
+def test_the_scaler_is_there_where_the_model_normalises(norm, scaled):
+    """Without norms each narrow layer would enlarge what the next one sees, and a plain network diverges."""
+    model = nn.Sequential(nn.Linear(3, 8), norm, nn.Linear(8, 2))
+    plain = elastic(model, X, scaler=False)(0.5)[0](X)
+    torch.testing.assert_close(elastic(model, X)(0.5)[0](X), plain / 0.5 if scaled else plain)
+
+
+def test_the_scaler_follows_attention():
+    layer = nn.TransformerEncoderLayer(24, 4, 20, dropout=0.0, batch_first=True)
+    inputs, model = torch.randn(1, 6, 5), nn.Sequential(nn.Linear(5, 24), layer, nn.Linear(24, 2))
+    plain, scaled = (elastic(model, inputs, scaler=on)(0.5)[1].self_attn for on in (False, True))
+    x = torch.randn(2, 6, 12)
+    torch.testing.assert_close(scaled.train()(x, x, x)[0], plain(x, x, x)[0] / 0.5)
+    torch.testing.assert_close(scaled.train()(x, x, x)[1], plain(x, x, x)[1])
+
+
+def test_static_norm_keeps_no_running_statistics():
+    model = _mlp()
+    norm = elastic(model, X, static_norm=True)(0.5)[1]
+    assert norm.running_mean is None
+    assert not norm.track_running_stats
+    assert elastic(model, X)(0.5)[1].running_mean.shape == (10,)
+    assert model[1].running_mean is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minimum": 0}, "minimum is 0"),
+        ({"multiple_of": -8}, "multiple_of is -8"),
+        ({"global_rate": 2}, "rate"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        elastic(_mlp(), X, **options)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1.5])
+def test_rates_are_those_of_the_package(rate):
+    with pytest.raises(ConfigError):
+        elastic(_mlp(), X)(rate)
+
+
+def test_a_model_larger_than_the_global_one_is_refused():
+    with pytest.raises(ConfigError, match="2 times the global rate"):
+        elastic(_mlp(), X, global_rate=0.5)(1.0)
+
+
+def test_slices_of_different_models_are_told_apart():
+    build, other = elastic(_mlp(), X), elastic(nn.Sequential(*_mlp(), nn.Identity()), X, fixed=["0"])
+    with pytest.raises(ShapeError, match="slices of different models"):
+        Plan.of(build(1.0), other(0.5))
+    with pytest.raises(ShapeError, match="keeps more channels"):
+        Plan.of(build(0.25), build(0.5))
+    with pytest.raises(ShapeError, match=r"the global model|local"):
+        Plan.of(_mlp(), build(0.5))
+
+
+def test_two_traces_of_one_model_agree():
+    model = _mlp()
+    assert Plan.of(elastic(model, X)(1.0), elastic(model, X)(0.5)) == elastic(model, X).plan(0.5)
+
+
+def test_a_slice_is_copied_and_pickled_by_the_users_class():
+    model, inputs = ARCHITECTURES["convnext"]()
+    build = elastic(model, inputs)
+    for again in (copy.deepcopy(build(0.5)), _through_pickle(build(0.5))):
+        assert isinstance(again, type(model))
+        assert type(again) is type(build(1.0))
+        assert Plan.of(build(1.0), again) == build.plan(0.5)
+        assert torch.equal(again.eval()(inputs), build(0.5).eval()(inputs))
+
+
+def _through_pickle(model):
+    file = io.BytesIO()
+    pickle.dump(model, file)
+    return pickle.loads(file.getvalue())
+
+
+def test_other_choosers_keep_coupled_axes_aligned():
+    model, inputs = FAMILIES["concatenated"]()
+    plan = elastic(model, inputs).plan(0.5).chosen(twin.rolling(2))
+    one, two = plan.axes["one.weight"][0], plan.axes["two.weight"][0]
+    wanted = [*one.index, *(6 + place for place in two.index), *(16 + place for place in one.index)]
+    assert list(plan.axes["three.weight"][1].index) == wanted
+    assert plan.chosen(prefix) == elastic(model, inputs).plan(0.5)
+
+
+@pytest.mark.parametrize("form", [tuple, dict])
+def test_inputs_may_be_several(form):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(3, 8), nn.Linear(5, 8), nn.Linear(8, 2)
+
+        def forward(self, x, y):
+            return {"logits": self.head(self.one(x) + self.two(y))}
+
+    inputs = {"x": torch.zeros(1, 3), "y": torch.zeros(1, 5)}
+    build = elastic(Two(), inputs if form is dict else tuple(inputs.values()))
+    assert build(0.5)(**inputs)["logits"].shape == (1, 2)
+    assert build(0.5).head.weight.shape == (2, 4)

@@ -1,0 +1,182 @@
+"""What code does by a comparison of widths, it does at every rate; where that cannot be, a rate is refused."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr.errors import UnsupportedLayerError
+from simulations.zoology.check import check
+from simulations.zoology.lively import make_lively
+from tests.elastic_models.families import Then, conv, images
+
+RATES = (0.9, 0.5, 0.3, 0.25, 0.125, 0.0625, 0.01)
+X = torch.randn(2, 3)
+
+
+class Block(nn.Module):
+    """A residual block that compares what comes in with what it puts out."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.o = outputs
+        self.conv, self.skip = conv(inputs, outputs), conv(inputs, outputs, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if x.shape[1] != self.o:
+            x = self.skip(x)
+        return torch.relu(x + y)
+
+
+def _around(function, width=32, **layers):
+    return nn.Sequential(nn.Linear(3, width), Then(function, **layers), nn.Linear(width, 2))
+
+
+@pytest.mark.parametrize("widths", [(64, 32), (32, 64), (48, 32), (10, 12)])
+def test_a_shortcut_that_depends_on_two_widths_is_there_at_every_rate(widths):
+    model = nn.Sequential(
+        conv(3, widths[0]), Block(*widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[1], 4)
+    )
+    model = model.double().eval()
+    make_lively(model, 0)
+    found = check(model, images().double(), (3, 4), rates=(1.0, *RATES))
+    assert found.parameters[0.9] < found.parameters[1.0]
+
+
+def test_widths_that_are_compared_keep_their_proportion():
+    model = nn.Sequential(conv(3, 64), Block(64, 32), conv(32, 4))
+    build = elastic(model, images())
+    for rate in RATES:
+        small = build(rate)
+        assert small[0].out_channels == 2 * small[1].conv.out_channels == 2 * small[1].o
+    assert build(0.5)[1].o == 16
+
+
+def test_a_width_that_is_compared_with_a_plain_number_stays_whole():
+    def forward(self, h):
+        if h.shape[1] > 8:
+            h = self.b(h)
+        return h
+
+    build = elastic(_around(forward, b=nn.Linear(32, 32)), X)
+    for rate in RATES:
+        small, calls = build(rate), []
+        small[1].b.register_forward_hook(lambda *given, calls=calls: calls.append(given))
+        small(X)
+        assert len(calls) == 1
+        assert small[1].b.in_features == 32
+
+
+def _kept(function):
+    """Return the width that is left of 32 channels between two linear layers."""
+    build = elastic(_around(function, other=nn.Linear(32, 32)), X)
+    for rate in RATES:
+        build(rate)
+    return build.plan(0.5).shapes["0.weight"][0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        (lambda self, x: x.shape[1] == 32, 32),
+        (lambda self, x: x.shape[1] != 32, 32),
+        (lambda self, x: x.shape[1] < 20, 32),
+        (lambda self, x: x.shape[1] <= 20.0, 32),
+        (lambda self, x: x.shape == (2, 32), 32),
+        (lambda self, x: max(x.shape[1], 20) == x.shape[1], 32),
+        (lambda self, x: x.shape[1] in (16, 32), 32),
+        (lambda self, x: x.shape[1] - 8 > 8, 32),
+        (lambda self, x: 40 - x.shape[1], 32),
+        (lambda self, x: (x.shape[1] + 1) * 2 > 40, 32),
+        (lambda self, x: x.shape[1] // 5 > 2, 32),
+        (lambda self, x: x.shape[1] % 2 == 0, 32),
+        (lambda self, x: x.shape[1] // 8, 32),  # 0 at small rates
+        (lambda self, x: x.shape[1], 16),
+        (lambda self, x: x.shape[1] > 0, 16),
+        (lambda self, x: x.numel() >= 1, 32),
+        (lambda self, x: x.shape[1] == self.other(x).shape[1], 16),
+        (lambda self, x: x.shape == self.other(x).shape, 16),
+        (lambda self, x: 2 * x.shape[1] == self.other(x).shape[1] * 2, 16),
+        (lambda self, x: 2 * x.shape[1] > self.other(x).shape[1], 16),
+        (lambda self, x: x.shape[1] + 1 > self.other(x).shape[1], 32),
+        (lambda self, x: x.shape[0] == 2, 16),
+        (lambda self, x: x.shape[1] == "32", 16),
+    ],
+)
+def test_a_condition_has_one_outcome_at_every_rate(condition, kept):
+    def forward(self, x):
+        return self.other(x) if condition(self, x) else self.other(self.other(x))
+
+    assert _kept(forward) == kept
+
+
+def test_a_number_that_a_layer_compares_with_a_width_follows_it():
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(y) if y.shape[1] == self.wide else y[:, :2]
+
+    model = Then(forward, first=nn.Linear(3, 8), last=nn.Linear(8, 2))
+    model.wide = 8
+    assert elastic(model, X).plan(0.5).shapes["first.weight"] == (4, 3)
+    assert elastic(model, X)(0.5).wide == 4
+    assert elastic(model, X, fixed=["first"])(0.5).wide == 8
+
+
+def _moody(self, x):
+    """Choose by a comparison that is not heard: a product with a fraction does not remember the width."""
+    return self.one(self.two(x)) if x.shape[1] * 0.5 > 8 else self.two(self.one(x))
+
+
+def _moody_model():
+    return _around(_moody, 64, one=nn.Linear(64, 64), two=nn.Linear(64, 64))
+
+
+def test_a_rate_at_which_the_model_does_something_else_is_refused_when_it_is_built():
+    build = elastic(_moody_model(), X)
+    build(0.5)
+    for _ in range(2):
+        with pytest.raises(UnsupportedLayerError) as caught:
+            build(0.25)
+        message = str(caught.value)
+        assert "at rate 0.25 layer 1.one of type Linear does something else than in the full model" in message
+        assert "t of 1.one.weight gives [[16, 16]], where t of 1.two.weight must give [[16, 16]]" in message
+        assert "(fixed=...)" in message
+        assert caught.value.__cause__ is None
+
+
+def test_an_error_of_torchs_becomes_one_that_names_rate_and_layer():
+    model = _around(lambda self, x: x if x.shape[1] * 0.5 > 8 else x.view(2, 3, 3), 64)
+    with pytest.raises(UnsupportedLayerError, match=r"at rate 0\.25 layer 1 of type Then .*: RuntimeError: "):
+        elastic(model, X)(0.25)
+
+
+def test_a_last_step_that_is_left_out_is_noticed():
+    def forward(self, x):
+        y = self.one(x)
+        return self.head(x), (y.relu() if y.shape[1] * 0.5 > 8 else y)[:, :1].mean()
+
+    model = Then(forward, one=nn.Linear(3, 64), head=nn.Linear(3, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"at rate 0.125 .* where relu must give"):
+        elastic(model, X)(0.125)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda build: pickle.loads(pickle.dumps(build))])
+def test_a_build_is_copied_and_pickled_with_what_it_checks(again):
+    build = again(elastic(nn.Sequential(conv(3, 64), Block(64, 32), conv(32, 4)), images()))
+    assert build(0.5)(images()).shape == (2, 4, 8, 8)
+    moody = again(elastic(_moody_model(), X))
+    with pytest.raises(UnsupportedLayerError, match=r"at rate 0\.125"):
+        moody(0.125)
+
+
+def test_a_rate_is_checked_once(monkeypatch):
+    rates = []
+    monkeypatch.setattr("heterofl_flwr.elastic_models.build.check_slice", lambda *given: rates.append(given[-1]))
+    build = elastic(nn.Sequential(nn.Linear(3, 20), nn.Linear(20, 2)), X)
+    for rate in (1.0, 0.5, 0.5, 0.25, 1.0, 0.5):
+        build(rate)
+    assert rates == [0.3, 0.5, 0.25]

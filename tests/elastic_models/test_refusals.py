@@ -1,0 +1,177 @@
+"""What cannot be followed: one error that names the layer and says what to do; or the axis stays whole."""
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.elastic_models import adjust, elastic, stand_in
+from heterofl_flwr.elastic_models import interception as stand_ins
+from heterofl_flwr.elastic_models import layer_rules as layers
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from tests.elastic_models.families import Then
+
+
+@pytest.fixture(autouse=True)
+def _own_registries(monkeypatch):
+    monkeypatch.setattr(stand_ins, "_layers", dict(stand_ins._layers))
+    monkeypatch.setattr(stand_ins, "_operators", dict(stand_ins._operators))
+    monkeypatch.setattr(layers, "_adjusts", dict(layers._adjusts))
+
+
+X = torch.randn(2, 3)
+
+
+class Moody(nn.Module):
+    """A layer whose code depends on values."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x * self.gain if x.sum() > 0 else x - self.gain
+
+
+def _around(*inner):
+    return nn.Sequential(nn.Linear(3, 8), *inner, nn.Linear(8, 2))
+
+
+def test_code_that_depends_on_values_is_refused_by_the_layers_name():
+    with pytest.raises(UnsupportedLayerError) as caught:
+        elastic(_around(nn.Sequential(Moody(8))), X)
+    message = str(caught.value)
+    assert "layer 1.0 of type Moody cannot be traced" in message
+    assert "@heterofl_flwr.elastic_models.stand_in(Moody)" in message
+
+
+def test_a_stand_in_says_what_belongs_together():
+    @stand_in(Moody)
+    def moody(layer, x):
+        return x * layer.gain
+
+    build = elastic(_around(Moody(8)), X)
+    assert build(0.5)[1].gain.shape == (4,)
+    assert torch.equal(build(1.0)(X), build._model(X))
+    for x in (X, -X):  # the layer itself runs, whatever stood in for it
+        hidden = build(0.5)[0](x)
+        torch.testing.assert_close(build(0.5)[1](hidden), hidden * 1 if hidden.sum() > 0 else hidden - 1)
+
+
+@pytest.fixture
+def turned():
+    """Return an operator that torch does not know; its kernel makes no use of torch's operators."""
+    library = torch.library.Library("heterofl_test", "FRAGMENT")
+    library.define("turned(Tensor x) -> Tensor")
+    library.impl("turned", lambda x: torch.empty_like(x), "Meta")
+    yield torch.ops.heterofl_test.turned
+    library._destroy()
+
+
+def test_an_unknown_operator_is_refused_and_a_stand_in_teaches_it(turned):
+    model = _around(Then(lambda self, x: turned(x)))
+    with pytest.raises(
+        UnsupportedLayerError, match=r"layer 1 of type Then: torch.ops.heterofl_test.turned is not known"
+    ):
+        elastic(model, X)
+
+    @stand_in(turned)
+    def kept(x):
+        return x.clone()
+
+    assert elastic(model, X).plan(0.5).shapes["0.weight"] == (4, 3)
+
+
+def test_an_unknown_operator_on_what_is_whole_does_no_harm(turned):
+    model = Then(lambda self, x: self.head(turned(x)), head=_around())
+    assert elastic(model, X).plan(0.5).shapes["head.0.weight"] == (4, 3)
+
+
+@pytest.mark.parametrize("wrong", [(), (3,), ("Linear",), (nn.Linear(1, 1),), (torch.relu,)])
+def test_a_stand_in_is_for_layer_types_and_operators(wrong):
+    with pytest.raises(ConfigError, match="stand_in takes subclasses of"):
+        stand_in(*wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_compiled_layers_are_refused():
+    model = _around(torch.jit.trace(nn.ReLU(), X))
+    with pytest.raises(UnsupportedLayerError, match=r"layer 1 is compiled by torch\.jit"):
+        elastic(model, X)
+
+
+def test_a_model_that_returns_no_tensor_is_refused():
+    with pytest.raises(UnsupportedLayerError, match="the model returned str, in which no tensor was found"):
+        elastic(Then(lambda self, x: "nothing"), X)
+
+
+def test_inputs_that_the_model_does_not_take_are_named():
+    with pytest.raises(UnsupportedLayerError, match=r"layer 0 of type Linear cannot be traced.*Give inputs that"):
+        elastic(_around(), torch.zeros(2, 5))
+
+
+def _reach(function, **layers):
+    """Return the width that is left of eight channels between two linear layers."""
+    return elastic(_around(Then(function, **layers)), X).plan(0.5).shapes["0.weight"][0]
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (lambda self, x: x.view(-1, 8), 8),
+        (lambda self, x: x.view(-1, 2, 4).flatten(1), 8),
+        (lambda self, x: x.view(-1, 2, x.shape[1] // 2).flatten(1), 4),
+        (lambda self, x: x.unflatten(1, (2, -1)).flatten(1), 4),
+        (lambda self, x: x[:, 3:].mean(1, keepdim=True) + x, 6),
+        (lambda self, x: x[:, -2:].mean(1, keepdim=True) + x, 5),
+        (lambda self, x: x[:, ::2].mean(1, keepdim=True) + x, 8),
+        (lambda self, x: x[:, 2:3] + x, 6),
+        (lambda self, x: x[..., 2, None] + x, 6),
+        (lambda self, x: x.narrow(1, 0, 4).mean(1, keepdim=True) + x, 6),
+        (lambda self, x: torch.cat(x.split(4, 1), 1), 8),
+        (lambda self, x: torch.cat(x.split(x.shape[1] // 2, 1), 1), 4),
+        (lambda self, x: torch.cat(x.split([2, 6], 1), 1), 8),
+        (lambda self, x: torch.cat(x.chunk(4, 1), 1), 4),
+        (lambda self, x: torch.cat(x.chunk(3, 1), 1), 8),
+        (lambda self, x: torch.stack(x.unbind(1), 1), 8),
+        (lambda self, x: x.select(1, 1)[:, None] + x, 5),
+        (lambda self, x: x.roll(1, 1), 8),
+        (lambda self, x: x.flip(1), 4),
+        (lambda self, x: x[:, torch.arange(8)], 8),
+        (lambda self, x: x + torch.arange(8), 8),
+        (lambda self, x: x + torch.zeros(8), 8),
+        (lambda self, x: x + torch.zeros(x.shape[1]), 4),
+        (lambda self, x: x + x.new_full((x.shape[1],), 2.0), 4),
+        (lambda self, x: x + x.argmax(1, keepdim=True), 8),
+        (lambda self, x: x.repeat(1, 2)[:, : x.shape[1]], 4),
+        (lambda self, x: x.softmax(1).cumsum(1), 4),
+        (lambda self, x: x * x.norm(dim=1, keepdim=True).expand(-1, 8), 8),
+        (lambda self, x: x * x.norm(dim=1, keepdim=True).expand_as(x), 4),
+        (lambda self, x: nn.functional.layer_norm(x, (8,)), 8),
+        (lambda self, x: nn.functional.layer_norm(x, x.shape[1:]), 4),
+        (lambda self, x: nn.functional.rms_norm(x, x.shape[1:]), 4),
+        (lambda self, x: x.reshape(-1, 1, x.numel() // 2).reshape(-1, x.size(1)), 4),
+    ],
+)
+def test_what_code_says_about_a_width_is_kept(function, kept):
+    assert _reach(function) == kept
+
+
+def test_numbers_that_are_derived_are_set_right_by_a_rule():
+    class Gain(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(width))
+            self.scale = width**-0.5
+
+        def forward(self, x):
+            return x * self.weight * self.scale
+
+    @adjust(Gain)
+    def gain(layer):
+        layer.scale = len(layer.weight) ** -0.5
+
+    build = elastic(_around(Gain(8)), X)
+    assert build(0.5)[1].scale == 4**-0.5
+    assert build(1.0)[1].scale == 8**-0.5
+    with pytest.raises(ConfigError, match="adjust takes subclasses of"):
+        adjust(3)

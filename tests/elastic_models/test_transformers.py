@@ -1,0 +1,87 @@
+"""Models of Hugging Face, from configurations: nothing is downloaded."""
+
+import pytest
+import torch
+
+from heterofl_flwr.core import width
+from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr.errors import UnsupportedLayerError
+from simulations.zoology.check import check
+from simulations.zoology.lively import make_lively
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: heterofl-flwr[huggingface]")
+
+WORDS, LABELS = 50, 3
+SMALL = {"vocab_size": WORDS, "max_position_embeddings": 16, "num_labels": LABELS}
+
+
+def _bert():
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **SMALL
+        )
+    )
+
+
+def _distilbert():
+    return transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **SMALL)
+    )
+
+
+def _bert_with_tied_words():
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, **SMALL
+        )
+    )
+
+
+@pytest.fixture
+def words():
+    return torch.randint(WORDS, (2, 10), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("make", "outputs"), [(_bert, LABELS), (_distilbert, LABELS), (_bert_with_tied_words, WORDS)])
+def test_all_holds_that_holds_of_torchvisions_models(make, outputs, words):
+    model = make().double()
+    make_lively(model, 0)
+    found = check(model, words, (0, outputs))
+    assert found.explained == ["layer norm"]
+    assert found.parameters[0.25] < 0.2 * found.parameters[1.0]
+
+
+@pytest.mark.parametrize("make", [_bert, _distilbert])
+def test_heads_are_cut_by_their_own_width(make, words):
+    shapes = elastic(make(), words).plan(0.3).shapes
+    ends = ("layer.0.attention.self.query.weight", "layer.0.attention.q_lin.weight")
+    assert [shape for name, shape in shapes.items() if name.endswith(ends)] == [(4 * 3, 10)]
+
+
+@pytest.mark.parametrize("make", [_bert, _distilbert])
+def test_a_slice_takes_masks_and_labels(make, words):
+    small = elastic(make(), words)(0.5)
+    mask = torch.ones_like(words)
+    mask[1, 6:] = 0
+    answer = small(input_ids=words, attention_mask=mask, labels=torch.tensor([0, 2]))
+    answer.loss.backward()
+    assert answer.logits.shape == (2, LABELS)
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_a_mask_in_the_example_is_refused_for_its_values(words):
+    with pytest.raises(UnsupportedLayerError, match="layer bert of type BertModel cannot be traced"):
+        elastic(_bert(), {"input_ids": words, "attention_mask": torch.ones_like(words)})
+
+
+def test_a_layer_that_compares_the_widths_it_holds_does_the_same_at_every_rate():
+    config = transformers.HieraConfig(
+        embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], num_query_pool=1, num_labels=LABELS
+    )
+    model = transformers.HieraForImageClassification(config).double().eval()
+    make_lively(model, 0)
+    build = elastic(model, torch.zeros(1, 3, 64, 64, dtype=torch.float64))
+    for rate in (0.5, 0.3, 0.25, 0.125):  # a layer's output of 16 is as wide as its input of 8 was, at 0.5
+        plan = build.plan(rate).shapes
+        assert plan["hiera.encoder.stages.1.layers.0.proj.weight"] == (2 * width(8, rate), width(8, rate))
+        assert build(rate)(torch.zeros(2, 3, 64, 64, dtype=torch.float64)).logits.shape == (2, LABELS)

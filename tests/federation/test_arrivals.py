@@ -1,0 +1,247 @@
+"""Waiting for clients, and asking the new ones what they can hold."""
+
+import time
+
+import pytest
+from flwr.proto.node_pb2 import NodeInfo
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.federation.nodes import Capability, Nodes
+from heterofl_flwr.strategies import queries
+from tests.federation.tiny import Watched, bare_reply, build, config, make_app
+
+NEVER = Evaluation(every=0)
+
+
+class Arriving(Watched):
+    """A grid whose nodes arrive: at each look, as many as ``steps`` says; in the end all."""
+
+    def __init__(self, app, num_nodes, steps, **kwargs):
+        super().__init__(app, num_nodes, **kwargs)
+        self._steps = list(steps)
+
+    def get_node_ids(self):
+        everyone = list(super().get_node_ids())
+        return everyone[: self._steps.pop(0)] if getattr(self, "_steps", None) else everyone
+
+
+def run(grid, mix="a1-c1", **options):
+    strategy = HeteroFL(build, mix, evaluation=NEVER, **options)
+    strategy.start(grid, num_rounds=1)
+    return strategy
+
+
+def test_a_round_waits_for_nodes():
+    with Arriving(make_app(), 3, [0, 1]) as grid:
+        assert len(run(grid, min_available_nodes=3).log.rates) == 3
+
+
+def test_a_first_round_waits_for_all_nodes_of_a_simulation_that_still_registers():
+    with Arriving(make_app(), 6, [0, 2, 4]) as grid:
+        assert run(grid).log.rates == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.25, 4: 0.25, 5: 0.25}
+        assert len(grid.of("query.capability")) == 6
+
+
+def test_nodes_that_never_come_are_not_waited_for():
+    with LocalGrid(make_app(), 2, node_config=lambda partition: {"num-partitions": 100}) as grid:
+        began = time.monotonic()
+        strategy = run(grid, wait=30)
+    assert strategy.log.rates == {0: 1.0, 1: 1.0}  # the first block of a hundred partitions
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_too_few_nodes_end_the_run_in_time_and_say_what_is_missing(number):
+    with Arriving(make_app(), 4, [number] * 50) as grid:
+        began = time.monotonic()
+        with pytest.raises(RoundError, match=rf"{number} nodes are there after 0.3 s, expected at least 2.*num-supern"):
+            run(grid, wait=0.3)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("said", [{}, {"num-partitions": 9}])
+def test_without_any_wait_nodes_that_are_there_are_still_asked(said):
+    with LocalGrid(make_app(), 4, node_config=lambda partition: {"level": "b", **said}) as grid:
+        assert set(run(grid, wait=0.0).log.rates.values()) == {0.5}
+
+
+def test_a_node_that_answers_no_query_trains_at_the_smallest_rate_with_one_warning(caplog):
+    with LocalGrid(make_app(capability=None), 3) as grid:
+        strategy = run(grid)
+    assert strategy.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
+    (warning,) = [record.getMessage() for record in caplog.records if "smallest rate" in record.getMessage()]
+    assert "3 of 3 new nodes gave no usable answer" in warning
+    assert "train at the smallest rate, 0.25" in warning
+    assert "No query function registered with name 'capability'" in warning
+
+
+@pytest.mark.parametrize(
+    ("node_config", "named"),
+    [
+        ({"level": "q"}, "'q' is no level: expected one of a (1), b (0.5)"),
+        ({"level": "a", "rate": 0.5}, "has both level and rate"),
+        ({"rate": 1.5}, "1.5 is no level"),
+        ({"partition-id": "first"}, "partition-id='first'; expected a whole number"),
+        ({"partition-id": -1}, "partition -1 does not exist"),
+    ],
+)
+def test_a_node_config_that_means_nothing_is_named_and_the_node_trains_at_the_smallest_rate(caplog, node_config, named):
+    def config_of(partition):
+        return node_config if partition == 0 else {}
+
+    app = make_app(lambda message, context: None)  # nobody trains: partition-id may be a word here
+    with LocalGrid(app, 3, node_config=config_of) as grid:
+        strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
+        with pytest.raises(RoundError):
+            strategy.start(grid, num_rounds=1)
+    assert strategy.log.rates[0] == 0.25
+    assert sorted(strategy.log.rates) == [0, 1, 2]
+    assert named in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"capacity": "a"}, "'a' as capacity, expected float"),
+        ({"capacity": 7.0}, "a rate of 7.0 is not usable"),
+        ({"capacity": 2}, "a rate of 2.0 is not usable"),
+        ({"partition": 0.5}, "0.5 as partition, expected int"),
+        ({"heterofl_schema": 99}, "schema 99, expected 1: install the same version"),
+    ],
+)
+def test_an_answer_to_the_query_that_means_nothing_counts_as_none(caplog, said, named):
+    def capability(message, context):
+        return bare_reply(message, config=config(**said))
+
+    with LocalGrid(make_app(capability=capability), 2) as grid:
+        assert set(run(grid).log.rates.values()) == {0.25}
+    assert named in caplog.text
+
+
+def test_a_partition_said_twice_is_given_once(caplog):
+    with LocalGrid(make_app(), 3, node_config=lambda partition: {"partition-id": 0}) as grid:
+        strategy = run(grid)
+    assert sorted(strategy.log.rates) == [0, 1, 2]
+    assert "says partition 0, which node" in caplog.text
+
+
+def no_partition(message, context):
+    return bare_reply(message, config=config())
+
+
+def test_without_partitions_names_order_the_nodes(caplog):
+    class Named(LocalGrid):
+        def get_nodes(self):
+            ids = list(self.get_node_ids())
+            return [NodeInfo(node_id=node_id, name=f"n{9 - rank}") for rank, node_id in enumerate(ids)]
+
+    with Named(make_app(capability=no_partition), 4) as grid:
+        strategy = run(grid)
+        ids = list(grid.get_node_ids())
+    assert [strategy.federation.nodes.partition(node_id) for node_id in ids] == [3, 2, 1, 0]
+    assert "numbered by their random ids" not in caplog.text
+
+
+def test_without_partitions_and_names_ids_order_the_nodes_with_one_warning(caplog):
+    with LocalGrid(make_app(capability=no_partition), 4) as grid:
+        strategy = run(grid)
+        ids = sorted(grid.get_node_ids())
+    assert [strategy.federation.nodes.partition(node_id) for node_id in ids] == [0, 1, 2, 3]
+    assert caplog.text.count("4 nodes have neither a partition-id in their node config nor a registered name") == 1
+
+
+def test_dynamic_leaves_out_nodes_that_can_hold_no_rate_of_the_mix():
+    levels = ["e", "a", "b"]
+    with LocalGrid(make_app(), 3, node_config=lambda partition: {"level": levels[partition]}) as grid:
+        assert sorted(run(grid, "a1-b1", assignment="dynamic").log.rates) == [1, 2]
+
+
+def test_dynamic_fails_where_no_node_can_hold_a_rate_of_the_mix():
+    with LocalGrid(make_app(), 2, node_config=lambda partition: {"level": "e"}) as grid:
+        strategy = HeteroFL(build, "a1-b1", assignment="dynamic", evaluation=NEVER)
+        with pytest.raises(RoundError, match=r"none of 2 clients can train: .* 2 can hold no rate of the mix a1-b1"):
+            strategy.start(grid, num_rounds=1)
+
+
+def test_dynamic_draws_among_what_a_node_can_hold():
+    with LocalGrid(make_app(), 20, node_config=lambda partition: {"level": "b"}) as grid:
+        assert set(run(grid, "a1-b1-c1", assignment="dynamic").log.rates.values()) == {0.5, 0.25}
+
+
+class TestNodes:
+    def test_a_number_stays_with_its_node(self):
+        nodes = Nodes()
+        nodes.register({7: Capability(partition=1), 5: Capability(partition=0)})
+        nodes.register({3: Capability(partition=2)}, present=[3, 5, 7])
+        assert [nodes.partition(node_id) for node_id in (5, 7, 3)] == [0, 1, 2]
+
+    def test_a_node_that_was_started_anew_takes_its_partition_back(self, caplog):
+        nodes = Nodes()
+        nodes.register({7: Capability(partition=0), 5: Capability(partition=1)})
+        nodes.register({9: Capability(partition=0)}, present=[5, 9])
+        assert nodes.partition(9) == 0
+        assert 7 not in nodes
+        assert not caplog.records
+
+    def test_numbers_of_nodes_that_left_are_given_again(self):
+        nodes = Nodes()
+        nodes.register({7: Capability(), 5: Capability(), 6: Capability()})
+        nodes.register({1: Capability()}, present=[1, 5, 7])  # node 6 had number 1
+        assert nodes.partition(1) == 1
+
+    def test_a_node_that_comes_back_is_asked_again(self):
+        nodes = Nodes()
+        nodes.register({7: Capability(partition=0), 5: Capability(partition=1)})
+        nodes.register({9: Capability(partition=0)}, present=[5, 9])
+        nodes.register({7: Capability(partition=0)}, present=[5, 7, 9])  # now 9 has it
+        assert sorted(nodes.partition(node_id) for node_id in (5, 7, 9)) == [0, 1, 2]
+
+    def test_free_numbers_are_filled_around_those_that_are_said(self):
+        nodes = Nodes()
+        nodes.register({1: Capability(), 2: Capability(partition=1), 3: Capability(), 4: Capability(partition=5)})
+        assert [nodes.partition(node_id) for node_id in (1, 2, 3, 4)] == [0, 1, 2, 5]
+
+    def test_sampling_goes_by_partition(self):
+        one, two = Nodes(), Nodes()
+        one.register({10 + number: Capability(partition=number) for number in range(6)})
+        two.register({90 - number: Capability(partition=number) for number in range(6)})
+        drawn = [
+            [nodes.partition(node_id) for node_id in nodes.sample(ids, 3, "train", 4, seed=0)]
+            for nodes, ids in ((one, range(15, 9, -1)), (two, range(85, 91)))
+        ]
+        assert drawn[0] == drawn[1]
+        assert len(set(drawn[0])) == 3
+
+
+def test_a_node_that_is_started_anew_goes_on_where_it_was():
+    class Restarting(Watched):
+        """The node of partition 0 gets a new id after the first round."""
+
+        def get_node_ids(self):
+            ids = list(super().get_node_ids())
+            return ids[1:3] if self.of("train") else ids[:2]
+
+    def node_config(partition):
+        return {"partition-id": partition % 2, "num-partitions": 2}
+
+    with Restarting(make_app(), 3, node_config=node_config) as grid:
+        strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
+        strategy.start(grid, num_rounds=2)
+    assert strategy.log.rates == {0: 1.0, 1: 0.25}
+
+
+def test_the_query_leaves_slow_machines_time():
+    assert queries.QUERY_SECONDS >= 60
+
+
+def test_capability_holds_what_a_node_said_of_its_data_and_how_many_it_trained_on():
+    def capability(message, context):
+        return bare_reply(message, config=config(partition=4, num_partitions=9, num_examples=12, labels=[1, 2]))
+
+    with LocalGrid(make_app(capability=capability), 1) as grid:
+        strategy = run(grid, min_available_nodes=1)
+        (node_id,) = grid.get_node_ids()
+    assert strategy.federation.nodes[node_id] == Capability(
+        partition=4, num_partitions=9, num_examples=1, labels=(1, 2)
+    )

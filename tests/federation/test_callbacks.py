@@ -1,0 +1,103 @@
+"""Callbacks: one record a round, handed over in order; any of them may end the run."""
+
+import json
+
+import pytest
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, multi_step
+from tests.federation.tiny import add_one, build, build_normed, equal, make_app
+
+
+class Spy(RoundCallback):
+    def __init__(self, stop_after=99):
+        self.calls = []
+        self.progress = []
+        self.stop_after = stop_after
+
+    def on_start(self, first_round, num_rounds, state):
+        self.calls.append(("start", first_round, num_rounds))
+        self.first = dict(state)
+
+    def on_round_end(self, progress):
+        self.calls.append(("round", progress.record.server_round))
+        self.progress.append(progress)
+        return progress.record.server_round >= self.stop_after
+
+    def on_end(self, state):
+        self.calls.append(("end",))
+        self.last = dict(state)
+
+
+def run(*callbacks, num_rounds=3, build=build, app=None, **options):
+    with LocalGrid(app or make_app(build=build), 4) as grid:
+        strategy = HeteroFL(build, "a1-c1", callbacks=callbacks, **options)
+        return strategy, strategy.start(grid, num_rounds=num_rounds)
+
+
+def test_every_callback_sees_start_rounds_and_end():
+    spies = Spy(), Spy()
+    strategy, result = run(*spies)
+    for spy in spies:
+        assert spy.calls == [("start", 1, 3), ("round", 1), ("round", 2), ("round", 3), ("end",)]
+        assert equal(spy.first, strategy.federation.initial_state())
+        assert equal(spy.last, result.arrays.to_torch_state_dict())
+        assert equal(spy.progress[-1].state, spy.last)
+        assert {progress.num_rounds for progress in spy.progress} == {3}
+
+
+def test_a_callback_ends_the_run_and_the_others_still_see_the_round():
+    stops, sees = Spy(stop_after=2), Spy()
+    _, result = run(stops, sees, num_rounds=10)
+    assert stops.calls == sees.calls == [("start", 1, 10), ("round", 1), ("round", 2), ("end",)]
+    assert list(result.train_metrics_clientapp) == [1, 2]
+
+
+def test_the_plain_callback_does_nothing():
+    plain = RoundCallback()
+    _, result = run(plain, num_rounds=1)
+    assert list(result.train_metrics_clientapp) == [1]
+    assert vars(plain) == {}
+
+
+def test_a_record_holds_all_that_is_known_of_a_round():
+    def crash(message, context):
+        raise RuntimeError("no")
+
+    spy = Spy()
+    strategy, _ = run(
+        spy,
+        num_rounds=2,
+        build=build_normed,
+        app=make_app(build=build_normed, odd={3: crash}),
+        learning_rate=multi_step(0.1, [1]),
+        evaluation=Evaluation(every=2, levels=True),
+    )
+    one, two = (progress.record for progress in spy.progress)
+    assert (one.server_round, two.server_round) == (1, 2)
+    assert (one.learning_rate, two.learning_rate) == (0.1, pytest.approx(0.01))
+    assert one.rates == {0: 1.0, 1: 1.0, 2: 0.25, 3: 0.25}
+    assert list(one.failures) == [3]
+    assert one.train == {"loss": pytest.approx((0 * 1 + 1 * 2 + 2 * 3) / 6)}
+    assert one.evaluate == one.evaluate_by_level == {}
+    assert set(two.evaluate) == {"coverage", "local-accuracy", "worst-accuracy"}
+    assert set(two.evaluate_by_level) == {"a", "c"}
+    assert one.seconds > 0
+    assert (spy.progress[0].moments, set(spy.progress[1].moments)) == ({}, set(strategy.moment_tensors()))
+    values = {1.0: 8 * 3 + 3 * 8 + 8 * 4 + 4, 0.25: 2 * 3 + 3 * 2 + 2 * 4 + 4}
+    headers = 6 * 128  # numpy's, for each array of the normed model
+    assert one.bytes_down == 2 * (4 * values[1.0] + headers) + 2 * (4 * values[0.25] + headers)
+    assert one.bytes_up == one.bytes_down - (4 * values[0.25] + headers)
+
+
+def test_a_record_is_a_line_of_json():
+    spy = Spy()
+    run(spy, num_rounds=1)
+    line = json.loads(json.dumps(spy.progress[0].record.to_json()))
+    assert line["rates"] == {"0": 1.0, "1": 1.0, "2": 0.25, "3": 0.25}
+
+
+def test_a_callback_sees_the_round_of_a_run_that_goes_on():
+    spy = Spy()
+    with LocalGrid(make_app(add_one), 2) as grid:
+        HeteroFL(build, callbacks=[spy]).start(grid, num_rounds=5, first_round=5)
+    assert spy.calls == [("start", 5, 5), ("round", 5), ("end",)]

@@ -1,0 +1,310 @@
+"""Evaluation: when, on which nodes, on which models, and what the answers add up to."""
+
+import math
+import re
+
+import pytest
+from flwr.app import ArrayRecord, MetricRecord
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback
+from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.evaluation import level_metric, split_metric, summarise, summarise_levels, weighted_means
+from tests.federation.tiny import Watched, bare_reply, build, config, make_app
+
+
+def run(grid, mix="a1-c1", num_rounds=1, evaluate_fn=None, **evaluation):
+    strategy = HeteroFL(build, mix, evaluation=Evaluation(**evaluation))
+    return strategy, strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
+
+
+@pytest.mark.parametrize(
+    ("every", "num_rounds", "rounds"),
+    [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (2, 4, [2, 4]), (10, 3, [3]), (0, 3, [])],
+)
+def test_every_k_rounds_and_after_the_last(every, num_rounds, rounds):
+    central = []
+    with LocalGrid(make_app(), 2) as grid:
+        _, result = run(grid, num_rounds=num_rounds, every=every, evaluate_fn=lambda number, _: central.append(number))
+    assert list(result.evaluate_metrics_clientapp) == rounds
+    assert central == ([0, *rounds] if every else [])
+
+
+@pytest.mark.parametrize(("options", "named"), [({"every": -1}, "every is -1"), ({"nodes": "some"}, "nodes is 'some'")])
+def test_settings_that_mean_nothing_are_refused(options, named):
+    with pytest.raises(ConfigError, match=named):
+        Evaluation(**options)
+
+
+def test_all_nodes_evaluate_the_global_model_whatever_they_can_hold():
+    with Watched(make_app(), 4) as grid:
+        strategy, result = run(grid)
+        sent = grid.of("evaluate")
+    assert [message.content["config"]["rate"] for message in sent] == [1.0] * 4
+    assert [list(message.content["config"]["rates"]) for message in sent] == [[1.0]] * 4
+    assert len({id(message.content["arrays"]) for message in sent}) == 1
+    # Partitions 0 to 3 have an accuracy of one over their number plus one, and as many examples: the mean is 4 / 10.
+    metrics = result.evaluate_metrics_clientapp[1]
+    assert metrics["local-accuracy"] == pytest.approx(0.4)
+    assert metrics["worst-accuracy"] == pytest.approx(0.25)
+    assert metrics["coverage"] == 1.0
+    assert strategy.log.evaluate == dict(metrics)
+
+
+def test_levels_are_cut_out_of_what_is_sent_once():
+    with Watched(make_app(), 3) as grid:
+        strategy, _ = run(grid, "a1-b1-c1", levels=True)
+        sent = grid.of("evaluate")
+        states = {
+            rate: strategy.federation.plan(rate).extract(sent[0].content["arrays"].to_torch_state_dict())
+            for rate in (1.0, 0.5)
+        }
+    assert [list(message.content["config"]["rates"]) for message in sent] == [[1.0, 0.5, 0.25]] * 3
+    assert set(strategy.log.evaluate_by_level) == {"a", "b", "c"}
+    assert all(set(own) == {"output"} for own in strategy.log.evaluate_by_level.values())
+    assert states[0.5]["hidden.bias"].shape == (4,)
+
+
+LEVELS = {0: "a", 1: "b", 2: "e", 3: "b"}
+
+
+def capable(nodes=LEVELS, fraction=1.0, mix="a1-b1-c1", **options):
+    node_config = {number: {"level": level} for number, level in nodes.items()}.__getitem__
+    with Watched(make_app(), len(nodes), node_config=node_config) as grid:
+        strategy = HeteroFL(build, mix, fraction_evaluate=fraction, evaluation=Evaluation(nodes="capable", **options))
+        strategy.start(grid, num_rounds=1)
+        asked = {grid.partition_of(m): list(m.content["config"]["rates"]) for m in grid.of("evaluate")}
+    return strategy, asked
+
+
+def test_capable_nodes_alone_evaluate_and_the_coverage_says_how_many():
+    strategy, asked = capable()
+    assert asked == {0: [1.0]}
+    assert strategy.log.evaluate["coverage"] == 0.25
+
+
+def test_capable_nodes_evaluate_the_levels_that_they_can_hold():
+    strategy, asked = capable(levels=True)
+    assert asked == {0: [1.0, 0.5, 0.25], 1: [0.5, 0.25], 3: [0.5, 0.25]}
+    assert strategy.log.evaluate["coverage"] == 0.25
+
+
+def test_what_a_smaller_model_scores_is_not_mixed_into_the_global_models_metrics():
+    strategy, _ = capable(levels=True)
+    assert strategy.log.evaluate["local-accuracy"] == 1.0  # of partition 0, which alone held the global model
+    assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
+    assert set(strategy.log.evaluate_by_level["a"]) == {"output"}
+
+
+def test_where_no_node_is_capable_the_run_goes_on(caplog):
+    strategy, asked = capable({0: "b", 1: "c"})
+    assert asked == {}
+    assert strategy.log.evaluate == {"coverage": 0.0}
+    assert "none of 2 clients can hold a model to evaluate" in caplog.text
+
+
+def test_the_coverage_counts_all_nodes_sampled_or_not():
+    assert capable({0: "a", 1: "a", 2: "a", 3: "a"}, fraction=0.5)[0].log.evaluate["coverage"] == 0.5
+
+
+def crash(message, context):
+    raise RuntimeError("no test data")
+
+
+def bad(**metrics):
+    return lambda message, context: bare_reply(message, metrics=MetricRecord(metrics), config=config())
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "named"),
+    [
+        (crash, "error 2.*no test data"),
+        (lambda message, context: bare_reply(message, config=config()), "sent no metrics record"),
+        (bad(loss=0.5), "None as num-examples"),
+        (bad(**{"num-examples": -3}), "-3 as num-examples"),
+        (bad(**{"num-examples": 0.5}), "0.5 as num-examples"),
+    ],
+    ids=["raises", "no metrics", "no number", "negative", "half"],
+)
+def test_evaluations_that_cannot_be_used_are_left_out_and_named(caplog, evaluate, named):
+    def sometimes(message, context):
+        if context.node_config["partition-id"] == 1:
+            return evaluate(message, context)
+        return reply(message, num_examples=2, metrics={"local-accuracy": 0.5})
+
+    with LocalGrid(make_app(evaluate=sometimes), 3) as grid:
+        _, result = run(grid)
+    assert result.evaluate_metrics_clientapp[1]["local-accuracy"] == 0.5
+    assert re.search(f"did not evaluate: .*{named}", caplog.text)
+
+
+def test_where_all_evaluations_fail_the_run_goes_on_without():
+    with LocalGrid(make_app(evaluate=crash), 2) as grid:
+        strategy, result = run(grid, num_rounds=2)
+    assert result.evaluate_metrics_clientapp == {}
+    assert list(result.train_metrics_clientapp) == [1, 2]
+    assert strategy.log.evaluate == {"coverage": 0.0}
+
+
+def judged(answering, nodes=5, mix="a1", num_rounds=1, evaluate_fn=None, node_config=None, **options):
+    """Return the last record of a run in which only these partitions answer an evaluation."""
+    records = []
+
+    class Keep(RoundCallback):
+        def on_round_end(self, progress):
+            records.append(progress.record)
+            return False
+
+    def evaluate(message, context):
+        if context.node_config["partition-id"] not in answering:
+            crash(message, context)
+        return reply(message, num_examples=1, metrics={"local-accuracy": 1.0, "global-accuracy": 0.9})
+
+    with LocalGrid(make_app(evaluate=evaluate), nodes, node_config=node_config) as grid:
+        strategy = HeteroFL(build, mix, callbacks=[Keep()], **options)
+        strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
+    return records[-1]
+
+
+def test_the_coverage_counts_answers_and_not_requests():
+    assert judged({0, 1, 2}).evaluate["coverage"] == 0.6
+
+
+def test_metrics_of_fewer_than_half_of_the_clients_asked_are_marked(caplog):
+    record = judged({0, 1})
+    assert (record.evaluate_answers, record.evaluate_asked) == (2, 5)
+    assert record.few_answered
+    assert set(record.partial) == {"local-accuracy", "global-accuracy", "worst-accuracy"}
+    assert record.comparable == {"coverage": 0.4}
+    assert "only 2 of 5 clients that were asked evaluated" in caplog.text
+
+
+def test_metrics_of_half_of_the_clients_are_not_marked():
+    record = judged({0, 1}, nodes=4)
+    assert not record.few_answered
+    assert record.partial == ()
+    assert record.comparable == record.evaluate
+
+
+def test_those_that_were_not_drawn_do_not_count_as_asked():
+    record = judged({0, 1, 2, 3, 4}, fraction_evaluate=0.2)
+    assert (record.evaluate_answers, record.evaluate_asked, record.evaluate["coverage"]) == (1, 1, 0.2)
+    assert not record.partial
+
+
+def test_those_that_were_drawn_and_not_asked_because_they_did_not_train_in_time_count():
+    class Lossy(LocalGrid):
+        """The replies of three clients to an instruction to train never come."""
+
+        def send_and_receive(self, messages, *, timeout=None):
+            messages = list(messages)
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            return replies[:2] if messages[0].metadata.message_type == "train" else replies
+
+    with Lossy(make_app(), 5) as grid:
+        strategy = HeteroFL(build, "a1", min_replies=1)
+        strategy.start(grid, num_rounds=1)
+    assert (strategy.log.evaluate_answers, strategy.log.evaluate_asked) == (2, 5)
+
+
+def test_few_answers_about_the_global_model_are_few_whoever_else_answers():
+    record = judged(
+        {0, 3, 4},
+        mix="a1-c1",
+        node_config={number: {"level": "a" if number < 3 else "c"} for number in range(5)}.__getitem__,
+        evaluation=Evaluation(nodes="capable", levels=True),
+    )
+    assert (record.evaluate_answers, record.evaluate_asked) == (1, 3)
+    assert record.evaluate["coverage"] == 0.2
+    assert record.partial
+
+
+def test_what_the_server_measures_itself_is_not_marked():
+    record = judged({0}, evaluate_fn=lambda number, arrays: MetricRecord({"global-accuracy": 0.5}))
+    assert record.comparable == {"coverage": 0.2, "global-accuracy": 0.5}
+    assert record.few_answered
+
+
+def test_a_users_own_names_of_metrics_may_hold_slashes():
+    metrics = {"eval/loss": 2.0, "top/5": 0.9, "precision/class 1": 0.7, "accuracy/0.25": 0.5}
+
+    def evaluate(message, context):
+        return reply(message, num_examples=4, metrics=metrics)
+
+    with LocalGrid(make_app(evaluate=evaluate), 2) as grid:
+        strategy, _ = run(grid)
+    assert strategy.log.evaluate == {"coverage": 1.0, "eval/loss": 2.0, "top/5": 0.9, "precision/class 1": 0.7}
+    assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
+
+
+def test_an_evaluation_in_flowers_own_form_counts():
+    def evaluate(message, context):
+        submodel(message, build)
+        return bare_reply(message, metrics=MetricRecord({"eval_acc": 0.25, "num-examples": 8}))
+
+    with LocalGrid(make_app(evaluate=evaluate), 2) as grid:
+        _, result = run(grid)
+    assert result.evaluate_metrics_clientapp[1]["eval_acc"] == 0.25
+
+
+def test_the_servers_own_evaluation_sees_the_initial_and_each_new_model():
+    seen = {}
+
+    def central(server_round, arrays: ArrayRecord):
+        seen[server_round] = arrays.to_torch_state_dict()["hidden.bias"]
+        return MetricRecord({"global-accuracy": server_round, "by-class": [0.1, 0.2]}) if server_round != 1 else None
+
+    with LocalGrid(make_app(), 2) as grid:
+        strategy, result = run(grid, num_rounds=2, evaluate_fn=central)
+    assert list(seen) == [0, 1, 2]
+    assert not seen[0].equal(seen[1])
+    assert list(result.evaluate_metrics_serverapp) == [0, 2]
+    assert strategy.log.evaluate["global-accuracy"] == 2.0
+    assert "by-class" not in strategy.log.evaluate
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.0625, 0.3, 1e-05])
+def test_a_level_metric_splits_into_what_it_was_made_of(rate):
+    assert split_metric(level_metric("a/b", rate)) == ("a/b", rate)
+
+
+@pytest.mark.parametrize(
+    "key", ["loss", "a/b", "top/5", "top/1", "x/nan", "x/inf", "/0.5", "x/0.50", "x/-0.5", "x/2.0", ""]
+)
+def test_other_keys_are_of_no_level(key):
+    assert split_metric(key) == (key, None)
+
+
+def test_summaries_of_nothing_are_empty():
+    assert summarise([]) == summarise_levels([]) == weighted_means([]) == {}
+    assert summarise([(0, {"local-accuracy": 1.0})]) == {}  # no examples, no mean, no worst client
+
+
+def test_means_leave_out_clients_that_do_not_report_a_metric():
+    assert weighted_means([(1, {"x": 1.0}), (3, {"x": 2.0, "y": 5.0}), (2, {})]) == {"x": 1.75, "y": 5.0}
+    assert weighted_means([(1, {"x": math.nan}), (1, {"x": 1.0})]) == {"x": 1.0}
+    assert math.isnan(weighted_means([(1, {"x": math.nan}), (0, {"x": 1.0})])["x"])
+
+
+def test_levels_may_be_evaluated_after_the_last_round_alone():
+    found = []
+
+    class Keep(RoundCallback):
+        def on_round_end(self, progress):
+            found.append(set(progress.record.evaluate_by_level))
+            return False
+
+    with LocalGrid(make_app(), 3) as grid:
+        evaluation = Evaluation(every=2, levels="last")
+        HeteroFL(build, "a1-b1-c1", evaluation=evaluation, callbacks=[Keep()]).start(grid, num_rounds=5)
+    assert found == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
+
+
+def test_levels_are_evaluated_always_never_or_at_the_end():
+    with pytest.raises(ConfigError, match="levels is 'first'; expected True, False or 'last'"):
+        Evaluation(levels="first")
+
+
+def test_moments_are_merged_in_no_unknown_way():
+    with pytest.raises(ConfigError, match="moments_merge is 'median'; expected auto, mean or robust"):
+        Evaluation(moments_merge="median")

@@ -1,0 +1,122 @@
+"""FedH2L on the server: what it relays, what it refuses, and that no parameter travels."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from heterofl_flwr import Evaluation, messages
+from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.client import reply
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.strategies.fedh2l import FedH2L
+from tests.federation.tiny import Watched
+
+CLASSES, BATCH, NODES = 3, 4, 3
+
+
+def app_of(said=None):
+    """Return an app that publishes what ``said`` has for a partition, and reports the mean of what its peers said."""
+    app = ClientApp()
+    app.query("capability")(answer_capability)
+
+    @app.train("publish")
+    def _(message, context):
+        partition = context.node_config["partition-id"]
+        own = (said or {}).get(partition, posterior(partition))
+        content = {
+            messages.POSTERIORS: ArrayRecord({messages.POSTERIORS: own}),
+            messages.CONFIG: messages.new_config({}),
+            messages.METRICS: MetricRecord({messages.NUM_EXAMPLES: 5}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.train("learn")
+    def _(message, context):
+        peers = message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
+        metrics = {"peers": len(peers), "first": float(peers[:, 0, 0].sum())}
+        return reply(message, torch.nn.Identity(), num_examples=5, metrics=metrics)
+
+    return app
+
+
+def posterior(partition):
+    return torch.tensor([0.1 * (partition + 1), 0.2, 0.8 - 0.1 * (partition + 1)]).repeat(BATCH, 1)
+
+
+def play(said=None, num_rounds=1, **options):
+    strategy = FedH2L(CLASSES, seed_size=10, seed_batch=BATCH, evaluation=Evaluation(every=0), **options)
+    with Watched(app_of(said), NODES) as grid:
+        result = strategy.start(grid, num_rounds=num_rounds)
+    return strategy, grid, result
+
+
+def test_each_client_gets_what_its_peers_published_and_nothing_else():
+    strategy, grid, result = play()
+    assert strategy.log.failures == {}
+    for message in grid.of("train.learn"):
+        mine = grid.partition_of(message)
+        found = message.content[messages.POSTERIORS].to_torch_state_dict()
+        others = [posterior(partition) for partition in range(NODES) if partition != mine]
+        assert list(found) == [messages.POSTERIORS]
+        assert torch.equal(found[messages.POSTERIORS], torch.stack(others))
+    assert all(not message.content[messages.ARRAYS] for message in grid.sent if messages.ARRAYS in message.content)
+    assert dict(result.arrays) == {}
+
+
+def test_both_exchanges_are_about_the_same_seed_examples_drawn_anew_each_round():
+    strategy, grid, _ = play(num_rounds=2)
+    rows = [list(message.content["config"][messages.SEED_ROWS]) for message in grid.of("train.publish")]
+    assert rows == [list(message.content["config"][messages.SEED_ROWS]) for message in grid.of("train.learn")]
+    assert rows[0] == rows[1] == list(strategy.seed_rows(1)) != rows[-1] == list(strategy.seed_rows(2))
+    assert all(0 <= row < 10 for row in rows[0])
+
+
+def test_bytes_are_those_of_posteriors():
+    strategy, _, _ = play()
+    one = 4 * BATCH * CLASSES
+    assert NODES * one <= strategy.log.bytes_up <= NODES * (one + 256)
+    assert NODES * (NODES - 1) * one <= strategy.log.bytes_down <= NODES * ((NODES - 1) * one + 256)
+
+
+BAD = {
+    "wrong size": torch.full((BATCH + 1, CLASSES), 1 / CLASSES),
+    "no distribution": torch.full((BATCH, CLASSES), 1.0),
+    "negative": torch.tensor([2.0, -1.0, 0.0]).repeat(BATCH, 1),
+    "NaN": torch.full((BATCH, CLASSES), float("nan")),
+    "another type": torch.full((BATCH, CLASSES), 1 / CLASSES).double(),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_posterior_is_refused_named_and_not_relayed(kind):
+    strategy, grid, _ = play({1: BAD[kind]})
+    assert list(strategy.log.failures) == [1]
+    assert "sent posteriors" in strategy.log.failures[1]
+    assert sorted(map(grid.partition_of, grid.of("train.learn"))) == [0, 2]
+    for message in grid.of("train.learn"):
+        assert len(message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]) == 1
+
+
+def test_a_round_without_any_posterior_fails_loudly():
+    with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
+        play(dict.fromkeys(range(NODES), BAD["NaN"]))
+
+
+def test_a_client_alone_learns_without_peers():
+    strategy, grid, _ = play(fraction_train=0.01)
+    (message,) = grid.of("train.learn")
+    peers = message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
+    assert peers.shape == (0, BATCH, CLASSES)
+    assert strategy.log.train["peers"] == 0
+
+
+def test_options_that_mean_nothing_are_refused():
+    for options in (
+        {"classes": 1},
+        {"classes": 3, "seed_batch": 20, "seed_size": 10},
+        {"classes": 3, "temperature": 0},
+    ):
+        with pytest.raises(ConfigError, match="expected 2 classes or more"):
+            FedH2L(**options)

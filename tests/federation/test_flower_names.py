@@ -1,0 +1,159 @@
+"""The arguments of Flower's FedAvg do here what they do there."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+
+from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid
+from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.limits import RoundError
+from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app
+
+NEVER = Evaluation(every=0)
+
+
+def plain_train(message, context):
+    """Train for any strategy: add one more than the partition, whatever the names of the records."""
+    partition = context.node_config["partition-id"]
+    (state,) = message.content.array_records.values()
+    state = {name: tensor + 1 + partition for name, tensor in state.to_torch_state_dict().items()}
+    return bare_reply(message, arrays=ArrayRecord(state), metrics=said(partition), config=config())
+
+
+def plain_evaluate(message, context):
+    return bare_reply(message, metrics=said(context.node_config["partition-id"]), config=config())
+
+
+def said(partition):
+    return MetricRecord({"num-examples": 1 + partition, "weight": float(10 - partition), "loss": 0.5 * partition})
+
+
+def both(nodes=5, num_rounds=2, ours=None, **options):
+    """Return what Flower's FedAvg and ours of one full-size level give with the same arguments."""
+    results = []
+    for strategy in (FedAvg(**options), HeteroFL(build, "a1", weights="examples", **options, **(ours or {}))):
+        arrays = ArrayRecord(HeteroFL(build, "a1").federation.initial_state())
+        with Watched(make_app(plain_train, plain_evaluate), nodes) as grid:
+            result = strategy.start(grid, arrays, num_rounds=num_rounds)
+            results.append((result, grid.of("train"), grid.of("evaluate")))
+    return results
+
+
+def test_metrics_functions_get_what_flower_gives_them_and_give_the_metrics():
+    seen = []
+
+    def largest(records, key):
+        found = sorted((record["metrics"][key], record["metrics"]["loss"]) for record in records)
+        seen.append((found, key))
+        return MetricRecord({"largest": max(loss for _, loss in found), "all": [loss for _, loss in found]})
+
+    options = {"train_metrics_aggr_fn": largest, "evaluate_metrics_aggr_fn": largest}
+    (theirs, *_), (ours, *_) = both(**options)
+    assert seen[:4] == seen[4:]
+    assert ours.train_metrics_clientapp == theirs.train_metrics_clientapp
+    assert ours.evaluate_metrics_clientapp == theirs.evaluate_metrics_clientapp
+    assert ours.train_metrics_clientapp[2] == {"largest": 2.0, "all": [0.0, 0.5, 1.0, 1.5, 2.0]}
+
+
+def test_metrics_functions_see_no_reply_that_did_not_count_and_are_noted_in_the_record():
+    def count(records, key):
+        return MetricRecord({"clients": len(records)})
+
+    app = make_app(odd={0: lambda message, context: bare_reply(message)})
+    strategy = HeteroFL(build, "a1-c1", train_metrics_aggr_fn=count, evaluation=NEVER)
+    with LocalGrid(app, 4) as grid:
+        strategy.start(grid, num_rounds=1)
+    assert strategy.log.train["clients"] == 3
+
+
+def test_another_key_weights_means_and_parameters():
+    (theirs, *_), (ours, *_) = both(weighted_by_key="weight")
+    assert ours.train_metrics_clientapp[2] == pytest.approx(dict(theirs.train_metrics_clientapp[2]))
+    expected, found = (one.arrays.to_torch_state_dict() for one in (theirs, ours))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_a_weight_that_a_client_reports_as_a_metric_counts():
+    def train(message, context):
+        partition = context.node_config["partition-id"]
+        return reply(message, submodel(message, build), num_examples=1, metrics={"rows": partition, "loss": partition})
+
+    strategy = HeteroFL(build, "a1-c1", weighted_by_key="rows", evaluation=NEVER)
+    with LocalGrid(make_app(train), 3) as grid:
+        strategy.start(grid, num_rounds=1)
+    assert strategy.log.train == {"loss": pytest.approx((0 + 1 * 1 + 2 * 2) / 3), "num-examples": 1}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "least", "nodes"), [(0.5, 2, 5), (0.2, 4, 5), (0.3, 1, 5), (1.0, 3, 5), (0.29, 0, 100)]
+)
+def test_as_many_take_part_as_with_fedavg(fraction, least, nodes):
+    options = {
+        "fraction_train": fraction,
+        "fraction_evaluate": fraction,
+        "min_train_nodes": least,
+        "min_evaluate_nodes": least + 1,
+    }
+    (_, *theirs), (_, *ours) = both(nodes, 1, **options)
+    assert [len(sent) for sent in ours] == [len(sent) for sent in theirs]
+
+
+@pytest.mark.parametrize("name", ["min_train_nodes", "min_evaluate_nodes"])
+def test_a_round_waits_for_as_many_nodes_as_are_to_take_part(name):
+    with LocalGrid(make_app(), 2) as grid, pytest.raises(RoundError, match="3"):
+        HeteroFL(build, "a1", wait=0.0, **{name: 3}).start(grid, num_rounds=1)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_records_under_other_names_give_the_same_model(static):
+    models = build_normed if static else build
+    states, evaluated = [], []
+    for names in ({}, {"arrayrecord_key": "model", "configrecord_key": "settings"}):
+        strategy = HeteroFL(models, "a1-c1", upload="int8" if static else "float32", **names)
+        with Watched(make_app(build=models), 4) as grid:
+            states.append(strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict())
+            sent = [*grid.of("train"), *grid.of("evaluate")]
+        evaluated.append(strategy.log.evaluate)
+        assert strategy.log.failures == strategy.log.evaluate_failures == {}
+    assert equal(*states)
+    assert evaluated[0] == evaluated[1]
+    for message in sent:
+        assert isinstance(message.content["model"], ArrayRecord)
+        assert isinstance(message.content["settings"], ConfigRecord)
+        assert {"arrays", "config"}.isdisjoint(message.content)
+
+
+def test_replies_are_read_under_any_name_of_their_records():
+    def train(message, context):
+        answer = add_one(message, context)
+        answer.content["model"] = answer.content.pop("arrays")
+        answer.content["settings"] = answer.content.pop("config")
+        return answer
+
+    strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
+    with LocalGrid(make_app(train), 4) as grid:
+        strategy.start(grid, num_rounds=1)
+    assert strategy.log.failures == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"arrayrecord_key": "moments"}, "arrayrecord_key is 'moments', expected a name other than arrays, "),
+        ({"configrecord_key": "arrays"}, "configrecord_key is 'arrays', expected a name other than"),
+        ({"arrayrecord_key": "x", "configrecord_key": "x"}, "expected another name than arrayrecord_key"),
+        ({"weighted_by_key": ""}, "weighted_by_key is '', expected a name"),
+        ({"min_train_nodes": -1}, "min_train_nodes is -1; expected a whole number from 0 up"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, fault):
+    with pytest.raises(ConfigError, match=fault):
+        HeteroFL(build, **options)
+
+
+def test_the_hybrid_takes_them_too():
+    strategy = Hybrid({"one": build}, "a1", classes=4, arrayrecord_key="model", min_train_nodes=3)
+    assert (strategy.keys.arrayrecord_key, strategy.min_train_nodes) == ("model", 3)

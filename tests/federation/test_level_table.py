@@ -1,0 +1,211 @@
+"""Levels: what a node says changes no other's, and what the server's table and bound say of them."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from flwr.proto.node_pb2 import NodeInfo
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr import HeteroFL, Levels, Limits, LocalGrid, Mix
+from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
+from heterofl_flwr.core.levels import fixed_rate
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.families import Families
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.round import Federation
+from tests.classic.fakes import Fake, fit_all, manager_of
+from tests.federation.tiny import build, make_app
+
+MIXES = ["a1-b1-c1-d1-e1", "a1-e1", "a1-e9", "b2-c3"]
+NEVER = Evaluation(every=0)
+WIDTHS = st.sampled_from([1.0, 0.5, 0.25, 0.125, 0.0625])
+WORDS = st.builds(
+    Capability,
+    capacity=st.none() | WIDTHS,
+    partition=st.none() | st.integers(0, 12) | st.just(10**6),
+    num_partitions=st.none() | st.integers(1, 12) | st.just(10**6),
+)
+SILENT = Capability()
+
+
+def federation_of(mix="a1-e1", families=0, **options):
+    like = Federation(build=build, mix=Mix.parse(mix), **options)
+    return Families({f"family-{turn}": build for turn in range(families)}, like) if families else like
+
+
+def levels_of(federation, node_ids, server_round=1):
+    return {node: federation.rate(server_round, node) for node in node_ids if not federation.holds_none(node)}
+
+
+@pytest.mark.parametrize("lie", [Capability(num_partitions=10**6), Capability(partition=10**6)])
+def test_a_huge_number_of_one_node_moves_no_other(lie):
+    federation = federation_of()
+    federation.register(dict.fromkeys(range(9), SILENT) | {9: lie})
+    assert list(levels_of(federation, range(9)).values()) == [1.0] * 5 + [0.0625] * 4
+
+
+def test_a_node_that_says_anothers_partition_first_does_not_lower_its_level():
+    federation = federation_of()
+    federation.register({9: Capability(partition=0, num_partitions=4)})
+    federation.register({node: Capability(partition=node, num_partitions=4) for node in range(4)})
+    assert list(levels_of(federation, range(4)).values()) == [1.0, 1.0, 0.0625, 0.0625]
+    assert federation.nodes.partition(0) == 4
+
+
+@given(
+    st.data(),
+    st.sampled_from(MIXES),
+    st.sampled_from([0, 2, 3]),
+    st.sampled_from(["fix", "dynamic"]),
+    st.lists(WORDS, min_size=2, max_size=12),
+    st.lists(WORDS, max_size=4),
+)
+def test_no_lie_of_any_node_changes_the_level_of_another(data, mix, families, assignment, early, late):
+    """Nodes come in two batches and one may leave in between, the liar too; the levels are those without its claim."""
+    said = dict(enumerate([*early, *late]))
+    liar, leaver = (data.draw(st.integers(0, len(early) - 1)) for _ in range(2))
+    names = {node: data.draw(st.sampled_from(["", f"n{50 - node}"])) for node in said}
+    found = []
+    for word in (said[liar], SILENT):
+        federation, answers = federation_of(mix, families, assignment=assignment), {**said, liar: word}
+        federation.register({node: answers[node] for node in range(len(early))}, names)
+        first = levels_of(federation, range(len(early)))
+        there = [node for node in said if node != leaver]
+        federation.register({node: answers[node] for node in range(len(early), len(said))}, names, there)
+        found.append([first, levels_of(federation, there)])
+        if families:
+            found[-1].append({node: federation.family(node) for node in there})
+    assert [{**own, liar: 0} for own in found[0]] == [{**own, liar: 0} for own in found[1]]
+
+
+@given(st.sampled_from(MIXES), st.lists(st.tuples(st.booleans(), st.integers(0, 99)), max_size=30))
+def test_under_fix_a_node_keeps_its_level_whoever_comes_and_goes(mix, moves):
+    federation, there, before = federation_of(mix), [], {}
+    for number, (comes, which) in enumerate([(True, 0), *moves]):
+        if comes or not there:
+            there.append(number)
+        else:
+            there.remove(sorted(there)[which % len(there)])
+        federation.register({number: SILENT} if number in there else {}, present=there)
+        after = levels_of(federation, there)
+        assert all(after[node] == before[node] for node in there if node in before)
+        before = after
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_nodes_that_come_one_by_one_end_in_the_proportions_of_the_mix(mix):
+    federation = federation_of(mix)
+    for node in range(20):
+        federation.register({node: SILENT})
+    at_once = [fixed_rate(Mix.parse(mix), place, 20) for place in range(20)]
+    assert Counter(levels_of(federation, range(20)).values()) == Counter(at_once)
+
+
+class Named(LocalGrid):
+    """A grid whose nodes are registered as alice, bob and carol."""
+
+    def get_nodes(self):
+        names = ["alice", "bob", "carol"]
+        return [NodeInfo(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
+
+
+def play(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
+    def train(message, context):
+        from heterofl_flwr.client import reply, submodel
+
+        return reply(message, submodel(message, build), num_examples=1, capacity=capacity)
+
+    def node_config(partition):
+        return {"level": said[partition]} if said[partition] else {}
+
+    strategy = HeteroFL(build, mix, limits=Limits(levels=levels), evaluation=NEVER, **options)
+    with Named(make_app(train), 3, node_config=node_config) as grid:
+        strategy.start(grid, num_rounds=num_rounds)
+    return list(strategy.log.rates.values())
+
+
+def test_the_table_wins_over_what_nodes_say_and_bounds_the_others(caplog):
+    levels = Levels(table={"alice": "b", "bob": "0.25"}, others="e")
+    assert play(levels) == [0.5, 0.25, 0.0625]
+    warned = [record.getMessage() for record in caplog.records if "by the server's levels" in record.getMessage()]
+    assert sorted(warned) == [
+        "node alice gets rate 0.5 by the server's levels, in place of 0.25",
+        "node bob gets rate 0.25 by the server's levels, in place of 1",
+        "node carol gets rate 0.0625 by the server's levels, in place of 1",
+    ]
+
+
+def test_the_bound_holds_for_nodes_that_say_nothing_and_lowers_nobody_else():
+    assert play(Levels(others="b"), [None, None, None]) == [0.5, 0.5, 0.0625]
+
+
+def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
+    levels, rounds = Levels(table={"alice": "a"}, others="b"), 8
+    federation = federation_of("a1-b1-c1", assignment="dynamic", levels=levels)
+    federation.register(dict.fromkeys(range(3), SILENT), {0: "alice"})
+    drawn = [levels_of(federation, range(3), server_round) for server_round in range(1, rounds + 1)]
+    assert {own[0] for own in drawn} == {1.0, 0.5, 0.25}
+    assert {rate for own in drawn for node, rate in own.items() if node} == {0.5, 0.25}
+
+
+@pytest.mark.parametrize("assignment", ["fix", "dynamic"])
+@pytest.mark.parametrize(("reported", "expected"), [("a", [0.5, 0.25, 0.25]), ("e", [0.0625] * 3)])
+def test_a_later_report_lowers_a_level_and_never_raises_it_above_what_the_server_says(reported, expected, assignment):
+    levels, mix = Levels(table={"alice": "b"}, others="c"), "a1-b1-c1-e1"
+    rates = play(levels, mix=mix, capacity=reported, num_rounds=2, assignment=assignment)
+    if assignment == "fix":
+        assert rates == expected
+    assert all(rate <= most for rate, most in zip(rates, expected, strict=True))
+
+
+def test_a_bounded_node_evaluates_what_it_may_hold():
+    federation = federation_of(levels=Levels(others="c"))
+    federation.register({0: SILENT, 1: Capability(capacity=0.125)})
+    assert [federation.nodes[node].holds for node in (0, 1)] == [0.25, 0.125]
+
+
+def test_a_node_id_stands_in_the_table_as_well():
+    federation = federation_of(levels=Levels(table={"7": "e"}))
+    federation.register({7: SILENT, 8: replace(SILENT, capacity=1.0)})
+    assert levels_of(federation, [7, 8]) == {7: 0.0625, 8: 1.0}
+
+
+def test_names_in_the_table_that_no_node_has_are_warned_of_once(caplog):
+    play(Levels(table={"alice": "b", "alcie": "a", "zoe": "e"}), num_rounds=2)
+    assert caplog.text.count("levels name alcie, zoe, but no node there has this registered name or node id") == 1
+
+
+@pytest.mark.parametrize(
+    ("mix", "assignment", "levels", "named"),
+    [
+        ("a1", "fix", {"table": {"bob": "q"}, "others": 2}, r"levels: bob: 'q' is no level.*; others: 2 is no level"),
+        (
+            "b1-e1",
+            "fix",
+            {"table": {"bob": "a"}},
+            "levels: bob above the mix's largest level, b: expected levels within b1-e1",
+        ),
+        ("a1-c1", "dynamic", {"table": {"bob": "e"}, "others": "d"}, "bob, others below the mix's smallest level, c"),
+    ],
+)
+def test_a_table_that_cannot_be_is_one_error_at_the_start(mix, assignment, levels, named):
+    with pytest.raises(ConfigError, match=named):
+        HeteroFL(build, mix, assignment=assignment, limits=Limits(levels=Levels(**levels)))
+
+
+def test_the_classic_api_knows_nodes_by_their_ids(caplog):
+    levels = Levels(table={"91": "b", "alice": "a"}, others="c")
+    strategy = ClassicHeteroFL(build, "a1-b1-c1-e1", limits=Limits(levels=levels), evaluation=NEVER)
+    manager = manager_of(Fake("91", says={}), Fake("92", says={"capacity": "a"}), Fake("93", says={}))
+    parameters = strategy.initialize_parameters(manager)
+    for server_round in (1, 2):
+        instructions = strategy.configure_fit(server_round, parameters, manager)
+        assert [ins.config["rate"] for _, ins in instructions] == [0.5, 0.25, 0.0625]
+        results = fit_all(instructions)
+        for _, answer in results:
+            answer.metrics["capacity"] = "a"
+        strategy.aggregate_fit(server_round, results[:2], [])
+    assert caplog.text.count("levels name alice, but no node there") == 1

@@ -1,0 +1,365 @@
+"""Static batch norm moments: collected from the clients, merged, checked, and sent with the evaluation."""
+
+import logging
+import re
+from contextlib import nullcontext
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord
+
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, RoundCallback, Windowed, messages
+from heterofl_flwr.client import answer_moments, load_parameters, reply, submodel
+from heterofl_flwr.errors import DataError, HeteroFLError
+from heterofl_flwr.federation.limits import Limits, RoundError
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
+from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
+from heterofl_flwr.strategies.queries import MomentsSum
+from tests.federation import digits_app
+from tests.federation.tiny import Tiny, Watched, bare_reply, build_normed, config, equal, inputs, make_app
+
+logger = logging.getLogger(__name__)
+KEY = "1.0/paper.norm.first"
+
+
+def run(grid, mix="a1-c1", num_rounds=1, fidelity=None, **evaluation):
+    strategy = HeteroFL(build_normed, mix, fidelity=fidelity, evaluation=Evaluation(**evaluation))
+    return strategy, strategy.start(grid, num_rounds=num_rounds)
+
+
+@pytest.mark.parametrize("moments", ["paper", "fixed"])
+@pytest.mark.parametrize("wrap", [lambda grid: grid, lambda grid: Windowed(grid, 2)], ids=["plain", "windowed"])
+def test_merged_moments_are_those_of_all_clients_data_in_one_process(moments, wrap):
+    fidelity = Fidelity.of("paper", moments=moments)
+    with LocalGrid(make_app(build=build_normed), 4) as grid:
+        strategy, result = run(wrap(grid), "a1-b1-c1", fidelity=fidelity, levels=True)
+    state = result.arrays.to_torch_state_dict()
+    assert sorted(strategy.moments) == [0.25, 0.5, 1.0]
+    for rate, merged in strategy.moments.items():
+        model = build_normed(rate)
+        load_parameters(model, strategy.federation.plan(rate).extract(state))
+        central = collect_moments(model, [inputs(partition) for partition in range(4)], kind=moments)
+        for one, two in zip(merged.statistics("norm"), central.statistics("norm"), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_clients_evaluate_with_the_merged_moments():
+    outputs = {}
+
+    def evaluate(message, context):
+        partition = context.node_config["partition-id"]
+        model = submodel(message, build_normed)
+        outputs[partition] = model(inputs(partition)).detach()
+        return reply(message, num_examples=1)
+
+    with LocalGrid(make_app(build=build_normed, evaluate=evaluate), 3) as grid:
+        strategy, result = run(grid)
+    model = build_normed(1.0)
+    load_parameters(model, result.arrays.to_torch_state_dict())
+    static = with_static_norm(model, strategy.moments[1.0])
+    for partition, output in outputs.items():
+        torch.testing.assert_close(output, static(inputs(partition)))
+
+
+def test_a_model_without_batch_norm_is_asked_for_nothing():
+    with Watched(make_app(), 2) as grid:
+        strategy = HeteroFL(Tiny, "a1-c1")
+        strategy.start(grid, num_rounds=1)
+        assert grid.of("query.moments") == []
+        assert "moments" not in grid.of("evaluate")[0].content
+    assert strategy.moments == strategy.moment_tensors() == {}
+
+
+def test_moments_are_asked_only_when_an_evaluation_is_due():
+    with Watched(make_app(build=build_normed), 2) as grid:
+        run(grid, num_rounds=3, every=2)
+        assert [m.content["config"]["server-round"] for m in grid.of("query.moments")] == [2, 2, 3, 3]
+
+
+def test_without_moments_batch_norm_normalises_by_batch():
+    outputs = {}
+
+    def evaluate(message, context):
+        partition = context.node_config["partition-id"]
+        outputs[partition] = submodel(message, build_normed)(inputs(partition)).detach()
+        return reply(message, num_examples=1)
+
+    with Watched(make_app(build=build_normed, evaluate=evaluate), 2) as grid:
+        _, result = run(grid, static_norm=False)
+        assert grid.of("query.moments") == []
+    model = build_normed(1.0).train()
+    load_parameters(model, result.arrays.to_torch_state_dict())
+    for partition, output in outputs.items():
+        torch.testing.assert_close(output, model(inputs(partition)).detach())
+
+
+def test_moments_stay_until_the_next_evaluation_and_a_new_run():
+    seen = []
+
+    class Spy(RoundCallback):
+        def on_round_end(self, progress):
+            seen.append(progress.moments)
+            return False
+
+    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(every=2), callbacks=[Spy()])
+    with LocalGrid(make_app(build=build_normed), 2) as grid:
+        strategy.start(grid, num_rounds=3)
+        assert [set(moments) for moments in seen] == [
+            set(),
+            *[{f"1.0/paper.norm.{part}" for part in ("count", "first", "second")}] * 2,
+        ]
+        assert not equal(seen[1], seen[2])  # the last round ends with an evaluation too
+        strategy.start(grid, num_rounds=2)
+    assert seen[3] == {}
+
+
+def changed(change):
+    """Return an answer to the query whose record is changed."""
+
+    def moments(message, context):
+        answer = answer_moments(message, build_normed, lambda: [inputs(context.node_config["partition-id"])])
+        change(answer.content["moments"])
+        return answer
+
+    return moments
+
+
+def put(key, value):
+    return changed(lambda record: record.update({key: Array(value) if isinstance(value, torch.Tensor) else value}))
+
+
+def other_layers(message, context):
+    own = Moments("paper", {"other": collect_moments(build_normed(1.0), [inputs(0)]).layers["norm"]})
+    record = ArrayRecord({f"1.0/{name}": tensor for name, tensor in own.to_tensors().items()})
+    return bare_reply(message, moments=record, config=config())
+
+
+def fixed_kind(message, context):
+    record = ArrayRecord(
+        {
+            f"1.0/{key}": value
+            for key, value in collect_moments(build_normed(1.0), [inputs(0)], "fixed").to_tensors().items()
+        }
+    )
+    return bare_reply(message, moments=record, config=config())
+
+
+def crash(message, context):
+    raise RuntimeError("no data")
+
+
+BAD = {
+    "raises": (crash, "error 2.*no data"),
+    "no record": (lambda message, context: bare_reply(message, config=config()), "sent no moments record"),
+    "empty": (
+        lambda message, context: bare_reply(message, config=config(), moments=ArrayRecord()),
+        "sent no moments of rate 1.0",
+    ),
+    "NaN": (put(KEY, torch.full((8,), torch.nan).double()), "moments of norm are not finite"),
+    "other width": (
+        changed(
+            lambda record: [
+                record.update({KEY.replace("first", part): Array(torch.ones(4))}) for part in ("first", "second")
+            ]
+        ),
+        "norm has 4 channels, expected 8",
+    ),
+    "one part": (put(KEY, torch.ones(3)), "expected two vectors of equal length"),
+    "negative count": (put(KEY.replace("first", "count"), torch.tensor(-1)), "a count of -1"),
+    "more batches than examples": (
+        put(KEY.replace("first", "count"), torch.tensor(4)),
+        "norm count 4 batches, expected up to",
+    ),
+    "NaN count": (put(KEY.replace("first", "count"), torch.tensor(torch.nan)), "cannot be used"),
+    "a part missing": (changed(lambda record: record.pop(KEY)), "moments are incomplete"),
+    "unreadable": (put(KEY, Array("float64", (8,), "numpy.ndarray", b"junk")), "arrays that cannot be read"),
+    "other layers": (other_layers, "other is unknown"),
+    "other kind": (fixed_kind, "moments of kind fixed, expected paper"),
+    "other schema": (lambda message, context: bare_reply(message, config=config(heterofl_schema=0)), "schema 0"),
+}
+
+
+@pytest.mark.parametrize(("moments", "named"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("bad", [0, 2], ids=["first", "last"])
+def test_moments_that_cannot_be_used_are_left_out_and_named(caplog, moments, named, bad):
+    def sometimes(message, context):
+        partition = context.node_config["partition-id"]
+        if partition == bad:
+            return moments(message, context)
+        return answer_moments(message, build_normed, lambda: [inputs(partition)])
+
+    with LocalGrid(make_app(build=build_normed, moments=sometimes), 3) as grid:
+        strategy, result = run(grid, "a1")
+    model = build_normed(1.0)
+    load_parameters(model, result.arrays.to_torch_state_dict())
+    good = collect_moments(model, [inputs(partition) for partition in range(3) if partition != bad])
+    torch.testing.assert_close(strategy.moments[1.0].layers["norm"].first, good.layers["norm"].first)
+    assert re.search(named, caplog.text)
+    assert len(result.evaluate_metrics_clientapp) == 1
+
+
+def test_where_nobody_gives_moments_the_run_ends_and_says_what_to_do():
+    with (
+        LocalGrid(make_app(build=build_normed, moments=crash), 2) as grid,
+        pytest.raises(RoundError, match=r"none of 2 nodes .*query.moments.*data=.*static_norm=False.*no data"),
+    ):
+        run(grid)
+
+
+def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
+    def moments(message, context):
+        if context.node_config["partition-id"] == 0:
+            crash(message, context)
+        return answer_moments(message, build_normed, lambda: [inputs(1)])
+
+    node_config = {0: {"level": "a"}, 1: {"level": "c"}}.__getitem__
+    with Watched(make_app(build=build_normed, moments=moments), 2, node_config=node_config) as grid:
+        strategy, _ = run(grid, nodes="capable", levels=True)
+        asked = {grid.partition_of(m): list(m.content["config"]["rates"]) for m in grid.of("evaluate")}
+        shapes = [m.content["arrays"]["hidden.bias"].shape for m in grid.of("evaluate")]
+    assert asked == {0: [0.25], 1: [0.25]}
+    assert shapes == [(2,), (2,)]
+    assert "only rates [0.25] are evaluated" in caplog.text
+    assert list(strategy.log.evaluate_by_level) == ["c"]
+
+
+def test_clients_of_equal_rates_share_their_moments_record():
+    with Watched(make_app(build=build_normed), 4) as grid:
+        run(grid, "a1-c1", levels=True)
+        assert len({id(message.content["moments"]) for message in grid.of("evaluate")}) == 1
+
+
+def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
+    def moments(message, context):
+        data = inputs(context.node_config["partition-id"])
+        return answer_moments(message, build_normed, lambda: data[torch.randperm(len(data))].split(3), seed_torch=True)
+
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)  # another state of torch's generator, as in another process
+        with LocalGrid(make_app(build=build_normed, moments=moments), 3) as grid:
+            found.append(run(grid, "a1-c1", levels=True)[0].moment_tensors())
+    assert equal(*found)
+
+
+def test_the_cached_model_is_not_changed_by_moments():
+    """An evaluation works on a copy: the next instruction to train starts with batch statistics again."""
+    with LocalGrid(make_app(build=build_normed), 2) as grid:
+        strategy = HeteroFL(build_normed, "a1")
+        twice = strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict()
+        strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(every=0))
+        assert equal(twice, strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict())
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_moments_that_do_not_fit_change_nothing_of_the_sum(robust):
+    federation = HeteroFL(build_normed, "a1-c1").federation
+    federation.register({7: None})
+    good = {rate: collect_moments(build_normed(rate), [inputs(0)]) for rate in (1.0, 0.25)}
+    total = MomentsSum(federation, Limits(), robust=robust)
+    total.add(7, good)
+    with pytest.raises(HeteroFLError):
+        total.add(7, {1.0: good[1.0], 0.25: good[1.0]})
+    for rate, found in total.result().items():
+        assert equal(found.to_tensors(), good[rate].to_tensors())
+
+
+@pytest.mark.parametrize(("said", "most"), [(0, 50), (20, 20), (10**9, 50)])
+def test_a_client_counts_no_more_than_it_says_it_has_and_than_anybody_may(said, most):
+    federation = HeteroFL(build_normed, "a1").federation
+    federation.register({7: Capability(num_examples=said)})
+    for count in (most, most + 1):
+        own = Moments("paper", {"norm": LayerMoments(count, torch.zeros(8), torch.ones(8))})
+        with nullcontext() if count == most else pytest.raises(DataError, match=f"expected up to {most}"):
+            MomentsSum(federation, Limits(examples=50), robust=False).add(7, {1.0: own})
+
+
+def test_a_weight_that_is_no_number_of_examples_bounds_no_moments():
+    def moments(message, context):
+        return answer_moments(message, build_normed, lambda: inputs(2).split(2))  # four batches
+
+    def train(message, context):
+        model = submodel(message, build_normed)
+        return reply(message, model, num_examples=9, metrics={"weight": 1.0})
+
+    with LocalGrid(make_app(train, build=build_normed, moments=moments), 2) as grid:
+        strategy = HeteroFL(build_normed, "a1", weighted_by_key="weight")
+        strategy.start(grid, num_rounds=1)
+    assert strategy.moments[1.0].layers["norm"].count == 8
+
+
+class Remote(LocalGrid):
+    """A grid that looks like the one of a SuperLink."""
+
+    _runtime_client = None
+
+
+LIES = {
+    "nothing": None,
+    "mean 30": lambda own: layer_of("paper", own.count, torch.full_like(own.first, 30), torch.ones_like(own.first)),
+    "count": lambda own: layer_of("paper", 10_000_000, torch.full_like(own.first, 30), torch.ones_like(own.first)),
+    "signs": lambda own: layer_of("paper", 10_000_000, 1e4 * own.first.sign(), torch.full_like(own.first, 1e10)),
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with LocalGrid(digits_app.app, 10) as grid:
+        return HeteroFL(digits_app.build, "a1-b1", evaluation=Evaluation(every=0)).start(grid, num_rounds=4).arrays
+
+
+def evaluate(arrays, lie, merge, grid=LocalGrid):
+    """Return the strategy after it asked ten clients, one of which lies, and its accuracy on digits that none has."""
+
+    def moments(message, context):
+        answer = answer_moments(message, digits_app.build, lambda: digits_app.shard(context)[0].split(10))
+        if lie and context.node_config["partition-id"] == 3:
+            own = messages.unpack_moments(answer.content["moments"], 1.0, "it")
+            layers = {name: lie(layer) for name, layer in own.layers.items()}
+            answer.content["moments"] = messages.pack_moments({1.0: Moments("paper", layers)})
+        return answer
+
+    strategy = HeteroFL(digits_app.build, "a1-b1", evaluation=Evaluation(moments_merge=merge))
+    with grid(make_app(build=digits_app.build, moments=moments), 10) as clients:
+        strategy.configure_evaluate(1, arrays, ConfigRecord(), Windowed(clients, 10))
+    model = digits_app.build(1.0)
+    load_parameters(model, arrays.to_torch_state_dict())
+    images, targets = (own[10 * digits_app.PER_CLIENT :] for own in digits_app.digits())
+    with torch.inference_mode():
+        found = with_static_norm(model, strategy.moments[1.0])(images).argmax(1) == targets
+    return strategy, found.float().mean().item()
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_one_client_that_lies_does_not_spoil_the_statistics_of_ten(trained, lie):
+    """Before moments were clipped, a mean of 30 took the accuracy from 89.0 to 10.0 %."""
+    _, honest = evaluate(trained, None, "mean")
+    (strategy, plain), (_, robust) = (evaluate(trained, lie, merge) for merge in ("mean", "robust"))
+    logger.info("accuracy: mean %.1f %%, robust %.1f %%", 100 * plain, 100 * robust)
+    assert strategy.log.evaluate_failures == {}
+    assert robust > honest - 0.02
+    assert lie is None or plain < 0.3
+
+
+def test_a_count_beyond_all_examples_is_refused_and_named(trained):
+    """A count of 2**52 passed, and the accuracy was 23.2 %."""
+    strategy, _ = evaluate(trained, lambda own: LayerMoments(2**52, own.first, own.second), "mean")
+    assert list(strategy.log.evaluate_failures) == [3]
+    assert "count 4,503,599,627,370,496 batches, expected up to 10,000,000" in strategy.log.evaluate_failures[3]
+
+
+@pytest.mark.parametrize(
+    ("merge", "grid", "same_as"),
+    [
+        ("auto", Remote, "robust"),
+        ("auto", LocalGrid, "mean"),
+        ("mean", Remote, "mean"),
+    ],
+    ids=["superlink", "simulation", "mean"],
+)
+def test_moments_from_behind_a_superlink_are_merged_robustly_by_default(trained, merge, grid, same_as):
+    found, expected = (
+        evaluate(trained, LIES["mean 30"], *how)[0].moment_tensors() for how in ((merge, grid), (same_as,))
+    )
+    assert equal(found, expected)

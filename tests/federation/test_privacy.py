@@ -1,0 +1,306 @@
+"""Clients are clipped, the model is noised, and the record says what that gives away."""
+
+import math
+
+import pytest
+import torch
+
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, RoundCallback, messages
+from heterofl_flwr.core.compression import Changes, restore
+from heterofl_flwr.core.noise import DEVIATION, divergences, epsilon
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.reply_checks import norm_between
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.federation.privacy import Spent, clip_moments, noise_moments
+from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.strategies.fedh2l import FedH2L
+from tests.federation.tiny import (
+    Watched,
+    add_one,
+    bare_reply,
+    build,
+    build_normed,
+    config,
+    equal,
+    inputs,
+    make_app,
+)
+
+NEVER = Evaluation(every=0)
+
+
+def run(privacy, build=build, num_rounds=1, nodes=3, train=add_one, **options):
+    records = []
+
+    class Keep(RoundCallback):
+        def on_round_end(self, progress):
+            records.append(progress.record)
+            return False
+
+    with LocalGrid(make_app(train, build=build), nodes) as grid:
+        strategy = HeteroFL(
+            build, **{"mix": "a1", "evaluation": NEVER, "callbacks": [Keep()], **options}, privacy=privacy
+        )
+        state = strategy.start(grid, num_rounds=num_rounds).arrays.to_torch_state_dict()
+    return strategy, state, records
+
+
+def test_each_change_is_shortened_before_it_counts():
+    strategy, state, _ = run(Privacy(clip=0.5))
+    before = strategy.federation.initial_state()
+    # All three move each of 68 entries alike, so the mean is as long as each.
+    length = math.sqrt(sum(((state[name] - own) ** 2).sum().item() for name, own in before.items()))
+    assert length == pytest.approx(0.5, rel=1e-4)
+    assert strategy.log.privacy == {}
+
+
+@pytest.mark.parametrize(("upload", "rounding"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 1e-2)])
+def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
+    lengths = []
+
+    def train(message, context):
+        answer = add_one(message, context)
+        plan = Plan.of(build(1.0), build(message.content["config"]["rate"]))
+        sub = messages.unpack_trained(messages.arrays_in(answer.content), upload, plan, "it")
+        before = messages.tensors_of(message.content["arrays"], "it")
+        if isinstance(sub, Changes):
+            sub = restore(Plan.of(build(1.0), build(1.0)), before, sub)
+        lengths.append(norm_between(sub, before))
+        return answer
+
+    _, clipped_twice, _ = run(Privacy(clip=0.5), train=train, upload=upload)
+    assert lengths == [pytest.approx(0.5, rel=rounding + 1e-5)] * 3
+    assert max(lengths) <= 0.5 * (1 + rounding)
+    if upload == "float32":  # what the server alone shortens has the same bits
+        assert equal(run(Privacy(clip=0.5), train=deaf)[1], clipped_twice)
+
+
+def deaf(message, context):
+    """Train without having heard of a bound."""
+    del message.content["config"]["clip"]
+    return add_one(message, context)
+
+
+def test_nobody_is_told_of_a_bound_where_there_is_none():
+    def train(message, context):
+        assert "clip" not in message.content["config"]
+        return add_one(message, context)
+
+    assert run(None, train=train)[0].log.failures == {}
+
+
+@pytest.mark.parametrize("value", ["much", -1.0, math.inf, math.nan])
+def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
+    with pytest.raises(ReplyError, match="as clip, expected a number of 0 or more"):
+        messages.clip_of({"clip": value}, "the server")
+
+
+def test_noise_differs_from_run_to_run_and_leaves_alone_what_nobody_held():
+    before = HeteroFL(build, "a1-c1").federation.initial_state()
+    options = {"mix": "a1-c1", "fraction_train": 0.5, "nodes": 2}
+    states = [run(Privacy(clip=1, noise=1), **options)[1] for _ in range(2)]
+    strategy, plain, _ = run(None, **options)
+    assert not equal(*states)
+    (rate,) = strategy.log.rates.values()
+    for name, own in strategy.federation.plan(rate).axes.items():
+        held = torch.zeros_like(before[name], dtype=torch.bool)
+        held[tuple(slice(axis.kept) for axis in own)] = True
+        assert ((states[0][name] != before[name]) == held).all()
+    del plain
+
+
+def seed_that_repeats(before, after, deviation, seeds):
+    """Attack: return the seed of torch whose noise, taken off, leaves a change no longer than a client's may be.
+
+    Versions before this test drew noise from torch's Mersenne Twister, in the order of the parameters. Of a seed of 63
+    bits it uses 32, so all seeds can be tried: two public models in a row gave the seed in 160 s of one core.
+    """
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        draws = {name: torch.randn(own.shape, generator=generator, dtype=torch.float64) for name, own in before.items()}
+        left = {name: after[name].double() - deviation * draws[name] for name in before}
+        if norm_between(left, before) < 1.001:
+            return seed
+    return None
+
+
+def test_noise_cannot_be_taken_off_by_trying_seeds(monkeypatch):
+    monkeypatch.setattr("secrets.randbits", lambda bits: 2**40 + 77)  # of which torch uses 77
+    strategy, after, _ = run(Privacy(clip=1, noise=8), nodes=1, min_available_nodes=1)
+    before = strategy.federation.initial_state()
+    generator = torch.Generator().manual_seed(2**40 + 77)
+    old = {
+        name: own + 8 * torch.randn(own.shape, generator=generator, dtype=torch.float64) for name, own in before.items()
+    }
+    assert seed_that_repeats(before, old, 8, range(100)) == 77
+    assert seed_that_repeats(before, after, 8, range(100)) is None
+
+
+def test_noise_does_not_follow_from_any_global_seed():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        states.append(run(Privacy(clip=1, noise=1))[1])
+    assert not equal(*states)
+
+
+@pytest.mark.parametrize("choose", ["prefix", "rolling", "random-client"])
+def test_noise_is_on_the_sum_of_shortened_changes(choose):
+    """With next to no noise, what is left is the mean of the shortened changes, down to a step of the grid."""
+    options = {"mix": "a1-b1-c1", "choose": choose}
+    _, plain, _ = run(Privacy(clip=0.5), **options)
+    _, noisy, _ = run(Privacy(clip=0.5, noise=1e-6), **options)
+    for name, own in plain.items():
+        torch.testing.assert_close(noisy[name], own, rtol=0, atol=5e-6)
+
+
+def test_the_record_says_what_was_given_away_so_far():
+    strategy, _, records = run(Privacy(clip=1, noise=2, delta=1e-3), num_rounds=3, fraction_train=0.4)
+    for number, record in enumerate(records, 1):
+        assert record.privacy == {
+            "epsilon": epsilon(divergences(2, number), 1e-3),
+            "delta": 1e-3,
+            "training-releases": number,
+            "moments-releases": 0,
+        }
+    assert strategy.spent.facts() == records[-1].privacy
+
+
+class Kept:
+    """A ledger in memory; it fails at a kind of release, as a full disk would."""
+
+    def __init__(self, full_at=None, **known):
+        self.known = {kind.replace("_", "-"): number for kind, number in known.items()}
+        self._full_at = full_at
+
+    def releases(self):
+        return self.known
+
+    def write_releases(self, releases):
+        if self._full_at and releases[self._full_at]:
+            raise HeteroFLError("disk full")
+        self.known = dict(releases)
+
+
+@pytest.mark.parametrize(
+    ("full_at", "sent"),
+    [("training-releases", {"train"}), ("moments-releases", {"train", messages.QUERY_MOMENTS})],
+)
+def test_a_release_is_counted_on_disk_before_anybody_gets_it(full_at, sent):
+    """What a run gave away right before it died counted for nothing: five models were sent, and two accounted for."""
+    with Watched(make_app(build=build_normed), 3) as grid:
+        strategy = HeteroFL(build_normed, "a1", privacy=Privacy(clip=1, noise=1))
+        strategy.spent.keep_in(Kept(full_at))
+        with pytest.raises(HeteroFLError, match="disk full"):
+            strategy.start(grid, num_rounds=1)
+    assert {message.metadata.message_type for message in grid.sent} - {messages.QUERY_CAPABILITY} == sent
+
+
+def test_releases_add_up_over_runs():
+    spent = Spent(Privacy(clip=1, noise=1))
+    ledger = Kept(training_releases=3.0)
+    spent.keep_in(ledger)
+    spent.add("training-releases")
+    spent.add("moments-releases", 2)
+    assert ledger.known == {"training-releases": 4, "moments-releases": 2}
+    again = Spent(Privacy(clip=1, noise=1))
+    again.keep_in(ledger)
+    assert again.facts() == spent.facts()
+    quiet = Spent(Privacy(clip=1))
+    quiet.keep_in(Kept("training-releases"))
+    quiet.add("training-releases")
+    assert quiet.facts() == {}
+
+
+def test_a_strategy_that_runs_twice_counts_both_runs():
+    strategy = HeteroFL(build, "a1", privacy=Privacy(clip=1, noise=1), evaluation=NEVER)
+    for number in (1, 2):
+        with LocalGrid(make_app(), 3) as grid:
+            strategy.start(grid, num_rounds=1)
+        assert strategy.log.privacy["training-releases"] == number
+
+
+def test_moments_are_clipped_noised_and_counted():
+    strategy, _, (record,) = run(
+        Privacy(clip=1, noise=0.1), build_normed, mix="a1-c1", evaluation=Evaluation(levels=True)
+    )
+    assert record.privacy["moments-releases"] == 2  # one for each rate
+    assert {moments.layers["norm"].count for moments in strategy.moments.values()} == {3}
+    mean, variance = strategy.moments[1.0].statistics("norm")
+    assert mean.isfinite().all()
+    assert (variance > 0).all()
+
+
+def test_a_clients_moments_count_once_and_no_further_than_the_bound():
+    layer = LayerMoments(4, torch.full((3,), 12.0).double(), torch.full((3,), 16.0).double())
+    exact = Privacy(clip=1, noise=DEVIATION / 800, moments_clip=100.0)  # steps of an eighth
+    (short,) = clip_moments(Moments("paper", {"norm": layer}), exact).layers.values()
+    assert (short.count, short.first.tolist(), short.second.tolist()) == (1, [24.0] * 3, [32.0] * 3)
+    near = Privacy(clip=1, noise=1, moments_clip=1.0)
+    (short,) = clip_moments(Moments("paper", {"norm": layer}), near).layers.values()
+    length = math.hypot(short.first.norm(), short.second.norm()) * near.moments_step
+    assert length == pytest.approx(1, rel=1e-5)
+    assert length <= 1
+    nothing = Moments("paper", {"norm": LayerMoments(0, torch.zeros(3), torch.zeros(3))})
+    assert clip_moments(nothing, near).layers["norm"].count == 0
+
+
+def test_noise_on_moments_is_that_of_their_bound():
+    privacy = Privacy(clip=1, noise=0.5, moments_clip=8)
+    size = 40_000
+    far = torch.full((size,), round(1e6 / privacy.moments_step)).double()
+    layer = LayerMoments(5, torch.zeros(size).double(), far)
+    merged = {1.0: Moments("paper", {"norm": layer})}
+    found, again = (noise_moments(merged, privacy)[1.0].layers["norm"] for _ in range(2))
+    for draws in (found.first, found.second - far * privacy.moments_step):
+        assert draws.std().item() == pytest.approx(4, rel=0.02)
+        assert (draws.abs() > 8).double().mean().item() == pytest.approx(0.0455, abs=0.006)
+    assert not (found.first == again.first).all()
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("moments", ["paper", "fixed"])
+def test_statistics_with_noise_are_those_of_the_clients_shortened_moments(moments, nodes):
+    """Pooled moments of a single client had a count of 1, and so an infinite variance."""
+    found = []
+
+    def answer(message, context):
+        own = collect_moments(build_normed(1.0), [inputs(context.node_config["partition-id"])], moments).layers["norm"]
+        found.append((own.first / own.count, own.second / own.count))
+        record = messages.pack_moments({1.0: Moments(moments, {"norm": own})})
+        return bare_reply(message, moments=record, config=config())
+
+    with LocalGrid(make_app(build=build_normed, moments=answer), nodes) as grid:
+        strategy = HeteroFL(
+            build_normed,
+            "a1",
+            privacy=Privacy(clip=1, noise=1e-6, moments_clip=100),
+            fidelity=Fidelity.of("paper", moments=moments),
+            min_available_nodes=1,
+        )
+        strategy.start(grid, num_rounds=1)
+    mean, second = (torch.stack(own).mean(0) for own in zip(*found, strict=True))
+    variance = second if moments == "paper" else second - mean**2
+    for one, two in zip(strategy.moments[1.0].statistics("norm"), (mean, variance), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "values", [{"clip": -1}, {"noise": 1.0}, {"clip": 1, "noise": math.nan}, {"delta": 0}, {"moments_clip": 0}]
+)
+def test_values_that_mean_nothing_are_refused(values):
+    with pytest.raises(ConfigError, match="privacy: "):
+        Privacy(**values)
+
+
+def test_what_noise_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="expected weights='equal'"):
+        HeteroFL(build, weights="examples", privacy=Privacy(clip=1, noise=1))
+    with pytest.raises(ConfigError, match=r"expected limits\.norm_bound=0"):
+        HeteroFL(build, limits=Limits(norm_bound=1), privacy=Privacy(clip=1, noise=1))
+    with pytest.raises(ConfigError, match=r"expected evaluation\.moments_merge='auto'"):
+        HeteroFL(build, evaluation=Evaluation(moments_merge="robust"), privacy=Privacy(clip=1, noise=1))
+    with pytest.raises(ConfigError, match="FedH2L exchanges posteriors"):
+        FedH2L(3, seed_size=10, seed_batch=5, privacy=Privacy(clip=1))

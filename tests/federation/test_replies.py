@@ -1,0 +1,141 @@
+"""Replies in the order of their messages: late, doubled, foreign ones, and those that the SuperLink sends instead."""
+
+import weakref
+
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
+from heterofl_flwr.strategies.replies import fault_of, in_order
+from tests.federation.tiny import build, equal, make_app
+
+
+@pytest.fixture(autouse=True)
+def task():
+    """Be a server, as a grid makes this process one: messages cannot be made elsewhere."""
+    with LocalGrid(ClientApp(), 1):
+        yield
+
+
+def messages(*node_ids):
+    sent = [Message(RecordDict(), node_id, "train") for node_id in node_ids]
+    for number, message in enumerate(sent):
+        message.metadata.__dict__["_message_id"] = f"m{number}"
+    return sent
+
+
+def answer(message):
+    return Message(RecordDict(), reply_to=message)
+
+
+def of_superlink(message):
+    reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "node gone"), reply_to=message)
+    reply.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+    return reply
+
+
+def test_replies_come_out_in_the_order_of_the_messages():
+    sent = messages(30, 10, 20)
+    replies = [answer(sent[2]), answer(sent[0]), answer(sent[1])]
+    assert list(in_order(sent, iter(replies))) == [(30, replies[1]), (10, replies[2]), (20, replies[0])]
+
+
+def test_a_missing_reply_is_none():
+    sent = messages(30, 10, 20)
+    replies = [answer(sent[2]), answer(sent[0])]
+    assert list(in_order(sent, replies)) == [(30, replies[1]), (10, None), (20, replies[0])]
+
+
+def test_no_replies_at_all():
+    assert list(in_order(messages(1, 2), [])) == [(1, None), (2, None)]
+    assert list(in_order([], [])) == []
+
+
+def test_unknown_and_second_repliers_are_dropped_with_a_warning(caplog):
+    sent, (stranger,) = messages(30, 10), messages(99)
+    first = answer(sent[0])
+    replies = [answer(stranger), first, answer(sent[0]), answer(sent[1])]
+    assert list(in_order(sent, replies)) == [(30, first), (10, replies[3])]
+    dropped = [record.getMessage() for record in caplog.records]
+    assert [("99" in text, "30" in text) for text in dropped] == [(True, False), (False, True)]
+
+
+def test_an_error_of_the_superlink_is_that_of_the_message_it_answers(caplog):
+    sent = messages(30, 10, 20)
+    replies = [answer(sent[0]), of_superlink(sent[2]), of_superlink(sent[1])]
+    assert {reply.metadata.src_node_id for reply in replies[1:]} == {SUPERLINK_NODE_ID}
+    assert list(in_order(sent, replies)) == [(30, replies[0]), (10, replies[2]), (20, replies[1])]
+    assert fault_of(replies[1]) == "error 5: node gone"
+    assert not caplog.records
+
+
+def test_an_error_of_the_superlink_for_a_message_that_is_sent_later():
+    sent = messages(30, 10)
+    for message in sent:
+        message.metadata.__dict__["_message_id"] = ""
+
+    def windowed():
+        for number, message in enumerate(sent):
+            message.metadata.__dict__["_message_id"] = f"late{number}"
+            yield of_superlink(message)
+
+    assert [(node_id, fault_of(reply)) for node_id, reply in in_order(sent, windowed())] == [
+        (30, "error 5: node gone"),
+        (10, "error 5: node gone"),
+    ]
+
+
+def test_an_error_without_a_reason_has_a_text():
+    (message,) = messages(3)
+    assert fault_of(Message(Error(ErrorCode.UNKNOWN), reply_to=message)) == "error 0: no reason given"
+    assert fault_of(answer(message)) is None
+    assert fault_of(None) == "no reply in time"
+
+
+def test_replies_in_order_are_not_kept():
+    sent = messages(*range(10, 20))
+    alive = weakref.WeakSet()
+
+    def replies():
+        for message in sent:
+            reply = answer(message)
+            alive.add(reply)
+            yield reply
+            del reply
+
+    for count, (_, reply) in enumerate(in_order(sent, replies())):
+        del reply
+        assert len(alive) <= 1, count
+
+
+class Failing(LocalGrid):
+    """A grid whose SuperLink says of the second node that it is gone."""
+
+    def _gone(self, replies, messages):
+        gone = list(self.get_node_ids())[1]
+        for reply in replies:
+            message = next(m for m in messages if m.metadata.message_id == reply.metadata.reply_to_message_id)
+            late = reply.metadata.src_node_id == gone and message.metadata.message_type == "train"
+            yield of_superlink(message) if late else reply
+
+    def push_messages(self, messages):
+        self._messages = [*getattr(self, "_messages", []), *messages]
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        return list(self._gone(super().pull_messages(message_ids), self._messages))
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return list(self._gone(super().send_and_receive(messages, timeout=timeout), self._messages))
+
+
+def test_a_node_that_is_gone_is_named_whatever_the_window():
+    states = []
+    for wrap in (lambda grid: grid, lambda grid: Windowed(grid, 1)):
+        with Failing(make_app(), 4) as grid:
+            strategy = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=0))
+            states.append(strategy.start(wrap(grid), num_rounds=2).arrays.to_torch_state_dict())
+            assert strategy.log.failures == {1: "error 5: node gone"}
+    assert equal(*states)

@@ -1,0 +1,82 @@
+"""Robust means behind both of Flower's APIs: attacks that move a mean do not move them."""
+
+import pytest
+import torch
+
+from heterofl_flwr import Adam, Evaluation, HeteroFL, Hybrid, LocalGrid, Momentum, Privacy, Robust
+from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.strategies.fedh2l import FedH2L
+from tests.federation.tiny import build, make_app
+
+NEVER = Evaluation(every=0)
+MEANS = ["trimmed", "median", "clip"]
+
+
+def train(message, context, step=0.5):
+    """Train: every entry goes up."""
+    model = submodel(message, build)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += step
+    return reply(message, model, num_examples=1)
+
+
+def flip(message, context):
+    return train(message, context, -0.5)
+
+
+def gains(robust, hostile=(0,), num_rounds=1, **options):
+    """Return by how much each entry went up, where one client of six holds the whole model and may be hostile."""
+    app = make_app(train, odd=dict.fromkeys(hostile, flip))
+    strategy = HeteroFL(build, **{"mix": "a1-c5", "evaluation": NEVER, **options}, robust=robust)
+    with LocalGrid(app, 6) as grid:
+        new = strategy.start(grid, num_rounds=num_rounds).arrays.to_torch_state_dict()
+    assert strategy.log.failures == {}
+    before = strategy.federation.initial_state()
+    return torch.cat([(new[name] - own).flatten() for name, own in before.items()])
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("upload", ["float32", "float16", "int8"])
+def test_the_only_holder_of_an_entry_turns_it_round_in_a_mean_and_not_in_a_robust_one(mean, upload):
+    assert gains(None, upload=upload).min().item() == pytest.approx(-0.5, abs=0.01)
+    assert gains(Robust(mean=mean), upload=upload).min().item() >= 0
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("choose", ["rolling", "random-level", "random-client"])
+def test_so_it_is_in_slices_that_move(mean, choose):
+    assert gains(None, choose=choose).min() < 0
+    assert gains(Robust(mean=mean), choose=choose).min() >= 0
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
+def test_a_server_optimizer_steps_along_what_is_robust(mean, optimizer):
+    assert gains(Robust(mean=mean), server_optimizer=optimizer, num_rounds=2).min() >= 0
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_clients_that_all_agree_move_the_model_as_in_a_mean(mean):
+    torch.testing.assert_close(gains(Robust(mean=mean), hostile=()), gains(None, hostile=()))
+
+
+def test_old_values_stay_where_the_option_says_so():
+    found = gains(Robust(few="keep"), hostile=())
+    assert sorted(set(found.mul(2).round().tolist())) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda **own: HeteroFL(build, privacy=Privacy(clip=1.0, noise=1.0), **own), "robust=None"),
+        (lambda **own: HeteroFL(build, weights="examples", **own), "weights='equal'"),
+        (lambda **own: HeteroFL(build, shared=(), **own), "share no parameters"),
+        (lambda **own: FedH2L(4, **own), "share no parameters"),
+        (lambda **own: Hybrid({"one": build}, classes=4, weights="examples", **own), "weights='equal'"),
+    ],
+)
+def test_what_does_not_go_with_robust_means_is_refused(make, remedy):
+    with pytest.raises(ConfigError, match=remedy):
+        make(robust=Robust())

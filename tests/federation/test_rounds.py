@@ -1,0 +1,312 @@
+"""A round of the Message API on LocalGrid: who trains at which rate, on what, and what becomes of it."""
+
+import gc
+import weakref
+from collections import Counter
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RoundCallback, Windowed, multi_step
+from heterofl_flwr.core import width
+from heterofl_flwr.errors import ConfigError
+from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app
+
+NEVER = Evaluation(every=0)
+
+
+def run(grid, mix="a1-c1", num_rounds=1, build=build, **options):
+    start = {key: options.pop(key) for key in list(options) if key in ("initial_arrays", "train_config", "first_round")}
+    strategy = HeteroFL(build, mix, evaluation=options.pop("evaluation", NEVER), **options)
+    return strategy, strategy.start(grid, num_rounds=num_rounds, **start).arrays.to_torch_state_dict()
+
+
+def test_a_round_is_the_mean_over_those_who_held_an_entry():
+    with LocalGrid(make_app(), 2) as grid:
+        strategy, state = run(grid)
+    before = strategy.federation.initial_state()
+    gain = {name: state[name] - before[name] for name in state}
+    # Node 0 holds all and adds 1; node 1 holds the first two hidden units and adds 2.
+    expected = torch.ones(8)
+    expected[:2] = 1.5
+    torch.testing.assert_close(gain["hidden.bias"], expected)
+    torch.testing.assert_close(gain["hidden.weight"], expected[:, None].expand(8, 3))
+    torch.testing.assert_close(gain["classifier.weight"], expected.expand(4, 8))
+    torch.testing.assert_close(gain["classifier.bias"], torch.full((4,), 1.5))
+
+
+def test_levels_get_their_rate_and_share_one_record_each():
+    with Watched(make_app(), 6) as grid:
+        run(grid, "a1-b1-c1")
+        messages = grid.of("train")
+        rates = {grid.partition_of(message): message.content["config"]["rate"] for message in messages}
+    assert rates == {0: 1.0, 1: 1.0, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.25}
+    records = {message.content["config"]["rate"]: id(message.content["arrays"]) for message in messages}
+    assert len({id(message.content["arrays"]) for message in messages}) == len(set(records.values())) == 3
+    assert [message.content["arrays"]["hidden.weight"].shape for message in messages[::2]] == [(8, 3), (4, 3), (2, 3)]
+
+
+def test_every_message_has_a_config_of_its_own_and_keeps_the_callers_keys():
+    asked = ConfigRecord({"epochs": 3, "rate": 0.9})
+    with Watched(make_app(), 3) as grid:
+        run(grid, train_config=asked, seed=5, num_rounds=2, learning_rate=multi_step(0.1, [1]))
+        configs = [dict(message.content["config"]) for message in grid.of("train")]
+        assert len({id(message.content["config"]) for message in grid.of("train")}) == 6
+    assert asked == ConfigRecord({"epochs": 3, "rate": 0.9})
+    assert configs[0] == {
+        "heterofl-schema": 1,
+        "epochs": 3,
+        "rate": 1.0,
+        "global-rate": 1.0,
+        "server-round": 1,
+        "seed": 5,
+        "partition": 0,
+        "lr": 0.1,
+    }
+    assert [config["lr"] for config in configs] == [0.1] * 3 + [0.1 * 0.1] * 3
+
+
+def test_without_a_schedule_the_callers_learning_rate_stays():
+    with Watched(make_app(), 2) as grid:
+        run(grid, train_config=ConfigRecord({"lr": 0.7}))
+        assert [message.content["config"]["lr"] for message in grid.of("train")] == [0.7, 0.7]
+
+
+@pytest.mark.parametrize(("fraction", "number"), [(1.0, 10), (0.5, 5), (0.3, 3), (0.11, 2), (0.001, 1)])
+def test_fraction_of_clients_rounded_up_and_at_least_one(fraction, number):
+    with Watched(make_app(), 10) as grid:
+        run(grid, fraction_train=fraction)
+        assert len({message.metadata.dst_node_id for message in grid.of("train")}) == number
+
+
+def sampled(seed, *, grid_seed=0, rounds=4):
+    with Watched(make_app(), 10, seed=grid_seed) as grid:
+        run(grid, fraction_train=0.3, seed=seed, num_rounds=rounds)
+        return [
+            [grid.partition_of(m) for m in grid.of("train") if m.content["config"]["server-round"] == server_round]
+            for server_round in range(1, rounds + 1)
+        ]
+
+
+def test_the_sample_depends_on_seed_and_round_and_not_on_node_ids():
+    assert sampled(0) == sampled(0, grid_seed=9) != sampled(1)
+    assert len({tuple(sorted(partitions)) for partitions in sampled(0)}) > 1
+
+
+def test_evaluation_draws_clients_of_its_own():
+    with Watched(make_app(), 10) as grid:
+        run(grid, fraction_train=0.3, fraction_evaluate=0.4, evaluation=Evaluation())
+        trained = {grid.partition_of(message) for message in grid.of("train")}
+        judged = {grid.partition_of(message) for message in grid.of("evaluate")}
+    assert len(judged) == 4
+    assert not trained <= judged
+
+
+def test_all_clients_come_by_partition_when_all_are_asked():
+    with Watched(make_app(), 5, seed=3) as grid:
+        run(grid)
+        assert [grid.partition_of(message) for message in grid.of("train")] == [0, 1, 2, 3, 4]
+
+
+def test_dynamic_rates_are_redrawn_each_round_and_repeat_with_the_seed():
+    def rates(seed):
+        with LocalGrid(make_app(), 20) as grid:
+            records = []
+            strategy = HeteroFL(build, "a1-e1", assignment="dynamic", seed=seed, evaluation=NEVER)
+            for _ in range(2):
+                strategy.start(grid, num_rounds=1 + len(records), first_round=1 + len(records))
+                records.append(strategy.log.rates)
+            return records
+
+    first, second = rates(0)
+    assert set(first.values()) == {1.0, 0.0625}
+    assert first != second
+    assert rates(0) == [first, second] != rates(1)
+
+
+def test_capability_is_asked_once_for_each_node():
+    with Watched(make_app(), 4) as grid:
+        run(grid, num_rounds=3, evaluation=Evaluation())
+        assert Counter(grid.partition_of(m) for m in grid.of("query.capability")) == dict.fromkeys(range(4), 1)
+
+
+def test_a_nodes_own_level_wins_up_to_the_global_rate():
+    node_config = {0: {"level": "e"}, 1: {"rate": 0.3}, 2: {"level": "a"}, 3: {}}
+    with LocalGrid(make_app(), 4, node_config=node_config.__getitem__) as grid:
+        strategy, _ = run(grid, "b1-c1")
+    assert strategy.log.rates == {0: 0.0625, 1: 0.3, 2: 0.5, 3: 0.25}
+
+
+def test_a_reported_capacity_counts_from_the_next_round_on():
+    def shrink(message, context):
+        return add_one(message, context, capacity="e")
+
+    with Watched(make_app(odd={0: shrink}), 2) as grid:
+        run(grid, num_rounds=3)
+        rates = [m.content["config"]["rate"] for m in grid.of("train") if grid.partition_of(m) == 0]
+    assert rates == [1.0, 0.0625, 0.0625]
+
+
+def test_what_a_reply_says_of_its_classes_decides_whose_rows_count():
+    def knows(labels):
+        return lambda message, context: add_one(message, context, labels=labels)
+
+    with LocalGrid(make_app(odd={0: knows([0, 1]), 1: knows([1, 3])}), 2) as grid:
+        strategy, state = run(grid, "a1")
+    gain = state["classifier.bias"] - strategy.federation.initial_state()["classifier.bias"]
+    torch.testing.assert_close(gain, torch.tensor([1.0, 1.5, 0.0, 2.0]))
+
+
+def test_running_statistics_neither_travel_nor_count():
+    with Watched(make_app(build=build_normed), 2) as grid:
+        strategy, state = run(grid, num_rounds=2, build=build_normed, evaluation=Evaluation())
+        travelled = {name for message in grid.sent for name in message.content.array_records.get("arrays", ())}
+    assert travelled == set(state) == {name for name, _ in build_normed(1.0).named_parameters()}
+    assert set(strategy.log.failures) == set()
+
+
+def test_initial_arrays_may_hold_running_statistics():
+    arrays = ArrayRecord(build_normed(1.0).state_dict())
+    with LocalGrid(make_app(build=build_normed), 2) as grid:
+        _, state = run(grid, build=build_normed, initial_arrays=arrays)
+    assert "norm.running_mean" in arrays
+    assert "norm.running_mean" not in state
+
+
+def test_the_order_of_replies_does_not_matter():
+    states = []
+    for kind in (LocalGrid, Shuffled):
+        with kind(make_app(), 7) as grid:
+            strategy, state = run(grid, "a1-b1-c1", 3, evaluation=Evaluation(levels=True), server_momentum=0.5)
+            states.append((state, strategy.federation.optimizer_state, strategy.log))
+    assert equal(states[0][0], states[1][0])
+    assert equal(states[0][1], states[1][1])
+    assert states[0][2] == states[1][2]
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_a_window_changes_nothing(window):
+    results = []
+    for wrap in (lambda grid: grid, lambda grid: Windowed(grid, window)):
+        with LocalGrid(make_app(build=build_normed), 5) as grid:
+            evaluation = Evaluation(levels=True)
+            strategy, state = run(wrap(grid), "a1-b1-c1", 2, build=build_normed, evaluation=evaluation)
+            results.append((state, strategy.log, strategy.moment_tensors()))
+    assert equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+    assert equal(results[0][2], results[1][2])
+
+
+def test_replies_are_freed_one_by_one():
+    alive, most = weakref.WeakSet(), []
+
+    def train(message, context):
+        most.append(len(alive))
+        answer = add_one(message, context)
+        alive.add(answer)
+        return answer
+
+    with LocalGrid(make_app(train), 12) as grid:
+        run(Windowed(grid, 2))
+    assert len(most) == 12
+    assert max(most) <= 3  # two in the window, and the one that the strategy has in hand
+
+
+def test_slices_are_freed_after_the_round():
+    with LocalGrid(make_app(), 4) as grid:
+        strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
+        messages = strategy.configure_train(1, ArrayRecord(strategy.federation.initial_state()), ConfigRecord(), grid)
+        slices = [weakref.ref(message.content["arrays"]) for message in messages]
+        strategy.aggregate_train(1, grid.send_and_receive(messages))
+    del messages
+    gc.collect()
+    assert not any(ref() for ref in slices)
+
+
+def test_training_metrics_are_means_weighted_by_examples():
+    with LocalGrid(make_app(), 4) as grid:
+        strategy, _ = run(grid)
+    # Partitions 0 to 3 report their number as loss and one example more.
+    assert strategy.log.train == {"loss": pytest.approx((1 * 2 + 2 * 3 + 3 * 4) / 10)}
+    assert strategy.log.train_by_level == {"a": {"loss": pytest.approx(2 / 3)}, "c": {"loss": pytest.approx(18 / 7)}}
+
+
+def test_result_has_the_metrics_of_every_round():
+    with LocalGrid(make_app(), 3) as grid:
+        result = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=2)).start(grid, num_rounds=3)
+    assert list(result.train_metrics_clientapp) == [1, 2, 3]
+    assert list(result.evaluate_metrics_clientapp) == [2, 3]
+
+
+def test_a_strategy_that_starts_again_begins_anew():
+    app = make_app(odd={0: lambda message, context: add_one(message, context, capacity="e")})
+    strategy = HeteroFL(build, "a1-c1", server_momentum=0.9, evaluation=NEVER)
+    states = []
+    for seed in (0, 1):  # the second grid has other node ids for the same partitions
+        with LocalGrid(app, 3, seed=seed) as grid:
+            states.append(strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict())
+    assert equal(*states)
+
+
+def test_the_initial_model_depends_on_the_seed_alone_and_draws_nothing():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    states = [HeteroFL(build, seed=seed).federation.initial_state() for seed in (3, 3, 4)]
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_global_rate_below_one_is_the_mixs_largest():
+    with Watched(make_app(), 2) as grid:
+        _, state = run(grid, "c1-b1")
+        config = grid.of("train")[1].content["config"]
+    assert state["hidden.bias"].shape == (width(8, 0.5),)
+    assert (config["rate"], config["global-rate"]) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"fraction_train": 0.0}, "fraction_train is 0.0"),
+        ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
+        ({"server_momentum": 1.0}, "server_momentum is 1.0"),
+        ({"assignment": "random"}, "assignment is 'random'"),
+        ({"mix": "a1-z1"}, "'z' is no level"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(options, named):
+    with pytest.raises(ConfigError, match=named):
+        HeteroFL(build, **options)
+
+
+@pytest.mark.parametrize("first_round", [0, 5])
+def test_a_first_round_out_of_range_is_refused(first_round):
+    with LocalGrid(make_app(), 2) as grid, pytest.raises(ConfigError, match=f"first_round is {first_round}"):
+        HeteroFL(build).start(grid, num_rounds=3, first_round=first_round)
+
+
+def test_a_run_that_has_done_all_rounds_only_tells_its_callbacks():
+    told = []
+
+    class Tell(RoundCallback):
+        def on_start(self, first_round, num_rounds, state):
+            told.append((first_round, num_rounds))
+
+        def on_end(self, state):
+            told.append(state)
+
+    with LocalGrid(make_app(), 2) as grid:
+        strategy = HeteroFL(build, callbacks=[Tell()])
+        arrays = ArrayRecord(Tiny(1.0).state_dict())
+        result = strategy.start(grid, initial_arrays=arrays, num_rounds=3, first_round=4)
+    assert told[0] == (4, 3)
+    assert equal(told[1], arrays.to_torch_state_dict())
+    assert equal(result.arrays.to_torch_state_dict(), told[1])
+
+
+def test_initial_arrays_of_another_model_are_refused():
+    arrays = ArrayRecord(Tiny(0.5).state_dict())
+    with LocalGrid(make_app(), 2) as grid, pytest.raises(HeteroFLError, match=r"hidden.weight .* \(4, 3\)"):
+        HeteroFL(build).start(grid, initial_arrays=arrays)

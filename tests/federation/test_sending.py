@@ -1,0 +1,159 @@
+"""Rounds that do not wait for all: more clients are asked than needed, and late replies are ignored."""
+
+import time
+
+import pytest
+import torch
+
+import heterofl_flwr.classic
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.strategies import instructions as sending
+from tests.federation.tiny import Watched, add_one, build, make_app
+
+NEVER = Evaluation(every=0)
+
+
+class Late(Watched):
+    """A grid of which some nodes answer an instruction to train late, counted in looks for replies; or never."""
+
+    def __init__(self, app, num_nodes, late, **kwargs):
+        super().__init__(app, num_nodes, **kwargs)
+        self._late = dict(late)
+        self.looks = 0
+        self.dropped = []
+
+    def pull_messages(self, message_ids):
+        self.looks += 1
+        return super().pull_messages([id_ for id_ in message_ids if self._here(id_)])
+
+    def send_and_receive(self, messages, *, timeout=None):
+        messages = list(messages)
+        if messages[0].metadata.message_type == "train":
+            messages = [message for message in messages if self.partition_of(message) not in self._late]
+        return super().send_and_receive(messages, timeout=timeout)
+
+    def cancel(self, message_ids):
+        self.dropped += list(message_ids)
+        super().cancel(message_ids)
+
+    def _here(self, id_):
+        message = next(message for message in self.sent if message.metadata.message_id == id_)
+        return self.looks > self._late.get(self.partition_of(message), 0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(sending, "POLL_SECONDS", 0.01)
+
+
+def run(grid, rounds=1, **options):
+    strategy = HeteroFL(build, "a1", **{"evaluation": NEVER, "fraction_train": 0.5, "spare": 0.5} | options)
+    start = strategy.federation.initial_state()
+    state = strategy.start(grid, num_rounds=rounds, timeout=30).arrays.to_torch_state_dict()
+    return strategy, {name: state[name] - start[name] for name in state}
+
+
+@pytest.mark.parametrize(
+    ("share", "spare", "asked"), [(0.5, 0.0, 4), (0.5, 0.5, 6), (0.5, 0.1, 5), (1.0, 1.0, 8), (0.125, 1.0, 2)]
+)
+def test_the_spare_share_is_of_those_that_are_needed_rounded_up(share, spare, asked):
+    with LocalGrid(make_app(), 8) as grid:
+        assert len(run(grid, fraction_train=share, spare=spare)[0].log.rates) == asked
+
+
+def test_a_round_ends_as_soon_as_enough_have_answered():
+    with Late(make_app(), 4, {0: 3, 2: 10**9}) as grid:
+        strategy, change = run(grid, fraction_train=0.75, spare=0.3)
+        assert grid.looks == 4  # at once those of 1 and 3, with the fourth look that of 0
+        assert strategy.log.failures == {2: "no reply in time"}
+        assert len(grid.dropped) == 1
+    # Clients add 1 more than their partition: 0, 1 and 3 count, in the order of the messages.
+    torch.testing.assert_close(change["hidden.bias"], torch.full((8,), (1 + 2 + 4) / 3))
+
+
+def test_replies_that_are_there_by_then_count_too():
+    with LocalGrid(make_app(), 4) as grid:
+        strategy, change = run(grid, fraction_train=0.5, spare=1.0)
+    assert strategy.log.failures == {}
+    torch.testing.assert_close(change["hidden.bias"], torch.full((8,), 2.5))
+
+
+def test_an_error_is_no_answer_that_is_waited_for():
+    def fail(message, context):
+        raise RuntimeError("broken")
+
+    with Late(make_app(odd={1: fail}), 4, {0: 2}) as grid:
+        strategy, change = run(grid, fraction_train=0.75, spare=0.3)
+    assert list(strategy.log.failures) == [1]
+    torch.testing.assert_close(change["hidden.bias"], torch.full((8,), (1 + 3 + 4) / 3))
+
+
+def test_a_round_ends_at_its_deadline_when_enough_never_come():
+    with Late(make_app(), 4, {0: 10**9, 1: 10**9}) as grid:
+        strategy = HeteroFL(build, "a1", evaluation=NEVER, fraction_train=0.75, spare=0.3)
+        began = time.monotonic()
+        strategy.start(grid, num_rounds=1, timeout=0.3)
+        assert 0.3 <= time.monotonic() - began < 5
+    assert strategy.log.failures == dict.fromkeys((0, 1), "no reply in time")
+
+
+def test_a_round_ends_at_once_when_all_have_answered_with_errors():
+    def fail(message, context):
+        raise RuntimeError("broken")
+
+    with (
+        LocalGrid(make_app(fail), 4) as grid,
+        pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"),
+    ):
+        run(grid)
+
+
+def test_who_is_late_takes_part_in_the_next_round():
+    with Late(make_app(), 4, {0: 1}) as grid:
+        strategy, _ = run(grid, rounds=2, fraction_train=0.75, spare=0.3)
+        assert strategy.log.failures == {}
+        assert len(grid.of("train")) == 8
+
+
+def test_who_did_not_answer_in_time_is_not_asked_to_evaluate_in_that_round():
+    with Late(make_app(), 4, {2: 10**9}) as grid:
+        strategy, _ = run(grid, fraction_train=1.0, spare=0.0, evaluation=Evaluation())
+        assert [grid.partition_of(message) for message in grid.of("evaluate")] == [0, 1, 3]
+    assert strategy.log.evaluate["coverage"] == 0.75
+
+
+def test_new_nodes_are_not_waited_for_beyond_the_deadline():
+    given = []
+
+    class Noted(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            given.append(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    for timeout in (7.0, 900.0):
+        with Noted(make_app(), 2) as grid:
+            HeteroFL(build, "a1", evaluation=NEVER).start(grid, num_rounds=1, timeout=timeout)
+    assert given == [7.0, 7.0, 120.0, 900.0]
+
+
+def test_who_needs_all_replies_refuses_spare_ones():
+    with pytest.raises(ConfigError, match="the classic API waits for all clients"):
+        heterofl_flwr.classic.HeteroFL(build, spare=0.5)
+    with pytest.raises(ConfigError, match="clients learn from all others"):
+        FedH2L(10, spare=0.5)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="expected a number of 0 or more"):
+            HeteroFL(build, spare=wrong)
+
+
+def test_without_spare_ones_the_grid_itself_waits():
+    """So a window still bounds the messages under way."""
+
+    class NoPull(LocalGrid):
+        def pull_messages(self, message_ids):
+            raise AssertionError("send_and_receive is enough")
+
+    with NoPull(make_app(add_one), 3) as grid:
+        assert run(grid, spare=0.0)[0].log.failures == {}

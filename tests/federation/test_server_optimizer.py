@@ -1,0 +1,218 @@
+"""Server optimisers, and runs that go on where they stopped."""
+
+from dataclasses import asdict, fields
+from functools import partial
+from inspect import signature
+from itertools import pairwise
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
+
+from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback, Yogi
+from heterofl_flwr.client import reply, submodel
+from heterofl_flwr.errors import ConfigError
+from tests.federation import digits_app
+from tests.federation.tiny import bare_reply, build, build_normed, config, equal, make_app
+
+NODES = 6
+OPTIMIZERS = (Momentum(server_momentum=0.9), Adam(), Yogi(), Adagrad())
+
+
+class Keep(RoundCallback):
+    """Keeps what it is handed."""
+
+    def __init__(self):
+        self.progress = []
+
+    def on_round_end(self, progress):
+        self.progress.append(progress)
+        return False
+
+
+def run(num_rounds, optimizer, *, first_round=1, arrays=None, kept=None, build=build, app=None, **options):
+    keep = Keep()
+    options = {"fraction_train": 0.3, "assignment": "dynamic", "evaluation": Evaluation(every=0)} | options
+    strategy = HeteroFL(build, "a1-b1-c1", server_optimizer=optimizer, callbacks=[keep], **options)
+    strategy.federation.optimizer_state = dict(kept or {})
+    with LocalGrid(app or make_app(build=build), NODES) as grid:
+        result = strategy.start(grid, arrays, num_rounds, first_round=first_round)
+    return strategy, result.arrays.to_torch_state_dict(), keep.progress
+
+
+def nudge(message, context):
+    """Train, for any strategy: move half of the entries at random, by the round and the partition, and leave others."""
+    partition, server_round = context.node_config["partition-id"], message.content["config"]["server-round"]
+    draw = torch.Generator().manual_seed(10 * server_round + partition)
+    state = message.content["arrays"].to_torch_state_dict()
+    for tensor in state.values():
+        tensor += 0.1 * torch.randn(tensor.shape, generator=draw) * (torch.rand(tensor.shape, generator=draw) < 0.5)
+    said = MetricRecord({"num-examples": 1 + partition})
+    return bare_reply(message, arrays=ArrayRecord(state), metrics=said, config=config())
+
+
+def in_double(rate):
+    return build(rate).double()
+
+
+def twin(strategy, progress, momentum):
+    """Do the same round by round and entry by entry: the mean of who held an entry, and its own momentum."""
+    state = {name: tensor.clone() for name, tensor in strategy.federation.initial_state().items()}
+    velocity = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    for round_progress in progress:
+        rates = round_progress.record.rates
+        for name, tensor in state.items():
+            for place in torch.cartesian_prod(*map(torch.arange, tensor.shape)).reshape(-1, tensor.dim()).tolist():
+                place = tuple(place)
+                added = [
+                    1 + partition
+                    for partition, rate in rates.items()
+                    if all(
+                        at < size for at, size in zip(place, strategy.federation.plan(rate).shapes[name], strict=True)
+                    )
+                ]
+                if added:
+                    velocity[name][place] = momentum * velocity[name][place] + sum(added) / len(added)
+                    state[name][place] += velocity[name][place]
+    return state, velocity
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_momentum_is_that_of_a_slow_twin_and_leaves_untrained_entries_alone(momentum):
+    strategy, state, progress = run(5, Momentum(server_momentum=momentum))
+    assert min(max(one.record.rates.values()) for one in progress) < 1  # in some rounds nobody held the full model
+    expected, velocity = twin(strategy, progress, momentum)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5)
+        if momentum:
+            torch.testing.assert_close(strategy.federation.optimizer_state[name], velocity[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_entries_that_nobody_held_do_not_move_and_keep_their_moments(optimizer):
+    strategy, _, progress = run(8, optimizer, seed=3)
+    for before, after in pairwise(progress):
+        largest = strategy.federation.plan(max(after.record.rates.values())).shapes["hidden.bias"][0]
+        assert {"second/hidden.bias", "hidden.bias"} & set(after.optimizer)
+        for one, two in ((before.state, after.state), (before.optimizer, after.optimizer)):
+            for name in {"second/hidden.bias", "hidden.bias"} & set(two):
+                assert torch.equal(one[name][largest:], two[name][largest:])
+                assert not torch.equal(one[name][:largest], two[name][:largest])
+
+
+def test_an_entry_that_was_held_and_did_not_change_goes_on_and_its_velocity_decays():
+    """Two rounds of one client: the first changes all entries, the second none."""
+
+    def train(message, context):
+        model = submodel(message, build)
+        if message.content["config"]["server-round"] == 1:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter += 1
+        return reply(message, model, num_examples=1)
+
+    options = {"app": make_app(train), "fraction_train": 1.0, "assignment": "fix"}
+    _, _, (first, second) = run(2, Momentum(server_momentum=0.5), **options)
+    for name, tensor in second.state.items():
+        torch.testing.assert_close(tensor, first.state[name] + 0.5)
+        torch.testing.assert_close(second.optimizer[name], torch.full_like(tensor, 0.5))
+
+
+def test_momentum_in_short_is_the_momentum_optimizer():
+    _, expected, _ = run(3, Momentum(server_momentum=0.5))
+    _, state, _ = run(3, None, server_momentum=0.5)
+    assert equal(expected, state)
+    with pytest.raises(ConfigError, match="give one of them"):
+        HeteroFL(build, server_momentum=0.5, server_optimizer=Adam())
+
+
+def test_without_an_optimizer_nothing_is_kept():
+    strategy, _, progress = run(2, None)
+    assert strategy.federation.optimizer_state == {}
+    assert [one.optimizer for one in progress] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (partial(FedAvgM, server_learning_rate=0.5, server_momentum=0.9), Momentum),
+        (partial(FedAvgM, server_learning_rate=0.5), Momentum),
+        (FedAdam, Adam),
+        (partial(FedAdam, eta=1e-2, beta_1=0.5, beta_2=0.8, tau=1e-2), Adam),
+        (FedYogi, Yogi),
+        (partial(FedYogi, eta=0.2, beta_1=0.0, beta_2=0.5), Yogi),
+        (FedAdagrad, Adagrad),
+        (partial(FedAdagrad, eta=1e-2, tau=1e-2), Adagrad),
+    ],
+)
+def test_one_full_size_level_gives_what_flowers_own_optimizers_give(theirs, ours):
+    """In double precision: in single, the plain means differ by rounding, which a small tau enlarges."""
+    numbers = getattr(theirs, "keywords", {})
+    states = []
+    for strategy in (
+        theirs(min_available_nodes=4, fraction_evaluate=0.0),
+        HeteroFL(in_double, "a1", weights="examples", server_optimizer=ours(**numbers), evaluation=Evaluation(every=0)),
+    ):
+        arrays = ArrayRecord(HeteroFL(in_double, "a1").federation.initial_state())
+        with LocalGrid(make_app(nudge), 4) as grid:
+            states.append(strategy.start(grid, arrays, num_rounds=6).arrays.to_torch_state_dict())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, atol=1e-6, rtol=0)
+        assert (states[1][name] - arrays.to_torch_state_dict()[name]).abs().max() > 1e-2
+
+
+def test_options_are_flowers_and_so_are_their_defaults():
+    pairs = ((FedAvgM, Momentum), (FedAdam, Adam), (FedYogi, Yogi), (FedAdagrad, Adagrad))
+    for theirs, ours in pairs:
+        expected = signature(theirs).parameters
+        assert asdict(ours()) == {field.name: expected[field.name].default for field in fields(ours)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fault"),
+    [
+        (Momentum, {"server_momentum": 1.0}, "server_momentum is 1.0, expected 0 or more, and less than 1"),
+        (Momentum, {"server_learning_rate": 0.0}, "server_learning_rate is 0.0, expected a number over 0"),
+        (Adam, {"beta_1": 1.0, "eta": -1.0}, "eta is -1.0, expected a number over 0; beta_1 is 1.0"),
+        (Yogi, {"beta_2": -0.1}, "beta_2 is -0.1, expected 0 or more, and less than 1"),
+        (Adagrad, {"tau": 0.0}, "tau is 0.0, expected a number over 0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(kind, options, fault):
+    with pytest.raises(ConfigError, match=fault):
+        kind(**options)
+
+
+@pytest.mark.parametrize("optimizer", [None, *OPTIMIZERS], ids=repr)
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_run_that_goes_on_equals_one_that_never_stopped(optimizer, stop):
+    options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
+    whole, state, progress = run(6, optimizer, **options)
+    _, half, begun = run(stop, optimizer, **options)
+    resumed, rest_state, rest = run(
+        6, optimizer, first_round=stop + 1, arrays=ArrayRecord(half), kept=begun[-1].optimizer, **options
+    )
+    assert equal(state, rest_state)
+    assert equal(whole.federation.optimizer_state, resumed.federation.optimizer_state)
+    for one, two in zip(progress[stop:], rest, strict=True):
+        assert one.record.rates == two.record.rates
+        assert one.record.train == two.record.train
+        assert one.record.evaluate == two.record.evaluate
+        assert equal(one.state, two.state)
+        assert equal(one.moments, two.moments)
+
+
+def test_real_training_that_goes_on_equals_one_that_never_stopped():
+    options = {"build": digits_app.build, "app": digits_app.app, "assignment": "fix"}
+    _, state, progress = run(4, Momentum(server_momentum=0.5), **options)
+    torch.manual_seed(99)  # as in another process
+    start = {"first_round": 3, "arrays": ArrayRecord(dict(progress[1].state)), "kept": progress[1].optimizer}
+    _, resumed, _ = run(4, Momentum(server_momentum=0.5), **start, **options)
+    assert equal(state, resumed)
+
+
+def test_progress_of_a_round_does_not_change_later():
+    _, _, progress = run(3, Momentum(server_momentum=0.9))
+    assert not equal(progress[0].optimizer, progress[1].optimizer)
+    assert not equal(progress[0].state, progress[1].state)

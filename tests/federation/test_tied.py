@@ -1,0 +1,188 @@
+"""Tied weights count once, travel once and are kept once, under the first of their names."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.common import parameters_to_ndarrays
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, elastic
+from heterofl_flwr import classic as legacy
+from heterofl_flwr.client import models_to_evaluate, own_part, reply, submodel
+from heterofl_flwr.core import Plan, width
+from heterofl_flwr.errors import ShapeError
+from heterofl_flwr.nn.ordered_dropout import OrderedDropout
+from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.models import load_model, save_models
+from tests.classic.fakes import Fake, fit_all, manager_of
+from tests.core.twin import Reply, counting_mean, held
+from tests.federation.tiny import Watched, make_app
+
+NAMES = ["embedding.weight", "hidden.weight", "hidden.bias", "decoder.bias"]
+ROWS = {"label_rows": ["decoder.weight", "decoder.bias"]}
+NEVER = Evaluation(every=0)
+
+
+class Words(nn.Module):
+    """A language model of seven words whose decoder is its embedding."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        size = width(8, rate)
+        self.embedding = nn.Embedding(7, size)
+        self.hidden = nn.Linear(size, size)
+        self.decoder = nn.Linear(size, 7)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.decoder(torch.relu(self.hidden(self.embedding(x))))
+
+
+def train(message, context):
+    model = submodel(message, Words)
+    assert model.decoder.weight is model.embedding.weight
+    partition = context.node_config["partition-id"]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1 + partition
+    return reply(message, model, num_examples=1, labels=[partition, 3])
+
+
+def play(mix="a1-c1", clients=2, num_rounds=1, arrays=None, app=train, **options):
+    strategy = HeteroFL(Words, mix, **{"evaluation": NEVER, **options})
+    with Watched(make_app(app, build=Words), clients) as grid:
+        result = strategy.start(grid, arrays, num_rounds=num_rounds)
+    assert strategy.log.failures == {}
+    return strategy, grid, result.arrays.to_torch_state_dict()
+
+
+def numbers(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_they_travel_once():
+    strategy, grid, state = play()
+    assert all(list(message.content["arrays"]) == NAMES for message in grid.of("train"))
+    assert list(state) == NAMES
+    header = 128  # of each array, as numpy writes it
+    expected = 4 * (numbers(Words(1.0)) + numbers(Words(0.25))) + 2 * len(NAMES) * header
+    assert strategy.log.bytes_down == strategy.log.bytes_up == expected
+    assert strategy.federation.plan(0.25).parameters == numbers(Words(0.25))
+
+
+@pytest.mark.parametrize("rows", [{}, ROWS, {"label_rows": ["embedding.weight", *ROWS["label_rows"]]}])
+def test_the_mean_is_the_slow_twin_s_and_rows_count_by_label_whichever_name_is_given(rows):
+    strategy, _, state = play(clients=3, **rows)
+    before = strategy.federation.initial_state()
+    replies = []
+    for partition, rate in strategy.log.rates.items():
+        plan = Plan.of(Words(1.0), Words(rate))
+        values = {name: own + 1 + partition for name, own in plan.extract(before).items()}
+        replies.append(Reply({name: held(axes) for name, axes in plan.axes.items()}, values, [partition, 3]))
+    assert strategy.federation.rows == ["embedding.weight", "decoder.bias"]
+    means, _ = counting_mean(before, replies, strategy.federation.rows, classes=7)
+    for name, tensor in state.items():
+        np.testing.assert_allclose(tensor.numpy(), means[name], atol=1e-6)
+
+
+def test_evaluated_models_are_tied_at_each_rate():
+    ties = []
+
+    def judge(message, context):
+        ties.extend(model.decoder.weight is model.embedding.weight for _, model in models_to_evaluate(message, Words))
+        return reply(message, num_examples=1)
+
+    with LocalGrid(make_app(train, judge), 2) as grid:
+        HeteroFL(Words, "a1-c1", evaluation=Evaluation(levels=True)).start(grid, num_rounds=1)
+    assert ties == [True] * 4
+
+
+@pytest.mark.parametrize("upload", ["float16", "int8"])
+def test_changes_travel_once_too(upload):
+    _, _, exact = play(num_rounds=2)
+    _, _, found = play(num_rounds=2, upload=upload)
+    for name, tensor in exact.items():
+        torch.testing.assert_close(found[name], tensor, atol=0.05, rtol=0)
+
+
+def test_the_classic_api_sends_them_once_in_the_models_order():
+    fakes = [Fake("0", 1.0, metrics={"labels": "0,3"}), Fake("1", 2.0, metrics={"labels": "1,3"})]
+    strategy = legacy.HeteroFL(Words, "a1-c1", wait=1.0, evaluation=NEVER)
+    manager = manager_of(*fakes)
+    instructions = strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
+    for _, ins in instructions:
+        model = legacy.submodel(parameters_to_ndarrays(ins.parameters), ins.config, Words)
+        assert model.decoder.weight is model.embedding.weight
+        assert [array.shape for array in legacy.parameters_of(model)] == [own.shape for own in model.parameters()]
+    arrays = parameters_to_ndarrays(strategy.aggregate_fit(1, fit_all(instructions), [])[0])
+    for array, tensor in zip(arrays, play()[2].values(), strict=True):
+        np.testing.assert_array_equal(array, tensor.numpy())
+
+
+def test_a_state_with_both_names_may_start_a_run_and_the_last_value_counts():
+    """As in a ``state_dict``, and in a checkpoint of a version that averaged tied parameters apart."""
+    state = {name: torch.full_like(own, number) for number, (name, own) in enumerate(Words(1.0).state_dict().items())}
+    assert list(state) != NAMES
+    _, grid, found = play("a1", arrays=ArrayRecord(state), labels="none")
+    last = list(state).index("decoder.weight")
+    assert all(list(message.content["arrays"]) == NAMES for message in grid.of("train"))
+    torch.testing.assert_close(found["embedding.weight"], torch.full((7, 8), last + 1.5))
+
+
+def test_what_a_client_kept_under_both_names_still_fits():
+    def own(message, context):
+        kept = context.state.get("kept")
+        model = submodel(message, Words, None if kept is None else kept.to_torch_state_dict())
+        context.state["kept"] = ArrayRecord(
+            {**own_part(message, model), "decoder.weight": torch.zeros_like(model.decoder.weight) + 5}
+        )
+        return reply(message, model, num_examples=1, metrics={"weight": model.decoder.weight.mean().item()})
+
+    strategy, _, _ = play(shared=["hidden.*"], num_rounds=2, app=own)
+    assert strategy.log.train["weight"] == 5
+
+
+def test_slices_of_a_users_model_have_them_once():
+    build = elastic(Words(1.0), torch.zeros(2, dtype=torch.long))
+    assert list(build.plan(0.5).axes) == NAMES
+    assert build.plan(0.5) == Plan.of(build(1.0), build(0.5))
+    assert build.plan(0.5).parameters == numbers(build(0.5))
+
+
+def test_final_models_have_them_once_and_files_of_earlier_versions_load(tmp_path):
+    folder = RunFolder(tmp_path)
+    state = dict(Words(1.0).state_dict())
+    save_models(folder, Words, [1.0, 0.5], state)
+    path = folder.models / "b.safetensors"
+    one_name = load_file(path)
+    assert set(one_name) == set(NAMES)
+    for written in (one_name, {**one_name, "decoder.weight": one_name["embedding.weight"].clone()}):
+        save_file(written, path)
+        model = load_model(folder, "b", Words)
+        assert model.decoder.weight is model.embedding.weight
+        torch.testing.assert_close(model.decoder.weight.detach(), state["decoder.weight"][:, :4])
+
+
+def test_models_that_tie_at_one_rate_alone_are_refused():
+    def build(rate):
+        model = Words(rate)
+        if rate < 1:
+            model.decoder = nn.Linear(width(8, rate), 7)
+        return model
+
+    with LocalGrid(make_app(), 2) as grid, pytest.raises(ShapeError, match=r"decoder\.weight is tied to embedding"):
+        HeteroFL(build, "a1-c1").start(grid, num_rounds=1)
+
+
+def test_ordered_dropout_trains_the_smaller_models_tied_too():
+    model, words = Words(1.0), torch.arange(7)
+    smaller = Words(0.5)
+    ordered = OrderedDropout(model, [smaller])
+    whole, part = model(words), Words(0.5)
+    part.load_state_dict(Plan.of(model, part).extract(dict(model.named_parameters())), strict=False)
+    torch.manual_seed(0)
+    found = [ordered(words) for _ in range(10)]
+    assert {torch.equal(logits, whole) for logits in found} == {True, False}
+    assert all(torch.equal(logits, whole) or torch.allclose(logits, part(words), atol=1e-6) for logits in found)

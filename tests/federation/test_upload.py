@@ -1,0 +1,317 @@
+"""Replies in fewer bits: who asks, who answers how, what is refused, and that all else stays as it is."""
+
+import logging
+import re
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
+
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, Windowed, messages
+from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.core.compression import compress
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.limits import RoundError
+from tests.federation import digits_app
+from tests.federation.tiny import Watched, add_one, bare_reply, build, config, equal, inputs, make_app
+
+FORMS = ("float16", "int8")
+NEVER = Evaluation(every=0)
+
+
+def run(grid, mix="a1-c1", num_rounds=1, *, initial_arrays=None, first_round=1, build=build, **options):
+    options = {"evaluation": NEVER, **options}
+    strategy = HeteroFL(build, mix, **options)
+    result = strategy.start(grid, initial_arrays, num_rounds, first_round=first_round)
+    return strategy, result.arrays.to_torch_state_dict()
+
+
+def descend(message, context, **said):
+    """Train: one step on the node's own data, so that no two entries change alike."""
+    model = submodel(message, build)
+    model(inputs(context.node_config["partition-id"])).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.01).step()
+    return reply(message, model, num_examples=1, **said)
+
+
+def state_after(upload, train=descend, **options):
+    with LocalGrid(make_app(train), 4) as grid:
+        return run(grid, upload=upload, **options)
+
+
+@pytest.mark.parametrize("upload", FORMS)
+def test_the_model_is_nearly_that_of_whole_replies(upload):
+    _, exact = state_after("float32", num_rounds=3)
+    strategy, found = state_after(upload, num_rounds=3)
+    assert strategy.log.failures == {}
+    start = strategy.federation.initial_state()
+    for name, tensor in exact.items():
+        change = tensor - start[name]
+        assert 0 < (found[name] - tensor).norm() < change.norm() * {"float16": 1e-3, "int8": 3e-2}[upload], name
+
+
+def test_the_server_says_in_its_instructions_to_train_what_it_wants():
+    for upload in ("float32", *FORMS):
+        with Watched(make_app(), 2) as grid:
+            run(grid, upload=upload, evaluation=Evaluation())
+            asked = [message.content["config"].get("upload") for message in grid.of("train")]
+            assert asked == [None if upload == "float32" else upload] * 2
+            assert not any("upload" in message.content["config"] for message in grid.of("evaluate"))
+
+
+def test_a_form_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="upload is 'int4'; expected one of float32, float16, int8"):
+        HeteroFL(build, upload="int4")
+
+
+def test_the_summary_names_the_form(caplog):
+    with caplog.at_level(logging.INFO, "heterofl_flwr"):
+        HeteroFL(build, upload="int8").summary()
+    assert "Replies: int8" in caplog.text
+
+
+@pytest.mark.parametrize("upload", ["float32", *FORMS])
+def test_bytes_are_those_that_travelled(upload):
+    sizes = []
+
+    def train(message, context):
+        answer = descend(message, context)
+        records = answer.content.array_records.values()
+        sizes.append(sum(len(array.data) for record in records for array in record.values()))
+        return answer
+
+    strategy, _ = state_after(upload, train)
+    assert strategy.log.bytes_up == sum(sizes)
+    parameters = sum(strategy.federation.plan(rate).parameters for rate in strategy.log.rates.values())
+    headers = 128 * 4 * (4 if upload != "int8" else 5)  # of four clients' four parameters and, in int8, their scales
+    rows = 4 * sum(2 + strategy.federation.plan(rate).shapes["hidden.bias"][0] + 4 for rate in (1.0, 1.0, 0.25, 0.25))
+    width = {"float32": 4, "float16": 2, "int8": 1}[upload]
+    assert strategy.log.bytes_up == width * parameters + headers + (rows if upload == "int8" else 0)
+
+
+@pytest.mark.parametrize("upload", FORMS)
+def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
+    def run_it(upload):
+        odd = {0: lambda message, context: add_one(message, context, labels=[0, 1])}
+        with LocalGrid(make_app(odd=odd, train=lambda m, c: add_one(m, c, labels=[1, 3])), 2) as grid:
+            return run(grid, "b1-c1", 2, upload=upload, server_momentum=0.5, fraction_train=1.0)
+
+    (one, exact), (two, found) = run_it("float32"), run_it(upload)
+    assert one.log.rates == two.log.rates
+    for name, tensor in exact.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    for name, tensor in one.federation.optimizer_state.items():
+        torch.testing.assert_close(two.federation.optimizer_state[name], tensor, atol=1e-5, rtol=0)
+    # Nobody has class 2, so its rows are untouched, to the bit.
+    assert torch.equal(found["classifier.weight"][2], two.federation.initial_state()["classifier.weight"][2])
+
+
+class TestClientsThatAnswerOtherwise:
+    def test_one_that_knows_of_no_forms_answers_as_ever(self):
+        """As a client of an earlier version, or one in another language."""
+
+        def older(message, context):
+            message.content["config"] = config(
+                **{key.replace("-", "_"): value for key, value in message.content["config"].items() if key != "upload"}
+            )
+            return descend(message, context)
+
+        strategy, state = state_after("int8", older, mix="a1")
+        assert strategy.log.failures == {}
+        assert equal(state, state_after("float32", mix="a1")[1])
+
+    @pytest.mark.parametrize("upload", ["float32", *FORMS])
+    def test_one_may_choose_another_form_as_long_as_it_says_so(self, upload):
+        def own_way(message, context):
+            message.content["config"]["upload"] = upload
+            return descend(message, context)
+
+        _, expected = state_after(upload)
+        for asked in ("float32", *FORMS):
+            strategy, state = state_after(asked, own_way)
+            assert strategy.log.failures == {}
+            assert equal(state, expected)
+
+    @pytest.mark.parametrize("upload", FORMS)
+    def test_a_mod_that_takes_changes_for_parameters_fails_loudly(self, upload):
+        app = ClientApp()
+        noise = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=10.0, delta=1e-5)
+        app.train(mods=[noise])(lambda message, context: descend(message, context))
+        answer_queries(app, build)
+        with LocalGrid(app, 2) as grid, pytest.raises(RoundError, match="0 of 2 clients"):
+            run(grid, upload=upload)
+
+
+GOOD = MetricRecord({"num-examples": 3})
+
+
+def hostile(upload, change):
+    """Return a client whose reply is in a form, but for what ``change`` does to its tensors or its scales."""
+
+    def train(message, context):
+        before = message.content["arrays"].to_torch_state_dict()
+        changes = compress(before, {name: tensor + 1 for name, tensor in before.items()}, upload, seed=0)
+        answer = bare_reply(message, config=config(upload=upload), metrics=GOOD, **messages.pack_changes(changes))
+        change(answer.content)
+        return answer
+
+    return train
+
+
+def with_array(record, name, value):
+    return lambda content: content[record].__setitem__(name, Array(np.asarray(value)))
+
+
+def raw(record, name, data):
+    return lambda content: content[record].__setitem__(name, Array("int8", (8,), "numpy.ndarray", data))
+
+
+def says(upload):
+    return lambda content: content["config"].__setitem__("upload", upload)
+
+
+def without(record):
+    return lambda content: content.__delitem__(record)
+
+
+def with_record(name):
+    return lambda content: content.__setitem__(name, ArrayRecord({"w": torch.ones(1)}))
+
+
+ROWS = 14  # the scales of a whole model: one for each bias, 8 and 4 rows
+FAULTS = {
+    "unknown form": ("int8", says("int4"), "'int4' as upload, expected one of float32, float16, int8"),
+    "no text": ("int8", says([1]), r"\[1\] as upload"),
+    "calls itself float32": ("int8", says("float32"), r"sent records \['changes', 'scales'\], expected arrays alone"),
+    "calls itself float16": ("int8", says("float16"), r"expected changes alone"),
+    "calls itself int8": ("float16", says("int8"), r"sent records \['changes'\], expected changes and scales alone"),
+    "parameters": ("int8", with_record("arrays"), r"'arrays'\], expected changes and scales alone"),
+    "no changes": ("float16", without("changes"), r"sent records \[\], expected changes alone"),
+    "no scales": ("int8", without("scales"), r"expected changes and scales alone"),
+    "extra record": ("float16", with_record("more"), r"'more'\], expected changes alone"),
+    "extra scales": ("int8", with_array("scales", "more", [1.0]), r"\['scales', 'more'\] in record scales"),
+    "extra parameter": ("int8", with_array("changes", "more", np.int8([1])), "1 names are not in its plan .'more'"),
+    "wrong type": ("int8", with_array("changes", "hidden.bias", np.float32([1] * 8)), "hidden.bias is torch.float32"),
+    "half for int8": (
+        "int8",
+        with_array("changes", "hidden.bias", np.float16([1] * 8)),
+        "hidden.bias is torch.float16",
+    ),
+    "broadcastable": ("int8", with_array("changes", "hidden.bias", np.int8([1])), r"hidden.bias has shape \(1,\)"),
+    "no number": ("int8", with_array("changes", "hidden.bias", np.int8(1)), r"hidden.bias has shape \(\)"),
+    "NaN": ("float16", with_array("changes", "hidden.bias", np.float16([np.nan] * 8)), "hidden.bias contains NaN"),
+    "infinite": ("float16", with_array("changes", "hidden.bias", np.float16([np.inf] * 8)), "hidden.bias contains NaN"),
+    "text": ("int8", with_array("changes", "hidden.bias", ["a"] * 8), "arrays that cannot be read"),
+    "junk": ("int8", raw("changes", "hidden.bias", b"junk"), "arrays that cannot be read"),
+    "junk scales": ("int8", raw("scales", "scales", b"junk"), "arrays that cannot be read"),
+    "few scales": ("int8", with_array("scales", "scales", np.float32([1, 2])), r"of shape \(2,\), expected .*\(14,\)"),
+    "one scale": ("int8", with_array("scales", "scales", np.float32(1)), r"of shape \(\), expected .*\(14,\)"),
+    "double scales": ("int8", with_array("scales", "scales", np.ones(ROWS)), "scales are torch.float64"),
+    "NaN scales": ("int8", with_array("scales", "scales", np.float32([np.nan] * ROWS)), "scales of classifier.bias, "),
+    "infinite scales": ("int8", with_array("scales", "scales", np.float32([np.inf] * ROWS)), "no finite numbers"),
+    "negative scales": ("int8", with_array("scales", "scales", np.float32([-1] * ROWS)), "no finite numbers"),
+    "huge scales": ("int8", with_array("scales", "scales", np.float32([3e38] * ROWS)), "contains NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize(("upload", "change", "cause"), FAULTS.values(), ids=FAULTS)
+def test_a_reply_that_cannot_be_used_is_refused_whole_and_named(upload, change, cause):
+    with LocalGrid(make_app(odd={1: hostile(upload, change)}), 3) as grid:
+        strategy, state = run(grid, "a1", upload=upload)
+    assert list(strategy.log.failures) == [1]
+    assert re.search(cause, strategy.log.failures[1])
+    # Nodes 0 and 2 add 1 and 3; the mean is 2, as if node 1 were not there.
+    before = strategy.federation.initial_state()
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, before[name] + 2)
+
+
+@pytest.mark.parametrize("upload", FORMS)
+def test_without_a_fault_it_counts(upload):
+    with LocalGrid(make_app(odd={1: hostile(upload, lambda content: None)}), 3) as grid:
+        strategy, state = run(grid, "a1", upload=upload)
+    assert strategy.log.failures == {}
+    before = strategy.federation.initial_state()
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, before[name] + 5 / 3)
+
+
+def test_a_client_whose_model_is_broken_says_so_itself():
+    def diverge(message, context):
+        model = submodel(message, build)
+        torch.nn.init.constant_(model.hidden.bias, torch.nan)
+        return reply(message, model, num_examples=1)
+
+    with LocalGrid(make_app(odd={0: diverge}), 2) as grid:
+        strategy, _ = run(grid, upload="int8")
+    assert "hidden.bias changed by up to nan, which int8 cannot carry" in strategy.log.failures[0]
+
+
+@pytest.mark.parametrize("upload", FORMS)
+def test_a_window_changes_nothing_and_replies_are_freed_one_by_one(upload):
+    alive, most = weakref.WeakSet(), []
+
+    def train(message, context):
+        most.append(len(alive))
+        answer = descend(message, context)
+        alive.add(answer)
+        return answer
+
+    states = []
+    for wrap in (lambda grid: Windowed(grid, 2), lambda grid: grid):
+        with LocalGrid(make_app(train), 8) as grid:
+            states.append(run(wrap(grid), upload=upload)[1])
+        if len(states) == 1:
+            assert max(most) <= 3  # two in the window, and the one that the strategy has in hand
+    assert equal(*states)
+
+
+@pytest.mark.parametrize("upload", FORMS)
+def test_a_run_that_goes_on_is_one_that_never_stopped(upload):
+    options = {"upload": upload, "assignment": "dynamic", "fraction_train": 0.5, "server_momentum": 0.5}
+    with LocalGrid(make_app(descend), 4) as grid:
+        whole, expected = run(grid, num_rounds=4, **options)
+        first, state = run(grid, num_rounds=2, **options)
+        second = HeteroFL(build, "a1-c1", evaluation=NEVER, **options)
+        second.federation.optimizer_state = dict(first.federation.optimizer_state)
+        result = second.start(grid, ArrayRecord(state), num_rounds=4, first_round=3)
+    assert equal(result.arrays.to_torch_state_dict(), expected)
+    assert equal(second.federation.optimizer_state, whole.federation.optimizer_state)
+
+
+class Keep(RoundCallback):
+    def __init__(self):
+        self.sent = []
+
+    def on_round_end(self, progress):
+        self.sent.append((progress.record.bytes_down, progress.record.bytes_up))
+        return False
+
+
+def digits(upload, processes):
+    keep = Keep()
+    with LocalGrid("tests.federation.digits_app:app", 6, processes=processes) as grid:
+        strategy = HeteroFL(digits_app.build, upload=upload, evaluation=Evaluation(every=3), callbacks=[keep])
+        result = strategy.start(grid, num_rounds=3)
+    return result.arrays.to_torch_state_dict(), keep.sent, strategy.log.evaluate["local-accuracy"]
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_model_bit_for_bit():
+    one, two = digits("int8", 0), digits("int8", 2)
+    assert equal(one[0], two[0])
+    assert one[1:] == two[1:]
+
+
+@pytest.mark.slow
+def test_digits_are_learnt_as_well_from_fewer_bytes():
+    found = {upload: digits(upload, 0) for upload in ("float32", *FORMS)}
+    accuracy = {upload: own[2] for upload, own in found.items()}
+    assert accuracy["float32"] > 0.6
+    assert [accuracy[upload] for upload in FORMS] == pytest.approx([accuracy["float32"]] * 2, abs=0.05)
+    (down, whole), (_, half), (_, byte) = (found[upload][1][0] for upload in ("float32", *FORMS))
+    assert down == whole > 1.5 * half > 1.5 * 1.25 * byte  # of such small tensors Flower's headers are a good part

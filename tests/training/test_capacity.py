@@ -1,0 +1,163 @@
+"""A machine that measures itself: what it may hold and what it has time for, with memory and clocks made up."""
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.core import LEVELS
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.nn.models import PAPER
+from heterofl_flwr.training import capacity
+from heterofl_flwr.training.capacity import Trial, free_bytes, largest_rate
+from simulations.benchmarks.memory import peak_of
+
+CPU = torch.device("cpu")
+PLENTY = 2**40
+RATES = list(LEVELS.values())
+
+
+class Dense(nn.Module):
+    """A layer of 64 units at rate 1, on 8 inputs."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.layer = nn.Linear(8, int(64 * rate))
+
+    def forward(self, x):
+        return self.layer(x).relu()
+
+
+@pytest.fixture
+def trial():
+    return Trial(Dense, torch.ones(10, 8), 5, CPU)
+
+
+class Scripted(Trial):
+    """A trial whose seconds a step are given by rate; it notes what was tried."""
+
+    times = {0.0625: 1.0, 0.125: 2.0, 0.25: 4.0, 0.5: 16.0, 1.0: 64.0}  # noqa: RUF012
+    tried = []  # noqa: RUF012
+
+    def seconds(self, rate):
+        self.tried.append(rate)
+        if self.times[rate] is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.times[rate]
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr(Scripted, "tried", [])
+    return Scripted(Dense, torch.ones(10, 8), 5, CPU)
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate"), [(1000.0, 1.0), (320.0, 1.0), (319.9, 0.5), (80.0, 0.5), (20.0, 0.25), (5.0, 0.0625)]
+)
+def test_the_largest_rate_whose_round_fits_in_the_time_is_taken(scripted, budget, rate):
+    assert largest_rate(scripted, RATES, budget, PLENTY) == rate
+
+
+def test_the_first_rate_that_does_not_fit_ends_the_search(scripted):
+    largest_rate(scripted, RATES, 21.0, PLENTY)
+    assert scripted.tried == [0.0625, 0.125, 0.25, 0.5]
+
+
+def test_a_rate_that_memory_does_not_hold_is_never_tried(scripted):
+    enough = math.ceil(scripted.memory(0.25) / capacity.FILL)
+    assert largest_rate(scripted, RATES, 1000.0, enough) == 0.25
+    assert scripted.tried == [0.0625, 0.125, 0.25]
+    assert largest_rate(scripted, RATES, 1000.0, enough - 2) == 0.125
+
+
+def test_running_out_of_memory_in_a_step_is_an_answer_too(scripted, monkeypatch):
+    monkeypatch.setitem(scripted.times, 0.5, None)
+    assert largest_rate(scripted, RATES, 1000.0, PLENTY) == 0.25
+
+
+@pytest.mark.parametrize(("budget", "free", "why"), [(4.9, PLENTY, "5 s a round, over 4.9 s"), (9.0, 10, "0 MiB are")])
+def test_where_nothing_fits_it_is_the_smallest_with_a_warning(scripted, caplog, budget, free, why):
+    with caplog.at_level(logging.WARNING):
+        assert largest_rate(scripted, RATES, budget, free) == 0.0625
+    assert "level auto is e (level e: " in caplog.text
+    assert why in caplog.text
+
+
+def test_only_the_rates_that_are_offered_are_chosen_from(scripted):
+    assert largest_rate(scripted, [0.25, 0.125], 1000.0, PLENTY) == 0.25
+
+
+def test_memory_counts_parameters_and_what_the_backward_pass_needs(trial):
+    assert trial.memory(1.0) >= 4 * (5 * (8 * 64 + 64) + 10 * 64)
+    many = Trial(Dense, torch.ones(1000, 8), 5, CPU)
+    assert many.memory(1.0) - trial.memory(1.0) >= 4 * 990 * 64
+
+
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_memory_is_at_least_what_a_step_takes_and_not_far_more(rate):
+    trial = Trial(PAPER["mnist"].build(), torch.rand(400, 1, 28, 28), 1, CPU)
+    trial.seconds(0.0625)  # what torch keeps for itself is there already
+    peak = peak_of(lambda: trial.seconds(rate))
+    if math.isnan(peak):
+        pytest.skip("needs Linux")
+    assert 0.9 * peak < trial.memory(rate) < 4 * peak
+
+
+def test_a_step_is_timed_without_touching_torchs_random_state(trial):
+    before = torch.get_rng_state()
+    assert 0 < trial.seconds(1.0) < 5
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_key_names_all_that_a_measurement_depends_on(trial):
+    others = [
+        Trial(Dense, torch.ones(11, 8), 5, CPU),
+        Trial(Dense, torch.ones(10, 8), 6, CPU),
+        Trial(Dense, torch.ones(10, 8), 5, torch.device("cuda:0")),
+        Trial(lambda rate: nn.Sequential(Dense(rate), Dense(rate)), torch.ones(10, 8), 5, CPU),
+    ]
+    keys = {other.key(RATES) for other in others} | {trial.key([1.0])}
+    assert len(keys) == 5
+    assert trial.key(RATES) not in keys
+    assert trial.key(RATES[::-1]) == Trial(Dense, torch.zeros(10, 8), 5, CPU).key(RATES)
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(capacity, "_CGROUP", tmp_path)
+    assert free_bytes(CPU) > 2**20  # no /proc: all of the memory
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   1000 kB\n")
+    assert free_bytes(CPU) == 1_024_000
+    for limit, used, free in (
+        ("max", "5", 1_024_000),
+        ("600", "100", 500),
+        ("600", "700", 0),
+        ("9999999", "0", 1_024_000),
+    ):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        assert free_bytes(CPU) == free
+
+
+def test_a_model_that_cannot_be_estimated_says_what_to_do():
+    def build(rate):
+        return nn.Linear(2, int(torch.ones(1).item()))
+
+    with pytest.raises(ConfigError, match="name this node's level instead of level='auto'"):
+        Trial(build, torch.ones(1, 2), 1, CPU).memory(1.0)
+
+    class Peeks(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(ConfigError, match="cannot be estimated without running it"):
+        Trial(lambda rate: Peeks(2, 2), torch.ones(1, 2), 1, CPU).memory(1.0)
+
+
+@pytest.mark.parametrize(("inputs", "steps"), [(torch.empty(0, 8), 5), (torch.ones(1, 8), 0)])
+def test_no_data_is_an_error(inputs, steps):
+    with pytest.raises(DataError, match="no examples to try"):
+        Trial(Dense, inputs, steps, CPU)

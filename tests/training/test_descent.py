@@ -1,0 +1,215 @@
+"""Descent beside ``clip_grad_norm_`` and ``torch.optim.SGD``, which do the same in more passes."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, strategies
+from torch import nn
+
+from heterofl_flwr.training import TrainOptions
+from heterofl_flwr.training.engines import sgd as descent
+from heterofl_flwr.training.engines.sgd import Descent
+
+OPTIONS = TrainOptions(learning_rate=0.1)
+ROUNDING = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.float64: {"rtol": 1e-12, "atol": 1e-13}}
+SHAPES = strategies.lists(strategies.lists(strategies.integers(0, 4), max_size=5).map(tuple), min_size=1, max_size=4)
+CHANGES = [
+    {},
+    {"momentum": 0.0},
+    {"weight_decay": 0.0},
+    {"clip": None},
+    {"clip": 1e-3},
+    {"clip": 1e3},
+    {"proximal": 0.3},
+    {"momentum": 0.0, "clip": None, "proximal": 2.0},
+]
+
+
+@pytest.fixture(params=[descent.FUSED_DEVICES, ()], ids=["fused", "by parts"])
+def devices(request, monkeypatch):
+    """Let the fused kernel be used, or act as on a device where it does not do."""
+    monkeypatch.setattr(descent, "FUSED_DEVICES", request.param)
+
+
+def tensors(shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def parameters(shapes, dtype=torch.float32):
+    return [nn.Parameter(tensor) for tensor in tensors(shapes, dtype)]
+
+
+def loss_of(values, step):
+    """Return something whose gradient is different at each parameter and step."""
+    return sum(((number + 2) * value.sin() + step * value**2).sum() for number, value in enumerate(values))
+
+
+def descend(values, options, steps=4, **given):
+    own = Descent(values, options, **given)
+    for step in range(steps):
+        own.take(loss_of([value for value in values if value.requires_grad], step))
+
+
+def descend_slowly(values, options, steps=4):
+    """Do the same by torch's own means."""
+    trained = [value for value in values if value.requires_grad]
+    received = [value.detach().clone() for value in trained]
+    optimizer = torch.optim.SGD(
+        trained, options.learning_rate, options.momentum, weight_decay=options.weight_decay, foreach=False
+    )
+    for step in range(steps):
+        optimizer.zero_grad()
+        pulls = sum(((one - other) ** 2).sum() for one, other in zip(trained, received, strict=True))
+        (loss_of(trained, step) + options.proximal / 2 * pulls).backward()
+        if options.clip:
+            nn.utils.clip_grad_norm_(trained, options.clip)
+        optimizer.step()
+
+
+def check(values, options=OPTIONS, **rounding):
+    twins = copy.deepcopy(values)
+    strides = [value.stride() for value in values]
+    descend(values, options)
+    descend_slowly(twins, options)
+    for value, twin in zip(values, twins, strict=True):
+        torch.testing.assert_close(value, twin, **(rounding or ROUNDING[value.dtype]))
+    assert [value.stride() for value in values] == strides
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("dtype", ROUNDING)
+@given(changes=strategies.sampled_from(CHANGES), shapes=SHAPES)
+def test_equals_clipping_and_sgd(dtype, changes, shapes):
+    check(parameters(shapes, dtype), replace(OPTIONS, **changes))
+
+
+@pytest.mark.usefixtures("devices")
+@given(
+    changes=strategies.sampled_from(CHANGES),
+    shape=strategies.tuples(*[strategies.integers(1, 4)] * 4),
+    order=strategies.permutations(range(4)),
+)
+def test_equals_them_in_any_layout_of_memory(changes, shape, order):
+    """Channels last among them."""
+    turned = torch.randn(shape, generator=torch.Generator().manual_seed(1)).permute(order)
+    flat = turned.detach().clone(memory_format=torch.channels_last)
+    check([nn.Parameter(turned), nn.Parameter(flat), *parameters([(3,)])], replace(OPTIONS, **changes))
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("own", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("others", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_a_gradient_may_have_another_layout_than_its_parameter(changes, own, others):
+    """By itself torch gives it the same; a hook may change it."""
+    values = [nn.Parameter(value.to(memory_format=own)) for value in tensors([(4, 3, 2, 2), (2, 5, 3, 1)])]
+    for value in values:
+        value.register_post_accumulate_grad_hook(
+            lambda held: setattr(held, "grad", held.grad.contiguous(memory_format=others))
+        )
+    check(values, replace(OPTIONS, **changes))
+    assert values[0].grad.is_contiguous(memory_format=others)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_parameter_may_have_gaps_in_memory(changes):
+    wide, tall = tensors([(4, 6), (4, 3, 6, 2)])
+    values = [nn.Parameter(wide[:, ::2]), nn.Parameter(tall[:, :, ::3])]
+    before = wide[:, 1::2].clone()
+    check(values, replace(OPTIONS, **changes))
+    assert torch.equal(wide[:, 1::2], before)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_parameters_may_be_of_several_types(changes):
+    values = [*parameters([(3, 2)]), *parameters([(2, 2)], torch.float64), *parameters([(4,)], torch.bfloat16)]
+    check(values, replace(OPTIONS, **changes), rtol=2e-2, atol=1e-2)
+    assert [value.dtype for value in values] == [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.mark.usefixtures("devices")
+def test_frozen_and_unused_parameters_stay_as_they_are():
+    used, frozen, unused = parameters([(3, 2), (2,), (4,)])
+    frozen.requires_grad_(False)
+    kept = frozen.clone(), unused.detach().clone()
+    own = Descent([used, frozen, unused], replace(OPTIONS, proximal=0.1))
+    for _ in range(3):
+        own.take((used * frozen).square().sum())
+    assert torch.equal(frozen, kept[0])
+    assert torch.equal(unused, kept[1])
+    assert unused.grad is None
+
+
+@pytest.mark.usefixtures("devices")
+def test_a_parameter_that_is_used_later_begins_with_no_momentum():
+    early, late = parameters([(3,), (3,)])
+    twin = nn.Parameter(late.detach().clone())
+    own, other = Descent([early, late], replace(OPTIONS, clip=None)), Descent([twin], replace(OPTIONS, clip=None))
+    own.take(early.sum())
+    own.take(early.sum() + late.square().sum())
+    other.take(twin.square().sum())
+    assert torch.equal(late, twin)
+
+
+def test_nothing_to_train_is_no_step():
+    frozen, unused = parameters([(3,), (2,)])
+    frozen.requires_grad_(False)
+    other = torch.ones((), requires_grad=True)
+    Descent([frozen, unused], OPTIONS).take(2 * other)
+    assert other.grad == 2
+    assert unused.grad is None
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_the_learning_rate_may_be_a_tensor_that_changes(changes):
+    values, options = parameters([(3, 2), (4,)]), replace(OPTIONS, **changes)
+    twins = copy.deepcopy(values)
+    rate = torch.tensor(0.5)
+    own = Descent(values, replace(options, learning_rate=7.0), rate)
+    own.take(loss_of(values, 1))
+    rate.fill_(0.25)
+    own.take(loss_of(values, 2))
+    trained = Descent(twins, replace(options, learning_rate=0.5))
+    trained.take(loss_of(twins, 1))
+    trained._learning_rate = 0.25
+    trained.take(loss_of(twins, 2))
+    assert all(torch.equal(value, twin) for value, twin in zip(values, twins, strict=True))
+
+
+@pytest.mark.usefixtures("devices")
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_restarted_it_is_as_new(changes):
+    values, options = parameters([(3, 2), (4, 3, 2, 2)]), replace(OPTIONS, **changes)
+    own = Descent(values, options)
+    own.take(loss_of(values, 1))
+    twins = copy.deepcopy(values)
+    own.restart()
+    for step in range(3):
+        own.take(loss_of(values, step))
+    descend(twins, options, steps=3)
+    assert all(torch.equal(value, twin) for value, twin in zip(values, twins, strict=True))
+
+
+def test_the_fused_kernel_gets_what_it_can_take():
+    """In float32, as the scale is, without gaps, and where it scales at all: on MPS it would clip nothing."""
+    value = torch.zeros(4, 6)
+    others = [value.double(), value.bfloat16(), value[:, ::2], value.to("meta")]
+    assert descent._fits_the_kernel(value)
+    assert descent._fits_the_kernel(value.t())
+    assert not any(descent._fits_the_kernel(other) for other in others)
+    assert "mps" not in descent.FUSED_DEVICES
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_equals_clipping_and_sgd_on_a_gpu(changes):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    shapes = [(4, 3, 2, 2), (5,), (), (3, 4)]
+    check([nn.Parameter(value.to("cuda")) for value in tensors(shapes)], replace(OPTIONS, **changes))
+    last = tensors([(4, 3, 2, 2)])[0].to("cuda", memory_format=torch.channels_last)
+    check([nn.Parameter(last)], replace(OPTIONS, **changes))

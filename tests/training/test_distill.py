@@ -1,0 +1,171 @@
+"""FedH2L on a client: posteriors, divergences, seed steps, and the seed set."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.nn import build_model
+from heterofl_flwr.training import TrainOptions, Work
+from heterofl_flwr.training.distill import (
+    JOIN,
+    DistillOptions,
+    check_posteriors,
+    divergence,
+    learn_from_peers,
+    posteriors,
+    seed_set,
+)
+from heterofl_flwr.training.engines.plain import DivergedError
+
+CLASSES = 4
+DRAW = torch.Generator().manual_seed(0)
+INPUTS, TARGETS = torch.randn(20, 1, 6, 6, generator=DRAW), torch.arange(20) % CLASSES
+SEEDS = torch.randn(8, 1, 6, 6, generator=DRAW), torch.arange(8) % CLASSES
+OPTIONS = TrainOptions(learning_rate=0.1, batch_size=5, clip=None, mask_fill="none")
+
+
+def mlp(seed=0):
+    torch.manual_seed(seed)
+    return build_model("mlp", inputs=(1, 6, 6), classes=CLASSES, hidden=(8,))(1.0)
+
+
+def work(model):
+    return Work(model=model, split=Split(INPUTS, TARGETS), seed=3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_posteriors_are_distributions_and_change_nothing(temperature):
+    model = build_model("cnn", classes=CLASSES, hidden=(4,))(1.0).train()
+    found = posteriors(model, SEEDS[0], temperature)
+    assert found.shape == (8, CLASSES)
+    torch.testing.assert_close(found.sum(1), torch.ones(8))
+    assert all(module.training for module in model.modules())
+    assert check_posteriors(found, (8, CLASSES), "node 1") is found
+    logits = model.eval()(SEEDS[0])
+    torch.testing.assert_close(found, (logits / temperature).softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (torch.full((8, 4), 0.25)[:7], r"float32 of shape \(7, 4\), expected torch.float32 of shape \(8, 4\)"),
+        (torch.full((8, 4), 0.25).double(), "torch.float64 of shape"),
+        (torch.full((8, 4), 0.3), "no distributions: the least entry is 0.3, rows sum to 1.2"),
+        (torch.tensor([[1.5, -0.5, 0, 0]]).repeat(8, 1), "the least entry is -0.5"),
+        (torch.full((8, 4), math.nan), "NaN or infinity"),
+        ([0.25] * 4, "posteriors that are list"),
+    ],
+)
+def test_what_is_no_distribution_is_refused_and_named(said, fault):
+    with pytest.raises(ReplyError, match=f"node 7 sent .*{fault}"):
+        check_posteriors(said, (8, CLASSES), "node 7")
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@given(st.integers(0, 1000), st.floats(0.5, 5))
+def test_identical_models_have_no_divergence(direction, seed, temperature):
+    logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(seed))
+    peers = (logits / temperature).softmax(1).expand(3, -1, -1)
+    assert abs(divergence(logits, peers, temperature, direction).item()) < 1e-6
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_divergence_by_hand(direction):
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+    peers = torch.tensor([[[0.25, 0.5, 0.25]], [[1.0, 0.0, 0.0]]])
+    if direction == "forward":
+        expected = (0.25 * math.log(0.5) + 0.5 * math.log(2) + math.log(2)) / 2
+        assert divergence(logits, peers, 1.0, direction).item() == pytest.approx(expected)
+    else:
+        expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+        assert divergence(logits, peers[:1], 1.0, direction).item() == pytest.approx(expected)
+        assert math.isfinite(divergence(logits, peers, 1.0, direction).item())
+
+
+def test_divergence_is_torch_s():
+    logits = torch.randn(6, CLASSES)
+    peers = torch.randn(3, 6, CLASSES).softmax(2)
+    for direction in ("forward", "reverse"):
+        terms = []
+        for peer in peers:
+            own = (logits / 2).log_softmax(1)
+            pair = (own, peer) if direction == "forward" else (peer.log(), own.exp())
+            terms.append(F.kl_div(*pair, reduction="batchmean"))
+        torch.testing.assert_close(divergence(logits, peers, 2.0, direction), torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("projection", JOIN)
+@pytest.mark.parametrize("labels", [True, False])
+def test_seed_steps_are_a_plain_loop(projection, labels):
+    model, twin = mlp(), mlp()
+    peers = torch.randn(2, 8, CLASSES, generator=torch.Generator().manual_seed(1)).softmax(2)
+    distill = DistillOptions(steps=6, temperature=2.0, weight=0.5, labels=labels, projection=projection)
+    apart = learn_from_peers(work(model), SEEDS, peers, OPTIONS, distill)
+    assert apart == pytest.approx(divergence(twin(SEEDS[0]), peers, 2.0).item(), rel=1e-5)
+
+    optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    order = torch.Generator().manual_seed(derive(3, "seed-batches"))
+    rows = [some for _ in range(2) for some in torch.randperm(20, generator=order).split(5)]
+    for batch in rows[:6]:
+        optimizer.zero_grad()
+        F.cross_entropy(twin(INPUTS[batch]), TARGETS[batch]).backward()
+        own = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
+        optimizer.zero_grad()
+        logits = twin(SEEDS[0])
+        loss = 0.5 * 4 * divergence(logits, peers, 2.0)
+        (loss + F.cross_entropy(logits, SEEDS[1]) if labels else loss).backward()
+        shared = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
+        step = JOIN[projection](own, shared)
+        for parameter, part in zip(
+            twin.parameters(), step.split([own.numel() for own in twin.parameters()]), strict=True
+        ):
+            parameter.grad = part.view(parameter.shape)
+        optimizer.step()
+    for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_peers_bring_a_model_nearer_to_them():
+    model = mlp()
+    teacher = posteriors(mlp(seed=9), SEEDS[0]).unsqueeze(0)
+    distill = DistillOptions(steps=60, weight=5.0, labels=False, projection="none")
+    before = learn_from_peers(work(model), SEEDS, teacher, OPTIONS, distill)
+    after = divergence(model(SEEDS[0]), teacher).item()
+    assert after < 0.5 * before
+
+
+def test_without_peers_there_are_labels_alone():
+    model = mlp()
+    apart = learn_from_peers(work(model), SEEDS, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions(steps=2))
+    assert apart == 0
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    broken = SEEDS[0] * math.inf, SEEDS[1]
+    with pytest.raises(DivergedError, match="the loss of seed step 1 is nan"):
+        learn_from_peers(work(mlp()), broken, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions())
+
+
+def test_options_that_mean_nothing_are_told_at_once():
+    with pytest.raises(
+        ConfigError, match=r"steps is -1, .*temperature is 0, .*projection is 'mgda', expected one of none"
+    ):
+        DistillOptions(steps=-1, temperature=0, projection="mgda")
+
+
+def test_a_seed_set_has_all_classes_alike():
+    targets = torch.tensor([0] * 50 + [1] * 30 + [2] * 5)
+    rows = seed_set(Split(torch.zeros(85, 1), targets), 21, 3, seed=0)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert targets[rows].bincount().tolist() == [8, 8, 5]
+    assert not torch.equal(rows, seed_set(Split(torch.zeros(85, 1), targets), 21, 3, seed=1))
+    with pytest.raises(ConfigError, match="a seed set of 86 examples is not possible: expected 1 to 85"):
+        seed_set(Split(torch.zeros(85, 1), targets), 86, 3, seed=0)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from heterofl_flwr.data import Split
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.training import EvaluateResult, evaluate, evaluate_both
+
+
+class Fixed(nn.Module):
+    """A model whose logits are its inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+LOGITS = torch.tensor([[3.0, 1.0, 2.0], [0.5, 1.0, 2.0], [-1.0, -2.0, -3.0]])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_equals_one_pass_over_everything(build, split, batch_size):
+    model = build(norm="gn")
+    result = evaluate(model, split, batch_size=batch_size)
+    logits = model.eval()(split.inputs)
+    assert result.examples == 23
+    assert result.loss == pytest.approx(F.cross_entropy(logits, split.targets).item(), rel=1e-5)
+    assert result.correct == int((logits.argmax(1) == split.targets).sum())
+    assert result.accuracy == result.correct / 23
+
+
+@pytest.mark.parametrize(
+    ("fill", "classes", "correct"),
+    [("zero", [0, 1], 2), ("-inf", [0, 1], 3), ("none", [0, 1], 2), ("zero", None, 2), ("-inf", [1], 1)],
+)
+def test_masks_to_any_classes(fill, classes, correct):
+    """Row 0 is right in any case; row 1 is right once class 2 is gone; row 2 loses to the zeros of the paper."""
+    targets = torch.tensor([0, 1, 0])
+    result = evaluate(Fixed(), Split(LOGITS, targets), classes=classes, fill=fill)
+    masked = LOGITS.clone()
+    if classes is not None and fill != "none":
+        absent = [number for number in range(3) if number not in classes]
+        masked[:, absent] = 0.0 if fill == "zero" else -torch.inf
+    assert result.correct == int((masked.argmax(1) == targets).sum()) == correct
+    assert result.loss == pytest.approx(F.cross_entropy(masked, targets).item())
+
+
+def test_an_absent_class_makes_the_loss_infinite_with_minus_infinity():
+    result = evaluate(Fixed(), Split(LOGITS, torch.tensor([0, 1, 2])), classes=[0, 1], fill="-inf")
+    assert result.loss == torch.inf
+
+
+def test_the_model_its_modes_and_its_layout_stay(build, split):
+    model = build(norm="gn")
+    model.train()
+    model.blocks = nn.ModuleList([nn.Dropout(0.5), nn.Dropout(0.5).eval()])
+    modes = [module.training for module in model.modules()]
+    before = {name: (value.clone(), value.data_ptr(), value.stride()) for name, value in model.state_dict().items()}
+    evaluate(model, split)
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name][0])
+        assert (value.data_ptr(), value.stride()) == before[name][1:]
+    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters())
+
+
+def test_dropout_is_off_and_modes_come_back_after_an_error(split):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(192, 5))
+    assert evaluate(model, split) == evaluate(model, split)
+    with pytest.raises(DataError, match="targets do not fit 5 classes"):
+        evaluate(model, Split(split.inputs, split.targets + 5))
+    assert all(module.training for module in model.modules())
+
+
+def test_nothing_is_evaluated_to_zero(build):
+    empty = Split(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
+    result = evaluate(build(), empty, classes=[0])
+    assert result == EvaluateResult(0, 0.0, 0)
+    assert result.accuracy == 0
+
+
+def test_a_batch_size_below_one_is_refused(build, split):
+    with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
+        evaluate(build(), split, batch_size=0)
+
+
+@pytest.mark.parametrize("fill", ["zero", "-inf", "none"])
+@pytest.mark.parametrize("classes", [None, [0, 1, 2, 3], torch.tensor([2, 0])], ids=["all", "four", "two"])
+@pytest.mark.parametrize("batch_size", [7, 100])
+def test_both_equals_two_evaluations_bit_for_bit(build, split, classes, fill, batch_size):
+    passes = []
+    model = build(norm="sbn")
+    model.register_forward_hook(lambda *_: passes.append(1))
+    plain, masked = evaluate_both(model, split, classes=classes, fill=fill, batch_size=batch_size)
+    assert len(passes) == -(-23 // batch_size)
+    assert plain == evaluate(model, split, batch_size=batch_size)
+    assert masked == evaluate(model, split, classes=classes, fill=fill, batch_size=batch_size)
+    assert (plain == masked) == (classes is None or fill == "none")
+
+
+def test_both_of_nothing_are_zero(build):
+    empty = Split(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
+    assert evaluate_both(build(), empty, classes=[0]) == (EvaluateResult(0, 0.0, 0),) * 2

@@ -1,0 +1,48 @@
+import pytest
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.training import TrainOptions
+
+
+def test_the_defaults_are_the_papers():
+    options = TrainOptions(learning_rate=0.01)
+    assert (options.epochs, options.batch_size, options.momentum) == (5, 10, 0.9)
+    assert (options.weight_decay, options.clip, options.proximal) == (5e-4, 1.0, 0.0)
+    assert (options.mask_fill, options.augment) == ("zero", "none")
+
+
+@pytest.mark.parametrize("clip", [None, 0, 0.0])
+def test_clipping_can_be_off(clip):
+    assert not TrainOptions(learning_rate=1, clip=clip).clip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("learning_rate", 0.0, "a number over 0"),
+        ("learning_rate", float("nan"), "a number over 0"),
+        ("learning_rate", float("inf"), "a number over 0"),
+        ("epochs", 0, "1 or more"),
+        ("batch_size", 0, "1 or more"),
+        ("momentum", 1.0, "0 or more, and less than 1"),
+        ("momentum", -0.1, "0 or more"),
+        ("weight_decay", -1, "0 or more"),
+        ("clip", -1.0, "0 or more"),
+        ("clip", float("nan"), "0 or more"),
+        ("proximal", -1.0, "0 or more"),
+        ("mask_fill", "inf", "one of zero, -inf, none"),
+    ],
+)
+def test_values_that_cannot_be_trained_with_are_refused(name, value, expected):
+    with pytest.raises(ConfigError, match=f"{name} is {value!r}, expected {expected}"):
+        TrainOptions(**{"learning_rate": 0.1, name: value})
+
+
+def test_all_faults_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"epochs is 0.*momentum is 2"):
+        TrainOptions(learning_rate=0.1, epochs=0, momentum=2)
+
+
+def test_an_unknown_augment_is_refused():
+    with pytest.raises(ConfigError, match="augment is 'mirror'; expected one of none, crop-flip"):
+        TrainOptions(learning_rate=0.1, augment="mirror")

@@ -1,0 +1,91 @@
+"""Training on text and reading it, beside plain twins."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.data import Reading, Split
+from heterofl_flwr.nn import Transformer
+from heterofl_flwr.nn.transformer import TransformerShape
+from heterofl_flwr.training import TrainOptions, evaluate, evaluate_both, train
+from heterofl_flwr.training.batches import read
+
+WORDS = 11
+
+
+@pytest.fixture
+def text():
+    rows = torch.randint(WORDS, (3, 21), generator=torch.Generator().manual_seed(1))
+    return Split(rows, rows, reading=Reading(hides_as=WORDS, share=0.3, length=8))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Transformer(WORDS, TransformerShape(embedding=8, heads=2, hidden=8, layers=1, sequence=8, dropout=0.0))
+
+
+def test_pieces_come_in_order_and_some_words_are_hidden(text):
+    pieces = list(read(text.inputs, text.reading, torch.Generator().manual_seed(0)))
+    assert [targets.shape[1] for _, targets in pieces] == [8, 8, 5]
+    assert torch.equal(torch.cat([targets for _, targets in pieces], 1), text.inputs)
+    inputs = torch.cat([inputs for inputs, _ in pieces], 1)
+    hidden = inputs == WORDS
+    assert torch.equal(inputs[~hidden], text.inputs[~hidden])
+    assert 0 < hidden.sum() < hidden.numel()
+
+
+def test_about_the_share_is_hidden():
+    rows = torch.zeros(10, 10_000, dtype=torch.int64)
+    pieces = read(rows, Reading(hides_as=1), torch.Generator().manual_seed(0))
+    share = sum(int(inputs.sum()) for inputs, _ in pieces) / rows.numel()
+    assert share == pytest.approx(0.15, abs=3 * math.sqrt(0.15 * 0.85 / rows.numel()))
+
+
+def test_training_takes_a_step_for_each_piece_of_each_row(text, model):
+    options = TrainOptions(learning_rate=0.1, epochs=2, batch_size=1)
+    result = train(model, text, options, classes=[1, 2, 3], seed=5)
+    assert result.steps == 2 * 3 * 3
+    assert result.examples == 3
+
+
+def test_the_loss_falls(text, model):
+    before = evaluate(model, text).loss
+    train(model, text, TrainOptions(learning_rate=0.1, epochs=30, batch_size=1), seed=0)
+    assert evaluate(model, text).loss < before - 0.5
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+def test_perplexity_equals_the_slow_twin(text, model, kind):
+    found = evaluate(model, text, seed=4, perplexity_kind=kind, batch_size=2)
+    generator = torch.Generator().manual_seed(derive(4, "hidden"))
+    losses, counts, correct = [], [], 0
+    model.eval()
+    for rows in (text.inputs[:2], text.inputs[2:]):
+        hidden = torch.rand(rows.shape, generator=generator) < 0.3
+        for start in range(0, 21, 8):
+            piece, targets = rows[:, start : start + 8].clone(), rows[:, start : start + 8]
+            piece[hidden[:, start : start + 8]] = WORDS
+            with torch.no_grad():
+                logits = model(piece)
+            losses.append(F.cross_entropy(logits.double(), targets).item())
+            counts.append(targets.numel())
+            correct += int((logits.argmax(1) == targets).sum())
+    mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    expected = sum(map(math.exp, losses)) / len(losses) if kind == "paper" else math.exp(mean)
+    assert found.perplexity == pytest.approx(expected, rel=1e-5)
+    assert (found.examples, found.correct) == (63, correct)
+    assert found.loss == pytest.approx(mean, rel=1e-5)
+
+
+def test_both_hide_the_same_words(text, model):
+    plain, masked = evaluate_both(model, text, classes=[1, 2], seed=3)
+    assert plain == evaluate(model, text, seed=3)
+    assert masked == evaluate(model, text, classes=[1, 2], seed=3)
+
+
+def test_images_have_no_perplexity(split, build):
+    assert evaluate(build(), split).perplexity is None

@@ -1,0 +1,272 @@
+import copy
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError
+from heterofl_flwr.nn import CNN, collect_moments, with_static_norm
+from heterofl_flwr.training import ENGINES, DivergedError, TrainOptions, evaluate, input_batches, train
+from tests.training.conftest import train_slowly
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def images(number):
+    generator = torch.Generator().manual_seed(number)
+    return Split(torch.randn(number, 3, 8, 8, generator=generator), torch.arange(number) % 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"momentum": 0.0, "weight_decay": 0.0},
+        {"clip": 0.1},
+        {"clip": None},
+        {"proximal": 0.5},
+        {"proximal": 0.5, "clip": 0.1},
+        {"mask_fill": "-inf"},
+        {"mask_fill": "none"},
+        {"batch_size": 11},
+        {"batch_size": 100},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("classes", [None, [0, 1, 2, 3]], ids=["all", "masked"])
+def test_equals_the_slow_twin(build, split, changes, classes):
+    options = replace(OPTIONS, **changes)
+    model, twin = build(norm="gn"), build(norm="gn")
+    result = train(model, split, options, classes=classes, seed=3)
+    losses, sizes, correct = train_slowly(twin, split, options, classes, 3)
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    seen = sum(sizes)
+    assert (result.examples, result.steps) == (23, len(sizes))
+    assert result.loss == pytest.approx(sum(a * b for a, b in zip(losses, sizes, strict=True)) / seen, rel=1e-4)
+    assert result.accuracy == correct / seen
+
+
+@pytest.mark.parametrize("norm", ["none", "sbn"])
+def test_equals_the_slow_twin_with_any_norm(build, split, norm):
+    model, twin = build(norm=norm), build(norm=norm)
+    train(model, split, OPTIONS, seed=3)
+    train_slowly(twin, split, OPTIONS, None, 3)
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
+    def run(seed):
+        model = nn.Sequential(build(), nn.Dropout(0.5))
+        result = train(model, split, replace(OPTIONS, augment="crop-flip"), classes=[0, 1, 2, 3], seed=seed)
+        return state(model), result
+
+    (one, result), _ = run(3), torch.rand(5)
+    two, again = run(3)
+    other, _ = run(4)
+    assert same(one, two)
+    assert result == again
+    assert not same(one, other)
+
+
+def test_global_random_state_is_as_before(build, split):
+    before = torch.get_rng_state()
+    model = nn.Sequential(build(), nn.Dropout(0.5))
+    torch.set_rng_state(before)
+    train(model, split, OPTIONS, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_parameters_stay_the_same_tensors_in_the_same_layout(build, split):
+    model = build()
+    earlier = model.state_dict()
+    places = {name: (value.data_ptr(), value.stride()) for name, value in earlier.items()}
+    train(model, split, OPTIONS, seed=3)
+    assert {name: (value.data_ptr(), value.stride()) for name, value in model.state_dict().items()} == places
+    assert same(earlier, model.state_dict())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_each_call_starts_a_new_optimiser(build, split):
+    once, twice = build(), build()
+    train(once, split, replace(OPTIONS, epochs=1), seed=3)
+    copied = copy.deepcopy(once)
+    for model in (once, copied):
+        train(model, split, replace(OPTIONS, epochs=1), seed=4)
+    assert same(state(once), state(copied))
+    train(twice, split, replace(OPTIONS, epochs=2), seed=3)
+    assert not same(state(once), state(twice))
+
+
+def test_a_strong_pull_keeps_the_received_parameters(build, split):
+    received = state(build())
+
+    def moved(proximal):
+        model = build()
+        options = replace(OPTIONS, epochs=5, proximal=proximal, clip=None, momentum=0.0, weight_decay=0.0)
+        train(model, split, options, seed=1)
+        return sum((value - received[name]).square().sum() for name, value in model.state_dict().items())
+
+    assert moved(10.0) < 0.1 * moved(0.0)
+
+
+def test_one_clipped_step_is_as_long_as_the_learning_rate(build, split):
+    model, received = build(), state(build())
+    options = TrainOptions(learning_rate=0.5, epochs=1, batch_size=100, momentum=0, weight_decay=0, clip=0.01)
+    train(model, split, options, seed=1)
+    moved = sum((value - received[name]).square().sum() for name, value in model.state_dict().items())
+    assert math.sqrt(moved) == pytest.approx(0.005, rel=1e-3)
+
+
+def test_rows_of_absent_classes_get_no_gradient(build, split):
+    model, received = build(), state(build())
+    train(model, split, replace(OPTIONS, weight_decay=0.0), classes=[0, 1, 2, 3], seed=1)
+    assert torch.equal(model.linear.weight[4], received["linear.weight"][4])
+    assert not torch.equal(model.linear.weight[3], received["linear.weight"][3])
+
+
+def test_frozen_and_unused_parameters_stay_as_they_are(build, split):
+    model = build()
+    model.linear.weight.requires_grad_(False)
+    model.unused = nn.Parameter(torch.ones(3))
+    received = state(model)
+    train(model, split, replace(OPTIONS, proximal=0.1), seed=1)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, received[name])}
+    assert changed == set(received) - {"linear.weight", "unused"}
+
+
+@pytest.mark.parametrize(("number", "steps"), [(11, 2), (10, 2), (12, 3), (1, 1), (6, 1), (2, 1)])
+def test_a_last_example_alone_joins_the_batch_before_it(build, number, steps):
+    result = train(build(norm="gn"), images(number), replace(OPTIONS, epochs=1), seed=1)
+    assert (result.examples, result.steps) == (number, steps)
+
+
+def test_a_leftover_example_does_not_stop_batch_norm():
+    """On 8x8 images four stages end with one position, where a batch of one has one value per channel."""
+    model = CNN(3, 5, hidden=(4, 4, 4, 4))
+    assert train(model, images(11), OPTIONS, seed=1).steps == 4
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        train(model, images(1), OPTIONS, seed=1)
+
+
+def test_batches_of_one_are_left_alone(build):
+    assert train(build(norm="gn"), images(3), replace(OPTIONS, epochs=1, batch_size=1), seed=1).steps == 3
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite_names_the_step_and_the_learning_rate(build, split, bad):
+    model = build()
+    with torch.no_grad():
+        model.linear.bias[0] = bad
+    with pytest.raises(DivergedError, match=r"loss of step 1 is (nan|inf) at learning rate 0\.05"):
+        train(model, split, OPTIONS, seed=1)
+    assert issubclass(DivergedError, HeteroFLError)
+
+
+def test_divergence_is_found_in_the_epoch_where_it_happens(build, split):
+    steps = []
+    model = build(norm="none")
+    model.register_forward_hook(lambda *_: steps.append(1))
+    options = TrainOptions(learning_rate=1e6, epochs=50, batch_size=5, clip=None)
+    with pytest.raises(DivergedError, match=r"loss of step \d+ is nan at learning rate 1e\+06: lower it or clip"):
+        train(model, split, options, seed=1)
+    assert len(steps) <= 10
+
+
+def test_a_target_outside_the_classes_diverges_with_minus_infinity(build, split):
+    with pytest.raises(DivergedError, match="with mask_fill=-inf every target must be among the classes"):
+        train(build(), split, replace(OPTIONS, mask_fill="-inf"), classes=[0], seed=1)
+
+
+def test_the_model_is_as_usable_after_an_error_as_before(build, split):
+    model = build()
+    strides = {name: value.stride() for name, value in model.state_dict().items()}
+    with pytest.raises(DataError, match="do not exist: expected 0 to 4"):
+        train(model, split, OPTIONS, classes=[7], seed=1)
+    assert {name: value.stride() for name, value in model.state_dict().items()} == strides
+    assert same(state(model), state(build()))
+
+
+def test_classes_may_be_any_sequence_or_a_tensor(build, split):
+    states = []
+    for classes in ([0, 1, 2, 3], range(4), torch.arange(4), (3, 2, 1, 0)):
+        model = build()
+        train(model, split, OPTIONS, classes=classes, seed=1)
+        states.append(state(model))
+    assert all(same(states[0], other) for other in states[1:])
+
+
+def test_an_empty_split_is_refused(build):
+    with pytest.raises(DataError, match="there are no examples to train on"):
+        train(build(), images(0), OPTIONS, seed=1)
+
+
+def test_targets_beyond_the_models_classes_are_refused(build):
+    with pytest.raises(DataError, match="targets do not fit 5 classes"):
+        train(build(), Split(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 5])), OPTIONS, seed=1)
+
+
+def test_engines_have_names(build, split, monkeypatch):
+    with pytest.raises(ConfigError, match="engine is 'warp'; expected auto or one of plain"):
+        train(build(), split, OPTIONS, seed=1, engine="warp")
+    monkeypatch.setitem(ENGINES, "mine", lambda works, options: [(work, options) for work in works])
+    model = build()
+    work, options = train(model, split, OPTIONS, classes=[1], seed=1, engine="mine")
+    assert (work.model, work.classes, work.seed, options) == (model, [1], 1, OPTIONS)
+
+
+def test_learns_digits():
+    data = load_dataset("digits")
+    torch.manual_seed(0)
+    model = CNN(1, 10, hidden=(16, 32), norm="sbn")
+    options = TrainOptions(learning_rate=0.1, epochs=2, batch_size=20)
+    result = train(model, data.train, options, classes=range(10), seed=0)
+    moments = collect_moments(model, input_batches(data.train, 100))
+    tested = evaluate(with_static_norm(model, moments), data.test)
+    assert result.loss < 1
+    assert tested.accuracy > 0.9
+
+
+def test_training_loads_neither_torchs_compiler_nor_flower():
+    """``torch.optim.SGD`` would load the compiler: two seconds and 150 MB in every process."""
+    code = """if True:
+        import sys, torch
+        from heterofl_flwr.data import Split
+        from heterofl_flwr.training import TrainOptions, evaluate, train
+        model = torch.nn.Linear(2, 2)
+        split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
+        train(model, split, TrainOptions(learning_rate=0.1), seed=0)
+        evaluate(model, split)
+        print(*{"torch._dynamo", "flwr", "flwr_datasets", "datasets", "torchvision"} & set(sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.gpu
+def test_equals_the_cpu_on_a_gpu(build, split):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    here, there = build(), build().to("cuda")
+    options = replace(OPTIONS, augment="crop-flip")
+    one = train(here, split, options, classes=range(4), seed=1)
+    two = train(there, split, options, classes=range(4), seed=1)
+    assert two.loss == pytest.approx(one.loss, rel=1e-3)
+    for name, value in here.state_dict().items():
+        torch.testing.assert_close(there.state_dict()[name].cpu(), value, rtol=1e-2, atol=1e-3)
