@@ -1,13 +1,15 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from heterofl_flwr.data import Split
 from heterofl_flwr.training import ENGINES, Work, train_together
-from heterofl_flwr.training import train as choose
 from heterofl_flwr.training.options import TrainOptions
 from heterofl_flwr.training.train import MOST_ON_CPU, choose_engine
 
+choose = sys.modules[choose_engine.__module__]  # the package's attribute ``train`` is the function
 SPLIT = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
 ALL = ("plain", "graph", "cohort")
 
