@@ -51,10 +51,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What a node sends, and from which round on none of it may count; 0: a lie that fits counts."""
+    """What a node sends; from which round on, and to which messages, none of it may count. 0: a lie, which counts."""
 
     act: Callable[[Turn], list[Outgoing]]
     silent_from: int = 1
+    kinds: Sequence[str] = ("train",)
 
 
 def outgoing(message: Message, forge: Forgery = as_it_is) -> Outgoing:
@@ -78,7 +79,8 @@ def forged(forge: Forgery) -> Attack:
     return Attack(
         lambda turn: [
             outgoing(turn.reply, as_it_is if turn.asked.metadata.message_type == "query.capability" else forge)
-        ]
+        ],
+        kinds=("train", "query.moments", "evaluate"),
     )
 
 

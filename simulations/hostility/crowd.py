@@ -121,7 +121,7 @@ class Node:
             outcome = call(running.app, asked, self._context(run_id))
         others = [message for name, message in list(running.open.items()) if name != self._member.name]
         self._contexts[run_id] = outcome.context or self._contexts[run_id]
-        turn = Turn(asked, outcome.reply, _round_of(asked), self._sent, others)
+        turn = Turn(asked, outcome.reply, round_of(asked), self._sent, others)
         for out in ATTACKS[self._member.attack].act(turn):
             with suppress(Exception):  # one that the SuperLink refuses
                 self._upload(out)
@@ -142,7 +142,8 @@ class Node:
                 self._push(message.metadata.run_id, session, id_, content)
 
 
-def _round_of(message: Message) -> int:
+def round_of(message: Message) -> int:
+    """Return the round that a message names; 0 where it names none."""
     config = message.content.get(wire.CONFIG)
     number = config.get(wire.SERVER_ROUND, 0) if isinstance(config, ConfigRecord) else 0
     return number if isinstance(number, int) else 0

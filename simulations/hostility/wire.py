@@ -19,9 +19,8 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, from_flat, to_flat
 from simulations.deployment import Deployment, kill_with_all
-from simulations.faulty.clients import round_of
-from simulations.hostility.attacks import ATTACKS, LIES, REFUSED, STALLS, WIRE_BOMBS
-from simulations.hostility.crowd import Crowd, Member
+from simulations.hostility.attacks import ATTACKS, LIES, REFUSED, STALLS, WIRE_BOMBS, Attack
+from simulations.hostility.crowd import Crowd, Member, round_of
 
 LONGEST = 600.0
 IN_MEMORY = ":flwr-in-memory:"  # a database on a busy disk is locked for seconds whenever a node announces much
@@ -220,28 +219,29 @@ class Wire:
     def _silent(self, case: Case, run: Path) -> RunFolder:
         """Return the run, without a network, in which nodes give no answer where none may count."""
         config = case.config(run)
-        first = {
-            case.honest + number: ATTACKS[name].silent_from
-            for number, name in enumerate(case.attacks)
-            if ATTACKS[name].silent_from
-        }
         with Silent(self._app, case.nodes, run_config=config, node_config=case.node_config) as grid:
-            grid.first = first
+            grid.attacks = {case.honest + number: ATTACKS[name] for number, name in enumerate(case.attacks)}
             server_app.run(grid, task_of(config))
         return RunFolder(run)
 
 
 class Silent(LocalGrid):
-    """A grid some of whose nodes give no answer to training from a round on, by partition."""
+    """A grid some of whose nodes give no answer where none of it may count, by partition."""
 
-    first: Mapping[int, int]
+    attacks: Mapping[int, Attack]
+    _round = 0
 
     def send_and_receive(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Message]:  # type: ignore[override]
         """Send messages, and return the replies of nodes that are not silent."""
         messages = list(messages)
         ids = list(self.get_node_ids())
-        number = next(filter(None, map(round_of, messages)), 0)
-        silent = {ids[partition] for partition, first in self.first.items() if number and number >= first}
+        self._round = max([self._round, *map(round_of, messages)])  # a query names no round
+        kind = messages[0].metadata.message_type if messages else ""
+        silent = {
+            ids[partition]
+            for partition, attack in self.attacks.items()
+            if kind in attack.kinds and 0 < attack.silent_from <= self._round
+        }
         replies = super().send_and_receive(messages, timeout=timeout)
         return [reply for reply in replies if reply.metadata.src_node_id not in silent]
 
