@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from heterofl_flwr import messages as wire
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
-from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.noise import clipped
@@ -211,7 +211,7 @@ def answer_moments(
 
     ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
-    kind = cast("Choice", wire.value_of(wire.config_of(message, wire.SERVER), wire.MOMENTS_KIND, str, wire.SERVER))
+    kind = cast("Variant", wire.value_of(wire.config_of(message, wire.SERVER), wire.MOMENTS_KIND, str, wire.SERVER))
     moments = {
         rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind, together=together)
         for rate, model in models_to_evaluate(message, build, seed_torch=seed_torch)

@@ -11,7 +11,7 @@ import torch
 from flwr.common import NDArrays, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
 from torch import Tensor
 
-from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.messages import HEADER_BYTES
 from heterofl_flwr.nn.moments import LayerMoments, Moments
@@ -63,7 +63,7 @@ def moments_to_arrays(moments: Mapping[float, Moments]) -> NDArrays:
 
 
 def moments_from_arrays(
-    arrays: NDArrays, kind: Choice, layers: Mapping[float, Sequence[str]], sender: str
+    arrays: NDArrays, kind: Variant, layers: Mapping[float, Sequence[str]], sender: str
 ) -> dict[float, Moments]:
     """Read what ``moments_to_arrays`` wrote for these layers by rate; refuse anything else."""
     places = [(rate, name) for rate, names in layers.items() for name in names]

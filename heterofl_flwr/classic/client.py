@@ -11,7 +11,7 @@ from heterofl_flwr import messages as wire
 from heterofl_flwr.capability import capability_of, measures_itself
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, named
 from heterofl_flwr.client import Batches, Build, for_evaluation, inputs_of, model_at
-from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn.model_cache import fresh_model
@@ -57,7 +57,7 @@ def answer_moments(
     ``batches`` is called once for each rate and returns the training inputs, as in ``heterofl_flwr.client``, on
     ``device``.
     """
-    kind = cast("Choice", config[wire.MOMENTS_KIND])
+    kind = cast("Variant", config[wire.MOMENTS_KIND])
     moments = {
         rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind)
         for rate, model in models_to_evaluate(parameters, config, build)
@@ -97,7 +97,7 @@ def _models_at(
     moments: Mapping[float, Moments] = {}
     if kind is not None:
         layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _rates(config)}
-        moments = moments_from_arrays(more, cast("Choice", kind), layers, wire.SERVER)
+        moments = moments_from_arrays(more, cast("Variant", kind), layers, wire.SERVER)
     seed, *purpose = (int(config[key]) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION))
     for rate in rates:
         model = model_at(build, state, top, rate)

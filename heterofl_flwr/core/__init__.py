@@ -7,19 +7,19 @@ from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import LEVELS, Mix, dynamic_rate, fixed_rate, level_name, rate_of, rates_of_ratio, width
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.robust import Robust, RobustAggregator
-from heterofl_flwr.core.slice_rule import Choose, prefix
+from heterofl_flwr.core.slice_rule import SliceFunction, prefix
 
 __all__ = [
     "LEVELS",
     "Aggregator",
     "Axes",
     "Axis",
-    "Choose",
     "Fidelity",
     "Mix",
     "Plan",
     "Robust",
     "RobustAggregator",
+    "SliceFunction",
     "axes_between",
     "dynamic_rate",
     "fixed_rate",

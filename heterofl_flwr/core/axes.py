@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from heterofl_flwr.core.slice_rule import Choose
+from heterofl_flwr.core.slice_rule import SliceFunction
 from heterofl_flwr.errors import ShapeError
 
 
@@ -47,13 +47,13 @@ class Axis:
         plain = self.index is None and other.index is None
         return plain and self.parts == other.parts and other.kept <= self.kept
 
-    def chosen(self, choose: Choose) -> "Axis":
-        """Return this axis with the positions that ``choose`` keeps of each part."""
+    def sliced(self, function: SliceFunction) -> "Axis":
+        """Return this axis with the positions that ``function`` keeps of each part."""
         # What is held whole, or a prefix, has one form only, so that plans that mean the same are equal.
         if self.kept == self.full:
             return Axis(self.full, self.full)
-        chosen = choose(*self.part)
-        index = None if chosen is None else tuple(map(int, chosen))
+        found = function(*self.part)
+        index = None if found is None else tuple(map(int, found))
         return replace(self, index=None if index == tuple(range(self.part[1])) else index)
 
 
@@ -116,11 +116,11 @@ class CoupledAxis(Axis):
         """Whether every entry that ``other`` holds is held here."""
         return self.full == other.full and positions(other) <= positions(self)
 
-    def chosen(self, choose: Choose) -> Axis:
-        """Return this axis with the channels that ``choose`` keeps of each group."""
+    def sliced(self, function: SliceFunction) -> Axis:
+        """Return this axis with the channels that ``function`` keeps of each group."""
         if self.kept == self.full:
             return Axis(self.full, self.full)
-        held = [_held(choose, channels, kept) for channels, kept in self.groups]
+        held = [_held(function, channels, kept) for channels, kept in self.groups]
         index = tuple(
             place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in held[group]
         )
@@ -157,6 +157,6 @@ def positions(axis: Axis) -> set[int]:
     return {part * full + place for part in range(axis.parts) for place in held}
 
 
-def _held(choose: Choose, channels: int, kept: int) -> set[int]:
-    found = None if kept == channels else choose(channels, kept)
+def _held(function: SliceFunction, channels: int, kept: int) -> set[int]:
+    found = None if kept == channels else function(channels, kept)
     return set(range(kept)) if found is None else set(map(int, found))

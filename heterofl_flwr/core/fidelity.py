@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from heterofl_flwr.errors import ConfigError
 
-Choice = Literal["paper", "fixed"]
+Variant = Literal["paper", "fixed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,30 +34,30 @@ class Fidelity:
         The mean over chunks of exp(loss) (paper) or exp of the mean loss over all tokens (fixed).
     """
 
-    encoder_init: Choice = "paper"
-    mask_fill: Choice = "paper"
-    label_rows: Choice = "paper"
-    extra_rows: Choice = "paper"
-    moments: Choice = "paper"
-    shards: Choice = "paper"
-    perplexity: Choice = "paper"
+    encoder_init: Variant = "paper"
+    mask_fill: Variant = "paper"
+    label_rows: Variant = "paper"
+    extra_rows: Variant = "paper"
+    moments: Variant = "paper"
+    shards: Variant = "paper"
+    perplexity: Variant = "paper"
 
     def __post_init__(self) -> None:
         """Refuse values that are neither ``paper`` nor ``fixed``."""
         for field in fields(self):
-            _check_choice(f"fidelity.{field.name}", getattr(self, field.name))
+            _check_variant(f"fidelity.{field.name}", getattr(self, field.name))
 
     @classmethod
-    def of(cls, default: Choice, **single: Choice) -> "Fidelity":
+    def of(cls, default: Variant, **single: Variant) -> "Fidelity":
         """Return ``default`` for every quirk except those named in ``single``."""
         names = [field.name for field in fields(cls)]
         unknown = sorted(set(single) - set(names))
         if unknown:
             raise ConfigError(f"fidelity has no setting {', '.join(unknown)}; it has {', '.join(names)}")
-        _check_choice("fidelity", default)
+        _check_variant("fidelity", default)
         return cls(**{name: single.get(name, default) for name in names})
 
 
-def _check_choice(name: str, value: object) -> None:
-    if value not in get_args(Choice):
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(Choice))}")
+def _check_variant(name: str, value: object) -> None:
+    if value not in get_args(Variant):
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(get_args(Variant))}")

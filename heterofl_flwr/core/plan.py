@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.layer_rules import find_rule, first_names, unsupported
-from heterofl_flwr.core.slice_rule import Choose, prefix
+from heterofl_flwr.core.slice_rule import SliceFunction, prefix
 from heterofl_flwr.core.slices import Region, is_prefix, size_of
 from heterofl_flwr.errors import ConfigError, ShapeError
 
@@ -117,7 +117,9 @@ class Plan:
     axes: Mapping[str, Axes]
 
     @classmethod
-    def of(cls, full: nn.Module, local: nn.Module, *, heads: Heads | None = None, choose: Choose = prefix) -> "Plan":
+    def of(
+        cls, full: nn.Module, local: nn.Module, *, heads: Heads | None = None, slice_function: SliceFunction = prefix
+    ) -> "Plan":
         """Return the plan between a global and a local module, by the rules of their layers' types.
 
         Parameters
@@ -128,7 +130,7 @@ class Plan:
         heads : Heads | None
             Parts of axes that the rules cannot know, for example the input of a linear layer behind a bidirectional
             LSTM: ``{"classifier.weight": (2, 1)}``. Patterns are those of ``fnmatch``.
-        choose : Choose
+        slice_function : SliceFunction
             Which entries an axis keeps.
 
         Raises
@@ -138,7 +140,7 @@ class Plan:
         ShapeError
             If the local module is no slice of the full one.
         """
-        return cls._finish(axes_of_modules(full, local), heads, choose)
+        return cls._finish(axes_of_modules(full, local), heads, slice_function)
 
     @classmethod
     def between(
@@ -147,12 +149,11 @@ class Plan:
         local_shapes: Mapping[str, Sequence[int]],
         *,
         heads: Heads | None = None,
-        choose: Choose = prefix,
+        slice_function: SliceFunction = prefix,
     ) -> "Plan":
         """Return the plan between two sets of parameters, given as name -> shape (or name -> tensor or array).
 
-        A client may lack parameters of the global model, but it has none of its own. ``heads`` and ``choose`` are
-        those of ``Plan.of``.
+        A client may lack parameters of the global model, but it has none of its own. For the options see ``Plan.of``.
         """
         unknown = sorted(set(local_shapes) - set(full_shapes))
         if unknown:
@@ -163,7 +164,7 @@ class Plan:
                 axes[name] = axes_between(_shape(full_shapes[name]), _shape(local))
             except ShapeError as error:
                 raise ShapeError(f"parameter {name}: {error}") from error
-        return cls._finish(axes, heads, choose)
+        return cls._finish(axes, heads, slice_function)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -192,9 +193,9 @@ class Plan:
         """Leave what was cached behind: the hash of a name differs from process to process."""
         return type(self), (self.axes,)
 
-    def chosen(self, choose: Choose) -> "Plan":
+    def sliced(self, function: SliceFunction) -> "Plan":
         """Return the plan that keeps as many entries of each axis as this one, and these."""
-        return Plan({name: tuple(axis.chosen(choose) for axis in axes) for name, axes in self.axes.items()})
+        return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
 
     def contains(self, other: "Plan") -> bool:
         """Whether every entry that ``other`` holds is held here too."""
@@ -224,8 +225,8 @@ class Plan:
                 raise ShapeError(f"parameter {name} of the global state is {found}, the plan was made for {expected}")
 
     @classmethod
-    def _finish(cls, axes: Mapping[str, Axes], heads: Heads | None, choose: Choose) -> "Plan":
-        return cls(_with_heads(axes, heads or {})).chosen(choose)
+    def _finish(cls, axes: Mapping[str, Axes], heads: Heads | None, slice_function: SliceFunction) -> "Plan":
+        return cls(_with_heads(axes, heads or {})).sliced(slice_function)
 
 
 def _with_heads(axes: Mapping[str, Axes], heads: Heads) -> Mapping[str, Axes]:

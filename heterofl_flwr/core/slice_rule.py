@@ -1,7 +1,7 @@
 """Which entries of an axis a smaller model keeps.
 
-A chooser sees the length of one part of an axis and how much of it is kept, and nothing else. Axes that are coupled,
-such as those of a residual stream, have equal lengths, so every chooser keeps them aligned.
+A slice function sees the length of one part of an axis and how much of it is kept, and nothing else. Coupled axes, such
+as those of a residual stream, have equal lengths, so every slice function keeps them aligned.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Literal
 
 from heterofl_flwr.core.randomness import generator
 
-Choose = Callable[[int, int], Sequence[int] | None]
+SliceFunction = Callable[[int, int], Sequence[int] | None]
 """From (full, kept) to the kept positions, ascending; ``None`` stands for the first ``kept``."""
 
 SliceRule = Literal["prefix", "rolling", "random-level", "random-client"]
@@ -20,17 +20,17 @@ def prefix(full: int, kept: int) -> None:
     """Keep the first ``kept`` of ``full`` entries: HeteroFL's choice (section 3.1)."""
 
 
-def rolling(start: int) -> Choose:
+def rolling(start: int) -> SliceFunction:
     """Keep a window that begins at ``start`` and goes on at the beginning of the axis: FedRolex's choice."""
     return lambda full, kept: sorted((start + number) % full for number in range(kept))
 
 
-def random_subset(seed: int, *purpose: int | str) -> Choose:
+def random_subset(seed: int, *purpose: int | str) -> SliceFunction:
     """Keep what is drawn, the same for axes of equal lengths: Federated Dropout's choice."""
     return lambda full, kept: sorted(generator(seed, *purpose, full, kept).sample(range(full), kept))
 
 
-def chooser(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> Choose:
+def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
     """Return what a client keeps in a round; all but prefixes change from round to round.
 
     Parameters

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
 
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.data.splits import iid, noniid
 from heterofl_flwr.errors import DataError
 
@@ -84,7 +84,7 @@ class ClassShardPartitioner(_RowsPartitioner):
         Shards, each of one class, for each partition.
     seed : int
         Another seed gives another deal.
-    fidelity : Choice
+    fidelity : Variant
         A partition that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
     """
 
@@ -95,13 +95,13 @@ class ClassShardPartitioner(_RowsPartitioner):
         classes_per_partition: int = 2,
         *,
         seed: int = 0,
-        fidelity: Choice = "paper",
+        fidelity: Variant = "paper",
     ) -> None:
         Fidelity.of(fidelity)
         super().__init__(num_partitions, seed)
         self._partition_by = partition_by
         self._classes_per_partition = classes_per_partition
-        self._fidelity: Choice = fidelity
+        self._fidelity: Variant = fidelity
 
     def _deal(self) -> tuple[torch.Tensor, ...]:
         columns = self.dataset.column_names

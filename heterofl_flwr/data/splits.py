@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.errors import ConfigError, DataError
@@ -152,7 +152,7 @@ class Partitions:
         return replace(own, inputs=inputs)
 
 
-def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Choice = "paper") -> Partitions:
+def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity: Variant = "paper") -> Partitions:
     """Deal a data set's two splits to clients.
 
     Parameters
@@ -167,7 +167,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
         How many clients there are.
     seed : int
         Another seed gives another deal.
-    fidelity : Choice
+    fidelity : Variant
         For ``non-iid``: what becomes of a class that a client draws twice; see ``noniid``.
 
     A text's rows are dealt as equally; of its few test rows, clients get one each as long as there are some. A
@@ -209,7 +209,7 @@ def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def noniid(
-    targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Choice = "paper"
+    targets: Tensor, clients: int, classes_per_client: int, seed: int, *, fidelity: Variant = "paper"
 ) -> tuple[tuple[Tensor, ...], Deal]:
     """Return each client's rows, of at most ``classes_per_client`` classes, and the deal, for ``matching_test``.
 
@@ -225,7 +225,7 @@ def noniid(
         Shards for each client.
     seed : int
         Another seed gives another deal.
-    fidelity : Choice
+    fidelity : Variant
         A client that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
     """
     deal = deal_classes(targets, clients, classes_per_client, seed)
@@ -261,7 +261,7 @@ def deal_classes(targets: Tensor, clients: int, classes_per_client: int, seed: i
     return tuple(tuple(sorted(classes)) for classes in dealt.tolist())
 
 
-def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Choice = "paper") -> tuple[Tensor, ...]:
+def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
     """Return each client's rows of another split, of the classes that ``deal`` gave it.
 
     A class with fewer examples than shards leaves some clients without.

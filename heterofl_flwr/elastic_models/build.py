@@ -108,7 +108,7 @@ class Elastic:
         small, large = self.part(rate), self.part(of)
         named = self._model.named_parameters()
         axes = {name: large.axes_of(name, parameter.shape, small) for name, parameter in named}
-        return Plan(axes).chosen(prefix)
+        return Plan(axes).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
         """Return the slice of a rate."""

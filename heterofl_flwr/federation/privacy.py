@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.noise import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
 from heterofl_flwr.errors import check_fields
 from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
@@ -130,7 +130,7 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
     """Return the sums of several clients' clipped moments with noise on them, and no longer in steps."""
     stream = Keystream()
 
-    def released(kind: Choice, layer: LayerMoments) -> LayerMoments:
+    def released(kind: Variant, layer: LayerMoments) -> LayerMoments:
         if not layer.count:
             return layer
         mean, second = (noised(own, privacy.moments_step, stream) / layer.count for own in (layer.first, layer.second))

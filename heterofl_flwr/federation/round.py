@@ -24,7 +24,7 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_reply
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
-from heterofl_flwr.core.slice_rule import SliceRule, chooser
+from heterofl_flwr.core.slice_rule import SliceRule, make_slice_function
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.limits import LARGEST_ENTRY
 from heterofl_flwr.federation.nodes import Capability, Levels, Nodes
@@ -72,7 +72,7 @@ class Federation:
     server_optimizer
         What makes a step of a round's change; None takes the mean as it is.
     choose
-        Which slices of the model clients get; see ``heterofl_flwr.core.slice_rule.chooser``.
+        Which slices of the model clients get; see ``heterofl_flwr.core.slice_rule.make_slice_function``.
     shared
         Patterns (``fnmatch``) of the parameters that travel and are averaged. All others stay with their clients, of
         which each then has a model of its own.
@@ -163,8 +163,10 @@ class Federation:
         return self._shared_plans[rate]
 
     def _chosen(self, server_round: int, rate: float, partition: int) -> Plan:
-        choose = chooser(self.choose, seed=self.seed, server_round=server_round, rate=rate, partition=partition)
-        return self.plan(rate).chosen(choose)
+        function = make_slice_function(
+            self.choose, seed=self.seed, server_round=server_round, rate=rate, partition=partition
+        )
+        return self.plan(rate).sliced(function)
 
     def initial_state(self) -> State:
         """Return the shared parameters of a freshly built global model, the same for equal seeds."""

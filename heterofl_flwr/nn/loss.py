@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch.nn import functional as F
 
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import ConfigError, DataError
 
 Fill = Literal["zero", "-inf", "none"]
@@ -76,7 +76,7 @@ def masked_cross_entropy(
         raise DataError(f"targets do not fit {logits.shape[1]} classes: {error}") from error
 
 
-def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Choice = "paper") -> float:
+def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Variant = "paper") -> float:
     """Return the perplexity of a text from the mean losses of its chunks.
 
     Parameters
@@ -85,7 +85,7 @@ def perplexity(losses: Sequence[float], counts: Sequence[int], kind: Choice = "p
         The mean loss of each chunk.
     counts : Sequence[int]
         The number of tokens of each chunk.
-    kind : Choice
+    kind : Variant
         ``paper``: the mean over chunks of exp(loss), short chunks counting as much as long ones; ``fixed``: exp of
         the mean loss over all tokens.
     """

@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError, ShapeError
 
 _PARTS = ("count", "first", "second")
@@ -53,7 +53,7 @@ class Moments:
         By the layer's name; a layer that the data never reached has count 0.
     """
 
-    kind: Choice
+    kind: Variant
     layers: Mapping[str, LayerMoments]
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ def check_possible(moments: Moments, examples: int) -> None:
             raise DataError(f"moments of {name} are those of no data: a count of {layer.count} does not fit its sums")
 
 
-def _fits_data(kind: Choice, layer: LayerMoments) -> Iterator[bool]:
+def _fits_data(kind: Variant, layer: LayerMoments) -> Iterator[bool]:
     largest = torch.finfo(torch.float32).max
     count, first, second = layer.count, layer.first.double(), layer.second.double()
     yield bool((first.abs() <= count * largest).all() and (second >= 0).all() and (second <= count * largest).all())
@@ -134,7 +134,7 @@ def _fits_data(kind: Choice, layer: LayerMoments) -> Iterator[bool]:
         yield bool((second * count >= first**2 * (1 - 1e-6)).all())
 
 
-def layer_of(kind: Choice, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
+def layer_of(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
     """Return the sums of which these are the statistics."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
@@ -159,7 +159,7 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
     return Moments(first.kind, layers)
 
 
-def _sum_robust(kind: Choice, layers: Sequence[LayerMoments]) -> LayerMoments:
+def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
     seen = [layer for layer in layers if layer.count]
     if len(seen) < 3:
         return reduce(_add, layers)
@@ -193,7 +193,7 @@ def _median(values: torch.Tensor) -> torch.Tensor:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
-def _statistics(kind: Choice, layer: LayerMoments) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(kind: Variant, layer: LayerMoments) -> tuple[torch.Tensor, torch.Tensor]:
     mean = layer.first / layer.count  # (channels,)
     if kind == "paper":
         return mean, layer.second / layer.count

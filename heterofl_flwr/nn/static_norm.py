@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_layers
@@ -25,7 +25,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def collect_moments(
-    model: nn.Module, batches: Iterable[torch.Tensor], kind: Choice = "paper", *, together: int = 1
+    model: nn.Module, batches: Iterable[torch.Tensor], kind: Variant = "paper", *, together: int = 1
 ) -> Moments:
     """Measure the inputs of every batch norm layer in one pass over ``batches``.
 
@@ -39,7 +39,7 @@ def collect_moments(
         Any model with batch norm layers, with or without running statistics.
     batches : Iterable[torch.Tensor]
         Inputs, without labels, on the model's device.
-    kind : Choice
+    kind : Variant
         ``paper``: the cumulative average over batches of batch mean and unbiased batch variance, as
         ``BatchNorm2d(momentum=None)`` has it. ``fixed``: moments pooled over all samples and positions, for which
         the size of the batches matters only through the layers before.
@@ -104,7 +104,7 @@ _STATISTICS = ("track_running_stats", "momentum", "running_mean", "running_var",
 class _Sums:
     """The growing sums of one layer; they stay on its device, so that a batch costs no synchronisation."""
 
-    def __init__(self, name: str, layer: _BatchNorm, kind: Choice) -> None:
+    def __init__(self, name: str, layer: _BatchNorm, kind: Variant) -> None:
         self.name, self.layer, self.kind = name, layer, kind
         self.normalise = layer.forward
         self.batches = 1  # in what comes next

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.core.axes import Axes, axes_between
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         The size at rate 1.
     rate, global_rate, scaler
         As for ``CNN``.
-    encoder_init : Choice
+    encoder_init : Variant
         Whether the encoder layers start as identical copies (paper) or are drawn one by one (fixed).
     """
 
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         rate: float = 1.0,
         global_rate: float = 1.0,
         scaler: bool = True,
-        encoder_init: Choice = "paper",
+        encoder_init: Variant = "paper",
     ) -> None:
         super().__init__()
         Fidelity(encoder_init=encoder_init)

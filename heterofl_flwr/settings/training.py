@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, get_args
 
 from heterofl_flwr.core.compression import Upload
-from heterofl_flwr.core.fidelity import Choice, Fidelity
+from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.federation.limits import MinReplies
 from heterofl_flwr.nn.loss import Fill
@@ -23,26 +23,26 @@ class FidelitySettings:
     """Where the authors' code and what is right differ; see ``Fidelity``."""
 
     default: Annotated[
-        Choice, Setting("paper", kinds.choice("paper", "fixed"), "what the quirks below are where they are ''")
+        Variant, Setting("paper", kinds.choice("paper", "fixed"), "what the quirks below are where they are ''")
     ]
     encoder_init: Annotated[
-        Choice, _quirk("Transformer layers start as identical copies (paper) or are drawn one by one (fixed)")
+        Variant, _quirk("Transformer layers start as identical copies (paper) or are drawn one by one (fixed)")
     ]
-    mask_fill: Annotated[Choice, _quirk("logits of classes that a client lacks become 0 (paper) or -inf (fixed)")]
+    mask_fill: Annotated[Variant, _quirk("logits of classes that a client lacks become 0 (paper) or -inf (fixed)")]
     label_rows: Annotated[
-        Choice, _quirk("classifier rows count by label even without a masked loss (paper), or only with one (fixed)")
+        Variant, _quirk("classifier rows count by label even without a masked loss (paper), or only with one (fixed)")
     ]
     extra_rows: Annotated[
-        Choice, _quirk("rows beyond the classes are never averaged (paper) or count for every holder (fixed)")
+        Variant, _quirk("rows beyond the classes are never averaged (paper) or count for every holder (fixed)")
     ]
     moments: Annotated[
-        Choice, _quirk("static batch norm averages moments of batches (paper) or pools all samples (fixed)")
+        Variant, _quirk("static batch norm averages moments of batches (paper) or pools all samples (fixed)")
     ]
     shards: Annotated[
-        Choice, _quirk("a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
+        Variant, _quirk("a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
     ]
     perplexity: Annotated[
-        Choice, _quirk("mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
+        Variant, _quirk("mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
     ]
 
     def to_core(self) -> Fidelity:

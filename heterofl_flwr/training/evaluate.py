@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
@@ -25,7 +25,7 @@ def evaluate(
     fill: Fill = "zero",
     batch_size: int = 100,
     seed: int = 0,
-    perplexity_kind: Choice = "paper",
+    perplexity_kind: Variant = "paper",
 ) -> EvaluateResult:
     """Measure loss and accuracy in evaluation mode; the model and its modes stay as they are.
 
@@ -46,7 +46,7 @@ def evaluate(
         Examples in a batch; rows, of a text.
     seed : int
         Which words of a text are hidden depends on it.
-    perplexity_kind : Choice
+    perplexity_kind : Variant
         How the perplexity of a text follows from its pieces; see ``heterofl_flwr.nn.perplexity``.
     """
     return _measure(model, split, [Masking(classes, fill)], batch_size, seed, perplexity_kind)[0]
@@ -60,7 +60,7 @@ def evaluate_both(
     fill: Fill = "zero",
     batch_size: int = 100,
     seed: int = 0,
-    perplexity_kind: Choice = "paper",
+    perplexity_kind: Variant = "paper",
 ) -> tuple[EvaluateResult, EvaluateResult]:
     """Measure a model without a mask and with that of some classes; its outputs are computed once.
 
@@ -72,7 +72,7 @@ def evaluate_both(
 
 
 def _measure(
-    model: nn.Module, split: Split, maskings: Sequence[Masking], batch_size: int, seed: int, kind: Choice
+    model: nn.Module, split: Split, maskings: Sequence[Masking], batch_size: int, seed: int, kind: Variant
 ) -> list[EvaluateResult]:
     """Return one result for each masking."""
     if batch_size < 1:
@@ -105,7 +105,7 @@ def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor,
         yield from read(rows, split.reading, generator)
 
 
-def _result(losses: Sequence[Tensor], sizes: Sequence[int], correct: int, text: Choice | None) -> EvaluateResult:
+def _result(losses: Sequence[Tensor], sizes: Sequence[int], correct: int, text: Variant | None) -> EvaluateResult:
     """Return the result of one masking; ``text`` tells how a perplexity is computed, if one is."""
     if not sizes:
         return EvaluateResult(0, 0.0, 0)

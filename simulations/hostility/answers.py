@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr import Fidelity, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
-from heterofl_flwr.core.fidelity import Choice
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
@@ -86,7 +86,7 @@ class Questions:
         return "refused" if said == honest.nodes[ids[1]] else "harmless"
 
     def _moments(self, draw: random.Random) -> str:
-        kind: Choice = draw.choice(["paper", "fixed"])
+        kind: Variant = draw.choice(["paper", "fixed"])
         federation = HeteroFL(Net, "a1", fidelity=Fidelity.of("paper", moments=kind)).federation
         ids = list(self._grid.get_node_ids())
         told = {"rate": 1.0, "rates": [1.0], "seed": 0, "server-round": 1, "partition": 0, "moments-kind": kind}
@@ -145,7 +145,7 @@ def _bent(message: Message, kind: str, draw: random.Random) -> Message:
 
 def _lie(draw: random.Random, letter: Letter) -> dict[str, Array]:
     """Return moments of the right form that no data have."""
-    kind: Choice = "paper" if any("paper" in name for name in letter.arrays["moments"]) else "fixed"
+    kind: Variant = "paper" if any("paper" in name for name in letter.arrays["moments"]) else "fixed"
     values = [0.0, 1.0, -1.0, 1e30, 1e300, -1e300]
     count = draw.choice([0, 1, 2, 8, 2**53, 2**62])
     first, second = (torch.full((4,), draw.choice(values), dtype=torch.float64) for _ in range(2))

@@ -58,7 +58,7 @@ class Round:
 
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CHOOSERS = (prefix, twin.rolling(1), twin.scattered(1), twin.scattered(2))
+SLICE_FUNCTIONS = (prefix, twin.rolling(1), twin.scattered(1), twin.scattered(2))
 WEIGHTS = st.sampled_from([1.0, 1.0, 0.0, 0.1, 3, 250.5])
 
 
@@ -75,8 +75,8 @@ def _kept(draw, sizes, rate, whole_rows):
 
 
 @st.composite
-def rounds(draw, most=5, labels=True, choosers=CHOOSERS, weights=WEIGHTS):
-    """Draw a round: any shapes, parts, rates or arbitrary slices, label sets, weights, dtypes, choosers."""
+def rounds(draw, most=5, labels=True, functions=SLICE_FUNCTIONS, weights=WEIGHTS):
+    """Draw a round: any shapes, parts, rates or arbitrary slices, label sets, weights, dtypes, functions."""
     parameters = {f"p{number}": draw(_parameter()) for number in range(draw(st.integers(1, 3)))}
     rows = [name for name, sizes in parameters.items() if sizes and labels and draw(st.booleans())]
     fewest = min((parameters[name][0][0] * parameters[name][0][1] for name in rows), default=0)
@@ -100,18 +100,18 @@ def rounds(draw, most=5, labels=True, choosers=CHOOSERS, weights=WEIGHTS):
         named = draw(st.booleans()) if rows else False
         held = [name for name in parameters if draw(st.sampled_from([True, True, True, False]))]
         rate = draw(st.sampled_from([None, 1.0, 0.5, 0.25, 0.3]))
-        choose = draw(st.sampled_from(choosers))
+        slice_function = draw(st.sampled_from(functions))
         kept = {name: draw(_kept(parameters[name], rate, named and name in rows)) for name in held}
         places = {
             name: tuple(
-                twin.positions(size * parts, few * parts, parts, None if few == size else choose(size, few))
+                twin.positions(size * parts, few * parts, parts, None if few == size else slice_function(size, few))
                 for (size, parts), few in zip(parameters[name], kept[name], strict=True)
             )
             for name in held
         }
         local = {name: tuple(map(len, places[name])) for name in held}
         known = {pattern: head for pattern, head in heads.items() if pattern.rstrip("*") in held}
-        plans.append(Plan.between(full, local, heads=known, choose=choose))
+        plans.append(Plan.between(full, local, heads=known, slice_function=slice_function))
         values = {name: torch.randn(local[name], generator=generator).to(dtypes[name]) for name in held}
         classes = options["classes"] or fewest
         given_labels = draw(st.lists(st.integers(0, classes - 1), max_size=4)) if named else None

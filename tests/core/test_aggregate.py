@@ -47,7 +47,7 @@ def test_the_mean_is_the_twins(drawn, divisor):
 
 
 @pytest.mark.parametrize("divisor", [mean._divisor, lambda *_: None], ids=["by counts", "by shells"])
-@given(drawn=strategies.rounds(choosers=(prefix,)))
+@given(drawn=strategies.rounds(functions=(prefix,)))
 def test_so_it_is_for_prefixes_alone(drawn, divisor):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mean, "_divisor", divisor)
@@ -157,12 +157,12 @@ BAD_REPLIES = {
 }
 
 
-@pytest.mark.parametrize("choose", [prefix, twin.rolling(1)], ids=["prefix", "rolling"])
+@pytest.mark.parametrize("slice_function", [prefix, twin.rolling(1)], ids=["prefix", "rolling"])
 @pytest.mark.parametrize("fault", BAD_REPLIES)
-def test_a_refused_reply_changes_nothing(fault, choose):
+def test_a_refused_reply_changes_nothing(fault, slice_function):
     spoil, arguments, message = BAD_REPLIES[fault]
     state, plan, (first, bad, last) = _three_replies()
-    plan = Plan.between(state, plan.shapes, choose=choose)
+    plan = Plan.between(state, plan.shapes, slice_function=slice_function)
     results = []
     for with_bad in (False, True):
         aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
@@ -392,9 +392,9 @@ def test_without_replies_nothing_changes():
 
 def test_weight_zero_alone_changes_nothing():
     state = {"w": torch.randn(4, 4), "half": torch.randn(3).half()}
-    for choose in (prefix, twin.rolling(1)):
+    for slice_function in (prefix, twin.rolling(1)):
         aggregator = Aggregator(state, label_rows=["w"])
-        plan = Plan.between(state, {"w": (4, 2), "half": (2,)}, choose=choose)
+        plan = Plan.between(state, {"w": (4, 2), "half": (2,)}, slice_function=slice_function)
         for labels in (None, [1]):
             aggregator.add(plan, {"w": torch.ones(4, 2), "half": torch.ones(2).half()}, weight=0.0, labels=labels)
         assert aggregator.replies == 2
@@ -475,10 +475,10 @@ def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
     assert held[10] == held[1000] == (sum(value.numel() for value in state.values()), 2)
 
 
-@pytest.mark.parametrize(("choose", "kept"), [(prefix, True), (twin.scattered(1), False)])
-def test_only_views_are_kept_between_replies(choose, kept):
+@pytest.mark.parametrize(("slice_function", "kept"), [(prefix, True), (twin.scattered(1), False)])
+def test_only_views_are_kept_between_replies(slice_function, kept):
     state, plan, (reply, *_) = _three_replies()
-    plan = Plan.between(state, plan.shapes, choose=choose)
+    plan = Plan.between(state, plan.shapes, slice_function=slice_function)
     aggregator = Aggregator(state)
     aggregator.add(plan, reply)
     assert (aggregator._holders[plan].regions is not None) is kept
@@ -492,10 +492,10 @@ def test_federated_dropout_of_many_clients(rate):
     generator = torch.Generator().manual_seed(1)
     aggregator, replies = Aggregator(state), []
     for client in range(30):
-        choose = twin.scattered(client)
-        plan = Plan.between(state, local, choose=choose)
+        slice_function = twin.scattered(client)
+        plan = Plan.between(state, local, slice_function=slice_function)
         values = {name: torch.randn(shape, generator=generator) for name, shape in local.items()}
-        hidden = tuple(choose(6, width(6, rate)))
+        hidden = tuple(slice_function(6, width(6, rate)))
         replies.append(twin.Reply({"one": (hidden, (0, 1, 2)), "two": ((0, 1, 2, 3), hidden)}, values))
         aggregator.add(plan, values)
     _assert_close(aggregator.result(), twin.counting_mean(state, replies)[0], replies)

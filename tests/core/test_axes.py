@@ -86,36 +86,36 @@ def test_an_axis_never_changes():
 
 
 @pytest.mark.parametrize("as_sequence", [tuple, list, np.array, torch.tensor])
-def test_a_choosers_positions_become_plain_numbers(as_sequence):
-    chosen = Axis(8, 4, 2).chosen(lambda full, kept: as_sequence([1, 3]))
+def test_a_functions_positions_become_plain_numbers(as_sequence):
+    chosen = Axis(8, 4, 2).sliced(lambda full, kept: as_sequence([1, 3]))
     assert chosen == Axis(8, 4, 2, (1, 3))
     assert hash(chosen) == hash(Axis(8, 4, 2, (1, 3)))
 
 
-def test_a_chooser_sees_one_part_and_is_not_asked_about_whole_axes():
+def test_a_slice_function_sees_one_part_and_is_not_asked_about_whole_axes():
     seen = []
 
-    def choose(full, kept):
+    def slice_function(full, kept):
         seen.append((full, kept))
         return range(full - kept, full)
 
-    assert Axis(12, 4, 2).chosen(choose) == Axis(12, 4, 2, (4, 5))
-    assert Axis(12, 12).chosen(choose) == Axis(12, 12)
+    assert Axis(12, 4, 2).sliced(slice_function) == Axis(12, 4, 2, (4, 5))
+    assert Axis(12, 12).sliced(slice_function) == Axis(12, 12)
     assert seen == [(6, 2)]
 
 
 def test_a_chosen_prefix_is_the_prefix():
-    assert Axis(8, 4, 2).chosen(lambda full, kept: range(kept)) == Axis(8, 4, 2).chosen(prefix) == Axis(8, 4, 2)
+    assert Axis(8, 4, 2).sliced(lambda full, kept: range(kept)) == Axis(8, 4, 2).sliced(prefix) == Axis(8, 4, 2)
 
 
 @pytest.mark.parametrize("axis", [Axis(8, 8), Axis(8, 8, 4), Axis(8, 8, 1, tuple(range(8)))])
 def test_a_whole_axis_has_one_form(axis):
-    assert axis.chosen(prefix) == axis.chosen(twin.rolling(1)) == Axis(8, 8)
+    assert axis.sliced(prefix) == axis.sliced(twin.rolling(1)) == Axis(8, 8)
 
 
-def test_a_chooser_that_keeps_too_many_is_refused():
+def test_a_slice_function_that_keeps_too_many_is_refused():
     with pytest.raises(ShapeError, match="expected 2 ascending positions below 4 of each part, got 4: 0, 1, 2, 3"):
-        Axis(8, 4, 2).chosen(lambda full, kept: range(full))
+        Axis(8, 4, 2).sliced(lambda full, kept: range(full))
 
 
 def test_axes_come_from_two_shapes():

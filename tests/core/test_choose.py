@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.slice_rule import chooser, prefix, rolling
+from heterofl_flwr.core.slice_rule import make_slice_function, prefix, rolling
 from heterofl_flwr.nn import build_model
 
 RULES = ("prefix", "rolling", "random-level", "random-client")
@@ -14,7 +14,7 @@ RULES = ("prefix", "rolling", "random-level", "random-client")
 
 def kept(rule, full, number, **told):
     told = {"seed": 0, "server_round": 1, "rate": 0.5, "partition": 0, **told}
-    positions = chooser(rule, **told)(full, number)
+    positions = make_slice_function(rule, **told)(full, number)
     return list(range(number)) if positions is None else list(positions)
 
 
@@ -54,8 +54,8 @@ def test_a_full_roll_covers_all_entries_equally_often(lengths):
 
 def test_a_window_that_stays_at_the_start_is_the_prefix():
     full, small = build_model("cnn", hidden=(8, 16))(1.0), build_model("cnn", hidden=(8, 16))(0.25)
-    assert Plan.of(full, small, choose=rolling(0)) == Plan.of(full, small, choose=prefix)
-    assert Plan.of(full, small).chosen(rolling(0)) == Plan.of(full, small)
+    assert Plan.of(full, small, slice_function=rolling(0)) == Plan.of(full, small, slice_function=prefix)
+    assert Plan.of(full, small).sliced(rolling(0)) == Plan.of(full, small)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_draws_are_uniform():
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_added_in_a_residual_network_has_equal_channels(rule):
     build = build_model("preresnet18", hidden=(8, 16, 16, 16))
-    plan = Plan.of(build(1.0), build(0.5)).chosen(chooser(rule, seed=0, server_round=3, rate=0.5, partition=0))
+    plan = Plan.of(build(1.0), build(0.5)).sliced(
+        make_slice_function(rule, seed=0, server_round=3, rate=0.5, partition=0)
+    )
     outputs = [
         (axes[0].full, axes[0].index)
         for name, axes in plan.axes.items()

@@ -26,7 +26,7 @@ def test_an_axis_keeps_the_first_channels_of_each_group(case):
     axis = axis_of_channels(places, groups)
     assert positions(axis) == _kept(places, [range(kept) for _, kept in groups])
     assert axis.full == len(places)
-    assert axis.chosen(prefix) == axis
+    assert axis.sliced(prefix) == axis
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(0, 4), st.data())
@@ -34,9 +34,9 @@ def test_what_is_chosen_of_a_group_is_kept_wherever_it_stands(sizes, shift, data
     groups = [(number, data.draw(st.integers(0, number))) for number in sizes]
     places = [(group, channel) for group, number in enumerate(sizes) for channel in range(number)]
     places = data.draw(st.permutations(places * 2))
-    choose = twin.rolling(shift)
-    axis = axis_of_channels(places, groups).chosen(choose)
-    assert positions(axis) == _kept(places, [choose(number, kept) for number, kept in groups])
+    slice_function = twin.rolling(shift)
+    axis = axis_of_channels(places, groups).sliced(slice_function)
+    assert positions(axis) == _kept(places, [slice_function(number, kept) for number, kept in groups])
 
 
 def test_a_plain_axis_stays_plain():
@@ -48,7 +48,7 @@ def test_a_plain_axis_stays_plain():
 def test_entries_of_one_channel_side_by_side_are_a_prefix_that_is_chosen_by_channel():
     axis = axis_of_channels([(0, 0), (0, 0), (0, 1), (0, 1), (0, 2), (0, 2)], [(3, 1)])
     assert (axis.full, axis.kept, axis.index) == (6, 2, None)
-    assert axis.chosen(twin.rolling(1)).index == (2, 3)
+    assert axis.sliced(twin.rolling(1)).index == (2, 3)
     assert axis != Axis(6, 2)
 
 
@@ -65,13 +65,13 @@ def test_it_contains_what_it_holds():
 
 def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():
     axis = CoupledAxis(2, 2, 1, None, ((1, 1),), ((0, 0), (-1, 0)))
-    assert axis.chosen(twin.rolling(1)) == Axis(2, 2)
+    assert axis.sliced(twin.rolling(1)) == Axis(2, 2)
 
 
 def test_a_choice_that_keeps_another_number_of_entries_is_refused():
     axis = axis_of_channels([(0, 0), (0, 0), (0, 1)], [(2, 1)])
     with pytest.raises(ValueError, match="expected 2 ascending positions"):
-        axis.chosen(twin.rolling(1))
+        axis.sliced(twin.rolling(1))
 
 
 def test_clients_of_unequal_parts_are_averaged():

@@ -142,18 +142,18 @@ def test_the_order_of_parameters_does_not_matter():
 def test_plans_are_equal_if_they_hold_the_same_entries():
     full = {"w": (4, 4)}
     plan = Plan.between(full, {"w": (2, 4)})
-    assert plan == Plan.between(full, {"w": (2, 4)}, choose=lambda full, kept: range(kept))
+    assert plan == Plan.between(full, {"w": (2, 4)}, slice_function=lambda full, kept: range(kept))
     assert plan == Plan.between(full, {"w": (2, 4)}, heads={"w": (2, 1)})  # a whole axis has no use for heads
     assert plan != Plan.between(full, {"w": (2, 3)})
     assert plan != Plan.between(full, {"w": (2, 4)}, heads={"w": (2, 0)})
-    assert plan != Plan.between(full, {"w": (2, 4)}, choose=twin.rolling(1))
+    assert plan != Plan.between(full, {"w": (2, 4)}, slice_function=twin.rolling(1))
     assert plan != Plan.between({"w": (5, 4)}, {"w": (2, 4)})
     assert plan != Plan.between(full, {})
     assert len({plan, Plan.between(full, {"w": (2, 4)})}) == 1
 
 
 def test_plans_survive_copying_and_pickling():
-    plan = Plan.between({"w": (4, 4)}, {"w": (2, 4)}, choose=twin.scattered(1))
+    plan = Plan.between({"w": (4, 4)}, {"w": (2, 4)}, slice_function=twin.scattered(1))
     assert plan == pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan)
     hash(plan)  # which it remembers, but another process hashes text in another way
     assert vars(pickle.loads(pickle.dumps(plan))) == {"axes": plan.axes}
@@ -172,8 +172,8 @@ def test_a_plan_knows_its_size():
 
 
 def test_a_plan_of_chosen_positions_is_no_prefix():
-    assert not Plan.between({"w": (4,)}, {"w": (2,)}, choose=twin.rolling(1)).is_prefix
-    assert Plan.between({"w": (4,)}, {"w": (4,)}, choose=twin.rolling(1)).is_prefix
+    assert not Plan.between({"w": (4,)}, {"w": (2,)}, slice_function=twin.rolling(1)).is_prefix
+    assert Plan.between({"w": (4,)}, {"w": (4,)}, slice_function=twin.rolling(1)).is_prefix
 
 
 def _plans(full_axes, local_axes):
@@ -236,7 +236,7 @@ def test_extract_copies():
 )
 def test_extract_keeps_every_dtype(dtype):
     state = {"w": torch.arange(16).view(4, 4).to(dtype)}
-    sub = Plan.between(state, {"w": (2, 3)}, choose=twin.rolling(1)).extract(state)
+    sub = Plan.between(state, {"w": (2, 3)}, slice_function=twin.rolling(1)).extract(state)
     assert torch.equal(sub["w"], state["w"][1:3, 1:4])
     assert sub["w"].dtype == dtype
 
@@ -282,23 +282,23 @@ def test_extract_then_add_restores_the_kept_block(axes, data):
     torch.testing.assert_close(aggregator.result(), state, rtol=2e-7, atol=0)
 
 
-def test_the_prefix_chooser_names_no_positions():
+def test_the_prefix_function_names_no_positions():
     assert prefix(8, 3) is None
 
 
-CHOOSERS = {"rolling": twin.rolling(3), "wrapped": twin.rolling(7), "scattered": twin.scattered(5)}
+SLICE_FUNCTIONS = {"rolling": twin.rolling(3), "wrapped": twin.rolling(7), "scattered": twin.scattered(5)}
 
 
-@pytest.mark.parametrize("choose", CHOOSERS.values(), ids=CHOOSERS)
-def test_other_choosers_extract_what_the_twin_cuts(choose):
+@pytest.mark.parametrize("slice_function", SLICE_FUNCTIONS.values(), ids=SLICE_FUNCTIONS)
+def test_other_slice_functions_extract_what_the_twin_cuts(slice_function):
     full = {"w": (8, 6, 2), "headed": (8, 8), "bias": (8,), "s": ()}
     local = {"w": (4, 4, 2), "headed": (4, 8), "bias": (3,), "s": ()}
     state = _random(full)
-    sub = Plan.between(full, local, heads={"headed": (2, 0)}, choose=choose).extract(state)
+    sub = Plan.between(full, local, heads={"headed": (2, 0)}, slice_function=slice_function).extract(state)
     expected = {
-        "w": (choose(8, 4), choose(6, 4), range(2)),
-        "headed": (twin.positions(8, 4, 2, choose(4, 2)), range(8)),
-        "bias": (choose(8, 3),),
+        "w": (slice_function(8, 4), slice_function(6, 4), range(2)),
+        "headed": (twin.positions(8, 4, 2, slice_function(4, 2)), range(8)),
+        "bias": (slice_function(8, 3),),
         "s": (),
     }
     for name, held in expected.items():

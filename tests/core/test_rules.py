@@ -136,24 +136,24 @@ def _match_temperature(full, local):
             full.in_proj_bias[: full.embed_dim] *= ratio
 
 
-def _places(full, kept, parts, choose):
-    chosen = None if full == kept else choose(full // parts, kept // parts)
+def _places(full, kept, parts, slice_function):
+    chosen = None if full == kept else slice_function(full // parts, kept // parts)
     return twin.positions(full, kept, parts, chosen)
 
 
-def _check_that_the_slice_computes_the_same(case, unit, choose):
+def _check_that_the_slice_computes_the_same(case, unit, slice_function):
     full, local = _randomised(case.make(FULL)), _randomised(case.make(unit))
-    plan = Plan.of(full, local, choose=choose)
+    plan = Plan.of(full, local, slice_function=slice_function)
     extension.zero_extend(plan, full, local)
     _match_temperature(full, local)
     x = _example(case.shape(unit))
     whole = x
     if x.shape != case.shape(FULL):
         width = case.shape(FULL)[case.axis]
-        whole = extension.spread(x, case.axis, width, _places(width, x.shape[case.axis], 1, choose))
+        whole = extension.spread(x, case.axis, width, _places(width, x.shape[case.axis], 1, slice_function))
     found, expected = _run(full, whole), _run(local, x)
     width, kept = found.shape[case.out_axis], expected.shape[case.out_axis]
-    places = _places(width, kept, case.out_parts, choose)
+    places = _places(width, kept, case.out_parts, slice_function)
     torch.testing.assert_close(found, extension.spread(expected, case.out_axis, width, places), rtol=1e-4, atol=1e-5)
 
 
@@ -163,11 +163,11 @@ def test_a_slice_computes_what_the_global_layer_does_with_the_rest_zeroed(name, 
     _check_that_the_slice_computes_the_same(CASES[name], unit, prefix)
 
 
-@pytest.mark.parametrize("choose", [twin.rolling(1), twin.scattered(2)], ids=["rolling", "scattered"])
+@pytest.mark.parametrize("slice_function", [twin.rolling(1), twin.scattered(2)], ids=["rolling", "scattered"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.any_choice])
-def test_so_does_any_other_choice_that_coupled_axes_share(name, choose):
+def test_so_does_any_other_choice_that_coupled_axes_share(name, slice_function):
     for unit in (1, 2, 3):
-        _check_that_the_slice_computes_the_same(CASES[name], unit, choose)
+        _check_that_the_slice_computes_the_same(CASES[name], unit, slice_function)
 
 
 def test_every_registered_layer_is_tested():

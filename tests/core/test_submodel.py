@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from heterofl_flwr.core import Plan, prefix, width
 from tests.core import extension, twin
 
-CHOOSERS = {"prefix": prefix, "rolling": twin.rolling(2), "scattered": twin.scattered(8)}
+SLICE_FUNCTIONS = {"prefix": prefix, "rolling": twin.rolling(2), "scattered": twin.scattered(8)}
 RATES = (1.0, 0.75, 0.5, 0.3, 0.07)
 
 
@@ -126,13 +126,13 @@ def _load(plan, full, local):
             buffer.copy_(full.get_buffer(name)[places[f"{name.rpartition('.')[0]}.weight"]])
 
 
-@pytest.mark.parametrize("choose", CHOOSERS.values(), ids=CHOOSERS)
+@pytest.mark.parametrize("slice_function", SLICE_FUNCTIONS.values(), ids=SLICE_FUNCTIONS)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_clients_model_is_the_global_one_with_the_dropped_channels_zeroed(name, rate, choose):
+def test_a_clients_model_is_the_global_one_with_the_dropped_channels_zeroed(name, rate, slice_function):
     build, shape, heads = MODELS[name]
     full, local = _with_statistics(build(1.0)), build(rate).eval()
-    plan = Plan.of(full, local, heads=heads, choose=choose)
+    plan = Plan.of(full, local, heads=heads, slice_function=slice_function)
     _load(plan, full, local)
     masked = copy.deepcopy(full)
     extension.zero_extend(plan, masked, local)

@@ -91,12 +91,12 @@ def counting_mean(
 
 
 def rolling(shift: int) -> Callable[[int, int], list[int]]:
-    """Return FedRolex' chooser: a window that starts at ``shift`` and wraps around."""
+    """Return FedRolex' slice function: a window that starts at ``shift`` and wraps around."""
     return lambda full, kept: sorted((shift + place) % full for place in range(kept))
 
 
 def scattered(seed: int) -> Callable[[int, int], list[int]]:
-    """Return Federated Dropout's chooser: a random subset, the same for axes of equal lengths."""
+    """Return Federated Dropout's slice function: a random subset, the same for axes of equal lengths."""
     return lambda full, kept: sorted(random.Random(f"{seed}/{full}/{kept}").sample(range(full), kept))
 
 

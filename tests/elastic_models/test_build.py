@@ -201,11 +201,11 @@ def _through_pickle(model):
 
 def test_other_choosers_keep_coupled_axes_aligned():
     model, inputs = FAMILIES["concatenated"]()
-    plan = elastic(model, inputs).plan(0.5).chosen(twin.rolling(2))
+    plan = elastic(model, inputs).plan(0.5).sliced(twin.rolling(2))
     one, two = plan.axes["one.weight"][0], plan.axes["two.weight"][0]
     wanted = [*one.index, *(6 + place for place in two.index), *(16 + place for place in one.index)]
     assert list(plan.axes["three.weight"][1].index) == wanted
-    assert plan.chosen(prefix) == elastic(model, inputs).plan(0.5)
+    assert plan.sliced(prefix) == elastic(model, inputs).plan(0.5)
 
 
 @pytest.mark.parametrize("form", [tuple, dict])
