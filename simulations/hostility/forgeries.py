@@ -14,7 +14,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,
     get_object_tree,
-    iterate_object_tree,
 )
 
 SMALL_OBJECTS = 10_000
@@ -105,10 +104,10 @@ def withheld(reply: Message) -> Uploaded:
 
 
 def hoarded(reply: Message) -> Uploaded:
-    """Send all objects but the one that is asked for last."""
+    """Send all objects but the largest, which no other reply has: objects that several have need no upload."""
     good = as_it_is(reply)
-    last = next(iter(iterate_object_tree(good.tree))).object_id
-    return Uploaded({**good.objects, last: None}, good.head, good.tree)
+    largest = max(good.objects, key=lambda own: len(good.objects[own] or b""))
+    return Uploaded({**good.objects, largest: None}, good.head, good.tree)
 
 
 def of_another_node(reply: Message) -> Uploaded:
