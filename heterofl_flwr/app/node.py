@@ -20,7 +20,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.records import State
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import remove, state_path, states_in, write_atomic
-from heterofl_flwr.training import TrainOptions, Work
+from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.capacity import Trial
 
 NODE_STATES = "states-path"
@@ -133,10 +133,12 @@ def trial_of(task: Task, context: Context) -> Trial:
     return Trial(task.build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
 
 
-def work_of(task: Task, message: Message, model: nn.Module, split: Split, classes: Sequence[int]) -> Work:
+def work_of(task: Task, message: Message, model: nn.Module, split: Split, classes: Sequence[int]) -> TrainingJob:
     """Return what a client trains: a model on its examples, with the mask of its classes where there is one."""
     masked = torch.tensor(classes) if task.masked else None
-    return Work(model=model, split=split, seed=seed_of(message), classes=masked, share=share_of_work(message))
+    return TrainingJob(
+        model=model, split=split, seed=seed_of(message), classes=masked, step_share=share_of_work(message)
+    )
 
 
 def keep_own(task: Task, message: Message, context: Context, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from heterofl_flwr.training.batches import input_batches
 from heterofl_flwr.training.device import give_back_freed_memory, keep_freed_memory, resolve_device
 from heterofl_flwr.training.engines.plain import DivergedError
 from heterofl_flwr.training.evaluate import evaluate, evaluate_both
-from heterofl_flwr.training.options import EvaluateResult, TrainOptions, TrainResult, Work
+from heterofl_flwr.training.options import EvaluateResult, TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.train import ENGINES, train, train_together
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "EvaluateResult",
     "TrainOptions",
     "TrainResult",
-    "Work",
+    "TrainingJob",
     "evaluate",
     "evaluate_both",
     "give_back_freed_memory",

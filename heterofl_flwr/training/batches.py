@@ -10,7 +10,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.augment import AUGMENTS, check_augment
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.training.options import TrainOptions, Work
+from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
 """Training examples that are gathered and varied together; a batch alone is too little work for a GPU."""
@@ -59,17 +59,17 @@ def steps_an_epoch(split: Split, batch_size: int) -> int:
     return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
 
 
-def steps_of(work: Work, options: TrainOptions) -> int:
+def steps_of(job: TrainingJob, options: TrainOptions) -> int:
     """Return how many steps a client takes in all."""
-    return work.part_of(steps_an_epoch(work.split, options.batch_size) * options.epochs)
+    return job.part_of(steps_an_epoch(job.split, options.batch_size) * options.epochs)
 
 
-def epochs_of(work: Work, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+def epochs_of(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Yield the batches of each epoch of a client, as far as its share of the steps goes; read one before the next."""
-    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
-    whole = steps_an_epoch(work.split, options.batch_size)
-    for left in range(steps_of(work, options), 0, -whole):
-        yield islice(training_batches(work.split, options, generator), left)
+    generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
+    whole = steps_an_epoch(job.split, options.batch_size)
+    for left in range(steps_of(job, options), 0, -whole):
+        yield islice(training_batches(job.split, options, generator), left)
 
 
 def input_batches(split: Split, batch_size: int, *, seed: int | None = None, augment: str = "none") -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.plain import DivergedError
 from heterofl_flwr.training.engines.sgd import Descent
 from heterofl_flwr.training.losses import Masking
-from heterofl_flwr.training.options import TrainOptions, Work
+from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 Projection = Literal["none", "pcgrad", "gem"]
 
@@ -185,7 +185,7 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0, directio
 
 
 def learn_from_peers(
-    work: Work, seeds: tuple[Tensor, Tensor], peers: Tensor, options: TrainOptions, distill: DistillOptions
+    job: TrainingJob, seeds: tuple[Tensor, Tensor], peers: Tensor, options: TrainOptions, distill: DistillOptions
 ) -> float:
     """Take seed steps, in place; return the mean divergence from the peers before them.
 
@@ -194,7 +194,7 @@ def learn_from_peers(
 
     Parameters
     ----------
-    work : Work
+    job : TrainingJob
         The client; of the seed steps too it takes only its share.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
@@ -205,13 +205,13 @@ def learn_from_peers(
     distill : DistillOptions
         What they follow.
     """
-    model, masking = work.model.train(), Masking(work.classes, options.mask_fill)
+    model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     descent = Descent(model.parameters(), options)
     first = 0.0
-    with seeded(derive(work.seed, "seed-model"), seeds[0].device):
-        batches = _endless(work, options)
-        for number in range(work.part_of(distill.steps)):
+    with seeded(derive(job.seed, "seed-model"), seeds[0].device):
+        batches = _endless(job, options)
+        for number in range(job.part_of(distill.steps)):
             inputs, targets = next(batches)
             private = masked_cross_entropy(masking(model(inputs).float()), targets)
             own = torch.autograd.grad(private, parameters, allow_unused=True)
@@ -237,10 +237,10 @@ def _divergence(logits: Tensor, peers: Tensor, distill: DistillOptions) -> Tenso
     return divergence(logits, peers, distill.temperature, distill.direction) if len(peers) else logits.sum() * 0
 
 
-def _endless(work: Work, options: TrainOptions) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(derive(work.seed, "seed-batches"))
+def _endless(job: TrainingJob, options: TrainOptions) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(derive(job.seed, "seed-batches"))
     while True:
-        yield from training_batches(work.split, options, generator)
+        yield from training_batches(job.split, options, generator)
 
 
 def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:

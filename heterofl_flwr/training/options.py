@@ -132,7 +132,7 @@ class EvaluateResult:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Work:
+class TrainingJob:
     """What one client trains.
 
     Attributes
@@ -145,7 +145,7 @@ class Work:
         Made of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
     classes
         The classes that the client has: the loss is masked to them. None for all.
-    share
+    step_share
         The share of its steps after which the client stops, over 0 and up to 1; rounded up to whole steps.
     """
 
@@ -153,19 +153,19 @@ class Work:
     split: Split
     seed: int
     classes: Sequence[int] | Tensor | None = None
-    share: float = 1.0
+    step_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"share is {self.share!r}; expected a number over 0 and up to 1")
+        if not 0 < self.step_share <= 1:
+            raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
     def part_of(self, steps: int) -> int:
         """Return how many of so many steps the client takes."""
-        return math.ceil(Fraction(str(self.share)) * steps)
+        return math.ceil(Fraction(str(self.step_share)) * steps)
 
 
-Engine = Callable[[Sequence[Work], TrainOptions], list[TrainResult]]
+Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
 """Trains clients whose models are of one kind and rate, each on its split's device; results in the same order."""
 
 

@@ -11,7 +11,7 @@ from heterofl_flwr.training.device import device_of
 from heterofl_flwr.training.engines.cohort import WAYS, obstacle, train_cohort
 from heterofl_flwr.training.engines.graph import train_graph
 from heterofl_flwr.training.engines.plain import train_plain
-from heterofl_flwr.training.options import Engine, TrainOptions, TrainResult, Work
+from heterofl_flwr.training.options import Engine, TrainingJob, TrainOptions, TrainResult
 
 MOST_ON_CPU = 250_000
 """Parameters of a model up to which training together gains on a CPU.
@@ -22,21 +22,21 @@ tenth less, at 600,000 as much.
 """
 
 
-def choose_engine(works: Sequence[Work], engines: Collection[str]) -> str:
+def choose_engine(jobs: Sequence[TrainingJob], engines: Collection[str]) -> str:
     """Return the name of the engine that is likely the fastest for these clients.
 
     Parameters
     ----------
-    works : Sequence[Work]
+    jobs : Sequence[TrainingJob]
         The clients; their models are of one kind.
     engines : Collection[str]
         The names to choose from; ``plain`` is among them.
     """
-    if not works:
+    if not jobs:
         return "plain"
-    model = works[0].model
+    model = jobs[0].model
     device = device_of(model).type
-    if len(works) == 1:
+    if len(jobs) == 1:
         return "graph" if device == "cuda" and "graph" in engines else "plain"
     small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
     gains = device in WAYS and (device != "cpu" or small)
@@ -84,15 +84,17 @@ def train(
     DivergedError
         If a loss is NaN or infinite; the model is then of no use.
     """
-    return train_together([Work(model=model, split=split, seed=seed, classes=classes)], options, engine=engine)[0]
+    return train_together([TrainingJob(model=model, split=split, seed=seed, classes=classes)], options, engine=engine)[
+        0
+    ]
 
 
-def train_together(works: Sequence[Work], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
+def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:
     """Train the models of several clients in place, each as if it were alone, and return their results in order.
 
     Parameters
     ----------
-    works : Sequence[Work]
+    jobs : Sequence[TrainingJob]
         Clients whose models come from one builder at one rate; no two of them the same module.
     options : TrainOptions
         Learning rate, epochs and so on, for all.
@@ -100,7 +102,7 @@ def train_together(works: Sequence[Work], options: TrainOptions, *, engine: str 
         ``auto``, or a name in ``ENGINES``.
     """
     if engine == AUTO:
-        engine = choose_engine(works, ENGINES)
+        engine = choose_engine(jobs, ENGINES)
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
-    return ENGINES[engine]([replace(work, split=work.split.to(device_of(work.model))) for work in works], options)
+    return ENGINES[engine]([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)

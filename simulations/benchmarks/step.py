@@ -21,7 +21,7 @@ from heterofl_flwr.core import LEVELS
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import PAPER
-from heterofl_flwr.training import ENGINES, TrainOptions, Work, keep_freed_memory, train, train_together
+from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, train, train_together
 from simulations.benchmarks import plainly
 from simulations.benchmarks.charts import draw, save
 from simulations.benchmarks.processes import own_process
@@ -79,11 +79,11 @@ class Case:
         pixels = torch.randint(256, (number, *shape), dtype=torch.uint8, generator=generator)
         return pixels, torch.randint(CLASSES, (number,), generator=generator)
 
-    def work(self) -> Work:
+    def work(self) -> TrainingJob:
         """Return the client's work as our engines take it."""
         pixels, labels = self.pictures()
         split = Split(MODELS[self.model][1].inputs(pixels), labels)
-        return Work(model=self.build(), split=split, seed=self.seed, classes=torch.arange(CLASSES))
+        return TrainingJob(model=self.build(), split=split, seed=self.seed, classes=torch.arange(CLASSES))
 
     def members(self) -> list["Case"]:
         """Return the clients of a cohort that begins with this one."""

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
-from heterofl_flwr.training import TrainOptions, Work, train_together
+from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
 from simulations.faulty.fault import Fault
 from simulations.faulty.kinds import KINDS
 
@@ -61,7 +61,7 @@ def round_of(message: Message) -> int | None:
 def _midway(reach: Callable[[], None]) -> Iterator[None]:
     """Call a function in the midst of a client's training."""
 
-    def train(works: Sequence[Work], options: TrainOptions, **more: Any) -> object:
+    def train(works: Sequence[TrainingJob], options: TrainOptions, **more: Any) -> object:
         steps = itertools.count()
 
         def on_step(*step: object) -> None:

@@ -8,7 +8,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.ordered_dropout import OrderedDropout
-from heterofl_flwr.training import TrainOptions, Work, train, train_together
+from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines.cohort import obstacle
 
 RATES = (1.0, 0.5, 0.25)
@@ -112,7 +112,8 @@ def test_clients_do_not_train_together():
     build = BUILDS["cnn"]
     x, y = images(1)
     works = [
-        Work(model=OrderedDropout(build(1.0), [build(0.5)]), split=Split(x, y), seed=number) for number in range(2)
+        TrainingJob(model=OrderedDropout(build(1.0), [build(0.5)]), split=Split(x, y), seed=number)
+        for number in range(2)
     ]
     assert obstacle(works[0].model) == "layer (the model itself) draws random numbers"
     results = train_together(works, TrainOptions(learning_rate=0.05, epochs=1))

@@ -8,7 +8,7 @@ from torch import nn
 
 from heterofl_flwr.data import Split
 from heterofl_flwr.nn import CNN
-from heterofl_flwr.training import TrainOptions, Work
+from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.engines.plain import train_plain
 
 OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
@@ -21,13 +21,13 @@ def images(number: int, seed: int, channels: int = 3) -> Split:
     return Split(inputs, torch.randint(4, (number,), generator=generator), torch.arange(channels) / 7.0)
 
 
-def works(build: Callable[[], nn.Module], sizes=SIZES, classes=None, split=images) -> list[Work]:
+def jobs(build: Callable[[], nn.Module], sizes=SIZES, classes=None, split=images) -> list[TrainingJob]:
     """Return clients with different parameters, examples and seeds; the same at each call."""
     made = []
     for client, number in enumerate(sizes):
         torch.manual_seed(client)
         own = None if classes is None else classes[client]
-        made.append(Work(model=build(), split=split(number, client), seed=100 + client, classes=own))
+        made.append(TrainingJob(model=build(), split=split(number, client), seed=100 + client, classes=own))
     return made
 
 
@@ -55,12 +55,12 @@ def small(**options: object) -> Callable[[], nn.Module]:
     return lambda: CNN(3, 5, hidden=(8, 16), **options)
 
 
-def state(work: Work) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in work.model.state_dict().items()}
+def state(job: TrainingJob) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in job.model.state_dict().items()}
 
 
 def assert_as_plain(
-    ours: list[Work], results, options: TrainOptions, twins: list[Work], tolerance: float = 1e-10
+    ours: list[TrainingJob], results, options: TrainOptions, twins: list[TrainingJob], tolerance: float = 1e-10
 ) -> None:
     """Compare with plain; ``tolerance`` is relative, and for single values absolute too."""
     expected = train_plain(twins, options)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.data import Split
-from heterofl_flwr.training import ENGINES, Work, train_together
+from heterofl_flwr.training import ENGINES, TrainingJob, train_together
 from heterofl_flwr.training.options import TrainOptions
 from heterofl_flwr.training.train import MOST_ON_CPU, choose_engine
 
@@ -14,8 +14,8 @@ SPLIT = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
 ALL = ("plain", "graph", "cohort")
 
 
-def works(number, model=None):
-    return [Work(model=model or nn.Linear(2, 2), split=SPLIT, seed=client) for client in range(number)]
+def jobs(number, model=None):
+    return [TrainingJob(model=model or nn.Linear(2, 2), split=SPLIT, seed=client) for client in range(number)]
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def works(number, model=None):
 )
 def test_the_device_and_the_number_of_clients_decide(monkeypatch, device, number, chosen):
     monkeypatch.setattr(choose, "device_of", lambda model: torch.device(device))
-    assert choose_engine(works(number), ALL) == chosen
+    assert choose_engine(jobs(number), ALL) == chosen
 
 
 def test_only_what_there_is_is_chosen(monkeypatch):
-    assert choose_engine(works(2), ("plain",)) == "plain"
+    assert choose_engine(jobs(2), ("plain",)) == "plain"
     monkeypatch.setattr(choose, "device_of", lambda model: torch.device("cuda"))
-    assert choose_engine(works(1), ("plain", "cohort")) == "plain"
+    assert choose_engine(jobs(1), ("plain", "cohort")) == "plain"
 
 
 def test_large_models_train_together_on_a_gpu_only(monkeypatch):
@@ -46,8 +46,8 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
         small, large = (nn.Linear(MOST_ON_CPU // 2, 2, bias=False), nn.Linear(MOST_ON_CPU // 2 + 1, 2, bias=False))
     for device, chosen in (("cpu", "plain"), ("cuda", "cohort")):
         monkeypatch.setattr(choose, "device_of", lambda model, device=device: torch.device(device))
-        assert choose_engine(works(2, small), ALL) == "cohort"
-        assert choose_engine(works(2, large), ALL) == chosen
+        assert choose_engine(jobs(2, small), ALL) == "cohort"
+        assert choose_engine(jobs(2, large), ALL) == chosen
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
     ],
 )
 def test_models_that_cannot_train_together_train_alone(layer, chosen):
-    assert choose_engine(works(2, nn.Sequential(nn.Linear(2, 2), layer)), ALL) == chosen
+    assert choose_engine(jobs(2, nn.Sequential(nn.Linear(2, 2), layer)), ALL) == chosen
 
 
 def hooked(kind: str) -> nn.Module:
@@ -85,13 +85,13 @@ def hooked(kind: str) -> nn.Module:
     ],
 )
 def test_models_with_hooks_train_alone(kind):
-    assert choose_engine(works(2, hooked(kind)), ALL) == "plain"
+    assert choose_engine(jobs(2, hooked(kind)), ALL) == "plain"
 
 
 def test_auto_takes_the_chosen_engine(monkeypatch):
     options = TrainOptions(learning_rate=0.1)
     for name in ("plain", "cohort"):
-        monkeypatch.setitem(ENGINES, name, lambda works, options, name=name: [name] * len(works))
-    assert train_together(works(2), options) == ["cohort"] * 2
-    assert train_together(works(1), options) == ["plain"]
+        monkeypatch.setitem(ENGINES, name, lambda jobs, options, name=name: [name] * len(jobs))
+    assert train_together(jobs(2), options) == ["cohort"] * 2
+    assert train_together(jobs(1), options) == ["plain"]
     assert train_together([], options) == []

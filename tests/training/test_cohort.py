@@ -18,13 +18,13 @@ from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn import PreResNet, Transformer
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.nn.transformer import TransformerShape
-from heterofl_flwr.training import TrainOptions, Work, train
+from heterofl_flwr.training import TrainingJob, TrainOptions, train
 from heterofl_flwr.training.engines import cohort
 from heterofl_flwr.training.engines import verify as proof
 from heterofl_flwr.training.engines.cohort import Together, train_cohort
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
 from heterofl_flwr.training.engines.plain import train_plain
-from tests.training.cohorts import OPTIONS, Double, assert_as_plain, exact, images, small, state, works
+from tests.training.cohorts import OPTIONS, Double, assert_as_plain, exact, images, jobs, small, state
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ def together(request, monkeypatch) -> Callable[..., object]:
     def forbidden(*args: object) -> None:
         raise AssertionError("trained alone")
 
-    def run(clients: list[Work], options: TrainOptions) -> object:
+    def run(clients: list[TrainingJob], options: TrainOptions) -> object:
         with monkeypatch.context() as patch:
             patch.setattr(cohort, "WAYS", {"cpu": (request.param,), "cuda": (request.param,)})
             patch.setattr(cohort, "train_plain", forbidden)
@@ -64,8 +64,8 @@ def together(request, monkeypatch) -> Callable[..., object]:
 def test_equals_plain(together, changes):
     options = replace(OPTIONS, **changes)
     build = exact(small(norm="gn", rate=0.5))
-    clients = works(build)
-    assert_as_plain(clients, together(clients, options), options, works(build))
+    clients = jobs(build)
+    assert_as_plain(clients, together(clients, options), options, jobs(build))
 
 
 @pytest.mark.parametrize("fill", ["zero", "-inf", "none"])
@@ -73,9 +73,9 @@ def test_each_client_has_its_own_classes(together, fill):
     options = replace(OPTIONS, mask_fill=fill)
     classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)]
     build = exact(small(norm="gn"))
-    clients = works(build, classes=classes)
-    assert_as_plain(clients, together(clients, options), options, works(build, classes=classes))
-    rows = [work.model.model.linear.bias.detach()[4] for work in clients]
+    clients = jobs(build, classes=classes)
+    assert_as_plain(clients, together(clients, options), options, jobs(build, classes=classes))
+    rows = [job.model.model.linear.bias.detach()[4] for job in clients]
     assert [float(row) == 0 for row in rows] == [False, fill != "none", False, fill != "none"]
 
 
@@ -106,17 +106,17 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_plain_with_any_model_that_fits(together, name):
-    clients, options = works(exact(MODELS[name])), replace(OPTIONS, proximal=0.1)
-    assert_as_plain(clients, together(clients, options), options, works(exact(MODELS[name])))
+    clients, options = jobs(exact(MODELS[name])), replace(OPTIONS, proximal=0.1)
+    assert_as_plain(clients, together(clients, options), options, jobs(exact(MODELS[name])))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_is_near_plain_in_float32(together, name):
     """As a rule they are equal to six digits; the bound leaves room for a kink."""
-    clients, twins, received = works(MODELS[name]), works(MODELS[name]), works(MODELS[name])
+    clients, twins, received = jobs(MODELS[name]), jobs(MODELS[name]), jobs(MODELS[name])
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
     for one, other, before in zip(clients, twins, received, strict=True):
-        ends = [nn.utils.parameters_to_vector(work.model.parameters()) for work in (one, other, before)]
+        ends = [nn.utils.parameters_to_vector(job.model.parameters()) for job in (one, other, before)]
         assert (ends[0] - ends[1]).norm() < 0.02 * (ends[1] - ends[2]).norm()
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=1e-3)
 
@@ -133,7 +133,7 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
         return Double(nn.Sequential(nn.Conv2d(1, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)))
 
     def clients():
-        return works(build, sizes, split=lambda number, seed: images(number, seed, 1))
+        return jobs(build, sizes, split=lambda number, seed: images(number, seed, 1))
 
     options = TrainOptions(learning_rate=0.05, epochs=epochs, batch_size=batch_size, momentum=momentum, clip=clip)
     ours = clients()
@@ -142,7 +142,7 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
 
 def test_equals_plain_in_bfloat16():
     options = replace(OPTIONS, precision="bfloat16")
-    clients, twins = works(MODELS["mlp"]), works(MODELS["mlp"])
+    clients, twins = jobs(MODELS["mlp"]), jobs(MODELS["mlp"])
     results = Together(clients, options, Wide).train()
     expected = train_plain(twins, options)
     for one, other in zip(clients, twins, strict=True):
@@ -153,7 +153,7 @@ def test_equals_plain_in_bfloat16():
 
 def test_float64_decides_where_rounding_makes_float32_differ(together, monkeypatch):
     monkeypatch.setitem(proof.TOLERANCE, torch.float32, -1.0)
-    clients, twins = works(small()), works(small())
+    clients, twins = jobs(small()), jobs(small())
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=1e-3)
 
@@ -165,7 +165,7 @@ def test_inputs_of_different_shapes_go_in_turns(together):
 
     def clients():
         torch.manual_seed(5)
-        return works(exact(small(norm="gn")), split=split)
+        return jobs(exact(small(norm="gn")), split=split)
 
     ours = clients()
     assert_as_plain(ours, together(ours, OPTIONS), OPTIONS, clients())
@@ -175,7 +175,7 @@ def test_clients_with_an_odd_last_batch_soon_go_with_the_others_again(monkeypatc
     taken = []
     step = Together._step
     monkeypatch.setattr(Together, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
-    Together(works(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
+    Together(jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert taken == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
@@ -188,39 +188,39 @@ def test_frozen_and_unused_parameters_stay_as_they_are(together):
         model.unused = nn.Linear(3, 2, dtype=torch.float64)
         return Double(model)
 
-    clients, received = works(build), [state(work) for work in works(build)]
+    clients, received = jobs(build), [state(job) for job in jobs(build)]
     options = replace(OPTIONS, proximal=0.1)
-    assert_as_plain(clients, together(clients, options), options, works(build))
-    for work, before in zip(clients, received, strict=True):
-        same = {name for name, value in work.model.state_dict().items() if torch.equal(value, before[name])}
+    assert_as_plain(clients, together(clients, options), options, jobs(build))
+    for job, before in zip(clients, received, strict=True):
+        same = {name for name, value in job.model.state_dict().items() if torch.equal(value, before[name])}
         stayed = {"linear.weight", "features.conv1.bias", "unused.weight", "unused.bias"}
         assert same == {f"model.{name}" for name in stayed}
 
 
 def test_parameters_stay_the_same_tensors_in_the_same_layout(together):
-    clients = works(small())
+    clients = jobs(small())
     clients[1].model.to(memory_format=torch.channels_last)
-    earlier = [work.model.state_dict() for work in clients]
+    earlier = [job.model.state_dict() for job in clients]
     places = [{name: (value.data_ptr(), value.stride()) for name, value in own.items()} for own in earlier]
     clients[0].model.eval()
     clients[0].model.linear.bias.grad = torch.ones(5)
     together(clients, OPTIONS)
-    for work, place, own in zip(clients, places, earlier, strict=True):
-        assert {name: (value.data_ptr(), value.stride()) for name, value in work.model.state_dict().items()} == place
-        assert all(torch.equal(own[name], value) for name, value in work.model.state_dict().items())
-        assert all(parameter.grad is None for parameter in work.model.parameters())
-        assert all(module.training for module in work.model.modules())
+    for job, place, own in zip(clients, places, earlier, strict=True):
+        assert {name: (value.data_ptr(), value.stride()) for name, value in job.model.state_dict().items()} == place
+        assert all(torch.equal(own[name], value) for name, value in job.model.state_dict().items())
+        assert all(parameter.grad is None for parameter in job.model.parameters())
+        assert all(module.training for module in job.model.modules())
 
 
 def test_global_random_state_is_as_before(together):
-    clients = works(small())
+    clients = jobs(small())
     before = torch.get_rng_state()
     together(clients, replace(OPTIONS, augment="crop-flip"))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_time_is_shared_out_by_steps():
-    results = train_cohort(works(small()), OPTIONS)
+    results = train_cohort(jobs(small()), OPTIONS)
     each = [result.seconds / result.steps for result in results]
     assert each == pytest.approx([each[0]] * 4)
     assert each[0] > 0
@@ -230,8 +230,8 @@ def test_constant_buffers_are_used(together):
     def build():
         return Double(MODELS["mlp"]().append(Add()))
 
-    clients = works(build)
-    assert_as_plain(clients, together(clients, OPTIONS), OPTIONS, works(build))
+    clients = jobs(build)
+    assert_as_plain(clients, together(clients, OPTIONS), OPTIONS, jobs(build))
 
 
 class Add(nn.Module):
@@ -260,14 +260,14 @@ def test_a_transformer_without_dropout_trains_under_vmap():
         tokens = torch.randint(7, (number, 6), generator=generator)
         return Split(tokens, tokens[:, 0])
 
-    clients, twins = works(exact(Classifier), split=split), works(exact(Classifier), split=split)
+    clients, twins = jobs(exact(Classifier), split=split), jobs(exact(Classifier), split=split)
     assert_as_plain(clients, Together(clients, OPTIONS, Vmapped).train(), OPTIONS, twins)
 
 
 def test_one_client_is_trained_as_plain_does():
-    assert train_cohort(works(small(), (12,)), OPTIONS) == train_plain(works(small(), (12,)), OPTIONS)
-    work = works(small(), (12,))[0]
-    assert train(work.model, work.split, OPTIONS, seed=work.seed, engine="cohort").steps == 6
+    assert train_cohort(jobs(small(), (12,)), OPTIONS) == train_plain(jobs(small(), (12,)), OPTIONS)
+    job = jobs(small(), (12,))[0]
+    assert train(job.model, job.split, OPTIONS, seed=job.seed, engine="cohort").steps == 6
 
 
 def test_nobody_is_trained_as_nobody():
@@ -275,7 +275,7 @@ def test_nobody_is_trained_as_nobody():
 
 
 def test_an_empty_split_is_refused_before_anyone_is_trained():
-    clients = works(small(), (10, 0))
+    clients = jobs(small(), (10, 0))
     before = state(clients[0])
     with pytest.raises(DataError, match="there are no examples to train on"):
         train_cohort(clients, OPTIONS)
@@ -295,7 +295,7 @@ def test_what_plain_refuses_is_refused_in_its_words(classes, shift, changes, mes
         own = images(number, seed)
         return replace(own, targets=own.targets + seed * shift)
 
-    clients = works(small(), (10, 10), classes=classes, split=split)
+    clients = jobs(small(), (10, 10), classes=classes, split=split)
     before = state(clients[1])
     with pytest.raises(DataError, match=message):
         train_cohort(clients, replace(OPTIONS, **changes))
@@ -306,13 +306,13 @@ def test_training_together_loads_no_compiler_of_torchs():
     code = """if True:
         import sys, torch
         from heterofl_flwr.data import Split
-        from heterofl_flwr.training import TrainOptions, Work
+        from heterofl_flwr.training import TrainOptions, TrainingJob
         from heterofl_flwr.training.engines.joint import Vmapped, Wide
         from heterofl_flwr.training.engines.cohort import Together
         split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
         for way in (Wide, Vmapped):
-            works = [Work(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
-            Together(works, TrainOptions(learning_rate=0.1), way).train()
+            jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
+            Together(jobs, TrainOptions(learning_rate=0.1), way).train()
         print(*{"torch._dynamo", "flwr", "torchvision"} & set(sys.modules))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -326,8 +326,8 @@ def test_equals_plain_on_a_gpu(together, name):
         pytest.skip("needs a CUDA device")
 
     def clients(build):
-        made = works(build)
-        return [replace(work, model=work.model.to("cuda"), split=work.split.to("cuda")) for work in made]
+        made = jobs(build)
+        return [replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in made]
 
     ours = clients(exact(MODELS[name]))
     assert_as_plain(ours, together(ours, OPTIONS), OPTIONS, clients(exact(MODELS[name])), tolerance=1e-7)

@@ -8,46 +8,46 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.training import DivergedError, Work
+from heterofl_flwr.training import DivergedError, TrainingJob
 from heterofl_flwr.training.engines import wide as registry
 from heterofl_flwr.training.engines.cohort import CohortDivergedError, Together, train_cohort
 from heterofl_flwr.training.engines.joint import Wide
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.wide import joined
-from tests.training.cohorts import OPTIONS, exact, small, works
+from tests.training.cohorts import OPTIONS, exact, jobs, small
 
 
-def sicken(work: Work, at: int) -> Work:
+def sicken(job: TrainingJob, at: int) -> TrainingJob:
     """Return a client whose step ``at``, counted from 0, meets NaN."""
-    generator = torch.Generator().manual_seed(derive(work.seed, "batches"))
-    row = torch.randperm(len(work.split), generator=generator)[at * OPTIONS.batch_size]
-    work.split.inputs[row] = torch.nan
-    return work
+    generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
+    row = torch.randperm(len(job.split), generator=generator)[at * OPTIONS.batch_size]
+    job.split.inputs[row] = torch.nan
+    return job
 
 
 def test_a_client_that_diverges_falls_out_and_the_others_are_trained():
-    clients = works(exact(small()))
+    clients = jobs(exact(small()))
     sicken(clients[1], 2)
     options = replace(OPTIONS, epochs=3)
     with pytest.raises(DivergedError, match=r"^client 2 of 4: the loss of step 3 is nan at learning") as caught:
         train_cohort(clients, options)
     assert isinstance(caught.value, CohortDivergedError)
     outcomes = caught.value.outcomes
-    twins = works(exact(small()))
+    twins = jobs(exact(small()))
     healthy = [0, 2, 3]
     expected = train_plain([twins[number] for number in healthy], options)
     for number, result in zip(healthy, expected, strict=True):
         assert outcomes[number].loss == pytest.approx(result.loss, rel=1e-6)
         for ours, theirs in zip(clients[number].model.parameters(), twins[number].model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    sick = sicken(works(exact(small()))[1], 2)
+    sick = sicken(jobs(exact(small()))[1], 2)
     with pytest.raises(DivergedError) as alone:
         train_plain([sick], options)
     assert str(alone.value) == str(outcomes[1])
 
 
 def test_all_may_diverge_each_at_its_own_step():
-    clients = works(small(), (20, 20))
+    clients = jobs(small(), (20, 20))
     sicken(clients[0], 1)
     sicken(clients[1], 3)
     with pytest.raises(CohortDivergedError, match=r"client 1 of 2: the loss of step 2 .*; client 2 of 2: .* step 4"):
@@ -58,7 +58,7 @@ def test_divergence_is_found_in_the_epoch_where_it_happens(monkeypatch):
     taken = []
     step = Together._step
     monkeypatch.setattr(Together, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
-    clients = works(small(norm="none"), (20, 20))
+    clients = jobs(small(norm="none"), (20, 20))
     with torch.no_grad():
         clients[0].model.linear.weight.mul_(1e30)
     options = replace(OPTIONS, epochs=5, clip=None, momentum=0.0)
@@ -95,17 +95,17 @@ def test_what_diverges_spoils_no_other_even_where_nan_leaks(monkeypatch):
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), Leak(), nn.Linear(8, 5))
 
     for at in (1, 3):  # in the last step nobody's loss comes after it
-        clients = works(build, (20, 20))
+        clients = jobs(build, (20, 20))
         sicken(clients[0], at)
         with pytest.raises(CohortDivergedError) as caught:
             train_cohort(clients, replace(OPTIONS, epochs=1))
-        twin = works(build, (20, 20))[1]
+        twin = jobs(build, (20, 20))[1]
         assert caught.value.outcomes[1] == train_plain([twin], replace(OPTIONS, epochs=1))[0]
         assert all(map(torch.equal, clients[1].model.parameters(), twin.model.parameters()))
 
 
 def test_the_error_of_a_cohort_can_be_pickled():
-    clients = works(small(), (20, 20))
+    clients = jobs(small(), (20, 20))
     sicken(clients[1], 0)
     with pytest.raises(CohortDivergedError) as caught:
         train_cohort(clients, OPTIONS)

@@ -12,7 +12,7 @@ from heterofl_flwr.training.engines import cohort
 from heterofl_flwr.training.engines.cohort import Together, train_cohort
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
 from heterofl_flwr.training.engines.plain import train_plain
-from tests.training.cohorts import OPTIONS, assert_as_plain, exact, state, works
+from tests.training.cohorts import OPTIONS, assert_as_plain, exact, jobs, state
 
 
 class Net(nn.Module):
@@ -147,7 +147,7 @@ def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
     cohort._tell.cache_clear()
     caplog.set_level(logging.INFO, logger="heterofl_flwr")
     for _ in range(2):
-        clients, twins = works(build), works(build)
+        clients, twins = jobs(build), jobs(build)
         results = train_cohort(clients, OPTIONS)
         assert results == train_plain(twins, OPTIONS)
         for one, other in zip(clients, twins, strict=True):
@@ -159,41 +159,41 @@ def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
 
 @pytest.mark.parametrize("build", [FixedShape, Softmax, Pairs, Backwards, Tied, Net])
 def test_vmap_takes_what_does_not_fit_side_by_side(build):
-    clients = works(exact(build))
-    assert_as_plain(clients, Together(clients, OPTIONS, Vmapped).train(), OPTIONS, works(exact(build)))
+    clients = jobs(exact(build))
+    assert_as_plain(clients, Together(clients, OPTIONS, Vmapped).train(), OPTIONS, jobs(exact(build)))
 
 
 def test_the_next_way_is_tried(monkeypatch):
     monkeypatch.setattr(cohort, "WAYS", {"cpu": (Wide, Vmapped)})
     monkeypatch.setattr(cohort, "train_plain", None)
-    clients = works(exact(Softmax))
-    assert_as_plain(clients, train_cohort(clients, OPTIONS), OPTIONS, works(exact(Softmax)))
+    clients = jobs(exact(Softmax))
+    assert_as_plain(clients, train_cohort(clients, OPTIONS), OPTIONS, jobs(exact(Softmax)))
 
 
 def test_vmap_leaves_bfloat16_to_others(monkeypatch):
     monkeypatch.setattr(cohort, "WAYS", {"cpu": (Vmapped,)})
     options = replace(OPTIONS, precision="bfloat16")
-    assert train_cohort(works(Net), options) == train_plain(works(Net), options)
+    assert train_cohort(jobs(Net), options) == train_plain(jobs(Net), options)
 
 
 def test_hooks_are_called():
     calls = []
-    clients = works(Net, (10, 10))
+    clients = jobs(Net, (10, 10))
     clients[1].model.register_forward_hook(lambda *_: calls.append(1))
     train_cohort(clients, OPTIONS)
     assert len(calls) == 4
 
 
 def test_a_model_given_twice_is_trained_twice():
-    first, second = works(Net, (10, 10))
+    first, second = jobs(Net, (10, 10))
     second = replace(second, model=first.model)
-    one, two = works(Net, (10, 10))
+    one, two = jobs(Net, (10, 10))
     two = replace(two, model=one.model)
     assert train_cohort([first, second], OPTIONS) == train_plain([one, two], OPTIONS)
 
 
 def test_a_model_that_draws_numbers_leaves_the_global_random_state_alone():
-    clients = works(Noise)
+    clients = jobs(Noise)
     before = torch.get_rng_state()
     train_cohort(clients, OPTIONS)
     assert torch.equal(before, torch.get_rng_state())

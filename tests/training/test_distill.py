@@ -12,7 +12,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.training import TrainOptions, Work
+from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.distill import (
     JOIN,
     DistillOptions,
@@ -36,8 +36,8 @@ def mlp(seed=0):
     return build_model("mlp", inputs=(1, 6, 6), classes=CLASSES, hidden=(8,))(1.0)
 
 
-def work(model):
-    return Work(model=model, split=Split(INPUTS, TARGETS), seed=3)
+def job(model):
+    return TrainingJob(model=model, split=Split(INPUTS, TARGETS), seed=3)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -107,7 +107,7 @@ def test_seed_steps_are_a_plain_loop(projection, labels):
     model, twin = mlp(), mlp()
     peers = torch.randn(2, 8, CLASSES, generator=torch.Generator().manual_seed(1)).softmax(2)
     distill = DistillOptions(steps=6, temperature=2.0, weight=0.5, labels=labels, projection=projection)
-    apart = learn_from_peers(work(model), SEEDS, peers, OPTIONS, distill)
+    apart = learn_from_peers(job(model), SEEDS, peers, OPTIONS, distill)
     assert apart == pytest.approx(divergence(twin(SEEDS[0]), peers, 2.0).item(), rel=1e-5)
 
     optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
@@ -136,14 +136,14 @@ def test_peers_bring_a_model_nearer_to_them():
     model = mlp()
     teacher = posteriors(mlp(seed=9), SEEDS[0]).unsqueeze(0)
     distill = DistillOptions(steps=60, weight=5.0, labels=False, projection="none")
-    before = learn_from_peers(work(model), SEEDS, teacher, OPTIONS, distill)
+    before = learn_from_peers(job(model), SEEDS, teacher, OPTIONS, distill)
     after = divergence(model(SEEDS[0]), teacher).item()
     assert after < 0.5 * before
 
 
 def test_without_peers_there_are_labels_alone():
     model = mlp()
-    apart = learn_from_peers(work(model), SEEDS, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions(steps=2))
+    apart = learn_from_peers(job(model), SEEDS, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions(steps=2))
     assert apart == 0
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -151,7 +151,7 @@ def test_without_peers_there_are_labels_alone():
 def test_a_loss_that_is_not_finite_is_told():
     broken = SEEDS[0] * math.inf, SEEDS[1]
     with pytest.raises(DivergedError, match="the loss of seed step 1 is nan"):
-        learn_from_peers(work(mlp()), broken, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions())
+        learn_from_peers(job(mlp()), broken, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions())
 
 
 def test_options_that_mean_nothing_are_told_at_once():

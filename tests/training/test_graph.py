@@ -16,7 +16,7 @@ from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn import PAPER, Transformer
 from heterofl_flwr.nn.transformer import TransformerShape
-from heterofl_flwr.training import DivergedError, TrainOptions, Work, train, train_together
+from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines import graph, static_step
 from heterofl_flwr.training.engines.cuda_graph import CudaRecorder, UncapturableError
 from heterofl_flwr.training.engines.graph import GraphEngine
@@ -76,7 +76,7 @@ class Bench:
         self.engine = GraphEngine(self._counting)
 
     def train(self, model, split, options, *, classes=None, seed=3):
-        return self.engine.train(work_of(model, split.to(self.device), classes, seed), options)
+        return self.engine.train(job_of(model, split.to(self.device), classes, seed), options)
 
     def check_equals_plain(self, model, split, options, *, classes=None, seed=3):
         """Train a copy by ``plain``, then the model, and compare; return both results."""
@@ -113,8 +113,8 @@ def tape() -> Bench:
     return Bench("cpu", Tape)
 
 
-def work_of(model, split, classes=None, seed=3):
-    return Work(model=model, split=split, seed=seed, classes=classes)
+def job_of(model, split, classes=None, seed=3):
+    return TrainingJob(model=model, split=split, seed=seed, classes=classes)
 
 
 def images(number, seed=0):
@@ -435,8 +435,8 @@ def test_several_clients_are_trained_in_order(bench, build):
     models = [build(norm="gn").to(bench.device) for _ in range(3)]
     twins = copy.deepcopy(models)
     splits = [images(10 + number, number).to(bench.device) for number in range(3)]
-    expected = train_plain([work_of(*pair, seed=5) for pair in zip(twins, splits, strict=True)], OPTIONS)
-    found = [bench.engine.train(work_of(*pair, seed=5), OPTIONS) for pair in zip(models, splits, strict=True)]
+    expected = train_plain([job_of(*pair, seed=5) for pair in zip(twins, splits, strict=True)], OPTIONS)
+    found = [bench.engine.train(job_of(*pair, seed=5), OPTIONS) for pair in zip(models, splits, strict=True)]
     assert [result.examples for result in found] == [result.examples for result in expected] == [10, 11, 12]
     assert [result.loss for result in found] == pytest.approx([result.loss for result in expected], rel=1e-3)
 
@@ -453,7 +453,7 @@ def test_is_an_engine_on_a_gpu(build, split):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     models = [build(norm="gn").to("cuda") for _ in range(2)]
-    results = train_together([work_of(model, split) for model in models], OPTIONS, engine="graph")
+    results = train_together([job_of(model, split) for model in models], OPTIONS, engine="graph")
     assert results[0].loss == pytest.approx(train(build(norm="gn").to("cuda"), split, OPTIONS, seed=3).loss, rel=1e-2)
 
 

@@ -225,10 +225,10 @@ def test_targets_beyond_the_models_classes_are_refused(build):
 def test_engines_have_names(build, split, monkeypatch):
     with pytest.raises(ConfigError, match="engine is 'warp'; expected auto or one of plain"):
         train(build(), split, OPTIONS, seed=1, engine="warp")
-    monkeypatch.setitem(ENGINES, "mine", lambda works, options: [(work, options) for work in works])
+    monkeypatch.setitem(ENGINES, "mine", lambda jobs, options: [(job, options) for job in jobs])
     model = build()
-    work, options = train(model, split, OPTIONS, classes=[1], seed=1, engine="mine")
-    assert (work.model, work.classes, work.seed, options) == (model, [1], 1, OPTIONS)
+    job, options = train(model, split, OPTIONS, classes=[1], seed=1, engine="mine")
+    assert (job.model, job.classes, job.seed, options) == (model, [1], 1, OPTIONS)
 
 
 def test_learns_digits():

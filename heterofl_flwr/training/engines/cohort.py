@@ -19,7 +19,7 @@ from heterofl_flwr.training.engines.joint import Joint, Stack, Vmapped, Wide, la
 from heterofl_flwr.training.engines.plain import DivergedError, check_examples, result_of, train_plain
 from heterofl_flwr.training.engines.verify import prove
 from heterofl_flwr.training.losses import Losses
-from heterofl_flwr.training.options import TrainOptions, TrainResult, UnfitError, Work
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult, UnfitError
 
 _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -46,7 +46,7 @@ class Together:
 
     Parameters
     ----------
-    works : Sequence[Work]
+    jobs : Sequence[TrainingJob]
         The clients.
     options : TrainOptions
         Learning rate, epochs and so on.
@@ -54,19 +54,19 @@ class Together:
         How they are computed together.
     """
 
-    def __init__(self, works: Sequence[Work], options: TrainOptions, way: type[Joint]) -> None:
+    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, way: type[Joint]) -> None:
         self._started = perf_counter()
-        self._works, self._options, self._way = works, options, way
-        models = [work.model.train() for work in works]
+        self._works, self._options, self._way = jobs, options, way
+        models = [job.model.train() for job in jobs]
         if len(set(map(id, models))) < len(models):
             raise UnfitError("two clients have the same model")
         if reason := next(filter(None, map(obstacle, models)), None):
             raise UnfitError(reason)
         self._layouts = layouts_of(models, channels_last=way.channels_last)
         self._stack = Stack.of(models, self._layouts, options)
-        self._losses = Losses([work.classes for work in works], options.mask_fill)
-        self._clients = [_Client(work, options) for work in works]
-        self._longest = max(steps_an_epoch(work.split, options.batch_size) for work in works)
+        self._losses = Losses([job.classes for job in jobs], options.mask_fill)
+        self._clients = [_Client(job, options) for job in jobs]
+        self._longest = max(steps_an_epoch(job.split, options.batch_size) for job in jobs)
         self._joints: dict[int, Joint] = {}
 
     def train(self) -> list[TrainResult | None]:
@@ -134,22 +134,22 @@ class Together:
     @torch.no_grad()
     def _finish(self, number: int, seconds: float) -> TrainResult:
         """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
-        client, work = self._clients[number], self._works[number]
-        parameters = dict(work.model.named_parameters())
+        client, job = self._clients[number], self._works[number]
+        parameters = dict(job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._stack.values, strict=True):
             if layout.trained:
                 parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
-        work.model.zero_grad()
+        job.model.zero_grad()
         correct = int(torch.stack(client.right).sum())
-        return result_of(work, client.losses, client.sizes, correct, seconds * len(client.sizes))
+        return result_of(job, client.losses, client.sizes, correct, seconds * len(client.sizes))
 
 
 class _Client:
     """One client's way through its batches, and what came of them."""
 
-    def __init__(self, work: Work, options: TrainOptions) -> None:
-        self.left = steps_of(work, options)
-        self._batches = chain.from_iterable(epochs_of(work, options))
+    def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
+        self.left = steps_of(job, options)
+        self._batches = chain.from_iterable(epochs_of(job, options))
         self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
         self.losses: list[Tensor] = []
         self.right: list[Tensor] = []
@@ -202,7 +202,7 @@ class CohortDivergedError(DivergedError):
         )
 
 
-def train_cohort(works: Sequence[Work], options: TrainOptions) -> list[TrainResult]:
+def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients together; equal to ``plain`` up to rounding.
 
     Clients stay independent: each has its own batches, classes and clipping, and they need not have equally many
@@ -216,13 +216,12 @@ def train_cohort(works: Sequence[Work], options: TrainOptions) -> list[TrainResu
     CohortDivergedError
         If a loss is NaN or infinite. The other clients are trained.
     """
-    for work in works:
-        check_examples(work)
-    if len(works) < 2:
-        return train_plain(works, options)
+    for job in jobs:
+        check_examples(job)
+    if len(jobs) < 2:
+        return train_plain(jobs, options)
     outcomes = [
-        result or _train_alone(work, options)
-        for work, result in zip(works, _train_together(works, options), strict=True)
+        result or _train_alone(job, options) for job, result in zip(jobs, _train_together(jobs, options), strict=True)
     ]
     results = [outcome for outcome in outcomes if isinstance(outcome, TrainResult)]
     if len(results) < len(outcomes):
@@ -230,21 +229,21 @@ def train_cohort(works: Sequence[Work], options: TrainOptions) -> list[TrainResu
     return results
 
 
-def _train_together(works: Sequence[Work], options: TrainOptions) -> list[TrainResult | None]:
+def _train_together(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult | None]:
     """Train clients in the first way that fits; None for those that are left as they were."""
-    device = device_of(works[0].model)
+    device = device_of(jobs[0].model)
     for way in WAYS.get(device.type, ()):
         try:
             with seeded(0, device):
-                return Together(works, options, way).train()
+                return Together(jobs, options, way).train()
         except Exception as error:  # alone the clients either meet it too, and say it as plain does, or they do not
-            _tell(type(works[0].model).__name__, way.__name__.lower(), f"{type(error).__name__}: {error}")
-    return [None] * len(works)
+            _tell(type(jobs[0].model).__name__, way.__name__.lower(), f"{type(error).__name__}: {error}")
+    return [None] * len(jobs)
 
 
-def _train_alone(work: Work, options: TrainOptions) -> TrainResult | DivergedError:
+def _train_alone(job: TrainingJob, options: TrainOptions) -> TrainResult | DivergedError:
     try:
-        return train_plain([work], options)[0]
+        return train_plain([job], options)[0]
     except DivergedError as error:
         return error
 

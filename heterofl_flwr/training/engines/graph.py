@@ -16,7 +16,7 @@ from heterofl_flwr.training.device import device_of, seeded
 from heterofl_flwr.training.engines.cuda_graph import CudaRecorder, Recorder, UncapturableError
 from heterofl_flwr.training.engines.plain import check_examples, check_finite, result_of, train_plain
 from heterofl_flwr.training.engines.static_step import StaticStep
-from heterofl_flwr.training.options import TrainOptions, TrainResult, Work
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 _log = logging.getLogger(__name__)
 
@@ -35,29 +35,29 @@ class GraphEngine:
         self._steps: WeakKeyDictionary[nn.Module, StaticStep] = WeakKeyDictionary()
         self._unfit: WeakSet[nn.Module] = WeakSet()
 
-    def train(self, work: Work, options: TrainOptions) -> TrainResult:
+    def train(self, job: TrainingJob, options: TrainOptions) -> TrainResult:
         """Train one client's model in place."""
-        check_examples(work)
+        check_examples(job)
         # Its draws choose what is computed, which a recording would fix.
-        if work.model not in self._unfit and not isinstance(work.model, OrderedDropout):
+        if job.model not in self._unfit and not isinstance(job.model, OrderedDropout):
             try:
-                return self._train(work, options)
+                return self._train(job, options)
             except UncapturableError as error:
-                self._unfit.add(work.model)
-                _tell(type(work.model).__name__, str(error))
-        return train_plain([work], options)[0]
+                self._unfit.add(job.model)
+                _tell(type(job.model).__name__, str(error))
+        return train_plain([job], options)[0]
 
-    def _train(self, work: Work, options: TrainOptions) -> TrainResult:
+    def _train(self, job: TrainingJob, options: TrainOptions) -> TrainResult:
         started = perf_counter()
-        work.model.train()
-        step = self._step_of(work.model, options)
+        job.model.train()
+        step = self._step_of(job.model, options)
         try:
-            with seeded(derive(work.seed, "model"), work.split.targets.device), step.client(work, options):
-                losses, sizes, correct = _run(step, work, options)
+            with seeded(derive(job.seed, "model"), job.split.targets.device), step.client(job, options):
+                losses, sizes, correct = _run(step, job, options)
         except BaseException:
-            self._steps.pop(work.model, None)  # nobody knows what state a recording is in
+            self._steps.pop(job.model, None)  # nobody knows what state a recording is in
             raise
-        return result_of(work, losses, sizes, correct, perf_counter() - started)
+        return result_of(job, losses, sizes, correct, perf_counter() - started)
 
     def _step_of(self, model: nn.Module, options: TrainOptions) -> StaticStep:
         step = self._steps.get(model)
@@ -67,11 +67,11 @@ class GraphEngine:
         return step
 
 
-def _run(step: StaticStep, work: Work, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
+def _run(step: StaticStep, job: TrainingJob, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
     """Return the losses of all steps, the number of examples of each, and the number of right answers."""
     all_losses: list[Tensor] = []
     sizes: list[int] = []
-    for batches in epochs_of(work, options):
+    for batches in epochs_of(job, options):
         losses = []
         for inputs, targets in batches:
             losses.append(step.take(inputs, targets))
@@ -90,7 +90,7 @@ def _tell(model: str, reason: str) -> None:
 _ENGINE = GraphEngine(CudaRecorder)
 
 
-def train_graph(works: Sequence[Work], options: TrainOptions) -> list[TrainResult]:
+def train_graph(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other, each step one launch of a CUDA graph instead of hundreds of kernels.
 
     A graph is recorded once for each module and shape of batch, and serves all clients and rounds of the process that
@@ -107,4 +107,4 @@ def train_graph(works: Sequence[Work], options: TrainOptions) -> list[TrainResul
     DivergedError
         If a loss is NaN or infinite.
     """
-    return [_ENGINE.train(work, options) for work in works]
+    return [_ENGINE.train(job, options) for job in jobs]

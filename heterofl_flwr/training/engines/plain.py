@@ -14,36 +14,36 @@ from heterofl_flwr.training.batches import epochs_of
 from heterofl_flwr.training.device import lowered, seeded
 from heterofl_flwr.training.engines.sgd import Descent
 from heterofl_flwr.training.losses import Masking
-from heterofl_flwr.training.options import TrainOptions, TrainResult, Work
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
 
 class DivergedError(HeteroFLError):
     """The loss is no longer finite."""
 
 
-def train_plain(works: Sequence[Work], options: TrainOptions) -> list[TrainResult]:
+def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
     """Train clients one after the other (section 4: SGD with momentum, gradients clipped)."""
-    return [_train(work, options) for work in works]
+    return [_train(job, options) for job in jobs]
 
 
-def _train(work: Work, options: TrainOptions) -> TrainResult:
-    check_examples(work)
+def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
+    check_examples(job)
     started = perf_counter()
-    with seeded(derive(work.seed, "model"), work.split.targets.device), channels_last(work.model):
-        losses, sizes, correct = _run(work, options)
-        work.model.zero_grad()  # frees the gradients
-    return result_of(work, losses, sizes, correct, perf_counter() - started)
+    with seeded(derive(job.seed, "model"), job.split.targets.device), channels_last(job.model):
+        losses, sizes, correct = _run(job, options)
+        job.model.zero_grad()  # frees the gradients
+    return result_of(job, losses, sizes, correct, perf_counter() - started)
 
 
-def _run(work: Work, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
+def _run(job: TrainingJob, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
     """Return the losses of all steps, the number of examples of each, and the number of right answers."""
-    model, masking = work.model, Masking(work.classes, options.mask_fill)
+    model, masking = job.model, Masking(job.classes, options.mask_fill)
     descent = Descent(model.parameters(), options)
     model.train()
     all_losses: list[Tensor] = []
     sizes: list[int] = []
     correct = 0
-    for batches in epochs_of(work, options):
+    for batches in epochs_of(job, options):
         losses, right = [], []
         for inputs, targets in batches:
             with lowered(options.precision, targets.device):
@@ -60,18 +60,20 @@ def _run(work: Work, options: TrainOptions) -> tuple[list[Tensor], list[int], in
     return all_losses, sizes, correct
 
 
-def check_examples(work: Work) -> None:
+def check_examples(job: TrainingJob) -> None:
     """Refuse a client without data."""
-    if not len(work.split):
+    if not len(job.split):
         raise DataError("there are no examples to train on")
 
 
-def result_of(work: Work, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float) -> TrainResult:
+def result_of(
+    job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float
+) -> TrainResult:
     """Return the result of a client from the losses and sizes of its steps and the number of right answers."""
     seen = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)
-    return TrainResult(len(work.split), loss, correct / seen, len(sizes), seconds)
+    return TrainResult(len(job.split), loss, correct / seen, len(sizes), seconds)
 
 
 def check_finite(losses: Sequence[Tensor], options: TrainOptions) -> None:

@@ -13,7 +13,7 @@ from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_en
 from heterofl_flwr.training.device import device_of, lowered
 from heterofl_flwr.training.engines.cuda_graph import Recorder, Replay, UncapturableError
 from heterofl_flwr.training.engines.sgd import Descent
-from heterofl_flwr.training.options import TrainOptions, Work
+from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 WARM_UP = 3
 """Steps with each shape of batch before it is recorded: torch and its libraries set themselves up in them."""
@@ -74,19 +74,19 @@ class StaticStep:
         return same and self._options == _constants(options) and self._form == _form(model)
 
     @contextmanager
-    def client(self, work: Work, options: TrainOptions) -> Iterator[None]:
+    def client(self, job: TrainingJob, options: TrainOptions) -> Iterator[None]:
         """Take steps for a client in this context; after an error the model is as it was received."""
-        with self._recorder.place(), _living_in(work.model, self._homes):
-            self._model = work.model
+        with self._recorder.place(), _living_in(job.model, self._homes):
+            self._model = job.model
             try:
-                self._masking.choose(work.classes)
+                self._masking.choose(job.classes)
                 self._learning_rate.fill_(options.learning_rate)
                 self._correct.zero_()
                 self._descent.restart()
                 yield
             finally:
                 del self._model
-                work.model.zero_grad()  # frees the gradients
+                job.model.zero_grad()  # frees the gradients
 
     def take(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Take one step; return its loss."""

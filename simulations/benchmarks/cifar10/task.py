@@ -11,7 +11,7 @@ from heterofl_flwr.core import LEVELS
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split, load_dataset
 from heterofl_flwr.nn import PAPER, profile
-from heterofl_flwr.training import TrainOptions, Work
+from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.device import Precision
 
 MIX = "a1-b1-c1-d1-e1"
@@ -85,10 +85,12 @@ class Experiment:
         model = PAPER["cifar10"].build()(rate).to(self.device)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
-    def work(self, number: int, model: nn.Module) -> Work:
+    def work(self, number: int, model: nn.Module) -> TrainingJob:
         """Return what a client trains."""
         split = _part(self.data().train, number, self.images).to(self.device)
-        return Work(model=model, split=split, seed=derive(0, "gpu", number), classes=torch.arange(self.data().classes))
+        return TrainingJob(
+            model=model, split=split, seed=derive(0, "gpu", number), classes=torch.arange(self.data().classes)
+        )
 
     def tera_flop(self) -> float:
         """Return the floating point operations of a round, in 10^12.

@@ -35,7 +35,7 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.runner import together
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.training import TrainResult, Work, train_together
+from heterofl_flwr.training import TrainingJob, TrainResult, train_together
 from simulations.benchmarks.rounds.ours import request
 from simulations.benchmarks.rounds.task import Experiment, members
 
@@ -116,7 +116,7 @@ def train_directly(
         configs = [wire.config_of(message, SERVER) for message in group]
         parts = [task.part(wire.value_of(config, wire.PARTITION, int, SERVER), clients) for config in configs]
         works = [
-            Work(
+            TrainingJob(
                 model=copy.deepcopy(submodel(message, task.build)),
                 split=split,
                 seed=seed_of(message),
