@@ -19,7 +19,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.ordered_dropout import OrderedDropout
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
-from heterofl_flwr.settings.presets import architectures, of_architecture, takes
+from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
 from heterofl_flwr.training import TrainOptions, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
 
@@ -86,7 +86,7 @@ class Task:
             "classes": facts.classes,
             "vocabulary": facts.classes,
         }
-        options |= {name: value for name, value in depends.items() if takes(model, name)}
+        options |= {name: value for name, value in depends.items() if model_has(model, name)}
         return build_model(model, **options)
 
     @cached_property
@@ -96,7 +96,7 @@ class Task:
         if not own:
             return {_short([self.settings.model.name])[0]: self.build}
         return {
-            short: Task(of_architecture(self.settings, name)).build
+            short: Task(with_architecture(self.settings, name)).build
             for short, name in zip(_short(own), own, strict=True)
         }
 

@@ -1,10 +1,20 @@
 """Every setting of a run: ``from_flat`` reads a run config, ``to_flat`` writes one, ``describe`` explains them all."""
 
-from heterofl_flwr.settings.flat import AUTO_KEYS, DEFAULTS, SPECS, flatten, from_flat, to_flat
+from heterofl_flwr.settings.flat import (
+    AUTO_KEYS,
+    DEFAULTS,
+    SPECS,
+    accepts,
+    describe,
+    differences,
+    flatten,
+    from_flat,
+    to_flat,
+    to_toml,
+)
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.kinds import AUTO, Flat
 from heterofl_flwr.settings.presets import CLIENTS, PRESETS, model_options, preset, short_name
-from heterofl_flwr.settings.table import describe, differences, to_toml
+from heterofl_flwr.settings.types import AUTO, Flat
 
 __all__ = [
     "AUTO",
@@ -15,6 +25,7 @@ __all__ = [
     "SPECS",
     "Flat",
     "Settings",
+    "accepts",
     "describe",
     "differences",
     "flatten",

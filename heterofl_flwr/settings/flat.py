@@ -1,46 +1,47 @@
 """Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from itertools import groupby
 from types import MappingProxyType
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from heterofl_flwr.core.sharing import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.kinds import AUTO, Flat, Setting
-from heterofl_flwr.settings.presets import OTHER, preset, takes
-from heterofl_flwr.settings.server import ETA, ServerSettings
+from heterofl_flwr.settings.groups import ETA, ServerSettings, Settings
+from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS, model_has, preset
+from heterofl_flwr.settings.types import AUTO, Flat, Group, expected
+
+GroupType = TypeVar("GroupType", bound=Group)
 
 
-def key_of(group: str, name: str) -> str:
-    """Return the key of a field: ``("train", "batch_size")`` is ``train.batch-size``."""
-    return ".".join(filter(None, [group, name])).replace("_", "-")
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting: its default as a run config has it, what it can be, and what it means."""
+
+    default: Flat
+    expected: str
+    help: str
 
 
-@cache
-def _own(group: type) -> dict[str, Setting]:
-    """Return the settings of a group by the names of their fields."""
-    hints = get_type_hints(group, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+def read_specs(group: type[Group], prefix: str = "") -> dict[str, Setting]:
+    """Return every setting of a group and of the groups in it, by key."""
+    specs: dict[str, Setting] = {}
+    for field in group.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            specs |= read_specs(field.annotation, f"{field.alias}.")
+        else:
+            specs[f"{prefix}{field.alias}"] = Setting(field.default, expected(field), field.description or "")
+    return specs
 
 
-def _groups() -> dict[str, type]:
-    """Return the groups by name; the settings without a group come first, under ''."""
-    return {"": Settings} | {
-        name: hint for name, hint in get_type_hints(Settings).items() if name not in _own(Settings)
-    }
-
-
-GROUPS: Mapping[str, type] = MappingProxyType(_groups())
-"""The groups of settings by name."""
-
-SPECS: Mapping[str, Setting] = MappingProxyType(
-    {key_of(group, name): spec for group, kind in GROUPS.items() for name, spec in _own(kind).items()}
-)
+SPECS: Mapping[str, Setting] = MappingProxyType(read_specs(Settings))
 """Every setting by its key."""
 
 DEFAULTS: Mapping[str, Flat] = MappingProxyType({key: spec.default for key, spec in SPECS.items()})
@@ -50,7 +51,7 @@ AUTO_KEYS: Sequence[str] = tuple(OTHER)
 """The settings whose ``auto`` stands for a value of the data set."""
 
 
-def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Return nested tables as one, with dots in its keys."""
     flat: dict[str, object] = {}
     for name, value in nested.items():
@@ -66,19 +67,12 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
 
     Keys that are missing have their default. All faults are collected and raised in one ``ConfigError``.
     """
-    faults = [_unknown(key) for key in mapping if key not in SPECS]
-    values: dict[str, object] = {}
     given = {**DEFAULTS, **{key: value for key, value in mapping.items() if key in SPECS}}
-    concrete = _resolved(given)
-    for key, value in concrete.items():
-        try:
-            values[key] = _read(key, value)
-        except ConfigError as error:
-            faults.append(str(error))
-    if not faults:
-        settings = _assemble(values)
-        faults = list(_contradictions(settings, given))
-    if faults:
+    settings, faults = validate(Settings, _resolve(given), SPECS)
+    faults = [_describe_unknown(key) for key in mapping if key not in SPECS] + faults
+    if settings is not None and not faults:
+        faults = [f"{key}: found {given[key]!r}, {why}" for key, why in _find_contradictions(settings, given)]
+    if settings is None or faults:
         several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
         raise ConfigError(several + "\n  ".join(faults))
     return settings
@@ -86,14 +80,41 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
 
 def to_flat(settings: Settings) -> dict[str, Flat]:
     """Return the run config of these settings, every value concrete; ``from_flat`` reads it back."""
-    flat: dict[str, Flat] = {}
-    for group, kind in GROUPS.items():
-        holder = getattr(settings, group) if group else settings
-        flat |= {key_of(group, name): spec.kind.write(getattr(holder, name)) for name, spec in _own(kind).items()}
-    return flat
+    return flatten(settings.model_dump(by_alias=True))
 
 
-def _unknown(key: str) -> str:
+def accepts(key: str, value: object) -> bool:
+    """Whether a setting can have this value, whatever the others are."""
+    return not validate(Settings, _resolve({**DEFAULTS, key: value}), SPECS)[1]
+
+
+def validate(
+    group: type[GroupType], flat: Mapping[str, object], specs: Mapping[str, Setting]
+) -> tuple[GroupType | None, list[str]]:
+    """Return a group with these values, or None and all that is wrong with them."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        table, _, name = key.rpartition(".")
+        (nested.setdefault(table, {}) if table else nested)[name] = value
+    try:
+        return group.model_validate(nested), []
+    except ValidationError as error:
+        found = {}
+        for one in error.errors(include_url=False):
+            key = next(key for key in (".".join(map(str, one["loc"][:2])), str(one["loc"][0])) if key in specs)
+            found[key] = one.get("ctx", {}).get("error")
+    return None, [_describe_fault(key, flat[key], specs[key], cause) for key, cause in found.items()]
+
+
+def _describe_fault(key: str, value: object, spec: Setting, cause: object) -> str:
+    """Say what was found and what was expected, unless the cause says more."""
+    if isinstance(cause, ConfigError):
+        return f"{key}: {cause}"
+    auto = f", or '{AUTO}'" if spec.default == AUTO else ""
+    return f"{key}: found {value!r} ({type(value).__name__}), expected {spec.expected}{auto}"
+
+
+def _describe_unknown(key: str) -> str:
     # A key without its group, or with a wrong one, need not be near in letters.
     near = [known for known in SPECS if known.rpartition(".")[2] == key.rpartition(".")[2]]
     near = near or get_close_matches(key, SPECS, n=1)
@@ -101,78 +122,101 @@ def _unknown(key: str) -> str:
     return f"{key}: no setting has this name; {hint}"
 
 
-def _resolved(given: Mapping[str, object]) -> dict[str, object]:
-    """Return the values with those that follow from others put in."""
+def _resolve(given: Mapping[str, object]) -> dict[str, object]:
+    """Return the values, with concrete ones for those that follow from others."""
     autos = preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"]))
-    concrete = {key: autos[key] if value == AUTO and key in autos else value for key, value in given.items()}
-    # A faulty fidelity has a complaint of its own, which these shall not repeat.
-    default = "fixed" if concrete["fidelity.default"] == "fixed" else "paper"
-    for key in [key for key in concrete if key.startswith("fidelity.") and concrete[key] == ""]:
-        concrete[key] = default
-    if concrete["train.mask-fill"] == AUTO:
-        concrete["train.mask-fill"] = "-inf" if concrete["fidelity.mask-fill"] == "fixed" else "zero"
-    if concrete["server.optimizer"] == AUTO:
-        concrete["server.optimizer"] = "momentum" if concrete["server.momentum"] else "none"
-    if concrete["server.eta"] == AUTO:
-        concrete["server.eta"] = ETA.get(str(concrete["server.optimizer"]), 1.0)
-    if concrete["server.max-examples-ratio"] == AUTO:
-        unequal = str(concrete["data.split"]).startswith("dirichlet")
-        concrete["server.max-examples-ratio"] = 0.0 if unequal else Limits().examples_ratio
-    return concrete
+    values = {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
+    # A wrong fidelity.default is reported once, not for each quirk that follows it.
+    default = "fixed" if values["fidelity.default"] == "fixed" else "paper"
+    values |= {key: default for key, value in values.items() if key.startswith("fidelity.") and value == ""}
+    if values["train.mask-fill"] == AUTO:
+        values["train.mask-fill"] = "-inf" if values["fidelity.mask-fill"] == "fixed" else "zero"
+    if values["server.optimizer"] == AUTO:
+        values["server.optimizer"] = "momentum" if values["server.momentum"] else "none"
+    if values["server.eta"] == AUTO:
+        values["server.eta"] = ETA.get(str(values["server.optimizer"]), 1.0)
+    if values["server.max-examples-ratio"] == AUTO:
+        unequal = str(values["data.split"]).startswith("dirichlet")
+        values["server.max-examples-ratio"] = 0.0 if unequal else Limits().examples_ratio
+    return values
 
 
-def _read(key: str, value: object) -> object:
-    """Return a setting's value; say what was found and what was expected if it has none."""
-    spec = SPECS[key]
-    try:
-        if not isinstance(value, bool | int | float | str):
-            raise ValueError
-        return spec.kind.read(value)
-    except ConfigError as error:  # it says more than the kind can
-        raise ConfigError(f"{key}: {error}") from error
-    except ValueError as error:
-        auto = f", or '{AUTO}'" if spec.default == AUTO else ""
-        found = f"found {value!r} ({type(value).__name__})"
-        raise ConfigError(f"{key}: {found}, expected {spec.kind.expected}{auto}") from error
-
-
-def _assemble(values: Mapping[str, object]) -> Settings:
-    made: dict[str, Any] = {}
-    for group, kind in GROUPS.items():
-        own = {name: values[key_of(group, name)] for name in _own(kind)}
-        made |= {group: kind(**own)} if group else own
-    return Settings(**made)
-
-
-def _contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator[str]:
-    """Yield what no single setting shows."""
-    name = settings.model.name
-    if ":" not in name and name not in MODELS:
-        yield f"model.name: found {name!r}, expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"
-    for key in ("model.norm", "model.hidden"):
-        if given[key] not in (AUTO, "", "none") and name in MODELS and not takes(name, key.partition(".")[2]):
-            yield f"{key}: found {given[key]!r}, but the model {name} has no such option; expected '{AUTO}'"
-    if settings.devices.deadline and not settings.devices.profile:
-        yield f"devices.deadline: found {settings.devices.deadline:g}, expected devices.profile to name the devices too"
-    if settings.sample.spare and (settings.devices.profile or settings.server.strategy != "heterofl"):
-        why = (
-            f"with devices.profile={settings.devices.profile} the clock does not say who comes first"
-            if settings.devices.profile
-            else f"with server.strategy={settings.server.strategy} clients learn from all others"
+def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Yield the keys whose values do not go with others, and why."""
+    model, server, devices, sample = settings.model.name, settings.server, settings.devices, settings.sample
+    if ":" not in model and model not in MODELS:
+        yield "model.name", f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"
+    for option in ("norm", "hidden"):
+        if given[f"model.{option}"] not in (AUTO, "", "none") and model in MODELS and not model_has(model, option):
+            yield f"model.{option}", f"but the model {model} has no such option; expected '{AUTO}'"
+    if devices.deadline and not devices.profile:
+        yield "devices.deadline", "expected devices.profile to name the devices too"
+    if sample.spare and devices.profile:
+        yield (
+            "sample.spare",
+            f"but with devices.profile={devices.profile} the clock does not say who is first; expected 0",
         )
-        yield f"sample.spare: found {settings.sample.spare:g}, but {why}; expected 0"
-    yield from _of_server(settings.server)
+    elif sample.spare and server.strategy != "heterofl":
+        yield "sample.spare", f"but with server.strategy={server.strategy} clients learn from all others; expected 0"
+    yield from _find_server_contradictions(server)
     if settings.run.resume and not settings.run.dir:
-        yield "run.resume: found true, expected run.dir to name the folder of the run to go on with"
+        yield "run.resume", "expected run.dir to name the folder of the run to go on with"
 
 
-def _of_server(server: ServerSettings) -> Iterator[str]:
-    """Yield what contradicts itself in what the server does."""
+def _find_server_contradictions(server: ServerSettings) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the server's settings that do not go with its others, and why."""
     if server.strategy == "hybrid" and server.shared != ALL:
-        yield f"server.shared: found {','.join(server.shared)!r}, but server.strategy=hybrid averages all; expected '*'"
+        yield "server.shared", "but server.strategy=hybrid averages everything; expected '*'"
     if server.momentum and server.optimizer != "momentum":
-        yield f"server.momentum: found {server.momentum:g}, but server.optimizer is {server.optimizer}; expected 0"
+        yield "server.momentum", f"but server.optimizer is {server.optimizer}; expected 0"
     if server.eta != 1 and server.optimizer == "none":
-        yield f"server.eta: found {server.eta:g}, expected server.optimizer to name the optimiser too"
+        yield "server.eta", "expected server.optimizer to name the optimiser too"
     if server.robust != "none" and server.strategy == "fedh2l":
-        yield f"server.robust: found {server.robust!r}, but server.strategy=fedh2l averages nothing; expected 'none'"
+        yield "server.robust", "but server.strategy=fedh2l averages nothing; expected 'none'"
+
+
+def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
+    """Return a run config as TOML with dotted keys."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+
+
+def differences(table: Mapping[str, object]) -> list[str]:
+    """Return in what a ``[tool.flwr.app.config]`` table differs from the defaults, a line for each setting."""
+    found = flatten(table)
+    lines = [f"{key}: unknown" for key in found if key not in DEFAULTS]
+    for key, default in DEFAULTS.items():
+        if key not in found:
+            lines.append(f"{key}: missing, expected {default!r}")
+        elif repr(found[key]) != repr(default):  # 1, 1.0 and True are equal, and not the same
+            lines.append(f"{key}: found {found[key]!r}, expected {default!r}")
+    return lines
+
+
+def describe() -> str:
+    """Return the reference of all settings, in Markdown."""
+    sections = []
+    for name, keys in groupby(SPECS, lambda key: key.rpartition(".")[0]):
+        title = "The run"
+        if name:
+            text = (Settings.model_fields[name].annotation.__doc__ or "").partition("\n")[0].rstrip(".")
+            title = f"`{name}`: {text[:1].lower()}{text[1:]}"
+        rows = [(f"`{key}`", f"`{_toml(SPECS[key].default)}`", SPECS[key].expected, SPECS[key].help) for key in keys]
+        sections.append(f"### {title}\n\n{_table(('setting', 'default', 'expected', 'meaning'), rows)}")
+    intro = "Where two values are given, the second is for data that are not split `iid`."
+    stand = [(f"`{key}`", *(_preset_cell(name, key) for name in PRESETS), f"`{_toml(OTHER[key])}`") for key in OTHER]
+    table = _table(("setting", *PRESETS, "other data"), stand)
+    return "\n\n".join([*sections, f"### What `auto` stands for\n\n{intro}\n\n{table}"]) + "\n"
+
+
+def _preset_cell(data: str, key: str) -> str:
+    values = [table[key] for table in (PRESETS[data], NOT_IID.get(data, {})) if key in table]
+    return ", ".join(f"`{_toml(value)}`" for value in values)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = ([cell.replace("|", r"\|") for cell in row] for row in [header, ["---"] * len(header), *rows])
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _toml(value: Flat) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -4,34 +4,355 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 ``train.batch-size``. The fields of ``Settings`` itself have no prefix.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
-from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.settings import kinds
-from heterofl_flwr.settings.kinds import AUTO, Setting
-from heterofl_flwr.settings.run import DevicesSettings, EngineSettings, EvaluateSettings, RunSettings
-from heterofl_flwr.settings.server import DistillSettings, PrivacySettings, ServerSettings
-from heterofl_flwr.settings.training import (
-    DataSettings,
-    FidelitySettings,
-    ModelSettings,
-    SampleSettings,
-    TrainSettings,
+from pydantic import Field
+
+from heterofl_flwr.core.compression import Upload
+from heterofl_flwr.core.counting_mean import Weights
+from heterofl_flwr.core.fidelity import Fidelity, Variant
+from heterofl_flwr.core.label_rows import LabelRule
+from heterofl_flwr.core.robust import Few, Robust, RobustMean
+from heterofl_flwr.core.slice_rule import SliceRule
+from heterofl_flwr.federation.evaluation import MomentsMerge
+from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.federation.nodes import Levels
+from heterofl_flwr.federation.privacy import Privacy
+from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
+from heterofl_flwr.grids.devices import BUNDLED
+from heterofl_flwr.nn.loss import Fill
+from heterofl_flwr.settings import types
+from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, NotNegative, Positive, Share, setting
+from heterofl_flwr.training.device import Precision
+from heterofl_flwr.training.distill import Direction, DistillOptions, Projection
+
+ETA: Mapping[str, float] = MappingProxyType(
+    {
+        "momentum": Momentum().server_learning_rate,
+        "adam": Adam().eta,
+        "yogi": Yogi().eta,
+        "adagrad": Adagrad().eta,
+    }
 )
+"""What ``server.eta=auto`` stands for, by ``server.optimizer``."""
+
+_Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.default
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class FidelitySettings(Group):
+    """Where the authors' code and what is right differ; see ``Fidelity``."""
+
+    default: Variant = setting("paper", "what the quirks below are where they are ''")
+    encoder_init: _Quirk = setting(
+        "", "Transformer layers start as identical copies (paper) or are drawn one by one (fixed)"
+    )
+    mask_fill: _Quirk = setting("", "logits of classes that a client lacks become 0 (paper) or -inf (fixed)")
+    label_rows: _Quirk = setting(
+        "", "classifier rows count by label even without a masked loss (paper), or only with one (fixed)"
+    )
+    extra_rows: _Quirk = setting(
+        "", "rows beyond the classes are never averaged (paper) or count for every holder (fixed)"
+    )
+    moments: _Quirk = setting("", "static batch norm averages moments of batches (paper) or pools all samples (fixed)")
+    shards: _Quirk = setting("", "a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
+    perplexity: _Quirk = setting("", "mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
+
+    def to_core(self) -> Fidelity:
+        """Return the quirks as the maths takes them."""
+        return Fidelity(**self.model_dump(exclude={"default"}))
+
+
+class DataSettings(Group):
+    """What the clients learn from."""
+
+    name: Annotated[str, types.matching(r"\S(?:.*\S)?"), "a name, a folder or 'module:function'"] = setting(
+        "digits", "data set: digits (bundled), mnist, cifar10, wikitext2, a folder, or 'module:function'"
+    )
+    root: types.PathText = setting("", "folder with data sets laid out as on the Hugging Face hub; '' asks the hub")
+    split: types.SplitName = setting("iid", "how the data are dealt to the clients")
+
+
+class ModelSettings(Group):
+    """The global model, of which clients train parts."""
+
+    name: Annotated[
+        str, types.matching(r"[\w-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"), "a model's name or 'module:function'"
+    ] = setting(
+        AUTO, "cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"
+    )
+    hidden: Annotated[types.Integers, "widths such as '64,128,256,512', or '' for the model's own"] = setting(
+        AUTO, "widths of an image model's stages at rate 1"
+    )
+    norm: Literal["sbn", "in", "gn", "ln", "none"] = setting(
+        AUTO, "norm of an image model: static batch, instance, group (4), layer, none"
+    )
+    scaler: bool = setting(True, "divide activations of smaller models by their rate while they train")
+
+
+class TrainSettings(Group):
+    """What a client does in a round."""
+
+    lr: Positive = setting(AUTO, "learning rate of SGD in the first round")
+    milestones: Annotated[types.Ascending, "ascending rounds such as '150,250', or '' for none"] = setting(
+        AUTO, "rounds from which on the learning rate is multiplied by train.factor"
+    )
+    factor: Share = setting(0.1, "what a milestone multiplies the learning rate by")
+    epochs: Count = setting(AUTO, "passes over a client's data in a round")
+    batch_size: Count = setting(AUTO, "samples in a step; rows of text for a Transformer")
+    momentum: Decay = setting(0.9, "momentum of SGD, which begins anew each round")
+    weight_decay: NotNegative = setting(5e-4, "weight decay on all parameters")
+    clip: NotNegative = setting(1.0, "largest norm of a step's gradient; 0 for no limit")
+    proximal: NotNegative = setting(0.0, "weight of FedProx's pull towards the round's global model")
+    ordered_dropout: bool = setting(
+        False, "each batch trains the client's model or a smaller one of the mix inside it (FjORD)"
+    )
+    mask_fill: Fill = setting(AUTO, "logits of classes that a client lacks, in its loss; auto: as fidelity.mask-fill")
+    precision: Precision = setting(
+        "float32", "bits of the products in a step; parameters and their averages stay in float32"
+    )
+    upload: Upload = setting(
+        "float32",
+        "how clients send what they trained: as it is (float32), or what it changed by in two bytes (float16) or "
+        "in one (int8)",
+    )
+    labels: LabelRule = setting(
+        "sent",
+        "which classifier rows of a reply count: clients say which classes they have (sent), the server sees which "
+        "rows were trained (inferred), or all (none)",
+    )
+
+
+class SampleSettings(Group):
+    """Which clients take part in a round."""
+
+    fraction: Share = setting(AUTO, "share of the clients that train in a round")
+    spare: NotNegative = setting(
+        0.0,
+        "share of clients that are asked to train beyond those that are needed; a round ends as soon as enough "
+        "have answered, so which of them count is no longer the same in each run",
+    )
+    min_nodes: Count = setting(2, "nodes to wait for before the first round; 'heterofl run' waits for all")
+    min_replies: types.Replies = setting(
+        AUTO,
+        "good replies below which a round, and with it the run, fails: a number, a share of the clients that it "
+        "needs, or half of them (auto)",
+    )
+    wait: NotNegative = setting(15.0, "seconds to wait for sample.min-nodes before the run fails")
+
+
+class ServerSettings(Group):
+    """What the server sends, and what it does beyond averaging."""
+
+    strategy: Literal["heterofl", "fedh2l", "hybrid"] = setting(
+        "heterofl",
+        "what clients exchange: parameters (heterofl, with the settings below also FedAvg and its kin), posteriors "
+        "(fedh2l), or parameters within the families of distill.models and posteriors between them (hybrid)",
+    )
+    choose: SliceRule = setting(
+        "prefix",
+        "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on by one each round), "
+        "random-level or random-client (drawn each round for each rate, or for each client)",
+    )
+    shared: Annotated[types.Patterns, "patterns of parameters such as 'hidden.*,output.bias', or '' for none"] = (
+        setting("*", "what travels and is averaged; all else stays with its client, which then has a model of its own")
+    )
+    weights: Weights = setting("equal", "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)")
+    optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = setting(
+        AUTO,
+        "what makes a step of what the mean changes, as Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad do; "
+        "entries that nobody held keep still; auto: momentum where server.momentum is above 0, else none",
+    )
+    eta: Positive = setting(
+        AUTO,
+        "learning rate of the server optimiser; auto: Flower's, 1 of momentum, 0.01 of yogi, 0.1 of adam and adagrad",
+    )
+    momentum: Decay = setting(0.0, "velocity that momentum keeps from round to round")
+    beta_1: Decay = setting(0.9, "first moment that adam and yogi keep from round to round")
+    beta_2: Decay = setting(0.99, "second moment that adam and yogi keep from round to round")
+    tau: Positive = setting(
+        1e-3, "what adam, yogi and adagrad add to the root of the second moment: the larger, the less steps adapt"
+    )
+    robust: Literal["none", RobustMean] = setting(
+        "none",
+        "what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a "
+        "trimmed mean), median or clip; goes with server.weights=equal, and not with privacy.noise",
+    )
+    robust_trim: Annotated[float, Field(ge=0, le=0.49)] = setting(
+        Robust().trim, "share of an entry's holders that trimmed drops at each end; at least one"
+    )
+    robust_few: Few = setting(
+        Robust().few, "entries that one or two clients hold: a shorter step, or keep the old value"
+    )
+    norm_bound: NotNegative = setting(
+        0.0, "a reply that changes its slice by more than this, in the L2 norm, is refused; 0 for no bound"
+    )
+    max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = setting(
+        Limits().examples,
+        "a reply that counts more examples is refused; with server.weights=examples, set it near the largest client's",
+    )
+    max_examples_ratio: NotNegative = setting(
+        AUTO,
+        "in means of metrics a client counts at most so many times the examples of the median client; 0 for no "
+        "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet)",
+    )
+    max_refusals: Natural = setting(0, "refused replies in a row after which a client is not drawn any more; 0: never")
+    levels: types.Levels = setting(
+        "", "levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"
+    )
+    largest_level: types.Level = setting(
+        "a", "the largest level of nodes that are not in server.levels, whatever they say"
+    )
+
+    def server_optimizer(self) -> ServerOptimizer | None:
+        """Return what makes a step of what the mean changes; None for the mean as it is."""
+        if self.optimizer == "none":
+            return None
+        if self.optimizer == "momentum":
+            return Momentum(server_learning_rate=self.eta, server_momentum=self.momentum)
+        if self.optimizer == "adagrad":
+            return Adagrad(eta=self.eta, tau=self.tau)
+        kind = Adam if self.optimizer == "adam" else Yogi
+        return kind(eta=self.eta, beta_1=self.beta_1, beta_2=self.beta_2, tau=self.tau)
+
+    def robust_mean(self) -> Robust | None:
+        """Return what replaces the counting mean; None for nothing."""
+        return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
+
+    def limits(self) -> Limits:
+        """Return what a client's answer may be at most."""
+        return Limits(
+            norm_bound=self.norm_bound,
+            examples=self.max_examples,
+            examples_ratio=self.max_examples_ratio,
+            refusals=self.max_refusals,
+            levels=Levels(table=dict(self.levels), others=self.largest_level),
+        )
+
+
+class PrivacySettings(Group):
+    """What the model may give away of a single client."""
+
+    clip: NotNegative = setting(0.0, "L2 norm to which a client's change of its slice is shortened; 0: no clipping")
+    noise: NotNegative = setting(
+        0.0, "deviation of the noise on the clients' sum, in multiples of privacy.clip; 0: none"
+    )
+    delta: Annotated[float, Field(gt=0, le=0.5)] = setting(1e-5, "at which the run's record states epsilon")
+    moments_clip: Positive = setting(
+        10.0, "L2 norm to which a client's batch norm moments are shortened where there is noise"
+    )
+
+    def to_core(self) -> Privacy:
+        """Return what protects clients."""
+        return Privacy(**dict(self))
+
+
+class DistillSettings(Group):
+    """How clients learn from one another with ``server.strategy=fedh2l`` or ``hybrid``."""
+
+    models: Annotated[
+        types.Names, "different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"
+    ] = setting("", "the architectures, which clients have in turns")
+    seed_size: Count = setting(1000, "examples of the seed set, which every client has")
+    seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
+    steps: Natural = setting(10, "seed steps of a client in a round")
+    temperature: Positive = setting(1.0, "by what logits are divided before softmax")
+    direction: Direction = setting(
+        "forward", "divergence that is learnt from: KL(peer, own) or, in reverse, KL(own, peer)"
+    )
+    weight: NotNegative = setting(1.0, "weight of the mean divergence")
+    labels: bool = setting(True, "the labels of the seed set count too")
+    projection: Projection = setting(
+        "gem", "what becomes of the gradients of own and of seed data where they are at odds"
+    )
+
+    def to_core(self) -> DistillOptions:
+        """Return how a client learns from its peers."""
+        return DistillOptions(**self.model_dump(exclude={"models", "seed_size", "seed_batch"}))
+
+
+class EvaluateSettings(Group):
+    """How the model is judged."""
+
+    every: Natural = setting(AUTO, "rounds from one evaluation to the next; the last round has one; 0 for none")
+    nodes: Literal["all", "capable"] = setting(
+        "all", "who runs the full model: all nodes, as in the paper, or those that can hold it"
+    )
+    levels: Annotated[bool | Literal["last"], "true, false or 'last'"] = setting(
+        AUTO, "evaluate each level's own model too: each time, never, or after the last round"
+    )
+    central: bool = setting(True, "the server evaluates the global model on the whole test set of data.name")
+    moments_batch_size: Natural = setting(
+        0,
+        "samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the "
+        "paper's code takes, or 100 with fidelity.moments=fixed",
+    )
+    moments_merge: MomentsMerge = setting(
+        AUTO,
+        "how moments of clients are joined: mean (as in the paper) or robust (outliers are clipped to the median); "
+        "auto: robust in a deployment, but with privacy.noise, and mean in simulations",
+    )
+    metric: types.Reference = setting("", "a further metric of your own, 'module:function'")
+
+
+class EngineSettings(Group):
+    """What runs the clients."""
+
+    name: Literal["auto", "plain", "graph", "cohort"] = setting(
+        AUTO,
+        "how clients train: plain (one by one, the same bit for bit on any grid), graph (CUDA graphs), cohort "
+        "(clients of one rate together); auto takes what is fastest",
+    )
+    cohort: Natural = setting(0, "clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU")
+    device: Annotated[
+        str, types.matching(r"auto|cpu|mps|cuda(?::\d+)?"), "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'"
+    ] = setting(AUTO, "auto: a GPU where a client has one")
+    window: Natural = setting(
+        0, "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then takes 64)"
+    )
+    timeout: Positive = setting(3600.0, "seconds that clients have for an answer; one that is later is ignored")
+
+
+class DevicesSettings(Group):
+    """What the clients' devices can do, to simulate time, energy and what goes wrong."""
+
+    profile: Annotated[
+        str,
+        types.matching(f"(?:{'|'.join(BUNDLED)}|{types.REFERENCE})?"),
+        f"one of {', '.join(BUNDLED)}, 'module:function', or '' for none",
+    ] = setting(
+        "",
+        "the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which "
+        "returns a mapping from levels to DeviceProfile",
+    )
+    deadline: NotNegative = setting(0.0, "simulated seconds that a round waits for replies; 0 for no limit")
+
+
+class RunSettings(Group):
+    """What a run leaves behind."""
+
+    dir: types.PathText = setting("", "folder for settings, history, checkpoints and models; 'heterofl run' makes one")
+    resume: bool = setting(False, "go on from the last checkpoint in run.dir")
+    checkpoint_every: Count = setting(1, "rounds from one checkpoint to the next; the last round has one")
+    metric: Annotated[
+        str, types.matching(r"[\w/-]*"), "a metric of evaluation such as 'local-accuracy', or '' for the global model's"
+    ] = setting("", "by what the best round is chosen")
+    patience: Natural = setting(0, "evaluations in a row without a new best after which the run stops; 0: never")
+    callbacks: Annotated[
+        types.Names, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
+    ] = setting("tensorboard", "what is told of each round")
+
+
+class Settings(Group):
     """All settings of a run, read and checked; every value is concrete."""
 
-    mix: Annotated[Mix, Setting("a1-b1-c1-d1-e1", kinds.mix(), "levels and how many parts of the clients have each")]
-    assignment: Annotated[
-        Literal["fix", "dynamic"],
-        Setting("fix", kinds.choice("fix", "dynamic"), "levels stay with their clients, or are drawn anew each round"),
-    ]
-    num_rounds: Annotated[int, Setting(AUTO, kinds.integer(1), "rounds of the run")]
-    seed: Annotated[int, Setting(0, kinds.integer(0), "what every random draw depends on")]
+    mix: types.MixText = setting("a1-b1-c1-d1-e1", "levels and how many parts of the clients have each")
+    assignment: Literal["fix", "dynamic"] = setting(
+        "fix", "levels stay with their clients, or are drawn anew each round"
+    )
+    num_rounds: Count = setting(AUTO, "rounds of the run")
+    seed: Natural = setting(0, "what every random draw depends on")
     fidelity: FidelitySettings
     data: DataSettings
     model: ModelSettings

@@ -2,20 +2,19 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from heterofl_flwr.data.load import HUB_NAMES
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.kinds import AUTO, Flat
+from heterofl_flwr.settings.types import AUTO, Flat
 
 EXCHANGES = ("fedh2l", "hybrid")
 """Values of ``server.strategy`` with which clients may differ in architecture."""
 
 
-def takes(model: str, option: str) -> bool:
-    """Say whether a model of ours has an option."""
+def model_has(model: str, option: str) -> bool:
+    """Whether a model of ours has an option."""
     return model in MODELS and option in inspect.signature(MODELS[model]).parameters
 
 
@@ -31,9 +30,8 @@ def model_options(settings: Settings) -> dict[str, object]:
         "encoder_init": settings.fidelity.encoder_init,
         "global_rate": settings.mix.global_rate,
     }
-    if not settings.model.hidden:
-        del options["hidden"]
-    return {name: value for name, value in options.items() if takes(settings.model.name, name)}
+    own = settings.model.name
+    return {name: value for name, value in options.items() if value != () and model_has(own, name)}
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:
@@ -41,20 +39,21 @@ def architectures(settings: Settings) -> tuple[str, ...]:
     return settings.distill.models if settings.server.strategy in EXCHANGES else ()
 
 
-def of_architecture(settings: Settings, name: str) -> Settings:
+def with_architecture(settings: Settings, name: str) -> Settings:
     """Return settings with another model, at its own widths.
 
     It has the norm that is asked for, if it can have one; a setting made for a model without norm asks for none.
     """
-    asked = settings.model.norm if takes(settings.model.name, "norm") else "sbn"
-    norm = asked if takes(name, "norm") else "none"
-    return replace(settings, model=replace(settings.model, name=name, hidden=(), norm=norm))
+    asked = settings.model.norm if model_has(settings.model.name, "norm") else "sbn"
+    norm = asked if model_has(name, "norm") else "none"
+    model = settings.model.model_copy(update={"name": name, "hidden": (), "norm": norm})
+    return settings.model_copy(update={"model": model})
 
 
-def of_client(settings: Settings, partition: int) -> Settings:
+def client_settings(settings: Settings, partition: int) -> Settings:
     """Return settings with a client's own model; architectures are dealt in turns."""
     names = architectures(settings)
-    return of_architecture(settings, names[partition % len(names)]) if names else settings
+    return with_architecture(settings, names[partition % len(names)]) if names else settings
 
 
 _PAPER: dict[str, Flat] = {
@@ -155,5 +154,5 @@ def preset(data: str, split: str, model: str = AUTO) -> Mapping[str, Flat]:
     values = {**PRESETS.get(data, OTHER), **({} if split == "iid" else NOT_IID.get(data, {}))}
     if model not in (AUTO, values["model.name"]):
         values["model.hidden"] = ""
-        values["model.norm"] = "sbn" if takes(model, "norm") else "none"
+        values["model.norm"] = "sbn" if model_has(model, "norm") else "none"
     return values

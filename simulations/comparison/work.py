@@ -7,7 +7,7 @@ from itertools import accumulate
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.settings import Settings
-from heterofl_flwr.settings.presets import EXCHANGES, of_client
+from heterofl_flwr.settings.presets import EXCHANGES, client_settings
 from simulations.published.runs import Run
 from simulations.sweeps.work import facts_of, profile_at
 
@@ -29,7 +29,7 @@ def multiplications(run: Run, root: str = "") -> list[float]:
 
 def _of_round(settings: Settings, record: RoundRecord, root: str) -> float:
     examples = facts_of(settings.data.name, root).train * settings.sample.fraction / max(len(record.rates), 1)
-    return math.fsum(_of_client(of_client(settings, who), rate, examples) for who, rate in record.rates.items())
+    return math.fsum(_of_client(client_settings(settings, who), rate, examples) for who, rate in record.rates.items())
 
 
 def _of_client(settings: Settings, rate: float, examples: float) -> float:

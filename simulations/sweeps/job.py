@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator
 
 from heterofl_flwr.app.cli.run import WINDOW
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME
@@ -27,34 +29,51 @@ from heterofl_flwr.settings import (
     short_name,
     to_flat,
 )
-from heterofl_flwr.settings.kinds import Kind, choice, flag, integer, text
-
-
-def _share() -> Kind[float]:
-    """Return shares of a GPU."""
-
-    def read(value: Flat) -> float:
-        if isinstance(value, bool | str) or (not 0 <= value < 1 and value != int(value)):
-            raise ValueError
-        return float(value)
-
-    return Kind("a share such as 0.25, or a whole number", read, float)
-
+from heterofl_flwr.settings.flat import Setting, read_specs, validate
+from heterofl_flwr.settings.types import Count, Group, matching, setting
 
 CLIENTS_KEY = "engine.clients"
 
-KINDS: Mapping[str, Kind[Any]] = {
-    "folder": text("a path", r"[^\0]+"),
-    "dry": flag(),
-    "engine.grid": choice("local", "ray"),
-    CLIENTS_KEY: integer(1),
-    "engine.cpus": integer(1),
-    "engine.gpus": _share(),
-    "engine.parallel": integer(1),
-}
-"""What a configuration says beside a run's settings: how it is started."""
 
-CAN_BE_AUTO = (CLIENTS_KEY, "engine.gpus", "engine.parallel")
+def _read_auto(value: object) -> object:
+    """Return None for ``auto``."""
+    if value is None:
+        raise ValueError
+    return None if value == AUTO else value
+
+
+def _check_share(value: float | None) -> float | None:
+    if value is not None and (value < 0 or (value > 1 and value != int(value))):
+        raise ValueError
+    return value
+
+
+_CountOrAuto = Annotated[Count | None, BeforeValidator(_read_auto), "an integer of 1 or more"]
+_ShareOrAuto = Annotated[
+    float | None, BeforeValidator(_read_auto), AfterValidator(_check_share), "a share such as 0.25, or a whole number"
+]
+
+
+class EngineOptions(Group):
+    """What runs a job's clients."""
+
+    grid: Literal["local", "ray"] = setting("local", "processes of this machine, or Ray's")
+    clients: _CountOrAuto = setting(AUTO, "virtual clients")
+    cpus: Count = setting(1, "cores for each client")
+    gpus: _ShareOrAuto = setting(AUTO, "share of a GPU for each client")
+    parallel: _CountOrAuto = setting(AUTO, "clients at once")
+
+
+class LaunchOptions(Group):
+    """What a configuration says beside a run's settings: how it is started."""
+
+    folder: Annotated[str, matching(r"[^\x00]+"), "a path"] = setting("", "the folder of all runs")
+    dry: bool = setting(False, "whether the jobs are only listed")
+    engine: EngineOptions
+
+
+KINDS: Mapping[str, Setting] = read_specs(LaunchOptions)
+"""The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
 """Settings that change no result, and that a run which goes on has to keep all the same."""
@@ -143,7 +162,7 @@ def job_of(config: Mapping[str, object]) -> Job:
     """Return the job that a composed configuration describes; all its faults are raised in one ``ConfigError``."""
     flat = {key: _plain(value) for key, value in flatten(config).items()}
     given = {key: value for key, value in flat.items() if key not in KINDS}
-    options, faults = _options({key: flat.get(key) for key in KINDS})
+    options, faults = validate(LaunchOptions, {key: flat.get(key) for key in KINDS}, KINDS)
     for key in ("run.dir", "run.resume"):
         if given.get(key):
             faults.append(f"{key}: found {given[key]!r}, but a sweep names and resumes its jobs itself; set folder")
@@ -151,46 +170,32 @@ def job_of(config: Mapping[str, object]) -> Job:
         settings = _canonical(from_flat(given))
     except ConfigError as error:
         faults.append(str(error))
-    if faults:
+    if options is None or faults:
         raise ConfigError("\n  ".join(faults))
+    engine = options.engine
     launch = Launch(
-        grid=options["engine.grid"],
-        clients=options[CLIENTS_KEY] or _clients(settings.data.name),
-        cpus=options["engine.cpus"],
-        gpus=options["engine.gpus"],
-        parallel=options["engine.parallel"],
+        grid=engine.grid,
+        clients=engine.clients or _clients(settings.data.name),
+        cpus=engine.cpus,
+        gpus=engine.gpus,
+        parallel=engine.parallel,
     )
-    return Job(settings=settings, launch=launch, folder=Path(options["folder"]).expanduser().resolve())
+    return Job(settings=settings, launch=launch, folder=Path(options.folder).expanduser().resolve())
 
 
 def _clients(data: str) -> int:
     return CLIENTS.get(short_name(data), 100)
 
 
-def _options(values: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
-    """Return how to start, ``auto`` as None, and what is wrong with it."""
-    options: dict[str, Any] = {}
-    faults = []
-    for key, value in values.items():
-        try:
-            if not isinstance(value, bool | int | float | str):
-                raise ValueError
-            options[key] = None if value == AUTO and key in CAN_BE_AUTO else KINDS[key].read(value)
-        except ValueError:
-            auto = f", or '{AUTO}'" if key in CAN_BE_AUTO else ""
-            faults.append(f"{key}: found {value!r} ({type(value).__name__}), expected {KINDS[key].expected}{auto}")
-    return options, faults
-
-
 def _canonical(settings: Settings) -> Settings:
     """Return equal settings in one form."""
     path = Path(settings.data.name).expanduser()
     name = str(path.resolve()) if path.is_dir() and settings.data.name not in PRESETS else settings.data.name
-    settings = replace(settings, data=replace(settings.data, name=short_name(name)))
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": short_name(name)})})
     if len(settings.mix.rates) > 1:
         return settings
     # Of a single level all clients have it, however it is dealt.
-    return replace(settings, assignment="fix", mix=Mix(settings.mix.rates, (1,)))
+    return settings.model_copy(update={"assignment": "fix", "mix": Mix(settings.mix.rates, (1,))})
 
 
 def _plain(value: object) -> object:

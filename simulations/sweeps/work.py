@@ -16,7 +16,7 @@ from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.models import PAPER, build_model
 from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name, to_flat
-from heterofl_flwr.settings.presets import takes
+from heterofl_flwr.settings.presets import model_has
 from simulations.sweeps.job import Job
 
 PIECE = 64
@@ -131,7 +131,7 @@ def builder(settings: Settings, facts: Facts) -> Callable[[float], nn.Module]:
     name = settings.model.name
     if ":" in name:
         return load_function(name, "model.name")
-    depends = {option: value for option, value in facts.options.items() if takes(name, option)}
+    depends = {option: value for option, value in facts.options.items() if model_has(name, option)}
     return build_model(name, **model_options(settings), **depends)
 
 

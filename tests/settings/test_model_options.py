@@ -4,7 +4,7 @@ import pytest
 
 from heterofl_flwr.nn.models import build_model
 from heterofl_flwr.settings import from_flat, model_options
-from heterofl_flwr.settings.presets import of_architecture
+from heterofl_flwr.settings.presets import with_architecture
 
 
 @pytest.mark.parametrize("model", ["cnn", "preresnet18", "preresnet50", "transformer"])
@@ -33,7 +33,7 @@ def test_options_are_the_settings():
 )
 def test_an_architecture_has_the_norm_that_is_asked_for_if_it_can(model, norm, architecture, expected):
     settings = from_flat({"model.name": model, "model.norm": norm})
-    assert of_architecture(settings, architecture).model.norm == expected
+    assert with_architecture(settings, architecture).model.norm == expected
 
 
 def test_a_users_model_gets_none():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import SPECS, Flat, flatten
+from heterofl_flwr.settings import SPECS, Flat, accepts, flatten
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -32,19 +32,6 @@ def _value(key: str, text: str) -> Flat:
         return text
     if not isinstance(value, bool | int | float | str):
         return text
-    if key not in SPECS:
-        return value
-    try:
-        SPECS[key].kind.read(value)
-    except ValueError:
-        return text if _is(key, text) else value
+    if key in SPECS and not accepts(key, value) and accepts(key, text):
+        return text
     return value
-
-
-def _is(key: str, text: str) -> bool:
-    """Say whether a setting can be this text."""
-    try:
-        SPECS[key].kind.read(text)
-    except ValueError:
-        return False
-    return True

@@ -65,7 +65,7 @@ def _lines(values: dict[str, bool | int | float | str], written: dict[str, bool 
     lines = []
     for key, value in values.items():
         stands_for = "" if written[key] == value else f"   (from {written[key]!r})"
-        lines += [to_toml({key: value}).rstrip() + stands_for, f"    {SPECS[key].help} [{SPECS[key].kind.expected}]"]
+        lines += [to_toml({key: value}).rstrip() + stands_for, f"    {SPECS[key].help} [{SPECS[key].expected}]"]
     return lines
 
 

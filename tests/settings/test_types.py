@@ -1,0 +1,116 @@
+"""What a value can be, type by type, shown on settings that have it."""
+
+import math
+from typing import get_args
+
+import pytest
+
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.settings import AUTO, SPECS, accepts, from_flat, to_flat
+from heterofl_flwr.settings.groups import EngineSettings
+from heterofl_flwr.training import ENGINES
+
+NAN = math.nan
+INF = math.inf
+
+GOOD = [
+    ("num-rounds", 1, 1),
+    ("train.clip", 0, 0.0),
+    ("sample.fraction", 1, 1.0),
+    ("train.momentum", 0, 0.0),
+    ("evaluate.central", True, True),
+    ("evaluate.levels", "last", "last"),
+    ("evaluate.levels", False, False),
+    ("train.mask-fill", "-inf", "-inf"),
+    ("data.split", "iid", "iid"),
+    ("data.split", "non-iid-2", "non-iid-2"),
+    ("data.split", "dirichlet-0.3", "dirichlet-0.3"),
+    ("data.root", "/a b/c", "/a b/c"),
+    ("evaluate.metric", "a.b:c", "a.b:c"),
+    ("evaluate.metric", "", ""),
+    ("model.hidden", "64,128", (64, 128)),
+    ("model.hidden", " 64 , 128 ", (64, 128)),
+    ("model.hidden", "", ()),
+    ("model.hidden", 100, (100,)),
+    ("train.milestones", "1,2,30", (1, 2, 30)),
+    ("run.callbacks", "tensorboard,my.module:Thing", ("tensorboard", "my.module:Thing")),
+    ("run.callbacks", "", ()),
+    ("server.shared", "hidden.*, [ab]?.bias", ("hidden.*", "[ab]?.bias")),
+    ("mix", "a1-e9", Mix((1.0, 0.0625), (1, 9))),
+    ("sample.min-replies", "auto", "auto"),
+    ("sample.min-replies", 0.5, 0.5),
+    ("server.largest-level", "c", "c"),
+    ("server.largest-level", 0.3, "0.3"),
+    ("server.levels", "", ()),
+    ("server.levels", " phone = c,camera=0.3", (("phone", "c"), ("camera", "0.3"))),
+]
+
+BAD = [
+    ("num-rounds", [0, -1, 1.0, True, "1"]),
+    ("train.clip", ["1", True, NAN, INF, -INF, 10**400, -(10**400), -1e-9]),
+    ("sample.fraction", [0, 1.0001]),
+    ("server.max-examples", [0, 10**9 + 1]),
+    ("privacy.delta", [0, 0.51]),
+    ("evaluate.central", [1, 0, "true"]),
+    ("evaluate.levels", [1, "first"]),
+    ("assignment", ["b", "", "fix\n", 1, "Fix"]),
+    ("data.split", ["", "non-iid-0", "dirichlet-0", "IID", 2]),
+    ("data.root", ["a\0b", 3]),
+    ("evaluate.metric", ["a", "a:", ":b", "1:b", "a b:c"]),
+    ("model.hidden", ["64,", "0", "-1", "1.5", "a", 0, -3, 1.5, True]),
+    ("train.milestones", ["2,1", "3,3"]),
+    ("run.callbacks", ["a,a", "a,,b", "a b", 3]),
+    ("server.shared", ["a b", "a,,b", 3]),
+    ("sample.min-replies", [0, 1.5, "half", True]),
+    ("mix", ["a1-q1", "", 1]),
+    ("server.largest-level", ["", "q", 0, 2.0, True]),
+    ("server.levels", ["phone", "=c", "phone=", "phone=q", "phone=c,", "phone=c,phone=a", 3]),
+]
+
+
+@pytest.mark.parametrize(("key", "flat", "value"), GOOD)
+def test_a_good_value_is_read_and_written_so_that_it_is_read_again(key, flat, value):
+    settings = from_flat({key: flat})
+    group, _, name = key.replace("-", "_").rpartition(".")
+    read = getattr(getattr(settings, group) if group else settings, name)
+    assert (read, type(read)) == (value, type(value))
+    written = to_flat(settings)
+    assert from_flat(written) == settings
+    assert isinstance(written[key], bool | int | float | str)
+
+
+@pytest.mark.parametrize(("key", "flat"), [(key, flat) for key, flats in BAD for flat in flats])
+def test_a_bad_value_is_rejected_by_its_key(key, flat):
+    assert not accepts(key, flat)
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        from_flat({key: flat})
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("sample.fraction", "a number above 0 and up to 1"),
+        ("train.clip", "a number of 0 or more"),
+        ("server.robust-trim", "a number of 0 or more and up to 0.49"),
+        ("num-rounds", "an integer of 1 or more"),
+        ("server.max-examples", "an integer from 1 to 1,000,000,000"),
+        ("fidelity.moments", "one of paper, fixed, ''"),
+        ("model.scaler", "true or false"),
+        ("evaluate.levels", "true, false or 'last'"),
+    ],
+)
+def test_what_is_expected_is_said_in_words(key, expected):
+    assert SPECS[key].expected == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"), [("mix", "a1-q1", "'q' is no level"), ("data.split", "shards", "<classes per client>")]
+)
+def test_an_error_of_what_reads_the_value_is_passed_on(key, value, text):
+    with pytest.raises(ConfigError, match=text):
+        from_flat({key: value})
+
+
+def test_each_engine_can_be_named():
+    assert get_args(EngineSettings.model_fields["name"].annotation) == (AUTO, *ENGINES)
