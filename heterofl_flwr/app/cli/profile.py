@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from heterofl_flwr.core import formatting as tables
 from heterofl_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,16 +46,18 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     this.add_argument("--classes", type=_classes, help="number of classes")
     this.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="widths at rate 1, such as 64,128,256,512")
     this.add_argument("--norm", help="norm of an image model: sbn, in, gn, ln or none")
-    this.add_argument("--format", choices=tables.FORMATS, default="table")
+    this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
     this.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
+    from heterofl_flwr.core.formatting import render
+
     setup = setup_of(args.name, args.shape, {"classes": args.classes, "hidden": args.hidden, "norm": args.norm})
     costs = mix_costs(setup, args.mix or all_mixes("abcde"))
     cells = _exact if args.format == "csv" else _printed
-    print(tables.render(HEADER, [(name, *cells(cost)) for name, cost in costs.items()], args.format))
+    print(render(HEADER, [(name, *cells(cost)) for name, cost in costs.items()], args.format))
     return 0
 
 

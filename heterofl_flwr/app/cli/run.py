@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heterofl_flwr.app.launch.preflight import LaunchNote
 from heterofl_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,6 +71,7 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run(args: argparse.Namespace) -> int:
     """Run it; return 0 only if it did all that it was to do."""
+    from heterofl_flwr.app.launch.preflight import LaunchNote
     from heterofl_flwr.app.launch.running import LOG, RunError, run_request
     from heterofl_flwr.runs.origin import command_known, own_command
 
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 def request_of(args: argparse.Namespace) -> "Request":
     """Return what the arguments ask for, where this machine can give it; nothing is started or written."""
-    from heterofl_flwr.app.launch.preflight import CLUSTER
+    from heterofl_flwr.app.launch.preflight import CLUSTER, LaunchNote
     from heterofl_flwr.app.launch.request import Request
 
     _check(args)
@@ -189,6 +189,7 @@ def _has_begun(args: argparse.Namespace) -> bool:
 
 def _before(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the run that goes on; one that was ended while it started has them in its note."""
+    from heterofl_flwr.app.launch.preflight import LaunchNote
     from heterofl_flwr.report import RunFolder
 
     if not args.resume:
