@@ -35,8 +35,8 @@ def test_a_client_with_images_of_its_own_loads_nothing_that_it_does_not_need(tmp
         f"import sys, heterofl_flwr.client, heterofl_flwr.app.client_app\n"
         f"assert not {{'pyarrow', 'PIL'}} & set(sys.modules)\n"
         f"from pathlib import Path\n"
-        f"from simulations.benchmarks import edge_client\n"
-        f"from simulations.benchmarks.edge import write_images\n"
+        f"from simulations.bench import edge_client\n"
+        f"from simulations.bench.edge import write_images\n"
         f"write_images(Path({str(tmp_path)!r}), 20)\n"
         f"edge_client.main({str(tmp_path)!r}, 'e')"
     )

@@ -11,8 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.conversions.edits import Edit, convert
-from simulations.conversions.examples import Example
+from simulations.conversions.examples import Edit, Example, convert
 from simulations.conversions.play import OUTCOME, Job, Outcome
 
 ROOT = Path(__file__).parents[2]

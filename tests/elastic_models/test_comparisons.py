@@ -9,8 +9,8 @@ from torch import nn
 
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import UnsupportedLayerError
-from simulations.zoology.check import check
-from simulations.zoology.lively import make_lively
+from simulations.model_zoo.check import check
+from simulations.model_zoo.training_check import make_lively
 from tests.elastic_models.families import Then, conv, images
 
 RATES = (0.9, 0.5, 0.3, 0.25, 0.125, 0.0625, 0.01)

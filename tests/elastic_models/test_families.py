@@ -9,8 +9,8 @@ from torch import nn
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.axes import positions
 from heterofl_flwr.elastic_models import elastic
-from simulations.zoology.lively import make_lively
-from simulations.zoology.twin import Twin, difference
+from simulations.model_zoo.training_check import make_lively
+from simulations.model_zoo.twin import Twin, difference
 from tests.elastic_models.architectures import ARCHITECTURES
 from tests.elastic_models.families import FAMILIES
 

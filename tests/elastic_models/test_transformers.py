@@ -6,8 +6,8 @@ import torch
 from heterofl_flwr.core import width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import UnsupportedLayerError
-from simulations.zoology.check import check
-from simulations.zoology.lively import make_lively
+from simulations.model_zoo.check import check
+from simulations.model_zoo.training_check import make_lively
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: heterofl-flwr[huggingface]")
 

@@ -8,9 +8,9 @@ from google.protobuf.message import DecodeError
 from heterofl_flwr.grids import Windowed, guarded
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.grids.guarded import Guarded, guard
-from simulations.hostility import superlink
-from simulations.hostility.attacks import outgoing
-from simulations.hostility.forgeries import (
+from simulations.fuzz import superlink
+from simulations.fuzz.attacks import outgoing
+from simulations.fuzz.forgeries import (
     FORGERIES,
     as_it_is,
     many_empty_objects,

@@ -144,8 +144,8 @@ def test_gpus_without_a_name_are_counted(monkeypatch):
 
 
 def test_the_command_is_what_one_would_type(started):
-    assert started("/somewhere/run.py", "-m", "mix=a e", module="simulations.run") == (
-        "python -m simulations.run -m 'mix=a e'"
+    assert started("/somewhere/run.py", "-m", "mix=a e", module="simulations.sweep") == (
+        "python -m simulations.sweep -m 'mix=a e'"
     )
     assert started("run.py", "-m", "mix=a e", module="package.__main__") == "python -m package -m 'mix=a e'"
     assert started("/somewhere/run.py", "-m", "mix=a e") == "/somewhere/run.py -m 'mix=a e'"

@@ -6,8 +6,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from simulations.run import CONF
-from simulations.sweeps.plan import Planned, plan
+from simulations.sweep.__main__ import CONF
+from simulations.sweep.plan import Planned, plan
 
 SHRUNKEN = (
     "num-rounds=2",

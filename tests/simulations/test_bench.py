@@ -2,8 +2,8 @@ import shlex
 
 import pytest
 
-from simulations import bench
-from simulations.benchmarks.machine import describe_machine
+from simulations.bench import __main__ as bench
+from simulations.bench.measure import describe_machine
 
 EXAMPLES = [line.split("  ")[1] for line in bench.EXAMPLES.splitlines() if line.startswith("  python")]
 

@@ -1,7 +1,7 @@
 import pytest
 
-from simulations.benchmarks import edge
-from simulations.benchmarks.edge import Used
+from simulations.bench import edge
+from simulations.bench.edge import Used
 
 TORCH = Used(1.0, 2.0, 100)
 

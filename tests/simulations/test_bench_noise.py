@@ -3,7 +3,7 @@ import argparse
 import pytest
 import torch
 
-from simulations.benchmarks import noise
+from simulations.bench import noise
 
 
 @pytest.mark.parametrize(("found", "passed"), [(99.0, False), (100.0, True)])

@@ -12,15 +12,13 @@ from flwr.app import ArrayRecord
 
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations import bench
-from simulations.benchmarks import round as benchmark
-from simulations.benchmarks.rounds import overhead, target
-from simulations.benchmarks.rounds.authors import Authors
-from simulations.benchmarks.rounds.checks import Model, check
-from simulations.benchmarks.rounds.ours import Ours, request
-from simulations.benchmarks.rounds.plain import _Player
-from simulations.benchmarks.rounds.target import Way
-from simulations.benchmarks.rounds.task import Experiment, Parts, balanced_seed, is_balanced, median, members
+from simulations.bench import __main__ as bench
+from simulations.bench import overhead, target
+from simulations.bench import round as benchmark
+from simulations.bench.sides import Ours, _Player, request
+from simulations.bench.target import Way
+from simulations.reference.authors import Authors
+from simulations.reference.rounds import Experiment, Model, Parts, balanced_seed, check, is_balanced, median, members
 from tests.simulations.tiny_data import write_tiny
 
 CLIENTS = 20

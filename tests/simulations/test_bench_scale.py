@@ -4,9 +4,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
-from simulations import bench
-from simulations.benchmarks import scale
-from simulations.benchmarks.memory import peak_of
+from simulations.bench import __main__ as bench
+from simulations.bench import scale
+from simulations.bench.measure import peak_of
 
 
 def test_peak_counts_what_a_call_takes_and_gives_back():
@@ -49,7 +49,7 @@ def test_a_run_of_another_size_is_refused():
     strategy = scale.HeteroFL(
         scale.PAPER["mnist"].build(), "e1", evaluation=scale.Evaluation(every=0), callbacks=[records]
     )
-    with scale.LocalGrid("simulations.benchmarks.slice_app:app", 3) as grid:
+    with scale.LocalGrid("simulations.bench.scale:app", 3) as grid:
         scale.gather_nodes(grid, strategy.federation, 3, 10.0)
         # Said to be 3 of 6, but there are 3, of which half is 2.
         with pytest.raises(RuntimeError, match="0 of 2 clients failed, expected 3"):

@@ -3,9 +3,9 @@ import torch
 
 from heterofl_flwr import training as learn
 from heterofl_flwr.core import LEVELS
-from simulations import bench
-from simulations.benchmarks import step
-from simulations.benchmarks.step import Case
+from simulations.bench import __main__ as bench
+from simulations.bench import step
+from simulations.bench.step import Case
 
 
 @pytest.mark.parametrize(("model", "level"), [("cnn", "e"), ("cnn", "c"), ("preresnet18", "e")])

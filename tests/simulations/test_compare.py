@@ -8,12 +8,10 @@ from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.report.drawing import to_svg_file
 from heterofl_flwr.settings import from_flat
-from simulations import compare as command
-from simulations.comparison.curves import curve, spent_until
-from simulations.comparison.drawing import draw
-from simulations.comparison.methods import contestants, method_of
-from simulations.comparison.work import multiplications
-from simulations.published.gathering import read_runs
+from simulations.compare import __main__ as command
+from simulations.compare.curves import curve, draw, spent_until
+from simulations.compare.methods import contestants, method_of, multiplications
+from simulations.paper.runs import read_runs
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10

@@ -10,11 +10,10 @@ from omegaconf import OmegaConf
 from heterofl_flwr.core.levels import LEVELS, Mix, rates_of_ratio
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, flatten, from_flat
-from simulations.published.cells import read_cells
-from simulations.published.curves import INTERPOLATION, LEARNING
-from simulations.published.jobs import DATA, Job, differences, job_of
-from simulations.run import CONF
-from simulations.sweeps.job import KINDS
+from simulations.paper.figures import INTERPOLATION, LEARNING
+from simulations.paper.printed import DATA, Job, differences, job_of, read_cells
+from simulations.sweep.__main__ import CONF
+from simulations.sweep.job import KINDS
 from tests.simulations.sweeping import EXPERIMENTS, planned
 
 OURS = ("baselines", "choice", "clipping", "compare", "mask-fill", "ratio")

@@ -7,9 +7,8 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from simulations.conversions import __main__ as program
-from simulations.conversions.checks import check_fedavg, check_noise
-from simulations.conversions.edits import Edit, convert, count_added
-from simulations.conversions.examples import EXAMPLES, Example
+from simulations.conversions.__main__ import check_fedavg, check_noise
+from simulations.conversions.examples import EXAMPLES, Edit, Example, convert, count_added
 from simulations.conversions.play import Outcome
 from simulations.conversions.trial import LIMITS, Trial, learns, made, missing, row
 

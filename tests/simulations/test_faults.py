@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from simulations import faults
-from simulations.faulty.cell import Cells, judge
-from simulations.faulty.fault import MOMENTS
-from simulations.faulty.kinds import KINDS, names_of
-from simulations.faulty.table import to_csv, to_markdown
+from simulations.faults import __main__ as faults
+from simulations.faults.__main__ import to_csv, to_markdown
+from simulations.faults.cells import Cells, judge
+from simulations.faults.fault import MOMENTS
+from simulations.faults.kinds import KINDS, names_of
 
 pytestmark = pytest.mark.slow
 

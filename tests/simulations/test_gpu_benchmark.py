@@ -12,11 +12,11 @@ from heterofl_flwr.data import load_dataset
 from heterofl_flwr.nn.models import Setup
 from heterofl_flwr.settings import from_flat
 from heterofl_flwr.training import ENGINES, train_together
-from simulations.benchmarks import gpu
-from simulations.benchmarks.cifar10 import authors, task
-from simulations.benchmarks.cifar10.engines import Engine, check_equal
-from simulations.benchmarks.cifar10.runs import arguments, seconds_of_round
-from simulations.benchmarks.cifar10.task import RATES, Experiment
+from simulations.bench import gpu
+from simulations.bench.cifar10 import authors, task
+from simulations.bench.cifar10.engines import Engine, check_equal
+from simulations.bench.cifar10.runs import arguments, seconds_of_round
+from simulations.bench.cifar10.task import RATES, Experiment
 
 SMALL = Experiment(root="", steps=1, device="cpu")
 
@@ -52,7 +52,7 @@ def test_a_round_is_that_of_the_paper():
 def test_runs_train_on_the_images_of_the_engines(monkeypatch):
     for name, value in SMALL.variables.items():
         monkeypatch.setenv(name, value)
-    data = load_dataset(from_flat({"data.name": "simulations.benchmarks.cifar10.task:images"}).data.name)
+    data = load_dataset(from_flat({"data.name": "simulations.bench.cifar10.task:images"}).data.name)
     splits = [SMALL.work(number, torch.nn.Flatten()).split for number in range(len(RATES))]
     assert torch.equal(data.train.inputs, torch.cat([split.inputs for split in splits]))
     assert data.augment == "crop-flip"

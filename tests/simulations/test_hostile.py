@@ -1,4 +1,4 @@
-"""A small share of what ``python -m simulations.hostile`` sends, and that it would find a fault if there were one."""
+"""A small share of what ``python -m simulations.fuzz`` sends, and that it would find a fault if there were one."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,11 +7,11 @@ import pytest
 
 from heterofl_flwr.core import counting_mean as aggregate
 from heterofl_flwr.federation.records import RoundRecord
-from simulations import hostile
-from simulations.hostility import answers, replies
-from simulations.hostility.attacks import ATTACKS, LIES, REFUSED
-from simulations.hostility.forgeries import FORGERIES
-from simulations.hostility.wire import CASES, Case, Result, Wire
+from simulations.fuzz import __main__ as hostile
+from simulations.fuzz import queries, replies
+from simulations.fuzz.attacks import ATTACKS, LIES, REFUSED
+from simulations.fuzz.forgeries import FORGERIES
+from simulations.fuzz.wire import CASES, Case, Result, Wire
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_answers_of_bad_faith_are_refused_or_harmless(found):
 def test_each_kind_is_tried_on_each_target(found):
     expected = {(f"reply in {upload}", kind) for upload in replies.UPLOADS for kind in replies.KINDS}
     assert expected <= found.keys()
-    assert {what for what, _ in found} >= {*answers.KINDS, "settings", "mix", "checkpoint", "run folder"}
+    assert {what for what, _ in found} >= {*queries.KINDS, "settings", "mix", "checkpoint", "run folder"}
 
 
 @pytest.mark.parametrize("upload", replies.UPLOADS)

@@ -8,7 +8,7 @@ from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.settings import DEFAULTS, flatten
-from simulations.run import CONF
+from simulations.sweep.__main__ import CONF
 
 CLIENTS = 10
 COMMON = ("data=digits", "num-rounds=3", "model.hidden='16,32'", "evaluate.every=3")

@@ -4,8 +4,7 @@ from collections import Counter
 import pytest
 
 from heterofl_flwr.errors import ConfigError
-from simulations.published.cells import FILES, VARIABLE, paper_folder, read_cells
-from simulations.published.jobs import Job
+from simulations.paper.printed import FILES, VARIABLE, Job, paper_folder, read_cells
 
 
 def test_the_paper_prints_351_numbers_of_its_own(paper):

@@ -5,10 +5,9 @@ import pytest
 
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
-from simulations.published import collect as module
-from simulations.published.collect import Allowed, collect
-from simulations.published.gathering import gather
-from simulations.published.runs import read_run
+from simulations.paper import collect as module
+from simulations.paper.collect import Allowed, collect
+from simulations.paper.runs import gather, read_run
 from tests.simulations.conftest import make_record
 
 

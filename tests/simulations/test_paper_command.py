@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from simulations import paper as command
-from simulations.published import cells
-from simulations.published.rows import COLUMNS
+from simulations.paper import __main__ as command
+from simulations.paper import printed as cells
+from simulations.paper.tables import COLUMNS
 from tests.simulations.conftest import COMMIT
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +242,10 @@ def test_a_paper_that_lacks_files_is_an_error(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_command_shows_examples():
     done = subprocess.run(
-        [sys.executable, "-m", "simulations.paper", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "simulations.paper", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     assert "python -m simulations.paper collect runs/ --into results/" in done.stdout

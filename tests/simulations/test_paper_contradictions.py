@@ -10,7 +10,7 @@ import pytest
 from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
-from simulations.published.cells import BASELINES, read_cells, rows_of
+from simulations.paper.printed import BASELINES, read_cells, rows_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "explain" / "paper.md"
 IMAGES = ("mnist", "cifar10")

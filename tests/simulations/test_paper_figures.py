@@ -3,10 +3,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from simulations.published.curves import INTERPOLATION, LEARNING, panels
-from simulations.published.figures import draw, files, page
-from simulations.published.gathering import gather
-from simulations.published.tally import group_runs
+from simulations.paper.figures import INTERPOLATION, LEARNING, draw, files, page, panels
+from simulations.paper.runs import gather
+from simulations.paper.statistics import group_runs
 from tests.simulations.conftest import PARAMETERS
 
 

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from simulations.published.formats import Table, escape, to_latex, to_markdown
-from simulations.published.portable import file_name, portable
+from simulations.paper.runs import file_name, portable
+from simulations.paper.tables import Table, escape, to_latex, to_markdown
 
 TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))
 

@@ -2,7 +2,7 @@ import pytest
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.settings import from_flat
-from simulations.published.jobs import Job, differences, job_of, short_mix
+from simulations.paper.printed import Job, differences, job_of, short_mix
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
-from simulations.published.gathering import gather, run_folders
-from simulations.published.runs import Score, read_run
+from simulations.paper.runs import Score, gather, read_run, run_folders
 from tests.simulations.conftest import COMMIT, PARAMETERS, make_record
 
 

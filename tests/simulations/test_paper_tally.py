@@ -3,11 +3,17 @@ import math
 import pytest
 from scipy.stats import ttest_ind
 
-from simulations.published.cells import read_cells
-from simulations.published.gathering import gather
-from simulations.published.jobs import Job
-from simulations.published.statistics import PERCENT, Summary, half_width_of_difference, summarise
-from simulations.published.tally import count, group_runs, results
+from simulations.paper.printed import Job, read_cells
+from simulations.paper.runs import gather
+from simulations.paper.statistics import (
+    PERCENT,
+    Summary,
+    count,
+    group_runs,
+    half_width_of_difference,
+    results,
+    summarise,
+)
 
 IID_E = Job("mnist", "iid", "e")
 

@@ -14,11 +14,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import RunMode
 
 from heterofl_flwr.report import RunFolder
-from simulations import run
-from simulations.sweeps import speed, sweeper
-from simulations.sweeps.composer import Composer, flat
-from simulations.sweeps.lock import held
-from simulations.sweeps.once import LOCKS
+from simulations.sweep import __main__ as run
+from simulations.sweep import cost as speed
+from simulations.sweep import sweeper
+from simulations.sweep.plan import Composer, flat
+from simulations.sweep.state import LOCKS, held
 from tests.simulations.sweeping import SHRUNKEN, planned
 
 
@@ -76,7 +76,7 @@ def test_jobs_that_fail_stop_no_other_and_are_listed_with_their_causes(command, 
     status, out, err = command("train.lr=1e30,0.05", *SHRUNKEN)
     assert status == 1
     assert "failed: round 1: 0 of 20 clients gave a usable reply" in out
-    assert err.startswith(f"simulations.run: 1 of 2 jobs failed:\n  {bad}: round 1: 0 of 20 clients gave")
+    assert err.startswith(f"simulations.sweep: 1 of 2 jobs failed:\n  {bad}: round 1: 0 of 20 clients gave")
     assert "Traceback" not in err
     assert histories(tmp_path / "runs" / "jobs")[good] == [1, 2]
 
@@ -145,7 +145,7 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, unmeasured):
 def test_misuse_is_told_in_one_line_and_nothing_is_run(command, tmp_path, argument, text):
     status, out, err = command("-m", argument)
     assert (status, out) == (2, "")
-    assert err.startswith(f"simulations.run: {text}")
+    assert err.startswith(f"simulations.sweep: {text}")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -165,7 +165,7 @@ def test_misuse_is_told_in_one_line_and_nothing_is_run(command, tmp_path, argume
 def test_jobs_that_cannot_be_are_told_in_one_line_and_nothing_is_run(command, tmp_path, arguments, text, unmeasured):
     status, out, err = command("-m", *arguments)
     assert (status, out) == (2, "")
-    assert err.startswith(f"simulations.run: {text}")
+    assert err.startswith(f"simulations.sweep: {text}")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -183,14 +183,14 @@ def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
 
     monkeypatch.setattr(run, "run", interrupt)
     status, _, err = command()
-    assert (status, err) == (130, "simulations.run: interrupted; the same command goes on\n")
+    assert (status, err) == (130, "simulations.sweep: interrupted; the same command goes on\n")
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 def test_help_tells_the_groups_and_how_to_call_it(command):
     status, out, _ = command("--help")
     assert status == 0
-    assert "python -m simulations.run -m experiment=table7 seed=0,1,2" in out
+    assert "python -m simulations.sweep -m experiment=table7 seed=0,1,2" in out
     assert "data: cifar10, digits, mnist, wikitext2" in out
     assert "moments-batch-size: 0" in out
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from simulations import run
-from simulations.run import CONF
+from simulations.sweep import __main__ as run
+from simulations.sweep.__main__ import CONF
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

@@ -7,12 +7,10 @@ import pytest
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.load import HUB_NAMES
-from simulations.sweeps import speed
-from simulations.sweeps.job import Job
-from simulations.sweeps.listing import Listed, listing
-from simulations.sweeps.progress import Progress, duration
-from simulations.sweeps.speed import Clock, ratio, seconds_of_jobs
-from simulations.sweeps.work import PIECE, SIZES, facts_of, model_at, work_of
+from simulations.sweep import cost as speed
+from simulations.sweep.cost import PIECE, SIZES, Clock, facts_of, model_at, ratio, seconds_of_jobs, work_of
+from simulations.sweep.job import Job
+from simulations.sweep.sweeper import Listed, Progress, duration, listing
 from tests.simulations.sweeping import SHRUNKEN, planned
 
 
@@ -142,7 +140,7 @@ def test_durations(seconds, text):
 
 def test_progress_counts_jobs_and_learns_from_their_ends(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("simulations.sweeps.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("simulations.sweep.sweeper.time.monotonic", lambda: now[0])
     progress = Progress(["one", "two", "three"], {"one": 10.0, "two": 10.0, "three": 20.0})
     assert progress.begin("one") == "job 1 of 3: one, about 40 s left"
     now[0] = 115.0

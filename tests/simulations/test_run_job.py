@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import from_flat, to_flat
-from simulations.run import CONF
-from simulations.sweeps.composer import flat
-from simulations.sweeps.job import INCIDENTAL, Job, job_of
+from simulations.sweep.__main__ import CONF
+from simulations.sweep.job import INCIDENTAL, Job, job_of
+from simulations.sweep.plan import flat
 from tests.simulations.sweeping import planned
 
 
@@ -88,7 +88,7 @@ def test_what_may_change_a_result_changes_the_name(other):
 
 
 def test_a_setting_that_comes_later_changes_no_name(monkeypatch):
-    from simulations.sweeps import job as module
+    from simulations.sweep import job as module
 
     found = job("data=mnist", "mix=e", "model.norm=gn")
     before = found.name

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command in a session of its own, so that nothing but it is killed."""
-    command = [sys.executable, "-m", "simulations.run", "-m", f"folder={folder}", *arguments]
+    command = [sys.executable, "-m", "simulations.sweep", "-m", f"folder={folder}", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )

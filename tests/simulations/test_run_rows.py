@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from heterofl_flwr.errors import ConfigError
-from simulations.sweeps.rows import axes_of, block_of, rows_of
+from simulations.sweep.plan import axes_of, block_of, rows_of
 
 PARSER = OverridesParser.create()
 SINGLE = {"mix": "a,e", "norm": "none,sbn"}

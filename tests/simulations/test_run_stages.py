@@ -14,11 +14,9 @@ from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Checkpoint, RunFolder
-from simulations.sweeps import once
-from simulations.sweeps.job import Job
-from simulations.sweeps.lock import HeldError, held
-from simulations.sweeps.once import request_of
-from simulations.sweeps.stage import is_done, rounds_of, seconds_of, stage_of, take_up
+from simulations.sweep import state as once
+from simulations.sweep.job import Job
+from simulations.sweep.state import HeldError, held, is_done, request_of, rounds_of, seconds_of, stage_of, take_up
 from tests.simulations.sweeping import SHRUNKEN, planned
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +125,7 @@ def test_a_held_lock_names_its_holder(tmp_path):
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path):
     path = tmp_path / "one"
     code = (
-        "import os, pathlib, signal, sys\nfrom simulations.sweeps.lock import held\n"
+        "import os, pathlib, signal, sys\nfrom simulations.sweep.state import held\n"
         "with held(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT).returncode == -9

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from simulations import zoo
-from simulations.zoology import check as checking
-from simulations.zoology import torchvisions
-from simulations.zoology.check import BrokenPropertyError, check
-from simulations.zoology.findings import Finding
-from simulations.zoology.page import page
+from simulations.model_zoo import __main__ as zoo
+from simulations.model_zoo import check as checking
+from simulations.model_zoo import torchvision_models as torchvisions
+from simulations.model_zoo.__main__ import page
+from simulations.model_zoo.check import BrokenPropertyError, check
+from simulations.model_zoo.findings import Finding
 from tests.elastic_models.families import Then
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -12,7 +12,7 @@ from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.training import capacity
 from heterofl_flwr.training.capacity import Trial, free_bytes, largest_rate
-from simulations.benchmarks.memory import peak_of
+from simulations.bench.measure import peak_of
 
 CPU = torch.device("cpu")
 PLENTY = 2**40

@@ -1,0 +1,138 @@
+"""Averaging the replies to the paper's models: time and memory.
+
+There are ten, two of each level a to e. The reference is the counting mean written the plain way, as the authors of
+HeteroFL do: index tensors for each client and parameter, a tensor of sums, a tensor of counts, and boolean masks at the
+end.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core import LEVELS, Aggregator, Axis, Plan
+from heterofl_flwr.nn import PAPER
+from simulations.bench.measure import peak_of, side_by_side
+
+State = Mapping[str, Tensor]
+Labels = Sequence[int] | None
+
+LEAST_RATIO = 30.0
+MEAN_RATIO = 45.0
+MOST_MEMORY = 2.5
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A global state and what ten clients answer to it."""
+
+    state: State
+    label_rows: Sequence[str]
+    replies: Sequence[tuple[Plan, State, Labels]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both sides")
+
+
+def run(options: argparse.Namespace) -> bool:
+    torch.set_num_threads(options.threads)
+    print(f"ten replies, two of each level; {options.threads} threads; median of {options.rounds} alternating runs\n")
+    print(f"{'model':<12}{'rows':<10}{'ours ms':>9}{'reference ms':>14}{'ratio':>8}{'memory (10 / 1000 replies)':>29}")
+    ratios, memories = [], []
+    for name in PAPER:
+        for labelled in (False, True):
+            case = make_case(name, labelled=labelled)
+            ours, reference, ratio = side_by_side(
+                partial(average, case), partial(average_plainly, case), options.rounds
+            )
+            check_equal(average(case), average_plainly(case))
+            memory = [peak_memory(case, times) for times in (1, 100)]
+            shown = " / ".join(f"{value:.2f}" for value in memory) + " models"
+            rows = "of labels" if labelled else "all"
+            print(f"{name:<12}{rows:<10}{ours * 1e3:>9.1f}{reference * 1e3:>14.1f}{ratio:>8.1f}{shown:>29}")
+            memories += memory
+            if not labelled:
+                ratios.append(ratio)
+    return verdict(ratios, memories)
+
+
+def verdict(ratios: Sequence[float], memories: Sequence[float]) -> bool:
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    passed = min(ratios) >= LEAST_RATIO and mean >= MEAN_RATIO and max(memories) <= MOST_MEMORY
+    print(
+        f"\n{'PASS' if passed else 'FAIL'} with all rows: at least {min(ratios):.1f} times as fast (goal "
+        f"{LEAST_RATIO:g}), geometric mean {mean:.1f} (goal {MEAN_RATIO:g}); memory at most {max(memories):.2f} models "
+        f"(goal {MOST_MEMORY:g})"
+    )
+    return passed
+
+
+def make_case(name: str, *, labelled: bool) -> Case:
+    """Return a paper model with random weights and the replies of ten clients, with or without label sets."""
+    generator = torch.Generator().manual_seed(0)
+    build = PAPER[name].build()
+    full = build(1.0)
+    state = {key: tensor.detach() for key, tensor in full.named_parameters()}
+    label_rows: tuple[str, ...] = full.label_rows  # type: ignore[assignment]
+    classes = min(state[row].shape[0] for row in label_rows)
+    # The paper's clients have two of ten classes, or about 3,000 of 33,278 words.
+    own = 2 if classes == 10 else 3000
+    plans = {rate: Plan.of(full, build(rate)) for rate in LEVELS.values()}
+    replies = []
+    for rate in [*LEVELS.values()] * 2:
+        sub = {
+            key: value + torch.randn(value.shape, generator=generator)
+            for key, value in plans[rate].extract(state).items()
+        }
+        labels = torch.randperm(classes, generator=generator)[:own].tolist()
+        replies.append((plans[rate], sub, labels if labelled else None))
+    return Case(state, label_rows, replies)
+
+
+def average(case: Case, times: int = 1) -> State:
+    """Average with this package."""
+    aggregator = Aggregator(case.state, case.label_rows, extra_rows=False)
+    for plan, sub, labels in [*case.replies] * times:
+        aggregator.add(plan, sub, labels=labels)
+    return aggregator.result()
+
+
+def average_plainly(case: Case) -> State:
+    """Average with the operations that the authors use, in their order."""
+    new = {}
+    for name, old in case.state.items():
+        total, count = torch.zeros_like(old), torch.zeros_like(old)
+        for plan, sub, labels in case.replies:
+            index, local = [positions(axis) for axis in plan.axes[name]], sub[name]
+            if labels is not None and name in case.label_rows:
+                index[0], local = index[0][labels], local[labels]
+            # Kernels are never cut, so only the first two axes need positions.
+            total[torch.meshgrid(index[:2], indexing="ij")] += local
+            count[torch.meshgrid(index[:2], indexing="ij")] += 1
+        total[count > 0] = total[count > 0].div_(count[count > 0])
+        new[name] = old.clone()
+        new[name][count > 0] = total[count > 0]
+    return new
+
+
+def positions(axis: Axis) -> Tensor:
+    """Return the positions that an axis keeps."""
+    return torch.arange(axis.full).view(axis.parts, -1)[:, : axis.part[1]].reshape(-1)
+
+
+def check_equal(mine: State, theirs: State) -> None:
+    """Raise if two results differ by more than rounding: a fast wrong answer is worth nothing."""
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6, msg=partial("{}: {}".format, name))
+
+
+def peak_memory(case: Case, times: int) -> float:
+    """Return the peak of the memory that averaging adds, result included, in sizes of the global model."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in case.state.values())
+    return peak_of(partial(average, case, times)) / size

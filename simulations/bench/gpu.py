@@ -1,0 +1,188 @@
+"""A GPU on CIFAR10: our engines and whole rounds, beside the authors' code.
+
+A round: two clients of each level a to e train the paper's PreResNet18, each 250 steps of ten images (500 images, five
+epochs). Engines are called directly; ``LocalGrid`` (with the fastest engine) and Ray (with ten actors) do whole rounds,
+slices, messages and averages included, and so do the authors. Static batch norm and the test of the global model are
+measured apart; a whole run is 400 rounds with both after every tenth. ``--authors`` names a checkout of the HeteroFL
+authors' repository, whose functions then run on the same images; without it, their speed is no part of the verdict,
+which then fails. Before anything is timed, the engines must agree.
+
+Needs a CUDA device. ``--device cpu --steps 1 --rounds 1`` tries the code anywhere, in minutes, and judges nothing.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from heterofl_flwr.training import ENGINES
+from heterofl_flwr.training.device import Precision
+from simulations.bench.cifar10 import authors
+from simulations.bench.cifar10.engines import Engine, check_equal, seconds_of_moments, seconds_of_test
+from simulations.bench.cifar10.runs import seconds_of_round
+from simulations.bench.cifar10.task import BATCH, Experiment
+
+ROUNDS, EVERY, STEPS = 400, 10, 250
+MOST_MINUTES = 5.0
+LEAST_RATIO = 15.0
+AUTHORS = "the authors' code"
+GRIDS = {"local": "LocalGrid", "ray": "Ray"}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What was measured of one way to run rounds: seconds of a round, and of an evaluation.
+
+    ``whole`` tells whether the round has all that a round has.
+    """
+
+    round: float
+    evaluation: float
+    whole: bool
+
+    @property
+    def minutes(self) -> float:
+        """Of a whole run."""
+        return (ROUNDS * self.round + ROUNDS // EVERY * self.evaluation) / 60
+
+
+class Board:
+    """What was found so far; each line is printed as soon as it is known.
+
+    A side that fails is noted, and the others are measured all the same.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.sides: dict[str, Side] = {}
+        self.failed: list[str] = []
+
+    def add(self, name: str, find: Callable[[], Side]) -> None:
+        """Measure a side."""
+        try:
+            side = self.sides[name] = find()
+        except Exception as error:
+            self.fail(name, error)
+            return
+        reference = next(iter(self.sides.values()))
+        speed, ratio = self.experiment.tera_flop() / side.round, reference.round / side.round
+        print(f"{name:<26}{side.round:>10.3f}{side.minutes:>10.1f} min{speed:>9.2f}{ratio:>8.2f}", flush=True)
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Note that a side failed."""
+        self.failed.append(name)
+        print(f"{name:<26} failed: {error}", flush=True)
+
+    def round(self, name: str) -> float:
+        """Return the seconds of a side's round; infinitely many if it failed."""
+        return self.sides[name].round if name in self.sides else math.inf
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--authors", type=Path, metavar="PATH", help="a checkout of the authors' repository")
+    parser.add_argument("--root", default="", metavar="DIR", help="CIFAR10, laid out as on the hub; else random images")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each side, after one to warm up")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each client in a round")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the code")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of ours")
+    parser.add_argument("--channels-last", action="store_true", help="hold our convolutions so, in the engines")
+    parser.add_argument(
+        "--moments-batch", type=int, default=500, metavar="N", help="images at once in our static batch norm"
+    )
+    parser.add_argument("--grids", nargs="*", choices=list(GRIDS), default=list(GRIDS), help="what runs whole rounds")
+
+
+def run(options: argparse.Namespace) -> bool:
+    on_gpu = torch.device(options.device).type == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        print(f"needs a CUDA device, and torch {torch.__version__} finds none: --device cpu --steps 1 tries the code")
+        return False
+    experiment = Experiment(
+        options.root, options.steps, options.device, options.precision, channels_last=options.channels_last
+    )
+    names = [name for name in ENGINES if name != "graph" or on_gpu]  # plain comes first
+    print(
+        f"{experiment.data().name}, {experiment.steps} steps of {BATCH} images, {options.precision}"
+        f"{', channels last' if options.channels_last else ''}; {options.device}; median of {options.rounds} rounds "
+        f"after one\na round is {experiment.tera_flop():.3g} TFLOP",
+        flush=True,
+    )
+    board = Board(experiment)
+    check(board, names)
+    measure(board, names, options)
+    sides, failed = board.sides, board.failed
+    if on_gpu and experiment.steps == STEPS:
+        return verdict(sides, failed)
+    ran = f"these failed: {', '.join(failed)}" if failed else "everything ran, and the engines agree"
+    print(f"\n{f'not {STEPS} steps' if on_gpu else 'no GPU'}: no verdict; {ran}")
+    return not failed
+
+
+def check(board: Board, names: list[str]) -> None:
+    """Compare each engine with the first, and drop those that do other work."""
+    for name in names[1:]:
+        try:
+            part = check_equal(name, names[0], board.experiment)
+            print(f"engines {names[0]} and {name} part by {part:.1e} of the way that parameters go in a few steps")
+        except Exception as error:
+            names.remove(name)
+            board.fail(f"engine {name}", error)
+
+
+def measure(board: Board, names: Sequence[str], options: argparse.Namespace) -> None:
+    """Measure all sides."""
+    experiment, rounds = board.experiment, options.rounds
+    evaluation = measure_evaluation(experiment, options.moments_batch)
+    print(f"\n{'':<26}{'s a round':>10}{f'{ROUNDS} rounds':>14}{'TFLOP/s':>9}{'ratio':>8}")
+    if options.authors:
+        board.add(AUTHORS, lambda: authors_side(options.authors, experiment, rounds))
+    for name in names:
+        board.add(f"engine {name}", partial(engine_side, name, experiment, rounds, evaluation))
+    fastest = min(names, key=lambda name: board.round(f"engine {name}"))
+    for grid in options.grids:
+        engine = fastest if grid == "local" else "auto"
+        board.add(f"{GRIDS[grid]}, engine {engine}", partial(grid_side, grid, engine, experiment, rounds, evaluation))
+
+
+def authors_side(checkout: Path, experiment: Experiment, rounds: int) -> Side:
+    found = authors.measure(checkout, experiment, rounds)
+    return Side(found.train, found.moments + found.test, whole=True)
+
+
+def engine_side(name: str, experiment: Experiment, rounds: int, evaluation: float) -> Side:
+    return Side(Engine(name, experiment).seconds(rounds), evaluation, whole=False)
+
+
+def grid_side(grid: str, engine: str, experiment: Experiment, rounds: int, evaluation: float) -> Side:
+    return Side(seconds_of_round(experiment, grid, engine, rounds), evaluation, whole=True)
+
+
+def measure_evaluation(experiment: Experiment, moments_batch: int) -> float:
+    """Print the seconds of static batch norm and of the test; return those of an evaluation."""
+    moments = {size: seconds_of_moments(experiment, size) for size in dict.fromkeys([moments_batch, BATCH])}
+    test = seconds_of_test(experiment)
+    shown = "; ".join(f"in batches of {size} {seconds:.2f} s" for size, seconds in moments.items())
+    print(f"\nstatic batch norm of the global model {shown} (the paper's way: {BATCH}); its test {test:.2f} s")
+    return moments[moments_batch] + test
+
+
+def verdict(sides: Mapping[str, Side], failed: Sequence[str]) -> bool:
+    """Print whether our fastest way to run whole rounds is fast enough."""
+    whole = {name: side for name, side in sides.items() if side.whole and name != AUTHORS}
+    missing = [*failed, *([] if AUTHORS in [*sides, *failed] else ["the authors' code (--authors)"])]
+    if not whole or missing:
+        print(f"\nFAIL: not measured: {', '.join(missing or ['whole rounds (--grids)'])}")
+        return False
+    name, best = min(whole.items(), key=lambda item: item[1].round)
+    ratio = sides[AUTHORS].round / best.round
+    passed = best.minutes <= MOST_MINUTES and ratio >= LEAST_RATIO
+    print(
+        f"\n{'PASS' if passed else 'FAIL'} with {name}: {ROUNDS} rounds in {best.minutes:.1f} min (goal "
+        f"{MOST_MINUTES:g}); {ratio:.1f} times as fast as {AUTHORS} (goal {LEAST_RATIO:g})"
+    )
+    return passed

@@ -1,0 +1,203 @@
+"""The server's time and memory in rounds of 100 to 1,000 clients.
+
+They are drawn from 10,000, have levels a to e of CIFAR10's model, drawn anew each round, and send their slices straight
+back. So what is measured is the server: it cuts slices, sends them through a window of 16 messages, and averages the
+replies. Each measurement is a run of two rounds, for what the first leaves behind is there in the second. Memory is the
+peak of this process above its level before the run, when it holds no state of the model yet; the clients are other
+processes. The window's share of it is what replies under way may hold: as the window moves along a round's messages,
+the most bytes that 16 in a row have.
+"""
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from heterofl_flwr import messages as wire
+from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
+from heterofl_flwr.nn import PAPER
+from heterofl_flwr.strategies.heterofl import HeteroFL
+from heterofl_flwr.strategies.queries import gather_nodes
+from heterofl_flwr.training import give_back_freed_memory
+from simulations.bench.measure import draw, peak_of, save
+
+APP = "simulations.bench.scale:app"
+MOST_MODELS = 3.0
+MOST_GROWTH = 1.25
+MIX = "a1-b1-c1-d1-e1"
+ROUNDS = 2
+"""Of each run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run.
+
+    Attributes
+    ----------
+    milliseconds
+        Of its rounds, for each of their clients.
+    peak
+        Bytes added to the server at the most.
+    window
+        Bytes of the replies that may be under way at once.
+    """
+
+    milliseconds: float
+    peak: float
+    window: float
+
+
+class Records(RoundCallback):
+    """Keeps the records of a run."""
+
+    def __init__(self) -> None:
+        self.all: list[RoundRecord] = []
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        self.all.clear()
+
+    def on_round_end(self, progress: Progress) -> bool:
+        self.all.append(progress.record)
+        return False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=10_000, help="clients that are registered")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500, 1000], help="clients of a round")
+    parser.add_argument(
+        "--model", choices=["cifar10", "mnist"], default="cifar10", help="the paper's model of this data"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
+    parser.add_argument("--ray", action="store_true", help="run the clients in as many Ray actors instead")
+    parser.add_argument("--window", type=int, default=16, help="messages that may be out")
+    parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw time and memory, as SVG or PNG by its name")
+
+
+def run(options: argparse.Namespace) -> bool:
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
+    give_back_freed_memory()
+    records = Records()
+    strategy = HeteroFL(
+        PAPER[options.model].build(), MIX, assignment="dynamic", evaluation=Evaluation(every=0), callbacks=[records]
+    )
+    model = sum(4 * value.numel() for value in strategy.federation.model.parameters())
+    print(
+        f"{options.nodes} clients, {options.processes} processes, a window of {options.window} messages; mix {MIX}, "
+        f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
+    )
+    found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
+    make = (
+        partial(RayGrid, at_once=options.processes) if options.ray else partial(LocalGrid, processes=options.processes)
+    )
+    with make(APP, options.nodes) as grid:
+        start = time.perf_counter()
+        gather_nodes(grid, strategy.federation, options.nodes, 60.0)
+        seconds = time.perf_counter() - start
+        print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
+        windowed = Windowed(grid, options.window)
+        measure = partial(measure_run, strategy, windowed, records, window=options.window)
+        # The first warms up.
+        measure(min(options.sizes), options.nodes, 2)
+        for number in range(options.rounds * len(options.sizes)):
+            size = options.sizes[number % len(options.sizes)]
+            found[size].append(measure(size, options.nodes, 2 + ROUNDS * (number + 1)))
+    return report(found, model, options.chart)
+
+
+def measure_run(
+    strategy: HeteroFL, grid: Grid, records: Records, size: int, nodes: int, first_round: int, *, window: int
+) -> Measured:
+    """Run rounds of so many clients."""
+    strategy.fraction_train = size / nodes
+    results: list[Result] = []
+
+    def play() -> None:
+        # Without initial arrays it begins with the initial model, and from round 2 on without asking the clients anew.
+        results.append(strategy.start(grid, num_rounds=first_round + ROUNDS - 1, first_round=first_round))
+
+    peak = peak_of(play)
+    for record in records.all:
+        if len(record.rates) != size or record.failures:
+            raise RuntimeError(
+                f"{len(record.failures)} of {len(record.rates)} clients failed, expected {size} good ones"
+            )
+    check_same(results[0].arrays, strategy)
+    seconds = statistics.mean(record.seconds for record in records.all)
+    bytes_of = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
+    most = max(most_in_a_row([bytes_of[rate] for rate in record.rates.values()], window) for record in records.all)
+    return Measured(seconds * 1e3 / size, peak, most)
+
+
+def most_in_a_row(sizes: Sequence[int], number: int) -> int:
+    """Return the largest sum of so many neighbours."""
+    return max(sum(sizes[first : first + number]) for first in range(max(len(sizes) - number, 0) + 1))
+
+
+def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
+    """Raise if the mean of the clients' slices is not the model that they were cut from; sums of many are rounded."""
+    for name, expected in strategy.federation.initial_state().items():
+        torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def report(found: dict[int, list[Measured]], model: int, chart: Path | None) -> bool:
+    print(f"{'clients':>7}{'ms each':>10}{'memory':>16}{'window':>16}{'memory less window':>20}")
+    milliseconds, peaks, own = [], [], []
+    for size, rounds in found.items():
+        milliseconds.append(statistics.median(measured.milliseconds for measured in rounds))
+        peaks.append(statistics.median(measured.peak for measured in rounds) / model)
+        window = statistics.median(measured.window for measured in rounds) / model
+        own.append(statistics.median(measured.peak - measured.window for measured in rounds) / model)
+        print(f"{size:>7}{milliseconds[-1]:>10.2f}{peaks[-1]:>9.2f} models{window:>9.2f} models{own[-1]:>13.2f} models")
+    if chart:
+        curves = {
+            f"time, {milliseconds[0]:.1f} ms a client at first": relative(milliseconds),
+            f"memory, {peaks[0]:.1f} models at first": relative(peaks),
+        }
+        save(draw(curves, [f"{size:,}" for size in found], "clients of a round", "times the first"), chart)
+    return verdict(own, relative(milliseconds)[-1])
+
+
+def verdict(own: Sequence[float], growth: float) -> bool:
+    passed = max(own) <= MOST_MODELS and growth <= MOST_GROWTH
+    print(
+        f"\n{'PASS' if passed else 'FAIL'}: memory at most {max(own):.2f} models and the window "
+        f"(goal {MOST_MODELS:g}); in the largest rounds a client takes {growth:.2f} times as long as in the smallest "
+        f"(goal {MOST_GROWTH:g})"
+    )
+    return passed
+
+
+def relative(values: Sequence[float]) -> list[float]:
+    """Return the values as multiples of the first."""
+    return [value / values[0] for value in values]
+
+
+app = ClientApp()
+
+
+@app.query("capability")
+def capability_query(message: Message, context: Context) -> Message:
+    return answer_capability(message, context)
+
+
+@app.train()
+def train_message(message: Message, context: Context) -> Message:
+    del context
+    content = RecordDict({wire.ARRAYS: message.content[wire.ARRAYS], wire.CONFIG: wire.new_config({})})
+    content[wire.METRICS] = MetricRecord({wire.NUM_EXAMPLES: 1})
+    return Message(content, reply_to=message)

@@ -1,0 +1,127 @@
+"""Send the server what no good client sends, and read what nobody wrote, a hundred thousand times.
+
+Each reply, answer, setting or file is a good one that was changed by chance. It must be refused, with an error of this
+package, or be harmless: then it counts for what it says, and for nothing else. Neither may it end the run, nor may a
+refused one leave any trace in the model. The exit status is 0 if that is so, and 1 if not.
+
+With --wire nodes attack a SuperLink with TLS and known nodes instead: with all that must be refused at once, by
+stalling, with bombs, and with lies that fit, which count. It takes many minutes.
+"""
+
+import argparse
+import logging
+import random
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from heterofl_flwr.core.randomness import derive
+from simulations.bench.measure import describe_machine
+from simulations.fuzz import files, queries, replies
+from simulations.fuzz.files import Files
+from simulations.fuzz.wire import CASES, HEADER, Wire
+from simulations.program import parser_of
+
+OUTCOMES = ("refused", "harmless", "crashed", "changed")
+Row = tuple[str, str]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    print(describe_machine(), flush=True)
+    if options.wire is not None:
+        return cross(options.wire.split(",") if options.wire else list(CASES))
+    found: dict[Row, Counter[str]] = defaultdict(Counter)
+    faults: list[str] = []
+    with _quiet():
+        for number, (row, outcome) in enumerate(trials(options.replies, options.seed)):
+            what = outcome.partition(":")[0]
+            found[row][what] += 1
+            if what in OUTCOMES[2:] and len(faults) < 20:
+                faults.append(f"{'/'.join(row)}, number {number}: {outcome}")
+    print(table(found), *faults, sep="\n")
+    return 1 if faults else 0
+
+
+def cross(groups: list[str]) -> int:
+    """Run cases over the wire, and print a row for each; return 1 if a promise is broken."""
+    if unknown := sorted(set(groups) - CASES.keys()):
+        raise SystemExit(f"hostile: found --wire {','.join(unknown)}, expected some of {','.join(CASES)}")
+    before, faults = 0, []
+    print(HEADER, flush=True)
+    with tempfile.TemporaryDirectory(prefix="wire-") as folder:
+        for case in (case for group in groups for case in CASES[group]):
+            result = Wire(Path(folder)).run(case)
+            faults += [f"{case.name}: {fault}" for fault in result.faults(before)]
+            print(result.row, flush=True)
+            before = result.server
+    print(*faults, sep="\n")
+    return 1 if faults else 0
+
+
+def trials(number: int, seed: int) -> Iterator[tuple[Row, str]]:
+    """Yield the outcomes: so many replies, and for each of what else can be forged a twentieth of them."""
+    for server in replies.servers():
+        for own in range(-(-number // len(replies.UPLOADS))):
+            kind = replies.KINDS[own % len(replies.KINDS)]
+            draw = random.Random(derive(seed, server.upload, own))
+            yield (f"reply in {server.upload}", kind), server.trial(kind, draw)
+            kind = list(replies.OBJECTS)[own % len(replies.OBJECTS)]
+            yield (f"bytes of {server.upload}", kind), server.trial_of_objects(kind, draw)
+    few = max(number // 20, 1)
+    for asked in queries.questions():
+        for target, kinds in queries.KINDS.items():
+            for own in range(few):
+                kind = kinds[own % len(kinds)]
+                yield (target, kind), asked.trial(target, kind, random.Random(derive(seed, target, own)))
+    for target in files.TRIALS:
+        for own in range(few):
+            yield (target, "anything"), files.trial(target, random.Random(derive(seed, target, own)))
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = Files(Path(folder))
+        for target in damaged.targets:
+            for own in range(few):
+                yield (target, "damaged"), damaged.trial(target, random.Random(derive(seed, target, own)))
+
+
+def table(found: dict[Row, Counter[str]]) -> str:
+    """Return the counts by target and kind, and their sums."""
+    lines = ["", f"{'what':<18}{'kind':<30}{'number':>8}" + "".join(f"{name:>10}" for name in OUTCOMES)]
+    sums: dict[str, Counter[str]] = defaultdict(Counter)
+    for (what, kind), counts in found.items():
+        lines.append(_line(what, kind, counts))
+        sums[what] += counts
+    lines += ["", *(_line(what, "all", counts) for what, counts in sums.items())]
+    return "\n".join([*lines, _line("all", "", sum(sums.values(), Counter())), ""])
+
+
+def parser() -> argparse.ArgumentParser:
+    own = parser_of("simulations.fuzz", __doc__)
+    own.add_argument("--replies", type=int, default=1000, help="replies to instructions to train")
+    own.add_argument(
+        "--wire", nargs="?", const="", metavar="GROUP,...", help=f"over a SuperLink; default: {','.join(CASES)}"
+    )
+    own.add_argument("--seed", type=int, default=0, help="of every change")
+    return own
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log nothing: each refusal is a warning."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _line(what: str, kind: str, counts: Counter[str]) -> str:
+    return f"{what:<18}{kind:<30}{counts.total():>8}" + "".join(f"{counts[name]:>10}" for name in OUTCOMES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""What a hostile node does with its good reply before it crosses the wire."""
+
+import copy
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app.message import make_message
+
+from heterofl_flwr import messages as wire
+from simulations.fuzz.forgeries import BOMBS, GARBAGE, Forgery, Uploaded, as_it_is, hoarded, many_small_objects
+from simulations.fuzz.forgeries import withheld as withheld_objects
+from simulations.fuzz.mutations import MUTATIONS, Letter
+
+Outgoing = tuple[Message, Uploaded]
+"""What is announced, and what is uploaded."""
+
+
+@dataclass
+class Turn:
+    """A message to a hostile node.
+
+    Attributes
+    ----------
+    asked
+        The message.
+    reply
+        What a good node would answer.
+    server_round
+        Of the message; 0 where it names none.
+    sent
+        The good replies of this node to earlier instructions to train.
+    others
+        The messages that other nodes have not answered yet, which no node knows of another.
+    """
+
+    asked: Message
+    reply: Message
+    server_round: int
+    sent: list[Message] = field(default_factory=list)
+    others: Sequence[Message] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether the message is an instruction to train."""
+        return self.asked.metadata.message_type == "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """What a node sends; from which round on, and to which messages, none of it may count. 0: a lie, which counts."""
+
+    act: Callable[[Turn], list[Outgoing]]
+    silent_from: int = 1
+    kinds: Sequence[str] = ("train",)
+
+
+def outgoing(message: Message, forge: Forgery = as_it_is) -> Outgoing:
+    """Return a message with its upload; what is announced stays true."""
+    message.metadata.__dict__["_message_id"] = message.object_id
+    metadata = copy.copy(message.metadata)
+    upload = forge(message)
+    metadata.__dict__.update(_message_id=upload.head, _group_id=upload.group_id)
+    if message.has_error():
+        return make_message(metadata, error=message.error), upload
+    return make_message(metadata, RecordDict()), upload
+
+
+def honest(turn: Turn) -> list[Outgoing]:
+    """Answer as a good node."""
+    return [outgoing(turn.reply)]
+
+
+def forged(forge: Forgery) -> Attack:
+    """Return the attack that forges each reply but what the node can hold."""
+    return Attack(
+        lambda turn: [
+            outgoing(turn.reply, as_it_is if turn.asked.metadata.message_type == "query.capability" else forge)
+        ],
+        kinds=("train", "query.moments", "evaluate"),
+    )
+
+
+def changed(change: Callable[[Letter, Turn], None], kind: str = "train", silent_from: int = 1) -> Attack:
+    """Return the attack that changes what replies of a kind hold."""
+
+    def act(turn: Turn) -> list[Outgoing]:
+        if turn.asked.metadata.message_type != kind:
+            return honest(turn)
+        letter = Letter.of(turn.reply)
+        change(letter, turn)
+        return [outgoing(letter.seal(turn.asked))]
+
+    return Attack(act, silent_from)
+
+
+def mutated(kind: str) -> Attack:
+    """Return the attack that makes one of the fuzzer's changes."""
+    return changed(lambda letter, turn: MUTATIONS[kind](random.Random(turn.server_round), letter))
+
+
+def lie(change: Callable[[Letter, Turn], None], kind: str = "train") -> Attack:
+    """Return the attack whose replies fit, and count."""
+    return changed(change, kind, 0)
+
+
+def again(turn: Turn) -> list[Outgoing]:
+    """Answer the first instruction, and send that reply again to each later one."""
+    if not turn.trains:
+        return honest(turn)
+    turn.sent.append(turn.reply)
+    return [outgoing(turn.sent[0])]
+
+
+def late(turn: Turn) -> list[Outgoing]:
+    """Send each reply when the next instruction comes."""
+    if not turn.trains:
+        return honest(turn)
+    turn.sent.append(turn.reply)
+    return [outgoing(message) for message in turn.sent[:-1]]
+
+
+def twice(turn: Turn) -> list[Outgoing]:
+    """Send a good reply, and then another one to the same message."""
+    letter = Letter.of(turn.reply)
+    flip(letter, turn)
+    return [outgoing(turn.reply), outgoing(letter.seal(turn.asked))] if turn.trains else honest(turn)
+
+
+def of_others(turn: Turn) -> list[Outgoing]:
+    """Answer the messages of others, under this node's own name."""
+    return _to_others(turn, turn.reply.metadata.src_node_id) if turn.trains else honest(turn)
+
+
+def as_others(turn: Turn) -> list[Outgoing]:
+    """Answer the messages of others, under their names; for that a node must know what it is never told."""
+    return [*honest(turn), *(_to_others(turn, None) if turn.trains else [])]
+
+
+def _to_others(turn: Turn, node_id: int | None) -> list[Outgoing]:
+    letter = Letter.of(turn.reply)
+    flip(letter, turn)
+    replies = [letter.seal(other) for other in turn.others if other.metadata.message_type == "train"]
+    for reply in replies:
+        if node_id is not None:
+            reply.metadata.__dict__["_src_node_id"] = node_id
+    return [outgoing(reply) for reply in replies]
+
+
+def infinite(letter: Letter, turn: Turn) -> None:
+    """Send what is not finite."""
+    del turn
+    _each(letter, lambda name, value: np.full_like(value, np.nan))
+
+
+def flip(letter: Letter, turn: Turn) -> None:
+    """Go five times as far in the opposite direction."""
+    _further(letter, turn, -5.0)
+
+
+def scale(letter: Letter, turn: Turn) -> None:
+    """Go twenty times as far."""
+    _further(letter, turn, 20.0)
+
+
+def shift_rows(letter: Letter, turn: Turn) -> None:
+    """Send each class's row of the classifier as the next one's."""
+    classes = len(turn.asked.content[wire.ARRAYS]) and list(letter.arrays[wire.ARRAYS].values())[-1].shape[0]
+    _each(letter, lambda name, value: np.roll(value, 1, 0) if value.shape[:1] == (classes,) else value)
+
+
+def shift_moments(letter: Letter, turn: Turn) -> None:
+    """Send moments of one batch of mean 30, as if of very many."""
+    del turn
+    record = letter.arrays[wire.MOMENTS]
+    for name in record:
+        value = record[name].numpy()
+        part = name.rpartition(".")[2]
+        factor = {"count": 0, "first": 30.0, "second": 1.0}[part] * 2.0**40
+        record[name] = Array(np.full_like(value, 2**40 if part == "count" else factor))
+
+
+def boast(letter: Letter, turn: Turn) -> None:
+    """Report an accuracy of 1 on ten million examples."""
+    del turn
+    letter.metrics |= {
+        name: 1.0 if "accuracy" in name else 0.0 for name, value in letter.metrics.items() if isinstance(value, float)
+    }
+    letter.metrics[wire.NUM_EXAMPLES] = 10_000_000
+
+
+def outnumber(letter: Letter, turn: Turn) -> None:
+    """Say that there are a million partitions."""
+    del turn
+    letter.config[wire.NUM_PARTITIONS] = 10**6
+
+
+def weigh(letter: Letter, turn: Turn) -> None:
+    """Train on ten million examples, and go against the others."""
+    flip(letter, turn)
+    letter.metrics[wire.NUM_EXAMPLES] = 10_000_000
+
+
+def _further(letter: Letter, turn: Turn, factor: float) -> None:
+    sent = turn.asked.content[wire.ARRAYS]
+    assert isinstance(sent, ArrayRecord)
+    _each(letter, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
+
+
+def _each(letter: Letter, change: Callable[[str, "np.ndarray"], "np.ndarray"]) -> None:
+    record = letter.arrays[wire.ARRAYS]
+    for name in record:
+        value = record[name].numpy()
+        record[name] = Array(np.ascontiguousarray(change(name, value).astype(value.dtype)))
+
+
+# Flower's SuperLink with SQLite refuses all requests while it notes thousands of objects, so such a node ends any run.
+WIRE_BOMBS = {name: forge for name, forge in BOMBS.items() if name != "ten thousand objects"}
+STALLS: Mapping[str, Attack] = {
+    "objects withheld": forged(withheld_objects),
+    "all but one object": forged(hoarded),
+    "500 small objects": forged(many_small_objects(500)),
+}
+REFUSED: Mapping[str, Attack] = {
+    **{name: forged(forge) for name, forge in {**GARBAGE, **WIRE_BOMBS}.items()},
+    **STALLS,
+    **{f"fields: {kind}": mutated(kind) for kind in ("shapes", "claims", "headers", "stypes", "sizes")},
+    "fields: not finite": changed(infinite),
+    "an old reply again": Attack(again, 2),
+    "replies a round late": Attack(late),
+    "answers to others' messages": Attack(of_others),
+}
+LIES: Mapping[str, Attack] = {
+    "sign flip, times 5": lie(flip),
+    "change times 20": lie(scale),
+    "label rows shifted": lie(shift_rows),
+    "moments of mean 30": lie(shift_moments, "query.moments"),
+    "metrics of ten million": lie(boast, "evaluate"),
+    "a million partitions": lie(outnumber, "query.capability"),
+    "ten million examples": lie(weigh),
+    "as others, ids known": Attack(as_others, 0),
+    "a second reply": Attack(twice, 0),
+}
+ATTACKS: Mapping[str, Attack] = {
+    "none": Attack(honest, 0),
+    **REFUSED,
+    **LIES,
+}
+"""By name. What is refused must leave the model as when these nodes are silent."""

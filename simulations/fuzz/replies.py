@@ -1,0 +1,307 @@
+"""Replies against the strategy: three clients answer a round, and the reply of one is of bad faith.
+
+A slow and plain reader says what the model may be afterwards: either to the bit that without the client, or, where the
+reply was taken, the mean with what its bytes say.
+"""
+
+import io
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata
+from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from torch import nn
+
+from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
+from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.core.compression import Upload
+from heterofl_flwr.core.levels import width
+from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.grids import guarded
+from simulations.fuzz.attacks import Outgoing, outgoing
+from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
+from simulations.fuzz.mutations import MUTATIONS, Letter
+from simulations.fuzz.superlink import connected
+
+State = Mapping[str, torch.Tensor]
+BOUND = 20.0
+HIDDEN, CLASSES = 8, 4
+UPLOADS: Sequence[Upload] = ("float32", "float16", "int8")
+MESSAGES = ("twice", "of another", "of before", "an error", "none")
+"""What is wrong with the message itself, not with what it holds."""
+
+KINDS = (*MUTATIONS, *MESSAGES)
+
+Act = Callable[[random.Random, Message, Sequence[Message], Message], list[Outgoing]]
+"""From a good reply, the messages of all three nodes and an old reply to what a node sends."""
+
+
+def _damaged(draw: random.Random, good: Message) -> Uploaded:
+    """Change some bytes of an object's body, and name it by what it has become."""
+    whole = as_it_is(good)
+    old = draw.choice(sorted(whole.objects))
+    body = bytearray((whole.objects[old] or b"").partition(b"\x00")[2])
+    what = draw.randrange(4)
+    if what == 0 and body:
+        for _ in range(draw.randrange(1, 9)):
+            body[draw.randrange(len(body))] = draw.randrange(256)
+    elif what == 1:
+        del body[draw.randrange(len(body) + 1) :]
+    elif what == 2:
+        body += draw.randbytes(draw.randrange(1, 100))
+    else:
+        body[:] = draw.choice([b"", b"[", b"{}", b"null", b"[[[[" * 9000, b'{"a":1e999}', draw.randbytes(50)])
+    return replaced(whole, old, bytes(body))
+
+
+def _holes(draw: random.Random, good: Message) -> Uploaded:
+    """Withhold some objects."""
+    whole = as_it_is(good)
+    gone = draw.sample(sorted(whole.objects), draw.randrange(1, len(whole.objects)))
+    return Uploaded({**whole.objects, **dict.fromkeys(gone)}, whole.head, whole.tree)
+
+
+def _own(forge: Forgery) -> Act:
+    return lambda draw, good, asked, old: [outgoing(good, forge)]
+
+
+def _named(draw: random.Random, good: Message, asked: Sequence[Message], old: Message) -> list[Outgoing]:
+    """Announce in another's name, or to another's message, with a reply that says so or does not."""
+    out, upload = outgoing(good)
+    other = draw.choice([asked[0], asked[2]]).metadata
+    change = {"_src_node_id": other.dst_node_id, "_reply_to_message_id": other.message_id}
+    chosen = draw.sample(sorted(change), draw.randrange(1, 2))
+    where = draw.choice([out, good])
+    where.metadata.__dict__.update({key: change[key] for key in chosen})
+    return [outgoing(good)] if where is good else [(out, upload)]
+
+
+OBJECTS: Mapping[str, Act] = {
+    "nothing": _own(as_it_is),
+    "bytes": lambda draw, good, asked, old: [outgoing(good, lambda own: _damaged(draw, own))],
+    "holes": lambda draw, good, asked, old: [outgoing(good, lambda own: _holes(draw, own))],
+    "others' names": _named,
+    "again": lambda draw, good, asked, old: [outgoing(good), outgoing(good), outgoing(old)],
+    "late": lambda draw, good, asked, old: [outgoing(old)],
+    "old, as new": lambda draw, good, asked, old: [(outgoing(good)[0], as_it_is(old))],
+    **{name: _own(forge) for name, forge in FORGERIES.items()},
+    "small objects": _own(many_small_objects(5000)),
+}
+"""What is wrong below the records: with bytes, with what is announced, with whom it is of."""
+
+
+class Net(nn.Module):
+    """Three inputs, eight hidden units at rate 1, four classes."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3, width(HIDDEN, rate))
+        self.classifier = nn.Linear(width(HIDDEN, rate), CLASSES)
+
+
+class Server:
+    """A strategy in its first round, again and again, with three clients; the second is hostile."""
+
+    def __init__(self, grid: LocalGrid, upload: Upload) -> None:
+        self._grid = grid
+        self.upload = upload
+        self.strategy = HeteroFL(
+            Net,
+            "a1",
+            upload=upload,
+            weights="examples",
+            limits=Limits(norm_bound=BOUND),
+            evaluation=Evaluation(every=0),
+        )
+        self._before = self.strategy.federation.initial_state()
+        self._arrays = ArrayRecord(dict(self._before))
+        self._asked = self._ask()
+        self._good = [self._reply(message, number) for number, message in enumerate(self._asked)]
+        self._without = self._aggregate([0, 2])
+        self._old = self._seal(1)
+
+    def trial(self, kind: str, draw: random.Random) -> str:
+        """Return what became of a reply of a kind: refused, harmless, or what is wrong."""
+        self._asked = self._ask()
+        letter = self._good[1].copy()
+        replies = [self._good[0].seal(self._asked[0]), *self._hostile(kind, draw, letter), self._seal(2)]
+        return self._outcome(lambda: replies, lambda: letter, kind)
+
+    def trial_of_objects(self, kind: str, draw: random.Random) -> str:
+        """Return what became of a reply that was forged byte by byte and came through Flower's grid."""
+        self._asked = self._ask()
+        said: list[Outgoing] = []
+
+        def answer(metadata: Metadata) -> Iterable[Outgoing]:
+            number = [own.metadata.dst_node_id for own in self._asked].index(metadata.dst_node_id)
+            good = self._seal(number)
+            if number != 1:
+                return [outgoing(good)]
+            said.extend(OBJECTS[kind](draw, good, self._asked, self._old))
+            return said
+
+        grid, link = connected(answer)
+
+        def exchange() -> Iterable[Message]:
+            with mock.patch.object(guarded, "time", link.clock):
+                return guarded.guard(grid, self.strategy._largest_reply).send_and_receive(self._asked, timeout=1.0)
+
+        try:
+            return self._outcome(exchange, lambda: _letter_in(said[0][1].head, link.objects), kind)
+        finally:
+            self._old = self._seal(1)
+
+    def _outcome(self, exchange: Callable[[], Iterable[Message]], letter: Callable[[], Letter], kind: str) -> str:
+        """Return what became of a round with these replies, of which a letter is the hostile one."""
+        try:
+            new = self.strategy.aggregate_train(1, iter(exchange()))[0]
+        except RoundError:
+            return "crashed: the round ended"
+        except Exception as error:  # this is what is looked for
+            return f"crashed: {type(error).__name__}: {error}"[:200]
+        finally:
+            self._forget_capacity()
+        assert new is not None
+        state, failures = new.to_torch_state_dict(), self.strategy.log.failures
+        if 1 in failures:
+            return "refused" if _equal(state, self._without) and kind != "nothing" else "changed: a refused reply"
+        if not np.isfinite(self.strategy.log.train["loss"]):
+            return "changed: the metrics"
+        return "harmless" if self._as_it_says(state, letter()) else "changed: other than it says"
+
+    def _hostile(self, kind: str, draw: random.Random, letter: Letter) -> Iterator[Message]:
+        """Yield what the second client sends."""
+        if kind in MUTATIONS:
+            MUTATIONS[kind](draw, letter)
+        elif kind == "twice":
+            yield letter.seal(self._asked[1])
+            letter = letter.copy()
+            MUTATIONS["far"](draw, letter)
+        elif kind == "of another":
+            yield self._in_the_name_of(draw.choice([0, 2, 10**9]), draw)
+        elif kind == "of before":
+            before = letter.seal(self._asked[1])
+            before.metadata.__dict__["_reply_to_message_id"] = draw.choice(["", "before", "0-1"])
+            yield before
+            return
+        elif kind == "an error":
+            reason = draw.choice(["", "x" * 10**5, "\x1b[2J", "a\nb"])
+            yield Message(Error(draw.choice([0, 2, 5, 8, 99]), reason), reply_to=self._asked[1])
+            return
+        else:
+            return
+        yield letter.seal(self._asked[1])
+
+    def _in_the_name_of(self, number: int, draw: random.Random) -> Message:
+        """Return a reply of the second client that claims to be of another, or of a stranger."""
+        letter = self._good[1].copy()
+        MUTATIONS["far"](draw, letter)
+        sealed = letter.seal(self._asked[1])
+        known = [own.metadata.dst_node_id for own in self._asked]
+        sealed.metadata.__dict__["_src_node_id"] = known[number] if number < len(known) else number
+        return sealed
+
+    def _ask(self) -> list[Message]:
+        asked = self.strategy.configure_train(1, self._arrays, ConfigRecord(), self._grid)
+        for number, message in enumerate(asked):
+            message.metadata.__dict__["_message_id"] = f"{number}-now"
+        return asked
+
+    def _reply(self, message: Message, number: int) -> Letter:
+        model = submodel(message, Net)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.25 * (number + 1))
+        return Letter.of(reply(message, model, num_examples=number + 1, labels=range(CLASSES), metrics={"loss": 1.0}))
+
+    def _seal(self, number: int) -> Message:
+        return self._good[number].seal(self._asked[number])
+
+    def _aggregate(self, numbers: Sequence[int]) -> State:
+        new = self.strategy.aggregate_train(1, [self._seal(number) for number in numbers])[0]
+        assert new is not None
+        return new.to_torch_state_dict()
+
+    def _forget_capacity(self) -> None:
+        for message in self._asked:
+            self.strategy.federation.nodes.set_capacity(message.metadata.dst_node_id, 1.0)
+
+    def _as_it_says(self, state: State, letter: Letter) -> bool:
+        """Whether the model is the mean with what a letter's bytes say, within its bound."""
+        told = [self._good[0], letter, self._good[2]]
+        subs = [_read(own, self._before) for own in told]
+        weights = [float(own.metrics["num-examples"]) for own in told]  # type: ignore[arg-type]
+        change = sum(float(((subs[1][name] - own.numpy()) ** 2).sum()) for name, own in self._before.items())
+        rows: list[object] = [own.config.get("labels") for own in told]
+        return change <= (BOUND * (1 + 1e-4)) ** 2 and all(
+            np.allclose(
+                state[name].numpy(), _mean(own.numpy(), [sub[name] for sub in subs], weights, rows, name), 1e-4, 1e-5
+            )
+            for name, own in self._before.items()
+        )
+
+
+Values = Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
+
+
+def _letter_in(head: str, objects: Mapping[str, bytes | None]) -> Letter:
+    """Return what a reply says, by Flower's own reader; what its node withheld, another may have sent."""
+    message = inflate_object_from_contents(head, {id_: own for id_, own in objects.items() if own is not None})
+    assert isinstance(message, Message)
+    return Letter.of(message)
+
+
+def _read(letter: Letter, before: State) -> Values:
+    """Return the parameters that a letter's bytes say, by numpy's own reader."""
+    loaded = {
+        record: {
+            name: np.load(io.BytesIO(array.data), allow_pickle=False).astype(np.float64) for name, array in own.items()
+        }
+        for record, own in letter.arrays.items()
+    }
+    if "arrays" in loaded:
+        return loaded["arrays"]
+    changes, scales = loaded["changes"], list(loaded.get("scales", {}).get("scales", []))
+    for name in sorted(changes) if scales else ():
+        rows = changes[name].reshape(len(changes[name]) if changes[name].ndim > 1 else 1, -1)
+        own, scales = scales[: len(rows)], scales[len(rows) :]
+        changes[name] = (rows * np.array(own)[:, None]).reshape(changes[name].shape)
+    return {name: before[name].double().numpy() + change for name, change in changes.items()}
+
+
+def _mean(
+    old: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
+    subs: Sequence["np.ndarray[tuple[int, ...], np.dtype[np.float64]]"],
+    weights: Sequence[float],
+    labels: Sequence[object],
+    name: str,
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
+    """Return the counting mean of one parameter, row by row."""
+    new = old.astype(np.float64)
+    for row in range(len(old)):
+        held = [
+            (weight, sub[row])
+            for weight, sub, own in zip(weights, subs, labels, strict=True)
+            if not name.startswith("classifier") or own is None or row in own  # type: ignore[operator]
+        ]
+        total = sum(weight for weight, _ in held)
+        if total:
+            new[row] = sum(weight * values for weight, values in held) / total
+    return new
+
+
+def _equal(one: State, two: State) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in two)
+
+
+def servers() -> Iterator[Server]:
+    """Yield a server for each form of replies; they last until the next is asked for."""
+    app = ClientApp()
+    answer_queries(app, Net)
+    with LocalGrid(app, 3) as grid:
+        yield from map(partial(Server, grid), UPLOADS)

@@ -1,0 +1,258 @@
+"""Let clients attack the mean, and tell what each way to combine replies makes of it.
+
+Ten clients train on scikit-learn's digits, or on 2,000 images of MNIST at half their width and height, dealt iid. None,
+one or two of them attack: those with the largest models, which few others share, as this is the worst case. Their
+replies pass as those of any client do. An accuracy is that of a level's own model on the test set, after the last
+round, with batch norm moments of the training set, which nobody forged. Each run is a line in ``cells.jsonl`` of the
+folder, and is not repeated.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from heterofl_flwr import LocalGrid
+from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.client import seed_of
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.nn import collect_moments, with_static_norm
+from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.runs.files import append_line, write_atomic
+from heterofl_flwr.runs.origin import command
+from heterofl_flwr.training import evaluate
+from simulations.bench.measure import describe_machine
+from simulations.program import parser_of, status_of
+
+PROGRAM = "simulations.fuzz.robust"
+CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
+MIXES = ("a1", "a1-b1-c1-d1-e1", "a1-e9")
+
+COMMON: Mapping[str, float | str] = {
+    "model.name": "cnn",
+    "model.hidden": "32,64,128",
+    "model.norm": "sbn",
+    "num-rounds": 8,
+    "sample.fraction": 1.0,
+    "sample.min-nodes": CLIENTS,
+    "sample.min-replies": 1,
+    "train.lr": 0.1,
+    "train.milestones": "",
+    "train.epochs": 1,
+    "train.batch-size": 20,
+    "evaluate.every": 0,
+    "engine.device": "cpu",
+}
+"""The settings of every run."""
+
+BOUNDS = {"digits": 1.6, "mnist": 1.8}
+"""The norm bound of each data set: a little more than the longest change of a client where nobody attacks."""
+
+MEANS: Mapping[str, Mapping[str, float | str]] = {
+    "mean": {},
+    "norm bound": {},
+    "trimmed": {"server.robust": "trimmed"},
+    "median": {"server.robust": "median"},
+    "clip": {"server.robust": "clip"},
+}
+"""The settings of each way to combine replies."""
+
+Attack = Callable[[Tensor, torch.Generator], Tensor]
+ATTACKS: Mapping[str, Attack] = {
+    "sign flip": lambda change, draw: -change,
+    "scaling": lambda change, draw: 10 * change,
+    "labels": lambda change, draw: change,  # it was trained on 9 - y in the place of y
+    "noise": lambda change, draw: torch.randn(change.shape, generator=draw) * 10 * change.square().mean().sqrt(),
+}
+"""From what a client changed of a parameter to what it says that it changed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    data: str
+    mix: str
+    mean: str
+    attack: str
+    attackers: int
+    seed: int
+
+
+class HostileApp(client_app.CohortApp):
+    """The package's own clients, of which the first few lie."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self._cell = cell
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return self._lie(message, context, client_app.app(message, context))
+
+    def train_cohort(  # type: ignore[override]  # clients share no state, but these share what they attack with
+        self, messages: Sequence[Message], contexts: Sequence[Context]
+    ) -> list[Message]:
+        replies = client_app.app.train_cohort(messages, contexts)
+        return [self._lie(*each) for each in zip(messages, contexts, replies, strict=True)]
+
+    def _lie(self, message: Message, context: Context, reply: Message) -> Message:
+        partition = int(context.node_config["partition-id"])
+        if message.metadata.message_type != "train" or partition >= self._cell.attackers:
+            return reply
+        before = message.content.array_records["arrays"].to_torch_state_dict()
+        after = reply.content.array_records["arrays"].to_torch_state_dict()
+        draw = torch.Generator().manual_seed(derive(seed_of(message), "attack"))
+        attack = ATTACKS[self._cell.attack]
+        reply.content["arrays"] = ArrayRecord(
+            {name: old + attack(after[name] - old, draw) for name, old in before.items()}
+        )
+        return reply
+
+
+def run_cell(cell: Cell) -> dict[str, float]:
+    """Return what became of the models of the largest and of the smallest level, and how many were refused."""
+    bound = {"server.norm-bound": BOUNDS[cell.data]} if cell.mean == "norm bound" else {}
+    own: Mapping[str, float | str] = {"data.name": cell.data, "mix": cell.mix, "seed": cell.seed}
+    config = {**COMMON, **MEANS[cell.mean], **bound, **own}
+    task = task_of(config)
+    prepare(task, cell)
+    strategy = server_app.make_strategy(task, ())
+    with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
+        result = strategy.start(grid, num_rounds=task.settings.num_rounds)
+    state = result.arrays.to_torch_state_dict()
+    largest, smallest = (accuracy(task, strategy.federation.plan(rate).extract(state), rate) for rate in ends(task))
+    refused = strategy.tally.refused
+    honest = sum(number for partition, number in refused.items() if partition >= cell.attackers)
+    return {"largest": largest, "smallest": smallest, "refused": sum(refused.values()), "honest_refused": honest}
+
+
+def ends(task: Task) -> tuple[float, float]:
+    return task.mix.rates[0], task.mix.rates[-1]
+
+
+def prepare(task: Task, cell: Cell) -> None:
+    """Give clients their data: some rows, and wrong labels where they are to learn these."""
+    whole = load_dataset(cell.data)
+    task.dataset = replace(whole, train=_small(whole.train), test=_small(whole.test))
+    targets = task.dataset.train.targets.clone()
+    for partition in range(cell.attackers if cell.attack == "labels" else 0):
+        own = task.partitions(CLIENTS).train[partition]
+        targets[own] = task.dataset.classes - 1 - targets[own]
+    task.train = replace(task.dataset.train, targets=targets)
+
+
+def _small(split: Split) -> Split:
+    """Return the first rows, images of 28 pixels at half their width and height."""
+    inputs = split.inputs[:ROWS]
+    return replace(
+        split, inputs=avg_pool2d(inputs, 2) if inputs.shape[-1] == 28 else inputs, targets=split.targets[:ROWS]
+    )
+
+
+def accuracy(task: Task, state: Mapping[str, Tensor], rate: float) -> float:
+    model = task.build(rate)
+    model.load_state_dict(state)
+    moments = collect_moments(model, task.dataset.train.inputs.split(100), kind="fixed")
+    return evaluate(with_static_norm(model, moments), task.dataset.test, seed=0).metrics("global")["global-accuracy"]
+
+
+def cells(data: Sequence[str]) -> Iterator[Cell]:
+    """Yield all cells, those of one seed before those of the next."""
+    attacks = [("none", 0), *itertools.product(ATTACKS, (1, 2))]
+    for name, seed, mix, mean, (attack, attackers) in itertools.product(data, SEEDS, MIXES, MEANS, attacks):
+        yield Cell(name, mix, mean, attack, attackers, seed)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the cells that are not done, and write the tables."""
+    path = options.out / "cells.jsonl"
+    done = read(path)
+    wanted = list(cells(options.data.split(",")))
+    for number, cell in enumerate(wanted, 1):
+        if cell not in done:
+            started = time.monotonic()
+            found = run_cell(cell)
+            done[cell] = {**found, "seconds": round(time.monotonic() - started, 2)}
+            append_line(path, json.dumps({**asdict(cell), **done[cell]}))
+            print(f"{number}/{len(wanted)}", *asdict(cell).values(), done[cell], flush=True)
+    write_atomic(options.out / "robust.md", page({cell: done[cell] for cell in wanted}).encode())
+    return 0
+
+
+def read(path: Path) -> dict[Cell, dict[str, float]]:
+    """Return what is done."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    names = list(Cell.__dataclass_fields__)
+    return {Cell(**{name: line.pop(name) for name in names}): line for line in lines}
+
+
+def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
+    """Return the tables."""
+    seconds = sum(own["seconds"] for own in found.values())
+    parts = [HEADER.format(command=command(), machine=describe_machine(), runs=len(found), seconds=seconds)]
+    for data, mix in dict.fromkeys((cell.data, cell.mix) for cell in found):
+        for end in ("largest", "smallest")[: 1 + ("-" in mix)]:
+            parts.append(f"## {data}, {mix}: the {end} level's model\n\n{table(found, data, mix, end)}")
+    return "\n".join(parts)
+
+
+def table(found: Mapping[Cell, Mapping[str, float]], data: str, mix: str, end: str) -> str:
+    """Return a row for each way to combine replies, and a column for each attack."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for cell, own in found.items():
+        if (cell.data, cell.mix) == (data, mix):
+            attack = f"{cell.attackers} {cell.attack}" if cell.attackers else "none"
+            values[cell.mean, attack].append(100 * own[end])
+    columns = list(dict.fromkeys(attack for _, attack in values))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for mean in dict.fromkeys(mean for mean, _ in values):
+        shown = [_spread(values[mean, attack]) for attack in columns]
+        lines.append(f"| {mean} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f} ({min(values):.0f}..{max(values):.0f})"
+
+
+HEADER = """# Hostile clients, and how replies are combined
+
+Accuracy in per cent: mean (least..most) of the seeds.
+
+    {command}
+
+{machine}. {runs} runs, {seconds:.0f} seconds in all.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = parser_of(PROGRAM, __doc__)
+    parser.add_argument("--data", default=",".join(BOUNDS), metavar="NAME,...", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs", "robust"), metavar="FOLDER", help="default: %(default)s"
+    )
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # each refusal is a warning
+    try:
+        with torch_threads(1):
+            return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
+    finally:
+        logging.disable(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

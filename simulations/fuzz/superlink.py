@@ -1,0 +1,118 @@
+"""What Flower's grid talks to, without a network: a SuperLink whose nodes answer at once, byte by byte as they like."""
+
+import time
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from flwr.app import Message, Metadata
+from flwr.common.serde import message_to_proto
+from flwr.common.serde_utils import metadata_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PushAppMessagesResponse
+from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from simulations.fuzz.attacks import Outgoing
+from simulations.fuzz.forgeries import Uploaded
+
+Answer = Callable[[Metadata], Iterable[Outgoing]]
+"""From a message, of which all is known but what it holds, to all that its node sends when it has it."""
+
+Response = TypeVar("Response")
+REQUEST_SECONDS = 0.005
+
+
+class Clock:
+    """Stands for ``time``: it goes on when somebody sleeps, or asks the SuperLink for an object."""
+
+    now = 0.0
+    time = staticmethod(time.time)
+
+    def monotonic(self) -> float:
+        """Return the seconds."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let them pass."""
+        self.now += seconds
+
+
+class SuperLink:
+    """Takes one reply to each message, from the node that it went to, as Flower's does."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.objects: dict[str, bytes | None] = {}
+        self.asked: dict[str, int] = {}
+        self.waiting: list[Metadata] = []
+        self.replies: dict[str, tuple[Message, Uploaded] | None] = {}
+        self.confirmed: list[str] = []
+        self.pulls = 0
+        self.clock = Clock()
+        self.event_hooks: dict[str, list[Any]] = {"request": [], "response": []}  # of httpx
+        self._client = self
+
+    def PushMessages(self, request: Any) -> PushAppMessagesResponse:
+        """Keep messages until replies are asked for: here Flower computes no ids, and nodes need theirs."""
+        protos = [message.metadata for message in request.messages_list]
+        self.asked |= {proto.message_id: proto.dst_node_id for proto in protos}
+        self.waiting += map(metadata_from_proto, protos)
+        ids = [proto.message_id for proto in protos]
+        return PushAppMessagesResponse(message_ids=ids, objects_to_push=[], session_id="one")
+
+    def PushObject(self, request: Any) -> None:
+        """Refuse: no object is asked for."""
+        raise AssertionError("no object was asked for")
+
+    def take(self, out: Outgoing) -> bool:
+        """Take a reply, or refuse it."""
+        announced, upload = out
+        about = announced.metadata.reply_to_message_id
+        if self.asked.get(about) != announced.metadata.src_node_id or about in self.replies:
+            return False
+        self.replies[about] = out
+        self.objects |= upload.objects
+        return True
+
+    def PullMessages(self, request: Any) -> PullAppMessagesResponse:
+        """Tell what was announced in reply to messages, each but once."""
+        while self.waiting:
+            for out in self.answer(self.waiting.pop(0)):
+                self.take(out)
+        found = [reply for id_ in request.message_ids if (reply := self.replies.get(id_))]
+        self.replies |= dict.fromkeys((announced.metadata.reply_to_message_id for announced, _ in found), None)
+        return self._answered(
+            PullAppMessagesResponse(
+                messages_list=[message_to_proto(announced) for announced, _ in found],
+                message_object_trees=[upload.tree for _, upload in found],
+            )
+        )
+
+    def PullObject(self, request: Any) -> PullObjectResponse:
+        """Hand out an object, where it is there."""
+        self.pulls += 1
+        self.clock.now += REQUEST_SECONDS
+        content = self.objects[request.object_id]
+        return self._answered(
+            PullObjectResponse(object_found=True, object_available=content is not None, object_content=content or b"")
+        )
+
+    def ConfirmMessageReceived(self, request: Any) -> ConfirmMessageReceivedResponse:
+        """Note which replies can be dropped."""
+        self.confirmed.append(request.message_object_id)
+        return ConfirmMessageReceivedResponse()
+
+    def _answered(self, response: Response) -> Response:
+        size = response.ByteSize()  # type: ignore[attr-defined]
+        for hook in self.event_hooks["response"]:
+            hook(SimpleNamespace(headers={"content-length": str(size)}))
+        return response
+
+
+def connected(answer: Answer, run_id: int = 7) -> tuple[HttpGrid, SuperLink]:
+    """Return Flower's grid, and the SuperLink that it is connected to."""
+    grid, superlink = HttpGrid("127.0.0.1:1", insecure=True, token="token"), SuperLink(answer)
+    grid.set_run(Run.create_empty(run_id))
+    grid._client = superlink  # type: ignore[assignment]
+    return grid, superlink

@@ -1,0 +1,273 @@
+"""Hostile nodes against a SuperLink with TLS: the cases, how one is run, and what must come of it."""
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flwr.app import Message
+from safetensors.torch import load_file
+
+from heterofl_flwr import LocalGrid
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.launch.request import CLIENT_APP
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.report import RunFolder
+from heterofl_flwr.settings import Flat, from_flat, to_flat
+from simulations.deployment import Deployment, kill_with_all
+from simulations.fuzz.attacks import ATTACKS, LIES, REFUSED, STALLS, WIRE_BOMBS, Attack
+from simulations.fuzz.crowd import Crowd, Member, round_of
+
+LONGEST = 600.0
+IN_MEMORY = ":flwr-in-memory:"  # a database on a busy disk is locked for seconds whenever a node announces much
+GRACE = 5.0
+LEVELS = "abe"
+DIGITS: Mapping[str, Flat] = {
+    "mix": "a1-b1-e1",
+    "assignment": "fix",
+    "model.name": "cnn",
+    "model.hidden": "8,16",
+    "model.norm": "sbn",
+    "train.epochs": 2,
+    "train.labels": "sent",
+    "engine.name": "plain",  # the same bits everywhere
+    "evaluate.central": False,
+    "sample.fraction": 1.0,
+    "sample.wait": LONGEST,
+    "run.callbacks": "",
+}
+LARGE: Mapping[str, Flat] = {"model.name": "mlp", "model.hidden": "1024,1024", "model.norm": "none", "mix": "a1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A run with nodes of good and of bad faith.
+
+    Attributes
+    ----------
+    name
+        For the table.
+    attacks
+        Of each node that attacks; the good ones come first.
+    honest
+        How many good nodes there are.
+    own_supernodes
+        Whether the good nodes are Flower's own processes, not members of the crowd.
+    rounds, deadline
+        Of the run; a deadline in seconds.
+    settings
+        How the run differs from the others.
+    as_before
+        Whether the server may have a tenth more memory than in the case before, and no more.
+    """
+
+    name: str
+    attacks: Sequence[str]
+    honest: int = 4
+    own_supernodes: bool = False
+    rounds: int = 3
+    deadline: float = 60.0
+    settings: Mapping[str, Flat] = field(default_factory=dict)
+    as_before: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return self.honest + len(self.attacks)
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing of what these nodes send may count."""
+        return not any(name in LIES for name in self.attacks)
+
+    def config(self, run: Path) -> Mapping[str, Flat]:
+        """Return the settings of the run."""
+        own = {
+            **DIGITS,
+            "num-rounds": self.rounds,
+            "engine.timeout": self.deadline,
+            "sample.min-nodes": self.nodes,
+            "sample.min-replies": min(self.honest, 4),
+            "evaluate.every": self.rounds,
+            "run.dir": str(run),
+        }
+        return to_flat(from_flat({**own, **self.settings}))
+
+    def node_config(self, partition: int) -> dict[str, Flat]:
+        """Return what a node is started with."""
+        mixed = "mix" not in self.settings
+        level = LEVELS[partition % len(LEVELS)] if mixed else "a"
+        return {"level": level, "partition-id": partition, "num-partitions": self.nodes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a case.
+
+    ``server`` and ``superlink`` are the most bytes that the processes had in memory, ``equal`` whether the model is,
+    bit for bit, that of the run in which the nodes that attack were silent; None where they may count.
+    """
+
+    case: Case
+    status: str
+    history: Sequence[RoundRecord]
+    server: int
+    superlink: int
+    equal: bool | None
+
+    @property
+    def longest(self) -> float:
+        """The seconds of the longest round that trains alone; before the first, nodes have to come and are asked."""
+        training = [record for record in self.history if record.server_round > 1 and not record.evaluate_asked]
+        return max((record.seconds for record in training), default=float("inf"))
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy that the run reports."""
+        return self.history[-1].evaluate.get("global-accuracy", float("nan")) if self.history else float("nan")
+
+    def faults(self, server_before: int) -> list[str]:
+        """Return what is not as promised; in the case before, the server had so many bytes in memory."""
+        found = [] if self.status == "finished:completed" else [f"the run is {self.status}"]
+        found += ["the model is another"] if self.equal is False else []
+        limit = self.case.deadline + GRACE
+        found += [f"a round took {self.longest:.0f} s"] if self.longest > limit else []
+        more = self.case.as_before and self.server > 1.1 * server_before
+        return [*found, *([f"the server had {self.server >> 20} MiB, before {server_before >> 20}"] if more else [])]
+
+    @property
+    def row(self) -> str:
+        """What came of the case, for a table in Markdown."""
+        model = {True: "equal", False: "**other**", None: "none" if self.case.refused else "counts"}[self.equal]
+        values = [
+            self.case.name,
+            self.status.rpartition(":")[2],
+            f"{self.longest:.0f} of {self.case.deadline:.0f}",
+            f"{self.server >> 20}",
+            f"{self.superlink >> 20}",
+            model,
+            f"{100 * self.accuracy:.1f}",
+        ]
+        return f"| {' | '.join(values)} |"
+
+
+BOMBED = [*WIRE_BOMBS, "all but one object"]
+CASES: Mapping[str, Sequence[Case]] = {
+    "refused": [
+        Case(name="all that is refused", attacks=[*REFUSED]),
+    ],
+    "stalls": [
+        Case(name="10 of 20 stall", honest=10, attacks=([*STALLS] * 4)[:10]),
+    ],
+    "bombs": [
+        Case(name="54 good nodes", attacks=["none"] * 50, settings=LARGE, deadline=240.0),
+        Case(name="50 bombs of 54", attacks=(BOMBED * 13)[:50], settings=LARGE, deadline=240.0, as_before=True),
+    ],
+    "lies": [Case(name=f"{name}, 1 of 8", attacks=[name], honest=7, rounds=5) for name in ("none", *LIES)],
+}
+"""By group."""
+
+HEADER = """| nodes that attack | run | s a round, of | server, MiB | SuperLink, MiB | model | reported accuracy, % |
+|---|---|---|---|---|---|---|"""
+
+
+class Wire:
+    """Runs cases below a folder."""
+
+    def __init__(self, folder: Path, app: str = CLIENT_APP) -> None:
+        self._folder, self._app = folder, app
+
+    def run(self, case: Case) -> Result:
+        """Run a case, and compare its model where it must be that of silence."""
+        folder = self._folder / re.sub(r"\W+", "-", case.name)
+        folder.mkdir(parents=True)
+        config = case.config(folder / "run")
+        with Deployment(folder, {"OMP_NUM_THREADS": "1"}) as deployment:
+            deployment.database = IN_MEMORY
+            superlink = deployment.start_superlink()
+            names = [f"node-{number}" for number in range(case.nodes)]
+            deployment.register(*names)
+            self._start_nodes(case, names, deployment, folder)
+            run_id = deployment.submit(config)
+            server, status = _watch(deployment, run_id)
+            peaks = server, peak_of(superlink.pid)
+            kill_with_all(superlink)
+        run = RunFolder(folder / "run")
+        equal = None
+        if case.refused and status == "finished:completed":
+            equal = models(run) == models(self._silent(case, folder / "silent"))
+        return Result(case=case, status=status, history=run.history(), server=peaks[0], superlink=peaks[1], equal=equal)
+
+    def _start_nodes(self, case: Case, names: Sequence[str], deployment: Deployment, folder: Path) -> None:
+        attacks = [*["none"] * case.honest, *case.attacks]
+        members = [Member(name, case.node_config(own), attacks[own]) for own, name in enumerate(names)]
+        own = case.honest if case.own_supernodes else 0
+        for member in members[:own]:
+            words = " ".join(
+                f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}"
+                for key, value in member.config.items()
+            )
+            deployment.start_node(member.name, words)
+        path = folder / "crowd.json"
+        Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), self._app, members[own:]).write(path)
+        deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", str(path)], "crowd")
+
+    def _silent(self, case: Case, run: Path) -> RunFolder:
+        """Return the run, without a network, in which nodes give no answer where none may count."""
+        config = case.config(run)
+        with Silent(self._app, case.nodes, run_config=config, node_config=case.node_config) as grid:
+            grid.attacks = {case.honest + number: ATTACKS[name] for number, name in enumerate(case.attacks)}
+            server_app.run(grid, task_of(config))
+        return RunFolder(run)
+
+
+class Silent(LocalGrid):
+    """A grid some of whose nodes give no answer where none of it may count, by partition."""
+
+    attacks: Mapping[int, Attack]
+    _round = 0
+
+    def send_and_receive(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Message]:  # type: ignore[override]
+        """Send messages, and return the replies of nodes that are not silent."""
+        messages = list(messages)
+        ids = list(self.get_node_ids())
+        self._round = max([self._round, *map(round_of, messages)])  # a query names no round
+        kind = messages[0].metadata.message_type if messages else ""
+        silent = {
+            ids[partition]
+            for partition, attack in self.attacks.items()
+            if kind in attack.kinds and 0 < attack.silent_from <= self._round
+        }
+        replies = super().send_and_receive(messages, timeout=timeout)
+        return [reply for reply in replies if reply.metadata.src_node_id not in silent]
+
+
+def _watch(deployment: Deployment, run_id: str) -> tuple[int, str]:
+    """Wait for the end of a run; return the most memory that its ServerApp had, and its status."""
+    peak, until = 0, time.monotonic() + LONGEST
+    ended = re.compile(rf"Finished task \d+ of run {run_id}")
+    while not ended.search(deployment.log("superlink")) and time.monotonic() < until:
+        peak = max([peak, *map(peak_of, deployment.numbers_of("flwr-serverapp"))])
+        time.sleep(0.2)
+    return peak, deployment.wait_for_end(run_id, 1)[0]
+
+
+def peak_of(number: int) -> int:
+    """Return the most bytes that a process has had in memory; 0 if it has ended."""
+    with suppress(OSError):
+        if match := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{number}/status").read_text(encoding="utf-8")):
+            return int(match[1]) * 1024
+    return 0
+
+
+def models(run: RunFolder) -> dict[str, bytes]:
+    """Return the bits of a run's final models."""
+    return {
+        f"{path.stem}/{name}": value.numpy().tobytes()
+        for path in sorted(run.models.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }

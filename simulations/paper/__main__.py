@@ -1,0 +1,93 @@
+"""Set runs beside the paper: tables with its numbers and ours, Figures 2 to 11, and the folder of results.
+
+Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, finished or not, at any depth below the
+folders that are named. Only finished runs with the published settings count; all others are listed with the reason.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.origin import command
+from simulations.paper.collect import Allowed, collect
+from simulations.paper.pages import make_pages
+from simulations.paper.printed import FILES, VARIABLE, paper_folder
+from simulations.program import parser_of, status_of
+
+TABLES = """
+examples:
+  python -m simulations.paper runs/                              print the tables, and write nothing
+  python -m simulations.paper runs/ --out runs/tables            write tables and figures
+  python -m simulations.paper runs/ --paper ../shared/paper
+  python -m simulations.paper collect runs/ --into results/      keep what is small of finished runs
+  python -m simulations.paper collect --help
+"""
+COLLECT = """
+examples:
+  python -m simulations.paper collect runs/ --into results/
+  python -m simulations.paper collect runs/mnist-20260101-120000 --into results/ --unfinished
+"""
+PROGRAM = "simulations.paper"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    part = _collect if words[:1] == ["collect"] else _tables
+    return status_of(PROGRAM, lambda: part(words))
+
+
+def _tables(words: Sequence[str]) -> int:
+    parser = parser_of(PROGRAM, __doc__, TABLES)
+    _add_runs(parser)
+    parser.add_argument(
+        "--paper",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder with {', '.join(FILES)}; default: that of {VARIABLE}, else ../shared/paper if it is there",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write tables and figures there; default: print the tables"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="also in the place of tables that were made of more runs"
+    )
+    options = parser.parse_args(words)
+    if options.replace and options.out is None:
+        raise ConfigError("--replace has no effect without --out: name the folder whose tables to replace")
+    pages = make_pages(options.runs, paper_folder(options.paper), command())
+    if options.out is None:
+        print(pages.texts["tables.md"])
+    else:
+        print(pages.write(options.out, replace=options.replace))
+    return 0
+
+
+def _collect(words: Sequence[str]) -> int:
+    what = (
+        "Copy settings and history of runs to <into>/<data>/<job>, without the folders of this machine. A run that is "
+        "unfinished, or whose code was of no commit, is refused. Exit code 1 if a run was not copied."
+    )
+    parser = parser_of(f"{PROGRAM} collect", what, COLLECT)
+    _add_runs(parser)
+    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/")
+    parser.add_argument("--unfinished", action="store_true", help="copy runs that did not do all rounds, too")
+    parser.add_argument("--dirty", action="store_true", help="copy runs whose code was changed since its commit, too")
+    parser.add_argument("--replace", action="store_true", help="put a run in the place of another of its job and seed")
+    options = parser.parse_args(words[1:])
+    allowed = Allowed(unfinished=options.unfinished, dirty=options.dirty, replace=options.replace)
+    outcomes = collect(options.runs, options.into, allowed)
+    for outcome in outcomes:
+        print(f"{outcome.run}: {outcome.reason or f'copied to {outcome.target}'}")
+    if not outcomes:
+        print("no run folder found; one has a settings.json")
+    return 0 if outcomes and not any(outcome.reason for outcome in outcomes) else 1
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="a run's folder, or one that holds some")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Copy what is small of finished runs to the folder of results, which is kept with the code."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.runs.files import to_json, write_atomic
+from heterofl_flwr.settings import to_flat
+from simulations.paper.runs import FILE as AUTHORS
+from simulations.paper.runs import Run, file_name, one_line, portable, read_run, run_folders
+
+SETTINGS = "settings.json"
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What is copied although it is not as it should be.
+
+    Attributes
+    ----------
+    unfinished
+        Runs that did not do all rounds.
+    dirty
+        Runs of code that is not that of a known commit.
+    replace
+        Runs in whose place there is another one already.
+    """
+
+    unfinished: bool = False
+    dirty: bool = False
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a run folder: where it was copied to, or why it was not."""
+
+    run: Path
+    target: Path | None
+    reason: str = ""
+
+
+def collect(paths: Sequence[Path], into: Path, allowed: Allowed) -> list[Outcome]:
+    """Copy each run in or below some paths to ``<into>/<data>/<name of the job>``."""
+    return [_collect(folder, into, allowed) for path in paths for folder in run_folders(path)]
+
+
+def _collect(folder: Path, into: Path, allowed: Allowed) -> Outcome:
+    try:
+        run = read_run(folder)
+        target = into / file_name(run.job.data) / run.name
+        reason = _reason(run, target, allowed)
+    except ConfigError as error:
+        return Outcome(folder, None, one_line(error))
+    if reason:
+        return Outcome(folder, None, reason)
+    _write(target, {SETTINGS: _settings(run), HISTORY: _history(run.records), **_authors(folder, target)})
+    return Outcome(folder, target)
+
+
+def _reason(run: Run, target: Path, allowed: Allowed) -> str:
+    """Return why a run is not copied, or nothing."""
+    if not run.finished and not allowed.unfinished:
+        done = f"it has done {run.rounds} of {run.settings.num_rounds} rounds"
+        return f"unfinished: {done}; resume it, or copy it as it is with --unfinished"
+    if run.dirty and not allowed.dirty:
+        return (
+            f"its code is of no commit ({run.commit}), so no one can run it again; commit before a run, "
+            f"or copy it with --dirty"
+        )
+    if target.exists() and not allowed.replace and _other(run, target):
+        return f"{target} holds another run of this job and seed; take this one instead with --replace"
+    return ""
+
+
+def _other(run: Run, target: Path) -> bool:
+    """Whether a folder holds something other than an earlier part of the same run."""
+    there = read_run(target)
+    return there.started != run.started or there.rounds > run.rounds
+
+
+def _settings(run: Run) -> bytes:
+    """Return the settings without the folders of the machine that ran it."""
+    flat = to_flat(run.settings) | {"run.dir": "", "run.resume": False, "data.root": ""}
+    settings = {key: portable(value) if isinstance(value, str) else value for key, value in flat.items()}
+    about = {**run.about, "command": portable(run.command)}
+    content = {"settings": settings, "about": about, **({"model": run.costs.to_json()} if run.costs else {})}
+    return f"{to_json(content, indent=2)}\n".encode()
+
+
+def _history(records: Sequence[RoundRecord]) -> bytes:
+    return "".join(f"{to_json(record.to_json())}\n" for record in records).encode()
+
+
+def _authors(*folders: Path) -> dict[str, bytes]:
+    """Return what the authors' code reached on the job: of the run's folder, else of the one it takes the place of."""
+    found = [folder / AUTHORS for folder in folders if (folder / AUTHORS).exists()]
+    return {AUTHORS: found[0].read_bytes()} if found else {}
+
+
+def _write(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder under a hidden name, which ``gather`` passes over, and only then give it its own."""
+    hidden = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        for name, data in files.items():
+            write_atomic(hidden / name, data)
+        if target.exists():
+            shutil.rmtree(target)
+        hidden.rename(target)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""What Figures 2 to 11 show: which run is which point, and which points have no run yet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import LEVELS, Mix
+from heterofl_flwr.report.drawing import add_legend, new_axes, series, to_png, to_svg_file
+from simulations.paper.printed import Job, short_mix, usual_norm
+from simulations.paper.runs import RECORDED
+from simulations.paper.statistics import Group, Key, Summary, as_printed, summarise
+
+INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
+    {
+        2: ("cifar10", "iid", "accuracy"),
+        3: ("mnist", "iid", "accuracy"),
+        4: ("wikitext2", "iid", "perplexity"),
+        5: ("mnist", "noniid", "local"),
+        6: ("cifar10", "noniid", "local"),
+        7: ("mnist", "noniid", "global"),
+        8: ("cifar10", "noniid", "global"),
+    }
+)
+"""By figure: data, split and metric. Its panels are the larger of two levels, its curves the smaller one."""
+
+LEARNING: Mapping[int, tuple[str, tuple[tuple[str, str], ...]]] = MappingProxyType(
+    {
+        9: ("mnist", (("iid", "accuracy"), ("noniid", "local"), ("noniid", "global"))),
+        10: ("cifar10", (("iid", "accuracy"), ("noniid", "local"), ("noniid", "global"))),
+        11: ("wikitext2", (("iid", "perplexity"),)),
+    }
+)
+"""By figure: data, then split and metric of each pair of panels, Fix and Dynamic."""
+
+LARGEST, *SMALLER = LEVELS
+TENTHS = range(1, 11)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line of a panel: its points, ascending in x, and what of it has no run.
+
+    Attributes
+    ----------
+    label
+        The two levels, such as ``a-e``.
+    points
+        x, and the mean over seeds with its interval.
+    missing
+        The mixes without a run.
+    """
+
+    label: str
+    points: tuple[tuple[float, Summary], ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One part of a figure.
+
+    Attributes
+    ----------
+    name, title
+        ``3a``, and what it shows.
+    metric
+        What y is.
+    over_rounds
+        Whether x is the round; else it is the mean parameters of a client.
+    curves
+        All curves of the paper's panel; those without a point have no run.
+    """
+
+    name: str
+    title: str
+    metric: str
+    over_rounds: bool
+    curves: tuple[Curve, ...] = field(default=())
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(curve.points for curve in self.curves)
+
+
+def panels(groups: Mapping[Key, Group]) -> list[Panel]:
+    """Return all panels of Figures 2 to 11."""
+    return [*_interpolations(groups), *_learning(groups)]
+
+
+def _interpolations(groups: Mapping[Key, Group]) -> Iterator[Panel]:
+    levels = list(LEVELS)
+    for number, (data, split, metric) in INTERPOLATION.items():
+        for place, large in enumerate(levels[:-1]):
+            curves = tuple(_interpolation(groups, (data, split, metric), large, small) for small in levels[place + 1 :])
+            title = f"{data}, {split}, {metric}, Fix: {large} with smaller levels"
+            yield Panel(f"{number}{large}", title, metric, over_rounds=False, curves=curves)
+
+
+def _interpolation(groups: Mapping[Key, Group], what: tuple[str, str, str], large: str, small: str) -> Curve:
+    """Return the curve from 10 % to 100 % of the larger level; its end alone, which curves share, is no curve."""
+    points, missing = [], []
+    for tenth in TENTHS:
+        mix = short_mix(Mix.parse(f"{large}{tenth}-{small}{10 - tenth}" if tenth < 10 else large))
+        group = _find(groups, what, mix, "fix")
+        size = group.runs[0][0].parameters if group else None
+        if group and size is not None:
+            points.append((size, group.best))
+        else:
+            missing.append(mix)
+    alone = len(points) == 1 and large not in missing
+    return Curve(f"{large}-{small}", () if alone else tuple(sorted(points, key=lambda point: point[0])), tuple(missing))
+
+
+def _learning(groups: Mapping[Key, Group]) -> Iterator[Panel]:
+    for number, (data, rows) in LEARNING.items():
+        letters = iter("abcdef")
+        for split, metric in rows:
+            for assignment in ("fix", "dynamic"):
+                curves = tuple(_history(groups, (data, split, metric), f"{LARGEST}-{x}", assignment) for x in SMALLER)
+                title = f"{data}, {split}, {metric}, {assignment.capitalize()}: half of the clients are a"
+                yield Panel(f"{number}{next(letters)}", title, metric, over_rounds=True, curves=curves)
+
+
+def _history(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, assignment: str) -> Curve:
+    group = _find(groups, what, mix, assignment)
+    return Curve(mix, _means(group), ()) if group else Curve(mix, (), (mix,))
+
+
+def _means(group: Group) -> tuple[tuple[float, Summary], ...]:
+    """Return the means over seeds in the rounds in which all of them were evaluated."""
+    name = RECORDED[group.metric]
+    values = [
+        {record.server_round: record.evaluate[name] for record in run.records if name in record.evaluate}
+        for run, _ in group.runs
+    ]
+    rounds: Sequence[int] = sorted(set.intersection(*(set(own) for own in values)))
+    return tuple((one, summarise([as_printed(group.metric, own[one]) for own in values])) for one in rounds)
+
+
+def _find(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, assignment: str) -> Group | None:
+    data, split, metric = what
+    return groups.get((Job(data, split, mix, assignment, usual_norm(data)), metric))
+
+
+HEADER = """# Figures 2 to 11
+
+Drawn from finished runs with the published settings, and from nothing else. Every point is the mean over seeds; bars
+and bands are 95 % intervals, from three seeds on. In Figures 2 to 8 a point is the best round by the test set, as in
+the paper, over the mean number of parameters of a client.
+"""
+
+
+def draw(panel: Panel) -> Figure:
+    """Return a panel that has points as a figure."""
+    ylabel = panel.metric if panel.metric == "perplexity" else "accuracy, %"
+    figure, axes = new_axes("round" if panel.over_rounds else "mean parameters of a client", ylabel)
+    for curve in panel.curves:
+        if curve.points:
+            (_band if panel.over_rounds else _bars)(axes, curve)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if not panel.over_rounds:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
+    add_legend(axes)
+    return figure
+
+
+def files(panels: Sequence[Panel]) -> dict[str, bytes]:
+    """Return the files of all panels that have points, and a page that shows them and lists what is missing."""
+    made: dict[str, bytes] = {}
+    for panel in panels:
+        if panel.drawable:
+            figure = draw(panel)
+            made[f"figures/figure-{panel.name}.png"] = to_png(figure)
+            made[f"figures/figure-{panel.name}.svg"] = to_svg_file(figure, panel.name)
+    return {**made, "figures.md": page(panels).encode()}
+
+
+def page(panels: Sequence[Panel]) -> str:
+    """Return the page, in Markdown."""
+    parts = [HEADER]
+    for panel in panels:
+        shown = f"\n![{panel.title}](figures/figure-{panel.name}.svg)\n" if panel.drawable else ""
+        missing = [f"- {curve.label}: {', '.join(curve.missing)}" for curve in panel.curves if curve.missing]
+        without = "\nWithout a run:\n\n" + "\n".join(missing) + "\n" if missing else ""
+        parts.append(f"## Figure {panel.name}: {panel.title}\n{shown}{without}")
+    return "\n".join(parts)
+
+
+def _bars(axes: Axes, curve: Curve) -> None:
+    colour, dash = _look(curve)
+    places, means, halves = _columns(curve)
+    axes.errorbar(
+        places,
+        means,
+        yerr=halves if any(halves) else None,
+        color=colour,
+        linestyle=dash,
+        marker="o",
+        markersize=3,
+        capsize=2,
+        label=curve.label,
+    )
+
+
+def _band(axes: Axes, curve: Curve) -> None:
+    colour, dash = _look(curve)
+    places, means, halves = _columns(curve)
+    axes.plot(places, means, dash, color=colour, label=curve.label)
+    if any(halves):
+        low = [mean - half for mean, half in zip(means, halves, strict=True)]
+        high = [mean + half for mean, half in zip(means, halves, strict=True)]
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _columns(curve: Curve) -> tuple[list[float], list[float], list[float]]:
+    places = [place for place, _ in curve.points]
+    return places, [own.mean for _, own in curve.points], [own.half_width or 0.0 for _, own in curve.points]
+
+
+def _look(curve: Curve) -> tuple[str, str]:
+    """Return colour and dash, the same for the same smaller level in every panel."""
+    return series(list(LEVELS).index(curve.label[-1]) - 1)

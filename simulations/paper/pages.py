@@ -1,0 +1,140 @@
+"""Everything that compares runs with the paper, as files in one folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.files import remove, write_atomic
+from simulations.paper import figures
+from simulations.paper.figures import Panel, panels
+from simulations.paper.printed import read_cells
+from simulations.paper.runs import Gathered, gather, portable
+from simulations.paper.statistics import Result, count, group_runs, results
+from simulations.paper.tables import (
+    Table,
+    authors_tables,
+    counted_in,
+    further_tables,
+    lists,
+    paper_tables,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+
+ROWS = "runs.csv"
+HEADER = """# Our runs beside the paper
+
+`{command}` wrote this.
+
+Final: after the last round. Best: in the round whose global metric is best on the test set, which is what the paper
+prints; local accuracy is that round's too. Accuracies in percent. Over several seeds: mean ± standard deviation, and
+from three seeds on the 95 % interval of the mean by the t distribution. Difference: best less paper. One run, 95 %: the
+prediction interval, in which the best round of one more run of ours lies in 95 of 100 cases. The paper prints the best
+round of one run, so its number agrees if it lies there, and differs if not; with fewer than three seeds nobody can
+tell. Our best is the best of every tenth round, theirs of every round, which favours theirs by a little.
+Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
+"""
+NO_PAPER = (
+    "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What was made of some runs: tables as texts, figures, and what they amount to.
+
+    Attributes
+    ----------
+    runs
+        The number of runs that count.
+    texts
+        ``runs.csv``, ``tables.md`` and ``tables.tex``.
+    panels
+        The figures' panels.
+    status
+        What they amount to, in lines.
+    """
+
+    runs: int
+    texts: Mapping[str, str]
+    panels: Sequence[Panel]
+    status: Sequence[str]
+
+    def write(self, out: Path, *, replace: bool = False) -> str:
+        """Write all of it, and ``figures.md`` and ``figures/``; return what it amounts to.
+
+        Raises
+        ------
+        ConfigError
+            If the folder has tables that were made of more runs, unless they are to be replaced.
+        """
+        before = counted_in(out / ROWS)
+        if before > self.runs and not replace:
+            raise ConfigError(
+                f"{out} has tables made of {before} runs that count, and these folders have {self.runs}: name another "
+                f"folder (--out), or the folders of all runs, or replace those tables (--replace)"
+            )
+        drawn = figures.files(self.panels)
+        for name, data in {**{name: text.encode() for name, text in self.texts.items()}, **drawn}.items():
+            write_atomic(out / name, data)
+        for path in (out / "figures").glob("figure-*"):
+            if f"figures/{path.name}" not in drawn:  # its runs are no longer among those that count
+                remove(path)
+        made = f"{', '.join(self.texts)}, figures.md and {(len(drawn) - 1) // 2} figures in {out}"
+        return "\n".join([*self.status, made])
+
+
+def make_pages(paths: Sequence[Path], paper: Path | None, command: str) -> Pages:
+    """Return what runs amount to beside the paper.
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+        Folders with runs.
+    paper : Path | None
+        Folder with the paper's numbers; None to do without.
+    command : str
+        What asked for it.
+    """
+    gathered = gather(paths)
+    cells = read_cells(paper) if paper else ()
+    groups = group_runs(gathered.counted)
+    found = results(cells, groups)
+    tables = [*paper_tables(found), *authors_tables(groups, cells), *further_tables(groups, cells)]
+    status = _status(gathered, found)
+    heading = HEADER.format(command=portable(command))
+    texts = {
+        ROWS: to_csv(gathered, cells),
+        "tables.md": heading + _markdown(gathered, status, [*tables, *lists(gathered, found)]),
+        "tables.tex": "\n".join(map(to_latex, tables)),
+    }
+    return Pages(len(gathered.counted), texts, panels(groups), status)
+
+
+def _status(gathered: Gathered, found: Sequence[Result]) -> list[str]:
+    """Return how many runs count, and how much of the paper they repeat."""
+    others = {
+        "finished but not as published": gathered.different,
+        "unfinished": gathered.unfinished,
+        "set aside for a later one": gathered.repeated,
+        "unreadable": gathered.unreadable,
+    }
+    more = "".join(f"; {what}: {len(runs)}" for what, runs in others.items() if runs)
+    lines = [f"Runs that count: {len(gathered.counted)}{more}"]
+    if not found:
+        return [*lines, NO_PAPER]
+    lines.append(str(count(found)))
+    for group in dict.fromkeys(result.cell.group for result in found):
+        own = count([result for result in found if result.cell.group == group])
+        lines.append(f"{group}: {own}")
+    return lines
+
+
+def _markdown(gathered: Gathered, status: Sequence[str], tables: Sequence[Table]) -> str:
+    machines = dict.fromkeys(run.machine for run in gathered.counted)
+    commits = dict.fromkeys(run.commit for run in gathered.counted)
+    made = [f"Made on: {'; '.join(machines)}", f"With commit: {'; '.join(commits)}"] if gathered.counted else []
+    points = "\n".join(f"- {line}" for line in [*status, *made])
+    return "\n".join(["", points, "", *map(to_markdown, tables)])

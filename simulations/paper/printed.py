@@ -1,0 +1,268 @@
+"""Which of the paper's jobs a run is, and where its settings differ from the published ones."""
+
+import csv
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from heterofl_flwr.core.levels import LEVELS, Mix, level_name
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.settings import Flat, Settings, from_flat, preset, short_name, to_flat
+
+DATA = ("mnist", "cifar10", "wikitext2")
+SPLITS = MappingProxyType({"iid": "iid", "non-iid-2": "noniid"})
+"""From the setting to the name of a split in the tables; other splits keep their own."""
+
+CLIENTS_A_ROUND = 10
+
+FREE = (
+    "data.name",  # it may be written as the hub has it
+    "data.root",
+    "engine.",
+    "evaluate.central",
+    "evaluate.every",
+    "evaluate.levels",
+    "evaluate.metric",
+    "fidelity.default",  # each quirk is a setting of its own
+    "run.",
+    "sample.min-nodes",
+    "sample.min-replies",
+    "sample.wait",
+    "seed",
+)
+"""Settings, or groups of them, that leave a published job what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What tells one job of the paper from another.
+
+    What has no effect has one value: a single level is ``dynamic`` and has the Scaler, whatever its run says.
+
+    Attributes
+    ----------
+    data, split
+        Short name of the data set; ``iid``, ``noniid`` or another split's own name.
+    mix
+        As the paper writes it where the shares are equal (``a-e``), else with shares (``a1-e9``).
+    assignment
+        ``dynamic`` or ``fix``.
+    norm, scaler, masked
+        What the ablations vary.
+    """
+
+    data: str
+    split: str
+    mix: str
+    assignment: str = "dynamic"
+    norm: str = "sbn"
+    scaler: bool = True
+    masked: bool = True
+
+    def __post_init__(self) -> None:
+        """Give what has no effect its one value."""
+        if "-" not in self.mix:
+            object.__setattr__(self, "assignment", "dynamic")
+            object.__setattr__(self, "scaler", True)
+
+    @property
+    def variant(self) -> tuple[str, ...]:
+        """What differs from the data set's own model, in words."""
+        norm = () if self.norm == usual_norm(self.data) else (f"norm {self.norm}",)
+        return (*norm, *(() if self.scaler else ("no Scaler",)), *(() if self.masked else ("no mask",)))
+
+
+def usual_norm(data: str) -> str:
+    """Return the norm of the paper's model for a data set."""
+    return str(preset(data, "iid")["model.norm"])
+
+
+def short_mix(mix: Mix) -> str:
+    """Return a mix as the paper writes it; mixes with equal shares have equal names."""
+    divisor = math.gcd(*mix.counts)
+    shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts))
+    names = [level_name(rate) for rate in shares.rates]
+    return "-".join(names) if set(shares.counts) == {1} and set(names) <= set(LEVELS) else str(shares)
+
+
+def job_of(settings: Settings) -> Job:
+    """Return the job that settings describe, published or not."""
+    data = short_name(settings.data.name)
+    split = SPLITS.get(settings.data.split, settings.data.split)
+    return Job(
+        data=data,
+        split=split,
+        mix=short_mix(settings.mix),
+        assignment=settings.assignment,
+        norm=settings.model.norm,
+        scaler=settings.model.scaler,
+        masked=settings.train.mask_fill != "none",
+    )
+
+
+def differences(settings: Settings) -> tuple[str, ...]:
+    """Return where settings differ from the published ones of the same job, such as ``num-rounds 3 instead of 200``.
+
+    What the paper has not is compared with our own presets.
+    """
+    data = short_name(settings.data.name)
+    foreign = [] if data in DATA else [f"data.name {data} is none of the paper's"]
+    if settings.data.split not in SPLITS:
+        foreign.append(f"data.split {settings.data.split} is none of the paper's")
+    return (*foreign, *_differences(settings, data))
+
+
+def _differences(settings: Settings, data: str) -> Iterator[str]:
+    published = to_flat(from_flat(_identity(settings, data)))
+    for key, value in to_flat(settings).items():
+        if value != published[key] and not key.startswith(FREE):
+            yield f"{key} {_shown(value)} instead of {_shown(published[key])}"
+
+
+def _identity(settings: Settings, data: str) -> dict[str, Flat]:
+    """Return what makes the job; all else is then as published."""
+    masked = settings.train.mask_fill != "none"
+    return {
+        "data.name": data,
+        "data.split": settings.data.split,
+        "mix": str(settings.mix),
+        "assignment": settings.assignment,
+        "model.norm": settings.model.norm,
+        "model.scaler": settings.model.scaler,
+        "train.mask-fill": "auto" if masked else "none",
+    }
+
+
+def _shown(value: Flat) -> str:
+    return "''" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+VARIABLE = "HETEROFL_PAPER"
+FILES = ("tables.csv", "ablation_iid.csv", "ablation_noniid.csv")
+BASELINES = ("standalone", "fedavg", "lg-fedavg")
+"""Rows that the paper copies from Liang et al. (2020), which no run of ours can be set beside.
+
+Their global number is that of the averaged model and of the ensemble, not the mean of the clients' models; their MLP
+ends in a softmax before the cross-entropy, means are unweighted, and LG-FedAvg starts from a model of FedAvg.
+"""
+
+TABLES = {
+    "7": "MNIST",
+    "8": "CIFAR10",
+    "9": "WikiText2",
+    "4": "Ablation, IID",
+    "5": "Ablation, non-IID",
+}
+"""The tables that print each number once, in the order of their importance; Tables 1 to 3 are rows of 7 to 9."""
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One printed number.
+
+    Attributes
+    ----------
+    table
+        The number of its table.
+    job
+        The job that it is of.
+    metric
+        ``accuracy``, ``local``, ``global`` or ``perplexity``.
+    printed, value
+        The number as it is printed, and as a number.
+    """
+
+    table: str
+    job: Job
+    metric: str
+    printed: str
+    value: float
+
+    @property
+    def group(self) -> str:
+        """Whether the cell is of HeteroFL or of an ablation of it."""
+        return "ablations" if self.table in "45" else "HeteroFL"
+
+
+def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
+    """Return the folder with the paper's numbers: the given one, that of ``HETEROFL_PAPER``, or one beside the project.
+
+    None where none is named and none is beside the project.
+    """
+    named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    beside = project.parent / "shared" / "paper"
+    return named or (beside if beside.is_dir() else None)
+
+
+def read_cells(folder: Path) -> tuple[Cell, ...]:
+    """Return every number of HeteroFL in Tables 4, 5 and 7 to 9."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
+    return tuple(
+        cell for name, read in zip(FILES, (_main, _iid, _noniid), strict=True) for cell in _read(folder / name, read)
+    )
+
+
+def _read(path: Path, read: Callable[[list[dict[str, str]]], Iterable[Cell]]) -> list[Cell]:
+    try:
+        return list(read(rows_of(path)))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is not as expected: {error!r}; restore it") from error
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table of the paper, by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _main(rows: list[dict[str, str]]) -> Iterator[Cell]:
+    """Yield the cells of Tables 7 to 9, whose jobs are Dynamic."""
+    numbers = {title.lower(): number for number, title in TABLES.items()}
+    for row in rows:
+        data, method = row["dataset"], row["method"]
+        if method in BASELINES:
+            continue
+        mix = short_mix(Mix.parse(method))
+        first = "perplexity" if data == "wikitext2" else "accuracy"
+        for split, metric, column in (
+            ("iid", first, "iid"),
+            ("noniid", "local", "noniid_local"),
+            ("noniid", "global", "noniid_global"),
+        ):
+            if row[column]:
+                yield _cell(numbers[data], Job(data, split, mix, norm=usual_norm(data)), metric, row[column])
+
+
+def _iid(rows: list[dict[str, str]]) -> Iterator[Cell]:
+    for row in rows:
+        for data in ("mnist", "cifar10"):
+            yield _cell("4", _ablation(row, data, "iid"), "accuracy", row[data])
+
+
+def _noniid(rows: list[dict[str, str]]) -> Iterator[Cell]:
+    for row in rows:
+        for data in ("mnist", "cifar10"):
+            for metric in ("local", "global"):
+                yield _cell("5", _ablation(row, data, "noniid"), metric, row[f"{data}_{metric}"])
+
+
+def _cell(table: str, job: Job, metric: str, printed: str) -> Cell:
+    return Cell(table, job, metric, printed, float(printed))
+
+
+def _ablation(row: Mapping[str, str], data: str, split: str) -> Job:
+    return Job(
+        data,
+        split,
+        short_mix(Mix.parse(row["mode"])),
+        norm=row["norm"],
+        scaler=row["scaler"] != "no",
+        masked=row.get("masked_loss") != "no",
+    )

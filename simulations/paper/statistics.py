@@ -1,0 +1,196 @@
+"""Mean, standard deviation and intervals over seeds."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+from simulations.paper.printed import TABLES, Cell, Job
+from simulations.paper.runs import Run, Score
+
+FEWEST = 3
+"""Seeds from which on an interval is given; that of two is wider than any use of it."""
+
+Interval = tuple[float, float]
+
+ANYTHING: Interval = (-math.inf, math.inf)
+PERCENT: Interval = (0.0, 100.0)
+PERPLEXITY: Interval = (1.0, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What some values amount to.
+
+    Attributes
+    ----------
+    number, mean
+        Number of values, and their mean.
+    deviation
+        Standard deviation of the values, from two on.
+    half_width
+        Half the width of the 95 % interval of the mean by the t distribution, from ``FEWEST`` on.
+    possible
+        What such a value can be; no interval goes beyond.
+    """
+
+    number: int
+    mean: float
+    deviation: float | None = None
+    half_width: float | None = None
+    possible: Interval = ANYTHING
+
+    @property
+    def interval(self) -> Interval | None:
+        """The ends of the 95 % interval of the mean."""
+        return None if self.half_width is None else self._around(self.half_width)
+
+    @property
+    def prediction(self) -> Interval | None:
+        """The ends of the 95 % prediction interval: of where one more value of the same kind lies."""
+        return None if self.half_width is None else self._around(self.half_width * math.sqrt(self.number + 1))
+
+    def _around(self, half_width: float) -> Interval:
+        least, most = self.possible
+        return max(self.mean - half_width, least), min(self.mean + half_width, most)
+
+
+def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary:
+    """Return mean, standard deviation and intervals of one or more values."""
+    number = len(values)
+    mean = math.fsum(values) / number
+    if number < 2:
+        return Summary(number, mean, possible=possible)
+    deviation = statistics.stdev(values)
+    quantile = float(stdtrit(number - 1, 0.975))
+    half_width = quantile * deviation / math.sqrt(number) if number >= FEWEST else None
+    return Summary(number, mean, deviation, half_width, possible)
+
+
+def half_width_of_difference(one: Summary, two: Summary) -> float | None:
+    """Return half the width of the 95 % interval of a difference of means, by Welch; None with too few values."""
+    if one.deviation is None or two.deviation is None or min(one.number, two.number) < FEWEST:
+        return None
+    shares = [own.deviation**2 / own.number for own in (one, two) if own.deviation is not None]
+    if not any(shares):
+        return 0.0
+    freedom = sum(shares) ** 2 / sum(share**2 / (own.number - 1) for share, own in zip(shares, (one, two), strict=True))
+    return float(stdtrit(freedom, 0.975)) * math.sqrt(sum(shares))
+
+
+AGREES = "agrees"
+DIFFERS = "differs"
+TOO_FEW = "too few seeds"
+
+Key = tuple[Job, str]
+"""A job and a metric of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The runs of one job, over seeds, by one metric. Accuracies are in percent.
+
+    Attributes
+    ----------
+    job, metric
+        Of what.
+    runs
+        The runs and their scores, by seed.
+    final, best
+        Means over the runs: after the last round, and in the round that the paper would have chosen.
+    """
+
+    job: Job
+    metric: str
+    runs: tuple[tuple[Run, Score], ...]
+    final: Summary
+    best: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A printed number, and the runs of it if there are any."""
+
+    cell: Cell
+    group: Group | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less theirs; theirs are best rounds, so ours are too."""
+        return None if self.group is None else self.group.best.mean - self.cell.value
+
+    @property
+    def verdict(self) -> str:
+        """Whether the printed number is one that a further run of ours may well give; empty without a run.
+
+        It is one run's best round, so it is held against the 95 % prediction interval of our best rounds, wider by
+        what was rounded away in print.
+        """
+        if self.group is None:
+            return ""
+        if self.group.best.prediction is None:
+            return TOO_FEW
+        low, high = self.group.best.prediction
+        rounded = 0.5 * 10.0 ** -len(self.cell.printed.partition(".")[2])
+        return AGREES if low - rounded <= self.cell.value <= high + rounded else DIFFERS
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many printed numbers there are, have a run, and agree with it."""
+
+    printed: int
+    run: int
+    agree: int
+    differ: int
+    too_few: int
+
+    def __str__(self) -> str:
+        """Return the count as a sentence without its end."""
+        text = f"{self.run} of {self.printed} printed numbers have a run: {self.agree} agree, {self.differ} differ"
+        return f"{text}, {self.too_few} have too few seeds to tell"
+
+
+def as_printed(metric: str, value: float) -> float:
+    """Return a recorded value in the paper's unit: accuracies in percent."""
+    return value if metric == "perplexity" else 100 * value
+
+
+def group_runs(runs: Iterable[Run]) -> dict[Key, Group]:
+    """Return runs by job and metric, with their means."""
+    found: dict[Key, list[tuple[Run, Score]]] = {}
+    for run in runs:
+        for metric in run.metrics:
+            score = run.score(metric)
+            if score is not None:
+                found.setdefault((run.job, metric), []).append((run, score))
+    return {key: _group(*key, sorted(own, key=lambda pair: pair[0].seed)) for key, own in found.items()}
+
+
+def by_job(cells: Iterable[Cell]) -> dict[Key, list[Cell]]:
+    """Return what is printed of each job and metric, Tables 7 to 9 before the ablations."""
+    found: dict[Key, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: list(TABLES).index(cell.table)):
+        found.setdefault((cell.job, cell.metric), []).append(cell)
+    return found
+
+
+def results(cells: Iterable[Cell], groups: Mapping[Key, Group]) -> list[Result]:
+    """Return every printed number with its runs."""
+    return [Result(cell, groups.get((cell.job, cell.metric))) for cell in cells]
+
+
+def count(found: Sequence[Result]) -> Count:
+    """Count results by their verdict."""
+    verdicts = [result.verdict for result in found]
+    judged = (verdicts.count(verdict) for verdict in (AGREES, DIFFERS, TOO_FEW))
+    return Count(len(verdicts), len(verdicts) - verdicts.count(""), *judged)
+
+
+def _group(job: Job, metric: str, runs: Sequence[tuple[Run, Score]]) -> Group:
+    possible = PERPLEXITY if metric == "perplexity" else PERCENT
+    final = summarise([as_printed(metric, score.final) for _, score in runs], possible)
+    best = summarise([as_printed(metric, score.best) for _, score in runs], possible)
+    return Group(job, metric, tuple(runs), final, best)

@@ -1,0 +1,137 @@
+"""Let the HeteroFL authors' own code do the job of a run of ours, on the same data.
+
+Where a run and the paper differ, this tells whether the codes differ, or what they are run on. The authors' functions
+are called as their own programs call them; what they reach is written beside the run's history, as ``authors.csv``, and
+``python -m simulations.paper`` sets it beside ours. The run is one of MNIST, with the published settings.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from heterofl_flwr.app.launch.gpus import cores
+from heterofl_flwr.core.formatting import duration
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine
+from simulations.paper.printed import CLIENTS_A_ROUND
+from simulations.paper.runs import Run, portable, read_run, write_authors
+from simulations.program import parser_of, status_of
+from simulations.reference.authors import Authors
+from simulations.reference.rounds import Experiment, Parts
+
+EXAMPLES = """
+examples:
+  python -m simulations.reference ../HeteroFL results/mnist/iid_e_dynamic_seed-0
+  python -m simulations.reference ../HeteroFL results/mnist/iid_c_dynamic_seed-0 --rounds 130
+
+It goes on where it was: what the authors' code has done is kept in runs/reference/, or the folder of --work.
+"""
+PROGRAM = "simulations.reference"
+NORMS = {"sbn": "bn"}
+"""From our name of a norm to theirs, where they differ."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = parser_of(PROGRAM, __doc__, EXAMPLES)
+    parser.add_argument("authors", type=Path, metavar="AUTHORS", help="a checkout of the authors' repository")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run of ours")
+    parser.add_argument("--rounds", type=int, metavar="N", help="do so many, not all rounds of the run")
+    parser.add_argument("--root", default="", metavar="DIR", help="MNIST, laid out as on the hub; else HETEROFL_DATA")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs", "reference"), metavar="DIR", help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+    return status_of(PROGRAM, lambda: arbitrate(options))
+
+
+def arbitrate(options: argparse.Namespace) -> None:
+    """Run the authors' code, and write what it has reached whenever it was tested."""
+    run = read_run(options.run)
+    check(run)
+    number = number_of(run, options.rounds)
+    origin = {
+        "seed": run.seed,
+        "commit": commit(),
+        "authors": commit_of(options.authors, "src") or UNKNOWN,
+        "machine": f"{machine()}, {cores()} used",
+        "command": portable(command()),
+    }
+    authors = authors_of(run, options)
+    options.work.mkdir(parents=True, exist_ok=True)
+    with authors as side:
+        for history in play(side, number, run.settings.evaluate.every):
+            tested = list(rows(history))
+            write_authors(run.path, [{**row, **origin} for row in tested])
+            for row in tested[-1:]:
+                print(
+                    f"round {row['round']:g}: global {row['global']:.2%}, local {row['local']:.2%}, "
+                    f"after {duration(row['seconds'])}",
+                    flush=True,
+                )
+
+
+def check(run: Run) -> None:
+    """Refuse a run that the authors' code cannot repeat."""
+    what = run.job.data, run.settings.model.name
+    if what != ("mnist", "cnn"):
+        raise ConfigError(f"{run.path} is a run of {' and '.join(what)}; expected mnist and cnn, the only ones here")
+    if run.differences:
+        raise ConfigError(
+            f"{run.path} is not as published ({'; '.join(run.differences)}); expected a run with the paper's settings, "
+            "as python -m simulations.sweep -m experiment=table7 makes them"
+        )
+
+
+def number_of(run: Run, asked: int | None) -> int:
+    """Return how many rounds to do: all of the run, or as many as were asked for."""
+    whole = run.settings.num_rounds
+    if asked is not None and not 1 <= asked <= whole:
+        raise ConfigError(f"--rounds is {asked}; expected 1 to {whole}, the rounds of {run.path}")
+    return asked or whole
+
+
+def authors_of(run: Run, options: argparse.Namespace) -> Authors:
+    """Return their side of a run."""
+    settings, job = run.settings, run.job
+    clients = round(CLIENTS_A_ROUND / settings.sample.fraction)
+    norm = NORMS.get(job.norm, job.norm)
+    return Authors(
+        options.authors,
+        Experiment(options.root, clients, str(settings.mix), settings.data.split),
+        cores(),
+        assignment=job.assignment,
+        balanced=False,
+        variant=f"{norm}_{job.scaler:d}_{job.masked:d}",
+        seed=run.seed,
+        state=options.work / f"{run.name}.pt",
+    )
+
+
+def play(side: Authors, rounds: int, every: int) -> Iterator[Sequence[Parts]]:
+    """Go on up to a round, and yield the history after each test; also once where there is nothing left to do."""
+    if len(side.history) >= rounds:
+        yield side.history[:rounds]
+    while (number := len(side.history) + 1) <= rounds:
+        tested = number % every == 0 or number == rounds
+        side.play(evaluate=tested)
+        if tested:
+            yield side.history
+
+
+def rows(history: Sequence[Parts]) -> Iterator[Mapping[str, float]]:
+    """Yield a row for each round that was tested; its seconds are of all rounds up to it."""
+    seconds = 0.0
+    for number, parts in enumerate(history, 1):
+        seconds += parts.whole
+        if parts.test:
+            yield {
+                "round": number,
+                "global": round(parts.accuracy, 6),
+                "local": round(parts.local_accuracy, 6),
+                "seconds": round(seconds, 1),
+            }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What both sides of a comparison of rounds do: the paper's first experiment, MNIST with levels a to e."""
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from heterofl_flwr.core import Mix
+from heterofl_flwr.data import Dataset, load_dataset
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.round import Federation
+from heterofl_flwr.nn import PAPER, Moments, with_static_norm
+from heterofl_flwr.nn.moments import LayerMoments
+from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.training import evaluate
+
+MIX = "a1-b1-c1-d1-e1"
+TRAINED = 10
+"""Clients of a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Seconds of one round's parts, and the accuracies it ended with; 0 for what was not done."""
+
+    train: float
+    moments: float = 0.0
+    test: float = 0.0
+    accuracy: float = 0.0
+    local_accuracy: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Seconds of the whole round."""
+        return self.train + self.evaluation
+
+    @property
+    def evaluation(self) -> float:
+        """Seconds of static batch norm and test."""
+        return self.moments + self.test
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A data set laid out like the hub (``root``; empty for the default place), dealt to clients of some levels."""
+
+    root: str
+    clients: int
+    mix: str = MIX
+    split: str = "iid"
+
+    @property
+    def data(self) -> Dataset:
+        """The data set."""
+        return load_dataset("mnist", self.root or None)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the clients that train in a round."""
+        return TRAINED / self.clients
+
+
+def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
+    """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
+    federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed)
+    federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
+    drawn = federation.sample(server_round, range(clients), TRAINED / clients)
+    return {partition: federation.rate(server_round, partition) for partition in drawn}
+
+
+def balanced_seed(clients: int) -> int:
+    """Return the first seed with which two clients of each level train in round 1."""
+    return next(seed for seed in itertools.count() if is_balanced(members(clients, seed).values()))
+
+
+def is_balanced(rates: Iterable[float]) -> bool:
+    """Return whether there are equally many clients of each level."""
+    counts = Counter(rates)
+    return len(counts) == len(Mix.parse(MIX).rates) and len(set(counts.values())) == 1
+
+
+def median(rounds: Sequence[Parts]) -> Parts:
+    """Return the median of each part."""
+    return Parts(
+        *(
+            statistics.median(getattr(parts, name) for parts in rounds)
+            for name in ("train", "moments", "test", "accuracy", "local_accuracy")
+        )
+    )
+
+
+Array = NDArray[np.float32]
+
+MOST_OTHERS = 2
+"""Test images whose class may hang on the rounding of one side's sums."""
+
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A side's global model as it was tested, in the order of its layers, which is that of ours.
+
+    Attributes
+    ----------
+    parameters
+        All parameters.
+    means, variances
+        The static moments of the batch norm layers.
+    """
+
+    parameters: Sequence[Array]
+    means: Sequence[Array]
+    variances: Sequence[Array]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Model":
+        """Take these out of a module in evaluation."""
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        return cls(
+            [parameter.detach().numpy() for parameter in module.parameters()],
+            [torch.as_tensor(layer.running_mean).numpy() for layer in layers],
+            [torch.as_tensor(layer.running_var).numpy() for layer in layers],
+        )
+
+    def build(self) -> nn.Module:
+        """Return our module with these values."""
+        module = PAPER["mnist"].build()(1.0)
+        with torch.no_grad():
+            for own, value in zip(module.parameters(), self.parameters, strict=True):
+                own.copy_(torch.from_numpy(value))
+        names = batch_norms(module)
+        values = zip(names, self.means, self.variances, strict=True)
+        layers = {
+            name: LayerMoments(1, torch.from_numpy(mean).double(), torch.from_numpy(variance).double())
+            for name, mean, variance in values
+        }
+        return with_static_norm(module, Moments("paper", layers))
+
+
+def check(side: str, model: Model, accuracy: float, data: Dataset) -> None:
+    """Raise unless the model is as good as the side says, and its first moments are those of all training images."""
+    module = model.build()
+    found = evaluate(module, data.test)
+    difference = abs(found.accuracy - accuracy) * len(data.test)
+    if not difference <= MOST_OTHERS + 0.5:
+        raise RuntimeError(f"{side} reports an accuracy of {accuracy:.4f}, but its model has {found.accuracy:.4f}")
+    convolution = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    with torch.inference_mode():
+        means = [convolution(inputs).mean((0, 2, 3)) * len(inputs) for inputs in data.train.inputs.split(1000)]
+    expected = torch.stack(means).sum(0) / len(data.train)
+    error = float((torch.from_numpy(model.means[0]) - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"{side}'s static batch norm is {error:.2g} off the mean over all training images")

@@ -1,0 +1,221 @@
+"""The authors' code on the job of a run: when it is tested, what is kept of it, and what stands beside ours."""
+
+import csv
+from contextlib import nullcontext
+
+import pytest
+
+from heterofl_flwr.errors import ConfigError
+from simulations.paper.collect import Allowed, collect
+from simulations.paper.pages import make_pages
+from simulations.paper.runs import COLUMNS, FILE, read_authors, read_run, write_authors
+from simulations.paper.statistics import group_runs
+from simulations.paper.tables import authors_tables
+from simulations.reference import __main__ as reference
+from simulations.reference.rounds import Parts
+from tests.simulations.tiny_data import write_tiny
+
+OURS = {10: (0.5, 0.9), 20: (0.7, 0.8), 30: (0.6, 0.95)}
+THEIRS = {10: (0.8, 0.7), 20: (0.65, 0.99), 40: (0.99, 0.99)}
+
+
+def named(points):
+    return {number: {"global-accuracy": one, "local-accuracy": other} for number, (one, other) in points.items()}
+
+
+def row(number: int, scores: tuple[float, float]) -> dict[str, object]:
+    return {**dict.fromkeys(COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
+
+
+@pytest.fixture
+def run(make_run):
+    """Return the folder of a run whose job the authors' code did as well."""
+    folder = make_run(evaluated=named(OURS), data__split="non-iid-2").path
+    write_authors(folder, [row(number, scores) for number, scores in THEIRS.items()])
+    return folder
+
+
+class Side:
+    """Counts rounds in place of training, and knows which of them were tested."""
+
+    def __init__(self, done: int = 0) -> None:
+        self.history = [Parts(1.0)] * done
+
+    def play(self, *, evaluate: bool) -> Parts:
+        self.history.append(Parts(2.0, 3.0, 4.0, 0.5, 0.75) if evaluate else Parts(2.0))
+        return self.history[-1]
+
+
+@pytest.mark.parametrize(
+    ("done", "rounds", "told"),
+    [(0, 4, [2, 4]), (0, 5, [2, 4, 5]), (3, 4, [4]), (4, 4, [4]), (6, 4, [4])],
+)
+def test_it_goes_on_up_to_a_round_and_tells_after_each_test(done, rounds, told):
+    side = Side(done)
+    assert [len(history) for history in reference.play(side, rounds, 2)] == told
+    assert len(side.history) == max(done, rounds)
+
+
+def test_only_tested_rounds_are_kept_with_the_time_of_all_before():
+    side = Side()
+    *_, last = reference.play(side, 3, 2)
+    assert list(reference.rows(last)) == [
+        {"round": 2, "global": 0.5, "local": 0.75, "seconds": 11.0},  # 2, then 2 + 3 + 4
+        {"round": 3, "global": 0.5, "local": 0.75, "seconds": 20.0},
+    ]
+
+
+def test_what_was_written_is_read(run):
+    assert read_authors(run) == named(THEIRS)
+    assert read_run(run).authors == named(THEIRS)
+
+
+def test_without_the_file_there_is_nothing(make_run):
+    assert read_run(make_run().path).authors == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["round,global\n1,0.5\n", "round,global,local\n1,much,0.5\n", "round,global,local\n1\n"]
+)
+def test_a_file_that_is_not_as_expected_is_named(run, text):
+    (run / FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"authors\.csv is not as expected .* simulations\.reference write it again"):
+        read_run(run)
+
+
+def test_both_are_the_best_of_the_rounds_that_both_tested(run):
+    _, table = authors_tables(group_runs([read_run(run)]), [])
+    # Of rounds 10 and 20, ours is best in 20 and theirs in 10, by the global metric; local is of the same rounds.
+    assert [row[4:] for row in table.rows] == [
+        ("local, non-IID", "0", "20", "80.00", "70.00", "+10.00", "-"),
+        ("global, non-IID", "0", "20", "70.00", "80.00", "-10.00", "-"),
+    ]
+
+
+def test_no_round_that_both_tested_is_no_row(make_run):
+    folder = make_run(evaluated=named(OURS)).path
+    write_authors(folder, [row(40, (0.5, 0.5))])
+    assert authors_tables(group_runs([read_run(folder)]), []) == []
+
+
+def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
+    ours, theirs = (0.80, 0.90, 0.70), (0.60, 0.70, 0.80)
+    runs = []
+    for seed in range(3):
+        scores = {number: {"global-accuracy": ours[seed] + number / 1000} for number in (10, 20, 30, 40)}
+        folder = make_run(f"seed-{seed}", scores, seed=seed).path
+        # One of theirs did not do the last round, so none counts it.
+        write_authors(folder, [row(number, (theirs[seed], 0.5)) for number in (10, 20, 30, 40)[: 4 - (seed == 2)]])
+        runs.append(read_run(folder))
+    table, _ = authors_tables(group_runs(runs), [])
+    rounds = [cells[6] for cells in table.rows]
+    assert rounds == ["10 to 10", "20 to 30"]
+    late = table.rows[1]
+    assert late[5] == "3, theirs 3"
+    assert late[7:9] == ("82.50 ± 10.00", "70.00 ± 10.00")
+    # Two groups of three with deviation 10 each: 4 degrees of freedom, t = 2.776, standard error 8.165.
+    assert late[9] == "+12.50 [-10.17, +35.17]"
+
+
+def test_the_tables_have_it_beside_the_paper(run, printed, tmp_path):
+    make_pages([run], printed, "the command").write(tmp_path / "out")
+    (line,) = (line for line in (tmp_path / "out" / "tables.md").read_text().splitlines() if "-10.00" in line)
+    assert line == "| e | sbn | - | yes | global, non-IID | 0 | 20 | 70.00 | 80.00 | -10.00 | 92.84 |"
+    assert "70.00 & 80.00 & -10.00" in (tmp_path / "out" / "tables.tex").read_text()
+
+
+def test_it_is_kept_with_a_run_and_for_the_run_that_takes_its_place(run, make_run, tmp_path):
+    (outcome,) = collect([run], tmp_path / "results", Allowed())
+    assert read_authors(outcome.target) == named(THEIRS)
+    other = make_run("other", named(OURS), data__split="non-iid-2").path
+    (outcome,) = collect([other], tmp_path / "results", Allowed(replace=True))
+    assert outcome.reason == ""
+    assert read_authors(outcome.target) == named(THEIRS)
+
+
+def test_another_data_set_is_refused(make_run):
+    with pytest.raises(ConfigError, match="a run of cifar10 and preresnet18; expected mnist and cnn"):
+        reference.check(read_run(make_run(data__name="cifar10").path))
+
+
+def test_other_settings_are_refused(make_run):
+    with pytest.raises(ConfigError, match=r"not as published \(train\.lr 0\.5 instead of 0\.01\)"):
+        reference.check(read_run(make_run(train__lr=0.5).path))
+
+
+@pytest.mark.parametrize("asked", [0, -1, 201])
+def test_a_number_of_rounds_that_the_run_has_not_is_refused(make_run, tmp_path, capsys, asked):
+    words = [str(tmp_path), str(make_run().path), "--rounds", str(asked), "--work", str(tmp_path / "work")]
+    assert reference.main(words) == 2
+    assert f"--rounds is {asked}; expected 1 to 200" in capsys.readouterr().err
+
+
+def test_all_rounds_of_the_run_are_done_unless_fewer_are_asked_for(make_run):
+    run = read_run(make_run().path)
+    assert (reference.number_of(run, None), reference.number_of(run, 7)) == (200, 7)
+
+
+def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys):
+    run = make_run().path
+    assert reference.main([str(tmp_path), str(run), "--work", str(tmp_path / "work")]) == 2
+    assert "holds no train_classifier_fed.py" in capsys.readouterr().err
+    assert not (run / FILE).exists()
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "control"),
+    [
+        ({}, "1_100_0.1_iid_dynamic_e1_bn_1_1"),
+        ({"data__split": "non-iid-2", "train__mask_fill": "none"}, "1_100_0.1_non-iid-2_dynamic_e1_bn_1_0"),
+        ({"mix": "a1-e1", "assignment": "fix", "model__norm": "none"}, "1_100_0.1_iid_fix_a1-e1_none_1_1"),
+    ],
+)
+def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, settings, control):
+    made = {}
+    monkeypatch.setattr(reference, "Authors", lambda *given, **own: made.update(own, of=given[1]))
+    run = read_run(make_run(seed=3, **settings).path)
+    reference.authors_of(run, reference.argparse.Namespace(authors=tmp_path, root="", work=tmp_path))
+    of = made["of"]
+    dealt = f"1_{of.clients}_{of.fraction:g}_{of.split}_{made['assignment']}_{of.mix}_{made['variant']}"
+    assert dealt == control
+    assert made["seed"] == 3
+    assert made["state"].parent == tmp_path
+
+
+def test_each_test_is_told_and_written(make_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reference, "authors_of", lambda *_: nullcontext(Side()))
+    run = make_run().path
+    assert reference.main([str(tmp_path), str(run), "--rounds", "12", "--work", str(tmp_path / "work")]) == 0
+    # Nine rounds of 2 s, then 2 + 3 + 4 for one that is tested; one of 2 s, and one more that is tested.
+    assert capsys.readouterr().out.splitlines() == [
+        "round 10: global 50.00%, local 75.00%, after 27 s",
+        "round 12: global 50.00%, local 75.00%, after 38 s",
+    ]
+    assert list(read_authors(run)) == [10, 12]
+
+
+def test_rounds_done_before_tell_what_was_tested_of_them(make_run, tmp_path, monkeypatch, capsys):
+    side = Side()
+    [*reference.play(side, 20, 10)]
+    monkeypatch.setattr(reference, "authors_of", lambda *_: nullcontext(side))
+    run = make_run().path
+    assert reference.main([str(tmp_path), str(run), "--rounds", "15", "--work", str(tmp_path / "work")]) == 0
+    assert capsys.readouterr().out.startswith("round 10: ")
+    assert list(read_authors(run)) == [10]
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_their_code_is_run_and_goes_on(checkout, make_run, tmp_path, capsys):
+    write_tiny("mnist", tmp_path / "hub")
+    run = make_run(seed=1, evaluate__every=1).path
+    words = [str(checkout), str(run), "--root", str(tmp_path / "hub"), "--work", str(tmp_path / "work")]
+    assert reference.main([*words, "--rounds", "1"]) == 0
+    first = read_authors(run)
+    assert reference.main([*words, "--rounds", "2"]) == 0
+    assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["round 1:", "round 2:"]
+    assert list(read_authors(run)) == [1, 2]
+    assert read_authors(run)[1] == first[1]
+    with (run / FILE).open(encoding="utf-8") as file:
+        assert {line["seed"] for line in csv.DictReader(file)} == {"1"}
