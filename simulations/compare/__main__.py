@@ -1,7 +1,7 @@
 """Set methods beside one another: what each reached on one split, and for how many rounds, bytes and multiplications.
 
-Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the folders that are named.
-Finished runs on the same data and split are compared; those that differ in nothing but the seed are one method.
+Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the named folders. Finished
+runs on the same data and split are compared; runs that differ in nothing but the seed are one method.
 """
 
 import sys
