@@ -1,6 +1,6 @@
 """Set methods beside one another: what each reached on one split, and for how many rounds, bytes and multiplications.
 
-Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the named folders. Finished
+Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the named folders.
 runs on the same data and split are compared; runs that differ in nothing but the seed are one method.
 """
 
