@@ -27,8 +27,8 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.sharing import ALL, initial_state, is_shared
+from heterofl_flwr.core.plan import ALL, is_shared
+from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.model_cache import fresh_model, plan_between
 from heterofl_flwr.nn.moments import Moments

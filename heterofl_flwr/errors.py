@@ -43,7 +43,7 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
 
 
 def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str = "") -> None:
-    """Refuse fields that mean nothing, all at once.
+    """Raise one ``ConfigError`` for all fields that break their rules.
 
     Parameters
     ----------
@@ -57,3 +57,12 @@ def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str =
     faults = [f"{name} is {getattr(of, name)!r}, expected {expected}" for name, good, expected in rules if not good]
     if faults:
         raise ConfigError(what + "; ".join(faults))
+
+
+DECAY = "0 or more, and less than 1"
+"""What is expected of a decay factor, such as momentum or one of Adam's betas."""
+
+
+def is_decay(value: float) -> bool:
+    """Whether a number can be a decay factor; with 1 or more, nothing would ever be forgotten."""
+    return 0 <= value < 1

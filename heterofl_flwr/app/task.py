@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.sharing import ALL
+from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.dataset import KNOWN, Facts
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.models import MODELS, Build, build_model
-from heterofl_flwr.nn.ordered_dropout import OrderedDropout
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
 from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
 from heterofl_flwr.training import TrainOptions, input_batches, resolve_device

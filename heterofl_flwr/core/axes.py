@@ -1,11 +1,48 @@
-"""One axis of one parameter: how long it is, and which of its entries a client holds."""
+"""One axis of one parameter: its length, and the entries of it that a client keeps.
 
-from collections.abc import Mapping, Sequence
+A slice function sees the length of one part of an axis and how much of it is kept, and nothing else. Coupled axes, such
+as those of a residual stream, have equal lengths, so every slice function keeps them aligned.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
-from heterofl_flwr.core.slice_rule import SliceFunction
+from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ShapeError
+
+SliceFunction = Callable[[int, int], Sequence[int] | None]
+"""From (full, kept) to the kept positions, ascending; ``None`` stands for the first ``kept``."""
+
+SliceRule = Literal["prefix", "rolling", "random-level", "random-client"]
+"""Which slices clients get: HeteroFL's; FedRolex's window; random ones, one for each rate, or one for each client."""
+
+
+def prefix(full: int, kept: int) -> None:
+    """Keep the first ``kept`` of ``full`` entries: HeteroFL's slices (section 3.1)."""
+
+
+def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
+    """Return the slice function of a client in a round; all but prefixes change from round to round.
+
+    Parameters
+    ----------
+    rule : SliceRule
+        ``prefix``; ``rolling``: FedRolex's window, which moves on by one each round; ``random-level``: Federated
+        Dropout, where clients of equal rate share a random subset; ``random-client``: each has its own.
+    seed, server_round, rate, partition : int, int, float, int
+        What the draws depend on; rounds are counted from 1.
+    """
+    if rule == "prefix":
+        return prefix
+    if rule == "rolling":
+        return lambda full, kept: sorted((server_round - 1 + number) % full for number in range(kept))
+    owner = str(rate) if rule == "random-level" else partition
+    # Axes of equal lengths get equal draws.
+    return lambda full, kept: sorted(
+        generator(seed, "slice", server_round, owner, full, kept).sample(range(full), kept)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +60,22 @@ class Axis:
     index: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse lengths and positions that do not fit."""
+        """Check that lengths and positions fit one another."""
         if not 0 <= self.kept <= self.full:
             raise ShapeError(f"an axis of {self.full} entries cannot keep {self.kept}")
         if self.parts < 1 or self.full % self.parts or self.kept % self.parts:
             raise ShapeError(
                 f"an axis that keeps {self.kept} of {self.full} entries does not divide into {self.parts} parts"
             )
-        if self.index is not None:
-            _check_index(self.index, *self.part)
+        if self.index is None:
+            return
+        index, (full, kept) = self.index, self.part
+        ascending = all(left < right for left, right in pairwise(index))
+        if len(index) != kept or not ascending or (kept and not 0 <= index[0] <= index[-1] < full):
+            shown = ", ".join(map(str, index[:8])) + (", ..." if len(index) > 8 else "")
+            raise ShapeError(
+                f"expected {kept} ascending positions below {full} of each part, got {len(index)}: {shown}"
+            )
 
     @property
     def part(self) -> tuple[int, int]:
@@ -86,11 +130,9 @@ def axes_between(full: Sequence[int], local: Sequence[int], parts: Mapping[int, 
     )
 
 
-def _check_index(index: tuple[int, ...], full: int, kept: int) -> None:
-    ascending = all(left < right for left, right in pairwise(index))
-    if len(index) != kept or not ascending or (kept and not 0 <= index[0] <= index[-1] < full):
-        shown = ", ".join(map(str, index[:8])) + (", ..." if len(index) > 8 else "")
-        raise ShapeError(f"expected {kept} ascending positions below {full} of each part, got {len(index)}: {shown}")
+def contains(large: Axes, small: Axes) -> bool:
+    """Whether every entry of a parameter that ``small`` holds is held by ``large``."""
+    return all(mine.contains(its) for mine, its in zip(large, small, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +162,10 @@ class CoupledAxis(Axis):
         """Return this axis with the channels that ``function`` keeps of each group."""
         if self.kept == self.full:
             return Axis(self.full, self.full)
-        held = [_held(function, channels, kept) for channels, kept in self.groups]
+        held = []
+        for channels, kept in self.groups:
+            found = None if kept == channels else function(channels, kept)
+            held.append(set(range(kept)) if found is None else set(map(int, found)))
         index = tuple(
             place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in held[group]
         )
@@ -128,26 +173,21 @@ class CoupledAxis(Axis):
 
 
 def axis_of_channels(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
-    """Return the axis that keeps the first channels of each group; a plain one where that says it all."""
-    kept = sum(group < 0 or channel < groups[group][1] for group, channel in places)
-    if kept == len(places):
-        return Axis(kept, kept)
+    """Return the axis that keeps the first channels of each group: a plain ``Axis`` where one can express it."""
+    full = len(places)
     used = sorted({group for group, _ in places if group >= 0})
-    renumbered = {group: number for number, group in enumerate(used)} | {-1: -1}
-    own = tuple(groups[group] for group in used)
-    if len(used) == 1 and list(places) == [(used[0], channel) for channel in range(own[0][0])] * (
-        len(places) // own[0][0]
-    ):
-        return Axis(len(places), kept, len(places) // own[0][0])
-    index = tuple(place for place, (group, channel) in enumerate(places) if group < 0 or channel < groups[group][1])
-    return CoupledAxis(
-        len(places),
-        kept,
-        1,
-        None if index == tuple(range(kept)) else index,
-        own,
-        tuple((renumbered[group], channel) for group, channel in places),
+    kept = sum(group < 0 or channel < groups[group][1] for group, channel in places)
+    if kept == full:
+        return Axis(full, full)
+    if len(used) == 1:
+        repeats = full // groups[used[0]][0]
+        if list(places) == [(used[0], channel) for channel in range(groups[used[0]][0])] * repeats:
+            return Axis(full, kept, repeats)
+    numbers = {group: number for number, group in enumerate(used)} | {-1: -1}
+    coupled = CoupledAxis(
+        full, kept, 1, None, tuple(groups[group] for group in used), tuple((numbers[own], c) for own, c in places)
     )
+    return coupled.sliced(prefix)
 
 
 def positions(axis: Axis) -> set[int]:
@@ -155,8 +195,3 @@ def positions(axis: Axis) -> set[int]:
     full, kept = axis.part
     held = range(kept) if axis.index is None else axis.index
     return {part * full + place for part in range(axis.parts) for place in held}
-
-
-def _held(function: SliceFunction, channels: int, kept: int) -> set[int]:
-    found = None if kept == channels else function(channels, kept)
-    return set(range(kept)) if found is None else set(map(int, found))

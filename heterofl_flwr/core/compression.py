@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.reply_checks import check_reply
+from heterofl_flwr.core.replies import check_reply
 from heterofl_flwr.errors import ReplyError, ShapeError
 
 Upload = Literal["float32", "float16", "int8"]
@@ -44,26 +44,18 @@ class Changes:
 def compress(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Literal["float16", "int8"], *, seed: int
 ) -> Changes:
-    """Return what parameters changed by.
+    """Return the changes of parameters from those that the server sent to those after training.
 
-    Parameters
-    ----------
-    before, after : Mapping[str, Tensor]
-        The parameters that the server sent, and what became of them.
-    upload : "float16" | "int8"
-        The form. In int8 the largest change of a row is 127 steps, and each change becomes one of the two whole numbers
-        of steps beside it: drawn so that it is right on average.
-    seed : int
-        What is drawn from; another one for each client and round, so that errors cancel out in their mean.
-
-    Raises
-    ------
-    ShapeError
-        If the two have other names or shapes.
-    ReplyError
-        If a change is not finite, or too large for the form.
+    In int8 the largest change of a row is 127 steps, and each change becomes one of the two whole numbers of steps
+    beside it: drawn so that it is right on average. Each client and round has another ``seed``, so that errors cancel
+    out in their mean. Other names or shapes raise ``ShapeError``; a change that is not finite, or too large for the
+    form, raises ``ReplyError``.
     """
-    _check_pair(before, after)
+    sent, found = ({name: tuple(own.shape) for name, own in state.items()} for state in (before, after))
+    wrong = sorted(name for name in sent | found if sent.get(name) != found.get(name))
+    if wrong:
+        shown = "; ".join(f"{name}: {found.get(name)}, expected {sent.get(name)}" for name in wrong[:3])
+        raise ShapeError(f"the model of the reply is not the one that the server sent ({shown})")
     tensors: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(derive(seed, "upload"))
@@ -83,13 +75,7 @@ def compress(
 
 @torch.no_grad()
 def restore(plan: Plan, global_state: Mapping[str, Tensor], changes: Changes) -> dict[str, Tensor]:
-    """Return a client's parameters: its slice of the state that the server sent, and its changes.
-
-    Raises
-    ------
-    ReplyError
-        If anything about the changes is wrong.
-    """
+    """Return a client's parameters: its slice of what the server sent, plus its changes, which are checked."""
     form = torch.empty(0, dtype=torch.float16 if changes.scales is None else torch.int8)
     check_reply(dict.fromkeys(plan.axes, form), plan, changes.tensors, weight=1.0)
     scales = None if changes.scales is None else _scales_by_name(plan, changes.scales)
@@ -134,12 +120,3 @@ def _scales_by_name(plan: Plan, scales: Tensor) -> dict[str, Tensor]:
     if wrong:
         raise ReplyError(f"reply refused: scales of {', '.join(wrong[:5])} are no finite numbers from 0 up")
     return by_name
-
-
-def _check_pair(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Raise ``ShapeError`` unless both have the same names and shapes."""
-    sent, found = ({name: tuple(own.shape) for name, own in state.items()} for state in (before, after))
-    wrong = sorted(name for name in sent | found if sent.get(name) != found.get(name))
-    if wrong:
-        shown = "; ".join(f"{name}: {found.get(name)}, expected {sent.get(name)}" for name in wrong[:3])
-        raise ShapeError(f"the model of the reply is not the one that the server sent ({shown})")

@@ -1,7 +1,8 @@
-"""From a sum and the number of clients that held each slice of it to the mean."""
+"""The counting mean: a streaming mean of each entry over the clients that held it (section 3.1)."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy
@@ -9,15 +10,13 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
-from heterofl_flwr.core.label_rows import LabelRows
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.reply_checks import check_norm, check_reply
+from heterofl_flwr.core.replies import LabelRows, check_norm, check_reply
 from heterofl_flwr.core.slices import Chain, Region, chain_of
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 Count = float | Tensor
 """How many clients held a slice: a number for all of it, or one for each of its rows."""
-
 
 Divisors = dict[object, Tensor | None]
 """Counts along an axis, for parameters with equal slices to share; None where nobody held some entry."""
@@ -39,30 +38,22 @@ def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divi
     chain = chain_of(tuple(counts))
     # Where some slices are counted by row and others cut the rows, a shell would cut a count.
     if chain is None or (by_row and 0 in chain.cut):
-        _mean_of_any(total, old, counts)
+        held = held_by(total, counts)
+        total.div_(held.where(held > 0, 1.0))
+        torch.where(held > 0, total, old.to(total.dtype), out=total)
         return
     # Most parameters are cut along one axis only, and one pass over memory divides them.
     divisor = None if by_row or len(chain.cut) != 1 else _divisor(total, chain, counts, divisors)
     if divisor is not None:
         total.div_(divisor)
-    else:
-        _mean_of_chain(total, old, chain, counts)
-
-
-def _mean_of_chain(total: Tensor, old: Tensor, chain: Chain, counts: Mapping[Axes, Count]) -> None:
-    """Divide shell by shell, from what nobody held to the smallest slice."""
-    held: Count = 0.0
+        return
+    # Otherwise shell by shell, from what nobody held to the smallest slice.
+    count: Count = 0.0
     for axes, totals, olds in zip((*chain.slices, None), chain.shells(total), chain.shells(old), strict=True):
         for part, before in zip(totals, olds, strict=True):
-            _divide(part, before, held)
+            _divide(part, before, count)
         if axes is not None:
-            held = held + counts[axes]
-
-
-def _mean_of_any(total: Tensor, old: Tensor, counts: Mapping[Axes, Count]) -> None:
-    held = held_by(total, counts)
-    total.div_(held.where(held > 0, 1.0))
-    torch.where(held > 0, total, old.to(total.dtype), out=total)
+            count = count + counts[axes]
 
 
 def _divisor(total: Tensor, chain: Chain, counts: Mapping[Axes, Count], divisors: Divisors) -> Tensor | None:
@@ -88,7 +79,7 @@ def held_by(total: Tensor, counts: Mapping[Axes, Count]) -> Tensor:
 
 
 def _divide(total: Tensor, old: Tensor, count: Count) -> None:
-    """Divide by the count, in place; where it is 0, take the old value."""
+    """Divide by the count, in place; where it is 0, write the old value."""
     if isinstance(count, Tensor):
         held = count > 0
         shape = (-1, *[1] * (total.dim() - 1))
@@ -99,6 +90,15 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
         total.div_(count)
     else:
         total.copy_(old)
+
+
+@dataclass(slots=True, eq=False)
+class _Holders:
+    """How many clients held a plan: all rows of it, and each row whose label they had; and where their sums are."""
+
+    count: float
+    by_row: Tensor
+    regions: Mapping[str, Region] | None = None
 
 
 Weights = Literal["equal", "examples"]
@@ -191,16 +191,16 @@ class Aggregator:
         check_reply(self._state, plan, sub, weight, self._largest)
         if self._norm_bound:
             check_norm(self._state, plan, sub, self._norm_bound)
-        weight = float(weight)
         rows = self._rows.held(plan, labels)
-        holders = self._holders.setdefault(plan, _Holders(self._rows.most))
-        self._collect(plan, sub, rows, weight)
-        holders.add(weight, rows)
+        holders = self._holders.setdefault(plan, _Holders(0.0, torch.zeros(self._rows.most, dtype=torch.float64)))
+        self._collect(plan, sub, rows, float(weight))
+        holders.count += float(weight)
+        holders.by_row[slice(None) if rows is None else rows] += float(weight)
         self._replies += 1
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         """Add a reply that was checked to the sums."""
-        for name, region in self._regions_of(plan, self._holders[plan]).items():
+        for name, region in self._regions(plan).items():
             local = sub[name].to(region.view.device)
             if rows is not None and name in self._rows.sizes:
                 self._zero_if_new(name)
@@ -222,20 +222,19 @@ class Aggregator:
         """
         self._close()
         divisors: Divisors = {}
-        return {name: self._mean_of(name, old, divisors) for name, old in self._state.items()}
+        new = {}
+        for name, old in self._state.items():
+            total = self._sums.pop(name, None)
+            if total is not None:
+                mean_in_place(total, old, self._counts(name), divisors)
+            new[name] = old.clone() if total is None else total.to(old.dtype)
+        return new
 
     @torch.no_grad()
     def held(self, name: str) -> Tensor:
         """Return how many clients, by weight, held each entry of a parameter; this is counted anew for each call."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=torch.promote_types(old.dtype, torch.float32)), self._counts(name))
-
-    def _mean_of(self, name: str, old: Tensor, divisors: Divisors) -> Tensor:
-        total = self._sums.pop(name, None)
-        if total is None:
-            return old.clone()
-        mean_in_place(total, old, self._counts(name), divisors)
-        return total.to(old.dtype)
 
     def _counts(self, name: str) -> dict[Axes, Count]:
         """Return how many clients held each slice of a parameter."""
@@ -245,22 +244,23 @@ class Aggregator:
                 axes = plan.axes[name]
                 rows = self._rows.sizes.get(name)
                 # A plan that cuts label rows takes no labels: each of its rows was held by all.
-                by_row = rows if axes and axes[0].kept == rows else None
-                counts[axes] = counts.get(axes, 0.0) + holders.count(by_row)
+                by_row = axes and axes[0].kept == rows
+                counts[axes] = counts.get(axes, 0.0) + (holders.by_row[:rows] if by_row else holders.count)
         return counts
 
-    def _regions_of(self, plan: Plan, holders: "_Holders") -> Mapping[str, Region]:
-        """Return where in the sums a plan's parameters go."""
-        if holders.regions is not None:
-            return holders.regions
+    def _regions(self, plan: Plan) -> Mapping[str, Region]:
+        """Return the places of a plan's parameters in the sums."""
+        kept = self._holders[plan].regions
+        if kept is not None:
+            return kept
         for name in plan.axes:
             if name not in self._sums:
                 self._sums[name] = empty_sum(self._state[name])
                 self._new.add(name)
         regions = {name: Region(self._sums[name], axes) for name, axes in plan.axes.items()}
         if plan.is_prefix:
-            # Views cost nothing to keep. Chosen positions would: with one plan for each client, too much.
-            holders.regions = regions
+            # Views cost nothing to keep. Positions would: with one plan for each client, too much.
+            self._holders[plan].regions = regions
         return regions
 
     def _zero_if_new(self, name: str) -> None:
@@ -284,21 +284,3 @@ class Aggregator:
         if whole:
             kinds = ", ".join(f"{name} ({self._state[name].dtype})" for name in whole[:5])
             raise ConfigError(f"only floating point can be averaged; leave {kinds} out of the plan")
-
-
-class _Holders:
-    """How many clients held a plan: all rows of it, and each row whose label they had."""
-
-    def __init__(self, rows: int) -> None:
-        self.regions: Mapping[str, Region] | None = None
-        self._all = 0.0
-        self._by_row = torch.zeros(rows, dtype=torch.float64)
-
-    def add(self, weight: float, rows: Tensor | None) -> None:
-        """Count one client."""
-        self._all += weight
-        self._by_row[slice(None) if rows is None else rows] += weight
-
-    def count(self, rows: int | None) -> Count:
-        """Return the count of a parameter: one number, or one for each of its label rows."""
-        return self._all if rows is None else self._by_row[:rows]

@@ -1,6 +1,6 @@
 """Where the authors' code and what is right differ: one setting for each such place."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
 from heterofl_flwr.errors import ConfigError
@@ -10,7 +10,7 @@ Variant = Literal["paper", "fixed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """One choice for each quirk that the published numbers contain.
+    """One variant for each quirk that the published numbers contain.
 
     ``paper`` is what produced the published numbers, ``fixed`` is what is right. ``Fidelity.of("paper")`` and
     ``Fidelity.of("fixed")`` set all of them; any can be set alone: ``Fidelity.of("paper", moments="fixed")``.
@@ -43,9 +43,9 @@ class Fidelity:
     perplexity: Variant = "paper"
 
     def __post_init__(self) -> None:
-        """Refuse values that are neither ``paper`` nor ``fixed``."""
-        for field in fields(self):
-            _check_variant(f"fidelity.{field.name}", getattr(self, field.name))
+        """Check that each value is ``paper`` or ``fixed``."""
+        for name, value in asdict(self).items():
+            _check_variant(f"fidelity.{name}", value)
 
     @classmethod
     def of(cls, default: Variant, **single: Variant) -> "Fidelity":
@@ -55,7 +55,7 @@ class Fidelity:
         if unknown:
             raise ConfigError(f"fidelity has no setting {', '.join(unknown)}; it has {', '.join(names)}")
         _check_variant("fidelity", default)
-        return cls(**{name: single.get(name, default) for name in names})
+        return cls(**{**dict.fromkeys(names, default), **single})
 
 
 def _check_variant(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and tables as people read them."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with four digits that count."""
+    """Return a number with four significant digits."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
@@ -41,7 +41,7 @@ def energy(joules: float) -> str:
 
 
 def tick(label: str) -> str:
-    """Return a number with its unit as the label of a tick, where round ones need no decimals."""
+    """Return the label of an axis tick: a number with its unit, where round ones need no decimals."""
     return label.replace(".00 ", " ").replace(".0 ", " ")
 
 
@@ -62,7 +62,7 @@ def numbers(values: Sequence[int], limit: int = 12) -> str:
             runs[-1] = [runs[-1][0], value]
         else:
             runs.append([value])
-    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:limit]]
+    shown = ["-".join(map(str, run)) for run in runs[:limit]]
     return ", ".join(shown) + (f" and {len(runs) - limit} more" if len(runs) > limit else "")
 
 
@@ -86,11 +86,8 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
     if style == "markdown":
         rule = ["---", *["---:"] * (len(header) - 1)]
         return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [_line(row, widths) for row in [header, *rows]]
+    first, *widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join([row[0].strip().ljust(first), *map(str.rjust, row[1:], widths)]).rstrip() for row in [header, *rows]
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    return "  ".join([first.strip().ljust(widths[0]), *others]).rstrip()

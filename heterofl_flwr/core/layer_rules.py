@@ -63,16 +63,23 @@ def unsupported(name: str, layer: nn.Module, reason: str) -> UnsupportedLayerErr
     )
 
 
+def axes_by_name(
+    full: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
+) -> dict[str, Axes]:
+    """Return the axes of each parameter of a layer; ``parts`` gives those of a name."""
+    kept = dict(local.named_parameters(recurse=recurse))
+    return {
+        name: axes_between(parameter.shape, kept[name].shape, parts(name))
+        for name, parameter in full.named_parameters(recurse=recurse)
+    }
+
+
 @register(nn.Linear, nn.Embedding, nn.EmbeddingBag)
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @register(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
 def prefix_of_every_axis(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Keep a prefix of every axis."""
-    kept = dict(local.named_parameters(recurse=False))
-    return {
-        name: axes_between(parameter.shape, kept[name].shape)
-        for name, parameter in full.named_parameters(recurse=False)
-    }
+    return axes_by_name(full, local, lambda name: {}, recurse=False)
 
 
 @register(_ConvNd)
@@ -84,16 +91,13 @@ def convolution(full: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
     """
     if full.kernel_size != local.kernel_size:
         raise ShapeError(f"kernel sizes {full.kernel_size} and {local.kernel_size} differ; kernels are never cut")
-    if max(full.groups, local.groups) > 1 and _group_size(full) != _group_size(local):
+    sizes = [(own.in_channels // own.groups, own.out_channels // own.groups) for own in (full, local)]
+    if max(full.groups, local.groups) > 1 and sizes[0] != sizes[1]:
         raise ShapeError(
             f"{full.in_channels} to {full.out_channels} channels in {full.groups} groups became {local.in_channels} to "
             f"{local.out_channels} in {local.groups}: groups must shrink with the channels and keep their size"
         )
     return prefix_of_every_axis(full, local)
-
-
-def _group_size(layer: _ConvNd) -> tuple[int, int]:
-    return layer.in_channels // layer.groups, layer.out_channels // layer.groups
 
 
 # Axes made of heads, for each parameter: (axis, how many times the heads stand one after another).
@@ -118,17 +122,11 @@ def multihead_attention(full: nn.MultiheadAttention, local: nn.MultiheadAttentio
             f"keep either the number of heads or their dimension"
         )
     heads = full.num_heads if full.num_heads == local.num_heads else 1
-    kept = dict(local.named_parameters())
-    axes = {}
-    for name, parameter in full.named_parameters():
-        axis, times = _HEADED.get(name, (0, 1))
-        parts = {axis: heads * times} if name in _HEADED else None
-        axes[name] = axes_between(parameter.shape, kept[name].shape, parts)
-    return axes
+    parts = {name: {axis: heads * times} for name, (axis, times) in _HEADED.items()}
+    return axes_by_name(full, local, lambda name: parts.get(name, {}))
 
 
 _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3, nn.RNN: 1, nn.RNNCell: 1}
-_LATER_INPUT = re.compile(r"weight_ih_l[1-9]\d*(_reverse)?")
 
 
 @register(*_GATES)
@@ -136,15 +134,13 @@ def recurrent(full: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellB
     """Keep a prefix of each gate's rows; later layers of a bidirectional one keep a prefix of each direction."""
     gates = next(number for kind, number in _GATES.items() if isinstance(full, kind))
     directions = 2 if getattr(full, "bidirectional", False) else 1
-    kept = dict(local.named_parameters())
-    axes = {}
-    for name, parameter in full.named_parameters():
+
+    def parts(name: str) -> dict[int, int]:
+        later = re.fullmatch(r"weight_ih_l[1-9]\d*(_reverse)?", name)
         # The projection (weight_hr) has no gates: its rows are the projected units.
-        parts = {} if name.startswith("weight_hr") else {0: gates}
-        if _LATER_INPUT.fullmatch(name):
-            parts[1] = directions
-        axes[name] = axes_between(parameter.shape, kept[name].shape, parts)
-    return axes
+        return ({} if name.startswith("weight_hr") else {0: gates}) | ({1: directions} if later else {})
+
+    return axes_by_name(full, local, parts)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

@@ -18,7 +18,7 @@ _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3
 
 
 def exact_rate(rate: float | Fraction) -> Fraction:
-    """Return the rate as the exact fraction that its decimal form names; refuse what is not in (0, 1]."""
+    """Return the rate as the exact fraction that its decimal form names; a rate lies in (0, 1]."""
     try:
         exact = rate if isinstance(rate, Fraction) else Fraction(str(rate))
     except (ValueError, ZeroDivisionError) as error:
@@ -106,13 +106,12 @@ class Mix:
 
     def __str__(self) -> str:
         """Return the canonical text, which ``parse`` reads back for the paper's levels."""
-        names = [level_name(rate) for rate in self.rates]
-        joint = ["" if name in LEVELS else "x" for name in names]
-        return "-".join(f"{name}{x}{count}" for name, x, count in zip(names, joint, self.counts, strict=True))
+        named = zip(map(level_name, self.rates), self.counts, strict=True)
+        return "-".join(f"{name}{'' if name in LEVELS else 'x'}{count}" for name, count in named)
 
 
 def width(full: int, rate: float | Fraction, heads: int = 1) -> int:
-    """Return how many of ``full`` channels a model of the given rate keeps.
+    """Return the number of channels, of ``full``, that a model of a rate keeps.
 
     Parameters
     ----------
@@ -139,10 +138,11 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
     smallest rate. Where there are fewer partitions than parts of the mix, the rates are spread evenly from the
     largest to the smallest.
     """
-    _check_partition(partition, num_partitions)
+    if not 0 <= partition < num_partitions:
+        raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
     if capacity is not None:
         return min(float(exact_rate(capacity)), mix.global_rate)
-    parts = _expand(mix)
+    parts = [rate for rate, count in zip(mix.rates, mix.counts, strict=True) for _ in range(count)]
     if num_partitions < len(parts):
         last = max(num_partitions - 1, 1)
         return parts[(2 * partition * (len(parts) - 1) + last) // (2 * last)]
@@ -173,18 +173,8 @@ def joining_rates(mix: Mix, held: Sequence[float], number: int) -> list[float]:
     """
     if not held:
         return [fixed_rate(mix, place, number) for place in range(number)]
-    clients, new = Counter(held), []
+    clients, shares, new = Counter(held), dict(zip(mix.rates, mix.counts, strict=True)), []
     for _ in range(number):
-        parts = zip(mix.rates, mix.counts, strict=True)
-        new.append(max(parts, key=lambda part: part[1] / (clients[part[0]] + 1))[0])
+        new.append(max(shares, key=lambda rate: shares[rate] / (clients[rate] + 1)))
         clients[new[-1]] += 1
     return new
-
-
-def _expand(mix: Mix) -> Sequence[float]:
-    return [rate for rate, count in zip(mix.rates, mix.counts, strict=True) for _ in range(count)]
-
-
-def _check_partition(partition: int, num_partitions: int) -> None:
-    if not 0 <= partition < num_partitions:
-        raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heterofl_flwr.core.reply_checks import norm_between
+from heterofl_flwr.core.replies import norm_between
 
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
@@ -85,7 +85,12 @@ def _proposed(stream: Keystream, number: int) -> tuple[Integers, NDArray[np.bool
     negative = ((word >> np.uint64(_FINE_BITS + _KEEP_BITS)) & np.uint64(1)).view(np.int64)
     fine = ((word >> np.uint64(_KEEP_BITS)) & np.uint64(_FINE - 1)).view(np.int64)
     decides = (word & np.uint64(2**_KEEP_BITS - 1)).view(np.int64)
-    base = _coarse(stream, cell) << _FINE_BITS
+    tails, cells = _table()
+    coarse = cells[cell]
+    split = np.flatnonzero(coarse == _SPLIT)
+    share = (cell[split] + _share(stream, len(split))) / 2**_CELL_BITS
+    coarse[split] = len(tails) - np.searchsorted(tails, share, side="right")
+    base = coarse << _FINE_BITS
     value = base + fine
     # 1 - exp(-x) is below x, so almost all are kept without a look at the exact probability.
     exponent = fine * (value + base)
@@ -95,16 +100,6 @@ def _proposed(stream: Keystream, number: int) -> tuple[Integers, NDArray[np.bool
     kept[doubtful] = share >= -np.expm1(exponent[doubtful] / (-2 * DEVIATION**2))
     kept &= (value > 0) | (negative == 0)  # else 0 would come twice as often
     return (value ^ -negative) + negative, kept
-
-
-def _coarse(stream: Keystream, cell: Integers) -> Integers:
-    """Return the coarse parts that cells of the table stand for."""
-    tails, cells = _table()
-    coarse = cells[cell]
-    split = np.flatnonzero(coarse == _SPLIT)
-    share = (cell[split] + _share(stream, len(split))) / 2**_CELL_BITS
-    coarse[split] = len(tails) - np.searchsorted(tails, share, side="right")
-    return coarse
 
 
 def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
@@ -146,17 +141,7 @@ def clipped(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: flo
 
 @torch.no_grad()
 def in_steps(vector: Mapping[Name, Tensor], clip: float, step: float) -> dict[Name, Tensor]:
-    """Return a vector in whole steps of the grid, with an L2 norm of at most ``clip``.
-
-    Parameters
-    ----------
-    vector : Mapping[Name, Tensor]
-        Its parts, in double precision.
-    clip : float
-        L2 norm to which the vector is shortened, if it is longer.
-    step : float
-        Distance of two points of the grid.
-    """
+    """Return a vector, given in double precision, in whole steps of the grid, with an L2 norm of at most ``clip``."""
     length = math.hypot(*(own.norm().item() for own in vector.values()))
     share = min(1.0, _ROUNDING * clip / length) if length else 1.0
     return {name: (own * share / step).trunc_() for name, own in vector.items()}
@@ -178,18 +163,9 @@ def released(
 ) -> dict[str, Tensor]:
     """Return the global state after a round, with noise.
 
-    Parameters
-    ----------
-    old : Mapping[str, Tensor]
-        The global state before the round.
-    mean : Mapping[str, Tensor]
-        The counting mean of the clients' changes in steps of the grid, in double precision.
-    held : Callable[[str], Tensor]
-        From a parameter's name to how many clients held each of its entries: ``Aggregator.held``.
-    step : float
-        Distance of two points of the grid.
-    stream : Keystream | None
-        Where the noise comes from, for tests alone; by default a fresh one, whose key is forgotten.
+    ``old`` is the state before the round, ``mean`` the counting mean of the clients' changes in steps of the grid (in
+    double precision), ``held`` gives how many clients held each entry of a parameter (``Aggregator.held``), and
+    ``step`` is the distance of two points of the grid. Only tests give a ``stream``.
     """
     stream = stream or Keystream()
     new = {name: own.clone(memory_format=torch.contiguous_format) for name, own in old.items()}

@@ -1,32 +1,33 @@
-"""Plans: which entries of each parameter a client holds."""
+"""Plans: which entries of each parameter a client holds, and which parameters are shared."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from math import prod
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.axes import Axes, SliceFunction, axes_between, contains, prefix
 from heterofl_flwr.core.layer_rules import find_rule, first_names, unsupported
-from heterofl_flwr.core.slice_rule import SliceFunction, prefix
-from heterofl_flwr.core.slices import Region, is_prefix, size_of
+from heterofl_flwr.core.slices import Region, is_prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
 
 
 def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Return the axes of every parameter of ``local``, in its order; a tied one has those of its first name alone."""
-    expected = _shapes(full)
-    found = _shapes(local)
+    expected, found = _shapes(full), _shapes(local)
     unknown = [name for name in found if name not in expected]
     if unknown:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
     layers = dict(local.named_modules(remove_duplicate=False))
     axes: dict[str, Axes] = {}
     for name, layer in full.named_modules(remove_duplicate=False):
-        if name in layers and not _spoken_for(name, layer, axes):
-            # What a container's rule said of its children stands.
+        own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
+        # The rule of a container comes before those of its children.
+        ruled = own and all(parameter in axes for parameter in own)
+        if name in layers and not ruled:
             axes = _axes_of_layer(name, layer, layers[name]) | axes
     for name, shape in found.items():
         kept = tuple(axis.kept for axis in axes.get(name, ()))
@@ -34,8 +35,19 @@ def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
             raise ShapeError(
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
-    first = _first_names_of_both(full, local)
+    return _without_tied(full, local, axes)
+
+
+def _without_tied(full: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Return the axes of each parameter under its first name, which both models must tie alike."""
+    whole, first = first_names(full), first_names(local)
     for name, own in first.items():
+        if whole[name] != own:
+            ties = ("one of its own" if name == other else f"tied to {other}" for other in (whole[name], own))
+            raise ShapeError(
+                "parameter {} is {} in the global model, but {} in the local one: tie the same parameters at every "
+                "rate".format(name, *ties)
+            )
         if axes[name] != axes[own]:
             raise ShapeError(
                 f"parameter {own} is {name} too, but their layers keep different entries of it: {axes[own]} and "
@@ -44,47 +56,22 @@ def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     return {name: axes[name] for name, own in first.items() if name == own}
 
 
-def _first_names_of_both(full: nn.Module, local: nn.Module) -> dict[str, str]:
-    """Return the first name of each of ``local``'s parameters, which both models tie alike."""
-    whole, first = first_names(full), first_names(local)
-    for name, own in first.items():
-        if whole[name] != own:
-            raise ShapeError(
-                f"parameter {name} is {_tie(name, whole[name])} in the global model, but {_tie(name, own)} in the "
-                f"local one: tie the same parameters at every rate"
-            )
-    return first
-
-
-def _tie(name: str, first: str) -> str:
-    return "one of its own" if name == first else f"tied to {first}"
-
-
-def _spoken_for(name: str, layer: nn.Module, axes: Mapping[str, Axes]) -> bool:
-    """Whether a container's rule gave the axes of all parameters of this layer."""
-    own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
-    return bool(own) and all(parameter in axes for parameter in own)
-
-
 def _axes_of_layer(name: str, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    mine = dict(full.named_parameters(recurse=False))
-    its = dict(local.named_parameters(recurse=False))
+    mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full, local))
     if type(full) is not type(local) or mine.keys() != its.keys():
         raise ShapeError(
             f"layer {name or '(the model itself)'} is {type(full).__name__} with {list(mine)} in the global model, "
             f"but {type(local).__name__} with {list(its)} in the local one"
         )
     rule = find_rule(full)
-    try:
-        if rule is not None:
-            ruled: Mapping[str, Axes] = rule(full, local)
-        else:
-            ruled = {own: axes_between(mine[own].shape, mine[own].shape) for own in mine}
-    except ShapeError as error:
-        raise ShapeError(f"layer {name} of type {type(full).__name__}: {error}") from error
     if rule is None and any(mine[own].shape != its[own].shape for own in mine):
         shapes = ", ".join(f"{own} {tuple(mine[own].shape)} -> {tuple(its[own].shape)}" for own in mine)
         raise unsupported(name, full, f"no rule says which entries a smaller one keeps ({shapes})")
+    try:
+        whole = {own: axes_between(mine[own].shape, mine[own].shape) for own in mine}
+        ruled = whole if rule is None else rule(full, local)
+    except ShapeError as error:
+        raise ShapeError(f"layer {name} of type {type(full).__name__}: {error}") from error
     return {f"{name}.{own}" if name else own: axes for own, axes in ruled.items()}
 
 
@@ -140,7 +127,7 @@ class Plan:
         ShapeError
             If the local module is no slice of the full one.
         """
-        return cls._finish(axes_of_modules(full, local), heads, slice_function)
+        return _build_plan(axes_of_modules(full, local), heads, slice_function)
 
     @classmethod
     def between(
@@ -159,12 +146,13 @@ class Plan:
         if unknown:
             raise ShapeError(f"the global model has no parameter {_some(unknown)}; it has {_some(full_shapes)}")
         axes = {}
-        for name, local in local_shapes.items():
+        for name in local_shapes:
+            full, local = (tuple(getattr(own, "shape", own)) for own in (full_shapes[name], local_shapes[name]))
             try:
-                axes[name] = axes_between(_shape(full_shapes[name]), _shape(local))
+                axes[name] = axes_between(full, local)
             except ShapeError as error:
                 raise ShapeError(f"parameter {name}: {error}") from error
-        return cls._finish(axes, heads, slice_function)
+        return _build_plan(axes, heads, slice_function)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -174,7 +162,7 @@ class Plan:
     @cached_property
     def parameters(self) -> int:
         """The number of entries that the client holds."""
-        return sum(size_of(axes) for axes in self.axes.values())
+        return sum(map(prod, self.shapes.values()))
 
     @cached_property
     def is_prefix(self) -> bool:
@@ -199,10 +187,7 @@ class Plan:
 
     def contains(self, other: "Plan") -> bool:
         """Whether every entry that ``other`` holds is held here too."""
-        return all(
-            name in self.axes and all(mine.contains(its) for mine, its in zip(self.axes[name], axes, strict=True))
-            for name, axes in other.axes.items()
-        )
+        return all(name in self.axes and contains(self.axes[name], axes) for name, axes in other.axes.items())
 
     def extract(self, global_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the client's slice of the global state: copies, contiguous, in the client's shapes."""
@@ -224,13 +209,10 @@ class Plan:
                 found = tuple(global_state[name].shape)
                 raise ShapeError(f"parameter {name} of the global state is {found}, the plan was made for {expected}")
 
-    @classmethod
-    def _finish(cls, axes: Mapping[str, Axes], heads: Heads | None, slice_function: SliceFunction) -> "Plan":
-        return cls(_with_heads(axes, heads or {})).sliced(slice_function)
 
-
-def _with_heads(axes: Mapping[str, Axes], heads: Heads) -> Mapping[str, Axes]:
-    """Return the axes with the given parts; a pattern that matches no parameter is a mistake."""
+def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
+    """Return the plan of these axes with the given parts; a pattern that matches no parameter is an error."""
+    heads = heads or {}
     idle = sorted(pattern for pattern in heads if not any(fnmatchcase(name, pattern) for name in axes))
     if idle:
         raise ConfigError(f"heads: no parameter matches {_some(idle)}; the parameters are {_some(axes)}")
@@ -242,14 +224,29 @@ def _with_heads(axes: Mapping[str, Axes], heads: Heads) -> Mapping[str, Axes]:
         except ShapeError as error:
             raise ShapeError(f"parameter {name} with heads {parts}: {error}") from error
         headed[name] = tuple(given[number] if number in parts else axis for number, axis in enumerate(own))
-    return headed
+    return Plan(headed).sliced(function)
 
 
-def _shape(value: Sequence[int]) -> tuple[int, ...]:
-    return tuple(getattr(value, "shape", value))
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
+def _some(names: Iterable[str]) -> str:
     """Return the first few names, and how many more there are."""
     listed = list(names)
-    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+ALL = ("*",)
+"""The patterns by which every parameter is shared. The others stay with their clients: LG-FedAvg; none: Standalone."""
+
+
+def is_shared(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a parameter's name fits one of some patterns, as ``fnmatch`` knows them."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
+    """Return the part of a plan that is shared; a pattern that fits no parameter is an error."""
+    if tuple(patterns) == ALL:
+        return plan
+    idle = [pattern for pattern in patterns if not any(is_shared(name, [pattern]) for name in plan.axes)]
+    if idle:
+        raise ConfigError(f"shared: no parameter matches {', '.join(idle)}; the parameters are {', '.join(plan.axes)}")
+    return Plan({name: axes for name, axes in plan.axes.items() if is_shared(name, patterns)})

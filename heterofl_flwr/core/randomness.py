@@ -6,11 +6,12 @@ example ``generator(seed, "level", server_round, partition)``, so it is the same
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 
 def derive(seed: int, *purpose: int | str) -> int:
@@ -27,9 +28,9 @@ def generator(seed: int, *purpose: int | str) -> random.Random:
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Give the global generators of torch, NumPy and Python back as they were; a seed counts for torch's meanwhile.
+    """Restore the global generators of torch, NumPy and Python at the end; torch's may be seeded meanwhile.
 
-    Whoever draws from them afterwards, noise for privacy say, must not find a state that others can work out.
+    Whoever draws from them afterwards, noise for privacy for example, must not find a state that others can compute.
     """
     cuda = torch.cuda.is_initialized()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - a builder may seed or read the old generator
@@ -44,3 +45,10 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002
+
+
+def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
+    """Return the parameters of a newly built model, the same for equal seeds."""
+    with kept_random_state(seed):
+        model = build(rate)
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -58,7 +58,7 @@ class Robust:
     few: Few = "shorter"
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, all at once."""
+        """Validate the options."""
         check_fields(
             self,
             (
@@ -141,30 +141,26 @@ def combine(stack: Tensor, robust: Robust) -> Tensor:
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():
-        if number >= MANY:
-            held = counts == number
-            part = stack[:, held]  # (holders, entries of so many)
-            if robust.mean == "clip":
-                change[held] = _clipped_mean(part)
-            else:
-                drop = robust.dropped(number)
-                change[held] = part.sort(0).values[drop : number - drop].mean(0)  # NaN comes last
+        if number < MANY:
+            continue
+        held = counts == number
+        part = stack[:, held]  # (holders, entries of so many)
+        if robust.mean == "clip":
+            # Changes that are longer than the median are shortened to it.
+            lengths = _root_mean_square(part)
+            scales = (lengths.nanmedian() / lengths).nan_to_num(1.0).clamp(max=1)
+            change[held] = (part * scales.to(part).unsqueeze(1)).nanmean(0)
+        else:
+            drop = robust.dropped(number)
+            change[held] = part.sort(0).values[drop : number - drop].mean(0)  # NaN comes last
     return change
 
 
 def add_few(change: Tensor, stack: Tensor, shares: Tensor, lengths: Tensor) -> None:
-    """Put into a parameter's change what one or two clients hold of it.
+    """Add to a parameter's change, in place, the entries that one or two clients hold.
 
-    Parameters
-    ----------
-    change : Tensor
-        The parameter's change, as ``combine`` returns it.
-    stack : Tensor
-        What its holders changed.
-    shares : Tensor
-        How far each agrees with the others, from 0 to 1.
-    lengths : Tensor
-        How long a step each may make of a parameter of which nothing is held by many.
+    ``change`` is what ``combine`` returned, ``stack`` what the holders changed, ``shares`` the agreement of each with
+    the others (0 to 1), and ``lengths`` the step of each where nothing of the parameter is held by many.
     """
     counts = (~stack.isnan()).sum(0)
     few = (counts > 0) & (counts < MANY)
@@ -202,15 +198,6 @@ class _Agreement:
     def lengths(self) -> Tensor:
         """The root mean square of what the others say where they meet; 0 where they do not."""
         return torch.sqrt(self._theirs / torch.clamp(self._entries, min=1))
-
-
-def _clipped_mean(part: Tensor) -> Tensor:
-    """Return the mean of changes, of which those longer than the median are shortened to it."""
-    lengths = _root_mean_square(part)
-    bound = lengths.nanmedian()
-    scales = (bound / lengths).nan_to_num(1.0).clamp(max=1)
-    mean: Tensor = (part * scales.to(part).unsqueeze(1)).nanmean(0)
-    return mean
 
 
 def _root_mean_square(part: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The region of a tensor that a client holds: read it, or add to it.
+"""The slice of a tensor that a client holds: read it, or add to it.
 
-A region whose axes all keep a prefix is a plain view, so HeteroFL's own slices need no index tensors. An axis of
-several parts appears as two, (parts, entries of a part), in everything here that is not in the client's shape.
+A slice whose axes all keep a prefix is a plain view, so HeteroFL's own slices need no index tensors. An axis of several
+parts appears as two, (parts, entries of a part), in everything here that is not in the client's shape.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis
+from heterofl_flwr.core.axes import Axes, Axis, contains
 
 
 class Region:
@@ -30,21 +30,16 @@ class Region:
 
     def part(self) -> Tensor:
         """Return the region in the client's shape; where it can be, a view of the tensor."""
-        return self._chosen().reshape(self._local_shape)
+        return (self.view if self._index is None else self.view[self._index]).reshape(self._local_shape)
 
     def read(self) -> Tensor:
         """Return a copy of the region, contiguous, in the client's shape."""
-        return self._chosen().clone(memory_format=torch.contiguous_format).view(self._local_shape)
-
-    def _chosen(self) -> Tensor:
-        return self.view if self._index is None else self.view[self._index]
+        found = self.view if self._index is None else self.view[self._index]
+        return found.clone(memory_format=torch.contiguous_format).view(self._local_shape)
 
     def write(self, local: Tensor) -> None:
         """Put a client's tensor into the region."""
-        if self._index is None:
-            self.view.copy_(local.view(self._shape))
-        else:
-            self.view[self._index] = local.view(self._shape)
+        self.view[... if self._index is None else self._index] = local.view(self._shape)
 
     def add(self, local: Tensor, weight: float) -> None:
         """Add ``weight`` times a client's tensor to the region."""
@@ -56,25 +51,17 @@ class Region:
 
     def add_rows(self, local: Tensor, rows: Tensor, weight: float) -> None:
         """Add ``weight`` times some rows of a client's tensor; the first axis must be held whole."""
-        chosen = local.reshape(self._shape)[rows].to(self.view.dtype)
+        found = local.reshape(self._shape)[rows].to(self.view.dtype)
         if self._index is None:
-            self.view.index_add_(0, rows, chosen, alpha=weight)
+            self.view.index_add_(0, rows, found, alpha=weight)
         else:
-            place = (rows.view(-1, *[1] * (chosen.dim() - 1)), *self._index[1:])
-            self.view[place] = self.view[place].add_(chosen, alpha=weight)
+            place = (rows.view(-1, *[1] * (found.dim() - 1)), *self._index[1:])
+            self.view[place] = self.view[place].add_(found, alpha=weight)
 
 
 def is_prefix(axes: Axes) -> bool:
     """Whether every axis keeps a prefix, whole or by parts, so that the region is a plain view."""
     return all(axis.index is None for axis in axes)
-
-
-def size_of(axes: Axes) -> int:
-    """Return the number of entries of a region."""
-    size = 1
-    for axis in axes:
-        size *= axis.kept
-    return size
 
 
 class _Geometry(NamedTuple):
@@ -90,21 +77,15 @@ class _Geometry(NamedTuple):
 
 @lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
 def _geometry(axes: Axes) -> _Geometry:
-    opened: list[int] = []
-    shape: list[int] = []
-    places: list[slice] = []
+    dimensions: list[tuple[int, slice, int]] = []
     for axis in axes:
         full, kept = axis.part
         if axis.parts > 1:
-            opened.append(axis.parts)
-            shape.append(axis.parts)
-            places.append(slice(None))
-        opened.append(full)
-        shape.append(kept)
-        places.append(slice(kept) if axis.index is None else slice(None))
-    local_shape = tuple(axis.kept for axis in axes)
+            dimensions.append((axis.parts, slice(None), axis.parts))
+        dimensions.append((full, slice(kept) if axis.index is None else slice(None), kept))
+    opened, places, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
     whole = all(axis.kept == axis.full for axis in axes)
-    return _Geometry(tuple(opened), tuple(places), tuple(shape), local_shape, whole, is_prefix(axes))
+    return _Geometry(opened, places, shape, tuple(axis.kept for axis in axes), whole, is_prefix(axes))
 
 
 def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
@@ -149,31 +130,26 @@ class Chain:
             yield [view[place] for place in places]
 
 
-@lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
+@lru_cache(maxsize=4096)
 def chain_of(slices: tuple[Axes, ...]) -> Chain | None:
     """Return the slices as a chain, or None if they are not nested prefixes."""
     ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
-    if not all(map(is_prefix, ordered)) or not all(starmap(_contains, pairwise(ordered))):
+    if not all(map(is_prefix, ordered)) or not all(starmap(contains, pairwise(ordered))):
         return None
     parts = [max(axis.parts for axis in column) for column in zip(*ordered, strict=True)]
     whole = tuple(Axis(axis.full, axis.full) for axis in ordered[0])
-    bounds = [_bounds(axes, parts) for axes in (whole, *ordered)]
-    shells = [_shell(outer, inner) for outer, inner in pairwise(bounds)]
+    # How far each slice reaches on each dimension.
+    bounds = [
+        tuple(
+            length
+            for axis, number in zip(axes, parts, strict=True)
+            for length in ([number, axis.kept // number] if number > 1 else [axis.kept])
+        )
+        for axes in (whole, *ordered)
+    ]
     core = tuple(map(slice, bounds[-1]))
     cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
-    return Chain(tuple(ordered), cut, bounds[0], (*shells, (core,)))
-
-
-def _contains(large: Axes, small: Axes) -> bool:
-    return all(mine.contains(its) for mine, its in zip(large, small, strict=True))
-
-
-def _bounds(axes: Axes, parts: list[int]) -> tuple[int, ...]:
-    """Return how far a slice reaches on each dimension, the parts of an axis being a dimension of their own."""
-    bounds: list[int] = []
-    for axis, number in zip(axes, parts, strict=True):
-        bounds += [number, axis.kept // number] if number > 1 else [axis.kept]
-    return tuple(bounds)
+    return Chain(tuple(ordered), cut, bounds[0], (*starmap(_shell, pairwise(bounds)), (core,)))
 
 
 def _shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from heterofl_flwr.core.axes import prefix
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.slice_rule import prefix
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.layer_rules import adjust_layers
 from heterofl_flwr.elastic_models.skeleton import Number, copied

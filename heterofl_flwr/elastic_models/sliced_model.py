@@ -14,7 +14,7 @@ from heterofl_flwr.core.axes import Axes, Axis, axis_of_channels
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
 from heterofl_flwr.errors import ConfigError, ShapeError
-from heterofl_flwr.nn.scaler import Scaler
+from heterofl_flwr.nn.layers import Scaler
 
 
 @dataclass(frozen=True, slots=True, eq=False)

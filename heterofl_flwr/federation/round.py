@@ -13,18 +13,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.core.axes import SliceRule, make_slice_function
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.label_rows import LabelRule, find_label_rows, trained_rows
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.noise import clipped, in_steps, released
-from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.reply_checks import check_reply
+from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
+from heterofl_flwr.core.randomness import initial_state
+from heterofl_flwr.core.replies import LabelRule, check_reply, find_label_rows, trained_rows
 from heterofl_flwr.core.robust import Robust, RobustAggregator
-from heterofl_flwr.core.sharing import ALL, initial_state, is_shared, shared_part
-from heterofl_flwr.core.slice_rule import SliceRule, make_slice_function
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.limits import LARGEST_ENTRY
 from heterofl_flwr.federation.nodes import Capability, Levels, Nodes
@@ -72,7 +71,7 @@ class Federation:
     server_optimizer
         What makes a step of a round's change; None takes the mean as it is.
     choose
-        Which slices of the model clients get; see ``heterofl_flwr.core.slice_rule.make_slice_function``.
+        Which slices of the model clients get; see ``heterofl_flwr.core.axes.make_slice_function``.
     shared
         Patterns (``fnmatch``) of the parameters that travel and are averaged. All others stay with their clients, of
         which each then has a model of its own.

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.decay import DECAY, is_decay
-from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
 
 FIRST, SECOND = "", "second/"
 """What stands before a parameter's name in an optimiser's state: nothing for momentum, as old checkpoints have it."""

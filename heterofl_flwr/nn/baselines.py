@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import width
-from heterofl_flwr.nn.scaler import make_scaler
+from heterofl_flwr.nn.layers import make_scaler
 
 
 class MLP(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.core.levels import width
-from heterofl_flwr.nn.scaler import make_scaler
+from heterofl_flwr.nn.layers import make_scaler
 from heterofl_flwr.nn.static_norm import make_norm
 
 

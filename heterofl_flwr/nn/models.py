@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.baselines import MLP, LeNet
-from heterofl_flwr.nn.cnn import CNN
+from heterofl_flwr.nn.models import CNN, MLP, LeNet
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
 from heterofl_flwr.nn.transformer import Transformer
 

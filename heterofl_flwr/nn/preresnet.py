@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.scaler import make_scaler
+from heterofl_flwr.nn.layers import make_scaler
 from heterofl_flwr.nn.static_norm import make_norm
 
 

@@ -14,7 +14,7 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
-from heterofl_flwr.nn.scaler import make_scaler
+from heterofl_flwr.nn.layers import make_scaler
 
 
 class MultiHeadAttention(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from heterofl_flwr.core.sharing import ALL
+from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.models import MODELS

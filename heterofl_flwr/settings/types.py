@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic.fields import FieldInfo
 
-from heterofl_flwr.core.decay import DECAY
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import DECAY, ConfigError
 from heterofl_flwr.federation.limits import REPLIES, MinReplies, reply_floor
 
 Flat = bool | int | float | str

@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.core.axes import SliceRule
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.label_rows import LabelRule
 from heterofl_flwr.core.levels import Mix, level_name
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.plan import ALL, Plan
+from heterofl_flwr.core.replies import LabelRule
 from heterofl_flwr.core.robust import Robust
-from heterofl_flwr.core.sharing import ALL
-from heterofl_flwr.core.slice_rule import SliceRule
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.arrivals import warn_of_few
 from heterofl_flwr.federation.evaluation import Evaluation

@@ -8,10 +8,9 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from heterofl_flwr.core.decay import DECAY, is_decay
 from heterofl_flwr.data.augment import check_augment
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import ConfigError, HeteroFLError, check_fields
+from heterofl_flwr.errors import DECAY, ConfigError, HeteroFLError, check_fields, is_decay
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training.device import Precision
 

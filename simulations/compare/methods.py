@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from heterofl_flwr.core.sharing import ALL
+from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.settings import Flat, Settings, to_flat

@@ -17,7 +17,8 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.families import within
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.static_norm import Moments, with_static_norm
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.report.console import plain_line
 from heterofl_flwr.report.figures import draw_run

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr import LocalGrid, client, messages
 from heterofl_flwr import classic as legacy
 from heterofl_flwr.classic import parameters_of
-from heterofl_flwr.core.sharing import initial_state
+from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.training.capacity import Trial
 from tests.federation.tiny import Tiny, inputs
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.slice_rule import make_slice_function, prefix, rolling
+from heterofl_flwr.core.axes import make_slice_function, prefix
 from heterofl_flwr.nn import build_model
 
 RULES = ("prefix", "rolling", "random-level", "random-client")
@@ -47,15 +47,16 @@ def test_a_full_roll_covers_all_entries_equally_often(lengths):
     full, number = lengths
     held = [0] * full
     for start in range(full):
-        for position in rolling(start)(full, number):
+        for position in kept("rolling", full, number, server_round=start + 1):
             held[position] += 1
     assert held == [number] * full
 
 
 def test_a_window_that_stays_at_the_start_is_the_prefix():
     full, small = build_model("cnn", hidden=(8, 16))(1.0), build_model("cnn", hidden=(8, 16))(0.25)
-    assert Plan.of(full, small, slice_function=rolling(0)) == Plan.of(full, small, slice_function=prefix)
-    assert Plan.of(full, small).sliced(rolling(0)) == Plan.of(full, small)
+    window = make_slice_function("rolling", seed=0, server_round=1, rate=0.25, partition=0)
+    assert Plan.of(full, small, slice_function=window) == Plan.of(full, small, slice_function=prefix)
+    assert Plan.of(full, small).sliced(window) == Plan.of(full, small)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from torch import nn
 
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.compression import compress, restore
-from heterofl_flwr.core.label_rows import trained_rows
 from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.reply_checks import norm_between
+from heterofl_flwr.core.replies import norm_between, trained_rows
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 
 CLASSES = 6

@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.noise import DEVIATION, Keystream, clipped, in_steps, noised, released
-from heterofl_flwr.core.reply_checks import norm_between
+from heterofl_flwr.core.replies import norm_between
 
 STATE = {"w": torch.zeros(4, 4), "rows.weight": torch.zeros(3, 4)}
 WIDE, MIDDLE, NARROW = (Plan.between(STATE, {"w": (size, size), "rows.weight": (3, size)}) for size in (3, 2, 1))

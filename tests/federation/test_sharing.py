@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, messages
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import own_part, reply, submodel
-from heterofl_flwr.core.sharing import initial_state
+from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import RoundError
 from tests.federation.tiny import Watched, build, inputs, make_app

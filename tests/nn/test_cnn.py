@@ -1,9 +1,9 @@
 import pytest
 import torch
+from heterofl_flwr.nn.layers import NORMS
 from torch import nn
 
-from heterofl_flwr.nn.cnn import CNN
-from heterofl_flwr.nn.static_norm import NORMS
+from heterofl_flwr.nn.models import CNN
 
 
 def test_layers_stand_in_the_papers_order():

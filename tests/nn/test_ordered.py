@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from heterofl_flwr.nn.layers import OrderedDropout
 
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.ordered_dropout import OrderedDropout
 from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines.cohort import obstacle
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from heterofl_flwr.nn.layers import NORMS
 from torch.nn import functional as F
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
-from heterofl_flwr.nn.static_norm import NORMS
 
 HIDDEN = (8, 8, 16, 16)
 

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import LEVELS, Mix
-from heterofl_flwr.nn.cnn import CNN
-from heterofl_flwr.nn.models import PAPER, build_model
+from heterofl_flwr.nn.models import CNN, PAPER, build_model
 from heterofl_flwr.nn.profile import mean_profile, profile, profile_mix
 
 # Cells of the paper's Tables 7 to 9, (data set, mix, column), that differ from ours, and why: none of 372 does.

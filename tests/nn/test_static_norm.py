@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
-from heterofl_flwr.nn.cnn import CNN
-from heterofl_flwr.nn.static_norm import Moments, _alike, batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.nn.models import CNN
+from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.static_norm import _alike, batch_norms, collect_moments, with_static_norm
 
 
 def _batches(number=4, size=6, seed=0):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.static_norm import Moments
+from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import EarlyStopping, Recorder, RunFolder, save_models
 from heterofl_flwr.runs.models import moments_by_rate
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from heterofl_flwr.nn.ordered_dropout import OrderedDropout
+from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.training.batches import epochs_of, steps_an_epoch, steps_of
 from heterofl_flwr.training.device import device_of, seeded
 from heterofl_flwr.training.engines.joint import Joint, Stack, Vmapped, Wide, layouts_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.nn.ordered_dropout import OrderedDropout
+from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.training.batches import epochs_of
 from heterofl_flwr.training.device import device_of, seeded
 from heterofl_flwr.training.engines.cuda_graph import CudaRecorder, Recorder, UncapturableError

@@ -1,0 +1,219 @@
+"""Checks of a client's reply before anything of it is used, and the classifier rows that count for its labels."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
+
+_SHOWN = 5
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_reply(
+    state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tensor], weight: float, largest: float = math.inf
+) -> None:
+    """Raise ``ReplyError`` that names what is wrong with a reply."""
+    # Sums may be in single precision, where a weight out of its range would vanish or overflow.
+    single = torch.finfo(torch.float32)
+    faults = list(_faults_of_names(plan, sub))
+    if not isinstance(weight, Real) or not (weight == 0 or single.tiny <= weight <= single.max):
+        expected = f"expected 0 or a number from {single.tiny:.0e} to {single.max:.0e}"
+        faults.insert(0, f"its weight is {weight!r}, {expected}")
+    for name, shape in plan.shapes.items():
+        if name in sub:
+            faults += _faults_of_tensor(name, sub[name], shape, state[name].dtype)
+    if not faults and not _all_finite(sub):
+        faults = [f"{name} contains NaN or infinity" for name, tensor in sub.items() if not tensor.isfinite().all()]
+    if not faults and largest < math.inf:
+        faults = list(_faults_of_size(sub, largest))
+    _raise_if_any(faults)
+
+
+def check_names(plan: Plan, names: Iterable[str]) -> None:
+    """Raise ``ReplyError`` unless a reply has the parameters of its plan and no others."""
+    _raise_if_any(list(_faults_of_names(plan, dict.fromkeys(names))))
+
+
+def check_norm(state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tensor], bound: float) -> None:
+    """Raise ``ReplyError`` if a reply is further from what its client was sent than a bound, in the L2 norm."""
+    found = norm_between(sub, plan.extract(state))
+    if not found <= bound:
+        raise ReplyError(f"reply refused: its change has an L2 norm of {found:.4g}, expected up to {bound:g}")
+
+
+def norm_between(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
+    """Return the L2 norm of the difference of two states, over all their entries, in double precision."""
+    return math.hypot(*((own.double() - two[name]).norm().item() for name, own in one.items()))
+
+
+def _raise_if_any(faults: Sequence[str]) -> None:
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{more}")
+
+
+def _faults_of_names(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
+    unknown = [name for name in sub if name not in plan.axes]
+    missing = [name for name in plan.axes if name not in sub]
+    for names, fault in ((unknown, "names are not in its plan"), (missing, "parameters of its plan are missing")):
+        if names:
+            shown = ", ".join(repr(name)[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+            yield f"{len(names)} {fault} ({shown})"
+
+
+def _faults_of_tensor(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[str]:
+    if not isinstance(new, Tensor) or new.layout != torch.strided:
+        yield f"{name} is {type(new).__name__}, expected a dense tensor"
+    elif new.dtype != dtype:
+        yield f"{name} is {new.dtype}, expected {dtype}"
+    elif new.shape != shape:
+        yield f"{name} has shape {tuple(new.shape)}, expected {shape}"
+
+
+def _all_finite(sub: Mapping[str, Tensor]) -> bool:
+    # A sum is not finite if any entry is not, and is much cheaper than a look at each entry. It can also overflow,
+    # so a sum that is not finite only makes us look.
+    if math.isfinite(sum(tensor.sum().item() for tensor in sub.values())):
+        return True
+    return all(tensor.isfinite().all() for tensor in sub.values())
+
+
+def _faults_of_size(sub: Mapping[str, Tensor], largest: float) -> Iterator[str]:
+    for name, tensor in sub.items():
+        flat = tensor.reshape(-1)
+        # No entry is larger than the norm, which costs a fraction of a look at each.
+        if not torch.dot(flat, flat).item() <= largest**2 and (found := flat.abs().max().item()) > largest:
+            yield f"{name} has entries up to {found:.4g}, expected up to {largest:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRows:
+    """The parameters whose rows belong to classes, and which rows count for a client.
+
+    Attributes
+    ----------
+    sizes : Mapping[str, int]
+        The number of rows of each such parameter.
+    classes : int
+        The number of classes.
+    extra_rows : bool
+        Whether rows beyond the classes count for every holder.
+    """
+
+    sizes: Mapping[str, int]
+    classes: int
+    extra_rows: bool
+
+    @classmethod
+    def of(
+        cls, state: Mapping[str, Tensor], names: Sequence[str], *, classes: int | None, extra_rows: bool
+    ) -> "LabelRows":
+        """Return the rows of the named parameters, which must exist and have at least ``classes`` rows."""
+        missing = [name for name in names if name not in state or state[name].dim() == 0]
+        if missing:
+            raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
+        sizes = {name: state[name].shape[0] for name in names}
+        fewest = min(sizes.values(), default=0)
+        if classes is not None and not 0 < classes <= fewest:
+            raise ConfigError(f"{classes} classes do not fit label_rows {sizes}: expected 1 to {fewest}")
+        return cls(sizes, fewest if classes is None else classes, extra_rows)
+
+    @property
+    def most(self) -> int:
+        """The most rows that one of the parameters has."""
+        return max(self.sizes.values(), default=0)
+
+    def held(self, plan: Plan, labels: Sequence[int] | None) -> Tensor | None:
+        """Return the rows that count for a client, ascending, or None for all."""
+        if labels is None:
+            return None
+        if not self.sizes:
+            raise ReplyError("the reply names labels, but the aggregator has no label_rows: name them, or send none")
+        cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
+        if cut:
+            raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
+        known = _classes_of(labels, self.classes)
+        rest = torch.arange(self.classes, self.most) if self.extra_rows else known[:0]
+        return torch.cat([known, rest])
+
+
+def _classes_of(labels: Sequence[int], classes: int) -> Tensor:
+    """Return the labels as a tensor, distinct and ascending."""
+    expected = f"expected whole numbers from 0 to {classes - 1}"
+    try:
+        given = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ReplyError(f"labels cannot be read ({error}): {expected}") from error
+    if given.shape == (0,):
+        return torch.empty(0, dtype=torch.long)
+    if given.dtype not in _INTEGERS or given.dim() != 1:
+        raise ReplyError(f"labels of type {given.dtype} in {given.dim()} dimensions: {expected}, in one")
+    given = given.long()  # in few bits the number of classes itself would wrap
+    wrong = given[(given < 0) | (given >= classes)]
+    if wrong.numel():
+        raise ReplyError(f"labels {wrong[:5].tolist()} are out of range: {expected}")
+    distinct: Tensor = torch.unique(given)
+    return distinct
+
+
+LabelRule = Literal["sent", "inferred", "none"]
+"""Which classifier rows of a reply count: those of the classes it names, those that were trained, or all."""
+
+ROUNDING = 1e-5
+"""The relative change of a row, in float32, by rounding over the steps of a round."""
+
+SHARE = 0.02
+"""Share of a change that may be rounding. In int8, rounding alone turns it by about a hundredth."""
+
+
+def trained_rows(before: Mapping[str, Tensor], after: Mapping[str, Tensor], classes: int) -> list[int]:
+    """Return the classes whose rows are not just shrunk copies of the rows that were sent.
+
+    Both states hold the parameters whose rows belong to classes; only the first ``classes`` rows are read.
+    """
+    # A bias has one entry a row, which always points the same way.
+    names = [name for name, own in before.items() if own.dim() > 1] or list(before)
+    old, new = (
+        torch.cat([state[name][:classes].reshape(classes, -1).double() for name in names], 1)  # (classes, entries)
+        for state in (before, after)
+    )
+    shrunk = (new * old).sum(1) / (old * old).sum(1).clamp(min=torch.finfo(old.dtype).tiny)  # (classes,)
+    left = (new - shrunk.unsqueeze(1) * old).norm(dim=1)
+    copied = left <= ROUNDING * old.norm(dim=1) + SHARE * (new - old).norm(dim=1)
+    # A trained row may by chance point to where it came from, but it is not shrunk as all the others.
+    common = shrunk[copied].median() if copied.any() else shrunk.new_ones(())
+    copied &= (shrunk - common).abs() <= ROUNDING + SHARE * (1 - common).abs()
+    trained: list[int] = (~copied).nonzero().flatten().tolist()
+    return trained
+
+
+def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
+    """Return the parameters whose rows belong to classes.
+
+    A model may name them itself (``label_rows``). Otherwise they are those of the last linear layer whose outputs do
+    not shrink with the rate.
+    """
+    full, small = build(mix.global_rate), build(mix.rates[-1])
+    named = getattr(full, "label_rows", None)
+    if named is not None:
+        return tuple(named)
+    partners = dict(small.named_modules())
+    found: tuple[str, ...] = ()
+    for name, layer in full.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        partner = partners.get(name)
+        if not isinstance(partner, nn.Linear):
+            raise ShapeError(f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller")
+        if partner.out_features == layer.out_features:
+            prefix = f"{name}." if name else ""
+            found = tuple(prefix + own for own, _ in layer.named_parameters(recurse=False))
+    return found
