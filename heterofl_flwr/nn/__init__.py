@@ -1,11 +1,12 @@
 """The paper's models and what they are made of, in plain PyTorch. Imports no flwr."""
 
-from heterofl_flwr.nn.layers import Scaler
+from heterofl_flwr.nn.layers import NORMS, Scaler, make_norm
 from heterofl_flwr.nn.loss import class_mask, fill_of, mask_logits, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.models import CNN, MODELS, PAPER, build_model
+from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.preresnet import PreResNet
 from heterofl_flwr.nn.profile import Profile, profile, profile_mix
-from heterofl_flwr.nn.static_norm import NORMS, Moments, collect_moments, make_norm, with_static_norm
+from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
 from heterofl_flwr.nn.transformer import Transformer
 
 __all__ = [

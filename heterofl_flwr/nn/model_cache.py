@@ -1,4 +1,4 @@
-"""Models that are built once in a process and given out again as if just built."""
+"""A cache of models: each is built once in a process and reused as if just built."""
 
 import threading
 from collections import OrderedDict
@@ -33,7 +33,7 @@ def fresh_model(build: Build, rate: float) -> nn.Module:
     models = _memory(build).models
     kept = models.get(rate)
     if kept is None or not kept.renew():
-        kept = models[rate] = _Kept(_built(build, rate))
+        kept = models[rate] = _CachedModel(_built(build, rate))
     models.move_to_end(rate)
     while len(models) > _KEPT_MODELS:
         models.popitem(last=False)
@@ -53,8 +53,8 @@ def _built(build: Build, rate: float) -> nn.Module:
         return build(rate)
 
 
-class _Kept:
-    """A model, and what it was like when it was built."""
+class _CachedModel:
+    """A model, and its state when it was built."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.train()
@@ -62,12 +62,12 @@ class _Kept:
         self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._places = self._places_now()
-        self._look = _Look(model)
+        self._snapshot = _Snapshot(model)
 
     @torch.no_grad()
     def renew(self) -> bool:
         """Set everything but the parameters back; False if the model is no longer the one that was built."""
-        if not self._look.same_as(_Look(self.model)):
+        if not self._snapshot.same_as(_Snapshot(self.model)):
             return False
         if any(tensor.device != self._device for tensor in self.model.parameters()):
             self.model.to_empty(device=self._device)
@@ -90,7 +90,7 @@ class _Kept:
 class _Memory:
     """What is kept of one function from a rate to a model."""
 
-    models: OrderedDict[float, _Kept] = field(default_factory=OrderedDict)
+    models: OrderedDict[float, _CachedModel] = field(default_factory=OrderedDict)
     plans: dict[tuple[float, float], Plan] = field(default_factory=dict)
 
 
@@ -103,8 +103,8 @@ def _memory(build: Build) -> _Memory:
         return _Memory()
 
 
-class _Look:
-    """Writes down what a model consists of: layers, hooks and other attributes, but nothing that ``renew`` sets back.
+class _Snapshot:
+    """What a model consists of: layers, hooks and other attributes, but nothing that ``renew`` sets back.
 
     Objects are told apart by their place in memory, so they are held on to: while they exist, no others are there.
     """
@@ -118,8 +118,8 @@ class _Look:
         except Exception:  # attributes may be of any kind, and raise anything
             self._found = None
 
-    def same_as(self, other: "_Look") -> bool:
-        """Whether nothing has changed; False where that cannot be told."""
+    def same_as(self, other: "_Snapshot") -> bool:
+        """Whether nothing has changed; False where that is unknown."""
         return self._found is not None and self._found == other._found
 
     def _of(self, value: Any) -> object:

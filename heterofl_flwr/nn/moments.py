@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from statistics import median
 
 import torch
@@ -37,6 +38,16 @@ class LayerMoments:
     first: torch.Tensor
     second: torch.Tensor
 
+    def __add__(self, other: "LayerMoments") -> "LayerMoments":
+        return LayerMoments(self.count + other.count, self.first + other.first, self.second + other.second)
+
+    def statistics(self, kind: Variant) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and the variance of each channel."""
+        mean = self.first / self.count  # (channels,)
+        if kind == "paper":
+            return mean, self.second / self.count
+        return mean, ((self.second - self.first * mean) / (self.count - 1)).clamp(min=0)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
@@ -57,7 +68,7 @@ class Moments:
     layers: Mapping[str, LayerMoments]
 
     def __post_init__(self) -> None:
-        """Refuse sums that are not finite, or whose shapes do not fit one another."""
+        """Check that all sums are finite and that their shapes fit one another."""
         Fidelity(moments=self.kind)
         for name, layer in self.layers.items():
             shapes = tuple(layer.first.shape), tuple(layer.second.shape)
@@ -65,24 +76,24 @@ class Moments:
                 raise ShapeError(f"moments of {name}: expected two vectors of equal length, got {shapes}")
             if layer.count < 0:
                 raise DataError(f"moments of {name}: a count of {layer.count} is not usable")
-        finite = {
-            name: bool((layer.first.isfinite() & layer.second.isfinite()).all()) for name, layer in self.layers.items()
-        }
-        if not all(finite.values()):
-            wrong = ", ".join(name for name, good in finite.items() if not good)
+        wrong = [
+            name for name, layer in self.layers.items() if not (layer.first.isfinite() & layer.second.isfinite()).all()
+        ]
+        if wrong:
             raise DataError(
-                f"moments of {wrong} are not finite: the data holds NaN or infinities, or training has diverged"
+                f"moments of {', '.join(wrong)} are not finite: the data holds NaN or infinities, or training has "
+                f"diverged"
             )
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.kind != other.kind:
             raise DataError(f"moments of kind {self.kind} and of kind {other.kind} cannot be added")
-        _check_fit(_channels(self), _channels(other))
-        return Moments(self.kind, {name: _add(layer, other.layers[name]) for name, layer in self.layers.items()})
+        check_layers(other, {name: len(layer.first) for name, layer in self.layers.items()})
+        return Moments(self.kind, {name: layer + other.layers[name] for name, layer in self.layers.items()})
 
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance that a layer's running statistics become, in float64."""
-        return _statistics(self.kind, self.layers[name])
+        return self.layers[name].statistics(self.kind)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return all sums as a flat mapping, for a message; ``from_tensors`` reads it."""
@@ -103,17 +114,26 @@ class Moments:
         expected = {f"{kind}.{name}.{part}" for name in names for part in _PARTS}
         if expected != set(tensors):
             raise DataError(f"moments are incomplete or unknown: {', '.join(sorted(expected ^ set(tensors)))}")
-        layers = {name: _read(*(tensors[f"{kind}.{name}.{part}"] for part in _PARTS)) for name in names}
+        layers = {name: _read_layer(*(tensors[f"{kind}.{name}.{part}"] for part in _PARTS)) for name in names}
         return cls(kind, layers)  # type: ignore[arg-type]  # checked when constructed
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:
-    """Refuse moments whose layers are not these, each with so many channels."""
-    _check_fit(channels, _channels(moments))
+    """Raise ``ShapeError`` unless moments are of these layers, each with so many channels."""
+    found = {name: len(layer.first) for name, layer in moments.layers.items()}
+    faults = [f"{name} is missing" for name in channels if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in channels]
+    faults += [
+        f"{name} has {found[name]} channels, expected {expected}"
+        for name, expected in channels.items()
+        if found.get(name, expected) != expected
+    ]
+    if faults:
+        raise ShapeError(f"moments are of another model: {'; '.join(faults)}")
 
 
 def check_possible(moments: Moments, examples: int) -> None:
-    """Refuse counts that so many examples cannot have, and sums that no data have: they would make no statistics."""
+    """Raise ``DataError`` for counts that so many examples cannot have, and for sums that no data have."""
     most, what = (examples, "batches") if moments.kind == "paper" else (examples * POSITIONS, "values a channel")
     for name, layer in moments.layers.items():
         if layer.count > most:
@@ -162,14 +182,14 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
 def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
     seen = [layer for layer in layers if layer.count]
     if len(seen) < 3:
-        return reduce(_add, layers)
-    found = [_statistics(kind, layer) for layer in seen]
+        return reduce(add, layers)
+    found = [layer.statistics(kind) for layer in seen]
     means, variances = (torch.stack(own) for own in zip(*found, strict=True))  # (clients, channels)
     usual = _median(variances)
     near = zip(_clipped(means, CLOSE * usual.sqrt()), _clipped(variances, CLOSE * usual), strict=True)
     most = int(WEIGHT * median(layer.count for layer in seen))
     return reduce(
-        _add,
+        add,
         # Sums that need no change keep their bits.
         (
             layer
@@ -193,34 +213,7 @@ def _median(values: torch.Tensor) -> torch.Tensor:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
-def _statistics(kind: Variant, layer: LayerMoments) -> tuple[torch.Tensor, torch.Tensor]:
-    mean = layer.first / layer.count  # (channels,)
-    if kind == "paper":
-        return mean, layer.second / layer.count
-    return mean, ((layer.second - layer.first * mean) / (layer.count - 1)).clamp(min=0)
-
-
-def _channels(moments: Moments) -> dict[str, int]:
-    return {name: len(layer.first) for name, layer in moments.layers.items()}
-
-
-def _check_fit(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
-    faults = [f"{name} is missing" for name in expected if name not in found]
-    faults += [f"{name} is unknown" for name in found if name not in expected]
-    faults += [
-        f"{name} has {found[name]} channels, expected {channels}"
-        for name, channels in expected.items()
-        if name in found and found[name] != channels
-    ]
-    if faults:
-        raise ShapeError(f"moments are of another model: {'; '.join(faults)}")
-
-
-def _add(one: LayerMoments, two: LayerMoments) -> LayerMoments:
-    return LayerMoments(one.count + two.count, one.first + two.first, one.second + two.second)
-
-
-def _read(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
+def _read_layer(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
     if count.numel() != 1:
         raise ShapeError(f"a count of moments has shape {tuple(count.shape)}, expected one number")
     if not first.is_floating_point() or not second.is_floating_point():

@@ -9,73 +9,38 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.layers import make_scaler
-from heterofl_flwr.nn.static_norm import make_norm
+from heterofl_flwr.nn.layers import make_norm, make_scaler
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Conv2d | None:
-    """Return the 1x1 convolution of a block that changes the shape; ``None`` where the input is added as it is."""
-    return _conv(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else None
+class _Block(nn.Module):
+    """Convolutions, (outputs, size, stride) each, after Scaler, norm and ReLU; and a shortcut."""
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, each after Scaler, norm and ReLU, and a shortcut.
-
-    Parameters
-    ----------
-    inputs, planes, stride : int
-        Channels in, channels within, and the stride of the block; it puts out ``planes * expansion`` channels.
-    norm : str
-        See ``make_norm``.
-    scaler : nn.Module
-        The model's Scaler.
-    """
-
-    expansion: ClassVar[int] = 1
-
-    def __init__(self, inputs: int, planes: int, stride: int, *, norm: str, scaler: nn.Module) -> None:
+    def __init__(
+        self, inputs: int, convolutions: Sequence[tuple[int, int, int]], *, norm: str, scaler: nn.Module
+    ) -> None:
         super().__init__()
         self.scaler = scaler
-        self.norm1 = make_norm(norm, inputs)
-        self.conv1 = _conv(inputs, planes, 3, stride)
-        self.norm2 = make_norm(norm, planes)
-        self.conv2 = _conv(planes, planes, 3)
-        self.shortcut = _shortcut(inputs, planes, stride)
+        self._numbers = range(1, len(convolutions) + 1)
+        channels, total = inputs, 1
+        for number, (outputs, size, stride) in zip(self._numbers, convolutions, strict=True):
+            self.add_module(f"norm{number}", make_norm(norm, channels))
+            self.add_module(f"conv{number}", _conv(channels, outputs, size, stride))
+            channels, total = outputs, total * stride
+        # Where the shape stays, the input is added as it is.
+        self.shortcut = _conv(inputs, channels, 1, total) if total != 1 or inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output; a shortcut convolution sees the first activation, not the raw input."""
-        h = F.relu(self.norm1(self.scaler(x)))
-        y: torch.Tensor = self.conv2(F.relu(self.norm2(self.scaler(self.conv1(h)))))
-        return y + (x if self.shortcut is None else self.shortcut(h))
-
-
-class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution that widens by four; see ``BasicBlock`` for the parameters."""
-
-    expansion: ClassVar[int] = 4
-
-    def __init__(self, inputs: int, planes: int, stride: int, *, norm: str, scaler: nn.Module) -> None:
-        super().__init__()
-        self.scaler = scaler
-        self.norm1 = make_norm(norm, inputs)
-        self.conv1 = _conv(inputs, planes, 1)
-        self.norm2 = make_norm(norm, planes)
-        self.conv2 = _conv(planes, planes, 3, stride)
-        self.norm3 = make_norm(norm, planes)
-        self.conv3 = _conv(planes, planes * self.expansion, 1)
-        self.shortcut = _shortcut(inputs, planes * self.expansion, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output; a shortcut convolution sees the first activation, not the raw input."""
-        h = F.relu(self.norm1(self.scaler(x)))
-        y = self.conv2(F.relu(self.norm2(self.scaler(self.conv1(h)))))
-        y = self.conv3(F.relu(self.norm3(self.scaler(y))))
-        z: torch.Tensor = y + (x if self.shortcut is None else self.shortcut(h))
-        return z
+        y, first = x, x
+        for number in self._numbers:
+            y = F.relu(getattr(self, f"norm{number}")(self.scaler(y)))
+            first = y if number == 1 else first
+            y = getattr(self, f"conv{number}")(y)
+        return y + (x if self.shortcut is None else self.shortcut(first))
 
 
 class PreResNet(nn.Module):
@@ -90,7 +55,7 @@ class PreResNet(nn.Module):
     """
 
     label_rows: tuple[str, ...] = ("linear.weight", "linear.bias")
-    block: ClassVar[type[BasicBlock] | type[Bottleneck]] = BasicBlock
+    bottleneck: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -118,8 +83,12 @@ class PreResNet(nn.Module):
             layers = nn.Sequential()
             for position in range(number):
                 stride = 2 if stage > 0 and position == 0 else 1
-                layers.append(self.block(inputs, planes, stride, norm=norm, scaler=self.scaler))
-                inputs = planes * self.block.expansion
+                # Two 3x3 convolutions; or a 1x1, a 3x3 and a 1x1 that widens by four.
+                basic = [(planes, 3, stride), (planes, 3, 1)]
+                wide = [(planes, 1, 1), (planes, 3, stride), (4 * planes, 1, 1)]
+                convolutions = wide if self.bottleneck else basic
+                layers.append(_Block(inputs, convolutions, norm=norm, scaler=self.scaler))
+                inputs = convolutions[-1][0]
             self.stages.append(layers)
         self.norm = make_norm(norm, inputs)
         self.linear = nn.Linear(inputs, classes)
@@ -135,4 +104,4 @@ class PreResNet(nn.Module):
 class BottleneckPreResNet(PreResNet):
     """A ``PreResNet`` of bottleneck blocks, such as (3, 4, 6, 3), the 50-layer one."""
 
-    block = Bottleneck
+    bottleneck = True

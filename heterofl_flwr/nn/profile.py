@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -88,19 +88,20 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     probe = copy.deepcopy(model).eval()
     for norm in batch_norms(probe).values():
         # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.
         if norm.running_mean is None:
-            norm.running_mean = torch.zeros(norm.num_features, device=_device(model))
-            norm.running_var = torch.ones(norm.num_features, device=_device(model))
+            norm.running_mean = torch.zeros(norm.num_features, device=device)
+            norm.running_var = torch.ones(norm.num_features, device=device)
     printed: dict[nn.Module, int] = {}
     for layer in probe.modules():
         layer.register_forward_hook(partial(_record, printed))
     # Attention in its plain form is matrix products, which the counter knows on every device. With gradients on,
     # torch's own Transformer layers take no fused path either.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
-        call(probe, tree_map_only(torch.Tensor, lambda one: one.to(_device(model)), example_input))
+        call(probe, tree_map_only(torch.Tensor, lambda one: one.to(device), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Profile(parameters, counter.flops // 2, sum(printed.values()), parameters * 4 / 1024**2)
 
@@ -131,18 +132,11 @@ def profile_mix(
 
 def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
     """Return the mean over a mix's clients of profiles that are given by rate."""
-    parameters = mix.mean({rate: one.parameters for rate, one in profiles.items()})
-    return MixProfile(
-        parameters=parameters,
-        macs=mix.mean({rate: one.macs for rate, one in profiles.items()}),
-        printed_flops=mix.mean({rate: one.printed_flops for rate, one in profiles.items()}),
-        megabytes=mix.mean({rate: one.megabytes for rate, one in profiles.items()}),
-        ratio=parameters / profiles[mix.global_rate].parameters,
-    )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    means = {
+        field.name: mix.mean({rate: getattr(one, field.name) for rate, one in profiles.items()})
+        for field in fields(Profile)
+    }
+    return MixProfile(**means, ratio=means["parameters"] / profiles[mix.global_rate].parameters)
 
 
 def _record(printed: dict[nn.Module, int], layer: nn.Module, args: tuple[torch.Tensor, ...], out: object) -> None:

@@ -1,22 +1,18 @@
 """Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
 
 import copy
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from types import MappingProxyType
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_layers
-
-__all__ = ["Moments", "batch_norms", "collect_moments", "with_static_norm"]
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -55,7 +51,7 @@ def collect_moments(
     if not sums:
         return Moments(kind, {})
     some: Sequence[torch.Tensor] = ()
-    with torch.no_grad(), channels_last(model), _batch_statistics(model), _listening(sums.values()):
+    with torch.no_grad(), channels_last(model), _batch_statistics(model), _recording(sums.values()):
         for some in _alike(batches, together):
             for total in sums.values():
                 total.batches = len(some)
@@ -134,7 +130,8 @@ class _Sums:
         output: torch.Tensor = self.normalise(x)  # it leaves the batch's moments in the layer's buffers
         # A layer in half precision keeps its moments in half precision too.
         half = x.dtype in (torch.float16, torch.bfloat16)
-        found = _moments_of(x) if half else (self.layer.running_mean, self.layer.running_var)
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        found = torch.var_mean(x.float(), axes)[::-1] if half else (self.layer.running_mean, self.layer.running_var)
         place = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
         mean, variance = (moment.to(place).double() for moment in found if moment is not None)  # (channels,)
         if self.kind == "paper":
@@ -150,14 +147,8 @@ class _Sums:
         return LayerMoments(self.count, self.first.cpu(), self.second.cpu())
 
 
-def _moments_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean and the unbiased variance of each channel."""
-    variance, mean = torch.var_mean(x.float(), [dim for dim in range(x.dim()) if dim != 1])
-    return mean, variance
-
-
 @contextmanager
-def _listening(sums: Collection[_Sums]) -> Iterator[None]:
+def _recording(sums: Collection[_Sums]) -> Iterator[None]:
     own = {total.layer: total.layer.__dict__.get("forward") for total in sums}
     try:
         for total in sums:
@@ -177,8 +168,8 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
     """
     layers = list(batch_norms(model).values())
     # The flags are set directly: a model may override train(), for example to freeze layers.
-    undo: list[Callable[[], None]] = [_restorer(module, "training") for module in model.modules()]
-    undo += [_restorer(layer, name) for layer in layers for name in _STATISTICS]
+    before = [(module, "training", module.training) for module in model.modules()]
+    before += [(layer, name, getattr(layer, name)) for layer in layers for name in _STATISTICS]
     try:
         for module in model.modules():
             module.training = False
@@ -190,58 +181,5 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
             layer.running_var = torch.zeros_like(layer.running_mean)
         yield
     finally:
-        for restore in undo:
-            restore()
-
-
-def _restorer(module: nn.Module, name: str) -> Callable[[], None]:
-    value = getattr(module, name)
-    return lambda: setattr(module, name, value)
-
-
-GROUPS = 4
-"""Groups of the paper's GroupNorm."""
-
-
-def _none(channels: int) -> nn.Module:
-    del channels
-    return nn.Identity()
-
-
-def _instance(channels: int) -> nn.Module:
-    return nn.GroupNorm(channels, channels)
-
-
-def _group(channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
-
-
-def _layer(channels: int) -> nn.Module:
-    return nn.GroupNorm(1, channels)
-
-
-def _static_batch(channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels, track_running_stats=False)
-
-
-NORMS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
-    {"none": _none, "in": _instance, "gn": _group, "ln": _layer, "sbn": _static_batch}
-)
-"""From a norm's name to a function that makes it for a number of channels."""
-
-
-def make_norm(kind: str, channels: int) -> nn.Module:
-    """Return the norm of this kind for images of ``channels`` channels.
-
-    Parameters
-    ----------
-    kind : str
-        ``none``; ``in``, instance norm; ``gn``, four groups, or the greatest common divisor of 4 and ``channels``
-        where 4 does not divide them; ``ln``, one group; ``sbn``, static batch norm: batch norm without running
-        statistics, which ``with_static_norm`` supplies for evaluation.
-    channels : int
-        Number of channels.
-    """
-    if kind not in NORMS:
-        raise ConfigError(f"{kind!r} is no norm; expected one of {', '.join(NORMS)}")
-    return NORMS[kind](channels)
+        for module, name, value in before:
+            setattr(module, name, value)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.core.layer_rules import register
+from heterofl_flwr.core.layer_rules import axes_by_name, register
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
 from heterofl_flwr.nn.layers import make_scaler
@@ -46,14 +46,13 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention's output (batch, sequence, embedding) on an input of the same shape."""
-        query, key, value = (self._split(linear(x)) for linear in (self.linear_q, self.linear_k, self.linear_v))
+        query, key, value = (
+            self.scaler(linear(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, sequence, head)
+            for linear in (self.linear_q, self.linear_k, self.linear_v)
+        )
         mixed = F.scaled_dot_product_attention(query, key, value)  # (batch, heads, sequence, head)
         output: torch.Tensor = self.scaler(self.linear_o(mixed.transpose(1, 2).flatten(2)))
         return output
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        split: torch.Tensor = self.scaler(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return split  # (batch, heads, sequence, head)
 
 
 @register(MultiHeadAttention)
@@ -63,11 +62,7 @@ def _attention_axes(full: MultiHeadAttention, local: MultiHeadAttention) -> dict
         raise ShapeError(f"attention has {full.heads} heads in the full model and {local.heads} in the local one")
     parts = {f"linear_{letter}.{kind}": {0: full.heads} for letter in "qkv" for kind in ("weight", "bias")}
     parts |= {"linear_o.weight": {1: full.heads}, "linear_o.bias": {}}
-    shapes = dict(local.named_parameters())
-    return {
-        name: axes_between(parameter.shape, shapes[name].shape, parts[name])
-        for name, parameter in full.named_parameters()
-    }
+    return axes_by_name(full, local, parts.__getitem__)
 
 
 _log = logging.getLogger(__name__)
@@ -145,14 +140,8 @@ def _embedding_width(full: int, rate: float, heads: int) -> int:
     """Return the embedding's width at a rate; cached, so that a rate that does not fit is told once."""
     kept, plain = width(full, rate, heads), width(full, rate)
     if kept != plain:
-        _log.warning(
-            "rate %s cuts an embedding of %d to %d, which does not fit %d heads; using %d",
-            rate,
-            full,
-            plain,
-            heads,
-            kept,
-        )
+        fault = f"cuts an embedding of {full} to {plain}, which does not fit {heads} heads; using {kept}"
+        _log.warning("rate %s %s", rate, fault)
     return kept
 
 

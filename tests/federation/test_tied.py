@@ -5,7 +5,6 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 from flwr.common import parameters_to_ndarrays
-from heterofl_flwr.nn.layers import OrderedDropout
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -14,6 +13,7 @@ from heterofl_flwr import classic as legacy
 from heterofl_flwr.client import models_to_evaluate, own_part, reply, submodel
 from heterofl_flwr.core import Plan, width
 from heterofl_flwr.errors import ShapeError
+from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, save_models
 from tests.classic.fakes import Fake, fit_all, manager_of

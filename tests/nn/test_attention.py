@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from heterofl_flwr.nn.layers import Scaler
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.nn.layers import Scaler
 from heterofl_flwr.nn.transformer import MultiHeadAttention
 
 

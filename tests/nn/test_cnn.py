@@ -1,8 +1,8 @@
 import pytest
 import torch
-from heterofl_flwr.nn.layers import NORMS
 from torch import nn
 
+from heterofl_flwr.nn.layers import NORMS
 from heterofl_flwr.nn.models import CNN
 
 

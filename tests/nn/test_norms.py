@@ -1,9 +1,9 @@
 import pytest
 import torch
-from heterofl_flwr.nn.layers import NORMS, make_norm
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.layers import NORMS, make_norm
 
 
 @pytest.mark.parametrize(

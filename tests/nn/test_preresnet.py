@@ -1,9 +1,9 @@
 import pytest
 import torch
-from heterofl_flwr.nn.layers import NORMS
 from torch.nn import functional as F
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.layers import NORMS
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
 
 HIDDEN = (8, 8, 16, 16)

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from heterofl_flwr.nn.layers import Scaler, make_scaler
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.layers import Scaler, make_scaler
 
 
 def test_divides_by_its_rate_in_training_only():
