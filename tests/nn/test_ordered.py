@@ -8,7 +8,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.layers import OrderedDropout
-from heterofl_flwr.training import TrainOptions, train, train_together
+from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines.cohort import obstacle
 
 RATES = (1.0, 0.5, 0.25)
