@@ -1,7 +1,7 @@
 """The registry of slicing rules: from a layer's type to the axes of its parameters."""
 
 import re
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -14,9 +14,54 @@ from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 Rule = Callable[[Any, Any], Mapping[str, Axes]]
 """From the full layer and the local layer to the axes of each parameter, by its name within the layer."""
 
-_Rule = TypeVar("_Rule", bound=Rule)
-_Added = TypeVar("_Added")
-_rules: dict[type[nn.Module], Rule] = {}
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
+
+
+def is_layer_type(one: object) -> bool:
+    """Whether something is a subclass of ``torch.nn.Module``."""
+    return isinstance(one, type) and issubclass(one, nn.Module)
+
+
+class Registry(dict[Any, Callable[..., Any]]):
+    """Rules by the types of the layers that they are for, or by operators and functions of torch.
+
+    Parameters
+    ----------
+    name : str
+        The name of the decorator that adds rules.
+    expected : str
+        What the decorator takes, for an error message.
+    accepts : Callable[[object], bool]
+        Whether the decorator takes something.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        expected: str = "subclasses of torch.nn.Module",
+        accepts: Callable[[object], bool] = is_layer_type,
+    ) -> None:
+        super().__init__()
+        self.name, self.expected, self.accepts = name, expected, accepts
+
+    def add(self, *keys: object) -> Callable[[_Rule], _Rule]:
+        """Return the decorator that makes a function the rule of these keys; a later rule replaces an earlier one."""
+        wrong = [key for key in keys if not self.accepts(key)]
+        if wrong or not keys:
+            raise ConfigError(f"{self.name} takes {self.expected}, got {wrong or 'nothing'}")
+
+        def add(rule: _Rule) -> _Rule:
+            self.update(dict.fromkeys(keys, rule))
+            return rule
+
+        return add
+
+    def find(self, layer: nn.Module) -> Callable[..., Any] | None:
+        """Return the rule of the layer's type or of its nearest base class that has one."""
+        return next((self[kind] for kind in type(layer).__mro__ if kind in self), None)
+
+
+_rules = Registry("register")
 
 
 def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
@@ -30,27 +75,12 @@ def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
         def my_layer(full: MyLayer, local: MyLayer) -> dict[str, Axes]:
             return {"kernel": axes_between(full.kernel.shape, local.kernel.shape, parts={0: full.heads})}
     """
-    return adding("register", _rules, layer_types)
-
-
-def adding(
-    name: str, rules: MutableMapping[type[nn.Module], Any], layer_types: Sequence[type[nn.Module]]
-) -> Callable[[_Added], _Added]:
-    """Return the decorator that makes a function the rule for layer types; ``name`` is that of what the user called."""
-    wrong = [kind for kind in layer_types if not (isinstance(kind, type) and issubclass(kind, nn.Module))]
-    if wrong or not layer_types:
-        raise ConfigError(f"{name} takes subclasses of torch.nn.Module, got {wrong or 'nothing'}")
-
-    def add(rule: _Added) -> _Added:
-        rules.update(dict.fromkeys(layer_types, rule))
-        return rule
-
-    return add
+    return _rules.add(*layer_types)
 
 
 def find_rule(layer: nn.Module) -> Rule | None:
     """Return the rule of the layer's type or of its nearest base class that has one."""
-    return next((_rules[kind] for kind in type(layer).__mro__ if kind in _rules), None)
+    return _rules.find(layer)
 
 
 def unsupported(name: str, layer: nn.Module, reason: str) -> UnsupportedLayerError:

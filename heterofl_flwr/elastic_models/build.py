@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,10 +11,10 @@ from torch import nn
 from heterofl_flwr.core.axes import prefix
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.elastic_models.adjustments import adjust_layers
 from heterofl_flwr.elastic_models.channels import kept_positions
-from heterofl_flwr.elastic_models.layer_rules import adjust_layers
-from heterofl_flwr.elastic_models.skeleton import Number, copied
-from heterofl_flwr.elastic_models.sliced_model import Slice, as_sliced, attach_scaler
+from heterofl_flwr.elastic_models.skeleton import copy_with
+from heterofl_flwr.elastic_models.sliced_model import Slice, attach_scaler, sliced_class
 from heterofl_flwr.elastic_models.tracing import Traced, check_slice, trace_model, without_values
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -34,11 +34,11 @@ class Options:
     minimum: int = 1
     multiple_of: int = 1
     global_rate: float = 1.0
-    scaler: bool = True
+    scaler: bool | None = None
     static_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing."""
+        """Validate the options."""
         exact_rate(self.global_rate)
         if self.minimum < 1 or self.multiple_of < 1:
             raise ConfigError(
@@ -65,13 +65,11 @@ class Elastic:
     """
 
     def __init__(self, model: nn.Module, traced: Traced, options: Options, example_inputs: object) -> None:
-        self._model = copied(model, lambda name, tensor: tensor.clone())
-        self._channels = traced.channels
-        self._numbers = traced.numbers
-        self._steps = traced.steps
+        self._model = copy_with(model, lambda name, tensor: tensor.clone())
+        self._traced = traced
         self._options = options
         self._example_inputs = without_values(example_inputs)
-        self._checked = {tuple(self._channels.sizes)}  # the widths of slices that do what the full model does
+        self._checked = {tuple(traced.channels.sizes)}  # the widths of slices that do what the full model does
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them.
@@ -84,7 +82,8 @@ class Elastic:
             If at this rate it does anything else than the full model.
         """
         model = self.checked(rate)
-        if self._options.scaler:
+        scaler = self._options.scaler
+        if self._traced.normalises if scaler is None else scaler:
             attach_scaler(self._model, model, exact_rate(rate) / exact_rate(self._options.global_rate))
         if self._options.static_norm:
             for layer in batch_norms(model).values():
@@ -94,12 +93,21 @@ class Elastic:
 
     def checked(self, rate: float) -> nn.Module:
         """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
-        part = self.part(rate)
-        model = self.cut(part)
+        part, sizes = self.part(rate), self._traced.channels.sizes
+        model = copy_with(self._model, part.cut)
+        layers = dict(model.named_modules(remove_duplicate=False))
+        for number, places in self._traced.numbers.items():
+            held, value = layers[number.layer].__dict__, len(kept_positions(places, part.kept))
+            if number.place is not None:  # it is one of a sequence
+                old: Any = held[number.name]
+                value = type(old)(value if place == number.place else one for place, one in enumerate(old))
+            held[number.name] = value
+        adjust_layers(self._model, model)
+        model.__class__, model.__dict__["slice_"] = sliced_class(type(model)), part
         if part.kept not in self._checked:
             # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
-            thin = any(few == 1 < size for few, size in zip(part.kept, self._channels.sizes, strict=True))
-            check_slice(None if thin else self._steps, part.kept, model, self._example_inputs, rate)
+            thin = any(few == 1 < size for few, size in zip(part.kept, sizes, strict=True))
+            check_slice(None if thin else self._traced.steps, part.kept, model, self._example_inputs, rate)
             self._checked.add(part.kept)
         return model
 
@@ -113,16 +121,8 @@ class Elastic:
     def part(self, rate: float) -> Slice:
         """Return the slice of a rate."""
         exact_rate(rate)
-        return Slice(self._channels, tuple(self._options.width(size, rate) for size in self._channels.sizes))
-
-    def cut(self, part: Slice) -> nn.Module:
-        """Return the slice as a model, with nothing attached."""
-        model = copied(self._model, part.cut)
-        layers = dict(model.named_modules(remove_duplicate=False))
-        for number, places in self._numbers.items():
-            _set(layers[number.layer], number, len(kept_positions(places, part.kept)))
-        adjust_layers(self._model, model)
-        return as_sliced(model, part)
+        channels = self._traced.channels
+        return Slice(channels, tuple(self._options.width(size, rate) for size in channels.sizes))
 
 
 def elastic(
@@ -186,26 +186,11 @@ def elastic(
     )
     """
     options = Options(
-        minimum=minimum,
-        multiple_of=multiple_of,
-        global_rate=global_rate,
-        scaler=scaler is not False,
-        static_norm=static_norm,
+        minimum=minimum, multiple_of=multiple_of, global_rate=global_rate, scaler=scaler, static_norm=static_norm
     )
     traced = trace_model(model, example_inputs, fixed)
-    if scaler is None and not traced.normalises:
-        options = replace(options, scaler=False)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
     build = Elastic(model, traced, options, example_inputs)
     build.checked(_CHECKED)
     return build
-
-
-def _set(layer: nn.Module, number: Number, value: int) -> None:
-    """Set a number of a layer. It may be one of a sequence."""
-    if number.place is None:
-        layer.__dict__[number.name] = value
-        return
-    old: Any = layer.__dict__[number.name]
-    layer.__dict__[number.name] = type(old)(value if place == number.place else one for place, one in enumerate(old))

@@ -1,4 +1,4 @@
-"""The outcome of a trace: which positions of every axis are one channel, and which channels one width counts."""
+"""Which positions, of all axes of all tensors of a model, are one channel, and which channels one width counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,55 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heterofl_flwr.elastic_models.lengths import Positions, Row
+Row = NDArray[np.int64]
+"""The positions of one axis."""
 
 Places = NDArray[np.int64]
 """For each position of an axis its group and its number in the group, (length, 2); group -1 is always kept."""
+
+
+class Positions:
+    """Sets of positions that grow together: a union-find over arrays.
+
+    Every position is a number; a row of them stands for an axis. Position 0 is kept at every rate, so whatever is
+    united with it is kept too. An operator on an axis of thousands of channels is one call.
+    """
+
+    def __init__(self) -> None:
+        self._parents: Row = np.zeros(1024, np.int64)
+        self._number = 1
+
+    def __len__(self) -> int:
+        """How many positions there are."""
+        return self._number
+
+    def new(self, number: int) -> Row:
+        """Return a row of new positions."""
+        first, self._number = self._number, self._number + number
+        if self._number > len(self._parents):
+            self._parents = np.pad(self._parents[:first], (0, 2 * self._number - first))
+        row = np.arange(first, self._number)
+        self._parents[row] = row
+        return row
+
+    def roots(self, row: Row) -> Row:
+        """Return for each position the smallest one of its set."""
+        found = self._parents[row]
+        while not np.array_equal(above := self._parents[found], found):
+            found = above
+        self._parents[row] = found  # the next search is short
+        return found
+
+    def unite(self, one: Row, two: Row) -> None:
+        """Make one set of each position of a row and its partner in the other; shapes broadcast."""
+        while True:
+            first, second = np.broadcast_arrays(self.roots(one), self.roots(two))
+            differ = first != second
+            if not differ.any():
+                return
+            low, high = np.minimum(first, second)[differ], np.maximum(first, second)[differ]
+            # A root with several partners takes the smallest; the next turn unites it with the others.
+            np.minimum.at(self._parents, high, low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +89,10 @@ class Channels:
         )
 
 
+def _same(one: Places | None, two: Places | None) -> bool:
+    return one is two if one is None or two is None else np.array_equal(one, two)
+
+
 class Grouping:
     """Sorts the positions of a trace into channels and groups.
 
@@ -53,8 +102,7 @@ class Grouping:
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
         self._positions = positions
-        self._group = np.full(len(positions), -1)  # of each channel, by its root
-        self._number = np.zeros(len(positions), np.int64)
+        self._table = np.tile(np.array([-1, 0]), (len(positions), 1))  # by its root a channel's group and number
         self._places: dict[bytes, Places] = {}
         self.sizes: list[int] = []
         # The sum of a random number for each axis a channel occurs in tells sets of axes apart.
@@ -68,8 +116,7 @@ class Grouping:
         order = np.argsort(np.argsort(first))  # groups in the order of their first channels
         for number in range(len(first)):
             members = channels[order[group] == number]
-            self._group[members] = number
-            self._number[members] = np.arange(len(members))
+            self._table[members] = np.stack([np.full(len(members), number), np.arange(len(members))], 1)
             self.sizes.append(len(members))
 
     def places(self, row: Row | None) -> Places | None:
@@ -77,10 +124,8 @@ class Grouping:
         if row is None:
             return None
         roots = self._positions.roots(row)
-        groups = self._group[roots]
-        if not (groups >= 0).any():
-            return None
-        return self._places.setdefault(roots.tobytes(), np.stack([groups, self._number[roots]], 1))
+        places = self._table[roots]
+        return self._places.setdefault(roots.tobytes(), places) if (places[:, 0] >= 0).any() else None
 
     def length(self, row: Row) -> Places | int | None:
         """Return what the length of an axis depends on, or None if it is of nothing of the model's parameters."""
@@ -89,10 +134,6 @@ class Grouping:
         if places is None:
             return None if roots.any() else len(row)
         return None if ((places[:, 0] < 0) & (roots > 0)).any() else places
-
-
-def _same(one: Places | None, two: Places | None) -> bool:
-    return one is two if one is None or two is None else np.array_equal(one, two)
 
 
 def kept_positions(places: Places, kept: Sequence[int]) -> Row:

@@ -1,17 +1,14 @@
 """What came out of each operator of a trace, and the comparison of a smaller model with it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
-from torch._ops import OpOverload
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from heterofl_flwr.elastic_models.channels import Grouping, Places, kept_positions
-from heterofl_flwr.elastic_models.interception import Hearing
-from heterofl_flwr.elastic_models.operators import Call
-from heterofl_flwr.elastic_models.skeleton import tensors_of
+from heterofl_flwr.elastic_models.interception import follow
+from heterofl_flwr.elastic_models.rules import Call
+from heterofl_flwr.elastic_models.skeleton import named_tensors
 from heterofl_flwr.elastic_models.trace import Rows, Trace
 from heterofl_flwr.errors import UnsupportedLayerError
 
@@ -24,17 +21,7 @@ Length = int | Places | None
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of an operator.
-
-    Attributes
-    ----------
-    operator : str
-        Its name.
-    tensors : Sequence[str]
-        The model's own parameters and buffers that went in.
-    outputs : Sequence[Sequence[Length]]
-        The shape of each tensor that came out.
-    """
+    """A call of an operator: its name, the model's own tensors that go in, the shape of each tensor that comes out."""
 
     operator: str
     tensors: Sequence[str]
@@ -44,39 +31,39 @@ class Step:
 class Record:
     """The operators of a trace, in their order.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model that is traced.
-
     Attributes
     ----------
     used : set[str]
         The model's parameters and buffers that went into any operator.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
         self.used: set[str] = set()
-        self._names = _names(model)
+        self._trace = trace
+        self._names = _names_by_id(model)
         self._calls: list[tuple[str, list[str], list[tuple[Sequence[int], Rows | None]]]] = []
 
-    def add(self, call: Call, trace: Trace) -> None:
-        """Write down a call."""
-        tensors = _own(call.inputs, self._names)
+    def add(self, call: Call) -> None:
+        """Let the trace follow a call, and write it down."""
+        follow(self._trace, call)
+        tensors = [self._names[id(one)] for one in call.inputs if id(one) in self._names]
         self.used.update(tensors)
-        name = _name(call.operator)
-        if name not in _QUIET:
-            self._calls.append((name, tensors, [(output.shape, trace.known(output)) for output in call.outputs]))
+        if call.name not in _QUIET:
+            self._calls.append((call.name, tensors, [(one.shape, self._trace.known(one)) for one in call.outputs]))
 
     def steps(self, grouping: Grouping) -> list[Step]:
         """Return what must hold at every rate."""
-        return [
-            Step(name, tensors, [_shape(grouping, *output) for output in outputs])
-            for name, tensors, outputs in self._calls
-        ]
+
+        def lengths(shape: Sequence[int], rows: Rows | None) -> Sequence[Length]:
+            if rows is None:
+                return [None] * len(shape)
+            pairs = zip(shape, rows, strict=True)
+            return [length if row is None else grouping.length(row) for length, row in pairs]
+
+        return [Step(name, tensors, [lengths(*output) for output in outputs]) for name, tensors, outputs in self._calls]
 
 
-class Compare(Hearing):
+class Comparison:
     """Compares what a smaller model does with the steps of the full one.
 
     Parameters
@@ -90,28 +77,24 @@ class Compare(Hearing):
     """
 
     def __init__(self, steps: Sequence[Step], kept: Sequence[int], model: nn.Module) -> None:
-        super().__init__()
         self._expected = _expected(steps, kept)
-        self._names = _names(model)
+        self._names = _names_by_id(model)
+
+    def add(self, call: Call) -> None:
+        """Raise an error if a call is not the next step."""
+        if call.name in _QUIET:
+            return
+        expected = next(self._expected, ("nothing more", (), []))
+        tensors = [self._names[id(one)] for one in call.inputs if id(one) in self._names]
+        shapes = [list(output.shape) for output in call.outputs]
+        if (call.name, tensors) != expected[:2] or not all(map(_fits, shapes, expected[2])):
+            _raise(_describe(call.name, tensors), shapes, expected)
 
     def finish(self) -> None:
-        """Refuse a model that has left out the last steps."""
+        """Raise an error if the model has left out the last steps."""
         missing = next(self._expected, None)
         if missing is not None:
-            self._refuse("nothing more", [], missing)
-
-    def _called(self, func: OpOverload[..., Any], args: Sequence[Any], given: dict[str, Any], output: object) -> None:
-        name = _name(func)
-        if name not in _QUIET:
-            expected = next(self._expected, ("nothing more", (), []))
-            tensors = _own(tree_leaves((args, given)), self._names)
-            shapes = [list(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            if (name, tensors) != expected[:2] or not all(map(_fits, shapes, expected[2])):
-                self._refuse(_shown(name, tensors), shapes, expected)
-
-    def _refuse(self, found: str, shapes: object, expected: tuple[str, Sequence[str], object]) -> None:
-        name, tensors, wanted = expected
-        raise UnsupportedLayerError(f"{found} gives {shapes}, where {_shown(name, tensors)} must give {wanted}")
+            _raise("nothing more", [], missing)
 
 
 def _expected(
@@ -131,30 +114,20 @@ def _expected(
         yield step.operator, step.tensors, [[count(length) for length in shape] for shape in step.outputs]
 
 
-def _shape(grouping: Grouping, shape: Sequence[int], rows: Rows | None) -> Sequence[Length]:
-    if rows is None:
-        return [None] * len(shape)
-    pairs = zip(shape, rows, strict=True)
-    return [length if row is None else grouping.length(row) for length, row in pairs]
-
-
 def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
     return len(found) == len(expected) and all(
         wanted in (length, None) for length, wanted in zip(found, expected, strict=True)
     )
 
 
-def _name(called: OpOverload[..., Any]) -> str:
-    return str(called.overloadpacket.__name__)
+def _raise(found: str, shapes: object, expected: tuple[str, Sequence[str], object]) -> None:
+    operator, tensors, wanted = expected
+    raise UnsupportedLayerError(f"{found} gives {shapes}, where {_describe(operator, tensors)} must give {wanted}")
 
 
-def _names(model: nn.Module) -> Mapping[int, str]:
-    return {id(tensor): name for name, tensor in reversed(tensors_of(model).items())}
-
-
-def _own(given: Sequence[object], names: Mapping[int, str]) -> list[str]:
-    return [names[id(one)] for one in given if id(one) in names]
-
-
-def _shown(operator: str, tensors: Sequence[str]) -> str:
+def _describe(operator: str, tensors: Sequence[str]) -> str:
     return f"{operator} of {', '.join(tensors)}" if tensors else operator
+
+
+def _names_by_id(model: nn.Module) -> dict[int, str]:
+    return {id(tensor): name for name, tensor in reversed(named_tensors(model).items())}

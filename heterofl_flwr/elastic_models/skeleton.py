@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from heterofl_flwr.elastic_models.interception import stand_in_of_layer
-from heterofl_flwr.elastic_models.lengths import Length, Source
-from heterofl_flwr.elastic_models.trace import Trace
-from heterofl_flwr.errors import UnsupportedLayerError
+from heterofl_flwr.elastic_models.rules import find_stand_in
+from heterofl_flwr.elastic_models.trace import Length, Source, Trace
 
-_MOST = 1 << 20  # a larger number is no width
-_SEQUENCES = (tuple, list, torch.Size)
+_LARGEST_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +25,16 @@ class Number:
     place: int | None
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters and buffers under every name that they have."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return dict(named)
 
 
-def copied(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Return a copy of a model with other tensors; those that are one in the model are one in the copy."""
     memo: dict[int, object] = {}
-    for name, tensor in tensors_of(model).items():
+    for name, tensor in named_tensors(model).items():
         if id(tensor) not in memo:
             other = new(name, tensor.detach())
             is_parameter = isinstance(tensor, nn.Parameter)
@@ -46,51 +43,18 @@ def copied(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
 
 
 class Skeleton:
-    """A model on torch's meta device, and which of its layers is at work.
-
-    Parameters
-    ----------
-    model : nn.Module
-        It stays as it is.
-    """
+    """A model on torch's meta device, and which of its layers is at work. The model given stays as it is."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = copied(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
+        self.model = copy_with(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
         self._path: list[str] = []
         self._layers = dict(self.model.named_modules())
         for name, layer in self._layers.items():
-            replaced = stand_in_of_layer(layer)
-            if replaced is not None:
-                layer.__dict__["forward"] = partial(replaced, layer)
+            replacement = find_stand_in(layer)
+            if replacement is not None:
+                layer.__dict__["forward"] = partial(replacement, layer)
             layer.register_forward_pre_hook(partial(self._enter, name))
             layer.register_forward_hook(self._leave)
-
-    def remember(self, trace: Trace) -> Mapping[Number, Source]:
-        """Give every tensor positions of its own, and every number of every layer a memory; return the memories."""
-        for tensor in tensors_of(self.model).values():
-            trace.fresh(tensor)
-        sources: dict[Number, Source] = {}
-        for layer, module in self._layers.items():
-            for name, value in list(vars(module).items()):
-                module.__dict__[name] = _remembering(trace, sources, value, partial(Number, layer, name))
-        return sources
-
-    def at_fault(self) -> str:
-        """Return the layer at work, for a message."""
-        return f"layer {self._at_work() or '(the model itself)'} of type {self.kind()}"
-
-    def kind(self) -> str:
-        """Return the type of the layer at work."""
-        return type(self._layers[self._at_work()]).__name__
-
-    def train(self, mode: bool) -> None:
-        """Set the mode; batch norm stays in evaluation, because it refuses small batches in training."""
-        self._path.clear()
-        for layer in self._layers.values():
-            layer.training = mode and not isinstance(layer, _NormBase)
-
-    def _at_work(self) -> str:
-        return self._path[-1] if self._path else ""
 
     def _enter(self, name: str, layer: nn.Module, args: object) -> None:
         self._path.append(name)
@@ -98,30 +62,47 @@ class Skeleton:
     def _leave(self, layer: nn.Module, args: object, output: object) -> None:
         self._path.pop()
 
+    def remember(self, trace: Trace) -> Mapping[Number, Source]:
+        """Give every tensor positions of its own, and every number of every layer a source; return the sources."""
+        for tensor in named_tensors(self.model).values():
+            trace.fresh(tensor)
+        sources: dict[Number, Source] = {}
+        for layer, module in self._layers.items():
+            for name, value in list(vars(module).items()):
+                module.__dict__[name] = _with_lengths(trace, sources, value, partial(Number, layer, name))
+        return sources
 
-def refuse_scripts(model: nn.Module) -> None:
-    """Refuse compiled layers: nobody hears the lengths in their code."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, torch.jit.ScriptModule):
-            raise UnsupportedLayerError(
-                f"layer {name or '(the model itself)'} is compiled by torch.jit, so its code cannot be followed: "
-                f"give the model from before it was compiled"
-            )
+    @property
+    def layer_at_work(self) -> str:
+        """The layer at work and its type, for a message."""
+        return f"layer {self._at_work or '(the model itself)'} of type {self.type_at_work}"
+
+    @property
+    def type_at_work(self) -> str:
+        """The type of the layer at work."""
+        return type(self._layers[self._at_work]).__name__
+
+    @property
+    def _at_work(self) -> str:
+        return self._path[-1] if self._path else ""
+
+    def train(self, mode: bool) -> None:
+        """Set the mode; batch norm stays in evaluation, because it raises an error for small batches in training."""
+        self._path.clear()
+        for layer in self._layers.values():
+            layer.training = mode and not isinstance(layer, _NormBase)
 
 
-def _remembering(trace: Trace, sources: dict[Number, Source], value: object, number: partial[Number]) -> object:
+def _with_lengths(trace: Trace, sources: dict[Number, Source], value: object, number: partial[Number]) -> object:
     """Return the value with lengths in place of its whole numbers."""
 
     def length(one: object, place: int | None) -> object:
-        if type(one) is not int or not 1 < one < _MOST:
+        if type(one) is not int or not 1 < one < _LARGEST_WIDTH:
             return one
-        source = Source(trace, partial(trace.positions.new, one))
-        sources[number(place)] = source
+        sources[number(place)] = source = Source(trace, partial(trace.positions.new, one))
         return Length.of(one, (source,))
 
-    if type(value) is int:
-        return length(value, None)
-    if type(value) in _SEQUENCES:
+    if type(value) in (tuple, list, torch.Size):
         kind = cast("Callable[[Iterable[object]], object]", type(value))
         return kind(length(one, place) for place, one in enumerate(cast("Iterable[object]", value)))
-    return value
+    return length(value, None)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,43 +52,6 @@ class Slice:
         )
 
 
-class Sliced(nn.Module):
-    """Marks a model that ``elastic`` built; it is of the user's class too."""
-
-    slice_: Slice
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., nn.Module], tuple[type], Mapping[str, Any]]:
-        """Pickle by the user's class, because the one of the slice has no name in any module."""
-        return _empty, (_class_of(type(self)),), self.__dict__
-
-
-# One for each class of models, so that slices of one model are of one type.
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def as_sliced(model: nn.Module, part: Slice) -> nn.Module:
-    """Make a model say of what it is a slice."""
-    model.__class__ = sliced_class(type(model))
-    model.__dict__["slice_"] = part
-    return model
-
-
-def sliced_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of slices of a class of models: a subclass of the same name."""
-    if kind not in _classes:
-        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        _classes[kind] = type(kind.__name__, (Sliced, kind), own)
-    return _classes[kind]
-
-
-@register(Sliced)
-def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return which part of each parameter the local slice holds of the full one."""
-    one, two = full.__dict__["slice_"], local.__dict__["slice_"]
-    named = full.named_parameters(remove_duplicate=False)
-    return {name: one.axes_of(name, parameter.shape, two) for name, parameter in named}
-
-
 def _axis(places: Places, kept: Sequence[int], groups: Sequence[tuple[int, int]]) -> Axis:
     own = places[kept_positions(places, kept)]
     held = len(kept_positions(own, [few for _, few in groups]))
@@ -103,13 +67,40 @@ def _axis(places: Places, kept: Sequence[int], groups: Sequence[tuple[int, int]]
     return axis_of_channels(list(map(tuple, own.tolist())), groups)
 
 
-def _class_of(kind: type) -> type:
-    return next(base for base in kind.__mro__ if not issubclass(base, Sliced))
+class Sliced(nn.Module):
+    """Marks a model that ``elastic`` built; it is of the user's class too."""
+
+    slice_: Slice
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., nn.Module], tuple[type], Mapping[str, Any]]:
+        """Pickle by the user's class, because the one of the slice has no name in any module."""
+        own = next(base for base in type(self).__mro__ if not issubclass(base, Sliced))
+        return _empty, (own,), self.__dict__
+
+
+# One for each class of models, so that slices of one model are of one type.
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def sliced_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of slices of a class of models: a subclass of the same name."""
+    if kind not in _classes:
+        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        _classes[kind] = type(kind.__name__, (Sliced, kind), own)
+    return _classes[kind]
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:
     made = sliced_class(kind)
     return made.__new__(made)
+
+
+@register(Sliced)
+def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+    """Return which part of each parameter the local slice holds of the full one."""
+    one, two = full.__dict__["slice_"], local.__dict__["slice_"]
+    named = full.named_parameters(remove_duplicate=False)
+    return {name: one.axes_of(name, parameter.shape, two) for name, parameter in named}
 
 
 def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
@@ -118,7 +109,7 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
     if ratio == 1:
         return
-    hook = _Scaling(ratio)
+    hook = partial(_scale, Scaler(ratio))
     layers = dict(model.named_modules())
     for name, layer in full.named_modules():
         outputs = _outputs(layer)
@@ -126,25 +117,16 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
             layers[name].register_forward_hook(hook)
 
 
-class _Scaling:
-    """Scales what a layer puts out; of several outputs the first."""
-
-    def __init__(self, ratio: Fraction) -> None:
-        self._scaler = Scaler(ratio)
-
-    def __call__(self, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
-        scale = self._scaler.train(layer.training)
-        return (scale(output[0]), *output[1:]) if isinstance(output, tuple) else scale(output)
+def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
+    """Scale a layer's output; of several the first."""
+    scale = scaler.train(layer.training)
+    return (scale(output[0]), *output[1:]) if isinstance(output, tuple) else scale(output)
 
 
 def _outputs(layer: nn.Module) -> int | None:
     """Return how many outputs a layer has that the Scaler is for."""
     if isinstance(layer, nn.MultiheadAttention):
-        return layer.out_proj.weight.shape[0]
-    if isinstance(layer, nn.Embedding):
-        return layer.weight.shape[1]
-    if isinstance(layer, nn.Linear):
-        return layer.weight.shape[0]
-    if isinstance(layer, _ConvNd):
-        return layer.out_channels
-    return None
+        layer = layer.out_proj
+    if isinstance(layer, nn.Embedding | nn.Linear):
+        return layer.weight.shape[isinstance(layer, nn.Embedding)]
+    return layer.out_channels if isinstance(layer, _ConvNd) else None

@@ -1,15 +1,125 @@
-"""What is known of a model while it is traced: for every tensor and axis, which positions it is made of."""
+"""What is known of a model while it is traced: for every tensor and axis, which positions it is made of.
+
+A length that the model's code reads is a whole number that remembers its axis.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import Tensor
 
-from heterofl_flwr.elastic_models.lengths import Dependent, Length, Positions, Row, Source
+from heterofl_flwr.elastic_models.channels import Positions, Row
 
 Rows = tuple[Row | None, ...]
 """For each axis of a tensor its positions, or None for an axis that is kept whole."""
+
+
+class Source:
+    """An axis, or a number that a layer holds, whose length was read."""
+
+    def __init__(self, trace: "Trace", make: Callable[[], Row]) -> None:
+        self.trace = trace
+        self._make = make
+
+    @cached_property
+    def row(self) -> Row:
+        """Its positions; those of a layer's number are made when they are first needed."""
+        return self._make()
+
+    @property
+    def used(self) -> bool:
+        """Whether its length was ever used as one."""
+        return "row" in vars(self)
+
+
+def _computed(name: str) -> Callable[..., Any]:
+    """Return a method of whole numbers whose result remembers the sources of its operands."""
+    plain = getattr(int, name)
+
+    def compute(self: "Dependent", *others: object) -> object:
+        result = plain(self, *others)
+        if type(result) is not int:
+            return result
+        operands = [one for one in (self, *others) if isinstance(one, Dependent)]
+        return Dependent.of(result, tuple(source for one in operands for source in one.sources + one.divisors))
+
+    return compute
+
+
+def _compared(name: str) -> Callable[..., Any]:
+    """Return a comparison of whole numbers of which the trace takes note."""
+    plain = getattr(int, name)
+
+    def compare(self: "Dependent", other: object) -> Any:
+        if isinstance(other, int | float):
+            self.sources[0].trace.compare(self, other)
+        return plain(self, other)
+
+    return compare
+
+
+class Dependent(int):
+    """A number computed from lengths that is no length itself: their sum, or a part that is not exact."""
+
+    sources: tuple[Source, ...]
+    divisors: tuple[Source, ...]
+
+    @classmethod
+    def of(cls, value: int, sources: tuple[Source, ...], divisors: tuple[Source, ...] = ()) -> "Dependent":
+        """Return a number with its origin."""
+        number = cls(value)
+        number.sources, number.divisors = sources, divisors
+        return number
+
+    __add__ = __radd__ = _computed("__add__")
+    __sub__, __rsub__, __neg__ = map(_computed, ("__sub__", "__rsub__", "__neg__"))
+    __mul__ = __rmul__ = _computed("__mul__")
+    __floordiv__, __rfloordiv__ = map(_computed, ("__floordiv__", "__rfloordiv__"))
+    __mod__, __rmod__ = map(_computed, ("__mod__", "__rmod__"))
+    __eq__, __ne__, __lt__ = map(_compared, ("__eq__", "__ne__", "__lt__"))
+    __le__, __gt__, __ge__ = map(_compared, ("__le__", "__gt__", "__ge__"))
+    __hash__ = int.__hash__
+
+    def __bool__(self) -> bool:
+        """Return whether the number is not 0."""
+        return bool(self != 0)
+
+    def __deepcopy__(self, memo: object) -> "Dependent":
+        """Return this: a number never changes."""
+        return self
+
+
+class Length(Dependent):
+    """A length: the product of some sources' lengths, times or through constants and other sources' lengths."""
+
+    def __mul__(self, other: object) -> Any:
+        """Return a multiple, which is still a length if the factor is a length or stands in the code."""
+        if not _followed(other):
+            return super().__mul__(other)
+        sources, divisors = _origin(other)
+        return Length.of(int(self) * int(other), self.sources + sources, self.divisors + divisors)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: object) -> Any:
+        """Return a part; an exact one is still a length."""
+        if not _followed(other) or int(self) % int(other):
+            return super().__floordiv__(other)
+        sources, divisors = _origin(other)
+        return Length.of(int(self) // int(other), self.sources + divisors, self.divisors + sources)
+
+
+def _followed(other: object) -> TypeGuard[int]:
+    """Whether a product with the other factor, or a part by it, can be a length."""
+    return isinstance(other, Length) or (isinstance(other, int) and not isinstance(other, Dependent))
+
+
+def _origin(number: int) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    """Return what a number was computed from: nothing, for one that stands in the code."""
+    return (number.sources, number.divisors) if isinstance(number, Dependent) else ((), ())
 
 
 class Trace:
@@ -22,21 +132,21 @@ class Trace:
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
 
     def rows(self, tensor: Tensor) -> Rows:
-        """Return the positions of a tensor's axes; a tensor that nobody knows is kept whole."""
-        _, rows = self._rows.get(id(tensor), (tensor, (None,) * tensor.dim()))
-        return tuple(map(self.open, rows))
+        """Return the positions of a tensor's axes; an unknown tensor is kept whole."""
+        return tuple(map(self.open, self.known(tensor) or [None] * tensor.dim()))
 
     def known(self, tensor: Tensor) -> Rows | None:
-        """Return what was said of a tensor, if anything was."""
+        """Return the rows with which a tensor was marked, if it was."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
-    def mark(self, tensor: Tensor, rows: Sequence[Row | None]) -> None:
-        """Say of which positions a tensor is made."""
-        self._rows[id(tensor)] = tensor, tuple(rows)
+    def mark(self, rows: Sequence[Row | None], *tensors: Tensor) -> None:
+        """Set the positions of which tensors are made."""
+        for tensor in tensors:
+            self._rows[id(tensor)] = tensor, tuple(rows)
 
     def fresh(self, tensor: Tensor) -> None:
         """Give a tensor positions of its own. An axis of one entry is never cut, so it needs none."""
-        self.mark(tensor, [self.positions.new(length) if length > 1 else None for length in tensor.shape])
+        self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 
     def open(self, row: Row | None) -> Row | None:
         """Return the row, or None if all of it is kept."""
@@ -50,30 +160,34 @@ class Trace:
 
     def meet(self, *rows: Row | None) -> Row | None:
         """Let axes of equal length be cut alike; with one that is whole, all are."""
-        first = rows[0]
-        if first is None or any(row is None for row in rows):
+        first, *others = rows
+        present = [row for row in others if row is not None]
+        if first is None or len(present) < len(others):
             self.pin(*rows)
             return None
-        for row in rows[1:]:
-            if row is not None:
-                self.positions.unite(first, row)
+        for row in present:
+            self.positions.unite(first, row)
         return first
 
     def tie(self, one: Row | None, two: Row | None) -> None:
         """Let two axes keep numbers of entries that are in one proportion at every rate."""
         if one is None or two is None:
             self.pin(one, two)
-        elif not self._proportional(one, two):
-            part = math.gcd(len(one), len(two))
-            for row in (one, two):
-                self.positions.unite(row.reshape(-1, part), one[:part])
+            return
+        first, counts = np.unique(self.positions.roots(one), return_counts=True)
+        second, others = np.unique(self.positions.roots(two), return_counts=True)
+        if np.array_equal(first, second) and np.array_equal(counts * len(two), others * len(one)):
+            return  # they are in proportion
+        part = math.gcd(len(one), len(two))
+        for row in (one, two):
+            self.positions.unite(row.reshape(-1, part), one[:part])
 
     def use(self, length: object, row: Row | None) -> None:
         """Take note that code wants an axis of this length; a plain number keeps it whole."""
-        if not isinstance(length, Length):
+        if isinstance(length, Length):
+            self.tie(row, self._variable(length))
+        else:
             self.pin(row)
-            return
-        self.tie(row, self._variable(length))
 
     def compare(self, one: Dependent, two: float) -> None:
         """Let two numbers that code compares stay equal, or unequal in the same way, at every rate.
@@ -83,11 +197,11 @@ class Trace:
         """
         if not self.listening:
             return
-        if isinstance(two, Dependent) and two.sources[0].listener is not self:
+        if isinstance(two, Dependent) and two.sources[0].trace is not self:
             two = int(two)  # the model's code has kept it from an earlier trace
         if isinstance(one, Length) and isinstance(two, Length):
             self.tie(self._variable(one), self._variable(two))
-        elif isinstance(two, Dependent) or two >= 1 or not self._at_least_one(one):
+        elif isinstance(two, Dependent) or two >= 1 or not _at_least_one(one):
             numbers = [number for number in (one, two) if isinstance(number, Dependent)]
             self.pin(*(source.row for number in numbers for source in number.sources + number.divisors))
 
@@ -99,21 +213,14 @@ class Trace:
         )
 
     def _variable(self, length: Length) -> Row | None:
-        """Return the one axis by which a length shrinks, if any; keep all else whole that it was computed from."""
-        for source in length.divisors:
-            self.pin(source.row)
+        """Return the one axis by which a length shrinks, if any; keep its other sources whole."""
+        self.pin(*(source.row for source in length.divisors))
         variable = next((s for s in reversed(length.sources) if self.open(s.row) is not None), None)
-        for source in length.sources:
-            if source is not variable:
-                self.pin(source.row)
+        self.pin(*(source.row for source in length.sources if source is not variable))
         return None if variable is None else variable.row
 
-    def _at_least_one(self, number: Dependent) -> bool:
-        """Whether a number is a multiple of lengths, so that it is never 0."""
-        multiple = math.prod(len(source.row) for source in number.sources)
-        return isinstance(number, Length) and not number.divisors and int(number) % multiple == 0
 
-    def _proportional(self, one: Row, two: Row) -> bool:
-        first, counts = np.unique(self.positions.roots(one), return_counts=True)
-        second, others = np.unique(self.positions.roots(two), return_counts=True)
-        return np.array_equal(first, second) and np.array_equal(counts * len(two), others * len(one))
+def _at_least_one(number: Dependent) -> bool:
+    """Whether a number is a multiple of lengths, so that it is never 0."""
+    multiple = math.prod(len(source.row) for source in number.sources)
+    return isinstance(number, Length) and not number.divisors and int(number) % multiple == 0

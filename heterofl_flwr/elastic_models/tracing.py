@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places
 from heterofl_flwr.elastic_models.interception import Contiguous, Functions, Operators
-from heterofl_flwr.elastic_models.record import Compare, Record, Step
-from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, refuse_scripts, tensors_of
+from heterofl_flwr.elastic_models.record import Comparison, Record, Step
+from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, named_tensors
 from heterofl_flwr.elastic_models.trace import Trace
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.nn.execution import call
@@ -56,41 +56,45 @@ class Traced:
 
 def trace_model(model: nn.Module, example_inputs: object, fixed: Sequence[str] = ()) -> Traced:
     """Trace a model; ``example_inputs`` and ``fixed`` are those of ``elastic``."""
-    refuse_scripts(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise UnsupportedLayerError(
+                f"layer {name or '(the model itself)'} is compiled by torch.jit, so its code cannot be followed: "
+                f"give the model from before it was compiled"
+            )
     skeleton, trace = Skeleton(model), Trace()
-    record = Record(skeleton.model)
+    record = Record(skeleton.model, trace)
     sources = skeleton.remember(trace)
     _pin_fixed(skeleton.model, trace, fixed)
     for mode in MODES:
-        ears = Functions(trace), Operators(trace, lambda call: record.add(call, trace))
-        for output in _traced_outputs(skeleton, example_inputs, mode, *ears):
+        for output in _traced_outputs(skeleton, example_inputs, mode, Functions(trace), Operators(record.add)):
             trace.pin(*trace.rows(output))
     unused = _pin_unused(skeleton.model, trace, record.used)
     parameters = [trace.rows(parameter) for parameter in skeleton.model.parameters()]
     grouping = Grouping(trace.positions, [row for rows in parameters for row in rows if row is not None])
-    named = tensors_of(skeleton.model).items()
+    named = named_tensors(skeleton.model).items()
     axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in named}
-    used = {number: trace.open(source.row) for number, source in sources.items() if source.used}
-    numbers = {number: places for number, row in used.items() if (places := grouping.places(row)) is not None}
+    found = {number: grouping.places(trace.open(source.row)) for number, source in sources.items() if source.used}
+    numbers = {number: places for number, places in found.items() if places is not None}
     return Traced(Channels(tuple(grouping.sizes), axes), numbers, record.steps(grouping), unused)
 
 
 def check_slice(
     steps: Sequence[Step] | None, kept: Sequence[int], small: nn.Module, example_inputs: object, rate: float
 ) -> None:
-    """Run a smaller model, beside the steps of the trace if given; refuse it where it does anything else."""
+    """Run a smaller model, beside the steps of the trace if given; raise an error where it does anything else."""
     skeleton = Skeleton(small)
-    compare = [] if steps is None else [Compare(steps, kept, skeleton.model)]
+    comparison = None if steps is None else Comparison(steps, kept, skeleton.model)
     try:
         for mode in MODES:
-            _run(skeleton, example_inputs, mode, *compare)
-        for one in compare:
-            one.finish()
+            _run(skeleton, example_inputs, mode, *([Operators(comparison.add)] if comparison else []))
+        if comparison:
+            comparison.finish()
     except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
-        said = str(error) if isinstance(error, UnsupportedLayerError) else _said(error)
+        said = str(error) if isinstance(error, UnsupportedLayerError) else _first_line(error)
         raise UnsupportedLayerError(
-            f"at rate {rate:g} {skeleton.at_fault()} does something else than in the full model: {said}. Its code, or "
-            f"that before it, depends on a width in a way that cannot be followed. Keep the layers whole that it is "
+            f"at rate {rate:g} {skeleton.layer_at_work} does something else than in the full model: {said}. Its code, "
+            f"or that before it, depends on a width in a way that cannot be followed. Keep the layers whole that it is "
             f"about (fixed=...), or take the width from a tensor's shape"
         ) from None
 
@@ -100,26 +104,31 @@ def without_values(example_inputs: object) -> object:
     return tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, example_inputs)
 
 
-def _run(skeleton: Skeleton, example_inputs: object, mode: bool, *ears: AbstractContextManager[object]) -> object:
+def _run(skeleton: Skeleton, example_inputs: object, mode: bool, *modes: AbstractContextManager[object]) -> object:
     """Run a skeleton and return what comes out."""
     skeleton.train(mode)
     given = without_values(example_inputs)
     with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous():
-        for ear in ears:
-            stack.enter_context(ear)
+        for one in modes:
+            stack.enter_context(one)
         return call(skeleton.model, given)
 
 
 def _traced_outputs(
-    skeleton: Skeleton, example_inputs: object, mode: bool, *ears: AbstractContextManager[object]
+    skeleton: Skeleton, example_inputs: object, mode: bool, *modes: AbstractContextManager[object]
 ) -> list[Tensor]:
-    """Return all tensors that come out; say which layer is at fault if that fails."""
+    """Return all tensors that come out; if that fails, name the layer in the error."""
     try:
-        output = _run(skeleton, example_inputs, mode, *ears)
+        output = _run(skeleton, example_inputs, mode, *modes)
     except UnsupportedLayerError as error:
-        raise UnsupportedLayerError(f"{skeleton.at_fault()}: {error}") from error
+        raise UnsupportedLayerError(f"{skeleton.layer_at_work}: {error}") from error
     except Exception as error:  # whatever the model's own code raises
-        raise UnsupportedLayerError(_untraceable(skeleton, error)) from error
+        raise UnsupportedLayerError(
+            f"{skeleton.layer_at_work} cannot be traced: {_first_line(error)}. A trace runs the model on the "
+            f"example inputs without their values, so nothing may depend on values. Give inputs that the model takes, "
+            f"or say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
+            f"@heterofl_flwr.elastic_models.stand_in({skeleton.type_at_work}), a function of the layer and its inputs"
+        ) from error
     found = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if not found:
         raise UnsupportedLayerError(
@@ -129,16 +138,7 @@ def _traced_outputs(
     return found
 
 
-def _untraceable(skeleton: Skeleton, error: Exception) -> str:
-    return (
-        f"{skeleton.at_fault()} cannot be traced: {_said(error)}. A trace runs the model on the "
-        f"example inputs without their values, so nothing may depend on values. Give inputs that the model takes, or "
-        f"say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
-        f"@heterofl_flwr.elastic_models.stand_in({skeleton.kind()}), a function of the layer and its inputs"
-    )
-
-
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
@@ -163,7 +163,7 @@ def _pin_unused(model: nn.Module, trace: Trace, used: Collection[str]) -> list[s
 
 def _pin_fixed(model: nn.Module, trace: Trace, fixed: Sequence[str]) -> None:
     """Keep all parameters whole that a pattern names, or whose layer it names."""
-    tensors = tensors_of(model)
+    tensors = named_tensors(model)
     names = [name for name in (*dict(model.named_modules()), *tensors) if name]
     for pattern in fixed:
         matching = [name for name in names if fnmatchcase(name, pattern)]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    monkeypatch.setattr(registry, "_rules", copy.copy(registry._rules))
 
 
 class Gain(nn.Module):

@@ -3,8 +3,7 @@ import copy
 import pytest
 import torch
 
-from heterofl_flwr.elastic_models.lengths import Length, Source
-from heterofl_flwr.elastic_models.trace import Trace
+from heterofl_flwr.elastic_models.trace import Length, Source, Trace
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.elastic_models.lengths import Positions
+from heterofl_flwr.elastic_models.channels import Positions
 
 NUMBERS = st.integers(0, 11)
 

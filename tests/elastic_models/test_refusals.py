@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.elastic_models import adjust, elastic, stand_in
-from heterofl_flwr.elastic_models import interception as stand_ins
-from heterofl_flwr.elastic_models import layer_rules as layers
+from heterofl_flwr.elastic_models import adjust, elastic, rules, stand_in
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from tests.elastic_models.families import Then
 
 
 @pytest.fixture(autouse=True)
-def _own_registries(monkeypatch):
-    monkeypatch.setattr(stand_ins, "_layers", dict(stand_ins._layers))
-    monkeypatch.setattr(stand_ins, "_operators", dict(stand_ins._operators))
-    monkeypatch.setattr(layers, "_adjusts", dict(layers._adjusts))
+def _same_registries_after():
+    registries = (rules.STAND_INS, rules.ADJUSTMENTS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, old in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(old)
 
 
 X = torch.randn(2, 3)

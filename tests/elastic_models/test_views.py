@@ -1,6 +1,7 @@
 """Views follow the entries: against one entry at a time."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.elastic_models.interception import Operators
-from heterofl_flwr.elastic_models.operators.views import block
+from heterofl_flwr.elastic_models.interception import Operators, follow
+from heterofl_flwr.elastic_models.movement_rules import block
 from heterofl_flwr.elastic_models.trace import Trace
 
 FACTORS = st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=5)
@@ -28,7 +29,7 @@ def test_an_entry_of_a_view_depends_on_what_it_depended_on_before(factors, data)
     trace = Trace()
     tensor = torch.empty(before, device="meta")
     trace.fresh(tensor)
-    with Operators(trace, lambda call: None):
+    with Operators(partial(follow, trace)):
         viewed = tensor.view(after)
     assert len(trace.rows(viewed)) == len(after)
     for old, new in zip(_needs(trace, tensor), _needs(trace, viewed), strict=True):

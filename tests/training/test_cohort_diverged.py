@@ -89,7 +89,7 @@ def test_what_diverges_spoils_no_other_even_where_nan_leaks(monkeypatch):
             y.register_hook(lambda gradient: gradient + 0 * gradient.sum())
             return y
 
-    monkeypatch.setattr(registry, "_rules", {**registry._rules, Leak: WideLeak})
+    monkeypatch.setitem(registry._rules, Leak, WideLeak)
 
     def build():
         return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), Leak(), nn.Linear(8, 5))

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -143,7 +145,7 @@ class Halved(Scale):
 
 
 def test_a_rule_can_be_added_for_one_type_and_replaced(monkeypatch):
-    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    monkeypatch.setattr(registry, "_rules", copy.copy(registry._rules))
 
     @widens(Scale)
     def rule(layer, clients):
@@ -161,7 +163,7 @@ def test_a_rule_speaks_for_what_is_within_its_layer(monkeypatch):
     class Block(nn.Sequential):
         """Holds a layer that has no rule."""
 
-    monkeypatch.setattr(registry, "_rules", {**registry._rules, Block: lambda layer, clients: nn.Identity()})
+    monkeypatch.setitem(registry._rules, Block, lambda layer, clients: nn.Identity())
     twin = wide_twin(nn.Sequential(Block(nn.Embedding(2, 2)), nn.Linear(2, 2)), 2)
     assert isinstance(twin[0], nn.Identity)
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heterofl_flwr.core.layer_rules import adding
+from heterofl_flwr.core.layer_rules import Registry
 from heterofl_flwr.training.options import UnfitError
 
 Rule = Callable[[Any, int], nn.Module]
 """From a client's layer and the number of clients to the wide layer."""
 
 _Rule = TypeVar("_Rule", bound=Rule)
-_rules: dict[type[nn.Module], Rule] = {}
+_rules = Registry("widens")
 
 
 def widens(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
@@ -32,12 +32,7 @@ def widens(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
 
     A rule that is wrong does no harm: a twin that computes anything else than the models is not used.
     """
-    return adding("widens", _rules, layer_types)
-
-
-def find_rule(layer: nn.Module) -> Rule | None:
-    """Return the rule of the layer's own type."""
-    return _rules.get(type(layer))
+    return _rules.add(*layer_types)
 
 
 def joined(layer: nn.Module, clients: int, *numbers: str) -> nn.Module:
@@ -148,7 +143,7 @@ def wide_twin(model: nn.Module, clients: int) -> nn.Module:
     for name, layer in model.named_modules():
         if id(layer) in done:  # within a layer that has a rule
             continue
-        rule = find_rule(layer)
+        rule = _rules.get(type(layer))
         if rule is not None:
             wide[id(layer)] = rule(layer, clients)
             done.update(map(id, layer.modules()))

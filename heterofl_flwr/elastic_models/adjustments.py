@@ -4,37 +4,18 @@ A trace finds the numbers that a model's code uses. These are the others: torch'
 they compute with what their weights have.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.core.layer_rules import adding
-
-Adjust = Callable[[Any], None]
-_Added = TypeVar("_Added", bound=Adjust)
-_adjusts: dict[type[nn.Module], Adjust] = {}
-
-
-def adjust(*layer_types: type[nn.Module]) -> Callable[[_Added], _Added]:
-    """Make the decorated function set right what layers of these types hold beside their parameters.
-
-    It is called with each such layer of a model that ``elastic`` has cut, and changes that layer alone::
-
-        @adjust(MyLayer)
-        def my_layer(layer: MyLayer) -> None:
-            layer.scale = layer.weight.shape[0] ** -0.5
-    """
-    return adding("adjust", _adjusts, layer_types)
+from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
 
 
 def adjust_layers(full: nn.Module, model: nn.Module) -> None:
     """Set right what those layers of a slice hold whose own tensors are smaller than in the full model."""
     before = dict(full.named_modules())
     for name, layer in model.named_modules():
-        rule = next((_adjusts[kind] for kind in type(layer).__mro__ if kind in _adjusts), None)
+        rule = ADJUSTMENTS.find(layer)
         if rule is not None and _shapes(layer) != _shapes(before[name]):
             rule(layer)
 
@@ -64,10 +45,9 @@ def _convolution(layer: _ConvNd) -> None:
 
 @adjust(_NormBase)
 def _channels(layer: _NormBase) -> None:
-    if layer.weight is not None:
-        layer.num_features = len(layer.weight)
-    elif layer.running_mean is not None:
-        layer.num_features = len(layer.running_mean)
+    held = layer.running_mean if layer.weight is None else layer.weight
+    if held is not None:
+        layer.num_features = len(held)
 
 
 @adjust(nn.GroupNorm)

@@ -1,0 +1,184 @@
+"""Rules for operators that compute: entry by entry, along axes, products, convolutions and norms.
+
+Groups of channels, in convolutions and norms, are either dropped, or each of them becomes narrower; whatever leaves the
+finer choice of widths: a depthwise convolution drops groups, one of two wide groups keeps both. A prefix of all
+channels would move some of them to other groups.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from heterofl_flwr.elastic_models.channels import Row
+from heterofl_flwr.elastic_models.rules import Call, operator
+from heterofl_flwr.elastic_models.trace import Rows, Trace
+
+# Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
+_ENTRYWISE = (
+    *("copy", "fill", "zero", "normal", "uniform", "bernoulli", "native_dropout", "detach", "alias", "lift_fresh"),
+    *("_to_copy", "_softmax", "_safe_softmax", "_log_softmax", "cumsum", "hardswish", "hardtanh", "relu6"),
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "_prelu_kernel"),
+)
+_SUMS = ("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all")
+_SEARCHES = ("argmax", "argmin", "max", "min", "median", "mode", "topk", "sort", "kthvalue", "argsort", "cummax")
+_POOLS = (
+    *("avg_pool{}d", "max_pool{}d_with_indices", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
+    *("upsample_nearest{}d", "upsample_linear{}d", "upsample_bilinear{}d", "upsample_bicubic{}d"),
+    *("upsample_trilinear{}d", "reflection_pad{}d", "replication_pad{}d"),
+)
+
+
+@operator("add", *_ENTRYWISE)
+def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let the axes of all inputs that meet be cut alike."""
+    for output in call.outputs:
+        trace.mark(broadcast(trace, call.inputs, output.shape), output)
+
+
+def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Rows:
+    """Return the axes of tensors that are broadcast to a shape."""
+    known = [(tensor, trace.rows(tensor)) for tensor in tensors]
+    rows = []
+    for axis in range(-len(shape), 0):
+        found = [r[axis] for tensor, r in known if tensor.dim() >= -axis and tensor.shape[axis] == shape[axis]]
+        rows.append(trace.meet(*found) if found and shape[axis] > 1 else None)
+    return tuple(rows)
+
+
+@operator("empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full")
+def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let a tensor of equal or random entries be cut as those that it meets."""
+    for output in call.outputs:
+        trace.fresh(output)
+
+
+@operator(*_SUMS, "linalg_vector_norm")
+def summed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Drop the axes that are summed over: a smaller model sums over what it keeps."""
+    axes = _axes(call, len(rows))
+    keep = call.given.get("keepdim")
+    kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
+    trace.mark(kept, *call.outputs)
+
+
+@operator(*_SEARCHES)
+def searched(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Drop the axis that is searched; it stays whole, because a place in it has a meaning."""
+    axes = _axes(call, len(rows))
+    trace.pin(*(rows[axis] for axis in axes))
+    keep = call.outputs[0].dim() == len(rows)
+    kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
+    trace.mark(kept, *call.outputs)
+
+
+def _axes(call: Call, number: int) -> list[int]:
+    """Return the axes that an operator works along; without any it is all."""
+    given = call.given.get("dim")
+    if given is None or given == []:
+        return list(range(number))
+    return [axis % number for axis in ([given] if isinstance(given, int) else given)]
+
+
+@operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
+def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Keep channels; space is never cut."""
+    found = re.search(r"([123])d", call.name)
+    space = int(found[1]) if found else 0
+    trace.pin(*rows[len(rows) - space :])
+    trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
+
+
+@operator("mm", "bmm", "mv", "dot")
+def product(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let the axes that are summed over meet."""
+    trace.mark(_product(trace, *call.inputs[:2]), call.outputs[0])
+
+
+@operator("addmm", "baddbmm", "addmv", "addbmm")
+def sum_and_product(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let the axes that are summed over meet, and those of what is added with the product's."""
+    added, one, two = call.inputs[:3]
+    output = call.outputs[0]
+    trace.mark(_product(trace, one, two), output)
+    trace.mark(broadcast(trace, [added, output], output.shape), output)
+
+
+def _product(trace: Trace, one: Tensor, two: Tensor) -> Rows:
+    left, right = trace.rows(one), trace.rows(two)
+    inner = max(len(right) - 2, 0)
+    trace.meet(left[-1], right[inner])
+    batch: Sequence[Row | None] = [trace.meet(left[0], right[0])] if len(left) == 3 else []
+    return (*batch, *left[len(batch) : -1], *right[inner + 1 :])
+
+
+def drops_groups(groups: int, channels: int) -> bool:
+    """Whether groups are dropped, and not made narrower."""
+    return groups >= channels // groups
+
+
+def couple_groups(trace: Trace, channels: Row | None, groups: int) -> Row | None:
+    """Couple the channels of groups; return the groups' positions if groups are dropped."""
+    if channels is None:
+        return None
+    parts = channels.reshape(groups, -1)
+    dropped = drops_groups(groups, len(channels))
+    trace.positions.unite(parts, parts[:, :1] if dropped else parts[:1])
+    return parts[:, 0] if dropped else None
+
+
+def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *, transposed: bool) -> Row | None:
+    """Couple inputs and weight of a grouped convolution; return its outputs."""
+    first, second, *_ = trace.rows(weight)
+    inputs = weight.shape[0] if transposed else weight.shape[1] * groups
+    if transposed:
+        channels = trace.meet(channels, first)
+    held = couple_groups(trace, channels, groups)
+    if drops_groups(groups, inputs):
+        trace.pin(second)
+        each = weight.shape[1] if transposed else weight.shape[0] // groups
+        outputs = None if held is None else np.repeat(held, each)
+        return outputs if transposed else trace.meet(first, outputs)
+    if transposed:
+        return None if second is None else np.tile(second, groups)
+    trace.meet(second, None if channels is None else channels[: weight.shape[1]])
+    if first is not None:
+        trace.positions.unite(first.reshape(groups, -1), first[: weight.shape[0] // groups])
+    return first
+
+
+@operator("convolution", "_convolution")
+def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let input channels meet the weight's."""
+    weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
+    batch, channels, *space = rows
+    first, second, *kernel = trace.rows(weight)
+    trace.pin(*space, *kernel)
+    if groups == 1:
+        outputs = second if transposed else first
+        trace.meet(channels, first if transposed else second)
+    else:
+        outputs = _grouped(trace, channels, weight, groups, transposed=transposed)
+    if bias is not None:
+        outputs = trace.meet(outputs, *trace.rows(bias))
+    trace.mark([batch, outputs, *[None] * len(space)], call.outputs[0])
+
+
+@operator("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
+@operator("_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_no_update")
+@operator("cudnn_batch_norm", "native_group_norm")
+def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let the input's channels meet those of weight, bias and running statistics, and couple groups."""
+    rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
+    if "group" in call.given:
+        couple_groups(trace, rows[1], call.given["group"])
+    trace.mark(rows, call.outputs[0])
+
+
+@operator("native_layer_norm", "_fused_rms_norm")
+def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let the last axes of the input meet those of weight and bias. A smaller model's moments are its own."""
+    for axis in range(-len(call.given["normalized_shape"]), 0):
+        rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))
+    trace.mark(rows, call.outputs[0])
