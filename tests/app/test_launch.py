@@ -5,23 +5,43 @@ Several runs go on at the same time, so they also show that they do not disturb 
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from flwr.app import Context, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import parameters_to_ndarrays
 
+from heterofl_flwr import Evaluation, LocalGrid
 from heterofl_flwr.app.launch.running import LOG
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.classic import labels_text, parameters_of, properties_of, submodel
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.report import RunFolder
+from heterofl_flwr.settings import from_flat, to_flat
+from heterofl_flwr.training import Work, train_together
 from simulations.deployment import Processes, command, free_port
 from simulations.guard import MARK, marked
+from tests.classic import digits_clients
+from tests.classic.kept import Kept
 
-pytestmark = pytest.mark.simulation
+pytestmark = [
+    pytest.mark.simulation,
+    pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen"),  # Ray does not wait for its processes
+]
 
 ROOT = Path(__file__).parents[2]
 SAMPLE, CLASSIC = (Path(__file__).parent / name for name in ("sample_app", "classic_app"))
@@ -39,6 +59,8 @@ OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for 
 RUNS = {
     "local": [*OWN, "--grid", "local", "--parallel", "2"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
+    "three": [*OWN, "--grid", "ray", "--parallel", "3"],
+    "node-killed": [*OWN, "--grid", "ray", "--parallel", "3"],
     "classic-local": ["--app", str(CLASSIC), "--clients", "5"],
     "classic-ray": ["--app", str(CLASSIC), "--clients", "5", "--grid", "ray"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
@@ -72,8 +94,9 @@ def ended(home):
     """Run all, one Ray at a time beside the others; interrupt one run, and kill one and let it go on."""
     started = {}
 
-    def begin(name: str, *arguments: str) -> subprocess.Popen:
-        started[name] = start(home, *(arguments or ["--out", str(home / name), *RUNS[name]]))
+    def begin(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        words = arguments or ["--out", str(home / name), *RUNS[name]]
+        started[name] = start(home, *words, **environment)
         return started[name]
 
     try:
@@ -88,13 +111,85 @@ def ended(home):
         started["hangs"].send_signal(signal.SIGINT)
         started["hangs"].wait(LONGEST)
         begin("classic-ray")
+        with cluster(home) as (address, raylets):
+            run = begin("three", RAY_ADDRESS=address)
+            for raylet in raylets:
+                wait_for_actors(raylet, run)
+            run.wait(LONGEST)
+            run = begin("node-killed", RAY_ADDRESS=address)
+            wait_for(home / "node-killed" / "history.jsonl", "\n")
+            kill_node_at_work(raylets[1], run)
+            run.wait(LONGEST)
         return {name: end(home / name, process) for name, process in started.items()}
     finally:
         for process in started.values():
             process.kill()
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen:
+@contextmanager
+def cluster(home: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Start two raylets of two cores each; give the cluster's address and the raylets, and end what is left of them."""
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray-")  # short, as the names of sockets have to be
+    settings = {"health_check_period_ms": 200, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv(MARK, str(home))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        own = Cluster()
+        try:
+            nodes = [
+                own.add_node(num_cpus=2, include_dashboard=False, _system_config=settings),
+                own.add_node(num_cpus=2),
+            ]
+            yield own.address, [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
+        finally:
+            own.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def actors_of(raylet: psutil.Process, at_work: bool = False) -> list[psutil.Process]:
+    """Return the processes of a raylet that hold actors of a grid, or of these only those that answer messages."""
+    title = "ray::Clients.answer" if at_work else "ray::Clients"
+    found = []
+    for process in raylet.children():
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if "".join(process.cmdline()).startswith(title) else []
+    return found
+
+
+def wait_for_actors(raylet: psutil.Process, run: subprocess.Popen, at_work: bool = False) -> list[psutil.Process]:
+    deadline = time.monotonic() + LONGEST
+    while not (found := actors_of(raylet, at_work)):
+        assert run.poll() is None, "the run has ended, and the raylet had no actor"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+def kill_node_at_work(raylet: psutil.Process, run: subprocess.Popen) -> None:
+    """Kill a raylet and its workers, of which one is held while it answers a message."""
+    while not (held := hold_at_work(raylet, run)):
+        pass
+    workers = raylet.children()
+    assert held in workers
+    for process in (raylet, *workers):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def hold_at_work(raylet: psutil.Process, run: subprocess.Popen) -> psutil.Process | None:
+    """Stop an actor; return it if it then was still at work."""
+    actor = wait_for_actors(raylet, run, at_work=True)[0]
+    actor.suspend()
+    if actor in actors_of(raylet, at_work=True):
+        return actor
+    actor.resume()
+    return None
+
+
+def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     code = "import sys; from heterofl_flwr.app.cli.main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, "run", *arguments],
@@ -102,7 +197,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         cwd=home,
-        env={**os.environ, MARK: str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, MARK: str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT), **environment},
     )
 
 
@@ -157,6 +252,60 @@ def test_a_run_on_ray_that_was_killed_goes_on_to_the_bits_of_the_local_grid(ende
     assert ended["killed"].code == -signal.SIGKILL
     assert ended["resumed"].code == 0, ended["resumed"].err
     assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
+
+
+def test_a_run_on_two_raylets_trains_the_bits_of_the_local_grid(ended):
+    assert ended["three"].code == 0, ended["three"].err
+    assert same(ended["three"].state, ended["local"].state)
+
+
+def test_a_run_goes_on_to_the_same_bits_when_a_node_is_killed_in_a_round(ended):
+    run = ended["node-killed"]
+    assert run.code == 0, run.err
+    assert same(run.state, ended["local"].state)
+    assert re.search(
+        r"The process that ran node \d+ \(partition \d\) died: .* Another one is given its messages", run.log
+    )
+
+
+class ClassicClient(NumPyClient):
+    """Trains as our own ClientApp does, for the classic API."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.task = task_of(TASK)
+
+    def get_properties(self, config):
+        return properties_of(self.context)
+
+    def fit(self, parameters, config):
+        partition = config["partition"]
+        split, _, classes = self.task.part(partition, CLIENTS)
+        model = submodel(parameters, config, self.task.build, seed_torch=True)
+        seed = derive(config["seed"], "client", config["server-round"], partition)
+        work = Work(model=model, split=split, seed=seed, classes=torch.tensor(classes))
+        (result,) = train_together([work], self.task.options(config["lr"]), engine="plain")
+        return parameters_of(model), result.examples, {"labels": labels_text(classes)}
+
+
+TASK = to_flat(from_flat(SETTINGS))
+
+
+def test_the_classic_api_trains_the_same_bits_with_the_same_clients(ended):
+    train = task_of(TASK).settings.train
+    strategy = Kept(
+        task_of(TASK).build,
+        task_of(TASK).mix,
+        min_available_clients=CLIENTS,
+        learning_rate=multi_step(train.lr, train.milestones, train.factor),
+        evaluation=Evaluation(every=0),
+    )
+    with LocalGrid(ClientApp(client_fn=lambda context: ClassicClient(context).to_client()), CLIENTS) as grid:
+        server = digits_clients.make_server(strategy, SETTINGS["num-rounds"])
+        server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {}))
+    names = [name for name, _ in task_of(TASK).build(1.0).named_parameters()]
+    arrays = map(torch.from_numpy, parameters_to_ndarrays(strategy.last))
+    assert same(dict(zip(names, arrays, strict=True)), ended["local"].state)
 
 
 def test_the_classic_api_trains_mixed_levels_with_a_numpyclient_on_either_grid(ended):
