@@ -4,55 +4,21 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from heterofl_flwr.errors import ConfigError
-
-SERVER_NODE_ID = 1  # flwr.common.constant.SUPERLINK_NODE_ID; a test compares them
-
-
-class Identity:
-    """Makes this process the server of a run. What it was before comes back when the last identity is released."""
-
-    _held: ClassVar[int] = 0
-    _before: ClassVar[dict[str, int | None]] = {}
-
-    def __init__(self, run_id: int) -> None:
-        if Identity._held == 0:
-            Identity._before = {name: _peek(name) for name in ("run_id", "node_id", "task_id")}
-        Identity._held += 1
-        self.take(run_id)
-
-    def take(self, run_id: int) -> None:
-        """Be the server of this run."""
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SERVER_NODE_ID, 1
-
-    def release(self) -> None:
-        """Let go; to be called once."""
-        Identity._held -= 1
-        if Identity._held == 0:
-            for name, value in Identity._before.items():
-                setattr(TaskIdentity, name, value)
-
-
-def _peek(name: str) -> int | None:
-    """Return a part of the identity; None where it is not set, for which Flower raises."""
-    try:
-        return int(getattr(TaskIdentity, name))
-    except RuntimeError:
-        return None
-
+from heterofl_flwr.nn.execution import torch_threads
 
 logger = logging.getLogger(__name__)
+
+SERVER_NODE_ID = 1  # flwr.common.constant.SUPERLINK_NODE_ID; a test compares them
 
 # Codes of flwr.common.constant.ErrorCode; a test compares them.
 UNKNOWN = 0
@@ -63,13 +29,37 @@ CRASHED = 8
 Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a message: the reply, the node's context (None: as it was before), the traceback if it failed."""
+class Envelope(NamedTuple):
+    """A message or reply, its node's context (None: as it was before), and the traceback of what failed."""
 
-    reply: Message
+    message: Message
     context: Context | None = None
     trouble: str = ""
+
+
+class Identity:
+    """Makes this process the server of a run. What it was before comes back when the last identity is released."""
+
+    _held: ClassVar[int] = 0
+    _before: ClassVar[dict[str, int | None]] = {}
+
+    def __init__(self, run_id: int) -> None:
+        if Identity._held == 0:
+            Identity._before = {name: vars(TaskIdentity)[name] for name in ("_run_id", "_node_id", "_task_id")}
+        Identity._held += 1
+        set_identity(run_id, SERVER_NODE_ID)
+
+    def release(self) -> None:
+        """Let go; to be called once."""
+        Identity._held -= 1
+        if Identity._held == 0:
+            for name, value in Identity._before.items():
+                setattr(TaskIdentity, name, value)
+
+
+def set_identity(run_id: int, node_id: int) -> None:
+    """Make this process a node of a run, for Flower."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 1
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
@@ -125,49 +115,56 @@ def _importable(name: str, module: object) -> str:
     return Path(file).stem if file else ""
 
 
-def call(app: ClientApp, message: Message, context: Context) -> Outcome:
-    """Hand one message to the app, which may change what it gets."""
-    return _call(lambda messages, contexts: [app(messages[0], contexts[0])], [message], [context])[0]
+def answer(
+    app: ClientApp,
+    messages: Sequence[Message],
+    contexts: Sequence[Context],
+    begin: Callable[[Context], object] = lambda context: None,
+) -> list[Envelope]:
+    """Let the app answer messages: by its ``train_cohort`` where there are several, else one by one.
 
-
-def call_cohort(app: ClientApp, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Outcome]:
-    """Hand several messages to the app's ``train_cohort``; return nothing where it has none, or where that raises.
-
-    They are then to be handed over one by one, so that one bad client costs the others nothing but time.
+    Those for which ``train_cohort`` raises are answered one by one too, so that one bad client costs the others
+    nothing but time. ``begin`` is called with each context first.
     """
     cohort: Cohort | None = getattr(app, "train_cohort", None)
-    if cohort is None or len(messages) == 1:
-        return []
-    outcomes = _call(cohort, messages, contexts)
-    if trouble := outcomes[0].trouble:
+    if cohort is not None and len(messages) > 1:
+        for context in contexts:
+            begin(context)
+        answers = _call(cohort, messages, contexts)
+        if not (trouble := answers[0].trouble):
+            return answers
         logger.warning("%d messages are answered one by one, because together they failed:\n%s", len(messages), trouble)
-        return []
-    return outcomes
+    answers = []
+    for message, context in zip(messages, contexts, strict=True):
+        begin(context)
+        answers += _call(lambda messages, contexts: [app(messages[0], contexts[0])], [message], [context])
+    return answers
 
 
-def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Outcome]:
-    """Return what comes of copies of the messages; what the function raises becomes the error reply of each."""
-    contexts = [_own_context(context) for context in contexts]
+def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
+    """Return the replies to copies of the messages; what the function raises becomes the error reply of each."""
+    contexts = [_copy_context(context) for context in contexts]
     try:
-        with _one_thread():
-            replies = list(cohort([_own_message(message) for message in messages], contexts))
+        with torch_threads(1):  # sums then do not depend on the number of cores, nor on the kind of grid
+            replies = list(cohort([_copy_message(message) for message in messages], contexts))
         _check(replies, messages)
     except (Exception, SystemExit) as error:  # a worker process must outlive a client's sys.exit()
-        trouble = traceback.format_exc()
-        return [failure(message, RAISED, f"{type(error)}:<'{error}'>", trouble) for message in messages]
+        return [failure(message, RAISED, error, traceback.format_exc()) for message in messages]
     for reply, message in zip(replies, messages, strict=True):
-        _identify(reply, message)
-    return [Outcome(reply, context) for reply, context in zip(replies, contexts, strict=True)]
+        _set_id(reply, message)
+    return [Envelope(reply, context) for reply, context in zip(replies, contexts, strict=True)]
 
 
-def failure(message: Message, code: int, reason: str, trouble: str = "") -> Outcome:
+def failure(message: Message, code: int, reason: str | BaseException, trouble: str = "") -> Envelope:
     """Return the error reply to a message, worded as Flower words it; the node keeps its context."""
-    reply = Message(Error(code, reason), reply_to=message)
-    _identify(reply, message)
-    return Outcome(reply, None, trouble or reason)
+    text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
+    reply = Message(Error(code, text), reply_to=message)
+    _set_id(reply, message)
+    return Envelope(reply, None, trouble or text)
 
 
 def _check(replies: Sequence[object], messages: Sequence[Message]) -> None:
+    """Raise unless there is one reply to each message, in their order."""
     if len(replies) != len(messages):
         raise TypeError(f"the ClientApp answered {len(messages)} messages with {len(replies)} replies")
     for reply, message in zip(replies, messages, strict=True):
@@ -177,45 +174,27 @@ def _check(replies: Sequence[object], messages: Sequence[Message]) -> None:
             raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
 
 
-def _identify(reply: Message, message: Message) -> None:
+def _set_id(reply: Message, message: Message) -> None:
     """Give a reply its id; the property of Flower's Metadata has no setter, its own grids write it like this."""
     reply.metadata.__dict__["_message_id"] = f"{message.metadata.message_id}-reply"
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: sums then do not depend on the number of cores, nor on the kind of grid."""
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 1
-    if torch is None or before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _own_message(message: Message) -> Message:
+def _copy_message(message: Message) -> Message:
     """Return a message whose records a client may change; the server's messages share theirs. Values are not copied."""
     own = copy(message)
-    own.content = _own_records(message.content)
+    own.content = _copy_records(message.content)
     return own
 
 
-def _own_context(context: Context) -> Context:
+def _copy_context(context: Context) -> Context:
     """Return a context that a client may change; it replaces the node's only where the client succeeds."""
-    return Context(
-        run_id=context.run_id,
-        node_id=context.node_id,
-        node_config=dict(context.node_config),
-        state=_own_records(context.state),
-        run_config=dict(context.run_config),
-    )
+    own = copy(context)
+    own.node_config, own.run_config = dict(context.node_config), dict(context.run_config)
+    own.state = _copy_records(context.state)
+    return own
 
 
-def _own_records(records: RecordDict) -> RecordDict:
+def _copy_records(records: RecordDict) -> RecordDict:
     own = records.copy()
     for name, record in records.items():
         own[name] = record.copy()

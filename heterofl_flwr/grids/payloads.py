@@ -1,116 +1,127 @@
-"""How messages and their nodes' contexts travel between this process and a worker's."""
+"""How messages and their nodes' contexts travel to workers and back: large arrays beside the pickle, slices once."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
+from weakref import WeakValueDictionary
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-LARGE = 1 << 16  # bytes from which an array travels by itself: not copied into a pickle and out of it again
+from heterofl_flwr.grids.apps import Envelope
 
-Letter = tuple[Message, Context | None, str]
-"""A message, its node's context, and the traceback of what failed."""
+LARGE = 1 << 16  # bytes from which an array travels by itself: not copied into a pickle and out of it again
 
 Place = tuple[int, str, str]
 """Where a large array belongs: in the message (0) or its node's state (1), in which record, under which key."""
 
-_numbers = itertools.count(1)
 
+class Slice:
+    """The large arrays that messages have in common, such as the slice of the global model at one level.
 
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Large arrays that several messages have in common; a worker that was sent one keeps it for the next message.
-
-    They are known by the identity of their bytes, which cannot change. The bytes are held here, so that no others can
+    They are known by the identity of their bytes, which cannot change, and which are held here, so that no others can
     take that identity.
     """
 
-    number: int = 0
-    arrays: dict[int, bytes] = field(default_factory=dict)
+    _numbers = itertools.count(1)
 
-    @classmethod
-    def among(cls, messages: Iterable[Message]) -> "Shared":
-        """Return what these messages have in common."""
-        seen: set[int] = set()
-        common: dict[int, bytes] = {}
-        for message in messages:
-            own = {id(array.data): array.data for _, array in _large_of(message, None)}
-            common |= {identity: own[identity] for identity in own.keys() & seen}
-            seen |= own.keys()
-        return cls(next(_numbers), common) if common else NOTHING
+    def __init__(self, arrays: tuple[bytes, ...]) -> None:
+        self.arrays = arrays
+        self.number = next(Slice._numbers)
+        self.messages = 0
+        self._stored: Any = None
+        self._lock = threading.Lock()
+
+    def length_in(self, arrays: Sequence[bytes]) -> int:
+        """Return how many of these arrays, the first ones, are its own: a message may have changed since its push."""
+        own = list(map(id, self.arrays))
+        return len(own) if self.messages > 1 and list(map(id, arrays[: len(own)])) == own else 0
+
+    def stored(self, store: Callable[[tuple[bytes, ...]], Any]) -> Any:
+        """Return what ``store`` returned for the arrays when it was first called; it lives as long as the slice."""
+        with self._lock:
+            if self._stored is None:
+                self._stored = store(self.arrays)
+            return self._stored
 
 
-NOTHING = Shared()
+class Slices:
+    """The slices of the messages that are under way, whatever number of pushes these came with."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[tuple[int, ...], Slice] = WeakValueDictionary()
+
+    def find(self, message: Message) -> Slice | None:
+        """Return the slice that a message brings; None where it has no large array."""
+        arrays = tuple(array.data for _, array in _large_of(message, None))
+        if not arrays:
+            return None
+        key = tuple(map(id, arrays))
+        own = self._known.get(key)
+        if own is None:
+            own = self._known[key] = Slice(arrays)
+        own.messages += 1
+        return own
 
 
 class Wire:
-    """One end of a connection between this process and a worker.
-
-    Either end keeps the shared arrays that it was sent, until others are shared.
-    """
+    """One end of a connection between this process and a worker. A slice travels once, and is kept while it lives."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._sent = 0  # the number of what was shared last
-        self._there: set[int] = set()  # what the other end keeps of it
-        self._received = 0
-        self._here: dict[int, bytes] = {}  # what this end keeps
+        self._sent: WeakValueDictionary[int, Slice] = WeakValueDictionary()  # what the other end keeps
+        self._received: dict[int, list[bytes]] = {}  # what this end keeps
 
-    def send(self, letters: Sequence[Letter], shared: Shared = NOTHING) -> None:
+    def send(self, envelopes: Sequence[Envelope], slices: Iterable[Slice | None] = ()) -> None:
         """Send all but the large arrays as one object, then these, straight from where they lie."""
-        there = set(self._there) if shared.number == self._sent else set()
-        plan, arrays = [], []
-        for number, (message, context, _) in enumerate(letters):
-            for place, array in _large_of(message, context):
-                identity = id(array.data) if id(array.data) in shared.arrays else 0
-                travels = identity not in there
-                plan.append((number, place, identity, travels))
-                arrays += [array.data] if travels else []
-                there |= {identity} - {0}
-        thin = [_thin(*letter) for letter in letters]
-        self._connection.send((thin, plan, shared.number))  # raises before it sends, where something does not pickle
-        self._sent, self._there = shared.number, there
-        for data in arrays:
+        keep = dict(self._sent)
+        header, travelling = [], []
+        for envelope, own in itertools.zip_longest(envelopes, slices):
+            thin, places, arrays = split(envelope)
+            common = own.length_in(arrays) if own else 0
+            number = own.number if own and common else 0
+            header.append((thin, places, number, common))
+            travelling += arrays[common if number in keep else 0 :]
+            if own and common:
+                keep[number] = own
+        self._connection.send((header, list(self._sent)))  # raises before it sends, where something does not pickle
+        self._sent.update(keep)
+        for data in travelling:
             self._connection.send_bytes(data)
 
-    def receive(self) -> list[Letter]:
+    def receive(self) -> list[Envelope]:
         """Receive what ``send`` sends."""
-        letters: list[Letter]
-        letters, plan, number = self._connection.recv()
-        if number != self._received:
-            self._received, self._here = number, {}
-        for number, place, identity, travels in plan:
-            data = self._connection.recv_bytes() if travels else self._here[identity]
-            if identity:
-                self._here[identity] = data
-            _fill(letters[number], place, data)
-        return letters
+        header, keep = self._connection.recv()
+        self._received = {number: self._received[number] for number in keep}
+        envelopes = []
+        for thin, places, number, common in header:
+            if number and number not in self._received:
+                self._received[number] = [self._connection.recv_bytes() for _ in range(common)]
+            own = [self._connection.recv_bytes() for _ in places[common:]]
+            envelopes.append(join(thin, places, [*self._received.get(number, ()), *own]))
+        return envelopes
 
 
-def split(letter: Letter) -> tuple[Letter, list[Place], list[bytes]]:
-    """Return a copy of a letter without its large arrays, and these: first the message's, then its node's."""
-    found = list(_large_of(*letter[:2]))
-    return _thin(*letter), [place for place, _ in found], [array.data for _, array in found]
+def split(envelope: Envelope) -> tuple[Envelope, list[Place], list[bytes]]:
+    """Return a copy of an envelope without its large arrays, and these: first the message's, then its node's."""
+    message, context, trouble = envelope
+    found = list(_large_of(message, context))
+    slim, slim_context = copy(message), copy(context)
+    if message.has_content():
+        slim.content = _without_large(message.content)
+    if context is not None and slim_context is not None:
+        slim_context.state = _without_large(context.state)
+    return Envelope(slim, slim_context, trouble), [place for place, _ in found], [array.data for _, array in found]
 
 
-def join(letter: Letter, places: Sequence[Place], arrays: Iterable[Any]) -> Letter:
-    """Put large arrays back into a letter."""
-    for place, data in zip(places, arrays, strict=True):
-        _fill(letter, place, bytes(data))
-    return letter
-
-
-def large_arrays(message: Message) -> tuple[bytes, ...]:
-    """Return the large arrays of a message, as ``split`` orders them."""
-    return tuple(array.data for _, array in _large_of(message, None))
-
-
-def _fill(letter: Letter, place: Place, data: bytes) -> None:
-    part, name, key = place
-    _array_records(*letter[:2])[part][name][key].data = data
+def join(envelope: Envelope, places: Sequence[Place], arrays: Iterable[Any]) -> Envelope:
+    """Put large arrays back into an envelope."""
+    records = _array_records(envelope.message, envelope.context)
+    for (part, name, key), data in zip(places, arrays, strict=True):
+        records[part][name][key].data = bytes(data)
+    return envelope
 
 
 def _array_records(message: Message, context: Context | None) -> list[dict[str, ArrayRecord]]:
@@ -124,28 +135,18 @@ def _large_of(message: Message, context: Context | None) -> Iterator[tuple[Place
     """Yield the large arrays, each with its place."""
     for part, records in enumerate(_array_records(message, context)):
         for name, record in records.items():
-            yield from (((part, name, key), array) for key, array in _large_in(record).items())
-
-
-def _thin(message: Message, context: Context | None, trouble: str) -> Letter:
-    """Return copies with the large arrays empty."""
-    slim, slim_context = copy(message), copy(context)
-    if message.has_content():
-        slim.content = _without_large(message.content)
-    if context is not None and slim_context is not None:
-        slim_context.state = _without_large(context.state)
-    return slim, slim_context, trouble
+            yield from (((part, name, key), array) for key, array in record.items() if len(array.data) >= LARGE)
 
 
 def _without_large(records: RecordDict) -> RecordDict:
+    """Return a copy in which the large arrays are empty."""
     thin = records.copy()
     for name, record in records.items():
         if isinstance(record, ArrayRecord):
             thin[name] = slim = record.copy()
-            empty = {key: Array(own.dtype, tuple(own.shape), own.stype, b"") for key, own in _large_in(record).items()}
-            slim.update(empty)
+            slim.update(
+                (key, Array(own.dtype, tuple(own.shape), own.stype, b""))
+                for key, own in record.items()
+                if len(own.data) >= LARGE
+            )
     return thin
-
-
-def _large_in(record: ArrayRecord) -> dict[str, Array]:
-    return {key: array for key, array in record.items() if len(array.data) >= LARGE}

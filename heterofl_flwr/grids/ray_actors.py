@@ -4,56 +4,32 @@ import logging
 import math
 import os
 import pickle
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from weakref import WeakValueDictionary
+from typing import Any, cast
 
 from flwr.app import Context
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.apps import Outcome
-from heterofl_flwr.grids.payloads import Letter, Place, join, large_arrays, split
-from heterofl_flwr.grids.pool import Worker, WorkerDeathError
-from heterofl_flwr.grids.runner import Group
-from heterofl_flwr.grids.worker import answer, letter_of, try_load, unsendable
+from heterofl_flwr.grids.apps import Envelope
+from heterofl_flwr.grids.payloads import Place, join, split
+from heterofl_flwr.grids.processes import answer_as_nodes, try_load, unsendable
+from heterofl_flwr.grids.runner import Group, Worker, WorkerDeathError, ended_on_error
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 60.0  # seconds until somebody is told that the cluster has no room for an actor
+PATIENCE = 60.0
+"""Seconds until a warning says that the cluster has no room for an actor."""
 
-Packed = tuple[bytes, list[Place], list[pickle.PickleBuffer]]
-"""A letter without its large arrays, and these, which Ray does not copy into a pickle."""
-
-
-class Slice:
-    """The large arrays of messages, put into Ray's object store when first needed; it frees them with this object."""
-
-    def __init__(self, arrays: tuple[bytes, ...]) -> None:
-        self.arrays = arrays  # they are known by their identity, which nothing else can take while they are held here
-        self._reference: Any = None
-        self._lock = threading.Lock()
-
-    def begins(self, arrays: Sequence[bytes]) -> bool:
-        """Return whether these arrays begin with its own: a message may have changed since it was pushed."""
-        return list(map(id, arrays[: len(self.arrays)])) == list(map(id, self.arrays))
-
-    def reference(self) -> Any:
-        """Return where they are in the object store."""
-        import ray
-
-        with self._lock:
-            if self._reference is None:
-                self._reference = ray.put([pickle.PickleBuffer(array) for array in self.arrays])
-            return self._reference
+NEIGHBOURS = 5.0
+"""Seconds in which actors that were started together should all be there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ActorOptions:
     """What is the same for all actors of a grid.
 
     Attributes
@@ -64,39 +40,84 @@ class Kind:
         What Ray reserves for each.
     environment
         What is added to the environment of each.
-    slices
-        What is in the object store while messages that need it are under way.
     """
 
     client_app: str
     num_cpus: float
     num_gpus: float
     environment: Mapping[str, str]
-    slices: "WeakValueDictionary[tuple[int, ...], Slice]" = field(default_factory=WeakValueDictionary)
 
-    def start(self) -> Any:
-        """Start an actor; it runs when the cluster has room for it."""
+    def room(self) -> int:
+        """Return how many actors the cluster's machines have room for, if nobody else uses them."""
         import ray
 
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(self.fit(own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in machines)
+
+    def fit(self, cpus: float, gpus: float) -> int:
+        """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
+        most: int = math.floor(cpus / (self.num_cpus or 1) + 1e-9)
+        if self.num_gpus >= 1:
+            return min(most, math.floor(gpus / self.num_gpus))
+        if self.num_gpus:
+            return min(most, math.floor(gpus) * math.floor(1 / self.num_gpus + 1e-9))
+        return most
+
+    def lack(self) -> str:
+        """Say what an actor needs, and what the cluster has."""
+        import ray
+
+        has, free = ray.cluster_resources(), ray.available_resources()
         return (
-            ray.remote(Clients)
-            .options(
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
-                scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": dict(self.environment)} if self.environment else None,
-            )
-            .remote(self.client_app, os.getcwd())
+            f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
+            f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, of which {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} are free"
         )
 
 
-class Actor(Worker):
-    """The end of this process: an actor that answers one group at a time, and is replaced when it has died."""
+def start_actors(options: ActorOptions, most: int) -> tuple[Sequence["Actor"], bool]:
+    """Start as many actors as there is room for; wait for them, and return whether the ClientApp answers groups.
 
-    def __init__(self, kind: Kind) -> None:
-        self._kind = kind
-        self._is_gone = False
-        self._start()
+    Those for which there is no room yet, because others use the cluster, work from when there is.
+    """
+    number = min(most, options.room())
+    if number == 0:
+        raise ConfigError(f"no machine has room for an actor: {options.lack()}")
+    actors = [Actor(options) for _ in range(number)]
+    with ended_on_error(actors):
+        if not actors[0].is_ready(PATIENCE):
+            raise ConfigError(f"there was no room for an actor in {PATIENCE:g} s: {options.lack()}")
+        until = time.monotonic() + NEIGHBOURS
+        takes_groups = [actor.load() for actor in actors if actor.is_ready(max(0.0, until - time.monotonic()))]
+    return actors, all(takes_groups)
+
+
+class Actor(Worker):
+    """The end of this process: an actor that answers one group at a time."""
+
+    def __init__(self, options: ActorOptions) -> None:
+        self._options = options
+        super().__init__()
+
+    def start(self) -> None:
+        """Start an actor; it runs when the cluster has room for it."""
+        import ray
+
+        self._stderr = ""
+        self._takes_groups: bool | None = None  # until it has loaded the ClientApp
+        own = self._options
+        self._actor = cast(
+            Any,
+            ray.remote(Clients)
+            .options(
+                num_cpus=own.num_cpus,
+                num_gpus=own.num_gpus,
+                scheduling_strategy="SPREAD",
+                runtime_env={"env_vars": dict(own.environment)} if own.environment else None,
+            )
+            .remote(own.client_app, os.getcwd()),
+        )
+        self._loading: Any = self._actor.ready.remote()
 
     def is_ready(self, seconds: float) -> bool:
         """Wait until the actor has loaded the ClientApp, or so many seconds."""
@@ -104,70 +125,60 @@ class Actor(Worker):
 
         return bool(ray.wait([self._loading], timeout=seconds)[0])
 
-    def takes_groups(self) -> bool:
-        """Return whether the ClientApp answers messages together, when it is loaded; raise ConfigError if it is not."""
+    def load(self) -> bool:
+        """Wait until the actor has loaded the ClientApp, which needs room, or until another thread ends it."""
         import ray
 
+        if self._takes_groups is not None:
+            return self._takes_groups
+        warn_at = time.monotonic() + PATIENCE
+        while not self._is_ended and not self.is_ready(0.2):
+            if time.monotonic() > warn_at:
+                logger.warning("still no room for an actor: %s", self._options.lack())
+                warn_at = math.inf
         try:
             trouble, takes_groups, self._stderr = ray.get(self._loading)
         except ray.exceptions.RayError as error:
-            trouble, takes_groups = f"it {self._ending(error)} while it loaded {self._kind.client_app!r}", False
+            trouble = f"it {self._describe(error)} while it loaded {self._options.client_app!r}"
         if trouble:
-            self._is_gone = True
+            self._is_ended = True
             raise ConfigError(f"in an actor: {trouble}")
-        self._is_loaded = True
-        return bool(takes_groups)
+        self._takes_groups = bool(takes_groups)
+        return self._takes_groups
 
-    def revive(self) -> None:
-        """Replace an actor that is gone; wait for room, which another machine may have to bring."""
-        if self._is_gone:
-            self.stop()
-            self._is_gone = False
-            self._start()
-        if not self._is_loaded:
-            self._await()
-            self.takes_groups()
-
-    def check(self) -> None:
-        """Ask the actor for a sign of life, and replace it if there is none."""
+    def has_died(self, ask: bool) -> bool:
+        """Return whether the actor gives no sign of life, if it is asked for one."""
         import ray
 
         try:
-            ray.get(self._actor.ready.remote())
+            if ask:
+                ray.get(self._actor.ready.remote())
         except ray.exceptions.RayError:
-            self._is_gone = True
-        self.revive()
+            return True
+        return False
 
-    def run(self, group: Group, contexts: Sequence[Context]) -> list[Outcome]:
+    def run(self, group: Group, contexts: Sequence[Context]) -> list[Envelope]:
         """Let the actor answer messages together."""
         import ray
 
         packed, references = [], []
-        for message, context, own in zip(group.messages, contexts, group.shared, strict=True):
-            thin, places, arrays = split((message, context, ""))
-            there = len(own.arrays) if own and own.begins(arrays) else 0
-            references.append(own.reference() if there else None)
-            packed.append((thin, places, list(map(pickle.PickleBuffer, arrays[there:]))))
+        for message, context, own in zip(group.messages, contexts, group.slices, strict=True):
+            thin, places, arrays = split(Envelope(message, context))
+            common = own.length_in(arrays) if own else 0
+            references.append(own.stored(lambda arrays: ray.put(_buffers(arrays))) if own and common else None)
+            packed.append((thin, places, _buffers(arrays[common:])))
         try:
-            replies: list[Packed] = ray.get(self._actor.answer.remote(packed, *references))
+            replies = ray.get(self._actor.answer.remote(packed, *references))
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
-            self._is_gone = True
-            raise WorkerDeathError(self._ending(error)) from error
-        return [
-            Outcome(*join(pickle.loads(thin), places, arrays))  # noqa: S301  # our own actor's, and Ray unpickles too
-            for thin, places, arrays in replies
-        ]
-
-    def share(self, groups: Sequence[Group]) -> None:
-        """Let each slice be in the object store but once, whatever number of pushes its messages come with."""
-        for group in groups:
-            group.shared = [self._slice(large_arrays(message)) for message in group.messages]
+            self._is_ended = True
+            raise WorkerDeathError(self._describe(error)) from error
+        return [join(pickle.loads(thin), *beside) for thin, *beside in replies]  # noqa: S301  # Ray unpickles too
 
     def kill(self) -> None:
         """End the actor at once."""
-        self._is_gone = True
+        self._is_ended = True
         self.stop()
 
     def stop(self) -> None:
@@ -177,32 +188,15 @@ class Actor(Worker):
         with suppress(Exception):  # it is gone already, or Ray is
             ray.kill(self._actor)
 
-    def _start(self) -> None:
-        self._is_loaded, self._stderr = False, ""
-        self._actor = self._kind.start()
-        self._loading: Any = self._actor.ready.remote()
-
-    def _await(self) -> None:
-        """Wait until the actor has loaded the ClientApp, or another thread ends it."""
-        told = time.monotonic() + PATIENCE
-        while not self._is_gone and not self.is_ready(0.2):
-            if time.monotonic() > told:
-                logger.warning("still no room for an actor: %s", room_needed(self._kind))
-                told = math.inf
-
-    def _ending(self, error: Exception) -> str:
-        """Say how the actor ended, and what it said last, if its log is on this machine."""
-        last = _last_lines(Path(self._stderr))
-        return f"died: {_brief(error)}" + (f" (it said last: {last})" if last else "")
-
-    def _slice(self, arrays: tuple[bytes, ...]) -> Slice | None:
-        if not arrays:
-            return None
-        key = tuple(map(id, arrays))
-        own = self._kind.slices.get(key)
-        if own is None:
-            own = self._kind.slices[key] = Slice(arrays)
-        return own
+    def _describe(self, error: Exception) -> str:
+        """Say how the actor ended, in Ray's words without its guesses why, and its last lines if they are here."""
+        text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
+        text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
+        log = Path(self._stderr)
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        last = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's begin with a colon
+        said = f" (it said last: {' | '.join(last[-5:])})" if last else ""
+        return f"died: {text.strip().rstrip('.')}{said}"
 
 
 class Clients:
@@ -218,46 +212,29 @@ class Clients:
         return self._trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(
-        self, packed: Sequence[tuple[Letter, list[Place], list[Any]]], *slices: Sequence[Any] | None
-    ) -> list[Packed]:
+        self, packed: Sequence[tuple[Envelope, list[Place], list[Any]]], *slices: Sequence[Any] | None
+    ) -> list[tuple[bytes, list[Place], list[pickle.PickleBuffer]]]:
         """Answer messages that came together."""
         if self._app is None:
             raise RuntimeError(self._trouble)
-        letters = [
-            join(thin, places, [*(shared or ()), *own])
-            for (thin, places, own), shared in zip(packed, slices, strict=True)
+        envelopes = [
+            join(thin, places, [*(common or ()), *own])
+            for (thin, places, own), common in zip(packed, slices, strict=True)
         ]
-        outcomes = answer(self._app, letters)
-        return [_pack(letter, outcome) for letter, outcome in zip(letters, outcomes, strict=True)]
+        replies = []
+        for envelope, answered in zip(envelopes, answer_as_nodes(self._app, envelopes), strict=True):
+            try:
+                replies.append(_pack(answered))
+            except Exception as error:  # it does not pickle
+                replies.append(_pack(unsendable(envelope.message, error)))
+        return replies
 
 
-def _pack(letter: Letter, outcome: Outcome) -> Packed:
-    try:
-        thin, places, arrays = split(letter_of(outcome))
-        return pickle.dumps(thin), places, list(map(pickle.PickleBuffer, arrays))
-    except Exception as error:
-        return _pack(letter, unsendable(letter[0], error))
+def _pack(envelope: Envelope) -> tuple[bytes, list[Place], list[pickle.PickleBuffer]]:
+    thin, places, arrays = split(envelope)
+    return pickle.dumps(thin), places, _buffers(arrays)
 
 
-def room_needed(kind: Kind) -> str:
-    """Say what an actor needs, and what the cluster has."""
-    import ray
-
-    has = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
-    free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
-    return (
-        f"it needs num_cpus={kind.num_cpus:g} and num_gpus={kind.num_gpus:g}; the cluster has {has['CPU']:g} CPUs and "
-        f"{has['GPU']:g} GPUs, of which {free['CPU']:g} and {free['GPU']:g} are free"
-    )
-
-
-def _brief(error: Exception) -> str:
-    """Return how an actor ended, in Ray's words, without its guesses why."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
-    return text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0].strip().rstrip(".")
-
-
-def _last_lines(log: Path) -> str:
-    """Return what an actor wrote last; a line of Ray's own begins with a colon."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    return " | ".join([line.strip() for line in lines if line.strip() and not line.startswith(":")][-5:])
+def _buffers(arrays: Sequence[bytes]) -> list[pickle.PickleBuffer]:
+    """Return arrays so that Ray does not copy them into a pickle."""
+    return list(map(pickle.PickleBuffer, arrays))

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -19,19 +18,16 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.pool import Pool
-from heterofl_flwr.grids.queued import Contexts, QueuedGrid, check_count
-from heterofl_flwr.grids.ray_actors import PATIENCE, Actor, Kind, room_needed
-from heterofl_flwr.grids.worker import worker_environment
+from heterofl_flwr.grids.local import QueuedGrid, check_count
+from heterofl_flwr.grids.processes import worker_environment
+from heterofl_flwr.grids.ray_actors import ActorOptions, start_actors
+from heterofl_flwr.grids.runner import Pool
 
 RETRIES = 2
 """How often a message is given to another actor."""
 
 LONGEST = 30
 """Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
-
-NEIGHBOURS = 5.0
-"""Seconds in which actors that were started together should all be there."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -92,45 +88,25 @@ class RayGrid(QueuedGrid):
     ) -> None:
         if at_once is not None:
             check_count("at_once", at_once, 1)
-        _check_share("num_cpus", num_cpus)
-        _check_share("num_gpus", num_gpus)
+        for name, share in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+                raise ConfigError(f"{name} is {share!r}; expected a number of 0 or more")
         path = reference(client_app)
-
-        def start(contexts: Contexts) -> Pool:
-            session = Session()
-            try:
-                return ActorPool(
-                    session,
-                    Kind(path, num_cpus, num_gpus, session.environment),
-                    min(at_once or num_nodes, num_nodes),
-                    contexts,
-                )
-            except BaseException:
-                session.close()
-                raise
-
-        super().__init__(
-            start, num_nodes, cohort=cohort, node_config=node_config, run_config=run_config, cost=cost, seed=seed
-        )
+        super().__init__(num_nodes, cohort, node_config, run_config, cost, seed)
+        session = Session()
+        try:
+            options = ActorOptions(path, num_cpus, num_gpus, session.environment)
+            actors, takes_groups = start_actors(options, min(at_once or num_nodes, num_nodes))
+            self._open(Pool(actors, takes_groups, self._contexts, retries=RETRIES, on_close=session.close))
+        except BaseException:
+            session.close()
+            raise
         atexit.register(self._finalizer)  # before Ray ends itself; unlike a method, it does not hold the grid
 
     def close(self) -> None:
         """End the actors, busy or not, and Ray if this grid has started it. More calls do nothing."""
         super().close()
         atexit.unregister(self._finalizer)
-
-
-class ActorPool(Pool):
-    """A pool of actors, with the connection to Ray that they need."""
-
-    def __init__(self, session: "Session", kind: Kind, most: int, contexts: Contexts) -> None:
-        self._session = session
-        super().__init__(*start_actors(kind, most), contexts, RETRIES)
-
-    def close(self) -> None:
-        """End the actors, the threads and the connection."""
-        super().close()
-        self._session.close()
 
 
 class Session:
@@ -143,19 +119,26 @@ class Session:
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
-        ray = _import_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(
+                "RayGrid needs Ray, which cannot be imported. Install flwr[simulation], or use LocalGrid(processes=...)"
+            ) from error
+        own = worker_environment()
         with Session._lock:
             if Session._held == 0:
-                Session._is_ours = not ray.is_initialized()
-                Session._environment = {}
-                if Session._is_ours and os.environ.get("RAY_ADDRESS"):
-                    _join(ray)
+                Session._is_ours, Session._environment = not ray.is_initialized(), {}
+                if Session._is_ours and (address := os.environ.get("RAY_ADDRESS")):
+                    try:
+                        _init(ray)
+                    except ConnectionError as error:
+                        raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
                 elif Session._is_ours:
-                    Session._environment = worker_environment()
-                    Session._sweeper = _start(ray, {**_SETTINGS, **Session._environment})
+                    Session._environment = own
+                    Session._sweeper = _start(ray, {**_SETTINGS, **own})
             Session._held += 1
-        own = worker_environment()  # an actor that needs one which Ray has not starts later
-        self.environment = {} if own == Session._environment else own
+        self.environment = {} if own == Session._environment else own  # what Ray has already, actors need not wait for
         self._is_open = True
 
     def close(self) -> None:
@@ -173,24 +156,6 @@ class Session:
             if Session._sweeper is not None:
                 Session._sweeper.communicate()
                 Session._sweeper = None
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "RayGrid needs Ray, which cannot be imported. Install flwr[simulation], or use LocalGrid(processes=...)"
-        ) from error
-    return ray
-
-
-def _join(ray: Any) -> None:
-    """Join the cluster that is named."""
-    try:
-        _init(ray)
-    except ConnectionError as error:
-        raise ConfigError(f"no Ray answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r}: {error}") from error
 
 
 def _start(ray: Any, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -221,50 +186,3 @@ def _init(ray: Any, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     if is_main:
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own
-
-
-def start_actors(kind: Kind, most: int) -> tuple[Sequence[Actor], bool]:
-    """Start as many actors as there is room for; wait for them, and return whether the ClientApp answers groups.
-
-    Those for which there is no room yet, because others use the cluster, work from when there is.
-    """
-    number = min(most, room(kind))
-    if number == 0:
-        raise ConfigError(f"no machine has room for an actor: {room_needed(kind)}")
-    actors = [Actor(kind) for _ in range(number)]
-    try:
-        if not actors[0].is_ready(PATIENCE):
-            raise ConfigError(f"there was no room for an actor in {PATIENCE:g} s: {room_needed(kind)}")
-        until = time.monotonic() + NEIGHBOURS
-        takes_groups = [actor.takes_groups() for actor in actors if actor.is_ready(max(0.0, until - time.monotonic()))]
-    except BaseException:
-        for actor in actors:
-            actor.kill()
-        raise
-    return actors, all(takes_groups)
-
-
-def room(kind: Kind) -> int:
-    """Return how many actors the cluster's machines have room for, if nobody else uses them."""
-    import ray
-
-    return sum(
-        _fits(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), kind)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
-
-
-def _fits(cpus: float, gpus: float, kind: Kind) -> int:
-    """Return how many actors fit on a machine; a share of a GPU is of one GPU."""
-    most: int = math.floor(cpus / (kind.num_cpus or 1) + 1e-9)
-    if kind.num_gpus >= 1:
-        return min(most, math.floor(gpus / kind.num_gpus))
-    if kind.num_gpus:
-        return min(most, math.floor(gpus) * math.floor(1 / kind.num_gpus + 1e-9))
-    return most
-
-
-def _check_share(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ConfigError(f"{name} is {value!r}; expected a number of 0 or more")

@@ -1,19 +1,26 @@
-"""What runs a grid's clients: the interface, and the one that runs them in this process, one by one."""
+"""What runs a grid's clients: in this process one by one, or in workers that live as long as the grid."""
 
+import heapq
 import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.grids.apps import Outcome, call, call_cohort
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.grids.apps import CRASHED, NOT_LOADED, UNKNOWN, Envelope, answer, failure
+from heterofl_flwr.grids.payloads import Slice, Slices
 from heterofl_flwr.messages import CONFIG, RATE
+
+logger = logging.getLogger(__name__)
+
+GRACE = 2.0  # seconds that an idle worker has to leave by itself
 
 
 @dataclass(order=True, slots=True)
@@ -28,9 +35,8 @@ class Group:
     urgency: float
     number: int
     messages: Sequence[Message] = field(compare=False)
-    shared: Any = field(default=None, compare=False)
+    slices: Sequence[Slice | None] = field(default=(), compare=False)
     deaths: int = field(default=0, compare=False)
-    dropped: set[str] = field(default_factory=set, compare=False)
 
     @property
     def ids(self) -> list[str]:
@@ -41,11 +47,6 @@ class Group:
     def nodes(self) -> list[int]:
         """The nodes that the messages go to."""
         return [message.metadata.dst_node_id for message in self.messages]
-
-    @property
-    def is_dropped(self) -> bool:
-        """Whether nobody waits for any reply; else all are answered, so that those who wait get the same."""
-        return len(self.dropped) == len(self.messages)
 
 
 def together(messages: Sequence[Message], most: Callable[[Message], int]) -> list[list[Message]]:
@@ -60,8 +61,12 @@ def together(messages: Sequence[Message], most: Callable[[Message], int]) -> lis
         node_id, rate = message.metadata.dst_node_id, _rate(message)
         alike.setdefault((turns[node_id], rate, position if rate is None else 0), []).append(message)
         turns[node_id] += 1
-    in_turn = [some for _, some in sorted(alike.items(), key=lambda item: item[0][0])]
-    return [chunk for some in in_turn for chunk in _chunks(some, min(map(most, some)) if len(some) > 1 else 1)]
+    groups = []
+    for _, some in sorted(alike.items(), key=lambda item: item[0][0]):
+        size = len(some)
+        number = -(-size // min(map(most, some))) if size > 1 else 1
+        groups += [some[i * size // number : (i + 1) * size // number] for i in range(number)]
+    return groups
 
 
 def _rate(message: Message) -> float | None:
@@ -73,86 +78,71 @@ def _rate(message: Message) -> float | None:
     return rate if isinstance(rate, float) else None
 
 
-def _chunks(messages: list[Message], most: int) -> Iterator[list[Message]]:
-    number, size = -(-len(messages) // most), len(messages)
-    for i in range(number):
-        yield messages[i * size // number : (i + 1) * size // number]
-
-
-logger = logging.getLogger(__name__)
-
-
 class Runner(ABC):
     """Runs groups of messages, and keeps each node's context from one message to the next."""
 
-    def __init__(self, contexts: dict[int, Context]) -> None:
-        self._contexts = contexts
-        self._done: dict[str, Message] = {}
+    poll_until: float | None = 0.0
+    """Until when of ``time.monotonic`` ``collect`` may run where replies are pulled; None: as long as it takes."""
+
+    def __init__(self, contexts: dict[int, Context], takes_groups: bool) -> None:
+        self.takes_groups = takes_groups
         self.deaths: list[str] = []
         self.listener: Callable[[Message], None] = lambda reply: None
-
-    @property
-    @abstractmethod
-    def takes_groups(self) -> bool:
-        """Whether the ClientApp answers messages together."""
+        self._contexts = contexts
+        self._groups: dict[str, Group] = {}  # by the id of each message that somebody waits for
+        self._done: dict[str, Message] = {}
 
     @abstractmethod
     def submit(self, groups: Sequence[Group]) -> None:
-        """Take the groups of one push."""
+        """Accept the groups of one push."""
 
     @abstractmethod
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Wait for the replies to these messages until the deadline of ``time.monotonic``; return those answered."""
 
     def collect(self, ids: Sequence[str], deadline: float | None) -> dict[str, Message]:
-        """Hand over the replies to these messages; wait for them until the deadline."""
+        """Return the replies to these messages, and keep none; wait for them until the deadline."""
         found = {id_: self._done.pop(id_, None) for id_ in self.wait(ids, deadline)}
         return {id_: reply for id_, reply in found.items() if reply is not None}
 
-    @abstractmethod
-    def poll(self, ids: Sequence[str]) -> dict[str, Message]:
-        """Hand over those replies to these messages that can be had without waiting for another process."""
-
-    @abstractmethod
     def cancel(self, ids: Sequence[str]) -> None:
         """Drop these messages and their replies; nobody will ask for them."""
+        for id_ in ids:
+            self._groups.pop(id_, None)
+            self._done.pop(id_, None)
 
-    @abstractmethod
     def close(self) -> None:
         """End all that the runner started; may be called again."""
+        self._groups.clear()
+        self._done.clear()
 
-    def _settle(self, message: Message, outcome: Outcome) -> Message:
-        """Keep the node's new context, report what failed, tell the listener, and return the reply."""
-        node_id = message.metadata.dst_node_id
-        if outcome.trouble:
-            logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, outcome.trouble)
-        if outcome.context is not None:
-            self._contexts[node_id] = outcome.context
-        self.listener(outcome.reply)
-        return outcome.reply
+    def _keep(self, group: Group, answers: Sequence[Envelope]) -> None:
+        """Keep the nodes' new contexts, and the replies that somebody waits for."""
+        for message, (reply, context, trouble) in zip(group.messages, answers, strict=True):
+            node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
+            if self._groups.pop(id_, None) is None:
+                continue
+            if trouble:
+                logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
+            if context is not None:
+                self._contexts[node_id] = context
+            self.listener(reply)
+            self._done[id_] = reply
 
 
 class Inline(Runner):
     """Runs clients in this process, each when its reply is asked for, or that of one in its group."""
 
-    def __init__(self, app: ClientApp, contexts: dict[int, Context]) -> None:
-        super().__init__(contexts)
-        self._app = app
-        self._groups: dict[str, Group] = {}  # by the id of each message that waits
-        self._lock = threading.Lock()  # Flower's legacy server asks from several threads
+    poll_until = None
 
-    @property
-    def takes_groups(self) -> bool:
-        """Whether the ClientApp answers messages together."""
-        return hasattr(self._app, "train_cohort")
+    def __init__(self, app: ClientApp, contexts: dict[int, Context]) -> None:
+        super().__init__(contexts, hasattr(app, "train_cohort"))
+        self._app = app
+        self._lock = threading.Lock()  # Flower's classic server asks from several threads
 
     def submit(self, groups: Sequence[Group]) -> None:
-        """Take groups, without running them."""
+        """Accept groups, without running them."""
         self._groups.update({id_: group for group in groups for id_ in group.ids})
-
-    def poll(self, ids: Sequence[str]) -> dict[str, Message]:
-        """Run all of these clients."""
-        return self.collect(ids, None)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Run these clients until the deadline, in the order sent; those at work then are let finish."""
@@ -161,26 +151,244 @@ class Inline(Runner):
             for _, group in sorted(asked.items()):
                 if deadline is not None and time.monotonic() >= deadline:
                     break
-                self._run(group)
+                self._keep(group, answer(self._app, group.messages, [self._contexts[own] for own in group.nodes]))
         return [id_ for id_ in ids if id_ in self._done]
 
+
+class WorkerDeathError(HeteroFLError):
+    """A worker has died while it answered messages; the text says how, after "the process that ran node 1"."""
+
+
+class Worker(ABC):
+    """Answers one group of messages at a time in another process, which is replaced when it has died."""
+
+    def __init__(self) -> None:
+        self._is_ended = False
+        self.start()
+
+    def revive(self, ask: bool = False) -> None:
+        """Replace what has died; raise ConfigError where the new one cannot load the ClientApp."""
+        if self._is_ended or self.has_died(ask):
+            self.stop()
+            self._is_ended = False
+            self.start()
+            if self._is_ended:  # meanwhile, from another thread, which did not know the new process
+                self.kill()
+        self.load()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the process."""
+
+    @abstractmethod
+    def load(self) -> bool:
+        """Wait until it has loaded the ClientApp; return whether that answers messages together."""
+
+    @abstractmethod
+    def has_died(self, ask: bool) -> bool:
+        """Return whether it is known to have died; ``ask`` it for a sign of life where that takes a message."""
+
+    @abstractmethod
+    def run(self, group: Group, contexts: Sequence[Context]) -> list[Envelope]:
+        """Return the answers to the messages; raise WorkerDeathError if it died of them."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it at once. Callable from any thread; ``revive`` or ``stop`` must follow."""
+
+    @abstractmethod
+    def stop(self) -> object:
+        """End it for good, an idle one with some patience."""
+
+
+@contextmanager
+def ended_on_error(workers: Sequence[Worker]) -> Iterator[None]:
+    """End workers that cannot all be started."""
+    try:
+        yield
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.stop()
+        raise
+
+
+class Pool(Runner):
+    """Runs clients in workers; a thread beside each hands it the most urgent group and accepts the replies.
+
+    A node's messages are answered in the order in which they were sent, so its context is never in two places.
+
+    Parameters
+    ----------
+    workers : sequence of Worker
+        Those that answer. They are the pool's to end.
+    takes_groups : bool
+        Whether the ClientApp answers messages together.
+    contexts : dict
+        The nodes' contexts.
+    retries : int
+        How often a message of a worker that died is given to another, before its reply is an error.
+    on_close : callable
+        What to call when the workers have ended.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        takes_groups: bool,
+        contexts: dict[int, Context],
+        *,
+        retries: int = 0,
+        on_close: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(contexts, takes_groups)
+        self._slices = Slices()
+        self._lines: dict[int, deque[Group]] = {}  # by node; a group that is first in all its lines is running or ready
+        self._ready: list[Group] = []  # a heap
+        self._running: dict[int, Worker] = {}  # by the number of the group
+        self._lock = threading.RLock()  # see close
+        self._work = threading.Condition(self._lock)  # what the threads wait for
+        self._answers = threading.Condition(self._lock)  # what the callers wait for
+        self._closed = False
+        self._workers, self._retries, self._on_close = workers, retries, on_close
+        self._idle: set[Worker] = set()
+        self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, groups: Sequence[Group]) -> None:
+        """Queue groups; idle workers begin at once."""
+        with self._lock:
+            for group in groups:
+                group.slices = [self._slices.find(message) for message in group.messages]
+                self._groups.update(dict.fromkeys(group.ids, group))
+                for node_id in group.nodes:
+                    self._lines.setdefault(node_id, deque()).append(group)
+                self._queue_if_first(group)
+
+    def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
+        """Wait for these replies."""
+        with self._answers:
+            self._answers.wait_for(
+                lambda: self._closed or all(id_ in self._done for id_ in ids),
+                None if deadline is None else max(0.0, deadline - time.monotonic()),
+            )
+            return [id_ for id_ in ids if id_ in self._done]
+
     def cancel(self, ids: Sequence[str]) -> None:
-        """Forget these messages."""
-        for id_ in ids:
-            self._groups.pop(id_, None)
-            self._done.pop(id_, None)
+        """Drop these messages; clients that are at work on a group of them are ended, with their process."""
+        with self._lock:
+            groups = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
+            super().cancel(ids)
+            for number, group in groups.items():
+                if not self._is_awaited(group) and (worker := self._running.get(number)):
+                    worker.kill()
 
     def close(self) -> None:
-        """Forget all messages."""
-        self._groups.clear()
-        self._done.clear()
+        """End the workers and the threads."""
+        with self._lock:
+            self._closed = True
+            super().close()
+            for worker in self._workers:
+                if worker not in self._idle:
+                    worker.kill()
+            self._work.notify_all()
+            self._answers.notify_all()
+        if threading.current_thread() not in self._threads:  # else the garbage collector found the grid, and may hold
+            for thread, worker in zip(self._threads, self._workers, strict=True):  # the lock
+                while thread.is_alive():
+                    thread.join(2 * GRACE)
+                    worker.kill()
+        self._on_close()
 
-    def _run(self, group: Group) -> None:
-        awaited = [self._groups.pop(id_, None) is not None for id_ in group.ids]
-        contexts = [self._contexts[node_id] for node_id in group.nodes]
-        outcomes = call_cohort(self._app, group.messages, contexts) or [
-            call(self._app, message, context) for message, context in zip(group.messages, contexts, strict=True)
-        ]
-        for is_awaited, message, outcome in zip(awaited, group.messages, outcomes, strict=True):
-            if is_awaited:
-                self._done[message.metadata.message_id] = self._settle(message, outcome)
+    def _serve(self, worker: Worker) -> None:
+        try:
+            while self._serve_one(worker):
+                pass
+        finally:
+            worker.stop()
+
+    def _serve_one(self, worker: Worker) -> bool:
+        """Let the worker answer the next group; False when there will be none."""
+        with suppress(ConfigError):  # which the next group is answered with
+            if not self._closed:
+                worker.revive()  # before it has a group: this may take long, and others can answer that
+        group = self._next_group(worker)
+        if group is None:
+            return False
+        try:
+            worker.revive(ask=group.deaths > 0)
+            answers = worker.run(group, [self._contexts[node_id] for node_id in group.nodes])
+        except WorkerDeathError as death:
+            if self._retry(group, death):
+                return True
+            answers = [failure(message, CRASHED, self._describe(message, group, death)) for message in group.messages]
+        except ConfigError as error:
+            answers = [failure(message, NOT_LOADED, str(error)) for message in group.messages]
+        except Exception as error:  # such as a message that cannot be pickled; the thread has to go on
+            answers = [failure(message, UNKNOWN, error) for message in group.messages]
+        with self._lock:
+            del self._running[group.number]
+            self._keep(group, answers)
+            self._leave_lines(group)
+            self._answers.notify_all()
+        return True
+
+    def _next_group(self, worker: Worker) -> Group | None:
+        """Wait for a group; None when the pool closes."""
+        with self._work:
+            self._idle.add(worker)
+            while True:
+                self._work.wait_for(lambda: self._closed or self._ready)
+                if self._closed:
+                    return None
+                group = heapq.heappop(self._ready)
+                if self._is_awaited(group):
+                    self._idle.remove(worker)
+                    self._running[group.number] = worker
+                    return group
+                self._leave_lines(group)
+
+    def _is_awaited(self, group: Group) -> bool:
+        """Return whether somebody waits for a reply; then all are answered, so that those who wait get the same."""
+        return any(id_ in self._groups for id_ in group.ids)
+
+    def _retry(self, group: Group, death: WorkerDeathError) -> bool:
+        """Let another worker answer a group, if it may; the nodes' contexts are as they were."""
+        with self._lock:
+            if self._closed or not self._is_awaited(group):
+                return False
+            self.deaths.append(self._describe(group.messages[0], group, death))
+            if group.deaths == self._retries:
+                return False
+            group.deaths += 1
+            logger.warning("%s Another one is given its messages.", self.deaths[-1])
+            del self._running[group.number]
+            heapq.heappush(self._ready, group)
+            self._work.notify()
+            return True
+
+    def _describe(self, message: Message, group: Group, death: WorkerDeathError) -> str:
+        """Name the node that a worker ran, maybe among others, and say how it died."""
+        node_id, others = message.metadata.dst_node_id, len(group.messages) - 1
+        partition = self._contexts[node_id].node_config.get("partition-id")
+        among = f" and {others} others" if others else ""
+        before = f" {group.deaths} before it died as well." if group.deaths else ""
+        return f"The process that ran node {node_id} (partition {partition}){among} {death}.{before}"
+
+    def _leave_lines(self, group: Group) -> None:
+        """Remove a group from its nodes' lines; the next ones there may get ready."""
+        for node_id in group.nodes:
+            line = self._lines[node_id]
+            line.popleft()
+            if line:
+                self._queue_if_first(line[0])
+            else:
+                del self._lines[node_id]
+
+    def _queue_if_first(self, group: Group) -> None:
+        """Queue a group for the workers if it is first in all its lines."""
+        if all(self._lines[node_id][0] is group for node_id in group.nodes):
+            heapq.heappush(self._ready, group)
+            self._work.notify()

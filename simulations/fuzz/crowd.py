@@ -23,7 +23,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.grids.apps import Identity, call, load
+from heterofl_flwr.grids.apps import Identity, answer, load
 from simulations.fuzz.attacks import ATTACKS, Outgoing, Turn
 
 POLL = 1.0
@@ -118,10 +118,10 @@ class Node:
         running = self._running
         running.open[self._member.name] = asked
         with running.lock:
-            outcome = call(running.app, asked, self._context(run_id))
+            ((reply, context, _),) = answer(running.app, [asked], [self._context(run_id)])
         others = [message for name, message in list(running.open.items()) if name != self._member.name]
-        self._contexts[run_id] = outcome.context or self._contexts[run_id]
-        turn = Turn(asked, outcome.reply, round_of(asked), self._sent, others)
+        self._contexts[run_id] = context or self._contexts[run_id]
+        turn = Turn(asked, reply, round_of(asked), self._sent, others)
         for out in ATTACKS[self._member.attack].act(turn):
             with suppress(Exception):  # one that the SuperLink refuses
                 self._upload(out)

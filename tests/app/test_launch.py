@@ -38,10 +38,7 @@ from simulations.guard import MARK, marked
 from tests.classic import digits_clients
 from tests.classic.kept import Kept
 
-pytestmark = [
-    pytest.mark.simulation,
-    pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen"),  # Ray does not wait for its processes
-]
+pytestmark = pytest.mark.simulation
 
 ROOT = Path(__file__).parents[2]
 SAMPLE, CLASSIC = (Path(__file__).parent / name for name in ("sample_app", "classic_app"))
@@ -126,27 +123,33 @@ def ended(home):
             process.kill()
 
 
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+check = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}  # so that a death is known soon
+cluster = Cluster()
+nodes = [cluster.add_node(num_cpus=2, include_dashboard=False, _system_config=check), cluster.add_node(num_cpus=2)]
+print(cluster.address, *(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
 @contextmanager
 def cluster(home: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     """Start two raylets of two cores each; give the cluster's address and the raylets, and end what is left of them."""
-    from ray.cluster_utils import Cluster
-
     folder = tempfile.mkdtemp(prefix="ray-")  # short, as the names of sockets have to be
-    settings = {"health_check_period_ms": 200, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv(MARK, str(home))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        own = Cluster()
-        try:
-            nodes = [
-                own.add_node(num_cpus=2, include_dashboard=False, _system_config=settings),
-                own.add_node(num_cpus=2),
-            ]
-            yield own.address, [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
-        finally:
-            own.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    environment = {**os.environ, MARK: str(home), "RAY_TMPDIR": folder}
+    environment.pop("RAY_ADDRESS", None)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    own = subprocess.Popen([sys.executable, "-c", CLUSTER], env=environment, text=True, **pipes)
+    try:
+        address, *raylets = own.stdout.readline().split()
+        yield address, [psutil.Process(int(pid)) for pid in raylets]
+    finally:
+        own.communicate(timeout=LONGEST)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def actors_of(raylet: psutil.Process, at_work: bool = False) -> list[psutil.Process]:
@@ -162,7 +165,7 @@ def actors_of(raylet: psutil.Process, at_work: bool = False) -> list[psutil.Proc
 def wait_for_actors(raylet: psutil.Process, run: subprocess.Popen, at_work: bool = False) -> list[psutil.Process]:
     deadline = time.monotonic() + LONGEST
     while not (found := actors_of(raylet, at_work)):
-        assert run.poll() is None, "the run has ended, and the raylet had no actor"
+        assert run.poll() is None, f"the run has ended, and the raylet had no actor: {run.communicate()[1]}"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     return found

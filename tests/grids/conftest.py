@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids.apps import Identity
 
 APPS = Path(__file__).parent / "apps"
 sys.path.insert(0, str(APPS))  # as for a user whose app lies beside the script
@@ -43,6 +44,14 @@ def workers() -> Iterator[LocalGrid]:
     """Return a grid of four nodes and two worker processes, shared by a module's tests."""
     with LocalGrid("odd_clients:app", 4, processes=2) as grid:
         yield grid
+
+
+@pytest.fixture(scope="module")
+def identity() -> Iterator[None]:
+    """Let this process be the server of run 7, so that it can make messages without a grid."""
+    own = Identity(7)
+    yield
+    own.release()
 
 
 def is_running(pid: int) -> bool:

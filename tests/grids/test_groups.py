@@ -7,15 +7,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.grids.runner import Group, together
 
-
-@pytest.fixture(autouse=True, scope="module")
-def identity():
-    lent = Identity(3)
-    yield
-    lent.release()
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def message(node_id, rate, kind="train"):

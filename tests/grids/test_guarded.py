@@ -6,7 +6,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from google.protobuf.message import DecodeError
 
 from heterofl_flwr.grids import Windowed, guarded
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.grids.guarded import Guarded, guard
 from simulations.fuzz import superlink
 from simulations.fuzz.attacks import outgoing
@@ -20,12 +19,7 @@ from simulations.fuzz.forgeries import (
     withheld,
 )
 
-
-@pytest.fixture(autouse=True)
-def identity():
-    own = Identity(7)
-    yield
-    own.release()
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 ENTRIES = 1000

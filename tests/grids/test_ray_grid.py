@@ -22,8 +22,7 @@ from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
-from heterofl_flwr.grids.ray_actors import Kind
-from heterofl_flwr.grids.ray_grid import _fits
+from heterofl_flwr.grids.ray_actors import ActorOptions
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -156,7 +155,7 @@ def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, monkeypatc
         slices[0]["w"] = Array(np.full(50_000, 5.0))
         (reply,) = grid.send_and_receive([messages[0]])
         assert reply.content["metrics"]["mean"] == 5.0
-        assert not grid._runner._workers[0]._kind.slices
+        assert not grid._runner._slices._known
 
 
 class Keep(RoundCallback):
@@ -238,7 +237,7 @@ def test_actors_share_gpus_as_asked(machine, ask):
     ],
 )
 def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
-    assert _fits(*has, Kind("a:b", cpus, gpus, {})) == expected
+    assert ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
 
 
 def test_what_fits_nowhere_is_refused(machine):

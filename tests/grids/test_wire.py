@@ -10,15 +10,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid, Windowed
-from heterofl_flwr.grids.apps import Identity
-from heterofl_flwr.grids.payloads import LARGE, NOTHING, Shared, Wire
+from heterofl_flwr.grids.apps import Envelope
+from heterofl_flwr.grids.payloads import LARGE, Slices, Wire
 
-
-@pytest.fixture(autouse=True)
-def identity():
-    lent = Identity(3)
-    yield
-    lent.release()
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 class Counting(Connection):
@@ -50,22 +45,28 @@ def message(arrays, **config):
     return Message(RecordDict({"arrays": arrays, "config": ConfigRecord(config)}), 5, "train")
 
 
-def values(letter):
-    return {name: one.numpy()[0] for name, one in letter[0].content["arrays"].items()}
+def values(envelope):
+    return {name: one.numpy()[0] for name, one in envelope.message.content["arrays"].items()}
+
+
+def pushed(messages):
+    """Return the slice of each message, as a pool finds them."""
+    slices = Slices()
+    return [slices.find(one) for one in messages]
 
 
 def test_what_messages_share_travels_once(ends):
     near, far, sent = ends
     arrays = ArrayRecord({"w": array(1.0), "v": array(2.0), "small": array(3.0, 4)})
     messages = [message(arrays, number=i) for i in range(4)]
-    shared = Shared.among(messages)
-    for one in messages:
-        near.send([(one, None, "")], shared)
-        (letter,) = far.receive()
-        assert values(letter) == {"w": 1.0, "v": 2.0, "small": 3.0}
-        assert letter[0].content["config"] == one.content["config"]
-        letter[0].content["arrays"]["w"] = array(9.0)  # what user code does here reaches no other message
-        letter[0].content["arrays"].pop("v")
+    for one, slice_ in zip(messages, pushed(messages), strict=True):
+        near.send([Envelope(one)], [slice_])
+        (envelope,) = far.receive()
+        content = envelope.message.content
+        assert values(envelope) == {"w": 1.0, "v": 2.0, "small": 3.0}
+        assert content["config"] == one.content["config"]
+        content["arrays"]["w"] = array(9.0)  # what user code does here reaches no other message
+        content["arrays"].pop("v")
     assert len(sent) == 2
 
 
@@ -74,57 +75,70 @@ def test_messages_of_a_group_travel_together(ends):
     arrays = ArrayRecord({"w": array(1.0)})
     messages = [message(arrays, number=i) for i in range(3)]
     context = Context(1, 5, {}, RecordDict({"own": ArrayRecord({"w": array(7.0)})}), {})
-    near.send([(one, context, "") for one in messages], Shared.among(messages))
-    letters = far.receive()
-    assert [letter[0].content["config"]["number"] for letter in letters] == [0, 1, 2]
-    assert [values(letter) for letter in letters] == [{"w": 1.0}] * 3
-    assert [letter[1].state["own"]["w"].numpy()[0] for letter in letters] == [7.0] * 3
+    near.send([Envelope(one, context) for one in messages], pushed(messages))
+    envelopes = far.receive()
+    assert [own.message.content["config"]["number"] for own in envelopes] == [0, 1, 2]
+    assert [values(own) for own in envelopes] == [{"w": 1.0}] * 3
+    assert [own.context.state["own"]["w"].numpy()[0] for own in envelopes] == [7.0] * 3
     assert len(sent) == 1 + 3  # nodes' states are their own
 
 
-def test_only_the_last_pushs_arrays_are_kept(ends):
+def test_a_slice_is_kept_while_messages_need_it(ends):
     near, far, sent = ends
     for value in (1.0, 2.0, 1.0):
         arrays = ArrayRecord({"w": array(value)})
         messages = [message(arrays), message(arrays)]
-        shared = Shared.among(messages)
-        for one in messages:
-            near.send([(one, None, "")], shared)
-            assert [values(letter) for letter in far.receive()] == [{"w": value}]
-    assert (len(sent), len(far._here)) == (3, 1)
-    near.send([(message(ArrayRecord({"w": array(5.0)})), None, "")])
-    assert [values(letter) for letter in far.receive()] == [{"w": 5.0}]
-    assert len(far._here) == 0
+        for one, slice_ in zip(messages, pushed(messages), strict=True):
+            near.send([Envelope(one)], [slice_])
+            assert [values(own) for own in far.receive()] == [{"w": value}]
+        del slice_
+    assert (len(sent), len(far._received)) == (3, 1)
+    near.send([Envelope(message(ArrayRecord({"w": array(5.0)})))])
+    assert [values(own) for own in far.receive()] == [{"w": 5.0}]
+    assert len(far._received) == 0
+
+
+def test_slices_of_several_levels_are_kept_at_once(ends):
+    near, far, sent = ends
+    messages = [message(arrays) for arrays in [ArrayRecord({"w": array(value)}) for value in (1.0, 2.0)] * 3]
+    slices = pushed(messages)
+    for one, slice_ in zip(messages, slices, strict=True):
+        near.send([Envelope(one)], [slice_])
+        far.receive()
+    assert len(sent) == 2
 
 
 def test_an_array_that_changes_after_the_push_travels_as_it_is(ends):
     near, far, _ = ends
     arrays = ArrayRecord({"w": array(1.0)})
     messages = [message(arrays) for _ in range(2)]
-    shared = Shared.among(messages)
+    slices = pushed(messages)
     for value in (1.0, 2.0, 3.0):
         arrays["w"].data = array(value).data
-        near.send([(messages[0], None, "")], shared)
-        assert [values(letter) for letter in far.receive()] == [{"w": value}]
+        near.send([Envelope(messages[0])], slices[:1])
+        assert [values(own) for own in far.receive()] == [{"w": value}]
 
 
 def test_what_does_not_pickle_leaves_the_wire_as_it_was(ends):
     near, far, sent = ends
     arrays = ArrayRecord({"w": array(1.0)})
     messages = [message(arrays) for _ in range(2)]
-    shared = Shared.among(messages)
+    slices = pushed(messages)
     messages[0].metadata.__dict__["strange"] = lambda: None
     with pytest.raises(Exception, match="pickle"):
-        near.send([(messages[0], None, "")], shared)
+        near.send([Envelope(messages[0])], slices[:1])
     assert sent == []
-    near.send([(messages[1], None, "")], shared)
-    assert [values(letter) for letter in far.receive()] == [{"w": 1.0}]
+    near.send([Envelope(messages[1])], slices[1:])
+    assert [values(own) for own in far.receive()] == [{"w": 1.0}]
 
 
-def test_own_arrays_are_not_shared():
+def test_a_slice_of_one_message_alone_is_not_kept(ends):
+    near, far, _ = ends
     messages = [message(ArrayRecord({"w": array(1.0)})) for _ in range(3)]
-    assert Shared.among(messages) is NOTHING
-    assert Shared.among([]) is NOTHING
+    for one, slice_ in zip(messages, pushed(messages), strict=True):
+        near.send([Envelope(one)], [slice_])
+        assert [values(own) for own in far.receive()] == [{"w": 1.0}]
+        assert far._received == {}
 
 
 def test_clients_that_spoil_what_they_got_spoil_nobody_elses():

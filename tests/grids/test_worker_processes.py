@@ -16,7 +16,7 @@ from flwr.common.constant import ErrorCode
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.worker import Process, is_inside
+from heterofl_flwr.grids.processes import Process
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,22 +80,18 @@ def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, mo
 
 def test_a_worker_ended_while_it_is_replaced_stays_ended(workers, monkeypatch):
     worker = Process("odd_clients:app")
-    worker.ready()
+    worker.load()
     worker.kill()
-    start = worker._start
+    start = worker.start
 
     def start_late():
         worker.kill()  # as another thread may, at a timeout
         start()
 
-    monkeypatch.setattr(worker, "_start", start_late)
+    monkeypatch.setattr(worker, "start", start_late)
     with pytest.raises(ConfigError, match="was ended by SIGKILL while it loaded"):
         worker.revive()
     assert worker.stop() == -signal.SIGKILL
-
-
-def test_this_process_is_no_worker():
-    assert not is_inside()
 
 
 SCRIPT = """
@@ -195,7 +191,7 @@ def test_nothing_needs_ray(apps):
 
 
 def test_a_busy_worker_ends_with_the_process_that_started_it():
-    code = "import os, sys, time; from heterofl_flwr.grids.worker import _end_with; _end_with(int(sys.argv[1]))"
+    code = "import os, sys, time; from heterofl_flwr.grids.processes import _end_with; _end_with(int(sys.argv[1]))"
     parent = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {code!r}, str(os.getpid())], process_group=0)\n"

@@ -11,7 +11,7 @@ from heterofl_flwr.app.launch.request import App, Request
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.queued import QueuedGrid
+from heterofl_flwr.grids.local import QueuedGrid
 from heterofl_flwr.messages import size_of
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.training.train import MOST_ON_CPU

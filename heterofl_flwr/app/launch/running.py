@@ -18,7 +18,7 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.grid import open_grid
 from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
-from heterofl_flwr.grids.queued import QueuedGrid
+from heterofl_flwr.grids.local import QueuedGrid
 from heterofl_flwr.grids.windowed import Relay
 from heterofl_flwr.report import RunFolder
 
