@@ -19,7 +19,7 @@ from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.records import State
 from heterofl_flwr.runs.checkpoint import pack
-from heterofl_flwr.runs.files import remove, state_path, states_in, write_atomic
+from heterofl_flwr.runs.files import client_state_path, client_states, remove, write_atomic
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.capacity import Trial
 
@@ -50,7 +50,7 @@ class OwnStates:
         if self._folder is None:
             record = self._context.state.get(_RECORD)
             return wire.tensors_of(record, "this node's context") if isinstance(record, ArrayRecord) else None
-        paths = [path for number, path in states_in(self._folder).items() if number < server_round]
+        paths = [path for number, path in client_states(self._folder).items() if number < server_round]
         return _read(paths[-1]) if paths else None
 
     def keep(self, server_round: int, state: dict[str, Tensor], every: int) -> None:
@@ -58,9 +58,9 @@ class OwnStates:
         if self._folder is None:
             self._context.state[_RECORD] = ArrayRecord(dict(state))
             return
-        write_atomic(state_path(self._folder, server_round), pack(state))
+        write_atomic(client_state_path(self._folder, server_round), pack(state))
         safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
-        old = [path for number, path in states_in(self._folder).items() if number <= safe]
+        old = [path for number, path in client_states(self._folder).items() if number <= safe]
         for path in old[:-1]:
             remove(path)
 

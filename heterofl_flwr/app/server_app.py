@@ -20,7 +20,6 @@ from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.report import Checkpoint, Console, RunFolder, write_report
-from heterofl_flwr.runs.history import before
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES
@@ -67,7 +66,7 @@ def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -
     """Run HeteroFL on any grid; with ``run.dir``, leave a folder that tells all about it."""
     give_back_freed_memory()
     folder = RunFolder(task.settings.run.dir) if task.settings.run.dir else None
-    with nullcontext() if folder is None else folder.held():
+    with nullcontext() if folder is None else folder.lock():
         return _run(grid, task, folder, extra_callbacks)
 
 
@@ -85,7 +84,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         folder.start(to_flat(settings), resume=settings.run.resume, about=_about(task), **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
-            strategy.tally = Tally.of(before(folder.history(), start.first_round))
+            strategy.tally = Tally.of(one for one in folder.history() if one.server_round < start.first_round)
     strategy.federation.optimizer_state = dict(start.optimizer_state)
     strategy.start(
         on_devices(watched, task),

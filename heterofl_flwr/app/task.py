@@ -6,7 +6,7 @@ A task is made once in each process and kept, so data and models survive the rou
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,11 @@ from heterofl_flwr.data.dataset import KNOWN, Facts
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.models import MODELS, Build, build_model
+from heterofl_flwr.runs import Deal
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
 from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
 from heterofl_flwr.training import TrainOptions, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
-
-if TYPE_CHECKING:
-    from heterofl_flwr.runs.class_split import Deal
 
 MOST_DEALT = 1_000_000
 """Clients times classes up to which a run's folder tells who was dealt what."""
@@ -177,15 +175,13 @@ class Task:
         ours = all(name in MODELS for name in architectures(self.settings) or (self.settings.model.name,))
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
-    def deal(self, number: int) -> "Deal | None":
+    def deal(self, number: int) -> Deal | None:
         """Return how many examples of each class so many clients were dealt, where there are classes and few enough.
 
         None where the server does not have the data (``evaluate.central``).
         """
         if not self.settings.evaluate.central or self.dataset.train.reading is not None:
             return None
-        from heterofl_flwr.runs.class_split import Deal  # it draws, which clients do not
-
         parts, classes = self.partitions(number), self.dataset.classes
         if classes * number > MOST_DEALT:
             return None

@@ -1,4 +1,4 @@
-"""From a matplotlib figure to PNG, and to SVG that takes its colours and font from the page around it."""
+"""The look of figures, and their files: PNG, and SVG that takes its colours and font from the page around it."""
 
 import io
 import re
@@ -25,8 +25,13 @@ COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "violet": ("#8a4fbf", "#c39af0"),
     }
 )
+"""Each colour on light and on dark ground."""
+
 SERIES = ("blue", "teal", "green", "amber", "red", "violet")
 DASHES = ("-", "--", ":")
+SIZE = (4.4, 2.75)  # inches; small, so that text stays readable when a phone shrinks the figure
+SMALL = 9.0  # points
+LINE, MARK = 66, 5  # characters of that size in a line of a legend, and the room that an entry's mark needs
 
 
 def light(name: str) -> str:
@@ -39,34 +44,15 @@ def series(number: int) -> tuple[str, str]:
     return light(SERIES[number % len(SERIES)]), DASHES[number // len(SERIES) % len(DASHES)]
 
 
-def css_variables() -> str:
-    """Return the CSS that defines every colour, for light and for dark surroundings."""
-    values = [";".join(f"--{name}:{pair[mode]}" for name, pair in COLOURS.items()) for mode in (0, 1)]
-    return f":root{{{values[0]}}}\n@media (prefers-color-scheme: dark){{:root{{{values[1]}}}}}"
-
-
-def with_variables(svg: str) -> str:
-    """Return SVG whose colours are those of the page."""
-    for name, (value, _) in COLOURS.items():
-        svg = svg.replace(value, f"var(--{name})")
-    return svg
-
-
-SIZE = (4.4, 2.75)  # inches; small, so that text stays readable when a phone shrinks the figure
-SMALL = 9.0  # points
-LINE, MARK = 66, 5  # letters of that size in a line of a legend, and those that an entry's mark takes
-
-
 def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Return an empty figure in the house's look."""
+    """Return an empty figure in this package's look."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(xlabel, fontsize=SMALL, color=light("muted"))
     axes.set_ylabel(ylabel, fontsize=SMALL, color=light("muted"))
     axes.tick_params(labelsize=SMALL, labelcolor=light("muted"), color=light("grid"))
     axes.spines[["top", "right"]].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(light("grid"))
+    axes.spines[["left", "bottom"]].set_color(light("grid"))
     axes.grid(axis="y", color=light("grid"), linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes
@@ -76,11 +62,10 @@ def add_legend(axes: Axes) -> None:
     """Put the legend above the axes, where it covers nothing; in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
-        longest = max(map(len, names)) + MARK
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=min(len(handles), 6, max(LINE // longest, 1)),
+            ncols=min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1)),
             borderaxespad=0.2,
             frameon=False,
             fontsize=SMALL,
@@ -90,18 +75,20 @@ def add_legend(axes: Axes) -> None:
         )
 
 
-def to_png(figure: Figure, dpi: int = 200) -> bytes:
-    """Return the figure as PNG, on white."""
+def to_png(figure: Figure, dpi: int = 200, title: str = "") -> bytes:
+    """Return the figure as PNG, on white; a title above it stays there."""
+    if title:
+        figure.suptitle(title, fontsize=10.5, color=light("ink"))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
-def to_svg_file(figure: Figure, name: str) -> bytes:
+def to_svg_file(figure: Figure, name: str, *, transparent: bool = False) -> bytes:
     """Return the figure as an SVG file of its own, the same for the same points."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=transparent)
     return buffer.getvalue()
 
 
@@ -117,16 +104,15 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     label : str
         What the figure shows, for those who cannot see it.
     """
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True)
-    svg = buffer.getvalue()
+    svg = to_svg_file(figure, name, transparent=True).decode()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
-    svg = re.sub(r"\s*font-family: [^;\"]*;?", "", svg)
+    # A style element would hold for the whole page.
+    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"\s*font-family: [^;\"]*;?"):
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     svg = re.sub(r"<svg[^>]*>", f'<svg {box[0] if box else ""} role="img" aria-label="{escape(label)}">', svg, count=1)
-    return with_variables(svg)
+    for colour, (value, _) in COLOURS.items():
+        svg = svg.replace(value, f"var(--{colour})")
+    return svg

@@ -1,4 +1,4 @@
-"""What a run amounts to, in plain numbers: the tables, the figures and the page all show these."""
+"""The numbers of a run that its tables, figures and page show, and the tables that end a run on the terminal."""
 
 import math
 from collections import Counter
@@ -6,25 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.runs.costs import LevelCost, ModelCosts
-from heterofl_flwr.runs.metrics import headline, headline_kind, of_level, points, scores, seconds_to
+from heterofl_flwr.runs import LevelCost, ModelCosts, seconds_to
+from heterofl_flwr.runs.metrics import headline, headline_kind, of_level, points, scores
 
 REASONS = 3
-"""Reasons of failures that the closing table names."""
+"""Reasons of failures that the closing lines name."""
 
 LONGEST = 60
-"""Letters of a reason there."""
+"""Characters of a reason there."""
+
+Cells = tuple[Sequence[str], list[Sequence[str]]]
+"""A table as text: its heads and its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelRow:
-    """One level of a run: its cost if known, its share of the clients, and its model's last score.
-
-    ``partial`` says that the score is one of too few clients.
-    """
+    """A level: its cost if known, its share of the clients, its model's last score, and whether few clients gave it."""
 
     level: str
     rate: float
@@ -36,38 +41,22 @@ class LevelRow:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """What a run sent and computed, against FedAvg with the global model on the same clients.
+    """The bytes of a run both ways, and bytes and multiplications as shares of those of full-size FedAvg.
 
-    Attributes
-    ----------
-    bytes_sent, bytes_full
-        Both ways, over all rounds: what was sent, and what FedAvg would have sent, to and from the same clients.
-    macs_share
-        Multiplications of this run over those of FedAvg, where every client has equally many samples.
+    FedAvg has the same clients, with equally many samples each.
     """
 
     bytes_sent: int
     bytes_full: int
+    bytes_share: float
     macs_share: float
-
-    @property
-    def bytes_share(self) -> float:
-        """Bytes of this run over those of FedAvg."""
-        return self.bytes_sent / self.bytes_full if self.bytes_full else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class OnDevices:
-    """What training takes on the simulated devices.
+    """Time and estimated energy of training on simulated devices, and the time until the headline ``metric`` was best.
 
-    Attributes
-    ----------
-    seconds, joules
-        Of all rounds; the energy is an estimate.
-    metric
-        By what the run is judged; empty where no round was evaluated.
-    best_seconds
-        After how many of these seconds the metric was first at its best.
+    The metric is empty where no round was evaluated.
     """
 
     seconds: float
@@ -80,46 +69,38 @@ class OnDevices:
 class Shell:
     """The parameters that a level's model has and the next smaller one has not.
 
-    Attributes
-    ----------
-    levels
-        The levels whose models hold the shell, from the largest to the smallest.
-    share
-        Its share of the global model's parameters.
-    held
-        The mean over rounds of the share of the round's clients that held it.
-    idle
-        The share of rounds in which no client held it, so that it kept its values.
+    ``levels`` are those whose models hold the shell, ``share`` is its part of the global model's parameters, and
+    ``held`` the mean over rounds of the share of clients that trained it.
     """
 
     levels: tuple[str, ...]
     share: float
     held: float
-    idle: float
 
 
 @dataclass(frozen=True, slots=True)
 class FailureRow:
-    """One reason of failures: how often, in which rounds, at which clients."""
+    """A reason of failures: how often, in which rounds, at which clients."""
 
     reason: str
     times: int
-    rounds: tuple[int, ...]
-    clients: tuple[int, ...]
+    rounds: Sequence[int]
+    clients: Sequence[int]
 
 
 def level_rows(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[LevelRow]:
     """Return one row a level, from the largest to the smallest."""
     drawn = Counter(rate for record in records for rate in record.rates.values())
     known = costs.by_rate if costs else {}
-    kind = headline_kind(records)
+    few = {record.server_round for record in records if record.few_answered}
     rows = []
     for rate in sorted({*drawn, *known}, reverse=True):
         level = known[rate].level if rate in known else level_name(rate)
-        rounds, score = level_points(records, level, kind)
+        rounds, score = level_points(records, level, headline_kind(records))
         share = drawn[rate] / drawn.total() if drawn else 0.0
-        partial = any(record.few_answered for record in records if record.server_round in rounds[-1:])
-        rows.append(LevelRow(level, rate, known.get(rate), share, score[-1] if score else None, partial))
+        rows.append(
+            LevelRow(level, rate, known.get(rate), share, score[-1] if score else None, bool(few & set(rounds[-1:])))
+        )
     return rows
 
 
@@ -128,41 +109,45 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
     return points(records, lambda record: of_level(record.evaluate_by_level.get(level, {}), kind))
 
 
+def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
+    """Return the bytes of each round, both ways."""
+    return [record.bytes_down + record.bytes_up for record in records]
+
+
+def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
+    """Return the bytes that FedAvg with the global model would have sent in a round, both ways."""
+    return costs.full.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
+
+
 def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
     """Return what the run saved; None where a rate's cost is not known, or there were no clients."""
     rates = [rate for record in records for rate in record.rates.values()]
     if costs is None or not rates or not set(rates) <= set(costs.by_rate):
         return None
-    full = sum(full_bytes(record, costs) for record in records)
-    sent = sum(record.bytes_down + record.bytes_up for record in records)
-    return Savings(sent, full, sum(costs.by_rate[rate].macs for rate in rates) / (costs.full.macs * len(rates) or 1))
+    sent, full = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
+    macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.full.macs * len(rates) or 1)
+    return Savings(sent, full, sent / full if full else math.nan, macs)
 
 
 def on_devices(records: Sequence[RoundRecord]) -> OnDevices | None:
-    """Return what the run takes on its simulated devices; None where none are simulated."""
+    """Return time and energy of the run on its simulated devices; None where none are simulated."""
     seconds = math.fsum(record.simulated_seconds for record in records)
     joules = math.fsum(record.joules for record in records)
     if not seconds and not joules:
         return None
-    names = [name for record in records if (name := headline(record))]
-    best = next((score.best for score in scores(records) if names and score.name == names[0]), None)
-    reached = seconds_to(records, names[0], best) if best is not None else None
-    return OnDevices(seconds, joules, names[0] if reached is not None else "", reached or 0.0)
-
-
-def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return what FedAvg with the global model would have sent in a round, both ways."""
-    answered = sum(partition not in record.failures for partition in record.rates)
-    return costs.full.bytes * (len(record.rates) + answered)
+    name = next(filter(None, map(headline, records)), "")
+    best = next((score.best for score in scores(records) if score.name == name), None)
+    reached = None if best is None else seconds_to(records, name, best)
+    return OnDevices(seconds, joules, "" if reached is None else name, reached or 0.0)
 
 
 def macs_shares(records: Sequence[RoundRecord], costs: ModelCosts) -> tuple[list[int], list[float]]:
     """Return, for each round, its clients' mean multiplications over those of the global model."""
-    full = costs.full.macs or 1
+    full, known = costs.full.macs or 1, costs.by_rate
 
     def share(record: RoundRecord) -> float | None:
-        known = [costs.by_rate[rate].macs / full for rate in record.rates.values() if rate in costs.by_rate]
-        return math.fsum(known) / len(known) if known else None
+        shares = [known[rate].macs / full for rate in record.rates.values() if rate in known]
+        return math.fsum(shares) / len(shares) if shares else None
 
     return points(records, share)
 
@@ -173,17 +158,20 @@ def shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[She
     Levels are nested, so a client of a rate holds the shells of its own rate and of all smaller ones. A client that
     failed held nothing.
     """
-    rounds = [_rates_that_answered(record) for record in records if record.rates]
+    rounds = [record for record in records if record.rates]
     if costs is None or not rounds:
         return []
-    found = []
+    found: list[Shell] = []
     inner = [*(cost.parameters for cost in costs.levels[1:]), 0]
     for number, cost in enumerate(costs.levels):
-        held = [sum(rate >= cost.rate for rate in rates) for rates, _ in rounds]
-        shares = [count / asked for count, (_, asked) in zip(held, rounds, strict=True)]
+        held = [
+            sum(rate >= cost.rate for client, rate in record.rates.items() if client not in record.failures)
+            / len(record.rates)
+            for record in rounds
+        ]
         share = (cost.parameters - inner[number]) / costs.full.parameters
-        names = tuple(own.level for own in costs.levels[: number + 1])
-        found.append(Shell(names, share, math.fsum(shares) / len(shares), held.count(0) / len(held)))
+        levels = tuple(own.level for own in costs.levels[: number + 1])
+        found.append(Shell(levels, share, math.fsum(held) / len(held)))
     return found
 
 
@@ -194,28 +182,38 @@ def failure_rows(records: Sequence[RoundRecord]) -> list[FailureRow]:
         for partition, reason in chain(record.failures.items(), record.evaluate_failures.items()):
             found.setdefault(reason, []).append((record.server_round, partition))
     rows = [
-        FailureRow(reason, len(own), tuple(sorted({n for n, _ in own})), tuple(sorted({p for _, p in own})))
+        FailureRow(reason, len(own), *(tuple(sorted(set(numbers))) for numbers in zip(*own, strict=True)))
         for reason, own in found.items()
     ]
     return sorted(rows, key=lambda row: -row.times)
 
 
 def failure_lines(records: Sequence[RoundRecord]) -> list[str]:
-    """Return who failed as short lines: how often in all, then the most frequent reasons, then who else."""
+    """Return the failures as short lines: how many in all, the most frequent reasons, then the others together."""
     rows = failure_rows(records)
     if not rows:
         return []
     asked = sum(len(record.rates) for record in records)
     failed = sum(len(record.failures) for record in records)
-    judging = sum(len(record.evaluate_failures) for record in records)
-    head = [f"{failed} of {asked} trainings"] * bool(failed) + [f"{judging} evaluations or moments"] * bool(judging)
-    lines = [f"failed: {', '.join(head)}"]
-    lines += [f"  {row.times} x {_where(row.rounds, row.clients)}: {_brief(row.reason)}" for row in rows[:REASONS]]
+    evaluations = sum(len(record.evaluate_failures) for record in records)
+    parts = [f"{failed} of {asked} trainings"] * bool(failed)
+    parts += [f"{evaluations} evaluations or moments"] * bool(evaluations)
+    named = [(row, _shorten(row.reason)) for row in rows[:REASONS]]
     if rest := rows[REASONS:]:
         rounds = sorted({number for row in rest for number in row.rounds})
         clients = sorted({partition for row in rest for partition in row.clients})
-        lines.append(f"  {sum(row.times for row in rest)} x {_where(rounds, clients)}: {len(rest)} other reasons")
-    return lines
+        named.append((FailureRow("", sum(row.times for row in rest), rounds, clients), f"{len(rest)} other reasons"))
+    return [f"failed: {', '.join(parts)}"] + [
+        f"  {row.times} x in rounds {formatting.numbers(row.rounds, 3)}, "
+        f"clients {formatting.numbers(row.clients, 4)}: {reason}"
+        for row, reason in named
+    ]
+
+
+def _shorten(reason: str) -> str:
+    """Return both ends of a reason in one line: what a program prints last is often why."""
+    line = " ".join(reason.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def partial_line(records: Sequence[RoundRecord]) -> str:
@@ -231,16 +229,72 @@ def partial_line(records: Sequence[RoundRecord]) -> str:
     )
 
 
-def _where(rounds: Sequence[int], clients: Sequence[int]) -> str:
-    return f"in rounds {formatting.numbers(rounds, 3)}, clients {formatting.numbers(clients, 4)}"
+def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
+    """Return the table of levels."""
+    kind = headline_kind(records)
+    heads = ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round")
+    return heads, [
+        (
+            row.level,
+            f"{row.rate:g}",
+            f"{row.cost.parameters:,}" if row.cost else formatting.NOTHING,
+            formatting.count(row.cost.macs) if row.cost else formatting.NOTHING,
+            formatting.percent(row.share),
+            marked(formatting.score(kind, row.score), row.partial),
+            formatting.size(2 * row.cost.bytes) if row.cost else formatting.NOTHING,
+        )
+        for row in level_rows(records, costs)
+    ]
 
 
-def _brief(reason: str) -> str:
-    """Return both ends of a reason in one line: what a program says last is often why."""
-    line = " ".join(reason.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+def score_cells(records: Sequence[RoundRecord]) -> Cells:
+    """Return the table of metrics: final value, that of the median client, best value and its round."""
+    return ("metric", "final", "median", "best", "round"), [
+        (
+            score.name if score.client is None else f"{score.name} (client {score.client})",
+            marked(formatting.score(score.name, score.final), score.partial),
+            formatting.score(score.name, score.median),
+            formatting.score(score.name, score.best),
+            formatting.NOTHING if score.best_round is None else str(score.best_round),
+        )
+        for score in scores(records)
+    ]
 
 
-def _rates_that_answered(record: RoundRecord) -> tuple[list[float], int]:
-    rates = [rate for partition, rate in record.rates.items() if partition not in record.failures]
-    return rates, len(record.rates)
+def marked(value: str, partial: bool) -> str:
+    """Return a value as text, with a mark where too few clients gave it."""
+    return f"{value} *" if partial else value
+
+
+def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = None) -> Group:
+    """Return the tables that end a run: one row a level, then final and best of every metric, then the failures.
+
+    What was saved follows and, where devices are simulated, time and energy on them.
+
+    Parameters
+    ----------
+    records : Sequence[RoundRecord]
+        The history.
+    costs : ModelCosts | None
+        What the models cost, if it is known.
+    """
+    parts: list[Table | Text] = []
+    for heads, rows in (level_cells(records, costs), score_cells(records)):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, head in enumerate(heads):
+            table.add_column(head, justify="right" if number else "left")
+        for cells in rows:
+            table.add_row(*map(Text, cells))  # as it is: clients name metrics, and rich would read [..] as markup
+        parts += [table] if rows or not parts else []
+    parts += [Text(line) for line in (partial_line(records), *failure_lines(records)) if line]
+    if saved := savings(records, costs):
+        sent, full = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
+        share, macs = formatting.percent(saved.bytes_share), formatting.percent(saved.macs_share)
+        parts.append(
+            Text(f"against full-size FedAvg: {share} of the bytes ({sent} of {full}), {macs} of the multiplications")
+        )
+    if found := on_devices(records):
+        best = f", best {found.metric} after {formatting.duration(found.best_seconds)}" if found.metric else ""
+        times = f"{formatting.duration(found.seconds)} of training{best}"
+        parts.append(Text(f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(found.joules)}"))
+    return Group(*parts)

@@ -1,1 +1,21 @@
-"""What a run leaves in its folder: history, checkpoints, models, and where they come from."""
+"""The folder of a run: settings, history, checkpoints, models, and where they come from."""
+
+from heterofl_flwr.runs.checkpoint import Best, Checkpoint
+from heterofl_flwr.runs.folder import Deal, RunFolder
+from heterofl_flwr.runs.metrics import seconds_to
+from heterofl_flwr.runs.models import Costs, LevelCost, ModelCosts, load_model, save_models
+from heterofl_flwr.runs.recorder import Recorder
+
+__all__ = [
+    "Best",
+    "Checkpoint",
+    "Costs",
+    "Deal",
+    "LevelCost",
+    "ModelCosts",
+    "Recorder",
+    "RunFolder",
+    "load_model",
+    "save_models",
+    "seconds_to",
+]

@@ -1,7 +1,7 @@
-"""Checkpoints: all tensors in one safetensors file, and beside it a JSON file that vouches for it.
+"""Checkpoints: all tensors in one safetensors file, and beside it a JSON file with the checksums of both.
 
-The JSON file comes last, so a checkpoint exists from the moment it has its name. It holds the tensors' checksum and its
-own, so damage of either file is found when it is read.
+The JSON file is written last, so a checkpoint exists from the moment it has its name, and damage of either file is
+found when it is read.
 """
 
 import json
@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import State
-from heterofl_flwr.runs.files import remove, to_json, write_atomic
+from heterofl_flwr.runs.files import DAMAGED, remove, to_json, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -67,24 +66,31 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
     best = checkpoint.best
     parts = (checkpoint.state, checkpoint.moments, checkpoint.optimizer, best.state if best else {})
-    data = pack(
-        {f"{part}/{name}": value for part, own in zip(_PARTS, parts, strict=True) for name, value in own.items()}
+    tensors = pack(
+        {f"{part}/{name}": own for part, state in zip(_PARTS, parts, strict=True) for name, own in state.items()}
     )
     content = {
         "format": FORMAT,
         "server_round": checkpoint.server_round,
-        "best": None if best is None else [best.metric, best.value, best.server_round],
+        "best": [best.metric, best.value, best.server_round] if best else None,
         "random_state": checkpoint.random_state,
-        "tensors": _digest(data),
+        "tensors": _digest(tensors),
     }
+    signed = {"content": content, "sha256": _digest(to_json(content).encode())}
     path = folder / _name(checkpoint.server_round)
-    write_atomic(path.with_suffix(".safetensors"), data)
-    write_atomic(path, _signed(content).encode())
-    _prune(folder)
+    write_atomic(path.with_suffix(".safetensors"), tensors)
+    write_atomic(path, to_json(signed, indent=1).encode())
+    with suppress(OSError):  # what cannot be removed now is tried again after the next checkpoint
+        for old in sorted(folder.glob("round-*.json"))[:-KEPT]:
+            old.unlink()
+        # Tensors without a JSON file, and what an interrupted writer left.
+        for old in (*folder.glob("round-*.safetensors"), *folder.glob(".*.tmp")):
+            if not old.with_suffix(".json").exists():
+                old.unlink()
 
 
 def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
-    """Return the newest checkpoint that is whole; one that is damaged is passed over with a warning.
+    """Return the newest checkpoint that is whole; a damaged one is skipped with a warning.
 
     So is one of a round after ``last_round``: a run that goes on from there would lack the records of rounds.
     """
@@ -95,10 +101,9 @@ def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
             continue
         try:
             return _read(path)
-        # RecursionError: brackets in brackets in brackets, which no writer of ours leaves.
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except ConfigError:
+            raise
+        except (*DAMAGED, SafetensorError) as error:
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     damaged = f"; {len(paths)} damaged" if paths else ""
     raise ConfigError(f"{folder} holds no checkpoint to go on from{damaged}: start the run anew in another folder")
@@ -118,21 +123,22 @@ def drop_after(folder: Path, server_round: int) -> None:
 
 def pack(tensors: State) -> bytes:
     """Return tensors as the content of a safetensors file."""
-    # Tied weights share memory, which the format refuses, so each tensor is copied.
-    return bytes(save({name: _plain_copy(value) for name, value in tensors.items()}))
+    # Tied weights share memory, which the format does not allow, so each tensor is copied.
+    copies = {name: own.detach().cpu().clone(memory_format=torch.contiguous_format) for name, own in tensors.items()}
+    return bytes(save(copies))
 
 
 def _name(server_round: int) -> str:
     return f"round-{server_round:06d}.json"
 
 
-def _plain_copy(value: Tensor) -> Tensor:
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
 
 
 def _read(path: Path) -> Checkpoint:
     outer = json.loads(path.read_text(encoding="utf-8"))
-    content: dict[str, Any] = outer["content"]
+    content = outer["content"]
     if _digest(to_json(content).encode()) != outer["sha256"]:
         raise ValueError("its checksum is wrong")
     if content["format"] != FORMAT:
@@ -144,33 +150,12 @@ def _read(path: Path) -> Checkpoint:
     for key, value in load(data).items():
         part, _, name = key.partition("/")
         parts[part][name] = value
-    best = parts.pop("best")
+    best = content["best"]
     return Checkpoint(
         server_round=content["server_round"],
-        best=_best(content["best"], best),
+        state=parts["state"],
+        moments=parts["moments"],
+        optimizer=parts["momentum"],
+        best=Best(str(best[0]), float(best[1]), int(best[2]), parts["best"]) if best else None,
         random_state=content["random_state"],
-        optimizer=parts.pop("momentum"),
-        **parts,
     )
-
-
-def _best(values: list[Any] | None, state: State) -> Best | None:
-    return None if values is None else Best(str(values[0]), float(values[1]), int(values[2]), state)
-
-
-def _signed(content: Mapping[str, object]) -> str:
-    return to_json({"content": content, "sha256": _digest(to_json(content).encode())}, indent=1)
-
-
-def _digest(data: bytes) -> str:
-    return sha256(data).hexdigest()
-
-
-def _prune(folder: Path) -> None:
-    """Remove older checkpoints, tensors that no JSON file vouches for, and what an interrupted writer left."""
-    with suppress(OSError):  # what cannot be removed now is tried again after the next checkpoint
-        for path in sorted(folder.glob("round-*.json"))[:-KEPT]:
-            path.unlink()
-        for path in (*folder.glob("round-*.safetensors"), *folder.glob(".*.tmp")):
-            if not path.with_suffix(".json").exists():
-                path.unlink()

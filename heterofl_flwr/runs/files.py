@@ -1,4 +1,4 @@
-"""Writing to disk so that a reader finds the old content or the new one, never half of either."""
+"""Files that are written whole or not at all, strict JSON, and the lock of a folder."""
 
 import fcntl
 import json
@@ -12,9 +12,14 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
+log = logging.getLogger(__name__)
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a file raises that is damaged or forged; endless brackets in JSON end in a ``RecursionError``."""
+
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, bring it to the disk, and only then give it its name.
+    """Write a file under a temporary name, sync it to the disk, and only then give it its name.
 
     Raises
     ------
@@ -23,38 +28,53 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb", opener=_no_link) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        with _written_in(path):
+            with open(temporary, "xb", opener=_no_link) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line at the end of a file and bring it to the disk; on failure the file is as it was before."""
+    """Add one line at the end of a file and sync it to the disk; on failure the file is as it was before."""
+    data = f"{line}\n".encode()
+    # Without a buffer, nothing is left to be written when the file is closed after a failure.
+    with _written_in(path), open(path, "ab", buffering=0, opener=_no_link) as file:
+        size = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def _written_in(path: Path) -> Iterator[None]:
+    """Make a file's folder before it is written, and sync the folder afterwards: a new name outlives a power cut."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        # Without a buffer, nothing is left to be written when the file is closed after a failure.
-        with open(path, "ab", buffering=0, opener=_no_link) as file:
-            size = file.tell()
-            try:
-                _write_all(file.fileno(), f"{line}\n".encode())
-                os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(size)
-                raise
-        if new:
-            _sync_folder(path.parent)
+        yield
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise HeteroFLError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
+            f"Make room or grant access, then resume, or choose another folder"
+        ) from error
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file, but not what a link of its name leads to: who may write into a folder could plant one."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def remove(path: Path) -> None:
@@ -80,43 +100,14 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Open a file, but not what a link of its name leads to: who may write into a folder could plant one."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _sync_folder(path: Path) -> None:
-    """Bring a folder's own entries to the disk, so that a new name outlives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unwritable(path: Path, error: OSError) -> HeteroFLError:
-    return HeteroFLError(
-        f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
-        f"Make room or grant access, then resume, or choose another folder"
-    )
-
-
-log = logging.getLogger(__name__)
-
-
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made where there is none. The system gives it back when this process ends in any way.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder, which is made where there is none. The system unlocks it when this process ends in any way.
 
     Raises
     ------
     ConfigError
-        If another process holds it.
+        If another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -134,12 +125,12 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def states_in(folder: Path) -> dict[int, Path]:
-    """Return the states in a client's folder by round, ascending; files of other names are none."""
-    named = [path for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
-    return {int(path.stem): path for path in sorted(named, key=lambda path: int(path.stem))}
+def client_states(folder: Path) -> dict[int, Path]:
+    """Return the states in a client's folder by round, ascending; files of other names do not count."""
+    named = {int(path.stem): path for path in folder.glob("*.safetensors") if path.stem.isdecimal()}
+    return dict(sorted(named.items()))
 
 
-def state_path(folder: Path, server_round: int) -> Path:
-    """Return where the state of a round is."""
+def client_state_path(folder: Path, server_round: int) -> Path:
+    """Return the path of the state of a round in a client's folder."""
     return folder / f"{server_round:06d}.safetensors"

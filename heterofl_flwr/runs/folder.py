@@ -1,25 +1,68 @@
 """One folder a run: its settings, history, checkpoints, models and report."""
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pydantic import TypeAdapter
+
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.federation.privacy import KINDS
-from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
-from heterofl_flwr.runs import history
-from heterofl_flwr.runs.checkpoint import Checkpoint, pack
-from heterofl_flwr.runs.class_split import Deal
-from heterofl_flwr.runs.costs import ModelCosts
-from heterofl_flwr.runs.files import held, remove, states_in, to_json, write_atomic
+from heterofl_flwr.runs.checkpoint import Checkpoint
+from heterofl_flwr.runs.files import DAMAGED, append_line, client_states, lock_folder, remove, to_json, write_atomic
+from heterofl_flwr.runs.models import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
+from heterofl_flwr.settings import flatten
+
+log = logging.getLogger(__name__)
+
+_RECORD = TypeAdapter(RoundRecord)
+_DEAL_HEAD = "client,class,train,test"
+
+Complete = Callable[[Mapping[str, Any]], Mapping[str, object]]
+Counts = tuple[tuple[int, ...], ...]
+"""For each client the number of examples of each class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """The numbers of training and test examples, by client and class."""
+
+    train: Counts
+    test: Counts
+
+    def to_csv(self) -> str:
+        """Return a line for each client and class of which it has examples."""
+        counts = np.array([self.train, self.test])  # (train or test, clients, classes)
+        places = np.argwhere(counts.sum(0))
+        lines = [f"{client},{label},{counts[0, client, label]},{counts[1, client, label]}" for client, label in places]
+        return "\n".join([_DEAL_HEAD, *lines, ""])
+
+    @classmethod
+    def from_csv(cls, text: str) -> "Deal":
+        """Read what ``to_csv`` wrote."""
+        try:
+            head, *lines = text.splitlines()
+            if head != _DEAL_HEAD:
+                raise ValueError(f"its head is {head}, expected {_DEAL_HEAD}")
+            rows = np.array([line.split(",") for line in lines], dtype=np.int64).reshape(-1, 4)
+            counts = np.zeros((2, *(rows[:, :2].max(0) + 1)), dtype=np.int64)
+            counts[:, rows[:, 0], rows[:, 1]] = rows[:, 2:].T
+        except (ValueError, IndexError) as error:
+            raise DataError(f"the table of what clients were dealt cannot be read: {error}") from error
+        train, test = (tuple(map(tuple, part.tolist())) for part in counts)
+        return cls(train, test)
 
 
 class RunFolder:
@@ -58,9 +101,9 @@ class RunFolder:
         self._deal = self.path / "deal.csv"
         self._privacy = self.path / "privacy.json"
 
-    def held(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from running in the folder; ``ConfigError`` where one does."""
-        return held(self.path)
+        return lock_folder(self.path)
 
     def start(
         self,
@@ -69,9 +112,9 @@ class RunFolder:
         resume: bool = False,
         may_differ: Sequence[str] = (),
         about: Mapping[str, object] | None = None,
-        complete: Callable[[Mapping[str, Any]], Mapping[str, object]] = dict,
+        complete: Complete = dict,
     ) -> None:
-        """Make the folder ready for a run, or take up the run that is in it; rounds without a checkpoint are forgotten.
+        """Make the folder ready for a run, or resume the run that is in it; rounds without a checkpoint are forgotten.
 
         Parameters
         ----------
@@ -82,9 +125,9 @@ class RunFolder:
         may_differ : Sequence[str]
             Settings (dotted keys) that a resumed run may change, such as the number of rounds.
         about : Mapping[str, object] | None
-            More that the report shall tell: a ``title``, the ``device``.
+            More facts for the report: a ``title``, the ``device``.
         complete : Callable[[Mapping[str, Any]], Mapping[str, object]]
-            Returns the settings of the run that is there with those that it could not know yet.
+            Returns the settings of the run that is there with those that its version did not know yet.
 
         Raises
         ------
@@ -95,12 +138,13 @@ class RunFolder:
         self.check(settings, resume=resume, may_differ=may_differ, complete=complete)
         if resume and not self.has_checkpoint:
             self.rewind(0)
-        then = self.about() if resume else {}
-        starts = [*then.get("starts", []), datetime.now().astimezone().isoformat(timespec="seconds")]
-        facts = {**then, "command": command(), **(about or {}), "starts": starts, "versions": _versions()}
-        for name, now in (("commits", commit()), ("machines", machine())):
-            facts[name] = [*then.get(name, []), now]  # one a start, as the times
-        self._write({**(self._read() if resume else {}), "settings": settings, "about": facts})
+        before = self._read() if resume else {}
+        then = before.get("about", {})
+        facts = {**then, "command": command(), **(about or {}), "versions": _versions()}
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        for name, now in (("starts", started), ("commits", commit()), ("machines", machine())):
+            facts[name] = [*then.get(name, []), now]  # one for each start
+        self._write({**before, "settings": settings, "about": facts})
 
     def check(
         self,
@@ -108,14 +152,33 @@ class RunFolder:
         *,
         resume: bool = False,
         may_differ: Sequence[str] = (),
-        complete: Callable[[Mapping[str, Any]], Mapping[str, object]] = dict,
+        complete: Complete = dict,
     ) -> None:
         """Raise the ``ConfigError`` that ``start`` would raise; nothing is written."""
-        differences = self._differences(settings, complete, may_differ) if self.started else []
-        if resume:
-            self._check_resumable(differences)
-        elif self.started and (differences or self._history.exists() or self.has_checkpoint):
-            raise ConfigError(self._occupied(differences))
+        if not self.started:
+            if resume:
+                raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
+            return
+        # Written as JSON and read back, tuples and lists are equal, and so are paths and their text.
+        new, old = (flatten(json.loads(to_json(own))) for own in (settings, complete(self.settings())))
+        differences = "; ".join(
+            f"{key} was {_show(old, key)} and is {_show(new, key)}"
+            for key in {**old, **new}
+            if key not in may_differ and (key in old, old.get(key)) != (key in new, new.get(key))
+        )
+        if resume and differences:
+            raise ConfigError(
+                f"the run in {self.path} had other settings: {differences}. "
+                f"Resume it with its own settings, or start a new run in another folder"
+            )
+        if not resume and differences:
+            raise ConfigError(
+                f"{self.path} holds another run: {differences}. Choose another folder, or remove this one"
+            )
+        if not resume and (self._history.exists() or self.has_checkpoint):
+            raise ConfigError(
+                f"{self.path} holds a run with these settings already: resume it, or choose another folder"
+            )
 
     @property
     def started(self) -> bool:
@@ -140,7 +203,7 @@ class RunFolder:
         self._write({**self._read(), "about": {**self.about(), **facts}})
 
     def write_costs(self, costs: ModelCosts) -> None:
-        """Keep what the models cost, so that a report needs no model."""
+        """Write what the models cost, so that a report needs no model."""
         self._write({**self._read(), "model": costs.to_json()})
 
     def costs(self) -> ModelCosts | None:
@@ -149,7 +212,7 @@ class RunFolder:
         return None if model is None else ModelCosts.from_json(model)
 
     def write_deal(self, deal: Deal) -> None:
-        """Keep what clients were dealt."""
+        """Write what clients were dealt."""
         write_atomic(self._deal, deal.to_csv().encode())
 
     def deal(self) -> Deal | None:
@@ -158,41 +221,54 @@ class RunFolder:
 
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history; it is on the disk when this returns."""
-        history.append(self._history, record)
+        append_line(self._history, to_json(record.to_json()))
 
     def history(self) -> list[RoundRecord]:
-        """Return the records of all rounds."""
-        return history.read(self._history)
+        """Return all rounds' records; a last line that was cut off, as by a power cut, is ignored with a warning."""
+        text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""
+        lines = [line for line in text.split("\n") if line]  # splitlines would also split at what a text may contain
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(parse_record(json.loads(line)))
+            except DAMAGED as error:
+                if number < len(lines):
+                    raise ConfigError(f"{self._history}, line {number} is no record of a round: {error!r}") from error
+                log.warning("%s ends with an incomplete line, which is ignored", self._history)
+        return records
+
+    def rewind(self, last_round: int) -> None:
+        """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
+        records = [record for record in self.history() if record.server_round <= last_round]
+        found = records[-1].server_round if records else 0
+        if found != last_round:
+            raise ConfigError(
+                f"{self._history} ends with round {found}, but the run is to go on after round {last_round}"
+            )
+        write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
+        checkpoints.drop_after(self._checkpoints, last_round)
+        # What links lead to is not of this run.
+        folders = [] if self.clients.is_symlink() else [own for own in self.clients.glob("*") if not own.is_symlink()]
+        states = [state for folder in folders for state in client_states(folder).items()]
+        for path in [path for number, path in states if number > last_round]:
+            remove(path)
 
     def releases(self) -> dict[str, float]:
         """Return how often something was released with noise, by kind; at least as often as the history knows."""
         known = [{name: value for name, value in record.privacy.items() if name in KINDS} for record in self.history()]
         if self._privacy.exists():
-            known.append(self._read_releases())
+            try:
+                found = json.loads(self._privacy.read_text(encoding="utf-8"))
+                known.append({kind: float(found[kind]) for kind in KINDS})
+            except DAMAGED as error:
+                raise ConfigError(
+                    f"{self._privacy} cannot be read, so what the run gave away is not known: {error!r}; restore it"
+                ) from error
         return {kind: max(own.get(kind, 0) for own in known) for kind in KINDS} if known else {}
 
     def write_releases(self, releases: Mapping[str, int]) -> None:
-        """Keep how often something was released with noise; ``rewind`` does not forget it."""
-        write_atomic(self._privacy, _text(releases))
-
-    def _read_releases(self) -> dict[str, float]:
-        try:
-            found = json.loads(self._privacy.read_text(encoding="utf-8"))
-            return {kind: float(found[kind]) for kind in KINDS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{self._privacy} cannot be read, so what the run gave away is not known: {error!r}; restore it"
-            ) from error
-
-    def rewind(self, last_round: int) -> None:
-        """Forget the rounds after one; a run that goes on from it then writes the history of an uninterrupted one."""
-        history.trim(self._history, last_round)
-        checkpoints.drop_after(self._checkpoints, last_round)
-        # What links lead to is not of this run. Later states do no harm: a client takes the last one before its round.
-        folders = [] if self.clients.is_symlink() else [own for own in self.clients.glob("*") if not own.is_symlink()]
-        kept = [states_in(client) for client in folders]
-        for path in [path for states in kept for number, path in states.items() if number > last_round]:
-            remove(path)
+        """Write how often something was released with noise; ``rewind`` does not forget it."""
+        write_atomic(self._privacy, f"{to_json(releases, indent=2)}\n".encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint whole or not at all; the last two are kept."""
@@ -203,82 +279,36 @@ class RunFolder:
         records = self.history()
         return checkpoints.load_checkpoint(self._checkpoints, records[-1].server_round if records else None)
 
-    def save_model(self, level: str, state: State, moments: State, facts: Mapping[str, object]) -> None:
-        """Write a level's final model, and the moments of its batch norm layers if there are any."""
-        write_atomic(self.models / f"{level}.safetensors", pack(state))
-        if moments:
-            write_atomic(self.models / f"{level}.moments.safetensors", pack(moments))
-        shapes = {name: list(value.shape) for name, value in state.items()}
-        write_atomic(self.models / f"{level}.json", _text({"level": level, **facts, "shapes": shapes}))
-
-    def _differences(
-        self,
-        settings: Mapping[str, object],
-        complete: Callable[[Mapping[str, Any]], Mapping[str, object]],
-        may_differ: Sequence[str],
-    ) -> list[str]:
-        # A journey through JSON makes tuples and lists, and paths and their text, equal.
-        new, old = (flatten(json.loads(to_json(own))) for own in (settings, complete(self.settings())))
-        keys = [key for key in {**old, **new} if key not in may_differ]
-        return [f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys if _differ(old, new, key)]
-
-    def _check_resumable(self, differences: Sequence[str]) -> None:
-        if not self.started:
-            raise ConfigError(f"{self.path} holds no run to resume: check the folder, or start without resume")
-        if differences:
-            raise ConfigError(
-                f"the run in {self.path} had other settings: {'; '.join(differences)}. "
-                f"Resume it with its own settings, or start a new run in another folder"
-            )
-
-    def _occupied(self, differences: Sequence[str]) -> str:
-        if differences:
-            return f"{self.path} holds another run: {'; '.join(differences)}. Choose another folder, or remove this one"
-        return f"{self.path} holds a run with these settings already: resume it, or choose another folder"
-
     def _read(self) -> dict[str, Any]:
         if not self.started:
             raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
         try:
             found = json.loads(self._settings.read_text(encoding="utf-8"))
             return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except DAMAGED as error:
             raise ConfigError(f"{self._settings} cannot be read: {error!r}; remove the folder or restore it") from error
 
     def _write(self, content: Mapping[str, object]) -> None:
-        write_atomic(self._settings, _text(content))
+        write_atomic(self._settings, f"{to_json(content, indent=2)}\n".encode())
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Return nested settings under dotted keys."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def parse_record(values: Mapping[str, Any]) -> RoundRecord:
+    """Return the record that ``RoundRecord.to_json`` gave, also in an older version, after a journey through JSON."""
+    # Older histories claim an epsilon that counts on the chance of being drawn; it does not hold.
+    privacy = {name: own for name, own in values.get("privacy", {}).items() if name != "epsilon-sampled"}
+    record = _RECORD.validate_python({**values, "privacy": privacy})
+    return replace(record, refused=tuple(record.refused), partial=tuple(record.partial))
 
 
-def _differ(old: Mapping[str, object], new: Mapping[str, object], key: str) -> bool:
-    return (key in old, old.get(key)) != (key in new, new.get(key))
-
-
-def _shown(values: Mapping[str, object], key: str) -> str:
+def _show(values: Mapping[str, object], key: str) -> str:
     return to_json(values[key]) if key in values else "not set"
 
 
-def _text(content: Mapping[str, object]) -> bytes:
-    return f"{to_json(content, indent=2)}\n".encode()
-
-
 def _versions() -> dict[str, str]:
-    def version(name: str) -> str:
+    versions = {"heterofl-flwr": __version__, "python": platform.python_version()}
+    for name in ("flwr", "torch"):
         try:
-            return metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            return "not installed"
-
-    return {"heterofl-flwr": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in ("flwr", "torch")
-    }
+            versions[name] = "not installed"
+    return versions

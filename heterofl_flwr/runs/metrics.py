@@ -1,4 +1,4 @@
-"""What the metrics of a record mean: which is the headline, which way is better, and what each is called elsewhere."""
+"""The metrics of a history: the headline, which way is better, final and best values, and names for trackers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,15 @@ KINDS = ("accuracy", "perplexity", "loss")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric over a run: its last value, its best one, and the rounds of both.
+    """One metric over a run: its final value, its best one and the round of that.
 
-    ``partial`` says that the last value is one of too few clients. Such values are never the best; there may be none.
-    ``median`` is the last value's over clients, which also is what rounds are compared by where nothing bounds what one
-    client says. ``client`` is the worst one's partition.
+    ``partial`` says that the final value comes from too few clients. Such values are never the best, so there may be no
+    best. ``median`` is that of the final value over clients, by which rounds are compared where nothing bounds what one
+    client reports. ``client`` is the partition of the worst client.
     """
 
     name: str
     final: float
-    final_round: int
     best: float | None
     best_round: int | None
     partial: bool
@@ -32,7 +31,7 @@ class Score:
 
 
 def mode_of(name: str) -> str:
-    """Return ``min`` for losses and perplexities, ``max`` for all else."""
+    """Return ``min`` for losses and perplexities, ``max`` for everything else."""
     return "min" if name.endswith(("loss", "perplexity")) else "max"
 
 
@@ -44,13 +43,13 @@ def is_better(value: float, than: float | None, mode: str) -> bool:
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return what the run is judged by: accuracy, else perplexity, else loss."""
-    names = {name for record in records for name in _evaluated(record)}
-    return next((kind for kind in KINDS if any(name.endswith(kind) for name in names)), KINDS[0])
+    """Return the kind of metric by which the run is compared: accuracy, else perplexity, else loss."""
+    found = [own for record in records for own in (record.evaluate, *record.evaluate_by_level.values())]
+    return next((kind for kind in KINDS if any(name.endswith(kind) for own in found for name in own)), KINDS[0])
 
 
 def headline(record: RoundRecord) -> str | None:
-    """Return the name of the metric by which the global model is judged, if the round was evaluated."""
+    """Return the name of the metric by which global models are compared, if the round was evaluated."""
     names = [f"{scope}-{kind}" for kind in KINDS for scope in SCOPES]
     names += [name for kind in KINDS for name in record.evaluate if name.endswith(kind)]
     return next((name for name in names if name in record.evaluate), None)
@@ -64,7 +63,7 @@ def of_level(values: Mapping[str, float], kind: str) -> float | None:
 
 
 def families(records: Sequence[RoundRecord], kind: str) -> dict[str, str]:
-    """Return, by family, the name of its model's metric of a kind (``Hybrid``); none where there are no families."""
+    """Return, by family (``Hybrid``), the name of its model's metric of a kind."""
     names = dict.fromkeys(name for record in records for name in record.evaluate)
     ends = f"/global-{kind}"
     return {name.removesuffix(ends): name for name in names if name.endswith(ends)}
@@ -74,8 +73,7 @@ def points(
     records: Sequence[RoundRecord], value_of: Callable[[RoundRecord], float | None]
 ) -> tuple[list[int], list[float]]:
     """Return the rounds that have a value, and the values."""
-    found = [(record.server_round, value_of(record)) for record in records]
-    known = [(server_round, value) for server_round, value in found if value is not None]
+    known = [(record.server_round, value) for record in records if (value := value_of(record)) is not None]
     return [server_round for server_round, _ in known], [value for _, value in known]
 
 
@@ -89,7 +87,7 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
     name : str
         The metric, such as ``global-accuracy``.
     value : float
-        What it is to reach: that or more, or, for a loss or a perplexity, that or less.
+        The target: that or more, or, for a loss or a perplexity, that or less.
     """
     passed = accumulate(record.simulated_seconds for record in records)
     for record, seconds in zip(records, passed, strict=True):
@@ -101,8 +99,27 @@ def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float
 
 def scores(records: Sequence[RoundRecord]) -> list[Score]:
     """Return final and best of every metric of evaluation, in the order in which they first appear."""
-    names = dict.fromkeys(name for record in records for name in record.evaluate)
-    return [_score(name, records) for name in names]
+    found = []
+    for name in dict.fromkeys(name for record in records for name in record.evaluate):
+        last = next(record for record in reversed(records) if name in record.evaluate)
+        best: RoundRecord | None = None
+        for record in records:
+            value = record.comparable.get(name)
+            # The first value stands until a better one comes, even where it is not a number.
+            if value is not None and (best is None or is_better(value, best.comparable[name], mode_of(name))):
+                best = record
+        found.append(
+            Score(
+                name,
+                final=last.evaluate[name],
+                best=best.comparable[name] if best else None,
+                best_round=best.server_round if best else None,
+                partial=name in last.partial,
+                median=last.evaluate_medians.get(name),
+                client=last.worst_client if name == WORST_ACCURACY else None,
+            )
+        )
+    return found
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
@@ -127,27 +144,3 @@ def scalars(record: RoundRecord) -> dict[str, float]:
         "round/bytes-down": float(record.bytes_down),
         "round/bytes-up": float(record.bytes_up),
     }
-
-
-def _evaluated(record: RoundRecord) -> tuple[str, ...]:
-    return (*record.evaluate, *(name for own in record.evaluate_by_level.values() for name in own))
-
-
-def _score(name: str, records: Sequence[RoundRecord]) -> Score:
-    last = next(record for record in reversed(records) if name in record.evaluate)
-    best: RoundRecord | None = None
-    for record in records:
-        value = record.comparable.get(name)
-        # The first value stands until a better one comes, even where it is not a number.
-        if value is not None and (best is None or is_better(value, best.comparable[name], mode_of(name))):
-            best = record
-    return Score(
-        name,
-        final=last.evaluate[name],
-        final_round=last.server_round,
-        best=best.comparable[name] if best else None,
-        best_round=best.server_round if best else None,
-        partial=name in last.partial,
-        median=last.evaluate_medians.get(name),
-        client=last.worst_client if name == WORST_ACCURACY else None,
-    )

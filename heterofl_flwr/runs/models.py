@@ -1,28 +1,137 @@
-"""The final model of each level, cut from the global one by its plan; and how to get it back."""
+"""The models of a run: what each level's model costs, and the final model of each level in the run's folder."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from heterofl_flwr.core.layer_rules import untied
-from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.nn.static_norm import batch_norms, with_static_norm
-from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.runs.checkpoint import pack
+from heterofl_flwr.runs.files import DAMAGED, to_json, write_atomic
+
+if TYPE_CHECKING:
+    from heterofl_flwr.runs.folder import RunFolder
+
+Build = Callable[[float], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCost:
+    """The cost of one rate's model.
+
+    Attributes
+    ----------
+    level
+        Its letter, or its rate as text.
+    rate
+        Its rate.
+    parameters
+        Number of parameters.
+    macs
+        Multiplications of one forward pass of one sample.
+    printed_flops
+        What the paper prints as FLOPs.
+    bytes
+        The size of its parameters in a message, one way.
+    """
+
+    level: str
+    rate: float
+    parameters: int
+    macs: int
+    printed_flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCosts:
+    """The costs of a run's rates, from the largest to the smallest."""
+
+    global_rate: float
+    levels: tuple[LevelCost, ...]
+
+    @property
+    def by_rate(self) -> Mapping[float, LevelCost]:
+        """The costs by rate."""
+        return {cost.rate: cost for cost in self.levels}
+
+    @property
+    def full(self) -> LevelCost:
+        """The cost of the global model."""
+        return self.by_rate[self.global_rate]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the costs as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
+        """Return what ``to_json`` gave."""
+        found = _COSTS.validate_python(values)
+        return cls(found.global_rate, tuple(sorted(found.levels, key=lambda cost: -cost.rate)))
+
+
+_COSTS = TypeAdapter(ModelCosts)
+
+
+class Costs:
+    """Measures what a user's model costs at the rates of a mix, and at any other rate that a client has.
+
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module] | Mapping[str, Callable[[float], nn.Module]]
+        From a rate to a model; or that of each family by name, as ``Hybrid`` takes them. A rate's costs are then the
+        means over families, which have equally many clients.
+    mix : Mix
+        The run's mix.
+    example : torch.Tensor
+        A batch of one input.
+    """
+
+    def __init__(self, build: Build | Mapping[str, Build], mix: Mix, example: Tensor) -> None:
+        self.builds = build if isinstance(build, Mapping) else {"": build}
+        self.mix = mix
+        self._example = example
+        self._known: dict[float, LevelCost] = {}
+        self.add(mix.rates)
+
+    def add(self, rates: Sequence[float]) -> bool:
+        """Measure the rates that are not known yet; return whether there was one."""
+        new = sorted({rate for rate in rates if rate not in self._known}, reverse=True)
+        for rate in new:
+            found = [self._measure(build, rate) for build in self.builds.values()]
+            means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
+            self._known[rate] = LevelCost(level_name(rate), rate, *means)
+        return bool(new)
+
+    def model(self) -> ModelCosts:
+        """Return all that is known."""
+        return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
+
+    def _measure(self, build: Build, rate: float) -> tuple[int, int, int, int]:
+        """Return the numbers of a ``LevelCost``."""
+        model, cost = build_and_profile(build, rate, self._example)
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        return cost.parameters, cost.macs, cost.printed_flops, size
 
 
 def save_models(
-    folder: RunFolder,
-    build: Callable[[float], nn.Module],
+    folder: "RunFolder",
+    build: Build,
     rates: Sequence[float],
     state: State,
     *,
@@ -30,14 +139,14 @@ def save_models(
     record: RoundRecord | None = None,
     family: str = "",
 ) -> None:
-    """Write the model of each rate as safetensors with a JSON file beside it.
+    """Write the model of each rate, cut from the global one by its plan, as safetensors with a JSON file beside it.
 
     Load one with ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``.
 
     Parameters
     ----------
     folder : RunFolder
-        Where to.
+        Where to write.
     build : Callable[[float], nn.Module]
         From a rate to a model.
     rates : Sequence[float]
@@ -50,47 +159,50 @@ def save_models(
     record : RoundRecord | None
         The last round with evaluation, for the metrics in the JSON files.
     family : str
-        Whose model it is, where there are several (``Hybrid``): part of the files' names.
+        The model's family, where there are several (``Hybrid``): part of the files' names.
     """
-    whole, by_level = (record.evaluate, record.evaluate_by_level) if record else ({}, {})
-    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
+    largest, prefix = max(rates), f"{family}/" if family else ""
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which must not change the caller's draws
         models = {rate: build(rate) for rate in rates}
     for rate, model in models.items():
-        plan = Plan.of(models[max(rates)], model)
-        level = level_name(rate)
-        metrics = _of_family(family, by_level.get(level, {}))
-        if rate == max(rates):
-            metrics = {**_of_family(family, whole), **metrics}
+        level, plan = level_name(rate), Plan.of(models[largest], model)
+        own = plan.extract(untied(models[largest], state))
+        metrics: dict[str, float] = {}
+        if record:
+            metrics |= record.evaluate if rate == largest else {}
+            metrics |= record.evaluate_by_level.get(level, {})
         facts: dict[str, object] = {
+            "level": level,
             "rate": rate,
-            "global_rate": max(rates),
+            "global_rate": largest,
             "parameters": plan.parameters,
             "server_round": record.server_round if record else None,
-            "metrics": metrics,
+            "metrics": {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)},
+            **({"family": family} if family else {}),
         }
-        facts |= {"level": level, "family": family} if family else {}
         if record and record.few_answered:
             facts["evaluated_by"] = f"{record.evaluate_answers} of {record.evaluate_asked} clients"
+        facts["shapes"] = {key: list(value.shape) for key, value in own.items()}
         name = f"{family}-{level}" if family else level
-        folder.save_model(name, plan.extract(untied(models[max(rates)], state)), (moments or {}).get(rate, {}), facts)
+        write_atomic(folder.models / f"{name}.safetensors", pack(own))
+        if moments and moments.get(rate):
+            write_atomic(folder.models / f"{name}.moments.safetensors", pack(moments[rate]))
+        write_atomic(folder.models / f"{name}.json", f"{to_json(facts, indent=2)}\n".encode())
 
 
-def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
+def model_facts(folder: "RunFolder") -> dict[str, dict[str, Any]]:
     """Return what was written about each final model, by its name; each family's largest first.
 
     A run writes them when it ends. Where clients keep parameters of their own there are none.
     """
     found = {}
     for path in folder.models.glob("*.json"):
-        try:
-            facts = dict(json.loads(path.read_text(encoding="utf-8")))
-            found[path.stem] = {"family": "", **facts, "rate": float(facts["rate"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _unreadable(path, error) from error
+        facts = _read_model_file(path, lambda data: dict(json.loads(data)))
+        found[path.stem] = {"family": "", **facts}
     return dict(sorted(found.items(), key=lambda item: (item[1]["family"], -item[1]["rate"])))
 
 
-def load_model(folder: RunFolder, name: str, build: Callable[[float], nn.Module]) -> nn.Module:
+def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     """Return a level's final model in evaluation mode, its batch norm with the moments that were measured on it.
 
     Parameters
@@ -107,7 +219,7 @@ def load_model(folder: RunFolder, name: str, build: Callable[[float], nn.Module]
     ConfigError
         If there is no such model, or batch norm was not measured on it.
     ShapeError
-        If it is not what ``build`` makes.
+        If its parameters are not those of the model that ``build`` makes.
     """
     facts = model_facts(folder)
     if name not in facts:
@@ -115,12 +227,20 @@ def load_model(folder: RunFolder, name: str, build: Callable[[float], nn.Module]
     rate = facts[name]["rate"]
     with torch.random.fork_rng(devices=[]):
         model = build(rate)
-    state = untied(model, _tensors(folder.models / f"{name}.safetensors"))
-    moments = folder.models / f"{name}.moments.safetensors"
-    _check_fit(state, model, f"model {name} of {folder.path} is not what build({rate:g}) makes")
+    state = untied(model, _read_model_file(folder.models / f"{name}.safetensors", load))
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    expected = {key: tuple(value.shape) for key, value in model.named_parameters()}
+    wrong = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+    if wrong:
+        shown = "; ".join(f"{key}: found {found.get(key)}, expected {expected.get(key)}" for key in wrong[:3])
+        raise ShapeError(
+            f"model {name} of {folder.path} is not what build({rate:g}) makes ({shown}): is it the run's own build, "
+            f"with the run's settings?"
+        )
     model.load_state_dict(state, strict=False)
+    moments = folder.models / f"{name}.moments.safetensors"
     if moments.exists():
-        return with_static_norm(model, Moments.from_tensors(_tensors(moments)))
+        return with_static_norm(model, Moments.from_tensors(_read_model_file(moments, load)))
     if any(layer.running_mean is None for layer in batch_norms(model).values()):
         raise ConfigError(
             f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
@@ -129,31 +249,14 @@ def load_model(folder: RunFolder, name: str, build: Callable[[float], nn.Module]
     return model.eval()
 
 
-def _check_fit(state: State, model: nn.Module, what: str) -> None:
-    own = dict(model.named_parameters())
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    expected = {name: tuple(value.shape) for name, value in own.items()}
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if wrong:
-        shown = "; ".join(f"{name}: found {found.get(name)}, expected {expected.get(name)}" for name in wrong[:3])
-        raise ShapeError(f"{what} ({shown}): is it the run's own build, with the run's settings?")
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _read_model_file(path: Path, parse: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return dict(load(path.read_bytes()))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{path} cannot be read: {error!r}; a run writes it when it ends: go on with it, or run it anew")
-
-
-def _of_family(family: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return a family's own metrics; where there are none, all."""
-    prefix = f"{family}/" if family else ""
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+        found = parse(path.read_bytes())
+        return {**found, "rate": float(found["rate"])} if path.suffix == ".json" else found
+    except (*DAMAGED, SafetensorError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error!r}; a run writes it when it ends: go on with it, or run it anew"
+        ) from error
 
 
 def moments_by_rate(moments: State, global_rate: float) -> dict[float, State]:

@@ -1,4 +1,4 @@
-"""Where a result comes from: the command, the commit of the code and the machine that ran it."""
+"""The origin of a result: the command, the commit of the code and the machine that ran it."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CHANGED = "-dirty"
 """Follows the commit where the package's files were not those of the commit."""
 
 COMMAND = "HETEROFL_COMMAND"
-"""The environment variable that tells the processes of a run what the user typed."""
+"""The environment variable that holds what the user typed, for the processes of a run."""
 
 HIDDEN = "***"
 """Stands for what is secret in a command."""
@@ -54,7 +54,7 @@ def commit() -> str:
 
 
 def command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
-    """Return the command that the user typed for this run: ``own_command``, or what ``command_known`` says."""
+    """Return the command that the user typed for this run: as ``command_known`` has it, else ``own_command``."""
     return os.environ.get(COMMAND) or own_command(run_config)
 
 
@@ -66,7 +66,7 @@ def own_command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
     Parameters
     ----------
     run_config : Mapping[str, object]
-        What a process that ``flwr run`` has started knows of that command: the settings that it changed.
+        The settings that the command changed, for a process that ``flwr run`` has started.
     """
     name = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", "")
     program = Path(sys.argv[0]).name
@@ -75,13 +75,14 @@ def own_command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
         return shlex.join(["flwr", "run", ".", *(["--run-config", " ".join(words)] if words else [])])
     if name.startswith(_WORKERS) or program.startswith(_WORKERS):
         return UNKNOWN
-    start = ["python", "-m", name.removesuffix(".__main__")] if name else [_typed(sys.argv[0])]
+    typed = sys.argv[0] if program.endswith(".py") else program  # one types an installed command by its name alone
+    start = ["python", "-m", name.removesuffix(".__main__")] if name else [typed]
     return shlex.join([*start, *without_secrets(sys.argv[1:])])
 
 
 @contextmanager
 def command_known(text: str) -> Iterator[None]:
-    """Take this for the command meanwhile, here and in the processes that are started."""
+    """Set the command meanwhile, for this process and those that it starts."""
     before = os.environ.get(COMMAND)
     os.environ[COMMAND] = text
     try:
@@ -114,15 +115,16 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({_gpu_names()})" if device.type == "cuda" else str(device)
 
 
-def _typed(program: str) -> str:
-    """Return a program as one types it: an installed command by its name alone."""
-    return program if program.endswith(".py") else Path(program).name
-
-
 @cache
 def machine() -> str:
     """Return processor, number of cores and GPUs."""
-    return f"{_processor()}, {os.cpu_count()} cores, {_gpus()}"
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    processor = next(names, platform.processor() or platform.machine())
+    # Asking torch for a GPU's name would open a context on it, in a process that may need none.
+    number = torch.cuda.device_count()
+    return f"{processor}, {os.cpu_count()} cores, {f'{number} x {_gpu_names()}' if number else 'no GPU'}"
 
 
 def commit_of(checkout: Path, package: str) -> str | None:
@@ -144,21 +146,6 @@ def _editable() -> Path | None:
     except (metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         return None
     return Path(unquote(url.path)) if url.scheme == "file" else None
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _gpus() -> str:
-    # Asking torch for a name would open a context on the GPU, in a process that may need none.
-    number = torch.cuda.device_count()
-    if not number:
-        return "no GPU"
-    return f"{number} x {_gpu_names()}"
 
 
 def _gpu_names() -> str:

@@ -1,4 +1,4 @@
-"""Keep everything of a run on disk: history, checkpoints, costs and final models."""
+"""The callback that writes a run to disk: history, checkpoints, costs and final models."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,10 +9,9 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.families import within
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint
-from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline, is_better, mode_of
-from heterofl_flwr.runs.models import moments_by_rate, save_models
+from heterofl_flwr.runs.models import Costs, moments_by_rate, save_models
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ class Recorder(RoundCallback):
     Parameters
     ----------
     folder : RunFolder | str | Path
-        Where to; a folder that was not started yet is started without settings.
+        Where to write; a folder that was not started yet is started without settings.
     every : int
         Rounds between checkpoints. The last round of a run always has one.
     metric : str | None
@@ -35,7 +34,7 @@ class Recorder(RoundCallback):
         Measures what the models cost. With it the report can say what was saved, and each level's final model is
         written.
     models : bool
-        False leaves these models out: a state of only some parameters is none.
+        Whether to write these models; not where the global state holds only some of a model's parameters.
     random_state : Callable[[], Mapping[str, object]] | None
         Returns what the run's random generators need to go on, for the checkpoints.
     """
@@ -54,18 +53,15 @@ class Recorder(RoundCallback):
             raise ConfigError(f"a checkpoint every {every} rounds is not possible: expected 1 or more")
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.best: Best | None = None
-        self._every = every
-        self._metric = metric or None
-        self._costs = costs
-        self._models = models
-        self._random_state = random_state
+        self._every, self._metric, self._costs, self._models = every, metric or None, costs, models
+        self._random_state = random_state or dict
         self._last: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
         self._saved_round = 0
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Take up what is there, and write what the models cost."""
+        """Read what is there, and write what the models cost."""
         if not self.folder.started:
             self.folder.start({})
         records = self.folder.history()
@@ -80,14 +76,29 @@ class Recorder(RoundCallback):
             self.folder.write_costs(self._costs.model())
         self.folder.note(num_rounds=num_rounds, finished=None)
 
+    def _resume(self, first_round: int) -> None:
+        checkpoint = self.folder.load_checkpoint()
+        if checkpoint.server_round != first_round - 1:
+            raise ConfigError(
+                f"the checkpoint in {self.folder.path} is of round {checkpoint.server_round}, "
+                f"so the run goes on with the next one, not with round {first_round}"
+            )
+        self.folder.rewind(checkpoint.server_round)
+        self.best, self._moments = checkpoint.best, checkpoint.moments
+        for record in self.folder.history():
+            self._note_evaluation(record)
+        self._saved_round = checkpoint.server_round
+
     def on_round_end(self, progress: Progress) -> bool:
         """Write the round, and a checkpoint when it is time for one."""
         record = progress.record
         self.folder.append(record)
-        self._last = progress
-        self._moments = progress.moments
-        self._note_evaluated(record)
-        self._compare(record, progress.state)
+        self._last, self._moments = progress, progress.moments
+        self._note_evaluation(record)
+        name = self._metric or (self.best.metric if self.best else headline(record))
+        value = record.comparable.get(name) if name else None
+        if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
+            self.best = Best(name, value, record.server_round, dict(progress.state))
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
         if record.server_round % self._every == 0:
@@ -101,47 +112,26 @@ class Recorder(RoundCallback):
         if self._costs and self._models:
             rates = self._costs.mix.rates
             for name, build in self._costs.builds.items():
-                own = moments_by_rate(within(name, self._moments), max(rates))
-                final = within(name, state)
-                save_models(self.folder, build, rates, final, moments=own, record=self._evaluated, family=name)
+                moments = moments_by_rate(within(name, self._moments), max(rates))
+                final, record = within(name, state), self._evaluated
+                save_models(self.folder, build, rates, final, moments=moments, record=record, family=name)
         if self._metric and not self.best:
             log.warning("no evaluation gave %s, so there is no best state", self._metric)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
 
-    def _resume(self, first_round: int) -> None:
-        checkpoint = self.folder.load_checkpoint()
-        if checkpoint.server_round != first_round - 1:
-            raise ConfigError(
-                f"the checkpoint in {self.folder.path} is of round {checkpoint.server_round}, "
-                f"so the run goes on with the next one, not with round {first_round}"
-            )
-        self.folder.rewind(checkpoint.server_round)
-        self.best = checkpoint.best
-        self._moments = checkpoint.moments
-        for record in self.folder.history():
-            self._note_evaluated(record)
-        self._saved_round = checkpoint.server_round
-
-    def _note_evaluated(self, record: RoundRecord) -> None:
-        """Keep the last round with an evaluation."""
-        self._evaluated = record if record.evaluate or record.evaluate_by_level else self._evaluated
-
-    def _compare(self, record: RoundRecord, state: State) -> None:
-        name = self._metric or (self.best.metric if self.best else headline(record))
-        value = record.comparable.get(name) if name else None
-        if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
-            self.best = Best(name, value, record.server_round, dict(state))
+    def _note_evaluation(self, record: RoundRecord) -> None:
+        if record.evaluate or record.evaluate_by_level:
+            self._evaluated = record
 
     def _save(self, progress: Progress) -> None:
-        random_state = self._random_state() if self._random_state else {}
+        self._saved_round = progress.record.server_round
         self.folder.save_checkpoint(
             Checkpoint(
-                server_round=progress.record.server_round,
+                server_round=self._saved_round,
                 state=progress.state,
                 moments=progress.moments,
                 optimizer=progress.optimizer,
                 best=self.best,
-                random_state=random_state,
+                random_state=self._random_state(),
             )
         )
-        self._saved_round = progress.record.server_round

@@ -13,8 +13,7 @@ from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.runs import checkpoint
-from heterofl_flwr.runs import folder as folder_module
+from heterofl_flwr.runs import checkpoint, models
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.settings import Flat, from_flat, to_flat
 from simulations.faults.fault import VARIABLE, Fault
@@ -91,7 +90,7 @@ def half_written(fault: Fault) -> Iterator[None]:
     if kind.actor != "server" or kind.whole:
         yield
         return
-    module, name = (folder_module, "a") if kind.last else (checkpoint, f"round-{fault.server_round:06d}")
+    module, name = (models, "a") if kind.last else (checkpoint, f"round-{fault.server_round:06d}")
     with mock.patch.object(module, "write_atomic", _halting(fault, f"{name}.safetensors", kind.act)):
         yield
 

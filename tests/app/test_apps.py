@@ -190,7 +190,7 @@ def test_releases_of_rounds_that_a_resumed_run_repeats_count_as_well(tmp_path, m
 
 
 def test_a_folder_in_which_another_process_runs_is_refused(tmp_path):
-    with RunFolder(tmp_path / "run").held(), pytest.raises(ConfigError, match="another process runs in "):
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(ConfigError, match="another process runs in "):
         run(clients=2, num_rounds=1, run__dir=str(tmp_path / "run"))
     assert len(run(clients=2, num_rounds=1, run__dir=str(tmp_path / "run"))) == 1
 

@@ -76,7 +76,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
 
 
 def test_a_folder_in_which_another_process_runs_is_refused(tmp_path, capsys, started):
-    with RunFolder(tmp_path / "run").held():
+    with RunFolder(tmp_path / "run").lock():
         assert main(["run", "--out", "run"]) == 2
     assert "another process runs in " in capsys.readouterr().err
     assert started[0] == []

@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.report import Console
+from heterofl_flwr.report.console import plain_line
 
 
 def shown(fake, first=1, last=10, **options) -> str:
@@ -122,6 +123,12 @@ def test_markup_in_names_is_shown_as_it_is(fake, terminal):
     console.on_start(1, 2, {})
     console.on_round_end(fake.progress(1, 2, evaluate={"[red]x/global-accuracy": 0.5}))
     assert "[red]x" in stream.getvalue()
+
+
+def test_a_round_shows_how_few_evaluated_and_the_time_on_simulated_devices(few, simulated):
+    assert " evaluated-by=1of20 " in plain_line(few[2], 5, None)
+    assert "evaluated-by" not in plain_line(few[3], 5, None)
+    assert "simulated=1min30s" in plain_line(simulated[0], 40, 0.0)
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 import io
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
 
-from heterofl_flwr.report.drawing import COLOURS, series, to_png, to_svg, with_variables
-from heterofl_flwr.report.figures import draw_run
+from heterofl_flwr.report.drawing import COLOURS, light, series, to_png, to_svg
+from heterofl_flwr.report.figures import draw_deal, draw_run
+from heterofl_flwr.runs import Deal
 
 NAMES = [
     "learning-curves",
@@ -41,6 +44,38 @@ def test_the_curves_hold_the_records_values(records, costs):
     assert line.get_xdata().tolist() == [record.server_round for record in evaluated]
     assert line.get_ydata().tolist() == [record.evaluate["global-accuracy"] for record in evaluated]
     assert [own.get_label() for own in axes.lines] == ["global", "local", "worst"]
+
+
+def test_equal_curves_do_not_hide_one_another_and_end_below_a_line_at_100_percent(record):
+    equal = {"global-accuracy": 1.0, "local-accuracy": 1.0, "worst-accuracy": 1.0}
+    axes = figures([replace(record(number), evaluate=equal) for number in (1, 2, 3)])["learning-curves"].axes[0]
+    widths = [curve.get_linewidth() for curve in axes.lines]  # the later ones lie above
+    assert all(above < 0.6 * below for below, above in pairwise(widths))
+    (line,) = (own for own in axes.collections if isinstance(own, LineCollection))
+    assert line.get_segments()[0][:, 1].tolist() == [1, 1]
+    assert axes.get_ylim()[1] > 1
+
+
+def test_a_title_is_in_the_png_alone(records):
+    figure = figures(records)["loss"]
+    plain, svg = to_png(figure, dpi=60), to_svg(figure, "loss", "label")
+    assert to_png(figure, dpi=60, title="Training loss") != plain
+    assert "Training loss" not in svg
+
+
+def test_the_matrix_of_classes_is_darker_with_more_examples_and_has_a_scale():
+    train = ((4, 0, 0), (0, 2, 1))
+    (drawing,) = draw_run([], None, Deal(train, train))
+    assert drawing.name == "deal"
+    assert "the fullest entry has 4" in drawing.caption
+    axes, scale = draw_deal(train).axes
+    (image,) = axes.images
+    assert image.get_array().tolist() == [[4, 0], [0, 2], [0, 1]]  # classes, clients
+    assert [image.cmap(image.norm(count))[3] for count in (0, 2, 4)] == pytest.approx([0, 0.5, 1], abs=0.01)
+    assert scale.get_ylabel() == "examples"
+    assert scale.get_ylim() == (0, 4)
+    svg = to_svg(drawing.figure, drawing.name, drawing.title)
+    assert svg.count("<image") == 2
 
 
 def test_bytes_lie_below_those_of_fedavg(records, costs):
@@ -90,6 +125,7 @@ def test_an_svg_has_ids_of_its_own_and_the_pages_colours(records):
     assert svg.startswith("<svg viewBox=")
     assert 'aria-label="a &quot;label&quot;"' in svg
     assert "var(--blue)" in svg
+    assert not any(light(name) in svg for name in COLOURS)
     assert "http" not in svg
     assert "font-family" not in svg
     assert "<style" not in svg
@@ -102,13 +138,23 @@ def test_colours_are_told_apart(mode):
     assert len({series(number) for number in range(18)}) == 18
 
 
-def test_every_colour_has_a_variable():
-    assert with_variables(" ".join(pair[0] for pair in COLOURS.values())).count("var(--") == len(COLOURS)
-
-
 def test_families_have_a_curve_each_however_long_their_names(record):
     names = ("preresnet18-later", "a_function_with_a_long_name", "mlp", "cnn")
     found = {f"{name}/global-accuracy": 0.5 + 0.1 * number for number, name in enumerate(names)}
     (drawn,) = (one for one in draw_run([replace(record(1), evaluate=found)], None) if one.name == "families")
     assert [line.get_label() for line in drawn.figure.axes[0].get_lines()] == list(names)
     assert to_png(drawn.figure)  # where a legend leaves no room for the curves, matplotlib warns
+
+
+def test_figures_of_time_and_energy_are_drawn_where_devices_are_simulated(records, simulated):
+    ours = {"for-time", "for-energy"}
+    assert not ours & {drawing.name for drawing in draw_run(records, None)}
+    drawn = {drawing.name: drawing for drawing in draw_run(simulated, None)}
+    time, energy = drawn["for-time"].figure.axes[0], drawn["for-energy"].figure.axes[0]
+    evaluated = [record for record in simulated if record.evaluate]
+    line = {own.get_label(): own for own in time.lines}["global"]
+    assert line.get_xdata().tolist() == pytest.approx([1.5 * record.server_round for record in evaluated])
+    assert line.get_ydata().tolist() == [record.evaluate["global-accuracy"] for record in evaluated]
+    assert time.get_xlabel() == "simulated minutes"
+    assert energy.lines[0].get_xdata().tolist() == [1500.0 * record.server_round for record in evaluated]
+    assert "estimate" in drawn["for-energy"].title

@@ -1,8 +1,27 @@
+"""The numbers of a run, and the tables that end it."""
+
+import io
+import re
+from dataclasses import replace
+
 import pytest
+from rich.console import Console
 
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.report.summary import failure_rows, full_bytes, level_rows, macs_shares, savings, shells
-from heterofl_flwr.runs.costs import LevelCost, ModelCosts
+from heterofl_flwr.report import seconds_to, summary_table
+from heterofl_flwr.report.summary import (
+    OnDevices,
+    failure_lines,
+    failure_rows,
+    full_bytes,
+    level_rows,
+    macs_shares,
+    on_devices,
+    savings,
+    shells,
+)
+from heterofl_flwr.runs import LevelCost, ModelCosts
+from heterofl_flwr.runs.metrics import scalars, scores
 
 COSTS = ModelCosts(
     1.0,
@@ -71,9 +90,9 @@ def test_shells_say_who_trained_which_share():
     outer, middle, inner = shells(RECORDS, COSTS)
     assert (outer.levels, middle.levels, inner.levels) == (("a",), ("a", "b"), ("a", "b", "d"))
     assert (outer.share, middle.share, inner.share) == (0.7, 0.2, 0.1)
-    assert (outer.held, outer.idle) == (0, 1)  # its only holder failed
-    assert (middle.held, middle.idle) == (pytest.approx(1 / 6), 0.5)
-    assert (inner.held, inner.idle) == (pytest.approx((2 / 3 + 1) / 2), 0)
+    assert outer.held == 0  # its only holder failed
+    assert middle.held == pytest.approx(1 / 6)
+    assert inner.held == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_failures_are_grouped_by_reason():
@@ -88,3 +107,143 @@ def test_evaluations_that_failed_are_among_them():
     record = make(2, [1.0] * 3, evaluate_failures={1: "no usable moments"})
     (row,) = failure_rows([record])
     assert (row.reason, row.times, row.clients) == ("no usable moments", 1, (1,))
+
+
+def printed(*args, width: int = 100) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(summary_table(*args))
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+def test_one_row_a_level_then_final_and_best(records, costs):
+    lines = printed(records, costs.model())
+    heads = lines[1].split()
+    assert heads == ["level", "rate", "parameters", "MACs", "clients", "accuracy", "bytes", "a", "round"]
+    full = costs.model().full
+    first = lines[3].split()
+    assert first[:3] == ["a", "1", f"{full.parameters:,}"]
+    last = records[-1].evaluate_by_level["a"]["global-accuracy"]
+    assert f"{100 * last:.1f} %" in lines[3]
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows.keys() >= {"a", "b", "c", "d", "e", "global-accuracy", "local-accuracy", "worst-accuracy"}
+    best = max((record.evaluate["global-accuracy"], record.server_round) for record in records if record.evaluate)
+    final = f"{100 * records[-1].evaluate['global-accuracy']:.1f}"
+    median = f"{100 * records[-1].evaluate_medians['global-accuracy']:.1f}"
+    expected = ["global-accuracy", final, "%", median, "%", f"{100 * best[0]:.1f}", "%", str(best[1])]
+    assert rows["global-accuracy"] == expected
+    assert rows["worst-accuracy"][1:5] == ["(client", "7)", rows["worst-accuracy"][3], "%"]
+    assert rows["coverage"][3] == "-"  # the server's own
+    assert "against full-size FedAvg:" in "\n".join(lines)
+
+
+def test_what_is_not_known_is_a_dash(record):
+    lines = printed([record(1)])
+    assert lines[3].split()[2:4] == ["-", "-"]
+    assert "FedAvg" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[bold]", "[link=https://example.org]here"])
+def test_a_name_that_a_client_chose_is_printed_as_it_is(record, name):
+    lines = printed([replace(record(1), evaluate={name: 0.5})])
+    assert any(name in line for line in lines)
+
+
+def test_a_run_without_rounds_has_an_empty_table():
+    assert "level" in "\n".join(printed([]))
+
+
+def test_it_fits_eighty_columns(records, costs):
+    rows = [line.split()[0] for line in printed(records, costs.model(), width=80) if line.strip()]
+    assert rows[:2] == ["level", "─" * len(rows[1])]
+
+
+def test_they_are_never_the_best(few):
+    for score in scores(few):
+        if score.name in few[2].partial:
+            assert score.best_round not in (3, None)
+    (alone, *_) = scores([few[2]])
+    assert (alone.final, alone.best, alone.best_round, alone.partial) == (1.0, None, None, True)
+
+
+def test_an_aim_is_not_reached_by_them(few):
+    timed = [replace(record, simulated_seconds=1.0) for record in few]
+    assert seconds_to(timed, "global-accuracy", 0.99) is None
+
+
+def test_trackers_get_the_counts_and_the_mark(few):
+    found = scalars(few[2])
+    assert (found["round/evaluation-asked"], found["round/evaluation-answers"]) == (20, 1)
+    assert found["round/evaluation-partial"] == 1.0
+    assert "round/evaluation-partial" not in scalars(few[0])
+
+
+def test_the_closing_table_marks_them(few):
+    lines = printed(few[:3])
+    rows = {line.split()[0]: line for line in lines if line.strip()}
+    assert re.search(r"100\.0 % \* ", rows["global-accuracy"])
+    assert not rows["global-accuracy"].endswith(" 3")
+    assert any("in rounds 3 (at worst 1 of 20): never the best" in line for line in lines)
+    assert not any("*" in line for line in printed(few[3:]))
+    assert [row.partial for row in level_rows(few[:3], None)] == [True] * 5
+
+
+def test_the_closing_table_names_who_failed_and_why(few):
+    lines = printed(few[:3])
+    at = lines.index("failed: 9 of 30 trainings, 19 evaluations or moments")
+    assert re.fullmatch(r"  28 x in rounds 3, clients 1-.*: error 2: the worker is gone", lines[at + 1])
+    assert len(lines) == at + 2
+    assert max(map(len, lines[at:])) <= 100
+    assert failure_lines([replace(few[0], failures={})]) == []
+
+
+def test_a_reason_that_looks_like_markup_is_printed_as_it_is(few):
+    odd = replace(few[0], failures={0: "error 2: [red]no[/] [/link]"})
+    assert any(line.endswith("error 2: [red]no[/] [/link]") for line in printed([odd]))
+
+
+def test_many_reasons_are_cut_to_a_few_short_lines(few):
+    failures = {
+        number: f"Traceback (most recent call last):\n{number} {'x' * 200}\nValueError: no" for number in range(9)
+    }
+    lines = failure_lines([replace(few[0], failures=failures)])
+    assert len(lines) == 5
+    assert lines[1].startswith("  1 x in rounds 1, clients 0: Traceback (most recent call la ... ")
+    assert lines[1].endswith("xxx ValueError: no")
+    assert lines[4] == "  6 x in rounds 1, clients 3-8: 6 other reasons"
+    assert max(map(len, lines)) <= 110
+
+
+def best_of(records, name, choose=max):
+    found = {record.server_round: record.evaluate[name] for record in records if record.evaluate}
+    return choose(found, key=found.get), choose(found.values())
+
+
+def test_time_to_a_value_is_that_of_the_first_round_that_has_it(simulated):
+    number, best = best_of(simulated, "global-accuracy")
+    assert seconds_to(simulated, "global-accuracy", best) == 90 * number
+    first = next(record for record in simulated if record.evaluate)
+    assert seconds_to(simulated, "global-accuracy", 0.0) == 90 * first.server_round
+    assert seconds_to(simulated, "global-accuracy", 1.1) is None
+    assert seconds_to(simulated, "unknown", 0.0) is None
+    number, best = best_of(simulated, "global-loss", min)
+    assert seconds_to(simulated, "global-loss", best) == 90 * number
+
+
+def test_a_run_amounts_to_its_rounds(records, simulated):
+    assert on_devices(records) is None
+    assert on_devices([]) is None
+    number, _ = best_of(simulated, "global-accuracy")
+    assert on_devices(simulated) == OnDevices(40 * 90.0, 40 * 1500.0, "global-accuracy", 90.0 * number)
+    assert on_devices([replace(record, evaluate={}) for record in simulated]) == OnDevices(3600.0, 60e3, "", 0.0)
+
+
+def test_trackers_get_both_where_devices_are_simulated(records, simulated):
+    ours = {"round/simulated-seconds": 90.0, "round/joules-estimate": 1500.0}
+    assert scalars(simulated[0]) == {**scalars(records[0]), **ours}
+
+
+def test_the_closing_lines_call_the_energy_an_estimate(records, simulated):
+    assert "simulated" not in "".join(printed(records))
+    text = "\n".join(printed(simulated, width=200))
+    assert "on the simulated devices: 1 h 0 min of training, best global-accuracy after" in text
+    assert "energy, an estimate: 60.0 kJ" in text

@@ -152,14 +152,14 @@ def _check_run(request: "Request") -> str:
     from heterofl_flwr.app.launch.preflight import check_task
     from heterofl_flwr.app.server_app import find_start
     from heterofl_flwr.app.task import task_of
-    from heterofl_flwr.report import RunFolder
+    from heterofl_flwr.runs import RunFolder
 
     if (here := str(Path.cwd())) not in sys.path:  # functions that settings name may lie there
         sys.path.insert(0, here)
     task = task_of(request.config)
     folder = RunFolder(request.out)
     if request.out.exists():
-        with folder.held():
+        with folder.lock():
             pass  # no other process runs there
     start = find_start(folder, task.settings)
     if not start.finished:
@@ -182,7 +182,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _has_begun(args: argparse.Namespace) -> bool:
     """Whether a run that is resumed has come so far that its folder has its settings."""
-    from heterofl_flwr.report import RunFolder
+    from heterofl_flwr.runs import RunFolder
 
     return bool(args.resume) and RunFolder(args.resume).started
 
@@ -190,7 +190,7 @@ def _has_begun(args: argparse.Namespace) -> bool:
 def _before(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the run that goes on; one that was ended while it started has them in its note."""
     from heterofl_flwr.app.launch.preflight import LaunchNote
-    from heterofl_flwr.report import RunFolder
+    from heterofl_flwr.runs import RunFolder
 
     if not args.resume:
         return {}

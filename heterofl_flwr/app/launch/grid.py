@@ -13,7 +13,7 @@ from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import QueuedGrid
 from heterofl_flwr.messages import size_of
-from heterofl_flwr.report import RunFolder
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.training.train import MOST_ON_CPU
 
 STEP = 500_000

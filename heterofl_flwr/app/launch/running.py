@@ -20,7 +20,7 @@ from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids.local import QueuedGrid
 from heterofl_flwr.grids.windowed import Relay
-from heterofl_flwr.report import RunFolder
+from heterofl_flwr.runs import RunFolder
 
 LOG = Path("logs", "flower.log")
 """Where in a run's folder its log is."""

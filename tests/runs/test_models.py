@@ -8,7 +8,7 @@ from torch import nn
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.report import Costs, ModelCosts
+from heterofl_flwr.runs import Costs, ModelCosts
 
 
 def test_each_rate_is_measured(build, costs):

@@ -104,10 +104,10 @@ def test_it_tells_what_was_run_and_what_came_of_it(page, run):
         assert " ".join(expected.split()) in page.text
 
 
-def test_it_follows_light_and_dark_and_the_screens_width(run):
+def test_it_follows_light_and_dark_the_screens_width_and_paper(run):
     text = run.report.read_text(encoding="utf-8")
-    assert "prefers-color-scheme: dark" in text
-    assert "width=device-width" in text
+    for expected in ("screen and (prefers-color-scheme:dark)", "width=device-width", "@media print", "@page"):
+        assert expected in text
 
 
 def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
@@ -143,3 +143,26 @@ def test_a_folder_that_is_none_of_a_run_gets_no_report(tmp_path):
     with pytest.raises(ConfigError, match="is no folder of a run"):
         write_report(RunFolder(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_marks_metrics_of_few_clients(few, folder):
+    folder.start({})
+    for record in few[:3]:
+        folder.append(record)
+    page = write_report(folder).read_text()
+    assert "100.0 % *" in page
+    assert "(at worst 1 of 20): never the best" in page
+
+
+def test_the_page_has_time_and_energy_of_simulated_devices(records, simulated, tmp_path):
+    def page(name, some):
+        folder = RunFolder(tmp_path / name)
+        folder.start({})
+        for record in some:
+            folder.append(record)
+        return write_report(folder).read_text(encoding="utf-8")
+
+    assert "on devices" not in page("real", records[:2])
+    found = page("simulated", simulated[:2])
+    assert "time on devices, simulated</small><b>3 min 0 s</b>" in found
+    assert "energy, an estimate</small><b>3.00 kJ</b>" in found

@@ -1,13 +1,15 @@
 import errno
+import fcntl
 import json
+import logging
 import os
 import resource
 from contextlib import contextmanager
 
 import pytest
 
-from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.runs.files import append_line, remove, to_json, write_atomic
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.runs.files import append_line, lock_folder, remove, to_json, write_atomic
 
 
 @contextmanager
@@ -49,29 +51,15 @@ def test_a_link_that_somebody_planted_is_not_followed(path, monkeypatch):
     assert other.read_bytes() == b"precious"
 
 
-def test_folders_are_made_on_the_way(tmp_path):
-    write_atomic(tmp_path / "a" / "b" / "file", b"new")
-    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
-
-
 @pytest.mark.parametrize("step", ["replace", "fsync"])
-def test_a_failure_before_the_rename_leaves_the_old_file(path, step, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_before_the_rename_leaves_the_old_file(path, step, error, monkeypatch):
     def fail(*args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(HeteroFLError, match=r"cannot write .*file: No space left on device; what was there before"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["file"]
-
-
-def test_an_interrupt_before_the_rename_leaves_the_old_file(path, monkeypatch):
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    message = r"cannot write .*file: No space left on device; what was there before"
+    with pytest.raises((HeteroFLError, KeyboardInterrupt), match=message if isinstance(error, OSError) else None):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(path.parent) == ["file"]
@@ -113,3 +101,35 @@ def test_json_is_strict_and_numbers_that_it_lacks_come_back_as_floats():
     assert values["c"] is None
     assert values["d"] is True
     assert values["e"] == str(path)
+
+
+def test_a_folder_is_locked_once_and_unlocked(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with lock_folder(folder):
+        with pytest.raises(ConfigError, match=f"another process runs in {folder}"), lock_folder(folder):
+            pass
+        with lock_folder(tmp_path / "other"):
+            pass
+    with lock_folder(folder):
+        assert list(folder.iterdir()) == []
+
+
+def test_a_process_that_dies_unlocks_its_folder(tmp_path):
+    child = os.fork()
+    if not child:
+        with lock_folder(tmp_path):
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0  # it did hold the folder
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING), lock_folder(tmp_path):
+        pass
+    assert "cannot be locked" in caplog.text

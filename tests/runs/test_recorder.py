@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import Progress
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.report import EarlyStopping, Recorder, RunFolder, save_models
+from heterofl_flwr.report import EarlyStopping
+from heterofl_flwr.runs import Recorder, RunFolder, save_models
 from heterofl_flwr.runs.models import moments_by_rate
 
 SETTINGS = {"seed": 0}
@@ -187,3 +189,12 @@ def test_a_path_is_enough(tmp_path, fake):
 def test_a_checkpoint_every_zero_rounds_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="every 0 rounds"):
         Recorder(tmp_path, every=0)
+
+
+def test_metrics_of_few_clients_are_never_the_best(few, folder):
+    recorder = Recorder(folder)
+    recorder.on_start(1, 5, {})
+    for record in few:
+        recorder.on_round_end(Progress(record, {}, {}, {}, 5))
+    assert recorder.best.metric == "global-accuracy"
+    assert recorder.best.server_round != 3

@@ -1,16 +1,20 @@
 import json
+import math
 from dataclasses import replace
 from importlib import metadata
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given
+from hypothesis import strategies as st
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import Checkpoint, RunFolder
+from heterofl_flwr.app.task import Task
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.runs import Checkpoint, Deal, RunFolder
 from heterofl_flwr.runs import folder as run_folder
-from heterofl_flwr.runs.folder import flatten
+from heterofl_flwr.runs.folder import parse_record
 from heterofl_flwr.runs.origin import commit, machine
+from heterofl_flwr.settings import from_flat
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
 
@@ -53,11 +57,6 @@ def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
     assert folder.about()["versions"]["flwr"] == "not installed"
 
 
-def test_nothing_is_written_before_a_start(folder):
-    assert not folder.started
-    assert not folder.path.exists()
-
-
 def test_a_run_with_the_same_settings_is_not_overwritten(used):
     with pytest.raises(ConfigError, match="holds a run with these settings already: resume it, or choose another"):
         RunFolder(used.path).start(SETTINGS)
@@ -72,12 +71,6 @@ def test_another_run_is_not_overwritten_and_each_difference_is_named(used):
     assert "optim.milestones was [60, 80] and is [60, 90]" in text
     assert "seed was not set and is 1" in text
     assert "lr" not in text
-
-
-def test_settings_alone_of_another_run_are_not_overwritten(folder):
-    folder.start(SETTINGS)
-    with pytest.raises(ConfigError, match="holds another run: rounds was 10 and is 11"):
-        folder.start({**SETTINGS, "rounds": 11})
 
 
 def test_a_run_that_died_before_its_first_round_can_start_over(folder):
@@ -140,14 +133,6 @@ def test_costs_are_kept(folder, costs):
     assert folder.settings()["model"] == "cnn"
 
 
-def test_rewinding_drops_later_rounds_and_checkpoints(used, record):
-    used.append(record(2))
-    used.save_checkpoint(Checkpoint(server_round=2, state={"w": torch.ones(1)}))
-    used.rewind(1)
-    assert [one.server_round for one in used.history()] == [1]
-    assert used.load_checkpoint().server_round == 1
-
-
 @pytest.mark.parametrize("linked", ["clients", "clients/00001"])
 def test_rewinding_removes_nothing_that_a_link_leads_to(used, linked, tmp_path):
     elsewhere = tmp_path / "elsewhere"
@@ -158,18 +143,6 @@ def test_rewinding_removes_nothing_that_a_link_leads_to(used, linked, tmp_path):
     (used.path / linked).symlink_to(elsewhere)
     used.rewind(1)
     assert other.read_bytes() == b"another run's"
-
-
-def test_a_model_is_saved_with_its_shapes(folder):
-    folder.save_model("b", {"w": torch.ones(2, 3)}, {"fixed.bn.count": torch.tensor(3)}, {"rate": 0.5})
-    models = folder.path / "models"
-    assert torch.equal(load_file(models / "b.safetensors")["w"], torch.ones(2, 3))
-    assert load_file(models / "b.moments.safetensors")["fixed.bn.count"].item() == 3
-    assert json.loads((models / "b.json").read_text()) == {"level": "b", "rate": 0.5, "shapes": {"w": [2, 3]}}
-
-
-def test_nested_settings_are_named_by_dots():
-    assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
 
 
 def test_releases_are_not_forgotten_with_the_rounds_that_they_were_in(used, record):
@@ -186,3 +159,120 @@ def test_releases_that_cannot_be_read_are_not_taken_for_none(used, text):
     (used.path / "privacy.json").write_text(text)
     with pytest.raises(ConfigError, match=r"privacy\.json cannot be read, so what the run gave away is not known"):
         used.releases()
+
+
+def test_records_are_read_back_as_they_were_written(folder, records):
+    for one in records:
+        folder.append(one)
+    assert folder.history() == records
+    assert (folder.path / "history.jsonl").read_text().count("\n") == len(records)
+
+
+def test_values_that_json_lacks_are_read_back(folder, record):
+    folder.append(replace(record(2), train={"loss": math.nan}, evaluate={"global-perplexity": math.inf}))
+    (found,) = folder.history()
+    assert math.isnan(found.train["loss"])
+    assert found.evaluate == {"global-perplexity": math.inf}
+
+
+def test_a_reason_may_hold_any_text(folder, record):
+    odd = replace(record(1), failures={3: "zeile\u2028ende\n\x85 \N{SNOWMAN}"})
+    folder.append(odd)
+    assert folder.history() == [odd]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200])
+def test_a_last_line_that_was_cut_off_is_ignored(folder, records, cut, caplog):
+    for one in records[:3]:
+        folder.append(one)
+    path = folder.path / "history.jsonl"
+    path.write_bytes(path.read_bytes()[: -cut - 1])
+    assert folder.history() == records[:2]
+    assert "incomplete line" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["nothing", "[]", '{"server_round": 1}', "[" * 100_000])
+def test_a_broken_line_before_the_last_is_an_error(folder, record, line):
+    folder.path.mkdir()
+    (folder.path / "history.jsonl").write_text(f"{line}\n")
+    folder.append(record(1))
+    with pytest.raises(ConfigError, match=r"history.jsonl, line 1 is no record"):
+        folder.history()
+
+
+def test_rewinding_drops_later_rounds_and_checkpoints(used, records):
+    used.append(records[1])
+    used.save_checkpoint(Checkpoint(server_round=2, state={"w": torch.ones(1)}))
+    used.rewind(1)
+    assert [one.server_round for one in used.history()] == [1]
+    assert used.load_checkpoint().server_round == 1
+    used.append(records[1])
+    assert [one.server_round for one in used.history()] == [1, 2]
+
+
+def test_rewinding_to_a_round_that_is_missing_is_an_error(used):
+    with pytest.raises(ConfigError, match="ends with round 1, but the run is to go on after round 3"):
+        used.rewind(3)
+    assert [one.server_round for one in used.history()] == [1]
+
+
+def test_a_history_of_an_older_version_is_read(record):
+    """It has fewer fields, and an epsilon that never held, as clients can compute who takes part."""
+    old = {"epsilon": 8.0, "epsilon-sampled": 1.2, "delta": 1e-5, "training-releases": 1.0}
+    one = replace(record(1), privacy=old, partial=("global-loss",))
+    newer = ("evaluate_asked", "evaluate_answers", "partial", "evaluate_medians", "worst_client", "simulated_seconds")
+    values = {name: own for name, own in one.to_json().items() if name not in newer}
+    found = parse_record(json.loads(json.dumps(values)))
+    assert found.privacy == {"epsilon": 8.0, "delta": 1e-5, "training-releases": 1.0}
+    assert (found.few_answered, found.simulated_seconds, found.worst_client) == (False, 0, None)
+    assert found.comparable == found.evaluate == one.evaluate
+
+
+TRAIN = ((4, 0, 0), (0, 2, 1))
+TEST = ((1, 0, 0), (0, 1, 1))
+
+
+def counts(clients, classes):
+    row = st.tuples(*[st.integers(0, 9)] * classes)
+    return st.tuples(*[row] * clients)
+
+
+@given(st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(lambda size: st.tuples(counts(*size), counts(*size))))
+def test_what_clients_were_dealt_is_read_as_it_was_written(both):
+    train, test = both
+    # An entry in the last place, because what nobody has at the end leaves no line.
+    train = (*train[:-1], (*train[-1][:-1], 1))
+    assert Deal.from_csv(Deal(train, test).to_csv()) == Deal(train, test)
+
+
+def test_the_table_has_a_line_for_each_class_that_a_client_has():
+    assert Deal(TRAIN, TEST).to_csv().splitlines() == ["client,class,train,test", "0,0,4,1", "1,1,2,1", "1,2,1,1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a,b\n1,2\n", "its head is a,b, expected client,class,train,test"),
+        ("client,class,train,test\n0,0,many,1\n", "'many'"),
+        ("client,class,train,test\n", "cannot be read"),
+        ("client,class,train,test\n0,0,1\n", "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error(text, fault):
+    with pytest.raises(DataError, match=fault):
+        Deal.from_csv(text)
+
+
+def test_what_clients_were_dealt_is_what_they_train_on():
+    task = Task(from_flat({"data.split": "non-iid-2"}))
+    deal = task.deal(10)
+    for client in range(10):
+        train, test, classes = task.part(client, 10)
+        assert list(deal.train[client]) == train.targets.bincount(minlength=10).tolist()
+        assert list(deal.test[client]) == test.targets.bincount(minlength=10).tolist()
+        assert tuple(number for number, count in enumerate(deal.train[client]) if count) == classes
+
+
+def test_nothing_is_dealt_where_the_server_has_no_data():
+    assert Task(from_flat({"evaluate.central": False})).deal(10) is None

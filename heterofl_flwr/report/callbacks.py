@@ -1,0 +1,212 @@
+"""Callbacks of a run: early stopping, and curves for experiment trackers, which are installed on demand."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.metrics import is_better, mode_of, scalars
+from heterofl_flwr.settings import flatten
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class EarlyStopping(RoundCallback):
+    """Stops after ``patience`` evaluations in a row without a new best value, or when ``target`` is reached.
+
+    Parameters
+    ----------
+    metric : str
+        A metric of evaluation, such as ``global-accuracy``.
+    patience : int | None
+        Evaluations without a new best value; None for a target alone.
+    mode : str | None
+        ``max`` or ``min``; by default ``min`` for losses and perplexities, ``max`` for everything else.
+    target : float | None
+        A value that is good enough.
+    history : Sequence[RoundRecord]
+        The records so far, for a run that goes on: it then stops where an uninterrupted one would. Records of rounds
+        that are run again do not count.
+    """
+
+    def __init__(
+        self,
+        metric: str = "global-accuracy",
+        patience: int | None = 10,
+        mode: str | None = None,
+        target: float | None = None,
+        *,
+        history: Sequence[RoundRecord] = (),
+    ) -> None:
+        if mode not in ("max", "min", None):
+            raise ConfigError(f"early stopping: mode is {mode!r}; expected max or min")
+        if patience is None and target is None:
+            raise ConfigError("early stopping needs a patience or a target")
+        if patience is not None and patience < 1:
+            raise ConfigError(f"early stopping: a patience of {patience} is not usable; expected 1 or more")
+        self._metric, self._patience, self._target = metric, patience, target
+        self._mode = mode or mode_of(metric)
+        self._history = history
+        self._best: float | None = None
+        self._waited = 0
+        self._warned = False
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Count the evaluations before the first round."""
+        self._best, self._waited = None, 0
+        for record in self._history:
+            if record.server_round < first_round:
+                self._stops_after(record)
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Return whether the run must stop."""
+        return self._stops_after(progress.record)
+
+    def _stops_after(self, record: RoundRecord) -> bool:
+        value = record.comparable.get(self._metric)
+        if self._metric in record.partial:
+            return False  # from so few clients, it is neither a gain nor a lack of one
+        if value is None:
+            if record.evaluate and not self._warned:
+                given = ", ".join(record.evaluate)
+                log.warning("early stopping waits for %s; evaluation gives %s", self._metric, given)
+                self._warned = True
+            return False
+        if is_better(value, self._best, self._mode):
+            self._best, self._waited = value, 0
+        else:
+            self._waited += 1
+        reached = self._target is not None and (value == self._target or is_better(value, self._target, self._mode))
+        return reached or (self._patience is not None and self._waited >= self._patience)
+
+
+class TensorBoard(RoundCallback):
+    """Writes every number of every round into the run's ``events`` folder.
+
+    When a run goes on from a checkpoint, TensorBoard drops the rounds that are run again.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Open a new file of events."""
+        from torch.utils.tensorboard import SummaryWriter  # here, as it is slow and may load TensorFlow
+
+        self._writer = SummaryWriter(str(self._folder.events), purge_step=first_round if first_round > 1 else None)
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Write one round."""
+        if self._writer:
+            for name, value in scalars(progress.record).items():
+                self._writer.add_scalar(name, value, progress.record.server_round)
+            self._writer.flush()
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Close the file."""
+        if self._writer:
+            self._writer.close()
+
+
+class WandB(RoundCallback):
+    """Sends every number of every round to Weights & Biases.
+
+    Parameters
+    ----------
+    project : str
+        The project.
+    settings : Mapping[str, object] | None
+        The run's settings, to be shown there.
+    run_id : str | None
+        An id of your choice; a run that goes on under the same id goes on there as well.
+    options : Mapping[str, object] | None
+        More arguments of ``wandb.init``.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        settings: Mapping[str, object] | None = None,
+        run_id: str | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> None:
+        self._module = _load("wandb")
+        self._arguments = {"project": project, "config": flatten(settings or {}), **(options or {})}
+        if run_id:
+            self._arguments |= {"id": run_id, "resume": "allow"}
+        self._run: Any = None
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Open the run there."""
+        self._run = self._module.init(**self._arguments)
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Send one round."""
+        self._run.log(scalars(progress.record), step=progress.record.server_round)
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Close the run there."""
+        self._run.finish()
+
+
+class MLflow(RoundCallback):
+    """Sends every number of every round to MLflow.
+
+    Parameters
+    ----------
+    experiment : str
+        The experiment.
+    tracking_uri : str | None
+        The server or folder; by default MLflow's own choice.
+    settings : Mapping[str, object] | None
+        The run's settings, to be shown there.
+    options : Mapping[str, object] | None
+        More arguments of ``mlflow.start_run``: a ``run_name``, or the ``run_id`` of a run that goes on.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        *,
+        tracking_uri: str | None = None,
+        settings: Mapping[str, object] | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> None:
+        self._module = _load("mlflow")
+        self._experiment, self._tracking_uri = experiment, tracking_uri
+        self._settings, self._options = flatten(settings or {}), dict(options or {})
+
+    def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
+        """Open the run there."""
+        if self._tracking_uri:
+            self._module.set_tracking_uri(self._tracking_uri)
+        self._module.set_experiment(self._experiment)
+        self._module.start_run(**self._options)
+        if first_round == 1:  # a run that goes on has its parameters, and MLflow lets no one change them
+            self._module.log_params(self._settings)
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Send one round."""
+        self._module.log_metrics(scalars(progress.record), step=progress.record.server_round)
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Close the run there."""
+        self._module.end_run()
+
+
+def _load(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{name} is not installed: pip install 'heterofl-flwr[{name}]'") from error

@@ -1,0 +1,177 @@
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import Progress
+from heterofl_flwr.report import EarlyStopping, MLflow, TensorBoard, WandB
+from heterofl_flwr.runs.metrics import scalars
+
+NAN = float("nan")
+SETTINGS = {"optim": {"lr": 0.1}}
+
+
+def stops_at(stopping: EarlyStopping, fake, values, metric="global-accuracy", first=1) -> int | None:
+    """Return the round after which the run is stopped; a value of None is a round without evaluation."""
+    stopping.on_start(first, 99, {})
+    for number, value in enumerate(values, first):
+        evaluate = {} if value is None else {metric: value}
+        if stopping.on_round_end(fake.progress(number, 99, evaluate=evaluate)):
+            return number
+    return None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], None),
+        ([0.5, 0.4, 0.4, 0.4], 3),
+        ([0.5, 0.4, 0.6, 0.5, 0.5], 5),
+        ([0.5, 0.5, 0.5], 3),
+        ([0.5, None, None, None, 0.4, None, 0.4], 7),
+        ([0.5, NAN, NAN], 3),
+        ([NAN, 0.5, 0.6, 0.7], None),
+        ([None, None, None, None], None),
+    ],
+)
+def test_it_stops_after_so_many_evaluations_without_a_new_best(fake, values, expected):
+    assert stops_at(EarlyStopping(patience=2), fake, values) == expected
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(None, 4), ("min", 4), ("max", 3)])
+def test_the_mode_follows_the_name_unless_given(fake, mode, expected):
+    stopping = EarlyStopping("global-loss", patience=2, mode=mode)
+    assert stops_at(stopping, fake, [0.5, 0.4, 0.45, 0.42], "global-loss") == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "values", "expected"),
+    [
+        ("global-accuracy", 0.8, [0.7, 0.8, 0.9], 2),
+        ("global-accuracy", 0.8, [0.7, NAN, 0.79], None),
+        ("global-perplexity", 5.0, [9.0, 5.1, 4.0], 3),
+    ],
+)
+def test_it_stops_at_the_target(fake, metric, target, values, expected):
+    assert stops_at(EarlyStopping(metric, patience=None, target=target), fake, values, metric) == expected
+
+
+@pytest.mark.parametrize("split", range(1, 7))
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, split):
+    values = [0.5, 0.6, None, 0.55, 0.58, 0.59, 0.4]
+    expected = stops_at(EarlyStopping(patience=3), fake, values)
+    assert expected == 6
+    # The history reaches further than the checkpoint: what is run again must not count twice.
+    evaluations = [{} if value is None else {"global-accuracy": value} for value in values[:5]]
+    history = [fake.progress(number, 99, evaluate=own).record for number, own in enumerate(evaluations, 1)]
+    resumed = EarlyStopping(patience=3, history=history)
+    first = min(split, 5)
+    assert stops_at(resumed, fake, values[first - 1 :], first=first) == expected
+
+
+def test_a_metric_that_evaluation_lacks_is_logged_once(fake, caplog):
+    assert stops_at(EarlyStopping("glbal", patience=1), fake, [0.1, 0.2, 0.3]) is None
+    assert caplog.text.count("early stopping waits for glbal; evaluation gives global-accuracy") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"mode": "upwards"}, "mode is 'upwards'; expected max or min"),
+        ({"patience": 0}, "a patience of 0"),
+        ({"patience": None}, "needs a patience or a target"),
+    ],
+)
+def test_invalid_arguments_are_errors(arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        EarlyStopping(**arguments)
+
+
+def test_metrics_of_few_clients_neither_stop_a_run_nor_let_it_go_on(few, fake):
+    for patience, target in ((2, None), (None, 0.99)):
+        stopping = EarlyStopping("global-accuracy", patience, target=target)
+        stopping.on_start(1, 9, {})
+        for record in (few[0], few[2], few[2], few[2]):
+            assert not stopping.on_round_end(Progress(record, {}, {}, {}, 9))
+
+
+def read(folder) -> EventAccumulator:
+    events = EventAccumulator(str(folder.events), size_guidance={"scalars": 0})
+    events.Reload()
+    return events
+
+
+def test_tensorboard_gets_every_number_of_every_round(folder, fake):
+    fake.run([TensorBoard(folder)], 1, 4)
+    events = read(folder)
+    values = [(event.step, event.value) for event in events.Scalars("evaluate/global-accuracy")]
+    expected = [(number, fake.progress(number, 4).record.evaluate["global-accuracy"]) for number in (2, 4)]
+    assert values == [(number, pytest.approx(value)) for number, value in expected]
+    assert [event.step for event in events.Scalars("round/seconds")] == [1, 2, 3, 4]
+    assert "train/a/loss" in events.Tags()["scalars"]
+
+
+def test_tensorboard_has_each_round_of_a_resumed_run_once(folder, fake):
+    fake.run([TensorBoard(folder)], 1, 9, dies_after=5)
+    fake.run([TensorBoard(folder)], 4, 6)
+    assert [event.step for event in read(folder).Scalars("round/seconds")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tensorboard_that_ends_without_a_start_writes_nothing(folder):
+    TensorBoard(folder).on_end({})
+    assert not folder.events.exists()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Install modules that note every call, and return the notes."""
+    notes: list[tuple[str, tuple, dict]] = []
+
+    def noting(name):
+        return lambda *args, **kwargs: notes.append((name, args, kwargs))
+
+    run = SimpleNamespace(log=noting("log"), finish=noting("finish"))
+    wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
+    wandb.init = lambda **kwargs: notes.append(("init", (), kwargs)) or run
+    for name in ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run"):
+        setattr(mlflow, name, noting(name))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    return notes
+
+
+def test_wandb_gets_every_number_of_every_round(calls, fake):
+    fake.run([WandB("heterofl", settings=SETTINGS, run_id="one", options={"mode": "offline"})], 1, 2)
+    expected = {"project": "heterofl", "config": {"optim.lr": 0.1}, "mode": "offline", "id": "one", "resume": "allow"}
+    assert calls[0] == ("init", (), expected)
+    records = [fake.progress(number, 2).record for number in (1, 2)]
+    assert calls[1:3] == [("log", (scalars(record),), {"step": record.server_round}) for record in records]
+    assert [name for name, *_ in calls] == ["init", "log", "log", "finish"]
+
+
+def test_mlflow_gets_every_number_of_every_round(calls, fake):
+    tracker = MLflow("heterofl", tracking_uri="file:runs", settings=SETTINGS, options={"run_name": "one"})
+    fake.run([tracker], 1, 2)
+    assert calls[:4] == [
+        ("set_tracking_uri", ("file:runs",), {}),
+        ("set_experiment", ("heterofl",), {}),
+        ("start_run", (), {"run_name": "one"}),
+        ("log_params", ({"optim.lr": 0.1},), {}),
+    ]
+    records = [fake.progress(number, 2).record for number in (1, 2)]
+    assert calls[4:6] == [("log_metrics", (scalars(record),), {"step": record.server_round}) for record in records]
+    assert [name for name, *_ in calls[6:]] == ["end_run"]
+
+
+def test_a_run_that_goes_on_keeps_its_parameters_there(calls, fake):
+    fake.run([MLflow("heterofl", settings=SETTINGS)], 3, 4)
+    assert [name for name, *_ in calls] == ["set_experiment", "start_run", "log_metrics", "log_metrics", "end_run"]
+
+
+@pytest.mark.parametrize(("tracker", "name"), [(WandB, "wandb"), (MLflow, "mlflow")])
+def test_a_tracker_that_is_not_installed_says_how_to_install_it(tracker, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"{name} is not installed: pip install 'heterofl-flwr\[{name}\]'"):
+        tracker("heterofl")

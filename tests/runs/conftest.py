@@ -1,0 +1,160 @@
+"""A synthetic run with the shape of a real one: dynamic levels, evaluation every few rounds, a few failures."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
+from heterofl_flwr.nn.models import build_model
+from heterofl_flwr.runs import Costs, RunFolder
+
+MIX = Mix.parse("a1-b1-c1-d1-e1")
+LETTERS = dict(zip(MIX.rates, "abcde", strict=True))
+SIZES = {1.0: 98_922 * 4, 0.5: 25_274 * 4, 0.25: 6_594 * 4, 0.125: 1_800 * 4, 0.0625: 520 * 4}
+REASONS = ("CUDA out of memory", "reply refused: parameter linear.weight is (10, 3), expected (10, 4)")
+
+
+def make_record(number: int, *, every: int = 1, sizes=SIZES, clients: int = 100) -> RoundRecord:
+    """Return the record of one round; always the same for the same number."""
+    draw = random.Random(number)
+    rates = {partition: draw.choice(MIX.rates) for partition in sorted(draw.sample(range(clients), 10))}
+    failures = {next(iter(rates)): REASONS[number % 2]} if number % 7 == 3 else {}
+    good = 0.9 - 0.8 * math.exp(-number / 25)
+    levels = {LETTERS[rate]: rate for rate in sorted(set(rates.values()), reverse=True)}
+    gap = {letter: 0.05 * math.log2(1 / rate) * (1 - good / 1.2) for letter, rate in levels.items()}
+    noise = draw.gauss(0, 0.012)
+    evaluated = number % every == 0
+    sent = sum(sizes[rate] for rate in rates.values())
+    return RoundRecord(
+        server_round=number,
+        seconds=3.1 + draw.random() + 2.5 * evaluated,
+        learning_rate=0.1 if number < 60 else 0.01,
+        rates=rates,
+        failures=failures,
+        train={"loss": 2.3 * math.exp(-number / 30) + 0.1, "accuracy": good},
+        train_by_level={letter: {"loss": 2.3 * math.exp(-number / 30) + 0.1 + gap[letter]} for letter in levels},
+        evaluate=_evaluation(good + noise) if evaluated else {},
+        evaluate_by_level=_by_level(good + noise) if evaluated else {},
+        evaluate_medians={"global-accuracy": good} if evaluated else {},
+        worst_client=7 if evaluated else None,
+        bytes_down=sent,
+        bytes_up=sent - sum(sizes[rates[partition]] for partition in failures),
+    )
+
+
+def _evaluation(good: float) -> dict[str, float]:
+    return {
+        "global-accuracy": good,
+        "global-loss": 2.3 * (1 - good),
+        "local-accuracy": min(1.0, good + 0.05),
+        "worst-accuracy": max(0.0, good - 0.2),
+        "coverage": 0.4,
+    }
+
+
+def _by_level(good: float) -> dict[str, dict[str, float]]:
+    return {letter: {"global-accuracy": max(0.1, good - 0.03 * step)} for step, letter in enumerate("abcde")}
+
+
+@pytest.fixture
+def record() -> Callable[..., RoundRecord]:
+    return make_record
+
+
+@pytest.fixture
+def records() -> list[RoundRecord]:
+    return [make_record(number, every=2) for number in range(1, 41)]
+
+
+@pytest.fixture
+def simulated(records) -> list[RoundRecord]:
+    """Return the records of a run whose rounds take 90 s and 1,500 J each on their devices."""
+    return [replace(record, simulated_seconds=90.0, joules=1500.0) for record in records]
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[float], nn.Module]:
+    return build_model("cnn", channels=1, hidden=(8, 16, 32))
+
+
+@pytest.fixture(scope="session")
+def costs(build) -> Costs:
+    return Costs(build, MIX, torch.zeros(1, 1, 8, 8))
+
+
+@pytest.fixture
+def few() -> list[RoundRecord]:
+    """Return five rounds of a run of which one of twenty clients evaluated the third, and looks best by far."""
+    known = [make_record(number) for number in range(1, 6)]
+    wrong = {"global-accuracy": 1.0, "local-accuracy": 1.0, "global-loss": 0.0, "worst-accuracy": 1.0}
+    known[2] = replace(
+        known[2],
+        evaluate={**wrong, "coverage": 0.05},
+        evaluate_asked=20,
+        evaluate_answers=1,
+        partial=tuple(wrong),
+        failures=dict.fromkeys(list(known[2].rates)[1:], "error 2: the worker is gone"),
+        evaluate_failures=dict.fromkeys(range(1, 20), "error 2: the worker is gone"),
+    )
+    return known
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+class Fake:
+    """A run without learning: its state after a round is a function of the round."""
+
+    def __init__(self, build: Callable[[float], nn.Module]) -> None:
+        self._shapes = {name: value.shape for name, value in build(1.0).named_parameters()}
+
+    def state(self, number: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        return {name: torch.randn(shape, generator=generator) for name, shape in self._shapes.items()}
+
+    def progress(self, number: int, num_rounds: int, **changes: object) -> Progress:
+        record = replace(make_record(number, every=2), **changes)
+        moments = {
+            f"{rate}/fixed.bn.{part}": value
+            for rate, shift in ((1.0, 0), (0.5, 100))
+            for part, value in (
+                ("count", torch.tensor(4)),
+                ("first", torch.full((2,), float(number + shift), dtype=torch.float64)),
+                ("second", torch.full((2,), 9.0, dtype=torch.float64)),
+            )
+        }
+        return Progress(record, self.state(number), moments, {"velocity": torch.tensor(float(number))}, num_rounds)
+
+    def run(self, callbacks: list[RoundCallback], first: int, last: int, *, dies_after: int | None = None) -> int:
+        """Run rounds as a strategy does and return the last one; a run that dies never ends."""
+        for callback in callbacks:
+            callback.on_start(first, last, self.state(first - 1))
+        number = first - 1
+        for number in range(first, last + 1):
+            stops = [callback.on_round_end(self.progress(number, last)) for callback in callbacks]
+            if number == dies_after:
+                return number
+            if any(stops):
+                break
+        for callback in callbacks:
+            callback.on_end(self.state(number))
+        return number
+
+
+@pytest.fixture(scope="session")
+def fake(build) -> Fake:
+    return Fake(build)
+
+
+@pytest.fixture
+def costs_of(build) -> Callable[[str], Costs]:
+    """Return a function from a mix to what its models cost."""
+    return lambda mix: Costs(build, Mix.parse(mix), torch.zeros(1, 1, 8, 8))
