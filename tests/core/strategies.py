@@ -117,3 +117,13 @@ def rounds(draw, most=5, labels=True, functions=SLICE_FUNCTIONS, weights=WEIGHTS
         given_labels = draw(st.lists(st.integers(0, classes - 1), max_size=4)) if named else None
         replies.append(twin.Reply(places, values, given_labels, draw(weights)))
     return Round(state, options, plans, replies)
+
+
+def three_replies():
+    """Return a round with label rows, the plan of its second client, and three good replies to it."""
+    generator = torch.Generator().manual_seed(0)
+    full = {"body": (4, 4), "linear.weight": (5, 4), "linear.bias": (5,)}
+    state = {name: torch.randn(shape, generator=generator) for name, shape in full.items()}
+    plan = Plan.between(full, {"body": (2, 2), "linear.weight": (5, 2), "linear.bias": (5,)})
+    replies = [{name: torch.randn(shape, generator=generator) for name, shape in plan.shapes.items()} for _ in range(3)]
+    return state, plan, replies

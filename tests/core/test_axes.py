@@ -1,4 +1,4 @@
-from dataclasses import FrozenInstanceError
+"""Axes and coupled axes, and the slice functions that say which entries they keep."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Axis, axes_between, prefix
+from heterofl_flwr.core import Axis, Plan, axes_between, prefix
+from heterofl_flwr.core.axes import CoupledAxis, axis_of_channels, make_slice_function, positions
 from heterofl_flwr.errors import ShapeError
+from heterofl_flwr.nn import build_model
 from tests.core import strategies, twin
 
 
@@ -27,21 +29,6 @@ def test_prefixes_of_equal_parts_contain_one_another_exactly(data, full):
     parts = data.draw(st.sampled_from([parts for parts in (1, 2, 3) if full % parts == 0]))
     one, other = (Axis(full, parts * data.draw(st.integers(0, full // parts)), parts) for _ in range(2))
     assert one.contains(other) == (_positions(other) <= _positions(one))
-
-
-def test_axes_of_different_lengths_contain_nothing_of_one_another():
-    assert not Axis(8, 8).contains(Axis(4, 2))
-
-
-def test_a_whole_axis_contains_every_other_of_its_length():
-    assert Axis(8, 8).contains(Axis(8, 4, 2))
-    assert Axis(8, 8).contains(Axis(8, 2, 1, (3, 5)))
-
-
-def test_an_axis_contains_itself_but_not_another_choice():
-    assert Axis(8, 2, 1, (3, 5)).contains(Axis(8, 2, 1, (3, 5)))
-    assert not Axis(8, 2, 1, (3, 5)).contains(Axis(8, 2, 1, (3, 4)))
-    assert not Axis(8, 4, 2).contains(Axis(8, 4))
 
 
 @pytest.mark.parametrize(("full", "kept"), [(4, 5), (4, -1), (0, 1)])
@@ -75,16 +62,6 @@ def test_positions_that_do_not_fit_are_refused(axis, index):
         Axis(*axis, *[1] * (3 - len(axis)), index)
 
 
-def test_long_lists_of_wrong_positions_are_shortened():
-    with pytest.raises(ShapeError, match=r"got 20: 0, 1, 2, 3, 4, 5, 6, 7, \.\.\.$"):
-        Axis(30, 10, 1, tuple(range(20)))
-
-
-def test_an_axis_never_changes():
-    with pytest.raises(FrozenInstanceError):
-        Axis(4, 2).kept = 3
-
-
 @pytest.mark.parametrize("as_sequence", [tuple, list, np.array, torch.tensor])
 def test_a_functions_positions_become_plain_numbers(as_sequence):
     chosen = Axis(8, 4, 2).sliced(lambda full, kept: as_sequence([1, 3]))
@@ -113,19 +90,11 @@ def test_a_whole_axis_has_one_form(axis):
     assert axis.sliced(prefix) == axis.sliced(twin.rolling(1)) == Axis(8, 8)
 
 
-def test_a_slice_function_that_keeps_too_many_is_refused():
-    with pytest.raises(ShapeError, match="expected 2 ascending positions below 4 of each part, got 4: 0, 1, 2, 3"):
-        Axis(8, 4, 2).sliced(lambda full, kept: range(full))
-
-
 def test_axes_come_from_two_shapes():
     assert axes_between((8, 3, 5), (4, 3, 1)) == (Axis(8, 4), Axis(3, 3), Axis(5, 1))
     assert axes_between((), ()) == ()
     assert axes_between((8, 8), (4, 2), {1: 2}) == (Axis(8, 4), Axis(8, 2, 2))
-
-
-def test_whole_axes_have_no_parts():
-    assert axes_between((8, 8), (8, 4), {0: 2, 1: 2}) == (Axis(8, 8), Axis(8, 4, 2))
+    assert axes_between((8, 8), (8, 4), {0: 2, 1: 2}) == (Axis(8, 8), Axis(8, 4, 2))  # a whole axis has no parts
 
 
 @pytest.mark.parametrize(
@@ -135,3 +104,142 @@ def test_whole_axes_have_no_parts():
 def test_shapes_that_are_no_slice_of_one_another_are_refused(full, local, parts):
     with pytest.raises(ShapeError):
         axes_between(full, local, parts)
+
+
+@st.composite
+def _axes(draw):
+    """Return the places of an axis and the groups that its channels belong to."""
+    groups = [(n, draw(st.integers(0, n))) for n in draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))]
+    channels = [(-1, 0), *((group, channel) for group, (number, _) in enumerate(groups) for channel in range(number))]
+    return draw(st.lists(st.sampled_from(channels), min_size=1, max_size=12)), groups
+
+
+def _kept(places, held):
+    return {place for place, (group, channel) in enumerate(places) if group < 0 or channel in held[group]}
+
+
+@given(_axes())
+def test_an_axis_keeps_the_first_channels_of_each_group(case):
+    places, groups = case
+    axis = axis_of_channels(places, groups)
+    assert positions(axis) == _kept(places, [range(kept) for _, kept in groups])
+    assert axis.full == len(places)
+    assert axis.sliced(prefix) == axis
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=3), st.integers(0, 4), st.data())
+def test_what_is_chosen_of_a_group_is_kept_wherever_it_stands(sizes, shift, data):
+    groups = [(number, data.draw(st.integers(0, number))) for number in sizes]
+    places = [(group, channel) for group, number in enumerate(sizes) for channel in range(number)]
+    places = data.draw(st.permutations(places * 2))
+    slice_function = twin.rolling(shift)
+    axis = axis_of_channels(places, groups).sliced(slice_function)
+    assert positions(axis) == _kept(places, [slice_function(number, kept) for number, kept in groups])
+
+
+def test_a_plain_axis_stays_plain():
+    assert axis_of_channels([(4, 0), (4, 1)] * 3, {4: (2, 1)}) == Axis(6, 3, 3)
+    assert axis_of_channels([(0, 0), (0, 1)], [(2, 2)]) == Axis(2, 2)
+    assert axis_of_channels([(-1, 0)] * 3, []) == Axis(3, 3)
+
+
+def test_entries_of_one_channel_side_by_side_are_a_prefix_that_is_chosen_by_channel():
+    axis = axis_of_channels([(0, 0), (0, 0), (0, 1), (0, 1), (0, 2), (0, 2)], [(3, 1)])
+    assert (axis.full, axis.kept, axis.index) == (6, 2, None)
+    assert axis.sliced(twin.rolling(1)).index == (2, 3)
+    assert axis != Axis(6, 2)
+
+
+def test_it_contains_what_it_holds():
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    large, small = (axis_of_channels(places, [(2, kept), (2, 1)]) for kept in (2, 1))
+    assert large.contains(small)
+    assert not small.contains(large)
+    assert large.contains(Axis(4, 3))
+    assert not large.contains(Axis(4, 3, 1, (1, 2, 3)))
+    assert not large.contains(Axis(5, 1))
+    assert hash(large) == hash(axis_of_channels(places, [(2, 2), (2, 1)]))
+
+
+def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():
+    axis = CoupledAxis(2, 2, 1, None, ((1, 1),), ((0, 0), (-1, 0)))
+    assert axis.sliced(twin.rolling(1)) == Axis(2, 2)
+
+
+def test_a_choice_that_keeps_another_number_of_entries_is_refused():
+    axis = axis_of_channels([(0, 0), (0, 0), (0, 1)], [(2, 1)])
+    with pytest.raises(ValueError, match="expected 2 ascending positions"):
+        axis.sliced(twin.rolling(1))
+
+
+RULES = ("prefix", "rolling", "random-level", "random-client")
+
+
+def kept(rule, full, number, **told):
+    told = {"seed": 0, "server_round": 1, "rate": 0.5, "partition": 0, **told}
+    positions = make_slice_function(rule, **told)(full, number)
+    return list(range(number)) if positions is None else list(positions)
+
+
+def test_a_window_moves_on_by_one_and_goes_round():
+    assert [kept("rolling", 4, 2, server_round=number) for number in range(1, 6)] == [
+        [0, 1],
+        [1, 2],
+        [2, 3],
+        [0, 3],
+        [0, 1],
+    ]
+
+
+@given(st.integers(1, 30).flatmap(lambda full: st.tuples(st.just(full), st.integers(1, full))))
+def test_a_full_roll_covers_all_entries_equally_often(lengths):
+    full, number = lengths
+    held = [0] * full
+    for start in range(full):
+        for position in kept("rolling", full, number, server_round=start + 1):
+            held[position] += 1
+    assert held == [number] * full
+
+
+def test_a_window_that_stays_at_the_start_is_the_prefix():
+    full, small = build_model("cnn", hidden=(8, 16))(1.0), build_model("cnn", hidden=(8, 16))(0.25)
+    window = make_slice_function("rolling", seed=0, server_round=1, rate=0.25, partition=0)
+    assert Plan.of(full, small, slice_function=window) == Plan.of(full, small, slice_function=prefix)
+    assert Plan.of(full, small).sliced(window) == Plan.of(full, small)
+
+
+@pytest.mark.parametrize(
+    ("rule", "varies"),
+    [
+        ("random-level", {"seed", "server_round", "rate"}),
+        ("random-client", {"seed", "server_round", "partition"}),
+    ],
+)
+def test_what_a_draw_depends_on(rule, varies):
+    other = {"seed": 1, "server_round": 2, "rate": 0.25, "partition": 1}
+    changed = {name for name, value in other.items() if kept(rule, 64, 16) != kept(rule, 64, 16, **{name: value})}
+    assert changed == varies
+
+
+def test_draws_are_uniform():
+    number = 2000
+    held = torch.zeros(8)
+    for partition in range(number):
+        held[kept("random-client", 8, 3, partition=partition)] += 1
+    # Each is binomial with a standard deviation of 21.7.
+    assert (held - number * 3 / 8).abs().max() < 5 * 21.7
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_added_in_a_residual_network_has_equal_channels(rule):
+    build = build_model("preresnet18", hidden=(8, 16, 16, 16))
+    plan = Plan.of(build(1.0), build(0.5)).sliced(
+        make_slice_function(rule, seed=0, server_round=3, rate=0.5, partition=0)
+    )
+    outputs = [
+        (axes[0].full, axes[0].index)
+        for name, axes in plan.axes.items()
+        if axes[0].kept < axes[0].full and ("conv2" in name or "shortcut" in name)
+    ]
+    assert len(outputs) >= 4
+    assert len(set(outputs)) == len({full for full, _ in outputs})

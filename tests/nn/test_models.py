@@ -1,11 +1,15 @@
+"""The paper's models, the models of its baselines, and their registry."""
+
 import pickle
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.models import MODELS, PAPER, build_model
+from heterofl_flwr.nn.models import CNN, MODELS, PAPER, build_model
+from heterofl_flwr.nn.preresnet import BottleneckPreResNet, PreResNet
 
 # method.md, section 1: parameters at levels a to e
 COUNTS = {
@@ -77,3 +81,66 @@ def test_wrong_options_are_refused_before_anything_is_built(name, options, fault
 def test_users_may_add_models(monkeypatch):
     monkeypatch.setitem(MODELS, "mine", lambda rate: torch.nn.Linear(2, int(4 * rate)))
     assert build_model("mine")(0.5).out_features == 2
+
+
+def test_layers_stand_in_the_papers_order():
+    names = [name for name, _ in CNN(hidden=(4, 8)).features.named_children()]
+    assert names == ["conv1", "scaler1", "norm1", "relu1", "pool1", "conv2", "scaler2", "norm2", "relu2"]
+
+
+def test_the_classifier_starts_without_bias_and_keeps_all_classes():
+    model = CNN(rate=0.0625)
+    assert (model.linear.bias == 0).all()
+    assert model.linear.weight.shape == (10, 32)
+
+
+HIDDEN = (8, 8, 16, 16)
+
+
+def test_parameters_stand_in_the_papers_order():
+    names = [name for name, _ in PreResNet(hidden=HIDDEN).named_parameters() if name.startswith("stages.1")]
+    block = ["norm1.weight", "norm1.bias", "conv1.weight", "norm2.weight", "norm2.bias", "conv2.weight"]
+    assert names == [f"stages.1.0.{name}" for name in [*block, "shortcut.weight"]]
+    assert [len(stage) for stage in PreResNet(hidden=HIDDEN).stages] == [1, 1, 1, 2]  # as published
+
+
+def test_stages_after_the_first_halve_the_image():
+    model = PreResNet(hidden=HIDDEN).eval()
+    x = model.stem(torch.randn(1, 3, 32, 32))
+    sizes = []
+    for stage in model.stages:
+        x = stage(x)
+        sizes.append(x.shape[-1])
+    assert sizes == [32, 16, 8, 4]
+
+
+def test_a_block_adds_its_raw_input_where_the_shape_stays():
+    block = PreResNet(hidden=HIDDEN).stages[0][0]
+    assert block.shortcut is None
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
+def test_a_shortcut_convolution_sees_the_first_activation():
+    block = PreResNet(hidden=HIDDEN, norm="none", rate=0.5).stages[1][0].train()
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 4, 4)
+    torch.testing.assert_close(block(x), block.shortcut(F.relu(x / 0.5)))
+
+
+def test_a_bottleneck_of_stride_one_that_widens_has_a_shortcut():
+    first, second = BottleneckPreResNet(hidden=HIDDEN, blocks=(2, 1, 1, 1)).stages[0]
+    assert first.shortcut.weight.shape == (32, 8, 1, 1)
+    assert second.shortcut is None
+
+
+def test_convolutions_have_no_bias_and_the_classifier_starts_without():
+    model = PreResNet(hidden=HIDDEN)
+    assert not [name for name, _ in model.named_parameters() if "conv" in name and "bias" in name]
+    assert (model.linear.bias == 0).all()
+
+
+def test_stages_and_blocks_must_match():
+    with pytest.raises(ConfigError, match="2 widths do not fit 4 numbers of blocks"):
+        PreResNet(hidden=(8, 8))

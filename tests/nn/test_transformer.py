@@ -1,11 +1,16 @@
+"""The Transformer and its attention."""
+
 import logging
+import math
 
 import pytest
 import torch
 
-from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.errors import ConfigError, DataError, ShapeError
 from heterofl_flwr.nn import transformer
-from heterofl_flwr.nn.transformer import Transformer, TransformerShape
+from heterofl_flwr.nn.layers import Scaler
+from heterofl_flwr.nn.transformer import MultiHeadAttention, Transformer, TransformerShape
 
 SHAPE = TransformerShape(sequence=6, embedding=32, hidden=24, heads=4, layers=3)
 
@@ -23,11 +28,6 @@ def test_the_mask_token_is_one_past_the_words():
     model(torch.tensor([[model.mask_token]]))
 
 
-def test_word_rows_are_named():
-    model = Transformer(20, SHAPE)
-    assert [len(model.state_dict()[name]) for name in model.label_rows] == [21, 20, 20]
-
-
 def test_longer_texts_than_positions_are_refused():
     with pytest.raises(DataError, match="7 tokens are too many: this model takes up to 6"):
         Transformer(20, SHAPE)(torch.zeros(1, 7, dtype=torch.int64))
@@ -40,11 +40,6 @@ def test_encoder_layers_start_as_identical_copies_or_not():
             assert torch.equal(first.linear1.weight, other.linear1.weight) == same
             assert torch.equal(first.attention.linear_q.weight, other.attention.linear_q.weight) == same
             assert first.linear1.weight is not other.linear1.weight
-
-
-def test_unknown_encoder_starts_are_refused():
-    with pytest.raises(ConfigError, match=r"fidelity\.encoder_init is 'same'"):
-        Transformer(20, SHAPE, encoder_init="same")
 
 
 def test_weights_start_as_the_papers():
@@ -74,7 +69,48 @@ def test_a_rate_that_does_not_fit_the_heads_is_rounded_up_and_told_once(caplog):
     assert models[0].encoder[0].linear1.out_features == 8
 
 
-def test_a_rate_that_fits_is_not_told(caplog):
-    transformer._embedding_width.cache_clear()
-    Transformer(20, SHAPE, rate=0.25)
-    assert not caplog.records
+def _slow_attention(layer, x):
+    """Attention as in the textbook: one head and one sample at a time."""
+    heads = []
+    query, key, value = (linear(x) for linear in (layer.linear_q, layer.linear_k, layer.linear_v))
+    width = query.shape[-1] // layer.heads
+    for head in range(layer.heads):
+        own = slice(head * width, (head + 1) * width)
+        scores = query[:, :, own] @ key[:, :, own].transpose(1, 2) / math.sqrt(width)
+        heads.append(scores.softmax(-1) @ value[:, :, own])
+    return layer.linear_o(torch.cat(heads, -1))
+
+
+def test_it_is_the_textbooks_attention():
+    layer, x = MultiHeadAttention(24, 4, Scaler(1.0)), torch.randn(2, 5, 24)
+    torch.testing.assert_close(layer(x), _slow_attention(layer, x), rtol=1e-4, atol=1e-6)
+
+
+def test_all_four_projections_are_scaled_in_training():
+    layer, x = MultiHeadAttention(8, 2, Scaler(0.5)).train(), torch.randn(2, 5, 8)
+    scaled = MultiHeadAttention(8, 2, Scaler(1.0))
+    scaled.load_state_dict({name: value * 2 for name, value in layer.state_dict().items()})
+    torch.testing.assert_close(layer(x), scaled(x), rtol=1e-4, atol=1e-6)
+
+
+def test_a_smaller_one_keeps_the_start_of_each_head_and_of_the_residual_stream():
+    full, local = MultiHeadAttention(12, 3, Scaler(1.0)), MultiHeadAttention(6, 3, Scaler(0.5))
+    sub = Plan.of(full, local).extract(full.state_dict())
+    in_heads, stream = [0, 1, 4, 5, 8, 9], range(6)
+    for letter in "qkv":
+        linear = getattr(full, f"linear_{letter}")
+        assert torch.equal(sub[f"linear_{letter}.weight"], linear.weight[in_heads][:, stream])
+        assert torch.equal(sub[f"linear_{letter}.bias"], linear.bias[in_heads])
+    assert torch.equal(sub["linear_o.weight"], full.linear_o.weight[stream][:, in_heads])
+    assert torch.equal(sub["linear_o.bias"], full.linear_o.bias[stream])
+    local.load_state_dict(sub, strict=True)
+
+
+def test_another_number_of_heads_is_no_slice():
+    with pytest.raises(ShapeError, match="4 heads in the full model and 2 in the local one"):
+        Plan.of(MultiHeadAttention(16, 4, Scaler(1.0)), MultiHeadAttention(8, 2, Scaler(1.0)))
+
+
+def test_a_width_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="10 does not divide in 4 heads"):
+        MultiHeadAttention(10, 4, Scaler(1.0))

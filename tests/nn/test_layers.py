@@ -1,15 +1,119 @@
-"""Ordered dropout: what is computed, what is trained, and which engine trains it."""
+"""The Scaler, norms, and ordered dropout."""
 
 import pytest
 import torch
+from torch import nn
 
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.layers import OrderedDropout
+from heterofl_flwr.nn.layers import NORMS, OrderedDropout, Scaler, make_norm, make_scaler
 from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines.cohort import obstacle
+
+
+def test_divides_by_its_rate_in_training_only():
+    scaler = Scaler(0.25)
+    x = torch.tensor([1.0, -2.0])
+    torch.testing.assert_close(scaler.train()(x), torch.tensor([4.0, -8.0]), rtol=0, atol=0)
+    assert scaler.eval()(x) is x
+
+
+def test_its_rate_is_the_models_over_the_global_one():
+    scaler = make_scaler(0.1, 0.3)
+    assert isinstance(scaler, Scaler)
+    assert scaler.rate == 1 / 3
+    assert repr(scaler) == "Scaler(rate=0.333333)"
+
+
+@pytest.mark.parametrize("rate", [0, -0.5, 1.5])
+def test_rates_outside_0_to_1_are_refused(rate):
+    with pytest.raises(ConfigError, match="rate"):
+        Scaler(rate)
+
+
+def test_a_model_larger_than_the_global_one_is_refused():
+    with pytest.raises(ConfigError, match=r"0\.5 is larger than the global model of rate 0\.25"):
+        make_scaler(0.5, 0.25)
+
+
+@pytest.mark.parametrize("name", ["cnn", "preresnet18", "preresnet50"])
+@pytest.mark.parametrize("norm", ["sbn", "in", "gn", "ln"])
+def test_before_a_norm_it_changes_nothing(small, inputs, name, norm):
+    """Exactly so but for the norms' epsilon, which is made negligible here."""
+    with_scaler, without = _twins(small, name, norm=norm)
+    for module in [*with_scaler.modules(), *without.modules()]:
+        if hasattr(module, "eps"):
+            module.eps = 1e-15
+    x = inputs(name).double()
+    torch.testing.assert_close(with_scaler(x), without(x), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cnn", "preresnet18"])
+def test_without_norm_it_changes_the_output(small, inputs, name):
+    with_scaler, without = _twins(small, name, norm="none")
+    x = inputs(name).double()
+    assert not torch.allclose(with_scaler(x), without(x), rtol=0.1)
+    torch.testing.assert_close(with_scaler.eval()(x), without.eval()(x), rtol=0, atol=0)
+
+
+def test_in_a_transformer_it_changes_the_output(small, inputs):
+    with_scaler, without = _twins(small, "transformer")
+    x = inputs("transformer")
+    assert not torch.allclose(with_scaler(x), without(x), rtol=0.1)
+    torch.testing.assert_close(with_scaler.eval()(x), without.eval()(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("cnn", 2),  # after each convolution
+        ("preresnet18", 2 * 5 + 1),  # before each norm: two a block, and the last
+        ("preresnet50", 3 * (3 + 4 + 6 + 3) + 1),
+        ("transformer", 2 + 2 * (4 + 2) + 1),  # embeddings; q, k, v, o, linear1, linear2 a layer; decoder.linear1
+    ],
+)
+def test_models_use_it_at_all_its_places(small, inputs, name, places):
+    model, calls = small(name)(0.5), []
+    for module in model.modules():
+        if isinstance(module, Scaler):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    model(inputs(name))
+    assert len(calls) == places
+
+
+def _twins(small, name, **options):
+    with_scaler = small(name, scaler=True, **options)(0.25).double().train()
+    without = small(name, scaler=False, **options)(0.25).double().train()
+    without.load_state_dict(with_scaler.state_dict())
+    return with_scaler, without
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [("in", {4: 4, 5: 5, 64: 64}), ("gn", {4: 4, 5: 1, 6: 2, 64: 4}), ("ln", {4: 1, 5: 1, 64: 1})],
+)
+def test_group_norms_have_the_papers_groups(kind, groups):
+    for channels, expected in groups.items():
+        norm = make_norm(kind, channels)
+        assert isinstance(norm, nn.GroupNorm)
+        assert (norm.num_groups, norm.num_channels) == (expected, channels)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_keep_the_shape_and_start_neutral(kind):
+    norm = make_norm(kind, 8)
+    assert norm(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
+    for name, parameter in norm.named_parameters():
+        assert (parameter == (1 if name == "weight" else 0)).all()
+
+
+def test_an_unknown_norm_names_the_known_ones():
+    with pytest.raises(ConfigError, match="'bn' is no norm; expected one of none, in, gn, ln, sbn"):
+        make_norm("bn", 4)
+
 
 RATES = (1.0, 0.5, 0.25)
 BUILDS = {

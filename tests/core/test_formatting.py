@@ -1,3 +1,5 @@
+"""Numbers as people read them."""
+
 import pytest
 
 from heterofl_flwr.core import formatting as text

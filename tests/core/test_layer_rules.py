@@ -1,5 +1,6 @@
 """Every registered rule, by what it is for: the slice computes what the global layer does with the rest zeroed."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from heterofl_flwr.core import Axis, Plan, prefix
-from heterofl_flwr.core.layer_rules import _rules
-from heterofl_flwr.errors import ShapeError
+from heterofl_flwr.core import Axis, Plan, axes_between, prefix, register
+from heterofl_flwr.core import layer_rules as registry
+from heterofl_flwr.core.layer_rules import _rules, find_rule
+from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 from tests.core import extension, twin
 
 # torch says once that a fast path is not taken.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-
 FULL = 4
 """The width unit of global layers; local ones have 1 to 3."""
 
@@ -216,21 +217,6 @@ def test_the_rows_of_an_lstm_are_a_prefix_of_each_gate():
     assert plan.axes["weight_ih_l0"] == (Axis(16, 8, 4), Axis(3, 3))
 
 
-def test_the_rows_of_a_gru_are_a_prefix_of_each_of_three_gates():
-    full, local = (nn.GRUCell(2, hidden) for hidden in (4, 1))
-    assert _rows(Plan.of(full, local), full, "weight_hh") == [0, 4, 8]
-
-
-def test_the_rows_of_packed_attention_are_a_prefix_of_each_head_of_q_k_and_v():
-    full, local = (nn.MultiheadAttention(embedding, 2) for embedding in (8, 4))
-    plan = Plan.of(full, local)
-    expected = [0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21]
-    assert _rows(plan, full, "in_proj_weight") == _rows(plan, full, "in_proj_bias") == expected
-    assert _columns(plan, full, "in_proj_weight") == [0, 1, 2, 3]  # the residual stream
-    assert _rows(plan, full, "out_proj.weight") == [0, 1, 2, 3]
-    assert _columns(plan, full, "out_proj.weight") == [0, 1, 4, 5]
-
-
 @pytest.mark.parametrize("unit", [1, 2, 3])
 def test_attention_with_keys_and_values_of_their_own_widths(unit):
     def make(n):
@@ -301,3 +287,146 @@ def test_a_grouped_convolution_is_sliced_right_or_refused(full, local):
 def test_kernels_are_never_cut():
     with pytest.raises(ShapeError, match=r"kernel sizes \(3, 3\) and \(1, 1\) differ"):
         Plan.of(nn.Conv2d(4, 4, 3), nn.Conv2d(2, 2, 1))
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_rules", copy.copy(registry._rules))
+
+
+class Gain(nn.Module):
+    """A layer of a user's own, of heads that stand one after another."""
+
+    def __init__(self, width, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.kernel = nn.Parameter(torch.randn(width))
+
+
+class Model(nn.Module):
+    """The layer within a model, beside one that has a rule."""
+
+    def __init__(self, width, layer=Gain):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, width), layer(width))
+
+
+def _gain_axes(full, local):
+    return {"kernel": axes_between(full.kernel.shape, local.kernel.shape, {0: full.heads})}
+
+
+def test_an_unknown_layer_is_refused_by_name_with_the_decorator_to_use():
+    with pytest.raises(UnsupportedLayerError) as caught:
+        Plan.of(Model(4), Model(2))
+    message = str(caught.value)
+    assert "layer body.1 of type Gain" in message
+    assert "kernel (4,) -> (2,)" in message
+    assert "@heterofl_flwr.core.register(Gain)" in message
+    assert "Embedding, EmbeddingBag, GRU" in message  # what there is, from the registry
+    assert isinstance(caught.value, TypeError)
+
+
+def test_an_unknown_layer_that_keeps_its_width_needs_no_rule():
+    assert Plan.of(Gain(4), Gain(4)).axes == {"kernel": (Axis(4, 4),)}
+
+
+def test_a_user_registers_a_rule():
+    assert register(Gain)(_gain_axes) is _gain_axes
+    assert Plan.of(Model(4), Model(2)).axes["body.1.kernel"] == (Axis(4, 2, 2),)
+
+
+def test_a_rule_serves_subclasses_and_the_nearest_one_wins():
+    class Special(Gain):
+        pass
+
+    register(Gain)(_gain_axes)
+    assert find_rule(Special(4)) is _gain_axes
+
+    @register(Special)
+    def special(full, local):
+        return {"kernel": axes_between(full.kernel.shape, local.kernel.shape)}
+
+    assert find_rule(Special(4)) is special
+    assert find_rule(Gain(4)) is _gain_axes
+    assert Plan.of(Special(4), Special(2)).axes["kernel"] == (Axis(4, 2),)
+
+
+def test_a_later_rule_replaces_an_earlier_one():
+    register(Gain)(lambda full, local: {})
+    register(Gain, nn.Linear)(_gain_axes)
+    assert find_rule(Gain(2)) is find_rule(nn.Linear(2, 2)) is _gain_axes
+
+
+@pytest.mark.parametrize("kinds", [(), (Gain(2),), ("Linear",), (int,), (nn.Linear, None)])
+def test_only_layer_types_have_rules(kinds):
+    with pytest.raises(ConfigError, match=r"register takes subclasses of torch.nn.Module, got"):
+        register(*kinds)
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (lambda full, local: {}, "its rule gives None"),
+        (lambda full, local: {"kernel": (Axis(4, 3),)}, "its rule gives .*kept=3"),
+        (lambda full, local: {"kernel": (Axis(5, 2),)}, "its rule gives .*full=5"),
+        (lambda full, local: {"kernel": ()}, r"its rule gives \(\)"),
+        (lambda full, local: {"kernel": (Axis(4, 2), Axis(1, 1))}, "its rule gives .*full=1"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_models_is_refused(rule, found):
+    register(Gain)(rule)
+    with pytest.raises(ShapeError, match=rf"parameter body.1.kernel: {found}.*, but the model has \(2,\) of \(4,\)"):
+        Plan.of(Model(4), Model(2))
+
+
+def test_a_rules_own_shape_error_names_the_layer():
+    register(Gain)(_gain_axes)
+    with pytest.raises(ShapeError, match=r"layer body.1 of type Gain: .* does not divide into 2 parts"):
+        Plan.of(Model(4), Model(3))
+
+
+class Pair(nn.Module):
+    """A container whose children are coupled, so that only it can say how they are cut."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gain = Gain(width)
+        self.linear = nn.Linear(width, 3)
+
+
+def test_a_containers_rule_speaks_for_children_that_have_none():
+    @register(Pair)
+    def pair(full, local):
+        return {"gain.kernel": axes_between(full.gain.kernel.shape, local.gain.kernel.shape, {0: 4})}
+
+    plan = Plan.of(nn.Sequential(Pair(8)), nn.Sequential(Pair(4)))
+    assert plan.axes["0.gain.kernel"] == (Axis(8, 4, 4),)
+    assert plan.axes["0.linear.weight"] == (Axis(3, 3), Axis(8, 4))
+
+
+def test_what_a_containers_rule_says_stands_against_its_childrens():
+    @register(Pair)
+    def pair(full, local):
+        return {"linear.weight": axes_between(full.linear.weight.shape, local.linear.weight.shape, {1: 2})}
+
+    register(Gain)(_gain_axes)
+    plan = Plan.of(Pair(8), Pair(4))
+    assert plan.axes["linear.weight"] == (Axis(3, 3), Axis(8, 4, 2))
+    assert plan.axes["linear.bias"] == (Axis(3, 3),)
+    assert plan.axes["gain.kernel"] == (Axis(8, 4, 2),)
+
+
+def test_a_containers_rule_may_speak_for_a_child_whose_own_rule_would_refuse():
+    class Shuffle(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.conv = nn.Conv1d(width, width, 1, groups=2, bias=False)
+
+    with pytest.raises(ShapeError, match="groups must shrink"):
+        Plan.of(Shuffle(8), Shuffle(4))
+
+    @register(Shuffle)
+    def shuffle(full, local):
+        return {"conv.weight": axes_between(full.conv.weight.shape, local.conv.weight.shape, {0: 2})}
+
+    assert Plan.of(Shuffle(8), Shuffle(4)).axes["conv.weight"][0] == Axis(8, 4, 2)

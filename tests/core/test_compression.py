@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.compression import Changes, compress, restore
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
+from heterofl_flwr.errors import ReplyError, ShapeError
 from tests.core import strategies
 
 FORMS = ("float16", "int8")
@@ -124,14 +124,6 @@ def test_what_did_not_change_comes_back_to_the_bit(form, drawn):
     assert all(torch.equal(back[name], tensor) for name, tensor in drawn.items())
 
 
-def test_a_row_that_did_not_change_beside_one_that_did():
-    before = {"w": torch.rand(3, 4)}
-    after = {"w": before["w"] + torch.tensor([[1.0], [0.0], [2.0]])}
-    back = there_and_back(before, after, "int8")["w"]
-    assert torch.equal(back[1], before["w"][1])
-    torch.testing.assert_close(back, after["w"])  # the largest change of a row is exact
-
-
 def test_changes_too_small_for_an_exact_scale_keep_their_sign():
     after = {"w": torch.tensor([2e-43, -2e-43, 1e-44])}
     back = there_and_back(zeros(after), after, "int8")["w"]
@@ -149,18 +141,6 @@ def test_errors_of_many_clients_cancel_out_in_the_mean(form):
         [there_and_back(before, after, form, seed)["w"] - after["w"] for seed, after in enumerate(afters)]
     )
     assert errors.mean(0).norm() < errors[0].norm() / 8
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_arguments_stay_as_they_are(form):
-    state, after = {"w": torch.ones(4, 3)}, {"w": torch.full((2, 3), 1.5)}
-    plan = Plan.between(state, after)
-    changes = compress(plan.extract(state), after, form, seed=0)
-    kept = {name: tensor.clone() for name, tensor in changes.tensors.items()}
-    assert torch.equal(restore(plan, state, changes)["w"], after["w"])
-    assert torch.equal(state["w"], torch.ones(4, 3))
-    assert torch.equal(after["w"], torch.full((2, 3), 1.5))
-    assert all(torch.equal(changes.tensors[name], kept[name]) for name in kept)
 
 
 def test_scales_stand_in_the_order_of_names_with_one_for_a_vector():
@@ -279,11 +259,3 @@ def test_changes_may_lie_in_another_order_in_memory():
     assert not turned.is_contiguous()
     one, two = (restore(PLAN, STATE, Changes({**STEPS, "w": own}, SCALES)) for own in (steps, turned))
     assert torch.equal(one["w"], two["w"])
-
-
-def test_parameters_that_cannot_be_averaged_are_left_to_the_mean_to_refuse():
-    state = {"n": torch.arange(3)}
-    plan = Plan.between(state, state)
-    back = restore(plan, state, Changes({"n": torch.ones(3, dtype=torch.float16)}))
-    with pytest.raises(ConfigError, match="only floating point can be averaged"):
-        Aggregator(state).add(plan, back)

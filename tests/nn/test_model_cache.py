@@ -1,4 +1,4 @@
-"""Models that are kept from message to message: what came back otherwise than it went out is not given out again."""
+"""Cached models: one that came back changed is not reused."""
 
 import gc
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Seeds by purpose; global generators that are restored. ``tests/client`` tests who restores them."""
+
 import random
 
 import numpy as np
@@ -6,7 +8,36 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core.randomness import derive, generator
+from heterofl_flwr.core.randomness import derive, generator, kept_random_state
+
+
+def test_a_seed_counts_until_the_end_even_of_one_that_fails():
+    drawn = []
+
+    @kept_random_state(7)
+    def fails():
+        drawn.append(torch.rand(3))
+        raise RuntimeError
+
+    before = torch.get_rng_state()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            fails()
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("started", "expected"), [(True, [7]), (False, [])])
+def test_cuda_is_seeded_only_where_it_can_be_given_back(monkeypatch, started, expected):
+    """A seed for CUDA that has not started waits for its start, after the state was given back."""
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with kept_random_state(7):
+        pass
+    assert seeds == expected
+
 
 purposes = st.lists(st.one_of(st.integers(), st.text(alphabet="abc01/,'", max_size=4)), max_size=4)
 
@@ -31,10 +62,6 @@ def test_a_number_and_its_digits_are_different_purposes():
     assert derive(0, 1, 2) != derive(0, 2, 1)
     assert derive(0, "a", "b") != derive(0, "a/str:b")
     assert derive(0, np.int64(5)) == derive(0, 5)
-
-
-def test_a_generator_starts_anew_each_time():
-    assert generator(0, "x").random() == generator(0, "x").random() != generator(0, "y").random()
 
 
 def test_no_global_random_state_is_touched():

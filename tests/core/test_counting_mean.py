@@ -1,0 +1,307 @@
+"""The counting mean against its slow twin, and the properties that make it safe to use."""
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.core import Aggregator, Axis, Plan, counting_mean, prefix
+from heterofl_flwr.core.counting_mean import empty_sum, mean_in_place
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, ShapeError
+from tests.core import strategies, twin
+
+SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-23, torch.float64: 2**-52}
+
+
+def _assert_close(found, expected, replies):
+    """Compare with the twin: single precision sums, rounded once to the parameter's dtype."""
+    for name, value in found.items():
+        largest = max([1.0, *(reply.values[name].abs().max().item() for reply in replies if _has(reply, name))])
+        accurate = 1e-12 if value.dtype == torch.float64 else 1e-6
+        np.testing.assert_allclose(
+            value.double().numpy(), expected[name], rtol=SPACING[value.dtype], atol=accurate * largest, err_msg=name
+        )
+
+
+def _has(reply, name):
+    return name in reply.values and reply.values[name].numel() > 0
+
+
+@pytest.mark.parametrize("divisor", [counting_mean._divisor, lambda *_: None], ids=["by counts", "by shells"])
+@given(drawn=st.one_of(strategies.rounds(), strategies.rounds(functions=(prefix,))))
+def test_the_mean_is_the_twins(drawn, divisor):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting_mean, "_divisor", divisor)
+        found = drawn.result()
+    means, held = drawn.expected()
+    _assert_close(found, means, drawn.replies)
+    for name, old in drawn.state.items():
+        unheld = torch.as_tensor(~held[name])
+        assert found[name].dtype == old.dtype
+        assert torch.equal(found[name][unheld], old[unheld])  # to the bit
+
+
+@given(drawn=strategies.rounds(), data=st.data())
+def test_another_order_of_replies_changes_nothing(drawn, data):
+    order = data.draw(st.permutations(range(len(drawn.plans))))
+    shuffled = {name: value.double().numpy() for name, value in drawn.result(order).items()}
+    _assert_close(drawn.result(), shuffled, drawn.replies)
+
+
+@given(drawn=strategies.rounds())
+def test_no_argument_is_changed(drawn):
+    state, plans, replies, options = copy.deepcopy((drawn.state, drawn.plans, drawn.replies, drawn.options))
+    tensors = [*drawn.state.values(), *(value for reply in drawn.replies for value in reply.values.values())]
+    versions = [(tensor._version, tensor.data_ptr()) for tensor in tensors]
+    found = drawn.result()
+    for value in found.values():
+        value.fill_(99.0)  # the result is the caller's own
+    assert [(tensor._version, tensor.data_ptr()) for tensor in tensors] == versions
+    assert all(torch.equal(drawn.state[name], state[name]) for name in state)
+    assert drawn.plans == plans
+    assert drawn.options == options
+    for reply, before in zip(drawn.replies, replies, strict=True):
+        assert (reply.labels, reply.weight) == (before.labels, before.weight)
+        assert all(torch.equal(reply.values[name], before.values[name]) for name in before.values)
+
+
+@given(number=st.integers(1, 6), data=st.data(), shape=st.lists(st.integers(1, 4), max_size=3))
+def test_full_rates_without_labels_give_the_plain_mean(number, data, shape):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    sent = torch.randn([number, *shape], generator=generator)
+    weights = data.draw(st.lists(st.sampled_from([1.0, 1.0, 2.0, 10.0]), min_size=number, max_size=number))
+    for given_weights in ([1.0] * number, weights):
+        aggregator = Aggregator({"w": torch.full(shape, 5.0)})
+        plan = Plan.between({"w": shape}, {"w": shape})
+        for value, weight in zip(sent, given_weights, strict=True):
+            aggregator.add(plan, {"w": value}, weight=weight)
+        expected = np.average(sent.double().numpy(), axis=0, weights=given_weights)
+        np.testing.assert_allclose(aggregator.result()["w"].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_single(dtype):
+    state = {"w": torch.zeros(3, 2, dtype=dtype)}
+    plan = Plan.between(state, state)
+    for labels in (None, [0, 1, 2]):
+        aggregator = Aggregator(state, label_rows=["w"])
+        for _ in range(1000):  # in half precision a sum of 1000 would lose its last digits
+            aggregator.add(plan, {"w": torch.full((3, 2), 1.0, dtype=dtype)}, labels=labels)
+        assert torch.equal(aggregator.result()["w"], torch.ones(3, 2, dtype=dtype))
+
+
+def test_plans_that_cut_label_rows_count_for_the_rows_they_hold():
+    state = {"w": torch.zeros(4, 4)}
+    cut, whole = Plan.between(state, {"w": (2, 2)}), Plan.between(state, {"w": (4, 4)})
+    alone = Aggregator(state, label_rows=["w"])
+    alone.add(cut, {"w": torch.ones(2, 2)})
+    assert alone.result()["w"].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    both = Aggregator(state, label_rows=["w"])
+    both.add(cut, {"w": torch.ones(2, 2)})
+    both.add(whole, {"w": torch.full((4, 4), 3.0)}, labels=[1, 3])
+    assert both.result()["w"].tolist() == [[1, 1, 0, 0], [2, 2, 3, 3], [0, 0, 0, 0], [3, 3, 3, 3]]
+
+
+def test_classes_may_be_fewer_than_the_rows():
+    state = {"w": torch.zeros(5)}
+    plan = Plan.between(state, state)
+    aggregator = Aggregator(state, label_rows=["w"], classes=3, extra_rows=True)
+    aggregator.add(plan, {"w": torch.ones(5)}, labels=[0])
+    with pytest.raises(ReplyError, match=r"labels \[3\] are out of range: expected whole numbers from 0 to 2"):
+        aggregator.add(plan, {"w": torch.ones(5)}, labels=[3])
+    assert aggregator.result()["w"].tolist() == [1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "reason"),
+    [
+        (["w", "x", "y"], None, "label_rows names x, y, which the model lacks"),
+        (["s"], None, "label_rows names s, which the model lacks or which has no rows"),
+        (["w"], 5, r"5 classes do not fit label_rows \{'w': 4\}: expected 1 to 4"),
+        (["w"], 0, "0 classes do not fit"),
+        (["w", "v"], 4, r"4 classes do not fit label_rows \{'w': 4, 'v': 3\}: expected 1 to 3"),
+        ([], 3, "3 classes do not fit"),
+    ],
+)
+def test_label_rows_that_do_not_exist_are_refused(rows, classes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        Aggregator({"w": torch.zeros(4, 2), "v": torch.zeros(3), "s": torch.zeros(())}, rows, classes=classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_only_floating_point_is_averaged(dtype):
+    state = {"w": torch.zeros(2), "count": torch.zeros(2, dtype=dtype)}
+    with pytest.raises(ConfigError, match=f"only floating point can be averaged; leave count \\({dtype}\\) out"):
+        Aggregator(state).add(Plan.between(state, state), state)
+
+
+def test_what_no_plan_names_stays_whatever_it_is():
+    state = {"w": torch.zeros(2), "count": torch.tensor(7), "text": torch.tensor([True])}
+    aggregator = Aggregator(state)
+    aggregator.add(Plan.between(state, {"w": (2,)}), {"w": torch.ones(2)})
+    new = aggregator.result()
+    assert (new["count"].item(), new["text"].item()) == (7, True)
+    assert new["count"].data_ptr() != state["count"].data_ptr()
+
+
+@pytest.mark.parametrize("weight", [1, True, np.float32(1), np.int64(1), 1e-30])
+def test_any_real_number_is_a_weight(weight):
+    aggregator = Aggregator({"w": torch.zeros(2)})
+    aggregator.add(Plan.between({"w": (2,)}, {"w": (1,)}), {"w": torch.ones(1)}, weight=weight)
+    assert aggregator.result()["w"].tolist() == [1, 0]
+
+
+def test_a_result_is_given_once():
+    state, plan, (reply, *_) = strategies.three_replies()
+    aggregator = Aggregator(state)
+    aggregator.add(plan, reply)
+    aggregator.result()
+    with pytest.raises(HeteroFLError, match="has given its result: make a new one"):
+        aggregator.result()
+    with pytest.raises(HeteroFLError, match="has given its result"):
+        aggregator.add(plan, reply)
+
+
+def test_a_plan_of_another_model_is_refused():
+    state, plan, (reply, *_) = strategies.three_replies()
+    with pytest.raises(ShapeError, match="the global state has no parameter body"):
+        Aggregator({"w": torch.zeros(1)}).add(plan, reply)
+    with pytest.raises(ShapeError, match=r"body of the global state is \(3, 3\)"):
+        Aggregator({**state, "body": torch.zeros(3, 3)}).add(plan, reply)
+
+
+def test_parameters_that_learn_may_be_given_as_they_are():
+    model = torch.nn.Linear(4, 4)
+    local = torch.nn.Linear(2, 2)
+    aggregator = Aggregator(dict(model.named_parameters()))
+    aggregator.add(Plan.of(model, local), dict(local.named_parameters()))
+    new = aggregator.result()
+    assert not any(value.requires_grad for value in new.values())
+    assert torch.equal(new["weight"][:2, :2], local.weight)
+
+
+def test_states_and_replies_may_have_any_memory_order():
+    state = {"w": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last), "t": torch.randn(6, 4).t()}
+    plan = Plan.between(state, {"w": (2, 3, 2, 2), "t": (2, 4)}, heads={"t": (2, 1)})
+    sub = {"w": torch.randn(3, 2, 2, 2).transpose(0, 1), "t": torch.randn(4, 2).t()}
+    aggregator = Aggregator(state)
+    aggregator.add(plan, sub)
+    new = aggregator.result()
+    assert torch.equal(new["w"][:2], sub["w"])
+    assert torch.equal(new["w"][2:], state["w"][2:])
+    assert torch.equal(new["t"][:2][:, [0, 1, 3, 4]], sub["t"])
+    assert torch.equal(new["t"][:, [2, 5]], state["t"][:, [2, 5]])
+
+
+def test_the_memory_does_not_grow_with_the_replies(monkeypatch):
+    state, plan, _ = strategies.three_replies()
+    plans = [plan, Plan.between(state, state)]
+    made = []
+
+    def counted(parameter):
+        made.append(parameter.numel())
+        return empty_sum(parameter)
+
+    empty_sum = counting_mean.empty_sum
+    monkeypatch.setattr(counting_mean, "empty_sum", counted)
+    held = {}
+    for number in (10, 1000):
+        made.clear()
+        aggregator = Aggregator(state)
+        for client in range(number):
+            sub = {name: torch.ones(shape) for name, shape in plans[client % 2].shapes.items()}
+            kept_alive = weakref.ref(sub["body"])
+            aggregator.add(plans[client % 2], sub)
+            del sub
+            assert kept_alive() is None
+        held[number] = sum(made), len(aggregator._holders)
+    assert held[10] == held[1000] == (sum(value.numel() for value in state.values()), 2)
+
+
+@pytest.mark.parametrize(("slice_function", "kept"), [(prefix, True), (twin.scattered(1), False)])
+def test_only_views_are_kept_between_replies(slice_function, kept):
+    state, plan, (reply, *_) = strategies.three_replies()
+    plan = Plan.between(state, plan.shapes, slice_function=slice_function)
+    aggregator = Aggregator(state)
+    aggregator.add(plan, reply)
+    assert (aggregator._holders[plan].regions is not None) is kept
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sum_dtype"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)])
+def test_sums_are_of_single_precision_at_least(dtype, sum_dtype, device, shape):
+    total = empty_sum(torch.empty(shape, dtype=dtype, device=device))
+    assert (total.dtype, total.device.type, tuple(total.shape)) == (sum_dtype, device, shape)
+
+
+@st.composite
+def _nested_counts(draw):
+    """Draw slices of a matrix with parts, each within the one before, and how often each was held."""
+    parts = draw(st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2)]))
+    full = tuple(4 * number for number in parts)
+    sizes = sorted(draw(st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True)), reverse=True)
+    whole_rows = draw(st.booleans())
+    counts = {}
+    for size in sizes:
+        rows = Axis(full[0], full[0]) if whole_rows else Axis(full[0], size * parts[0], 1 if size == 4 else parts[0])
+        count = draw(st.sampled_from([1.0, 2.0, 0.0, 0.25]))
+        if whole_rows and draw(st.booleans()):
+            count = torch.tensor(draw(st.lists(st.sampled_from([0.0, 1.0, 3.0]), min_size=full[0], max_size=full[0])))
+        counts[rows, Axis(full[1], size * parts[1], 1 if size == 4 else parts[1])] = count
+    return full, counts
+
+
+@pytest.mark.parametrize("divisor", [counting_mean._divisor, lambda *_: None], ids=["by counts", "by shells"])
+@given(drawn=_nested_counts())
+def test_shells_and_a_full_tensor_of_counts_agree(drawn, divisor):
+    full, counts = drawn
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(full, generator=generator)
+    fast = torch.randn(full, generator=generator)
+    slow = fast.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting_mean, "_divisor", divisor)
+        mean_in_place(fast, old, counts, {})
+    held = counting_mean.held_by(slow, counts)
+    slow = torch.where(held > 0, slow / held.where(held > 0, 1.0), old)
+    torch.testing.assert_close(fast, slow, rtol=1e-6, atol=0)
+
+
+def test_slices_that_cross_are_counted_entry_by_entry():
+    total = torch.full((2, 2), 6.0)
+    counts = {(Axis(2, 1), Axis(2, 2)): 2.0, (Axis(2, 2), Axis(2, 1)): 1.0}
+    mean_in_place(total, torch.full((2, 2), -1.0), counts, {})
+    assert total.tolist() == [[2, 3], [6, -1]]
+
+
+def test_parameters_cut_alike_along_one_axis_share_their_counts():
+    counts = {(Axis(4, 4),): 1.0, (Axis(4, 2),): 1.0}
+    shared = {}
+    for value in (6.0, 8.0):
+        total = torch.full((4,), value)
+        mean_in_place(total, torch.zeros(4), counts, shared)
+        assert total.tolist() == [value / 2, value / 2, value, value]
+    assert len(shared) == 1
+
+
+def test_shared_counts_are_told_apart_by_type():
+    counts = {(Axis(2, 2),): 2.0, (Axis(2, 1),): 1.0}
+    shared = {}
+    for dtype in (torch.float32, torch.float64):
+        total = torch.ones(2, dtype=dtype)
+        mean_in_place(total, torch.zeros(2, dtype=dtype), counts, shared)
+        assert torch.equal(total, torch.ones(2, dtype=dtype) / torch.tensor([3, 2], dtype=dtype))
+    assert len(shared) == 2

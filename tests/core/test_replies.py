@@ -1,0 +1,256 @@
+"""Checks of replies: what is refused, with what error; and the rows that were trained."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from heterofl_flwr.core import Aggregator, Plan, prefix
+from heterofl_flwr.core.compression import compress, restore
+from heterofl_flwr.core.noise import clipped
+from heterofl_flwr.core.replies import norm_between, trained_rows
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
+from tests.core import strategies, twin
+
+
+def _change(name, value):
+    return lambda sub: {**sub, name: value(sub[name])}
+
+
+def _set(tensor, value):
+    changed = tensor.clone()
+    changed.view(-1)[-1] = value
+    return changed
+
+
+BAD_REPLIES = {
+    "unknown name": (lambda sub: {**sub, "head": torch.zeros(1)}, {}, r"1 names are not in its plan \('head'\)"),
+    "missing name": (lambda sub: {"body": sub["body"]}, {}, "2 parameters of its plan are missing"),
+    "nothing": (lambda sub: {}, {}, "3 parameters of its plan are missing"),
+    "shape": (_change("body", lambda body: body[:1]), {}, r"body has shape \(1, 2\), expected \(2, 2\)"),
+    "a shape that broadcasts": (_change("body", lambda body: body[:, :1]), {}, r"body has shape \(2, 1\)"),
+    "dtype": (_change("body", torch.Tensor.half), {}, "body is torch.float16, expected torch.float32"),
+    "nan": (_change("body", lambda body: _set(body, float("nan"))), {}, "body contains NaN or infinity"),
+    "minus infinity": (_change("linear.bias", lambda bias: _set(bias, float("-inf"))), {}, "linear.bias contains NaN"),
+    "numpy": (_change("body", torch.Tensor.numpy), {}, "body is ndarray, expected a dense tensor"),
+    "sparse": (_change("body", torch.Tensor.to_sparse), {}, "body is Tensor, expected a dense tensor"),
+    "negative weight": (dict, {"weight": -1.0}, "its weight is -1.0, expected 0 or a number"),
+    "nan weight": (dict, {"weight": float("nan")}, "its weight is nan, expected 0 or"),
+    "huge weight": (dict, {"weight": 1e300}, r"its weight is 1e\+300, expected 0 or a number from 1e-38 to 3e\+38"),
+    "tiny weight": (dict, {"weight": 1e-300}, "its weight is 1e-300, expected 0 or"),
+    "weight beyond floats": (dict, {"weight": 10**400}, "its weight is 1000"),
+    "complex weight": (dict, {"weight": 1 + 0j}, r"its weight is \(1\+0j\)"),
+    "label too large": (dict, {"labels": [0, 5]}, r"labels \[5\] are out of range: expected whole numbers from 0 to 4"),
+    "negative label": (dict, {"labels": [-1, 2]}, r"labels \[-1\] are out of range"),
+    "text labels": (dict, {"labels": ["1", "2"]}, "labels cannot be read"),
+    "a label mask": (dict, {"labels": torch.tensor([True, False, True, False, False])}, "labels of type torch.bool"),
+    "labels that are floats": (dict, {"labels": [1.0, 2.0]}, "labels of type torch.float32"),
+    "labels in two dimensions": (dict, {"labels": [[1, 2], [3, 4]]}, "labels of type torch.int64 in 2 dimensions"),
+    "no labels in two dimensions": (dict, {"labels": [[], []]}, "in 2 dimensions"),
+    "one label alone": (dict, {"labels": 3}, "labels of type torch.int64 in 0 dimensions"),
+    "labels beyond integers": (dict, {"labels": [2**70]}, "labels cannot be read"),
+}
+
+
+@pytest.mark.parametrize("slice_function", [prefix, twin.rolling(1)], ids=["prefix", "rolling"])
+@pytest.mark.parametrize("fault", BAD_REPLIES)
+def test_a_refused_reply_changes_nothing(fault, slice_function):
+    spoil, arguments, message = BAD_REPLIES[fault]
+    state, plan, (first, bad, last) = strategies.three_replies()
+    plan = Plan.between(state, plan.shapes, slice_function=slice_function)
+    results = []
+    for with_bad in (False, True):
+        aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
+        if with_bad:  # before any other, too
+            with pytest.raises(ReplyError, match=message):
+                aggregator.add(plan, spoil(bad), **arguments)
+        aggregator.add(plan, first, labels=[0, 1])
+        if with_bad:
+            with pytest.raises(ReplyError, match=message):
+                aggregator.add(plan, spoil(bad), **arguments)
+        aggregator.add(plan, last, labels=[1, 4], weight=2.0)
+        assert aggregator.replies == 2
+        results.append(aggregator.result())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in state)
+
+
+def test_labels_without_label_rows_are_refused():
+    state, plan, (reply, *_) = strategies.three_replies()
+    aggregator = Aggregator(state)
+    with pytest.raises(ReplyError, match="the reply names labels, but the aggregator has no label_rows"):
+        aggregator.add(plan, reply, labels=[1])
+    assert all(torch.equal(value, state[name]) for name, value in aggregator.result().items())
+
+
+def test_labels_for_rows_that_the_plan_cuts_are_refused():
+    state, _, (reply, *_) = strategies.three_replies()
+    plan = Plan.between(state, {"body": (2, 2), "linear.weight": (3, 2), "linear.bias": (3,)})
+    aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
+    sub = {**reply, "linear.weight": torch.ones(3, 2), "linear.bias": torch.ones(3)}
+    with pytest.raises(ReplyError, match=r"rows of linear\.weight, linear\.bias belong to classes, .* only some"):
+        aggregator.add(plan, sub, labels=[1])
+
+
+def test_all_faults_of_a_reply_are_named_at_once():
+    state, plan, (reply, *_) = strategies.three_replies()
+    bad = {"body": reply["body"][:1], "linear.weight": reply["linear.weight"].half(), "extra": torch.zeros(1)}
+    with pytest.raises(ReplyError) as caught:
+        Aggregator(state).add(plan, bad, weight=-2.0)
+    message = str(caught.value)
+    for fault in (
+        "its weight is -2.0",
+        "('extra')",
+        "('linear.bias')",
+        "body has shape",
+        "linear.weight is torch.float16",
+    ):
+        assert fault in message
+
+
+def test_all_values_that_are_not_finite_are_named():
+    state, plan, (reply, *_) = strategies.three_replies()
+    bad = {name: _set(value, float("nan")) for name, value in reply.items()}
+    with pytest.raises(ReplyError, match=r"body contains .*; linear\.weight contains .*; linear\.bias contains"):
+        Aggregator(state).add(plan, bad)
+
+
+def test_many_faults_are_counted():
+    state = {f"p{number}": torch.zeros(2) for number in range(9)}
+    plan = Plan.between(state, state)
+    with pytest.raises(ReplyError, match=r"p4 has shape \(3,\), expected \(2,\); and 4 more$"):
+        Aggregator(state).add(plan, {name: torch.zeros(3) for name in state})
+    with pytest.raises(ReplyError, match=r"9 parameters of its plan are missing \('p0', 'p1', 'p2', \.\.\.\)$"):
+        Aggregator(state).add(plan, {})
+
+
+def test_large_finite_values_are_no_fault():
+    plan = Plan.between({"w": (2,), "v": (1,)}, {"w": (2,), "v": (1,)})
+    aggregator = Aggregator({"w": torch.zeros(2), "v": torch.zeros(1)})
+    sub = {"w": torch.tensor([3e38, 3e38]), "v": torch.zeros(1)}  # their sum is infinite
+    aggregator.add(plan, sub)
+    assert torch.equal(aggregator.result()["w"], sub["w"])
+
+
+@pytest.mark.parametrize("values", [[-4.0, 0.0], [4.0, 4.0], [3.9, 4.1]])
+def test_entries_beyond_the_largest_are_refused(values):
+    plan = Plan.between({"w": (2,)}, {"w": (2,)})
+    aggregator = Aggregator({"w": torch.zeros(2)}, largest=4.0)
+    sub = {"w": torch.tensor(values)}
+    if max(map(abs, values)) > 4:
+        with pytest.raises(ReplyError, match=r"w has entries up to 4\.1, expected up to 4"):
+            aggregator.add(plan, sub)
+        sub = {"w": torch.zeros(2)}
+    else:
+        aggregator.add(plan, sub)
+    assert torch.equal(aggregator.result()["w"], sub["w"])
+
+
+def test_a_change_beyond_the_bound_is_refused_whatever_slice_it_is_of():
+    state = {"w": torch.arange(9.0).view(3, 3), "b": torch.ones(1, dtype=torch.float16)}
+    plan = Plan.between(state, {"w": (2, 2), "b": (1,)})
+    aggregator = Aggregator(state, norm_bound=5.0)
+    sub = plan.extract(state)
+    far = {"w": sub["w"] + torch.tensor([[3.0, 0.0], [0.0, 4.01]]), "b": sub["b"]}
+    with pytest.raises(ReplyError, match=r"its change has an L2 norm of 5\.008, expected up to 5"):
+        aggregator.add(plan, far)
+    near = {"w": sub["w"] + torch.tensor([[3.0, 0.0], [0.0, 4.0]]), "b": sub["b"]}
+    aggregator.add(plan, near)
+    assert aggregator.replies == 1
+    assert torch.equal(aggregator.result()["w"][:2, :2], near["w"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [
+        *(([3, 0, 3], dtype) for dtype in (None, torch.uint8, torch.int8, torch.int16, torch.int32)),
+        (range(0, 6, 3), None),
+        (np.array([3, 0], dtype=np.int32), None),
+    ],
+)
+def test_labels_may_be_any_whole_numbers_in_any_order(labels, dtype):
+    state, plan, (reply, *_) = strategies.three_replies()
+    aggregator = Aggregator(state, label_rows=["linear.bias"])
+    given_labels = labels if dtype is None else torch.as_tensor(labels).to(dtype)
+    aggregator.add(plan, reply, labels=given_labels)
+    changed = (aggregator.result()["linear.bias"] != state["linear.bias"]).nonzero().flatten().tolist()
+    assert changed == [0, 3]
+
+
+def test_labels_of_few_bits_do_not_wrap_at_many_classes():
+    state = {"w": torch.zeros(300)}
+    plan = Plan.between(state, state)
+    aggregator = Aggregator(state, label_rows=["w"])
+    aggregator.add(plan, {"w": torch.ones(300)}, labels=torch.tensor([44, 255], dtype=torch.uint8))
+    assert aggregator.result()["w"].nonzero().flatten().tolist() == [44, 255]
+
+
+CLASSES = 6
+
+
+def train(own, *, columns=4, steps=10, seed=0, fill="zero", **options):
+    """Return a linear classifier before and after masked steps on examples of some classes."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = nn.Linear(columns, CLASSES)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, **options})
+    mask = class_mask(torch.tensor(own), CLASSES)
+    for _ in range(steps):
+        inputs = torch.randn(8, columns, generator=generator)
+        targets = torch.tensor(own)[torch.randint(len(own), (8,), generator=generator)]
+        optimizer.zero_grad()
+        masked_cross_entropy(model(inputs), targets, mask, fill).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return before, {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@settings(max_examples=40)
+@given(
+    own=st.sets(st.integers(0, CLASSES - 1), min_size=2).map(sorted),
+    columns=st.sampled_from([4, 32]),
+    steps=st.sampled_from([1, 5, 30]),
+    weight_decay=st.sampled_from([0.0, 5e-4, 0.1]),
+    momentum=st.sampled_from([0.0, 0.9]),
+    fill=st.sampled_from(["zero", "-inf"]),
+    seed=st.integers(0, 99),
+)
+def test_the_rows_of_a_masked_loss_are_those_of_its_classes(own, columns, steps, weight_decay, momentum, fill, seed):
+    before, after = train(
+        own, columns=columns, steps=steps, seed=seed, fill=fill, weight_decay=weight_decay, momentum=momentum
+    )
+    assert trained_rows(before, after, CLASSES) == own
+
+
+@pytest.mark.parametrize("upload", ["float16", "int8"])
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
+def test_they_are_found_in_few_bits_too(upload, weight_decay):
+    before, after = train([1, 4], columns=64, weight_decay=weight_decay)
+    found = restore(Plan.between(before, before), before, compress(before, after, upload, seed=0))
+    assert trained_rows(before, found, CLASSES) == [1, 4]
+
+
+def test_nothing_is_trained_where_nothing_changed():
+    before, _ = train([0, 1])
+    assert trained_rows(before, before, CLASSES) == []
+
+
+def test_a_row_of_zeros_that_stays_is_not_trained():
+    before = {"w": torch.zeros(2, 3)}
+    assert trained_rows(before, {"w": torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}, 2) == [1]
+
+
+def test_rows_beyond_the_classes_do_not_count():
+    before = {"w": torch.ones(3, 2)}
+    assert trained_rows(before, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.2])
+def test_rows_of_a_change_that_its_client_shortened_are_told_apart(clip):
+    before, after = train([1, 4], weight_decay=0.1)
+    short = clipped(before, after, clip)
+    assert norm_between(short, before) == pytest.approx(clip, rel=1e-4)
+    assert trained_rows(before, short, CLASSES) == [1, 4]
