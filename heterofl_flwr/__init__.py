@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from heterofl_flwr.federation.evaluation import Evaluation
     from heterofl_flwr.federation.limits import Limits
     from heterofl_flwr.federation.nodes import Levels
+    from heterofl_flwr.federation.options import Averaging, Sampling, Transfer
     from heterofl_flwr.federation.privacy import Privacy
     from heterofl_flwr.federation.records import RoundCallback
     from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, Yogi, multi_step
@@ -36,6 +37,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Aggregator",
+    "Averaging",
     "DeviceProfile",
     "Devices",
     "Evaluation",
@@ -54,7 +56,9 @@ __all__ = [
     "RayGrid",
     "Robust",
     "RoundCallback",
+    "Sampling",
     "SimulatedDevices",
+    "Transfer",
     "Windowed",
     "Yogi",
     "__version__",
@@ -67,6 +71,7 @@ _HOMES = {
     "Adagrad": "heterofl_flwr.federation.server_optimizer",
     "Adam": "heterofl_flwr.federation.server_optimizer",
     "Aggregator": "heterofl_flwr.core.counting_mean",
+    "Averaging": "heterofl_flwr.federation.options",
     "DeviceProfile": "heterofl_flwr.grids.devices",
     "Devices": "heterofl_flwr.grids.devices",
     "Evaluation": "heterofl_flwr.federation.evaluation",
@@ -85,7 +90,9 @@ _HOMES = {
     "Robust": "heterofl_flwr.core.robust",
     "RoundCallback": "heterofl_flwr.federation.records",
     "Privacy": "heterofl_flwr.federation.privacy",
+    "Sampling": "heterofl_flwr.federation.options",
     "SimulatedDevices": "heterofl_flwr.grids.simulated",
+    "Transfer": "heterofl_flwr.federation.options",
     "Windowed": "heterofl_flwr.grids.windowed",
     "Yogi": "heterofl_flwr.federation.server_optimizer",
     "elastic": "heterofl_flwr.elastic_models.build",

@@ -7,6 +7,7 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     ├── ShapeError             (ValueError)  two models or states do not fit one another
     ├── DataError              (ValueError)  a data set or a batch is not usable
     ├── ReplyError             (ValueError)  a client's reply is refused, whole
+    ├── RoundError                          too few clients are there, or too few answered
     ├── OutOfMemoryError       (MemoryError) a client's model and batch take more memory than there is
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
@@ -32,6 +33,10 @@ class DataError(HeteroFLError, ValueError):
 
 class ReplyError(HeteroFLError, ValueError):
     """A client's reply is refused; nothing of it was used."""
+
+
+class RoundError(HeteroFLError):
+    """Too few clients are there, or too few answered; the strategies raise it as Flower's ``AggregationError`` too."""
 
 
 class OutOfMemoryError(HeteroFLError, MemoryError):

@@ -74,7 +74,7 @@ def test_no_text_reaches_a_shell(path):
         ("open(name)", ["open"]),
         ("np.fromfile(name)", ["fromfile"]),
         ("import io\nio.BytesIO(data)", []),
-        ("federation.open_round(state)", []),
+        ("engine.open_round(state)", []),
     ],
 )
 def test_the_checker_finds_what_touches_files(source, found):

@@ -84,7 +84,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         folder.start(to_flat(settings), resume=settings.run.resume, about=_about(task), **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
-            strategy.tally = Tally.of(one for one in folder.history() if one.server_round < start.first_round)
+            strategy.engine.tally = Tally.of(one for one in folder.history() if one.server_round < start.first_round)
     strategy.federation.optimizer_state = dict(start.optimizer_state)
     strategy.start(
         on_devices(watched, task),

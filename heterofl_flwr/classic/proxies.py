@@ -11,18 +11,19 @@ from typing import TypeVar
 from flwr.common import Code, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Scalar
 from flwr.server.client_proxy import ClientProxy
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.classic.arrays import moments_from_arrays, named, size_of, unpack
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import HeteroFLError, ReplyError
-from heterofl_flwr.federation.arrivals import QUERY_SECONDS
-from heterofl_flwr.federation.limits import Limits, RoundError, read_number, read_numbers, short
+from heterofl_flwr.errors import HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.federation.engine import QUERY_SECONDS
+from heterofl_flwr.federation.evaluation_round import EvaluationRound, Norms
+from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Federation, TrainReply
+from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.strategies.queries import MomentsSum
 from heterofl_flwr.strategies.replies import explained
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,10 @@ def properties_of(proxy: ClientProxy) -> Properties | None:
         said = answer.properties
         capability = Capability(
             capacity=_capacity(said),
-            partition=_whole(said, wire.PARTITION),
-            num_partitions=_whole(said, wire.NUM_PARTITIONS),
+            partition=_whole(said, messages.PARTITION),
+            num_partitions=_whole(said, messages.NUM_PARTITIONS),
         )
-        return Properties(capability, gives_moments=said.get(wire.MOMENTS) is True)
+        return Properties(capability, gives_moments=said.get(messages.MOMENTS) is True)
     except Exception as error:  # each of Flower's runtimes raises errors of its own
         logger.warning("client %s did not say what it can hold: %s", proxy.cid, error)
         return None
@@ -97,7 +98,7 @@ def read_evaluate(answer: EvaluateRes, limits: Limits, sender: str) -> tuple[int
 def read_metrics(metrics: Mapping[str, Scalar], sender: str) -> dict[str, float]:
     """Return the numbers among metrics; labels and capacity are none."""
     return read_numbers(
-        ((key, value) for key, value in metrics.items() if key not in (wire.LABELS, wire.CAPACITY)), sender
+        ((key, value) for key, value in metrics.items() if key not in (messages.LABELS, messages.CAPACITY)), sender
     )
 
 
@@ -118,7 +119,7 @@ def cause_of(answer: FitRes, plan: Plan) -> str:
     """Return what most likely is wrong with a refused answer: arrays have no names, so their bytes tell."""
     whole = sum(math.prod(axis.full for axis in axes) for axes in plan.axes.values())
     looks_whole = plan.parameters < whole and size_of(answer.parameters) >= 4 * whole
-    return f"; {wire.NOT_CONVERTED}" if looks_whole else ""
+    return f"; {messages.NOT_CONVERTED}" if looks_whole else ""
 
 
 def without_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
@@ -129,7 +130,7 @@ def without_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
 
 
 def _capacity(said: Mapping[str, Scalar]) -> float | None:
-    value = said.get(wire.CAPACITY)
+    value = said.get(messages.CAPACITY)
     if value is None:
         return None
     if not isinstance(value, str | int | float):
@@ -148,7 +149,7 @@ def _whole(said: Mapping[str, Scalar], key: str) -> int | None:
 
 
 def _labels(metrics: Mapping[str, Scalar], sender: str) -> list[int] | None:
-    value = metrics.get(wire.LABELS)
+    value = metrics.get(messages.LABELS)
     if value is None:
         return None
     try:
@@ -161,47 +162,42 @@ _SECONDS = 3600.0
 
 
 def ask_for_moments(
-    total: MomentsSum,
-    proxies: Mapping[int, ClientProxy],
-    instructions: Mapping[int, FitIns],
-    rates_of: Mapping[int, tuple[float, ...]],
-    note: Callable[[int, str], None],
-) -> dict[float, Moments]:
-    """Ask, add up, and return the moments of all clients that answered, by rate; note why others did not."""
+    evaluation: EvaluationRound,
+    asked: Mapping[int, tuple[ClientProxy, FitIns]],
+    norms: Mapping[int, Norms],
+    kind: Variant,
+) -> None:
+    """Ask clients for static batch norm moments and add those that fit; note why others do not."""
 
     def ask(number: int) -> FitRes | Exception:
         try:
-            return proxies[number].fit(instructions[number], timeout=_SECONDS, group_id=0)
+            proxy, instruction = asked[number]
+            return proxy.fit(instruction, timeout=_SECONDS, group_id=0)
         except Exception as error:  # each of Flower's runtimes raises errors of its own
             return error
 
     faults: list[str] = []
-    for number, answer in zip(instructions, ask_all(ask, instructions), strict=True):
+    for number, answer in zip(asked, ask_all(ask, asked), strict=True):
         try:
             # All are read before any is added, so an answer that does not fit changes nothing.
-            total.add(number, _read(total.federation, answer, rates_of[number], f"client {number}"))
+            evaluation.add_moments(number, _read_moments(answer, kind, norms[number], f"client {number}"))
         except HeteroFLError as error:
             fault = short(str(error))
             faults.append(f"client {number}: {fault}")
-            note(number, f"no usable moments: {fault}")
-    merged = total.result()
-    if instructions and not merged:
+            evaluation.refuse(number, f"no usable moments: {fault}")
+    if asked and len(faults) == len(asked):
         raise RoundError(
-            f"none of {len(instructions)} clients that promised static batch norm moments gave any: let fit begin with "
+            f"none of {len(asked)} clients that promised static batch norm moments gave any: let fit begin with "
             f"asks_for_moments, or evaluate without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
         )
-    return merged
 
 
-def _read(
-    federation: Federation, answer: FitRes | Exception, rates: tuple[float, ...], sender: str
-) -> dict[float, Moments]:
+def _read_moments(answer: FitRes | Exception, kind: Variant, norms: Norms, sender: str) -> dict[float, Moments]:
     if isinstance(answer, Exception):
         raise ReplyError(f"{sender} failed: {type(answer).__name__}: {answer}") from answer
     if answer.status.code != Code.OK:
         raise ReplyError(f"{sender} failed: {answer.status.message or answer.status.code.name}")
-    layers = {rate: list(federation.norms(rate)) for rate in rates}
-    channels = [number for rate in rates for number in federation.norms(rate).values()]
     # Of each layer come a count and two sums.
-    arrays = unpack(answer.parameters, sender, [size for number in channels for size in (1, number, number)])
-    return moments_from_arrays(arrays, federation.fidelity.moments, layers, sender)
+    sizes = [size for own in norms.values() for channels in own.values() for size in (1, channels, channels)]
+    arrays = unpack(answer.parameters, sender, sizes)
+    return moments_from_arrays(arrays, kind, {rate: list(own) for rate, own in norms.items()}, sender)

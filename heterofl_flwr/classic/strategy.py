@@ -1,8 +1,9 @@
 """HeteroFL as a strategy of Flower's classic API."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar, Unpack, cast
 
 from flwr.common import (
     EvaluateIns,
@@ -20,7 +21,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from torch import Tensor
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.classic.arrays import moments_to_arrays, named, pack, size_of, unpack
 from heterofl_flwr.classic.proxies import (
     ask_all,
@@ -35,14 +36,17 @@ from heterofl_flwr.classic.proxies import (
 )
 from heterofl_flwr.client import Build
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.federation.arrivals import gather
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.federation.engine import Engine, EngineView
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import short
-from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.static_norm import batch_norms
-from heterofl_flwr.strategies.base import HeteroFLBase
-from heterofl_flwr.strategies.evaluators import ADD_EVALUATE
-from heterofl_flwr.strategies.flower_names import classic_options
+from heterofl_flwr.federation.options import Assignment
+from heterofl_flwr.federation.records import host_log
+from heterofl_flwr.federation.round import Fault, Round, check_open
+from heterofl_flwr.strategies.instructions import client_config
+from heterofl_flwr.strategies.keywords import ClassicKeywords, read_classic_options
+from heterofl_flwr.strategies.replies import as_flower_error, check_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -53,33 +57,33 @@ Rates = tuple[float, ...]
 Result = TypeVar("Result")
 
 
-class HeteroFL(HeteroFLBase, Strategy):
+class HeteroFL(EngineView, Strategy):
     """Train one global model over clients of unequal size, through Flower's classic API.
+
+    Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
 
     Parameters
     ----------
+    build, mix, assignment, seed
+        Those of ``heterofl_flwr.HeteroFL``.
     initial_parameters : Parameters | None
         What the global model starts from; default: a freshly built one.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
         Evaluates the global model on the server: from round, parameters and an empty config to loss and metrics.
-    on_fit_config_fn, on_evaluate_config_fn : Callable[[int], dict[str, Scalar]] | None
-        From the round to what else clients are told, as in ``FedAvg``.
     num_rounds : int
         The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
         its strategies.
-    fraction_fit, min_fit_clients, min_evaluate_clients, min_available_clients
-        ``fraction_train``, ``min_train_nodes``, ``min_evaluate_nodes`` and ``min_available_nodes`` of ``HeteroFLBase``.
-    fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn
-        As in ``FedAvg``: from a list of (number of examples, metrics) to metrics; None: the means by examples.
-    accept_failures : bool
-        As in ``FedAvg``: with False, a round in which any client fails changes nothing.
-    inplace : bool
-        Without effect: replies are always summed in place.
-    build, mix, **options
-        Those of ``HeteroFLBase``, but for ``callbacks``, as nothing in the classic API says that a round has ended,
-        for ``shared``, as parameters travel without names, and for ``upload``, as what a ``NumPyClient`` returns has
-        no place to say its form, and for ``spare``, as its server waits for all clients that it asks.
-        Clients that answer ``properties_of(context, moments=True)`` are asked for static batch norm moments.
+    **keywords
+        ``accept_failures``: as in ``FedAvg``, with False a round in which any client fails changes nothing.
+        ``on_fit_config_fn``, ``on_evaluate_config_fn``: from the round to what else goes with its instructions.
+        ``fit_metrics_aggregation_fn``, ``evaluate_metrics_aggregation_fn``: as in ``FedAvg``, from a list of (number of
+        examples, metrics) to metrics; None: the means by examples. ``fraction_fit``, ``min_fit_clients``,
+        ``min_evaluate_clients``, ``min_available_clients``: ``fraction_train``, ``min_train_nodes``,
+        ``min_evaluate_nodes`` and ``min_available_nodes``. ``inplace``: without effect, as replies are always summed in
+        place. The others are those of ``heterofl_flwr.HeteroFL``, but for ``callbacks``, as nothing in the classic API
+        says that a round has ended, for ``shared``, as parameters travel without names, for ``upload``, as what a
+        ``NumPyClient`` returns has no place to say its form, and for ``spare``, as its server waits for all clients
+        that it asks.
     """
 
     def __init__(
@@ -87,54 +91,32 @@ class HeteroFL(HeteroFLBase, Strategy):
         build: Build,
         mix: str | Mix = "a1-b1-c1-d1-e1",
         *,
+        assignment: Assignment = "fix",
+        seed: int = 0,
         initial_parameters: Parameters | None = None,
         evaluate_fn: CentralEvaluation | None = None,
-        on_fit_config_fn: ConfigOfRound | None = None,
-        on_evaluate_config_fn: ConfigOfRound | None = None,
         num_rounds: int = 0,
-        fraction_fit: float | None = None,
-        min_fit_clients: int | None = None,
-        min_evaluate_clients: int | None = None,
-        min_available_clients: int | None = None,
-        fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
-        evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
-        accept_failures: bool = True,
-        inplace: bool = True,
-        **options: Any,
+        **keywords: Unpack[ClassicKeywords],
     ) -> None:
-        del inplace
-        given = {
-            "fraction_fit": fraction_fit,
-            "min_fit_clients": min_fit_clients,
-            "min_evaluate_clients": min_evaluate_clients,
-            "min_available_clients": min_available_clients,
-        }
-        super().__init__(build, mix, **classic_options(options, given))
-        if self.callbacks:
-            raise ConfigError("the classic API has no place for callbacks: use heterofl_flwr.HeteroFL, or leave them")
-        if self.upload != "float32":
-            raise ConfigError(
-                f"the classic API sends parameters as they are, not in {self.upload}: use heterofl_flwr.HeteroFL, or "
-                f"leave upload"
-            )
-        if self.federation.personal:
-            raise ConfigError(
-                "the classic API sends parameters without their names, so none can stay with a client: use "
-                "heterofl_flwr.HeteroFL, or leave shared"
-            )
-        if self.spare:
-            raise ConfigError(
-                "the classic API waits for all clients that it asks: use heterofl_flwr.HeteroFL, or leave spare"
-            )
+        federation = Federation(
+            build=build,
+            mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
+            assignment=assignment,
+            seed=seed,
+            options=read_classic_options(keywords),
+        )
+        self.engine = Engine(federation)
+        self.engine.num_rounds = num_rounds
         self._initial_parameters = initial_parameters
         self._evaluate_fn = evaluate_fn
-        self._fit_config = on_fit_config_fn
-        self._evaluate_config = on_evaluate_config_fn
-        self._num_rounds = num_rounds
-        self._fit_metrics = fit_metrics_aggregation_fn
-        self._evaluate_metrics = evaluate_metrics_aggregation_fn
-        self._accept_failures = accept_failures
-        self._ids: dict[str, int] = {}
+        self._fit_config = keywords.get("on_fit_config_fn")
+        self._evaluate_config = keywords.get("on_evaluate_config_fn")
+        self._fit_metrics = keywords.get("fit_metrics_aggregation_fn")
+        self._evaluate_metrics = keywords.get("evaluate_metrics_aggregation_fn")
+        self._accept_failures = keywords.get("accept_failures", True)
+        self._round: Round | None = None
+        self._evaluation: EvaluationRound | None = None
+        self._numbers: dict[str, int] = {}
         self._give_moments: set[int] = set()
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
@@ -143,28 +125,26 @@ class HeteroFL(HeteroFLBase, Strategy):
         self.summary()
         return self._initial_parameters or pack(self.federation.initial_state().values())
 
+    @as_flower_error()
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Return an instruction for each client of the round, with its slice and its rate."""
         proxies = self._available(client_manager)
         state = self._unpack(parameters)
-        rates = self._begin(server_round, sorted(proxies), state)
-        sent = {plan: pack(plan.extract(state).values()) for plan in dict.fromkeys(self._plans.values())}
-        for number, plan in self._plans.items():
-            self.log.send(rates[number], size_of(sent[plan]))
+        self._round = current = Round(self.engine, server_round, sorted(proxies), state)
+        if current.is_sliced:
+            check_wrappers(server_round)
+        sent = {plan: pack(plan.extract(state).values()) for plan in {own.plan for own in current.slices.values()}}
         asked = self._fit_config(server_round) if self._fit_config else {}
-        return [
-            (
-                proxies[number],
-                FitIns(
-                    sent[self._plans[number]],
-                    self._config(server_round, number, (rate,), task=wire.TASK_TRAIN, asked=asked),
-                ),
-            )
-            for number, rate in rates.items()
-        ]
+        instructions = []
+        for number, own in current.slices.items():
+            self.log.send(own.rate, size_of(sent[own.plan]))
+            config = self._config(server_round, number, (own.rate,), task=messages.TASK_TRAIN, asked=asked)
+            instructions.append((proxies[number], FitIns(sent[own.plan], config)))
+        return instructions
 
+    @as_flower_error()
     def aggregate_fit(
         self,
         server_round: int,
@@ -175,49 +155,63 @@ class HeteroFL(HeteroFLBase, Strategy):
         if failures and not self._accept_failures:
             logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
             return None, {}
-        answers = self._first_of_each(results)
-        faults, unnamed = faults_of(failures, self._ids)
-        kept: dict[int, FitRes] = {}
-        for node_id, plan in self._plans.items():
-            answer = answers.pop(node_id, None)
+        current = check_open(self._round, server_round)
+        answers = self._first_results(results)
+        faults, unnamed = faults_of(failures, self._numbers)
+        for number, own in current.slices.items():
+            answer = answers.get(number)
             if answer is None:
-                fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
-                self._refuse(server_round, node_id, fault, False)
+                current.refuse(number, Fault(faults.get(number, f"no result; {unnamed}" if unnamed else "no result")))
                 continue
             try:
-                self._take(node_id, read_fit(answer, plan, self.limits, f"client {node_id}"))
-                kept[node_id] = answer
+                current.add(number, read_fit(answer, own.plan, self.options.limits, f"client {number}"))
             except ReplyError as error:
-                self._refuse(server_round, node_id, short(f"{error}{cause_of(answer, plan)}"), True)
-        new = self._finish(server_round)
-        counted = [kept[node_id] for node_id in self._answers]
+                current.refuse(number, Fault(short(f"{error}{cause_of(answer, own.plan)}"), replied=True))
+        new = current.close()
+        self._round = None
+        host_log.info("%s", self.log.line(server_round))
+        counted = [answers[number] for number in current.answers]
         return pack(new.values()), self._aggregated(self._fit_metrics, counted, self.log.train)
 
+    @as_flower_error()
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
         """Return an instruction for each client that evaluates, with the model and its static batch norm moments."""
-        if not self.fraction_evaluate or not self.evaluation.due(server_round, self._num_rounds):
+        self._evaluation, evaluation = None, self.options.evaluation
+        if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
         proxies = self._available(client_manager)
-        rates_of = self._evaluators(server_round, sorted(proxies))
+        self._evaluation = current = EvaluationRound(self.engine, server_round, sorted(proxies))
         state = self._unpack(parameters)
-        self.moments = {}
-        if self.evaluation.static_norm and batch_norms(self.federation.model):
-            self.moments = self._release(self._query_moments(server_round, state, proxies))
-            rates_of = self._restrict(dict.fromkeys(rates_of, self.moments)) if self.moments else rates_of
-        sent = self._packed(state, rates_of, self.moments)
+        self._collect_moments(current, server_round, state, proxies)
         asked = self._evaluate_config(server_round) if self._evaluate_config else {}
         if self.moments:
-            asked = {**asked, wire.MOMENTS_KIND: self.federation.fidelity.moments}
-        return [
-            (
-                proxies[number],
-                EvaluateIns(sent[own], self._config(server_round, number, own, task=wire.TASK_EVALUATE, asked=asked)),
-            )
-            for number, own in rates_of.items()
-        ]
+            asked = {**asked, messages.MOMENTS_KIND: self.federation.fidelity.moments}
+        sent = self._pack_models(state, current.rates.values())
+        config = partial(self._config, server_round, task=messages.TASK_EVALUATE, asked=asked)
+        return [(proxies[number], EvaluateIns(sent[own], config(number, own))) for number, own in current.rates.items()]
 
+    def _collect_moments(
+        self,
+        current: EvaluationRound,
+        server_round: int,
+        state: Mapping[str, Tensor],
+        proxies: Mapping[int, ClientProxy],
+    ) -> None:
+        """Ask the clients that promised static batch norm moments for them, if any are needed."""
+        norms = current.open_moments(remote=any(map(crosses_network, proxies.values())))
+        if not norms:
+            return
+        rates_of = {number: current.rates[number] for number in norms if number in self._give_moments}
+        sent = self._pack_models(state, rates_of.values())
+        kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
+        config = partial(self._config, server_round, task=messages.TASK_MOMENTS, asked=kind)
+        asked = {number: (proxies[number], FitIns(sent[own], config(number, own))) for number, own in rates_of.items()}
+        ask_for_moments(current, asked, norms, self.federation.fidelity.moments)
+        current.close_moments()
+
+    @as_flower_error()
     def aggregate_evaluate(
         self,
         server_round: int,
@@ -225,31 +219,30 @@ class HeteroFL(HeteroFLBase, Strategy):
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
-        if failures and not self._accept_failures:
+        current, self._evaluation = self._evaluation, None
+        if current is None or (failures and not self._accept_failures):
             return None, {}
-        came = self._first_of_each(results)
-        faults, unnamed = faults_of(failures, self._ids)
-        lacking = without_evaluate(failures, self._ids)
-        self._note_no_handler(self._no_evaluate, self._evaluating, lacking, ADD_EVALUATE)
-        answers = {}
-        for node_id in self._evaluating:
-            if node_id in lacking:
+        came = self._first_results(results)
+        faults, unnamed = faults_of(failures, self._numbers)
+        lacking = without_evaluate(failures, self._numbers) & current.rates.keys()
+        current.note_no_handler(lacking, current.rates)
+        for number in current.rates:
+            if number in lacking:
                 continue
-            fault = faults.get(node_id, f"no result; {unnamed}" if unnamed else "no result")
-            if node_id in came:
+            fault = faults.get(number, f"no result; {unnamed}" if unnamed else "no result")
+            if number in came:
                 try:
-                    answers[node_id] = read_evaluate(came[node_id], self.limits, f"client {node_id}")
+                    current.answers[number] = read_evaluate(came[number], self.options.limits, f"client {number}")
                     continue
                 except ReplyError as error:
                     fault = short(str(error))
-            self._refuse_evaluation(server_round, node_id, fault)
-        summary = self._summarise(server_round, answers)
-        if not answers:
+            current.refuse(number, fault)
+        summary = current.close()
+        if not current.answers:
             return None, {}
-        loss = summary.get("loss")
-        counted = [came[node_id] for node_id in answers]
+        counted = [came[number] for number in current.answers]
         found = self._aggregated(self._evaluate_metrics, counted, self.log.evaluate)
-        return loss, {key: value for key, value in found.items() if self._evaluate_metrics or key != "loss"}
+        return summary.get("loss"), {key: own for key, own in found.items() if self._evaluate_metrics or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model on the server, if there is a function for it."""
@@ -261,25 +254,21 @@ class HeteroFL(HeteroFLBase, Strategy):
         """Return the clients by number, having asked the new ones what they can hold."""
         proxies: dict[int, ClientProxy] = {}
 
-        def there() -> list[int]:
+        def list_clients() -> list[int]:
             client_manager.num_available()  # under a ServerApp, this looks for new nodes
             proxies.clear()
             proxies.update(
-                (self._ids.setdefault(cid, len(self._ids)), proxy)
+                (self._numbers.setdefault(cid, len(self._numbers)), proxy)
                 for cid, proxy in sorted(dict(client_manager.all()).items())
             )
             return list(proxies)
 
-        gather(
-            there,
-            lambda numbers: self._learn({number: proxies[number] for number in numbers}),
-            self.federation,
-            minimum=self.min_available_nodes,
-            wait=self.wait,
+        self.engine.wait_for_nodes(
+            list_clients, lambda numbers: self._register({number: proxies[number] for number in numbers})
         )
         return proxies
 
-    def _learn(self, proxies: Mapping[int, ClientProxy]) -> bool:
+    def _register(self, proxies: Mapping[int, ClientProxy]) -> bool:
         """Ask the clients that are new what they can hold, if any are."""
         new = [number for number in proxies if number not in self.federation.nodes]
         answers = dict(zip(new, ask_all(properties_of, [proxies[number] for number in new]), strict=True))
@@ -297,58 +286,37 @@ class HeteroFL(HeteroFLBase, Strategy):
             self.federation.register(known, present=proxies, ids={number: proxies[number].cid for number in new})
         return bool(new)
 
-    def _query_moments(
-        self, server_round: int, state: Mapping[str, Tensor], proxies: Mapping[int, ClientProxy]
-    ) -> dict[float, Moments]:
-        """Return the static batch norm moments that clients give; none if no client ever promised any."""
-        rates_of = {number: rates for number, rates in self._evaluating.items() if number in self._give_moments}
-        sent = self._packed(state, rates_of)
-        asked: dict[str, Scalar] = {wire.MOMENTS_KIND: self.federation.fidelity.moments}
-        instructions = {
-            number: FitIns(sent[rates], self._config(server_round, number, rates, task=wire.TASK_MOMENTS, asked=asked))
-            for number, rates in rates_of.items()
-        }
-        remote = any(map(crosses_network, proxies.values()))
-        return ask_for_moments(
-            self._sum_of_moments(self.federation, remote),
-            proxies,
-            instructions,
-            rates_of,
-            lambda number, fault: self._refuse_evaluation(server_round, number, fault),
-        )
-
-    def _first_of_each(self, results: Sequence[tuple[ClientProxy, Result]]) -> dict[int, Result]:
+    def _first_results(self, results: Sequence[tuple[ClientProxy, Result]]) -> dict[int, Result]:
         """Return the results by client; a second one of the same client, or one of a stranger, is dropped."""
         found: dict[int, Result] = {}
         for proxy, answer in results:
-            if proxy.cid in self._ids and self._ids[proxy.cid] not in found:
-                found[self._ids[proxy.cid]] = answer
+            if proxy.cid in self._numbers and self._numbers[proxy.cid] not in found:
+                found[self._numbers[proxy.cid]] = answer
             else:
                 logger.warning("a result of client %s is dropped: it is not known, or has answered already", proxy.cid)
         return found
 
-    def _packed(
-        self, state: Mapping[str, Tensor], rates_of: Mapping[int, Rates], moments: Mapping[float, Moments] | None = None
-    ) -> dict[Rates, Parameters]:
+    def _pack_models(self, state: Mapping[str, Tensor], rates: Iterable[Rates]) -> dict[Rates, Parameters]:
         """Return one packet for all clients of the same rates: the largest slice, and the rates' moments behind it."""
+        moments = self.moments
         return {
-            rates: pack(
-                self.federation.plan(rates[0]).extract(state).values(),
-                moments_to_arrays({rate: moments[rate] for rate in rates} if moments else {}),
+            own: pack(
+                self.federation.plan(own[0]).extract(state).values(),
+                moments_to_arrays({rate: moments[rate] for rate in own} if moments else {}),
             )
-            for rates in set(rates_of.values())
+            for own in set(rates)
         }
 
     def _config(
         self, server_round: int, number: int, rates: Rates, *, task: str, asked: Mapping[str, Scalar]
     ) -> dict[str, Scalar]:
-        """Return what a client is told: first what the caller asked for, then what no caller may change."""
+        """Return a client's config: first what the caller asked for, then what no caller may change."""
         return {
             **asked,
-            **cast("dict[str, Scalar]", self._told(server_round, number, rates[0])),
-            wire.SCHEMA_KEY: wire.SCHEMA,
-            wire.TASK: task,
-            wire.RATES: ",".join(map(str, rates)),
+            **cast("dict[str, Scalar]", client_config(self.engine, server_round, number, rates[0])),
+            messages.SCHEMA_KEY: messages.SCHEMA,
+            messages.TASK: task,
+            messages.RATES: ",".join(map(str, rates)),
         }
 
     def _unpack(self, parameters: Parameters) -> dict[str, Tensor]:
@@ -358,7 +326,7 @@ class HeteroFL(HeteroFLBase, Strategy):
     def _aggregated(
         self, function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], means: dict[str, float]
     ) -> dict[str, Scalar]:
-        """Return what a metrics function makes of clients' answers, and note it; without one, our own means."""
+        """Return what a metrics function computes from clients' answers, and note it; without one, the means."""
         if function is None:
             return dict(means)
         found = function([(answer.num_examples, answer.metrics) for answer in answers])

@@ -1,13 +1,13 @@
 """What is evaluated, on which clients, and how often; and what the clients' answers add up to."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Literal, get_args
 
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import check_fields
 
 Answer = tuple[float, Mapping[str, float]]
 """The examples and the metrics of a client."""
@@ -53,15 +53,17 @@ class Evaluation:
     moments_merge: MomentsMerge = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
-        if self.every < 0:
-            raise ConfigError(f"evaluation.every is {self.every}; expected a whole number from 0 up")
-        if self.nodes not in ("all", "capable"):
-            raise ConfigError(f"evaluation.nodes is {self.nodes!r}; expected all or capable")
-        if self.levels not in (True, False, "last"):
-            raise ConfigError(f"evaluation.levels is {self.levels!r}; expected True, False or 'last'")
-        if self.moments_merge not in get_args(MomentsMerge):
-            raise ConfigError(f"evaluation.moments_merge is {self.moments_merge!r}; expected auto, mean or robust")
+        """Validate the options, all at once."""
+        check_fields(
+            self,
+            (
+                ("every", self.every >= 0, "a whole number from 0 up"),
+                ("nodes", self.nodes in ("all", "capable"), "all or capable"),
+                ("levels", self.levels in (True, False, "last"), "True, False or 'last'"),
+                ("moments_merge", self.moments_merge in get_args(MomentsMerge), "auto, mean or robust"),
+            ),
+            "evaluation: ",
+        )
 
     def due(self, server_round: int, num_rounds: int) -> bool:
         """Whether this round ends with an evaluation."""
@@ -95,14 +97,6 @@ def is_share(key: str) -> bool:
 def of_level(metrics: Mapping[str, float], rate: float) -> dict[str, float]:
     """Return metrics as those of one level's own model, for a client that was not asked about the global one."""
     return {level_metric(key, rate) if split_metric(key)[1] is None else key: metrics[key] for key in metrics}
-
-
-def limited(
-    rates_of: Mapping[int, Sequence[float]], known: Mapping[int, Collection[float]]
-) -> dict[int, tuple[float, ...]]:
-    """Return, of each client's rates, those that are known for it; a client for which none is left is left out."""
-    left = {node_id: tuple(rate for rate in own if rate in known[node_id]) for node_id, own in rates_of.items()}
-    return {node_id: own for node_id, own in left.items() if own}
 
 
 def of_rates(metrics: Mapping[str, float], rates: Sequence[float]) -> dict[str, float]:

@@ -10,16 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from statistics import fmean
-from typing import TypeVar
 
 from torch import nn
 
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.round import Federation, State
+from heterofl_flwr.federation.federation import Federation, State, Value
 
-Value = TypeVar("Value")
 Build = Callable[[float], nn.Module]
 
 OF_ALL = "global-"
@@ -38,50 +36,39 @@ class Families(Federation):
     builds : Mapping[str, Callable[[float], nn.Module]]
         From a rate to each family's model, by the family's name.
     like : Federation
-        All else; its model is that of ``side_by_side``.
-
-    Attributes
-    ----------
-    members
-        Each family's own model, with parameters under their own names.
+        Everything else; its model is that of ``side_by_side``.
     """
 
     def __init__(self, builds: Mapping[str, Build], like: Federation) -> None:
-        _check_names(builds)
-        self.members = {name: replace(like, build=build) for name, build in builds.items()}
+        wrong = [name for name in builds if not re.fullmatch(r"[^\W\d][\w-]*", name) or name in LEVELS]
+        if wrong or not builds:
+            raise ConfigError(
+                f"families are named {', '.join(map(repr, wrong)) or 'not at all'}: expected one name or more, of "
+                f"letters, digits, _ and -, none of them that of a level ({', '.join(LEVELS)})"
+            )
+        self._members = {name: replace(like, build=build) for name, build in builds.items()}
         super().__init__(**{field.name: getattr(like, field.name) for field in fields(Federation)})
 
     @property
-    def turns(self) -> int:
-        """Among how many families the clients go in turns."""
-        return len(self.members)
+    def members(self) -> Mapping[str, Federation]:
+        """The federation of each family, whose parameters have their own names; all know the same clients."""
+        return self._members
 
-    def family(self, node_id: int) -> str:
-        """Return a client's family."""
-        return list(self.members)[self.nodes.place(node_id) % self.turns]
-
-    def split(self, values: Mapping[int, Value]) -> dict[str, dict[int, Value]]:
-        """Return values of clients by family, and then by client; a family without any has none."""
-        parts: dict[str, dict[int, Value]] = {name: {} for name in self.members}
-        for node_id, value in values.items():
-            parts[self.family(node_id)][node_id] = value
-        return parts
-
-    def forget(self) -> None:
-        """Forget the clients and what the optimiser keeps; the members know the same clients."""
-        super().forget()
+    def reset(self) -> None:
+        """Forget the clients and what the optimiser keeps."""
+        super().reset()
         for member in self.members.values():
             member.nodes = self.nodes
 
     @cached_property
     def rows(self) -> list[str]:
         """The parameters whose rows belong to classes."""
-        return [_under(name, row) for name, member in self.members.items() for row in member.rows]
+        return [f"{name}.{row}" for name, member in self.members.items() for row in member.rows]
 
-    def plan_of(self, server_round: int, node_id: int, rate: float) -> Plan:
+    def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round: of its family's model."""
         family = self.family(node_id)
-        return Plan(under(family, self.members[family].plan_of(server_round, node_id, rate).axes))
+        return Plan(under(family, self.members[family].train_plan(server_round, node_id, rate).axes))
 
     def initial_state(self) -> State:
         """Return the families' freshly built models, each as it would be alone."""
@@ -95,13 +82,13 @@ def side_by_side(builds: Mapping[str, Build], rate: float) -> nn.Module:
 
 
 def under(family: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return a family's values under its name."""
-    return {_under(family, name): value for name, value in values.items()}
+    """Return a family's values under its name; as they are where there are no families."""
+    return {f"{family}.{name}" if family else name: value for name, value in values.items()}
 
 
 def within(family: str, values: Mapping[str, Value]) -> dict[str, Value]:
     """Return what ``under`` put under a family's name; all values where there are no families."""
-    prefix = _under(family, "") if family else ""
+    prefix = f"{family}." if family else ""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
@@ -110,16 +97,3 @@ def with_families(by_family: Mapping[str, Mapping[str, float]]) -> dict[str, flo
     found = {f"{family}/{name}": value for family, own in by_family.items() for name, value in own.items()}
     names = dict.fromkeys(name for own in by_family.values() for name in own if name.startswith(OF_ALL))
     return {name: fmean(own[name] for own in by_family.values() if name in own) for name in names} | found
-
-
-def _under(family: str, name: str) -> str:
-    return f"{family}.{name}"
-
-
-def _check_names(builds: Mapping[str, Build]) -> None:
-    wrong = [name for name in builds if not re.fullmatch(r"[^\W\d][\w-]*", name) or name in LEVELS]
-    if wrong or not builds:
-        raise ConfigError(
-            f"families are named {', '.join(map(repr, wrong)) or 'not at all'}: expected one name or more, of letters, "
-            f"digits, _ and -, none of them that of a level ({', '.join(LEVELS)})"
-        )

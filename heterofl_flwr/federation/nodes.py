@@ -65,7 +65,7 @@ class Nodes:
 
     Attributes
     ----------
-    dealt_rates
+    seat_rates
         The rate that goes with each client's seat, whatever the client says.
     """
 
@@ -74,7 +74,7 @@ class Nodes:
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
         self._most = 0  # clients at once, so far
-        self.dealt_rates: dict[int, float] = {}
+        self.seat_rates: dict[int, float] = {}
 
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._known
@@ -161,7 +161,7 @@ class Nodes:
     def _forget(self, node_ids: Iterable[int]) -> None:
         for node_id in node_ids:
             del self._known[node_id], self._partitions[node_id], self._seats[node_id]
-            self.dealt_rates.pop(node_id, None)
+            self.seat_rates.pop(node_id, None)
 
 
 def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:

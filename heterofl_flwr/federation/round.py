@@ -1,46 +1,42 @@
-"""HeteroFL between the messages: who trains at which rate, on which slice, and what becomes of the answers.
+"""One round of training: who trains which slice, the replies one by one, the new global model."""
 
-Nothing here knows Flower. The strategies of both of its APIs are thin skins over a ``Federation``.
-"""
-
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import cached_property, lru_cache, partial
-from typing import Literal, get_args
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from heterofl_flwr.core.axes import SliceRule, make_slice_function
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.core.layer_rules import first_names, untied
-from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.noise import clipped, in_steps, released
-from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
-from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.core.replies import LabelRule, check_reply, find_label_rows, trained_rows
-from heterofl_flwr.core.robust import Robust, RobustAggregator
-from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.federation.limits import LARGEST_ENTRY
-from heterofl_flwr.federation.nodes import Capability, Levels, Nodes
-from heterofl_flwr.federation.privacy import Privacy
-from heterofl_flwr.federation.server_optimizer import ServerOptimizer, optimized
-from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.replies import check_reply, trained_rows
+from heterofl_flwr.core.robust import RobustAggregator
+from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.federation.engine import Engine
+from heterofl_flwr.federation.evaluation import Answer
+from heterofl_flwr.federation.families import under, within
+from heterofl_flwr.federation.federation import State
+from heterofl_flwr.federation.limits import LARGEST_ENTRY, least_replies
+from heterofl_flwr.federation.privacy import TRAINING
+from heterofl_flwr.federation.records import RoundLog
+from heterofl_flwr.federation.server_optimizer import optimized
 
-State = dict[str, Tensor]
-KEPT_RATES = 128
-"""Of how many rates the slices are kept, so that nodes that name ever new ones do not fill the memory."""
+NAMED = 3
+"""Clients whose faults a failed round names."""
 
-Assignment = Literal["fix", "dynamic"]
+SILENT = "no reply in time"
+"""What is noted of a client that gave no reply."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainReply:
-    """A client's answer to an instruction to train: its parameters, or what they changed by, and what it says."""
+    """A client's reply to an instruction to train: its parameters, or what they changed by, and what it reports."""
 
     sub: Mapping[str, Tensor] | Changes
     num_examples: int
@@ -50,276 +46,162 @@ class TrainReply:
     num_bytes: int
 
 
-@dataclass(kw_only=True)
-class Federation:
-    """One global model and the clients that train slices of it.
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a client's reply is not used.
 
     Attributes
     ----------
-    build
-        From a rate to the model at that rate.
-    mix
-        The rates of the clients and their shares.
-    assignment
-        ``fix``: a client's rate stays; ``dynamic``: it is drawn anew each round.
-    seed
-        Every draw is a function of it, the round and the partition.
-    label_rows
-        Parameters whose rows belong to classes; None finds them (``find_label_rows``).
-    fidelity
-        Which of the paper's quirks to keep.
-    server_optimizer
-        What makes a step of a round's change; None takes the mean as it is.
-    choose
-        Which slices of the model clients get; see ``heterofl_flwr.core.axes.make_slice_function``.
-    shared
-        Patterns (``fnmatch``) of the parameters that travel and are averaged. All others stay with their clients, of
-        which each then has a model of its own.
-    privacy
-        What is clipped and noised.
-    levels
-        Which clients may have which levels, whatever they say.
-    robust
-        What keeps a minority of hostile clients from moving the model far; None for the counting mean.
+    reason
+        What is wrong, for the record and the log.
+    replied
+        Whether there was a reply, which is then refused.
+    simulated
+        Whether a simulated device was lost, which is nobody's fault.
     """
 
-    build: Callable[[float], nn.Module]
-    mix: Mix
-    assignment: Assignment = "fix"
-    seed: int = 0
-    label_rows: Sequence[str] | None = None
-    fidelity: Fidelity = field(default_factory=Fidelity)
-    server_optimizer: ServerOptimizer | None = None
-    choose: SliceRule = "prefix"
-    shared: Sequence[str] = ALL
-    privacy: Privacy = field(default_factory=Privacy)
-    levels: Levels = field(default_factory=Levels)
-    robust: Robust | None = None
+    reason: str
+    replied: bool = False
+    simulated: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
-        if self.assignment not in ("fix", "dynamic"):
-            raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
-        if self.choose not in get_args(SliceRule):
-            raise ConfigError(f"choose is {self.choose!r}; expected one of {', '.join(get_args(SliceRule))}")
-        if self.personal and (self.assignment, self.choose) != ("fix", "prefix"):
-            raise ConfigError(
-                f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "
-                f"and choose='prefix', found {self.assignment!r} and {self.choose!r}"
-            )
-        self.levels.check(self.mix, self.assignment)
-        if self.robust and self.privacy.noise:
-            raise ConfigError(
-                "privacy: noise is measured for the sum of clipped changes; expected robust=None (server.robust=none)"
-            )
-        if self.robust and not self.shared:
-            raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
-        self.nodes: Nodes
-        self.optimizer_state: State
-        self.forget()
-        # Nodes say what they can hold, so the rates that are kept are counted.
-        self.plan = lru_cache(maxsize=KEPT_RATES)(self._plan_at)
-        self.norms = lru_cache(maxsize=KEPT_RATES)(self._norms_at)
-        self._shared_plans: dict[float, Plan] = {}
-        self._shared_round = 0
 
-    @cached_property
-    def model(self) -> nn.Module:
-        """The global model's architecture; its weights are only a start."""
-        return self.build(self.mix.global_rate)
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a client trains.
+
+    Attributes
+    ----------
+    rate
+        Its rate.
+    plan
+        Its slice of the global state.
+    family
+        Its family; without families "".
+    """
+
+    rate: float
+    plan: Plan
+    family: str
 
     @property
-    def turns(self) -> int:
-        """Among how many families the clients go in turns."""
-        return 1
-
-    @property
-    def personal(self) -> bool:
-        """Whether clients keep parameters of their own."""
-        return tuple(self.shared) != ALL
-
-    @cached_property
-    def rows(self) -> Sequence[str]:
-        """The shared parameters whose rows belong to classes."""
-        rows = find_label_rows(self.build, self.mix) if self.label_rows is None else self.label_rows
-        first = first_names(self.model)
-        return [name for name in dict.fromkeys(first.get(name, name) for name in rows) if is_shared(name, self.shared)]
-
-    def _plan_at(self, rate: float) -> Plan:
-        """Return the prefix of a rate, of what is shared; ``plan`` works out each once."""
-        return shared_part(Plan.of(self.model, self.build(rate)), self.shared)
-
-    def plan_of(self, server_round: int, node_id: int, rate: float) -> Plan:
-        """Return the slice that a client trains in a round; one that clients of a rate share is worked out once."""
-        if self.choose == "random-client":
-            return self._chosen(server_round, rate, self.nodes.partition(node_id))
-        if self.choose == "prefix":
-            return self.plan(rate)
-        if self._shared_round != server_round:
-            self._shared_round, self._shared_plans = server_round, {}
-        if rate not in self._shared_plans:
-            self._shared_plans[rate] = self._chosen(server_round, rate, partition=0)
-        return self._shared_plans[rate]
-
-    def _chosen(self, server_round: int, rate: float, partition: int) -> Plan:
-        function = make_slice_function(
-            self.choose, seed=self.seed, server_round=server_round, rate=rate, partition=partition
-        )
-        return self.plan(rate).sliced(function)
-
-    def initial_state(self) -> State:
-        """Return the shared parameters of a freshly built global model, the same for equal seeds."""
-        whole = initial_state(self.build, self.mix.global_rate, self.seed)
-        return {name: tensor for name, tensor in whole.items() if is_shared(name, self.shared)}
-
-    def forget(self) -> None:
-        """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
-        self.nodes = Nodes()
-        self.absent = set(self.levels.table)
-        self.optimizer_state = {}
-
-    def register(
-        self,
-        answers: Mapping[int, Capability | None],
-        names: Mapping[int, str] | None = None,
-        present: Iterable[int] | None = None,
-        ids: Mapping[int, str] | None = None,
-    ) -> None:
-        """Take up new clients; one that did not answer gets the mix's smallest rate.
-
-        ``ids`` are the node ids as ``levels.table`` has them, where they are not those of the answers.
-        """
-        silent, names = Capability(capacity=self.mix.rates[-1]), names or {}
-        admitted = {}
-        for node_id, answer in answers.items():
-            name, own_id = names.get(node_id, ""), (ids or {}).get(node_id, str(node_id))
-            admitted[node_id] = self.levels.applied(answer or silent, name, own_id)
-            self.absent -= {name, own_id}
-        self.nodes.register(admitted, names, present)
-        self._deal_rates()
-
-    def _deal_rates(self) -> None:
-        """Give new clients a rate each by their seats, so that what clients say of themselves changes no other's."""
-        rates = self.nodes.dealt_rates
-        for turn in range(self.turns):
-            family = (node_id for node_id in self.nodes if self.nodes.seat(node_id) % self.turns == turn)
-            seated = sorted(family, key=self.nodes.seat)
-            new = [node_id for node_id in seated if node_id not in rates]
-            held = [rates[node_id] for node_id in seated if node_id in rates]
-            rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
-
-    def number(self, node_ids: Sequence[int], fraction: float, least: int | None = None) -> int:
-        """Return how many clients take part: ``max(fraction * clients, 1)``, rounded up.
-
-        With ``least``, as in Flower's ``FedAvg``: ``max(fraction * clients, least)``, rounded down.
-        """
-        if least is not None:
-            return max(int(len(node_ids) * fraction), least, 1)
-        return max(math.ceil(Fraction(str(fraction)) * len(node_ids)), 1)
-
-    def sample(
-        self,
-        server_round: int,
-        node_ids: Sequence[int],
-        fraction: float,
-        purpose: str = "train",
-        *,
-        least: int | None = None,
-        spare: float = 0.0,
-    ) -> list[int]:
-        """Return the clients of a round: ``number`` of them, without replacement, and that share of spare ones."""
-        number = self.number(node_ids, fraction, least)
-        number += math.ceil(Fraction(str(spare)) * number)
-        return self.nodes.sample(node_ids, number, purpose, server_round, seed=self.seed)
-
-    def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round."""
-        known, place = self.nodes[node_id], self.nodes.place(node_id)
-        if self.assignment == "dynamic":
-            return dynamic_rate(
-                self.mix, seed=self.seed, server_round=server_round, partition=place, capacity=known.holds
-            )
-        if known.partition is None and known.capacity is None:
-            return min(self.nodes.dealt_rates[node_id], known.limit)
-        own, turn = divmod(place, self.turns)
-        number = max(len(range(turn, self.nodes.places(node_id), self.turns)), 1)
-        own = min(own, number - 1)  # a number beyond those that there are is a mistake, or a lie
-        return min(fixed_rate(self.mix, own, number, capacity=known.capacity), known.limit)
-
-    def holds_none(self, node_id: int) -> bool:
-        """Whether a client can hold no rate that it could be given."""
-        held = self.nodes[node_id].holds
-        return self.assignment == "dynamic" and held is not None and held < self.mix.rates[-1]
-
-    def _norms_at(self, rate: float) -> Mapping[str, int]:
-        """Return the batch norm layers of a rate, each with its channels; ``norms`` works them out once."""
-        return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
-
-    def open_round(
-        self, server_round: int, state: Mapping[str, Tensor], *, norm_bound: float = 0.0, labels: LabelRule = "sent"
-    ) -> "Round":
-        """Begin a round that starts from this global state; see ``Limits`` for the bound."""
-        return Round(self, server_round, self.check_state(state), norm_bound, labels)
-
-    def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the parameters of the model in a state; what else it holds, running statistics say, is not kept."""
-        plan, own = self.plan(self.mix.global_rate), untied(self.model, state)
-        plan.check_state(own)
-        return {name: own[name] for name in plan.axes}
+    def sent_plan(self) -> Plan:
+        """The slice with the names that parameters have in messages: those in the family's own model."""
+        return Plan(within(self.family, self.plan.axes)) if self.family else self.plan
 
 
 class Round:
-    """One round: from the state that goes out to the mean of what comes back."""
+    """A round of training: opened for the clients that are there, then ``add`` or ``refuse`` for each, then ``close``.
 
-    def __init__(
-        self, federation: Federation, server_round: int, state: State, norm_bound: float, labels: LabelRule
-    ) -> None:
-        self._federation = federation
-        self._server_round = server_round
-        self._state = state
-        self._labels = labels
-        self._step = federation.privacy.step
-        # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
-        zeros = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
-        make = partial(RobustAggregator, robust=federation.robust) if federation.robust else Aggregator
-        self._aggregator = make(
-            zeros if self._step else state,
-            federation.rows,
-            extra_rows=federation.fidelity.extra_rows == "fixed",
-            largest=LARGEST_ENTRY,
-            norm_bound=norm_bound,
+    Parameters
+    ----------
+    engine : Engine
+        The run.
+    server_round : int
+        The round, from 1.
+    node_ids : Sequence[int]
+        The clients that are there.
+    state : Mapping[str, Tensor]
+        The global state from which the round starts.
+
+    Attributes
+    ----------
+    needed : int
+        How many good replies are waited for.
+    slices : dict[int, Slice]
+        What each sampled client trains, in the order in which replies are added.
+    answers : dict[int, Answer]
+        The examples and the metrics of each client whose reply was added.
+    """
+
+    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        self._engine, self._federation, self._options = engine, engine.federation, engine.options
+        self.server_round = server_round
+        engine.warn_of_few(len(node_ids))
+        engine.silent = set()
+        trainable = engine.trainable_nodes(node_ids)
+        self.needed = self._options.sampling.number(len(trainable), "train")
+        sampled = engine.sample(server_round, trainable, "train")
+        self._state = self._federation.check_state(state)
+        self._step = self._options.privacy.step
+        self._aggregator = self._open_aggregator()
+        self.slices = {node_id: self._slice(node_id) for node_id in sampled}
+        self.answers: dict[int, Answer] = {}
+        self._lost = 0
+        schedule, partition = self._options.transfer.learning_rate, self._federation.nodes.partition
+        self.log = engine.log = RoundLog(
+            learning_rate=schedule(server_round) if schedule else 0.0,
+            rates={partition(node_id): own.rate for node_id, own in self.slices.items()},
         )
 
-    @property
-    def replies(self) -> int:
-        """How many replies were added."""
-        return self._aggregator.replies
+    def _open_aggregator(self) -> Aggregator:
+        # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
+        zeros = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in self._state.items()}
+        robust = self._options.averaging.robust
+        make = partial(RobustAggregator, robust=robust) if robust else Aggregator
+        return make(
+            zeros if self._step else self._state,
+            self._federation.rows,
+            extra_rows=self._federation.fidelity.extra_rows == "fixed",
+            largest=LARGEST_ENTRY,
+            norm_bound=self._options.limits.norm_bound,
+        )
 
-    def add(
-        self, plan: Plan, sub: Mapping[str, Tensor] | Changes, labels: Sequence[int] | None, weight: float = 1.0
-    ) -> None:
-        """Add a client's reply; in HeteroFL every client counts once (section 3.1)."""
-        rows = max((len(self._state[name]) for name in self._federation.rows), default=0)
-        if labels is not None and self._federation.rows and len(labels) > rows:
-            raise ReplyError(f"{len(labels)} labels, expected up to {rows}: each class once")
+    def _slice(self, node_id: int) -> Slice:
+        rate = self._federation.rate(self.server_round, node_id)
+        plan = self._federation.train_plan(self.server_round, node_id, rate)
+        return Slice(rate, plan, self._federation.family(node_id))
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether any client trains less than the whole model."""
+        whole = self._federation.plan(self._federation.mix.global_rate)
+        return any(own.plan != whole for own in self.slices.values())
+
+    def add(self, node_id: int, reply: TrainReply) -> None:
+        """Add a client's reply; ``ReplyError`` if it does not fit."""
+        if reply.capacity is not None:
+            try:
+                exact_rate(reply.capacity)
+            except ConfigError as error:
+                raise ReplyError(f"the capacity it reports is not usable: {error}") from error
+        own = self.slices[node_id]
+        weight = 1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples)
+        self._add_parameters(own, reply, weight)
+        self.answers[node_id] = float(reply.num_examples), reply.metrics
+        self.log.bytes_up += reply.num_bytes
+        nodes = self._federation.nodes
+        self._engine.tally.accept(nodes.partition(node_id))
+        if self._engine.counts_examples:
+            nodes.set_examples(node_id, reply.num_examples)
+        if reply.capacity is not None:
+            nodes.set_capacity(node_id, reply.capacity)
+
+    def _add_parameters(self, own: Slice, reply: TrainReply, weight: float) -> None:
+        """Add the parameters to the mean; in HeteroFL every client counts once (section 3.1)."""
+        rows, plan = self._federation.rows, own.plan
+        classes = max((len(self._state[name]) for name in rows), default=0)
+        if reply.labels is not None and rows and len(reply.labels) > classes:
+            raise ReplyError(f"{len(reply.labels)} labels, expected up to {classes}: each class once")
+        sub = reply.sub
         if isinstance(sub, Changes):
-            sub = restore(plan, self._state, sub)
-        if (self._federation.personal and not self._federation.rows) or self._labels == "none":
+            sub = restore(plan, self._state, replace(sub, tensors=under(own.family, sub.tensors)))
+        else:
+            sub = under(own.family, sub)
+        labels, rule = reply.labels, self._options.averaging.labels
+        if (self._federation.personal and not rows) or rule == "none":
             labels = None  # the classifier stays with the clients, or all of its rows count
-        elif self._labels == "inferred":
-            labels = self._trained(plan, sub, weight)
-        clip = self._federation.privacy.clip
-        if clip:
+        elif rule == "inferred":
+            labels = self._infer_labels(plan, sub, weight)
+        if clip := self._options.privacy.clip:
             check_reply(self._state, plan, sub, weight, LARGEST_ENTRY)
-            sub = self._shortened(plan.extract(self._state), sub, clip)
+            before = plan.extract(self._state)
+            if self._step:
+                sub = in_steps({name: one.double() - before[name] for name, one in sub.items()}, clip, self._step)
+            else:
+                sub = clipped(before, sub, clip)
         self._aggregator.add(plan, sub, labels=labels, weight=weight)
 
-    def _shortened(self, before: State, after: Mapping[str, Tensor], clip: float) -> State:
-        if not self._step:
-            return clipped(before, after, clip)
-        return in_steps({name: own.double() - before[name] for name, own in after.items()}, clip, self._step)
-
-    def _trained(self, plan: Plan, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
+    def _infer_labels(self, plan: Plan, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
         """Return the classes whose rows a client trained; None where its slice has none, or only some."""
         rows = {name: plan.axes[name] for name in self._federation.rows if name in plan.axes}
         if not rows or any(axes[0].kept < axes[0].full for axes in rows.values()):
@@ -327,12 +209,61 @@ class Round:
         check_reply(self._state, plan, sub, weight)
         return trained_rows(Plan(rows).extract(self._state), sub, min(axes[0].kept for axes in rows.values()))
 
+    def refuse(self, node_id: int, fault: Fault) -> None:
+        """Note why a client's reply is not used, and warn of it."""
+        partition = self._federation.nodes.partition(node_id)
+        self.log.failures[partition] = fault.reason
+        if fault.simulated:
+            self._lost += 1
+            return
+        if fault.reason == SILENT:
+            self._engine.silent.add(node_id)
+        rate, limit = self.slices[node_id].rate, self._options.limits.refusals
+        logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
+        if fault.replied:
+            self.log.refused.append(partition)
+            self._engine.tally.refuse(partition)
+            if partition in self._engine.tally.suspended(limit):
+                logger.warning("node %s is not drawn any more: %d replies refused in a row", node_id, limit)
+
     def close(self) -> State:
-        """Return the global state after the round."""
-        optimizer = self._federation.server_optimizer
+        """Return the new global state; fail if too few clients gave a usable reply."""
+        self._check_replies()
+        self._engine.warn_of_absent()
+        new = self._result()
+        self._engine.spent.add(TRAINING)
+        self.log.privacy = self._engine.spent.facts()
+        answers = self._engine.cap_examples(self.server_round, self.answers)
+        self.log.note_training([(self.slices[node_id].rate, *answer) for node_id, answer in answers.items()])
+        return new
+
+    def _result(self) -> State:
         held, new = self._aggregator.held, self._aggregator.result()
         if self._step:
             new = released(self._state, new, held, self._step)
+        optimizer = self._options.averaging.optimizer
         if optimizer is None:
             return new
-        return optimized(optimizer, self._state, new, self._federation.optimizer_state, held, self._server_round)
+        return optimized(optimizer, self._state, new, self._federation.optimizer_state, held, self.server_round)
+
+    def _check_replies(self) -> None:
+        """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
+        replies, wanted = self._aggregator.replies, self._options.sampling.min_replies
+        asked = len(self.slices) - (self._lost if wanted == "auto" else 0)
+        least = least_replies(wanted, min(self.needed, asked))
+        if replies >= least:
+            return
+        faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
+        more = f"; {len(faults) - NAMED} more failed" if len(faults) > NAMED else ""
+        raise RoundError(
+            f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
+            f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
+            f"sample.min-replies, which is {wanted}){''.join(faults[:NAMED])}{more}"
+        )
+
+
+def check_open(current: Round | None, server_round: int | str = "") -> Round:
+    """Return the round that is open; fail if none was configured."""
+    if current is None:
+        raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
+    return current

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
+from heterofl_flwr.errors import DECAY, check_fields, is_decay
 
 FIRST, SECOND = "", "second/"
 """What stands before a parameter's name in an optimiser's state: nothing for momentum, as old checkpoints have it."""
@@ -141,16 +141,6 @@ class Yogi(Adam):
 
 
 ServerOptimizer = Momentum | Adagrad | Adam | Yogi
-
-
-def choose_optimizer(optimizer: ServerOptimizer | None, momentum: float) -> ServerOptimizer | None:
-    """Return the optimiser that a strategy's two options stand for; None for the plain mean."""
-    if optimizer is not None and momentum:
-        raise ConfigError(
-            f"server_momentum is {momentum} beside a server_optimizer: give one of them; server_momentum=0.9 is short "
-            f"for server_optimizer=Momentum(server_momentum=0.9)"
-        )
-    return Momentum(server_momentum=momentum) if momentum else optimizer
 
 
 @torch.no_grad()

@@ -5,24 +5,23 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from reprlib import repr as shown
-from typing import Any
+from typing import Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn, stack, zeros
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.federation.round import State, TrainReply
-from heterofl_flwr.messages import size_of
+from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
+from heterofl_flwr.strategies.keywords import RunKeywords
 from heterofl_flwr.strategies.replies import read_each, read_metrics
 from heterofl_flwr.training.distill import check_posteriors
 
@@ -32,8 +31,8 @@ class Exchange(HeteroFL):
 
     Parameters
     ----------
-    build, mix, **options
-        Those of ``HeteroFLBase``.
+    build, mix, **keywords
+        Those of ``HeteroFL``.
     classes : int
         Number of classes, of which a posterior has an entry each.
     seed_size : int
@@ -44,6 +43,8 @@ class Exchange(HeteroFL):
         By what clients divide logits before they become posteriors.
     """
 
+    _train_kind = messages.TRAIN_PUBLISH
+
     def __init__(
         self,
         build: Callable[[float], nn.Module],
@@ -53,7 +54,7 @@ class Exchange(HeteroFL):
         seed_size: int = 1000,
         seed_batch: int = 100,
         temperature: float = 1.0,
-        **options: Any,
+        **keywords: Unpack[RunKeywords],
     ) -> None:
         if classes < 2 or not 1 <= seed_batch <= seed_size or not temperature > 0:
             raise ConfigError(
@@ -61,98 +62,95 @@ class Exchange(HeteroFL):
                 f"temperature {temperature}: expected 2 classes or more, a batch of 1 up to the seed set, a "
                 f"temperature over 0"
             )
-        super().__init__(build, mix, **options)
-        if self.federation.privacy.clip:
+        super().__init__(build, mix, **keywords)
+        if self.options.privacy.clip:
             raise ConfigError(
                 f"privacy: {type(self).__name__} exchanges posteriors, which are not noised; leave it off"
             )
-        if self.spare:
+        if self.options.sampling.spare:
             raise ConfigError(f"spare: in {type(self).__name__} clients learn from all others; leave it at 0")
         self._shape = (seed_batch, classes)
         self._seed_size = seed_size
         self._temperature = temperature
         self._first: dict[int, Mapping[str, float]] = {}
+        self._seeds: Mapping[str, object] = {}
+        self._config: Mapping[str, object] = {}
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Let the round's clients train and publish; return for each the message with what the others published."""
-        state = self.federation.check_state(wire.tensors_of(arrays, "the server"))
-        rates = self._begin(server_round, self._available(grid), state)
-        seeds = {wire.SEED_ROWS: list(self.seed_rows(server_round)), wire.TEMPERATURE: self._temperature}
-        told: dict[int, Mapping[str, object]] = {
-            node_id: {**config, **self._form, **self._told(server_round, node_id, rate), **seeds}
-            for node_id, rate in rates.items()
-        }
-        slices = self._slices(arrays, state)
-        for node_id, record in slices.items():
-            self.log.send(rates[node_id], size_of(record))
-        published = self._collect(server_round, told, slices, grid)
-        self._sent = []
-        for node_id, record in self._heard(published).items():
-            self.log.send(rates[node_id], size_of(record))
-            message = instruction(wire.TRAIN_LEARN, node_id, ArrayRecord(), told[node_id])
-            message.content[wire.POSTERIORS] = record
-            self._sent.append(message)
-        self.keys.put_on(self._sent)
-        return list(self._sent)
-
-    def _largest_reply(self, message: Message) -> int:
+    def largest_reply(self, message: Message) -> int:
         """Return how many bytes the reply to a message may have, posteriors among them."""
-        return super()._largest_reply(message) + 8 * math.prod(self._shape)
+        return super().largest_reply(message) + 8 * math.prod(self._shape)
 
-    def seed_rows(self, server_round: int) -> Sequence[int]:
+    def seed_rows(self, server_round: int) -> list[int]:
         """Return which examples of the seed set a round uses, ascending."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
         return sorted(draw.sample(range(self._seed_size), self._shape[0]))
 
-    @abstractmethod
-    def _slices(self, arrays: ArrayRecord, state: State) -> Mapping[int, ArrayRecord]:
-        """Return what each client of the round begins with."""
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return the messages of the first exchange, in which clients train and publish."""
+        self._seeds = {messages.SEED_ROWS: self.seed_rows(server_round), messages.TEMPERATURE: self._temperature}
+        self._config = dict(config)
+        return super().configure_train(server_round, arrays, config, grid)
 
-    @abstractmethod
-    def _heard(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
-        """Return what each client that published gets to learn from."""
+    def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
+        return {**super()._train_config(server_round, node_id, rate), **self._seeds}
 
-    def _take(self, node_id: int, answer: TrainReply) -> None:
-        """Add a client's reply; its metrics are those of both exchanges."""
-        super()._take(node_id, replace(answer, metrics={**self._first[node_id], **answer.metrics}))
+    def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
+        """Send the messages of ``configure_train``, then those of ``relay``, and return the replies to these."""
+        return grid.send_and_receive(self.relay(grid, sent, timeout), timeout=timeout)
 
-    def _collect(
-        self,
-        server_round: int,
-        told: Mapping[int, Mapping[str, object]],
-        slices: Mapping[int, ArrayRecord],
-        grid: Grid,
-    ) -> dict[int, Tensor]:
-        """Return what clients publish; one whose posteriors are none is refused by name and left out of the round."""
-        sent = [instruction(wire.TRAIN_PUBLISH, node_id, slices[node_id], own) for node_id, own in told.items()]
-        self.keys.put_on(sent)
+    def relay(self, grid: Grid, sent: list[Message], timeout: float) -> list[Message]:
+        """Let clients publish; return for each the message with what its peers published.
+
+        One that sends invalid posteriors is refused, with an error that names it, and left out of the round.
+        """
+        current = check_open(self._round)
         published: dict[int, Tensor] = {}
         self._first = {}
 
         def read(node_id: int, reply: Message) -> None:
-            sender = f"node {node_id}"
-            found, size = _posteriors_in(reply, self._shape, sender)
-            _, self._first[node_id] = read_metrics(reply, self.limits, sender, self.keys.weighted_by_key)
+            sender, limits = f"node {node_id}", self.options.limits
+            found, size = _read_posteriors(reply, self._shape, sender)
+            _, self._first[node_id] = read_metrics(reply, limits, sender, self.records.weighted_by_key)
             published[node_id] = found
             self.log.bytes_up += size
 
-        refuse = partial(self._refuse, server_round)
-        read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, refuse)
-        return published
+        read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, current.refuse)
+        self._sent = []
+        for node_id, record in self._peer_posteriors(published).items():
+            self.log.send(current.slices[node_id].rate, messages.size_of(record))
+            told = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
+            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **told})
+            message.content[messages.POSTERIORS] = record
+            self._sent.append(message)
+        self.records.rename_records(self._sent)
+        return list(self._sent)
+
+    @abstractmethod
+    def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
+        """Return what each client that published gets to learn from."""
+
+    def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
+        """Return what a reply holds; its metrics are those of both exchanges."""
+        found = super()._read_train_reply(node_id, reply, current)
+        return replace(found, metrics={**self._first[node_id], **found.metrics})
+
+    def _pack_posteriors(self, posteriors: Sequence[Tensor]) -> ArrayRecord:
+        """Return posteriors as one record; none as an array of no peers."""
+        return ArrayRecord({messages.POSTERIORS: stack(list(posteriors)) if posteriors else zeros(0, *self._shape)})
 
 
-def _posteriors_in(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
+def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
     """Return the posteriors of a reply, and their bytes."""
-    wire.config_of(reply, sender)
-    records = wire.arrays_in(reply.content)
-    if list(records) != [wire.POSTERIORS] or list(records[wire.POSTERIORS]) != [wire.POSTERIORS]:
-        raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {wire.POSTERIORS} alone")
-    record = records[wire.POSTERIORS]
-    wire.check_sizes(record, {wire.POSTERIORS: math.prod(shape)}, sender)
-    found = wire.tensors_of(record, sender)[wire.POSTERIORS]
-    return check_posteriors(found, shape, sender), size_of(record)
+    messages.config_of(reply, sender)
+    records = messages.arrays_in(reply.content)
+    if list(records) != [messages.POSTERIORS] or list(records[messages.POSTERIORS]) != [messages.POSTERIORS]:
+        raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {messages.POSTERIORS} alone")
+    record = records[messages.POSTERIORS]
+    messages.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
+    found = messages.tensors_of(record, sender)[messages.POSTERIORS]
+    return check_posteriors(found, shape, sender), messages.size_of(record)
 
 
 class FedH2L(Exchange):
@@ -172,8 +170,8 @@ class FedH2L(Exchange):
         How many of them a round uses, drawn anew.
     temperature : float
         By what clients divide logits before they become posteriors.
-    **options
-        Those of ``HeteroFLBase`` that do not tell what is sent: ``seed``, ``fraction_train``, ``evaluation`` and so on.
+    **keywords
+        Those of ``HeteroFL`` that do not say what is sent: ``seed``, ``fraction_train``, ``evaluation`` and so on.
     """
 
     def __init__(
@@ -184,34 +182,24 @@ class FedH2L(Exchange):
         seed_size: int = 1000,
         seed_batch: int = 100,
         temperature: float = 1.0,
-        **options: Any,
+        **keywords: Unpack[RunKeywords],
     ) -> None:
+        if given := sorted(keywords.keys() & {"shared", "label_rows"}):
+            raise TypeError(f"FedH2L sends no parameters, so it has no {' and no '.join(given)}")
+        keywords["shared"], keywords["label_rows"] = (), ()
         super().__init__(
-            _nothing,
+            lambda rate: nn.Identity(),  # the server holds a model without parameters
             mix,
             classes=classes,
             seed_size=seed_size,
             seed_batch=seed_batch,
             temperature=temperature,
-            shared=(),
-            label_rows=(),
-            **options,
+            **keywords,
         )
 
-    def _slices(self, arrays: ArrayRecord, state: State) -> Mapping[int, ArrayRecord]:
-        del arrays, state
-        return {node_id: ArrayRecord() for node_id in self._rates}
-
-    def _heard(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
+    def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
         """Return for each client what all others published."""
-        peers = {node_id: [said for other, said in published.items() if other != node_id] for node_id in published}
         return {
-            node_id: ArrayRecord({wire.POSTERIORS: stack(own) if own else zeros(0, *self._shape)})
-            for node_id, own in peers.items()
+            node_id: self._pack_posteriors([own for other, own in published.items() if other != node_id])
+            for node_id in published
         }
-
-
-def _nothing(rate: float) -> nn.Module:
-    """Return what the server holds: a model without parameters."""
-    del rate
-    return nn.Identity()

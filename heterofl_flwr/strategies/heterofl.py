@@ -1,43 +1,70 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor, nn
 
-from heterofl_flwr import messages as wire
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr import messages
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.arrivals import QUERY_SECONDS
+from heterofl_flwr.federation.engine import Engine, EngineView
+from heterofl_flwr.federation.evaluation_round import EvaluationRound
+from heterofl_flwr.federation.families import under
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.options import Assignment
+from heterofl_flwr.federation.records import RoundCallback, host_log
+from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
 from heterofl_flwr.grids.guarded import crosses_superlink, guard
-from heterofl_flwr.messages import size_of
-from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.static_norm import batch_norms
-from heterofl_flwr.strategies.base import HeteroFLBase
-from heterofl_flwr.strategies.evaluators import ADD_EVALUATE, ADD_MOMENTS
-from heterofl_flwr.strategies.flower_names import MetricsFn
-from heterofl_flwr.strategies.instructions import EvaluationRound, first_replies, instruction, slices_of
-from heterofl_flwr.strategies.queries import Queries, gather_nodes, query_moments
-from heterofl_flwr.strategies.replies import lacks_handler, read_each, read_metrics, read_train_reply
+from heterofl_flwr.strategies.instructions import (
+    Slices,
+    available_nodes,
+    client_config,
+    first_replies,
+    instruction,
+    query_moments,
+)
+from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, read_options, read_record_options
+from heterofl_flwr.strategies.replies import (
+    as_flower_error,
+    check_wrappers,
+    lacks_handler,
+    read_each,
+    read_metrics,
+    read_train_reply,
+)
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds, run_rounds
 
 BESIDE_BYTES = 1 << 20
-"""Of a reply, for all that is not parameters: metrics, labels, moments."""
+"""Of a reply, for everything that is not parameters: metrics, labels, moments."""
 
 NAME_BYTES = 2048
 """Of a reply, for each parameter: its name, its shape, how Flower packs it."""
 
-logger = logging.getLogger(__name__)
 
+class HeteroFL(EngineView, Strategy):
+    """Train one global model over clients of unequal size; the client side is in ``heterofl_flwr.client``.
 
-class HeteroFL(HeteroFLBase, Strategy):
-    """Train one global model over clients of unequal size.
-
-    The parameters are those of ``HeteroFLBase``; the client side is in ``heterofl_flwr.client``.
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module]
+        From a rate to the model at that rate: your own function. ``heterofl_flwr.core.width`` gives the widths.
+    mix : str | Mix
+        The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
+    assignment : "fix" | "dynamic"
+        Whether a client's rate stays or is drawn anew each round.
+    seed : int
+        Every draw is a function of it, the round and the client's partition.
+    callbacks : Sequence[RoundCallback]
+        Called after each round.
+    **keywords
+        Groups of options: ``sampling`` (``Sampling``), ``transfer`` (``Transfer``), ``averaging`` (``Averaging``),
+        ``limits`` (``Limits``), ``privacy`` (``Privacy``) and ``evaluation`` (``Evaluation``); options of the first
+        three, and those of ``RecordOptions``, may be given alone, as ``fraction_train=0.1``.
 
     Examples
     --------
@@ -47,12 +74,43 @@ class HeteroFL(HeteroFLBase, Strategy):
         result = strategy.start(grid, num_rounds=20)
     """
 
-    _timeout = 3600.0
-    _sent: list[Message] = []  # noqa: RUF012 - replaced, never changed
+    _train_kind: str = MessageType.TRAIN
 
-    def _begin_anew(self) -> None:
-        super()._begin_anew()
-        self._records: dict[int, RecordDict] = {}
+    def __init__(
+        self,
+        build: Callable[[float], nn.Module],
+        mix: str | Mix = "a1-b1-c1-d1-e1",
+        *,
+        assignment: Assignment = "fix",
+        seed: int = 0,
+        callbacks: Sequence[RoundCallback] = (),
+        **keywords: Unpack[Keywords],
+    ) -> None:
+        self.records = read_record_options(keywords)
+        federation = Federation(
+            build=build,
+            mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
+            assignment=assignment,
+            seed=seed,
+            options=read_options(keywords, Keywords),
+        )
+        self.engine = Engine(federation, counts_examples=self.records.weighted_by_key == messages.NUM_EXAMPLES)
+        self.callbacks = tuple(callbacks)
+        self._timeout = 3600.0
+        self._round: Round | None = None
+        self._evaluation: EvaluationRound | None = None
+        self._sent: list[Message] = []
+        self._replied: dict[int, RecordDict] = {}
+
+    @property
+    def prints_rounds(self) -> bool:
+        """Whether a callback shows the rounds."""
+        return any(callback.prints_rounds for callback in self.callbacks)
+
+    def moment_tensors(self) -> dict[str, Tensor]:
+        """Return the moments of the last evaluation, by family, rate and layer."""
+        found = [under(family, messages.moment_tensors(own)) for family, own in self.engine.moments.items()]
+        return {name: tensor for own in found for name, tensor in own.items()}
 
     def start(
         self,
@@ -70,7 +128,7 @@ class HeteroFL(HeteroFLBase, Strategy):
 
         ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with
         ``first_round=k``, the arrays it had after round k - 1, and ``federation.optimizer_state`` where it has a
-        server optimiser. One that has done all rounds has nothing left to do but to tell its callbacks.
+        server optimiser. One that has done all rounds has nothing left to do but to call its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
         ``evaluation.every`` rounds; it also sees the initial arrays, as round 0. With ``shared`` it gets the shared
         parameters alone, from round 1 on whatever the initial arrays hold: the others are each client's own. Load them
@@ -79,12 +137,11 @@ class HeteroFL(HeteroFLBase, Strategy):
         if not 1 <= first_round <= num_rounds + 1:
             raise ConfigError(f"first_round is {first_round}; expected 1 to one after the last round, {num_rounds}")
         self.summary()
-        self._num_rounds, self._timeout = num_rounds, timeout
+        self.engine.num_rounds, self._timeout = num_rounds, timeout
         if first_round == 1:
-            self.federation.forget()
-            self._begin_anew()
+            self.engine.reset()
         if initial_arrays is None:
-            initial_arrays = wire.record_of(self.federation.initial_state())
+            initial_arrays = messages.record_of(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays  # else this frame would keep them to the end of the run
         rounds = Rounds(
@@ -95,170 +152,170 @@ class HeteroFL(HeteroFLBase, Strategy):
             evaluate_config=evaluate_config or ConfigRecord(),
             evaluate_fn=evaluate_fn,
         )
-        run_rounds(self, guard(grid, self._largest_reply), result, rounds)
+        run_rounds(self, guard(grid, self.largest_reply), result, rounds)
         return result
 
-    def _largest_reply(self, message: Message) -> int:
-        """Return how many bytes the reply to a message may have: its sender's slice, and what is said beside it."""
-        training = message.metadata.message_type.startswith(MessageType.TRAIN)
-        own = self._plans.get(message.metadata.dst_node_id) if training else None
-        plan = own or self.federation.plan(self.federation.mix.global_rate)
+    def largest_reply(self, message: Message) -> int:
+        """Return how many bytes the reply to a message may have: its sender's slice, and everything beside it."""
+        plan = self.federation.plan(self.federation.mix.global_rate)
+        if message.metadata.message_type.startswith(MessageType.TRAIN) and self._round is not None:
+            own = self._round.slices.get(message.metadata.dst_node_id)
+            plan = own.plan if own else plan
         entry = max((own.element_size() for own in self.federation.model.parameters()), default=0)
         return plan.parameters * entry + len(plan.axes) * NAME_BYTES + BESIDE_BYTES
 
+    @as_flower_error()
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
-        state = self.federation.check_state(wire.tensors_of(arrays, "the server"))
-        rates = self._begin(server_round, self._available(grid), state)
-        slices = slices_of(self.federation, arrays, state, self._plans.values())
-        for node_id, plan in self._plans.items():
-            self.log.send(rates[node_id], size_of(slices[plan]))
-        self._sent = [
-            instruction(
-                MessageType.TRAIN,
-                node_id,
-                slices[self._plans[node_id]],
-                {**config, **self._form, **self._bound, **self._told(server_round, node_id, rate)},
-            )
-            for node_id, rate in rates.items()
-        ]
-        self.keys.put_on(self._sent)
+        slices = Slices(self.federation, arrays)
+        nodes = available_nodes(grid, self.engine, self._timeout)
+        self._round = current = Round(self.engine, server_round, nodes, slices.state)
+        if current.is_sliced:
+            check_wrappers(server_round)
+        self._sent, self._replied = [], {}
+        for node_id, own in current.slices.items():
+            record = slices.record(own.family, own.sent_plan)
+            self.log.send(own.rate, messages.size_of(record))
+            told = {**config, **self._train_config(server_round, node_id, own.rate)}
+            self._sent.append(instruction(self._train_kind, node_id, record, told))
+        self.records.rename_records(self._sent)
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)
 
+    def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
+        """Return what a client needs to know to train."""
+        config: dict[str, object] = {**client_config(self.engine, server_round, node_id, rate)}
+        if self.options.transfer.upload != "float32":
+            config[messages.UPLOAD] = self.options.transfer.upload
+        if self.options.privacy.clip:  # the server clips all the same, for a client may not
+            config[messages.CLIP] = float(self.options.privacy.clip)
+        return config
+
+    def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
+        """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""
+        if self.options.sampling.spare and self._round is not None:
+            return first_replies(grid, sent, self._round.needed, timeout)
+        return grid.send_and_receive(sent, timeout=timeout)
+
+    @as_flower_error()
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the replies one by one, in the order of the messages, and return the new global model."""
-        read_each(
-            self._sent,
-            replies,
-            self._read_trained,
-            partial(self._refuse, server_round),
-        )
+        current = check_open(self._round, server_round)
+        function = self.records.train_metrics_aggr_fn
+
+        def read(node_id: int, reply: Message) -> None:
+            current.add(node_id, self._read_train_reply(node_id, reply, current))
+            self._keep_records(function, node_id, reply)
+
+        read_each(self._sent, replies, read, current.refuse)
         self._sent = []
-        new = self._finish(server_round)
-        return wire.record_of(new), self._aggregated(self.train_metrics_aggr_fn, self._answers, self.log.train)
+        new = current.close()
+        self._round = None
+        if not self.prints_rounds:
+            host_log.info("%s", self.log.line(server_round))
+        return messages.record_of(new), self._aggregated(function, current.answers, self.log.train)
 
-    def _read_trained(self, node_id: int, reply: Message) -> None:
-        plan, sender = self._plan_as_sent(node_id), f"node {node_id}"
-        self._take(node_id, read_train_reply(reply, plan, self.limits, sender, self.keys.weighted_by_key))
-        self._keep_records(self.train_metrics_aggr_fn, node_id, reply)
+    def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
+        """Return what a reply holds; refuse it if anything is missing or of another type."""
+        plan, key = current.slices[node_id].sent_plan, self.records.weighted_by_key
+        return read_train_reply(reply, plan, self.options.limits, f"node {node_id}", key)
 
-    def _plan_as_sent(self, node_id: int) -> Plan:
-        """Return a client's plan, with the names that parameters have in messages."""
-        return self._plans[node_id]
-
+    @as_flower_error()
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a message for each client that evaluates, with the model and its static batch norm moments."""
-        self._sent = []
-        if not self.fraction_evaluate or not self.evaluation.due(server_round, self._num_rounds):
+        self._sent, self._evaluation = [], None
+        evaluation = self.options.evaluation
+        if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
-        rates_of = self._evaluators(server_round, self._available(grid))
-        told = {
-            node_id: {**config, **self._told(server_round, node_id, rates[0])} for node_id, rates in rates_of.items()
-        }
-        self._sent = self._ask(server_round, grid, arrays, rates_of, told)
-        self.keys.put_on(self._sent)
+        nodes = available_nodes(grid, self.engine, self._timeout)
+        self._evaluation = current = EvaluationRound(self.engine, server_round, nodes)
+        slices = Slices(self.federation, arrays)
+
+        def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:
+            rates, family = current.rates[node_id], self.federation.family(node_id)
+            record = slices.record(family, self.federation.members[family].plan(rates[0]))
+            told = {**config, **client_config(self.engine, server_round, node_id, rates[0]), **more}
+            return instruction(kind, node_id, record, {**told, messages.RATES: list(rates)})
+
+        self._collect_moments(current, grid, ask)
+
+        @cache
+        def pack(family: str, rates: tuple[float, ...]) -> ArrayRecord:
+            return messages.pack_moments({rate: self.engine.moments[family][rate] for rate in rates})
+
+        for family, own in self.federation.split(current.rates).items():
+            for node_id, rates in own.items():
+                message = ask(MessageType.EVALUATE, node_id, {})
+                if self.engine.moments.get(family):
+                    message.content[messages.MOMENTS] = pack(family, rates)
+                self._sent.append(message)
+        self.records.rename_records(self._sent)
         return list(self._sent)
 
+    def _collect_moments(
+        self, current: EvaluationRound, grid: Grid, ask: Callable[[str, int, Mapping[str, object]], Message]
+    ) -> None:
+        """Query for static batch norm moments those clients whose app may have a handler for it, if any are needed."""
+        norms = current.open_moments(remote=crosses_superlink(grid))
+        if not norms:
+            return
+        kind = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
+        asked = [node_id for node_id in norms if node_id not in self.engine.no_moments]
+        if asked:
+            lacking = query_moments(
+                grid,
+                {node_id: ask(messages.QUERY_MOMENTS, node_id, kind) for node_id in asked},
+                norms,
+                timeout=self._timeout,
+                add=current.add_moments,
+                refuse=current.refuse,
+            )
+            current.note_no_handler(lacking, asked, moments=True)
+        current.close_moments()
+
+    @as_flower_error()
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the means over the clients, weighted by examples, and the accuracy of the worst client."""
-        answers: dict[int, tuple[int, Mapping[str, float]]] = {}
+        current, function = self._evaluation, self.records.evaluate_metrics_aggr_fn
+        if current is None:
+            return None
+        self._replied = {}
         lacking: set[int] = set()
 
         def read(node_id: int, reply: Message) -> None:
-            answers[node_id] = read_metrics(reply, self.limits, f"node {node_id}", self.keys.weighted_by_key)
-            self._keep_records(self.evaluate_metrics_aggr_fn, node_id, reply)
+            key = self.records.weighted_by_key
+            current.answers[node_id] = read_metrics(reply, self.options.limits, f"node {node_id}", key)
+            self._keep_records(function, node_id, reply)
 
-        def refuse(node_id: int, fault: str, came: bool) -> None:
-            del came
-            if lacks_handler(fault):
+        def refuse(node_id: int, fault: Fault) -> None:
+            if lacks_handler(fault.reason):
                 lacking.add(node_id)
             else:
-                self._refuse_evaluation(server_round, node_id, fault)
+                current.refuse(node_id, fault.reason)
 
         read_each(self._sent, replies, read, refuse)
-        self._note_no_handler(self._no_evaluate, self._evaluating, lacking, ADD_EVALUATE)
-        self._sent = []
-        self._summarise(server_round, answers)
-        if not answers:
-            return None
-        return self._aggregated(self.evaluate_metrics_aggr_fn, answers, self.log.evaluate)
+        current.note_no_handler(lacking, current.rates)
+        self._sent, self._evaluation = [], None
+        current.close()
+        return self._aggregated(function, current.answers, self.log.evaluate) if current.answers else None
 
     def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
         """Keep what a metrics function is to see of a reply: all records but those of parameters."""
         if function is not None:
-            self._records[node_id] = RecordDict(
+            self._replied[node_id] = RecordDict(
                 {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
             )
 
-    def _aggregated(
-        self, function: MetricsFn | None, node_ids: Iterable[int], numbers: dict[str, float]
-    ) -> MetricRecord:
-        """Return what a metrics function makes of some clients' replies, and note it; without one, our own means."""
+    def _aggregated(self, function: MetricsFn | None, node_ids: Iterable[int], means: dict[str, float]) -> MetricRecord:
+        """Return what a metrics function computes from some clients' replies, and note it; without one, the means."""
         if function is None:
-            return MetricRecord(dict(numbers))
-        found = function([self._records[node_id] for node_id in node_ids], self.keys.weighted_by_key)
-        self._records = {}
-        self.log.note_computed(numbers, found)
+            return MetricRecord(dict(means))
+        found = function([self._replied[node_id] for node_id in node_ids], self.records.weighted_by_key)
+        self.log.note_computed(means, found)
         return found
-
-    @property
-    def _form(self) -> dict[str, str]:
-        """What clients are told of the form in which parameters are wanted."""
-        return {} if self.upload == "float32" else {wire.UPLOAD: self.upload}
-
-    @property
-    def _bound(self) -> dict[str, float]:
-        """How far clients are to go; the server clips all the same, for one may not."""
-        return {wire.CLIP: float(self.federation.privacy.clip)} if self.federation.privacy.clip else {}
-
-    def _ask(
-        self,
-        server_round: int,
-        grid: Grid,
-        arrays: ArrayRecord,
-        rates_of: Mapping[int, tuple[float, ...]],
-        told: Mapping[int, Mapping[str, object]],
-    ) -> list[Message]:
-        """Return the messages that ask for an evaluation, having asked for moments where the model needs them."""
-        current = EvaluationRound(self.federation, arrays, rates_of, told)
-        moments: dict[float, Moments] = {}
-        # A model of a client's own is measured by that client.
-        asks = self.evaluation.static_norm and not self.federation.personal
-        if rates_of and asks and batch_norms(self.federation.model):
-            total = self._sum_of_moments(self.federation, crosses_superlink(grid))
-            layers = {node: {rate: self.federation.norms(rate) for rate in own} for node, own in rates_of.items()}
-            self._query_moments(server_round, grid, Queries(current.queries(), layers, self._timeout), total.add)
-            moments = self._release(total.result())
-            if moments and (left := self._restrict(dict.fromkeys(rates_of, moments))) != rates_of:
-                current = EvaluationRound(self.federation, arrays, left, told)
-        self.moments = moments
-        return current.evaluations(moments)
-
-    def _query_moments(
-        self, server_round: int, grid: Grid, queries: Queries, add: Callable[[int, Mapping[float, Moments]], None]
-    ) -> None:
-        """Ask for moments those clients whose app may have a handler for it."""
-        by_node = {message.metadata.dst_node_id: message for message in queries.sent}
-        asked = {node_id: message for node_id, message in by_node.items() if node_id not in self._no_moments}
-        if asked:
-            note = partial(self._refuse_evaluation, server_round)
-            lacking = query_moments(grid, replace(queries, sent=list(asked.values())), add, note)
-            self._note_no_handler(self._no_moments, asked, lacking, ADD_MOMENTS)
-
-    def exchange(self, grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
-        """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""
-        if self.spare:
-            return first_replies(grid, messages, self._enough, timeout)
-        return grid.send_and_receive(messages, timeout=timeout)
-
-    def _available(self, grid: Grid) -> list[int]:
-        return gather_nodes(
-            grid, self.federation, self.min_available_nodes, self.wait, timeout=min(QUERY_SECONDS, self._timeout)
-        )

@@ -1,91 +1,209 @@
-"""The messages that the server sends: a slice of the model, and what to do with it."""
+"""The messages that the server sends: questions about the clients, slices of the model, and what to do with them."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.federation.round import Federation
+from heterofl_flwr.errors import HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
+from heterofl_flwr.federation.evaluation_round import Norms
+from heterofl_flwr.federation.families import within
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.federation.round import Fault
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.strategies.replies import lacks_handler, read_capability, read_each
 
-
-def slices_of(
-    federation: Federation, arrays: ArrayRecord, state: Mapping[str, Tensor], plans: Iterable[Plan]
-) -> dict[Plan, ArrayRecord]:
-    """Return one record a plan, to be shared by its messages; the whole model's is ``arrays`` themselves.
-
-    Flower keeps, and in a deployment uploads, equal objects once.
-    """
-    top = federation.plan(federation.mix.global_rate)
-    whole = top if list(arrays) == list(top.axes) else None  # users' may hold running statistics too
-    return {plan: arrays if plan == whole else ArrayRecord(plan.extract(state)) for plan in dict.fromkeys(plans)}
-
-
-def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
-    """Return a message with a config of its own."""
-    return Message(RecordDict({wire.ARRAYS: arrays, wire.CONFIG: wire.new_config(config)}), node_id, kind)
-
-
-class EvaluationRound:
-    """Which client evaluates which rates, and the messages that ask it to.
-
-    A client gets the largest model that it is asked about, once, and cuts the smaller ones out of it. ``rates_of`` has
-    each client's rates from the largest on; ``told`` is what else goes with its messages.
-    """
-
-    def __init__(
-        self,
-        federation: Federation,
-        arrays: ArrayRecord,
-        rates_of: Mapping[int, tuple[float, ...]],
-        told: Mapping[int, Mapping[str, object]],
-    ) -> None:
-        self._rates_of = dict(rates_of)
-        self._federation = federation
-        self._told = told
-        state = federation.check_state(wire.tensors_of(arrays, "the server"))
-        plans = {rates[0]: federation.plan(rates[0]) for rates in rates_of.values()}
-        slices = slices_of(federation, arrays, state, plans.values())
-        self._slices = {rate: slices[plan] for rate, plan in plans.items()}
-
-    def queries(self) -> list[Message]:
-        """Return the messages that ask for static batch norm moments."""
-        kind = {wire.MOMENTS_KIND: self._federation.fidelity.moments}
-        return [self._message(wire.QUERY_MOMENTS, node_id, kind) for node_id in self._rates_of]
-
-    def evaluations(self, moments: Mapping[float, Moments]) -> list[Message]:
-        """Return the messages that ask for an evaluation, with these moments if there are any."""
-        sent = [self._message(MessageType.EVALUATE, node_id, {}) for node_id in self._rates_of]
-        if moments:
-            records = {
-                rates: wire.pack_moments({rate: moments[rate] for rate in rates})
-                for rates in set(self._rates_of.values())
-            }
-            for message in sent:
-                message.content[wire.MOMENTS] = records[self._rates_of[message.metadata.dst_node_id]]
-        return sent
-
-    def _message(self, kind: str, node_id: int, extra: Mapping[str, object]) -> Message:
-        rates = self._rates_of[node_id]
-        config = {**self._told[node_id], **extra, wire.RATE: rates[0], wire.RATES: list(rates)}
-        return instruction(kind, node_id, self._slices[rates[0]], config)
-
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 """Between two looks for replies on a grid that cannot wait for them."""
 
 
-def first_replies(grid: Grid, messages: Sequence[Message], enough: int, timeout: float) -> list[Message]:
+class Slices:
+    """The slices of a global state as records: one for each plan, shared by its messages.
+
+    Flower keeps, and in a deployment uploads, equal objects once. The whole model's record is the one that came.
+
+    Parameters
+    ----------
+    federation : Federation
+        Whose state it is.
+    arrays : ArrayRecord
+        The state.
+
+    Attributes
+    ----------
+    state : dict[str, Tensor]
+        The parameters.
+    """
+
+    def __init__(self, federation: Federation, arrays: ArrayRecord) -> None:
+        self._federation = federation
+        self._arrays = {
+            name: ArrayRecord(within(name, arrays)) if name else arrays  # without families, as it came
+            for name in federation.members
+        }
+        self._records: dict[tuple[str, Plan], ArrayRecord] = {}
+        self.state = federation.check_state(messages.tensors_of(arrays, "the server"))
+
+    def record(self, family: str, plan: Plan) -> ArrayRecord:
+        """Return the record of a slice of a family's model, under its own names; without families of the model's."""
+        if (family, plan) not in self._records:
+            whole, member = self._arrays[family], self._federation.members[family]
+            # A user's state may hold running statistics too.
+            is_whole = list(whole) == list(plan.axes) and plan == member.plan(member.mix.global_rate)
+            self._records[family, plan] = whole if is_whole else ArrayRecord(plan.extract(within(family, self.state)))
+        return self._records[family, plan]
+
+
+def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
+    """Return a message with a config of its own."""
+    return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
+
+
+def client_config(
+    engine: Engine, server_round: int, node_id: int, rate: float
+) -> dict[str, int | float | str | list[str]]:
+    """Return what every client needs to know of its task."""
+    federation, schedule = engine.federation, engine.options.transfer.learning_rate
+    config: dict[str, int | float | str | list[str]] = {
+        messages.RATE: rate,
+        messages.GLOBAL_RATE: federation.mix.global_rate,
+        messages.SERVER_ROUND: server_round,
+        messages.SEED: federation.seed,
+        messages.PARTITION: federation.nodes.partition(node_id),
+    }
+    if federation.personal:
+        config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
+    if schedule is not None:
+        config[messages.LEARNING_RATE] = schedule(server_round)
+    if family := federation.family(node_id):
+        config[messages.FAMILY] = family
+    return config
+
+
+def available_nodes(grid: Grid, engine: Engine, timeout: float = QUERY_SECONDS) -> list[int]:
+    """Return the ids of the nodes that are there, as soon as there are enough, having registered the new ones."""
+
+    def register(node_ids: Sequence[int]) -> bool:
+        return register_nodes(grid, engine.federation, node_ids, min(QUERY_SECONDS, timeout))
+
+    return list(engine.wait_for_nodes(lambda: sorted(grid.get_node_ids()), register))
+
+
+def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], timeout: float = QUERY_SECONDS) -> bool:
+    """Ask the nodes that are new what they can hold, if any are. One that gives no answer gets the smallest rate."""
+    unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
+    if not unseen:
+        return False
+    # A node that measures itself chooses among these rates.
+    config = messages.new_config({messages.RATES: list(federation.mix.rates)})
+    sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in unseen]
+    answers: dict[int, Capability | None] = {}
+    silent: list[str] = []
+
+    def read(node_id: int, reply: Message) -> None:
+        answers[node_id] = read_capability(reply, f"node {node_id}")
+
+    def refuse(node_id: int, fault: Fault) -> None:
+        answers[node_id] = None
+        silent.append(f"node {node_id}: {fault.reason}")
+
+    read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
+    if silent:
+        logger.warning(
+            "%d of %d new nodes gave no usable answer to %s and train at the smallest rate, %g (does their ClientApp "
+            "call heterofl_flwr.client.answer_queries?): %s",
+            len(silent),
+            len(unseen),
+            messages.QUERY_CAPABILITY,
+            federation.mix.rates[-1],
+            "; ".join(silent[:3]),
+        )
+    # Names are asked for whatever the answers say: no node decides by what the others are ordered.
+    names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}
+    federation.register(answers, names, node_ids)
+    return True
+
+
+def query_moments(
+    grid: Grid,
+    sent: Mapping[int, Message],
+    norms: Mapping[int, Norms],
+    *,
+    timeout: float,
+    add: Callable[[int, Mapping[float, Moments]], None],
+    refuse: Callable[[int, str], None],
+) -> set[int]:
+    """Ask nodes for static batch norm moments; return those whose app has no handler for it.
+
+    Parameters
+    ----------
+    grid : Grid
+        The nodes.
+    sent : Mapping[int, Message]
+        The questions, by node.
+    norms : Mapping[int, Norms]
+        Each node's batch norm layers.
+    timeout : float
+        For how many seconds answers are waited for.
+    add : Callable[[int, Mapping[float, Moments]], None]
+        Adds a node's moments, by rate; raises where they do not fit.
+    refuse : Callable[[int, str], None]
+        Notes why a node's answer is not used.
+    """
+    faults: list[str] = []
+    lacking: set[int] = set()
+
+    def read(node_id: int, reply: Message) -> None:
+        # All are read before any is added, so an answer that does not fit changes nothing.
+        add(node_id, _read_moments(reply, norms[node_id], f"node {node_id}"))
+
+    def note(node_id: int, fault: Fault) -> None:
+        if lacks_handler(fault.reason):
+            lacking.add(node_id)
+            return
+        faults.append(f"node {node_id}: {fault.reason}")
+        refuse(node_id, f"no usable answer to {messages.QUERY_MOMENTS}: {fault.reason}")
+
+    asked = list(sent.values())
+    read_each(asked, grid.send_and_receive(asked, timeout=timeout), read, note, HeteroFLError)
+    if faults and len(faults) + len(lacking) == len(asked):
+        raise RoundError(
+            f"none of {len(asked)} nodes gave a usable answer to {messages.QUERY_MOMENTS}: let clients answer it "
+            f"(answer_queries(app, build, data=...)) or evaluate without (Evaluation(static_norm=False)); "
+            f"{'; '.join(faults[:3])}"
+        )
+    return lacking
+
+
+def _read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
+    """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
+    messages.config_of(reply, sender)
+    record = messages.arrays_in(reply.content).get(messages.MOMENTS)
+    if record is None:
+        raise ReplyError(f"{sender} sent no {messages.MOMENTS} record")
+    most = 3 * sum(map(len, norms.values()))
+    if len(record) > most:
+        raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
+    widest = max((channels for own in norms.values() for channels in own.values()), default=0)
+    messages.check_sizes(record, dict.fromkeys(record, widest), sender)
+    return {rate: messages.unpack_moments(record, rate, sender) for rate in norms}
+
+
+def first_replies(grid: Grid, sent: Sequence[Message], enough: int, timeout: float) -> list[Message]:
     """Send messages and return the replies that are there as soon as ``enough`` of them are no errors.
 
     At the latest, those that are there after ``timeout`` seconds. The others are ignored, whenever they come.
     """
     deadline = time.monotonic() + timeout
-    waiting = [id_ for id_ in grid.push_messages(messages) if id_]
+    waiting = [id_ for id_ in grid.push_messages(sent) if id_]
     replies: list[Message] = []
     while True:
         new = list(grid.pull_messages(waiting)) if waiting else []

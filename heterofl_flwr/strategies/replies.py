@@ -1,22 +1,23 @@
-"""Causes of faults that errors of Flower, torch and numpy do not name: foreign wrappers, and apps as they were."""
+"""Replies of clients: in the order of the messages, checked, or refused with the cause that Flower does not name."""
 
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from reprlib import repr as shown
 from types import FrameType
 
 from flwr.app import Message, MetricRecord
+from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import TrainReply
+from heterofl_flwr.federation.round import SILENT, Fault, TrainReply
 from heterofl_flwr.grids.simulated import SimulatedFault
-from heterofl_flwr.messages import size_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,25 @@ _SECURE = ("SecAggPlusWorkflow",)
 _REMEDY = "leave it, and give the strategy privacy=Privacy(clip=..., noise=...)"
 
 
+class FailedRound(RoundError, AggregationError):
+    """A round that cannot go on, as Flower's own error: Flower ends the run as failed."""
+
+
+@contextmanager
+def as_flower_error() -> Iterator[None]:
+    """Raise a ``RoundError`` as Flower's ``AggregationError`` too."""
+    try:
+        yield
+    except RoundError as error:
+        raise FailedRound(str(error)) from error
+
+
 def check_wrappers(server_round: int) -> None:
     """Refuse to send slices on behalf of a wrapper of Flower's that needs replies of one shape.
 
     A wrapper calls our hooks and takes the replies before they reach us, so the only trace of it is the call.
     """
-    found = _callers(sys._getframe(1))
+    found = _calling_classes(sys._getframe(1))
     for name in (*_SERVER_SIDE, *_SECURE):
         if name in found:
             work = (
@@ -51,7 +65,7 @@ def check_wrappers(server_round: int) -> None:
             )
 
 
-def _callers(frame: FrameType | None) -> set[str]:
+def _calling_classes(frame: FrameType | None) -> set[str]:
     """Return the names of the classes, and of their bases, whose methods led to a call."""
     found: set[str] = set()
     while frame is not None:
@@ -63,22 +77,19 @@ def _callers(frame: FrameType | None) -> set[str]:
 
 def explained(fault: str) -> str:
     """Return why a client failed, with the cause where torch's words say that a model has another size."""
-    return f"{fault}; {wire.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
+    return f"{fault}; {messages.NOT_CONVERTED}" if any(words in fault for words in _OTHER_SIZE) else fault
 
 
 def check_converted(reply: Message, plan: Plan, sender: str) -> None:
     """Refuse the reply of an app that is not converted: with the whole model for a slice."""
     whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
-    for record in wire.arrays_in(reply.content).values():
+    for record in messages.arrays_in(reply.content).values():
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
         if shapes == whole != plan.shapes:
             raise ReplyError(
-                f"{sender} sent the whole model, expected the slice that it was sent: {wire.NOT_CONVERTED}"
+                f"{sender} sent the whole model, expected the slice that it was sent: {messages.NOT_CONVERTED}"
             )
 
-
-SILENT = "no reply in time"
-"""What is noted of a node that gave no reply."""
 
 _NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
 _SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
@@ -125,22 +136,22 @@ def lacks_handler(fault: str) -> bool:
     return _NO_HANDLER.search(fault) is not None
 
 
-def fault_of(reply: Message | None) -> str | None:
+def read_fault(reply: Message | None) -> Fault | None:
     """Return why a node gave no usable reply, or None if it did."""
     if reply is None:
-        return SILENT
-    if reply.has_error():
-        if isinstance(reply.error, SimulatedFault):
-            return reply.error.reason
-        return explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")
-    return None
+        return Fault(SILENT)
+    if not reply.has_error():
+        return None
+    if isinstance(reply.error, SimulatedFault):
+        return Fault(reply.error.reason or "", simulated=True)
+    return Fault(short(explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")))
 
 
 def read_each(
     sent: Sequence[Message],
     replies: Iterable[Message],
     read: Callable[[int, Message], None],
-    refuse: Callable[[int, str, bool], None],
+    refuse: Callable[[int, Fault], None],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> None:
     """Read the replies in the order of the messages; refuse, with a reason, what failed or cannot be used.
@@ -148,51 +159,51 @@ def read_each(
     Parameters
     ----------
     sent, replies
-        As ``in_order`` takes them.
+        The messages, and what came back in any order.
     read : Callable[[int, Message], None]
-        Takes a node and its reply; raises ``unusable`` where it does not fit.
-    refuse : Callable[[int, str, bool], None]
-        Takes a node, what is wrong, and whether there was a reply.
+        Uses a node's reply; raises ``unusable`` where it does not fit.
+    refuse : Callable[[int, Fault], None]
+        Notes why a node's reply is not used.
     unusable : type[HeteroFLError]
         What ``read`` may raise.
     """
     for node_id, reply in in_order(sent, replies):
-        fault = fault_of(reply)
+        fault = read_fault(reply)
         if reply is None or fault is not None:
-            refuse(node_id, short(fault or ""), False)
+            refuse(node_id, fault or Fault(SILENT))
             continue
         try:
             read(node_id, reply)
         except unusable as error:
-            refuse(node_id, short(str(error)), True)
+            refuse(node_id, Fault(short(str(error)), replied=True))
 
 
 def read_train_reply(
-    reply: Message, plan: Plan, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
+    reply: Message, plan: Plan, limits: Limits, sender: str, weight_key: str = messages.NUM_EXAMPLES
 ) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
     check_converted(reply, plan, sender)
-    config = wire.config_of(reply, sender)
-    records = wire.arrays_in(reply.content)
-    sub = wire.unpack_trained(records, wire.upload_of(config, sender), plan, sender)
+    config = messages.config_of(reply, sender)
+    records = messages.arrays_in(reply.content)
+    sub = messages.unpack_trained(records, messages.upload_of(config, sender), plan, sender)
     num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
-    labels = config.get(wire.LABELS)
+    labels = config.get(messages.LABELS)
     if labels is not None and not isinstance(labels, list):
         raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
-    capacity = wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None
-    num_bytes = sum(map(size_of, records.values()))
+    capacity = messages.value_of(config, messages.CAPACITY, float, sender) if messages.CAPACITY in config else None
+    num_bytes = sum(map(messages.size_of, records.values()))
     return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
 
 
 def read_metrics(
-    reply: Message, limits: Limits, sender: str, weight_key: str = wire.NUM_EXAMPLES
+    reply: Message, limits: Limits, sender: str, weight_key: str = messages.NUM_EXAMPLES
 ) -> tuple[int, dict[str, float]]:
     """Return the number of examples, or what else is under its key, and the other metrics; lists are left out."""
-    record = reply.content.get(wire.METRICS)
+    record = reply.content.get(messages.METRICS)
     if not isinstance(record, MetricRecord):
-        raise ReplyError(f"{sender} sent no {wire.METRICS} record")
+        raise ReplyError(f"{sender} sent no {messages.METRICS} record")
     number = record.get(weight_key)
-    if weight_key != wire.NUM_EXAMPLES and isinstance(number, float) and number.is_integer():
+    if weight_key != messages.NUM_EXAMPLES and isinstance(number, float) and number.is_integer():
         number = int(number)  # ``reply`` sends the user's own metrics as floats
     num_examples = read_number(number, limits.examples, sender, weight_key)
     return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
@@ -200,16 +211,18 @@ def read_metrics(
 
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return what a node says of itself."""
-    config = wire.config_of(reply, sender)
-    labels = config.get(wire.LABELS)
+    config = messages.config_of(reply, sender)
+    labels = config.get(messages.LABELS)
     if labels is not None and not (isinstance(labels, list) and all(isinstance(own, int) for own in labels)):
         raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
     return Capability(
-        capacity=wire.value_of(config, wire.CAPACITY, float, sender) if wire.CAPACITY in config else None,
-        partition=wire.value_of(config, wire.PARTITION, int, sender) if wire.PARTITION in config else None,
-        num_partitions=wire.value_of(config, wire.NUM_PARTITIONS, int, sender)
-        if wire.NUM_PARTITIONS in config
+        capacity=messages.value_of(config, messages.CAPACITY, float, sender) if messages.CAPACITY in config else None,
+        partition=messages.value_of(config, messages.PARTITION, int, sender) if messages.PARTITION in config else None,
+        num_partitions=messages.value_of(config, messages.NUM_PARTITIONS, int, sender)
+        if messages.NUM_PARTITIONS in config
         else None,
-        num_examples=wire.value_of(config, wire.NUM_EXAMPLES, int, sender) if wire.NUM_EXAMPLES in config else 0,
+        num_examples=messages.value_of(config, messages.NUM_EXAMPLES, int, sender)
+        if messages.NUM_EXAMPLES in config
+        else 0,
         labels=None if labels is None else tuple(labels),  # type: ignore[arg-type]
     )

@@ -9,8 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr.federation.records import Progress, RoundRecord
-from heterofl_flwr.federation.round_log import host_log
+from heterofl_flwr.federation.records import Progress, RoundRecord, host_log
 
 if TYPE_CHECKING:
     from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -34,25 +33,26 @@ def run_rounds(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds)
     """Run the rounds, from the arrays of ``result`` to those it has then; callbacks may end them early."""
     for callback in strategy.callbacks:
         callback.on_start(rounds.first_round, rounds.num_rounds, result.arrays.to_torch_state_dict())
-    if rounds.first_round == 1 and strategy.evaluation.due(0, rounds.num_rounds):
+    if rounds.first_round == 1 and strategy.options.evaluation.due(0, rounds.num_rounds):
         _evaluate_centrally(result, rounds, 0)
     for server_round in range(rounds.first_round, rounds.num_rounds + 1):
         started = time.monotonic()
         _train(strategy, grid, result, rounds, server_round)
-        if strategy.evaluation.due(server_round, rounds.num_rounds):
+        if strategy.options.evaluation.due(server_round, rounds.num_rounds):
             _evaluate(strategy, grid, result, rounds, server_round)
         record = strategy.log.record(server_round, time.monotonic() - started)
         record = replace(record, **getattr(grid, "costs", {}))  # which a grid with simulated devices has
-        if not strategy.prints_rounds and (metrics := _metrics(record)):
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in {**record.train, **record.evaluate}.items())
+        if metrics and not strategy.prints_rounds:
             host_log.info("[ROUND %d/%d] %s", server_round, rounds.num_rounds, metrics)
-        if _tell(strategy, record, result.arrays, rounds.num_rounds):
+        if _call_back(strategy, record, result.arrays, rounds.num_rounds):
             break
     for callback in strategy.callbacks:
         callback.on_end(result.arrays.to_torch_state_dict())
 
 
-def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_rounds: int) -> bool:
-    """Tell the callbacks of a round, without keeping its state for the next one; return whether one ends the run."""
+def _call_back(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_rounds: int) -> bool:
+    """Call the callbacks with a round, without keeping its state for the next one; return whether one ends the run."""
     if not strategy.callbacks:
         return False
     progress = Progress(
@@ -67,14 +67,10 @@ def _tell(strategy: "HeteroFL", record: RoundRecord, arrays: ArrayRecord, num_ro
     return any(stops)
 
 
-def _metrics(record: RoundRecord) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in {**record.train, **record.evaluate}.items())
-
-
 def _train(strategy: "HeteroFL", grid: Grid, result: Result, rounds: Rounds, server_round: int) -> None:
-    messages = strategy.configure_train(server_round, result.arrays, rounds.train_config, grid)
-    arrays, metrics = strategy.aggregate_train(server_round, strategy.exchange(grid, messages, rounds.timeout))
-    del messages
+    sent = strategy.configure_train(server_round, result.arrays, rounds.train_config, grid)
+    arrays, metrics = strategy.aggregate_train(server_round, strategy.exchange(grid, sent, rounds.timeout))
+    del sent
     if arrays is not None:
         result.arrays = arrays
     if metrics is not None:

@@ -13,7 +13,7 @@ import logging
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecor
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.queries import gather_nodes
+from heterofl_flwr.strategies.instructions import available_nodes
 from heterofl_flwr.training import give_back_freed_memory
 from simulations.bench.measure import draw, peak_of, save
 
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> bool:
     )
     with make(APP, options.nodes) as grid:
         start = time.perf_counter()
-        gather_nodes(grid, strategy.federation, options.nodes, 60.0)
+        available_nodes(grid, strategy.engine)
         seconds = time.perf_counter() - start
         print(f"registration: {seconds:.1f} s, {seconds * 1e3 / options.nodes:.2f} ms a client\n")
         windowed = Windowed(grid, options.window)
@@ -123,7 +123,8 @@ def measure_run(
     strategy: HeteroFL, grid: Grid, records: Records, size: int, nodes: int, first_round: int, *, window: int
 ) -> Measured:
     """Run rounds of so many clients."""
-    strategy.fraction_train = size / nodes
+    sampling = replace(strategy.options.sampling, fraction_train=size / nodes)
+    strategy.federation.options = replace(strategy.options, sampling=sampling)
     results: list[Result] = []
 
     def play() -> None:

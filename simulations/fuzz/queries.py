@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from heterofl_flwr import Fidelity, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
-from heterofl_flwr.strategies.instructions import instruction
-from heterofl_flwr.strategies.queries import MomentsSum, Queries, learn_nodes, query_moments
+from heterofl_flwr.strategies.instructions import instruction, query_moments, register_nodes
 from simulations.fuzz.mutations import ANY, MUTATIONS, Letter
 
 Change = Callable[[Message], Message]
@@ -58,7 +58,7 @@ class Questions:
     def __init__(self, grid: Bent) -> None:
         self._grid = grid
         self._h2l = FedH2L(3, seed_size=4, seed_batch=2)
-        self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), grid)  # it learns its nodes
+        self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), grid)  # it registers its nodes
 
     def trial(self, target: str, kind: str, draw: random.Random) -> str:
         """Return what became of an answer of a kind."""
@@ -75,7 +75,7 @@ class Questions:
     def _capability(self, draw: random.Random) -> str:
         federation = HeteroFL(Net, "a1-c2", assignment=draw.choice(["fix", "dynamic"])).federation
         ids = list(self._grid.get_node_ids())
-        learn_nodes(self._grid, federation, ids)
+        register_nodes(self._grid, federation, ids)
         honest = HeteroFL(Net, "a1-c2", assignment=federation.assignment).federation
         others = [ids[0], ids[2]]
         honest.register({node_id: federation.nodes[node_id] for node_id in others} | {ids[1]: None}, present=ids)
@@ -90,7 +90,7 @@ class Questions:
         ids = list(self._grid.get_node_ids())
         told = {"rate": 1.0, "rates": [1.0], "seed": 0, "server-round": 1, "partition": 0, "moments-kind": kind}
         state = ArrayRecord(federation.initial_state())
-        sent = [instruction("query.moments", node_id, state, told) for node_id in ids]
+        sent = {node_id: instruction("query.moments", node_id, state, told) for node_id in ids}
         refused: list[int] = []
         federation.register(dict.fromkeys(ids), present=ids)
         sums = [MomentsSum(federation, Limits(), robust=robust) for robust in (False, True)]
@@ -99,12 +99,13 @@ class Questions:
             for own in sums:
                 own.add(node_id, found)
 
-        queries = Queries(sent, {node_id: {1.0: federation.norms(1.0)} for node_id in ids}, 60.0)
         query_moments(
             self._grid,
-            queries,
-            add,
-            lambda node_id, fault: refused.append(node_id),
+            sent,
+            {node_id: {1.0: federation.norms(1.0)} for node_id in ids},
+            timeout=60.0,
+            add=add,
+            refuse=lambda node_id, fault: refused.append(node_id),
         )
         if refused not in ([], [ids[1]]):
             return "changed: others were refused"
@@ -118,7 +119,8 @@ class Questions:
 
     def _posteriors(self, draw: random.Random) -> str:
         del draw
-        sent = self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), self._grid)
+        asked = self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), self._grid)
+        sent = self._h2l.relay(self._grid, asked, 60.0)
         sums = [message.content.array_records["posteriors"]["posteriors"].numpy().sum(-1) for message in sent]
         if any(abs(own - 1).max() > 1e-3 for own in sums if own.size):
             return "changed: what peers get"

@@ -21,7 +21,7 @@ from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.levels import width
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.grids import guarded
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
@@ -149,7 +149,7 @@ class Server:
 
         def exchange() -> Iterable[Message]:
             with mock.patch.object(guarded, "time", link.clock):
-                return guarded.guard(grid, self.strategy._largest_reply).send_and_receive(self._asked, timeout=1.0)
+                return guarded.guard(grid, self.strategy.largest_reply).send_and_receive(self._asked, timeout=1.0)
 
         try:
             return self._outcome(exchange, lambda: _letter_in(said[0][1].head, link.objects), kind)

@@ -13,8 +13,10 @@ from torch import nn
 
 from heterofl_flwr.core import Mix
 from heterofl_flwr.data import Dataset, load_dataset
+from heterofl_flwr.federation.engine import Engine
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Federation
+from heterofl_flwr.federation.options import Options, Sampling
 from heterofl_flwr.nn import PAPER, Moments, with_static_norm
 from heterofl_flwr.nn.moments import LayerMoments
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -68,9 +70,11 @@ class Experiment:
 
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
     """Return the clients that train in a round of ours under *Fix*, by partition, with their rates."""
-    federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed)
+    options = Options(sampling=Sampling(fraction_train=TRAINED / clients))
+    federation = Federation(build=PAPER["mnist"].build(), mix=Mix.parse(mix), seed=seed, options=options)
+    engine = Engine(federation)
     federation.register({number: Capability(partition=number, num_partitions=clients) for number in range(clients)})
-    drawn = federation.sample(server_round, range(clients), TRAINED / clients)
+    drawn = engine.sample(server_round, range(clients), "train")
     return {partition: federation.rate(server_round, partition) for partition in drawn}
 
 

@@ -11,9 +11,8 @@ from flwr.app import Context, RecordDict
 
 from heterofl_flwr.app import node, server_app
 from heterofl_flwr.app.task import Task, load_function, task_of
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation import round as federation
-from heterofl_flwr.federation.limits import RoundError
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder

@@ -19,8 +19,7 @@ from heterofl_flwr.classic import (
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays
 from heterofl_flwr.client import load_parameters
 from heterofl_flwr.core import Plan
-from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.classic.fakes import OK, Fake, evaluate_all, fit_all, manager_of
 from tests.federation.tiny import build, build_normed, equal, inputs
@@ -51,7 +50,7 @@ def test_a_submodel_has_the_parameters_that_came_and_gives_them_back(rate):
     [
         (parameters_of(build(1.0))[:3], config(), "the server sent 3 arrays, expected 4"),
         (parameters_of(build(0.5)), config(), r"hidden.bias: \(4,\), expected \(8,\)"),
-        (parameters_of(build(1.0)), {"lr": 0.1}, "the server's strategy is not HeteroFL: .*legacy.HeteroFL"),
+        (parameters_of(build(1.0)), {"lr": 0.1}, "the server's strategy is not HeteroFL: .*classic.HeteroFL"),
         (parameters_of(build(1.0)), {"heterofl-schema": 1, "rate": 1.0}, "without seed, server-round, partition"),
         (parameters_of(build(1.0)), config(heterofl_schema=2), "schema 2, expected 1"),
         ([np.array(["a"])] * 4, config(), "arrays that cannot be read"),

@@ -35,7 +35,7 @@ def twin(federation, nodes, num_rounds):
             total, count = np.zeros_like(old), np.zeros_like(old)
             for partition, node_id in enumerate(nodes):
                 rate = federation.rate(server_round, node_id)
-                axes = federation.plan_of(server_round, node_id, rate).axes[name]
+                axes = federation.train_plan(server_round, node_id, rate).axes[name]
                 for place in np.ndindex(*old.shape):
                     if all(at in (axis.index or range(axis.kept)) for at, axis in zip(place, axes, strict=True)):
                         total[place] += old[place] + 1 + partition
@@ -59,16 +59,17 @@ def test_a_client_gets_what_it_is_said_to_hold(rule):
     start = strategy.federation.initial_state()
     for message in grid.of("train"):
         config = message.content["config"]
-        plan = strategy.federation.plan_of(1, message.metadata.dst_node_id, config["rate"])
+        plan = strategy.federation.train_plan(1, message.metadata.dst_node_id, config["rate"])
         assert equal(message.content["arrays"].to_torch_state_dict(), plan.extract(start))
 
 
 def test_clients_of_one_level_share_a_slice_or_do_not():
     number = {}
     for rule in RULES:
-        strategy, _, _ = play(rule)
-        plans = strategy._plans
-        number[rule] = len({plans[node] for node in plans if strategy._rates[node] == 0.25})
+        strategy, grid, _ = play(rule)
+        federation = strategy.federation
+        small = [node for node in grid.get_node_ids() if federation.rate(1, node) == 0.25]
+        number[rule] = len({federation.train_plan(1, node, 0.25) for node in small})
     assert number == {"rolling": 1, "random-level": 1, "random-client": 2}
 
 
@@ -76,7 +77,7 @@ def test_slices_change_from_round_to_round():
     for rule in RULES:
         strategy, grid, _ = play(rule)
         node = next(iter(grid.get_node_ids()))
-        assert strategy.federation.plan_of(1, node, 0.25) != strategy.federation.plan_of(2, node, 0.25)
+        assert strategy.federation.train_plan(1, node, 0.25) != strategy.federation.train_plan(2, node, 0.25)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -102,10 +103,10 @@ def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
 
 
 def test_a_rule_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="choose is 'random'; expected one of prefix, rolling, random-level, random"):
+    with pytest.raises(ConfigError, match="choose is 'random', expected one of prefix, rolling, random-level, random"):
         HeteroFL(build, choose="random")
 
 
 def test_it_is_a_setting():
     task = Task(from_flat({"server.choose": "rolling"}))
-    assert make_strategy(task, ()).federation.choose == "rolling"
+    assert make_strategy(task, ()).options.transfer.choose == "rolling"

@@ -301,10 +301,10 @@ def test_levels_may_be_evaluated_after_the_last_round_alone():
 
 
 def test_levels_are_evaluated_always_never_or_at_the_end():
-    with pytest.raises(ConfigError, match="levels is 'first'; expected True, False or 'last'"):
+    with pytest.raises(ConfigError, match="levels is 'first', expected True, False or 'last'"):
         Evaluation(levels="first")
 
 
 def test_moments_are_merged_in_no_unknown_way():
-    with pytest.raises(ConfigError, match="moments_merge is 'median'; expected auto, mean or robust"):
+    with pytest.raises(ConfigError, match="moments_merge is 'median', expected auto, mean or robust"):
         Evaluation(moments_merge="median")

@@ -10,8 +10,8 @@ from heterofl_flwr import Mix
 from heterofl_flwr.core.levels import dynamic_rate, fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.families import Families, side_by_side, under, with_families, within
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Federation
 from tests.federation.tiny import build, build_normed, equal
 
 MIX = "a1-b1-c1-d1-e1"

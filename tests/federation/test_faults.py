@@ -10,7 +10,7 @@ from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RoundCallback, Windowed
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import RoundError
 from tests.federation.tiny import add_one, bare_reply, build, config, equal, make_app
 
 NEVER = Evaluation(every=0)

@@ -12,8 +12,9 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.core.replies import find_label_rows
 from heterofl_flwr.errors import ShapeError
-from heterofl_flwr.federation import round as federation
-from heterofl_flwr.federation.round import Federation
+from heterofl_flwr.federation import federation
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.nn import CNN, build_model
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, build_normed, equal, make_app
@@ -135,12 +136,13 @@ def test_each_slice_is_worked_out_once():
 
 @pytest.mark.parametrize("labels", ["sent", "inferred", "none"])
 def test_rows_count_as_the_rule_for_labels_says(labels):
-    federation = HeteroFL(build, "a1").federation
-    state = federation.initial_state()
-    current = federation.open_round(1, state, labels=labels)
+    engine = HeteroFL(build, "a1", labels=labels).engine
+    engine.federation.register({7: None})
+    state = engine.federation.initial_state()
+    current = Round(engine, 1, [7], state)
     sub = {name: own * 0.99 for name, own in state.items()}
     sub["classifier.weight"][2] += torch.arange(8.0)
-    current.add(federation.plan(1.0), sub, labels=[1])
+    current.add(7, TrainReply(sub, num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
     new = current.close()["classifier.weight"]
     counted = {"sent": [1], "inferred": [2], "none": [0, 1, 2, 3]}[labels]
     for row in range(4):

@@ -8,8 +8,7 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr import Evaluation, messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import reply
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from tests.federation.tiny import Watched
 

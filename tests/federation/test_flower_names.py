@@ -7,8 +7,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app
 
 NEVER = Evaluation(every=0)
@@ -146,7 +145,7 @@ def test_replies_are_read_under_any_name_of_their_records():
         ({"configrecord_key": "arrays"}, "configrecord_key is 'arrays', expected a name other than"),
         ({"arrayrecord_key": "x", "configrecord_key": "x"}, "expected another name than arrayrecord_key"),
         ({"weighted_by_key": ""}, "weighted_by_key is '', expected a name"),
-        ({"min_train_nodes": -1}, "min_train_nodes is -1; expected a whole number from 0 up"),
+        ({"min_train_nodes": -1}, "min_train_nodes is -1, expected a whole number from 0 up"),
     ],
 )
 def test_what_cannot_be_is_refused(options, fault):
@@ -156,4 +155,4 @@ def test_what_cannot_be_is_refused(options, fault):
 
 def test_the_hybrid_takes_them_too():
     strategy = Hybrid({"one": build}, "a1", classes=4, arrayrecord_key="model", min_train_nodes=3)
-    assert (strategy.keys.arrayrecord_key, strategy.min_train_nodes) == ("model", 3)
+    assert (strategy.records.arrayrecord_key, strategy.options.sampling.min_train_nodes) == ("model", 3)

@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, RoundCallback, messages
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
-from heterofl_flwr.federation.limits import RoundError, read_number, read_numbers, short
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.federation.limits import read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.records import Tally
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible
@@ -149,7 +149,7 @@ def test_what_the_server_finds_out_is_not_for_clients_to_say():
 def test_a_client_is_not_drawn_after_so_many_refusals_in_a_row():
     strategy, _, records = play(HOSTILE["large"][0], num_rounds=4, limits=Limits(refusals=2))
     assert [sorted(record.rates) for record in records] == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2]]
-    assert strategy.tally.resting(2) == {1}
+    assert strategy.tally.suspended(2) == {1}
     again = Tally.of(records)
     assert (again.refused, again.in_a_row) == (strategy.tally.refused, strategy.tally.in_a_row)
 

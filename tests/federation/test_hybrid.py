@@ -10,9 +10,8 @@ from torch import nn
 from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Robust, messages
 from heterofl_flwr.client import answer_moments, model_at, parameters_of, reply, submodel
 from heterofl_flwr.core import width
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation.families import under, within
-from heterofl_flwr.federation.limits import RoundError
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.recorder import Recorder
 from tests.federation.tiny import Watched, build, build_normed, equal, inputs, judge, make_app
@@ -151,12 +150,12 @@ def test_one_family_is_heterofl(options):
 
 def test_a_client_gets_a_slice_of_its_family_under_its_own_names():
     strategy, grid, _ = play()
-    start = strategy.families.initial_state()
+    start = strategy.federation.initial_state()
     for message in grid.of("train.publish"):
         family = list(BUILDS)[grid.partition_of(message) % 2]
         config = message.content["config"]
         assert config["family"] == family
-        member = strategy.families.members[family]
+        member = strategy.federation.members[family]
         expected = member.plan(config["rate"]).extract(within(family, start))
         assert equal(message.content["arrays"].to_torch_state_dict(), expected)
     # Fix, three clients a family on two levels: one large, two small.
@@ -230,7 +229,7 @@ def test_a_slice_that_does_not_fit_its_family_is_refused():
 def test_a_family_nobody_of_which_is_left_stays_as_it_was():
     bad = dict.fromkeys((1, 3, 5), posterior(0)[1:])
     strategy, _, state = play(said=bad, server_momentum=0.5)
-    start = strategy.families.initial_state()
+    start = strategy.federation.initial_state()
     assert equal(within("deep", state), within("deep", start))
     assert not equal(within("tiny", state), within("tiny", start))
     assert strategy.log.train["heard"] == 0

@@ -14,8 +14,9 @@ from heterofl_flwr.core.levels import fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.families import Families
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import Federation
+from heterofl_flwr.federation.options import Options
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, make_app
 
@@ -31,13 +32,14 @@ WORDS = st.builds(
 SILENT = Capability()
 
 
-def federation_of(mix="a1-e1", families=0, **options):
-    like = Federation(build=build, mix=Mix.parse(mix), **options)
+def federation_of(mix="a1-e1", families=0, levels=None, **options):
+    limits = Limits(levels=levels or Levels())
+    like = Federation(build=build, mix=Mix.parse(mix), options=Options(limits=limits), **options)
     return Families({f"family-{turn}": build for turn in range(families)}, like) if families else like
 
 
 def levels_of(federation, node_ids, server_round=1):
-    return {node: federation.rate(server_round, node) for node in node_ids if not federation.holds_none(node)}
+    return {node: federation.rate(server_round, node) for node in node_ids if federation.can_train(node)}
 
 
 @pytest.mark.parametrize("lie", [Capability(num_partitions=10**6), Capability(partition=10**6)])

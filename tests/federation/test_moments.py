@@ -10,12 +10,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, RoundCallback, Windowed, messages
 from heterofl_flwr.client import answer_moments, load_parameters, reply, submodel
-from heterofl_flwr.errors import DataError, HeteroFLError
-from heterofl_flwr.federation.limits import Limits, RoundError
+from heterofl_flwr.errors import DataError, HeteroFLError, RoundError
+from heterofl_flwr.federation.evaluation_round import MomentsSum
+from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
-from heterofl_flwr.strategies.queries import MomentsSum
 from tests.federation import digits_app
 from tests.federation.tiny import Tiny, Watched, bare_reply, build_normed, config, equal, inputs, make_app
 

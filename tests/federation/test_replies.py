@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
-from heterofl_flwr.strategies.replies import fault_of, in_order
+from heterofl_flwr.strategies.replies import in_order, read_fault
 from tests.federation.tiny import build, equal, make_app
 
 
@@ -67,7 +67,7 @@ def test_an_error_of_the_superlink_is_that_of_the_message_it_answers(caplog):
     replies = [answer(sent[0]), of_superlink(sent[2]), of_superlink(sent[1])]
     assert {reply.metadata.src_node_id for reply in replies[1:]} == {SUPERLINK_NODE_ID}
     assert list(in_order(sent, replies)) == [(30, replies[0]), (10, replies[2]), (20, replies[1])]
-    assert fault_of(replies[1]) == "error 5: node gone"
+    assert read_fault(replies[1]).reason == "error 5: node gone"
     assert not caplog.records
 
 
@@ -81,17 +81,15 @@ def test_an_error_of_the_superlink_for_a_message_that_is_sent_later():
             message.metadata.__dict__["_message_id"] = f"late{number}"
             yield of_superlink(message)
 
-    assert [(node_id, fault_of(reply)) for node_id, reply in in_order(sent, windowed())] == [
-        (30, "error 5: node gone"),
-        (10, "error 5: node gone"),
-    ]
+    found = [(node_id, read_fault(reply).reason) for node_id, reply in in_order(sent, windowed())]
+    assert found == [(30, "error 5: node gone"), (10, "error 5: node gone")]
 
 
 def test_an_error_without_a_reason_has_a_text():
     (message,) = messages(3)
-    assert fault_of(Message(Error(ErrorCode.UNKNOWN), reply_to=message)) == "error 0: no reason given"
-    assert fault_of(answer(message)) is None
-    assert fault_of(None) == "no reply in time"
+    assert read_fault(Message(Error(ErrorCode.UNKNOWN), reply_to=message)).reason == "error 0: no reason given"
+    assert read_fault(answer(message)) is None
+    assert read_fault(None).reason == "no reply in time"
 
 
 def test_replies_in_order_are_not_kept():

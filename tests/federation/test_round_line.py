@@ -7,7 +7,7 @@ import pytest
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.core.formatting import size
-from heterofl_flwr.federation.round_log import RoundLog
+from heterofl_flwr.federation.records import RoundLog
 from heterofl_flwr.report import Console
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, make_app

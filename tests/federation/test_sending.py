@@ -7,8 +7,7 @@ import torch
 
 import heterofl_flwr.classic
 from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.strategies import instructions as sending
 from tests.federation.tiny import Watched, add_one, build, make_app
 
@@ -139,7 +138,7 @@ def test_new_nodes_are_not_waited_for_beyond_the_deadline():
 
 
 def test_who_needs_all_replies_refuses_spare_ones():
-    with pytest.raises(ConfigError, match="the classic API waits for all clients"):
+    with pytest.raises(ConfigError, match="the classic API has no spare: it waits for all clients"):
         heterofl_flwr.classic.HeteroFL(build, spare=0.5)
     with pytest.raises(ConfigError, match="clients learn from all others"):
         FedH2L(10, spare=0.5)

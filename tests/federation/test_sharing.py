@@ -11,8 +11,7 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, messages
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import own_part, reply, submodel
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from tests.federation.tiny import Watched, build, inputs, make_app
 
 NODES = 4
@@ -176,5 +175,5 @@ def test_weighted_by_examples_it_is_flower_s_own_fedavg(caplog):
 
 
 def test_another_weight_is_refused():
-    with pytest.raises(ConfigError, match="weights is 'size'; expected one of equal, examples"):
+    with pytest.raises(ConfigError, match="weights is 'size', expected one of equal, examples"):
         HeteroFL(build, weights="size")

@@ -14,8 +14,7 @@ from flwr.clientapp.mod import LocalDpMod
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, Windowed, messages
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compression import compress
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.limits import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from tests.federation import digits_app
 from tests.federation.tiny import Watched, add_one, bare_reply, build, config, equal, inputs, make_app
 
@@ -64,7 +63,7 @@ def test_the_server_says_in_its_instructions_to_train_what_it_wants():
 
 
 def test_a_form_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="upload is 'int4'; expected one of float32, float16, int8"):
+    with pytest.raises(ConfigError, match="upload is 'int4', expected one of float32, float16, int8"):
         HeteroFL(build, upload="int4")
 
 

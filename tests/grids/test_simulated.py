@@ -23,7 +23,7 @@ from heterofl_flwr.grids.devices import Turn, reached
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT, SimulatedFault
 from heterofl_flwr.grids.windowed import Relay
 from heterofl_flwr.strategies.fedh2l import FedH2L
-from heterofl_flwr.strategies.replies import fault_of
+from heterofl_flwr.strategies.replies import read_fault
 from tests.federation import test_fedh2l
 from tests.federation.tiny import Watched, add_one, build, equal, make_app
 
@@ -288,9 +288,9 @@ def test_no_client_can_claim_that_its_fault_is_simulated():
     fault = SimulatedFault(DROPPED_OUT)
     with LocalGrid(make_app(), 1):
         message = Message(RecordDict(), 3, "train")
-        assert fault_of(Message(fault, reply_to=message)) == DROPPED_OUT
+        assert read_fault(Message(fault, reply_to=message)).reason == DROPPED_OUT
         claim = Message(Error(fault.code, fault.reason), reply_to=message)
-    assert fault_of(claim) == f"error {fault.code}: {DROPPED_OUT}"
+    assert read_fault(claim).reason == f"error {fault.code}: {DROPPED_OUT}"
 
 
 def test_messages_of_another_strategy_are_refused():

@@ -50,7 +50,7 @@ def test_a_run_of_another_size_is_refused():
         scale.PAPER["mnist"].build(), "e1", evaluation=scale.Evaluation(every=0), callbacks=[records]
     )
     with scale.LocalGrid("simulations.bench.scale:app", 3) as grid:
-        scale.gather_nodes(grid, strategy.federation, 3, 10.0)
+        scale.available_nodes(grid, strategy.engine)
         # Said to be 3 of 6, but there are 3, of which half is 2.
         with pytest.raises(RuntimeError, match="0 of 2 clients failed, expected 3"):
             scale.measure_run(strategy, grid, records, 3, 6, 2, window=16)

@@ -1,0 +1,230 @@
+"""The engine of a run: a federation, its options, and what one round leaves for the next.
+
+A strategy opens a ``Round`` of training and an ``EvaluationRound`` on it, and translates between them and Flower.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.errors import RoundError
+from heterofl_flwr.federation.evaluation import Answers, heaviest
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.options import Options
+from heterofl_flwr.federation.privacy import Spent
+from heterofl_flwr.federation.records import RoundLog, Tally
+from heterofl_flwr.nn.moments import Moments
+
+QUERY_SECONDS = 120.0
+"""How long a new client may take to say what it can hold.
+
+Long, because a busy machine may first have to start its clients; Flower itself answers sooner for one that is gone.
+"""
+
+POLL_SECONDS = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """A federation in a run.
+
+    Parameters
+    ----------
+    federation : Federation
+        The global model and the clients.
+    counts_examples : bool
+        Whether the number that goes with a reply is one of examples, and not another metric.
+
+    Attributes
+    ----------
+    log
+        What is known of the current round.
+    tally
+        Refused replies by client.
+    spent
+        What the run has given away, where noise is added.
+    moments
+        The static batch norm moments of the last evaluation, by family and rate.
+    num_rounds
+        The last round of the run; 0 if it is not known.
+    silent
+        The clients that did not answer in time when they were to train in this round.
+    no_evaluate, no_moments
+        The clients whose app has no handler for evaluations, or for queries for moments.
+    """
+
+    def __init__(self, federation: Federation, *, counts_examples: bool = True) -> None:
+        self.federation = federation
+        self.counts_examples = counts_examples
+        self.num_rounds = 0
+        self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
+        self.reset()
+
+    @property
+    def options(self) -> Options:
+        """The options of the server."""
+        return self.federation.options
+
+    def reset(self) -> None:
+        """Forget the clients and what rounds left behind, so that a run can begin anew."""
+        self.federation.reset()
+        self.log = RoundLog()
+        self.tally = Tally()
+        self.moments: dict[str, dict[float, Moments]] = {}
+        self.silent: set[int] = set()
+        self.no_evaluate: set[int] = set()
+        self.no_moments: set[int] = set()
+        self._capped: set[int] = set()
+        self._warned_of_few = False
+
+    def log_summary(self) -> None:
+        """Log what the federation will do."""
+        federation, options = self.federation, self.options
+        logger.info("\t├──> Mix: %s, %s", federation.mix, federation.assignment)
+        for rate in federation.mix.rates:
+            parameters = federation.plan(rate).parameters
+            logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
+        logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
+        logger.info("\t├──> Slices: %s", options.transfer.choose)
+        if federation.personal:
+            logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
+        logger.info("\t├──> Replies: %s", options.transfer.upload)
+        fractions = options.sampling.fraction_train, options.sampling.fraction_evaluate
+        logger.info("\t└──> Sampling: %g to train, %g to evaluate", *fractions)
+
+    def wait_for_nodes(
+        self, list_nodes: Callable[[], Sequence[int]], register: Callable[[Sequence[int]], bool]
+    ) -> Sequence[int]:
+        """Return the clients that are there, as soon as there are enough.
+
+        ``register`` registers those that are new and says whether any were. As long as new ones say that there are more
+        than these, and more come, this waits too: otherwise a first round could begin with any part of a simulation's
+        clients.
+        """
+        sampling = self.options.sampling
+        deadline = time.monotonic() + sampling.wait
+        while True:
+            node_ids = list_nodes()
+            enough = len(node_ids) >= sampling.available
+            if enough and not (register(node_ids) and self.federation.nodes.most_said() > len(node_ids)):
+                return node_ids
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(min(POLL_SECONDS, sampling.wait))
+        if enough:
+            return node_ids
+        raise RoundError(
+            f"{len(node_ids)} nodes are there after {sampling.wait:g} s, expected at least {sampling.available}: start "
+            f"more SuperNodes (flower-supernode), simulate more (flwr run . --federation-config 'num-supernodes=20'), "
+            f"or ask for fewer (min_available_nodes)"
+        )
+
+    def warn_of_few(self, clients: int) -> None:
+        """Say once how to simulate more clients, where there are fewer than the mix has parts."""
+        mix = self.federation.mix
+        if clients < sum(mix.counts) and not self._warned_of_few:
+            self._warned_of_few = True
+            logger.warning(
+                "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
+                "'num-supernodes=20 client-resources-num-cpus=1'",
+                clients,
+                sum(mix.counts),
+                mix,
+            )
+
+    def warn_of_absent(self) -> None:
+        """Warn, once, of clients in the table of levels that were not there in the first round."""
+        if self.federation.absent:
+            logger.warning(
+                "levels name %s, but no node there has this registered name or node id (flwr supernode list): it may "
+                "come later, or the name is a mistake",
+                ", ".join(sorted(self.federation.absent)),
+            )
+        self.federation.absent = set()
+
+    def eligible_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the clients without those that are suspended: too many replies in a row were refused."""
+        suspended = self.tally.suspended(self.options.limits.refusals)
+        return [node_id for node_id in node_ids if self.federation.nodes.partition(node_id) not in suspended]
+
+    def trainable_nodes(self, node_ids: Sequence[int]) -> list[int]:
+        """Return the clients that can be drawn to train; fail if none can."""
+        eligible = self.eligible_nodes(node_ids)
+        trainable = [node_id for node_id in eligible if self.federation.can_train(node_id)]
+        if not trainable:
+            raise RoundError(
+                f"none of {len(node_ids)} clients can train: {len(node_ids) - len(eligible)} had "
+                f"{self.options.limits.refusals} replies refused in a row, and {len(eligible)} can hold no rate of the "
+                f"mix {self.federation.mix}: add a smaller rate to it, or find out what the others send"
+            )
+        return trainable
+
+    def sample(self, server_round: int, node_ids: Sequence[int], purpose: Literal["train", "evaluate"]) -> list[int]:
+        """Return the clients that take part in a round, drawn without replacement; to train, with spare ones."""
+        sampling, federation = self.options.sampling, self.federation
+        number = sampling.number(len(node_ids), purpose)
+        if purpose == "train":
+            number = sampling.with_spare(number)
+        return federation.nodes.sample(node_ids, number, purpose, server_round, seed=federation.seed)
+
+    def cap_examples(self, server_round: int, answers: Answers) -> Answers:
+        """Return answers with examples up to the bound of ``Limits``; warn once of a client that exceeds it."""
+        ratio = self.options.limits.examples_ratio
+        bound = heaviest([number for number, _ in answers.values()], ratio)
+        for node_id, (number, _) in answers.items():
+            if number > bound and node_id not in self._capped:
+                self._capped.add(node_id)
+                logger.warning(
+                    "round %d: node %s, partition %d, counts %s examples, more than %g times the median client: in "
+                    "means of metrics it weighs %s (Limits(examples_ratio=...), server.max-examples-ratio)",
+                    server_round,
+                    node_id,
+                    self.federation.nodes.partition(node_id),
+                    f"{number:,.0f}",
+                    ratio,
+                    f"{bound:,.0f}",
+                )
+        return {node_id: (min(number, bound), metrics) for node_id, (number, metrics) in answers.items()}
+
+
+class EngineView:
+    """What a strategy shows of its engine."""
+
+    engine: Engine
+
+    @property
+    def federation(self) -> Federation:
+        """The global model and the clients."""
+        return self.engine.federation
+
+    @property
+    def options(self) -> Options:
+        """All options, by group."""
+        return self.engine.options
+
+    @property
+    def log(self) -> RoundLog:
+        """What is known of the current round."""
+        return self.engine.log
+
+    @property
+    def tally(self) -> Tally:
+        """Refused replies by client."""
+        return self.engine.tally
+
+    @property
+    def spent(self) -> Spent:
+        """What the run has given away, where noise is added."""
+        return self.engine.spent
+
+    @property
+    def moments(self) -> dict[float, Moments]:
+        """The static batch norm moments of the last evaluation, by rate."""
+        return self.engine.moments.get("", {})
+
+    def summary(self) -> None:
+        """Log what this strategy will do."""
+        self.engine.log_summary()

@@ -1,0 +1,270 @@
+"""One evaluation: which clients evaluate which rates, their static batch norm moments, and what their answers give."""
+
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.federation.engine import Engine
+from heterofl_flwr.federation.evaluation import (
+    LOCAL_ACCURACY,
+    WORST_ACCURACY,
+    Answer,
+    Answers,
+    Summary,
+    medians,
+    of_level,
+    of_rates,
+    summarise,
+    summarise_levels,
+    weighted_means,
+)
+from heterofl_flwr.federation.families import with_families
+from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
+from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
+from heterofl_flwr.nn.static_norm import batch_norms
+
+logger = logging.getLogger(__name__)
+
+Rates = tuple[float, ...]
+Norms = Mapping[float, Mapping[str, int]]
+"""The batch norm layers of a client's models, by rate, each with its channels."""
+
+ADD_EVALUATE = (
+    "they are not asked to evaluate again; add one (@app.evaluate(), or evaluate of a NumPyClient), or evaluate on the "
+    "server alone (fraction_evaluate=0.0)"
+)
+ADD_MOMENTS = (
+    "they are not asked for static batch norm moments again, and batch norm normalises by batch where nobody has any; "
+    "add one (answer_queries(app, build, data=...)), or mean it (Evaluation(static_norm=False))"
+)
+
+
+class MomentsSum:
+    """Static batch norm moments of a federation's clients, as they come in.
+
+    A robust sum keeps those of all clients until the end: two vectors in double precision for each layer and rate.
+
+    Parameters
+    ----------
+    federation : Federation
+        Whose clients and models they are.
+    limits : Limits
+        What an answer may be at most.
+    robust : bool
+        Whether they are joined by ``sum_robust``.
+    """
+
+    def __init__(self, federation: Federation, limits: Limits, *, robust: bool) -> None:
+        self._federation = federation
+        self._limits = limits
+        self._robust = robust
+        self._kept: dict[float, list[Moments]] = {}
+
+    def add(self, node_id: int, found: Mapping[float, Moments]) -> None:
+        """Add a client's moments, by rate; refuse them whole if any do not fit."""
+        federation, most = self._federation, self._limits.examples
+        examples = min(federation.nodes[node_id].num_examples or most, most)
+        for rate, own in found.items():
+            if own.kind != federation.fidelity.moments:
+                raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
+            check_layers(own, federation.norms(rate))
+            check_possible(own, examples)
+        privacy = federation.options.privacy
+        for rate, own in found.items():
+            counted = clip_moments(own, privacy) if privacy.noise else own
+            kept = self._kept.setdefault(rate, [])
+            if self._robust or not kept:
+                kept.append(counted)
+            else:
+                kept[0] += counted
+
+    def result(self) -> dict[float, Moments]:
+        """Return the moments of all clients, by rate."""
+        return {rate: sum_robust(kept) for rate, kept in self._kept.items()}
+
+
+class EvaluationRound:
+    """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
+
+    Those that did not answer in time when they were to train are busy or gone, and are not waited for again.
+
+    Parameters
+    ----------
+    engine : Engine
+        The run.
+    server_round : int
+        The round, from 1.
+    node_ids : Sequence[int]
+        The clients that are there.
+
+    Attributes
+    ----------
+    rates : dict[int, tuple[float, ...]]
+        Which rates each client evaluates, from the largest on.
+    answers : dict[int, Answer]
+        The examples and the metrics of each client that answered.
+    """
+
+    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int]) -> None:
+        self._engine, self._federation, self._log = engine, engine.federation, engine.log
+        self._server_round, self._present = server_round, node_ids
+        eligible = [node_id for node_id in engine.eligible_nodes(node_ids) if node_id not in engine.no_evaluate]
+        drawn = engine.sample(server_round, eligible, "evaluate") if eligible else []
+        held = {node_id: own for node_id in drawn if (own := self._rates_of(node_id))}
+        self._asked = {node_id: self._is_whole(own) for node_id, own in held.items()}
+        self.rates = {node_id: own for node_id, own in held.items() if node_id not in engine.silent}
+        self.answers: dict[int, Answer] = {}
+        self._sums: dict[str, MomentsSum] = {}
+        if drawn:
+            self._log.evaluate["coverage"] = 0.0
+        if drawn and not self.rates:
+            logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(drawn))
+
+    def _rates_of(self, node_id: int) -> Rates:
+        """Return the rates that a client is to evaluate."""
+        evaluation, known = self._engine.options.evaluation, self._federation.mix.rates
+        if self._federation.personal:
+            return (self._federation.rate(self._server_round, node_id),)
+        rates = known if evaluation.levels_due(self._server_round, self._engine.num_rounds) else known[:1]
+        held = None if evaluation.nodes == "all" else self._federation.nodes[node_id].holds
+        return tuple(rate for rate in rates if held is None or rate <= held)
+
+    def _is_whole(self, rates: Sequence[float]) -> bool:
+        """Whether a client with these rates evaluates the global model, or its own where each has one."""
+        return self._federation.personal or rates[0] == self._federation.mix.global_rate
+
+    def open_moments(self, *, remote: bool) -> dict[int, Norms]:
+        """Return the clients to ask for moments, each with its norm layers by rate; none where none are needed.
+
+        ``remote`` says whether moments come from other machines.
+        """
+        evaluation, limits = self._engine.options.evaluation, self._engine.options.limits
+        merge, noise = evaluation.moments_merge, self._engine.options.privacy.noise
+        robust = merge == "robust" or (merge == "auto" and remote and not noise)
+        asked: dict[int, Norms] = {}
+        # A model of a client's own is measured by that client.
+        if evaluation.static_norm and not self._federation.personal:
+            by_family = self._federation.split(self.rates)
+            for name, member in self._federation.members.items():
+                if batch_norms(member.model):
+                    self._sums[name] = MomentsSum(member, limits, robust=robust)
+                    asked |= {node: {rate: member.norms(rate) for rate in own} for node, own in by_family[name].items()}
+        self._engine.moments = {name: {} for name in self._sums}
+        return asked
+
+    def add_moments(self, node_id: int, found: Mapping[float, Moments]) -> None:
+        """Add a client's moments, by rate; refuse them whole if any do not fit."""
+        self._sums[self._federation.family(node_id)].add(node_id, found)
+
+    def close_moments(self) -> None:
+        """Join the moments, with noise where there is any, and drop the rates of which nobody gave any."""
+        moments = {name: total.result() for name, total in self._sums.items()}
+        privacy = self._engine.options.privacy
+        for name, own in moments.items():
+            if own and privacy.noise:
+                self._engine.spent.add(MOMENTS, len(own))
+                self._log.privacy = self._engine.spent.facts()
+                moments[name] = noise_moments(own, privacy)
+        self._engine.moments = moments
+        if not any(moments.values()):
+            return
+        left = {}
+        for node_id, rates in self.rates.items():
+            known: Collection[float] = moments.get(self._federation.family(node_id), rates)
+            if own_rates := tuple(rate for rate in rates if rate in known):
+                left[node_id] = own_rates
+        if left != self.rates:
+            rates_left = sorted({rate for own_rates in left.values() for rate in own_rates}, reverse=True)
+            logger.warning("only rates %s are evaluated: there are no moments of others", rates_left)
+        self.rates = left
+
+    def moments(self, node_id: int) -> dict[float, Moments]:
+        """Return the moments that go with a client's models; none where there are none."""
+        own = self._engine.moments.get(self._federation.family(node_id), {})
+        return {rate: own[rate] for rate in self.rates[node_id]} if own else {}
+
+    def refuse(self, node_id: int, reason: str) -> None:
+        """Note why a client's evaluation, or its moments, are not used."""
+        self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = reason
+        logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, reason)
+
+    def note_no_handler(self, lacking: Collection[int], asked: Collection[int], *, moments: bool = False) -> None:
+        """Remember whose app has no handler for what was asked, so that it is asked once; warn of the first ones.
+
+        Where all that were asked lack it, so does every client that is there: they run one app.
+        """
+        known, advice = (self._engine.no_moments, ADD_MOMENTS) if moments else (self._engine.no_evaluate, ADD_EVALUATE)
+        if not lacking:
+            return
+        if not known:
+            logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
+        known.update(self._present if len(lacking) == len(asked) else lacking)
+
+    def close(self) -> dict[str, float]:
+        """Note and return what the clients' answers give."""
+        log, capped = self._log, self._engine.cap_examples(self._server_round, self.answers)
+        scores, log.evaluate_by_level = self._scores(capped, weighted_means)
+        middle, _ = self._scores(capped, medians)
+        log.evaluate_medians = {name: middle[name] for name in middle if name.rpartition("/")[2] != WORST_ACCURACY}
+        log.worst_client = self._worst_client()
+        if self._note_coverage():
+            log.partial = tuple(scores)
+            logger.warning(
+                "round %d: only %d of %d clients that were asked evaluated; its metrics are never the best",
+                self._server_round,
+                log.evaluate_answers,
+                log.evaluate_asked,
+            )
+        # What the server found out is not for clients to say.
+        log.evaluate = {**scores, **log.evaluate}
+        return dict(log.evaluate)
+
+    def _note_coverage(self) -> bool:
+        """Note how many clients were asked and answered; return whether those are fewer than half."""
+        log = self._log
+        asked = {node_id: whole for node_id, whole in self._asked.items() if node_id not in self._engine.no_evaluate}
+        if not asked:
+            if self._asked:  # an app without evaluation covers nothing
+                log.evaluate.pop("coverage", None)
+            return False
+        whole = sum(self._is_whole(self.rates[node_id]) for node_id in self.answers)
+        log.evaluate["coverage"] = whole / len(self._present)
+        counts = [(len(self.answers), len(asked)), (whole, sum(asked.values()))]
+        found, of = min((count for count in counts if count[1]), key=lambda count: count[0] / count[1])
+        log.evaluate_answers, log.evaluate_asked = found, of
+        return 2 * found < of
+
+    def _worst_client(self) -> int | None:
+        """Return the partition of the client whose accuracy is ``worst-accuracy``."""
+        found = [
+            (metrics[LOCAL_ACCURACY], self._federation.nodes.partition(node_id))
+            for node_id, (number, metrics) in self.answers.items()
+            if number and LOCAL_ACCURACY in metrics and self._is_whole(self.rates[node_id])
+        ]
+        return min(((own, client) for own, client in found if not math.isnan(own)), default=(0.0, None))[1]
+
+    def _scores(self, answers: Answers, summary: Summary) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return the metrics of the global model, or of each family's, and the means of each level's own."""
+        add_up: Callable[[Answers], tuple[dict[str, float], dict[str, dict[str, float]]]]
+        add_up = partial(self._add_up, summary=summary)
+        scores, levels = add_up(answers)
+        if "" in self._federation.members:
+            return scores, levels
+        found = {name: add_up(own) for name, own in self._federation.split(answers).items() if own}
+        scores |= with_families({name: own for name, (own, _) in found.items()})
+        for level in levels:
+            own_levels = {name: by_level[level] for name, (_, by_level) in found.items() if level in by_level}
+            levels[level] |= with_families(own_levels)
+        return scores, levels
+
+    def _add_up(self, answers: Answers, summary: Summary) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        own = []
+        for node_id, (number, metrics) in answers.items():
+            rates = self.rates[node_id]
+            known = of_rates(metrics, (*self._federation.mix.rates, *rates))
+            own.append((number, known if self._is_whole(rates) else of_level(known, rates[0])))
+        return summarise(own, summary), summarise_levels(own)

@@ -1,0 +1,213 @@
+"""What the server knows: one global model, the clients, the rate and the slice of each client in each round.
+
+Nothing here knows Flower. The strategies of both of its APIs translate between it and this package.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from heterofl_flwr.core.axes import make_slice_function
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.layer_rules import first_names, untied
+from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
+from heterofl_flwr.core.randomness import initial_state
+from heterofl_flwr.core.replies import find_label_rows
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.nodes import Capability, Nodes
+from heterofl_flwr.federation.options import Assignment, Options
+from heterofl_flwr.nn.static_norm import batch_norms
+
+State = dict[str, Tensor]
+Value = TypeVar("Value")
+
+KEPT_RATES = 128
+"""Of how many rates the slices are kept, so that nodes that name ever new ones do not fill the memory."""
+
+
+@dataclass(kw_only=True)
+class Federation:
+    """One global model and the clients that train slices of it.
+
+    Attributes
+    ----------
+    build
+        From a rate to the model at that rate.
+    mix
+        The rates of the clients and their shares.
+    assignment
+        ``fix``: a client's rate stays; ``dynamic``: it is drawn anew each round.
+    seed
+        Every draw is a function of it, the round and the partition.
+    options
+        What travels, how it is averaged, and so on.
+    nodes
+        The clients that have registered.
+    optimizer_state
+        What the server optimiser keeps from round to round.
+    """
+
+    build: Callable[[float], nn.Module]
+    mix: Mix
+    assignment: Assignment = "fix"
+    seed: int = 0
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        """Validate the options."""
+        if self.assignment not in ("fix", "dynamic"):
+            raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
+        choose = self.options.transfer.choose
+        if self.personal and (self.assignment, choose) != ("fix", "prefix"):
+            raise ConfigError(
+                f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "
+                f"and choose='prefix', found {self.assignment!r} and {choose!r}"
+            )
+        self.options.limits.levels.check(self.mix, self.assignment)
+        self.nodes: Nodes
+        self.optimizer_state: State
+        self.reset()
+        # Nodes say what they can hold, so the rates that are kept are counted.
+        self.plan = lru_cache(maxsize=KEPT_RATES)(self._build_plan)
+        self.norms = lru_cache(maxsize=KEPT_RATES)(self._read_norms)
+        self._round_plans: tuple[int, dict[float, Plan]] = (0, {})
+
+    def reset(self) -> None:
+        """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
+        self.nodes = Nodes()
+        self.absent = set(self.options.limits.levels.table)
+        self.optimizer_state = {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The global model's architecture; its weights are only a start."""
+        return self.build(self.mix.global_rate)
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """Which of the paper's quirks are kept."""
+        return self.options.averaging.fidelity
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Patterns of the parameters that travel."""
+        return tuple(self.options.transfer.shared)
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients keep parameters of their own."""
+        return self.shared != ALL
+
+    @property
+    def members(self) -> Mapping[str, "Federation"]:
+        """The federation of each family of architectures, by its name; of one family, itself, without a name."""
+        return {"": self}
+
+    def family(self, node_id: int) -> str:
+        """Return the family of a client."""
+        names = list(self.members)
+        return names[self.nodes.place(node_id) % len(names)] if len(names) > 1 else names[0]
+
+    def split(self, values: Mapping[int, Value]) -> dict[str, dict[int, Value]]:
+        """Return values of clients by family, and then by client; a family without any has none."""
+        parts: dict[str, dict[int, Value]] = {name: {} for name in self.members}
+        for node_id, value in values.items():
+            parts[self.family(node_id)][node_id] = value
+        return parts
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """The shared parameters whose rows belong to classes."""
+        given = self.options.averaging.label_rows
+        rows = find_label_rows(self.build, self.mix) if given is None else given
+        first = first_names(self.model)
+        return [name for name in dict.fromkeys(first.get(name, name) for name in rows) if is_shared(name, self.shared)]
+
+    def _build_plan(self, rate: float) -> Plan:
+        """Return the prefix of a rate, of what is shared; ``plan`` caches it."""
+        return shared_part(Plan.of(self.model, self.build(rate)), self.shared)
+
+    def _read_norms(self, rate: float) -> Mapping[str, int]:
+        """Return the batch norm layers of a rate, each with its channels; ``norms`` caches them."""
+        return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
+
+    def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
+        """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""
+        rule = self.options.transfer.choose
+        if rule == "prefix":
+            return self.plan(rate)
+        partition = self.nodes.partition(node_id) if rule == "random-client" else 0
+        if self._round_plans[0] != server_round:
+            self._round_plans = server_round, {}
+        known = {} if rule == "random-client" else self._round_plans[1]
+        if rate not in known:
+            function = make_slice_function(
+                rule, seed=self.seed, server_round=server_round, rate=rate, partition=partition
+            )
+            known[rate] = self.plan(rate).sliced(function)
+        return known[rate]
+
+    def initial_state(self) -> State:
+        """Return the shared parameters of a freshly built global model, the same for equal seeds."""
+        whole = initial_state(self.build, self.mix.global_rate, self.seed)
+        return {name: tensor for name, tensor in whole.items() if is_shared(name, self.shared)}
+
+    def check_state(self, state: Mapping[str, Tensor]) -> State:
+        """Return the parameters of the model in a state; what else it holds, running statistics say, is not kept."""
+        plan, own = self.plan(self.mix.global_rate), untied(self.model, state)
+        plan.check_state(own)
+        return {name: own[name] for name in plan.axes}
+
+    def register(
+        self,
+        answers: Mapping[int, Capability | None],
+        names: Mapping[int, str] | None = None,
+        present: Iterable[int] | None = None,
+        ids: Mapping[int, str] | None = None,
+    ) -> None:
+        """Register new clients; one that did not answer gets the mix's smallest rate.
+
+        ``ids`` are the node ids as the table of ``Levels`` has them, where they are not those of the answers.
+        """
+        silent, names = Capability(capacity=self.mix.rates[-1]), names or {}
+        admitted = {}
+        for node_id, answer in answers.items():
+            name, own_id = names.get(node_id, ""), (ids or {}).get(node_id, str(node_id))
+            admitted[node_id] = self.options.limits.levels.applied(answer or silent, name, own_id)
+            self.absent -= {name, own_id}
+        self.nodes.register(admitted, names, present)
+        self._assign_seat_rates()
+
+    def _assign_seat_rates(self) -> None:
+        """Give new clients a rate each by their seats, so that what clients say of themselves changes no other's."""
+        rates, families = self.nodes.seat_rates, len(self.members)
+        for turn in range(families):
+            family = (node_id for node_id in self.nodes if self.nodes.seat(node_id) % families == turn)
+            seated = sorted(family, key=self.nodes.seat)
+            new = [node_id for node_id in seated if node_id not in rates]
+            held = [rates[node_id] for node_id in seated if node_id in rates]
+            rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
+
+    def rate(self, server_round: int, node_id: int) -> float:
+        """Return the rate at which a client trains in a round."""
+        known, place = self.nodes[node_id], self.nodes.place(node_id)
+        if self.assignment == "dynamic":
+            return dynamic_rate(
+                self.mix, seed=self.seed, server_round=server_round, partition=place, capacity=known.holds
+            )
+        if known.partition is None and known.capacity is None:
+            return min(self.nodes.seat_rates[node_id], known.limit)
+        families = len(self.members)
+        own, turn = divmod(place, families)
+        number = max(len(range(turn, self.nodes.places(node_id), families)), 1)
+        own = min(own, number - 1)  # a number beyond those that there are is a mistake, or a lie
+        return min(fixed_rate(self.mix, own, number, capacity=known.capacity), known.limit)
+
+    def can_train(self, node_id: int) -> bool:
+        """Whether there is a rate that a client could be given."""
+        held = self.nodes[node_id].holds
+        return self.assignment == "fix" or held is None or held >= self.mix.rates[-1]

@@ -1,0 +1,223 @@
+"""The server's options in groups, each declared, explained and checked in one place.
+
+``Evaluation``, ``Limits`` and ``Privacy`` are groups too; they lie beside the code that uses them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, get_args
+
+from heterofl_flwr.core.axes import SliceRule
+from heterofl_flwr.core.compression import Upload
+from heterofl_flwr.core.counting_mean import Weights
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.replies import LabelRule
+from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.limits import Limits, MinReplies, reply_floor
+from heterofl_flwr.federation.privacy import Privacy
+from heterofl_flwr.federation.server_optimizer import Momentum, Schedule, ServerOptimizer
+
+Assignment = Literal["fix", "dynamic"]
+
+
+def one_of(literal: object) -> str:
+    """Return the values of a ``Literal`` as text for an error."""
+    return f"one of {', '.join(get_args(literal))}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Which clients take part in a round, and how long a round waits for them.
+
+    Attributes
+    ----------
+    fraction_train, fraction_evaluate
+        ``max(fraction * clients, 1)`` clients take part. With ``fraction_evaluate=0.0`` no client is asked to evaluate,
+        nor for what an evaluation needs.
+    min_train_nodes, min_evaluate_nodes
+        Where given, ``max(int(fraction * clients), min_train_nodes)`` take part, as in ``FedAvg``, and a round waits
+        for at least so many nodes.
+    min_available_nodes
+        A round waits for so many nodes.
+    spare
+        So many more clients, as a share of those, are asked to train; the round waits only until enough have answered.
+    min_replies
+        With fewer good replies than this a round fails: a number of them, a share below 1 of the clients that the round
+        needs (all that are asked but the spare ones), or ``auto`` for half of these. What simulated devices lose is not
+        asked for by ``auto``; give ``SimulatedDevices`` a number or a share, too.
+    wait
+        For how many seconds a round waits for nodes before it fails.
+    """
+
+    fraction_train: float = 1.0
+    fraction_evaluate: float = 1.0
+    min_train_nodes: int | None = None
+    min_evaluate_nodes: int | None = None
+    min_available_nodes: int = 2
+    spare: float = 0.0
+    min_replies: MinReplies = "auto"
+    wait: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Validate the options, all at once."""
+        least = "a whole number from 0 up"
+        check_fields(
+            self,
+            (
+                ("fraction_train", 0 < self.fraction_train <= 1, "a number above 0 and up to 1"),
+                ("fraction_evaluate", 0 <= self.fraction_evaluate <= 1, "a number from 0 up to 1"),
+                ("min_train_nodes", (self.min_train_nodes or 0) >= 0, least),
+                ("min_evaluate_nodes", (self.min_evaluate_nodes or 0) >= 0, least),
+                ("spare", 0 <= self.spare < math.inf, "a number of 0 or more"),
+            ),
+        )
+        reply_floor("min_replies", self.min_replies)
+
+    @property
+    def available(self) -> int:
+        """How many nodes a round waits for."""
+        return max(self.min_available_nodes, self.min_train_nodes or 0, self.min_evaluate_nodes or 0, 1)
+
+    def number(self, clients: int, purpose: Literal["train", "evaluate"]) -> int:
+        """Return how many of some clients take part, rounded up; with a least number rounded down, as in ``FedAvg``."""
+        share, least = self.fraction_train, self.min_train_nodes
+        if purpose == "evaluate":
+            share, least = self.fraction_evaluate, self.min_evaluate_nodes
+        if least is not None:
+            return max(int(clients * share), least, 1)
+        return max(math.ceil(Fraction(str(share)) * clients), 1)
+
+    def with_spare(self, number: int) -> int:
+        """Return how many clients are asked to train where this many are needed."""
+        return number + math.ceil(Fraction(str(self.spare)) * number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What travels between the server and the clients.
+
+    Attributes
+    ----------
+    choose
+        Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by one each round
+        (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
+        (``random-client``).
+    shared
+        Patterns (``fnmatch``) of the parameters that travel and are averaged, by default all. The others stay with
+        their clients: LG-FedAvg, or Standalone where none travel. Each client then evaluates a model of its own.
+    upload
+        How clients send what they trained: as it is (``float32``), or only what it changed by, in two bytes
+        (``float16``) or in one (``int8``).
+    learning_rate
+        From the round to the learning rate that clients are sent; see ``multi_step``.
+    """
+
+    choose: SliceRule = "prefix"
+    shared: Sequence[str] = ALL
+    upload: Upload = "float32"
+    learning_rate: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the options, all at once."""
+        check_fields(
+            self,
+            (
+                ("choose", self.choose in get_args(SliceRule), one_of(SliceRule)),
+                ("upload", self.upload in get_args(Upload), one_of(Upload)),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Averaging:
+    """What the server makes of the replies.
+
+    Attributes
+    ----------
+    weights
+        What a client counts in the mean: once, as in HeteroFL (``equal``), or by its examples, as in FedAvg
+        (``examples``).
+    label_rows
+        Parameters whose rows belong to classes; None finds the classifier (``find_label_rows``).
+    labels
+        Which of these rows of a reply count: those of the classes that the client names (``sent``), those that it
+        trained (``inferred``), or all (``none``).
+    fidelity
+        Which of the paper's quirks to keep.
+    server_optimizer
+        ``Momentum``, ``Adam``, ``Yogi`` or ``Adagrad``: makes a step of what the mean of a round changes, as Flower's
+        ``FedAvgM``, ``FedAdam`` and so on do; entries that nobody held do not move. None uses the mean as it is.
+    server_momentum
+        Short for ``server_optimizer=Momentum(server_momentum=...)``.
+    robust
+        What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean, a
+        median or a clipped one. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
+    """
+
+    weights: Weights = "equal"
+    label_rows: Sequence[str] | None = None
+    labels: LabelRule = "sent"
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    server_optimizer: ServerOptimizer | None = None
+    server_momentum: float = 0.0
+    robust: Robust | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the options, all at once."""
+        check_fields(
+            self,
+            (
+                ("weights", self.weights in get_args(Weights), one_of(Weights)),
+                ("labels", self.labels in get_args(LabelRule), one_of(LabelRule)),
+            ),
+        )
+        if self.server_optimizer is not None and self.server_momentum:
+            raise ConfigError(
+                f"server_momentum is {self.server_momentum} beside a server_optimizer: give one of them; "
+                f"server_momentum=0.9 is short for server_optimizer=Momentum(server_momentum=0.9)"
+            )
+        Momentum(server_momentum=self.server_momentum)
+        if self.robust and self.weights != "equal":
+            raise ConfigError("robust: a client that says its own weight outvotes others; expected weights='equal'")
+
+    @property
+    def optimizer(self) -> ServerOptimizer | None:
+        """The server optimiser; None for the plain mean."""
+        return Momentum(server_momentum=self.server_momentum) if self.server_momentum else self.server_optimizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """All options of the server; here they are checked against one another."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    transfer: Transfer = field(default_factory=Transfer)
+    averaging: Averaging = field(default_factory=Averaging)
+    limits: Limits = field(default_factory=Limits)
+    privacy: Privacy = field(default_factory=Privacy)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        """Validate what only several groups together can get wrong."""
+        if self.averaging.robust and not self.transfer.shared:
+            raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
+        if not self.privacy.noise:
+            return
+        conflicts = (
+            (self.averaging.robust, "noise is measured for the sum of clipped changes; expected robust=None "
+             "(server.robust=none)"),
+            (self.averaging.weights != "equal", "noise fits a mean in which each client counts once; expected "
+             "weights='equal'"),
+            (self.limits.norm_bound, "with noise a longer change is shortened, as a refusal would show who sent it; "
+             "expected limits.norm_bound=0 (server.norm-bound)"),
+            (self.evaluation.moments_merge == "robust", "with noise each client's moments are shortened already, and a "
+             "median would let one client move what others count for; expected evaluation.moments_merge='auto' "
+             "(evaluate.moments-merge)"),
+        )  # fmt: skip
+        if faults := [text for wrong, text in conflicts if wrong]:
+            raise ConfigError(f"privacy: {'; '.join(faults)}")

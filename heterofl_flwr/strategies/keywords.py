@@ -1,0 +1,201 @@
+"""The keyword arguments of the strategies: Flower's own names and ours, all mapped onto the groups of options here.
+
+Each option is explained in its group: ``Sampling``, ``Transfer``, ``Averaging``, ``Limits``, ``Privacy``,
+``Evaluation`` and ``RecordOptions``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.common import MetricsAggregationFn, Scalar
+
+from heterofl_flwr import messages
+from heterofl_flwr.core.axes import SliceRule
+from heterofl_flwr.core.compression import Upload
+from heterofl_flwr.core.counting_mean import Weights
+from heterofl_flwr.core.fidelity import Fidelity
+from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.replies import LabelRule
+from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.limits import Limits, MinReplies
+from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Transfer
+from heterofl_flwr.federation.privacy import Privacy
+from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.federation.server_optimizer import Schedule, ServerOptimizer
+
+MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
+"""From the records of replies and the key of their weights to one record of metrics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """The records of messages, and who computes metrics from them: Flower's own arguments.
+
+    Attributes
+    ----------
+    train_metrics_aggr_fn, evaluate_metrics_aggr_fn
+        As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
+        out, for they are dropped as soon as they are added up. None: the means, weighted by examples.
+    weighted_by_key
+        As in ``FedAvg``: the metric by which means are weighted, and parameters too with ``weights="examples"``.
+    arrayrecord_key, configrecord_key
+        As in ``FedAvg``: the names of the records of parameters and of the config in instructions.
+    """
+
+    train_metrics_aggr_fn: MetricsFn | None = None
+    evaluate_metrics_aggr_fn: MetricsFn | None = None
+    weighted_by_key: str = messages.NUM_EXAMPLES
+    arrayrecord_key: str = messages.ARRAYS
+    configrecord_key: str = messages.CONFIG
+
+    def __post_init__(self) -> None:
+        """Validate the names: other records of our messages must not have them."""
+        arrays, config, others = self.arrayrecord_key, self.configrecord_key, messages.RECORDS | {""}
+        expected = f"a name other than {', '.join(sorted(messages.RECORDS))}"
+        check_fields(
+            self,
+            (
+                ("weighted_by_key", bool(self.weighted_by_key), "a name"),
+                ("arrayrecord_key", arrays == messages.ARRAYS or arrays not in others, expected),
+                ("configrecord_key", config == messages.CONFIG or config not in others, expected),
+                ("configrecord_key", config != arrays, "another name than arrayrecord_key"),
+            ),
+        )
+
+    def rename_records(self, sent: Iterable[Message]) -> None:
+        """Rename the records of messages; clients know them by their kind."""
+        for message in sent:
+            for own, new in ((messages.ARRAYS, self.arrayrecord_key), (messages.CONFIG, self.configrecord_key)):
+                if own != new:
+                    message.content[new] = message.content.pop(own)
+
+
+class CommonKeywords(TypedDict, total=False):
+    """The options of the strategies of both APIs: groups, and single options of the first three groups."""
+
+    sampling: Sampling
+    transfer: Transfer
+    averaging: Averaging
+    limits: Limits | None
+    privacy: Privacy | None
+    evaluation: Evaluation | None
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int | None
+    min_evaluate_nodes: int | None
+    min_available_nodes: int
+    min_replies: MinReplies
+    wait: float
+    learning_rate: Schedule | None
+    choose: SliceRule
+    weights: Weights
+    label_rows: Sequence[str] | None
+    labels: LabelRule
+    fidelity: Fidelity | None
+    server_optimizer: ServerOptimizer | None
+    server_momentum: float
+    robust: Robust | None
+
+
+class Keywords(CommonKeywords, total=False):
+    """The options of strategies of the Message API."""
+
+    spare: float
+    upload: Upload
+    shared: Sequence[str]
+    train_metrics_aggr_fn: MetricsFn | None
+    evaluate_metrics_aggr_fn: MetricsFn | None
+    weighted_by_key: str
+    arrayrecord_key: str
+    configrecord_key: str
+
+
+class RunKeywords(Keywords, total=False):
+    """The same with those that ``HeteroFL`` has beside its options."""
+
+    assignment: Assignment
+    seed: int
+    callbacks: Sequence[RoundCallback]
+
+
+class ClassicKeywords(CommonKeywords, total=False):
+    """The options of the strategy of the classic API, of which some have Flower's classic names too."""
+
+    fraction_fit: float | None
+    min_fit_clients: int | None
+    min_evaluate_clients: int | None
+    min_available_clients: int | None
+    fit_metrics_aggregation_fn: MetricsAggregationFn | None
+    evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
+    on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None
+    on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None
+    accept_failures: bool
+    inplace: bool
+
+
+CLASSIC: Mapping[str, str] = {
+    "fraction_fit": "fraction_train",
+    "min_fit_clients": "min_train_nodes",
+    "min_evaluate_clients": "min_evaluate_nodes",
+    "min_available_clients": "min_available_nodes",
+}
+"""From an argument of the classic ``FedAvg`` to the option that it is here."""
+
+NOT_CLASSIC: Mapping[str, str] = {
+    "train_metrics_aggr_fn": "use fit_metrics_aggregation_fn",
+    "evaluate_metrics_aggr_fn": "use evaluate_metrics_aggregation_fn",
+    "weighted_by_key": "it weights by num_examples, so leave it",
+    "arrayrecord_key": "it has no records, so leave it",
+    "configrecord_key": "it has no records, so leave it",
+    "devices": "simulated devices go around a grid, so use heterofl_flwr.HeteroFL",
+    "callbacks": "nothing in it says that a round has ended; use heterofl_flwr.HeteroFL, or leave it",
+    "upload": "it sends parameters as they are; use heterofl_flwr.HeteroFL, or leave it",
+    "shared": "it sends parameters without their names, so none can stay with a client; use heterofl_flwr.HeteroFL, or "
+    "leave it",
+    "spare": "it waits for all clients that it asks; use heterofl_flwr.HeteroFL, or leave it",
+}
+"""From an option that the classic API has no place for to what to do."""
+
+DEFAULTS: Mapping[str, object] = {"callbacks": (), "upload": "float32", "shared": ALL, "spare": 0.0}
+"""What those of them that change nothing may be."""
+
+GROUPS: Mapping[str, type[Any]] = {"sampling": Sampling, "transfer": Transfer, "averaging": Averaging}
+"""The groups whose options may be given alone."""
+
+
+def read_options(keywords: Mapping[str, Any], known: type) -> Options:
+    """Return the groups of options that keyword arguments mean, of which ``known`` is the ``TypedDict``."""
+    if unknown := keywords.keys() - known.__annotations__.keys():
+        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+    given = {name: value for name, value in keywords.items() if value is not None}
+    groups = {
+        name: replace(
+            given.get(name, kind()), **{own.name: given[own.name] for own in fields(kind) if own.name in given}
+        )
+        for name, kind in GROUPS.items()
+    }
+    return Options(**groups, **{name: given[name] for name in ("limits", "privacy", "evaluation") if name in given})
+
+
+def read_record_options(keywords: Mapping[str, Any]) -> RecordOptions:
+    """Return the options about records among keyword arguments."""
+    return RecordOptions(**{own.name: keywords[own.name] for own in fields(RecordOptions) if own.name in keywords})
+
+
+def read_classic_options(keywords: Mapping[str, Any]) -> Options:
+    """Return the groups of options that the keyword arguments of the classic strategy mean."""
+    for name in keywords.keys() & NOT_CLASSIC.keys():
+        if name not in DEFAULTS or keywords[name] != DEFAULTS[name]:
+            raise ConfigError(f"the classic API has no {name}: {NOT_CLASSIC[name]}")
+    own = {name: value for name, value in keywords.items() if name not in DEFAULTS}
+    for name, new in CLASSIC.items():
+        value = own.pop(name, None)
+        if value is not None and new in own:
+            raise ConfigError(f"{name} and {new} are the same option: give one of them")
+        if value is not None:
+            own[new] = value
+    return read_options(own, ClassicKeywords)
