@@ -12,59 +12,12 @@ from pathlib import Path
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.export.checking import TOLERANCE, check_finite, compare, median_milliseconds
+from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs, compare, compute_outputs, median_milliseconds
 from heterofl_flwr.export.formats import FORMATS, Format, formats_named
-from heterofl_flwr.export.inputs import Axes, Inputs, outputs_of
-from heterofl_flwr.export.tracing import Traced, trace
+from heterofl_flwr.export.program import Traced, trace
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.origin import commit, machine
-
-
-@contextmanager
-def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
-    """Yield a new folder that takes a path's place when all went well; after an error nothing is left of it.
-
-    Parameters
-    ----------
-    path : Path
-        Where to. A folder that is there is replaced if it holds a file ``marked_by``, and refused if it does not: then
-        it is not ours.
-    marked_by : str
-        The name of a file.
-    """
-    if path.exists() and not (path / marked_by).is_file():
-        raise ConfigError(f"{path} is there already and is no export (it has no {marked_by}): choose another folder")
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)  # of a process of this number that was killed
-        new.mkdir()
-        yield new
-        for file in new.iterdir():
-            _sync(file)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise HeteroFLError(
-            f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
-        ) from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 MANIFEST = "manifest.json"
 BATCH: Axes = {0: "batch"}
@@ -136,7 +89,8 @@ def export_model(
             "inputs": [[list(one.shape) for one in cut.tensors.values()] for cut in cuts],
         }
         content["latency"] = {"runs": runs, "threads": 1, "examples": 1, "machine": machine()} if runs else None
-        content["versions"] = _versions(chosen)
+        packages = ["heterofl-flwr", "torch", *(package for one in chosen.values() for package in one.needs)]
+        content["versions"] = {name: metadata.version(name) for name in packages}
         content["commit"] = commit()
         (new / MANIFEST).write_text(f"{to_json(content, indent=2)}\n", encoding="utf-8")
     return content
@@ -145,9 +99,14 @@ def export_model(
 def _write(
     traced: Traced, cuts: Sequence[Inputs], formats: Mapping[str, Format], folder: Path, runs: int
 ) -> dict[str, object]:
-    """Write and check one file a format; return what there is to say of each."""
-    expected = [outputs_of(traced.model, cut) for cut in cuts]
-    check_finite(cuts, expected)
+    """Write and check one file a format; return the manifest's facts about each."""
+    expected = [compute_outputs(traced.model, cut) for cut in cuts]
+    for cut, outputs in zip(cuts, expected, strict=True):
+        if not all(bool(one.isfinite().all()) for one in outputs):
+            raise HeteroFLError(
+                f"the model's own outputs on inputs of shape {cut.shapes} hold NaN or infinities: its training has "
+                f"diverged, or the inputs are not what it was trained on"
+            )
     found: dict[str, object] = {}
     for name, one in formats.items():
         path = folder / one.file
@@ -157,12 +116,46 @@ def _write(
             "file": one.file,
             "bytes": sum(part.stat().st_size for part in folder.glob(f"{one.file}*")),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "difference": asdict(compare(name, run, cuts, expected)),
+            "difference": compare(name, run, cuts, expected),
             "milliseconds": median_milliseconds(run, cuts[0], runs) if runs else None,
         }
     return found
 
 
-def _versions(formats: Mapping[str, Format]) -> dict[str, str]:
-    names = ["heterofl-flwr", "torch", *(package for one in formats.values() for package in one.needs)]
-    return {name: metadata.version(name) for name in names}
+@contextmanager
+def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
+    """Yield a new folder that takes a path's place when all went well; after an error nothing is left of it.
+
+    A folder that is there already is replaced if it holds a file ``marked_by``; if not, it is not ours.
+    """
+    if path.exists() and not (path / marked_by).is_file():
+        raise ConfigError(f"{path} is there already and is no export (it has no {marked_by}): choose another folder")
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)  # of a process of this number that was killed
+        new.mkdir()
+        yield new
+        for file in new.iterdir():
+            _sync(file)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise HeteroFLError(
+            f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
+        ) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

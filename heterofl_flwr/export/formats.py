@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.errors import ConfigError, ShapeError
-from heterofl_flwr.export.inputs import Inputs, Run, outputs_of
-from heterofl_flwr.export.tracing import Traced
+from heterofl_flwr.export.checks import Inputs, Run, compute_outputs
+from heterofl_flwr.export.program import Traced
 from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.training.device import device_of
 
@@ -36,12 +37,7 @@ def open_state(traced: Traced, path: Path) -> Run:
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # what is not in it, such as a table of positions, the code makes
         tensor.zero_()
-    model = load_state(bare, path)
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        return outputs_of(model, inputs)
-
-    return run
+    return partial(compute_outputs, load_state(bare, path))
 
 
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
@@ -85,12 +81,7 @@ def write_program(traced: Traced, path: Path) -> None:
 
 def open_program(traced: Traced, path: Path) -> Run:
     """Read the program again and return what runs it."""
-    module = torch.export.load(path).module()
-
-    def run(inputs: Inputs) -> list[Tensor]:
-        return outputs_of(module, inputs)
-
-    return run
+    return partial(compute_outputs, torch.export.load(path).module())
 
 
 SINGLE_FILE = 2**31 - 2**24
@@ -110,7 +101,14 @@ def write_onnx(traced: Traced, path: Path) -> None:
         verbose=False,
     )
     proto = exported.model_proto
-    _tidy(proto, traced.symbols)
+    # Name axes as the manifest does, and remove where the model's code lay.
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    axes = [axis for value in values for axis in value.type.tensor_type.shape.dim if axis.dim_param]
+    for axis, (symbol, name) in product(axes, traced.symbols.items()):
+        axis.dim_param = re.sub(rf"\b{symbol}\b", name, axis.dim_param)
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
     size = sum(one.numel() * one.element_size() for one in traced.program.state_dict.values())
     onnx.save(proto, path, save_as_external_data=size > SINGLE_FILE, location=f"{path.name}.data")
     onnx.checker.check_model(path, full_check=True)
@@ -131,33 +129,9 @@ def open_onnx(traced: Traced, path: Path) -> Run:
     return run
 
 
-def _tidy(proto: Any, symbols: dict[str, str]) -> None:
-    """Name axes as the manifest does, and remove where the model's code lay."""
-    names = {re.compile(rf"\b{symbol}\b"): name for symbol, name in symbols.items()}
-    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
-    axes = [axis for value in values for axis in value.type.tensor_type.shape.dim if axis.dim_param]
-    for axis, (symbol, name) in product(axes, names.items()):
-        axis.dim_param = symbol.sub(name, axis.dim_param)
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A way of writing a model.
-
-    Attributes
-    ----------
-    file
-        The name of its file.
-    write
-        Writes it.
-    open
-        Opens what was written, for the check.
-    needs
-        Packages beside torch and safetensors.
-    """
+    """A way of writing a model: its file, how it is written and opened again, and packages that it needs."""
 
     file: str
     write: Callable[[Traced, Path], None]

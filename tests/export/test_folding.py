@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.export.folding import fold_batch_norms, folded_constants, out_of_place
+from heterofl_flwr.export.program import fold_batch_norms, fold_constants, out_of_place
 from tests.export.models import cnn, images, measured
 
 
@@ -26,10 +26,10 @@ def test_constants_by_hand():
     weight, bias = torch.tensor([[[[2.0]]], [[[3.0]]]]), torch.tensor([1.0, 5.0])  # two outputs of one pixel
     affine = torch.tensor([10.0, 1.0]), torch.tensor([0.5, 0.0])
     statistics = torch.tensor([3.0, 1.0]), torch.tensor([3.0, 15.0])
-    new_weight, new_bias = folded_constants(weight, bias, affine, statistics, epsilon=1.0)
+    new_weight, new_bias = fold_constants(weight, bias, affine, statistics, epsilon=1.0)
     assert new_weight.flatten().tolist() == [2 * 10 / 2, 3 / 4]
     assert new_bias.tolist() == [(1 - 3) * 10 / 2 + 0.5, (5 - 1) / 4]
-    new_weight, new_bias = folded_constants(weight, None, (None, None), statistics, epsilon=1.0)
+    new_weight, new_bias = fold_constants(weight, None, (None, None), statistics, epsilon=1.0)
     assert (new_weight.flatten().tolist(), new_bias.tolist()) == ([1.0, 0.75], [-1.5, -0.25])
 
 

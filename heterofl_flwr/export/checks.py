@@ -1,0 +1,145 @@
+"""The examples that a model is exported with, and whether a file computes on them what the model computes."""
+
+import statistics
+import timeit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from heterofl_flwr.errors import DataError, HeteroFLError
+from heterofl_flwr.nn.execution import call, torch_threads
+
+TOLERANCE = 1e-4
+"""How far an output may be from the model's, as a share of the largest of the model's outputs.
+
+Float32 has seven digits. With additions in another order a deep model keeps about five of them; another model, or one
+with wrong statistics, none. The share is of the largest output because an error is as large as the terms that were
+added up, however small their sum.
+"""
+
+WARM_UP = 10
+"""Runs that do not count: the first ones allocate memory and choose kernels."""
+
+Axes = Mapping[int, str]
+"""Which axes of the inputs may have any length, and what they are called."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """What a model is called with: tensors by position, or by name where ``named``."""
+
+    tensors: Mapping[str, Tensor]
+    named: bool
+
+    @classmethod
+    def of(cls, given: object) -> "Inputs":
+        """Read a tensor, a tuple of tensors or a mapping of named ones."""
+        if isinstance(given, Tensor):
+            given = (given,)
+        named = isinstance(given, Mapping)
+        items = (
+            dict(given) if isinstance(given, Mapping) else dict(enumerate(given)) if isinstance(given, tuple) else {}
+        )
+        if not items or not all(isinstance(one, Tensor) and one.dim() for one in items.values()):
+            kinds = ", ".join(type(one).__name__ for one in items.values()) or type(given).__name__
+            raise DataError(
+                f"the inputs are {kinds}; expected what the model is called with: a tensor of some examples, a tuple "
+                f"of such tensors, or a mapping of named ones"
+            )
+        return cls({str(name): one.detach().cpu() for name, one in items.items()}, named)
+
+    @property
+    def given(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        """The tensors as the model takes them."""
+        return dict(self.tensors) if self.named else tuple(self.tensors.values())
+
+    @property
+    def shapes(self) -> str:
+        """The tensors' shapes, for a message."""
+        return ", ".join(str(tuple(one.shape)) for one in self.tensors.values())
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return min(len(one) for one in self.tensors.values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
+        """Return inputs in which a function's result is in place of each tensor."""
+        return Inputs({name: function(one) for name, one in self.tensors.items()}, self.named)
+
+    def cuts(self, axes: Axes) -> Iterator["Inputs"]:
+        """Yield what a program is checked with: all examples, one, and halves of every axis of any length."""
+
+        def half(tensor: Tensor, axis: int) -> Tensor:
+            return tensor if tensor.dim() <= axis else tensor.narrow(axis, 0, max(tensor.shape[axis] // 2, 1))
+
+        yield self
+        if 0 in axes and len(self) > 1:
+            yield self.map(lambda one: one[:1])
+        for axis in axes:
+            if min(one.shape[axis] for one in self.tensors.values() if one.dim() > axis) > 1:
+                yield self.map(lambda one, axis=axis: half(one, axis))  # type: ignore[misc]
+
+
+Run = Callable[[Inputs], list[Tensor]]
+
+
+def compute_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Return all tensors that a model puts out, in their order."""
+    with torch.inference_mode():
+        output = call(model, inputs.given)
+    found = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not found:
+        raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")
+    return found
+
+
+def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+    """Return the greatest distance of a file's outputs from the model's: absolute, and relative to the largest output.
+
+    Raises
+    ------
+    HeteroFLError
+        If they are further than ``TOLERANCE``, or of another shape or type.
+    """
+    absolute = relative = 0.0
+    for inputs, outputs in zip(cuts, expected, strict=True):
+        where = f"on inputs of shape {inputs.shapes}"
+        try:
+            found = run(inputs)
+        except Exception as error:  # a guard of torch's, or the runtime's own
+            raise HeteroFLError(
+                f"the {name} file does not run {where}: {first_line(error)}. Nothing was written; if the model's code "
+                f"asks for a certain length, leave that axis out of dynamic"
+            ) from error
+        kinds = [", ".join(f"{tuple(one.shape)} {one.dtype}" for one in own) for own in (found, outputs)]
+        if kinds[0] != kinds[1]:
+            raise HeteroFLError(
+                f"the {name} file puts out {kinds[0]} {where}; the model puts out {kinds[1]}. Nothing was written"
+            )
+        for one, other in zip(found, outputs, strict=True):
+            distance = (one.double() - other.double()).abs().max().item()
+            share = distance / other.double().abs().max().item() if distance else 0.0
+            absolute, relative = max(absolute, distance), max(relative, share)
+            if not share <= TOLERANCE:  # NaN is not
+                raise HeteroFLError(
+                    f"the {name} file says something else than the model: {where} its outputs are up to {distance:.3g} "
+                    f"off, {share:.3g} of the largest; expected {TOLERANCE:g} at most. Nothing was written; please "
+                    f"report the model and the versions of torch and onnx"
+                )
+    return {"absolute": absolute, "relative": relative}
+
+
+def first_line(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def median_milliseconds(run: Run, inputs: Inputs, runs: int) -> float:
+    """Return the median time of so many runs on the first example, on one thread."""
+    one = inputs.map(lambda tensor: tensor[:1])
+    with torch_threads(1):
+        times = timeit.repeat(lambda: run(one), number=1, repeat=WARM_UP + runs)
+    return 1000 * statistics.median(times[WARM_UP:])
