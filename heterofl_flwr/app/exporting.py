@@ -18,7 +18,7 @@ from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings import SPECS
 from heterofl_flwr.training import evaluate
-from heterofl_flwr.training.batches import read
+from heterofl_flwr.training.batches import read_text
 
 CHECKED = 64
 """Examples of the test data that files are checked with."""
@@ -125,7 +125,7 @@ def checked_inputs(test: Split, seed: int) -> Tensor:
     """Return test examples as the model sees them."""
     if test.reading is None:
         return test.inputs[:CHECKED]
-    pieces = read(test.inputs[:CHECKED], test.reading, torch.Generator().manual_seed(derive(seed, "hidden")))
+    pieces = read_text(test.inputs[:CHECKED], test.reading, torch.Generator().manual_seed(derive(seed, "hidden")))
     return next(iter(pieces))[0]
 
 

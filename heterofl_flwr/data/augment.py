@@ -1,4 +1,4 @@
-"""Random changes of training images, a batch at a time."""
+"""Data augmentation: random changes of training images, a batch at a time."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,7 +9,7 @@ from torch import Tensor
 from heterofl_flwr.errors import ConfigError, DataError
 
 PADDING = 4
-"""Pixels on each side from which a random crop may take (CIFAR10)."""
+"""Pixels that a random crop may reach beyond each side (CIFAR10)."""
 
 
 def crop_flip(inputs: Tensor, generator: torch.Generator, black: Tensor | None = None) -> Tensor:
@@ -40,31 +40,23 @@ def crop_flip(inputs: Tensor, generator: torch.Generator, black: Tensor | None =
     columns = left[:, None] + torch.where(mirrored.bool(), across.flip(0), across)  # (number, width)
     image = torch.arange(number, device=inputs.device)[:, None, None, None]
     channel = torch.arange(channels, device=inputs.device)[:, None, None]
-    return _padded(inputs, black)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _padded(inputs: Tensor, black: Tensor | None) -> Tensor:
-    number, channels, height, width = inputs.shape
     padded = inputs.new_zeros(number, channels, height + 2 * PADDING, width + 2 * PADDING)
     if black is not None:
         padded += black[:, None, None]
     padded[:, :, PADDING:-PADDING, PADDING:-PADDING] = inputs
-    return padded
-
-
-def _as_they_are(inputs: Tensor, generator: torch.Generator, black: Tensor | None = None) -> Tensor:
-    del generator, black
-    return inputs
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 Augment = Callable[[Tensor, torch.Generator, Tensor | None], Tensor]
 """From a batch, a source of draws and the value of black to a new batch."""
 
-AUGMENTS: Mapping[str, Augment] = MappingProxyType({"none": _as_they_are, "crop-flip": crop_flip})
+AUGMENTS: Mapping[str, Augment] = MappingProxyType(
+    {"none": lambda inputs, generator, black: inputs, "crop-flip": crop_flip}
+)
 """The changes by name."""
 
 
 def check_augment(name: str) -> None:
-    """Refuse a name that is none of ``AUGMENTS``."""
+    """Raise ``ConfigError`` for a name that is not in ``AUGMENTS``."""
     if name not in AUGMENTS:
         raise ConfigError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")

@@ -47,47 +47,50 @@ def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, a
             f"{test.place}: found the columns {', '.join(test.columns)}; expected those of the train split in its "
             f"order: {', '.join(train.columns)}"
         )
-    targets, classes, names = _number(train, test)
+    targets, classes, names = _number_labels(train, test)
+    train_inputs, test_inputs = _scale(train.inputs), _scale(test.inputs)
     if normal is None:
-        mean, deviation = _moments(train.inputs)
+        axes = [dim for dim in range(train_inputs.dim()) if dim != 1]
+        deviation, mean = torch.std_mean(train_inputs, axes, correction=0)
+        deviation = torch.where(deviation > 0, deviation, 1.0)
         normal = Normal(tuple(mean.tolist()), tuple(deviation.tolist()))
     else:
         mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
-    for raw in (train, test):
-        if raw.inputs.shape[1] != len(mean):
-            raise DataError(f"{raw.place}: found {raw.inputs.shape[1]} channels, expected {len(mean)}")
-    train_split, test_split = (
-        Split(_normalised(raw.inputs, mean, deviation), target, -mean / deviation if raw.inputs.dim() == 4 else None)
-        for raw, target in zip((train, test), targets, strict=True)
-    )
-    return Dataset(name, train_split, test_split, classes, augment, normal=normal, names=names, columns=train.columns)
+    splits = []
+    for raw, inputs, target in zip((train, test), (train_inputs, test_inputs), targets, strict=True):
+        if inputs.shape[1] != len(mean):
+            raise DataError(f"{raw.place}: found {inputs.shape[1]} channels, expected {len(mean)}")
+        shape = (-1, *[1] * (inputs.dim() - 2))
+        inputs.sub_(mean.view(shape)).div_(deviation.view(shape))
+        splits.append(Split(inputs, target, -mean / deviation if inputs.dim() == 4 else None))
+    return Dataset(name, splits[0], splits[1], classes, augment, normal=normal, names=names, columns=train.columns)
 
 
-def _scaled(inputs: Tensor) -> Tensor:
+def _scale(inputs: Tensor) -> Tensor:
     """Return float32 inputs, a copy, with bytes scaled to 0 to 1."""
     values = inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return values.div_(255) if inputs.dtype == torch.uint8 else values
 
 
-def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    values = _scaled(inputs)
-    deviation, mean = torch.std_mean(values, [dim for dim in range(values.dim()) if dim != 1], correction=0)
-    return mean, torch.where(deviation > 0, deviation, 1.0)
-
-
-def _normalised(inputs: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    shape = (-1, *[1] * (inputs.dim() - 2))
-    return _scaled(inputs).sub_(mean.view(shape)).div_(deviation.view(shape))
-
-
-def _number(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[str, ...]]:
+def _number_labels(train: Raw, test: Raw) -> tuple[list[Tensor], int, tuple[str, ...]]:
     """Return both splits' class numbers, how many classes there are, and their names where they have any."""
     kinds = [{type(label).__name__ for label in raw.labels} for raw in (train, test)]
     if kinds[1] - kinds[0]:
         raise DataError(f"{test.place}: labels are {', '.join(kinds[1])}; the train split's are {', '.join(kinds[0])}")
-    if isinstance(train.labels[0], str):
-        return _number_texts(train, test)
-    targets = tuple(torch.as_tensor(raw.labels, dtype=torch.int64) for raw in (train, test))
+    if isinstance(train.labels[0], str):  # numbered in alphabetical order
+        names = sorted(map(str, set(train.labels)))
+        if strange := sorted(map(str, set(test.labels) - set(train.labels))):
+            raise DataError(
+                f"{test.place}: found {', '.join(strange[:5])}, which the train split lacks; expected its classes "
+                f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+            )
+        numbers = {name: number for number, name in enumerate(names)}
+        return (
+            [torch.tensor([numbers[str(one)] for one in raw.labels]) for raw in (train, test)],
+            len(names),
+            tuple(names),
+        )
+    targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in (train, test)]
     classes = len(train.names) if train.names else int(targets[0].max()) + 1
     for raw, target in zip((train, test), targets, strict=True):
         wrong = target[(target < 0) | (target >= classes)]
@@ -96,21 +99,7 @@ def _number(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[st
                 f"{raw.place}: found label {int(wrong[0])}; expected 0 to {classes - 1}, the classes of the train "
                 "split: number the classes from 0, or leave out examples without a label"
             )
-    return (targets[0], targets[1]), classes, train.names or ()
-
-
-def _number_texts(train: Raw, test: Raw) -> tuple[tuple[Tensor, Tensor], int, tuple[str, ...]]:
-    """As ``_number``, for texts: classes are numbered in alphabetical order."""
-    names = sorted({str(label) for label in train.labels})
-    strange = sorted({str(label) for label in test.labels} - set(names))
-    if strange:
-        raise DataError(
-            f"{test.place}: found {', '.join(strange[:5])}, which the train split lacks; expected its classes "
-            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        )
-    numbers = {name: number for number, name in enumerate(names)}
-    first, second = (torch.tensor([numbers[str(label)] for label in raw.labels]) for raw in (train, test))
-    return (first, second), len(names), tuple(names)
+    return targets, classes, train.names or ()
 
 
 ROWS: Mapping[str, int] = MappingProxyType({"train": 100, "test": 10})
@@ -129,20 +118,19 @@ def to_text(name: str, train: Iterable[str], test: Iterable[str]) -> Dataset:
     numbers = {UNKNOWN: 0, END: 1}
     tokens = {"train": [numbers.setdefault(word, len(numbers)) for word in _words(train)]}
     tokens["test"] = [numbers.get(word, 0) for word in _words(test)]
-    reading = Reading(hides_as=len(numbers))
-    splits = {part: _rows(f"{name}, split {part}", found, ROWS[part], reading) for part, found in tokens.items()}
-    return Dataset(name, splits["train"], splits["test"], classes=len(numbers), names=tuple(numbers))
+    reading, splits = Reading(hides_as=len(numbers)), []
+    for part, rows in ROWS.items():
+        length = len(tokens[part]) // rows
+        if length < 2:
+            raise DataError(
+                f"{name}, split {part}: found {len(tokens[part])} words, too few for {rows} rows; is the copy complete?"
+            )
+        cut = torch.tensor(tokens[part][: rows * length]).view(rows, length)
+        splits.append(Split(cut, cut, reading=reading))
+    return Dataset(name, splits[0], splits[1], classes=len(numbers), names=tuple(numbers))
 
 
 def _words(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         yield from line.split()
         yield END
-
-
-def _rows(place: str, tokens: Sequence[int], rows: int, reading: Reading) -> Split:
-    length = len(tokens) // rows
-    if length < 2:
-        raise DataError(f"{place}: found {len(tokens)} words, too few for {rows} rows; is the copy complete?")
-    cut = torch.tensor(tokens[: rows * length]).view(rows, length)
-    return Split(cut, cut, reading=reading)

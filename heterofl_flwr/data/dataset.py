@@ -14,7 +14,7 @@ from heterofl_flwr.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How rows of text are read: piece by piece in their order, some words hidden, all of them to be told.
+    """How rows of text are read: piece by piece in their order, some words hidden, all of them to be predicted.
 
     Attributes
     ----------
@@ -62,23 +62,19 @@ class Split:
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
-        """Refuse tensors that do not belong together."""
-        if self.inputs.dtype not in (torch.float32, torch.int64) or self.inputs.dim() < 1:
-            raise DataError(
-                f"inputs have type {self.inputs.dtype} and shape {tuple(self.inputs.shape)}; expected one float32 row "
-                "(or int64, for tokens) for each example"
-            )
-        if self.reading is not None:
-            if self.targets is not self.inputs or self.inputs.dim() != 2 or self.inputs.dtype != torch.int64:
-                raise DataError(
-                    f"a text has inputs of type {self.inputs.dtype} and shape {tuple(self.inputs.shape)}; expected "
-                    "rows of int64 tokens that are the targets too"
-                )
-        elif self.targets.dtype != torch.int64 or self.targets.shape != self.inputs.shape[:1]:
-            raise DataError(
-                f"targets have type {self.targets.dtype} and shape {tuple(self.targets.shape)}; "
-                f"expected one int64 class number for each of the {len(self.inputs)} inputs"
-            )
+        """Validate that the tensors belong together."""
+        inputs, targets, what = self.inputs, self.targets, ""
+        if inputs.dtype not in (torch.float32, torch.int64) or inputs.dim() < 1:
+            wrong, what, expected = inputs, "inputs have", "one float32 row (or int64, for tokens) for each example"
+        elif self.reading is not None:
+            wrong, expected = inputs, "rows of int64 tokens that are the targets too"
+            if targets is not inputs or inputs.dim() != 2 or inputs.dtype != torch.int64:
+                what = "a text has inputs of"
+        elif targets.dtype != torch.int64 or targets.shape != inputs.shape[:1]:
+            wrong, expected = targets, f"one int64 class number for each of the {len(inputs)} inputs"
+            what = "targets have"
+        if what:
+            raise DataError(f"{what} type {wrong.dtype} and shape {tuple(wrong.shape)}; expected {expected}")
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -131,7 +127,7 @@ class Dataset:
     columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse empty splits, splits that differ in shape, and targets that are no class."""
+        """Validate that splits are not empty and agree in shape, and that targets are classes."""
         check_augment(self.augment)
         for part, split in (("train", self.train), ("test", self.test)):
             if not len(split):
@@ -152,17 +148,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a data set is like.
-
-    Attributes
-    ----------
-    shape
-        The shape of one input.
-    classes
-        Number of classes.
-    augment
-        How training images are varied.
-    """
+    """Shape of an input, number of classes, and augmentation of a data set."""
 
     shape: tuple[int, ...]
     classes: int
@@ -170,7 +156,7 @@ class Facts:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        """Return those of a data set that is loaded."""
+        """Return the facts of a loaded data set."""
         return cls(tuple(dataset.train.inputs.shape[1:]), dataset.classes, dataset.augment)
 
 

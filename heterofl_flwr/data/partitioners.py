@@ -31,13 +31,7 @@ class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has 
         return self._num_partitions
 
     def load_partition(self, partition_id: int) -> Dataset:
-        """Return one partition.
-
-        Parameters
-        ----------
-        partition_id : int
-            From 0 to one less than ``num_partitions``.
-        """
+        """Return one partition, counted from 0."""
         if not 0 <= partition_id < self._num_partitions:
             raise DataError(f"partition {partition_id} does not exist: expected 0 to {self._num_partitions - 1}")
         if self._rows is None:

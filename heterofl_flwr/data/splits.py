@@ -22,19 +22,7 @@ LEAST = 2
 
 
 def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows, from flwr-datasets' ``DirichletPartitioner``.
-
-    Parameters
-    ----------
-    targets : Tensor
-        The class of each example.
-    clients : int
-        How many clients there are; each gets 2 examples or more.
-    alpha : float
-        The concentration: the smaller it is, the fewer classes dominate a client.
-    seed : int
-        Another seed gives another deal.
-    """
+    """Return each client's rows, 2 or more, from flwr-datasets' ``DirichletPartitioner`` of this concentration."""
     from datasets import Dataset  # type: ignore[import-untyped]  # loads slowly
     from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
 
@@ -55,20 +43,8 @@ def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> tuple[T
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows of a test split, of every class the share that it has of the train split.
-
-    Parameters
-    ----------
-    targets : Tensor
-        The class of each example of the train split.
-    rows : Sequence[Tensor]
-        Each client's rows of the train split; together, all of them.
-    test_targets : Tensor
-        The class of each example of the test split.
-    seed : int
-        Draws which examples a client gets.
-    """
-    generator = torch.Generator().manual_seed(derive(seed, "split", "shares"))
+    """Return each client's rows of a test split: of each class the share that it has of the train split's ``rows``."""
+    generator = _generator(seed, "shares")
     parts: list[list[Tensor]] = [[] for _ in rows]
     for name in targets.unique().tolist():
         held = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
@@ -88,16 +64,13 @@ def rotated(split: Split, degrees: float) -> Split:
             f"a rotated split needs images of shape (number, channels, height, width), got inputs of shape "
             f"{tuple(split.inputs.shape)}: use another split"
         )
-    return split if degrees % 360 == 0 else replace(split, inputs=_turned(split, degrees))
-
-
-def _turned(split: Split, degrees: float) -> Tensor:
+    if degrees % 360 == 0:
+        return split
     # It takes a second to load.
     from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
 
     fill = [0.0] * split.inputs.shape[1] if split.black is None else split.black.tolist()
-    turned: Tensor = functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill)
-    return turned
+    return replace(split, inputs=functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill))
 
 
 _KIND = re.compile(
@@ -173,7 +146,7 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     A text's rows are dealt as equally; of its few test rows, clients get one each as long as there are some. A
     client's classes are then its words.
     """
-    match = _parse(kind)
+    match = check_kind(kind)
     train, test = dataset.train.targets, dataset.test.targets
     if dataset.train.reading is not None:
         if kind != "iid":
@@ -193,9 +166,15 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     return Partitions(mine, tested, classes, float(match["degrees"] or 0))
 
 
-def check_kind(kind: str) -> None:
-    """Refuse a text that names no way of splitting."""
-    _parse(kind)
+def check_kind(kind: str) -> re.Match[str]:
+    """Return the parts of the name of a way of splitting; raise ``ConfigError`` for any other text."""
+    match = _KIND.fullmatch(kind)
+    if match is None or float(match["alpha"] or 1) == 0:
+        raise ConfigError(
+            f"split is {kind!r}; expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0> or "
+            "rotated-<degrees>"
+        )
+    return match
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
@@ -271,28 +250,15 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
     stacks: dict[int, list[Tensor]] = {}
     names, numbers = torch.tensor([name for classes in deal for name in classes]).unique(return_counts=True)
     for name, number in zip(names.tolist(), numbers.tolist(), strict=True):
-        shards = _cut(torch.nonzero(targets == name).flatten(), number)
-        stacks[name] = [shards[place] for place in torch.randperm(number, generator=generator).tolist()]
+        rows = torch.nonzero(targets == name).flatten()
+        # Cut in data set order; what the division leaves over goes one each to the first shards.
+        size = len(rows) // number
+        body, left = rows[: size * number].view(number, size), rows[size * number :]
+        order = torch.randperm(number, generator=generator).tolist()
+        stacks[name] = [torch.cat([body[shard], left[shard : shard + 1]]) for shard in order]
     if fidelity == "paper":
         deal = tuple(tuple(sorted(set(classes))) for classes in deal)
     return tuple(torch.cat([stacks[name].pop() for name in classes]) for classes in deal)
-
-
-def _cut(rows: Tensor, number: int) -> Sequence[Tensor]:
-    """Cut in data set order; what the division leaves over goes one each to the first shards."""
-    size = len(rows) // number
-    body, left = rows[: size * number].view(number, size), rows[size * number :]
-    return [torch.cat([body[shard], left[shard : shard + 1]]) for shard in range(number)]
-
-
-def _parse(kind: str) -> re.Match[str]:
-    match = _KIND.fullmatch(kind)
-    if match is None or float(match["alpha"] or 1) == 0:
-        raise ConfigError(
-            f"split is {kind!r}; expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0> or "
-            "rotated-<degrees>"
-        )
-    return match
 
 
 def _check_clients(clients: int) -> None:

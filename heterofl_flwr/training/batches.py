@@ -1,4 +1,4 @@
-"""Cut data into batches."""
+"""Batches of a client's data."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,7 +13,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
-"""Training examples that are gathered and varied together; a batch alone is too little work for a GPU."""
+"""Training examples that are gathered and augmented together; a single batch keeps a GPU too little busy."""
 
 
 def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
@@ -28,7 +28,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     return pieces
 
 
-def read(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def read_text(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows of text piece by piece: with some words hidden, and as they are."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
@@ -39,36 +39,35 @@ def training_batches(
     split: Split, options: TrainOptions, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of inputs and targets, shuffled; all draws come from the generator."""
-    if split.reading is not None:
-        for rows in batch_rows(torch.randperm(len(split), generator=generator), options.batch_size):
-            yield from read(split.inputs[rows.to(split.inputs.device)], split.reading, generator)
-        return
-    device, vary = split.targets.device, AUGMENTS[options.augment]
+    device, augment = split.targets.device, AUGMENTS[options.augment]
     batches = batch_rows(torch.randperm(len(split), generator=generator), options.batch_size)
-    number = max(AT_ONCE // options.batch_size, 1)
+    number = 1 if split.reading else max(AT_ONCE // options.batch_size, 1)
     for start in range(0, len(batches), number):
         some = batches[start : start + number]
         rows, sizes = torch.cat(list(some)).to(device), list(map(len, some))
-        inputs = vary(split.inputs[rows], generator, split.black)
+        if split.reading:
+            yield from read_text(split.inputs[rows], split.reading, generator)
+            continue
+        inputs = augment(split.inputs[rows], generator, split.black)
         yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)
 
 
-def steps_an_epoch(split: Split, batch_size: int) -> int:
-    """Return how many batches ``training_batches`` yields."""
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Return the number of batches that ``training_batches`` yields."""
     groups = len(batch_rows(torch.empty(len(split)), batch_size)) if len(split) else 0
     return groups if split.reading is None else groups * -(-split.inputs.shape[1] // split.reading.length)
 
 
-def steps_of(job: TrainingJob, options: TrainOptions) -> int:
-    """Return how many steps a client takes in all."""
-    return job.part_of(steps_an_epoch(job.split, options.batch_size) * options.epochs)
+def count_steps(job: TrainingJob, options: TrainOptions) -> int:
+    """Return the number of steps that a client runs in all."""
+    return job.share_of(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 
-def epochs_of(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Yield the batches of each epoch of a client, as far as its share of the steps goes; read one before the next."""
+def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Yield the batches of each epoch, up to the client's share of the steps; read an epoch before the next."""
     generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
-    whole = steps_an_epoch(job.split, options.batch_size)
-    for left in range(steps_of(job, options), 0, -whole):
+    whole = steps_per_epoch(job.split, options.batch_size)
+    for left in range(count_steps(job, options), 0, -whole):
         yield islice(training_batches(job.split, options, generator), left)
 
 

@@ -1,4 +1,4 @@
-"""What this machine can train: the largest of some rates that fits its memory and, by a timed step, its time.
+"""The capacity of this machine: the largest of some rates that fits its memory and, by a timed step, its time.
 
 A small machine must not try what is too large for it, so the smallest rate comes first, and the first that does not fit
 ends the search.
@@ -8,7 +8,8 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,25 @@ _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _explained_failure() -> Iterator[None]:
+    """Say what to do where a model cannot run on torch's meta device."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the memory of this model cannot be estimated without running it ({error}): name this node's level "
+            "instead of level='auto'"
+        ) from error
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """What a client does in a round, to be tried.
+    """A client's round, to measure its memory and time.
 
     Attributes
     ----------
@@ -54,7 +71,7 @@ class Trial:
     device: torch.device
 
     def __post_init__(self) -> None:
-        """Refuse a client without data."""
+        """Validate that there is data."""
         if not len(self.inputs) or self.steps < 1:
             raise DataError("there are no examples to try a training step on")
 
@@ -64,7 +81,7 @@ class Trial:
         return f"{' '.join(sizes)}; inputs {tuple(self.inputs.shape)}; {self.steps} steps; {self.device}"
 
     def memory(self, rate: float) -> int:
-        """Return the bytes that training at a rate takes at the most, estimated without taking them.
+        """Estimate the most bytes that training at a rate needs, without allocating them.
 
         It counts what operations save for the backward pass twice: gradients as large flow back, and convolutions take
         room of their own to compute in.
@@ -77,11 +94,8 @@ class Trial:
             saved += tensor.numel() * tensor.element_size()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            try:
-                model(self.inputs.to("meta"))
-            except (RuntimeError, NotImplementedError) as error:
-                raise _not_on_meta(error) from error
+        with _explained_failure(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(self.inputs.to("meta"))
         return COPIES * 4 * _parameters(model) + 2 * saved
 
     @kept_random_state()
@@ -103,11 +117,8 @@ class Trial:
 
     @kept_random_state()
     def _on_meta(self, rate: float) -> nn.Module:
-        try:
-            with torch.device("meta"):
-                return self.build(rate)
-        except (RuntimeError, NotImplementedError) as error:
-            raise _not_on_meta(error) from error
+        with _explained_failure(), torch.device("meta"):
+            return self.build(rate)
 
 
 def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int | None = None) -> float:
@@ -128,16 +139,29 @@ def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int 
     """
     free = free_bytes(trial.device) if free is None else free
     ascending = sorted(rates)
-    chosen, found = ascending[0], []
+    chosen, found, fits = ascending[0], [], False
     for rate in ascending:
-        obstacle, seconds = _try(trial, rate, budget, free)
-        found.append(f"level {level_name(rate)}: {obstacle or f'{seconds:.3g} s a round'}")
-        if obstacle:
+        fits, what = _try(trial, rate, budget, free)
+        found.append(f"level {level_name(rate)}: {what}")
+        if not fits:
             break
         chosen = rate
-    report = logger.warning if len(found) == 1 and obstacle else logger.info
+    report = logger.info if fits or len(found) > 1 else logger.warning
     report("level auto is %s (%s)", level_name(chosen), "; ".join(found))
     return chosen
+
+
+def _try(trial: Trial, rate: float, budget: float, free: int) -> tuple[bool, str]:
+    """Return whether a rate fits, and the seconds of a round at it or why it does not."""
+    needed = trial.memory(rate)
+    if needed > FILL * free:
+        return False, f"needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free"
+    try:
+        seconds = trial.steps * trial.seconds(rate)
+    except torch.OutOfMemoryError:
+        return False, "out of memory in a step"
+    over = f", over {budget:g} s" if seconds > budget else ""
+    return not over, f"{seconds:.3g} s a round{over}"
 
 
 def free_bytes(device: torch.device) -> int:
@@ -147,35 +171,8 @@ def free_bytes(device: torch.device) -> int:
     if not _MEMINFO.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
-    return min(int(line.split()[1]) * 1024, _group_bytes())
-
-
-def _group_bytes() -> int:
-    """Return what a container's limit leaves; where there is no limit, more than any machine has."""
+    available = int(line.split()[1]) * 1024
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        return max(int(text) - int(used.read_text()), 0)
-    return 2**63
-
-
-def _try(trial: Trial, rate: float, budget: float, free: int) -> tuple[str, float]:
-    """Return why a rate does not fit, or '', and the seconds of a round at it."""
-    needed = trial.memory(rate)
-    if needed > FILL * free:
-        return f"needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free", 0.0
-    try:
-        seconds = trial.steps * trial.seconds(rate)
-    except torch.OutOfMemoryError:
-        return "out of memory in a step", 0.0
-    return (f"{seconds:.3g} s a round, over {budget:g} s" if seconds > budget else ""), seconds
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _not_on_meta(error: Exception) -> ConfigError:
-    return ConfigError(
-        f"the memory of this model cannot be estimated without running it ({error}): name this node's level instead of "
-        f"level='auto'"
-    )
+        return min(available, max(int(text) - int(used.read_text()), 0))
+    return available

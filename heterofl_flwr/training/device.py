@@ -1,4 +1,4 @@
-"""Choose the device that a client computes on."""
+"""The device that a client computes on: its name, precision, random numbers, modes and memory."""
 
 import ctypes
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from torch import nn
 from heterofl_flwr.errors import ConfigError
 
 KINDS = ("auto", "cpu", "cuda", "mps")
-"""What may be asked for; ``cuda:1`` names one of several."""
+"""Kinds of devices; ``cuda:1`` names one of several."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Return a device that is there: ``auto`` takes CUDA, else Apple's MPS, else the CPU."""
+    """Return an available device: ``auto`` is CUDA, else Apple's MPS, else the CPU."""
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
@@ -32,14 +32,20 @@ def resolve_device(name: str = "auto") -> torch.device:
 Precision = Literal["float32", "bfloat16"]
 
 
-def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which convolutions and matrix products take this precision."""
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which convolutions and matrix products have this precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's parameters are; the CPU where it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
+    """Return name, shape, type, device and ``requires_grad`` of all parameters and buffers."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return [(name, own.shape, own.dtype, own.device, own.requires_grad) for name, own in tensors]
 
 
 @contextmanager
@@ -67,10 +73,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-_MOST = 1 << 30  # bytes
-
-
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory for its next allocations; return whether the C library has that switch.
 
@@ -78,7 +80,7 @@ def keep_freed_memory() -> bool:
     the same blocks again and again, and the system hands them out page by page: for the paper's largest CNN 2,700 pages
     and a tenth of the time of each step. Called where our clients train; it changes the whole process.
     """
-    return _set(trim=_MOST, mmap=_MOST)
+    return _set_malloc_thresholds(1 << 30)
 
 
 def give_back_freed_memory() -> bool:
@@ -89,13 +91,14 @@ def give_back_freed_memory() -> bool:
     models' worth. Called where our server runs; where clients train in the same process, their call comes later and
     counts.
     """
-    return _set(trim=1 << 20, mmap=1 << 20)
+    return _set_malloc_thresholds(1 << 20)
 
 
-def _set(*, trim: int, mmap: int) -> bool:
-    """Set from how many bytes on free memory goes back, and blocks are taken from the system one by one."""
+def _set_malloc_thresholds(size: int) -> bool:
+    """Set from how many bytes on free memory goes back, and blocks are mapped one by one; glibc alone can do so."""
     try:
-        change = ctypes.CDLL(None).mallopt
+        mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return False
-    return bool(change(_TRIM_THRESHOLD, trim) and change(_MMAP_THRESHOLD, mmap))
+    trim_threshold, mmap_threshold = -1, -3
+    return bool(mallopt(trim_threshold, size) and mallopt(mmap_threshold, size))

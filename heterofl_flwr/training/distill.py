@@ -1,9 +1,9 @@
-"""What becomes of gradients that are at odds: the part of one that would undo another is taken out."""
+"""Distillation among peers (FedH2L): posteriors, their divergence, seed steps, and the projection of gradients."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, count
 from typing import Literal, get_args
 
 import torch
@@ -15,11 +15,10 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.batches import training_batches
-from heterofl_flwr.training.device import seeded
+from heterofl_flwr.training.device import evaluating, seeded
 from heterofl_flwr.training.engines.plain import DivergedError
-from heterofl_flwr.training.engines.sgd import Descent
-from heterofl_flwr.training.losses import Masking
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
+from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 Projection = Literal["none", "pcgrad", "gem"]
 
@@ -66,28 +65,16 @@ def project_gem(gradient: Tensor, constraints: Sequence[Tensor]) -> Tensor:
     return nearest.to(gradient.dtype)
 
 
-def join_none(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients."""
-    return private + shared
-
-
-def join_pcgrad(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the sum of two gradients, each without its component against the other (PCGrad)."""
-    return project_pcgrad(private, [shared]) + project_pcgrad(shared, [private])
-
-
-def join_gem(private: Tensor, shared: Tensor) -> Tensor:
-    """Return what is nearest to the sum of two gradients and at odds with neither (as in GEM)."""
-    return project_gem(private + shared, [private, shared])
-
-
 JOIN: dict[Projection, Callable[[Tensor, Tensor], Tensor]] = {
-    "none": join_none,
-    "pcgrad": join_pcgrad,
-    "gem": join_gem,
+    "none": torch.add,
+    "pcgrad": lambda private, shared: project_pcgrad(private, [shared]) + project_pcgrad(shared, [private]),
+    "gem": lambda private, shared: project_gem(private + shared, [private, shared]),
 }
-"""From the gradients of a client's own data and of the shared seed set to that of a step."""
+"""From the gradients of a client's own data and of the shared seed set to that of a step.
 
+``none`` adds them; ``pcgrad`` adds each without its component against the other; ``gem`` is the gradient nearest to
+their sum that opposes neither.
+"""
 
 Direction = Literal["forward", "reverse"]
 
@@ -125,7 +112,7 @@ class DistillOptions:
     projection: Projection = "gem"
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, all at once."""
+        """Validate all options at once."""
         check_fields(
             self,
             (
@@ -140,18 +127,14 @@ class DistillOptions:
 
 @torch.no_grad()
 def posteriors(model: nn.Module, inputs: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return what a model says of some examples, (examples, classes); rows sum to 1. Its mode stays as it is."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        found: Tensor = (model.eval()(inputs).float() / temperature).softmax(1)
-        return found
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Return the class probabilities of some examples, (examples, classes); the model's mode stays as it is."""
+    with evaluating(model):
+        found: Tensor = (model(inputs).float() / temperature).softmax(1)
+    return found
 
 
 def check_posteriors(found: object, shape: tuple[int, int], sender: str) -> Tensor:
-    """Return posteriors as they came; refuse what is no distribution over the classes for each seed example."""
+    """Return valid posteriors: a distribution over the classes for each seed example; else raise ``ReplyError``."""
     if not isinstance(found, Tensor) or tuple(found.shape) != shape or found.dtype != torch.float32:
         what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ReplyError(f"{sender} sent posteriors that are {what}, expected torch.float32 of shape {shape}")
@@ -187,15 +170,15 @@ def divergence(logits: Tensor, peers: Tensor, temperature: float = 1.0, directio
 def learn_from_peers(
     job: TrainingJob, seeds: tuple[Tensor, Tensor], peers: Tensor, options: TrainOptions, distill: DistillOptions
 ) -> float:
-    """Take seed steps, in place; return the mean divergence from the peers before them.
+    """Run a client's seed steps, in place; return the mean divergence from the peers before them.
 
     Each step follows two gradients, that of the client's own data and that of the seed batch (its labels, if they
-    count, and the peers' posteriors), joined by ``distill.projection``; then it is clipped and taken as in training.
+    count, and the peers' posteriors), joined by ``distill.projection``; then it is clipped and applied as in training.
 
     Parameters
     ----------
     job : TrainingJob
-        The client; of the seed steps too it takes only its share.
+        The client; it runs only its share of the seed steps too.
     seeds : tuple[Tensor, Tensor]
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
@@ -206,52 +189,36 @@ def learn_from_peers(
         What they follow.
     """
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    descent = Descent(model.parameters(), options)
+    sgd = ParameterSGD(model.parameters(), options)
+    generator = torch.Generator().manual_seed(derive(job.seed, "seed-batches"))
+    batches = chain.from_iterable(training_batches(job.split, options, generator) for _ in count())
     first = 0.0
+
+    def gradient(loss: Tensor) -> Tensor:
+        parts = torch.autograd.grad(loss, sgd.parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts])
+
     with seeded(derive(job.seed, "seed-model"), seeds[0].device):
-        batches = _endless(job, options)
-        for number in range(job.part_of(distill.steps)):
-            inputs, targets = next(batches)
-            private = masked_cross_entropy(masking(model(inputs).float()), targets)
-            own = torch.autograd.grad(private, parameters, allow_unused=True)
+        for number in range(job.share_of(distill.steps)):
+            private, _ = compute_loss(model, *next(batches), masking)
+            own = gradient(private)
             logits = model(seeds[0]).float()
-            apart = _divergence(logits, peers, distill)
+            apart = (
+                divergence(logits, peers, distill.temperature, distill.direction) if len(peers) else 0 * logits.sum()
+            )
             shared = distill.weight * distill.temperature**2 * apart
             if distill.labels:
                 shared = shared + masked_cross_entropy(logits, seeds[1])
-            theirs = torch.autograd.grad(shared, parameters, allow_unused=True)
+            theirs = gradient(shared)
             if not bool((private + shared).isfinite()):
                 raise DivergedError(
                     f"the loss of seed step {number + 1} is {float((private + shared).detach())} at "
                     f"learning rate {options.learning_rate:g}: lower it, or the weight of the divergence"
                 )
             first = float(apart.detach()) if number == 0 else first
-            step = JOIN[distill.projection](_flat(own, parameters), _flat(theirs, parameters))
-            descent.follow(_parted(step, parameters))
+            parts = JOIN[distill.projection](own, theirs).split([parameter.numel() for parameter in sgd.parameters])
+            sgd.step([part.view(value.shape) for part, value in zip(parts, sgd.parameters, strict=True)])
     return first
-
-
-def _divergence(logits: Tensor, peers: Tensor, distill: DistillOptions) -> Tensor:
-    """Return the divergence from the peers; from nobody there is none."""
-    return divergence(logits, peers, distill.temperature, distill.direction) if len(peers) else logits.sum() * 0
-
-
-def _endless(job: TrainingJob, options: TrainOptions) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(derive(job.seed, "seed-batches"))
-    while True:
-        yield from training_batches(job.split, options, generator)
-
-
-def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
-    """Return gradients as one vector; a parameter that was not used has none."""
-    pairs = zip(gradients, parameters, strict=True)
-    return torch.cat([(torch.zeros_like(own) if one is None else one).reshape(-1) for one, own in pairs])
-
-
-def _parted(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    parts = vector.split([parameter.numel() for parameter in parameters])
-    return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
@@ -275,6 +242,6 @@ def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
     # By how many of the same class came before, so that each class gives one before any gives two.
     place = torch.zeros(len(order), dtype=torch.int64)
     for number in range(classes):
-        mine = (targets == number).nonzero().flatten()
-        place[mine] = torch.arange(len(mine))
+        mine = targets == number
+        place[mine] = torch.arange(int(mine.sum()))
     return order[place.argsort(stable=True)[:size]].sort().values

@@ -11,10 +11,10 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.loss import Fill, masked_cross_entropy, perplexity
-from heterofl_flwr.training.batches import read
+from heterofl_flwr.training.batches import read_text
 from heterofl_flwr.training.device import device_of, evaluating
-from heterofl_flwr.training.losses import Masking
 from heterofl_flwr.training.options import EvaluateResult
+from heterofl_flwr.training.step import Masking
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> EvaluateResult:
-    """Measure loss and accuracy in evaluation mode; the model and its modes stay as they are.
+    """Evaluate a model: loss and accuracy in evaluation mode; the model and its modes stay as they are.
 
     Batch norm layers without running statistics normalise by batch even here: measure those of the data first, and
     evaluate ``heterofl_flwr.nn.with_static_norm(model, moments)``.
@@ -62,7 +62,7 @@ def evaluate_both(
     seed: int = 0,
     perplexity_kind: Variant = "paper",
 ) -> tuple[EvaluateResult, EvaluateResult]:
-    """Measure a model without a mask and with that of some classes; its outputs are computed once.
+    """Evaluate a model without a mask and with that of some classes, in one forward pass.
 
     As ``evaluate``, called twice.
     """
@@ -74,42 +74,36 @@ def evaluate_both(
 def _measure(
     model: nn.Module, split: Split, maskings: Sequence[Masking], batch_size: int, seed: int, kind: Variant
 ) -> list[EvaluateResult]:
-    """Return one result for each masking."""
+    """Run the forward pass once; return one result for each masking."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
+    if not len(split):
+        return [EvaluateResult(0, 0.0, 0) for _ in maskings]
     device = device_of(model)
-    split = split.to(device)
     losses: list[list[Tensor]] = [[] for _ in maskings]
     correct = torch.zeros(len(maskings), dtype=torch.int64, device=device)
     sizes: list[int] = []
     with evaluating(model), channels_last(model), torch.inference_mode():
-        for inputs, targets in _batches(split, batch_size, seed):
+        for inputs, targets in _batches(split.to(device), batch_size, seed):
             outputs = model(inputs)
             sizes.append(targets.numel())
             for number, masking in enumerate(maskings):
                 logits = masking(outputs)
                 losses[number].append(masked_cross_entropy(logits, targets))
                 correct[number] += (logits.argmax(1) == targets).sum()
-    text = kind if split.reading is not None else None
-    return [_result(own, sizes, right, text) for own, right in zip(losses, correct.tolist(), strict=True)]
+    examples, results = sum(sizes), []
+    for own, right in zip(losses, correct.tolist(), strict=True):
+        values = torch.stack(own).tolist()
+        loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
+        of_text = perplexity(values, sizes, kind) if split.reading is not None else None
+        results.append(EvaluateResult(examples, loss, right, of_text))
+    return results
 
 
 def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if not len(split):
-        return
     if split.reading is None:
         yield from zip(split.inputs.split(batch_size), split.targets.split(batch_size), strict=True)
         return
     generator = torch.Generator().manual_seed(derive(seed, "hidden"))
     for rows in split.inputs.split(batch_size):
-        yield from read(rows, split.reading, generator)
-
-
-def _result(losses: Sequence[Tensor], sizes: Sequence[int], correct: int, text: Variant | None) -> EvaluateResult:
-    """Return the result of one masking; ``text`` tells how a perplexity is computed, if one is."""
-    if not sizes:
-        return EvaluateResult(0, 0.0, 0)
-    values = torch.stack(list(losses)).tolist()
-    examples = sum(sizes)
-    loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
-    return EvaluateResult(examples, loss, correct, perplexity(values, sizes, text) if text else None)
+        yield from read_text(rows, split.reading, generator)

@@ -1,7 +1,7 @@
-"""How a client trains."""
+"""How a client trains, and the results of training and evaluation."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import get_args
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.data.augment import check_augment
 from heterofl_flwr.data.dataset import Split
-from heterofl_flwr.errors import DECAY, ConfigError, HeteroFLError, check_fields, is_decay
+from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training.device import Precision
 
@@ -54,7 +54,7 @@ class TrainOptions:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be trained with, all at once."""
+        """Validate all options at once."""
         check_augment(self.augment)
         check_fields(
             self,
@@ -103,11 +103,11 @@ class EvaluateResult:
     Attributes
     ----------
     examples
-        Number of examples, or of words of a text; with none, all else is 0.
+        Number of examples, or of words of a text; with none, everything else is 0.
     loss
         Their mean loss.
     correct
-        How many were right.
+        Number of right answers.
     perplexity
         Of a text; None for other data.
     """
@@ -124,15 +124,13 @@ class EvaluateResult:
 
     def metrics(self, kind: str) -> dict[str, float]:
         """Return accuracy and loss, and the perplexity of a text, each with its kind: ``global-accuracy``."""
-        found = {"accuracy": self.accuracy, "loss": self.loss}
-        if self.perplexity is not None:
-            found["perplexity"] = self.perplexity
-        return {f"{kind}-{name}": value for name, value in found.items()}
+        values = {"accuracy": self.accuracy, "loss": self.loss, "perplexity": self.perplexity}
+        return {f"{kind}-{name}": value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TrainingJob:
-    """What one client trains.
+    """A client's model and data, to be trained in one round.
 
     Attributes
     ----------
@@ -155,18 +153,10 @@ class TrainingJob:
     step_share: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Validate the share."""
         if not 0 < self.step_share <= 1:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
-    def part_of(self, steps: int) -> int:
-        """Return how many of so many steps the client takes."""
+    def share_of(self, steps: int) -> int:
+        """Return the number of steps the client runs, of so many."""
         return math.ceil(Fraction(str(self.step_share)) * steps)
-
-
-Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
-"""Trains clients whose models are of one kind and rate, each on its split's device; results in the same order."""
-
-
-class UnfitError(HeteroFLError):
-    """These models cannot be computed together this way; alone they can."""

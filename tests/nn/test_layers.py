@@ -11,7 +11,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.layers import NORMS, OrderedDropout, Scaler, make_norm, make_scaler
 from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
-from heterofl_flwr.training.engines.cohort import obstacle
+from heterofl_flwr.training.engines.cohort import find_obstacle
 
 
 def test_divides_by_its_rate_in_training_only():
@@ -219,6 +219,6 @@ def test_clients_do_not_train_together():
         TrainingJob(model=OrderedDropout(build(1.0), [build(0.5)]), split=Split(x, y), seed=number)
         for number in range(2)
     ]
-    assert obstacle(works[0].model) == "layer (the model itself) draws random numbers"
+    assert find_obstacle(works[0].model) == "layer (the model itself) draws random numbers"
     results = train_together(works, TrainOptions(learning_rate=0.05, epochs=1))
     assert [result.steps for result in results] == [3, 3]

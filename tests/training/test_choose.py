@@ -1,15 +1,12 @@
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from heterofl_flwr.data import Split
-from heterofl_flwr.training import ENGINES, TrainingJob, train_together
+from heterofl_flwr.training import ENGINES, TrainingJob, engines, train_together
+from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.options import TrainOptions
-from heterofl_flwr.training.train import MOST_ON_CPU, choose_engine
 
-choose = sys.modules[choose_engine.__module__]  # the package's attribute ``train`` is the function
 SPLIT = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
 ALL = ("plain", "graph", "cohort")
 
@@ -31,23 +28,23 @@ def jobs(number, model=None):
     ],
 )
 def test_the_device_and_the_number_of_clients_decide(monkeypatch, device, number, chosen):
-    monkeypatch.setattr(choose, "device_of", lambda model: torch.device(device))
-    assert choose_engine(jobs(number), ALL) == chosen
+    monkeypatch.setattr(engines, "device_of", lambda model: torch.device(device))
+    assert fastest_engine(jobs(number), ALL) == chosen
 
 
 def test_only_what_there_is_is_chosen(monkeypatch):
-    assert choose_engine(jobs(2), ("plain",)) == "plain"
-    monkeypatch.setattr(choose, "device_of", lambda model: torch.device("cuda"))
-    assert choose_engine(jobs(1), ("plain", "cohort")) == "plain"
+    assert fastest_engine(jobs(2), ("plain",)) == "plain"
+    monkeypatch.setattr(engines, "device_of", lambda model: torch.device("cuda"))
+    assert fastest_engine(jobs(1), ("plain", "cohort")) == "plain"
 
 
 def test_large_models_train_together_on_a_gpu_only(monkeypatch):
     with torch.device("meta"):
         small, large = (nn.Linear(MOST_ON_CPU // 2, 2, bias=False), nn.Linear(MOST_ON_CPU // 2 + 1, 2, bias=False))
     for device, chosen in (("cpu", "plain"), ("cuda", "cohort")):
-        monkeypatch.setattr(choose, "device_of", lambda model, device=device: torch.device(device))
-        assert choose_engine(jobs(2, small), ALL) == "cohort"
-        assert choose_engine(jobs(2, large), ALL) == chosen
+        monkeypatch.setattr(engines, "device_of", lambda model, device=device: torch.device(device))
+        assert fastest_engine(jobs(2, small), ALL) == "cohort"
+        assert fastest_engine(jobs(2, large), ALL) == chosen
 
 
 @pytest.mark.parametrize(
@@ -63,7 +60,7 @@ def test_large_models_train_together_on_a_gpu_only(monkeypatch):
     ],
 )
 def test_models_that_cannot_train_together_train_alone(layer, chosen):
-    assert choose_engine(jobs(2, nn.Sequential(nn.Linear(2, 2), layer)), ALL) == chosen
+    assert fastest_engine(jobs(2, nn.Sequential(nn.Linear(2, 2), layer)), ALL) == chosen
 
 
 def hooked(kind: str) -> nn.Module:
@@ -85,7 +82,7 @@ def hooked(kind: str) -> nn.Module:
     ],
 )
 def test_models_with_hooks_train_alone(kind):
-    assert choose_engine(jobs(2, hooked(kind)), ALL) == "plain"
+    assert fastest_engine(jobs(2, hooked(kind)), ALL) == "plain"
 
 
 def test_auto_takes_the_chosen_engine(monkeypatch):

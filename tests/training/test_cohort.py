@@ -19,9 +19,8 @@ from heterofl_flwr.nn import PreResNet, Transformer
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import TrainingJob, TrainOptions, train
-from heterofl_flwr.training.engines import cohort
-from heterofl_flwr.training.engines import verify as proof
-from heterofl_flwr.training.engines.cohort import Together, train_cohort
+from heterofl_flwr.training.engines import cohort, joint
+from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.training.cohorts import OPTIONS, Double, assert_as_plain, exact, images, jobs, small, state
@@ -137,13 +136,13 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
 
     options = TrainOptions(learning_rate=0.05, epochs=epochs, batch_size=batch_size, momentum=momentum, clip=clip)
     ours = clients()
-    assert_as_plain(ours, Together(ours, options, Wide).train(), options, clients())
+    assert_as_plain(ours, Cohort(ours, options, Wide).train(), options, clients())
 
 
 def test_equals_plain_in_bfloat16():
     options = replace(OPTIONS, precision="bfloat16")
     clients, twins = jobs(MODELS["mlp"]), jobs(MODELS["mlp"])
-    results = Together(clients, options, Wide).train()
+    results = Cohort(clients, options, Wide).train()
     expected = train_plain(twins, options)
     for one, other in zip(clients, twins, strict=True):
         for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
@@ -152,7 +151,7 @@ def test_equals_plain_in_bfloat16():
 
 
 def test_float64_decides_where_rounding_makes_float32_differ(together, monkeypatch):
-    monkeypatch.setitem(proof.TOLERANCE, torch.float32, -1.0)
+    monkeypatch.setitem(joint.TOLERANCE, torch.float32, -1.0)
     clients, twins = jobs(small()), jobs(small())
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=1e-3)
@@ -173,9 +172,9 @@ def test_inputs_of_different_shapes_go_in_turns(together):
 
 def test_clients_with_an_odd_last_batch_soon_go_with_the_others_again(monkeypatch):
     taken = []
-    step = Together._step
-    monkeypatch.setattr(Together, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
-    Together(jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
+    step = Cohort._step
+    monkeypatch.setattr(Cohort, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
+    Cohort(jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert taken == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
@@ -261,7 +260,7 @@ def test_a_transformer_without_dropout_trains_under_vmap():
         return Split(tokens, tokens[:, 0])
 
     clients, twins = jobs(exact(Classifier), split=split), jobs(exact(Classifier), split=split)
-    assert_as_plain(clients, Together(clients, OPTIONS, Vmapped).train(), OPTIONS, twins)
+    assert_as_plain(clients, Cohort(clients, OPTIONS, Vmapped).train(), OPTIONS, twins)
 
 
 def test_one_client_is_trained_as_plain_does():
@@ -308,11 +307,11 @@ def test_training_together_loads_no_compiler_of_torchs():
         from heterofl_flwr.data import Split
         from heterofl_flwr.training import TrainOptions, TrainingJob
         from heterofl_flwr.training.engines.joint import Vmapped, Wide
-        from heterofl_flwr.training.engines.cohort import Together
+        from heterofl_flwr.training.engines.cohort import Cohort
         split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
         for way in (Wide, Vmapped):
             jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
-            Together(jobs, TrainOptions(learning_rate=0.1), way).train()
+            Cohort(jobs, TrainOptions(learning_rate=0.1), way).train()
         print(*{"torch._dynamo", "flwr", "torchvision"} & set(sys.modules))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -10,7 +10,7 @@ from torch import nn
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.training import DivergedError, TrainingJob
 from heterofl_flwr.training.engines import wide as registry
-from heterofl_flwr.training.engines.cohort import CohortDivergedError, Together, train_cohort
+from heterofl_flwr.training.engines.cohort import Cohort, CohortDivergedError, train_cohort
 from heterofl_flwr.training.engines.joint import Wide
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.engines.wide import joined
@@ -56,13 +56,13 @@ def test_all_may_diverge_each_at_its_own_step():
 
 def test_divergence_is_found_in_the_epoch_where_it_happens(monkeypatch):
     taken = []
-    step = Together._step
-    monkeypatch.setattr(Together, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
+    step = Cohort._step
+    monkeypatch.setattr(Cohort, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
     clients = jobs(small(norm="none"), (20, 20))
     with torch.no_grad():
         clients[0].model.linear.weight.mul_(1e30)
     options = replace(OPTIONS, epochs=5, clip=None, momentum=0.0)
-    result = Together(clients, options, Wide).train()
+    result = Cohort(clients, options, Wide).train()
     assert result[0] is None
     assert taken == [[0, 1]] * 4 + [[1]] * 16
 

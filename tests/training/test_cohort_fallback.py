@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from heterofl_flwr.training.engines import cohort
-from heterofl_flwr.training.engines.cohort import Together, train_cohort
+from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
-from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.engines.plain import log_once, train_plain
 from tests.training.cohorts import OPTIONS, assert_as_plain, exact, jobs, state
 
 
@@ -128,9 +128,9 @@ class OwnFreeze(Net):
     ("build", "reason"),
     [
         (FixedShape, "wide): RuntimeError: shape"),
-        (Softmax, "together, logits are others"),
+        (Softmax, "together, logits have other values"),
         (Pairs, "wide): RuntimeError: shape"),
-        (Backwards, "together, gradients are others"),
+        (Backwards, "together, gradients have other values"),
         (OneMore, "together, other parameters get gradients"),
         (Cut, "together, logits have another shape"),
         (Tied, "layers share parameters"),
@@ -144,7 +144,7 @@ class OwnFreeze(Net):
 )
 def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
     """The result is that of plain bit for bit; a log entry says why, once."""
-    cohort._tell.cache_clear()
+    log_once.cache_clear()
     caplog.set_level(logging.INFO, logger="heterofl_flwr")
     for _ in range(2):
         clients, twins = jobs(build), jobs(build)
@@ -160,7 +160,7 @@ def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
 @pytest.mark.parametrize("build", [FixedShape, Softmax, Pairs, Backwards, Tied, Net])
 def test_vmap_takes_what_does_not_fit_side_by_side(build):
     clients = jobs(exact(build))
-    assert_as_plain(clients, Together(clients, OPTIONS, Vmapped).train(), OPTIONS, jobs(exact(build)))
+    assert_as_plain(clients, Cohort(clients, OPTIONS, Vmapped).train(), OPTIONS, jobs(exact(build)))
 
 
 def test_the_next_way_is_tried(monkeypatch):

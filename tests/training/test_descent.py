@@ -1,4 +1,4 @@
-"""Descent beside ``clip_grad_norm_`` and ``torch.optim.SGD``, which do the same in more passes."""
+"""ParameterSGD beside ``clip_grad_norm_`` and ``torch.optim.SGD``, which do the same in more passes."""
 
 import copy
 from dataclasses import replace
@@ -9,8 +9,8 @@ from hypothesis import given, strategies
 from torch import nn
 
 from heterofl_flwr.training import TrainOptions
-from heterofl_flwr.training.engines import sgd as descent
-from heterofl_flwr.training.engines.sgd import Descent
+from heterofl_flwr.training import step as descent
+from heterofl_flwr.training.step import ParameterSGD
 
 OPTIONS = TrainOptions(learning_rate=0.1)
 ROUNDING = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.float64: {"rtol": 1e-12, "atol": 1e-13}}
@@ -48,9 +48,9 @@ def loss_of(values, step):
 
 
 def descend(values, options, steps=4, **given):
-    own = Descent(values, options, **given)
+    own = ParameterSGD(values, options, **given)
     for step in range(steps):
-        own.take(loss_of([value for value in values if value.requires_grad], step))
+        own.minimise(loss_of([value for value in values if value.requires_grad], step))
 
 
 def descend_slowly(values, options, steps=4):
@@ -135,9 +135,9 @@ def test_frozen_and_unused_parameters_stay_as_they_are():
     used, frozen, unused = parameters([(3, 2), (2,), (4,)])
     frozen.requires_grad_(False)
     kept = frozen.clone(), unused.detach().clone()
-    own = Descent([used, frozen, unused], replace(OPTIONS, proximal=0.1))
+    own = ParameterSGD([used, frozen, unused], replace(OPTIONS, proximal=0.1))
     for _ in range(3):
-        own.take((used * frozen).square().sum())
+        own.minimise((used * frozen).square().sum())
     assert torch.equal(frozen, kept[0])
     assert torch.equal(unused, kept[1])
     assert unused.grad is None
@@ -147,10 +147,13 @@ def test_frozen_and_unused_parameters_stay_as_they_are():
 def test_a_parameter_that_is_used_later_begins_with_no_momentum():
     early, late = parameters([(3,), (3,)])
     twin = nn.Parameter(late.detach().clone())
-    own, other = Descent([early, late], replace(OPTIONS, clip=None)), Descent([twin], replace(OPTIONS, clip=None))
-    own.take(early.sum())
-    own.take(early.sum() + late.square().sum())
-    other.take(twin.square().sum())
+    own, other = (
+        ParameterSGD([early, late], replace(OPTIONS, clip=None)),
+        ParameterSGD([twin], replace(OPTIONS, clip=None)),
+    )
+    own.minimise(early.sum())
+    own.minimise(early.sum() + late.square().sum())
+    other.minimise(twin.square().sum())
     assert torch.equal(late, twin)
 
 
@@ -158,7 +161,7 @@ def test_nothing_to_train_is_no_step():
     frozen, unused = parameters([(3,), (2,)])
     frozen.requires_grad_(False)
     other = torch.ones((), requires_grad=True)
-    Descent([frozen, unused], OPTIONS).take(2 * other)
+    ParameterSGD([frozen, unused], OPTIONS).minimise(2 * other)
     assert other.grad == 2
     assert unused.grad is None
 
@@ -169,14 +172,14 @@ def test_the_learning_rate_may_be_a_tensor_that_changes(changes):
     values, options = parameters([(3, 2), (4,)]), replace(OPTIONS, **changes)
     twins = copy.deepcopy(values)
     rate = torch.tensor(0.5)
-    own = Descent(values, replace(options, learning_rate=7.0), rate)
-    own.take(loss_of(values, 1))
+    own = ParameterSGD(values, replace(options, learning_rate=7.0), rate)
+    own.minimise(loss_of(values, 1))
     rate.fill_(0.25)
-    own.take(loss_of(values, 2))
-    trained = Descent(twins, replace(options, learning_rate=0.5))
-    trained.take(loss_of(twins, 1))
+    own.minimise(loss_of(values, 2))
+    trained = ParameterSGD(twins, replace(options, learning_rate=0.5))
+    trained.minimise(loss_of(twins, 1))
     trained._learning_rate = 0.25
-    trained.take(loss_of(twins, 2))
+    trained.minimise(loss_of(twins, 2))
     assert all(torch.equal(value, twin) for value, twin in zip(values, twins, strict=True))
 
 
@@ -184,12 +187,12 @@ def test_the_learning_rate_may_be_a_tensor_that_changes(changes):
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_restarted_it_is_as_new(changes):
     values, options = parameters([(3, 2), (4, 3, 2, 2)]), replace(OPTIONS, **changes)
-    own = Descent(values, options)
-    own.take(loss_of(values, 1))
+    own = ParameterSGD(values, options)
+    own.minimise(loss_of(values, 1))
     twins = copy.deepcopy(values)
     own.restart()
     for step in range(3):
-        own.take(loss_of(values, step))
+        own.minimise(loss_of(values, step))
     descend(twins, options, steps=3)
     assert all(torch.equal(value, twin) for value, twin in zip(values, twins, strict=True))
 

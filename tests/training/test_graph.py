@@ -17,10 +17,9 @@ from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn import PAPER, Transformer
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, train, train_together
-from heterofl_flwr.training.engines import graph, static_step
-from heterofl_flwr.training.engines.cuda_graph import CudaRecorder, UncapturableError
-from heterofl_flwr.training.engines.graph import GraphEngine
-from heterofl_flwr.training.engines.plain import train_plain
+from heterofl_flwr.training.engines import graph
+from heterofl_flwr.training.engines.graph import CudaRecorder, GraphEngine, UncapturableError
+from heterofl_flwr.training.engines.plain import log_once, train_plain
 
 OPTIONS = TrainOptions(learning_rate=0.05, epochs=3, batch_size=5)
 EXACT = replace(OPTIONS, learning_rate=0.0625)  # the same number in float32, which the recorded step reads
@@ -219,7 +218,7 @@ def test_a_shape_is_recorded_once_it_has_come_more_often_than_the_warm_up(tape, 
 
 
 def test_no_more_than_so_many_shapes_are_recorded(tape, build, monkeypatch):
-    monkeypatch.setattr(static_step, "MOST_SHAPES", 2)
+    monkeypatch.setattr(graph, "MOST_SHAPES", 2)
     model, options = build(), replace(OPTIONS, batch_size=100, epochs=5)
     for number in (6, 7, 8, 9):
         tape.check_equals_plain(model, images(number), options)
@@ -379,7 +378,7 @@ class Replacing(nn.Module):
 
 
 def test_a_buffer_that_is_replaced_is_left_to_plain(bench, build, split, caplog):
-    graph._tell.cache_clear()
+    log_once.cache_clear()
     model = nn.Sequential(build(norm="gn"), Replacing()).to(bench.device)
     for recorded in (1, 1):
         bench.check_equals_plain(model, split, OPTIONS)
@@ -399,7 +398,7 @@ class Deciding(nn.Module):
 
 
 def test_a_step_that_cannot_be_recorded_is_left_to_plain(bench, build, split, caplog):
-    graph._tell.cache_clear()
+    log_once.cache_clear()
     model = nn.Sequential(parent_of(build, bench.device), Deciding())
     for _ in range(2):
         bench.check_equals_plain(model, split, OPTIONS)

@@ -5,7 +5,7 @@ import torch
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training import TrainOptions, evaluate, train
-from heterofl_flwr.training.device import lowered
+from heterofl_flwr.training.device import autocast
 
 OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
 LOWER = replace(OPTIONS, precision="bfloat16")
@@ -51,9 +51,9 @@ def test_it_is_the_same_bit_for_bit_each_time(build, split):
 
 def test_float32_is_no_change():
     cpu = torch.device("cpu")
-    with lowered("float32", cpu):
+    with autocast("float32", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    with lowered("bfloat16", cpu):
+    with autocast("bfloat16", cpu):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training import TrainingJob, TrainOptions
-from heterofl_flwr.training.batches import epochs_of, steps_an_epoch, steps_of, training_batches
+from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
 from heterofl_flwr.training.distill import DistillOptions, learn_from_peers
-from heterofl_flwr.training.engines.cohort import Together
+from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.graph import GraphEngine
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
 from heterofl_flwr.training.engines.plain import train_plain
@@ -53,12 +53,12 @@ def test_its_batches_are_the_first_of_all(examples, batch_size, epochs, share, w
     options = TrainOptions(learning_rate=1.0, epochs=epochs, batch_size=batch_size)
     own = Split(torch.arange(examples).float(), torch.arange(examples)) if words is None else text(examples, words)
     job = TrainingJob(model=torch.nn.Identity(), split=own, seed=1, step_share=share)
-    whole = [batch for epoch in epochs_of(replace(job, step_share=1.0), options) for batch in epoch]
-    part = [batch for epoch in epochs_of(job, options) for batch in epoch]
+    whole = [batch for epoch in training_epochs(replace(job, step_share=1.0), options) for batch in epoch]
+    part = [batch for epoch in training_epochs(job, options) for batch in epoch]
     single = list(training_batches(own, options, torch.Generator()))
-    assert len(single) == steps_an_epoch(own, batch_size)
+    assert len(single) == steps_per_epoch(own, batch_size)
     assert len(whole) == len(single) * epochs
-    assert len(part) == steps_of(job, options)
+    assert len(part) == count_steps(job, options)
     assert len(whole) * share <= len(part) < len(whole) * share + 1
     for one, other in zip(part, whole, strict=False):
         assert torch.equal(one[0], other[0])
@@ -67,8 +67,8 @@ def test_its_batches_are_the_first_of_all(examples, batch_size, epochs, share, w
 
 def test_a_share_in_decimals_is_rounded_up_from_what_it_says():
     job = TrainingJob(model=torch.nn.Identity(), split=images(30, 0), seed=1, step_share=0.1)
-    assert job.part_of(30) == 3  # in floats 0.1 * 30 is over 3
-    assert job.part_of(31) == 4
+    assert job.share_of(30) == 3  # in floats 0.1 * 30 is over 3
+    assert job.share_of(31) == 4
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
@@ -82,7 +82,7 @@ def test_what_is_no_share_is_refused(share):
 def test_clients_of_different_shares_train_together(way, shares):
     build = exact(small(norm="gn", rate=0.5))
     clients, twins = shared(jobs(build), *shares), shared(jobs(build), *shares)
-    assert_as_plain(clients, Together(clients, OPTIONS, way).train(), OPTIONS, twins)
+    assert_as_plain(clients, Cohort(clients, OPTIONS, way).train(), OPTIONS, twins)
 
 
 def test_a_recorded_step_is_taken_as_often(split, build):

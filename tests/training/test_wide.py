@@ -6,8 +6,7 @@ from torch import nn
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training.engines import wide as registry
-from heterofl_flwr.training.engines.wide import joined, wide_twin, widens
-from heterofl_flwr.training.options import UnfitError
+from heterofl_flwr.training.engines.wide import IncompatibleError, joined, wide_twin, widens
 
 CLIENTS = 3
 
@@ -121,7 +120,7 @@ def test_what_needs_no_gradient_needs_none_in_the_twin():
     ],
 )
 def test_a_layer_without_a_rule_is_named(model, message):
-    with pytest.raises(UnfitError, match=message):
+    with pytest.raises(IncompatibleError, match=message):
         wide_twin(model, 2)
 
 
@@ -155,7 +154,7 @@ def test_a_rule_can_be_added_for_one_type_and_replaced(monkeypatch):
         check_twin([drawn(lambda: Scale(4)) for _ in range(2)], (4,))
     widens(Scale)(lambda layer, clients: joined(layer, clients, "channels"))
     check_twin([drawn(lambda: Scale(4)) for _ in range(2)], (4,))
-    with pytest.raises(UnfitError, match="of type Halved has no wide twin"):
+    with pytest.raises(IncompatibleError, match="of type Halved has no wide twin"):
         wide_twin(Halved(4), 2)
 
 

@@ -14,7 +14,7 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import QueuedGrid
 from heterofl_flwr.messages import size_of
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.training.train import MOST_ON_CPU
+from heterofl_flwr.training.engines import MOST_ON_CPU
 
 STEP = 500_000
 """Bytes of parameters that take a training step as long as all that does not depend on the model's size.

@@ -1,182 +1,32 @@
-"""What in a model, seen without running it, keeps clients from training together."""
+"""The engine ``cohort``: several clients train together, each as if it were alone."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import chain, islice
 from time import perf_counter
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from heterofl_flwr.nn.layers import OrderedDropout
-from heterofl_flwr.training.batches import epochs_of, steps_an_epoch, steps_of
+from heterofl_flwr.nn.loss import mask_logits
+from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import device_of, seeded
-from heterofl_flwr.training.engines.joint import Joint, Stack, Vmapped, Wide, layouts_of
-from heterofl_flwr.training.engines.plain import DivergedError, check_examples, result_of, train_plain
-from heterofl_flwr.training.engines.verify import prove
-from heterofl_flwr.training.losses import Losses
-from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult, UnfitError
-
-_LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-
-
-def obstacle(model: nn.Module) -> str | None:
-    """Return why clients with such a model cannot train together, each as if it were alone; None if nothing shows."""
-    for name, layer in model.named_modules():
-        what = f"layer {name or '(the model itself)'}"
-        if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
-            return f"a hook watches {what}"
-        if isinstance(layer, OrderedDropout) or (isinstance(layer, _DropoutNd) and layer.p):
-            return f"{what} draws random numbers"
-        if isinstance(layer, _NormBase) and layer.running_mean is not None:
-            return f"{what} changes its running statistics"
-    for name, parameter in model.named_parameters():
-        if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
-            return f"a hook watches parameter {name}"
-    return None
-
-
-class Together:
-    """The training of several clients in one way; until it is done their models keep what they received.
-
-    Parameters
-    ----------
-    jobs : Sequence[TrainingJob]
-        The clients.
-    options : TrainOptions
-        Learning rate, epochs and so on.
-    way : type[Joint]
-        How they are computed together.
-    """
-
-    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, way: type[Joint]) -> None:
-        self._started = perf_counter()
-        self._works, self._options, self._way = jobs, options, way
-        models = [job.model.train() for job in jobs]
-        if len(set(map(id, models))) < len(models):
-            raise UnfitError("two clients have the same model")
-        if reason := next(filter(None, map(obstacle, models)), None):
-            raise UnfitError(reason)
-        self._layouts = layouts_of(models, channels_last=way.channels_last)
-        self._stack = Stack.of(models, self._layouts, options)
-        self._losses = Losses([job.classes for job in jobs], options.mask_fill)
-        self._clients = [_Client(job, options) for job in jobs]
-        self._longest = max(steps_an_epoch(job.split, options.batch_size) for job in jobs)
-        self._joints: dict[int, Joint] = {}
-
-    def train(self) -> list[TrainResult | None]:
-        """Train the clients and write their models; None for one that diverged, whose model stays as it was."""
-        while together := self._next():
-            self._take_steps(together)
-        seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
-        whole = {number for number in range(len(self._clients)) if self._is_whole(number)}
-        return [self._finish(number, seconds) if number in whole else None for number in range(len(self._clients))]
-
-    def _next(self) -> list[int]:
-        """Return who steps next: the client with most steps to go, and all whose batches have the shape of its own.
-
-        So one that takes an odd last batch is soon with the others again.
-        """
-        shapes = {number: client.ahead[0][0].shape for number, client in enumerate(self._clients) if client.ahead}
-        if not shapes:
-            return []
-        first = shapes[max(shapes, key=lambda number: self._clients[number].left)]
-        return [number for number, shape in shapes.items() if shape == first]
-
-    def _take_steps(self, together: list[int]) -> None:
-        """Take steps as long as these clients go together, at most an epoch; then see which of them has diverged."""
-        all_of_them = len(together) == len(self._clients)
-        stack = self._stack if all_of_them else self._stack.part(together)
-        joint = self._joint(together, stack)
-        steps: list[tuple[Tensor, Tensor]] = []
-        while len(steps) < self._longest and self._next() == together:
-            steps.append(self._step(joint, stack, together))
-        if not all_of_them:
-            self._stack.put(together, stack)
-        losses, right = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
-        finite = losses.isfinite().all(0).tolist()
-        for place, number in enumerate(together):
-            self._clients[number].note(losses[:, place], right[:, place].sum(), finite[place])
-
-    def _joint(self, together: list[int], stack: Stack) -> Joint:
-        """Return what computes these clients, proved when it is new."""
-        number = len(together)
-        if number not in self._joints:
-            models = [self._works[client].model for client in together]
-            inputs = [self._clients[client].ahead[0][0] for client in together]
-            self._joints[number] = prove(self._way, models, self._layouts, stack, inputs)
-        self._joints[number].place(stack)
-        return self._joints[number]
-
-    def _step(self, joint: Joint, stack: Stack, together: list[int]) -> tuple[Tensor, Tensor]:
-        """Take one step; return the losses and the numbers of right answers."""
-        inputs, targets = zip(*(self._clients[number].take() for number in together), strict=True)
-        logits = joint(inputs, self._options.precision).float()
-        losses, right = self._losses(logits, torch.stack(targets, 1), together)
-        stack.descend(joint.gradients(losses.sum()), self._options)
-        return losses.detach(), right
-
-    def _is_whole(self, number: int) -> bool:
-        """Return whether a client has come to its end.
-
-        Some kernels multiply others' values by zero, which lets through NaN, and NaN alone, of one that diverged.
-        """
-        if not any(client.diverged for client in self._clients):
-            return True
-        finite = all(bool(rows[number].isfinite().all()) for rows in self._stack.values)
-        return finite and not self._clients[number].diverged
-
-    @torch.no_grad()
-    def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
-        client, job = self._clients[number], self._works[number]
-        parameters = dict(job.model.named_parameters())
-        for layout, rows in zip(self._layouts, self._stack.values, strict=True):
-            if layout.trained:
-                parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
-        job.model.zero_grad()
-        correct = int(torch.stack(client.right).sum())
-        return result_of(job, client.losses, client.sizes, correct, seconds * len(client.sizes))
-
-
-class _Client:
-    """One client's way through its batches, and what came of them."""
-
-    def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
-        self.left = steps_of(job, options)
-        self._batches = chain.from_iterable(epochs_of(job, options))
-        self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
-        self.losses: list[Tensor] = []
-        self.right: list[Tensor] = []
-        self.sizes: list[int] = []
-        self.diverged = False
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Return the next batch and go on."""
-        batch = self.ahead.pop()
-        self.ahead += islice(self._batches, 1)
-        self.left -= 1
-        self.sizes.append(len(batch[1]))
-        return batch
-
-    def note(self, losses: Tensor, right: Tensor, finite: bool) -> None:
-        """Note what came of some steps; a loss that is not finite ends this client's way."""
-        self.losses.append(losses)
-        self.right.append(right)
-        if not finite:
-            self.diverged = True
-            self.ahead.clear()
-
-
-_log = logging.getLogger(__name__)
+from heterofl_flwr.training.engines.joint import Joint, Vmapped, Wide, build_layouts, build_verified
+from heterofl_flwr.training.engines.plain import DivergedError, build_result, log_once, train_plain
+from heterofl_flwr.training.engines.wide import IncompatibleError
+from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+from heterofl_flwr.training.step import SGD, present_classes
 
 WAYS: Mapping[str, Sequence[type[Joint]]] = MappingProxyType({"cpu": (Wide,), "cuda": (Wide, Vmapped)})
 """Ways to compute clients together by type of device, the better first; on a CPU ``Vmapped`` gains too little."""
+
+_LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class CohortDivergedError(DivergedError):
@@ -193,10 +43,9 @@ class CohortDivergedError(DivergedError):
         self.outcomes = tuple(outcomes)
 
     def __str__(self) -> str:
-        """Return what each error says, with the client's place."""
-        number = len(self.outcomes)
+        """Return the message of each error, with the client's place."""
         return "; ".join(
-            f"client {place} of {number}: {outcome}"
+            f"client {place} of {len(self.outcomes)}: {outcome}"
             for place, outcome in enumerate(self.outcomes, 1)
             if isinstance(outcome, DivergedError)
         )
@@ -206,7 +55,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     """Train clients together; equal to ``plain`` up to rounding.
 
     Clients stay independent: each has its own batches, classes and clipping, and they need not have equally many
-    examples. Before models are computed together it is proved, on a batch, that each gets what it gets alone. Where
+    examples. Before models are computed together it is verified, on a batch, that each gets what it gets alone. Where
     that fails, or anything else does, the models are still as they were received and are trained by ``plain``; a log
     entry says why. So are models with active dropout, models whose buffers change in training (batch norm with running
     statistics), and models with hooks.
@@ -216,13 +65,14 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     CohortDivergedError
         If a loss is NaN or infinite. The other clients are trained.
     """
-    for job in jobs:
-        check_examples(job)
     if len(jobs) < 2:
         return train_plain(jobs, options)
-    outcomes = [
-        result or _train_alone(job, options) for job, result in zip(jobs, _train_together(jobs, options), strict=True)
-    ]
+    outcomes: list[TrainResult | DivergedError] = []
+    for job, result in zip(jobs, _train_together(jobs, options), strict=True):
+        try:
+            outcomes.append(result or train_plain([job], options)[0])
+        except DivergedError as error:
+            outcomes.append(error)
     results = [outcome for outcome in outcomes if isinstance(outcome, TrainResult)]
     if len(results) < len(outcomes):
         raise CohortDivergedError(outcomes)
@@ -230,25 +80,163 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
 
 
 def _train_together(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult | None]:
-    """Train clients in the first way that fits; None for those that are left as they were."""
-    device = device_of(jobs[0].model)
+    """Train clients in the first way that is possible; None for those that are left as they were."""
+    device, kind = device_of(jobs[0].model), type(jobs[0].model).__name__
     for way in WAYS.get(device.type, ()):
         try:
             with seeded(0, device):
-                return Together(jobs, options, way).train()
-        except Exception as error:  # alone the clients either meet it too, and say it as plain does, or they do not
-            _tell(type(jobs[0].model).__name__, way.__name__.lower(), f"{type(error).__name__}: {error}")
+                return Cohort(jobs, options, way).train()
+        except Exception as error:  # alone the clients either meet it too, and plain reports it, or they do not
+            reason = f"({way.__name__.lower()}): {type(error).__name__}: {error}"
+            log_once(logging.INFO, f"clients with a {kind} cannot train together {reason}")
     return [None] * len(jobs)
 
 
-def _train_alone(job: TrainingJob, options: TrainOptions) -> TrainResult | DivergedError:
-    try:
-        return train_plain([job], options)[0]
-    except DivergedError as error:
-        return error
+def find_obstacle(model: nn.Module) -> str | None:
+    """Return why clients with such a model cannot train together, as far as it shows without running the model."""
+    for name, layer in model.named_modules():
+        what = f"layer {name or '(the model itself)'}"
+        if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
+            return f"a hook watches {what}"
+        if isinstance(layer, OrderedDropout) or (isinstance(layer, _DropoutNd) and layer.p):
+            return f"{what} draws random numbers"
+        if isinstance(layer, _NormBase) and layer.running_mean is not None:
+            return f"{what} changes its running statistics"
+    for name, parameter in model.named_parameters():
+        if any(getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS):
+            return f"a hook watches parameter {name}"
+    return None
 
 
-@lru_cache(maxsize=256)
-def _tell(model: str, way: str, reason: str) -> None:
-    """Say, once, why models are not trained together."""
-    _log.info("clients with a %s cannot train together (%s): %s", model, way, reason)
+class _Client:
+    """One client's progress through its batches, and the results of its steps."""
+
+    def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
+        self.left = count_steps(job, options)
+        self._batches = chain.from_iterable(training_epochs(job, options))
+        self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
+        self.losses: list[Tensor] = []
+        self.right: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.diverged = False
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        batch = self.ahead.pop()
+        self.ahead += islice(self._batches, 1)
+        self.left -= 1
+        self.sizes.append(len(batch[1]))
+        return batch
+
+
+class Cohort:
+    """Several clients that are trained in one way; until that is done their models keep what they received."""
+
+    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, way: type[Joint]) -> None:
+        self._started = perf_counter()
+        self._jobs, self._options, self._way = jobs, options, way
+        models = [job.model.train() for job in jobs]
+        if len(set(map(id, models))) < len(models):
+            raise IncompatibleError("two clients have the same model")
+        if reason := next(filter(None, map(find_obstacle, models)), None):
+            raise IncompatibleError(reason)
+        self._layouts = build_layouts(models, channels_last=way.channels_last)
+        states = [dict(model.named_parameters()) for model in models]
+        with torch.no_grad():
+            values = [torch.cat([layout.rows(state[layout.name], 1) for state in states]) for layout in self._layouts]
+        trained = sum(layout.trained for layout in self._layouts)
+        self._sgd = SGD(values, options, trained=trained, by_row=True)
+        self._clients = [_Client(job, options) for job in jobs]
+        self._longest = max(steps_per_epoch(job.split, options.batch_size) for job in jobs)
+        self._joints: dict[int, Joint] = {}
+        self._present: Tensor | None = None
+
+    def train(self) -> list[TrainResult | None]:
+        """Train the clients and write their models; None for one that diverged, whose model stays as it was."""
+        while together := self._next():
+            self._run_steps(together)
+        seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
+        whole = list(map(self._is_whole, range(len(self._clients))))
+        return [self._finish(number, seconds) if whole[number] else None for number in range(len(self._clients))]
+
+    def _next(self) -> list[int]:
+        """Return who steps next: the client with most steps to go, and all whose batches have the shape of its own.
+
+        So one that takes an odd last batch is soon with the others again.
+        """
+        shapes = {number: client.ahead[0][0].shape for number, client in enumerate(self._clients) if client.ahead}
+        if not shapes:
+            return []
+        first = shapes[max(shapes, key=lambda number: self._clients[number].left)]
+        return [number for number, shape in shapes.items() if shape == first]
+
+    def _run_steps(self, together: list[int]) -> None:
+        """Run steps as long as these clients go together, at most an epoch; then see which of them has diverged."""
+        rows = torch.tensor(together, device=self._sgd.values[0].device)
+        all_of_them = len(together) == len(self._clients)
+        sgd = self._sgd if all_of_them else self._sgd.select(rows)
+        joint = self._joint(together, sgd.values)
+        steps: list[tuple[Tensor, Tensor]] = []
+        while len(steps) < self._longest and self._next() == together:
+            steps.append(self._step(joint, sgd, together))
+        if not all_of_them:
+            self._sgd.write(rows, sgd)
+        losses, right = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)
+        finite = losses.isfinite().all(0).tolist()
+        for place, number in enumerate(together):
+            client = self._clients[number]
+            client.losses.append(losses[:, place])
+            client.right.append(right[:, place].sum())
+            if not finite[place]:
+                client.diverged = True
+                client.ahead.clear()
+
+    def _joint(self, together: list[int], values: Sequence[Tensor]) -> Joint:
+        """Return what computes these clients, verified when it is new."""
+        number = len(together)
+        if number not in self._joints:
+            models = [self._jobs[client].model for client in together]
+            inputs = [self._clients[client].ahead[0][0] for client in together]
+            self._joints[number] = build_verified(self._way, models, self._layouts, values, inputs)
+        self._joints[number].place(values)
+        return self._joints[number]
+
+    def _step(self, joint: Joint, sgd: SGD, together: list[int]) -> tuple[Tensor, Tensor]:
+        """Run one step; return the losses and the numbers of right answers."""
+        inputs, parts = zip(*(self._clients[number].next_batch() for number in together), strict=True)
+        targets = torch.stack(parts, 1)  # (batch, clients)
+        logits = self._mask(joint(inputs, self._options.precision).float(), together)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(0)
+        sgd.step(joint.gradients(losses.sum()))
+        return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
+
+    def _mask(self, logits: Tensor, together: list[int]) -> Tensor:
+        """Return logits (batch, clients, classes) with those of each client's absent classes filled."""
+        if all(job.classes is None for job in self._jobs):
+            return logits
+        if self._present is None:
+            masks = [present_classes(job.classes, logits.shape[2]).cpu() for job in self._jobs]
+            self._present = torch.stack(masks).to(logits.device)  # (clients, classes)
+        present = self._present if len(together) == len(self._jobs) else self._present[together]
+        return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)
+
+    def _is_whole(self, number: int) -> bool:
+        """Return whether a client's values are good.
+
+        Some kernels multiply others' values by zero, which lets through NaN, and NaN alone, of one that diverged.
+        """
+        if not any(client.diverged for client in self._clients):
+            return True
+        finite = all(bool(rows[number].isfinite().all()) for rows in self._sgd.values)
+        return finite and not self._clients[number].diverged
+
+    @torch.no_grad()
+    def _finish(self, number: int, seconds: float) -> TrainResult:
+        """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
+        client, job = self._clients[number], self._jobs[number]
+        parameters = dict(job.model.named_parameters())
+        for layout, rows in zip(self._layouts, self._sgd.values, strict=True):
+            if layout.trained:
+                parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
+        job.model.zero_grad()
+        correct = int(torch.stack(client.right).sum())
+        return build_result(job, client.losses, client.sizes, correct, seconds * len(client.sizes))

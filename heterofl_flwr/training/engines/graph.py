@@ -1,90 +1,251 @@
 """The engine ``graph``: each training step is one launch of a CUDA graph, recorded once for each model."""
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
+from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.layers import OrderedDropout
-from heterofl_flwr.training.batches import epochs_of
-from heterofl_flwr.training.device import device_of, seeded
-from heterofl_flwr.training.engines.cuda_graph import CudaRecorder, Recorder, UncapturableError
-from heterofl_flwr.training.engines.plain import check_examples, check_finite, result_of, train_plain
-from heterofl_flwr.training.engines.static_step import StaticStep
+from heterofl_flwr.training.device import device_of, seeded, tensor_specs
+from heterofl_flwr.training.engines.plain import log_once, run_epochs, train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
-_log = logging.getLogger(__name__)
+WARM_UP = 3
+"""Steps with each shape of batch before it is recorded: torch and its libraries set themselves up in them."""
+
+MOST_SHAPES = 32
+"""Shapes of batches that are recorded for one model; further ones run as they are."""
+
+_ALONE = threading.Lock()  # torch captures one graph at a time in a process
+
+
+class UncapturableError(HeteroFLError):
+    """A training step does what a CUDA graph cannot hold."""
+
+
+class Recorder(Protocol):
+    """Records the steps of one model."""
+
+    def place(self) -> AbstractContextManager[None]:
+        """Return the context in which steps run, are recorded and are replayed."""
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Return what replays a step that has run before; the step uses only tensors that stay where they are."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs: on a stream of their own, as torch requires, and in one pool of memory.
+
+    The graphs of a pool may be replayed in any order, because a step leaves nothing in it for the next one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise ConfigError(
+                f"engine is graph, and the model is on {device}: CUDA graphs exist on a CUDA device alone; use engine "
+                "auto or plain"
+            )
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Compute on the stream, after all that was queued before, and before all that is queued after."""
+        outer = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(outer)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outer.wait_stream(self._stream)
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Capture a step."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may train other models meanwhile, which must not break this capture.
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        first: Exception | None = None
+        try:
+            with _ALONE, capture:
+                try:
+                    step()
+                except Exception as error:
+                    first = error  # the end of a broken capture fails once more, and says less
+                    raise
+        except RuntimeError as error:
+            cause = first or error
+            if isinstance(cause, torch.OutOfMemoryError) or not isinstance(cause, RuntimeError):
+                raise cause from None
+            raise UncapturableError(str(cause).strip().partition("\n")[0]) from cause
+        return graph.replay
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A recorded shape of batch: where the batch goes, and what then computes."""
+
+    inputs: Tensor
+    targets: Tensor
+    replay: Callable[[], None]
+
+
+class StaticStep:
+    """A training step of one model in tensors that stay where they are, for one client after the other.
+
+    While a client trains, its model's parameters and buffers live in tensors of this object. All that differs between
+    clients and rounds is in such tensors too: momentum, received parameters, class mask and learning rate. The first
+    steps with each shape of batch run as they are and count like all others; so do those of shapes that are rare. The
+    other options are constants of the recording.
+    """
+
+    _model: nn.Module
+    """There while a client trains, so that nothing here keeps a model alive."""
+
+    def __init__(self, model: nn.Module, options: TrainOptions, recorder: Recorder) -> None:
+        self._recorder, self._parameters = recorder, list(model.parameters())
+        self._constants = _constants(model, options)
+        self._precision = options.precision
+        self._seen: Counter[object] = Counter()
+        self._recordings: dict[object, _Recording] = {}
+        self._masking = Masking(None, options.mask_fill, static=True)
+        device = device_of(model)
+        with recorder.place():
+            self._homes = [tensor.detach().clone() for tensor in _tensors(model).values()]
+            self._learning_rate = torch.zeros((), device=device)
+            self._loss = torch.zeros((), device=device)
+            self.correct = torch.zeros((), dtype=torch.int64, device=device)
+            with _living_in(model, self._homes):
+                self._sgd = ParameterSGD(self._parameters, options, self._learning_rate)
+
+    def fits(self, model: nn.Module, options: TrainOptions) -> bool:
+        """Return whether a model, in training mode, is still what it was, and the options' constants too."""
+        same = list(map(id, self._parameters)) == list(map(id, model.parameters()))
+        return same and self._constants == _constants(model, options)
+
+    @contextmanager
+    def client(self, job: TrainingJob, options: TrainOptions) -> Iterator[None]:
+        """Run a client's steps in this context; after an error the model is as it was received."""
+        with self._recorder.place(), _living_in(job.model, self._homes):
+            self._model = job.model
+            try:
+                self._masking.set_classes(job.classes)
+                self._learning_rate.fill_(options.learning_rate)
+                self.correct.zero_()
+                self._sgd.restart()
+                yield
+            finally:
+                del self._model
+                job.model.zero_grad()  # frees the gradients
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Run one step; return its loss."""
+        shape = (inputs.shape, inputs.dtype)
+        self._seen[shape] += 1
+        if shape not in self._recordings and self._seen[shape] > WARM_UP and len(self._recordings) < MOST_SHAPES:
+            homes = inputs.clone(), targets.clone()
+            self._recordings[shape] = _Recording(*homes, self._recorder.record(partial(self._step, *homes)))
+        if recording := self._recordings.get(shape):
+            recording.inputs.copy_(inputs)
+            recording.targets.copy_(targets)
+            recording.replay()
+        else:
+            self._step(inputs, targets)
+        return self._loss.clone()
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
+        loss, right = compute_loss(self._model, inputs, targets, self._masking, self._precision)
+        self._sgd.minimise(loss)
+        with torch.no_grad():
+            self._loss.copy_(loss)
+            self.correct += right.sum()
+
+
+def _constants(model: nn.Module, options: TrainOptions) -> object:
+    """Return what a recording fixes of a model and of the options."""
+    fixed = replace(options, learning_rate=1.0, epochs=1, batch_size=1, augment="none")
+    return fixed, tensor_specs(model), [module.training for module in model.modules()]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@contextmanager
+def _living_in(model: nn.Module, homes: Sequence[Tensor]) -> Iterator[None]:
+    """Hold a model's values in these tensors for a while; after an error they are again what they were before."""
+    tensors = _tensors(model)
+
+    def replaced() -> list[str]:
+        now = _tensors(model)
+        return [name for name, tensor in tensors.items() if now.get(name) is not tensor]
+
+    own = [tensor.data for tensor in tensors.values()]
+    for tensor, value, home in zip(tensors.values(), own, homes, strict=True):
+        tensor.data = home.copy_(value)
+    try:
+        yield
+        if names := replaced():
+            raise UncapturableError(f"{', '.join(names[:3])} became another tensor instead of changing in place")
+        for value, home in zip(own, homes, strict=True):
+            value.copy_(home)
+    finally:
+        for name in replaced():
+            layer, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(layer), attribute, tensors[name])
+        for tensor, value in zip(tensors.values(), own, strict=True):
+            tensor.data = value
 
 
 class GraphEngine:
     """Trains clients with recorded steps, which it keeps as long as their model lives.
 
-    Parameters
-    ----------
-    recorder : Callable[[torch.device], Recorder]
-        Makes what records the steps of a model on a device.
+    ``recorder`` makes what records the steps of a model on a device.
     """
 
     def __init__(self, recorder: Callable[[torch.device], Recorder]) -> None:
         self._recorder = recorder
         self._steps: WeakKeyDictionary[nn.Module, StaticStep] = WeakKeyDictionary()
-        self._unfit: WeakSet[nn.Module] = WeakSet()
+        self._uncapturable: WeakSet[nn.Module] = WeakSet()
 
     def train(self, job: TrainingJob, options: TrainOptions) -> TrainResult:
         """Train one client's model in place."""
-        check_examples(job)
-        # Its draws choose what is computed, which a recording would fix.
-        if job.model not in self._unfit and not isinstance(job.model, OrderedDropout):
+        # An ordered dropout draws which operations run, which a recording would fix.
+        if job.model not in self._uncapturable and not isinstance(job.model, OrderedDropout):
             try:
                 return self._train(job, options)
             except UncapturableError as error:
-                self._unfit.add(job.model)
-                _tell(type(job.model).__name__, str(error))
+                self._uncapturable.add(job.model)
+                kind = type(job.model).__name__
+                log_once(
+                    logging.WARNING,
+                    f"a training step of a {kind} cannot be a CUDA graph, so engine plain trains it: {error}",
+                )
         return train_plain([job], options)[0]
 
     def _train(self, job: TrainingJob, options: TrainOptions) -> TrainResult:
-        started = perf_counter()
-        job.model.train()
-        step = self._step_of(job.model, options)
-        try:
-            with seeded(derive(job.seed, "model"), job.split.targets.device), step.client(job, options):
-                losses, sizes, correct = _run(step, job, options)
-        except BaseException:
-            self._steps.pop(job.model, None)  # nobody knows what state a recording is in
-            raise
-        return result_of(job, losses, sizes, correct, perf_counter() - started)
-
-    def _step_of(self, model: nn.Module, options: TrainOptions) -> StaticStep:
+        started, model = perf_counter(), job.model.train()
         step = self._steps.get(model)
         if step is None or not step.fits(model, options):
             self._steps.pop(model, None)  # its memory is free for the next one
             step = self._steps[model] = StaticStep(model, options, self._recorder(device_of(model)))
-        return step
-
-
-def _run(step: StaticStep, job: TrainingJob, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
-    """Return the losses of all steps, the number of examples of each, and the number of right answers."""
-    all_losses: list[Tensor] = []
-    sizes: list[int] = []
-    for batches in epochs_of(job, options):
-        losses = []
-        for inputs, targets in batches:
-            losses.append(step.take(inputs, targets))
-            sizes.append(targets.numel())
-        all_losses.append(torch.stack(losses))
-        check_finite(all_losses, options)  # once an epoch: reading a value waits for the GPU
-    return all_losses, sizes, step.correct
-
-
-@lru_cache(maxsize=256)
-def _tell(model: str, reason: str) -> None:
-    """Say, once, why steps of a model are not recorded."""
-    _log.warning("a training step of a %s cannot be a CUDA graph, so engine plain trains it: %s", model, reason)
+        try:
+            with seeded(derive(job.seed, "model"), job.split.targets.device), step.client(job, options):
+                return run_epochs(job, options, step, step.correct, started)
+        except BaseException:
+            self._steps.pop(model, None)  # nobody knows what state a recording is in
+            raise
 
 
 _ENGINE = GraphEngine(CudaRecorder)

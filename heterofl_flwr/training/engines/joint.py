@@ -1,5 +1,6 @@
-"""The parameters of several clients, one row for each, and one step of SGD for all of them."""
+"""Models of several clients computed at once: side by side in one wide model, or under ``torch.vmap``."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,26 +11,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heterofl_flwr.training.device import Precision, lowered
-from heterofl_flwr.training.engines.sgd import fused
-from heterofl_flwr.training.engines.wide import wide_twin
-from heterofl_flwr.training.options import TrainOptions, UnfitError
+from heterofl_flwr.training.device import Precision, autocast, tensor_specs
+from heterofl_flwr.training.engines.wide import IncompatibleError, stacked, wide_twin
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+"""How far what is computed together may be from the same alone, relative to the norm of the latter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the values of one parameter lie in a row.
+    """How one parameter's values lie in a row: its name, its shape in each model, and whether it is trained.
 
-    Attributes
-    ----------
-    name
-        In ``named_parameters()``.
-    shape
-        In each client's model.
-    trained
-        Whether it needs a gradient.
-    channels_last
-        Whether it is the weight of an image convolution in the order of its memory.
+    ``channels_last`` says whether it is the weight of an image convolution in the order of its memory.
     """
 
     name: str
@@ -49,28 +42,17 @@ class Layout:
         return rows.view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
-def layouts_of(models: Sequence[nn.Module], *, channels_last: bool) -> list[Layout]:
+def build_layouts(models: Sequence[nn.Module], *, channels_last: bool) -> list[Layout]:
     """Return the layouts that models share, those of trained parameters first.
 
-    Parameters
-    ----------
-    models : Sequence[nn.Module]
-        The clients' models.
-    channels_last : bool
-        Whether to hold image convolutions so on a CPU, where they are faster so.
-
-    Raises
-    ------
-    UnfitError
-        If the models differ in more than the values of their parameters.
+    With ``channels_last``, image convolutions are held so on a CPU, where they are faster so. Models that differ in
+    more than the values of their parameters raise ``IncompatibleError``.
     """
-    model = models[0]
-    forms = [_form(other) for other in models]
-    if any(form != forms[0] for form in forms):
-        raise UnfitError("the clients' models differ in their parameters or buffers")
-    for other in models[1:]:
-        if not all(map(torch.equal, model.buffers(), other.buffers())):
-            raise UnfitError("the clients' models differ in the values of their buffers")
+    model, specs = models[0], tensor_specs(models[0])
+    if any(tensor_specs(other) != specs for other in models[1:]):
+        raise IncompatibleError("the clients' models differ in their parameters or buffers")
+    if not all(all(map(torch.equal, model.buffers(), other.buffers())) for other in models[1:]):
+        raise IncompatibleError("the clients' models differ in the values of their buffers")
     images = {
         id(layer.weight)
         for layer in model.modules()
@@ -83,106 +65,22 @@ def layouts_of(models: Sequence[nn.Module], *, channels_last: bool) -> list[Layo
     return sorted(layouts, key=lambda layout: not layout.trained)
 
 
-def _form(model: nn.Module) -> list[tuple[object, ...]]:
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return [(name, own.shape, own.dtype, own.device, own.requires_grad) for name, own in tensors]
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Clients' parameters in the order of their layouts, each (clients, values), and what SGD keeps of them.
-
-    Attributes
-    ----------
-    values
-        Of all parameters, the trained ones first.
-    momentum, received
-        Of the trained ones; empty without momentum, and without the pull of FedProx.
-    """
-
-    values: list[Tensor]
-    momentum: list[Tensor]
-    received: list[Tensor]
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, models: Sequence[nn.Module], layouts: Sequence[Layout], options: TrainOptions) -> "Stack":
-        """Return the models' values, copied, and no momentum yet."""
-        states = [dict(model.named_parameters()) for model in models]
-        values = [torch.cat([layout.rows(state[layout.name], 1) for state in states]) for layout in layouts]
-        trained = values[: sum(layout.trained for layout in layouts)]
-        return cls(
-            values,
-            [torch.zeros_like(value) for value in trained] if options.momentum else [],
-            [value.clone() for value in trained] if options.proximal else [],
-        )
-
-    def part(self, clients: Sequence[int]) -> "Stack":
-        """Return a copy of some clients' rows."""
-        rows = torch.tensor(clients, device=self.values[0].device)
-        return Stack(*([own[rows] for own in owns] for owns in (self.values, self.momentum, self.received)))
-
-    def put(self, clients: Sequence[int], part: "Stack") -> None:
-        """Write rows back that ``part`` has copied."""
-        rows = torch.tensor(clients, device=self.values[0].device)
-        for own, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
-            own[rows] = new
-
-    def double(self) -> "Stack":
-        """Return a copy in float64."""
-        return Stack(*([own.double() for own in owns] for owns in (self.values, self.momentum, self.received)))
-
-    @torch.no_grad()
-    def descend(self, gradients: Sequence[Tensor | None], options: TrainOptions) -> None:
-        """Take one step of every client, as ``Descent`` takes one of a single client.
-
-        Parameters
-        ----------
-        gradients : Sequence[Tensor | None]
-            Of the trained parameters, (clients, values); they are changed. Without one a parameter stays as it is.
-        options : TrainOptions
-            Learning rate, momentum and so on.
-        """
-        held = [number for number, gradient in enumerate(gradients) if gradient is not None]
-        values, momentum, received = (
-            [owns[number] for number in held] if owns else [] for owns in (self.values, self.momentum, self.received)
-        )
-        slopes = [gradient for gradient in gradients if gradient is not None]
-        if received:
-            torch._foreach_add_(slopes, torch._foreach_sub(values, received), alpha=options.proximal)
-        if options.clip:
-            norms = torch.stack([torch.linalg.vector_norm(slope, dim=1) for slope in slopes])
-            norm = torch.linalg.vector_norm(norms, dim=0)[:, None]  # (clients, 1)
-            torch._foreach_mul_(slopes, [(options.clip / (norm + 1e-6)).clamp(max=1.0)] * len(slopes))
-        fused(values, slopes, momentum, options.learning_rate, None, options)
-
-
 class Joint(ABC):
-    """A number of clients' models, computed at once.
-
-    Parameters
-    ----------
-    model : nn.Module
-        One of them; it is not changed.
-    layouts : Sequence[Layout]
-        Of its parameters.
-    clients : int
-        How many there are.
-    """
+    """The models of several clients, computed at once with values that are placed in its parameters."""
 
     channels_last: ClassVar[bool]
     """Whether it is faster on a CPU with convolutions held so."""
 
     def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
-        self.layouts, self._clients = layouts, clients
-        own = self._make(model)
+        self.layouts, self._model, self._clients = layouts, model, clients
+        own = self._build()
         if own.keys() != {layout.name for layout in layouts}:
-            raise UnfitError("layers share parameters")  # their copies would no longer
+            raise IncompatibleError("layers share parameters")  # their copies would no longer
         self._parameters = [own[layout.name] for layout in layouts]
 
-    def place(self, stack: Stack) -> None:
-        """Compute with these values from now on."""
-        for layout, parameter, rows in zip(self.layouts, self._parameters, stack.values, strict=True):
+    def place(self, values: Sequence[Tensor]) -> None:
+        """Compute with these values, (clients, values) for each layout, from now on."""
+        for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
@@ -201,8 +99,8 @@ class Joint(ABC):
         """Return the logits (batch, clients, classes) of a batch from each client, all of one shape."""
 
     @abstractmethod
-    def _make(self, model: nn.Module) -> Mapping[str, nn.Parameter]:
-        """Make what computes; return its parameters, of whatever shape, by the names that they have in the model."""
+    def _build(self) -> Mapping[str, nn.Parameter]:
+        """Return the parameters to compute with, of whatever shape, by the names that they have in the model."""
 
 
 class Wide(Joint):
@@ -212,13 +110,13 @@ class Wide(Joint):
 
     def __call__(self, inputs: Sequence[Tensor], precision: Precision = "float32") -> Tensor:
         """Return the logits (batch, clients, classes)."""
-        with lowered(precision, inputs[0].device):
+        with autocast(precision, inputs[0].device):
             logits: Tensor = self._twin(torch.cat(list(inputs), 1))
         apart: Tensor = logits.unflatten(1, (self._clients, -1))
         return apart
 
-    def _make(self, model: nn.Module) -> Mapping[str, nn.Parameter]:
-        self._twin = wide_twin(model, self._clients)
+    def _build(self) -> Mapping[str, nn.Parameter]:
+        self._twin = wide_twin(self._model, self._clients)
         return dict(self._twin.named_parameters())
 
 
@@ -230,21 +128,103 @@ class Vmapped(Joint):
     def __call__(self, inputs: Sequence[Tensor], precision: Precision = "float32") -> Tensor:
         """Return the logits (batch, clients, classes)."""
         if precision != "float32":
-            raise UnfitError("under vmap, lower precision reaches some operations only")
+            raise IncompatibleError("under vmap, lower precision reaches some operations only")
         # The faster kernels of attention would be called client by client.
         with sdpa_kernel(SDPBackend.MATH):
-            logits: Tensor = vmap(self._one, out_dims=1)(self._named, torch.stack(list(inputs)))
+            logits: Tensor = vmap(self._call_one, out_dims=1)(self._named, torch.stack(list(inputs)))
         return logits
 
-    def _make(self, model: nn.Module) -> Mapping[str, nn.Parameter]:
-        self._model = model
-        named = {
-            name: nn.Parameter(own.new_empty(self._clients, *own.shape), own.requires_grad)
-            for name, own in model.named_parameters()
-        }
+    def _build(self) -> Mapping[str, nn.Parameter]:
+        named = {name: stacked(own, self._clients) for name, own in self._model.named_parameters()}
         self._named: dict[str, Tensor] = {**named}
         return named
 
-    def _one(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def _call_one(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         logits: Tensor = functional_call(self._model, parameters, (inputs,))
         return logits
+
+
+class _DifferentValuesError(IncompatibleError):
+    """What is computed together has other values; by rounding, perhaps."""
+
+
+def build_verified(
+    way: type[Joint],
+    models: Sequence[nn.Module],
+    layouts: Sequence[Layout],
+    values: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+) -> Joint:
+    """Return what computes models together, once its logits and gradients equal those of each model alone.
+
+    The first and the last client are compared, on a batch of each client, all of one shape. Where values differ in
+    float32, float64 decides: rounding seldom goes beyond 1e-5, but where it moves one value of many across a kink, as
+    of ReLU, gradients differ by percents. With TF32 on a GPU they mostly do. Models that differ, draw random numbers or
+    change a buffer in the forward pass raise ``IncompatibleError``: then the clients are not independent of each other.
+    """
+    joint = way(models[0], layouts, len(models))
+    try:
+        _verify(joint, models, values, inputs)
+    except _DifferentValuesError:
+        exact = [copy.deepcopy(model).double() for model in models]
+        exact_inputs = [one.double() if one.is_floating_point() else one for one in inputs]
+        exact_values = [rows.double() for rows in values]
+        _verify(way(exact[0], layouts, len(models)), exact, exact_values, exact_inputs)
+    return joint
+
+
+def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    joint.place(values)
+    together = joint(inputs)
+    gradients = joint.gradients(_probe(together))
+    for client in {0, len(inputs) - 1}:
+        own = {
+            layout.name: layout.shaped(rows[client], layout.shape).detach().requires_grad_(layout.trained)
+            for layout, rows in zip(joint.layouts, values, strict=True)
+        }
+        logits = _call_alone(models[client], own, inputs[client])
+        _compare("logits", [together[:, client]], [logits])
+        trained = [value for value in own.values() if value.requires_grad]
+        alone = torch.autograd.grad(_probe(logits[:, None]), trained, allow_unused=True)
+        if [one is None for one in alone] != [one is None for one in gradients]:
+            raise IncompatibleError("together, other parameters get gradients")
+        _compare(
+            "gradients",
+            [one[client] for one in gradients if one is not None],
+            [layout.rows(one, 1)[0] for layout, one in zip(joint.layouts, alone, strict=False) if one is not None],
+        )
+
+
+def _probe(logits: Tensor) -> Tensor:
+    """Return a sum of logits (batch, clients, ...) in which each counts differently, but alike for each client."""
+    first = logits[:, :1].detach()
+    return (logits * torch.arange(first.numel(), device=first.device).cos().view_as(first)).sum()
+
+
+def _call_alone(model: nn.Module, values: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return a client's logits by the model itself, once it is sure that nothing but its parameters matters."""
+
+    def random_state() -> Tensor:
+        states = [torch.get_rng_state()]
+        return torch.cat([*states, torch.cuda.get_rng_state(inputs.device)] if inputs.is_cuda else states)
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = random_state()
+    logits: Tensor = functional_call(model, {**values, **buffers}, (inputs,))
+    if not torch.equal(before, random_state()):
+        raise IncompatibleError("the forward pass draws random numbers, for dropout perhaps")
+    changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffers[name], buffer)]
+    if changed:
+        raise IncompatibleError(f"training changes the buffer {changed[0]}")
+    return logits
+
+
+def _compare(what: str, together: Sequence[Tensor], alone: Sequence[Tensor]) -> None:
+    """Compare tensors one by one; small ones, which may be rounding alone, by the size of the largest."""
+    if [one.shape for one in together] != [one.shape for one in alone]:
+        raise IncompatibleError(f"together, {what} have another shape")
+    norms = [one.norm() for one in alone]
+    least = torch.stack(norms).max() / 10
+    for one, other, norm in zip(together, alone, norms, strict=True):
+        if not (one - other).norm() <= TOLERANCE[one.dtype] * norm.maximum(least):  # written so, NaN fails
+            raise _DifferentValuesError(f"together, {what} have other values")

@@ -1,20 +1,22 @@
 """The engine ``plain``: one client, one step after the other, the same bits each time."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import DataError, HeteroFLError
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn.execution import channels_last
-from heterofl_flwr.nn.loss import masked_cross_entropy
-from heterofl_flwr.training.batches import epochs_of
-from heterofl_flwr.training.device import lowered, seeded
-from heterofl_flwr.training.engines.sgd import Descent
-from heterofl_flwr.training.losses import Masking
+from heterofl_flwr.training.batches import training_epochs
+from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
+from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
+
+_logger = logging.getLogger(__name__)
 
 
 class DivergedError(HeteroFLError):
@@ -27,62 +29,57 @@ def train_plain(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 
 def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
-    check_examples(job)
-    started = perf_counter()
-    with seeded(derive(job.seed, "model"), job.split.targets.device), channels_last(job.model):
-        losses, sizes, correct = _run(job, options)
-        job.model.zero_grad()  # frees the gradients
-    return result_of(job, losses, sizes, correct, perf_counter() - started)
+    started, device = perf_counter(), job.split.targets.device
+    model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    with seeded(derive(job.seed, "model"), device), channels_last(model):
+        sgd = ParameterSGD(model.parameters(), options)
+
+        def step(inputs: Tensor, targets: Tensor) -> Tensor:
+            loss, right = compute_loss(model, inputs, targets, masking, options.precision)
+            sgd.minimise(loss)
+            correct.add_(right.sum())
+            return loss.detach()
+
+        result = run_epochs(job, options, step, correct, started)
+        model.zero_grad()  # frees the gradients
+    return result
 
 
-def _run(job: TrainingJob, options: TrainOptions) -> tuple[list[Tensor], list[int], int]:
-    """Return the losses of all steps, the number of examples of each, and the number of right answers."""
-    model, masking = job.model, Masking(job.classes, options.mask_fill)
-    descent = Descent(model.parameters(), options)
-    model.train()
-    all_losses: list[Tensor] = []
+def run_epochs(
+    job: TrainingJob, options: TrainOptions, step: Callable[[Tensor, Tensor], Tensor], correct: Tensor, started: float
+) -> TrainResult:
+    """Run a client's steps; ``step`` returns the loss of a batch and counts right answers in ``correct``."""
+    epochs: list[Tensor] = []
     sizes: list[int] = []
-    correct = 0
-    for batches in epochs_of(job, options):
-        losses, right = [], []
+    for batches in training_epochs(job, options):
+        losses = []
         for inputs, targets in batches:
-            with lowered(options.precision, targets.device):
-                logits = model(inputs)
-            logits = masking(logits.float())
-            loss = masked_cross_entropy(logits, targets)
-            descent.take(loss)
-            losses.append(loss.detach())
-            right.append((logits.detach().argmax(1) == targets).flatten())
+            losses.append(step(inputs, targets))
             sizes.append(targets.numel())
-        all_losses.append(torch.stack(losses))
-        check_finite(all_losses, options)  # once an epoch: reading a value waits for a GPU
-        correct += int(torch.cat(right).sum())
-    return all_losses, sizes, correct
+        epochs.append(torch.stack(losses))
+        bad = (~epochs[-1].isfinite()).nonzero()  # once an epoch: reading a value waits for a GPU
+        if len(bad):
+            number = len(sizes) - len(losses) + int(bad[0]) + 1
+            raise DivergedError(
+                f"the loss of step {number} is {float(epochs[-1][bad[0]])} at learning rate "
+                f"{options.learning_rate:g}: lower it or clip the gradient; with mask_fill=-inf every target must be "
+                "among the classes; and the inputs must be finite"
+            )
+    return build_result(job, epochs, sizes, int(correct), perf_counter() - started)
 
 
-def check_examples(job: TrainingJob) -> None:
-    """Refuse a client without data."""
-    if not len(job.split):
-        raise DataError("there are no examples to train on")
-
-
-def result_of(
+def build_result(
     job: TrainingJob, losses: Sequence[Tensor], sizes: Sequence[int], correct: int, seconds: float
 ) -> TrainResult:
-    """Return the result of a client from the losses and sizes of its steps and the number of right answers."""
+    """Return a client's result from the losses and sizes of its steps and the number of right answers."""
     seen = sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     loss = float((torch.cat(list(losses)).cpu().double() * weights).sum() / seen)
     return TrainResult(len(job.split), loss, correct / seen, len(sizes), seconds)
 
 
-def check_finite(losses: Sequence[Tensor], options: TrainOptions) -> None:
-    """Stop where a loss of the last epoch is no number; ``losses`` has those of each epoch."""
-    bad = (~losses[-1].isfinite()).nonzero()
-    if len(bad):
-        step = sum(map(len, losses[:-1])) + int(bad[0]) + 1
-        raise DivergedError(
-            f"the loss of step {step} is {float(losses[-1][bad[0]])} at learning rate {options.learning_rate:g}: "
-            "lower it or clip the gradient; with mask_fill=-inf every target must be among the classes; and the "
-            "inputs must be finite"
-        )
+@lru_cache(maxsize=256)
+def log_once(level: int, message: str) -> None:
+    """Log why a model is trained by another engine, once in a process."""
+    _logger.log(level, message)

@@ -1,4 +1,4 @@
-"""The registry of wide layers: from a layer's type to a layer that computes several clients at once."""
+"""Wide models: the registry of wide layers, each of which computes several clients at once, and their assembly."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heterofl_flwr.core.layer_rules import Registry
-from heterofl_flwr.training.options import UnfitError
+from heterofl_flwr.errors import HeteroFLError
+
+
+class IncompatibleError(HeteroFLError):
+    """These models cannot be computed together in this way; alone they can."""
+
 
 Rule = Callable[[Any, int], nn.Module]
 """From a client's layer and the number of clients to the wide layer."""
@@ -30,7 +35,7 @@ def widens(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
         def my_scale(layer: MyScale, clients: int) -> nn.Module:
             return joined(layer, clients, "channels")
 
-    A rule that is wrong does no harm: a twin that computes anything else than the models is not used.
+    A rule that is wrong does no harm: a wide model that computes anything else than the models is not used.
     """
     return _rules.add(*layer_types)
 
@@ -58,7 +63,7 @@ def joined(layer: nn.Module, clients: int, *numbers: str) -> nn.Module:
 
 
 def stacked(parameter: Tensor, clients: int) -> nn.Parameter:
-    """Return a parameter with a new first axis, the clients."""
+    """Return a parameter with a new first axis, the clients; it holds no values yet."""
     return nn.Parameter(parameter.new_empty(clients, *parameter.shape), parameter.requires_grad)
 
 
@@ -120,10 +125,10 @@ class _PReLU(nn.Module):
 
     def __init__(self, layer: nn.PReLU, clients: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(layer.weight.new_empty(clients * len(layer.weight)), layer.weight.requires_grad)
+        self.weight = stacked(layer.weight, clients)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.prelu(x, self.weight.repeat_interleave(x.shape[1] // len(self.weight)))
+        return F.prelu(x, self.weight.flatten().repeat_interleave(x.shape[1] // self.weight.numel()))
 
 
 def wide_twin(model: nn.Module, clients: int) -> nn.Module:
@@ -135,7 +140,7 @@ def wide_twin(model: nn.Module, clients: int) -> nn.Module:
 
     Raises
     ------
-    UnfitError
+    IncompatibleError
         If a layer with parameters has no rule.
     """
     wide: dict[int, nn.Module] = {}
@@ -149,5 +154,7 @@ def wide_twin(model: nn.Module, clients: int) -> nn.Module:
             done.update(map(id, layer.modules()))
         elif any(True for _ in layer.parameters(recurse=False)):
             kind = type(layer).__name__
-            raise UnfitError(f"layer {name or '(the model itself)'} of type {kind} has no wide twin: register a rule")
+            raise IncompatibleError(
+                f"layer {name or '(the model itself)'} of type {kind} has no wide twin: register a rule"
+            )
     return copy.deepcopy(model, dict(wide))  # a deep copy takes what its memo already holds

@@ -1,0 +1,205 @@
+"""A training step: forward pass, loss masked to the client's classes, and SGD with FedProx and clipping."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
+from heterofl_flwr.training.device import Precision, autocast
+from heterofl_flwr.training.options import TrainOptions
+
+FUSED_DEVICES = ("cpu", "cuda")
+"""Where torch's fused SGD divides by the scale that it is given: on MPS it ignores the scale without an error."""
+
+
+def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tensor:
+    """Return the boolean mask of a client's classes; all are present for None."""
+    return torch.ones(number, dtype=torch.bool) if classes is None else class_mask(torch.as_tensor(classes), number)
+
+
+class Masking:
+    """Fills the logits of absent classes; the mask is built for the first logits, which show how many classes exist.
+
+    A static mask is one tensor for all clients, one after the other, so that a CUDA graph can read it.
+    """
+
+    def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill, *, static: bool = False) -> None:
+        self._classes, self._fill, self._static = classes, fill, static
+        self._mask: Tensor | None = None
+
+    def set_classes(self, classes: Sequence[int] | Tensor | None) -> None:
+        """Mask to the next client's classes, in the same tensor; None for all."""
+        self._classes = classes
+        if self._mask is not None:
+            self._mask.copy_(present_classes(classes, len(self._mask)))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the logits with those of absent classes filled."""
+        if self._mask is None and (self._static or self._classes is not None):
+            self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
+        return mask_logits(logits, self._mask, self._fill)
+
+
+def compute_loss(
+    model: nn.Module, inputs: Tensor, targets: Tensor, masking: Masking, precision: Precision = "float32"
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of a batch, and for each target whether the model predicts it."""
+    with autocast(precision, targets.device):
+        logits = model(inputs)
+    logits = masking(logits.float())
+    return masked_cross_entropy(logits, targets), logits.detach().argmax(1) == targets
+
+
+class SGD:
+    """SGD with momentum, weight decay, the pull of FedProx and gradient clipping; momentum starts at zero.
+
+    Clipping one client costs no pass over the gradients: torch's fused SGD divides by a scale that it is given. Its
+    kernel is called directly, because the class ``torch.optim.SGD`` loads torch's compiler, which costs each process
+    two seconds and 150 MB. Values that the kernel cannot update are updated by several smaller kernels.
+
+    Parameters
+    ----------
+    values : Iterable[Tensor]
+        What is updated, in place; with ``by_row`` each tensor has one row for each client.
+    options : TrainOptions
+        Learning rate, momentum and so on.
+    learning_rate : Tensor | None
+        A float32 number on the device of the values, read anew in each step; None for that of the options.
+    trained : int | None
+        How many of the values are trained, the first ones; None for all.
+    by_row : bool
+        Whether each row is clipped on its own.
+    """
+
+    def __init__(
+        self,
+        values: Iterable[Tensor],
+        options: TrainOptions,
+        learning_rate: Tensor | None = None,
+        *,
+        trained: int | None = None,
+        by_row: bool = False,
+    ) -> None:
+        self.values, self._options, self._by_row = list(values), options, by_row
+        self._learning_rate = options.learning_rate if learning_rate is None else learning_rate
+        # The kernel takes no buffers where there is no momentum.
+        self.momentum = [torch.zeros_like(value) for value in self.values[:trained]] if options.momentum else []
+        self.received = [value.clone() for value in self.values[:trained]] if options.proximal else []
+        self._fused = by_row or all(map(_fits_the_kernel, self.values))
+
+    def select(self, rows: Tensor) -> Self:
+        """Return the SGD of some clients, on a copy of their rows."""
+        part = copy.copy(self)
+        part.values, part.momentum, part.received = (
+            [own[rows] for own in owns] for owns in (self.values, self.momentum, self.received)
+        )
+        return part
+
+    def write(self, rows: Tensor, part: "SGD") -> None:
+        """Write the rows back that ``select`` has copied."""
+        for own, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
+            own[rows] = new
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Start anew, in the same tensors, from the present values."""
+        if self.momentum:
+            torch._foreach_zero_(self.momentum)
+        if self.received:
+            torch._foreach_copy_(self.received, self.values)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Update the values that have a gradient; the gradients are changed."""
+        held = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        if not held:
+            return
+        slopes = [gradient for gradient in gradients if gradient is not None]
+        values, momentum, received = (
+            [owns[number] for number in held] if owns else [] for owns in (self.values, self.momentum, self.received)
+        )
+        if received:
+            torch._foreach_add_(slopes, torch._foreach_sub(values, received), alpha=self._options.proximal)
+        scale = None
+        if self._options.clip and self._by_row:
+            norms = torch.stack([torch.linalg.vector_norm(slope, dim=1) for slope in slopes])
+            norm = torch.linalg.vector_norm(norms, dim=0)[:, None]  # (clients, 1)
+            torch._foreach_mul_(slopes, [(self._options.clip / (norm + 1e-6)).clamp(max=1.0)] * len(slopes))
+        elif self._options.clip:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(slopes)))
+            scale = ((norm + 1e-6) / self._options.clip).clamp(min=1.0)
+        self._update(values, slopes, momentum, scale)
+
+    def _update(self, values: list[Tensor], slopes: list[Tensor], momentum: list[Tensor], scale: Tensor | None) -> None:
+        """Take a step of plain SGD along the gradients divided by the scale."""
+        options = self._options
+        if self._fused:
+            torch._fused_sgd_(
+                values,
+                slopes,
+                momentum,
+                lr=self._learning_rate,
+                momentum=options.momentum,
+                weight_decay=options.weight_decay,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=scale,
+            )
+            return
+        if scale is not None:
+            torch._foreach_div_(slopes, scale)
+        torch._foreach_add_(slopes, values, alpha=options.weight_decay)
+        if momentum:
+            torch._foreach_mul_(momentum, options.momentum)
+            torch._foreach_add_(momentum, slopes)
+        torch._foreach_sub_(values, torch._foreach_mul(momentum or slopes, self._learning_rate))
+
+
+class ParameterSGD(SGD):
+    """SGD on a model's parameters, for one client in one round; those that need no gradient stay as they are."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], options: TrainOptions, learning_rate: Tensor | None = None
+    ) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._strides = [parameter.stride() for parameter in self.parameters]
+        super().__init__([_dense(parameter.detach()) for parameter in self.parameters], options, learning_rate)
+
+    def minimise(self, loss: Tensor) -> None:
+        """Compute the gradient of a loss and take a step along it."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss.backward()
+        self.step([parameter.grad for parameter in self.parameters])
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take a step along one gradient for each parameter."""
+        dense: list[Tensor | None] = []
+        for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
+            # A hook may have changed the layout, which otherwise is that of the parameter.
+            if gradient is not None and gradient.stride() != stride:
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            dense.append(None if gradient is None else _dense(gradient))
+        super().step(dense)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return the tensor itself or, where it is channels last, the view of it in which it is contiguous.
+
+    The fused kernel copies what is not contiguous, and on a CPU it pairs values by their place in memory.
+    """
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1)
+    return tensor
+
+
+def _fits_the_kernel(value: Tensor) -> bool:
+    """Return whether the fused kernel can update it: in float32, as the scale is, and without gaps in memory."""
+    without_gaps = torch.empty_like(value).stride() == value.stride()
+    return value.device.type in FUSED_DEVICES and value.dtype == torch.float32 and without_gaps
