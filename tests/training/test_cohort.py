@@ -18,7 +18,7 @@ from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn import PreResNet, Transformer
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.nn.transformer import TransformerShape
-from heterofl_flwr.training import TrainingJob, TrainOptions, train
+from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines import cohort, joint
 from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
@@ -277,7 +277,7 @@ def test_an_empty_split_is_refused_before_anyone_is_trained():
     clients = jobs(small(), (10, 0))
     before = state(clients[0])
     with pytest.raises(DataError, match="there are no examples to train on"):
-        train_cohort(clients, OPTIONS)
+        train_together(clients, OPTIONS, engine="cohort")
     assert all(torch.equal(value, before[name]) for name, value in state(clients[0]).items())
 
 

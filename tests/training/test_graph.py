@@ -360,11 +360,6 @@ def test_the_model_is_as_usable_after_an_error_as_before(bench, build, split, tr
     bench.check_equals_plain(model, split, OPTIONS)
 
 
-def test_an_empty_split_is_refused(tape, build):
-    with pytest.raises(DataError, match="there are no examples to train on"):
-        tape.train(build(), images(0), OPTIONS)
-
-
 class Replacing(nn.Module):
     """Counts its calls in a buffer that it makes anew each time."""
 
