@@ -2,44 +2,38 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import messages as wire
-from heterofl_flwr.app import peer_learning
-from heterofl_flwr.app.evaluation import judge_own, judge_sent
-from heterofl_flwr.app.node import (
-    build_of,
-    data_of,
-    keep_own,
-    model_of,
-    options_of,
-    rate_of,
-    trial_of,
-    work_of,
-)
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr import messages
+from heterofl_flwr.app.node import Instruction
+from heterofl_flwr.app.task import load_function
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.client import answer_moments, reply, seed_of
+from heterofl_flwr.client import answer_moments, models_to_evaluate, parameters_of, reply
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError
-from heterofl_flwr.training import TrainOptions, keep_freed_memory, train_together
+from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
+from heterofl_flwr.training import TrainOptions, evaluate, evaluate_both, keep_freed_memory, train_together
+from heterofl_flwr.training.distill import learn_from_peers, posteriors
+
+WAITING, RECEIVED, SINCE = "waiting-slice", "received-slice", "waiting-since"
+"""Records of a node's state: a slice that was trained, what it was before, and in which round."""
 
 
 class CohortApp(ClientApp):
     """A ClientApp that trains several clients together where a ``LocalGrid`` hands it their messages together."""
 
     @staticmethod
-    def train_cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Train the slices of several messages, all of one rate, each on its own client's data."""
-        task = task_of(contexts[0].run_config)
-        options = [options_of(task, message) for message in messages]
-        if any(other != options[0] for other in options):
+        cohort = [Instruction(message, context) for message, context in zip(received, contexts, strict=True)]
+        options = cohort[0].options
+        if any(instruction.options != options for instruction in cohort):
             raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
-        return _train(task, messages, contexts, options[0])
+        return _train(cohort, options)
 
 
 app = CohortApp()
@@ -48,18 +42,18 @@ app = CohortApp()
 @app.query("capability")
 def capability_query(message: Message, context: Context) -> Message:
     """Say what this node can hold and which part of the data it has."""
-    return answer_capability(message, context, lambda: trial_of(task_of(context.run_config), context))
+    return answer_capability(message, context, lambda: Instruction(message, context).trial())
 
 
 @app.query("moments")
 def moments_query(message: Message, context: Context) -> Message:
     """Measure the static batch norm moments of this client's training data."""
-    task = task_of(context.run_config)
-    split, _, _ = data_of(task, context)
+    instruction = Instruction(message, context)
+    task, split = instruction.task, instruction.data[0]
     return answer_moments(
         message,
-        build_of(task, message),
-        lambda: task.moments_batches(split, seed_of(message)),
+        instruction.build,
+        lambda: task.moments_batches(split, instruction.seed),
         task.device,
         together=task.moments_together,
         seed_torch=True,
@@ -69,80 +63,178 @@ def moments_query(message: Message, context: Context) -> Message:
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
     """Train the slice that the message brings on this client's data."""
-    task = task_of(context.run_config)
-    return _train(task, [message], [context], options_of(task, message))[0]
+    instruction = Instruction(message, context)
+    return _train([instruction], instruction.options)[0]
 
 
-@app.train("publish")
-def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's own data, and publish posteriors for others (FedH2L and the hybrid)."""
+def _train(cohort: Sequence[Instruction], options: TrainOptions) -> list[Message]:
+    """Train clients of one rate, and return their replies."""
     keep_freed_memory()
-    return peer_learning.publish(task_of(context.run_config), message, context)
+    task, rate = cohort[0].task, cohort[0].rate
+    parts = [instruction.data for instruction in cohort]
+    try:
+        models = _load_models(cohort)
+        jobs = [
+            instruction.training_job(task.trained(model, rate, instruction.build))
+            for instruction, model in zip(cohort, models, strict=True)
+        ]
+        results = train_together(jobs, options, engine=task.settings.engine.name)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
+    replies = []
+    for instruction, (_, _, classes), model, result in zip(cohort, parts, models, results, strict=True):
+        instruction.keep_own(model)
+        labels = classes if task.sends_labels else None
+        metrics = {"loss": result.loss, "accuracy": result.accuracy}
+        replies.append(reply(instruction.message, model, num_examples=result.examples, labels=labels, metrics=metrics))
+    return replies
 
 
-@app.train("learn")
-def learn_message(message: Message, context: Context) -> Message:
-    """Learn from the posteriors of others (FedH2L and the hybrid)."""
-    return peer_learning.learn(task_of(context.run_config), message, context)
+def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
+    """Return a model for each message, on the device. A slice that several of them bring is read once."""
+    if len(cohort) == 1:
+        return [cohort[0].load_model()]
+    models: list[nn.Module] = []
+    previous: Mapping[str, Array] = {}
+    for instruction in cohort:
+        # Not array_records: what Flower returns there keeps the message alive until the garbage collector comes round.
+        record = instruction.message.content.get(messages.ARRAYS)
+        brought: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
+        same = brought.keys() == previous.keys() and all(brought[name].data is previous[name].data for name in brought)
+        if not models or instruction.task.personal or not same:
+            model = instruction.load_model()
+        previous = brought
+        models.append(copy.deepcopy(model))  # the next model may be this very module
+    return models
 
 
 @app.evaluate()
 def evaluate_message(message: Message, context: Context) -> Message:
     """Evaluate the models that the message asks about, or this client's own."""
-    task = task_of(context.run_config)
-    return judge_own(task, message, context) if task.personal else judge_sent(task, message, context)
+    instruction = Instruction(message, context)
+    return _evaluate_personal_model(instruction) if instruction.task.personal else _evaluate_sent_models(instruction)
 
 
-def _train(
-    task: Task, messages: Sequence[Message], contexts: Sequence[Context], options: TrainOptions
-) -> list[Message]:
-    """Train clients of one rate, and return their replies."""
+def _evaluate_sent_models(instruction: Instruction) -> Message:
+    """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
+    _, split, own = instruction.data
+    asked = instruction.config.get(messages.CLASSES)
+    classes = asked if isinstance(asked, list) else own
+    metrics: dict[str, float] = {}
+    models = models_to_evaluate(instruction.message, instruction.build, seed_torch=True)
+    for rate, model in models if len(split) else ():
+        found = _evaluate(instruction, model.to(instruction.task.device), classes)
+        metrics |= {f"{name}/{rate}": value for name, value in found.items()}
+        # The first is the largest: on every client's data it is the global model.
+        metrics = {**found, **metrics} if "global-accuracy" not in metrics else metrics
+    return reply(instruction.message, num_examples=len(split), metrics=metrics)
+
+
+def _evaluate_personal_model(instruction: Instruction) -> Message:
+    """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
+    task, (_, split, classes) = instruction.task, instruction.data
+    model = instruction.normalised(instruction.load_model())
+    metrics: dict[str, float] = {}
+    if len(split):
+        metrics = _evaluate(instruction, model, classes)
+        if task.settings.evaluate.central and not instruction.has_own_data:
+            whole = evaluate(
+                model, task.whole_test(instruction.clients), perplexity_kind=task.settings.fidelity.perplexity
+            )
+            metrics |= whole.metrics("global")
+    by_level = {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
+    return reply(instruction.message, num_examples=len(split), metrics=metrics | by_level)
+
+
+def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
+    """Return the metrics of one model on one client's test data."""
+    task, split = instruction.task, instruction.data[1]
+    plain, masked = evaluate_both(
+        model,
+        split,
+        classes=torch.tensor(classes),
+        fill="zero" if task.masked else "none",
+        seed=instruction.seed,
+        perplexity_kind=task.settings.fidelity.perplexity,
+    )
+    metrics = {**plain.metrics("global"), **masked.metrics("local")}
+    if task.settings.evaluate.metric:
+        function = load_function(task.settings.evaluate.metric, "evaluate.metric")
+        with torch.inference_mode():
+            metrics |= {name: float(value) for name, value in function(model, split.inputs, split.targets).items()}
+    return metrics
+
+
+@app.train("publish")
+def publish_message(message: Message, context: Context) -> Message:
+    """Train on this client's own data, and publish posteriors of the round's seed examples (FedH2L and the hybrid).
+
+    In FedH2L a node's model is its own and stays with it. In the hybrid it is a slice of its family's: it waits in the
+    node's state from the first exchange of a round to the second, and then returns to the server.
+    """
     keep_freed_memory()
-    parts = [data_of(task, context) for context in contexts]
-    try:
-        models = _models(task, messages, contexts)
-        works = [
-            work_of(task, message, task.trained(model, rate_of(message), build_of(task, message)), split, classes)
-            for message, model, (split, _, classes) in zip(messages, models, parts, strict=True)
-        ]
-        results = train_together(works, options, engine=task.settings.engine.name)
-    except torch.OutOfMemoryError as error:
-        rate = rate_of(messages[0])
-        raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
-    if task.personal:
-        for message, context, model in zip(messages, contexts, models, strict=True):
-            keep_own(task, message, context, model)
-    return [
-        reply(
-            message,
-            model,
-            num_examples=result.examples,
-            labels=classes if task.sends_labels else None,
-            metrics={"loss": result.loss, "accuracy": result.accuracy},
+    instruction = Instruction(message, context)
+    task, model = instruction.task, instruction.load_model()
+    job = instruction.training_job(task.trained(model, instruction.rate, instruction.build))
+    (result,) = train_together([job], instruction.options, engine=task.settings.engine.name)
+    instruction.keep_own(model)
+    if not task.personal:
+        context.state[WAITING] = ArrayRecord(parameters_of(model))
+        context.state[RECEIVED] = message.content[messages.ARRAYS]  # what changes are relative to
+        context.state[SINCE] = ConfigRecord({messages.SERVER_ROUND: instruction.value(messages.SERVER_ROUND, int)})
+    inputs, _ = _load_seed_examples(instruction)
+    published = posteriors(model, inputs, instruction.value(messages.TEMPERATURE, float)).cpu()
+    content = RecordDict({messages.POSTERIORS: ArrayRecord({messages.POSTERIORS: published})})
+    content[messages.CONFIG] = messages.new_config({})
+    content[messages.METRICS] = MetricRecord(
+        {messages.NUM_EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy}
+    )
+    return Message(content, reply_to=message)
+
+
+@app.train("learn")
+def learn_message(message: Message, context: Context) -> Message:
+    """Learn from the posteriors that the other clients published (FedH2L and the hybrid)."""
+    instruction = Instruction(message, context)
+    task = instruction.task
+    record = messages.arrays_in(message.content).get(messages.POSTERIORS)
+    if record is None or list(record) != [messages.POSTERIORS]:
+        raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
+    peers = messages.tensors_of(record, messages.SERVER)[messages.POSTERIORS].to(task.device)
+    split, _, classes = instruction.data
+    model = instruction.load_model() if task.personal else _load_waiting_slice(instruction)
+    distill = replace(task.settings.distill.to_core(), temperature=instruction.value(messages.TEMPERATURE, float))
+    divergence = learn_from_peers(
+        instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
+    )
+    instruction.keep_own(model)
+    labels = classes if task.counts_labels and not task.personal else None
+    return reply(message, model, num_examples=len(split), labels=labels, metrics={"divergence": divergence})
+
+
+def _load_waiting_slice(instruction: Instruction) -> nn.Module:
+    """Return the slice that waits; the message then brings what it was before, as an instruction to train does."""
+    server_round, content = instruction.value(messages.SERVER_ROUND, int), instruction.message.content
+    waiting, received, since = (instruction.context.state.pop(name, None) for name in (WAITING, RECEIVED, SINCE))
+    current = isinstance(since, ConfigRecord) and since[messages.SERVER_ROUND] == server_round
+    if not current or waiting is None or received is None:
+        raise HeteroFLError(
+            f"this node has no slice that it trained in round {server_round}: it was started anew between the two "
+            f"exchanges of the round; it takes part again when it is next drawn"
         )
-        for message, model, result, (_, _, classes) in zip(messages, models, results, parts, strict=True)
-    ]
+    content[messages.ARRAYS] = waiting
+    model = instruction.load_model()
+    content[messages.ARRAYS] = received
+    return model
 
 
-def _models(task: Task, messages: Sequence[Message], contexts: Sequence[Context]) -> list[nn.Module]:
-    """Return a model for each message, on the device. A slice that several of them bring is read once."""
-    if len(messages) == 1:
-        return [model_of(task, messages[0], contexts[0])]
-    models: list[nn.Module] = []
-    for number, (message, context) in enumerate(zip(messages, contexts, strict=True)):
-        if number == 0 or task.personal or not _bring_the_same(message, messages[number - 1]):
-            model = model_of(task, message, context)
-        models.append(copy.deepcopy(model))  # the next model may be this very module
-    return models
-
-
-def _bring_the_same(one: Message, other: Message) -> bool:
-    """Return whether two messages of one rate bring the same parameters."""
-    first, second = _parameters_of(one), _parameters_of(other)
-    return first.keys() == second.keys() and all(first[name].data is second[name].data for name in first)
-
-
-def _parameters_of(message: Message) -> Mapping[str, Array]:
-    # Not array_records: what Flower returns there keeps the message alive until the garbage collector comes round.
-    record = message.content.get(wire.ARRAYS)
-    return record if isinstance(record, ArrayRecord) else {}
+def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and labels of the round's seed examples."""
+    rows, seeds = instruction.config.get(messages.SEED_ROWS), instruction.task.seeds(instruction.clients)
+    size = len(seeds)
+    if not isinstance(rows, list) or not all(isinstance(row, int) and 0 <= row < size for row in rows):
+        raise ReplyError(
+            f"{messages.SERVER} sent {rows!r} as {messages.SEED_ROWS}, expected a list of numbers from 0 to {size - 1}"
+        )
+    chosen = seeds.take(torch.tensor(rows, device=instruction.task.device))
+    return chosen.inputs, chosen.targets

@@ -1,23 +1,26 @@
-"""What a node of our own app has: its data, the model that a message is about, and what it keeps for itself."""
+"""What an instruction of the server means on a node of our own app: data, model, training, and what the node keeps."""
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from heterofl_flwr import messages as wire
-from heterofl_flwr.app.task import Task
+from heterofl_flwr import messages
+from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.capability import capability_of
 from heterofl_flwr.client import Build, own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.records import State
+from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import client_state_path, client_states, remove, write_atomic
 from heterofl_flwr.training import TrainingJob, TrainOptions
@@ -26,7 +29,15 @@ from heterofl_flwr.training.capacity import Trial
 NODE_STATES = "states-path"
 """The key of a node's own config that names a folder for its states."""
 
+NODE_DATA = "data-path"
+"""The key of a node's own config that names a folder with data of its own."""
+
+OPENS_ROUND = ("train", messages.TRAIN_PUBLISH)
+"""Types of messages that begin with what the rounds before have left; the others follow in the same round."""
+
 _RECORD = "own"
+
+Value = TypeVar("Value", int, float, str)
 
 
 class OwnStates:
@@ -49,12 +60,20 @@ class OwnStates:
         """Return the state that a round begins with; None if there is none yet."""
         if self._folder is None:
             record = self._context.state.get(_RECORD)
-            return wire.tensors_of(record, "this node's context") if isinstance(record, ArrayRecord) else None
+            return messages.tensors_of(record, "this node's context") if isinstance(record, ArrayRecord) else None
         paths = [path for number, path in client_states(self._folder).items() if number < server_round]
-        return _read(paths[-1]) if paths else None
+        if not paths:
+            return None
+        try:
+            return dict(load(paths[-1].read_bytes()))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HeteroFLError(
+                f"{paths[-1]} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
+                f"remove the folder {self._folder} to let the client begin anew"
+            ) from error
 
     def keep(self, server_round: int, state: dict[str, Tensor], every: int) -> None:
-        """Keep the state that a round ended with; ``every`` so many rounds the run has a checkpoint."""
+        """Keep the state that a round ended with; the run has a checkpoint after each ``every`` rounds."""
         if self._folder is None:
             self._context.state[_RECORD] = ArrayRecord(dict(state))
             return
@@ -65,107 +84,136 @@ class OwnStates:
             remove(path)
 
 
-def _read(path: Path) -> State:
-    try:
-        return dict(load(path.read_bytes()))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise HeteroFLError(
-            f"{path} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
-            f"remove the folder {path.parent} to let the client begin anew"
-        ) from error
+class Instruction:
+    """A message of the server, with this node's data and the model that it is about.
 
+    Parameters
+    ----------
+    message : Message
+        The message.
+    context : Context
+        The node's.
+    """
 
-NODE_DATA = "data-path"
+    def __init__(self, message: Message, context: Context) -> None:
+        self.message, self.context = message, context
+        self.task: Task = task_of(context.run_config)
 
-SERVER = wire.SERVER
+    @cached_property
+    def config(self) -> ConfigRecord:
+        """What the message says beside its parameters."""
+        return messages.config_of(self.message, messages.SERVER)
 
-OPENS_ROUND = ("train", wire.TRAIN_PUBLISH)
-"""Types of messages that begin with what the rounds before have left; all others follow in the same round."""
+    def value(self, key: str, kind: type[Value]) -> Value:
+        """Return a value of the message's config; one that is missing or of another type raises ``ReplyError``."""
+        return messages.value_of(self.config, key, kind, messages.SERVER)
 
+    @property
+    def rate(self) -> float:
+        """The rate of the model that the message is about."""
+        return self.value(messages.RATE, float)
 
-def data_of(task: Task, context: Context) -> tuple[Split, Split, tuple[int, ...]]:
-    """Return this node's training and test examples and its classes."""
-    node = context.node_config
-    if NODE_DATA in node:
-        return _own_data(str(node[NODE_DATA]), task.device)
-    said = capability_of(context)
-    partition, number = said.get(wire.PARTITION), said.get(wire.NUM_PARTITIONS)
-    if not isinstance(partition, int) or not isinstance(number, int):
-        raise ConfigError(
-            "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for a "
-            "part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
+    @property
+    def seed(self) -> int:
+        """A function of the run's seed, the round and the client."""
+        return seed_of(self.message)
+
+    @property
+    def options(self) -> TrainOptions:
+        """How the message asks its client to train."""
+        return self.task.options(self.value(messages.LEARNING_RATE, float))
+
+    @cached_property
+    def data(self) -> tuple[Split, Split, tuple[int, ...]]:
+        """The node's training and test examples, and its classes."""
+        node = self.context.node_config
+        if NODE_DATA in node:
+            return _load_own_data(str(node[NODE_DATA]), self.task.device)
+        said = capability_of(self.context)
+        partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
+        if not isinstance(partition, int) or not isinstance(number, int):
+            raise ConfigError(
+                "this node does not know its data: start it with --node-config 'partition-id=0 num-partitions=10' for "
+                "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
+            )
+        return self.task.part(partition, number)
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether the node's own config names its data, so that it has no part of ``data.name``."""
+        return NODE_DATA in self.context.node_config
+
+    @property
+    def clients(self) -> int:
+        """The number of clients among which the data are split, as this node knows it; 0 if it does not."""
+        number = capability_of(self.context).get(messages.NUM_PARTITIONS)
+        return number if isinstance(number, int) and not self.has_own_data else 0
+
+    @cached_property
+    def build(self) -> Build:
+        """From a rate to the model of the client that the message goes to."""
+        family, families = self.config.get(messages.FAMILY), self.task.families
+        if family is None:
+            return self.task.build_of(self.value(messages.PARTITION, int))
+        if family not in families:
+            raise ReplyError(
+                f"{messages.SERVER} sent {family!r} as {messages.FAMILY}, expected one of {', '.join(families)}"
+            )
+        return families[str(family)]
+
+    def load_model(self) -> nn.Module:
+        """Return the model that the message is about, on the device, with what this node keeps for itself."""
+        own = None
+        if self.task.personal:
+            after = self.message.metadata.message_type not in OPENS_ROUND
+            own = self._states.before(self.value(messages.SERVER_ROUND, int) + after)
+        return submodel(self.message, self.build, own, seed_torch=True).to(self.task.device)
+
+    def training_job(self, model: nn.Module) -> TrainingJob:
+        """Return the training of a model on this client's examples, with the mask of its classes where there is one."""
+        split, _, classes = self.data
+        return TrainingJob(
+            model=model,
+            split=split,
+            seed=self.seed,
+            classes=torch.tensor(classes) if self.task.masked else None,
+            step_share=share_of_work(self.message),
         )
-    return task.part(partition, number)
 
+    def keep_own(self, model: nn.Module) -> None:
+        """Keep what stays here of a model that was trained, where clients keep parameters of their own."""
+        if self.task.personal:
+            every = self.task.settings.run.checkpoint_every
+            self._states.keep(self.value(messages.SERVER_ROUND, int), own_part(self.message, model), every)
 
-def build_of(task: Task, message: Message) -> Build:
-    """Return the function from a rate to the model of the client that a message goes to."""
-    family = wire.config_of(message, SERVER).get(wire.FAMILY)
-    if family is None:
-        return task.build_of(_number(message, wire.PARTITION))
-    if family not in task.families:
-        raise ReplyError(f"{SERVER} sent {family!r} as {wire.FAMILY}, expected one of {', '.join(task.families)}")
-    return task.families[str(family)]
+    def normalised(self, model: nn.Module) -> nn.Module:
+        """Return this client's own model with the static batch norm moments of what it was trained on."""
+        if not batch_norms(model):
+            return model
+        task = self.task
+        batches = chain(task.moments_batches(self.data[0], self.seed), self._seed_batches())
+        moments = collect_moments(model, batches, task.settings.fidelity.moments, together=task.moments_together)
+        return with_static_norm(model, moments)
 
+    def _seed_batches(self) -> Iterator[Tensor]:
+        """Yield what FedH2L trains a model on beside a client's own data."""
+        if self.task.settings.server.strategy == "fedh2l":
+            yield from self.task.moments_batches(self.task.seeds(self.clients), self.seed)
 
-def clients_of(context: Context) -> int:
-    """Return to how many clients the data were dealt, as this node knows it; 0 if it does not."""
-    number = capability_of(context).get(wire.NUM_PARTITIONS)
-    return number if isinstance(number, int) and NODE_DATA not in context.node_config else 0
+    def trial(self) -> Trial:
+        """Return what this node does in a round, for one that measures itself."""
+        task, split = self.task, self.data[0]
+        size, epochs, reading = task.settings.train.batch_size, task.settings.train.epochs, split.reading
+        inputs = split.inputs[:size] if reading is None else split.inputs[:size, : reading.length]
+        pieces = 1 if reading is None else math.ceil(split.inputs.shape[1] / reading.length)
+        return Trial(task.build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
 
-
-def model_of(task: Task, message: Message, context: Context) -> nn.Module:
-    """Return the model that a message is about, on the device, with what this node keeps for itself."""
-    build = build_of(task, message)
-    if not task.personal:
-        return submodel(message, build, seed_torch=True).to(task.device)
-    after = message.metadata.message_type not in OPENS_ROUND
-    kept = _states(message, context).before(_number(message, wire.SERVER_ROUND) + after)
-    return submodel(message, build, kept, seed_torch=True).to(task.device)
-
-
-def trial_of(task: Task, context: Context) -> Trial:
-    """Return what this node does in a round, for one that measures itself."""
-    split, _, _ = data_of(task, context)
-    size, epochs, reading = task.settings.train.batch_size, task.settings.train.epochs, split.reading
-    inputs = split.inputs[:size] if reading is None else split.inputs[:size, : reading.length]
-    pieces = 1 if reading is None else math.ceil(split.inputs.shape[1] / reading.length)
-    return Trial(task.build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
-
-
-def work_of(task: Task, message: Message, model: nn.Module, split: Split, classes: Sequence[int]) -> TrainingJob:
-    """Return what a client trains: a model on its examples, with the mask of its classes where there is one."""
-    masked = torch.tensor(classes) if task.masked else None
-    return TrainingJob(
-        model=model, split=split, seed=seed_of(message), classes=masked, step_share=share_of_work(message)
-    )
-
-
-def keep_own(task: Task, message: Message, context: Context, model: nn.Module) -> None:
-    """Keep what stays here of a model that was trained."""
-    every = task.settings.run.checkpoint_every
-    _states(message, context).keep(_number(message, wire.SERVER_ROUND), own_part(message, model), every)
-
-
-def rate_of(message: Message) -> float:
-    """Return the rate of the model that a message is about."""
-    return wire.value_of(wire.config_of(message, SERVER), wire.RATE, float, SERVER)
-
-
-def options_of(task: Task, message: Message) -> TrainOptions:
-    """Return how a message asks its client to train."""
-    return task.options(wire.value_of(wire.config_of(message, SERVER), wire.LEARNING_RATE, float, SERVER))
-
-
-def _states(message: Message, context: Context) -> OwnStates:
-    return OwnStates(context, _number(message, wire.PARTITION))
-
-
-def _number(message: Message, key: str) -> int:
-    return wire.value_of(wire.config_of(message, SERVER), key, int, SERVER)
+    @property
+    def _states(self) -> OwnStates:
+        return OwnStates(self.context, self.value(messages.PARTITION, int))
 
 
 @lru_cache(maxsize=2)
-def _own_data(path: str, device: torch.device) -> tuple[Split, Split, tuple[int, ...]]:
+def _load_own_data(path: str, device: torch.device) -> tuple[Split, Split, tuple[int, ...]]:
     dataset = load_dataset(path)
     return dataset.train.to(device), dataset.test.to(device), tuple(dataset.train.targets.unique().tolist())

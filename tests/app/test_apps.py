@@ -9,7 +9,8 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from heterofl_flwr.app import node, server_app
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation import round as federation
@@ -281,14 +282,14 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
     context = Context(1, 1, {"data-path": str(tmp_path)}, RecordDict(), dict(SMALL))
-    train, test, classes = node.data_of(task_of(SMALL), context)
+    train, test, classes = Instruction(None, context).data  # which no message decides
     assert (len(train), len(test), classes) == (20, 20, (0, 1))
 
 
 def test_a_node_that_does_not_know_its_data_is_told_how_to_say_so():
     context = Context(1, 1, {"level": "b"}, RecordDict(), dict(SMALL))
     with pytest.raises(ConfigError, match="--node-config 'partition-id=0 num-partitions=10'"):
-        node.data_of(task_of(SMALL), context)
+        _ = Instruction(None, context).data
     with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 
 from heterofl_flwr import LocalGrid
-from heterofl_flwr.app import evaluation as judging
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.node import NODE_STATES
+from heterofl_flwr.app.node import NODE_STATES, Instruction
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import DEFAULTS
+from heterofl_flwr.strategies.instructions import instruction
 
 CLIENTS = 5
 HERE = "tests.app.test_fedh2l"
@@ -56,9 +56,11 @@ def test_clients_have_architectures_in_turns():
 
 @pytest.mark.parametrize(("strategy", "seeds"), [("fedh2l", 200), ("heterofl", 0)])
 def test_a_model_is_judged_with_the_moments_of_the_seed_set_too(strategy, seeds):
-    task = task_of({**H2L, "server.strategy": strategy, "server.shared": ""})
-    context = Context(1, 2, {"partition-id": 0, "num-partitions": CLIENTS}, RecordDict(), {})
-    assert sum(len(batch) for batch in judging._seed_batches(task, context, 1)) == seeds
+    config = {**H2L, "server.strategy": strategy, "server.shared": ""}
+    context = Context(1, 2, {"partition-id": 0, "num-partitions": CLIENTS}, RecordDict(), config)
+    own = {"seed": 0, "server-round": 1, "partition": 0}
+    asked = instruction("evaluate", 2, ArrayRecord(), own)
+    assert sum(len(batch) for batch in Instruction(asked, context)._seed_batches()) == seeds
 
 
 @pytest.mark.slow

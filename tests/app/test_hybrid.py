@@ -9,8 +9,7 @@ from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid, messages
-from heterofl_flwr.app import peer_learning as distilling
-from heterofl_flwr.app import server_app
+from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
@@ -163,10 +162,10 @@ def exchange(identity):
 
 def test_a_slice_waits_in_its_node_for_the_second_exchange_alone(exchange):
     task, context, message = exchange
-    said = distilling.publish(task, message(messages.TRAIN_PUBLISH), context)
+    said = client_app.publish_message(message(messages.TRAIN_PUBLISH), context)
     assert list(messages.arrays_in(said.content)) == [messages.POSTERIORS]
-    waiting = context.state[distilling.WAITING].to_torch_state_dict()
-    answer = distilling.learn(task, message(messages.TRAIN_LEARN), context)
+    waiting = context.state[client_app.WAITING].to_torch_state_dict()
+    answer = client_app.learn_message(message(messages.TRAIN_LEARN), context)
     found = messages.arrays_in(answer.content)[messages.ARRAYS].to_torch_state_dict()
     assert found.keys() == waiting.keys() == dict(small_mlp(0.5).named_parameters()).keys()
     assert not equal(found, waiting)
@@ -175,18 +174,18 @@ def test_a_slice_waits_in_its_node_for_the_second_exchange_alone(exchange):
 
 
 def test_a_node_that_lost_its_slice_says_so(exchange):
-    task, context, message = exchange
+    _, context, message = exchange
     with pytest.raises(HeteroFLError, match="no slice that it trained in round 3: it was started anew"):
-        distilling.learn(task, message(messages.TRAIN_LEARN), context)
-    distilling.publish(task, message(messages.TRAIN_PUBLISH, **{"server-round": 2}), context)
+        client_app.learn_message(message(messages.TRAIN_LEARN), context)
+    client_app.publish_message(message(messages.TRAIN_PUBLISH, **{"server-round": 2}), context)
     with pytest.raises(HeteroFLError, match="no slice that it trained in round 3"):
-        distilling.learn(task, message(messages.TRAIN_LEARN), context)
+        client_app.learn_message(message(messages.TRAIN_LEARN), context)
 
 
 def test_a_family_that_is_unknown_is_named(exchange):
-    task, context, message = exchange
+    _, context, message = exchange
     with pytest.raises(ReplyError, match=f"sent 'rnn' as family, expected one of {CNN}, {MLP}"):
-        distilling.publish(task, message(messages.TRAIN_PUBLISH, family="rnn"), context)
+        client_app.publish_message(message(messages.TRAIN_PUBLISH, family="rnn"), context)
 
 
 def test_what_the_hybrid_cannot_do_is_said_before_the_run():
