@@ -57,7 +57,7 @@ def fidelity() -> str:
 
 def command_help() -> str:
     """Return what ``heterofl --help`` and the help of each of its commands print."""
-    names = ["", *(command.__name__.rpartition(".")[2] for command in COMMANDS)]
+    names = ["", *COMMANDS]
     return "\n\n".join(_help_section(name) for name in names)
 
 

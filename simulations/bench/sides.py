@@ -17,7 +17,7 @@ from torch import nn
 
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.cli.main import parser
-from heterofl_flwr.app.cli.run import request_of
+from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.app.launch.grid import cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import make_strategy
@@ -46,7 +46,7 @@ def request(
     words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
     where = ["--resume" if (folder / "history.jsonl").exists() else "--out", str(folder)]
     line = ["run", "--data", "mnist", "--clients", str(experiment.clients), *where, *options, *words]
-    return request_of(parser().parse_args(line))
+    return build_request(parser().parse_args(line))
 
 
 def local_grid(asked: Request) -> LocalGrid:

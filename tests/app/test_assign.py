@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterofl_flwr.app.cli.arguments import assignments, read_config
+from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ from heterofl_flwr.errors import ConfigError
     ],
 )
 def test_values_are_what_their_settings_can_be(text, key, value):
-    found = assignments([text])
+    found = read_assignments([text])
     assert found == {key: value}
     assert type(found[key]) is type(value)
 
@@ -37,7 +37,7 @@ def test_values_are_what_their_settings_can_be(text, key, value):
 @pytest.mark.parametrize("text", ["train.lr", "=3", ""])
 def test_an_assignment_has_a_key_and_a_value(text):
     with pytest.raises(ConfigError, match="expected key=value"):
-        assignments([text])
+        read_assignments([text])
 
 
 def test_a_file_may_be_nested_or_dotted(tmp_path):

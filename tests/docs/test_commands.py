@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from heterofl_flwr.app.cli.arguments import assignments
 from heterofl_flwr.app.cli.main import parser
+from heterofl_flwr.app.cli.settings import read_assignments
 from heterofl_flwr.settings import from_flat
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 
@@ -27,7 +27,7 @@ def heterofl(words: Sequence[str]) -> None:
     """Parse it as the command does; settings must exist and have a value that they can have."""
     args = parser().parse_args(words)
     if getattr(args, "app", None) is None:
-        given = assignments(getattr(args, "set", []))
+        given = read_assignments(getattr(args, "set", []))
         short = {"data.name": "data", "mix": "mix", "num-rounds": "rounds", "seed": "seed"}
         if words[0] == "run":
             given |= {key: getattr(args, name) for key, name in short.items() if getattr(args, name) is not None}

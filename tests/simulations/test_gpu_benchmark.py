@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heterofl_flwr.app.cli.main import parser
-from heterofl_flwr.app.cli.run import request_of
+from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.nn.models import Setup
 from heterofl_flwr.settings import from_flat
@@ -61,7 +61,7 @@ def test_runs_train_on_the_images_of_the_engines(monkeypatch):
 @pytest.mark.parametrize("grid", ["local", "ray"])
 def test_runs_are_asked_for_the_same_work(tmp_path, grid):
     words = arguments(replace(SMALL, precision="bfloat16"), grid, "plain", 3, tmp_path / "run")
-    request = request_of(parser().parse_args(words))
+    request = build_request(parser().parse_args(words))
     settings = from_flat(request.config)
     assert request.clients == len(RATES)
     assert (settings.num_rounds, settings.sample.fraction, settings.assignment) == (3, 1.0, "fix")

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from heterofl_flwr.app.cli import Subparsers, add_command
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 AUTHORITY = "heterofl authority"
@@ -48,14 +50,17 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
     new = not paths["ca.key"].exists()
     if new and paths["ca.crt"].exists():
         raise ConfigError(f"{paths['ca.crt']} has no {paths['ca.key'].name} beside it: put it back, or remove both")
-    authority_key = ec.generate_private_key(_CURVE) if new else _read_key(paths["ca.key"])
-    authority = _authority(authority_key) if new else _read_certificate(paths["ca.crt"])
+    if new:
+        authority_key = ec.generate_private_key(_CURVE)
+        authority = _sign_authority(authority_key)
+    else:
+        authority_key, authority = _read_authority(folder)
     key = ec.generate_private_key(_CURVE)
     contents = {
         "ca.key": _private(authority_key, serialization.PrivateFormat.PKCS8),
         "ca.crt": authority.public_bytes(serialization.Encoding.PEM),
         "server.key": _private(key, serialization.PrivateFormat.PKCS8),
-        "server.crt": _signed(key, hosts, days, authority, authority_key).public_bytes(serialization.Encoding.PEM),
+        "server.crt": _sign_server(key, hosts, days, authority, authority_key).public_bytes(serialization.Encoding.PEM),
     }
     written = [name for name in contents if new or name.startswith("server")]
     for name in written:
@@ -78,29 +83,20 @@ def write_node_key(folder: Path, name: str) -> list[Path]:
     return [path, public]
 
 
-def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _sign_authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY)])
-    usage = x509.KeyUsage(
-        key_cert_sign=True,
-        crl_sign=True,
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    no_usage = dict.fromkeys(("digital_signature", *others, "encipher_only", "decipher_only"), False)
     return (
-        _builder(name, name, key, AUTHORITY_DAYS)
+        _certificate(name, name, key, AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **no_usage), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
 
 
-def _signed(
+def _sign_server(
     key: ec.EllipticCurvePrivateKey,
     hosts: Sequence[str],
     days: int,
@@ -109,10 +105,10 @@ def _signed(
 ) -> x509.Certificate:
     """Return the certificate of a server that these hosts name, and its own machine."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
-    names = [_host(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
+    names = [_read_host(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
     from_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     return (
-        _builder(subject, authority.subject, key, days)
+        _certificate(subject, authority.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -121,7 +117,7 @@ def _signed(
     )
 
 
-def _builder(
+def _certificate(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
@@ -136,11 +132,9 @@ def _builder(
     )
 
 
-def _host(host: str) -> x509.GeneralName:
-    try:
+def _read_host(host: str) -> x509.GeneralName:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
     try:
         return x509.DNSName(host)
     except ValueError as error:
@@ -151,21 +145,19 @@ def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat)
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def _read_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """Return the authority's key and certificate."""
+    what = "key"
+    path = folder / "ca.key"
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        what, path = "certificate", folder / "ca.crt"
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no key that can be read: {error}") from error
+        raise ConfigError(f"{path} is no {what} that can be read: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path} is a {type(key).__name__}; expected the key of an elliptic curve")
-    return key
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no certificate that can be read: {error}") from error
+        raise ConfigError(f"{folder / 'ca.key'} is a {type(key).__name__}; expected the key of an elliptic curve")
+    return key, certificate
 
 
 def _write(path: Path, data: bytes, *, secret: bool = False) -> None:
@@ -198,15 +190,10 @@ examples:
 """
 
 
-def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(subparsers: Subparsers) -> None:
     """Add this command."""
-    this = subparsers.add_parser(
-        "keys",
-        help="make certificates and keys for a deployment with TLS and known nodes",
-        description=EXPLAIN,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "make certificates and keys for a deployment with TLS and known nodes"
+    this = add_command(subparsers, "keys", run, summary, EXPLAIN, EXAMPLES)
     this.add_argument("folder", type=Path, help="where to")
     this.add_argument(
         "--host",
@@ -217,13 +204,10 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     )
     this.add_argument("--days", type=int, default=365, help="how long its certificate is valid (%(default)s)")
     this.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
-    this.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the files, and say how nodes are registered."""
-    from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
-
     if not args.host and not args.node:
         raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
     if args.days < 1:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from heterofl_flwr import __version__
-from heterofl_flwr.app.cli import export, keys, profile, report, run, settings
+from heterofl_flwr.app.cli import keys, profile, results, run, settings
 from heterofl_flwr.errors import HeteroFLError
 
 FAILED = 1
@@ -40,7 +40,15 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
         return FAILED
 
 
-COMMANDS = (run, report, export, settings, profile, keys)
+COMMANDS = {
+    "run": run.add,
+    "report": results.add_report,
+    "export": results.add_export,
+    "settings": settings.add,
+    "profile": profile.add,
+    "keys": keys.add,
+}
+"""The subcommands, and what adds each to the parser."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"heterofl-flwr {__version__}")
     subparsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add(subparsers)
+    for add in COMMANDS.values():
+        add(subparsers)
     return top
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from heterofl_flwr.app.cli import Subparsers, add_command
 from heterofl_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,15 +32,10 @@ examples:
 """
 
 
-def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(subparsers: Subparsers) -> None:
     """Add this command."""
-    this = subparsers.add_parser(
-        "profile",
-        help="what the models of a mix cost, as in the paper's Tables 7 to 9",
-        description=EXPLAIN,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "what the models of a mix cost, as in the paper's Tables 7 to 9"
+    this = add_command(subparsers, "profile", run, summary, EXPLAIN, EXAMPLES)
     this.add_argument("name", help="a data set (mnist, cifar10, wikitext2, digits), or a model")
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
     this.add_argument("--shape", type=_shape, help="shape of one input, such as 3x32x32")
@@ -47,7 +43,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     this.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="widths at rate 1, such as 64,128,256,512")
     this.add_argument("--norm", help="norm of an image model: sbn, in, gn, ln or none")
     this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
-    this.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

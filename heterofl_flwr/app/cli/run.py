@@ -5,11 +5,15 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heterofl_flwr.app.cli import Subparsers, add_command
+from heterofl_flwr.app.cli.results import show_tables
+from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,15 +39,10 @@ WINDOW = 64
 """Messages under way at once, where no setting tells: the server's memory then does not grow with the clients."""
 
 
-def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(subparsers: Subparsers) -> None:
     """Add this command."""
-    this = subparsers.add_parser(
-        "run",
-        help="train, and leave a folder with everything about it",
-        description=EXPLAIN,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "train, and leave a folder with everything about it"
+    this = add_command(subparsers, "run", run, summary, EXPLAIN, EXAMPLES)
     what = this.add_argument_group("what")
     what.add_argument("--data", metavar="NAME", help="short for --set data.name=NAME")
     what.add_argument("--mix", metavar="MIX", help="short for --set mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9")
@@ -66,7 +65,6 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     how.add_argument("--cpus", type=int, metavar="N", help="cores for each client; by default 1")
     how.add_argument("--parallel", type=int, metavar="N", help="at most so many clients at once")
     how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
-    this.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,54 +73,59 @@ def run(args: argparse.Namespace) -> int:
     from heterofl_flwr.app.launch.running import LOG, RunError, run_request
     from heterofl_flwr.runs.origin import command_known, own_command
 
-    request = request_of(args)
+    request = build_request(args)
     if args.app is None:
         finished = _check_run(request)
         if finished:
             print(finished)
             return 0
-        request = replace(request, share=_measured(args, request))
+        request = replace(request, share=_measure_share(args, request))
         LaunchNote(request.clients, request.config).write(request.out)
     print(f"{request.clients} clients; folder {request.out}", flush=True)
     try:
         with command_known(own_command()):
             run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(*([] if args.app else [f"go on with: {_resume_command(args, request.out)}"])) from None
+        how = [f"--{name}={value}" for name, usual in HOW.items() if (value := getattr(args, name)) != usual]
+        again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
+        raise KeyboardInterrupt(*([] if args.app else [f"go on with: {again}"])) from None
     except RunError as error:
         print(f"heterofl: the run failed: {error}\n  the whole log: {request.out / LOG}", file=sys.stderr)
         return 1
     if args.app is None:
-        _show_result(request.out)
+        show_tables(request.out)
+        print(f"report: {request.out / 'report.html'}")
     return 0
 
 
-def request_of(args: argparse.Namespace) -> "Request":
+def build_request(args: argparse.Namespace) -> "Request":
     """Return what the arguments ask for, where this machine can give it; nothing is started or written."""
     from heterofl_flwr.app.launch.preflight import CLUSTER, LaunchNote
     from heterofl_flwr.app.launch.request import Request
-
-    _check(args)
-    share = _asked_share(args)
-    grid = args.grid or ("ray" if CLUSTER in os.environ or share.gpus else "local")
-    now = _given(args)
-    if args.app:
-        out = _folder(args, args.app.resolve().name)
-        return Request(config=now, out=out, clients=args.clients or 2, share=share, app=args.app.resolve(), grid=grid)
     from heterofl_flwr.settings import CLIENTS, from_flat, short_name, to_flat
 
-    given = {**_before(args), **now}
+    _check(args)
+    share = _read_share(args)
+    grid = args.grid or ("ray" if CLUSTER in os.environ or share.gpus else "local")
+    now = _given_settings(args)
+    if args.app:
+        out = _choose_folder(args, args.app.resolve().name)
+        return Request(config=now, out=out, clients=args.clients or 2, share=share, app=args.app.resolve(), grid=grid)
+    begun, before = _resumed_settings(args)
+    given = {**before, **now}
     settings = from_flat(given)
-    out = _folder(args, Path(short_name(settings.data.name)).name.replace(":", "-"))
+    out = _choose_folder(args, Path(short_name(settings.data.name)).name.replace(":", "-"))
     if not args.resume and (out / HISTORY).exists():
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {out}), or choose another folder")
     note = LaunchNote.read(out)
     clients = args.clients or (note.clients if note else CLIENTS.get(short_name(settings.data.name), 100))
+    data, root = Path(settings.data.name).expanduser(), settings.data.root or os.environ.get("HETEROFL_DATA", "")
     config = to_flat(settings) | {
         "run.dir": str(out),
-        "run.resume": _has_begun(args),
-        "data.root": _absolute(settings.data.root or os.environ.get("HETEROFL_DATA", "")),
-        "data.name": _data_name(settings.data.name),
+        "run.resume": begun,
+        # Clients run elsewhere.
+        "data.root": str(Path(root).expanduser().resolve()) if root else "",
+        "data.name": str(data.resolve()) if data.is_dir() else settings.data.name,
     }
     if "sample.min-nodes" not in given:
         config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
@@ -131,6 +134,28 @@ def request_of(args: argparse.Namespace) -> "Request":
     if args.gpus != "auto" and "engine.device" not in now:
         config["engine.device"] = "auto" if share.gpus else "cpu"
     return Request(config=config, out=out, clients=clients, share=share, grid=grid)
+
+
+def _choose_folder(args: argparse.Namespace, name: str) -> Path:
+    """Return the run's folder; one that cannot be written to raises ``ConfigError``."""
+    from heterofl_flwr.app.launch.preflight import check_folder
+
+    chosen: Path = args.resume or args.out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    out = chosen.expanduser().resolve()
+    check_folder(out, "--out")
+    return out
+
+
+def _resumed_settings(args: argparse.Namespace) -> tuple[bool, Mapping[str, Any]]:
+    """Return whether the run to resume has begun, and its settings; before it began, they are in its note."""
+    from heterofl_flwr.app.launch.preflight import LaunchNote
+    from heterofl_flwr.runs import RunFolder
+
+    if not args.resume:
+        return False, {}
+    folder = RunFolder(args.resume)
+    note = None if folder.started else LaunchNote.read(args.resume)
+    return folder.started, note.config if note and note.config else folder.settings()
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -167,49 +192,17 @@ def _check_run(request: "Request") -> str:
     return start.finished
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given."""
-    from heterofl_flwr.app.cli.arguments import assignments, read_config
-
-    config = read_config(args.config) if args.config else {}
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given: those of the file, of the short options and of ``--set``."""
     short = {"data.name": args.data, "mix": args.mix, "num-rounds": args.rounds, "seed": args.seed}
     return {
-        **config,
+        **(read_config(args.config) if args.config else {}),
         **{key: value for key, value in short.items() if value is not None},
-        **assignments(args.set),
+        **read_assignments(args.set),
     }
 
 
-def _has_begun(args: argparse.Namespace) -> bool:
-    """Whether a run that is resumed has come so far that its folder has its settings."""
-    from heterofl_flwr.runs import RunFolder
-
-    return bool(args.resume) and RunFolder(args.resume).started
-
-
-def _before(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of the run that goes on; one that was ended while it started has them in its note."""
-    from heterofl_flwr.app.launch.preflight import LaunchNote
-    from heterofl_flwr.runs import RunFolder
-
-    if not args.resume:
-        return {}
-    note = None if _has_begun(args) else LaunchNote.read(args.resume)
-    return dict(note.config if note and note.config else RunFolder(args.resume).settings())
-
-
-def _folder(args: argparse.Namespace, name: str) -> Path:
-    from heterofl_flwr.app.launch.preflight import check_folder
-
-    chosen: Path | None = args.resume or args.out
-    if chosen is None:
-        chosen = Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    out = chosen.expanduser().resolve()
-    check_folder(out, "--out")
-    return out
-
-
-def _asked_share(args: argparse.Namespace) -> "Share":
+def _read_share(args: argparse.Namespace) -> "Share":
     """Return what each client gets of the machine, as far as that was said."""
     from heterofl_flwr.app.launch.preflight import check_share
     from heterofl_flwr.app.launch.request import Share
@@ -221,7 +214,7 @@ def _asked_share(args: argparse.Namespace) -> "Share":
     return share
 
 
-def _measured(args: argparse.Namespace, request: "Request") -> "Share":
+def _measure_share(args: argparse.Namespace, request: "Request") -> "Share":
     """Return what each client gets of the machine; its share of a GPU is measured where none was said."""
     from heterofl_flwr.app.launch import gpus
 
@@ -232,26 +225,3 @@ def _measured(args: argparse.Namespace, request: "Request") -> "Share":
     planned = gpus.plan(gpus.measure(request.config), clients=clients, cores=gpus.cores(), cpus=args.cpus)
     print(f"a client gets {planned.gpus:g} of a GPU: {planned.at_once} at once", flush=True)
     return planned
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path else ""
-
-
-def _data_name(name: str) -> str:
-    """Return the name of a data set; that of a folder in full, as clients run elsewhere."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
-
-
-def _resume_command(args: argparse.Namespace, out: Path) -> str:
-    """Return the command that goes on with a run on the same grid, with the same share of the machine."""
-    how = [f"--{name}={value}" for name, usual in HOW.items() if (value := getattr(args, name)) != usual]
-    return shlex.join(["heterofl", "run", "--resume", str(out), *how])
-
-
-def _show_result(out: Path) -> None:
-    from heterofl_flwr.app.cli.report import show_tables
-
-    show_tables(out)
-    print(f"report: {out / 'report.html'}")

@@ -2,8 +2,11 @@
 
 import argparse
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from heterofl_flwr.app.cli import Subparsers, add_command
 from heterofl_flwr.errors import ConfigError
 
 EXPLAIN = """
@@ -18,15 +21,9 @@ examples:
 """
 
 
-def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(subparsers: Subparsers) -> None:
     """Add this command."""
-    this = subparsers.add_parser(
-        "settings",
-        help="every setting, its value and what it means",
-        description=EXPLAIN,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    this = add_command(subparsers, "settings", run, "every setting, its value and what it means", EXPLAIN, EXAMPLES)
     this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
     this.add_argument(
         "--format",
@@ -37,36 +34,27 @@ def add(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     this.add_argument(
         "--check", type=Path, metavar="FILE", help="say where the defaults in a pyproject.toml are not these"
     )
-    this.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings."""
-    from heterofl_flwr.app.cli.arguments import assignments
-    from heterofl_flwr.settings import DEFAULTS, describe, from_flat, to_flat, to_toml
+    from heterofl_flwr.settings import DEFAULTS, SPECS, describe, from_flat, to_flat, to_toml
 
     if args.check:
         return _check(args.check)
     if args.format == "markdown":
         print(describe(), end="")
         return 0
-    given = assignments(args.set)
+    given = read_assignments(args.set)
     values = to_flat(from_flat(given))
     if args.format == "toml":
         print(to_toml(values if given else DEFAULTS), end="")
-    else:
-        print("\n".join(_lines(values, {**DEFAULTS, **given})))
-    return 0
-
-
-def _lines(values: dict[str, bool | int | float | str], written: dict[str, bool | int | float | str]) -> list[str]:
-    from heterofl_flwr.settings import SPECS, to_toml
-
-    lines = []
+        return 0
+    written = {**DEFAULTS, **given}
     for key, value in values.items():
         stands_for = "" if written[key] == value else f"   (from {written[key]!r})"
-        lines += [to_toml({key: value}).rstrip() + stands_for, f"    {SPECS[key].help} [{SPECS[key].expected}]"]
-    return lines
+        print(f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]")
+    return 0
 
 
 def _check(path: Path) -> int:
@@ -79,3 +67,32 @@ def _check(path: Path) -> int:
     lines = differences(table)
     print("\n".join(lines) if lines else f"{path} has the defaults")
     return 1 if lines else 0
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, with dotted keys."""
+    from heterofl_flwr.settings import flatten
+
+    try:
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def read_assignments(texts: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """Read ``key=value`` texts. Quotes are not needed: a value is what its setting can be, else text."""
+    from heterofl_flwr.settings import SPECS, accepts
+
+    given: dict[str, bool | int | float | str] = {}
+    for text in texts:
+        key, equals, written = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
+        key = key.strip()
+        try:
+            value = tomllib.loads(f"value = {written}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = written
+        is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
+        given[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
+    return given
