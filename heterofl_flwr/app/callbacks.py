@@ -1,13 +1,13 @@
-"""The callbacks that the settings name."""
+"""What the server evaluates by itself, and the callbacks that the settings name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.task import Task, load_function
 from heterofl_flwr.client import Build, load_parameters
@@ -24,6 +24,8 @@ from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hybrid import Hybrid
 from heterofl_flwr.training import evaluate
 
+PROJECT = "heterofl-flwr"
+
 
 class CentralEvaluation:
     """The global model, or that of each family, on the whole test set."""
@@ -34,16 +36,16 @@ class CentralEvaluation:
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Return accuracy and loss without any mask."""
-        strategy, state = self._strategy, wire.tensors_of(arrays, "the server")
+        strategy, state = self._strategy, messages.tensors_of(arrays, "the server")
         if not isinstance(strategy, Hybrid):
-            return MetricRecord(dict(self._judge(server_round, self._task.build, state, strategy.moments)))
+            return MetricRecord(dict(self._evaluate(server_round, self._task.build, state, strategy.moments)))
         found = {
-            name: self._judge(server_round, build, within(name, state), strategy.family_moments.get(name, {}))
+            name: self._evaluate(server_round, build, within(name, state), strategy.family_moments.get(name, {}))
             for name, build in self._task.families.items()
         }
         return MetricRecord(dict(with_families(found)))
 
-    def _judge(
+    def _evaluate(
         self, server_round: int, build: Build, state: Mapping[str, Tensor], moments: Mapping[float, Moments]
     ) -> dict[str, float]:
         rate = self._task.mix.global_rate
@@ -62,17 +64,14 @@ class CentralEvaluation:
         return result.metrics("global")
 
 
-PROJECT = "heterofl-flwr"
-
-Make = Callable[[Task, RunFolder | None], RoundCallback]
-
-
-def callbacks_of(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
+def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
-    run = task.settings.run
+    run, strategy = task.settings.run, task.settings.server.strategy
     found: list[RoundCallback] = []
     if folder is not None:
-        costs = _costs(task)
+        builds = task.families if strategy == "hybrid" else task.build
+        # The models of FedH2L have no levels, and travel nowhere.
+        costs = None if strategy == "fedh2l" else Costs(builds, task.mix, task.example())
         found.append(
             Recorder(folder, run.checkpoint_every, metric=run.metric or None, costs=costs, models=not task.personal)
         )
@@ -80,44 +79,20 @@ def callbacks_of(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
         # A run that is resumed must stop in the round in which it would have stopped without a break.
         history = folder.history() if folder is not None and run.resume else ()
         found.append(EarlyStopping(run.metric or "global-accuracy", run.patience, history=history))
-    for name in run.callbacks:
-        if name == "tensorboard" and folder is None:
-            continue  # the default, which has nowhere to write without a folder
-        found.append(_make(name)(task, folder))
-    return found
+    # Without a folder the default, tensorboard, has nowhere to write.
+    names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
+    return found + [_build_callback(name, task, folder) for name in names]
 
 
-def _costs(task: Task) -> Costs | None:
-    """Return what measures the models; those of FedH2L have no levels, and travel nowhere."""
-    strategy = task.settings.server.strategy
-    if strategy == "fedh2l":
-        return None
-    return Costs(task.families if strategy == "hybrid" else task.build, task.mix, task.example())
-
-
-def _make(name: str) -> Make:
-    if name in KNOWN:
-        return KNOWN[name]
+def _build_callback(name: str, task: Task, folder: RunFolder | None) -> RoundCallback:
+    """Return a callback of ours, or a user's own."""
     if ":" in name:
-        return lambda task, folder: cast("RoundCallback", load_function(name, "run.callbacks")())
-    raise ConfigError(f"run.callbacks names {name!r}; expected {', '.join(KNOWN)} or 'module:name'")
-
-
-def _tensorboard(task: Task, folder: RunFolder | None) -> RoundCallback:
-    del task
-    if folder is None:
-        raise ConfigError("run.callbacks names tensorboard, which writes to the run's folder: set run.dir")
-    return TensorBoard(folder)
-
-
-def _wandb(task: Task, folder: RunFolder | None) -> RoundCallback:
-    # A run that is resumed in its folder goes on there as well.
-    return WandB(PROJECT, settings=to_flat(task.settings), run_id=folder.path.resolve().name if folder else None)
-
-
-def _mlflow(task: Task, folder: RunFolder | None) -> RoundCallback:
-    return MLflow(PROJECT, settings=to_flat(task.settings), options={"run_name": folder.path.name} if folder else {})
-
-
-KNOWN: dict[str, Make] = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-"""The callbacks that settings can name, beside a user's own."""
+        return cast("RoundCallback", load_function(name, "run.callbacks")())
+    if name == "tensorboard" and folder is not None:
+        return TensorBoard(folder)
+    settings = to_flat(task.settings)
+    if name == "wandb":  # a run that is resumed in its folder goes on there as well
+        return WandB(PROJECT, settings=settings, run_id=folder.path.resolve().name if folder else None)
+    if name == "mlflow":
+        return MLflow(PROJECT, settings=settings, options={"run_name": folder.path.name} if folder else {})
+    raise ConfigError(f"run.callbacks names {name!r}; expected tensorboard, wandb, mlflow or 'module:name'")

@@ -1,7 +1,8 @@
 """The ServerApp behind ``flwr run``: HeteroFL as the settings say, with records, checkpoints and a report."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +11,18 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from heterofl_flwr.app.callbacks import CentralEvaluation, callbacks_of
-from heterofl_flwr.app.devices import on_devices
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr import messages
+from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
+from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import RoundCallback, Tally
 from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.grids import Windowed
+from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
+from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.grids.windowed import Watched
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Checkpoint, Console, RunFolder, write_report
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
@@ -77,17 +81,19 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         logger.info(start.finished)
         return make_strategy(task, extra_callbacks)
     console = Console()
-    strategy = make_strategy(task, (console, *callbacks_of(task, folder), *extra_callbacks))
+    strategy = make_strategy(task, (console, *build_callbacks(task, folder), *extra_callbacks))
     windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
+    devices = build_devices(task)
     watched = Watched(windowed, console, innermost=grid)
     if folder is not None:  # only now, as all that can be refused has been
-        folder.start(to_flat(settings), resume=settings.run.resume, about=_about(task), **RESUMED)
+        about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": device_name(task.device)}
+        folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
             strategy.engine.tally = Tally.of(one for one in folder.history() if one.server_round < start.first_round)
     strategy.federation.optimizer_state = dict(start.optimizer_state)
     strategy.start(
-        on_devices(watched, task),
+        SimulatedDevices(watched, devices, min_replies=settings.sample.min_replies) if devices else watched,
         initial_arrays=start.arrays,
         num_rounds=settings.num_rounds,
         timeout=settings.engine.timeout,
@@ -154,6 +160,39 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     return HeteroFL(task.build, settings.mix, **common)
 
 
+def build_devices(task: Task) -> Devices | None:
+    """Return what the clients' devices can do; None where nothing is simulated."""
+    settings = task.settings
+    name = settings.devices.profile
+    if not name:
+        return None
+    profiles: Profiles = BUNDLED[name] if name in BUNDLED else load_function(name, "devices.profile")()
+    cost = _exchange_cost(task) if settings.server.strategy in EXCHANGES else _training_cost(task, task.build)
+    return Devices(profiles, cost, deadline=settings.devices.deadline or math.inf)
+
+
+def _training_cost(task: Task, build: Build) -> Training:
+    """Return what it costs to train a model on a client's own examples."""
+    train, settings = task.dataset.train, task.settings.train
+    pieces = 1.0 if train.reading is None else train.inputs.shape[1] / train.reading.length
+    smaller = task.mix.rates if settings.ordered_dropout else ()
+    return Training(build, task.example(), epochs=settings.epochs, inputs=pieces, smaller=smaller)
+
+
+def _exchange_cost(task: Task) -> Callable[[str, int, float, int], float]:
+    """Return what two exchanges cost: training and publishing, then the seed steps; each architecture has its own."""
+    distill, batch_size = task.settings.distill, task.settings.train.batch_size
+    training = {build: _training_cost(task, build) for build in task.families.values()}
+
+    def cost(kind: str, partition: int, rate: float, examples: int) -> float:
+        own = training[task.build_of(partition)]
+        if kind == messages.TRAIN_PUBLISH:
+            return own(kind, partition, rate, examples) + distill.seed_batch * own.forward(rate)
+        return PASSES * distill.steps * (min(batch_size, examples) + distill.seed_batch) * own.forward(rate)
+
+    return cost
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """Where a run begins, or that it has come to its end."""
@@ -191,12 +230,6 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
             f"ask for {done} or more"
         )
     return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer)
-
-
-def _about(task: Task) -> dict[str, object]:
-    """Return what the report tells beside the settings."""
-    settings = task.settings
-    return {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": device_name(task.device)}
 
 
 def _log_beside_flower() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heterofl_flwr import DeviceProfile
-from heterofl_flwr.app.devices import devices_of
+from heterofl_flwr.app.server_app import build_devices
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.devices import EDGE
@@ -34,17 +34,17 @@ def task(**settings):
 
 
 def test_without_a_profile_nothing_is_simulated():
-    assert devices_of(task()) is None
+    assert build_devices(task()) is None
 
 
 def test_settings_name_bundled_devices_or_ones_own():
-    assert devices_of(task(devices__profile="edge")).profile(0.25) is EDGE["c"]
-    found = devices_of(task(devices__profile="tests.app.test_devices:own", devices__deadline=5))
+    assert build_devices(task(devices__profile="edge")).profile(0.25) is EDGE["c"]
+    found = build_devices(task(devices__profile="tests.app.test_devices:own", devices__deadline=5))
     assert (found.profile(0.25), found.deadline) == (OWN["a"], 5)
     with pytest.raises(ConfigError, match="device profiles are None; expected a mapping"):
-        devices_of(task(devices__profile="tests.app.test_devices:nothing"))
+        build_devices(task(devices__profile="tests.app.test_devices:nothing"))
     with pytest.raises(ConfigError, match=r"devices\.profile is 'tests\.app\.test_devices:gone', which cannot"):
-        devices_of(task(devices__profile="tests.app.test_devices:gone"))
+        build_devices(task(devices__profile="tests.app.test_devices:gone"))
     with pytest.raises(ConfigError, match=r"devices\.profile: found 'moon' \(str\), expected one of edge, 'module"):
         task(devices__profile="moon")
     with pytest.raises(ConfigError, match=r"devices\.deadline: found 5, expected devices\.profile to name the devices"):
@@ -54,10 +54,10 @@ def test_settings_name_bundled_devices_or_ones_own():
 
 
 def test_the_work_is_that_of_the_epochs_and_of_what_they_train():
-    macs = devices_of(task(devices__profile="edge")).work("train", 0, 1.0, 1)
-    assert devices_of(task(devices__profile="edge", train__epochs=4)).work("train", 0, 1.0, 7) == 28 * macs
-    small = devices_of(task(devices__profile="edge")).work("train", 0, 0.0625, 1)
-    inside = devices_of(task(devices__profile="edge", mix="a1-e1", **{"train__ordered-dropout": True}))
+    macs = build_devices(task(devices__profile="edge")).work("train", 0, 1.0, 1)
+    assert build_devices(task(devices__profile="edge", train__epochs=4)).work("train", 0, 1.0, 7) == 28 * macs
+    small = build_devices(task(devices__profile="edge")).work("train", 0, 0.0625, 1)
+    inside = build_devices(task(devices__profile="edge", mix="a1-e1", **{"train__ordered-dropout": True}))
     assert inside.work("train", 0, 1.0, 1) == pytest.approx((macs + small) / 2)
 
 
@@ -82,7 +82,7 @@ def test_clients_take_their_share_together_as_alone():
 
 def test_the_work_of_fedh2l_is_that_of_each_architecture():
     config = {**H2L, "devices.profile": "edge", "distill.models": f"mlp,{HERE}:small_cnn", "distill.steps": 2}
-    work = devices_of(task_of(config)).work
+    work = build_devices(task_of(config)).work
     one, other = (work("train.publish", partition, 1.0, 0) for partition in (0, 1))
     assert one != other
     forward = one / config["distill.seed-batch"]  # of each seed example that is published about

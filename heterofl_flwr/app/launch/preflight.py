@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from heterofl_flwr.app.devices import devices_of
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Share
-from heterofl_flwr.app.server_app import make_strategy
+from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.models import MODELS, Build
@@ -81,7 +80,7 @@ def check_task(task: Task, clients: int) -> None:
     try:
         task.partitions(clients)
         make_strategy(task, ())
-        devices_of(task)
+        build_devices(task)
     except HeteroFLError:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
