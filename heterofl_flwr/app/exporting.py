@@ -35,15 +35,15 @@ class RunModels:
 
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path)
-        self.settings = self._settings()
-        self.facts = self._facts()
+        self.settings = self._read_settings()
+        self.facts = self._read_facts()
 
     def chosen(self, levels: Sequence[str]) -> list[str]:
         """Return the names of models: of levels, of rates, or of themselves; ``all`` is every one."""
         found: list[str] = []
         for level in levels:
-            own = [name for name, facts in self.facts.items() if level in ("all", name, *_names(facts))]
-            if not own:
+            names = {name: ("all", name, facts["level"], f"{facts['rate']:g}") for name, facts in self.facts.items()}
+            if not (own := [name for name, known in names.items() if level in known]):
                 known = ", ".join(f"{name} ({facts['rate']:g})" for name, facts in self.facts.items())
                 raise ConfigError(f"--level {level}: the run has no such model; expected all, or some of {known}")
             found += own
@@ -51,7 +51,10 @@ class RunModels:
 
     def export(self, names: Sequence[str], out: Path, *, formats: Sequence[str], runs: int) -> Iterator[Path]:
         """Write each model into a folder of its name, and yield that."""
-        task = task_of({**self.settings, "data.root": self._data_root(), "engine.device": "cpu"})
+        root = str(self.settings.get("data.root", ""))
+        if not root or not Path(root).is_dir():  # the run had its data elsewhere
+            root = os.environ.get("HETEROFL_DATA", "")
+        task = task_of({**self.settings, "data.root": root, "engine.device": "cpu"})
         deal = self.folder.deal()
         test = task.whole_test(len(deal.train) if deal else 0)
         inputs = checked_inputs(test, task.settings.seed)
@@ -64,12 +67,12 @@ class RunModels:
                 out / name,
                 formats=formats,
                 dynamic={**BATCH, 1: "sequence"} if test.reading else BATCH,
-                facts=self._told(task, facts, model, test),
+                facts=self._manifest(task, facts, model, test),
                 runs=runs,
             )
             yield out / name
 
-    def _told(self, task: Task, facts: Mapping[str, Any], model: nn.Module, test: Split) -> dict[str, object]:
+    def _manifest(self, task: Task, facts: Mapping[str, Any], model: nn.Module, test: Split) -> dict[str, object]:
         """Return what a manifest says beside what every export says."""
         server_round = facts["server_round"] or 0
         found = evaluate(
@@ -88,7 +91,7 @@ class RunModels:
             "trained": {"commit": self.folder.about()["commits"][-1], "mix": str(task.mix), "seed": task.settings.seed},
         }
 
-    def _settings(self) -> Mapping[str, Any]:
+    def _read_settings(self) -> Mapping[str, Any]:
         settings = self.folder.settings()
         strange = sorted(set(settings) - set(SPECS))
         if strange or not settings:
@@ -99,7 +102,7 @@ class RunModels:
             )
         return settings
 
-    def _facts(self) -> dict[str, dict[str, Any]]:
+    def _read_facts(self) -> dict[str, dict[str, Any]]:
         found = model_facts(self.folder)
         if found:
             return found
@@ -114,11 +117,6 @@ class RunModels:
             f"the run in {self.folder.path} has no models yet: it has done {rounds} of {self.settings['num-rounds']} "
             f"rounds, and writes them at its end. Go on with it: heterofl run --resume {self.folder.path}"
         )
-
-    def _data_root(self) -> str:
-        """Return where the run had its data; where that is not here, what the environment says."""
-        root = str(self.settings.get("data.root", ""))
-        return root if root and Path(root).is_dir() else os.environ.get("HETEROFL_DATA", "")
 
 
 def checked_inputs(test: Split, seed: int) -> Tensor:
@@ -144,7 +142,3 @@ def preprocessing(dataset: Dataset) -> dict[str, object]:
     each = "column" if table else "channel"
     columns = {"columns": list(dataset.columns)} if dataset.columns else {}
     return {"kind": "normalise", "says": f"{says}, for each {each}", **asdict(dataset.normal), **columns}
-
-
-def _names(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    return str(facts["level"]), format(facts["rate"], "g")

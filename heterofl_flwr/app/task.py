@@ -5,6 +5,7 @@ A task is made once in each process and kept, so data and models survive the rou
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -26,8 +27,6 @@ from heterofl_flwr.training.distill import seed_set
 
 MOST_DEALT = 1_000_000
 """Clients times classes up to which a run's folder tells who was dealt what."""
-
-Flat = Mapping[str, Any]
 
 COHORTS = {"cpu": 5, "cuda": 50}
 """How many clients train together by default, by type of device."""
@@ -76,16 +75,11 @@ class Task:
         model = self.settings.model.name
         if ":" in model:
             return load_function(model, "model.name")
-        options = model_options(self.settings)
         facts = self.facts
-        depends = {
-            "channels": facts.shape[0] if len(facts.shape) == 3 else 1,
-            "inputs": facts.shape,
-            "classes": facts.classes,
-            "vocabulary": facts.classes,
-        }
-        options |= {name: value for name, value in depends.items() if model_has(model, name)}
-        return build_model(model, **options)
+        channels = facts.shape[0] if len(facts.shape) == 3 else 1
+        depends = {"channels": channels, "inputs": facts.shape, "classes": facts.classes, "vocabulary": facts.classes}
+        own = {name: value for name, value in depends.items() if model_has(model, name)}
+        return build_model(model, **model_options(self.settings), **own)
 
     @cached_property
     def families(self) -> Mapping[str, Build]:
@@ -180,17 +174,13 @@ class Task:
 
         None where the server does not have the data (``evaluate.central``).
         """
-        if not self.settings.evaluate.central or self.dataset.train.reading is not None:
+        dataset = self.dataset if self.settings.evaluate.central else None
+        if dataset is None or dataset.train.reading is not None or dataset.classes * number > MOST_DEALT:
             return None
-        parts, classes = self.partitions(number), self.dataset.classes
-        if classes * number > MOST_DEALT:
-            return None
+        parts = self.partitions(number)
         train, test = (
-            tuple(tuple(targets[rows].bincount(minlength=classes).tolist()) for rows in dealt)
-            for targets, dealt in (
-                (self.dataset.train.targets, parts.train),
-                (self.dataset.test.targets, parts.test),
-            )
+            tuple(tuple(split.targets[rows].bincount(minlength=dataset.classes).tolist()) for rows in dealt)
+            for split, dealt in ((dataset.train, parts.train), (dataset.test, parts.test))
         )
         return Deal(train, test)
 
@@ -201,10 +191,8 @@ class Task:
 
     def trained(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
         """Return what is trained of a client's model: with ordered dropout, the smaller ones inside it too."""
-        if not self.settings.train.ordered_dropout:
-            return model
-        smaller = [build(other).to(self.device) for other in self.mix.rates if other < rate]
-        return OrderedDropout(model, smaller)
+        smaller = (build(other).to(self.device) for other in self.mix.rates if other < rate)
+        return OrderedDropout(model, [*smaller]) if self.settings.train.ordered_dropout else model
 
     def partitions(self, number: int) -> Partitions:
         """Return how the data are dealt to so many clients."""
@@ -224,22 +212,12 @@ class Task:
 
     def options(self, learning_rate: float) -> TrainOptions:
         """Return how a client trains."""
-        train = self.settings.train
-        return TrainOptions(
-            learning_rate=learning_rate,
-            epochs=train.epochs,
-            batch_size=train.batch_size,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            clip=train.clip,
-            proximal=train.proximal,
-            mask_fill=train.mask_fill,
-            augment=self.facts.augment,
-            precision=train.precision,
-        )
+        names = {one.name for one in fields(TrainOptions)}
+        settings = self.settings.train.model_dump(include=names)
+        return TrainOptions(learning_rate=learning_rate, augment=self.facts.augment, **settings)
 
 
-def task_of(run_config: Flat) -> Task:
+def task_of(run_config: Mapping[str, Any]) -> Task:
     """Return the task of a run; the same one for equal settings."""
     return _task(tuple(sorted(run_config.items())))
 
