@@ -1,7 +1,7 @@
 """``heterofl profile``: what the models of a mix cost, as the left columns of the paper's Tables 7 to 9."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -38,9 +38,14 @@ def add(subparsers: Subparsers) -> None:
     this = add_command(subparsers, "profile", run, summary, EXPLAIN, EXAMPLES)
     this.add_argument("name", help="a data set (mnist, cifar10, wikitext2, digits), or a model")
     this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
-    this.add_argument("--shape", type=_shape, help="shape of one input, such as 3x32x32")
-    this.add_argument("--classes", type=_classes, help="number of classes")
-    this.add_argument("--hidden", type=_widths, metavar="WIDTHS", help="widths at rate 1, such as 64,128,256,512")
+    this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
+    this.add_argument("--classes", type=_integers(None, "10"), help="number of classes")
+    this.add_argument(
+        "--hidden",
+        type=_integers(",", "64,128,256,512"),
+        metavar="WIDTHS",
+        help="widths at rate 1, such as 64,128,256,512",
+    )
     this.add_argument("--norm", help="norm of an image model: sbn, in, gn, ln or none")
     this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
 
@@ -49,10 +54,18 @@ def run(args: argparse.Namespace) -> int:
     """Print the table."""
     from heterofl_flwr.core.formatting import render
 
-    setup = setup_of(args.name, args.shape, {"classes": args.classes, "hidden": args.hidden, "norm": args.norm})
-    costs = mix_costs(setup, args.mix or all_mixes("abcde"))
-    cells = _exact if args.format == "csv" else _printed
-    print(render(HEADER, [(name, *cells(cost)) for name, cost in costs.items()], args.format))
+    classes = args.classes and args.classes[0]
+    setup = build_setup(args.name, args.shape, {"classes": classes, "hidden": args.hidden, "norm": args.norm})
+    rows = []
+    for name, cost in mix_costs(setup, args.mix or all_mixes("abcde")).items():
+        if args.format == "csv":
+            numbers = (cost.ratio, cost.parameters, cost.printed_flops, cost.macs, cost.megabytes)
+            cells = [format(number, ".12g") for number in numbers]
+        else:
+            large = map(printed, (cost.parameters, cost.printed_flops, cost.macs))
+            cells = [f"{cost.ratio:.2f}", *large, f"{cost.megabytes:.2f}"]
+        rows.append((name, *cells))
+    print(render(HEADER, rows, args.format))
     return 0
 
 
@@ -62,15 +75,16 @@ def all_mixes(levels: str) -> list[str]:
     return ["-".join(subset) for subset in sorted(subsets, key=lambda subset: (subset[0], len(subset), subset))]
 
 
-def setup_of(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
+def build_setup(name: str, shape: tuple[int, ...] | None, options: dict[str, object]) -> "Setup":
     """Return the paper's set-up of a data set, or one for a model, with what the user changed."""
     from heterofl_flwr.nn.models import MODELS, PAPER, Setup
+    from heterofl_flwr.settings import from_flat
 
-    given = {option: value for option, value in options.items() if value is not None}
     if name in PAPER:
         base = PAPER[name]
     elif name == "digits":
-        base = _digits()
+        model = from_flat({"data.name": name}).model
+        base = Setup(model.name, (1, 8, 8), options={"channels": 1, "classes": 10, "hidden": model.hidden})
     elif name in MODELS:
         base = next((setup for setup in PAPER.values() if setup.model == name), None) or Setup(name, (3, 32, 32))
     else:
@@ -82,16 +96,9 @@ def setup_of(name: str, shape: tuple[int, ...] | None, options: dict[str, object
         raise ConfigError(
             f"--shape {'x'.join(map(str, shape))}: {base.model} takes inputs like {'x'.join(map(str, base.shape))}"
         )
+    given = {option: value for option, value in options.items() if value is not None}
     images = {"channels": shape[0]} if len(shape) > 1 else {}
     return Setup(base.model, shape, base.dtype, {**base.options, **images, **given})
-
-
-def _digits() -> "Setup":
-    from heterofl_flwr.nn.models import Setup
-    from heterofl_flwr.settings import from_flat
-
-    model = from_flat({"data.name": "digits"}).model
-    return Setup(model.name, (1, 8, 8), options={"channels": 1, "classes": 10, "hidden": model.hidden})
 
 
 def mix_costs(setup: "Setup", names: Sequence[str]) -> dict[str, "MixProfile"]:
@@ -116,31 +123,13 @@ def printed(value: float) -> str:
     return f"{value / unit:.1f} {name}".strip()
 
 
-def _printed(cost: "MixProfile") -> tuple[str, ...]:
-    numbers = (cost.parameters, cost.printed_flops, cost.macs)
-    return (f"{cost.ratio:.2f}", *map(printed, numbers), f"{cost.megabytes:.2f}")
+def _integers(separator: str | None, example: str) -> Callable[[str], tuple[int, ...]]:
+    """Return a reader of positive integers, with an error that shows an example."""
 
+    def read(text: str) -> tuple[int, ...]:
+        parts = [text] if separator is None else text.split(separator)
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected positive integers such as {example}")
+        return tuple(map(int, parts))
 
-def _exact(cost: "MixProfile") -> tuple[str, ...]:
-    numbers = (cost.ratio, cost.parameters, cost.printed_flops, cost.macs, cost.megabytes)
-    return tuple(format(number, ".12g") for number in numbers)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return _positive(text, "x", "3x32x32")
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    return _positive(text, ",", "64,128,256,512")
-
-
-def _classes(text: str) -> int:
-    return _positive(text, None, "10")[0]
-
-
-def _positive(text: str, separator: str | None, example: str) -> tuple[int, ...]:
-    """Read positive integers; the message of argparse's own check would name our function."""
-    parts = [text] if separator is None else text.split(separator)
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected positive integers such as {example}")
-    return tuple(map(int, parts))
+    return read
