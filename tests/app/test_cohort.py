@@ -8,6 +8,7 @@ from heterofl_flwr import messages as wire
 from heterofl_flwr.app import callbacks as central
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.callbacks import CentralEvaluation
+from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import RoundCallback
@@ -84,14 +85,14 @@ def test_worker_processes_train_the_same_cohorts():
 
 
 def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
-    data_of = client_app.data_of
+    data = Instruction.data.func
 
-    def data(task, context):
-        if context.node_config["partition-id"] == 2:
+    def fail(instruction):
+        if instruction.context.node_config["partition-id"] == 2:
             raise FileNotFoundError("its disk is gone")
-        return data_of(task, context)
+        return data(instruction)
 
-    monkeypatch.setattr(client_app, "data_of", data)
+    monkeypatch.setattr(Instruction, "data", property(fail))
     record = last_round(3).record
     assert sizes
     assert list(record.failures) == [2]
@@ -123,13 +124,13 @@ def identity():
 @pytest.mark.usefixtures("identity")
 def test_each_model_is_its_own_whether_slices_are_shared_or_not():
     task = task_of(SMALL)
-    shared, _ = asked(arrays=ArrayRecord(dict(task.build(1.0).named_parameters())))
-    one, other = client_app._models(task, shared, [None] * 2)
+    shared = asked(arrays=ArrayRecord(dict(task.build(1.0).named_parameters())))
+    one, other = client_app._load_models([Instruction(*each) for each in zip(*shared, strict=True)])
     assert one is not other
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    own, _ = asked()
-    models = client_app._models(task, own, [None] * 2)
-    for message, model in zip(own, models, strict=True):
+    own = asked()
+    models = client_app._load_models([Instruction(*each) for each in zip(*own, strict=True)])
+    for message, model in zip(own[0], models, strict=True):
         sent = message.content[wire.ARRAYS].to_torch_state_dict()
         assert all(torch.equal(sent[name], parameter) for name, parameter in model.named_parameters())
 
@@ -141,7 +142,7 @@ def test_other_learning_rates_are_no_cohort():
 
 
 @pytest.mark.usefixtures("identity")
-@pytest.mark.parametrize("fails", ["_models", "train_together"])
+@pytest.mark.parametrize("fails", ["_load_models", "train_together"])
 def test_out_of_memory_names_the_level(monkeypatch, fails):
     def fail(*arguments, **options):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")

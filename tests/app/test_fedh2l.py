@@ -8,6 +8,7 @@ from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import NODE_STATES, Instruction
 from heterofl_flwr.app.task import task_of
+from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import DEFAULTS
@@ -59,7 +60,9 @@ def test_a_model_is_judged_with_the_moments_of_the_seed_set_too(strategy, seeds)
     config = {**H2L, "server.strategy": strategy, "server.shared": ""}
     context = Context(1, 2, {"partition-id": 0, "num-partitions": CLIENTS}, RecordDict(), config)
     own = {"seed": 0, "server-round": 1, "partition": 0}
+    lent = Identity(1)
     asked = instruction("evaluate", 2, ArrayRecord(), own)
+    lent.release()
     assert sum(len(batch) for batch in Instruction(asked, context)._seed_batches()) == seeds
 
 
