@@ -2,40 +2,32 @@
 
 The overhead is 1 - (training / round). A round is all from the draw of its clients to the new global model, on a
 ``LocalGrid`` in this process or a ``RayGrid`` of one actor; the training is what of it the clients spend in
-``train_together`` on the first. Each grid's first model is compared with that of the same training without any message.
-The global model is level a, which the one client that never trains holds.
+``train_together`` on the first. The global model is level a, which the one client that never trains holds.
 """
 
 import contextlib
-import copy
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from torch import Tensor
+from flwr.app import ArrayRecord, ConfigRecord
 
-from heterofl_flwr import messages as wire
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.launch.grid import cohort_of
 from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import make_strategy
-from heterofl_flwr.app.task import Task, task_of
-from heterofl_flwr.client import seed_of, submodel
-from heterofl_flwr.core import LEVELS, Aggregator
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.core import LEVELS
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.runner import together
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.training import TrainingJob, TrainResult, train_together
+from heterofl_flwr.training import TrainResult, train_together
 from simulations.bench.sides import request
 from simulations.reference.rounds import Experiment, members
 
@@ -73,7 +65,7 @@ def measure(experiment: Experiment, rounds: int, *, ray: bool) -> dict[str, Over
 
 
 def on_grid(make: Callable[..., LocalGrid | RayGrid], asked: Request, rounds: int) -> Overhead:
-    """Measure rounds and what of them is training, after one whose result is checked and whose time is thrown away."""
+    """Measure rounds and what of them is training, after one whose time is thrown away."""
     task, cohort = task_of(asked.config), cohort_of(asked)
     strategy = make_strategy(task, ())
     arrays = ArrayRecord(strategy.federation.initial_state())
@@ -83,11 +75,8 @@ def on_grid(make: Callable[..., LocalGrid | RayGrid], asked: Request, rounds: in
             start = time.perf_counter()
             with _training_timed() as training:
                 messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-                new, _ = strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+                strategy.aggregate_train(server_round, grid.send_and_receive(messages))
             seconds.append((time.perf_counter() - start, sum(training)))
-            if server_round == 1:
-                groups = together(messages, cohort)
-                check_same(new, train_directly(groups, task, strategy, arrays, clients=asked.clients))
     return Overhead(*(statistics.median(own) for own in zip(*seconds[1:], strict=True)))
 
 
@@ -105,38 +94,6 @@ def _training_timed() -> Iterator[list[float]]:
 
     with mock.patch.object(client_app, "train_together", timed):
         yield seconds
-
-
-def train_directly(
-    groups: Sequence[Sequence[Message]], task: Task, strategy: HeteroFL, arrays: ArrayRecord, *, clients: int
-) -> Mapping[str, Tensor]:
-    """Return the mean of what the clients of these messages train, without any message."""
-    total = Aggregator(arrays.to_torch_state_dict(), strategy.federation.rows, extra_rows=False)
-    for group in groups:
-        configs = [wire.config_of(message, SERVER) for message in group]
-        parts = [task.part(wire.value_of(config, wire.PARTITION, int, SERVER), clients) for config in configs]
-        works = [
-            TrainingJob(
-                model=copy.deepcopy(submodel(message, task.build)),
-                split=split,
-                seed=seed_of(message),
-                classes=torch.tensor(classes),
-            )
-            for message, (split, _, classes) in zip(group, parts, strict=True)
-        ]
-        options = task.options(wire.value_of(configs[0], wire.LEARNING_RATE, float, SERVER))
-        train_together(works, options, engine=task.settings.engine.name)
-        for work, config, (_, _, classes) in zip(works, configs, parts, strict=True):
-            sub = {name: value.detach() for name, value in work.model.named_parameters()}
-            total.add(strategy.federation.plan(wire.value_of(config, wire.RATE, float, SERVER)), sub, labels=classes)
-    return total.result()
-
-
-def check_same(new: ArrayRecord | None, expected: Mapping[str, Tensor]) -> None:
-    """Raise if the round and the training alone lead to different models: then they were not the same work."""
-    found = new.to_torch_state_dict() if new else {}
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def _all_small(clients: int, seed: int, mix: str, rounds: int) -> bool:

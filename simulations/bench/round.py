@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> bool:
         ours = stack.enter_context(Ours(experiment))
         side: Side
         if options.authors:
-            side = stack.enter_context(Authors(options.authors, experiment, cores()))
+            side = stack.enter_context(Authors(options.authors, experiment.data, experiment.control(), cores()))
         else:
             side = stack.enter_context(Plain(experiment, cores()))
         goals = compare(ours, side, experiment, options.rounds)
@@ -96,7 +96,7 @@ def compare(ours: Ours, side: Side, experiment: Experiment, rounds: int) -> list
         for one, found in ((ours, mine), (side, theirs)):
             parts, model = one.round()
             if number == 0:
-                check(one.name, model, parts.accuracy, experiment.data)
+                check(one.name, model, parts.accuracy, experiment.data())
             found.append(parts)
         evaluations.append(ours.default_evaluation(levels=False))
         last.append(ours.default_evaluation(levels=True))

@@ -30,8 +30,8 @@ class Way:
         """Return the first round whose accuracy reaches the goal."""
         return next((number for number, accuracy in sorted(self.accuracies.items()) if accuracy >= goal), None)
 
-    def told(self, goal: float) -> str:
-        """Say when it reached the goal."""
+    def describe(self, goal: float) -> str:
+        """Return a line that says when it reached the goal."""
         number = self.reached(goal)
         if number is None:
             best = max(self.accuracies.values(), default=0.0)
@@ -59,10 +59,10 @@ def run(experiment: Experiment, options: argparse.Namespace) -> bool:
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ours = run_ours(experiment, options, work / "ours")
-        print(f"\nours: {ours.told(options.target)}", flush=True)
+        print(f"\nours: {ours.describe(options.target)}", flush=True)
         theirs = run_theirs(experiment, options, work) if options.authors else None
         if theirs:
-            print(f"the authors' code: {theirs.told(options.target)}")
+            print(f"the authors' code: {theirs.describe(options.target)}")
     return verdict(ours, theirs, options.target)
 
 
@@ -107,9 +107,9 @@ def run_theirs(experiment: Experiment, options: argparse.Namespace, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     with Authors(
         options.authors,
-        experiment,
+        experiment.data,
+        experiment.control(options.assignment),
         cores(),
-        assignment=options.assignment,
         balanced=False,
         state=folder / "authors.pt",
     ) as side:

@@ -1,7 +1,7 @@
 """Set methods beside one another: what each reached on one split, and for how many rounds, bytes and multiplications.
 
 Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the named folders.
-runs on the same data and split are compared; runs that differ in nothing but the seed are one method.
+Finished runs on the same data and split are compared; runs that differ in nothing but the seed are one method.
 """
 
 import sys
@@ -31,19 +31,7 @@ own (Standalone, LG-FedAvg, FedH2L), global accuracy is the mean of theirs on th
 
 
 def write(paths: Sequence[Path], out: Path, targets: Sequence[float], command: str) -> str:
-    """Write ``compare.md``, a file of values for each split, and figures; return what they amount to.
-
-    Parameters
-    ----------
-    paths : Sequence[Path]
-        Folders with runs.
-    out : Path
-        Where to.
-    targets : Sequence[float]
-        Values of the first metric, mostly global accuracy, for which to tell when each method reached them.
-    command : str
-        What asked for it.
-    """
+    """Write ``compare.md``, a file of values for each split, and figures; return a line that says how many."""
     runs, unreadable = read_runs(paths)
     found = contestants(runs)
     if not found:
@@ -74,7 +62,7 @@ def _section(
     """Return the text about one split, and its files."""
     place, metrics = f"{file_name(data)}-{file_name(split)}", metrics_of(own)
     files = {f"compare-{place}.csv": to_csv(own, data, split).encode()}
-    text = [f"## {data}, {split}\n", _untitled(to_markdown(reached_table(own)))]
+    text = [f"## {data}, {split}\n", to_markdown(reached_table(own)).partition("\n\n")[2]]
     for metric in metrics[:1]:
         text += [f"#{to_markdown(target_table(own, metric, target))}" for target in targets_for(metric, targets)]
     for metric in metrics:
@@ -85,10 +73,6 @@ def _section(
                 text.append(f"![{metric.replace('-', ' ')} over {axis}]({name})\n")
     text += ["Made by, for the first seed:\n", *sources(own), ""]
     return "\n".join(text), files
-
-
-def _untitled(markdown: str) -> str:
-    return markdown.partition("\n\n")[2]
 
 
 EXAMPLES = """

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, mode_of
-from simulations.compare.curves import AMOUNTS, AXES, axes_of, curve, spent_until
+from simulations.compare.curves import AXES, axes_of, curve, spent_until
 from simulations.compare.methods import Contestant
 from simulations.paper.runs import Run, portable
 from simulations.paper.statistics import summarise
 from simulations.paper.tables import Table
-
-COLUMNS = ("method", "seeds", "rounds")
 
 
 def metrics_of(contestants: Sequence[Contestant]) -> list[str]:
@@ -23,38 +21,32 @@ def metrics_of(contestants: Sequence[Contestant]) -> list[str]:
 
 
 def reached_table(contestants: Sequence[Contestant]) -> Table:
-    """Return what each method reached after its last round, mean and deviation over seeds, and what it took."""
+    """Return what each method reached after its last round, mean and deviation over seeds, and what it spent."""
     metrics, axes = metrics_of(contestants), axes_of(contestants)[1:]
-    heads = (*COLUMNS, *(metric.replace("-", " ") for metric in metrics), "bytes a client and round", *axes)
-    rows = tuple(
-        (
-            *_who(one),
-            *(_final(one, metric) for metric in metrics),
-            formatting.size(bytes_a_client(one)),
-            *(_total(one, axis) for axis in axes),
-        )
-        for one in contestants
-    )
-    return Table("tab:reached", "After the last round", heads, rows)
+    names = (metric.replace("-", " ") for metric in metrics)
+    rows = []
+    for one in contestants:
+        # Measured on the messages, both ways.
+        records = [record for run in one.runs for record in run.records]
+        sent = sum(record.bytes_down + record.bytes_up for record in records) / sum(len(own.rates) for own in records)
+        totals = (AXES[axis].write(_mean([AXES[axis].spent(run)[-1] for run in one.runs])) for axis in axes)
+        who = (one.label, ", ".join(str(run.seed) for run in one.runs), str(one.settings.num_rounds))
+        rows.append((*who, *(_final(one, metric) for metric in metrics), formatting.size(sent), *totals))
+    header = ("method", "seeds", "rounds", *names, "bytes a client and round", *axes)
+    return Table("tab:reached", "After the last round", header, tuple(rows))
 
 
 def target_table(contestants: Sequence[Contestant], metric: str, target: float) -> Table:
     """Return what each method had spent when it first reached a target: the mean over the seeds that did."""
-    name = f"{metric.replace('-', ' ')} of {formatting.score(metric, target)}"
     axes, rows = axes_of(contestants), []
     for one in contestants:
         spent = {axis: [spent_until(run, metric, target, axis) for run in one.runs] for axis in axes}
-        came = [value is not None for value in spent["rounds"]]
-        cells = (AMOUNTS[axis](_mean(values)) if any(came) else formatting.NOTHING for axis, values in spent.items())
-        rows.append((one.label, f"{sum(came)} of {len(came)}", *cells))
+        reached = {axis: [value for value in values if value is not None] for axis, values in spent.items()}
+        cells = (AXES[axis].write(_mean(own)) if own else formatting.NOTHING for axis, own in reached.items())
+        rows.append((one.label, f"{len(reached['rounds'])} of {len(one.runs)}", *cells))
+    title = f"Until {metric.replace('-', ' ')} of {formatting.score(metric, target)}"
     note = "At the first evaluation that reached it; the mean over the seeds that did."
-    return Table(f"tab:{metric}-{target:g}", f"Until {name}", ("method", "seeds that did", *axes), tuple(rows), note)
-
-
-def bytes_a_client(one: Contestant) -> float:
-    """Return the bytes of training messages, both ways, of one client in one round, measured on the messages."""
-    records = [record for run in one.runs for record in run.records]
-    return sum(record.bytes_down + record.bytes_up for record in records) / sum(len(own.rates) for own in records)
+    return Table(f"tab:{metric}-{target:g}", title, ("method", "seeds that did", *axes), tuple(rows), note)
 
 
 def to_csv(contestants: Sequence[Contestant], data: str, split: str) -> str:
@@ -69,21 +61,17 @@ def to_csv(contestants: Sequence[Contestant], data: str, split: str) -> str:
     return file.getvalue()
 
 
-def sources(contestants: Sequence[Contestant]) -> list[str]:
-    """Return a line for each method that says how its runs were made."""
-    return [f"- {one.label}: `{portable(one.runs[0].command)}`" for one in contestants]
-
-
 def _evaluations(run: Run, metrics: Sequence[str]) -> Iterator[list[float | str]]:
-    spent = [spending(run) for spending in AXES.values()]
+    spent = [axis.spent(run) for axis in AXES.values()]
     for number, record in enumerate(run.records):
         if any(metric in record.evaluate for metric in metrics):
             values = [record.evaluate.get(metric, "") for metric in metrics]
             yield [*(f"{own[number]:.10g}" for own in spent), *values]
 
 
-def _who(one: Contestant) -> tuple[str, ...]:
-    return one.label, ", ".join(str(run.seed) for run in one.runs), str(one.settings.num_rounds)
+def sources(contestants: Sequence[Contestant]) -> list[str]:
+    """Return a line for each method with the command that made its first run."""
+    return [f"- {one.label}: `{portable(one.runs[0].command)}`" for one in contestants]
 
 
 def _final(one: Contestant, metric: str) -> str:
@@ -94,18 +82,14 @@ def _final(one: Contestant, metric: str) -> str:
     shown = formatting.score(metric, reached.mean)
     if reached.deviation is None:
         return shown
-    scale = 100 if metric.endswith("accuracy") else 1
-    return f"{shown.removesuffix(' %')} ± {scale * reached.deviation:.1f}{' %' if scale == 100 else ''}"
+    scale, unit = (100, " %") if metric.endswith("accuracy") else (1, "")
+    return f"{shown.removesuffix(' %')} ± {scale * reached.deviation:.1f}{unit}"
 
 
-def _total(one: Contestant, axis: str) -> str:
-    return AMOUNTS[axis](summarise([AXES[axis](run)[-1] for run in one.runs]).mean)
+def _mean(values: Sequence[float]) -> float:
+    return summarise(values).mean
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    return summarise([value for value in values if value is not None]).mean
-
-
-def targets_for(metric: str, asked: Sequence[float]) -> Sequence[float]:
-    """Return the targets of a metric: those asked for, else half and nine tenths of an accuracy."""
-    return asked or ((0.5, 0.9) if mode_of(metric) == "max" else ())
+def targets_for(metric: str, given: Sequence[float]) -> Sequence[float]:
+    """Return the targets of a metric: the given ones, else half and nine tenths of an accuracy."""
+    return given or ((0.5, 0.9) if mode_of(metric) == "max" else ())

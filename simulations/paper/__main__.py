@@ -4,7 +4,6 @@ Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, fini
 folders that are named. Only finished runs with the published settings count; all others are listed with the reason.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from simulations.paper.pages import make_pages
 from simulations.paper.printed import FILES, VARIABLE, paper_folder
 from simulations.program import parser_of, status_of
 
-TABLES = """
+EXAMPLES = """
 examples:
   python -m simulations.paper runs/                              print the tables, and write nothing
   python -m simulations.paper runs/ --out runs/tables            write tables and figures
@@ -24,12 +23,8 @@ examples:
   python -m simulations.paper collect runs/ --into results/      keep what is small of finished runs
   python -m simulations.paper collect --help
 """
-COLLECT = """
-examples:
-  python -m simulations.paper collect runs/ --into results/
-  python -m simulations.paper collect runs/mnist-20260101-120000 --into results/ --unfinished
-"""
 PROGRAM = "simulations.paper"
+RUNS = "a run's folder, or one that holds some"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tables(words: Sequence[str]) -> int:
-    parser = parser_of(PROGRAM, __doc__, TABLES)
-    _add_runs(parser)
+    parser = parser_of(PROGRAM, __doc__, EXAMPLES)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
     parser.add_argument(
         "--paper",
         type=Path,
@@ -69,8 +64,8 @@ def _collect(words: Sequence[str]) -> int:
         "Copy settings and history of runs to <into>/<data>/<job>, without the folders of this machine. A run that is "
         "unfinished, or whose code was of no commit, is refused. Exit code 1 if a run was not copied."
     )
-    parser = parser_of(f"{PROGRAM} collect", what, COLLECT)
-    _add_runs(parser)
+    parser = parser_of(f"{PROGRAM} collect", what)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/")
     parser.add_argument("--unfinished", action="store_true", help="copy runs that did not do all rounds, too")
     parser.add_argument("--dirty", action="store_true", help="copy runs whose code was changed since its commit, too")
@@ -83,10 +78,6 @@ def _collect(words: Sequence[str]) -> int:
     if not outcomes:
         print("no run folder found; one has a settings.json")
     return 0 if outcomes and not any(outcome.reason for outcome in outcomes) else 1
-
-
-def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="a run's folder, or one that holds some")
 
 
 if __name__ == "__main__":

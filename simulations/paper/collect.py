@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs.files import to_json, write_atomic
 from heterofl_flwr.settings import to_flat
-from simulations.paper.runs import FILE as AUTHORS
-from simulations.paper.runs import Run, file_name, one_line, portable, read_run, run_folders
+from simulations.paper.runs import AUTHORS_FILE, Run, file_name, one_line, portable, read_run, run_folders
 
 SETTINGS = "settings.json"
 HISTORY = "history.jsonl"
@@ -19,26 +17,16 @@ HISTORY = "history.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What is copied although it is not as it should be.
+    """What is copied although it is not as it should be."""
 
-    Attributes
-    ----------
-    unfinished
-        Runs that did not do all rounds.
-    dirty
-        Runs of code that is not that of a known commit.
-    replace
-        Runs in whose place there is another one already.
-    """
-
-    unfinished: bool = False
-    dirty: bool = False
-    replace: bool = False
+    unfinished: bool = False  # runs that did not do all rounds
+    dirty: bool = False  # runs of code that is not that of a known commit
+    replace: bool = False  # runs in whose place there is another one already
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run folder: where it was copied to, or why it was not."""
+    """Where a run folder was copied to, or why it was not."""
 
     run: Path
     target: Path | None
@@ -59,7 +47,13 @@ def _collect(folder: Path, into: Path, allowed: Allowed) -> Outcome:
         return Outcome(folder, None, one_line(error))
     if reason:
         return Outcome(folder, None, reason)
-    _write(target, {SETTINGS: _settings(run), HISTORY: _history(run.records), **_authors(folder, target)})
+    files = {SETTINGS: _settings(run)}
+    files[HISTORY] = "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode()
+    # The authors' scores are of the job: those of the run's folder, else of the one whose place it takes.
+    for authors in (target / AUTHORS_FILE, folder / AUTHORS_FILE):
+        if authors.exists():
+            files[AUTHORS_FILE] = authors.read_bytes()
+    _write(target, files)
     return Outcome(folder, target)
 
 
@@ -73,15 +67,11 @@ def _reason(run: Run, target: Path, allowed: Allowed) -> str:
             f"its code is of no commit ({run.commit}), so no one can run it again; commit before a run, "
             f"or copy it with --dirty"
         )
-    if target.exists() and not allowed.replace and _other(run, target):
-        return f"{target} holds another run of this job and seed; take this one instead with --replace"
+    if target.exists() and not allowed.replace:
+        there = read_run(target)
+        if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
+            return f"{target} holds another run of this job and seed; take this one instead with --replace"
     return ""
-
-
-def _other(run: Run, target: Path) -> bool:
-    """Whether a folder holds something other than an earlier part of the same run."""
-    there = read_run(target)
-    return there.started != run.started or there.rounds > run.rounds
 
 
 def _settings(run: Run) -> bytes:
@@ -93,18 +83,8 @@ def _settings(run: Run) -> bytes:
     return f"{to_json(content, indent=2)}\n".encode()
 
 
-def _history(records: Sequence[RoundRecord]) -> bytes:
-    return "".join(f"{to_json(record.to_json())}\n" for record in records).encode()
-
-
-def _authors(*folders: Path) -> dict[str, bytes]:
-    """Return what the authors' code reached on the job: of the run's folder, else of the one it takes the place of."""
-    found = [folder / AUTHORS for folder in folders if (folder / AUTHORS).exists()]
-    return {AUTHORS: found[0].read_bytes()} if found else {}
-
-
 def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder under a hidden name, which ``gather`` passes over, and only then give it its own."""
+    """Write a folder under a hidden name, which ``gather`` ignores, and only then rename it."""
     hidden = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         for name, data in files.items():

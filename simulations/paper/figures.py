@@ -1,7 +1,7 @@
 """What Figures 2 to 11 show: which run is which point, and which points have no run yet."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from matplotlib.axes import Axes
@@ -43,48 +43,25 @@ TENTHS = range(1, 11)
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line of a panel: its points, ascending in x, and what of it has no run.
+    """A line of a panel: its points, ascending in x, and what of it has no run."""
 
-    Attributes
-    ----------
-    label
-        The two levels, such as ``a-e``.
-    points
-        x, and the mean over seeds with its interval.
-    missing
-        The mixes without a run.
-    """
-
-    label: str
-    points: tuple[tuple[float, Summary], ...]
-    missing: tuple[str, ...] = ()
+    label: str  # the two levels, such as a-e
+    points: tuple[tuple[float, Summary], ...]  # x, and the mean over seeds with its interval
+    missing: tuple[str, ...] = ()  # mixes without a run
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One part of a figure.
+    """One part of a figure."""
 
-    Attributes
-    ----------
-    name, title
-        ``3a``, and what it shows.
-    metric
-        What y is.
-    over_rounds
-        Whether x is the round; else it is the mean parameters of a client.
-    curves
-        All curves of the paper's panel; those without a point have no run.
-    """
-
-    name: str
+    name: str  # such as 3a
     title: str
-    metric: str
-    over_rounds: bool
-    curves: tuple[Curve, ...] = field(default=())
+    metric: str  # what y is
+    over_rounds: bool  # whether x is the round; else it is the mean parameters of a client
+    curves: tuple[Curve, ...] = ()  # all curves of the paper's panel; those without a point have no run
 
     @property
     def drawable(self) -> bool:
-        """Whether there is anything to draw."""
         return any(curve.points for curve in self.curves)
 
 
@@ -128,19 +105,17 @@ def _learning(groups: Mapping[Key, Group]) -> Iterator[Panel]:
 
 
 def _history(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, assignment: str) -> Curve:
-    group = _find(groups, what, mix, assignment)
-    return Curve(mix, _means(group), ()) if group else Curve(mix, (), (mix,))
-
-
-def _means(group: Group) -> tuple[tuple[float, Summary], ...]:
     """Return the means over seeds in the rounds in which all of them were evaluated."""
+    group = _find(groups, what, mix, assignment)
+    if group is None:
+        return Curve(mix, (), (mix,))
     name = RECORDED[group.metric]
     values = [
         {record.server_round: record.evaluate[name] for record in run.records if name in record.evaluate}
         for run, _ in group.runs
     ]
-    rounds: Sequence[int] = sorted(set.intersection(*(set(own) for own in values)))
-    return tuple((one, summarise([as_printed(group.metric, own[one]) for own in values])) for one in rounds)
+    rounds = sorted(set.intersection(*(set(own) for own in values)))
+    return Curve(mix, tuple((one, summarise([as_printed(group.metric, own[one]) for own in values])) for one in rounds))
 
 
 def _find(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, assignment: str) -> Group | None:
@@ -162,7 +137,7 @@ def draw(panel: Panel) -> Figure:
     figure, axes = new_axes("round" if panel.over_rounds else "mean parameters of a client", ylabel)
     for curve in panel.curves:
         if curve.points:
-            (_band if panel.over_rounds else _bars)(axes, curve)
+            _plot(axes, panel, curve)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if not panel.over_rounds:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
@@ -192,37 +167,25 @@ def page(panels: Sequence[Panel]) -> str:
     return "\n".join(parts)
 
 
-def _bars(axes: Axes, curve: Curve) -> None:
-    colour, dash = _look(curve)
-    places, means, halves = _columns(curve)
-    axes.errorbar(
-        places,
-        means,
-        yerr=halves if any(halves) else None,
-        color=colour,
-        linestyle=dash,
-        marker="o",
-        markersize=3,
-        capsize=2,
-        label=curve.label,
-    )
-
-
-def _band(axes: Axes, curve: Curve) -> None:
-    colour, dash = _look(curve)
-    places, means, halves = _columns(curve)
-    axes.plot(places, means, dash, color=colour, label=curve.label)
-    if any(halves):
-        low = [mean - half for mean, half in zip(means, halves, strict=True)]
-        high = [mean + half for mean, half in zip(means, halves, strict=True)]
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _columns(curve: Curve) -> tuple[list[float], list[float], list[float]]:
+def _plot(axes: Axes, panel: Panel, curve: Curve) -> None:
+    """Draw a curve, in the same look for the same smaller level in every panel; with bars, or a band over rounds."""
+    colour, dash = series(list(LEVELS).index(curve.label[-1]) - 1)
     places = [place for place, _ in curve.points]
-    return places, [own.mean for _, own in curve.points], [own.half_width or 0.0 for _, own in curve.points]
+    means = [own.mean for _, own in curve.points]
+    halves = [own.half_width or 0.0 for _, own in curve.points]
+    bars = halves if any(halves) else None
+    if not panel.over_rounds:
+        axes.errorbar(
+            places, means, bars, color=colour, linestyle=dash, label=curve.label, marker="o", markersize=3, capsize=2
+        )
+        return
+    axes.plot(places, means, dash, color=colour, label=curve.label)
+    if bars:
+        add_band(axes, places, means, bars, colour)
 
 
-def _look(curve: Curve) -> tuple[str, str]:
-    """Return colour and dash, the same for the same smaller level in every panel."""
-    return series(list(LEVELS).index(curve.label[-1]) - 1)
+def add_band(axes: Axes, places: Sequence[float], means: Sequence[float], halves: Sequence[float], colour: str) -> None:
+    """Draw the intervals around means as a band."""
+    low = [mean - half for mean, half in zip(means, halves, strict=True)]
+    high = [mean + half for mean, half in zip(means, halves, strict=True)]
+    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

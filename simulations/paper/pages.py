@@ -43,33 +43,15 @@ NO_PAPER = (
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What was made of some runs: tables as texts, figures, and what they amount to.
+    """What was made of some runs."""
 
-    Attributes
-    ----------
-    runs
-        The number of runs that count.
-    texts
-        ``runs.csv``, ``tables.md`` and ``tables.tex``.
-    panels
-        The figures' panels.
-    status
-        What they amount to, in lines.
-    """
-
-    runs: int
-    texts: Mapping[str, str]
+    runs: int  # the number of runs that count
+    texts: Mapping[str, str]  # runs.csv, tables.md and tables.tex
     panels: Sequence[Panel]
-    status: Sequence[str]
+    status: Sequence[str]  # how many runs count, and how much of the paper they repeat, in lines
 
     def write(self, out: Path, *, replace: bool = False) -> str:
-        """Write all of it, and ``figures.md`` and ``figures/``; return what it amounts to.
-
-        Raises
-        ------
-        ConfigError
-            If the folder has tables that were made of more runs, unless they are to be replaced.
-        """
+        """Write all of it, and ``figures.md`` and ``figures/``; return what it amounts to."""
         before = counted_in(out / ROWS)
         if before > self.runs and not replace:
             raise ConfigError(
@@ -87,17 +69,7 @@ class Pages:
 
 
 def make_pages(paths: Sequence[Path], paper: Path | None, command: str) -> Pages:
-    """Return what runs amount to beside the paper.
-
-    Parameters
-    ----------
-    paths : Sequence[Path]
-        Folders with runs.
-    paper : Path | None
-        Folder with the paper's numbers; None to do without.
-    command : str
-        What asked for it.
-    """
+    """Return what the runs in some folders amount to beside the paper, whose numbers may be None."""
     gathered = gather(paths)
     cells = read_cells(paper) if paper else ()
     groups = group_runs(gathered.counted)

@@ -3,7 +3,7 @@
 import csv
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -41,29 +41,17 @@ class Job:
     """What tells one job of the paper from another.
 
     What has no effect has one value: a single level is ``dynamic`` and has the Scaler, whatever its run says.
-
-    Attributes
-    ----------
-    data, split
-        Short name of the data set; ``iid``, ``noniid`` or another split's own name.
-    mix
-        As the paper writes it where the shares are equal (``a-e``), else with shares (``a1-e9``).
-    assignment
-        ``dynamic`` or ``fix``.
-    norm, scaler, masked
-        What the ablations vary.
     """
 
-    data: str
-    split: str
-    mix: str
+    data: str  # the short name
+    split: str  # iid, noniid or another split's own name
+    mix: str  # as the paper writes it where the shares are equal (a-e), else with shares (a1-e9)
     assignment: str = "dynamic"
     norm: str = "sbn"
     scaler: bool = True
     masked: bool = True
 
     def __post_init__(self) -> None:
-        """Give what has no effect its one value."""
         if "-" not in self.mix:
             object.__setattr__(self, "assignment", "dynamic")
             object.__setattr__(self, "scaler", True)
@@ -90,11 +78,9 @@ def short_mix(mix: Mix) -> str:
 
 def job_of(settings: Settings) -> Job:
     """Return the job that settings describe, published or not."""
-    data = short_name(settings.data.name)
-    split = SPLITS.get(settings.data.split, settings.data.split)
     return Job(
-        data=data,
-        split=split,
+        data=short_name(settings.data.name),
+        split=SPLITS.get(settings.data.split, settings.data.split),
         mix=short_mix(settings.mix),
         assignment=settings.assignment,
         norm=settings.model.norm,
@@ -106,34 +92,19 @@ def job_of(settings: Settings) -> Job:
 def differences(settings: Settings) -> tuple[str, ...]:
     """Return where settings differ from the published ones of the same job, such as ``num-rounds 3 instead of 200``.
 
-    What the paper has not is compared with our own presets.
+    Settings that the paper does not have are compared with our own presets.
     """
-    data = short_name(settings.data.name)
-    foreign = [] if data in DATA else [f"data.name {data} is none of the paper's"]
+    data, flat = short_name(settings.data.name), to_flat(settings)
+    found = [] if data in DATA else [f"data.name {data} is none of the paper's"]
     if settings.data.split not in SPLITS:
-        foreign.append(f"data.split {settings.data.split} is none of the paper's")
-    return (*foreign, *_differences(settings, data))
-
-
-def _differences(settings: Settings, data: str) -> Iterator[str]:
-    published = to_flat(from_flat(_identity(settings, data)))
-    for key, value in to_flat(settings).items():
+        found.append(f"data.split {settings.data.split} is none of the paper's")
+    identity = {key: flat[key] for key in ("data.split", "mix", "assignment", "model.norm", "model.scaler")}
+    mask = "none" if settings.train.mask_fill == "none" else "auto"
+    published = to_flat(from_flat({**identity, "data.name": data, "train.mask-fill": mask}))
+    for key, value in flat.items():
         if value != published[key] and not key.startswith(FREE):
-            yield f"{key} {_shown(value)} instead of {_shown(published[key])}"
-
-
-def _identity(settings: Settings, data: str) -> dict[str, Flat]:
-    """Return what makes the job; all else is then as published."""
-    masked = settings.train.mask_fill != "none"
-    return {
-        "data.name": data,
-        "data.split": settings.data.split,
-        "mix": str(settings.mix),
-        "assignment": settings.assignment,
-        "model.norm": settings.model.norm,
-        "model.scaler": settings.model.scaler,
-        "train.mask-fill": "auto" if masked else "none",
-    }
+            found.append(f"{key} {_shown(value)} instead of {_shown(published[key])}")
+    return tuple(found)
 
 
 def _shown(value: Flat) -> str:
@@ -143,7 +114,7 @@ def _shown(value: Flat) -> str:
 VARIABLE = "HETEROFL_PAPER"
 FILES = ("tables.csv", "ablation_iid.csv", "ablation_noniid.csv")
 BASELINES = ("standalone", "fedavg", "lg-fedavg")
-"""Rows that the paper copies from Liang et al. (2020), which no run of ours can be set beside.
+"""Rows that the paper copies from Liang et al. (2020), with which no run of ours can be compared.
 
 Their global number is that of the averaged model and of the ensemble, not the mean of the clients' models; their MLP
 ends in a softmax before the cross-entropy, means are unweighted, and LG-FedAvg starts from a model of FedAvg.
@@ -163,24 +134,12 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One printed number.
+    """One printed number."""
 
-    Attributes
-    ----------
-    table
-        The number of its table.
-    job
-        The job that it is of.
-    metric
-        ``accuracy``, ``local``, ``global`` or ``perplexity``.
-    printed, value
-        The number as it is printed, and as a number.
-    """
-
-    table: str
+    table: str  # the number of its table
     job: Job
-    metric: str
-    printed: str
+    metric: str  # accuracy, local, global or perplexity
+    printed: str  # as it is printed
     value: float
 
     @property
@@ -204,16 +163,13 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
-    return tuple(
-        cell for name, read in zip(FILES, (_main, _iid, _noniid), strict=True) for cell in _read(folder / name, read)
-    )
-
-
-def _read(path: Path, read: Callable[[list[dict[str, str]]], Iterable[Cell]]) -> list[Cell]:
-    try:
-        return list(read(rows_of(path)))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is not as expected: {error!r}; restore it") from error
+    cells: list[Cell] = []
+    for name, read in zip(FILES, (_main, _iid, _noniid), strict=True):
+        try:
+            cells += [cell for row in rows_of(folder / name) for cell in read(row)]
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"{folder / name} is not as expected: {error!r}; restore it") from error
+    return tuple(cells)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -222,35 +178,29 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _main(rows: list[dict[str, str]]) -> Iterator[Cell]:
+def _main(row: Mapping[str, str]) -> Iterator[Cell]:
     """Yield the cells of Tables 7 to 9, whose jobs are Dynamic."""
-    numbers = {title.lower(): number for number, title in TABLES.items()}
-    for row in rows:
-        data, method = row["dataset"], row["method"]
-        if method in BASELINES:
-            continue
-        mix = short_mix(Mix.parse(method))
-        first = "perplexity" if data == "wikitext2" else "accuracy"
-        for split, metric, column in (
-            ("iid", first, "iid"),
-            ("noniid", "local", "noniid_local"),
-            ("noniid", "global", "noniid_global"),
-        ):
-            if row[column]:
-                yield _cell(numbers[data], Job(data, split, mix, norm=usual_norm(data)), metric, row[column])
+    data, method = row["dataset"], row["method"]
+    if method in BASELINES:
+        return
+    table = {title.lower(): number for number, title in TABLES.items()}[data]
+    mix = short_mix(Mix.parse(method))
+    first = "perplexity" if data == "wikitext2" else "accuracy"
+    metrics = {"iid": ("iid", first), "noniid_local": ("noniid", "local"), "noniid_global": ("noniid", "global")}
+    for column, (split, metric) in metrics.items():
+        if row[column]:
+            yield _cell(table, Job(data, split, mix, norm=usual_norm(data)), metric, row[column])
 
 
-def _iid(rows: list[dict[str, str]]) -> Iterator[Cell]:
-    for row in rows:
-        for data in ("mnist", "cifar10"):
-            yield _cell("4", _ablation(row, data, "iid"), "accuracy", row[data])
+def _iid(row: Mapping[str, str]) -> Iterator[Cell]:
+    for data in ("mnist", "cifar10"):
+        yield _cell("4", _ablation(row, data, "iid"), "accuracy", row[data])
 
 
-def _noniid(rows: list[dict[str, str]]) -> Iterator[Cell]:
-    for row in rows:
-        for data in ("mnist", "cifar10"):
-            for metric in ("local", "global"):
-                yield _cell("5", _ablation(row, data, "noniid"), metric, row[f"{data}_{metric}"])
+def _noniid(row: Mapping[str, str]) -> Iterator[Cell]:
+    for data in ("mnist", "cifar10"):
+        for metric in ("local", "global"):
+            yield _cell("5", _ablation(row, data, "noniid"), metric, row[f"{data}_{metric}"])
 
 
 def _cell(table: str, job: Job, metric: str, printed: str) -> Cell:
@@ -258,11 +208,5 @@ def _cell(table: str, job: Job, metric: str, printed: str) -> Cell:
 
 
 def _ablation(row: Mapping[str, str], data: str, split: str) -> Job:
-    return Job(
-        data,
-        split,
-        short_mix(Mix.parse(row["mode"])),
-        norm=row["norm"],
-        scaler=row["scaler"] != "no",
-        masked=row.get("masked_loss") != "no",
-    )
+    mix, scaler, masked = short_mix(Mix.parse(row["mode"])), row["scaler"] != "no", row.get("masked_loss") != "no"
+    return Job(data, split, mix, norm=row["norm"], scaler=scaler, masked=masked)

@@ -1,10 +1,10 @@
-"""Text about a run, without the folders of the machine that ran it."""
+"""Run folders: which job of the paper a run is, how far it came, its scores, and whether they count."""
 
 import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -21,6 +21,25 @@ from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings import Settings, from_flat
 from simulations.paper.printed import CLIENTS_A_ROUND, PROJECT, Job, differences, job_of
 
+RECORDED = {
+    "accuracy": "global-accuracy",
+    "local": "local-accuracy",
+    "global": "global-accuracy",
+    "perplexity": "global-perplexity",
+}
+"""From a metric of the tables to its name in a record."""
+
+AUTHORS_FILE = "authors.csv"
+"""What the authors' code reached on the job of a run, beside the run's history."""
+
+AUTHORS_SCORES = {"global": "global-accuracy", "local": "local-accuracy"}
+AUTHORS_COLUMNS = ("round", *AUTHORS_SCORES, "seconds", "seed", "commit", "authors", "machine", "command")
+INSTEAD = " instead of "
+LONGEST = 150  # characters of a folder's name; file systems take 255 bytes
+
+Scores = Mapping[int, Mapping[str, float]]
+"""By round, what was measured after it."""
+
 _FOLDERS = re.compile(r"(?<![\w./~-])[/~][^\s'\"=,:]*/(?=[^\s'\"=,:/])")
 
 
@@ -35,60 +54,8 @@ def file_name(text: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return an error's message in one line."""
     return " ".join(str(error).split())
-
-
-FILE = "authors.csv"
-SCORES = {"global": "global-accuracy", "local": "local-accuracy"}
-"""From a column to the name of what it holds in a record of ours."""
-
-ORIGIN = ("seconds", "seed", "commit", "authors", "machine", "command")
-COLUMNS = ("round", *SCORES, *ORIGIN)
-
-Scores = Mapping[int, Mapping[str, float]]
-"""By round, what was measured after it."""
-
-
-def write_authors(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the file of a run folder, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / FILE, text.getvalue().encode())
-
-
-def read_authors(folder: Path) -> Scores:
-    """Return what the authors' code reached; nothing where it was not run."""
-    path = folder / FILE
-    if not path.exists():
-        return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return _scores(csv.DictReader(file))
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is not as expected ({error}): rows with the columns {', '.join(COLUMNS)}; remove it and "
-            "let python -m simulations.reference write it again"
-        ) from error
-
-
-def _scores(rows: Iterable[Mapping[str, str]]) -> Scores:
-    return {int(row["round"]): {name: float(row[column]) for column, name in SCORES.items()} for row in rows}
-
-
-RECORDED = {
-    "accuracy": "global-accuracy",
-    "local": "local-accuracy",
-    "global": "global-accuracy",
-    "perplexity": "global-perplexity",
-}
-"""From a metric of the tables to its name in a record."""
-
-INSTEAD = " instead of "
-LONGEST = 150
-"""Letters of a folder's name; file systems take 255 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +92,7 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """A name for the run's folder among those of its data set; runs that are to differ have different ones."""
+        """The name of the run's folder among those of its data set; different runs have different names."""
         job = self.job
         changes = [own.replace(INSTEAD, " not ") for own in self.differences if INSTEAD in own]
         parts = [job.split, job.mix, job.assignment, *job.variant, *changes, f"seed {self.seed}"]
@@ -134,38 +101,32 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of the run."""
         return self.settings.seed
 
     @property
     def rounds(self) -> int:
-        """Rounds done."""
         return self.records[-1].server_round if self.records else 0
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds were done."""
         return self.rounds == len(self.records) == self.settings.num_rounds
 
     @property
     def started(self) -> str:
-        """When the run was first started."""
         return str(next(iter(self.about.get("starts", [])), ""))
 
     @property
     def commit(self) -> str:
-        """The commit of the code; those of a run that went on with other code are joined."""
-        return _joined(self.about.get("commits"))
+        """The commit of the code; those of a run that was resumed with other code are joined."""
+        return " + ".join(dict.fromkeys(self.about.get("commits") or [UNKNOWN]))
 
     @property
     def command(self) -> str:
-        """The command that started the run."""
         return str(self.about.get("command", ""))
 
     @property
     def machine(self) -> str:
-        """What the run was made on."""
-        return _joined(self.about.get("machines"))
+        return " + ".join(dict.fromkeys(self.about.get("machines") or [UNKNOWN]))
 
     @property
     def dirty(self) -> bool:
@@ -174,17 +135,15 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time of all rounds."""
         return sum(record.seconds for record in self.records)
 
     @property
     def failures(self) -> int:
-        """How many times a client failed."""
         return sum(len(record.failures) for record in self.records)
 
     @property
     def parameters(self) -> float | None:
-        """Mean parameters of a client, if the folder tells what the models cost."""
+        """Mean parameters of a client, if the folder has the costs of the models."""
         known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
         mix = self.settings.mix
         return mix.mean(known) if set(mix.rates) <= set(known) else None
@@ -230,38 +189,51 @@ def read_run(path: Path) -> Run:
     values = folder.settings()
     if not values:
         raise ConfigError(f"{path} does not tell its settings, so it is no run of 'heterofl run'")
-    return Run(
-        path, from_flat(values), folder.about(), tuple(folder.history()), folder.costs(), authors=read_authors(path)
-    )
+    history = tuple(folder.history())
+    return Run(path, from_flat(values), folder.about(), history, folder.costs(), authors=read_authors(path))
 
 
-def _joined(values: Sequence[str] | None) -> str:
-    return " + ".join(dict.fromkeys(values)) if values else UNKNOWN
+def write_authors(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write what the authors' code reached into a run folder, whole or not at all."""
+    write_atomic(folder / AUTHORS_FILE, csv_text(AUTHORS_COLUMNS, rows).encode())
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows as comma-separated values, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_authors(folder: Path) -> Scores:
+    """Return what the authors' code reached; nothing where it was not run."""
+    path = folder / AUTHORS_FILE
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {
+                int(row["round"]): {name: float(row[column]) for column, name in AUTHORS_SCORES.items()}
+                for row in csv.DictReader(file)
+            }
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not as expected ({error}): rows with the columns {', '.join(AUTHORS_COLUMNS)}; remove it and "
+            "let python -m simulations.reference write it again"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """All runs of some folders, sorted by whether they count.
+    """All runs of some folders, sorted by whether they count."""
 
-    Attributes
-    ----------
-    counted
-        Finished, as published, and the only one of its job and seed.
-    different
-        Finished, but not as published.
-    unfinished
-        Begun.
-    repeated
-        Further runs of a job and seed that a later one stands for.
-    unreadable
-        What is wrong with folders that cannot be read, a line each.
-    """
-
-    counted: tuple[Run, ...] = ()
-    different: tuple[Run, ...] = ()
+    counted: tuple[Run, ...] = ()  # finished, as published, and the only one of its job and seed
+    different: tuple[Run, ...] = ()  # finished, but not as published
     unfinished: tuple[Run, ...] = ()
-    repeated: tuple[Run, ...] = ()
-    unreadable: tuple[str, ...] = ()
+    repeated: tuple[Run, ...] = ()  # further runs of a job and seed: a later one counts in their place
+    unreadable: tuple[str, ...] = ()  # what is wrong with folders that cannot be read, a line each
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
@@ -279,17 +251,27 @@ def gather(paths: Sequence[Path]) -> Gathered:
     )
 
 
+def _same_job(run: Run) -> tuple[object, ...]:
+    return (*astuple(run.job), run.seed)
+
+
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs in or below some paths, copies of one run once, and what is wrong with other folders."""
-    runs: list[Run] = []
+    """Return the runs in or below some paths, and what is wrong with other folders.
+
+    Of several folders that hold the same run, as after ``collect``, the one that came furthest is returned.
+    """
+    found: dict[tuple[str, ...], Run] = {}
     unreadable = []
     for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
         try:
-            runs.append(read_run(folder))
+            run = read_run(folder)
+            same = (run.started, run.job.data, run.name)
+            if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
+                found[same] = run
         except HeteroFLError as error:
             text = one_line(error)
             unreadable.append(text if str(folder) in text else f"{folder}: {text}")
-    return _without_copies(runs), unreadable
+    return list(found.values()), unreadable
 
 
 def run_folders(path: Path) -> Iterator[Path]:
@@ -299,17 +281,3 @@ def run_folders(path: Path) -> Iterator[Path]:
     for settings in sorted(path.rglob("settings.json")):
         if not any(part.startswith(".") for part in settings.relative_to(path).parts):
             yield settings.parent
-
-
-def _without_copies(runs: Sequence[Run]) -> list[Run]:
-    """Return one of several folders that hold the same run, as after ``collect``: the one that came furthest."""
-    found: dict[tuple[str, ...], Run] = {}
-    for run in runs:
-        same = (run.started, run.job.data, run.name)
-        if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
-            found[same] = run
-    return list(found.values())
-
-
-def _same_job(run: Run) -> tuple[object, ...]:
-    return (*astuple(run.job), run.seed)

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and intervals over seeds."""
+"""Runs against printed numbers: means and intervals over seeds, differences, and how many cells are reproduced."""
 
 import math
 import statistics
@@ -22,25 +22,13 @@ PERPLEXITY: Interval = (1.0, math.inf)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What some values amount to.
-
-    Attributes
-    ----------
-    number, mean
-        Number of values, and their mean.
-    deviation
-        Standard deviation of the values, from two on.
-    half_width
-        Half the width of the 95 % interval of the mean by the t distribution, from ``FEWEST`` on.
-    possible
-        What such a value can be; no interval goes beyond.
-    """
+    """Mean, standard deviation and interval of some values."""
 
     number: int
     mean: float
-    deviation: float | None = None
-    half_width: float | None = None
-    possible: Interval = ANYTHING
+    deviation: float | None = None  # from two values on
+    half_width: float | None = None  # of the 95 % interval of the mean by the t distribution, from FEWEST values on
+    possible: Interval = ANYTHING  # what such a value can be; no interval goes beyond
 
     @property
     def interval(self) -> Interval | None:
@@ -73,16 +61,14 @@ def half_width_of_difference(one: Summary, two: Summary) -> float | None:
     """Return half the width of the 95 % interval of a difference of means, by Welch; None with too few values."""
     if one.deviation is None or two.deviation is None or min(one.number, two.number) < FEWEST:
         return None
-    shares = [own.deviation**2 / own.number for own in (one, two) if own.deviation is not None]
+    shares = [one.deviation**2 / one.number, two.deviation**2 / two.number]
     if not any(shares):
         return 0.0
-    freedom = sum(shares) ** 2 / sum(share**2 / (own.number - 1) for share, own in zip(shares, (one, two), strict=True))
+    freedom = sum(shares) ** 2 / (shares[0] ** 2 / (one.number - 1) + shares[1] ** 2 / (two.number - 1))
     return float(stdtrit(freedom, 0.975)) * math.sqrt(sum(shares))
 
 
-AGREES = "agrees"
-DIFFERS = "differs"
-TOO_FEW = "too few seeds"
+AGREES, DIFFERS, TOO_FEW = "agrees", "differs", "too few seeds"
 
 Key = tuple[Job, str]
 """A job and a metric of it."""
@@ -90,23 +76,13 @@ Key = tuple[Job, str]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The runs of one job, over seeds, by one metric. Accuracies are in percent.
-
-    Attributes
-    ----------
-    job, metric
-        Of what.
-    runs
-        The runs and their scores, by seed.
-    final, best
-        Means over the runs: after the last round, and in the round that the paper would have chosen.
-    """
+    """The runs of one job, over seeds, by one metric. Accuracies are in percent."""
 
     job: Job
     metric: str
-    runs: tuple[tuple[Run, Score], ...]
-    final: Summary
-    best: Summary
+    runs: tuple[tuple[Run, Score], ...]  # by seed
+    final: Summary  # after the last round
+    best: Summary  # in the round that the paper would have chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +124,6 @@ class Count:
     too_few: int
 
     def __str__(self) -> str:
-        """Return the count as a sentence without its end."""
         text = f"{self.run} of {self.printed} printed numbers have a run: {self.agree} agree, {self.differ} differ"
         return f"{text}, {self.too_few} have too few seeds to tell"
 
@@ -163,10 +138,16 @@ def group_runs(runs: Iterable[Run]) -> dict[Key, Group]:
     found: dict[Key, list[tuple[Run, Score]]] = {}
     for run in runs:
         for metric in run.metrics:
-            score = run.score(metric)
-            if score is not None:
+            if (score := run.score(metric)) is not None:
                 found.setdefault((run.job, metric), []).append((run, score))
-    return {key: _group(*key, sorted(own, key=lambda pair: pair[0].seed)) for key, own in found.items()}
+    groups = {}
+    for (job, metric), own in found.items():
+        own.sort(key=lambda pair: pair[0].seed)
+        possible = PERPLEXITY if metric == "perplexity" else PERCENT
+        final = summarise([as_printed(metric, score.final) for _, score in own], possible)
+        best = summarise([as_printed(metric, score.best) for _, score in own], possible)
+        groups[job, metric] = Group(job, metric, tuple(own), final, best)
+    return groups
 
 
 def by_job(cells: Iterable[Cell]) -> dict[Key, list[Cell]]:
@@ -185,12 +166,5 @@ def results(cells: Iterable[Cell], groups: Mapping[Key, Group]) -> list[Result]:
 def count(found: Sequence[Result]) -> Count:
     """Count results by their verdict."""
     verdicts = [result.verdict for result in found]
-    judged = (verdicts.count(verdict) for verdict in (AGREES, DIFFERS, TOO_FEW))
-    return Count(len(verdicts), len(verdicts) - verdicts.count(""), *judged)
-
-
-def _group(job: Job, metric: str, runs: Sequence[tuple[Run, Score]]) -> Group:
-    possible = PERPLEXITY if metric == "perplexity" else PERCENT
-    final = summarise([as_printed(metric, score.final) for _, score in runs], possible)
-    best = summarise([as_printed(metric, score.best) for _, score in runs], possible)
-    return Group(job, metric, tuple(runs), final, best)
+    numbers = (verdicts.count(verdict) for verdict in (AGREES, DIFFERS, TOO_FEW))
+    return Count(len(verdicts), len(verdicts) - verdicts.count(""), *numbers)

@@ -1,16 +1,15 @@
-"""Tables as Markdown and as LaTeX."""
+"""The tables that set runs beside the paper and beside the authors' code: in Markdown, in LaTeX and as values."""
 
 import csv
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from heterofl_flwr.core.formatting import NOTHING, render
 from simulations.paper.printed import DATA, TABLES, Cell, Job
-from simulations.paper.runs import RECORDED, Gathered, Run, Score, chosen_round, portable
+from simulations.paper.runs import RECORDED, Gathered, Run, chosen_round, csv_text, portable
 from simulations.paper.statistics import (
     DIFFERS,
     Group,
@@ -26,39 +25,29 @@ from simulations.paper.statistics import (
 
 _LATEX = {
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
+    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
 }
 _SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
+OURS = ("metric", "seeds", "final", "best")
+THEIRS = ("one run, 95 %", "paper", "difference", "verdict")
+VARIED = ("norm", "Scaler", "mask")
+METRICS = {"accuracy": "accuracy, IID", "local": "local, non-IID", "global": "global, non-IID"}
+BY = "run by python -m simulations.reference; authors.csv beside a run's history says more"
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text.
-
-    Attributes
-    ----------
-    label, title
-        A name without blanks, and a title.
-    header, rows
-        The cells; every row is as long as the header.
-    note
-        A sentence below it, or nothing.
-    """
+    """A table of text; every row is as long as the header."""
 
     label: str
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+    note: str = ""  # a sentence below it
 
 
 def to_markdown(table: Table) -> str:
@@ -70,18 +59,17 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """Return a ``table`` that needs no package."""
+    caption = escape(" ".join(filter(None, [f"{table.title}.", table.note])))
+    # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
+    header, *rows = (f"{{}}{' & '.join(map(escape, row))} \\\\" for row in (table.header, *table.rows))
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(' '.join(filter(None, [f'{table.title}.', table.note])))}}}",
+            rf"\caption{{{caption}}}",
             rf"\label{{{table.label}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            r"\hline",
-            _latex_row(table.header),
-            r"\hline",
-            *map(_latex_row, table.rows),
-            r"\hline",
+            *(r"\hline", header, r"\hline", *rows, r"\hline"),
             r"\end{tabular}",
             r"\end{table}",
             "",
@@ -94,83 +82,18 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
 
 
-def _latex_row(cells: Sequence[str]) -> str:
-    # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
-    return f"{{}}{' & '.join(map(escape, cells))} \\\\"
-
-
-OURS = ("metric", "seeds", "final", "best")
-THEIRS = ("one run, 95 %", "paper", "difference", "verdict")
-VARIED = ("norm", "Scaler", "mask")
-METRICS = {"accuracy": "accuracy, IID", "local": "local, non-IID", "global": "global, non-IID"}
-
-
 def paper_tables(found: Sequence[Result]) -> list[Table]:
     """Return the rows of Tables 7 to 9, 4 and 5 that have a run."""
     tables = []
     for number, title in TABLES.items():
         own = [result for result in found if result.cell.table == number]
-        run = [result for result in own if result.group]
-        if run:
-            note = f"{len(run)} of {len(own)} numbers have a run."
-            tables.append(_paper_table(number, title, run, note))
-    return tables
-
-
-def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[Table]:
-    """Return the jobs that no table prints, a table for each data set: those of the figures, or all without the paper.
-
-    Parameters
-    ----------
-    groups : Mapping[Key, Group]
-        The runs that count.
-    cells : Iterable[Cell]
-        What the paper prints; nothing where its numbers are not at hand.
-    """
-    printed = by_job(cells)
-    beside = "beside the tables" if printed else "without the paper's numbers"
-    tables = []
-    for data in DATA:
-        own = [group for key, group in groups.items() if group.job.data == data and key not in printed]
-        header = ("model", "assignment", *VARIED, *OURS)
-        rows = tuple((group.job.mix, group.job.assignment, *varied(group.job), *_ours(group)) for group in own)
+        ablation = number in "45"
+        rows = tuple(_row(result, result.group, ablation=ablation) for result in own if result.group)
         if rows:
-            tables.append(Table(f"tab:{data}", f"{_title(data)}, {beside}", header, rows))
+            header = ("model", *(("data", *VARIED) if ablation else ()), *OURS, *THEIRS)
+            note = f"{len(rows)} of {len(own)} numbers have a run."
+            tables.append(Table(f"tab:{number}", f"Table {number}: {title}", header, rows, note))
     return tables
-
-
-def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
-    """Return the lists that go with the tables: numbers that differ, runs that do not count, numbers without a run."""
-    unreadable = tuple((portable(line),) for line in gathered.unreadable)
-    made = [
-        _differing("Printed numbers that differ", [result for result in found if result.verdict == DIFFERS]),
-        _runs("Unfinished", gathered.unfinished, lambda run: f"{run.rounds} of {run.settings.num_rounds} rounds"),
-        _runs("Not as published", gathered.different, lambda run: "; ".join(run.differences)),
-        _runs("Set aside: a later run has the same job and seed", gathered.repeated, lambda run: run.started),
-        Table("tab:unreadable", "Unreadable", ("what is wrong",), unreadable),
-        _without_run([result for result in found if not result.group]),
-    ]
-    return [table for table in made if table.rows]
-
-
-def number(summary: Summary, digits: int = 2) -> str:
-    """Return a mean with its standard deviation and interval, as far as there are enough values for them."""
-    text = f"{summary.mean:.{digits}f}"
-    if summary.deviation is not None:
-        text += f" ± {summary.deviation:.{digits}f}"
-    return f"{text} {shown(summary.interval, digits)}" if summary.interval else text
-
-
-def shown(interval: Interval | None, digits: int = 2) -> str:
-    """Return an interval as text."""
-    return f"[{', '.join(f'{end:.{digits}f}' for end in interval)}]" if interval else NOTHING
-
-
-def _paper_table(table: str, title: str, run: Sequence[Result], note: str) -> Table:
-    ablation = table in "45"
-    header = ("model", *(("data", *VARIED) if ablation else ()), *OURS, *THEIRS)
-    rows = tuple(_row(result, result.group, ablation=ablation) for result in run if result.group)
-    return Table(f"tab:{table}", f"Table {table}: {title}", header, rows, note)
 
 
 def _row(result: Result, group: Group, *, ablation: bool) -> tuple[str, ...]:
@@ -186,11 +109,53 @@ def _ours(group: Group) -> tuple[str, ...]:
 
 
 def varied(job: Job) -> tuple[str, str, str]:
+    """Return norm, Scaler and mask of a job."""
     scaler = ("yes" if job.scaler else "no") if "-" in job.mix else NOTHING
     return job.norm, scaler, "yes" if job.masked else "no"
 
 
-def _differing(title: str, found: Sequence[Result]) -> Table:
+def number(summary: Summary) -> str:
+    """Return a mean with its standard deviation and interval, as far as there are enough values for them."""
+    return f"{_spread(summary)} {shown(summary.interval)}" if summary.interval else _spread(summary)
+
+
+def _spread(summary: Summary) -> str:
+    return f"{summary.mean:.2f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.2f}")
+
+
+def shown(interval: Interval | None) -> str:
+    """Return an interval as text."""
+    return f"[{', '.join(f'{end:.2f}' for end in interval)}]" if interval else NOTHING
+
+
+def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[Table]:
+    """Return the jobs that no table prints, by data set: those of the figures, or all without the paper."""
+    printed = by_job(cells)
+    beside = "beside the tables" if printed else "without the paper's numbers"
+    tables = []
+    for data, title in zip(DATA, TABLES.values(), strict=False):
+        own = [group for key, group in groups.items() if group.job.data == data and key not in printed]
+        rows = tuple((group.job.mix, group.job.assignment, *varied(group.job), *_ours(group)) for group in own)
+        if rows:
+            tables.append(Table(f"tab:{data}", f"{title}, {beside}", ("model", "assignment", *VARIED, *OURS), rows))
+    return tables
+
+
+def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
+    """Return the lists that go with the tables: numbers that differ, runs that do not count, numbers without a run."""
+    unreadable = tuple((portable(line),) for line in gathered.unreadable)
+    made = [
+        _differing([result for result in found if result.verdict == DIFFERS]),
+        _runs("Unfinished", gathered.unfinished, lambda run: f"{run.rounds} of {run.settings.num_rounds} rounds"),
+        _runs("Not as published", gathered.different, lambda run: "; ".join(run.differences)),
+        _runs("Set aside: a later run has the same job and seed", gathered.repeated, lambda run: run.started),
+        Table("tab:unreadable", "Unreadable", ("what is wrong",), unreadable),
+        _without_run([result.cell for result in found if not result.group]),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _differing(found: Sequence[Result]) -> Table:
     rows = tuple(
         (
             f"Table {own.cell.table}",
@@ -206,18 +171,19 @@ def _differing(title: str, found: Sequence[Result]) -> Table:
         if own.group and own.difference is not None
     )
     header = ("table", "data", "model", "metric", "best", "one run, 95 %", "paper", "difference")
-    return Table(f"tab:{_slug(title)}", title, header, rows)
+    return Table("tab:printed-numbers-that-differ", "Printed numbers that differ", header, rows)
 
 
 def _runs(title: str, runs: Iterable[Run], why: Callable[[Run], str]) -> Table:
     rows = tuple((run.path.name, run.job.data, run.name, why(run)) for run in runs)
-    return Table(f"tab:{_slug(title)}", title, ("folder", "data", "run", "why"), rows)
+    slug = title.partition(":")[0].lower().replace(" ", "-")
+    return Table(f"tab:{slug}", title, ("folder", "data", "run", "why"), rows)
 
 
-def _without_run(found: Sequence[Result]) -> Table:
+def _without_run(cells: Sequence[Cell]) -> Table:
     """Return what is missing, a row for each metric of a data set in a table."""
     missing: dict[tuple[str, str, str], list[str]] = {}
-    for cell in (result.cell for result in found):
+    for cell in cells:
         missing.setdefault((cell.table, cell.job.data, cell.metric), []).append(_model(cell))
     rows = tuple(
         (f"Table {table}", data, METRICS.get(metric, metric), str(len(names)), ", ".join(names))
@@ -231,136 +197,79 @@ def _model(cell: Cell) -> str:
     return f"{cell.job.mix} ({variant})" if variant else cell.job.mix
 
 
-def _title(data: str) -> str:
-    return dict(zip(DATA, TABLES.values(), strict=False))[data]
-
-
-def _slug(title: str) -> str:
-    return title.partition(":")[0].lower().replace(" ", "-")
-
-
-BY = "run by python -m simulations.reference; authors.csv beside a run's history says more"
-
-
 def authors_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[Table]:
     """Return the jobs that the authors' code did too: whole curves over seeds, then seed by seed; none without any."""
     own = [group for group in groups.values() if any(run.authors for run, _ in group.runs)]
-    return [table for table in (_curves(own), _seeds(own, by_job(cells))) if table.rows]
-
-
-def _curves(groups: Sequence[Group]) -> Table:
-    """Return, for each half of the training, the mean over the rounds that all runs of both sides tested."""
-    rows = tuple(row for group in groups for row in _halves(group))
-    header = ("model", *VARIED, "metric", "seeds", "rounds", "ours", "the authors' code", "difference")
-    note = (
+    curves = Table(
+        "tab:curves",
+        "MNIST, beside the authors' code: all rounds",
+        ("model", *VARIED, "metric", "seeds", "rounds", "ours", "the authors' code", "difference"),
+        tuple(row for group in own for row in _halves(group)),
         f"Their code on the same data, {BY}. Each seed's value is its mean over all rounds that every run of both "
-        "sides tested; then mean ± standard deviation over seeds, and the 95 % interval of the difference by Welch."
+        "sides tested; then mean ± standard deviation over seeds, and the 95 % interval of the difference by Welch.",
     )
-    return Table("tab:curves", "MNIST, beside the authors' code: all rounds", header, rows, note)
+    printed = by_job(cells)
+    seeds = Table(
+        "tab:authors",
+        "MNIST, beside the authors' code: best rounds",
+        ("model", *VARIED, "metric", "seed", "rounds", "ours", "the authors' code", "difference", "paper"),
+        tuple(row for group in own for row in _seeds(group, printed)),
+        f"Their code, {BY}. Both are the best of the rounds that both tested; rounds: the last of them.",
+    )
+    return [table for table in (curves, seeds) if table.rows]
 
 
-def _halves(group: Group) -> list[tuple[str, ...]]:
+def _halves(group: Group) -> Iterator[tuple[str, ...]]:
+    """Yield, for each half of the training, the means over the rounds that all runs of both sides tested."""
     ours = [run.scores(group.metric) for run, _ in group.runs]
     theirs = [run.authors for run, _ in group.runs if run.authors]
     shared = sorted(set.intersection(*(set(own) for own in (*ours, *theirs))))
     seeds = f"{len(ours)}, theirs {len(theirs)}"
-    rows: list[tuple[str, ...]] = []
-    for half in (shared[: len(shared) // 2], shared[len(shared) // 2 :]):
-        if half:
-            sides = [
-                summarise(
-                    [as_printed(group.metric, fmean(own[one][RECORDED[group.metric]] for one in half)) for own in side]
-                )
-                for side in (ours, theirs)
-            ]
-            rounds = f"{half[0]} to {half[-1]}"
-            shown = (_spread(sides[0]), _spread(sides[1]), _difference(*sides))
-            rows.append((group.job.mix, *varied(group.job), METRICS[group.metric], seeds, rounds, *shown))
-    return rows
+    for half in filter(None, (shared[: len(shared) // 2], shared[len(shared) // 2 :])):
+        one, two = (
+            summarise(
+                [as_printed(group.metric, fmean(own[each][RECORDED[group.metric]] for each in half)) for own in side]
+            )
+            for side in (ours, theirs)
+        )
+        difference, width = one.mean - two.mean, half_width_of_difference(one, two)
+        interval = "" if width is None else f" [{difference - width:+.2f}, {difference + width:+.2f}]"
+        what = (group.job.mix, *varied(group.job), METRICS[group.metric], seeds, f"{half[0]} to {half[-1]}")
+        yield (*what, _spread(one), _spread(two), f"{difference:+.2f}{interval}")
 
 
-def _seeds(groups: Sequence[Group], printed: Mapping[Key, Sequence[Cell]]) -> Table:
-    """Return both sides' best round seed by seed, chosen among those that both tested."""
-    rows = tuple(
-        _beside(run, group.metric, both, printed.get((run.job, group.metric), ()))
-        for group in groups
-        for run, _ in group.runs
-        if (both := run.scores(group.metric).keys() & run.authors.keys())
-    )
-    header = ("model", *VARIED, "metric", "seed", "rounds", "ours", "the authors' code", "difference", "paper")
-    note = f"Their code, {BY}. Both are the best of the rounds that both tested; rounds: the last of them."
-    return Table("tab:authors", "MNIST, beside the authors' code: best rounds", header, rows, note)
-
-
-def _beside(run: Run, metric: str, both: Set[int], printed: Sequence[Cell]) -> tuple[str, ...]:
-    values = []
-    for scores in (run.scores(metric), run.authors):
-        tested = {number: scores[number] for number in both}
-        values.append(as_printed(metric, tested[chosen_round(tested, metric)][RECORDED[metric]]))
-    ours, theirs = values
-    shown = (
-        f"{ours:.2f}",
-        f"{theirs:.2f}",
-        f"{ours - theirs:+.2f}",
-        " / ".join(cell.printed for cell in printed) or NOTHING,
-    )
-    return (run.job.mix, *varied(run.job), METRICS[metric], str(run.seed), str(max(both)), *shown)
-
-
-def _spread(summary: Summary) -> str:
-    return f"{summary.mean:.2f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.2f}")
-
-
-def _difference(ours: Summary, theirs: Summary) -> str:
-    half_width = half_width_of_difference(ours, theirs)
-    difference = ours.mean - theirs.mean
-    if half_width is None:
-        return f"{difference:+.2f}"
-    return f"{difference:+.2f} [{difference - half_width:+.2f}, {difference + half_width:+.2f}]"
+def _seeds(group: Group, printed: Mapping[Key, Sequence[Cell]]) -> Iterator[tuple[str, ...]]:
+    """Yield both sides' best round seed by seed, chosen among those that both tested."""
+    metric, job = group.metric, group.job
+    for run, _ in group.runs:
+        both = run.scores(metric).keys() & run.authors.keys()
+        if both:
+            values = []
+            for scores in (run.scores(metric), run.authors):
+                tested = {number: scores[number] for number in both}
+                values.append(as_printed(metric, tested[chosen_round(tested, metric)][RECORDED[metric]]))
+            ours, theirs = values
+            paper = " / ".join(cell.printed for cell in printed.get((job, metric), ())) or NOTHING
+            what = (job.mix, *varied(job), METRICS[metric], str(run.seed), str(max(both)))
+            yield (*what, f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}", paper)
 
 
 COLUMNS = (
-    "dataset",
-    "mix",
-    "split",
-    "metric",
-    "final",
-    "best",
-    "paper",
-    "seed",
-    "commit",
-    "table",
-    "paper_ablation",
-    "best_round",
-    "rounds",
-    "assignment",
-    "norm",
-    "scaler",
-    "mask",
-    "parameters",
-    "seconds",
-    "failures",
-    "machine",
-    "command",
-    "note",
+    *("dataset", "mix", "split", "metric", "final", "best", "paper", "seed", "commit", "table", "paper_ablation"),
+    *("best_round", "rounds", "assignment", "norm", "scaler", "mask", "parameters", "seconds", "failures"),
+    *("machine", "command", "note"),
 )
 IDENTITY = ("dataset", "mix", "split", "seed", "assignment", "norm", "scaler", "mask")
 """What tells one run that counts from another; it has a row for each of its metrics."""
-
-DIGITS = 4
 
 
 def to_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
     """Return every finished run; ``note`` says why some do not count, and those have no number of the paper."""
     printed = by_job(cells)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for run in gathered.counted:
-        writer.writerows(_rows(run, printed, ""))
+    rows = [row for run in gathered.counted for row in _values(run, printed, "")]
     for run in gathered.different:
-        writer.writerows(_rows(run, {}, f"not as published: {'; '.join(run.differences)}"))
-    return file.getvalue()
+        rows += _values(run, {}, f"not as published: {'; '.join(run.differences)}")
+    return csv_text(COLUMNS, rows)
 
 
 def counted_in(path: Path) -> int:
@@ -372,29 +281,10 @@ def counted_in(path: Path) -> int:
     return len({tuple(row.get(column) for column in IDENTITY) for row in rows})
 
 
-def _rows(run: Run, printed: Mapping[Key, Sequence[Cell]], note: str) -> Iterator[dict[str, object]]:
-    for metric in run.metrics:
-        score = run.score(metric)
-        if score is not None:
-            yield {**_origin(run), **_numbers(metric, score, printed.get((run.job, metric), ())), "note": note}
-
-
-def _numbers(metric: str, score: Score, cells: Sequence[Cell]) -> dict[str, object]:
-    """Return ours and theirs; Tables 7 to 9 come before the ablations, which print the same jobs with fewer digits."""
-    return {
-        "metric": metric,
-        "final": round(as_printed(metric, score.final), DIGITS),
-        "best": round(as_printed(metric, score.best), DIGITS),
-        "best_round": score.best_round,
-        "paper": cells[0].printed if cells else "",
-        "paper_ablation": next((cell.printed for cell in cells[1:] if cell.group == "ablations"), ""),
-        "table": " ".join(cell.table for cell in cells),
-    }
-
-
-def _origin(run: Run) -> dict[str, object]:
+def _values(run: Run, printed: Mapping[Key, Sequence[Cell]], note: str) -> Iterator[dict[str, object]]:
+    """Yield ours and theirs; Tables 7 to 9 come before the ablations, which print the same jobs with fewer digits."""
     job = run.job
-    return {
+    origin = {
         "dataset": job.data,
         "mix": job.mix,
         "split": job.split,
@@ -403,15 +293,25 @@ def _origin(run: Run) -> dict[str, object]:
         "rounds": run.rounds,
         "assignment": job.assignment,
         "norm": job.norm,
-        "scaler": _yes_no(job.scaler),
-        "mask": _yes_no(job.masked),
+        "scaler": "yes" if job.scaler else "no",
+        "mask": "yes" if job.masked else "no",
         "parameters": "" if run.parameters is None else round(run.parameters, 1),
         "seconds": round(run.seconds, 1),
         "failures": run.failures,
         "machine": run.machine,
         "command": portable(run.command),
+        "note": note,
     }
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
+    for metric in run.metrics:
+        score, cells = run.score(metric), printed.get((job, metric), ())
+        if score is not None:
+            yield {
+                **origin,
+                "metric": metric,
+                "final": round(as_printed(metric, score.final), 4),
+                "best": round(as_printed(metric, score.best), 4),
+                "best_round": score.best_round,
+                "paper": cells[0].printed if cells else "",
+                "paper_ablation": next((cell.printed for cell in cells[1:] if cell.group == "ablations"), ""),
+                "table": " ".join(cell.table for cell in cells),
+            }

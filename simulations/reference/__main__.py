@@ -95,14 +95,14 @@ def authors_of(run: Run, options: argparse.Namespace) -> Authors:
     """Return their side of a run."""
     settings, job = run.settings, run.job
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction)
-    norm = NORMS.get(job.norm, job.norm)
+    experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
+    variant = f"{NORMS.get(job.norm, job.norm)}_{job.scaler:d}_{job.masked:d}"
     return Authors(
         options.authors,
-        Experiment(options.root, clients, str(settings.mix), settings.data.split),
+        experiment.data,
+        experiment.control(job.assignment, variant),
         cores(),
-        assignment=job.assignment,
         balanced=False,
-        variant=f"{norm}_{job.scaler:d}_{job.masked:d}",
         seed=run.seed,
         state=options.work / f"{run.name}.pt",
     )

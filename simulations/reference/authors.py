@@ -1,24 +1,31 @@
-"""The authors' side: their own functions in a process of its own (``authors_driver.py``), reached through a pipe."""
+"""The authors' side: their own functions in a process of its own (``driver.py``), reached through a pipe."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from heterofl_flwr.data import Dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.bench import plain_loop
-from simulations.reference.rounds import Experiment, Model, Parts
+from simulations.bench.plain_loop import CIFAR10, MNIST
+from simulations.reference.rounds import Model, Parts
 
-DRIVER = Path(__file__).with_name("authors_driver.py")
-PATIENCE = 10.0  # seconds to leave by itself
+DRIVER = Path(__file__).with_name("driver.py")
+LOOKS = {"MNIST": MNIST, "CIFAR10": CIFAR10}
+CONV: Mapping[str, object] = MappingProxyType(
+    {"data": "MNIST", "model": "conv", "device": "cpu", "blocks": None, "epochs": None}
+)
+"""What they train by default, and where."""
+
+PATIENCE = 10.0  # seconds in which their process ends by itself
 
 
 class Authors:
@@ -28,20 +35,20 @@ class Authors:
     ----------
     checkout : Path
         Their repository. Nothing is written into it.
-    experiment : Experiment
-        What is trained.
+    load : Callable[[], Dataset]
+        Loads our data set, from which theirs is written.
+    control : str
+        Their name of the experiment; see ``Experiment.control``.
     threads : int
         Of torch.
-    assignment : str
-        ``fix`` or ``dynamic``.
     balanced : bool
-        Whether two clients of each level train in each round, in place of any ten.
-    variant : str
-        Norm, Scaler and mask as they write them, such as ``none_1_0``.
+        Whether equally many clients of each level train in each round, in place of any.
     seed : int
         Of torch, from which they draw everything.
     state : Path | None
-        A file from which they go on, and which they write after each round.
+        A file from which they resume, and which they write after each round.
+    network : Mapping[str, object]
+        What they train, and where; see ``driver.py``.
     """
 
     name = "the authors' code"
@@ -49,35 +56,30 @@ class Authors:
     def __init__(
         self,
         checkout: Path,
-        experiment: Experiment,
+        load: Callable[[], Dataset],
+        control: str,
         threads: int,
         *,
-        assignment: str = "fix",
         balanced: bool = True,
-        variant: str = "bn_1_1",
         seed: int = 0,
         state: Path | None = None,
+        network: Mapping[str, object] = CONV,
     ) -> None:
         self._source = checkout.resolve() / "src"
         if not (self._source / "train_classifier_fed.py").exists():
             raise ConfigError(
                 f"{self._source} holds no train_classifier_fed.py; expected a checkout of the authors' repository"
             )
-        self._experiment = experiment
-        dealt = f"{experiment.clients}_{experiment.fraction:g}_{experiment.split}"
-        self._order = {
-            "control": f"1_{dealt}_{assignment}_{experiment.mix}_{variant}",
-            "seed": seed,
-            "threads": threads,
-            "balanced": balanced,
-            "state": str(state.resolve()) if state else None,
-        }
+        self._load = load
+        path = str(state.resolve()) if state else None
+        own = {"control": control, "seed": seed, "threads": threads, "balanced": balanced, "state": path}
+        self._order = {**network, **own}
 
     def __enter__(self) -> Self:
-        """Start the process, in a folder that is gone afterwards."""
+        """Start the process, in a folder that is removed afterwards."""
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_data(self._experiment.data, work / "mnist.npz")
+            self._write_data(work / "data.npz")
             self._model, self._log = work / "model.npz", work / "log.txt"
             log = stack.enter_context(self._log.open("w"))
             self._process = stack.enter_context(
@@ -92,7 +94,9 @@ class Authors:
                 )
             )
             stack.callback(self._end)
-            self.history = [Parts(**parts) for parts in self._answer()["history"]]
+            first = self._answer()
+            self.parameters = int(first["parameters"])
+            self.history = [Parts(**parts) for parts in first["history"]]
             self._stack = stack.pop_all()
         return self
 
@@ -126,29 +130,25 @@ class Authors:
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            self._await_end()  # only then is all that it says in its log
+            self._end()  # only then its log is complete
             log = self._log.read_text().splitlines()[-15:]
             raise HeteroFLError("\n".join(["the authors' process has ended:", *log]))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _end(self) -> None:
-        """Let the process leave by itself, which it does when its input ends; kill one that is busy."""
-        if self._process.stdin:
+        """Let the process end by itself, which it does when its input ends; kill one that is busy."""
+        if self._process.stdin and not self._process.stdin.closed:
             self._process.stdin.close()
-        self._await_end()
-
-    def _await_end(self) -> None:
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
 
-
-def write_data(data: Dataset, path: Path) -> None:
-    """Write images as bytes, and labels."""
-    arrays = {}
-    for part, split in (("train", data.train), ("test", data.test)):
-        arrays[f"{part}_images"] = plain_loop.MNIST.pixels(split.inputs)[:, 0].numpy()
-        arrays[f"{part}_labels"] = split.targets.numpy()
-    np.savez(path, allow_pickle=False, **arrays)
+    def _write_data(self, path: Path) -> None:
+        """Write images as bytes, and labels."""
+        look, data, arrays = LOOKS[str(self._order["data"])], self._load(), {}
+        for part, split in (("train", data.train), ("test", data.test)):
+            arrays[f"{part}_images"] = look.pixels(split.inputs).movedim(1, -1).squeeze(-1).contiguous().numpy()
+            arrays[f"{part}_labels"] = split.targets.numpy()
+        np.savez(path, allow_pickle=False, **arrays)

@@ -21,8 +21,6 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-DATA = Path("data", "MNIST", "processed")
-
 
 class Experiment:
     """What their ``runExperiment`` sets up before its loop, and what one turn of the loop does.
@@ -30,24 +28,31 @@ class Experiment:
     Parameters
     ----------
     order : dict[str, Any]
-        ``control``, their name of the experiment; ``seed``; ``work``, a folder to write in, with the data;
-        ``threads``; ``balanced``, whether equally many clients of each level train; ``state``, a file to go on from,
-        or None.
+        ``data``, ``model`` and ``device``; ``control``, their name of the experiment; ``seed``; ``work``, a folder to
+        write in, with the data; ``threads``; ``balanced``, whether equally many clients of each level train;
+        ``state``, a file to resume from, or None; ``blocks`` of each stage of the model and local ``epochs``, or None
+        for theirs.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
         torch.set_num_threads(order["threads"])
-        self.theirs = import_theirs(order["control"])
+        self.theirs = import_theirs(order)
         os.chdir(order["work"])
-        self.cfg["model_tag"] = f"{order['seed']}_MNIST_label_conv_{order['control']}"
+        data, model = order["data"], order["model"]
+        self.cfg["model_tag"] = f"{order['seed']}_{data}_label_{model}_{order['control']}"
         self.theirs.process_control()
-        write_data(self.theirs)
+        if order["epochs"]:
+            self.cfg["num_epochs"]["local"] = order["epochs"]
+        if order["blocks"]:
+            set_blocks(order["blocks"])
+        write_data(self.theirs, Path("data", data, "processed"))
         torch.manual_seed(order["seed"])
-        self.dataset = self.theirs.fetch_dataset("MNIST", "label")
+        self.dataset = self.theirs.fetch_dataset(data, "label")
         self.theirs.process_dataset(self.dataset)
         self.state = order["state"]
         self.history: list[dict[str, float]] = []
-        self.model = self.theirs.models.conv(model_rate=self.cfg["global_model_rate"])
+        build = getattr(self.theirs.models, model)
+        self.model = build(model_rate=self.cfg["global_model_rate"]).to(self.cfg["device"])
         self.optimizer = self.theirs.make_optimizer(self.model, self.cfg["lr"])
         self.scheduler = self.theirs.make_scheduler(self.optimizer)
         self.splits = self.theirs.split_dataset(self.dataset, self.cfg["num_users"], self.cfg["data_split_mode"])
@@ -92,33 +97,32 @@ class Experiment:
 
         self.theirs.make_local = make_and_note
 
+    def now(self) -> float:
+        """Return the time, after all that a GPU was asked for."""
+        if torch.device(self.cfg["device"]).type == "cuda":
+            torch.cuda.synchronize(self.cfg["device"])
+        return perf_counter()
+
     def round(self, *, evaluate: bool, model: str | None) -> dict[str, float]:
         """Run a round and return the seconds of its parts, and its accuracies."""
         if self.seed is not None:
             torch.manual_seed(self.seed)
         data, labels = self.splits
-        number = len(self.history) + 1
+        number, train = len(self.history) + 1, self.dataset["train"]
         self.logger.safe(True)
-        times = [perf_counter()]
+        times = [self.now()]
         self.theirs.train(
-            self.dataset["train"],
-            data["train"],
-            labels,
-            self.federation,
-            self.model,
-            self.optimizer,
-            self.logger,
-            number,
+            train, data["train"], labels, self.federation, self.model, self.optimizer, self.logger, number
         )
-        times.append(perf_counter())
+        times.append(self.now())
         if self.seed is not None and not self.is_balanced(self.users):
             raise RuntimeError(f"clients {self.users} trained, which are not equally many of each level")
         done: dict[str, float] = {"train": times[1] - times[0]}
         if evaluate:
-            tested = self.theirs.stats(self.dataset["train"], self.model)
-            times.append(perf_counter())
+            tested = self.theirs.stats(train, self.model)
+            times.append(self.now())
             self.theirs.test(self.dataset["test"], data["test"], labels, tested, self.logger, number)
-            times.append(perf_counter())
+            times.append(self.now())
             means = self.logger.mean
             done |= {"moments": times[2] - times[1], "test": times[3] - times[2]}
             done |= {"accuracy": means["test/Global-Accuracy"] / 100}
@@ -134,7 +138,7 @@ class Experiment:
         return done
 
     def save(self) -> None:
-        """Write all that is needed to go on, whole or not at all."""
+        """Write all that is needed to resume, whole or not at all."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         states = {name: part.state_dict() for name, part in parts.items()}
         content = {**states, "splits": self.splits, "history": self.history, "random": torch.get_rng_state()}
@@ -143,7 +147,7 @@ class Experiment:
         os.replace(f"{self.state}.new", self.state)
 
     def load(self) -> torch.Tensor:
-        """Go on from what was written; return torch's random state."""
+        """Resume from what was written; return torch's random state."""
         content = sys.modules["utils"].load(self.state)
         if content["experiment"] != self.cfg["model_tag"]:
             raise ValueError(f"{self.state} holds {content['experiment']}, another experiment")
@@ -153,21 +157,34 @@ class Experiment:
         return content["random"]  # type: ignore[no-any-return]
 
 
-def import_theirs(control: str) -> Any:
+def import_theirs(order: dict[str, Any]) -> Any:
     """Import their training program, which reads its settings from a file of this folder and from the command line."""
     sys.path[0] = os.getcwd()
-    sys.argv[1:] = ["--data_name", "MNIST", "--model_name", "conv", "--device", "cpu", "--control_name", control]
+    given = {"data_name": order["data"], "model_name": order["model"], "device": order["device"]}
+    sys.argv[1:] = [word for key, value in given.items() for word in (f"--{key}", value)]
+    sys.argv += ["--control_name", order["control"]]
     if find_spec("anytree") is None:
-        sys.modules["anytree"] = types.ModuleType("anytree")  # for label hierarchies, which MNIST has none of
+        sys.modules["anytree"] = types.ModuleType("anytree")  # for label hierarchies, which these data do not have
     return importlib.import_module("train_classifier_fed")
 
 
-def write_data(theirs: Any) -> None:
-    """Write MNIST in their format, with their own function."""
-    with np.load("mnist.npz") as arrays:
+def set_blocks(blocks: list[int]) -> None:
+    """Let their network have these blocks, whatever it is asked for."""
+    network: Any = sys.modules["models.resnet"].ResNet
+    build = network.__init__
+
+    def build_others(self: Any, shape: Any, hidden: Any, block: Any, _: Any, *others: Any) -> None:
+        build(self, shape, hidden, block, blocks, *others)
+
+    network.__init__ = build_others
+
+
+def write_data(theirs: Any, folder: Path) -> None:
+    """Write the images in their format, with their own function."""
+    with np.load("data.npz") as arrays:
         for part in ("train", "test"):
-            theirs.save((arrays[f"{part}_images"], {"label": arrays[f"{part}_labels"]}), str(DATA / f"{part}.pt"))
-    theirs.save(({"label": None}, {"label": 10}), str(DATA / "meta.pt"))
+            theirs.save((arrays[f"{part}_images"], {"label": arrays[f"{part}_labels"]}), str(folder / f"{part}.pt"))
+    theirs.save(({"label": None}, {"label": 10}), str(folder / "meta.pt"))
 
 
 def write_model(model: Any, path: str) -> None:
@@ -183,7 +200,8 @@ def write_model(model: Any, path: str) -> None:
 def serve(order: dict[str, Any], answers: TextIO) -> None:
     """Run a round for each line of input."""
     experiment = Experiment(order)
-    print(json.dumps({"history": experiment.history}), file=answers, flush=True)
+    parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
+    print(json.dumps({"history": experiment.history, "parameters": parameters}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(experiment.round(**json.loads(line))), file=answers, flush=True)
 

@@ -57,15 +57,18 @@ class Experiment:
     mix: str = MIX
     split: str = "iid"
 
-    @property
     def data(self) -> Dataset:
-        """The data set."""
+        """Return the data set."""
         return load_dataset("mnist", self.root or None)
 
     @property
     def fraction(self) -> float:
         """Share of the clients that train in a round."""
         return TRAINED / self.clients
+
+    def control(self, assignment: str = "fix", variant: str = "bn_1_1") -> str:
+        """Return the authors' name of the experiment; ``variant`` is norm, Scaler and mask as they write them."""
+        return f"1_{self.clients}_{self.fraction:g}_{self.split}_{assignment}_{self.mix}_{variant}"
 
 
 def members(clients: int, seed: int, mix: str = MIX, server_round: int = 1) -> Mapping[int, float]:
@@ -109,18 +112,10 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A side's global model as it was tested, in the order of its layers, which is that of ours.
-
-    Attributes
-    ----------
-    parameters
-        All parameters.
-    means, variances
-        The static moments of the batch norm layers.
-    """
+    """A side's global model as it was tested, in the order of its layers, which is that of ours."""
 
     parameters: Sequence[Array]
-    means: Sequence[Array]
+    means: Sequence[Array]  # the static moments of the batch norm layers
     variances: Sequence[Array]
 
     @classmethod

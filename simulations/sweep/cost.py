@@ -46,14 +46,14 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class JobCost:
     """What a job computes, in examples, by rate; and what the model of each rate costs.
 
     Attributes
     ----------
     trained
         Examples that clients train on.
-    judged
+    evaluated
         Examples that go through the model once: in evaluation, and where moments are measured.
     profiles
         The cost of one example.
@@ -64,7 +64,7 @@ class Work:
     """
 
     trained: Mapping[float, float]
-    judged: Mapping[float, float]
+    evaluated: Mapping[float, float]
     profiles: Mapping[float, Profile]
     parameters: float
     at_once: int
@@ -73,31 +73,31 @@ class Work:
     def macs(self) -> float:
         """Multiplications (with addition); a backward pass counts as two forward passes."""
         return math.fsum(
-            cost.macs * (PASSES * self.trained.get(rate, 0) + self.judged.get(rate, 0))
+            cost.macs * (PASSES * self.trained.get(rate, 0) + self.evaluated.get(rate, 0))
             for rate, cost in self.profiles.items()
         )
 
 
-def work_of(job: Job, done: int = 0) -> Work:
+def compute_cost(job: Job, done: int = 0) -> JobCost:
     """Return what a job computes after the rounds that are done, of which there are fewer than all."""
     settings, facts = job.settings, facts_of(job.settings.data.name, job.settings.data.root)
     mix = settings.mix
     profiles = {rate: profile_at(settings, rate) for rate in mix.rates}
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.launch.clients), 1)
     in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (facts.train // job.launch.clients)
-    return Work(
+    return JobCost(
         trained={rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)},
-        judged=_judged(settings, facts, done),
+        evaluated=_evaluated(settings, facts, done),
         profiles=profiles,
         parameters=mix.mean({rate: cost.parameters for rate, cost in profiles.items()}),
         at_once=sampled,
     )
 
 
-def work_if_known(job: Job, done: int = 0) -> Work | None:
-    """Return ``work_of`` a job; None where its data are not there or its model cannot be built."""
+def cost_if_known(job: Job, done: int = 0) -> JobCost | None:
+    """Return ``compute_cost`` a job; None where its data are not there or its model cannot be built."""
     try:
-        return work_of(job, done)
+        return compute_cost(job, done)
     except Exception:  # a user's own model raises what it likes; the job itself will say so
         return None
 
@@ -140,7 +140,7 @@ def builder(settings: Settings, facts: Facts) -> Callable[[float], nn.Module]:
     return build_model(name, **model_options(settings), **depends)
 
 
-def _judged(settings: Settings, facts: Facts, done: int) -> dict[float, float]:
+def _evaluated(settings: Settings, facts: Facts, done: int) -> dict[float, float]:
     """Return the examples of the evaluations to come: each client with each rate, and the server with the test set."""
     every, mix = settings.evaluate.every, settings.mix
     if not every:
@@ -148,10 +148,10 @@ def _judged(settings: Settings, facts: Facts, done: int) -> dict[float, float]:
     times = math.ceil(settings.num_rounds / every) - done // every
     moments = facts.train if settings.model.norm == "sbn" else 0
     levels = {True: times, False: 0, "last": 1}[settings.evaluate.levels]
-    judged = dict.fromkeys(mix.rates, levels * (facts.test + moments))
-    judged[mix.global_rate] = times * (facts.test + moments)
-    judged[mix.global_rate] += settings.evaluate.central * (times + (not done)) * facts.test
-    return {rate: float(number) for rate, number in judged.items()}
+    evaluated = dict.fromkeys(mix.rates, levels * (facts.test + moments))
+    evaluated[mix.global_rate] = times * (facts.test + moments)
+    evaluated[mix.global_rate] += settings.evaluate.central * (times + (not done)) * facts.test
+    return {rate: float(number) for rate, number in evaluated.items()}
 
 
 def _pieces(split: Split) -> int:
@@ -174,7 +174,7 @@ def _profile(model: Settings) -> Profile:
 LONG_ENOUGH = 0.1  # seconds of a measurement
 TIMES = 3
 FIRST = 4  # steps to begin with
-JUDGED = 100  # examples of a batch of evaluation; of a text, a client has one row
+EVALUATED = 100  # examples of a batch of evaluation; of a text, a client has one row
 
 
 class Clock:
@@ -183,16 +183,16 @@ class Clock:
     def __init__(self) -> None:
         self._known: dict[tuple[Settings, int, str], tuple[float, float]] = {}
 
-    def seconds(self, job: Job, work: Work) -> float:
+    def seconds(self, job: Job, cost: JobCost) -> float:
         """Return how long the job's training and evaluation would take, undisturbed and with the engine ``plain``."""
         total = 0.0
-        for rate in work.profiles:
-            trained, judged = self._example(job.settings, rate)
-            total += trained * work.trained.get(rate, 0.0) + judged * work.judged.get(rate, 0.0)
+        for rate in cost.profiles:
+            trained, evaluated = self._example(job.settings, rate)
+            total += trained * cost.trained.get(rate, 0.0) + evaluated * cost.evaluated.get(rate, 0.0)
         if resolve_device(job.settings.engine.device).type != "cpu":  # a GPU is no faster with two clients
             return total
         share = Share(cpus=job.launch.cpus, at_once=job.launch.parallel)
-        return total / min(share.clients(gpus.cores(), 0), work.at_once)
+        return total / min(share.clients(gpus.cores(), 0), cost.at_once)
 
     def _example(self, settings: Settings, rate: float) -> tuple[float, float]:
         model, batch, device = model_at(settings, rate), settings.train.batch_size, settings.engine.device
@@ -209,9 +209,9 @@ def seconds_of_jobs(jobs: Mapping[str, Job], ended: Mapping[str, float], begun: 
     """
     clock, found = Clock(), {}
     for name, job in jobs.items():
-        work = work_if_known(job, begun.get(name, 0))
-        if work is not None:
-            found[name] = clock.seconds(job, work)
+        cost = cost_if_known(job, begun.get(name, 0))
+        if cost is not None:
+            found[name] = clock.seconds(job, cost)
     for data in {job.settings.data.name for job in jobs.values()}:
         own = [name for name, job in jobs.items() if job.settings.data.name == data and name in found]
         stretch = ratio([(found[name], ended[name]) for name in own if name in ended])
@@ -228,7 +228,7 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> float:
 def _measure(settings: Settings, batch: int, on: str) -> tuple[float, float]:
     """Return the seconds of an example in training and in evaluation."""
     facts, device = facts_of(settings.data.name, settings.data.root), resolve_device(on)
-    judged = 1 if facts.example.dtype == torch.int64 else JUDGED
+    evaluated = 1 if facts.example.dtype == torch.int64 else EVALUATED
     options = TrainOptions(learning_rate=1e-4, epochs=1, batch_size=batch)
     with torch_threads(1), torch.random.fork_rng(devices=[]):  # one, as the clients of a simulation
         model = builder(settings, facts)(settings.mix.global_rate).to(device)
@@ -236,10 +236,10 @@ def _measure(settings: Settings, batch: int, on: str) -> tuple[float, float]:
         def step(number: int) -> None:
             train(model, _invented(facts, batch, number).to(device), options, seed=0)
 
-        def judge(number: int) -> None:
-            evaluate(model, _invented(facts, judged, number).to(device))
+        def test(number: int) -> None:
+            evaluate(model, _invented(facts, evaluated, number).to(device))
 
-        return _seconds(step) / batch, _seconds(judge) / judged
+        return _seconds(step) / batch, _seconds(test) / evaluated
 
 
 def _seconds(call: Callable[[int], None]) -> float:

@@ -17,7 +17,7 @@ from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.core import formatting
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings import Flat
-from simulations.sweep.cost import ratio, seconds_of_jobs, work_if_known
+from simulations.sweep.cost import cost_if_known, ratio, seconds_of_jobs
 from simulations.sweep.job import Job
 from simulations.sweep.plan import Planned, plan
 from simulations.sweep.state import BEGUN, DONE, HeldError, check_jobs, rounds_of, seconds_of, stage_of
@@ -209,8 +209,8 @@ def described(changes: Mapping[str, Flat]) -> str:
 
 
 def _row(one: Listed) -> tuple[str, ...]:
-    work = work_if_known(one.job)
-    costs = ("?", "?") if work is None else (printed(work.parameters), f"{work.macs:.2e}")
+    cost = cost_if_known(one.job)
+    costs = ("?", "?") if cost is None else (printed(cost.parameters), f"{cost.macs:.2e}")
     seconds = "?" if one.seconds is None else duration(one.seconds)
     stage = f"round {rounds_of(one.job)} of {one.job.settings.num_rounds}" if one.stage == BEGUN else one.stage
     return (one.job.name, *costs, seconds, stage, described(one.job.changes))

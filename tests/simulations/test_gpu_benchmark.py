@@ -9,14 +9,14 @@ import torch
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.data import load_dataset
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import Setup
 from heterofl_flwr.settings import from_flat
 from heterofl_flwr.training import ENGINES, train_together
 from simulations.bench import gpu
-from simulations.bench.cifar10 import authors, task
-from simulations.bench.cifar10.engines import Engine, check_equal
-from simulations.bench.cifar10.runs import arguments, seconds_of_round
-from simulations.bench.cifar10.task import RATES, Experiment
+from simulations.bench import gpu_task as task
+from simulations.bench.gpu import arguments, grid_side
+from simulations.bench.gpu_task import RATES, Engine, Experiment, check_equal
 
 SMALL = Experiment(root="", steps=1, device="cpu")
 
@@ -52,8 +52,8 @@ def test_a_round_is_that_of_the_paper():
 def test_runs_train_on_the_images_of_the_engines(monkeypatch):
     for name, value in SMALL.variables.items():
         monkeypatch.setenv(name, value)
-    data = load_dataset(from_flat({"data.name": "simulations.bench.cifar10.task:images"}).data.name)
-    splits = [SMALL.work(number, torch.nn.Flatten()).split for number in range(len(RATES))]
+    data = load_dataset(from_flat({"data.name": "simulations.bench.gpu_task:images"}).data.name)
+    splits = [SMALL.job(number, torch.nn.Flatten()).split for number in range(len(RATES))]
     assert torch.equal(data.train.inputs, torch.cat([split.inputs for split in splits]))
     assert data.augment == "crop-flip"
 
@@ -85,7 +85,7 @@ def wrong(works, options):
 @pytest.mark.usefixtures("small")
 def test_an_engine_that_does_other_work_is_found(monkeypatch):
     monkeypatch.setitem(ENGINES, "wrong", wrong)
-    with pytest.raises(RuntimeError, match=r"engines plain and wrong part by .* so their times cannot be compared"):
+    with pytest.raises(RuntimeError, match=r"engines plain and wrong differ by .* so their times cannot be compared"):
         check_equal("wrong", "plain", SMALL)
 
 
@@ -154,34 +154,36 @@ def test_a_side_that_fails_leaves_the_others(monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(gpu, "seconds_of_round", fail)
+    monkeypatch.setattr(gpu, "grid_side", fail)
     monkeypatch.setitem(ENGINES, "wrong", wrong)
     assert not gpu.run(asked("--device", "cpu", "--steps", "1", "--rounds", "1", "--grids", "ray"))
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("engine wrong               failed: engines plain and wrong part by") for line in lines)
+    assert any(
+        line.startswith("engine wrong               failed: engines plain and wrong differ by") for line in lines
+    )
     assert sum(line.startswith("engine ") for line in lines) == 3
     assert "Ray, engine auto           failed: no room" in lines
     assert lines[-1] == "no GPU: no verdict; these failed: engine wrong, Ray, engine auto"
 
 
 def test_a_folder_without_the_authors_code_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--authors names their checkout"):
-        authors.measure(tmp_path, SMALL, 1)
+    with pytest.raises(ConfigError, match="expected a checkout of the authors' repository"):
+        gpu.authors_side(tmp_path, SMALL, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.simulation
 @pytest.mark.parametrize("grid", ["local", "ray"])
 def test_whole_rounds_run(grid):
-    assert seconds_of_round(SMALL, grid, "plain", 1) > 0
+    assert grid_side(grid, "plain", SMALL, 1, 0.0).round > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parity
 def test_the_authors_code_runs(checkout, monkeypatch):
-    for module in (task, authors):
+    for module in (task, gpu):
         monkeypatch.setattr(module, "CLIENTS", len(RATES))
     task._data.cache_clear()
-    found = authors.measure(checkout, SMALL, 1)
+    found = gpu.authors_side(checkout, SMALL, 1)
     task._data.cache_clear()
-    assert min(found.train, found.moments, found.test) > 0
+    assert min(found.round, found.evaluation) > 0

@@ -8,7 +8,7 @@ from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.load import HUB_NAMES
 from simulations.sweep import cost as speed
-from simulations.sweep.cost import PIECE, SIZES, Clock, facts_of, model_at, ratio, seconds_of_jobs, work_of
+from simulations.sweep.cost import PIECE, SIZES, Clock, compute_cost, facts_of, model_at, ratio, seconds_of_jobs
 from simulations.sweep.job import Job
 from simulations.sweep.sweeper import Listed, Progress, duration, listing
 from tests.simulations.sweeping import SHRUNKEN, planned
@@ -21,42 +21,44 @@ def job(*overrides: str) -> Job:
 
 def test_work_counted_by_hand():
     # 200 rounds of 10 clients with 600 images each, five epochs; half of the clients at each level.
-    work = work_of(job("data=mnist", "mix=a-e"))
-    assert work.trained == {1.0: 200 * 10 * 600 * 5 / 2, 0.0625: 200 * 10 * 600 * 5 / 2}
+    cost = compute_cost(job("data=mnist", "mix=a-e"))
+    assert cost.trained == {1.0: 200 * 10 * 600 * 5 / 2, 0.0625: 200 * 10 * 600 * 5 / 2}
     # 20 evaluations on all test images and, for the moments, on all training images, the last one of both levels; the
     # global model once more on the server, and there before the first round too.
-    assert work.judged == {1.0: 20 * 70_000 + 21 * 10_000, 0.0625: 70_000}
-    assert work.parameters == (1_556_874 + 6_594) / 2
-    assert work.at_once == 10
-    macs = {rate: cost.macs for rate, cost in work.profiles.items()}
-    assert work.macs == sum(macs[rate] * (3 * work.trained[rate] + work.judged[rate]) for rate in macs)
+    assert cost.evaluated == {1.0: 20 * 70_000 + 21 * 10_000, 0.0625: 70_000}
+    assert cost.parameters == (1_556_874 + 6_594) / 2
+    assert cost.at_once == 10
+    macs = {rate: cost.macs for rate, cost in cost.profiles.items()}
+    assert cost.macs == sum(macs[rate] * (3 * cost.trained[rate] + cost.evaluated[rate]) for rate in macs)
 
 
 def test_work_without_batch_norm_levels_server_or_evaluation():
-    found = work_of(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=false", "evaluate.central=false"))
-    assert found.judged == {1.0: 20 * 10_000, 0.0625: 0}
-    each = work_of(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=true", "evaluate.central=false"))
-    assert each.judged == {1.0: 20 * 10_000, 0.0625: 20 * 10_000}
-    assert work_of(job("data=mnist", "mix=a-e", "evaluate.every=0")).judged == {}
-    assert work_of(job("data=mnist", "mix=a", "evaluate.every=150")).judged == {1.0: 2 * 70_000 + 3 * 10_000}
+    found = compute_cost(
+        job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=false", "evaluate.central=false")
+    )
+    assert found.evaluated == {1.0: 20 * 10_000, 0.0625: 0}
+    each = compute_cost(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=true", "evaluate.central=false"))
+    assert each.evaluated == {1.0: 20 * 10_000, 0.0625: 20 * 10_000}
+    assert compute_cost(job("data=mnist", "mix=a-e", "evaluate.every=0")).evaluated == {}
+    assert compute_cost(job("data=mnist", "mix=a", "evaluate.every=150")).evaluated == {1.0: 2 * 70_000 + 3 * 10_000}
 
 
 def test_what_is_left_of_a_job_that_was_begun():
     begun = job("data=mnist", "mix=a-e")
-    left = work_of(begun, 195)
+    left = compute_cost(begun, 195)
     assert left.trained == {1.0: 5 * 10 * 600 * 5 / 2, 0.0625: 5 * 10 * 600 * 5 / 2}
-    assert left.judged == {1.0: 70_000 + 10_000, 0.0625: 70_000}  # only the last evaluation, though that is of both
-    assert work_of(begun, 9).judged == {1.0: 20 * 70_000 + 20 * 10_000, 0.0625: 70_000}
-    assert work_of(begun, 10).judged == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
+    assert left.evaluated == {1.0: 70_000 + 10_000, 0.0625: 70_000}  # only the last evaluation, though that is of both
+    assert compute_cost(begun, 9).evaluated == {1.0: 20 * 70_000 + 20 * 10_000, 0.0625: 70_000}
+    assert compute_cost(begun, 10).evaluated == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
     odd = job("data=mnist", "mix=a", "evaluate.every=150")  # in rounds 150 and 200
-    assert [work_of(odd, done).judged[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
+    assert [compute_cost(odd, done).evaluated[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
 
 
 def test_pieces_of_text():
-    work = work_of(job("data=wikitext2", "mix=a"))
-    assert work.trained == {1.0: 200 * 10 * 327}  # one row each, once
-    assert work.parameters == 19_263_999
-    assert work.judged == {1.0: 20 * 10 * 384 + 21 * 10 * 384}
+    cost = compute_cost(job("data=wikitext2", "mix=a"))
+    assert cost.trained == {1.0: 200 * 10 * 327}  # one row each, once
+    assert cost.parameters == 19_263_999
+    assert cost.evaluated == {1.0: 20 * 10 * 384 + 21 * 10 * 384}
 
 
 @pytest.mark.slow
@@ -89,10 +91,10 @@ def test_each_model_is_measured_once(monkeypatch):
     monkeypatch.setattr(speed.gpus, "cores", lambda: 4)
     clock = Clock()
     first, second = job("data=mnist", "mix=a-e"), job("data=mnist", "mix=a-e", "engine.parallel=1")
-    work = work_of(first)
-    cpu = 2 * sum(work.trained.values()) + sum(work.judged.values())
-    assert clock.seconds(first, work) == cpu / 4
-    assert clock.seconds(second, work) == cpu
+    cost = compute_cost(first)
+    cpu = 2 * sum(cost.trained.values()) + sum(cost.evaluated.values())
+    assert clock.seconds(first, cost) == cpu / 4
+    assert clock.seconds(second, cost) == cpu
     assert len(measured) == 2
 
 
@@ -116,13 +118,13 @@ def test_what_cannot_be_known_is_left_out():
 def test_small_models_of_each_kind_can_be_measured():
     clock = Clock()
     images = job(*SHRUNKEN, "mix=a")
-    assert 0 < clock.seconds(images, work_of(images)) < 60
+    assert 0 < clock.seconds(images, compute_cost(images)) < 60
 
 
 @pytest.mark.slow
 def test_a_text_model_can_be_measured():
     text = job("data=wikitext2", "mix=e")
-    assert Clock().seconds(text, work_of(text)) > 0
+    assert Clock().seconds(text, compute_cost(text)) > 0
 
 
 def test_ratio_of_nothing_is_one():
@@ -164,7 +166,7 @@ def test_a_listing_has_a_row_for_each_job_and_a_sum():
         jobs[0].name,
         "1.6",
         "M",
-        f"{work_of(jobs[0]).macs:.2e}",
+        f"{compute_cost(jobs[0]).macs:.2e}",
         "0:01:30",
         "done",
         "model.norm=gn",
@@ -175,5 +177,5 @@ def test_a_listing_has_a_row_for_each_job_and_a_sum():
 
 
 def test_every_level_costs_less_than_the_one_before():
-    macs = [work_of(job("data=cifar10", f"mix={level}")).macs for level in LEVELS]
+    macs = [compute_cost(job("data=cifar10", f"mix={level}")).macs for level in LEVELS]
     assert macs == sorted(macs, reverse=True)
