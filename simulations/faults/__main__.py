@@ -1,4 +1,4 @@
-"""Let faults strike small runs, each kind at three moments of a round, and judge what becomes of them.
+"""Let faults strike small runs, each kind at three moments of a round, and assess what becomes of them.
 
 Each cell is a run of four rounds on the bundled digits, whose server is a process of its own. The fault strikes in the
 third round (killed-at-end: in the last one): before its instructions are sent, during training, or after it, when
@@ -28,7 +28,8 @@ from pathlib import Path
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.runs.origin import command
 from simulations.bench.measure import describe_machine
-from simulations.faults.cells import Cells, DeployedCells, Outcome
+from simulations.faults.cells import Cells, Outcome
+from simulations.faults.deployed import DeployedCells
 from simulations.faults.fault import MOMENTS
 from simulations.faults.kinds import KINDS, names_of
 from simulations.program import parser_of, status_of
@@ -39,7 +40,7 @@ HEADER = ("fault", "what happens", "model", "rounds lost", *(f"{moment}: s" for 
 def to_markdown(outcomes: Sequence[Outcome]) -> str:
     """Return a row for each kind: the model, the rounds lost and the seconds to recover, at each moment."""
     rows = [_row(list(own)) for _, own in groupby(outcomes, lambda outcome: outcome.kind)]
-    lines = [_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER), *rows)]
     return "\n".join([*lines, "", summary(outcomes), ""])
 
 
@@ -90,10 +91,6 @@ def _each(values: Iterable[object]) -> str:
     return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 EXAMPLES = """
 examples:
   python -m simulations.faults
@@ -109,10 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(f"{name:<20}{kind.what}" for name, kind in KINDS.items() if kind.actor != "none"), sep="\n")
         return 0
-    return status_of(PROGRAM, lambda: judge(options))
+    return status_of(PROGRAM, lambda: assess(options))
 
 
-def judge(options: argparse.Namespace) -> int:
+def assess(options: argparse.Namespace) -> int:
     """Run the cells that were asked for; return 0 if all are as promised, and 1 if not."""
     names = chosen("--kinds", options.kinds, names_of(deployed=options.deployment))
     moments = chosen("--moments", options.moments, MOMENTS)

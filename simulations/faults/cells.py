@@ -4,19 +4,12 @@ import itertools
 import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -24,49 +17,31 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import Flat
-from simulations.deployment import Deployment, kill, kill_with_all
 from simulations.faults.fault import VARIABLE, Event, Fault, Pair
-from simulations.faults.kinds import KINDS, Ends, Kind
-from simulations.faults.server import settings_of
+from simulations.faults.kinds import KINDS, Kind
 
 GRACE = 5.0
 """Seconds beyond a round's deadline in which a run must have recovered."""
 
 MOST_LOST = 1
+SERVER_LONGEST = 300.0  # seconds after which a server counts as hanging
+ROOT = Path(__file__).parents[2]
+PRELOADED = ["simulations.faults.apps", "sklearn.datasets", "torch._dynamo"]
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a run.
-
-    Attributes
-    ----------
-    kind, moment
-        The fault.
-    model
-        How its last model compares with that of a run without the fault: ``equal``, to the bit, ``not promised``, where
-        there is one, ``other``, or ``lost``.
-    rounds_lost
-        Rounds of which the replies were in, and that were trained again.
-    seconds
-        From the fault to the first round that was saved after it, or to the run's end where no round is left.
-    limit
-        What they may be.
-    faults
-        What is wrong.
-    """
+    """What became of a run with a fault."""
 
     kind: str
     moment: str
-    model: str
-    rounds_lost: int
-    seconds: float
-    limit: float
-    faults: Sequence[str]
+    model: str  # beside that of a run without the fault: equal to the bit, not promised, other, or lost
+    rounds_lost: int  # rounds of which all replies were received, and that were trained again
+    seconds: float  # from the fault to the first round saved after it, or to the run's end where no round is left
+    limit: float  # the most seconds allowed
+    faults: Sequence[str]  # what is wrong
 
     @property
     def good(self) -> bool:
@@ -112,7 +87,7 @@ class Cells:
         return self._known[key]
 
     def run(self, name: str, moment: str) -> Outcome:
-        """Let a fault strike a run, start it anew where that is needed, and judge it."""
+        """Let a fault strike a run, start it again where that is needed, and assess it."""
         fault, kind = self.fault(name, moment), KINDS[name]
         fault.write()
         faults = []
@@ -120,9 +95,9 @@ class Cells:
         if kind.restarts:
             faults += [] if code else ["the server went on as if nothing had happened"]
             faults += down(fault, kind)
-            code = start_anew(fault)
+            code = start_again(fault)
         faults += [f"the server ended with exit code {code}"] if code else []
-        return judge(fault, self.expected(fault), faults)
+        return assess(fault, self.expected(fault), faults)
 
     def _train_without(self, missing: tuple[Pair, ...]) -> State:
         fault = replace(self._none, folder=str(self._folder / f"without-{next(self._numbers)}"), missing=missing)
@@ -134,7 +109,7 @@ class Cells:
         return state
 
 
-def judge(fault: Fault, expected: State | None, faults: Sequence[str]) -> Outcome:
+def assess(fault: Fault, expected: State | None, faults: Sequence[str]) -> Outcome:
     """Return what became of a run that is over."""
     kind, events = KINDS[fault.kind], fault.events()
     model = _compare(final_model(fault), expected)
@@ -208,48 +183,34 @@ def _record_faults(fault: Fault, kind: Kind) -> Iterator[str]:
         yield f"the history has rounds {numbers}"
         return
     record = history[fault.server_round - 1]
-    if trouble := kind.check(record, fault) or _reasons(record, fault, kind):
+    if trouble := kind.check(record, fault):
         yield trouble
+    if kind.reason:
+        good = list(record.failures) == [fault.partition] and re.search(kind.reason, record.failures[fault.partition])
+        if not good:
+            yield f"the record of the round says {dict(record.failures)}"
     path = fault.path / "log.txt"  # under a SuperLink, its own has all
     if kind.says and not re.search(kind.says, path.read_text(encoding="utf-8", errors="replace")):
         yield f"the log does not say {kind.says!r}"
 
 
-def _reasons(record: RoundRecord, fault: Fault, kind: Kind) -> str:
-    """Return what is wrong with the failures of the round, where a reason is expected."""
-    if not kind.reason:
-        return ""
-    good = list(record.failures) == [fault.partition] and re.search(kind.reason, record.failures[fault.partition])
-    return "" if good else f"the record of the round says {dict(record.failures)}"
-
-
-SERVER_LONGEST = 300.0  # seconds after which a server counts as hanging
-ROOT = Path(__file__).parents[2]
-PRELOADED = ["simulations.faults.server", "sklearn.datasets", "torch._dynamo"]
-
-
 def start_forked(fault: Fault) -> int:
-    """Run a cell's server in a fork; return its exit code."""
+    """Run a cell's server in a fork of a process that has loaded torch, which saves time; return its exit code."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(fault.folder, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(fault.folder,), daemon=True)
     process.start()
-    theirs.close()
-    reader = threading.Thread(target=_copy, args=(ours, fault.path / "log.txt"))
-    reader.start()
     process.join(SERVER_LONGEST)
     if process.is_alive():
         process.kill()
         process.join()
-    reader.join()
     return process.exitcode or 0
 
 
-def start_anew(fault: Fault) -> int:
-    """Go on with a cell's run in a new interpreter; return its exit code."""
+def start_again(fault: Fault) -> int:
+    """Resume a cell's run in a new interpreter, because its time counts; return its exit code."""
     with (fault.path / "log.txt").open("ab") as log:
-        words = [sys.executable, "-m", "simulations.faults.server", fault.folder, "--resume"]
+        words = [sys.executable, "-m", "simulations.faults.apps", fault.folder, "--resume"]
         environment = {**os.environ, VARIABLE: fault.folder}
         try:
             return subprocess.run(
@@ -259,123 +220,10 @@ def start_anew(fault: Fault) -> int:
             return -9
 
 
-def _serve(folder: str, out: Connection) -> None:
-    from simulations.faults.server import serve
+def _serve(folder: str) -> None:
+    from simulations.faults.apps import serve
 
-    # A pipe, not a file: a disk that is full would swallow what is said of it.
-    for descriptor in (1, 2):
-        os.dup2(out.fileno(), descriptor)
-    out.close()
+    with Path(folder, "log.txt").open("ab") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
     serve(folder, False)
-
-
-def _copy(source: Connection, path: Path) -> None:
-    with source, path.open("ab") as log:
-        while piece := _read(source):
-            log.write(piece)
-
-
-def _read(source: Connection) -> bytes:
-    return os.read(source.fileno(), 65536)
-
-
-CLIENT = "simulations.faults.client:app"
-SERVER = "simulations.faults.server_app:app"
-NODES = ("first", "second")
-LONGEST = 600.0
-PAUSE = 1.0
-
-
-class DeployedCells(Cells):
-    """Makes cells of few rounds; a context manager that ends all processes."""
-
-    def __init__(self, folder: Path, *, deadline: float, seed: int) -> None:
-        super().__init__(folder, deadline=deadline, seed=seed, num_rounds=3, clients=len(NODES))
-        self._now = folder / "now"
-        self._stack = ExitStack()
-        self._deployment = Deployment(folder, {"OMP_NUM_THREADS": "1", VARIABLE: str(self._now)})
-
-    def __enter__(self) -> Self:
-        """Start the SuperLink and the nodes."""
-        self._stack.enter_context(self._deployment)
-        self._superlink = self._deployment.start_superlink()
-        self._deployment.register(*NODES)
-        self._nodes = [self._start_node(number) for number in range(len(NODES))]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End all processes."""
-        self._stack.close()
-
-    def expected(self, fault: Fault) -> State | None:
-        """Return the model that a run must end with: without the replies that its own history lacks.
-
-        How long a node stays away depends on the machine.
-        """
-        if KINDS[fault.kind].missing is not None:
-            return super().expected(fault)
-        return self.without(
-            [
-                (partition, record.server_round)
-                for record in RunFolder(fault.run).history()
-                for partition in range(len(NODES))
-                if partition not in record.rates or partition in record.failures
-            ]
-        )
-
-    def run(self, name: str, moment: str) -> Outcome:
-        """Let a fault strike a run, start anew what it ended, and judge it."""
-        fault, kind = self.fault(name, moment), KINDS[name]
-        fault.write()
-        self._now.unlink(missing_ok=True)
-        self._now.symlink_to(fault.path)
-        run_id = self._deployment.submit(self._config(fault, resume=False), CLIENT, SERVER)
-        self._deployment.wait_for(lambda: self._event(fault, "fault"), f"the moment of {name}", LONGEST)
-        self._end(kind.ends, fault)
-        (fault.path / "done").touch()
-        faults: list[str] = []
-        if kind.ends == "superlink":
-            self._superlink = self._deployment.start_superlink()
-        if kind.restarts:
-            faults += down(fault, kind)
-            run_id = self._deployment.submit(self._config(fault, resume=True), CLIENT, SERVER)
-        self._wait(fault)
-        status, details = self._deployment.wait_for_end(run_id, LONGEST)
-        faults += [] if status == "finished:completed" else [f"the run is {status}: {details}"]
-        return judge(fault, self.expected(fault), faults)
-
-    def _wait(self, fault: Fault) -> None:
-        """Wait for the end of a run; as a supervisor does, start nodes again that end.
-
-        A SuperLink refuses a node whose key it believes to be connected, for a minute after that one was killed.
-        """
-        deadline = time.monotonic() + LONGEST
-        while not self._event(fault, "ended") and time.monotonic() < deadline:
-            time.sleep(PAUSE)
-            for number, node in enumerate(self._nodes):
-                if node.poll() is not None:
-                    self._nodes[number] = self._start_node(number)
-
-    def _config(self, fault: Fault, *, resume: bool) -> Mapping[str, Flat]:
-        return {**settings_of(fault, resume=resume), "sample.wait": LONGEST}
-
-    def _start_node(self, number: int) -> subprocess.Popen[bytes]:
-        level = "ae"[number]
-        return self._deployment.start_node(
-            NODES[number], f'level="{level}" partition-id={number} num-partitions={len(NODES)}'
-        )
-
-    def _event(self, fault: Fault, what: str) -> int | None:
-        """Return the number of the last event of a name."""
-        return next((event.number for event in reversed(fault.events()) if event.what == what), None)
-
-    def _end(self, what: Ends, fault: Fault) -> None:
-        """Kill a process."""
-        if what == "superlink":
-            kill_with_all(self._superlink)
-        elif what == "supernode":
-            kill(self._nodes[fault.partition])
-        elif pid := self._event(fault, what):
-            os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""One fault: what it is, when it strikes, and how the processes of its run learn of it and tell what happened."""
+"""One fault: what it is, when it strikes, and the events that the processes of its run note."""
 
 import json
 import os
@@ -28,41 +28,22 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A cell of the matrix.
+    """A cell of the matrix: what happens, in which round and when in it, and to which client if it is one."""
 
-    Attributes
-    ----------
-    folder
-        The cell's own; its run is in ``run``.
-    kind, moment
-        What happens, and when in the round.
-    server_round, partition
-        In which round, and to which client if it is one.
-    num_rounds, clients
-        The size of the run.
-    deadline
-        Seconds that clients have for an answer.
-    seed
-        The run's.
-    missing
-        Replies that are taken away without any fault: so the runs are made with which those with a fault are compared.
-    """
-
-    folder: str
+    folder: str  # the cell's own; its run is in `run`
     kind: str
     moment: str
     server_round: int
     num_rounds: int
     clients: int
-    deadline: float
+    deadline: float  # seconds that clients have for an answer
     seed: int
     partition: int = 1
-    missing: Sequence[Pair] = ()
+    missing: Sequence[Pair] = ()  # replies that are removed without any fault, for the runs that serve as references
 
     def write(self) -> None:
         """Make the cell's folder."""
-        events = self.path / "events"
-        events.mkdir(parents=True)
+        (self.path / "events").mkdir(parents=True)
         (self.path / "fault.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
@@ -78,12 +59,10 @@ class Fault:
 
     @property
     def path(self) -> Path:
-        """The cell's folder."""
         return Path(self.folder)
 
     @property
     def run(self) -> Path:
-        """The run's folder."""
         return self.path / "run"
 
     def note(self, what: str, number: int) -> None:
@@ -92,10 +71,8 @@ class Fault:
 
     def events(self) -> list[Event]:
         """Return all events in their order."""
-        names = sorted(
-            (path.name for path in (self.path / "events").iterdir()), key=lambda name: int(name.split("_")[0])
-        )
-        parts = [name.split("_") for name in names]
+        parts = [path.name.split("_") for path in (self.path / "events").iterdir()]
+        parts.sort(key=lambda words: int(words[0]))
         return [Event(seconds=int(when) / 1e9, what=what, number=int(number)) for when, what, number in parts]
 
     def strikes(self, moment: str, server_round: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a fault does in the process that it strikes."""
+"""All kinds of faults: what they do in the process that they strike, and what is promised of each."""
 
 import os
 import resource
@@ -18,22 +18,29 @@ from simulations.faults.fault import Fault, Pair
 LONG = 3600.0
 MEETING = 30.0  # seconds that a process waits at its moment for the command, which then ends what it ends
 
+Actor = Literal["client", "server", "grid", "none"]
+Ends = Literal["", "client", "supernode", "server", "superlink"]
+Act = Callable[[Fault], None]
+Missing = Callable[[Fault], Sequence[Pair]]
+Check = Callable[[RoundRecord, Fault], str]
+Damage = Callable[[Path], None]
+"""Damages files in a run's folder."""
 
-def kill(fault: Fault) -> None:
+
+def kill(_: Fault) -> None:
     """End this process as a power cut does."""
-    del fault
-    _signal(signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(LONG)
 
 
-def terminate(fault: Fault) -> None:
+def terminate(_: Fault) -> None:
     """End this process as an operator does."""
-    del fault
-    _signal(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LONG)
 
 
-def interrupt(fault: Fault) -> None:
+def interrupt(_: Fault) -> None:
     """End this process as Ctrl-C does."""
-    del fault
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -43,27 +50,25 @@ def fail(fault: Fault) -> None:
     raise RuntimeError(f"made to fail in round {fault.server_round}")
 
 
-def hang(fault: Fault) -> None:
+def hang(_: Fault) -> None:
     """Do nothing any more."""
-    del fault
     time.sleep(LONG)
 
 
-def fill_disk(fault: Fault) -> None:
+def fill_disk(_: Fault) -> None:
     """Let no byte be written to any file from now on: a limit of the system, so a real error."""
-    del fault
-    _limit_files(0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def fill_disk_nearly(fault: Fault) -> None:
     """Let no file become larger than half of a checkpoint."""
     sizes = [path.stat().st_size for path in (fault.run / "checkpoint").glob("*.safetensors")]
-    _limit_files(max(sizes) // 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) // 2, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def start_another(fault: Fault) -> None:
-    """Start a second server on the run's folder, wait for its end, and show what it said."""
-    words = [sys.executable, "-m", "simulations.faults.server", fault.folder, "--resume"]
+    """Start a second server on the run's folder, wait for its end, and show what it printed."""
+    words = [sys.executable, "-m", "simulations.faults.apps", fault.folder, "--resume"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     print(f"another server ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}", flush=True)
 
@@ -75,41 +80,12 @@ def meet(fault: Fault) -> None:
         time.sleep(0.05)
 
 
-def _signal(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
-    time.sleep(LONG)
-
-
-def _limit_files(size: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-
-Damage = Callable[[Path], None]
-"""Damages files in a run's folder."""
-
-
-def cut_checkpoint(run: Path) -> None:
-    """Cut the newest checkpoint's tensors in half."""
-    _cut(_newest(run))
-
-
 def flip_checkpoint(run: Path) -> None:
     """Turn one bit of the newest checkpoint's tensors."""
     path = _newest(run)
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(bytes(data))
-
-
-def lose_checkpoint(run: Path) -> None:
-    """Remove the newest checkpoint's tensors."""
-    _newest(run).unlink()
-
-
-def cut_voucher(run: Path) -> None:
-    """Cut in half the file that vouches for the newest checkpoint."""
-    _cut(_newest(run).with_suffix(".json"))
 
 
 def cut_history(run: Path) -> None:
@@ -128,76 +104,28 @@ def _cut(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-Actor = Literal["client", "server", "grid", "none"]
-Ends = Literal["", "client", "supernode", "server", "superlink"]
-Act = Callable[[Fault], None]
-Missing = Callable[[Fault], Sequence[Pair]]
-Check = Callable[[RoundRecord, Fault], str]
-
-
-def nothing(fault: Fault) -> Sequence[Pair]:
-    """No reply."""
-    del fault
-    return ()
-
-
-def no_check(record: RoundRecord, fault: Fault) -> str:
-    """Find nothing else wrong."""
-    del record, fault
-    return ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of fault.
+    """One kind of fault, and what is promised of it.
 
-    Attributes
-    ----------
-    what
-        What happens, for the table.
-    actor
-        Whom it strikes: a client, the server, or a node as the grid shows it.
-    act
-        What it does there; a grid does it itself.
-    missing
-        Which replies the fault costs: the model has to be, bit for bit, that of a run in which these never came. None
-        where chance decides.
-    settings
-        How such a run differs.
-    processes
-        Worker processes of the clients; 0: they run in the server's.
-    restarts
-        Whether the server ends of it and is started anew.
-    damage
-        What happens to its files in between.
-    whole
-        Whether ``after`` is when the checkpoint has been written, not when half of it has been.
-    last
-        Whether it strikes in the last round, where ``after`` is when half of the final model has been written.
-    says
-        What the logs have to say: a regular expression.
-    reason
-        What the record of the round has to say of the client.
-    check
-        Returns what else is wrong with the record of the round, if anything.
-    ends
-        Under a SuperLink: which process is killed while the one that is struck waits.
+    ``missing`` returns the replies that the fault costs: the model has to be, bit for bit, that of a run in which these
+    never came. It is None where chance decides.
     """
 
-    what: str
-    actor: Actor
-    act: Act = kill
-    missing: Missing | None = nothing
-    settings: Mapping[str, Flat] = field(default_factory=dict)
-    processes: int = 0
-    restarts: bool = False
-    damage: Damage | None = None
-    whole: bool = False
-    last: bool = False
-    says: str = ""
-    reason: str = ""
-    check: Check = no_check
-    ends: Ends = ""
+    what: str  # what happens, for the table
+    actor: Actor  # whom it strikes: a client, the server, or a node as the grid shows it
+    act: Act = kill  # what it does there; a grid does it itself
+    missing: Missing | None = lambda fault: ()
+    settings: Mapping[str, Flat] = field(default_factory=dict)  # how such a run differs
+    processes: int = 0  # worker processes of the clients; 0: they run in the server's
+    restarts: bool = False  # whether the server ends of it and is started again
+    damage: Damage | None = None  # what happens to its files in between
+    whole: bool = False  # whether `after` is when the checkpoint has been written, not when half of it has been
+    last: bool = False  # in the last round, where `after` is when half of the final model has been written
+    says: str = ""  # what the logs have to say: a regular expression
+    reason: str = ""  # what the record of the round has to say of the client
+    check: Check = lambda record, fault: ""  # returns what else is wrong with the record of the round
+    ends: Ends = ""  # under a SuperLink: which process is killed while the one that is struck waits
 
 
 def in_its_round(fault: Fault) -> Sequence[Pair]:
@@ -292,10 +220,12 @@ KINDS: Mapping[str, Kind] = {
     ),
     "disk-full": _disk("no byte fits on the disk", fill_disk),
     "disk-short": _disk("half of a checkpoint fits on the disk", fill_disk_nearly),
-    "checkpoint-cut": _damaged("killed, and its checkpoint cut in half", cut_checkpoint),
+    "checkpoint-cut": _damaged("killed, and its checkpoint cut in half", lambda run: _cut(_newest(run))),
     "checkpoint-bit": _damaged("killed, and a bit of its checkpoint turned", flip_checkpoint),
-    "checkpoint-lost": _damaged("killed, and its checkpoint's tensors gone", lose_checkpoint),
-    "voucher-cut": _damaged("killed, and its checkpoint's JSON cut in half", cut_voucher),
+    "checkpoint-lost": _damaged("killed, and its checkpoint's tensors gone", lambda run: _newest(run).unlink()),
+    "manifest-cut": _damaged(
+        "killed, and its checkpoint's JSON cut in half", lambda run: _cut(_newest(run).with_suffix(".json"))
+    ),
     "history-cut": _damaged(
         "killed, and its history's last line cut in half", cut_history, "ends with an incomplete line"
     ),

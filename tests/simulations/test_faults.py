@@ -5,7 +5,7 @@ import torch
 
 from simulations.faults import __main__ as faults
 from simulations.faults.__main__ import to_csv, to_markdown
-from simulations.faults.cells import Cells, judge
+from simulations.faults.cells import Cells, assess
 from simulations.faults.fault import MOMENTS
 from simulations.faults.kinds import KINDS, names_of
 
@@ -45,15 +45,15 @@ def test_the_table_has_each_cell(outcomes):
 def test_what_is_not_as_promised_is_found(cells, outcomes):
     fault = cells.fault("disk-short", "before")
     expected = cells.expected(fault)
-    assert judge(fault, expected, []).good
+    assert assess(fault, expected, []).good
     other = {**expected, "a/blocks.0.bias": torch.zeros(1)}
-    assert judge(fault, other, []).faults == ["the model is other"]
+    assert assess(fault, other, []).faults == ["the model is other"]
     fault.note("trained", 1)  # for the second time, and so was the round that the full disk cost
-    assert judge(fault, expected, []).faults == ["2 rounds were lost"]
+    assert assess(fault, expected, []).faults == ["2 rounds were lost"]
     history = fault.run / "history.jsonl"
     history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
     (fault.run / "models" / "e.safetensors").write_bytes(b"half")
-    found = judge(fault, expected, []).faults
+    found = assess(fault, expected, []).faults
     assert "the history has rounds [1, 2, 3]" in found
     assert "the model is lost" in found
 

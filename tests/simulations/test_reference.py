@@ -8,7 +8,7 @@ import pytest
 from heterofl_flwr.errors import ConfigError
 from simulations.paper.collect import Allowed, collect
 from simulations.paper.pages import make_pages
-from simulations.paper.runs import COLUMNS, FILE, read_authors, read_run, write_authors
+from simulations.paper.runs import AUTHORS_COLUMNS, AUTHORS_FILE, read_authors, read_run, write_authors
 from simulations.paper.statistics import group_runs
 from simulations.paper.tables import authors_tables
 from simulations.reference import __main__ as reference
@@ -24,7 +24,7 @@ def named(points):
 
 
 def row(number: int, scores: tuple[float, float]) -> dict[str, object]:
-    return {**dict.fromkeys(COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
+    return {**dict.fromkeys(AUTHORS_COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_without_the_file_there_is_nothing(make_run):
     "text", ["round,global\n1,0.5\n", "round,global,local\n1,much,0.5\n", "round,global,local\n1\n"]
 )
 def test_a_file_that_is_not_as_expected_is_named(run, text):
-    (run / FILE).write_text(text, encoding="utf-8")
+    (run / AUTHORS_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"authors\.csv is not as expected .* simulations\.reference write it again"):
         read_run(run)
 
@@ -159,7 +159,7 @@ def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys
     run = make_run().path
     assert reference.main([str(tmp_path), str(run), "--work", str(tmp_path / "work")]) == 2
     assert "holds no train_classifier_fed.py" in capsys.readouterr().err
-    assert not (run / FILE).exists()
+    assert not (run / AUTHORS_FILE).exists()
     assert not (tmp_path / "work").exists()
 
 
@@ -217,5 +217,5 @@ def test_their_code_is_run_and_goes_on(checkout, make_run, tmp_path, capsys):
     assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["round 1:", "round 2:"]
     assert list(read_authors(run)) == [1, 2]
     assert read_authors(run)[1] == first[1]
-    with (run / FILE).open(encoding="utf-8") as file:
+    with (run / AUTHORS_FILE).open(encoding="utf-8") as file:
         assert {line["seed"] for line in csv.DictReader(file)} == {"1"}
