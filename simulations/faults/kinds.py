@@ -231,8 +231,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "client-app-killed": _deployed("a node's client process is killed", "client", "client", in_its_round),
     "supernode-killed": _deployed("a SuperNode is killed, and started again", "client", "supernode", None),
-    "server-app-killed": _deployed("the ServerApp's process is killed", "server", "server", nothing),
-    "superlink-killed": _deployed("the SuperLink's machine dies", "server", "superlink", nothing),
+    "server-app-killed": _deployed("the ServerApp's process is killed", "server", "server", lambda fault: ()),
+    "superlink-killed": _deployed("the SuperLink's machine dies", "server", "superlink", lambda fault: ()),
 }
 """By name. The last four are under a SuperLink."""
 
