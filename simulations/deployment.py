@@ -71,15 +71,7 @@ for words in json.loads(sys.argv[1]):
 
 
 class Processes:
-    """Processes with a private ``FLWR_HOME``; a context manager that ends them all.
-
-    Parameters
-    ----------
-    folder : Path
-        For logs.
-    more : Mapping[str, str] | None
-        Further variables for the environment of all processes.
-    """
+    """Processes with a private ``FLWR_HOME``; a context manager that ends them all."""
 
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -160,15 +152,7 @@ class Processes:
 
 
 class Deployment(Processes):
-    """A SuperLink that takes known nodes alone, and SuperNodes.
-
-    Parameters
-    ----------
-    folder : Path
-        Also for keys and the SuperLink's database.
-    more : Mapping[str, str] | None
-        See :class:`Processes`.
-    """
+    """A SuperLink that takes known nodes alone, and SuperNodes."""
 
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         super().__init__(folder, more)

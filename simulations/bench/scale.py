@@ -44,21 +44,11 @@ ROUNDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run.
+    """One run."""
 
-    Attributes
-    ----------
-    milliseconds
-        Of its rounds, for each of their clients.
-    peak
-        Bytes added to the server at the most.
-    window
-        Bytes of the replies that may be under way at once.
-    """
-
-    milliseconds: float
-    peak: float
-    window: float
+    milliseconds: float  # of its rounds, for each of their clients
+    peak: float  # bytes added to the server at the most
+    window: float  # bytes of the replies that may be under way at once
 
 
 class Records(RoundCallback):

@@ -37,27 +37,13 @@ PLAIN, OURS, COHORT = "plain loop", "engine plain", "engine cohort"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one client trains.
+    """What one client trains."""
 
-    Attributes
-    ----------
-    model
-        A name in ``MODELS``.
-    rate
-        The model's.
-    steps
-        Batches of ten; the client trains on each once.
-    together
-        How many clients a cohort has.
-    seed
-        Of parameters, pictures and order.
-    """
-
-    model: str
-    rate: float
-    steps: int
-    together: int
-    seed: int
+    model: str  # a name in `MODELS`
+    rate: float  # the model's
+    steps: int  # batches of ten; the client trains on each once
+    together: int  # how many clients a cohort has
+    seed: int  # of parameters, pictures and order
 
     @property
     def options(self) -> TrainOptions:

@@ -26,18 +26,10 @@ EXCHANGE_NAMES: Mapping[str, str] = {"fedh2l": "FedH2L", "hybrid": "HeteroFL and
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """The finished runs of one method with one choice of settings, over seeds.
+    """The finished runs of one method with one choice of settings, over seeds."""
 
-    Attributes
-    ----------
-    label
-        Method and mix, and what else tells it from others of the same method.
-    runs
-        A run for each seed, in their order.
-    """
-
-    label: str
-    runs: tuple[Run, ...]
+    label: str  # method and mix, and what else tells it from others of the same method
+    runs: tuple[Run, ...]  # a run for each seed, in their order
 
     @property
     def settings(self) -> Settings:
@@ -102,13 +94,6 @@ def multiplications(run: Run, root: str = "") -> list[float]:
     """Return the multiplications (with addition) of all clients' training up to the end of each round.
 
     Clients have equally many examples here, which is so but for remainders and lost shards. Evaluation is left out.
-
-    Parameters
-    ----------
-    run : Run
-        The run; nothing but its history and settings is read.
-    root : str
-        Where data sets lie that are none of the paper's.
     """
     return list(accumulate(_of_round(run.settings, record, root) for record in run.records))
 

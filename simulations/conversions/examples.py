@@ -11,24 +11,12 @@ from heterofl_flwr.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    r"""Write ``new`` in the places of a file that match.
+    """Write ``new`` in the places of a file that match."""
 
-    Attributes
-    ----------
-    file
-        The file, from the app's folder.
-    pattern
-        A regular expression, in which ``^`` and ``$`` are ends of lines.
-    new
-        What to write there, with ``\1`` and so on for the groups of the pattern; nothing deletes.
-    times
-        In how many places.
-    """
-
-    file: str
-    pattern: str
-    new: str = ""
-    times: int = 1
+    file: str  # the file, from the app's folder
+    pattern: str  # a regular expression, in which `^` and `$` are ends of lines
+    new: str = ""  # what to write there, with `\1` and so on for the groups of the pattern; nothing deletes
+    times: int = 1  # in how many places
 
 
 def convert(example: str, folder: Path, edits: Iterable[Edit]) -> int:
@@ -84,40 +72,20 @@ Config = dict[str, bool | int | float | str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One of Flower's examples.
+    """One of Flower's examples."""
 
-    Attributes
-    ----------
-    name
-        Its folder under ``examples/``.
-    package
-        The folder of its modules.
-    edits
-        What converts it.
-    api
-        Which of Flower's interfaces it uses: ``message`` or ``classic``.
-    needs
-        Modules that it imports beside those of this project.
-    nodes, rows, config, node_config, prepare
-        How it is run; see ``simulations.conversions.play.Job``.
-    personal
-        Whether clients keep layers of their own, so that only their evaluation counts.
-    remark
-        What the conversion changes beside sizes.
-    """
-
-    name: str
-    package: str
-    edits: Sequence[Edit]
-    api: str = "message"
-    needs: Sequence[str] = ()
-    nodes: int = 10
+    name: str  # its folder under `examples/`
+    package: str  # the folder of its modules
+    edits: Sequence[Edit]  # what converts it
+    api: str = "message"  # which of Flower's interfaces it uses: `message` or `classic`
+    needs: Sequence[str] = ()  # modules that it imports beside those of this project
+    nodes: int = 10  # how it is run; see `simulations.conversions.play.Job`
     rows: int = 5000
     config: Config = field(default_factory=dict)
     node_config: dict[str, str] = field(default_factory=dict)
     prepare: Sequence[str] = ()
-    personal: bool = False
-    remark: str = ""
+    personal: bool = False  # whether clients keep layers of their own, so that only their evaluation counts
+    remark: str = ""  # what the conversion changes beside sizes
 
     @property
     def short(self) -> str:

@@ -35,30 +35,18 @@ MODEL = "arrays.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """How to run an app.
+    """How to run an app."""
 
-    Attributes
-    ----------
-    nodes
-        How many nodes there are.
-    config
-        Settings of the run that differ from those in ``pyproject.toml``.
-    node_config
-        Settings of each node, in which ``{number}`` stands for 1, 2 and so on.
-    prepare
-        A script of the app that makes its data, and its arguments; nothing for none.
-    root, rows
-        Those of ``StandIns``.
-    repeatable
-        Whether each client begins with random numbers that follow from its partition and round, or with new ones.
-    """
-
-    nodes: int
+    nodes: int  # how many nodes there are
+    # settings of the run that differ from those in `pyproject.toml`
     config: dict[str, bool | int | float | str] = field(default_factory=dict)
+    # settings of each node, in which `{number}` stands for 1, 2 and so on
     node_config: dict[str, str] = field(default_factory=dict)
+    # a script of the app that makes its data, and its arguments; nothing for none
     prepare: list[str] = field(default_factory=list)
-    root: str = ""
+    root: str = ""  # those of `StandIns`
     rows: int = 2000
+    # whether each client begins with random numbers that follow from its partition and round, or with new ones
     repeatable: bool = True
 
 

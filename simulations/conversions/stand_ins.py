@@ -26,15 +26,7 @@ OPINIONS = [[f"{kind}{number}" for number in range(20)] for kind in ("bad", "goo
 
 
 class StandIns:
-    """Answers what the examples ask of hubs; ``notes`` says what was not the real thing.
-
-    Parameters
-    ----------
-    root : Path | None
-        Copies of data sets, laid out as on Hugging Face's hub.
-    rows : int
-        How many rows of a training set are used, and five times fewer of a test set.
-    """
+    """Answers what the examples ask of hubs; ``notes`` says what was not the real thing."""
 
     def __init__(self, root: Path | None, rows: int) -> None:
         self.root, self.rows = root, rows

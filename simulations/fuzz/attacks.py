@@ -20,26 +20,13 @@ Outgoing = tuple[Message, Uploaded]
 
 @dataclass
 class Turn:
-    """A message to a hostile node.
+    """A message to a hostile node."""
 
-    Attributes
-    ----------
-    asked
-        The message.
-    reply
-        What a good node would answer.
-    server_round
-        Of the message; 0 where it names none.
-    sent
-        The good replies of this node to earlier instructions to train.
-    others
-        The messages that other nodes have not answered yet, which no node knows of another.
-    """
-
-    asked: Message
-    reply: Message
-    server_round: int
-    sent: list[Message] = field(default_factory=list)
+    asked: Message  # the message
+    reply: Message  # what a good node would answer
+    server_round: int  # of the message; 0 where it names none
+    sent: list[Message] = field(default_factory=list)  # the good replies of this node to earlier instructions to train
+    # the messages that other nodes have not answered yet, which no node knows of another
     others: Sequence[Message] = ()
 
     @property

@@ -23,24 +23,12 @@ TEXT_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """What a node uploads.
+    """What a node uploads."""
 
-    Attributes
-    ----------
-    objects
-        By their id; None for one that is announced and withheld.
-    head
-        The id of the message among them.
-    tree
-        What is announced.
-    group_id
-        What is written beside the message, where Flower has a text of any length.
-    """
-
-    objects: Mapping[str, bytes | None]
-    head: str
-    tree: ObjectTree
-    group_id: str = ""
+    objects: Mapping[str, bytes | None]  # by their id; None for one that is announced and withheld
+    head: str  # the id of the message among them
+    tree: ObjectTree  # what is announced
+    group_id: str = ""  # what is written beside the message, where Flower has a text of any length
 
     @classmethod
     def flat(cls, objects: Mapping[str, bytes | None], head: str) -> "Uploaded":

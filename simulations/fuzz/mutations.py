@@ -18,22 +18,12 @@ STYPE = "numpy.ndarray"
 
 @dataclass
 class Letter:
-    """What a reply holds, and to which message it answers.
+    """What a reply holds, and to which message it answers."""
 
-    Attributes
-    ----------
-    arrays
-        Arrays by the name of their record and their own.
-    config, metrics
-        What the reply says.
-    more
-        Further records, or None to leave one out.
-    """
-
-    arrays: dict[str, dict[str, Array]]
-    config: dict[str, object]
+    arrays: dict[str, dict[str, Array]]  # arrays by the name of their record and their own
+    config: dict[str, object]  # what the reply says
     metrics: dict[str, object]
-    more: dict[str, object] = field(default_factory=dict)
+    more: dict[str, object] = field(default_factory=dict)  # further records, or None to leave one out
 
     @classmethod
     def of(cls, message: Message) -> "Letter":

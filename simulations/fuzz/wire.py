@@ -45,34 +45,16 @@ LARGE: Mapping[str, Flat] = {"model.name": "mlp", "model.hidden": "1024,1024", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A run with nodes of good and of bad faith.
+    """A run with nodes of good and of bad faith."""
 
-    Attributes
-    ----------
-    name
-        For the table.
-    attacks
-        Of each node that attacks; the good ones come first.
-    honest
-        How many good nodes there are.
-    own_supernodes
-        Whether the good nodes are Flower's own processes, not members of the crowd.
-    rounds, deadline
-        Of the run; a deadline in seconds.
-    settings
-        How the run differs from the others.
-    as_before
-        Whether the server may have a tenth more memory than in the case before, and no more.
-    """
-
-    name: str
-    attacks: Sequence[str]
-    honest: int = 4
-    own_supernodes: bool = False
-    rounds: int = 3
+    name: str  # for the table
+    attacks: Sequence[str]  # of each node that attacks; the good ones come first
+    honest: int = 4  # how many good nodes there are
+    own_supernodes: bool = False  # whether the good nodes are Flower's own processes, not members of the crowd
+    rounds: int = 3  # of the run; a deadline in seconds
     deadline: float = 60.0
-    settings: Mapping[str, Flat] = field(default_factory=dict)
-    as_before: bool = False
+    settings: Mapping[str, Flat] = field(default_factory=dict)  # how the run differs from the others
+    as_before: bool = False  # whether the server may have a tenth more memory than in the case before, and no more
 
     @property
     def nodes(self) -> int:

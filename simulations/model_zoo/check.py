@@ -33,43 +33,22 @@ class BrokenPropertyError(HeteroFLError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What was measured on a model of which everything holds.
+    """What was measured on a model of which everything holds."""
 
-    Attributes
-    ----------
-    parameters : Mapping[float, int]
-        The number of parameters at each rate.
-    off : float
-        The largest distance of that from the count axis by axis, as a part of it.
-    seconds : float
-        Seconds of the processor that ``elastic`` took.
-    difference : float
-        The largest difference of a slice's output from the full model's with zeros for what the slice lacks, as a part
-        of what different inputs make.
-    explained : Sequence[str]
-        What counts channels, so that zeros alone would not do; the twin counts only those kept there.
-    """
-
-    parameters: Mapping[float, int]
-    off: float
-    seconds: float
+    parameters: Mapping[float, int]  # the number of parameters at each rate
+    off: float  # the largest distance of that from the count axis by axis, as a part of it
+    seconds: float  # seconds of the processor that `elastic` took
+    # the largest difference of a slice's output from the full model's with zeros for what the slice lacks, as a part
+    # of what different inputs make
     difference: float
+    # what counts channels, so that zeros alone would not do; the twin counts only those kept there
     explained: Sequence[str]
 
 
 def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequence[float] = RATES) -> Checked:
     """Slice a model at some rates and check each slice; the first thing that does not hold is an error.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model, with weights that all matter.
-    inputs : Tensor
-        Two different examples, in the model's dtype.
-    ends : tuple[int, int]
-        The lengths of the model's own input and output.
-    rates : Sequence[float]
-        The rates to check.
+    ``inputs`` are two different examples in the model's dtype, ``ends`` the lengths of its own input and output.
     """
     before = _looks(model)
     started = time.process_time()

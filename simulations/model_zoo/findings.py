@@ -12,27 +12,17 @@ from simulations.model_zoo.check import RATES, check
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A model and what ``check`` measured, or why it does not work; see ``Checked``.
-
-    Attributes
-    ----------
-    made : str
-        On which machine, with which versions, at which commit.
-    parameters : Mapping[str, int]
-        The number of parameters by rate.
-    reason : str
-        Empty if everything holds.
-    """
+    """A model and what ``check`` measured, or why it does not work; see ``Checked``."""
 
     name: str
-    made: str
+    made: str  # on which machine, with which versions, at which commit
     size: int
-    parameters: Mapping[str, int]
+    parameters: Mapping[str, int]  # the number of parameters by rate
     off: float = 0.0
     seconds: float = 0.0
     difference: float = 0.0
     explained: Sequence[str] = ()
-    reason: str = ""
+    reason: str = ""  # empty if everything holds
 
 
 def find(name: str, made: str, seed: int) -> Finding:

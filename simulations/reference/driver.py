@@ -25,13 +25,10 @@ import torch
 class Experiment:
     """What their ``runExperiment`` sets up before its loop, and what one turn of the loop does.
 
-    Parameters
-    ----------
-    order : dict[str, Any]
-        ``data``, ``model`` and ``device``; ``control``, their name of the experiment; ``seed``; ``work``, a folder to
-        write in, with the data; ``threads``; ``balanced``, whether equally many clients of each level train;
-        ``state``, a file to resume from, or None; ``blocks`` of each stage of the model and local ``epochs``, or None
-        for theirs.
+    ``order`` has ``data``, ``model`` and ``device``; ``control``, their name of the experiment; ``seed``; ``work``, a
+    folder to write in, with the data; ``threads``; ``balanced``, whether equally many clients of each level train;
+    ``state``, a file to resume from, or None; ``blocks`` of each stage of the model and local ``epochs``, or None for
+    theirs.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:

@@ -47,27 +47,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class JobCost:
-    """What a job computes, in examples, by rate; and what the model of each rate costs.
+    """What a job computes, in examples, by rate; and what the model of each rate costs."""
 
-    Attributes
-    ----------
-    trained
-        Examples that clients train on.
-    evaluated
-        Examples that go through the model once: in evaluation, and where moments are measured.
-    profiles
-        The cost of one example.
-    parameters
-        Mean parameters of a client's model.
-    at_once
-        Clients that can train together.
-    """
-
-    trained: Mapping[float, float]
+    trained: Mapping[float, float]  # examples that clients train on
+    # examples that go through the model once: in evaluation, and where moments are measured
     evaluated: Mapping[float, float]
-    profiles: Mapping[float, Profile]
-    parameters: float
-    at_once: int
+    profiles: Mapping[float, Profile]  # the cost of one example
+    parameters: float  # mean parameters of a client's model
+    at_once: int  # clients that can train together
 
     @property
     def macs(self) -> float:

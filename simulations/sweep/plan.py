@@ -124,17 +124,7 @@ class Planned:
 
 
 def plan(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> dict[str, Planned]:
-    """Return the different jobs by name; refuse all if one is faulty.
-
-    Parameters
-    ----------
-    loader : ConfigLoader
-        Hydra's.
-    master : DictConfig
-        The configuration that all jobs share; its ``hydra.sweeper.params`` has the blocks of experiments.
-    arguments : Sequence[str]
-        The overrides of the command line.
-    """
+    """Return the different jobs by name; refuse all if one is faulty."""
     parser = OverridesParser.create(config_loader=loader)
     given = axes_of(arguments, parser)
     _check_experiment(given.get("experiment", ()))

@@ -39,15 +39,7 @@ class Ending:
 
 
 class JobSweeper(Sweeper):
-    """Runs the jobs of experiments and of the command line, each once, whatever became of the others.
-
-    Parameters
-    ----------
-    params : Mapping[str, Mapping[str, object]]
-        Blocks of values by name: all combinations within a block, one block after the other.
-    mixes : Mapping[str, str]
-        Lists that blocks refer to.
-    """
+    """Runs the jobs of experiments and of the command line, each once, whatever became of the others."""
 
     def __init__(self, params: Mapping[str, Mapping[str, object]], mixes: Mapping[str, str]) -> None:
         del params, mixes  # ``plan`` reads them where they are composed
@@ -133,15 +125,7 @@ def _check(endings: Mapping[str, Ending]) -> None:
 
 
 class Progress:
-    """Says which job of how many is next, and how long all of them take, which each end tells better.
-
-    Parameters
-    ----------
-    names : Sequence[str]
-        The jobs that are to be run.
-    expected : Mapping[str, float]
-        How long they take from where they are, as far as that is known.
-    """
+    """Says which job of how many is next, and how long all of them take, which each end tells better."""
 
     def __init__(self, names: Sequence[str], expected: Mapping[str, float]) -> None:
         self._left = list(names)
