@@ -27,12 +27,12 @@ PROGRAM = "simulations.bench"
 EXAMPLES = """
 examples:
   python -m simulations.bench aggregate --threads 2
-  python -m simulations.bench step --chart step.svg
+  python -m simulations.bench step
   python -m simulations.bench step --model preresnet18 --cohort 10
   python -m simulations.bench round --root data                      beside a plain loop
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
   python -m simulations.bench round --root data --authors HeteroFL --target 0.99 --work runs/target
-  python -m simulations.bench scale --chart scale.svg
+  python -m simulations.bench scale
   python -m simulations.bench edge
   python -m simulations.bench noise
   python -m simulations.bench gpu --root data --authors HeteroFL     needs a CUDA device

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heterofl_flwr.core import LEVELS, Aggregator, Axis, Plan
 from heterofl_flwr.nn import PAPER
-from simulations.bench.measure import peak_of, side_by_side
+from simulations.bench.measure import peak_of, print_verdict, side_by_side
 
 State = Mapping[str, Tensor]
 Labels = Sequence[int] | None
@@ -64,13 +64,11 @@ def run(options: argparse.Namespace) -> bool:
 
 def verdict(ratios: Sequence[float], memories: Sequence[float]) -> bool:
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    passed = min(ratios) >= LEAST_RATIO and mean >= MEAN_RATIO and max(memories) <= MOST_MEMORY
-    print(
-        f"\n{'PASS' if passed else 'FAIL'} with all rows: at least {min(ratios):.1f} times as fast (goal "
-        f"{LEAST_RATIO:g}), geometric mean {mean:.1f} (goal {MEAN_RATIO:g}); memory at most {max(memories):.2f} models "
-        f"(goal {MOST_MEMORY:g})"
+    return print_verdict(
+        min(ratios) >= LEAST_RATIO and mean >= MEAN_RATIO and max(memories) <= MOST_MEMORY,
+        f" with all rows: at least {min(ratios):.1f} times as fast (goal {LEAST_RATIO:g}), geometric mean {mean:.1f} "
+        f"(goal {MEAN_RATIO:g}); memory at most {max(memories):.2f} models (goal {MOST_MEMORY:g})",
     )
-    return passed
 
 
 def make_case(name: str, *, labelled: bool) -> Case:

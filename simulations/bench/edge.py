@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from simulations.bench.measure import print_verdict
+
 MOST_SECONDS = 1.5
 MOST_MEMORY = 1.25
 CLASSES = 10
@@ -91,12 +93,11 @@ def report(found: dict[str, Used]) -> bool:
         ratios = f"{used.processor / torch.processor:>12.2f} x{used.peak / torch.peak:>7.2f} x"
         print(f"{name:<24}{used.seconds:>7.2f} s{used.processor:>10.2f} s{used.peak / 2**20:>10.0f} MiB{ratios}")
     seconds, memory = client.processor / torch.processor, client.peak / torch.peak
-    passed = seconds <= MOST_SECONDS and memory <= MOST_MEMORY
-    print(
-        f"\n{'PASS' if passed else 'FAIL'}: a client starts in {seconds:.2f} times what torch takes (goal "
-        f"{MOST_SECONDS:g}) and needs {memory:.2f} times its memory (goal {MOST_MEMORY:g})"
+    return print_verdict(
+        seconds <= MOST_SECONDS and memory <= MOST_MEMORY,
+        f": a client starts in {seconds:.2f} times what torch takes (goal {MOST_SECONDS:g}) and needs {memory:.2f} "
+        f"times its memory (goal {MOST_MEMORY:g})",
     )
-    return passed
 
 
 def write_images(folder: Path, number: int) -> None:

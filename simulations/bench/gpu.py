@@ -32,6 +32,7 @@ from heterofl_flwr.report import RunFolder
 from heterofl_flwr.training import ENGINES, evaluate_both, input_batches
 from heterofl_flwr.training.device import Precision
 from simulations.bench.gpu_task import BATCH, CLIENTS, MIX, RATES, Engine, Experiment, check_equal, timed
+from simulations.bench.measure import print_verdict
 from simulations.reference.authors import Authors
 
 ROUNDS, EVERY, STEPS = 400, 10, 250
@@ -244,13 +245,11 @@ def verdict(sides: Mapping[str, Side], failed: Sequence[str]) -> bool:
     whole = {name: side for name, side in sides.items() if side.whole and name != AUTHORS}
     missing = [*failed, *([] if AUTHORS in [*sides, *failed] else ["the authors' code (--authors)"])]
     if not whole or missing:
-        print(f"\nFAIL: not measured: {', '.join(missing or ['whole rounds (--grids)'])}")
-        return False
+        return print_verdict(False, f": not measured: {', '.join(missing or ['whole rounds (--grids)'])}")
     name, best = min(whole.items(), key=lambda item: item[1].round)
     ratio = sides[AUTHORS].round / best.round
-    passed = best.minutes <= MOST_MINUTES and ratio >= LEAST_RATIO
-    print(
-        f"\n{'PASS' if passed else 'FAIL'} with {name}: {ROUNDS} rounds in {best.minutes:.1f} min (goal "
-        f"{MOST_MINUTES:g}); {ratio:.1f} times as fast as {AUTHORS} (goal {LEAST_RATIO:g})"
+    return print_verdict(
+        best.minutes <= MOST_MINUTES and ratio >= LEAST_RATIO,
+        f" with {name}: {ROUNDS} rounds in {best.minutes:.1f} min (goal {MOST_MINUTES:g}); {ratio:.1f} times as fast "
+        f"as {AUTHORS} (goal {LEAST_RATIO:g})",
     )
-    return passed

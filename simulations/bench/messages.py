@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.grids import LocalGrid, RayGrid
+from simulations.bench.measure import print_verdict
 
 NODES = 20
 APP = "simulations.bench.messages:app"
@@ -40,12 +41,11 @@ def run(options: argparse.Namespace) -> bool:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ray = float(json.loads(done.stdout.splitlines()[-1]))
     print(f"Flower on Ray, 2 actors      {ray:8.3f} ms a message")
-    passed = inline < MOST_MILLISECONDS and actors < MOST_ON_RAY
-    print(
-        f"\n{'PASS' if passed else 'FAIL'}: {inline:.3f} ms in this process (goal: under {MOST_MILLISECONDS}), "
-        f"{actors:.3f} ms on RayGrid (goal: under {MOST_ON_RAY:g}); Flower on Ray: {ray / actors:.1f} times as long"
+    return print_verdict(
+        inline < MOST_MILLISECONDS and actors < MOST_ON_RAY,
+        f": {inline:.3f} ms in this process (goal: under {MOST_MILLISECONDS}), {actors:.3f} ms on RayGrid (goal: under "
+        f"{MOST_ON_RAY:g}); Flower on Ray: {ray / actors:.1f} times as long",
     )
-    return passed
 
 
 def on_grid(opened: LocalGrid | RayGrid, rounds: int) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from heterofl_flwr.core.noise import Keystream, draw, released
 from heterofl_flwr.nn import PAPER
+from simulations.bench.measure import print_verdict
 
 LEAST_SPEED = 100.0
 
@@ -49,6 +50,6 @@ def speed(call: Callable[[], object], num_bytes: int) -> float:
 
 
 def verdict(found: float) -> bool:
-    passed = found >= LEAST_SPEED
-    print(f"\n{'PASS' if passed else 'FAIL'}: noise for {found:.0f} MB of parameters a second (goal {LEAST_SPEED:g})")
-    return passed
+    return print_verdict(
+        found >= LEAST_SPEED, f": noise for {found:.0f} MB of parameters a second (goal {LEAST_SPEED:g})"
+    )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
 from simulations.bench import overhead, target
+from simulations.bench.measure import print_verdict
 from simulations.bench.sides import Ours, Plain
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, check, median
@@ -72,13 +73,11 @@ def run(options: argparse.Namespace) -> bool:
         if options.authors:
             side = stack.enter_context(Authors(options.authors, experiment.data, experiment.control(), cores()))
         else:
-            side = stack.enter_context(Plain(experiment, cores()))
+            side = Plain(experiment, cores())
         goals = compare(ours, side, experiment, options.rounds)
     if options.overhead:
         goals += measure_overhead(experiment, options.overhead, ray=options.ray)
-    passed = all(goal.met for goal in goals)
-    print(f"\n{'PASS' if passed else 'FAIL'}: {'; '.join(goal.shown for goal in goals)}")
-    return passed
+    return print_verdict(all(goal.met for goal in goals), f": {'; '.join(goal.shown for goal in goals)}")
 
 
 def compare(ours: Ours, side: Side, experiment: Experiment, rounds: int) -> list[Goal]:

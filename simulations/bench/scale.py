@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -32,7 +31,7 @@ from heterofl_flwr.nn import PAPER
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import available_nodes
 from heterofl_flwr.training import give_back_freed_memory
-from simulations.bench.measure import draw, peak_of, save
+from simulations.bench.measure import peak_of, print_verdict
 
 APP = "simulations.bench.scale:app"
 MOST_MODELS = 3.0
@@ -73,9 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
     parser.add_argument("--ray", action="store_true", help="run the clients in as many Ray actors instead")
-    parser.add_argument("--window", type=int, default=16, help="messages that may be out")
+    parser.add_argument("--window", type=int, default=16, help="messages that may be sent and not answered")
     parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw time and memory, as SVG or PNG by its name")
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -106,7 +104,7 @@ def run(options: argparse.Namespace) -> bool:
         for number in range(options.rounds * len(options.sizes)):
             size = options.sizes[number % len(options.sizes)]
             found[size].append(measure(size, options.nodes, 2 + ROUNDS * (number + 1)))
-    return report(found, model, options.chart)
+    return report(found, model)
 
 
 def measure_run(
@@ -145,37 +143,24 @@ def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
         torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def report(found: dict[int, list[Measured]], model: int, chart: Path | None) -> bool:
+def report(found: dict[int, list[Measured]], model: int) -> bool:
     print(f"{'clients':>7}{'ms each':>10}{'memory':>16}{'window':>16}{'memory less window':>20}")
-    milliseconds, peaks, own = [], [], []
+    milliseconds, own = [], []
     for size, rounds in found.items():
         milliseconds.append(statistics.median(measured.milliseconds for measured in rounds))
-        peaks.append(statistics.median(measured.peak for measured in rounds) / model)
+        peak = statistics.median(measured.peak for measured in rounds) / model
         window = statistics.median(measured.window for measured in rounds) / model
         own.append(statistics.median(measured.peak - measured.window for measured in rounds) / model)
-        print(f"{size:>7}{milliseconds[-1]:>10.2f}{peaks[-1]:>9.2f} models{window:>9.2f} models{own[-1]:>13.2f} models")
-    if chart:
-        curves = {
-            f"time, {milliseconds[0]:.1f} ms a client at first": relative(milliseconds),
-            f"memory, {peaks[0]:.1f} models at first": relative(peaks),
-        }
-        save(draw(curves, [f"{size:,}" for size in found], "clients of a round", "times the first"), chart)
-    return verdict(own, relative(milliseconds)[-1])
+        print(f"{size:>7}{milliseconds[-1]:>10.2f}{peak:>9.2f} models{window:>9.2f} models{own[-1]:>13.2f} models")
+    return verdict(own, milliseconds[-1] / milliseconds[0])
 
 
 def verdict(own: Sequence[float], growth: float) -> bool:
-    passed = max(own) <= MOST_MODELS and growth <= MOST_GROWTH
-    print(
-        f"\n{'PASS' if passed else 'FAIL'}: memory at most {max(own):.2f} models and the window "
-        f"(goal {MOST_MODELS:g}); in the largest rounds a client takes {growth:.2f} times as long as in the smallest "
-        f"(goal {MOST_GROWTH:g})"
+    return print_verdict(
+        max(own) <= MOST_MODELS and growth <= MOST_GROWTH,
+        f": memory at most {max(own):.2f} models and the window (goal {MOST_MODELS:g}); in the largest rounds a client "
+        f"takes {growth:.2f} times as long as in the smallest (goal {MOST_GROWTH:g})",
     )
-    return passed
-
-
-def relative(values: Sequence[float]) -> list[float]:
-    """Return the values as multiples of the first."""
-    return [value / values[0] for value in values]
 
 
 app = ClientApp()

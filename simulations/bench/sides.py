@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -28,9 +27,9 @@ from heterofl_flwr.data import Split
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid, Windowed
 from heterofl_flwr.nn import CNN, PAPER, with_static_norm
+from heterofl_flwr.nn.execution import torch_threads
 from simulations.bench import plain_loop
 from simulations.bench.aggregate import Case, average_plainly
-from simulations.bench.measure import own_process
 from simulations.bench.ready_app import READY
 from simulations.reference.rounds import MIX, Experiment, Model, Parts, balanced_seed, is_balanced, members
 
@@ -172,47 +171,12 @@ TESTED = 50
 
 
 class Plain:
-    """Rounds of the plain side, in a process of its own that keeps the data."""
+    """Rounds of the plain side: the same partitions, clients and options as ours."""
 
     name = "the plain loop"
 
     def __init__(self, experiment: Experiment, threads: int) -> None:
-        self._experiment = experiment
-        self._process = own_process(threads)
-
-    def __enter__(self) -> Self:
-        """Read the data."""
-        self._process.submit(_read, self._experiment).result()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the process."""
-        self._process.shutdown()
-
-    def round(self) -> tuple[Parts, Model]:
-        """Run the first round, from the initial model."""
-        return self._process.submit(_play, self._experiment).result()
-
-
-def _read(experiment: Experiment) -> None:
-    _player(experiment)
-
-
-def _play(experiment: Experiment) -> tuple[Parts, Model]:
-    return _player(experiment).round()
-
-
-@cache
-def _player(experiment: Experiment) -> "_Player":
-    return _Player(experiment)
-
-
-class _Player:
-    """The same deal, clients and options as ours."""
-
-    def __init__(self, experiment: Experiment) -> None:
+        self._threads = threads
         seed = balanced_seed(experiment.clients)
         torch.manual_seed(seed)
         self._task = task_of({"data.name": "mnist", "data.root": experiment.root, "mix": MIX, "seed": seed})
@@ -224,6 +188,11 @@ class _Player:
         self._clients = [(_pictures(train), _pictures(test), classes) for train, test, classes in parts]
 
     def round(self) -> tuple[Parts, Model]:
+        """Run the first round, from the initial model."""
+        with torch_threads(self._threads):
+            return self._round()
+
+    def _round(self) -> tuple[Parts, Model]:
         model = PAPER["mnist"].build()(1.0)
         times = [perf_counter()]
         self._train_clients(model)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from heterofl_flwr.data import Split
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, keep_freed_memory, train, train_together
 from simulations.bench import plain_loop
-from simulations.bench.measure import draw, own_process, save
+from simulations.bench.measure import own_process, print_verdict
 
 LEAST_RATIOS = {"a": 1.3, "e": 2.0}
 TOLERANCE = 1e-4
@@ -81,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cohort", type=int, default=5, metavar="K", help="clients that engine cohort trains together")
     parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
     parser.add_argument("--steps", type=int, default=60, help="steps of each measurement")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the times, as SVG or PNG by the file's name")
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -114,19 +112,13 @@ def run(options: argparse.Namespace) -> bool:
             ratios = {side: statistics.median(ratio(times[PLAIN][-1], own[-1])) for side, own in times.items()}
             best[level] = max(ratios[side] for side in sides if side != PLAIN)
             print(f"{level:<5}" + "".join(_shown(side, times[side][-1], ratios[side]) for side in sides))
-    if options.chart:
-        curves = {side: [statistics.median(own) for own in each] for side, each in times.items()}
-        save(draw(curves, list(LEVELS), "level", "ms a client's step", log=True), options.chart)
     return verdict(best)
 
 
 def verdict(best: Mapping[str, float]) -> bool:
     passed = all(best[level] >= least for level, least in LEAST_RATIOS.items())
-    shown = "; ".join(
-        f"level {level} {best[level]:.2f} times as fast (goal {least:g})" for level, least in LEAST_RATIOS.items()
-    )
-    print(f"\n{'PASS' if passed else 'FAIL'} with the faster engine: {shown}")
-    return passed
+    shown = (f"level {level} {best[level]:.2f} times as fast (goal {own:g})" for level, own in LEAST_RATIOS.items())
+    return print_verdict(passed, f" with the faster engine: {'; '.join(shown)}")
 
 
 def ratio(reference: Iterable[float], ours: Iterable[float]) -> list[float]:

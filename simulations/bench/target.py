@@ -14,6 +14,7 @@ from heterofl_flwr.app.task import task_of
 from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.report import RunFolder
+from simulations.bench.measure import print_verdict
 from simulations.bench.sides import local_grid, request
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import Experiment, Parts
@@ -74,8 +75,7 @@ def verdict(ours: Way, theirs: Way | None, goal: float) -> bool:
         ratio = sum(theirs.seconds[:other]) / sum(ours.seconds[:mine])
         passed = ratio >= 1
         text += f" {ratio:.2f} times as fast as the authors' code (goal 1)"
-    print(f"\n{'PASS' if passed else 'FAIL'}: {text}")
-    return passed
+    return print_verdict(passed, f": {text}")
 
 
 def run_ours(experiment: Experiment, options: argparse.Namespace, folder: Path) -> Way:

@@ -13,7 +13,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from simulations.bench import __main__ as bench
 from simulations.bench import overhead, target
 from simulations.bench import round as benchmark
-from simulations.bench.sides import Ours, _Player, request
+from simulations.bench.sides import Ours, Plain, request
 from simulations.bench.target import Way
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import Experiment, Model, Parts, balanced_seed, check, is_balanced, median, members
@@ -32,7 +32,7 @@ def experiment(tmp_path_factory) -> Experiment:
 @pytest.fixture(scope="module")
 def played(experiment) -> tuple[Parts, Model]:
     """Return a round of the plain side."""
-    return _Player(experiment).round()
+    return Plain(experiment, 1).round()
 
 
 def test_ten_clients_train_two_of_each_level():

@@ -52,13 +52,8 @@ def test_verdict_compares_with_the_goals(capsys, best, passed):
 
 
 @pytest.mark.slow
-def test_command_ends_with_its_verdict_and_draws(capsys, tmp_path):
-    chart = tmp_path / "charts" / "step.svg"
-    line = ["step", "--rounds", "1", "--steps", "2", "--cohort", "2", "--chart", str(chart)]
-    code = bench.main(line)
+def test_command_ends_with_its_verdict(capsys):
+    code = bench.main(["step", "--rounds", "1", "--steps", "2", "--cohort", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("FAIL" if code else "PASS")
     assert [own[0] for own in lines if own[:1] in LEVELS and own[1:2] == " "] == list(LEVELS)
-    drawn = chart.read_text()
-    assert "<svg" in drawn
-    assert "plain loop" in drawn
