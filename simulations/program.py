@@ -1,6 +1,9 @@
 """What the programs of this folder share: a parser that shows examples, and how they end."""
 
 import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from heterofl_flwr.app.cli.main import status_of as status_of
 
@@ -18,3 +21,14 @@ def parser_of(program: str, description: str | None, examples: str = "") -> argp
 def formatter(prog: str) -> argparse.HelpFormatter:
     """Keep line breaks, and say what a subcommand does on one line."""
     return argparse.RawDescriptionHelpFormatter(prog, width=100)
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Log nothing, where each rejected reply would be a warning."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

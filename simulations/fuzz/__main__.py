@@ -9,21 +9,20 @@ stalling, with bombs, and with lies that fit, which count. It takes many minutes
 """
 
 import argparse
-import logging
 import random
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from simulations.bench.measure import describe_machine
 from simulations.fuzz import files, queries, replies
 from simulations.fuzz.files import Files
 from simulations.fuzz.wire import CASES, HEADER, Wire
-from simulations.program import parser_of
+from simulations.program import parser_of, without_logs
 
 OUTCOMES = ("refused", "harmless", "crashed", "changed")
 Row = tuple[str, str]
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return cross(options.wire.split(",") if options.wire else list(CASES))
     found: dict[Row, Counter[str]] = defaultdict(Counter)
     faults: list[str] = []
-    with _quiet():
+    with without_logs():
         for number, (row, outcome) in enumerate(trials(options.replies, options.seed)):
             what = outcome.partition(":")[0]
             found[row][what] += 1
@@ -89,13 +88,15 @@ def trials(number: int, seed: int) -> Iterator[tuple[Row, str]]:
 
 def table(found: dict[Row, Counter[str]]) -> str:
     """Return the counts by target and kind, and their sums."""
-    lines = ["", f"{'what':<18}{'kind':<30}{'number':>8}" + "".join(f"{name:>10}" for name in OUTCOMES)]
     sums: dict[str, Counter[str]] = defaultdict(Counter)
-    for (what, kind), counts in found.items():
-        lines.append(_line(what, kind, counts))
+    for (what, _), counts in found.items():
         sums[what] += counts
-    lines += ["", *(_line(what, "all", counts) for what, counts in sums.items())]
-    return "\n".join([*lines, _line("all", "", sum(sums.values(), Counter())), ""])
+    rows = [*found.items(), *(((what, "all"), counts) for what, counts in sums.items())]
+    rows.append((("all", ""), sum(sums.values(), Counter())))
+    cells = [
+        (f"{what:<18}{kind}", str(own.total()), *(str(own[name]) for name in OUTCOMES)) for (what, kind), own in rows
+    ]
+    return f"\n{render(('what              kind', 'number', *OUTCOMES), cells, 'table')}\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,21 +107,6 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--seed", type=int, default=0, help="of every change")
     return own
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Log nothing: each refusal is a warning."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _line(what: str, kind: str, counts: Counter[str]) -> str:
-    return f"{what:<18}{kind:<30}{counts.total():>8}" + "".join(f"{counts[name]:>10}" for name in OUTCOMES)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from flwr.app.message import make_message
 from heterofl_flwr import messages as wire
 from simulations.fuzz.forgeries import BOMBS, GARBAGE, Forgery, Uploaded, as_it_is, hoarded, many_small_objects
 from simulations.fuzz.forgeries import withheld as withheld_objects
-from simulations.fuzz.mutations import MUTATIONS, Letter
+from simulations.fuzz.mutations import MUTATIONS, Envelope
 
 Outgoing = tuple[Message, Uploaded]
 """What is announced, and what is uploaded."""
@@ -70,25 +70,25 @@ def forged(forge: Forgery) -> Attack:
     )
 
 
-def changed(change: Callable[[Letter, Turn], None], kind: str = "train", silent_from: int = 1) -> Attack:
+def changed(change: Callable[[Envelope, Turn], None], kind: str = "train", silent_from: int = 1) -> Attack:
     """Return the attack that changes what replies of a kind hold."""
 
     def act(turn: Turn) -> list[Outgoing]:
         if turn.asked.metadata.message_type != kind:
             return honest(turn)
-        letter = Letter.of(turn.reply)
-        change(letter, turn)
-        return [outgoing(letter.seal(turn.asked))]
+        envelope = Envelope.of(turn.reply)
+        change(envelope, turn)
+        return [outgoing(envelope.seal(turn.asked))]
 
     return Attack(act, silent_from)
 
 
 def mutated(kind: str) -> Attack:
     """Return the attack that makes one of the fuzzer's changes."""
-    return changed(lambda letter, turn: MUTATIONS[kind](random.Random(turn.server_round), letter))
+    return changed(lambda envelope, turn: MUTATIONS[kind](random.Random(turn.server_round), envelope))
 
 
-def lie(change: Callable[[Letter, Turn], None], kind: str = "train") -> Attack:
+def lie(change: Callable[[Envelope, Turn], None], kind: str = "train") -> Attack:
     """Return the attack whose replies fit, and count."""
     return changed(change, kind, 0)
 
@@ -111,9 +111,9 @@ def late(turn: Turn) -> list[Outgoing]:
 
 def twice(turn: Turn) -> list[Outgoing]:
     """Send a good reply, and then another one to the same message."""
-    letter = Letter.of(turn.reply)
-    flip(letter, turn)
-    return [outgoing(turn.reply), outgoing(letter.seal(turn.asked))] if turn.trains else honest(turn)
+    envelope = Envelope.of(turn.reply)
+    flip(envelope, turn)
+    return [outgoing(turn.reply), outgoing(envelope.seal(turn.asked))] if turn.trains else honest(turn)
 
 
 def of_others(turn: Turn) -> list[Outgoing]:
@@ -127,41 +127,41 @@ def as_others(turn: Turn) -> list[Outgoing]:
 
 
 def _to_others(turn: Turn, node_id: int | None) -> list[Outgoing]:
-    letter = Letter.of(turn.reply)
-    flip(letter, turn)
-    replies = [letter.seal(other) for other in turn.others if other.metadata.message_type == "train"]
+    envelope = Envelope.of(turn.reply)
+    flip(envelope, turn)
+    replies = [envelope.seal(other) for other in turn.others if other.metadata.message_type == "train"]
     for reply in replies:
         if node_id is not None:
             reply.metadata.__dict__["_src_node_id"] = node_id
     return [outgoing(reply) for reply in replies]
 
 
-def infinite(letter: Letter, turn: Turn) -> None:
+def infinite(envelope: Envelope, turn: Turn) -> None:
     """Send what is not finite."""
     del turn
-    _each(letter, lambda name, value: np.full_like(value, np.nan))
+    _each(envelope, lambda name, value: np.full_like(value, np.nan))
 
 
-def flip(letter: Letter, turn: Turn) -> None:
+def flip(envelope: Envelope, turn: Turn) -> None:
     """Go five times as far in the opposite direction."""
-    _further(letter, turn, -5.0)
+    _further(envelope, turn, -5.0)
 
 
-def scale(letter: Letter, turn: Turn) -> None:
+def scale(envelope: Envelope, turn: Turn) -> None:
     """Go twenty times as far."""
-    _further(letter, turn, 20.0)
+    _further(envelope, turn, 20.0)
 
 
-def shift_rows(letter: Letter, turn: Turn) -> None:
+def shift_rows(envelope: Envelope, turn: Turn) -> None:
     """Send each class's row of the classifier as the next one's."""
-    classes = len(turn.asked.content[wire.ARRAYS]) and list(letter.arrays[wire.ARRAYS].values())[-1].shape[0]
-    _each(letter, lambda name, value: np.roll(value, 1, 0) if value.shape[:1] == (classes,) else value)
+    classes = len(turn.asked.content[wire.ARRAYS]) and list(envelope.arrays[wire.ARRAYS].values())[-1].shape[0]
+    _each(envelope, lambda name, value: np.roll(value, 1, 0) if value.shape[:1] == (classes,) else value)
 
 
-def shift_moments(letter: Letter, turn: Turn) -> None:
+def shift_moments(envelope: Envelope, turn: Turn) -> None:
     """Send moments of one batch of mean 30, as if of very many."""
     del turn
-    record = letter.arrays[wire.MOMENTS]
+    record = envelope.arrays[wire.MOMENTS]
     for name in record:
         value = record[name].numpy()
         part = name.rpartition(".")[2]
@@ -169,35 +169,35 @@ def shift_moments(letter: Letter, turn: Turn) -> None:
         record[name] = Array(np.full_like(value, 2**40 if part == "count" else factor))
 
 
-def boast(letter: Letter, turn: Turn) -> None:
+def boast(envelope: Envelope, turn: Turn) -> None:
     """Report an accuracy of 1 on ten million examples."""
     del turn
-    letter.metrics |= {
-        name: 1.0 if "accuracy" in name else 0.0 for name, value in letter.metrics.items() if isinstance(value, float)
+    envelope.metrics |= {
+        name: 1.0 if "accuracy" in name else 0.0 for name, value in envelope.metrics.items() if isinstance(value, float)
     }
-    letter.metrics[wire.NUM_EXAMPLES] = 10_000_000
+    envelope.metrics[wire.NUM_EXAMPLES] = 10_000_000
 
 
-def outnumber(letter: Letter, turn: Turn) -> None:
+def outnumber(envelope: Envelope, turn: Turn) -> None:
     """Say that there are a million partitions."""
     del turn
-    letter.config[wire.NUM_PARTITIONS] = 10**6
+    envelope.config[wire.NUM_PARTITIONS] = 10**6
 
 
-def weigh(letter: Letter, turn: Turn) -> None:
+def weigh(envelope: Envelope, turn: Turn) -> None:
     """Train on ten million examples, and go against the others."""
-    flip(letter, turn)
-    letter.metrics[wire.NUM_EXAMPLES] = 10_000_000
+    flip(envelope, turn)
+    envelope.metrics[wire.NUM_EXAMPLES] = 10_000_000
 
 
-def _further(letter: Letter, turn: Turn, factor: float) -> None:
+def _further(envelope: Envelope, turn: Turn, factor: float) -> None:
     sent = turn.asked.content[wire.ARRAYS]
     assert isinstance(sent, ArrayRecord)
-    _each(letter, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
+    _each(envelope, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
 
 
-def _each(letter: Letter, change: Callable[[str, "np.ndarray"], "np.ndarray"]) -> None:
-    record = letter.arrays[wire.ARRAYS]
+def _each(envelope: Envelope, change: Callable[[str, "np.ndarray"], "np.ndarray"]) -> None:
+    record = envelope.arrays[wire.ARRAYS]
     for name in record:
         value = record[name].numpy()
         record[name] = Array(np.ascontiguousarray(change(name, value).astype(value.dtype)))

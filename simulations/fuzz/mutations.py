@@ -17,7 +17,7 @@ STYPE = "numpy.ndarray"
 
 
 @dataclass
-class Letter:
+class Envelope:
     """What a reply holds, and to which message it answers."""
 
     arrays: dict[str, dict[str, Array]]  # arrays by the name of their record and their own
@@ -26,7 +26,7 @@ class Letter:
     more: dict[str, object] = field(default_factory=dict)  # further records, or None to leave one out
 
     @classmethod
-    def of(cls, message: Message) -> "Letter":
+    def of(cls, message: Message) -> "Envelope":
         """Return what a good reply holds."""
         records = message.content.items()
         return cls(
@@ -35,10 +35,10 @@ class Letter:
             dict(message.content.metric_records.get("metrics", {})),
         )
 
-    def copy(self) -> "Letter":
-        """Return another letter; the arrays' bytes are shared."""
+    def copy(self) -> "Envelope":
+        """Return another envelope; the arrays' bytes are shared."""
         arrays = {name: {key: copy.copy(array) for key, array in own.items()} for name, own in self.arrays.items()}
-        return Letter(arrays, dict(self.config), dict(self.metrics), dict(self.more))
+        return Envelope(arrays, dict(self.config), dict(self.metrics), dict(self.more))
 
     def some_arrays(self) -> dict[str, Array]:
         """Return the arrays of the first record."""
@@ -65,7 +65,7 @@ def raw(data: bytes, like: Array) -> Array:
     return Array(like.dtype, like.shape, STYPE, data)
 
 
-Mutation = Callable[[random.Random, Letter], None]
+Mutation = Callable[[random.Random, Envelope], None]
 
 NUMBERS = (0, -1, 1, 2**31, 2**63, 10**30, 10**400, -(10**400), 0.5, 1e300, -1e300, 1e-320, nan, inf, -inf, True, False)
 OTHERS: tuple[object, ...] = (None, "", "1", "a" * 10_000, b"\x00", [], [1], [nan], ["x"], [True], {}, object())
@@ -89,8 +89,8 @@ HEADERS = (
 )
 
 
-def names(draw: random.Random, letter: Letter) -> None:
-    arrays = letter.some_arrays()
+def names(draw: random.Random, envelope: Envelope) -> None:
+    arrays = envelope.some_arrays()
     name = draw.choice(list(arrays))
     what = draw.randrange(5)
     if what == 0:
@@ -108,8 +108,8 @@ def names(draw: random.Random, letter: Letter) -> None:
         arrays[name], arrays[other] = arrays[other], arrays[name]
 
 
-def shapes(draw: random.Random, letter: Letter) -> None:
-    name, values = _one(draw, letter)
+def shapes(draw: random.Random, envelope: Envelope) -> None:
+    name, values = _one(draw, envelope)
     change = draw.choice(
         [
             values[None],
@@ -122,27 +122,27 @@ def shapes(draw: random.Random, letter: Letter) -> None:
             np.ones((1,) * values.ndim, values.dtype),
         ]
     )
-    letter.some_arrays()[name] = Array(np.ascontiguousarray(change))
+    envelope.some_arrays()[name] = Array(np.ascontiguousarray(change))
 
 
-def claims(draw: random.Random, letter: Letter) -> None:
+def claims(draw: random.Random, envelope: Envelope) -> None:
     """Send the slice of another rate: every hidden axis longer or shorter."""
     longer = draw.choice([0.25, 0.5, 2, 4])
-    for name, array in letter.some_arrays().items():
+    for name, array in envelope.some_arrays().items():
         values = array.numpy()
         shape = [max(int(size * longer), 1) if size == 8 else size for size in values.shape]
-        letter.some_arrays()[name] = Array(np.zeros(shape, values.dtype))
+        envelope.some_arrays()[name] = Array(np.zeros(shape, values.dtype))
 
 
-def dtypes(draw: random.Random, letter: Letter) -> None:
-    name, values = _one(draw, letter)
+def dtypes(draw: random.Random, envelope: Envelope) -> None:
+    name, values = _one(draw, envelope)
     dtype = np.dtype(draw.choice(DTYPES))
-    letter.some_arrays()[name] = Array(np.zeros(values.shape, dtype))
+    envelope.some_arrays()[name] = Array(np.zeros(values.shape, dtype))
 
 
-def entries(draw: random.Random, letter: Letter) -> None:
+def entries(draw: random.Random, envelope: Envelope) -> None:
     """Put entries in that are not finite, or huge; int8 has its scales for that."""
-    record = letter.arrays.get("scales", letter.some_arrays())
+    record = envelope.arrays.get("scales", envelope.some_arrays())
     name = draw.choice(list(record))
     values = record[name].numpy().copy()
     pool = VALUES if values.dtype.kind == "f" else (-1, 1, 2**20)
@@ -151,19 +151,19 @@ def entries(draw: random.Random, letter: Letter) -> None:
     record[name] = Array(values)
 
 
-def far(draw: random.Random, letter: Letter) -> None:
+def far(draw: random.Random, envelope: Envelope) -> None:
     """Go further from the slice than the bound, with every entry plausible."""
     factor = draw.uniform(20, 1000)
-    record = letter.arrays.get("scales", letter.some_arrays())
+    record = envelope.arrays.get("scales", envelope.some_arrays())
     for name, array in record.items():
         values = array.numpy()
         record[name] = Array((values + factor).astype(values.dtype))
 
 
-def octets(draw: random.Random, letter: Letter) -> None:
+def octets(draw: random.Random, envelope: Envelope) -> None:
     """Change the bytes of an array."""
-    name, _ = _one(draw, letter)
-    array = letter.some_arrays()[name]
+    name, _ = _one(draw, envelope)
+    array = envelope.some_arrays()[name]
     data = bytearray(array.data)
     what = draw.randrange(6)
     if what == 0:
@@ -181,55 +181,55 @@ def octets(draw: random.Random, letter: Letter) -> None:
         )
     else:
         data[6:10] = draw.randbytes(4)  # the version, and the length of the header
-    letter.some_arrays()[name] = raw(bytes(data), array)
+    envelope.some_arrays()[name] = raw(bytes(data), array)
 
 
-def headers(draw: random.Random, letter: Letter) -> None:
-    name, values = _one(draw, letter)
+def headers(draw: random.Random, envelope: Envelope) -> None:
+    name, values = _one(draw, envelope)
     header = (draw.choice(HEADERS) + "\n").encode("latin1")
     version, size = draw.choice([(b"\x01\x00", 2), (b"\x02\x00", 4), (b"\x03\x00", 4)])
     data = b"\x93NUMPY" + version + len(header).to_bytes(size, "little") + header + values.tobytes()
-    letter.some_arrays()[name] = raw(data, letter.some_arrays()[name])
+    envelope.some_arrays()[name] = raw(data, envelope.some_arrays()[name])
 
 
-def stypes(draw: random.Random, letter: Letter) -> None:
-    name, _ = _one(draw, letter)
-    array = letter.some_arrays()[name]
-    letter.some_arrays()[name] = Array(
+def stypes(draw: random.Random, envelope: Envelope) -> None:
+    name, _ = _one(draw, envelope)
+    array = envelope.some_arrays()[name]
+    envelope.some_arrays()[name] = Array(
         array.dtype, array.shape, draw.choice(["", "pickle", "torch", "x" * 999]), array.data
     )
 
 
-def labels_on_arrays(draw: random.Random, letter: Letter) -> None:
+def labels_on_arrays(draw: random.Random, envelope: Envelope) -> None:
     """Lie in what Flower writes beside an array, which the server does not read: this is harmless."""
-    name, _ = _one(draw, letter)
-    array = letter.some_arrays()[name]
-    letter.some_arrays()[name] = Array("object", (10**9,) * draw.randrange(9), STYPE, array.data)
+    name, _ = _one(draw, envelope)
+    array = envelope.some_arrays()[name]
+    envelope.some_arrays()[name] = Array("object", (10**9,) * draw.randrange(9), STYPE, array.data)
 
 
-def sizes(draw: random.Random, letter: Letter) -> None:
+def sizes(draw: random.Random, envelope: Envelope) -> None:
     """Be many times larger than the slice."""
-    name, values = _one(draw, letter)
-    letter.some_arrays()[name] = Array(np.zeros(values.size * draw.choice([20, 200, 2000]) + 2000, values.dtype))
+    name, values = _one(draw, envelope)
+    envelope.some_arrays()[name] = Array(np.zeros(values.size * draw.choice([20, 200, 2000]) + 2000, values.dtype))
 
 
-def records(draw: random.Random, letter: Letter) -> None:
+def records(draw: random.Random, envelope: Envelope) -> None:
     kind = draw.choice([ArrayRecord, ConfigRecord, MetricRecord])
     name = draw.choice(["arrays", "changes", "scales", "config", "metrics", "moments", "posteriors", "", "x" * 999])
     if draw.random() < 0.5:
-        letter.more[name] = None if name in ("config", "metrics") else kind()
-        letter.arrays.pop(name, None)
+        envelope.more[name] = None if name in ("config", "metrics") else kind()
+        envelope.arrays.pop(name, None)
     else:
-        letter.more[name] = kind()
+        envelope.more[name] = kind()
 
 
-def forms(draw: random.Random, letter: Letter) -> None:
-    letter.config["upload"] = draw.choice(["float32", "float16", "int8", "int4", *OTHERS])
+def forms(draw: random.Random, envelope: Envelope) -> None:
+    envelope.config["upload"] = draw.choice(["float32", "float16", "int8", "int4", *OTHERS])
 
 
-def labels(draw: random.Random, letter: Letter) -> None:
+def labels(draw: random.Random, envelope: Envelope) -> None:
     pool = draw.choice([NUMBERS, OTHERS, ANY, (0, 1, 2, 3), (3, 4), (-1, 0), (True, False), (1.0, 2.0)])
-    letter.config["labels"] = draw.choice(
+    envelope.config["labels"] = draw.choice(
         [
             [draw.choice(pool) for _ in range(draw.choice([0, 1, 2, 4, 5, 5000]))],
             draw.choice(ANY),
@@ -241,36 +241,36 @@ def labels(draw: random.Random, letter: Letter) -> None:
     )
 
 
-def examples(draw: random.Random, letter: Letter) -> None:
-    letter.metrics["num-examples"] = draw.choice([*ANY, 10_000_001, 10_000_000])
+def examples(draw: random.Random, envelope: Envelope) -> None:
+    envelope.metrics["num-examples"] = draw.choice([*ANY, 10_000_001, 10_000_000])
 
 
-def metrics(draw: random.Random, letter: Letter) -> None:
+def metrics(draw: random.Random, envelope: Envelope) -> None:
     what = draw.randrange(4)
     if what == 0:
-        letter.metrics["loss"] = draw.choice(ANY)
+        envelope.metrics["loss"] = draw.choice(ANY)
     elif what == 1:
-        letter.metrics |= {f"m{number}": draw.choice(ANY) for number in range(draw.choice([5, 99, 5000]))}
+        envelope.metrics |= {f"m{number}": draw.choice(ANY) for number in range(draw.choice([5, 99, 5000]))}
     elif what == 2:
-        letter.metrics[draw.choice(["", "x" * 5000, "\x1b[2J", "a\nb", "loss/1e-300", "loss/nan", "coverage"])] = 1.0
+        envelope.metrics[draw.choice(["", "x" * 5000, "\x1b[2J", "a\nb", "loss/1e-300", "loss/nan", "coverage"])] = 1.0
     else:
-        letter.metrics.clear()
+        envelope.metrics.clear()
 
 
-def capacities(draw: random.Random, letter: Letter) -> None:
-    letter.config["capacity"] = draw.choice([*ANY, "a", 1.5, 1e-300, 0.25])
+def capacities(draw: random.Random, envelope: Envelope) -> None:
+    envelope.config["capacity"] = draw.choice([*ANY, "a", 1.5, 1e-300, 0.25])
 
 
-def schemas(draw: random.Random, letter: Letter) -> None:
-    letter.config["heterofl-schema"] = draw.choice([*ANY, 2, "1"])
+def schemas(draw: random.Random, envelope: Envelope) -> None:
+    envelope.config["heterofl-schema"] = draw.choice([*ANY, 2, "1"])
 
 
-def keys(draw: random.Random, letter: Letter) -> None:
+def keys(draw: random.Random, envelope: Envelope) -> None:
     """Say more than is asked: this is harmless."""
-    letter.config |= {f"{draw.choice('abc')}{number}": draw.choice(ANY) for number in range(draw.choice([1, 1000]))}
+    envelope.config |= {f"{draw.choice('abc')}{number}": draw.choice(ANY) for number in range(draw.choice([1, 1000]))}
 
 
-def nothing(draw: random.Random, letter: Letter) -> None:
+def nothing(draw: random.Random, envelope: Envelope) -> None:
     """Leave the reply as it is: it must count."""
 
 
@@ -301,7 +301,7 @@ MUTATIONS: Mapping[str, Mutation] = {
 }
 
 
-def _one(draw: random.Random, letter: Letter) -> tuple[str, "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]:
-    """Return one of a letter's arrays, with its name."""
-    name = draw.choice(list(letter.some_arrays()))
-    return name, letter.some_arrays()[name].numpy()
+def _one(draw: random.Random, envelope: Envelope) -> tuple[str, "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]:
+    """Return one of an envelope's arrays, with its name."""
+    name = draw.choice(list(envelope.some_arrays()))
+    return name, envelope.some_arrays()[name].numpy()

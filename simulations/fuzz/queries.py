@@ -16,7 +16,7 @@ from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.instructions import instruction, query_moments, register_nodes
-from simulations.fuzz.mutations import ANY, MUTATIONS, Letter
+from simulations.fuzz.mutations import ANY, MUTATIONS, Envelope
 
 Change = Callable[[Message], Message]
 FORMS = ("names", "shapes", "dtypes", "entries", "octets", "headers", "stypes", "sizes", "records", "schemas", "keys")
@@ -128,25 +128,25 @@ class Questions:
 
 
 def _bent(message: Message, kind: str, draw: random.Random) -> Message:
-    letter = Letter.of(message)
+    envelope = Envelope.of(message)
     if kind == "says":
         for key in draw.sample(["capacity", "partition", "num-partitions", "num-examples", "labels"], 2):
-            letter.config[key] = draw.choice([*ANY, 0.01, 10**9, [0, "a"]])
+            envelope.config[key] = draw.choice([*ANY, 0.01, 10**9, [0, "a"]])
     elif kind == "possible":
-        letter.arrays["moments"] |= _lie(draw, letter)
+        envelope.arrays["moments"] |= _lie(draw, envelope)
     elif kind == "values":
         values = torch.tensor(draw.choice([[2.0, -1.0, 0.0], [1e30, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.4, 0.2]]))
-        letter.arrays["posteriors"]["posteriors"] = Array(values.repeat(2, 1))
+        envelope.arrays["posteriors"]["posteriors"] = Array(values.repeat(2, 1))
     else:
-        MUTATIONS[kind](draw, letter)
-    bent = letter.seal(message)
+        MUTATIONS[kind](draw, envelope)
+    bent = envelope.seal(message)
     bent.metadata.__dict__.update(message.metadata.__dict__)
     return bent
 
 
-def _lie(draw: random.Random, letter: Letter) -> dict[str, Array]:
+def _lie(draw: random.Random, envelope: Envelope) -> dict[str, Array]:
     """Return moments of the right form that no data have."""
-    kind: Variant = "paper" if any("paper" in name for name in letter.arrays["moments"]) else "fixed"
+    kind: Variant = "paper" if any("paper" in name for name in envelope.arrays["moments"]) else "fixed"
     values = [0.0, 1.0, -1.0, 1e30, 1e300, -1e300]
     count = draw.choice([0, 1, 2, 8, 2**53, 2**62])
     first, second = (torch.full((4,), draw.choice(values), dtype=torch.float64) for _ in range(2))
@@ -163,7 +163,7 @@ def questions() -> Iterator[Questions]:
     def publish(message: Message, context: object) -> Message:
         del context
         said = {"posteriors": {"posteriors": Array(torch.full((2, 3), 1 / 3))}}
-        return Letter(said, {"heterofl-schema": 1}, {"num-examples": 1}).seal(message)
+        return Envelope(said, {"heterofl-schema": 1}, {"num-examples": 1}).seal(message)
 
     with Bent(app, 3) as grid:
         yield Questions(grid)

@@ -25,7 +25,7 @@ from heterofl_flwr.errors import RoundError
 from heterofl_flwr.grids import guarded
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
-from simulations.fuzz.mutations import MUTATIONS, Letter
+from simulations.fuzz.mutations import MUTATIONS, Envelope
 from simulations.fuzz.superlink import connected
 
 State = Mapping[str, torch.Tensor]
@@ -128,9 +128,9 @@ class Server:
     def trial(self, kind: str, draw: random.Random) -> str:
         """Return what became of a reply of a kind: refused, harmless, or what is wrong."""
         self._asked = self._ask()
-        letter = self._good[1].copy()
-        replies = [self._good[0].seal(self._asked[0]), *self._hostile(kind, draw, letter), self._seal(2)]
-        return self._outcome(lambda: replies, lambda: letter, kind)
+        envelope = self._good[1].copy()
+        replies = [self._good[0].seal(self._asked[0]), *self._hostile(kind, draw, envelope), self._seal(2)]
+        return self._outcome(lambda: replies, lambda: envelope, kind)
 
     def trial_of_objects(self, kind: str, draw: random.Random) -> str:
         """Return what became of a reply that was forged byte by byte and came through Flower's grid."""
@@ -152,12 +152,12 @@ class Server:
                 return guarded.guard(grid, self.strategy.largest_reply).send_and_receive(self._asked, timeout=1.0)
 
         try:
-            return self._outcome(exchange, lambda: _letter_in(said[0][1].head, link.objects), kind)
+            return self._outcome(exchange, lambda: _envelope_in(said[0][1].head, link.objects), kind)
         finally:
             self._old = self._seal(1)
 
-    def _outcome(self, exchange: Callable[[], Iterable[Message]], letter: Callable[[], Letter], kind: str) -> str:
-        """Return what became of a round with these replies, of which a letter is the hostile one."""
+    def _outcome(self, exchange: Callable[[], Iterable[Message]], envelope: Callable[[], Envelope], kind: str) -> str:
+        """Return what became of a round with these replies, of which an envelope is the hostile one."""
         try:
             new = self.strategy.aggregate_train(1, iter(exchange()))[0]
         except RoundError:
@@ -172,20 +172,20 @@ class Server:
             return "refused" if _equal(state, self._without) and kind != "nothing" else "changed: a refused reply"
         if not np.isfinite(self.strategy.log.train["loss"]):
             return "changed: the metrics"
-        return "harmless" if self._as_it_says(state, letter()) else "changed: other than it says"
+        return "harmless" if self._as_it_says(state, envelope()) else "changed: other than it says"
 
-    def _hostile(self, kind: str, draw: random.Random, letter: Letter) -> Iterator[Message]:
+    def _hostile(self, kind: str, draw: random.Random, envelope: Envelope) -> Iterator[Message]:
         """Yield what the second client sends."""
         if kind in MUTATIONS:
-            MUTATIONS[kind](draw, letter)
+            MUTATIONS[kind](draw, envelope)
         elif kind == "twice":
-            yield letter.seal(self._asked[1])
-            letter = letter.copy()
-            MUTATIONS["far"](draw, letter)
+            yield envelope.seal(self._asked[1])
+            envelope = envelope.copy()
+            MUTATIONS["far"](draw, envelope)
         elif kind == "of another":
             yield self._in_the_name_of(draw.choice([0, 2, 10**9]), draw)
         elif kind == "of before":
-            before = letter.seal(self._asked[1])
+            before = envelope.seal(self._asked[1])
             before.metadata.__dict__["_reply_to_message_id"] = draw.choice(["", "before", "0-1"])
             yield before
             return
@@ -195,13 +195,13 @@ class Server:
             return
         else:
             return
-        yield letter.seal(self._asked[1])
+        yield envelope.seal(self._asked[1])
 
     def _in_the_name_of(self, number: int, draw: random.Random) -> Message:
         """Return a reply of the second client that claims to be of another, or of a stranger."""
-        letter = self._good[1].copy()
-        MUTATIONS["far"](draw, letter)
-        sealed = letter.seal(self._asked[1])
+        envelope = self._good[1].copy()
+        MUTATIONS["far"](draw, envelope)
+        sealed = envelope.seal(self._asked[1])
         known = [own.metadata.dst_node_id for own in self._asked]
         sealed.metadata.__dict__["_src_node_id"] = known[number] if number < len(known) else number
         return sealed
@@ -212,12 +212,12 @@ class Server:
             message.metadata.__dict__["_message_id"] = f"{number}-now"
         return asked
 
-    def _reply(self, message: Message, number: int) -> Letter:
+    def _reply(self, message: Message, number: int) -> Envelope:
         model = submodel(message, Net)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.25 * (number + 1))
-        return Letter.of(reply(message, model, num_examples=number + 1, labels=range(CLASSES), metrics={"loss": 1.0}))
+        return Envelope.of(reply(message, model, num_examples=number + 1, labels=range(CLASSES), metrics={"loss": 1.0}))
 
     def _seal(self, number: int) -> Message:
         return self._good[number].seal(self._asked[number])
@@ -231,9 +231,9 @@ class Server:
         for message in self._asked:
             self.strategy.federation.nodes.set_capacity(message.metadata.dst_node_id, 1.0)
 
-    def _as_it_says(self, state: State, letter: Letter) -> bool:
-        """Whether the model is the mean with what a letter's bytes say, within its bound."""
-        told = [self._good[0], letter, self._good[2]]
+    def _as_it_says(self, state: State, envelope: Envelope) -> bool:
+        """Whether the model is the mean with what an envelope's bytes say, within its bound."""
+        told = [self._good[0], envelope, self._good[2]]
         subs = [_read(own, self._before) for own in told]
         weights = [float(own.metrics["num-examples"]) for own in told]  # type: ignore[arg-type]
         change = sum(float(((subs[1][name] - own.numpy()) ** 2).sum()) for name, own in self._before.items())
@@ -249,20 +249,20 @@ class Server:
 Values = Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 
 
-def _letter_in(head: str, objects: Mapping[str, bytes | None]) -> Letter:
+def _envelope_in(head: str, objects: Mapping[str, bytes | None]) -> Envelope:
     """Return what a reply says, by Flower's own reader; what its node withheld, another may have sent."""
     message = inflate_object_from_contents(head, {id_: own for id_, own in objects.items() if own is not None})
     assert isinstance(message, Message)
-    return Letter.of(message)
+    return Envelope.of(message)
 
 
-def _read(letter: Letter, before: State) -> Values:
-    """Return the parameters that a letter's bytes say, by numpy's own reader."""
+def _read(envelope: Envelope, before: State) -> Values:
+    """Return the parameters that an envelope's bytes say, by numpy's own reader."""
     loaded = {
         record: {
             name: np.load(io.BytesIO(array.data), allow_pickle=False).astype(np.float64) for name, array in own.items()
         }
-        for record, own in letter.arrays.items()
+        for record, own in envelope.arrays.items()
     }
     if "arrays" in loaded:
         return loaded["arrays"]

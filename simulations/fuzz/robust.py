@@ -10,7 +10,6 @@ folder, and is not repeated.
 import argparse
 import itertools
 import json
-import logging
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.task import Task, task_of
 from heterofl_flwr.client import seed_of
+from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.nn import collect_moments, with_static_norm
@@ -36,7 +36,7 @@ from heterofl_flwr.runs.files import append_line, write_atomic
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import parser_of, status_of
+from simulations.program import parser_of, status_of, without_logs
 
 PROGRAM = "simulations.fuzz.robust"
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
@@ -218,11 +218,9 @@ def table(found: Mapping[Cell, Mapping[str, float]], data: str, mix: str, end: s
             attack = f"{cell.attackers} {cell.attack}" if cell.attackers else "none"
             values[cell.mean, attack].append(100 * own[end])
     columns = list(dict.fromkeys(attack for _, attack in values))
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for mean in dict.fromkeys(mean for mean, _ in values):
-        shown = [_spread(values[mean, attack]) for attack in columns]
-        lines.append(f"| {mean} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+    means = dict.fromkeys(mean for mean, _ in values)
+    rows = [[mean, *(_spread(values[mean, attack]) for attack in columns)] for mean in means]
+    return render(["", *columns], rows, "markdown") + "\n"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -245,13 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs", "robust"), metavar="FOLDER", help="default: %(default)s"
     )
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # each refusal is a warning
-    try:
-        with torch_threads(1):
-            return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
-    finally:
-        logging.disable(before)
+    with without_logs(), torch_threads(1):
+        return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
