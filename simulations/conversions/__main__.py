@@ -29,7 +29,7 @@ TOLERANCE = 1e-6
 def check_fedavg(checkout: Path, work: Path, root: str) -> float:
     """Return the largest difference of a parameter after three rounds, with one level and weights by examples."""
     example = named("quickstart-pytorch")
-    all_alike = Edit(f"{example.package}/server_app.py", f'"{MIX}"', '"a1", weights="examples"')
+    all_alike = Edit("server_app", f'"{MIX}"', '"a1", weights="examples"')
     states = []
     for name, edits in (("fedavg", []), ("one-level", [*example.edits, all_alike])):
         folder, _ = made(example, checkout, work / example.short / f"equal-{name}", edits)

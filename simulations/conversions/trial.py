@@ -133,7 +133,7 @@ def made(example: Example, checkout: Path, folder: Path, edits: Iterable[Edit]) 
         )
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
-    return folder, convert(example.short, folder, edits)
+    return folder, convert(example.short, folder / example.package, edits)
 
 
 def run(example: Example, folder: Path, job: Job) -> Outcome:

@@ -13,7 +13,7 @@ from simulations.conversions.play import Outcome
 from simulations.conversions.trial import LIMITS, Trial, learns, made, missing, row
 
 APP = "import torch\n\n\nmodel = Net()\nprint(model)\n"
-EDIT = Edit("app.py", r"^model = Net\(\)$", "model = submodel(msg, Net)\nassert model")
+EDIT = Edit("app", r"^model = Net\(\)$", "model = submodel(msg, Net)\nassert model")
 FALLING = {"clients/loss": {"1": 2.0, "10": 1.0, "2": 1.5}}
 
 
@@ -40,7 +40,7 @@ def test_an_edit_writes_its_lines_in_the_place_it_finds(folder):
 
 
 def test_later_edits_find_what_earlier_ones_wrote(folder):
-    edits = [EDIT, Edit("app.py", "submodel", "other"), Edit("app.py", "^assert model\n")]
+    edits = [EDIT, Edit("app", "submodel", "other"), Edit("app", "^assert model\n")]
     assert convert("some", folder, edits) == 1
     assert "model = other(msg, Net)\nprint" in (folder / "app.py").read_text(encoding="utf-8")
 
@@ -48,9 +48,9 @@ def test_later_edits_find_what_earlier_ones_wrote(folder):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (Edit("app.py", "^nothing$", "x"), r"some: app.py has 0 places that match '\^nothing\$'; expected 1"),
-        (Edit("app.py", "model", "x"), "some: app.py has 4 places that match 'model'; expected 1"),
-        (Edit("gone.py", "model", "x"), "some: gone.py cannot be read .* so 'model' cannot be looked for"),
+        (Edit("app", "^nothing$", "x"), r"some: app.py has 0 places that match '\^nothing\$'; expected 1"),
+        (Edit("app", "model", "x"), "some: app.py has 4 places that match 'model'; expected 1"),
+        (Edit("gone", "model", "x"), "some: gone.py cannot be read .* so 'model' cannot be looked for"),
     ],
 )
 def test_a_place_that_is_not_there_is_named_and_nothing_is_written(folder, edit, said):
