@@ -17,11 +17,9 @@ import torchvision  # type: ignore[import-untyped]
 
 from heterofl_flwr.errors import ConfigError
 from simulations.bench.measure import describe_machine
-from simulations.model_zoo import findings
-from simulations.model_zoo import torchvision_models as torchvisions
+from simulations.model_zoo import models
 from simulations.model_zoo.check import MOST_DIFFERENT, MOST_OFF, RATES
-from simulations.model_zoo.findings import Finding
-from simulations.model_zoo.torchvision_models import DOUBLE, SIZE
+from simulations.model_zoo.models import DOUBLE, SIZE, Finding
 from simulations.program import parser_of, status_of
 
 _INTRODUCTION = """# Models that are known to work
@@ -128,15 +126,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     names = chosen(options.names)
-    kept = {} if options.again else findings.read(options.findings)
+    kept = {} if options.again else models.read(options.findings)
     made = describe_machine()
     torch.set_num_threads(1)  # so that runs are comparable, and repeatable
     print(made, flush=True)
     for number, name in enumerate(names, 1):
         if name not in kept:
             started = time.monotonic()
-            kept[name] = findings.find(name, made, options.seed)
-            findings.add(options.findings, kept[name])
+            kept[name] = models.find(name, made, options.seed)
+            models.add(options.findings, kept[name])
             took = f"; {time.monotonic() - started:.0f} s"
         else:
             took = "; found before"
@@ -153,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
 
 def chosen(given: Sequence[str]) -> list[str]:
     """Return the models to check, in torchvision's order."""
-    names = torchvisions.names()
+    names = models.names()
     for name in given:
         if name not in names:
             near = difflib.get_close_matches(name, names)

@@ -8,7 +8,7 @@ import pytest
 from heterofl_flwr import messages
 from heterofl_flwr.app.cli.main import COMMANDS
 from heterofl_flwr.settings import SPECS, describe
-from simulations.model_zoo import torchvision_models as torchvisions
+from simulations.model_zoo import models as torchvisions
 from tests.docs.pages import DOCS, ROOT
 
 PICTURE = DOCS / "figures" / "plans.svg"

@@ -10,7 +10,7 @@ from torch import nn
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import UnsupportedLayerError
 from simulations.model_zoo.check import check
-from simulations.model_zoo.training_check import make_lively
+from simulations.model_zoo.models import draw_weights
 from tests.elastic_models.families import Then, conv, images
 
 RATES = (0.9, 0.5, 0.3, 0.25, 0.125, 0.0625, 0.01)
@@ -42,7 +42,7 @@ def test_a_shortcut_that_depends_on_two_widths_is_there_at_every_rate(widths):
         conv(3, widths[0]), Block(*widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[1], 4)
     )
     model = model.double().eval()
-    make_lively(model, 0)
+    draw_weights(model, 0)
     found = check(model, images().double(), (3, 4), rates=(1.0, *RATES))
     assert found.parameters[0.9] < found.parameters[1.0]
 

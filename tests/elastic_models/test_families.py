@@ -9,7 +9,7 @@ from torch import nn
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.core.axes import positions
 from heterofl_flwr.elastic_models import elastic
-from simulations.model_zoo.training_check import make_lively
+from simulations.model_zoo.models import draw_weights
 from simulations.model_zoo.twin import Twin, difference
 from tests.elastic_models.architectures import ARCHITECTURES
 from tests.elastic_models.families import FAMILIES
@@ -20,11 +20,11 @@ CASES = FAMILIES | ARCHITECTURES
 
 @pytest.fixture(params=CASES, scope="module")
 def case(request):
-    """Return a model with lively weights, its inputs and its ``build``."""
+    """Return a model with drawn weights, its inputs and its ``build``."""
     torch.manual_seed(0)
     model, inputs = CASES[request.param]()
     model = model.double().eval()
-    make_lively(model, 0)
+    draw_weights(model, 0)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     return model, inputs, elastic(model, inputs[:1])
 

@@ -7,7 +7,7 @@ from heterofl_flwr.core import width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import UnsupportedLayerError
 from simulations.model_zoo.check import check
-from simulations.model_zoo.training_check import make_lively
+from simulations.model_zoo.models import draw_weights
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: heterofl-flwr[huggingface]")
 
@@ -45,7 +45,7 @@ def words():
 @pytest.mark.parametrize(("make", "outputs"), [(_bert, LABELS), (_distilbert, LABELS), (_bert_with_tied_words, WORDS)])
 def test_all_holds_that_holds_of_torchvisions_models(make, outputs, words):
     model = make().double()
-    make_lively(model, 0)
+    draw_weights(model, 0)
     found = check(model, words, (0, outputs))
     assert found.explained == ["layer norm"]
     assert found.parameters[0.25] < 0.2 * found.parameters[1.0]
@@ -79,7 +79,7 @@ def test_a_layer_that_compares_the_widths_it_holds_does_the_same_at_every_rate()
         embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2], num_query_pool=1, num_labels=LABELS
     )
     model = transformers.HieraForImageClassification(config).double().eval()
-    make_lively(model, 0)
+    draw_weights(model, 0)
     build = elastic(model, torch.zeros(1, 3, 64, 64, dtype=torch.float64))
     for rate in (0.5, 0.3, 0.25, 0.125):  # a layer's output of 16 is as wide as its input of 8 was, at 0.5
         plan = build.plan(rate).shapes

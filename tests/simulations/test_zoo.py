@@ -8,10 +8,10 @@ from torch import nn
 
 from simulations.model_zoo import __main__ as zoo
 from simulations.model_zoo import check as checking
-from simulations.model_zoo import torchvision_models as torchvisions
+from simulations.model_zoo import models as torchvisions
 from simulations.model_zoo.__main__ import page
 from simulations.model_zoo.check import BrokenPropertyError, check
-from simulations.model_zoo.findings import Finding
+from simulations.model_zoo.models import Finding
 from tests.elastic_models.families import Then
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
