@@ -124,13 +124,6 @@ def test_what_did_not_change_comes_back_to_the_bit(form, drawn):
     assert all(torch.equal(back[name], tensor) for name, tensor in drawn.items())
 
 
-def test_changes_too_small_for_an_exact_scale_keep_their_sign():
-    after = {"w": torch.tensor([2e-43, -2e-43, 1e-44])}
-    back = there_and_back(zeros(after), after, "int8")["w"]
-    assert (back * torch.tensor([1.0, -1.0, 1.0]) >= 0).all()
-    assert (back.abs() <= after["w"].abs()).all()
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_errors_of_many_clients_cancel_out_in_the_mean(form):
     before = {"w": torch.zeros(20, 50)}
@@ -167,9 +160,7 @@ def test_the_change_of_a_parameter_in_half_precision_is_worked_out_in_single(for
     [
         ("float16", 70_000.0, r"parameter b changed by up to 70000, which float16 cannot carry: .*upload='float32'"),
         ("float16", torch.inf, "parameter b changed by up to inf"),
-        ("float16", torch.nan, "parameter b changed by up to nan"),
         ("int8", torch.inf, "parameter b changed by up to inf, which int8 cannot carry"),
-        ("int8", torch.nan, "parameter b changed by up to nan"),
         ("int8", 1e300, r"parameter b changed by up to 1e\+300"),
     ],
 )
@@ -209,22 +200,14 @@ HOSTILE = {
     "int8 without scales": (Changes(STEPS), "w is torch.int8, expected torch.float16"),
     "float16 with scales": (Changes(HALVES, SCALES), "w is torch.float16, expected torch.int8"),
     "float32": (Changes({**HALVES, "b": torch.ones(2)}), "b is torch.float32, expected torch.float16"),
-    "uint8": (Changes({**STEPS, "b": STEPS["b"].byte()}, SCALES), "b is torch.uint8, expected torch.int8"),
     "NaN": (Changes({**HALVES, "b": HALVES["b"] * torch.nan}), "b contains NaN or infinity"),
-    "infinite": (Changes({**HALVES, "b": HALVES["b"] * torch.inf}), "b contains NaN or infinity"),
     "missing": (Changes({"w": STEPS["w"]}, SCALES), "1 parameters of its plan are missing .'b'"),
     "unknown": (Changes({**STEPS, "c": STEPS["b"]}, SCALES), "1 names are not in its plan .'c'"),
     "shape": (Changes({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
-    "broadcastable": (Changes({**STEPS, "w": STEPS["w"][:1]}, SCALES), r"w has shape \(1, 3\), expected \(2, 3\)"),
     "sparse": (Changes({**HALVES, "w": HALVES["w"].to_sparse()}), "expected a dense tensor"),
     "few scales": (scales(1, 2), r"of shape \(2,\), expected torch.float32 of shape \(3,\)"),
-    "many scales": (scales(1, 2, 3, 4), r"of shape \(4,\), expected torch.float32 of shape \(3,\)"),
-    "no scales": (scales(), r"of shape \(0,\), expected"),
     "scales in two dimensions": (scales([1], [2], [3]), r"of shape \(3, 1\), expected"),
-    "double scales": (scales(1, 2, 3, dtype=torch.float64), "its scales are torch.float64"),
-    "whole scales": (scales(1, 2, 3, dtype=torch.int32), "its scales are torch.int32"),
     "NaN scale": (scales(1, 2, torch.nan), "scales of w are no finite numbers from 0 up"),
-    "infinite scale": (scales(torch.inf, 2, 3), "scales of b are no finite numbers from 0 up"),
     "negative scale": (scales(-1, 2, -3), "scales of b, w are no finite numbers from 0 up"),
 }
 
@@ -250,12 +233,3 @@ def test_scales_that_overflow_are_refused_by_the_mean():
     with pytest.raises(ReplyError, match="w contains NaN or infinity"):
         aggregator.add(PLAN, restore(PLAN, STATE, changes))
     assert aggregator.replies == 0
-
-
-def test_changes_may_lie_in_another_order_in_memory():
-    """As an array in Fortran's order, which Flower keeps."""
-    steps = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int8)
-    turned = steps.T.contiguous().T
-    assert not turned.is_contiguous()
-    one, two = (restore(PLAN, STATE, Changes({**STEPS, "w": own}, SCALES)) for own in (steps, turned))
-    assert torch.equal(one["w"], two["w"])

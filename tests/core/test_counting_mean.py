@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr.core import Aggregator, Axis, Plan, counting_mean, prefix
 from heterofl_flwr.core.counting_mean import empty_sum, mean_in_place
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, ShapeError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from tests.core import strategies, twin
 
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-23, torch.float64: 2**-52}
@@ -166,14 +166,6 @@ def test_a_result_is_given_once():
         aggregator.add(plan, reply)
 
 
-def test_a_plan_of_another_model_is_refused():
-    state, plan, (reply, *_) = strategies.three_replies()
-    with pytest.raises(ShapeError, match="the global state has no parameter body"):
-        Aggregator({"w": torch.zeros(1)}).add(plan, reply)
-    with pytest.raises(ShapeError, match=r"body of the global state is \(3, 3\)"):
-        Aggregator({**state, "body": torch.zeros(3, 3)}).add(plan, reply)
-
-
 def test_parameters_that_learn_may_be_given_as_they_are():
     model = torch.nn.Linear(4, 4)
     local = torch.nn.Linear(2, 2)
@@ -233,15 +225,10 @@ def test_only_views_are_kept_between_replies(slice_function, kept):
 
 @pytest.mark.parametrize(
     ("dtype", "sum_dtype"),
-    [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)])
+@pytest.mark.parametrize("shape", [(), (2, 0), (2, 3)])
 def test_sums_are_of_single_precision_at_least(dtype, sum_dtype, device, shape):
     total = empty_sum(torch.empty(shape, dtype=dtype, device=device))
     assert (total.dtype, total.device.type, tuple(total.shape)) == (sum_dtype, device, shape)
@@ -278,13 +265,6 @@ def test_shells_and_a_full_tensor_of_counts_agree(drawn, divisor):
     held = counting_mean.held_by(slow, counts)
     slow = torch.where(held > 0, slow / held.where(held > 0, 1.0), old)
     torch.testing.assert_close(fast, slow, rtol=1e-6, atol=0)
-
-
-def test_slices_that_cross_are_counted_entry_by_entry():
-    total = torch.full((2, 2), 6.0)
-    counts = {(Axis(2, 1), Axis(2, 2)): 2.0, (Axis(2, 2), Axis(2, 1)): 1.0}
-    mean_in_place(total, torch.full((2, 2), -1.0), counts, {})
-    assert total.tolist() == [[2, 3], [6, -1]]
 
 
 def test_parameters_cut_alike_along_one_axis_share_their_counts():

@@ -41,28 +41,6 @@ def test_figure_1_a_hidden_layer():
     ]
 
 
-def test_figure_1_when_the_large_client_is_not_drawn():
-    # Without client 1: (6 + 12 + 1 + 2 + 3) / 5 = 4.8; (6 + 12) / 2 = 9; what nobody held keeps its -1.
-    state = {"hidden.weight": torch.full((4, 4), -1.0)}
-    aggregator = Aggregator(state)
-    for level, value in reversed(CLIENTS[1:]):
-        side = width(4, LEVELS[level])
-        plan = Plan.between(state, {"hidden.weight": (side, side)})
-        aggregator.add(plan, _filled(plan, value))
-    expected = torch.tensor([[4.8, 9, -1, -1], [9, 9, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1]])
-    assert torch.equal(aggregator.result()["hidden.weight"], expected)
-
-
-def test_figure_1_with_clients_that_count_twice():
-    # Weights 2, 1, 1, 2, 2, 2: (120 + 6 + 12 + 2 + 4 + 6) / 10 = 15; (120 + 6 + 12) / 4 = 34.5; 60.
-    state = {"bias": torch.zeros(4)}
-    aggregator = Aggregator(state)
-    for (level, value), weight in zip(CLIENTS, (2.0, 1.0, 1.0, 2.0, 2.0, 2.0), strict=True):
-        plan = Plan.between(state, {"bias": (width(4, LEVELS[level]),)})
-        aggregator.add(plan, _filled(plan, value), weight=weight)
-    assert aggregator.result()["bias"].tolist() == [15, 34.5, 60, 60]
-
-
 def test_a_classifiers_rows_count_for_the_classes_a_client_has():
     # A classifier of 3 classes on 4 features. Clients 1 to 6 have the classes 0; 0, 1; 1; 0; 0, 1; none.
     state = {"linear.weight": torch.full((3, 4), -1.0), "linear.bias": torch.full((3,), -1.0)}

@@ -31,21 +31,19 @@ def test_levels_of_another_ratio_are_its_powers(ratio, number, expected):
     assert dict(rates_of_ratio(ratio, number)) == expected
 
 
-@pytest.mark.parametrize("number", [0, -1, 27])
-def test_a_number_of_levels_without_letters_is_refused(number):
-    with pytest.raises(ConfigError, match=f"^{number} levels are not usable: expected 1 to 26"):
-        rates_of_ratio(0.5, number)
-
-
-def test_a_ratio_of_one_makes_no_levels():
-    with pytest.raises(ConfigError, match="a ratio of 1 makes 3 equal levels"):
-        rates_of_ratio(1.0, 3)
-
-
-@pytest.mark.parametrize("ratio", [0, -0.5, 1.5])
-def test_a_ratio_out_of_range_is_refused(ratio):
-    with pytest.raises(ConfigError, match="expected a number above 0 and up to 1"):
-        rates_of_ratio(ratio, 3)
+@pytest.mark.parametrize(
+    ("ratio", "number", "reason"),
+    [
+        (0.5, 0, "^0 levels are not usable: expected 1 to 26"),
+        (0.5, 27, "^27 levels are not usable"),
+        (1.0, 3, "a ratio of 1 makes 3 equal levels"),
+        (0, 3, "expected a number above 0 and up to 1"),
+        (1.5, 3, "expected a number above 0 and up to 1"),
+    ],
+)
+def test_ratios_and_numbers_that_make_no_levels_are_refused(ratio, number, reason):
+    with pytest.raises(ConfigError, match=reason):
+        rates_of_ratio(ratio, number)
 
 
 @pytest.mark.parametrize(
@@ -104,18 +102,12 @@ def test_a_rate_without_a_letter_is_named_by_its_digits(rate, name):
 @pytest.mark.parametrize(
     ("text", "rates", "counts"),
     [
-        ("a1", (1.0,), (1,)),
         ("a", (1.0,), (1,)),
-        ("c", (0.25,), (1,)),
         ("a-b-c-d-e", (1.0, 0.5, 0.25, 0.125, 0.0625), (1, 1, 1, 1, 1)),
-        ("a1-b1-e8", (1.0, 0.5, 0.0625), (1, 1, 8)),
-        ("a1-e9", (1.0, 0.0625), (1, 9)),
         ("e1-a1", (1.0, 0.0625), (1, 1)),  # the authors take the first letter for the largest
-        ("a12-e100", (1.0, 0.0625), (12, 100)),
         ("a05-e1", (1.0, 0.0625), (5, 1)),
         ("a1-e1-a2", (1.0, 0.0625), (3, 1)),
         ("1.0x1-0.3x9", (1.0, 0.3), (1, 9)),
-        ("0.3x9-1.0x1", (1.0, 0.3), (1, 9)),
         ("1-.5", (1.0, 0.5), (1, 1)),
         ("a2-1.0x3-0.5", (1.0, 0.5), (5, 1)),
         (" a1 - e2 ", (1.0, 0.0625), (1, 2)),
@@ -126,18 +118,18 @@ def test_every_form_of_a_mix_is_read(text, rates, counts):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-", "a1-", "-a1", "A1", "a1b1", "a1,b1", "1x", "x3", "a1x2", "0.5x", "1e-3", "a1.5"]
+    ("text", "wrong"),
+    [
+        ("", "''"),
+        ("a1-B1--2x", "'B1', '', '2x'"),
+        *((own, repr(own)) for own in ("a1b1", "a1,b1", "a1x2", "a1.5")),
+    ],
 )
-def test_a_mix_that_cannot_be_read_shows_the_mix_and_a_right_one(text):
+def test_a_mix_that_cannot_be_read_shows_its_wrong_parts_and_a_right_one(text, wrong):
     with pytest.raises(ConfigError) as caught:
         Mix.parse(text)
-    assert f"mix {text!r}" in str(caught.value)
+    assert f"mix {text!r}: cannot read {wrong};" in str(caught.value)
     assert "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'" in str(caught.value)
-
-
-def test_all_parts_that_cannot_be_read_are_named():
-    with pytest.raises(ConfigError, match="cannot read 'B1', '', '2x';"):
-        Mix.parse("a1-B1--2x")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +159,7 @@ def test_a_mix_written_out_reads_back_the_same(texts):
     mix = Mix.parse("-".join(texts))
     assert Mix.parse(str(mix)) == mix
     assert str(Mix.parse(str(mix))) == str(mix)
+    assert str(Mix.parse("e8-0.3x2-a1-b1")) == "a1-b1-0.3x2-e8"
 
 
 @given(texts=st.lists(parts, min_size=1, max_size=6), data=st.data())
@@ -178,11 +171,6 @@ def test_the_order_and_the_grouping_of_parts_do_not_matter(texts, data):
     assert mix.rates == tuple(sorted(set(mix.rates), reverse=True))
     assert mix.global_rate == max(mix.rates)
     assert sum(mix.shares) == pytest.approx(1)
-
-
-def test_the_canonical_text_goes_from_large_to_small():
-    assert str(Mix.parse("e8-0.3x2-a1-b1")) == "a1-b1-0.3x2-e8"
-    assert str(Mix.parse("0.5-0.25x3")) == "b1-c3"
 
 
 @given(texts=st.lists(parts, min_size=1, max_size=4), scale=st.floats(1, 1e6))
@@ -199,15 +187,11 @@ decimals = st.integers(1, 10_000).map(lambda ticks: (ticks / 10_000, Fraction(ti
     ("full", "rate", "heads", "expected"),
     [
         (100, 0.07, 1, 7),  # in floats, the ceiling of 100 * 0.07 is 8
-        (512, 1.0, 1, 512),
         (512, 0.0625, 1, 32),
-        (64, 0.0625, 1, 4),
         (9, 0.5, 1, 5),
         (1, 0.001, 1, 1),
-        (256, 0.0625, 8, 16),
         (256, 0.3, 8, 80),  # ceil(9.6) = 10 of each head's 32; without heads it would be 77
         (256, 0.01, 8, 8),
-        (256, 0.99, 8, 256),
         (12, Fraction(1, 3), 4, 4),
     ],
 )
@@ -222,13 +206,6 @@ def test_a_width_is_the_ceiling_of_the_exact_product(full, rate):
     kept = -(-full * exact.numerator // exact.denominator)
     assert width(full, shown) == width(full, exact) == kept
     assert 1 <= kept <= full
-
-
-@given(part=st.integers(1, 200), heads=st.integers(1, 16), rate=decimals)
-def test_a_width_with_heads_is_a_width_for_each_head(part, heads, rate):
-    shown, _ = rate
-    assert width(part * heads, shown, heads) == heads * width(part, shown)
-    assert width(part * heads, shown, heads) >= width(part * heads, shown)
 
 
 def test_a_width_of_the_papers_levels_can_be_cut_step_by_step():
@@ -260,15 +237,11 @@ def _fixed(text, number):
 @pytest.mark.parametrize(
     ("text", "number", "blocks"),
     [
-        ("a1-e1", 10, [(1.0, 5), (0.0625, 5)]),
         ("a1-e9", 100, [(1.0, 10), (0.0625, 90)]),
-        ("a9-b1", 100, [(1.0, 90), (0.5, 10)]),
         ("a1-b1-c1-d1-e1", 100, [(1.0, 20), (0.5, 20), (0.25, 20), (0.125, 20), (0.0625, 20)]),
         ("a1-b1-c1", 100, [(1.0, 33), (0.5, 33), (0.25, 34)]),  # one left over
         ("a2-b1", 100, [(1.0, 66), (0.5, 34)]),
         ("a1-b1-e8", 19, [(1.0, 1), (0.5, 1), (0.0625, 17)]),  # nine left over
-        ("e1-a1", 4, [(1.0, 2), (0.0625, 2)]),
-        ("c1", 3, [(0.25, 3)]),
         ("0.7x1-0.3x2", 3, [(0.7, 1), (0.3, 2)]),
     ],
 )
@@ -279,13 +252,10 @@ def test_fix_gives_contiguous_blocks_and_the_rest_to_the_smallest(text, number, 
 @pytest.mark.parametrize(
     ("text", "number", "expected"),
     [
-        ("a1-b1-c1-d1-e1", 1, [1.0]),
         ("a1-b1-c1-d1-e1", 2, [1.0, 0.0625]),
         ("a1-b1-c1-d1-e1", 3, [1.0, 0.25, 0.0625]),
         ("a1-b1-c1-d1-e1", 4, [1.0, 0.5, 0.125, 0.0625]),  # 0, 4/3, 8/3 and 4, rounded
         ("a1-e9", 3, [1.0, 0.0625, 0.0625]),
-        ("a1-e9", 2, [1.0, 0.0625]),
-        ("a9-e1", 2, [1.0, 0.0625]),
     ],
 )
 def test_fewer_clients_than_parts_are_spread_from_the_largest_to_the_smallest(text, number, expected):

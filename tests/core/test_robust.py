@@ -50,15 +50,6 @@ def test_another_order_of_replies_changes_nothing(drawn, robust, data):
         torch.testing.assert_close(value, expected[name], rtol=SPACING[value.dtype], atol=1e-5)
 
 
-@given(drawn=strategies.rounds(weights=st.just(1.0)), robust=OPTIONS)
-def test_who_held_what_is_counted_as_for_the_mean(drawn, robust):
-    plain = drawn.aggregator()
-    for plan, reply in zip(drawn.plans, drawn.replies, strict=True):
-        plain.add(plan, reply.values, labels=reply.labels)
-    found = added(drawn, robust)
-    assert all(torch.equal(found.held(name), plain.held(name)) for name in drawn.state)
-
-
 def combined(*replies, old=0.0, **options):
     """Return what becomes of four equal entries of which each client holds the first few."""
     state = {"w": torch.full((4,), old)}
@@ -97,19 +88,6 @@ def test_two_holders_or_one_move_no_further_than_three_did_and_only_as_they_agre
     assert combined([-1.0, 8.0, -8.0], *many)[1:3] == [0.0, 0.0]  # it contradicts the others
     assert combined([1.0, 0.5], [1.0, 8.0], *many)[1] == pytest.approx((0.5 + 1.0) / 2)
     assert combined([4.0, 8.0], [4.0], [4.0], old=3.0, few="keep") == pytest.approx([4.0, 3.0, 3.0, 3.0])
-
-
-def test_where_no_three_clients_meet_all_entries_keep_their_values():
-    assert combined([1.0, 1.0], [1.0, 1.0], old=5.0) == [5.0] * 4
-
-
-def test_a_parameter_of_few_holders_is_held_to_the_step_of_the_others():
-    state = {"shared": torch.zeros(2), "own": torch.zeros(2)}
-    aggregator = RobustAggregator(state, robust=Robust())
-    for number in range(3):
-        shapes = dict.fromkeys(state, (2,)) if number == 0 else {"shared": (2,)}
-        aggregator.add(Plan.between(state, shapes), {name: torch.full((2,), 4.0) for name in shapes})
-    assert aggregator.result()["own"].tolist() == pytest.approx([4.0, 4.0])
 
 
 @pytest.mark.parametrize("mean", ["trimmed", "median", "clip"])

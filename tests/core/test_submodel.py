@@ -14,11 +14,6 @@ SLICE_FUNCTIONS = {"prefix": prefix, "rolling": twin.rolling(2), "scattered": tw
 RATES = (1.0, 0.75, 0.5, 0.3, 0.07)
 
 
-def _mlp(rate):
-    one, two = width(20, rate), width(12, rate)
-    return nn.Sequential(nn.Linear(9, one), nn.ReLU(), nn.Linear(one, two), nn.Tanh(), nn.Linear(two, 4))
-
-
 def _cnn(rate):
     one, two = width(8, rate), width(14, rate)
     return nn.Sequential(
@@ -31,18 +26,6 @@ def _cnn(rate):
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(two, 5),
-    )
-
-
-def _separable(rate):
-    one, two = width(8, rate), width(14, rate)
-    return nn.Sequential(
-        nn.Conv1d(2, one, 1),
-        nn.Conv1d(one, one, 3, groups=one),
-        nn.Conv1d(one, two, 1),
-        nn.ReLU(),
-        nn.ConvTranspose1d(two, one, 2, stride=2),
-        nn.Conv1d(one, 2, 1),
     )
 
 
@@ -78,24 +61,9 @@ class Tagger(nn.Module):
         return self.linear(self.lstm(self.embedding(tokens))[0])
 
 
-class Flat(nn.Module):
-    """A linear layer on flattened images: each channel is a block of its inputs."""
-
-    def __init__(self, rate):
-        super().__init__()
-        channels = width(6, rate)
-        self.conv = nn.Conv2d(3, channels, 3)
-        self.linear = nn.Linear(channels * 9, 4)
-
-    def forward(self, x):
-        return self.linear(F.relu(self.conv(x)).flatten(1))
-
-
 IMAGES, WORDS = (5, 3, 8, 8), (5, 6)
 MODELS = {
-    "mlp": (_mlp, (5, 9), {}),
     "cnn": (_cnn, IMAGES, {}),
-    "separable": (_separable, (5, 2, 9), {}),
     "residual": (Residual, IMAGES, {}),
     "tagger": (Tagger, WORDS, {"linear.weight": (2, 1)}),
 }
@@ -140,14 +108,3 @@ def test_a_clients_model_is_the_global_one_with_the_dropped_channels_zeroed(name
     expected = local(x)
     torch.testing.assert_close(masked(x), expected, rtol=1e-4, atol=1e-5)
     assert rate == 1 or not torch.allclose(full(x), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("rate", RATES)
-def test_a_prefix_of_flattened_channels_is_a_prefix(rate):
-    full, local = _with_statistics(Flat(1.0)), Flat(rate).eval()
-    plan = Plan.of(full, local)
-    _load(plan, full, local)
-    x = _example((5, 3, 5, 5))
-    expected = local(x)
-    extension.zero_extend(plan, full, local)
-    torch.testing.assert_close(full(x), expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.layers import NORMS, OrderedDropout, Scaler, make_norm, make_scaler
+from heterofl_flwr.nn.layers import OrderedDropout, Scaler, make_norm, make_scaler
 from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
 from heterofl_flwr.training.engines.cohort import find_obstacle
 
@@ -26,12 +26,6 @@ def test_its_rate_is_the_models_over_the_global_one():
     assert isinstance(scaler, Scaler)
     assert scaler.rate == 1 / 3
     assert repr(scaler) == "Scaler(rate=0.333333)"
-
-
-@pytest.mark.parametrize("rate", [0, -0.5, 1.5])
-def test_rates_outside_0_to_1_are_refused(rate):
-    with pytest.raises(ConfigError, match="rate"):
-        Scaler(rate)
 
 
 def test_a_model_larger_than_the_global_one_is_refused():
@@ -55,13 +49,6 @@ def test_before_a_norm_it_changes_nothing(small, inputs, name, norm):
 def test_without_norm_it_changes_the_output(small, inputs, name):
     with_scaler, without = _twins(small, name, norm="none")
     x = inputs(name).double()
-    assert not torch.allclose(with_scaler(x), without(x), rtol=0.1)
-    torch.testing.assert_close(with_scaler.eval()(x), without.eval()(x), rtol=0, atol=0)
-
-
-def test_in_a_transformer_it_changes_the_output(small, inputs):
-    with_scaler, without = _twins(small, "transformer")
-    x = inputs("transformer")
     assert not torch.allclose(with_scaler(x), without(x), rtol=0.1)
     torch.testing.assert_close(with_scaler.eval()(x), without.eval()(x), rtol=0, atol=0)
 
@@ -100,14 +87,6 @@ def test_group_norms_have_the_papers_groups(kind, groups):
         norm = make_norm(kind, channels)
         assert isinstance(norm, nn.GroupNorm)
         assert (norm.num_groups, norm.num_channels) == (expected, channels)
-
-
-@pytest.mark.parametrize("kind", NORMS)
-def test_norms_keep_the_shape_and_start_neutral(kind):
-    norm = make_norm(kind, 8)
-    assert norm(torch.randn(2, 8, 3, 3)).shape == (2, 8, 3, 3)
-    for name, parameter in norm.named_parameters():
-        assert (parameter == (1 if name == "weight" else 0)).all()
 
 
 def test_an_unknown_norm_names_the_known_ones():

@@ -77,11 +77,6 @@ def test_a_mix_costs_the_mean_of_its_models(paper_profiles):
     assert cost.ratio == cost.parameters / large.parameters
 
 
-def test_the_ratio_is_to_the_global_model_of_the_mix():
-    build = build_model("cnn", hidden=(4, 8))
-    assert profile_mix(build, Mix.parse("b1"), torch.zeros(1, 1, 8, 8), device="cpu").ratio == 1
-
-
 def test_a_real_model_gives_what_the_meta_device_gives():
     build, x = build_model("transformer", vocabulary=30), torch.zeros(1, 64, dtype=torch.int64)
     with torch.device("meta"):
@@ -101,10 +96,6 @@ def test_the_model_is_left_as_it_was(norm):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_an_image_that_shrinks_to_one_pixel_is_no_trouble():
-    assert profile(CNN(), torch.zeros(1, 1, 8, 8)).parameters == 1_556_874
-
-
 @pytest.mark.parametrize(
     ("layer", "shape", "flops"),
     [
@@ -116,7 +107,6 @@ def test_an_image_that_shrinks_to_one_pixel_is_no_trouble():
         (nn.InstanceNorm2d(4, affine=True), (2, 4, 3, 3), 2 * 2 * 72),
         (nn.LayerNorm(4), (2, 4), 2 * 2 * 8),
         (nn.GroupNorm(2, 4), (2, 4, 3, 3), 0),
-        (nn.ReLU(), (2, 4), 0),
         (nn.MaxPool2d(2), (2, 4, 4, 4), 0),
     ],
 )

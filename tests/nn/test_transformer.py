@@ -51,13 +51,6 @@ def test_weights_start_as_the_papers():
     assert all((value == 0).all() for name, value in model.named_parameters() if name.endswith("bias"))
 
 
-def test_dropout_is_random_in_training_only():
-    model, tokens = Transformer(20, SHAPE), torch.zeros(1, 6, dtype=torch.int64)
-    assert not torch.equal(model(tokens), model(tokens))
-    model.eval()
-    assert torch.equal(model(tokens), model(tokens))
-
-
 def test_a_rate_that_does_not_fit_the_heads_is_rounded_up_and_told_once(caplog):
     transformer._embedding_width.cache_clear()
     with caplog.at_level(logging.WARNING):
