@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
@@ -46,7 +45,10 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Dea
     kind = headline_kind(records)
     title = kind.capitalize()
     sent = list(accumulate(summary.bytes_sent(records)))
-    levels = [(row.level, summary.level_points(records, row.level, kind)) for row in summary.level_rows(records, costs)]
+    joules = list(accumulate(record.joules for record in records))
+    seconds = list(accumulate(record.simulated_seconds for record in records))
+    unit, unit_name = next((own for own in TIMES if seconds and seconds[-1] >= 2 * own[0]), TIMES[-1])
+    levels = [(own, summary.level_points(records, own, kind)) for own in summary.levels(records, costs).values()]
     own = [(name, _evaluated(records, metric)) for name, metric in families(records, kind).items()]
     most = max(map(max, deal.train)) if deal else 0
     figures = (
@@ -81,13 +83,13 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Dea
             "for-time",
             f"{title} over simulated time",
             "Training as long as it would take on the simulated devices; evaluation takes no time.",
-            _draw_over_time(records, kind),
+            _draw_scopes(records, kind, [own / unit for own in seconds], f"simulated {unit_name}"),
         ),
         (
             "for-energy",
             f"{title} for energy, an estimate",
             "What training would cost all simulated devices together by their profiles, wasted work included.",
-            _draw_over_energy(records, kind),
+            _draw_scopes(records, kind, joules, "estimated energy", formatting.energy),
         ),
         (
             "multiplications",
@@ -130,6 +132,8 @@ def _draw_scopes(
     label: Callable[[float], str] | None = None,
 ) -> Figure | None:
     """Draw the metric of each scope over what was spent by then; ``label`` writes the ticks."""
+    if not any(spent):
+        return None
     spent_by = {float(record.server_round): own for record, own in zip(records, spent, strict=True)}
     curves = []
     for scope in SCOPES:
@@ -137,21 +141,12 @@ def _draw_scopes(
         curves.append((scope, ([spent_by[number] for number in rounds], values)))
     figure = _draw_curves(curves, kind, SCOPE_STYLES, xlabel)
     if figure and label:
-        figure.axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(label(value))))
+        figure.axes[0].xaxis.set_major_formatter(_ticks(label))
     return figure
 
 
-def _draw_over_time(records: Sequence[RoundRecord], kind: str) -> Figure | None:
-    seconds = list(accumulate(record.simulated_seconds for record in records))
-    if not any(seconds):
-        return None
-    unit, name = next((own for own in TIMES if seconds[-1] >= 2 * own[0]), TIMES[-1])
-    return _draw_scopes(records, kind, [value / unit for value in seconds], f"simulated {name}")
-
-
-def _draw_over_energy(records: Sequence[RoundRecord], kind: str) -> Figure | None:
-    joules = list(accumulate(record.joules for record in records))
-    return _draw_scopes(records, kind, joules, "estimated energy", formatting.energy) if any(joules) else None
+def _ticks(label: Callable[[float], str]) -> FuncFormatter:
+    return FuncFormatter(lambda value, _: formatting.tick(label(value)))
 
 
 def _draw_losses(records: Sequence[RoundRecord]) -> Figure | None:
@@ -164,41 +159,37 @@ def _draw_losses(records: Sequence[RoundRecord]) -> Figure | None:
 
 
 def _draw_curves(
-    curves: Iterable[tuple[str, Points]], ylabel: str, styles: Sequence[Style] = (), xlabel: str = "round"
+    curves: Iterable[tuple[str, Points]],
+    ylabel: str,
+    styles: Sequence[Style] = (),
+    xlabel: str = "round",
+    label: Callable[[float], str] | None = None,
 ) -> Figure | None:
-    """Draw values over rounds, or over what was spent; None where there are no values."""
+    """Draw values over rounds, or over what was spent; None where there are no values. ``label`` writes the ticks."""
     figure, axes = new_axes(xlabel, ylabel)
     drawn: list[float] = []
     for number, (name, (places, values)) in enumerate(curves):
         finite = [value if math.isfinite(value) else math.nan for value in values]
-        colour, width = styles[number] if styles else (number, 1.5)
+        position, width = styles[number] if styles else (number, 1.5)
         if finite:
-            colour_name, dash = series(colour)
+            colour, dash = series(position)
             size = width + 1.5 if len(places) < FEW else 0
-            axes.plot(places, finite, dash, color=colour_name, label=name, linewidth=width, marker="o", markersize=size)
+            axes.plot(places, finite, dash, color=colour, label=name, linewidth=width, marker="o", markersize=size)
             drawn += [value for value in finite if not math.isnan(value)]
     if not drawn:
         return None
     low, high = min(drawn), max(drawn)
-    if ylabel.endswith("accuracy"):
-        axes.yaxis.set_major_formatter(PERCENT)
-        axes.set_ylim(min(0, low), 1.04 if high > 0.5 else 1.05 * high or 1)
-        if high > 0.5:
-            _draw_whole_line(axes)
-    elif low > 0 and high > 20 * low:
+    is_share = ylabel.endswith(("accuracy", "full model"))
+    if low > 0 and high > 20 * low and not is_share and not label:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.number(value)))
+        label = formatting.number
     else:
         axes.set_ylim(min(0, low), high + 0.05 * (high - min(0, low)) or 1)
-    return _finish(figure, axes)
-
-
-def _draw_whole_line(axes: Axes) -> None:
-    """Draw a line at 100 %."""
-    axes.hlines(1, 0, 1, colors=light("muted"), linewidth=0.8, transform=axes.get_yaxis_transform())
-
-
-def _finish(figure: Figure, axes: Axes) -> Figure:
+    if is_share and (high > 0.5 or ylabel.endswith("model")):
+        axes.set_ylim(top=1.04)
+        axes.hlines(1, 0, 1, colors=light("muted"), linewidth=0.8, transform=axes.get_yaxis_transform())
+    if is_share or label:
+        axes.yaxis.set_major_formatter(_ticks(label) if label else PERCENT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.margins(x=0.02)
     add_legend(axes)
@@ -206,31 +197,24 @@ def _finish(figure: Figure, axes: Axes) -> Figure:
 
 
 def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, sent: Sequence[int]) -> Figure | None:
-    if not records:
-        return None
     rounds = [record.server_round for record in records]
-    figure, axes = new_axes("round", "sent in total")
+    curves: list[tuple[str, Points]] = [("this run", (rounds, sent))]
     if costs and summary.savings(records, costs):
         full = list(accumulate(summary.full_bytes(record, costs) for record in records))
-        axes.plot(rounds, full, color=light("muted"), linestyle="--", label="full-size FedAvg")
-    axes.plot(rounds, sent, color=light("blue"), label="this run")
-    axes.fill_between(rounds, sent, color=light("blue"), alpha=0.12, linewidth=0)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.size(value))))
-    return _finish(figure, axes)
+        curves.append(("full-size FedAvg", (rounds, full)))
+    figure = _draw_curves(curves, "sent in total", ((0, 1.5), (6, 1.5)), label=formatting.size)
+    if figure:
+        figure.axes[0].fill_between(rounds, sent, color=light("blue"), alpha=0.12, linewidth=0)
+    return figure
 
 
 def _draw_multiplications(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure | None:
     rounds, shares = summary.macs_shares(records, costs) if costs else ([], [])
-    if not rounds:
-        return None
-    figure, axes = new_axes("round", "share of the full model")
-    axes.plot(rounds, shares, color=light("teal"), marker="o", markersize=3 if len(rounds) < FEW else 0)
-    axes.axhline(math.fsum(shares) / len(shares), color=light("muted"), linestyle="--", linewidth=1.2)
-    _draw_whole_line(axes)
-    axes.set_ylim(0, 1.04)
-    axes.yaxis.set_major_formatter(PERCENT)
-    return _finish(figure, axes)
+    figure = _draw_curves([("", (rounds, shares))], "share of the full model", ((1, 1.5),))
+    if figure:
+        mean = math.fsum(shares) / len(shares)
+        figure.axes[0].axhline(mean, color=light("muted"), linestyle="--", linewidth=1.2)
+    return figure
 
 
 def _draw_shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure | None:
@@ -244,9 +228,7 @@ def _draw_shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Fi
     labels = [formatting.percent(shell.held, 0) for shell in shells]
     ground = {"facecolor": light("paper"), "edgecolor": "none", "pad": 0.5}  # hides the line at 100 % behind a label
     axes.bar_label(bars, labels, padding=3, fontsize=SMALL, color=light("ink"), bbox=ground)
-    ends = [shell.levels if len(shell.levels) == 1 else (shell.levels[0], shell.levels[-1]) for shell in shells]
-    names = [" to ".join(levels) if len(levels) > 1 else f"{levels[0]} only" for levels in ends]
-    ticks = [f"{name}: {formatting.percent(shell.share)}" for name, shell in zip(names, shells, strict=True)]
+    ticks = [f"{shell.holders}: {formatting.percent(shell.share)}" for shell in shells]
     axes.set_yticks(range(len(shells)), ticks, color=light("ink"))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.14)

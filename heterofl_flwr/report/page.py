@@ -233,7 +233,7 @@ def _tables(
         note += " Coverage: the share of clients that evaluated the full model."
     note = f"{note} {summary.partial_line(records)}" if metrics[1] else "No round was evaluated."
     yield "Metrics", "numbers narrow", metrics, note
-    failures: list[Sequence[str]] = [
+    failures = [
         (row.reason, str(row.times), formatting.numbers(row.rounds), formatting.numbers(row.clients))
         for row in summary.failure_rows(records)
     ]

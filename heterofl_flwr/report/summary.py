@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Group
@@ -14,7 +15,7 @@ from rich.text import Text
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.runs import LevelCost, ModelCosts, seconds_to
+from heterofl_flwr.runs import ModelCosts, seconds_to
 from heterofl_flwr.runs.metrics import headline, headline_kind, of_level, points, scores
 
 REASONS = 3
@@ -23,20 +24,8 @@ REASONS = 3
 LONGEST = 60
 """Characters of a reason there."""
 
-Cells = tuple[Sequence[str], list[Sequence[str]]]
+Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A table as text: its heads and its rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class LevelRow:
-    """A level: its cost if known, its share of the clients, its model's last score, and whether few clients gave it."""
-
-    level: str
-    rate: float
-    cost: LevelCost | None
-    share: float
-    score: float | None
-    partial: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +54,15 @@ class OnDevices:
     best_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Shell:
-    """The parameters that a level's model has and the next smaller one has not.
+class Shell(NamedTuple):
+    """Parameters of one level's model and not of the next smaller: holders, share of the model, share of clients."""
 
-    ``levels`` are those whose models hold the shell, ``share`` is its part of the global model's parameters, and
-    ``held`` the mean over rounds of the share of clients that trained it.
-    """
-
-    levels: tuple[str, ...]
+    holders: str
     share: float
     held: float
 
 
-@dataclass(frozen=True, slots=True)
-class FailureRow:
+class FailureRow(NamedTuple):
     """A reason of failures: how often, in which rounds, at which clients."""
 
     reason: str
@@ -88,20 +71,11 @@ class FailureRow:
     clients: Sequence[int]
 
 
-def level_rows(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[LevelRow]:
-    """Return one row a level, from the largest to the smallest."""
-    drawn = Counter(rate for record in records for rate in record.rates.values())
-    known = costs.by_rate if costs else {}
-    few = {record.server_round for record in records if record.few_answered}
-    rows = []
-    for rate in sorted({*drawn, *known}, reverse=True):
-        level = known[rate].level if rate in known else level_name(rate)
-        rounds, score = level_points(records, level, headline_kind(records))
-        share = drawn[rate] / drawn.total() if drawn else 0.0
-        rows.append(
-            LevelRow(level, rate, known.get(rate), share, score[-1] if score else None, bool(few & set(rounds[-1:])))
-        )
-    return rows
+def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[float, str]:
+    """Return the names of the levels by rate, from the largest to the smallest."""
+    names = {rate: level_name(rate) for record in records for rate in record.rates.values()}
+    names |= {cost.rate: cost.level for cost in (costs.levels if costs else ())}
+    return dict(sorted(names.items(), reverse=True))
 
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[int], list[float]]:
@@ -161,17 +135,17 @@ def shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[She
     rounds = [record for record in records if record.rates]
     if costs is None or not rounds:
         return []
-    found: list[Shell] = []
+    found = []
     inner = [*(cost.parameters for cost in costs.levels[1:]), 0]
-    for number, cost in enumerate(costs.levels):
+    for cost, rest in zip(costs.levels, inner, strict=True):
         held = [
             sum(rate >= cost.rate for client, rate in record.rates.items() if client not in record.failures)
             / len(record.rates)
             for record in rounds
         ]
-        share = (cost.parameters - inner[number]) / costs.full.parameters
-        levels = tuple(own.level for own in costs.levels[: number + 1])
-        found.append(Shell(levels, share, math.fsum(held) / len(held)))
+        largest = costs.levels[0].level
+        holders = f"{largest} only" if cost is costs.levels[0] else f"{largest} to {cost.level}"
+        found.append(Shell(holders, (cost.parameters - rest) / costs.full.parameters, math.fsum(held) / len(held)))
     return found
 
 
@@ -230,21 +204,21 @@ def partial_line(records: Sequence[RoundRecord]) -> str:
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:
-    """Return the table of levels."""
-    kind = headline_kind(records)
-    heads = ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round")
-    return heads, [
-        (
-            row.level,
-            f"{row.rate:g}",
-            f"{row.cost.parameters:,}" if row.cost else formatting.NOTHING,
-            formatting.count(row.cost.macs) if row.cost else formatting.NOTHING,
-            formatting.percent(row.share),
-            marked(formatting.score(kind, row.score), row.partial),
-            formatting.size(2 * row.cost.bytes) if row.cost else formatting.NOTHING,
-        )
-        for row in level_rows(records, costs)
-    ]
+    """Return the table of levels: cost of the model if known, share of the clients, and last score."""
+    kind, known = headline_kind(records), costs.by_rate if costs else {}
+    drawn = Counter(rate for record in records for rate in record.rates.values())
+    few = {record.server_round for record in records if record.few_answered}
+    rows = []
+    for rate, level in levels(records, costs).items():
+        rounds, values = level_points(records, level, kind)
+        score = marked(formatting.score(kind, values[-1] if values else None), bool(few & set(rounds[-1:])))
+        share = formatting.percent(drawn[rate] / (drawn.total() or 1))
+        cells = [level, f"{rate:g}", formatting.NOTHING, formatting.NOTHING, share, score, formatting.NOTHING]
+        if cost := known.get(rate):
+            cells[2:4] = f"{cost.parameters:,}", formatting.count(cost.macs)
+            cells[6] = formatting.size(2 * cost.bytes)
+        rows.append(cells)
+    return ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round"), rows
 
 
 def score_cells(records: Sequence[RoundRecord]) -> Cells:

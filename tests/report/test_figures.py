@@ -79,7 +79,7 @@ def test_the_matrix_of_classes_is_darker_with_more_examples_and_has_a_scale():
 
 
 def test_bytes_lie_below_those_of_fedavg(records, costs):
-    full, sent = figures(records, costs)["bytes"].axes[0].lines
+    sent, full = figures(records, costs)["bytes"].axes[0].lines
     assert full.get_label() == "full-size FedAvg"
     assert sent.get_ydata()[-1] == sum(record.bytes_down + record.bytes_up for record in records)
     assert (full.get_ydata() > 0).all()

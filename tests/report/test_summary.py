@@ -14,7 +14,7 @@ from heterofl_flwr.report.summary import (
     failure_lines,
     failure_rows,
     full_bytes,
-    level_rows,
+    level_cells,
     macs_shares,
     on_devices,
     savings,
@@ -46,19 +46,20 @@ RECORDS = [
 ]
 
 
-def test_levels_have_their_share_of_clients_and_last_score():
-    rows = level_rows(RECORDS, COSTS)
-    assert [(row.level, row.share, row.score) for row in rows] == [("a", 0.2, None), ("b", 0.2, 0.3), ("d", 0.6, None)]
-    assert rows[1].cost == COSTS.levels[1]
+def test_levels_have_their_cost_their_share_of_clients_and_last_score():
+    heads, rows = level_cells(RECORDS, COSTS)
+    assert heads == ("level", "rate", "parameters", "MACs", "clients", "accuracy", "bytes a round")
+    assert rows[1] == ["b", "0.5", "30", "300", "20.0 %", "30.0 %", "240 B"]
+    assert [(row[0], row[4], row[5]) for row in rows[::2]] == [("a", "20.0 %", "-"), ("d", "60.0 %", "-")]
 
 
 def test_levels_without_costs_are_known_by_their_rates():
-    rows = level_rows([make(1, [1.0, 0.3])], None)
-    assert [(row.level, row.rate, row.cost) for row in rows] == [("a", 1.0, None), ("0.3", 0.3, None)]
+    _, rows = level_cells([make(1, [1.0, 0.3])], None)
+    assert [row[:4] for row in rows] == [["a", "1", "-", "-"], ["0.3", "0.3", "-", "-"]]
 
 
 def test_a_run_without_rounds_has_levels_without_clients():
-    assert [row.share for row in level_rows([], COSTS)] == [0, 0, 0]
+    assert [row[4] for row in level_cells([], COSTS)[1]] == ["0.0 %"] * 3
     assert savings([], COSTS) is None
     assert shells([], COSTS) == []
 
@@ -88,7 +89,7 @@ def test_multiplications_of_a_round_are_a_mean_over_clients():
 
 def test_shells_say_who_trained_which_share():
     outer, middle, inner = shells(RECORDS, COSTS)
-    assert (outer.levels, middle.levels, inner.levels) == (("a",), ("a", "b"), ("a", "b", "d"))
+    assert (outer.holders, middle.holders, inner.holders) == ("a only", "a to b", "a to d")
     assert (outer.share, middle.share, inner.share) == (0.7, 0.2, 0.1)
     assert outer.held == 0  # its only holder failed
     assert middle.held == pytest.approx(1 / 6)
@@ -184,7 +185,7 @@ def test_the_closing_table_marks_them(few):
     assert not rows["global-accuracy"].endswith(" 3")
     assert any("in rounds 3 (at worst 1 of 20): never the best" in line for line in lines)
     assert not any("*" in line for line in printed(few[3:]))
-    assert [row.partial for row in level_rows(few[:3], None)] == [True] * 5
+    assert all(row[5].endswith(" *") for row in level_cells(few[:3], None)[1])
 
 
 def test_the_closing_table_names_who_failed_and_why(few):
