@@ -11,24 +11,20 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from heterofl_flwr import messages as wire
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
+from heterofl_flwr.messages import CONFIG, RATE
 from heterofl_flwr.runs.metrics import KINDS, SCOPES, families, headline_kind, of_level
 
-Field = tuple[str, str]
 BAR = 8
 WIDTH = 80
-"""A round is one line of at most so many letters; what does not fit is in the history."""
+"""A round is one line of at most so many characters; what does not fit is in the history."""
 
 PAUSE = 0.1
 """Seconds between two counts of the replies on the terminal."""
 
-GAP = "  "
-URGENT = ("failed", "evaluated-by")
 DOING = {"train": "training", "evaluate": "evaluating"}
-STYLES = {"failed": "bold red", "evaluated-by": "bold red"}
 
 
 class Console(RoundCallback):
@@ -61,20 +57,20 @@ class Console(RoundCallback):
         self._shown = 0.0
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
-        """Say how far the run goes."""
+        """Print the rounds of the run and the size of its model."""
         self._round = first_round
-        parameters = sum(value.numel() for value in state.values())
-        what = f"a model of {formatting.count(parameters)} parameters"
-        self._print(f"rounds {first_round} to {num_rounds}, {what}")
+        size = formatting.count(sum(value.numel() for value in state.values()))
+        self._print(f"rounds {first_round} to {num_rounds}, a model of {size} parameters")
 
     def on_messages(self, messages: Iterable[Message]) -> None:
-        """Count whom the round asks for something."""
+        """Count the clients of each level that a message goes to."""
         if self._plain:
             return
         with self._lock:
             self._levels = {message.metadata.dst_node_id: _level(message) for message in messages}
             self._asked, self._answered = Counter(self._levels.values()), Counter()
-            self._doing = next((_doing(message.metadata.message_type) for message in messages), "")
+            kind = next((message.metadata.message_type for message in messages), "")
+            self._doing = DOING.get(kind.partition(".")[0], kind.rpartition(".")[2])  # ``query.moments``: moments
             self._shown = 0.0
             self._show_count()
 
@@ -95,21 +91,18 @@ class Console(RoundCallback):
 
     def on_round_end(self, progress: Progress) -> bool:
         """Print one round."""
-        record = progress.record
+        record, num_rounds = progress.record, progress.num_rounds
         if not self._is_first:  # the first one has to start much that the others find there
             self._recent.append(record.seconds)
         self._is_first = False
         self._round = record.server_round + 1
-        left = progress.num_rounds - record.server_round
-        seconds = left * sum(self._recent) / len(self._recent) if self._recent else None
+        rounds = num_rounds - record.server_round
+        left = rounds * sum(self._recent) / len(self._recent) if self._recent else None
         if self._plain:
-            self._print(plain_line(record, progress.num_rounds, seconds))
+            self._print(plain_line(record, num_rounds, left))
         else:
-            self._console.print(self._line(record, progress.num_rounds, seconds))
+            self._console.print(self._line(record, num_rounds, left))
         return False
-
-    def on_end(self, state: State) -> None:
-        """Print nothing more; the table at the end is ``summary_table``."""
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
@@ -124,9 +117,9 @@ class Console(RoundCallback):
             (empty * (BAR - done), "dim"),
             (f" {', '.join(times)}", "dim"),
         )
-        for name, value in _fitting(record, min(self._console.width, WIDTH) - line.cell_len, f"{GAP} "):
-            style = "bold red" if name in URGENT else ""
-            line.append_text(Text.assemble(GAP, (f"{name} ", "dim"), (value, style)))
+        for name, value in _fitting(record, min(self._console.width, WIDTH) - line.cell_len, 3):
+            style = "bold red" if name in ("failed", "evaluated-by") else ""
+            line.append_text(Text.assemble("  ", (f"{name} ", "dim"), (value, style)))
         return line
 
     def _show_count(self) -> None:
@@ -137,7 +130,7 @@ class Console(RoundCallback):
         self._shown = now
         levels = [f"{level} {self._answered[level]}/{asked}" for level, asked in sorted(self._asked.items()) if level]
         count = f"{self._answered.total()} of {self._asked.total()} clients"
-        line = Text(GAP.join([f"round {self._round}: {self._doing}", count, *levels]), "dim")
+        line = Text("  ".join([f"round {self._round}: {self._doing}", count, *levels]), "dim")
         line.truncate(min(self._console.width, WIDTH) - 1)
         self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))
         self._console.print(line, end="\r")
@@ -145,35 +138,30 @@ class Console(RoundCallback):
 
 def plain_line(record: RoundRecord, num_rounds: int, left: float | None) -> str:
     """Return a round as one line of names and values, for files and programs that read them."""
-    times = {"took": record.seconds, **({} if left is None else {"left": left})}
-    words = [f"round {record.server_round}/{num_rounds}"]
-    words += [f"{name}={_short(formatting.duration(seconds))}" for name, seconds in times.items()]
-    line = " ".join(words)
-    return " ".join([line, *(f"{name}={value}" for name, value in _fitting(record, WIDTH - len(line), " ="))])
-
-
-def _fitting(record: RoundRecord, room: int, between: str) -> Iterator[Field]:
-    """Yield what fits on the line of a round, the most important first."""
-    for name, value in _fields(record):
-        room -= len(name) + len(value) + len(between)
-        if room < 0:
-            return
-        yield name, value
+    line = f"round {record.server_round}/{num_rounds} took={formatting.duration(record.seconds).replace(' ', '')}"
+    if left is not None:
+        line += f" left={formatting.duration(left).replace(' ', '')}"
+    return " ".join([line, *(f"{name}={value}" for name, value in _fitting(record, WIDTH - len(line), 2))])
 
 
 def _level(message: Message) -> str:
     """Return the level that a message is about; '' if it names none."""
-    config = message.content.get(wire.CONFIG) if message.has_content() else None
-    rate = config.get(wire.RATE) if isinstance(config, ConfigRecord) else None
+    config = message.content.get(CONFIG) if message.has_content() else None
+    rate = config.get(RATE) if isinstance(config, ConfigRecord) else None
     return level_name(rate) if isinstance(rate, float) else ""
 
 
-def _doing(message_type: str) -> str:
-    """Return what clients do, for people: of ``query.moments`` it is ``moments``."""
-    return DOING.get(message_type.partition(".")[0], message_type.rpartition(".")[2])
+def _fitting(record: RoundRecord, room: int, between: int) -> Iterator[tuple[str, str]]:
+    """Yield what fits on the line of a round, the most important first; ``between`` is the room between two values."""
+    for name, value in _fields(record):
+        short = value.replace(" ", "")
+        room -= len(name) + len(short) + between
+        if room < 0:
+            return
+        yield name, short
 
 
-def _fields(record: RoundRecord) -> Iterator[Field]:
+def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     """Yield the names and values of a round, the most important first."""
     if record.failures:
         yield "failed", str(len(record.failures))
@@ -183,16 +171,12 @@ def _fields(record: RoundRecord) -> Iterator[Field]:
     if loss is not None:
         yield "train-loss", formatting.number(loss)
     for family, name in families([record], headline_kind([record])).items():
-        yield family, _short(formatting.score(name, record.evaluate[name]))
+        yield family, formatting.score(name, record.evaluate[name])
     for scope in SCOPES:
         name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), "")
         if name:
-            yield name.removesuffix("-accuracy"), _short(formatting.score(name, record.evaluate[name]))
+            yield name.removesuffix("-accuracy"), formatting.score(name, record.evaluate[name])
     if record.simulated_seconds:
-        yield "simulated", _short(formatting.duration(record.simulated_seconds))
-    yield "sent", _short(formatting.size(record.bytes_down + record.bytes_up))
+        yield "simulated", formatting.duration(record.simulated_seconds)
+    yield "sent", formatting.size(record.bytes_down + record.bytes_up)
     yield "lr", formatting.number(record.learning_rate)
-
-
-def _short(value: str) -> str:
-    return value.replace(" ", "")

@@ -43,14 +43,15 @@ def draw_plans(build: Callable[[float], nn.Module], rates: Sequence[float], para
     if not rates:
         raise ConfigError("a picture of plans needs the rate of at least one client")
     clients = Counter(sorted(rates, reverse=True))
-    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which must not change the caller's draws
         models = {rate: build(rate) for rate in clients}
     plans = {rate: Plan.of(models[max(rates)], model) for rate, model in models.items()}
-    name = _chosen(plans, parameter)
+    name = _find_weight(plans, parameter)
     slices = {rate: (plan.axes[name][0], plan.axes[name][1]) for rate, plan in plans.items()}
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
-    _draw_slices(figure, halves[0, 0].subgridspec(*_grid(len(slices))), slices, clients)
+    across = math.ceil(math.sqrt(len(slices)))
+    _draw_slices(figure, halves[0, 0].subgridspec(math.ceil(len(slices) / across), across), slices, clients)
     _draw_whole(figure, figure.add_subplot(halves[0, 1]), slices, clients)
     rows, columns = slices[max(rates)]
     title = f"{name}: {rows.full} x {columns.full}, cut by the plans of {clients.total()} clients"
@@ -76,7 +77,7 @@ def _draw_slices(
         held = count_holders({rate: (row, column)}, {rate: 1})
         place.imshow(held, cmap=ListedColormap([_NONE, _HELD]), interpolation="nearest", aspect="auto", vmin=0, vmax=1)
         many = f"{clients[rate]} client{'s' if clients[rate] > 1 else ''}"
-        _blank(place, f"{level_name(rate)}: {many}", f"{row.kept} x {column.kept}")
+        _label(place, f"{level_name(rate)}: {many}", f"{row.kept} x {column.kept}")
 
 
 def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], clients: Counter[float]) -> None:
@@ -84,9 +85,9 @@ def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], cl
     counts = count_holders(slices, clients)
     steps = np.unique(counts).tolist()
     shades = np.searchsorted(steps, counts)  # few numbers occur, so each has a shade of its own
-    image = place.imshow(
-        shades, cmap=_shades(len(steps)), vmin=-0.5, vmax=len(steps) - 0.5, interpolation="nearest", aspect="auto"
-    )
+    colours = LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, len(steps)))
+    image = place.imshow(shades, ListedColormap(colours), interpolation="nearest", aspect="auto")
+    image.set_clim(-0.5, len(steps) - 0.5)
     bar = figure.colorbar(image, ax=place, ticks=range(len(steps)), fraction=0.05, pad=0.03)
     bar.ax.set_yticks(range(len(steps)), [str(step) for step in steps])
     bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
@@ -94,7 +95,7 @@ def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], cl
     for row, column in slices.values():
         if _is_block(row) and _is_block(column):
             _draw_block(place, row, column, int(counts[row.kept - 1, column.kept - 1]), steps)
-    _blank(place, "the global model", "how many clients hold each entry")
+    _label(place, "the global model", "how many clients hold each entry")
 
 
 def _draw_block(place: Place, row: Axis, column: Axis, held: int, steps: Sequence[int]) -> None:
@@ -106,27 +107,17 @@ def _draw_block(place: Place, row: Axis, column: Axis, held: int, steps: Sequenc
         place.text(*at, str(held), ha="right", va="bottom", fontsize=SMALL, color=colour)
 
 
-def _blank(place: Place, title: str, below: str) -> None:
+def _label(place: Place, title: str, below: str) -> None:
+    """Write a title and a note below, without ticks."""
     place.set_title(title, fontsize=9.5, color=light("ink"))
     place.set_xlabel(below, fontsize=SMALL, color=light("muted"))
     place.set_box_aspect(1)
     place.set_xticks([])
     place.set_yticks([])
-    for spine in place.spines.values():
-        spine.set_color(light("grid"))
+    place.spines[:].set_color(light("grid"))
 
 
-def _shades(number: int) -> ListedColormap:
-    """Return that many shades, from pale to deep."""
-    return ListedColormap(LinearSegmentedColormap.from_list("holders", [_PALE, _DEEP])(np.linspace(0, 1, number)))
-
-
-def _grid(number: int) -> tuple[int, int]:
-    columns = math.ceil(math.sqrt(number))
-    return math.ceil(number / columns), columns
-
-
-def _chosen(plans: Mapping[float, Plan], parameter: str | None) -> str:
+def _find_weight(plans: Mapping[float, Plan], parameter: str | None) -> str:
     smallest = plans[min(plans)].axes
     weights = {name: axes for name, axes in smallest.items() if len(axes) > 1 and axes[0].full > 1 < axes[1].full}
     if parameter is not None and parameter not in weights:
