@@ -9,12 +9,25 @@ from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from heterofl_flwr import messages as wire
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import MinReplies, least_replies, reply_floor
-from heterofl_flwr.grids.devices import Devices, Spent, Turn, reached
+from heterofl_flwr.grids.devices import Devices, Turn
 from heterofl_flwr.grids.windowed import Relay
-from heterofl_flwr.messages import size_of
+from heterofl_flwr.messages import (
+    METRICS,
+    NUM_EXAMPLES,
+    PARTITION,
+    RATE,
+    SEED,
+    SERVER,
+    SERVER_ROUND,
+    TRAIN_LEARN,
+    WORK,
+    arrays_in,
+    config_of,
+    size_of,
+    value_of,
+)
 
 SIMULATED = "simulated: "
 """How the reason of every ``SimulatedFault`` begins."""
@@ -85,21 +98,21 @@ class SimulatedDevices(Relay):
         messages = list(messages)
         if not messages or not _is_training(messages[0]):
             return super().send_and_receive(messages, timeout=timeout)
-        before = self._exchanges if messages[0].metadata.message_type == wire.TRAIN_LEARN else []
-        exchange = _Exchange(self._devices, messages, before[0].least if before else self._least(len(messages)))
+        before = self._exchanges if messages[0].metadata.message_type == TRAIN_LEARN else []
+        least = 1 if self._min_replies == "auto" else least_replies(self._min_replies, len(messages))
+        exchange = _Exchange(self._devices, messages, before[0].least if before else least)
         self._exchanges = [*before, exchange]
         lost = {} if before else exchange.draw_losses()
         faults, sent = [], []
         for message in messages:
-            if fault := lost.get(message.metadata.dst_node_id):
+            node = message.metadata.dst_node_id
+            if fault := lost.get(node):
                 faults.append(Message(SimulatedFault(fault), reply_to=message))
-            else:
-                exchange.assign_share(message)
-                sent.append(message)
+                continue
+            if (share := self._devices.step_share(exchange.turns[node])) < 1:
+                config_of(message, SERVER)[WORK] = share
+            sent.append(message)
         return chain(faults, exchange.replies(super().send_and_receive(sent, timeout=timeout)))
-
-    def _least(self, clients: int) -> int:
-        return 1 if self._min_replies == "auto" else least_replies(self._min_replies, clients)
 
 
 class _Exchange:
@@ -112,7 +125,7 @@ class _Exchange:
         self.least = least
         self._devices = devices
         self._kind = messages[0].metadata.message_type
-        self._turns = {message.metadata.dst_node_id: _turn_of(message) for message in messages}
+        self.turns = {message.metadata.dst_node_id: _turn_of(message) for message in messages}
         self._down = {message.metadata.dst_node_id: _array_bytes(message) for message in messages}
         self._dropped: list[int] = []
         self._examples: list[int] = []
@@ -133,20 +146,16 @@ class _Exchange:
     def joules(self) -> list[float]:
         """What each device spent. Of one that drops out nobody knows the examples, so it has the others' mean."""
         examples = round(sum(self._examples) / len(self._examples)) if self._examples else 0
-        wasted = (self._spent(node, examples, 0, reached(self._turns[node])) for node in self._dropped)
-        return [*self._joules, *(spent.joules for spent in wasted)]
+        return [
+            *self._joules,
+            *(self._costs(node, examples, 0, self.turns[node].progress)[1] for node in self._dropped),
+        ]
 
     def draw_losses(self) -> dict[int, str]:
         """Draw which clients get no message in this round; return why, by node."""
-        there = self._devices.present(self._turns, self.least)
-        self._dropped = self._devices.drop_outs({node: self._turns[node] for node in there}, self.least)
-        return dict.fromkeys(self._turns.keys() - set(there), AWAY) | dict.fromkeys(self._dropped, DROPPED_OUT)
-
-    def assign_share(self, message: Message) -> None:
-        """Write into an instruction which share of its steps the client takes, where that is not all."""
-        share = self._devices.share(self._turns[message.metadata.dst_node_id])
-        if share < 1:
-            wire.config_of(message, wire.SERVER)[wire.WORK] = share
+        there = self._devices.present(self.turns, self.least)
+        self._dropped = self._devices.drop_outs({node: self.turns[node] for node in there}, self.least)
+        return dict.fromkeys(self.turns.keys() - set(there), AWAY) | dict.fromkeys(self._dropped, DROPPED_OUT)
 
     def replies(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Yield replies in their order; late ones become errors, but for the fastest where too few come in time.
@@ -159,7 +168,11 @@ class _Exchange:
             waiting.append(reply)
             del reply  # the consumer alone decides how long a reply lives
             if refused:
-                waiting = [self._too_late(own) if own.metadata.src_node_id in refused else own for own in waiting]
+                fault = SimulatedFault(f"{SIMULATED}later than the deadline of {self._devices.deadline:g} s")
+                waiting = [
+                    make_message(own.metadata, error=fault) if own.metadata.src_node_id in refused else own
+                    for own in waiting
+                ]
             undecided = {node for _, _, node in self._late}
             while waiting and waiting[0].metadata.src_node_id not in undecided:
                 yield waiting.pop(0)
@@ -169,29 +182,25 @@ class _Exchange:
     def _note(self, reply: Message) -> set[int]:
         """Note what a reply took; return the nodes whose late replies are now known not to be needed."""
         node, examples = reply.metadata.src_node_id, _examples_of(reply)
-        if examples is None or node not in self._turns:  # the strategy says what is wrong with it
+        if examples is None or node not in self.turns:  # the strategy says what is wrong with it
             return set()
-        spent = self._spent(node, examples, _array_bytes(reply))
+        seconds, joules = self._costs(node, examples, _array_bytes(reply))
         self._examples.append(examples)
-        self._joules.append(spent.joules)
-        if spent.seconds > self._devices.deadline:
-            self._late = sorted([*self._late, (spent.seconds, self._turns[node].partition, node)])
+        self._joules.append(joules)
+        if seconds > self._devices.deadline:
+            self._late = sorted([*self._late, (seconds, self.turns[node].partition, node)])
         else:
-            self._in_time.append(spent.seconds)
+            self._in_time.append(seconds)
         needed = max(self.least - len(self._in_time), 0)
         refused, self._late = self._late[needed:], self._late[:needed]
         self._refused = self._refused or bool(refused)
         return {node for _, _, node in refused}
 
-    def _too_late(self, reply: Message) -> Message:
-        fault = SimulatedFault(f"{SIMULATED}later than the deadline of {self._devices.deadline:g} s")
-        return make_message(reply.metadata, error=fault)
-
-    def _spent(self, node: int, examples: int, up: int, done: float = 1.0) -> Spent:
-        """Return what a device spends on its share of the work, or on the part of it that it has done."""
-        turn = self._turns[node]
-        macs = self._devices.work(self._kind, turn.partition, turn.rate, examples) * self._devices.share(turn) * done
-        return self._devices.spent(turn, macs, self._down[node], up)
+    def _costs(self, node: int, examples: int, up: int, done: float = 1.0) -> tuple[float, float]:
+        """Return the seconds and joules of a device for its share of the work, or for the part that it has done."""
+        turn = self.turns[node]
+        macs = self._devices.work(self._kind, turn.partition, turn.rate, examples)
+        return self._devices.costs(turn, macs * self._devices.step_share(turn) * done, self._down[node], up)
 
 
 def _is_training(message: Message) -> bool:
@@ -199,18 +208,18 @@ def _is_training(message: Message) -> bool:
 
 
 def _turn_of(message: Message) -> Turn:
-    config = wire.config_of(message, wire.SERVER)
-    keys = (wire.SEED, wire.SERVER_ROUND, wire.PARTITION)
-    seed, server_round, partition = (wire.value_of(config, key, int, wire.SERVER) for key in keys)
-    return Turn(seed, server_round, partition, wire.value_of(config, wire.RATE, float, wire.SERVER))
+    config = config_of(message, SERVER)
+    keys = (SEED, SERVER_ROUND, PARTITION)
+    seed, server_round, partition = (value_of(config, key, int, SERVER) for key in keys)
+    return Turn(seed, server_round, partition, value_of(config, RATE, float, SERVER))
 
 
 def _array_bytes(message: Message) -> int:
-    return sum(map(size_of, wire.arrays_in(message.content).values()))
+    return sum(map(size_of, arrays_in(message.content).values()))
 
 
 def _examples_of(reply: Message) -> int | None:
     """Return of how many examples a reply tells; None where it is no answer to an instruction to train."""
-    metrics = None if reply.has_error() else reply.content.get(wire.METRICS)
-    examples = metrics.get(wire.NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
+    metrics = None if reply.has_error() else reply.content.get(METRICS)
+    examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
     return examples if isinstance(examples, int) and examples >= 0 else None

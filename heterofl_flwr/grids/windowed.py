@@ -1,6 +1,7 @@
 """``Windowed``: any grid, with a bounded number of messages out."""
 
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -123,7 +124,7 @@ class _Flight:
         self._here: dict[str, Message] = {}
         # A LocalGrid has these two.
         self._wait: Callable[[list[str], float | None], list[str]] | None = getattr(grid, "wait_for_replies", None)
-        self._cancel: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)
+        self._cancel: Callable[[list[str]], None] = getattr(grid, "cancel", lambda ids: None)
 
     def refill(self) -> None:
         """Send what the window has room for, if that is half of it."""
@@ -140,13 +141,12 @@ class _Flight:
                 self.refill()
                 yield self._here.pop(first)
             if self.out:  # the deadline
-                self._pull(self._ready(self._missing(), 0.0))
+                self._pull(self._missing(), 0.0)
             for late in list(self.out):
                 if late in self._here:
                     yield self._here.pop(late)
         finally:
-            if self._cancel:
-                self._cancel(list(self.out))
+            self._cancel(list(self.out))
 
     def _await(self, first: str) -> bool:
         """Wait until a reply is here; False if there will be none in time."""
@@ -154,24 +154,23 @@ class _Flight:
         wanted = [first]  # alone at first: a grid that runs clients when asked then runs only this one
         while first not in self._here:
             now = time.monotonic()
-            left = None if self._deadline is None else self._deadline - now
-            if left is not None and left <= 0:
+            left = math.inf if self._deadline is None else self._deadline - now
+            if left <= 0:
                 return False
-            self._pull(self._ready(wanted, left))
+            self._pull(wanted, None if self._deadline is None else left)
             if self._wait:
                 break
             if first not in self._here:
-                time.sleep(min(LONGEST_PAUSE if left is None else left, LONGEST_PAUSE, 0.001 + 0.05 * (now - began)))
+                time.sleep(min(left, LONGEST_PAUSE, 0.001 + 0.05 * (now - began)))
                 wanted = self._missing()
         return first in self._here
 
-    def _ready(self, ids: list[str], seconds: float | None) -> list[str]:
-        """Wait for replies where the grid can; return the ids to pull."""
-        return self._wait(ids, seconds) if self._wait else ids
+    def _pull(self, ids: list[str], seconds: float | None) -> None:
+        """Keep the replies that are there, waiting for them where the grid can.
 
-    def _pull(self, ids: list[str]) -> None:
-        """Take the replies that are there. An error reply of the SuperLink tells by this id alone what it is about."""
-        for reply in self._grid.pull_messages(ids):
+        An error reply of the SuperLink names its message by this id alone.
+        """
+        for reply in self._grid.pull_messages(self._wait(ids, seconds) if self._wait else ids):
             if (id_ := reply.metadata.reply_to_message_id) in ids:
                 self._here[id_] = reply
 
@@ -180,29 +179,29 @@ class _Flight:
 
 
 class Watcher(Protocol):
-    """Who is told what is sent and what is answered."""
+    """What is called about messages and their replies."""
 
     def on_messages(self, messages: Iterable[Message]) -> None:
-        """Take note of messages that are sent together."""
+        """Note messages that are sent together."""
 
     def on_reply(self, reply: Message) -> None:
-        """Take note of a reply; may be called from any thread."""
+        """Note a reply; may be called from any thread."""
 
     def on_replies_end(self) -> None:
-        """Take note that no more replies to these messages will come."""
+        """Note that no more replies to these messages will come."""
 
 
 class Watched(Relay):
-    """A grid that tells of each message sent, and of each reply.
+    """A grid that reports each message sent, and each reply.
 
-    A ``LocalGrid`` or ``RayGrid`` below tells of replies when they are there, any other when they are handed over.
+    A ``LocalGrid`` or ``RayGrid`` below reports replies when they are there, any other when they are returned.
 
     Parameters
     ----------
     grid : Grid
         Any grid; it stays the caller's to close.
     watcher : Watcher
-        Who is told.
+        What is called.
     innermost : Grid
         The grid below all others that ``grid`` is made of.
     """
@@ -211,7 +210,7 @@ class Watched(Relay):
         super().__init__(grid)
         self._watcher = watcher
         listen: Callable[[Callable[[Message], None]], None] | None = getattr(innermost, "listen", None)
-        self._is_told = listen is not None
+        self._listens = listen is not None
         if listen is not None:
             listen(watcher.on_reply)
 
@@ -219,12 +218,12 @@ class Watched(Relay):
         """Send messages, and return their replies as the grid does."""
         messages = list(messages)
         self._watcher.on_messages(messages)
-        return self._counted(super().send_and_receive(messages, timeout=timeout))
+        return self._report(super().send_and_receive(messages, timeout=timeout))
 
-    def _counted(self, replies: Iterable[Message]) -> Iterator[Message]:
+    def _report(self, replies: Iterable[Message]) -> Iterator[Message]:
         try:
             for reply in replies:
-                if not self._is_told:
+                if not self._listens:
                     self._watcher.on_reply(reply)
                 yield reply
         finally:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heterofl_flwr import DeviceProfile, Devices
 from heterofl_flwr.core import LEVELS, width
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.devices import EDGE, Training, Turn, reached
+from heterofl_flwr.grids.devices import EDGE, Training, Turn
 from tests.federation.tiny import Tiny
 
 FAST = DeviceProfile(macs_per_second=1e9, download=5.0, upload=3.0, compute_watts=10.0, radio_watts=1.0)
@@ -35,9 +35,8 @@ def test_a_rate_has_the_profile_of_the_nearest_larger_one():
 
 
 def test_time_and_energy_are_those_worked_out_by_hand():
-    spent = Devices({"a": FAST}, nothing).spent(Turn(0, 1, 0, 1.0), macs=2e9, down=10, up=6)
-    assert spent.seconds == 2 + 10 / 5 + 6 / 3
-    assert spent.joules == 2 * 10 + 4 * 1
+    costs = Devices({"a": FAST}, nothing).costs(Turn(0, 1, 0, 1.0), macs=2e9, down=10, up=6)
+    assert costs == (2 + 10 / 5 + 6 / 3, 2 * 10 + 4 * 1)
 
 
 def test_who_is_there_is_a_share_of_the_rounds():
@@ -65,14 +64,14 @@ def test_drop_outs_are_a_share_of_the_clients_and_never_all():
 
 def test_shares_of_the_work_are_even_and_the_pace_is_lognormal():
     found = devices(least_work=0.5, jitter=0.3)
-    shares = [found.share(turn) for turn in MANY.values()]
+    shares = [found.step_share(turn) for turn in MANY.values()]
     assert 0.5 <= min(shares) < 0.51
     assert 0.99 < max(shares) <= 1
     assert statistics.mean(shares) == pytest.approx(0.75, abs=0.01)
-    paces = [math.log(1 / found.spent(turn, 1e9, 0, 0).seconds) for turn in MANY.values()]
+    paces = [math.log(1 / found.costs(turn, 1e9, 0, 0)[0]) for turn in MANY.values()]
     assert statistics.mean(paces) == pytest.approx(0, abs=0.02)
     assert statistics.stdev(paces) == pytest.approx(0.3, abs=0.02)
-    assert {devices().share(turn) for turn in MANY.values()} == {1.0}
+    assert {devices().step_share(turn) for turn in MANY.values()} == {1.0}
 
 
 @given(st.integers(0, 9), st.integers(1, 9), st.integers(0, 9), st.sampled_from(list(LEVELS.values())))
@@ -80,7 +79,7 @@ def test_a_turn_always_meets_the_same_fate_and_another_turn_another(seed, server
     def fate(*turn):
         found, own = Devices(EDGE, nothing), Turn(*turn, rate)
         ahead = own.draws("away").random(), own.draws("drop-out").random()
-        return *ahead, own.draws("work").random(), found.spent(own, 1e9, 1, 1).seconds, reached(own)
+        return *ahead, own.draws("work").random(), found.costs(own, 1e9, 1, 1)[0], own.progress
 
     mine = fate(seed, server_round, partition)
     assert mine == fate(seed, server_round, partition)

@@ -19,7 +19,7 @@ from heterofl_flwr import (
 )
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.grids.devices import Turn, reached
+from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT, SimulatedFault
 from heterofl_flwr.grids.windowed import Relay
 from heterofl_flwr.strategies.fedh2l import FedH2L
@@ -92,7 +92,7 @@ def twin(devices, record, sizes, seed=0):
     for partition, rate in there.items():
         turn, own = Turn(seed, record.server_round, partition, rate), devices.profile(rate)
         number = examples.get(partition, round(sum(examples.values()) / len(examples)))
-        part = devices.share(turn) * (reached(turn) if partition in gone else 1)
+        part = devices.step_share(turn) * (turn.progress if partition in gone else 1)
         pace = turn.draws("pace").lognormvariate(0, own.jitter)
         computing = work("train", partition, rate, number) * part / own.macs_per_second / pace
         sending = sizes[rate] / own.download + (0 if partition in gone else sizes[rate] / own.upload)
@@ -160,7 +160,7 @@ def test_clients_are_told_their_share_and_only_where_it_is_not_all():
     with Watched(make_app(train), 4) as grid:
         (record,), _, _ = run(grid, devices)
         assert all(("work" in message.content["config"]) for message in grid.of("train"))
-    shares = {partition: devices.share(Turn(0, 1, partition, rate)) for partition, rate in record.rates.items()}
+    shares = {partition: devices.step_share(Turn(0, 1, partition, rate)) for partition, rate in record.rates.items()}
     assert seen == {partition: shares[partition] for partition in seen}
     assert all(0.3 <= share < 1 for share in seen.values())
     with Watched(make_app(train), 4) as grid:
