@@ -20,8 +20,8 @@ from unittest import mock
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.launch.grid import cohort_of
 from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.launch.running import cohort_of
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.core import LEVELS

@@ -17,8 +17,8 @@ from torch import nn
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
-from heterofl_flwr.app.launch.grid import cohort_of, cost, processes_of
 from heterofl_flwr.app.launch.request import Request
+from heterofl_flwr.app.launch.running import cohort_of, cost, processes_of
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.client import load_parameters

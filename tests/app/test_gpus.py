@@ -1,10 +1,10 @@
-"""How many clients fit on a GPU, with a meter in place of one."""
+"""How many clients fit on a GPU, with its memory simulated."""
 
 import pytest
 import torch
 
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.launch.gpus import CONTEXT, FILL, Measured, Meter, measure, peaks_of, plan
+from heterofl_flwr.app.launch.gpus import CONTEXT, FILL, Measured, measure, peaks_of, plan
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.settings import from_flat
@@ -43,16 +43,17 @@ def test_one_that_does_not_fit_is_named_with_its_bytes():
     assert CONTEXT == GIB
 
 
-def test_each_level_is_trained_and_its_peak_read():
+def test_each_level_is_trained_and_its_peak_read(monkeypatch):
     events = []
 
     def peak() -> int:
         events.append("peak")
         return len(events)
 
-    task = Task(from_flat({"mix": "a1-e1"}))
-    meter = Meter("cpu", reset=lambda: events.append("reset"), peak=peak, clear=lambda: events.append("clear"))
-    assert peaks_of(task, meter) == {1.0: 3, 0.0625: 6}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("clear"))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", peak)
+    assert peaks_of(Task(from_flat({"mix": "a1-e1"})), "cpu") == {1.0: 3, 0.0625: 6}
     assert events == ["clear", "reset", "peak"] * 2
 
 

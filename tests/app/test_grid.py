@@ -7,9 +7,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.app.launch import grid
-from heterofl_flwr.app.launch.grid import STEP, cohort_of, cost, processes_of
+from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.running import STEP, cohort_of, cost, processes_of
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import from_flat, to_flat
@@ -27,7 +27,7 @@ def identity():
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """Return a function that makes a request for settings and a device, on a machine of eight cores."""
-    monkeypatch.setattr(grid, "cores", lambda: 8)
+    monkeypatch.setattr(gpus, "cores", lambda: 8)
 
     def ask(settings=None, device="cpu", share=None, app=None):
         config = to_flat(from_flat(settings or {}))

@@ -4,19 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from heterofl_flwr.app.launch.request import Flat, Share, share_of
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.settings import from_flat
-from heterofl_flwr.training import TrainOptions, evaluate, train
+from heterofl_flwr.training import evaluate, train
 
 CONTEXT = 1024**3
 """Bytes that CUDA and its libraries take in each process, on the safe side."""
@@ -69,8 +67,9 @@ def plan(measured: Measured, *, clients: int, cores: int, cpus: int = 1) -> Shar
     each = int(measured.free * FILL // need)
     if each < 1:
         raise ConfigError(
-            f"level {level_name(rate)} needs {_size(need)} of GPU memory, and "
-            f"{_size(measured.free)} are free: use a smaller batch (train.batch-size) or a smaller model, or --gpus 0"
+            f"level {level_name(rate)} needs {need / 1024**3:.1f} GiB of GPU memory, and "
+            f"{measured.free / 1024**3:.1f} GiB are free: use a smaller batch (train.batch-size) or a smaller model, "
+            "or --gpus 0"
         )
     each = max(each - 1, 1)
     at_once = max(min(each * measured.devices, clients, cores // cpus), 1)
@@ -98,46 +97,30 @@ def measure(config: Mapping[str, Flat]) -> Measured:
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """How the memory of a device is read; tests bring their own."""
-
-    device: str = "cuda:0"
-    reset: Callable[[], None] = torch.cuda.reset_peak_memory_stats
-    peak: Callable[[], int] = torch.cuda.max_memory_reserved
-    clear: Callable[[], None] = torch.cuda.empty_cache
-
-
-def peaks_of(task: Task, meter: Meter) -> dict[float, int]:
+def peaks_of(task: Task, device: str = "cuda:0") -> dict[float, int]:
     """Return the most bytes that a client of each level holds: the data, two steps of training, some of evaluation."""
     options = replace(task.options(task.settings.train.lr), epochs=1)
-    data, test = task.dataset.train.to(meter.device), task.dataset.test.to(meter.device)  # as the ClientApp holds them
+    data, test = task.dataset.train.to(device), task.dataset.test.to(device)  # as the ClientApp holds them
     peaks = {}
     for rate in task.mix.rates:
-        meter.clear()
-        meter.reset()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         # The second step has the optimizer's buffers.
         rows = torch.arange(min(2 * options.batch_size, len(data)))
         for build in task.families.values():  # one after the other: the most that any of them takes
-            _use(build(rate).to(meter.device), data.take(rows), test, options, task.settings.engine.name)
-        peaks[rate] = meter.peak()
+            model = build(rate).to(device)
+            train(model, data.take(rows), options, seed=0, engine=task.settings.engine.name)
+            evaluate(model, test.take(torch.arange(min(EVALUATED, len(test)))))
+            del model  # before there is another
+        peaks[rate] = torch.cuda.max_memory_reserved()
     return peaks
-
-
-def _use(model: nn.Module, few: Split, test: Split, options: TrainOptions, engine: str) -> None:
-    train(model, few, options, seed=0, engine=engine)
-    evaluate(model, test.take(torch.arange(min(EVALUATED, len(test)))))
-
-
-def _size(number: float) -> str:
-    return f"{number / 1024**3:.1f} GiB"
 
 
 def main() -> None:
     """Measure what the settings on standard input need; print it as JSON."""
     task = Task(from_flat(json.load(sys.stdin)))
     free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
-    peaks = {str(rate): peak for rate, peak in peaks_of(task, Meter()).items()}
+    peaks = {str(rate): peak for rate, peak in peaks_of(task).items()}
     print(json.dumps({"devices": devices(), "free": free, "peaks": peaks}))
 
 
