@@ -143,11 +143,14 @@ def answer(
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
     """Return the replies to copies of the messages; what the function raises becomes the error reply of each."""
-    contexts = [_copy_context(context) for context in contexts]
+    contexts = [copy_context(context) for context in contexts]
     try:
         with torch_threads(1):  # sums then do not depend on the number of cores, nor on the kind of grid
-            replies = list(cohort([_copy_message(message) for message in messages], contexts))
-        _check(replies, messages)
+            replies = list(cohort([copy_message(message) for message in messages], contexts))
+        if len(replies) != len(messages):
+            raise TypeError(f"the ClientApp answered {len(messages)} messages with {len(replies)} replies")
+        for reply, message in zip(replies, messages, strict=True):
+            _check(reply, message)
     except (Exception, SystemExit) as error:  # a worker process must outlive a client's sys.exit()
         return [failure(message, RAISED, error, traceback.format_exc()) for message in messages]
     for reply, message in zip(replies, messages, strict=True):
@@ -163,15 +166,12 @@ def failure(message: Message, code: int, reason: str | BaseException, trouble: s
     return Envelope(reply, None, trouble or text)
 
 
-def _check(replies: Sequence[object], messages: Sequence[Message]) -> None:
-    """Raise unless there is one reply to each message, in their order."""
-    if len(replies) != len(messages):
-        raise TypeError(f"the ClientApp answered {len(messages)} messages with {len(replies)} replies")
-    for reply, message in zip(replies, messages, strict=True):
-        if not isinstance(reply, Message):
-            raise TypeError(f"the ClientApp returned a {type(reply).__name__}; expected a Message")
-        if reply.metadata.reply_to_message_id != message.metadata.message_id:
-            raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
+def _check(reply: object, message: Message) -> None:
+    """Raise unless the reply is one to this message."""
+    if not isinstance(reply, Message):
+        raise TypeError(f"the ClientApp returned a {type(reply).__name__}; expected a Message")
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
 
 
 def _set_id(reply: Message, message: Message) -> None:
@@ -179,14 +179,15 @@ def _set_id(reply: Message, message: Message) -> None:
     reply.metadata.__dict__["_message_id"] = f"{message.metadata.message_id}-reply"
 
 
-def _copy_message(message: Message) -> Message:
+def copy_message(message: Message) -> Message:
     """Return a message whose records a client may change; the server's messages share theirs. Values are not copied."""
     own = copy(message)
-    own.content = _copy_records(message.content)
+    if message.has_content():
+        own.content = _copy_records(message.content)
     return own
 
 
-def _copy_context(context: Context) -> Context:
+def copy_context(context: Context) -> Context:
     """Return a context that a client may change; it replaces the node's only where the client succeeds."""
     own = copy(context)
     own.node_config, own.run_config = dict(context.node_config), dict(context.run_config)

@@ -64,19 +64,14 @@ class _Announced:
 
     message_id: str
     node_id: int
-    about: str  # the message that it answers
+    about: str  # the id of the message that it answers
     missing: list[str]
     largest: int
     num_bytes: int
     contents: dict[str, bytes] = field(default_factory=dict)
 
-    def add(self, object_id: str, content: bytes) -> None:
-        """Keep an object, unless the reply becomes larger than it may be."""
-        self.contents[object_id] = content
-        self.weigh(len(content))
-
-    def weigh(self, num_bytes: int) -> None:
-        """Count bytes of the reply."""
+    def count(self, num_bytes: int) -> None:
+        """Count bytes of the reply; raise if it becomes larger than it may be."""
         self.num_bytes += num_bytes
         if self.num_bytes > self.largest:
             raise _too_large(self.largest)
@@ -124,7 +119,10 @@ class Guarded(Relay):
         waiting = [self._announced[id_] for id_ in ids if id_ in self._announced]
         for announced in sorted(waiting, key=lambda own: len(own.missing)):  # many objects hold up no other reply
             if (reply := self._read(announced, until)) is not None:
-                self._confirm(announced)
+                node, run_id = self._superlink.node, self.run.run_id
+                self._superlink._runtime_client.ConfirmMessageReceived(  # it may drop the reply
+                    ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=announced.message_id)
+                )
                 found[announced.about] = reply
         self.cancel(found)
         return [found[id_] for id_ in ids if id_ in found]
@@ -191,7 +189,7 @@ class Guarded(Relay):
 
     def _fetch(self, announced: _Announced, until: float) -> bool:
         """Fetch what is there of a reply, up to the first object that is not; return whether that was all."""
-        announced.weigh(0)  # their number alone may be too much
+        announced.count(0)  # their number alone may be too much
         while announced.missing:
             if time.monotonic() > until:
                 return False
@@ -203,7 +201,8 @@ class Guarded(Relay):
                 raise ReplyError("the SuperLink has lost some of the reply")
             if not response.object_available:
                 return False
-            announced.add(announced.missing.pop(), response.object_content)
+            announced.count(len(response.object_content))
+            announced.contents[announced.missing.pop()] = response.object_content
         return True
 
     @contextmanager
@@ -219,14 +218,6 @@ class Guarded(Relay):
         longest = self._longest_answer
         if longest is not None and int(response.headers.get("content-length", 0)) > longest:
             raise _too_large(longest)
-
-    def _confirm(self, announced: _Announced) -> None:
-        """Let the SuperLink drop a reply."""
-        self._superlink._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=self._superlink.node, run_id=self.run.run_id, message_object_id=announced.message_id
-            )
-        )
 
     def _error(self, about: str, error: Exception) -> Message:
         """Return the error reply that stands for one that cannot be used."""

@@ -3,14 +3,13 @@
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from multiprocessing.connection import Connection
 from typing import Any
 from weakref import WeakValueDictionary
 
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message
 
-from heterofl_flwr.grids.apps import Envelope
+from heterofl_flwr.grids.apps import Envelope, copy_context, copy_message
 
 LARGE = 1 << 16  # bytes from which an array travels by itself: not copied into a pickle and out of it again
 
@@ -108,12 +107,11 @@ def split(envelope: Envelope) -> tuple[Envelope, list[Place], list[bytes]]:
     """Return a copy of an envelope without its large arrays, and these: first the message's, then its node's."""
     message, context, trouble = envelope
     found = list(_large_of(message, context))
-    slim, slim_context = copy(message), copy(context)
-    if message.has_content():
-        slim.content = _without_large(message.content)
-    if context is not None and slim_context is not None:
-        slim_context.state = _without_large(context.state)
-    return Envelope(slim, slim_context, trouble), [place for place, _ in found], [array.data for _, array in found]
+    thin = Envelope(copy_message(message), context and copy_context(context), trouble)
+    records = _array_records(thin.message, thin.context)
+    for (part, name, key), own in found:
+        records[part][name][key] = Array(own.dtype, tuple(own.shape), own.stype, b"")
+    return thin, [place for place, _ in found], [array.data for _, array in found]
 
 
 def join(envelope: Envelope, places: Sequence[Place], arrays: Iterable[Any]) -> Envelope:
@@ -136,17 +134,3 @@ def _large_of(message: Message, context: Context | None) -> Iterator[tuple[Place
     for part, records in enumerate(_array_records(message, context)):
         for name, record in records.items():
             yield from (((part, name, key), array) for key, array in record.items() if len(array.data) >= LARGE)
-
-
-def _without_large(records: RecordDict) -> RecordDict:
-    """Return a copy in which the large arrays are empty."""
-    thin = records.copy()
-    for name, record in records.items():
-        if isinstance(record, ArrayRecord):
-            thin[name] = slim = record.copy()
-            slim.update(
-                (key, Array(own.dtype, tuple(own.shape), own.stype, b""))
-                for key, own in record.items()
-                if len(own.data) >= LARGE
-            )
-    return thin

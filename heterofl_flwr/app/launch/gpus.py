@@ -30,21 +30,11 @@ LONGEST = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What GPUs there are, and what a training step needs.
-
-    Attributes
-    ----------
-    devices
-        Number of visible GPUs.
-    free
-        Free bytes of the one that has the fewest.
-    peaks
-        By rate: the most bytes that a training step held at once.
-    """
+    """The visible GPUs, and what a training step needs."""
 
     devices: int
-    free: int
-    peaks: Mapping[float, int]
+    free: int  # bytes of the GPU that has the fewest
+    peaks: Mapping[float, int]  # by rate: the most bytes that a training step held at once
 
 
 def devices() -> int:

@@ -85,13 +85,10 @@ def check_task(task: Task, clients: int) -> None:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
         return
-    for name, build in zip(_models(task), task.families.values(), strict=True):
+    names = architectures(task.settings) or (task.settings.model.name,)
+    for name, build in zip(names, task.families.values(), strict=True):
         if name in MODELS:  # a user's own may do what no test can foresee
             _check_fit(task, name, build)
-
-
-def _models(task: Task) -> tuple[str, ...]:
-    return architectures(task.settings) or (task.settings.model.name,)
 
 
 def _check_fit(task: Task, name: str, build: Build) -> None:
