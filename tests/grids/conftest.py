@@ -1,15 +1,19 @@
 """What the tests of grids share: ClientApps in importable modules, and messages."""
 
 import os
+import shutil
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.apps import Identity
 
 APPS = Path(__file__).parent / "apps"
@@ -40,9 +44,16 @@ def grid() -> Iterator[LocalGrid]:
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[LocalGrid]:
+def processes() -> Iterator[LocalGrid]:
     """Return a grid of four nodes and two worker processes, shared by a module's tests."""
     with LocalGrid("odd_clients:app", 4, processes=2) as grid:
+        yield grid
+
+
+@pytest.fixture(scope="module")
+def actors(machine) -> Iterator[RayGrid]:
+    """Return a grid of four nodes and two actors, shared by a module's tests."""
+    with RayGrid("odd_clients:app", 4, at_once=2) as grid:
         yield grid
 
 
@@ -52,6 +63,20 @@ def identity() -> Iterator[None]:
     own = Identity(7)
     yield
     own.release()
+
+
+@pytest.fixture(scope="package")
+def machine() -> Iterator[ModuleType]:
+    """Let this process use a Ray that believes to have eight cores and two GPUs."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_running(pid: int) -> bool:

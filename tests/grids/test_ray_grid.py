@@ -2,13 +2,9 @@
 
 import logging
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +27,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def machine():
-    """Let this process use a Ray that believes to have eight cores and two GPUs."""
-    import ray
-
-    folder = tempfile.mkdtemp(prefix="ray-")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-    yield ray
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def actors(machine):
-    """Return a grid of four nodes and two actors, shared by the module's tests."""
-    with RayGrid("odd_clients:app", 4, at_once=2) as grid:
-        yield grid
-
-
 def configs(replies):
     return [dict(reply.content["config"]) for reply in replies]
 
@@ -66,31 +41,6 @@ def test_actors_are_other_processes_with_one_thread_and_no_gpu(actors, ask):
     assert {(one["OMP_NUM_THREADS"], one["CUDA_VISIBLE_DEVICES"]) for one in seen} == {("1", "")}
 
 
-@pytest.mark.parametrize("action", ["fail", "leave", "silent", "astray", "unheard_of"])
-def test_errors_are_those_of_a_local_grid(actors, grid, ask, action):
-    def fail(on):
-        (reply,) = on.send_and_receive([ask(next(iter(on.get_node_ids())), action)])
-        return reply.error.code, reply.error.reason, reply.metadata.src_node_id
-
-    assert fail(actors) == fail(grid)
-
-
-def test_what_cannot_be_sent_back_is_an_error_reply(actors, ask):
-    (reply,) = actors.send_and_receive([ask(next(iter(actors.get_node_ids())), "unsendable")])
-    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    assert "pickle" in reply.error.reason
-
-
-def test_replies_come_in_order_and_state_stays_with_its_node(actors, ask):
-    ids = list(actors.get_node_ids())
-    waits = [ask(node_id, "sleep", seconds=seconds) for node_id, seconds in zip(ids, (0.3, 0.0, 0.1, 0.0), strict=True)]
-    assert [reply.metadata.src_node_id for reply in actors.send_and_receive(waits)] == ids
-    counts = configs(actors.send_and_receive([ask(ids[i % 2], "count") for i in range(6)]))
-    assert [one["seen"] for one in counts] == [1, 1, 2, 2, 3, 3]
-    (reply,) = actors.send_and_receive([ask(ids[2], "identity")])
-    assert dict(reply.content["config"]) == {"node_id": ids[2], "run_id": actors.run.run_id}
-
-
 def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors, ask, caplog):
     ids = list(actors.get_node_ids())
     before = len(actors.deaths)
@@ -102,24 +52,6 @@ def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors,
     assert replies[1].error.reason.endswith("(it said last: last words). 2 before it died as well.")
     assert len(actors.deaths) == before + 3
     assert caplog.text.count("Another one is given its messages") == 2
-
-
-def test_idle_actors_that_were_killed_are_replaced_without_an_error(actors, ask):
-    pids = {one["pid"] for one in processes_of(actors, ask)}
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    assert pids.isdisjoint(one["pid"] for one in processes_of(actors, ask))
-
-
-def test_clients_at_work_at_the_timeout_are_ended_and_left_out(actors, ask):
-    ids = list(actors.get_node_ids())
-    pids = {one["pid"] for one in processes_of(actors, ask)}
-    messages = [ask(ids[0], "sleep", seconds=60.0), ask(ids[1], "process"), ask(ids[2], "sleep", seconds=60.0)]
-    before = actors.deaths
-    replies = list(actors.send_and_receive(messages, timeout=1.0))
-    assert [reply.metadata.src_node_id for reply in replies] == [ids[1]]
-    assert pids.isdisjoint(one["pid"] for one in processes_of(actors, ask))
-    assert actors.deaths == before
 
 
 def test_groups_and_bits_are_those_of_a_local_grid(machine):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
+from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -18,6 +19,7 @@ from flwr.supercore.run import Run
 import heterofl_flwr.grids
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.grids.windowed import Relay, Watched
 
 
 class Recorder(Grid):
@@ -243,3 +245,46 @@ def test_clients_of_a_local_grid_not_begun_at_the_timeout_never_run(grid, ask):
 
 def test_the_public_names_are_pinned():
     assert heterofl_flwr.grids.__all__ == ["LocalGrid", "RayGrid", "Windowed"]
+
+
+app = ClientApp()
+
+
+@app.query()
+def query(message, context):
+    return Message(RecordDict({"a": ArrayRecord({"w": Array(np.zeros(1))})}), reply_to=message)
+
+
+class Told:
+    def __init__(self):
+        self.events = []
+
+    def on_messages(self, messages):
+        self.events.append(len(list(messages)))
+
+    def on_reply(self, reply):
+        self.events.append(reply.metadata.src_node_id)
+
+    def on_replies_end(self):
+        self.events.append("end")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_replies_are_told_once_each_between_the_messages_and_the_end(known):
+    told = Told()
+    with LocalGrid(app, 3) as grid:
+        nodes = list(grid.get_node_ids())
+        watched = Watched(Windowed(grid, 2), told, innermost=grid if known else Relay(grid))
+        replies = list(watched.send_and_receive([Message(RecordDict(), node, "query") for node in nodes]))
+    assert [reply.metadata.src_node_id for reply in replies] == nodes
+    assert told.events == [3, *nodes, "end"]
+
+
+def test_our_grids_tell_of_a_reply_before_it_is_asked_for():
+    told = Told()
+    with LocalGrid(app, 3) as grid:
+        nodes = list(grid.get_node_ids())
+        Watched(grid, told, innermost=grid)
+        ids = grid.push_messages([Message(RecordDict(), node, "query") for node in nodes])
+        grid.wait_for_replies(list(ids)[-1:])
+    assert told.events == nodes[-1:]

@@ -78,7 +78,7 @@ def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, mo
         assert not any(reply.has_error() for reply in grid.send_and_receive([ask(node_id, "process")]))
 
 
-def test_a_worker_ended_while_it_is_replaced_stays_ended(workers, monkeypatch):
+def test_a_worker_ended_while_it_is_replaced_stays_ended(monkeypatch):
     worker = Process("odd_clients:app")
     worker.load()
     worker.kill()

@@ -1,12 +1,12 @@
-"""``LocalGrid`` with worker processes: the same answers, and it survives what clients do to their process."""
+"""``LocalGrid`` with worker processes and ``RayGrid``: the same answers, and they survive what clients do to them."""
 
 import os
 import random
-import signal
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -18,12 +18,21 @@ from heterofl_flwr.grids import LocalGrid
 ROOT = Path(__file__).parents[2]
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
+
+
+@pytest.fixture(params=["processes", pytest.param("actors", marks=pytest.mark.simulation)])
+def workers(request):
+    """Return a grid of four nodes and two workers, shared by a module's tests."""
+    return request.getfixturevalue(request.param)
+
+
 def configs(replies):
     return [dict(reply.content["config"]) for reply in replies]
 
 
 def pids_of(grid, ask):
-    messages = [ask(node_id, "process", seconds=0.05) for node_id in grid.get_node_ids()]
+    messages = [ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]
     return {reply["pid"] for reply in configs(grid.send_and_receive(messages))}
 
 
@@ -48,7 +57,7 @@ def test_two_processes_train_the_same_bits_as_none():
 
 def test_processes_last_and_keep_what_their_modules_cache(workers, ask):
     rounds = [
-        configs(workers.send_and_receive([ask(node_id, "process", seconds=0.05) for node_id in workers.get_node_ids()]))
+        configs(workers.send_and_receive([ask(node_id, "process", seconds=0.1) for node_id in workers.get_node_ids()]))
         for _ in range(3)
     ]
     pids = [{reply["pid"] for reply in replies} for replies in rounds]
@@ -114,40 +123,42 @@ def test_large_and_small_arrays_arrive_whole(workers):
     np.testing.assert_array_equal(hoarded["b"].numpy(), np.full(3, 1.0))
 
 
-def test_the_death_of_a_process_names_the_node_and_the_grid_goes_on(workers, ask):
-    before = pids_of(workers, ask)
-    first, second, third, fourth = workers.get_node_ids()
-    workers.send_and_receive([ask(second, "count")])
+def test_the_death_of_a_process_names_the_node_and_the_grid_goes_on(processes, ask):
+    before = pids_of(processes, ask)
+    first, second, third, fourth = processes.get_node_ids()
+    processes.send_and_receive([ask(second, "count")])
     messages = [ask(first, "process"), ask(second, "die"), ask(third, "process"), ask(fourth, "process")]
-    replies = list(workers.send_and_receive(messages))
+    replies = list(processes.send_and_receive(messages))
     assert [reply.has_error() for reply in replies] == [False, True, False, False]
     assert replies[1].error.code == ErrorCode.CLIENT_APP_CRASHED
     assert replies[1].error.reason == f"The process that ran node {second} (partition 1) ended with exit code 7."
     assert replies[1].metadata.src_node_id == second
     assert replies[1].metadata.reply_to_message_id == messages[1].metadata.message_id
-    assert len(pids_of(workers, ask) & before) == 1
-    (reply,) = workers.send_and_receive([ask(second, "count")])
+    assert len(pids_of(processes, ask) & before) == 1
+    (reply,) = processes.send_and_receive([ask(second, "count")])
     assert reply.content["config"]["seen"] > 1  # its state did not die with the process
 
 
-def test_an_idle_process_that_was_killed_is_replaced_without_an_error(workers, ask):
-    for pid in (before := pids_of(workers, ask)):
-        os.kill(pid, signal.SIGKILL)
-    time.sleep(0.1)
-    assert pids_of(workers, ask).isdisjoint(before)
+def test_idle_workers_that_were_killed_are_replaced_without_an_error(workers, ask):
+    before = [psutil.Process(pid) for pid in pids_of(workers, ask)]
+    for process in before:
+        process.kill()
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before):
+        time.sleep(0.05)
+    assert pids_of(workers, ask).isdisjoint(process.pid for process in before)
 
 
-def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask, gone):
+def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask):
     first, second, third, fourth = workers.get_node_ids()
-    before = pids_of(workers, ask)
+    before, deaths = pids_of(workers, ask), workers.deaths
     messages = [ask(first, "sleep", seconds=60.0), ask(second, "process"), ask(third, "sleep", seconds=60.0)]
     messages.append(ask(fourth, "sleep", seconds=60.0))  # never begun
     began = time.monotonic()
     replies = list(workers.send_and_receive(messages, timeout=1.0))
     assert time.monotonic() - began < 10
     assert [reply.metadata.src_node_id for reply in replies] == [second]
-    assert gone(before)
     assert pids_of(workers, ask).isdisjoint(before)
+    assert workers.deaths == deaths
 
 
 def test_what_cannot_be_sent_back_is_an_error_reply(workers, ask):
@@ -158,10 +169,10 @@ def test_what_cannot_be_sent_back_is_an_error_reply(workers, ask):
     assert not any(reply.has_error() for reply in workers.send_and_receive([ask(node_id, "configs")]))
 
 
-def test_what_cannot_be_sent_out_is_an_error_reply(workers, ask):
-    message = ask(next(iter(workers.get_node_ids())), "configs")
+def test_what_cannot_be_sent_out_is_an_error_reply(processes, ask):
+    message = ask(next(iter(processes.get_node_ids())), "configs")
     message.metadata.__dict__["strange"] = lambda: None
-    (reply,) = workers.send_and_receive([message])
+    (reply,) = processes.send_and_receive([message])
     assert reply.error.code == ErrorCode.UNKNOWN
     assert "pickle" in reply.error.reason
 
