@@ -6,6 +6,7 @@ gigabytes, as do texts that stand beside the objects. Here each of these is an e
 other.
 """
 
+import copy
 import json
 import logging
 import time
@@ -47,7 +48,12 @@ def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
     if isinstance(grid, Guarded):
         return grid
     if isinstance(grid, Relay):
-        return grid.over(lambda inner: guard(inner, largest_reply))
+        inner = guard(grid._grid, largest_reply)
+        if inner is grid._grid:
+            return grid
+        own = copy.copy(grid)
+        own._grid = inner
+        return own
     return Guarded(grid, largest_reply) if crosses_superlink(grid) else grid
 
 

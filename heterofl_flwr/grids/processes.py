@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import cast
 
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError
@@ -125,7 +125,7 @@ def serve(descriptor: int, client_app: str) -> None:
         connection.send((trouble, hasattr(app, "train_cohort")))
         wire = Wire(connection)
         while app is not None:
-            _serve_one(wire, app)  # while it waits, a worker holds no model
+            answer_each(app, wire.receive(), lambda own: wire.send([own]))  # while it waits, it holds no model
 
 
 def _end_with(parent: int) -> None:
@@ -133,18 +133,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(0, signal.SIGKILL)
-
-
-def _serve_one(wire: Wire, app: ClientApp) -> None:
-    """Answer one group of messages; what cannot be sent back fails alone."""
-    envelopes = wire.receive()
-    for envelope, answered in zip(envelopes, answer_as_nodes(app, envelopes), strict=True):
-        try:
-            wire.send([answered])
-        except OSError:
-            raise
-        except Exception as error:  # it does not pickle; nothing was sent yet
-            wire.send([unsendable(envelope.message, error)])
 
 
 def try_load(client_app: str) -> tuple[ClientApp | None, str]:
@@ -155,15 +143,17 @@ def try_load(client_app: str) -> tuple[ClientApp | None, str]:
         return None, str(error) if isinstance(error, ConfigError) else traceback.format_exc()
 
 
-def answer_as_nodes(app: ClientApp, envelopes: Sequence[Envelope]) -> list[Envelope]:
-    """Let the app answer messages that came together, each as its node."""
+def answer_each(app: ClientApp, envelopes: Sequence[Envelope], send: Callable[[Envelope], object]) -> None:
+    """Answer messages that came together, each as its node; an answer that does not pickle fails alone."""
     messages, contexts = [own.message for own in envelopes], [cast(Context, own.context) for own in envelopes]
-    return answer(app, messages, contexts, lambda context: set_identity(context.run_id, context.node_id))
-
-
-def unsendable(message: Message, error: Exception) -> Envelope:
-    """Return the answer in place of one that does not pickle."""
-    return failure(message, RAISED, error, traceback.format_exc())
+    answers = answer(app, messages, contexts, lambda context: set_identity(context.run_id, context.node_id))
+    for message, own in zip(messages, answers, strict=True):
+        try:
+            send(own)
+        except OSError:
+            raise
+        except Exception as error:  # nothing was sent yet
+            send(failure(message, RAISED, error, traceback.format_exc()))
 
 
 def worker_environment() -> dict[str, str]:

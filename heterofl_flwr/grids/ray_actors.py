@@ -16,7 +16,7 @@ from flwr.app import Context
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import Envelope
 from heterofl_flwr.grids.payloads import Place, join, split
-from heterofl_flwr.grids.processes import answer_as_nodes, try_load, unsendable
+from heterofl_flwr.grids.processes import answer_each, try_load
 from heterofl_flwr.grids.runner import Group, Worker, WorkerDeathError, ended_on_error
 
 logger = logging.getLogger(__name__)
@@ -221,18 +221,14 @@ class Clients:
             join(thin, places, [*(common or ()), *own])
             for (thin, places, own), common in zip(packed, slices, strict=True)
         ]
-        replies = []
-        for envelope, answered in zip(envelopes, answer_as_nodes(self._app, envelopes), strict=True):
-            try:
-                replies.append(_pack(answered))
-            except Exception as error:  # it does not pickle
-                replies.append(_pack(unsendable(envelope.message, error)))
+        replies: list[tuple[bytes, list[Place], list[pickle.PickleBuffer]]] = []
+
+        def send(envelope: Envelope) -> None:
+            thin, places, arrays = split(envelope)
+            replies.append((pickle.dumps(thin), places, _buffers(arrays)))
+
+        answer_each(self._app, envelopes, send)
         return replies
-
-
-def _pack(envelope: Envelope) -> tuple[bytes, list[Place], list[pickle.PickleBuffer]]:
-    thin, places, arrays = split(envelope)
-    return pickle.dumps(thin), places, _buffers(arrays)
 
 
 def _buffers(arrays: Sequence[bytes]) -> list[pickle.PickleBuffer]:

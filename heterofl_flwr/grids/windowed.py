@@ -1,11 +1,10 @@
 """``Windowed``: any grid, with a bounded number of messages out."""
 
-import copy
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, Self
+from typing import Protocol
 
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -26,15 +25,6 @@ class Relay(Grid):
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-
-    def over(self, wrapped: Callable[[Grid], Grid]) -> Self:
-        """Return the same over what ``wrapped`` makes of its grid: this one, if it leaves that as it is."""
-        inner = wrapped(self._grid)
-        if inner is self._grid:
-            return self
-        own = copy.copy(self)
-        own._grid = inner
-        return own
 
     @property
     def run(self) -> Run:
