@@ -161,15 +161,9 @@ def unbind(trace: Trace, call: Call) -> object:
     return call.run()
 
 
-@function(Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
-def shape(trace: Trace, call: Call) -> torch.Size:
-    """Return the shape as lengths that remember their axes."""
-    return torch.Size(trace.lengths(call.args[0]))
-
-
-@function(Tensor.size)
+@function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
 def size(trace: Trace, call: Call) -> object:
-    """Return the shape, or one length of it."""
+    """Return the shape, or one length of it, as lengths that remember their axes."""
     lengths = torch.Size(trace.lengths(call.args[0]))
     axis = call.argument(1, "dim")
     return lengths if axis is None else lengths[axis]

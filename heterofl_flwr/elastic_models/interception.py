@@ -1,7 +1,7 @@
 """Modes of torch that see each operator and each function that a model calls."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,16 +54,7 @@ class Functions(TorchFunctionMode):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self._trace = trace
-
-    def __enter__(self) -> Self:
-        """Listen from now on."""
-        self._trace.listening = True
-        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
-
-    def __exit__(self, *raised: object) -> None:
-        """Listen no more."""
-        self._trace.listening = False
-        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        trace.listening = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         """Call the function, by its rule if it has one. What torch's own code compares does not count."""

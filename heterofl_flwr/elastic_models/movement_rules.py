@@ -85,15 +85,6 @@ def turned(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     trace.mark(rows, call.outputs[0])
 
 
-@operator("unfold")
-def windowed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Keep the axis whole along which windows are counted off."""
-    axis = call.args[1] % len(rows)
-    trace.pin(rows[axis])
-    rows[axis] = None
-    trace.mark([*rows, None], call.outputs[0])
-
-
 @operator("constant_pad_nd")
 def padded(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Keep what is added at every rate, because its width is a number in the code."""
@@ -126,16 +117,15 @@ def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 @operator("stack")
 def stacked(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let all axes meet; the new one is kept whole."""
-    axis = call.given["dim"] % call.outputs[0].dim()
-    found = broadcast(trace, call.inputs, call.inputs[0].shape)
-    trace.mark([*found[:axis], None, *found[axis:]], call.outputs[0])
+    found = list(broadcast(trace, call.inputs, call.inputs[0].shape))
+    found.insert(call.given["dim"] % call.outputs[0].dim(), None)
+    trace.mark(found, call.outputs[0])
 
 
 @operator("glu")
 def gated(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let the two halves be cut alike."""
-    axis = call.given["dim"]
-    row = rows[axis]
+    row = rows[axis := call.given["dim"]]
     rows[axis] = None if row is None else trace.meet(*row.reshape(2, -1))
     trace.mark(rows, call.outputs[0])
 
@@ -160,16 +150,19 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     trace.mark([*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]], call.outputs[0])
 
 
-@operator("index_select", "gather")
+@operator("gather")
 def gathered(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Keep the other axes."""
-    if call.name == "gather":  # an index for each entry, so every axis is indexed
-        trace.pin(*rows, *trace.rows(call.args[2]))
-        return
+    """Keep all axes whole: there is an index for each entry, so every axis is indexed."""
+    trace.pin(*rows, *trace.rows(call.args[2]))
+
+
+@operator("index_select", "unfold")
+def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Keep the axis whole that is indexed, or along which windows are counted off; a window is a new axis."""
     axis = call.args[1] % max(len(rows), 1)
-    trace.pin(rows[axis], *trace.rows(call.args[2]))
+    trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None
-    trace.mark(rows, call.outputs[0])
+    trace.mark([*rows, *[None] * (call.outputs[0].dim() - len(rows))], call.outputs[0])
 
 
 @operator("im2col")
@@ -199,9 +192,8 @@ def between_space_and_channels(trace: Trace, call: Call, rows: list[Row | None])
 @operator("channel_shuffle", "native_channel_shuffle")
 def shuffled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let every group keep the same of its channels."""
-    row = rows[1]
-    if row is not None:
-        parts = row.reshape(call.args[1], -1)
+    if rows[1] is not None:
+        parts = rows[1].reshape(call.args[1], -1)
         trace.positions.unite(parts, parts[0])
         rows[1] = parts.T.flatten()
     trace.mark(rows, call.outputs[0])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from heterofl_flwr.elastic_models.channels import Grouping, Places, kept_positions
@@ -87,7 +88,11 @@ class Comparison:
         expected = next(self._expected, ("nothing more", (), []))
         tensors = [self._names[id(one)] for one in call.inputs if id(one) in self._names]
         shapes = [list(output.shape) for output in call.outputs]
-        if (call.name, tensors) != expected[:2] or not all(map(_fits, shapes, expected[2])):
+        fit = all(
+            len(found) == len(wanted) and all(two in (one, None) for one, two in zip(found, wanted, strict=True))
+            for found, wanted in zip(shapes, expected[2], strict=False)
+        )
+        if (call.name, tensors) != expected[:2] or not fit:
             _raise(_describe(call.name, tensors), shapes, expected)
 
     def finish(self) -> None:
@@ -104,20 +109,12 @@ def _expected(
     counts: dict[int, int] = {}  # by the positions' identity: few of them occur in many steps
 
     def count(length: Length) -> int | None:
-        if length is None or isinstance(length, int):
-            return length
-        if id(length) not in counts:
+        if isinstance(length, np.ndarray) and id(length) not in counts:
             counts[id(length)] = len(kept_positions(length, kept))
-        return counts[id(length)]
+        return counts[id(length)] if isinstance(length, np.ndarray) else length
 
     for step in steps:
         yield step.operator, step.tensors, [[count(length) for length in shape] for shape in step.outputs]
-
-
-def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
-    return len(found) == len(expected) and all(
-        wanted in (length, None) for length, wanted in zip(found, expected, strict=True)
-    )
 
 
 def _raise(found: str, shapes: object, expected: tuple[str, Sequence[str], object]) -> None:

@@ -53,13 +53,10 @@ class Skeleton:
             replacement = find_stand_in(layer)
             if replacement is not None:
                 layer.__dict__["forward"] = partial(replacement, layer)
-            layer.register_forward_pre_hook(partial(self._enter, name))
+            layer.register_forward_pre_hook(lambda *given, name=name: self._path.append(name))
             layer.register_forward_hook(self._leave)
 
-    def _enter(self, name: str, layer: nn.Module, args: object) -> None:
-        self._path.append(name)
-
-    def _leave(self, layer: nn.Module, args: object, output: object) -> None:
+    def _leave(self, *given: object) -> None:
         self._path.pop()
 
     def remember(self, trace: Trace) -> Mapping[Number, Source]:
@@ -74,17 +71,13 @@ class Skeleton:
 
     @property
     def layer_at_work(self) -> str:
-        """The layer at work and its type, for a message."""
-        return f"layer {self._at_work or '(the model itself)'} of type {self.type_at_work}"
+        """The name of the layer at work and its type, for a message."""
+        return f"layer {(self._path or [''])[-1] or '(the model itself)'} of type {self.type_at_work}"
 
     @property
     def type_at_work(self) -> str:
         """The type of the layer at work."""
-        return type(self._layers[self._at_work]).__name__
-
-    @property
-    def _at_work(self) -> str:
-        return self._path[-1] if self._path else ""
+        return type(self._layers[(self._path or [""])[-1]]).__name__
 
     def train(self, mode: bool) -> None:
         """Set the mode; batch norm stays in evaluation, because it raises an error for small batches in training."""

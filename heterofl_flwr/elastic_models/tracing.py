@@ -69,6 +69,7 @@ def trace_model(model: nn.Module, example_inputs: object, fixed: Sequence[str] =
     for mode in MODES:
         for output in _traced_outputs(skeleton, example_inputs, mode, Functions(trace), Operators(record.add)):
             trace.pin(*trace.rows(output))
+    trace.listening = False
     unused = _pin_unused(skeleton.model, trace, record.used)
     parameters = [trace.rows(parameter) for parameter in skeleton.model.parameters()]
     grouping = Grouping(trace.positions, [row for rows in parameters for row in rows if row is not None])

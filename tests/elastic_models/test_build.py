@@ -1,12 +1,12 @@
 """What ``elastic`` returns: widths, what is attached, and that the user's model stays as it was."""
 
 import copy
-import io
 import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from heterofl_flwr.core import Plan, prefix, width
 from heterofl_flwr.elastic_models import elastic
@@ -15,7 +15,7 @@ from heterofl_flwr.nn import CNN, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from tests.core import twin
 from tests.elastic_models.architectures import ARCHITECTURES
-from tests.elastic_models.families import FAMILIES, images
+from tests.elastic_models.families import FAMILIES, Then, conv, images
 
 
 def _mlp():
@@ -45,15 +45,12 @@ def test_the_papers_models_are_cut_as_their_own_builds_say(build, inputs, rate):
         assert ours.plan(rate) == Plan.of(build(1.0), theirs)
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5, 0.07])
-def test_a_group_keeps_the_width_that_the_rest_of_the_package_keeps(rate):
-    assert elastic(_mlp(), X)(rate)[0].out_features == width(20, rate)
-
-
-@pytest.mark.parametrize(("options", "kept"), [({"minimum": 7}, 7), ({"multiple_of": 8}, 8), ({"minimum": 99}, 20)])
+@pytest.mark.parametrize(
+    ("options", "kept"), [({}, width(20, 0.07)), ({"minimum": 7}, 7), ({"multiple_of": 8}, 8), ({"minimum": 99}, 20)]
+)
 def test_widths_are_rounded_up_but_not_beyond_the_model(options, kept):
     build = elastic(_mlp(), X, **options)
-    assert build(0.1)[0].out_features == kept
+    assert build(0.07)[0].out_features == kept
     assert build(1.0)[0].out_features == 20
 
 
@@ -83,18 +80,14 @@ def test_the_users_model_stays_as_it_was():
         assert not layer._forward_pre_hooks
 
 
-def test_what_is_built_does_not_follow_the_users_model():
-    model = _mlp()
+def test_modes_and_frozen_parameters_stay_and_later_changes_are_not_followed():
+    model = _mlp().eval()
+    model[0].weight.requires_grad_(False)
     build = elastic(model, X)
     before = build(0.5)[0].weight.clone()
     nn.init.zeros_(model[0].weight)
-    assert torch.equal(build(0.5)[0].weight, before)
-
-
-def test_modes_and_frozen_parameters_stay():
-    model = _mlp().eval()
-    model[0].weight.requires_grad_(False)
-    small = elastic(model, X)(0.5)
+    small = build(0.5)
+    assert torch.equal(small[0].weight, before)
     assert not small.training
     assert [parameter.requires_grad for parameter in small.parameters()] == [False] + [True] * 5
 
@@ -145,27 +138,19 @@ def test_static_norm_keeps_no_running_statistics():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "rate", "message"),
     [
-        ({"minimum": 0}, "minimum is 0"),
-        ({"multiple_of": -8}, "multiple_of is -8"),
-        ({"global_rate": 2}, "rate"),
+        ({"minimum": 0}, 1.0, "minimum is 0"),
+        ({"multiple_of": -8}, 1.0, "multiple_of is -8"),
+        ({"global_rate": 2}, 1.0, "rate"),
+        ({"global_rate": 0.5}, 1.0, "2 times the global rate"),
+        ({}, 0, "rate"),
+        ({}, 1.5, "rate"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, message):
+def test_invalid_options_and_rates_raise(options, rate, message):
     with pytest.raises(ConfigError, match=message):
-        elastic(_mlp(), X, **options)
-
-
-@pytest.mark.parametrize("rate", [0, -1, 1.5])
-def test_rates_are_those_of_the_package(rate):
-    with pytest.raises(ConfigError):
-        elastic(_mlp(), X)(rate)
-
-
-def test_a_model_larger_than_the_global_one_is_refused():
-    with pytest.raises(ConfigError, match="2 times the global rate"):
-        elastic(_mlp(), X, global_rate=0.5)(1.0)
+        elastic(_mlp(), X, **options)(rate)
 
 
 def test_slices_of_different_models_are_told_apart():
@@ -183,20 +168,15 @@ def test_two_traces_of_one_model_agree():
     assert Plan.of(elastic(model, X)(1.0), elastic(model, X)(0.5)) == elastic(model, X).plan(0.5)
 
 
-def test_a_slice_is_copied_and_pickled_by_the_users_class():
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_slice_is_copied_and_pickled_by_the_users_class(again):
     model, inputs = ARCHITECTURES["convnext"]()
     build = elastic(model, inputs)
-    for again in (copy.deepcopy(build(0.5)), _through_pickle(build(0.5))):
-        assert isinstance(again, type(model))
-        assert type(again) is type(build(1.0))
-        assert Plan.of(build(1.0), again) == build.plan(0.5)
-        assert torch.equal(again.eval()(inputs), build(0.5).eval()(inputs))
-
-
-def _through_pickle(model):
-    file = io.BytesIO()
-    pickle.dump(model, file)
-    return pickle.loads(file.getvalue())
+    small = again(build(0.5))
+    assert isinstance(small, type(model))
+    assert type(small) is type(build(1.0))
+    assert Plan.of(build(1.0), small) == build.plan(0.5)
+    assert torch.equal(small.eval()(inputs), build(0.5).eval()(inputs))
 
 
 def test_other_choosers_keep_coupled_axes_aligned():
@@ -222,3 +202,41 @@ def test_inputs_may_be_several(form):
     build = elastic(Two(), inputs if form is dict else tuple(inputs.values()))
     assert build(0.5)(**inputs)["logits"].shape == (1, 2)
     assert build(0.5).head.weight.shape == (2, 4)
+
+
+def _grouped(groups, **options):
+    return nn.Sequential(conv(3, 16), nn.Conv2d(16, 24, 3, groups=groups, **options), conv(24, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape", "left"),
+    [
+        (2, (8, 3, 3, 3), 2),  # 24 and 8 of each group, times 0.3
+        (4, (12, 4, 3, 3), 2),  # as many groups as each has inputs: two of four are left
+        (8, (9, 2, 3, 3), 3),
+        (1, (8, 5, 3, 3), 1),
+    ],
+)
+def test_whatever_leaves_the_finer_choice_of_widths(groups, shape, left):
+    layer = elastic(_grouped(groups), images())(0.3)[1]
+    assert (tuple(layer.weight.shape), layer.groups) == (shape, left)
+    assert (layer.in_channels, layer.out_channels) == (shape[1] * left, shape[0])
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(2, 8), (8, 16)])
+def test_a_number_of_groups_that_stands_in_the_code_stays(groups, kept):
+    def forward(self, x):
+        return self.head(F.conv2d(self.stem(x), self.own.weight, groups=groups))
+
+    own = nn.Conv2d(16, 16, 3, groups=groups, bias=False)
+    small = elastic(Then(forward, stem=conv(3, 16), own=own, head=conv(16, 4, 1)), images())(0.5)
+    assert small.stem.out_channels == kept
+    assert small(images()).shape[1] == 4
+
+
+def test_wide_groups_keep_the_first_of_each():
+    model = _grouped(2)
+    small = elastic(model, images())(0.5)
+    rows = [*range(6), *range(12, 18)]
+    assert torch.equal(small[1].weight, model[1].weight[rows][:, :4])
+    assert torch.equal(small[0].weight, model[0].weight[[*range(4), *range(8, 12)]])

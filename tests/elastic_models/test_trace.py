@@ -1,0 +1,142 @@
+"""Positions that are kept together, lengths that remember their axes, and views that follow the entries."""
+
+import copy
+import math
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heterofl_flwr.elastic_models.channels import Positions
+from heterofl_flwr.elastic_models.interception import Operators, follow
+from heterofl_flwr.elastic_models.movement_rules import block
+from heterofl_flwr.elastic_models.trace import Length, Source, Trace
+
+NUMBERS = st.integers(0, 11)
+FACTORS = st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=5)
+
+
+@given(st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=6), max_size=5))
+def test_positions_united_are_one_set(rounds):
+    positions = Positions()
+    positions.new(11)
+    sets = {number: {number} for number in range(12)}
+    for pairs in rounds:
+        positions.unite(*(np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1)))
+        for first, second in pairs:
+            for number in (both := sets[first] | sets[second]):
+                sets[number] = both
+        assert positions.roots(np.arange(12)).tolist() == [min(sets[number]) for number in range(12)]
+
+
+def test_there_is_room_for_as_many_positions_as_are_asked_for():
+    positions = Positions()
+    rows = [positions.new(number) for number in (3, 1, 5000)]
+    assert np.concatenate(rows).tolist() == list(range(1, 5005))
+    assert len(positions) == 5005
+    assert positions.roots(rows[2]).tolist() == rows[2].tolist()
+    positions.unite(rows[2][:4].reshape(2, 2), rows[0][:1])  # shapes broadcast
+    assert positions.roots(rows[2][:5]).tolist() == [1, 1, 1, 1, 9]
+
+
+@pytest.fixture
+def trace():
+    return Trace()
+
+
+def _length(trace, number):
+    row = trace.positions.new(number)
+    return row, Length.of(number, (Source(trace, lambda: row),))
+
+
+def _kept_together(trace, *rows):
+    return len({tuple(trace.positions.roots(row)) for row in rows}) == 1
+
+
+def test_a_length_is_the_number_that_it_is(trace):
+    _, six = _length(trace, 6)
+    assert six == 6
+    assert hash(six) == hash(6)
+    assert torch.zeros(six, 2).view(six // 3, -1).shape == (2, 6)
+    assert [*range(six)] == [0, 1, 2, 3, 4, 5]
+    assert copy.deepcopy(six) is six
+
+
+def test_products_and_exact_parts_are_lengths_and_other_numbers_are_not(trace):
+    (_, six), (_, two) = _length(trace, 6), _length(trace, 2)
+    assert (6 * six).sources == (six * 1).sources == six.sources
+    assert (six * two).sources == six.sources + two.sources
+    assert (six // two).divisors == (six // two * two).divisors == two.sources
+    assert (two * six // 3) == 4
+    for number in (six + 1, six // 4, six - six, -six, six / 2, six * 0.5, six**2):
+        assert not isinstance(number, Length)
+    with pytest.raises(TypeError):
+        six // "2"
+
+
+def test_an_axis_of_a_length_is_cut_as_its_source_and_one_of_a_part_as_each_part(trace):
+    row, six = _length(trace, 6)
+    other, part = trace.positions.new(6), trace.positions.new(3)
+    trace.use(six, other)
+    assert _kept_together(trace, row, other)
+    trace.use(six // 2, part)
+    assert _kept_together(trace, row[:3], row[3:], part)
+
+
+def test_axes_in_proportion_are_left_alone(trace):
+    row, three = _length(trace, 3)
+    trace.use(three * 2, row.repeat(2))
+    assert len(set(trace.positions.roots(row))) == 3
+
+
+def test_a_divisor_stays_whole_and_so_does_an_axis_of_a_plain_number_and_a_source_of_a_whole_axis(trace):
+    (row, six), (heads, two) = _length(trace, 6), _length(trace, 2)
+    trace.use(six // two, trace.positions.new(3))
+    assert trace.open(heads) is None
+    assert trace.open(row) is not None
+    other = trace.positions.new(6)
+    trace.use(6, other)
+    trace.use(six, None)
+    assert trace.open(other) is trace.open(row) is None
+    assert not Source(trace, lambda: pytest.fail("made")).used
+
+
+def _grouped(factors, data):
+    """Return a shape whose axes are products of neighbouring factors."""
+    ends = data.draw(st.sets(st.integers(1, len(factors)))) | {len(factors)}
+    return [math.prod(factors[a:b]) for a, b in pairwise([0, *sorted(ends)])]
+
+
+@given(FACTORS, st.data())
+def test_an_entry_of_a_view_depends_on_what_it_depended_on_before(factors, data):
+    before, after = (_grouped(factors, data) for _ in range(2))
+    trace = Trace()
+    tensor = torch.empty(before, device="meta")
+    trace.fresh(tensor)
+    with Operators(partial(follow, trace)):
+        viewed = tensor.view(after)
+    assert len(trace.rows(viewed)) == len(after)
+    for old, new in zip(_needs(trace, tensor), _needs(trace, viewed), strict=True):
+        assert old == new
+
+
+def _needs(trace, tensor):
+    """Yield for each entry, in memory's order, the positions that must be kept for it to be kept."""
+    rows = [None if row is None else trace.positions.roots(row) for row in trace.rows(tensor)]
+    for place in np.ndindex(*tensor.shape):
+        yield {int(row[at]) for row, at in zip(rows, place, strict=True) if row is not None} - {0}
+
+
+@given(FACTORS, st.data())
+def test_a_block_holds_the_same_entries_on_both_sides(factors, data):
+    before, after = (_grouped(factors, data) for _ in range(2))
+    for axis, length in enumerate(before):
+        if length > 1:
+            (first, last), (start, stop) = block(before, after, axis)
+            assert first <= axis < last
+            assert math.prod(before[first:last]) == math.prod(after[start:stop])
+            assert math.prod(before[:first]) == math.prod(after[:start])
