@@ -137,18 +137,10 @@ def contains(large: Axes, small: Axes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
-    """An axis that keeps channels of some groups.
+    """An axis that keeps channels of some groups. Entries of group -1 are always kept."""
 
-    Attributes
-    ----------
-    groups : tuple[tuple[int, int], ...]
-        Of each group the number of channels and how many are kept.
-    places : tuple[tuple[int, int], ...]
-        Of each entry its group and its channel's number in the group. Entries of group -1 are always kept.
-    """
-
-    groups: tuple[tuple[int, int], ...] = ()
-    places: tuple[tuple[int, int], ...] = ()
+    groups: tuple[tuple[int, int], ...] = ()  # of each: the number of channels, and how many are kept
+    places: tuple[tuple[int, int], ...] = ()  # of each entry: its group, and its channel's number in the group
 
     def __hash__(self) -> int:
         """Leave out what is long; axes that differ only in it are rare."""

@@ -25,15 +25,10 @@ _STEPS = 127  # int8 is used evenly on both sides of 0
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a client's parameters changed by.
+    """The changes of a client's parameters: in float16 or, where there are scales, in int8 as a number of steps.
 
-    Attributes
-    ----------
-    tensors : Mapping[str, Tensor]
-        The change of each parameter: in float16 or, where there are scales, in int8 as a number of steps.
-    scales : Tensor | None
-        How large a step is, in float32: one number for each row (axis 0) of each parameter, the parameters sorted by
-        name. A parameter whose rows have one entry each, such as a bias, counts as one row.
+    The scales say how large a step is, in float32: one number for each row (axis 0) of each parameter, the parameters
+    sorted by name. A parameter whose rows have one entry each, such as a bias, counts as one row.
     """
 
     tensors: Mapping[str, Tensor]
@@ -77,7 +72,7 @@ def compress(
 def restore(plan: Plan, global_state: Mapping[str, Tensor], changes: Changes) -> dict[str, Tensor]:
     """Return a client's parameters: its slice of what the server sent, plus its changes, which are checked."""
     form = torch.empty(0, dtype=torch.float16 if changes.scales is None else torch.int8)
-    check_reply(dict.fromkeys(plan.axes, form), plan, changes.tensors, weight=1.0)
+    check_reply(dict.fromkeys(plan.axes, form), plan, changes.tensors)
     scales = None if changes.scales is None else _scales_by_name(plan, changes.scales)
     state = plan.extract(global_state)
     for name, parameter in state.items():

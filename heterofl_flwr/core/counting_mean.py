@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.replies import LabelRows, check_norm, check_reply
+from heterofl_flwr.core.replies import LabelRows, check_reply
 from heterofl_flwr.core.slices import Chain, Region, chain_of
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
@@ -149,9 +149,8 @@ class Aggregator:
         norm_bound: float = 0.0,
     ) -> None:
         self._state = {name: tensor.detach() for name, tensor in global_state.items()}
-        self._rows = LabelRows.of(self._state, label_rows, classes=classes, extra_rows=extra_rows)
-        self._largest = largest
-        self._norm_bound = norm_bound
+        self._rows = LabelRows(self._state, label_rows, classes=classes, extra_rows=extra_rows)
+        self._limits = {"largest": largest, "norm_bound": norm_bound}
         self._sums: dict[str, Tensor] = {}
         self._new: set[str] = set()
         self._holders: dict[Plan, _Holders] = {}
@@ -187,10 +186,12 @@ class Aggregator:
         """
         self._check_open()
         if plan not in self._holders:
-            self._check_plan(plan)
-        check_reply(self._state, plan, sub, weight, self._largest)
-        if self._norm_bound:
-            check_norm(self._state, plan, sub, self._norm_bound)
+            plan.check_state(self._state)
+            owns = {name: self._state[name] for name in plan.axes}
+            whole = [f"{name} ({own.dtype})" for name, own in owns.items() if not own.is_floating_point()]
+            if whole:
+                raise ConfigError(f"only floating point can be averaged; leave {', '.join(whole[:5])} out of the plan")
+        check_reply(self._state, plan, sub, weight, **self._limits)
         rows = self._rows.held(plan, labels)
         holders = self._holders.setdefault(plan, _Holders(0.0, torch.zeros(self._rows.most, dtype=torch.float64)))
         self._collect(plan, sub, rows, float(weight))
@@ -277,10 +278,3 @@ class Aggregator:
     def _check_open(self) -> None:
         if not self._open:
             raise HeteroFLError("this aggregator has given its result: make a new one from the new global state")
-
-    def _check_plan(self, plan: Plan) -> None:
-        plan.check_state(self._state)
-        whole = [name for name in plan.axes if not self._state[name].is_floating_point()]
-        if whole:
-            kinds = ", ".join(f"{name} ({self._state[name].dtype})" for name in whole[:5])
-            raise ConfigError(f"only floating point can be averaged; leave {kinds} out of the plan")

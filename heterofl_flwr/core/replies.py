@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
@@ -18,9 +17,15 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_reply(
-    state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tensor], weight: float, largest: float = math.inf
+    state: Mapping[str, Tensor],
+    plan: Plan,
+    sub: Mapping[str, Tensor],
+    weight: float = 1.0,
+    largest: float = math.inf,
+    *,
+    norm_bound: float = 0.0,
 ) -> None:
-    """Raise ``ReplyError`` that names what is wrong with a reply."""
+    """Raise ``ReplyError`` that names what is wrong with a reply; ``norm_bound`` limits its distance to the state."""
     # Sums may be in single precision, where a weight out of its range would vanish or overflow.
     single = torch.finfo(torch.float32)
     faults = list(_faults_of_names(plan, sub))
@@ -34,19 +39,14 @@ def check_reply(
         faults = [f"{name} contains NaN or infinity" for name, tensor in sub.items() if not tensor.isfinite().all()]
     if not faults and largest < math.inf:
         faults = list(_faults_of_size(sub, largest))
+    if not faults and norm_bound and not (found := norm_between(sub, plan.extract(state))) <= norm_bound:
+        faults = [f"its change has an L2 norm of {found:.4g}, expected up to {norm_bound:g}"]
     _raise_if_any(faults)
 
 
 def check_names(plan: Plan, names: Iterable[str]) -> None:
     """Raise ``ReplyError`` unless a reply has the parameters of its plan and no others."""
     _raise_if_any(list(_faults_of_names(plan, dict.fromkeys(names))))
-
-
-def check_norm(state: Mapping[str, Tensor], plan: Plan, sub: Mapping[str, Tensor], bound: float) -> None:
-    """Raise ``ReplyError`` if a reply is further from what its client was sent than a bound, in the L2 norm."""
-    found = norm_between(sub, plan.extract(state))
-    if not found <= bound:
-        raise ReplyError(f"reply refused: its change has an L2 norm of {found:.4g}, expected up to {bound:g}")
 
 
 def norm_between(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
@@ -94,42 +94,22 @@ def _faults_of_size(sub: Mapping[str, Tensor], largest: float) -> Iterator[str]:
             yield f"{name} has entries up to {found:.4g}, expected up to {largest:g}"
 
 
-@dataclass(frozen=True, slots=True)
 class LabelRows:
-    """The parameters whose rows belong to classes, and which rows count for a client.
+    """The parameters whose rows belong to classes, each with its number of rows; and which rows count for a client."""
 
-    Attributes
-    ----------
-    sizes : Mapping[str, int]
-        The number of rows of each such parameter.
-    classes : int
-        The number of classes.
-    extra_rows : bool
-        Whether rows beyond the classes count for every holder.
-    """
-
-    sizes: Mapping[str, int]
-    classes: int
-    extra_rows: bool
-
-    @classmethod
-    def of(
-        cls, state: Mapping[str, Tensor], names: Sequence[str], *, classes: int | None, extra_rows: bool
-    ) -> "LabelRows":
-        """Return the rows of the named parameters, which must exist and have at least ``classes`` rows."""
+    def __init__(
+        self, state: Mapping[str, Tensor], names: Sequence[str], *, classes: int | None, extra_rows: bool
+    ) -> None:
         missing = [name for name in names if name not in state or state[name].dim() == 0]
         if missing:
             raise ConfigError(f"label_rows names {', '.join(missing)}, which the model lacks or which has no rows")
-        sizes = {name: state[name].shape[0] for name in names}
-        fewest = min(sizes.values(), default=0)
+        self.sizes = {name: state[name].shape[0] for name in names}
+        self.most = max(self.sizes.values(), default=0)
+        fewest = min(self.sizes.values(), default=0)
         if classes is not None and not 0 < classes <= fewest:
-            raise ConfigError(f"{classes} classes do not fit label_rows {sizes}: expected 1 to {fewest}")
-        return cls(sizes, fewest if classes is None else classes, extra_rows)
-
-    @property
-    def most(self) -> int:
-        """The most rows that one of the parameters has."""
-        return max(self.sizes.values(), default=0)
+            raise ConfigError(f"{classes} classes do not fit label_rows {self.sizes}: expected 1 to {fewest}")
+        self._classes = fewest if classes is None else classes
+        self._extra_rows = extra_rows
 
     def held(self, plan: Plan, labels: Sequence[int] | None) -> Tensor | None:
         """Return the rows that count for a client, ascending, or None for all."""
@@ -140,8 +120,8 @@ class LabelRows:
         cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
-        known = _classes_of(labels, self.classes)
-        rest = torch.arange(self.classes, self.most) if self.extra_rows else known[:0]
+        known = _classes_of(labels, self._classes)
+        rest = torch.arange(self._classes, self.most) if self._extra_rows else known[:0]
         return torch.cat([known, rest])
 
 

@@ -104,18 +104,10 @@ Place = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
-    """Slices of which each lies within the one before.
+    """Slices of which each lies within the one before."""
 
-    Attributes
-    ----------
-    slices
-        The slices, from the largest on.
-    cut
-        The numbers of the axes that some slice cuts.
-    """
-
-    slices: tuple[Axes, ...]
-    cut: frozenset[int]
+    slices: tuple[Axes, ...]  # from the largest on
+    cut: frozenset[int]  # the numbers of the axes that some slice cuts
     _opened: tuple[int, ...]
     _shells: tuple[tuple[Place, ...], ...]
 

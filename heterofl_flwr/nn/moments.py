@@ -22,21 +22,11 @@ SPREAD, CLOSE, WEIGHT = 3.0, 0.25, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerMoments:
-    """Sums over what one layer saw; moments of two data sets add up part by part.
+    """Sums over the inputs of one layer, by channel and in float64; moments of two data sets add up part by part."""
 
-    Attributes
-    ----------
-    count
-        Batches (paper) or values per channel (fixed).
-    first
-        Sum over batches of the batch means (paper), or sum of all values (fixed), per channel, in float64.
-    second
-        Sum over batches of the unbiased batch variances (paper), or sum of all squares (fixed), likewise.
-    """
-
-    count: int
-    first: torch.Tensor
-    second: torch.Tensor
+    count: int  # batches (paper) or values per channel (fixed)
+    first: torch.Tensor  # sum of the batches' means (paper), or of all values (fixed)
+    second: torch.Tensor  # sum of the batches' unbiased variances (paper), or of all squares (fixed)
 
     def __add__(self, other: "LayerMoments") -> "LayerMoments":
         return LayerMoments(self.count + other.count, self.first + other.first, self.second + other.second)

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,8 +95,13 @@ def profile(model: nn.Module, example_input: object) -> Profile:
             norm.running_mean = torch.zeros(norm.num_features, device=device)
             norm.running_var = torch.ones(norm.num_features, device=device)
     printed: dict[nn.Module, int] = {}
+
+    def record(layer: nn.Module, args: tuple[torch.Tensor, ...], out: object) -> None:
+        if isinstance(out, torch.Tensor) and args:
+            printed[layer] = _operations(layer, args[0], out) * len(list(layer.parameters()))
+
     for layer in probe.modules():
-        layer.register_forward_hook(partial(_record, printed))
+        layer.register_forward_hook(record)
     # Attention in its plain form is matrix products, which the counter knows on every device. With gradients on,
     # torch's own Transformer layers take no fused path either.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
@@ -137,12 +141,6 @@ def mean_profile(profiles: Mapping[float, Profile], mix: Mix) -> MixProfile:
         for field in fields(Profile)
     }
     return MixProfile(**means, ratio=means["parameters"] / profiles[mix.global_rate].parameters)
-
-
-def _record(printed: dict[nn.Module, int], layer: nn.Module, args: tuple[torch.Tensor, ...], out: object) -> None:
-    """Note a layer's printed FLOPs; a forward hook."""
-    if isinstance(out, torch.Tensor) and args:
-        printed[layer] = _operations(layer, args[0], out) * len(list(layer.parameters()))
 
 
 def _operations(layer: nn.Module, x: torch.Tensor, out: torch.Tensor) -> int:

@@ -109,16 +109,15 @@ class _Sums:
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
         """Normalise each batch by its own statistics, and add them up; takes the place of the layer's ``forward``."""
-        if self.batches == 1:
-            return self._forward(input)
         if len(input) % self.batches:
             raise DataError(
                 f"batch norm layer {self.name} got an input of shape {tuple(input.shape)}, which is not made of "
                 f"{self.batches} batches: leave together at 1"
             )
-        return torch.cat([self._forward(batch) for batch in input.chunk(self.batches)])
+        outputs = [self._normalise(batch) for batch in input.chunk(self.batches)]
+        return outputs[0] if self.batches == 1 else torch.cat(outputs)
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise one batch, (examples, channels, ...)."""
         values = x.numel() // self.layer.num_features
         if values < 2:

@@ -92,6 +92,7 @@ def share(model):
 
 CHANGES = {
     "forward hook": lambda model: model.body.hidden.register_forward_hook(_nothing),
+    "hook of loading": lambda model: model.register_load_state_dict_pre_hook(_nothing),
     "backward hook": lambda model: model.body.register_full_backward_hook(_nothing),
     "hook of a gradient": lambda model: model.body.hidden.weight.register_hook(_nothing),
     "attribute of a parameter": lambda model: setattr(model.body.hidden.weight, "grad_sample", None),
