@@ -39,6 +39,11 @@ class Normal:
     deviation: tuple[float, ...]
 
 
+def _check(tensor: Tensor, right: bool, what: str, expected: str) -> None:
+    if not right:
+        raise DataError(f"{what} type {tensor.dtype} and shape {tuple(tensor.shape)}; expected {expected}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Inputs and targets, number for number.
@@ -63,18 +68,15 @@ class Split:
 
     def __post_init__(self) -> None:
         """Validate that the tensors belong together."""
-        inputs, targets, what = self.inputs, self.targets, ""
-        if inputs.dtype not in (torch.float32, torch.int64) or inputs.dim() < 1:
-            wrong, what, expected = inputs, "inputs have", "one float32 row (or int64, for tokens) for each example"
-        elif self.reading is not None:
-            wrong, expected = inputs, "rows of int64 tokens that are the targets too"
-            if targets is not inputs or inputs.dim() != 2 or inputs.dtype != torch.int64:
-                what = "a text has inputs of"
-        elif targets.dtype != torch.int64 or targets.shape != inputs.shape[:1]:
-            wrong, expected = targets, f"one int64 class number for each of the {len(inputs)} inputs"
-            what = "targets have"
-        if what:
-            raise DataError(f"{what} type {wrong.dtype} and shape {tuple(wrong.shape)}; expected {expected}")
+        inputs, targets = self.inputs, self.targets
+        row = "one float32 row (or int64, for tokens) for each example"
+        _check(inputs, inputs.dtype in (torch.float32, torch.int64) and inputs.dim() >= 1, "inputs have", row)
+        if self.reading is not None:
+            right = targets is inputs and inputs.dim() == 2 and inputs.dtype == torch.int64
+            _check(inputs, right, "a text has inputs of", "rows of int64 tokens that are the targets too")
+        else:
+            right = targets.dtype == torch.int64 and targets.shape == inputs.shape[:1]
+            _check(targets, right, "targets have", f"one int64 class number for each of the {len(inputs)} inputs")
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.data import Dataset, Split, check_kind, iid, matching_test, noniid, split_dataset
-from heterofl_flwr.data.splits import deal_classes, dirichlet, matching_shares
+from heterofl_flwr.data import Dataset, Split, check_kind, iid, load_dataset, matching_test, noniid, split_dataset
+from heterofl_flwr.data.splits import deal_classes, dirichlet, matching_shares, rotated
 from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10
@@ -70,13 +70,6 @@ def test_noniid_of_the_paper_loses_the_shards_drawn_twice():
         lost.append(sum(twice))
     spread = math.sqrt(9.5 / 200)
     assert sum(lost) / 200 == pytest.approx(100 * 19 / 199, abs=4 * spread)
-
-
-@pytest.mark.parametrize("targets", [PAPER, uneven(20_011)], ids=["even", "uneven"])
-def test_noniid_fixed_loses_nothing(targets):
-    rows, deal = noniid(targets, 100, 2, 3, fidelity="fixed")
-    assert sum(map(len, rows)) == len(targets)
-    assert any(held[0] == held[1] for held in deal)
 
 
 def test_both_fidelities_deal_the_same_classes_and_differ_only_where_one_is_drawn_twice():
@@ -203,7 +196,8 @@ def test_a_hundred_clients_are_dealt_60_000_examples_at_once(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "IID", "non-iid", "non-iid-0", "non-iid-x", "dirichlet", "dirichlet-0", "dirichlet-0.0", "iid "]
+    "kind",
+    ["", "IID", "non-iid", "non-iid-0", "non-iid-x", "dirichlet", "dirichlet-0", "dirichlet-0.0", "iid ", "rotated-x"],
 )
 def test_unknown_kinds_are_refused(kind):
     with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0>"):
@@ -233,3 +227,60 @@ def test_classes_that_do_not_fit_the_clients_are_refused(clients, classes):
 def test_an_unknown_fidelity_is_refused():
     with pytest.raises(ConfigError, match="fidelity is 'best'"):
         noniid(PAPER, 100, 2, 0, fidelity="best")
+
+
+@pytest.fixture
+def turnable():
+    inputs = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Split(inputs, torch.arange(6), black=torch.tensor([-1.0, -2.0]))
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_quarter_turns_move_pixels(turnable, quarters):
+    turned = rotated(turnable, 90.0 * quarters)
+    torch.testing.assert_close(turned.inputs, turnable.inputs.rot90(quarters, (2, 3)), atol=1e-4, rtol=0)
+    assert turned.targets is turnable.targets
+
+
+@pytest.mark.parametrize("degrees", [0.0, 360.0, -720.0])
+def test_full_turns_change_nothing(turnable, degrees):
+    assert rotated(turnable, degrees) is turnable
+
+
+def test_corners_become_black(turnable):
+    turned = rotated(turnable, 45.0).inputs
+    assert turned[:, 0, 0, 0].tolist() == [-1.0] * 6
+    assert turned[:, 1, 0, 0].tolist() == [-2.0] * 6
+
+
+def test_each_client_turns_its_own_images_by_one_step_more():
+    data = load_dataset("digits")
+    parts = split_dataset(data, "rotated-90", 4, seed=1)
+    still = split_dataset(data, "iid", 4, seed=1)
+    for client in range(4):
+        for mine, other in zip(
+            parts.of(client, data.train, data.test), still.of(client, data.train, data.test), strict=True
+        ):
+            expected = other.inputs.rot90(client, (2, 3))
+            torch.testing.assert_close(mine.inputs, expected, atol=1e-4, rtol=0)
+            assert torch.equal(mine.targets, other.targets)
+
+
+@pytest.mark.parametrize("kind", ["rotated-90", "iid"])
+def test_each_example_is_seen_as_by_the_client_that_has_it(kind):
+    data = load_dataset("digits")
+    parts = split_dataset(data, kind, 4, seed=1)
+    rows = torch.cat([parts.test[client][:3] for client in (2, 0, 3)])
+    expected = torch.cat([parts.of(client, data.train, data.test)[1].inputs[:3] for client in (2, 0, 3)])
+    before = data.test.inputs.clone()
+    seen = parts.seen(data.test, rows, parts.test)
+    torch.testing.assert_close(seen.inputs, expected, atol=1e-6, rtol=0)
+    assert torch.equal(seen.targets, data.test.targets[rows])
+    assert torch.equal(data.test.inputs, before)
+
+
+def test_numbers_cannot_be_turned():
+    split = Split(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
+    data = Dataset("table", split, split, classes=1)
+    with pytest.raises(DataError, match=r"needs images .* got inputs of shape \(2, 3\)"):
+        split_dataset(data, "rotated-15", 2, seed=0).of(1, split, split)

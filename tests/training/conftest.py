@@ -1,24 +1,107 @@
-"""Small data, small models, and the slow twin of training."""
+"""What the tests of training share: small data, small models, the slow twin of training, and a recorder on a CPU."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.data import Split
+from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import CNN
-from heterofl_flwr.training import TrainOptions
+from heterofl_flwr.training import TrainingJob, TrainOptions
+from heterofl_flwr.training.engines.graph import UncapturableError
+from heterofl_flwr.training.engines.plain import train_plain
+
+OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
+SIZES = (23, 15, 11, 10)  # last batches of 3, none, 6 and none
+
+
+def run_python(code: str) -> list[str]:
+    """Run code in a process of its own; return the words that it prints."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    return done.stdout.split()
+
+
+def images(number: int, seed: int = 0, channels: int = 3) -> Split:
+    """Return random images, classes 0 to 3."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(number, channels, 8, 8, generator=generator)
+    return Split(inputs, torch.randint(4, (number,), generator=generator), torch.arange(channels) / 7.0)
+
+
+def make_text(rows: int, words: int, length: int = 8) -> Split:
+    tokens = torch.arange(rows * words).reshape(rows, words) % 7
+    return Split(tokens, tokens, reading=Reading(hides_as=7, share=0.3, length=length))
+
+
+def small(**options: object) -> Callable[[], nn.Module]:
+    return lambda: CNN(3, 5, hidden=(8, 16), **options)
+
+
+class Double(nn.Module):
+    """A model in float64; splits hold float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x.double() if x.is_floating_point() else x)
+
+
+def exact(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return a function that makes the model in float64.
+
+    There equality can be asked for. In float32 rounding may move an activation across zero, on one kind of processor
+    if not on another, and then everything differs a little.
+    """
+    return lambda: Double(build())
+
+
+def make_jobs(build: Callable[[], nn.Module], sizes=SIZES, classes=None, split=images) -> list[TrainingJob]:
+    """Return clients with different parameters, examples and seeds; the same at each call."""
+    made = []
+    for client, number in enumerate(sizes):
+        torch.manual_seed(client)
+        own = None if classes is None else classes[client]
+        made.append(TrainingJob(model=build(), split=split(number, client), seed=100 + client, classes=own))
+    return made
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def assert_as_plain(
+    ours: list[TrainingJob], results, options: TrainOptions, twins: list[TrainingJob], tolerance: float = 1e-10
+) -> None:
+    """Compare with plain; ``tolerance`` is relative, and for single values absolute too."""
+    expected = train_plain(twins, options)
+    for one, other in zip(ours, twins, strict=True):
+        for name, value in other.model.state_dict().items():
+            torch.testing.assert_close(one.model.state_dict()[name], value, rtol=tolerance, atol=tolerance)
+    for result, other in zip(results, expected, strict=True):
+        assert (result.examples, result.steps, result.accuracy) == (other.examples, other.steps, other.accuracy)
+        assert result.loss == pytest.approx(other.loss, rel=max(tolerance, 1e-6))  # losses are in float32
 
 
 @pytest.fixture
 def split() -> Split:
     """Return 23 random images of 3 channels, classes 0 to 3 of 5."""
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(23, 3, 8, 8, generator=generator)
-    return Split(inputs, torch.randint(4, (23,), generator=generator))
+    return images(23, 1)
 
 
 @pytest.fixture
@@ -30,6 +113,43 @@ def build() -> Callable[..., nn.Module]:
         return CNN(3, 5, hidden=(8, 16), **options)
 
     return make
+
+
+class Tape(TorchDispatchMode):
+    """Does on a CPU what a CUDA graph does on a GPU: keeps the operations of a step and the memory that they use.
+
+    No Python of the step runs when it is replayed, so whatever is not in a tensor is what it was. Other than a graph it
+    computes while it records; the first replay then has nothing to do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.operations: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object], object]] = []
+
+    def place(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        tape = Tape(torch.device("cpu"))
+        with tape:
+            step()
+        done = iter([lambda: None])
+        return lambda: next(done, tape.replay)()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise UncapturableError("operation not permitted when stream is capturing")
+        outputs = func(*args, **(kwargs or {}))
+        # Aliases: a parameter may be given other memory later.
+        self.operations.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}, outputs))))
+        return outputs
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, outputs in self.operations:
+            for old, new in zip(tree_leaves(outputs), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
 
 def train_slowly(

@@ -1,10 +1,9 @@
-"""Every test that says that clients trained together fails if they silently trained alone: see ``together``."""
+"""Clients that train together: equal to plain, to the models that fit, and alone where they do not fit or diverge."""
 
-import subprocess
-import sys
+import logging
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,69 +12,26 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn import PreResNet, Transformer
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.nn.transformer import TransformerShape
-from heterofl_flwr.training import TrainingJob, TrainOptions, train, train_together
+from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, train
 from heterofl_flwr.training.engines import cohort, joint
-from heterofl_flwr.training.engines.cohort import Cohort, train_cohort
+from heterofl_flwr.training.engines import wide as registry
+from heterofl_flwr.training.engines.cohort import Cohort, CohortDivergedError, train_cohort
 from heterofl_flwr.training.engines.joint import Vmapped, Wide
-from heterofl_flwr.training.engines.plain import train_plain
-from tests.training.cohorts import OPTIONS, Double, assert_as_plain, exact, images, jobs, small, state
-
-ROOT = Path(__file__).parents[2]
+from heterofl_flwr.training.engines.plain import log_once, train_plain
+from heterofl_flwr.training.engines.wide import joined
+from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, same, small, state
 
 
 @pytest.fixture(params=[Wide, Vmapped], ids=["wide", "vmap"])
-def together(request, monkeypatch) -> Callable[..., object]:
-    """Return a function that trains clients in one way, and only in that."""
-
-    def forbidden(*args: object) -> None:
-        raise AssertionError("trained alone")
-
-    def run(clients: list[TrainingJob], options: TrainOptions) -> object:
-        with monkeypatch.context() as patch:
-            patch.setattr(cohort, "WAYS", {"cpu": (request.param,), "cuda": (request.param,)})
-            patch.setattr(cohort, "train_plain", forbidden)
-            return train_cohort(clients, options)
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"momentum": 0.0, "weight_decay": 0.0},
-        {"clip": 0.1},
-        {"clip": None},
-        {"proximal": 0.5, "clip": 0.1},
-        {"proximal": 0.5, "momentum": 0.0},
-        {"batch_size": 1},
-        {"batch_size": 11},
-        {"batch_size": 100},
-        {"augment": "crop-flip"},
-    ],
-    ids=str,
-)
-def test_equals_plain(together, changes):
-    options = replace(OPTIONS, **changes)
-    build = exact(small(norm="gn", rate=0.5))
-    clients = jobs(build)
-    assert_as_plain(clients, together(clients, options), options, jobs(build))
-
-
-@pytest.mark.parametrize("fill", ["zero", "-inf", "none"])
-def test_each_client_has_its_own_classes(together, fill):
-    options = replace(OPTIONS, mask_fill=fill)
-    classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)]
-    build = exact(small(norm="gn"))
-    clients = jobs(build, classes=classes)
-    assert_as_plain(clients, together(clients, options), options, jobs(build, classes=classes))
-    rows = [job.model.model.linear.bias.detach()[4] for job in clients]
-    assert [float(row) == 0 for row in rows] == [False, fill != "none", False, fill != "none"]
+def together(request) -> Callable[..., object]:
+    """Return a function that trains clients in one way, and fails where they would train alone."""
+    return lambda jobs, options: Cohort(jobs, options, request.param).train()
 
 
 class Sequence1d(nn.Module):
@@ -105,14 +61,14 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_plain_with_any_model_that_fits(together, name):
-    clients, options = jobs(exact(MODELS[name])), replace(OPTIONS, proximal=0.1)
-    assert_as_plain(clients, together(clients, options), options, jobs(exact(MODELS[name])))
+    clients, options = make_jobs(exact(MODELS[name])), replace(OPTIONS, proximal=0.1)
+    assert_as_plain(clients, together(clients, options), options, make_jobs(exact(MODELS[name])))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_is_near_plain_in_float32(together, name):
     """As a rule they are equal to six digits; the bound leaves room for a kink."""
-    clients, twins, received = jobs(MODELS[name]), jobs(MODELS[name]), jobs(MODELS[name])
+    clients, twins, received = make_jobs(MODELS[name]), make_jobs(MODELS[name]), make_jobs(MODELS[name])
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
     for one, other, before in zip(clients, twins, received, strict=True):
         ends = [nn.utils.parameters_to_vector(job.model.parameters()) for job in (one, other, before)]
@@ -132,7 +88,7 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
         return Double(nn.Sequential(nn.Conv2d(1, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)))
 
     def clients():
-        return jobs(build, sizes, split=lambda number, seed: images(number, seed, 1))
+        return make_jobs(build, sizes, split=lambda number, seed: images(number, seed, 1))
 
     options = TrainOptions(learning_rate=0.05, epochs=epochs, batch_size=batch_size, momentum=momentum, clip=clip)
     ours = clients()
@@ -141,7 +97,7 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
 
 def test_equals_plain_in_bfloat16():
     options = replace(OPTIONS, precision="bfloat16")
-    clients, twins = jobs(MODELS["mlp"]), jobs(MODELS["mlp"])
+    clients, twins = make_jobs(MODELS["mlp"]), make_jobs(MODELS["mlp"])
     results = Cohort(clients, options, Wide).train()
     expected = train_plain(twins, options)
     for one, other in zip(clients, twins, strict=True):
@@ -152,7 +108,7 @@ def test_equals_plain_in_bfloat16():
 
 def test_float64_decides_where_rounding_makes_float32_differ(together, monkeypatch):
     monkeypatch.setitem(joint.TOLERANCE, torch.float32, -1.0)
-    clients, twins = jobs(small()), jobs(small())
+    clients, twins = make_jobs(small()), make_jobs(small())
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=1e-3)
 
@@ -164,7 +120,7 @@ def test_inputs_of_different_shapes_go_in_turns(together):
 
     def clients():
         torch.manual_seed(5)
-        return jobs(exact(small(norm="gn")), split=split)
+        return make_jobs(exact(small(norm="gn")), split=split)
 
     ours = clients()
     assert_as_plain(ours, together(ours, OPTIONS), OPTIONS, clients())
@@ -174,52 +130,13 @@ def test_clients_with_an_odd_last_batch_soon_go_with_the_others_again(monkeypatc
     taken = []
     step = Cohort._step
     monkeypatch.setattr(Cohort, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
-    Cohort(jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
+    Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert taken == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
 
-def test_frozen_and_unused_parameters_stay_as_they_are(together):
-    def build():
-        model = small(norm="gn")().double()
-        model.linear.weight.requires_grad_(False)
-        model.features.conv1.bias.requires_grad_(False)
-        model.unused = nn.Linear(3, 2, dtype=torch.float64)
-        return Double(model)
-
-    clients, received = jobs(build), [state(job) for job in jobs(build)]
-    options = replace(OPTIONS, proximal=0.1)
-    assert_as_plain(clients, together(clients, options), options, jobs(build))
-    for job, before in zip(clients, received, strict=True):
-        same = {name for name, value in job.model.state_dict().items() if torch.equal(value, before[name])}
-        stayed = {"linear.weight", "features.conv1.bias", "unused.weight", "unused.bias"}
-        assert same == {f"model.{name}" for name in stayed}
-
-
-def test_parameters_stay_the_same_tensors_in_the_same_layout(together):
-    clients = jobs(small())
-    clients[1].model.to(memory_format=torch.channels_last)
-    earlier = [job.model.state_dict() for job in clients]
-    places = [{name: (value.data_ptr(), value.stride()) for name, value in own.items()} for own in earlier]
-    clients[0].model.eval()
-    clients[0].model.linear.bias.grad = torch.ones(5)
-    together(clients, OPTIONS)
-    for job, place, own in zip(clients, places, earlier, strict=True):
-        assert {name: (value.data_ptr(), value.stride()) for name, value in job.model.state_dict().items()} == place
-        assert all(torch.equal(own[name], value) for name, value in job.model.state_dict().items())
-        assert all(parameter.grad is None for parameter in job.model.parameters())
-        assert all(module.training for module in job.model.modules())
-
-
-def test_global_random_state_is_as_before(together):
-    clients = jobs(small())
-    before = torch.get_rng_state()
-    together(clients, replace(OPTIONS, augment="crop-flip"))
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_time_is_shared_out_by_steps():
-    results = train_cohort(jobs(small()), OPTIONS)
+    results = train_cohort(make_jobs(small()), OPTIONS)
     each = [result.seconds / result.steps for result in results]
     assert each == pytest.approx([each[0]] * 4)
     assert each[0] > 0
@@ -229,8 +146,8 @@ def test_constant_buffers_are_used(together):
     def build():
         return Double(MODELS["mlp"]().append(Add()))
 
-    clients = jobs(build)
-    assert_as_plain(clients, together(clients, OPTIONS), OPTIONS, jobs(build))
+    clients = make_jobs(build)
+    assert_as_plain(clients, together(clients, OPTIONS), OPTIONS, make_jobs(build))
 
 
 class Add(nn.Module):
@@ -259,26 +176,14 @@ def test_a_transformer_without_dropout_trains_under_vmap():
         tokens = torch.randint(7, (number, 6), generator=generator)
         return Split(tokens, tokens[:, 0])
 
-    clients, twins = jobs(exact(Classifier), split=split), jobs(exact(Classifier), split=split)
+    clients, twins = make_jobs(exact(Classifier), split=split), make_jobs(exact(Classifier), split=split)
     assert_as_plain(clients, Cohort(clients, OPTIONS, Vmapped).train(), OPTIONS, twins)
 
 
 def test_one_client_is_trained_as_plain_does():
-    assert train_cohort(jobs(small(), (12,)), OPTIONS) == train_plain(jobs(small(), (12,)), OPTIONS)
-    job = jobs(small(), (12,))[0]
+    assert train_cohort(make_jobs(small(), (12,)), OPTIONS) == train_plain(make_jobs(small(), (12,)), OPTIONS)
+    job = make_jobs(small(), (12,))[0]
     assert train(job.model, job.split, OPTIONS, seed=job.seed, engine="cohort").steps == 6
-
-
-def test_nobody_is_trained_as_nobody():
-    assert train_cohort([], OPTIONS) == []
-
-
-def test_an_empty_split_is_refused_before_anyone_is_trained():
-    clients = jobs(small(), (10, 0))
-    before = state(clients[0])
-    with pytest.raises(DataError, match="there are no examples to train on"):
-        train_together(clients, OPTIONS, engine="cohort")
-    assert all(torch.equal(value, before[name]) for name, value in state(clients[0]).items())
 
 
 @pytest.mark.parametrize(
@@ -294,28 +199,11 @@ def test_what_plain_refuses_is_refused_in_its_words(classes, shift, changes, mes
         own = images(number, seed)
         return replace(own, targets=own.targets + seed * shift)
 
-    clients = jobs(small(), (10, 10), classes=classes, split=split)
-    before = state(clients[1])
+    clients = make_jobs(small(), (10, 10), classes=classes, split=split)
+    before = state(clients[1].model)
     with pytest.raises(DataError, match=message):
         train_cohort(clients, replace(OPTIONS, **changes))
-    assert all(torch.equal(value, before[name]) for name, value in state(clients[1]).items())
-
-
-def test_training_together_loads_no_compiler_of_torchs():
-    code = """if True:
-        import sys, torch
-        from heterofl_flwr.data import Split
-        from heterofl_flwr.training import TrainOptions, TrainingJob
-        from heterofl_flwr.training.engines.joint import Vmapped, Wide
-        from heterofl_flwr.training.engines.cohort import Cohort
-        split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
-        for way in (Wide, Vmapped):
-            jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
-            Cohort(jobs, TrainOptions(learning_rate=0.1), way).train()
-        print(*{"torch._dynamo", "flwr", "torchvision"} & set(sys.modules))
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == []
+    assert same(state(clients[1].model), before)
 
 
 @pytest.mark.gpu
@@ -325,7 +213,7 @@ def test_equals_plain_on_a_gpu(together, name):
         pytest.skip("needs a CUDA device")
 
     def clients(build):
-        made = jobs(build)
+        made = make_jobs(build)
         return [replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in made]
 
     ours = clients(exact(MODELS[name]))
@@ -333,3 +221,284 @@ def test_equals_plain_on_a_gpu(together, name):
     results = together(clients(MODELS[name]), OPTIONS)
     expected = train_plain(clients(MODELS[name]), OPTIONS)
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=0.05)
+
+
+class Net(nn.Module):
+    """Two layers, and between them what a subclass makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 8)
+        self.second = nn.Linear(4, 5)
+        self.third = nn.Linear(4, 5)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.between(self.drop(self.first(x).flatten(1))))
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class FixedShape(Net):
+    def between(self, x):
+        return x.view(-1, 4)
+
+
+class Softmax(Net):
+    def between(self, x):
+        return x.softmax(1)
+
+
+class Pairs(Net):
+    def between(self, x):
+        return torch.cat([x, x], 1)[:, :4]
+
+
+class Backwards(Net):
+    """The values are those of ``Net``, the gradients are not."""
+
+    def between(self, x):
+        total = x.sum(1, keepdim=True)
+        return x + total - total.detach()
+
+
+class OneMore(Net):
+    """Where there are four channels, another layer gets a gradient, of zeros."""
+
+    def between(self, x):
+        return x + 0 * self.third(x)[:, :4] if x.shape[1] == 4 else x
+
+
+class Cut(Net):
+    def forward(self, x):
+        return super().forward(x)[:, :4]
+
+
+class Tied(Net):
+    def __init__(self):
+        super().__init__()
+        self.third.weight = self.second.weight
+
+    def forward(self, x):
+        return super().forward(x) + self.third(self.first(x).flatten(1))
+
+
+class Looks(Net):
+    """Changes a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def between(self, x):
+        self.seen += len(x)
+        return x
+
+
+class Noise(Net):
+    def between(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+class OwnBuffer(Net):
+    """No client has the constant of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("constant", torch.rand(()))
+
+    def between(self, x):
+        return x * self.constant
+
+
+class Dropout(Net):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+
+class Running(Net):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.BatchNorm1d(4)
+
+
+class OwnFreeze(Net):
+    """Some clients train less than others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.weight.requires_grad_(bool(torch.rand(()) > 0.5))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (FixedShape, "wide): RuntimeError: shape"),
+        (Softmax, "together, logits have other values"),
+        (Pairs, "wide): RuntimeError: shape"),
+        (Backwards, "together, gradients have other values"),
+        (OneMore, "together, other parameters get gradients"),
+        (Cut, "together, logits have another shape"),
+        (Tied, "layers share parameters"),
+        (Looks, "training changes the buffer seen"),
+        (Noise, "the forward pass draws random numbers"),
+        (OwnBuffer, "the clients' models differ"),
+        (OwnFreeze, "the clients' models differ"),
+        (Dropout, "layer drop draws random numbers"),
+        (Running, "layer drop changes its running statistics"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
+    """The result is that of plain bit for bit; a log entry says why, once."""
+    log_once.cache_clear()
+    caplog.set_level(logging.INFO, logger="heterofl_flwr")
+    for _ in range(2):
+        clients, twins = make_jobs(build), make_jobs(build)
+        results = train_cohort(clients, OPTIONS)
+        assert results == train_plain(twins, OPTIONS)
+        for one, other in zip(clients, twins, strict=True):
+            assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in state(one.model).items())
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"clients with a {build.__name__} cannot train together")
+    assert reason in caplog.messages[0]
+
+
+@pytest.mark.parametrize("build", [FixedShape, Softmax, Pairs, Backwards, Tied, Net])
+def test_vmap_takes_what_does_not_fit_side_by_side(build):
+    clients = make_jobs(exact(build))
+    assert_as_plain(clients, Cohort(clients, OPTIONS, Vmapped).train(), OPTIONS, make_jobs(exact(build)))
+
+
+def test_the_next_way_is_tried(monkeypatch):
+    monkeypatch.setattr(cohort, "WAYS", {"cpu": (Wide, Vmapped)})
+    monkeypatch.setattr(cohort, "train_plain", None)
+    clients = make_jobs(exact(Softmax))
+    assert_as_plain(clients, train_cohort(clients, OPTIONS), OPTIONS, make_jobs(exact(Softmax)))
+
+
+def test_vmap_leaves_bfloat16_to_others(monkeypatch):
+    monkeypatch.setattr(cohort, "WAYS", {"cpu": (Vmapped,)})
+    options = replace(OPTIONS, precision="bfloat16")
+    assert train_cohort(make_jobs(Net), options) == train_plain(make_jobs(Net), options)
+
+
+def test_hooks_are_called():
+    calls = []
+    clients = make_jobs(Net, (10, 10))
+    clients[1].model.register_forward_hook(lambda *_: calls.append(1))
+    train_cohort(clients, OPTIONS)
+    assert len(calls) == 4
+
+
+def test_a_model_given_twice_is_trained_twice():
+    first, second = make_jobs(Net, (10, 10))
+    second = replace(second, model=first.model)
+    one, two = make_jobs(Net, (10, 10))
+    two = replace(two, model=one.model)
+    assert train_cohort([first, second], OPTIONS) == train_plain([one, two], OPTIONS)
+
+
+def test_a_model_that_draws_numbers_leaves_the_global_random_state_alone():
+    clients = make_jobs(Noise)
+    before = torch.get_rng_state()
+    train_cohort(clients, OPTIONS)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def sicken(job: TrainingJob, at: int) -> TrainingJob:
+    """Return a client whose step ``at``, counted from 0, meets NaN."""
+    generator = torch.Generator().manual_seed(derive(job.seed, "batches"))
+    row = torch.randperm(len(job.split), generator=generator)[at * OPTIONS.batch_size]
+    job.split.inputs[row] = torch.nan
+    return job
+
+
+def test_a_client_that_diverges_falls_out_and_the_others_are_trained():
+    clients = make_jobs(exact(small()))
+    sicken(clients[1], 2)
+    options = replace(OPTIONS, epochs=3)
+    with pytest.raises(DivergedError, match=r"^client 2 of 4: the loss of step 3 is nan at learning") as caught:
+        train_cohort(clients, options)
+    assert isinstance(caught.value, CohortDivergedError)
+    outcomes = caught.value.outcomes
+    twins = make_jobs(exact(small()))
+    healthy = [0, 2, 3]
+    expected = train_plain([twins[number] for number in healthy], options)
+    for number, result in zip(healthy, expected, strict=True):
+        assert outcomes[number].loss == pytest.approx(result.loss, rel=1e-6)
+        for ours, theirs in zip(clients[number].model.parameters(), twins[number].model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    sick = sicken(make_jobs(exact(small()))[1], 2)
+    with pytest.raises(DivergedError) as alone:
+        train_plain([sick], options)
+    assert str(alone.value) == str(outcomes[1])
+
+
+def test_all_may_diverge_each_at_its_own_step():
+    clients = make_jobs(small(), (20, 20))
+    sicken(clients[0], 1)
+    sicken(clients[1], 3)
+    with pytest.raises(CohortDivergedError, match=r"client 1 of 2: the loss of step 2 .*; client 2 of 2: .* step 4"):
+        train_cohort(clients, OPTIONS)
+
+
+def test_divergence_is_found_in_the_epoch_where_it_happens(monkeypatch):
+    taken = []
+    step = Cohort._step
+    monkeypatch.setattr(Cohort, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
+    clients = make_jobs(small(norm="none"), (20, 20))
+    with torch.no_grad():
+        clients[0].model.linear.weight.mul_(1e30)
+    options = replace(OPTIONS, epochs=5, clip=None, momentum=0.0)
+    result = Cohort(clients, options, Wide).train()
+    assert result[0] is None
+    assert taken == [[0, 1]] * 4 + [[1]] * 16
+
+
+class Leak(nn.Module):
+    """A layer without effect; side by side it lets NaN in one client's gradient through to all, as some kernels do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+def test_what_diverges_spoils_no_other_even_where_nan_leaks(monkeypatch):
+    class WideLeak(nn.Module):
+        def __init__(self, layer: nn.Module, clients: int) -> None:
+            super().__init__()
+            self.weight = joined(layer, clients).weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * self.weight.repeat_interleave(x.shape[1] // len(self.weight))
+            y.register_hook(lambda gradient: gradient + 0 * gradient.sum())
+            return y
+
+    monkeypatch.setitem(registry._rules, Leak, WideLeak)
+
+    def build():
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), Leak(), nn.Linear(8, 5))
+
+    for at in (1, 3):  # in the last step nobody's loss comes after it
+        clients = make_jobs(build, (20, 20))
+        sicken(clients[0], at)
+        with pytest.raises(CohortDivergedError) as caught:
+            train_cohort(clients, replace(OPTIONS, epochs=1))
+        twin = make_jobs(build, (20, 20))[1]
+        assert caught.value.outcomes[1] == train_plain([twin], replace(OPTIONS, epochs=1))[0]
+        assert all(map(torch.equal, clients[1].model.parameters(), twin.model.parameters()))
+
+
+def test_the_error_of_a_cohort_can_be_pickled():
+    clients = make_jobs(small(), (20, 20))
+    sicken(clients[1], 0)
+    with pytest.raises(CohortDivergedError) as caught:
+        train_cohort(clients, OPTIONS)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.outcomes[0] == caught.value.outcomes[0]

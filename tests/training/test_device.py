@@ -1,8 +1,17 @@
+"""Devices, layouts of memory, random states, and the C library's memory."""
+
+import ctypes
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.training import resolve_device
+from heterofl_flwr.nn.execution import channels_last
+from heterofl_flwr.training import give_back_freed_memory, keep_freed_memory, resolve_device
+from heterofl_flwr.training.device import device_of, seeded
+from tests.training.conftest import run_python
 
 
 @pytest.fixture
@@ -48,3 +57,119 @@ def test_a_number_beyond_the_devices_is_refused(machine):
 def test_other_names_are_refused(name):
     with pytest.raises(ConfigError, match="expected one of auto, cpu, cuda, mps, or cuda:<number>"):
         resolve_device(name)
+
+
+def test_convolutions_are_channels_last_inside_and_back_in_place_after():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 2))
+    before = {name: (value.data_ptr(), value.stride(), value.clone()) for name, value in model.state_dict().items()}
+    with channels_last(model):
+        # With one input channel both layouts pass for channels last; the output follows the strides.
+        assert model[0].weight.stride() == (9, 1, 3, 1)
+        assert model[:2](torch.zeros(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            model[1].weight[2, 3, 1, 0] = 7
+    before["1.weight"][2][2, 3, 1, 0] = 7
+    for name, value in model.state_dict().items():
+        address, stride, expected = before[name]
+        assert (value.data_ptr(), value.stride()) == (address, stride)
+        assert torch.equal(value, expected)
+
+
+def test_the_layout_comes_back_after_an_error():
+    model = nn.Conv2d(2, 4, 3)
+    with pytest.raises(KeyError), channels_last(model):
+        raise KeyError
+    assert model.weight.is_contiguous()
+
+
+def test_a_layout_that_the_user_chose_is_left_alone():
+    model = nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
+    with channels_last(model):
+        pass
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_seeded_draws_are_the_same_and_leave_no_trace():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with seeded(3, torch.device("cpu")):
+            draws.append(torch.rand(2))
+    assert torch.equal(*draws)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_without_parameters_is_on_the_cpu():
+    assert device_of(nn.ReLU()) == torch.device("cpu")
+    assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_memory_that_is_freed_and_taken_again_costs_few_page_faults():
+    """In a process of its own, which it changes. Blocks this large glibc else always takes from the system."""
+    code = """if True:
+        import resource, torch
+        from heterofl_flwr.training import keep_freed_memory
+
+        def faults():
+            torch.ones(12 << 20)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                torch.ones(12 << 20)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        print(faults(), keep_freed_memory(), faults())
+    """
+    before, changed, after = run_python(code)
+    if changed == "False":
+        pytest.skip("needs glibc")
+    assert int(after) < 0.8 * int(before)  # a system that reclaims idle memory adds some
+
+
+def test_large_blocks_go_back_when_they_are_freed():
+    code = """if True:
+        from pathlib import Path
+        from heterofl_flwr.training import give_back_freed_memory
+
+        def in_use():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+        def left():
+            bytearray(20 << 20)  # from now on glibc would keep blocks of this size
+            before = in_use()
+            blocks = [bytearray(4 << 20) for _ in range(8)]
+            last = bytearray(1 << 16)
+            del blocks
+            return in_use() - before, last
+
+        print(give_back_freed_memory(), left()[0])
+    """
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux")
+    changed, left = run_python(code)
+    if changed == "False":
+        pytest.skip("needs glibc")
+    assert int(left) < 4 << 20
+
+
+class Missing:
+    """A C library without the switch."""
+
+
+def nothing_to_load(name):
+    raise OSError(name)
+
+
+def no_library_without_a_name(name):
+    raise TypeError(name)
+
+
+def one_that_refuses(name):
+    return type("Library", (), {"mallopt": staticmethod(lambda *_: 0)})
+
+
+@pytest.mark.parametrize("library", [lambda _: Missing(), nothing_to_load, no_library_without_a_name, one_that_refuses])
+def test_without_the_switch_nothing_is_changed(monkeypatch, library):
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    assert keep_freed_memory() is False
+    assert give_back_freed_memory() is False

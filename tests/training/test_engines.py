@@ -1,0 +1,286 @@
+"""What holds for every engine: the result of a slow twin, and nothing else touched; and the choice among engines."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from heterofl_flwr.data import Split
+from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, train, train_together
+from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
+from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
+from heterofl_flwr.training.engines.cohort import Cohort
+from heterofl_flwr.training.engines.graph import GraphEngine
+from heterofl_flwr.training.engines.joint import Vmapped, Wide
+from heterofl_flwr.training.engines.plain import train_plain
+from tests.training.conftest import (
+    OPTIONS,
+    Tape,
+    exact,
+    images,
+    make_jobs,
+    make_text,
+    run_python,
+    same,
+    small,
+    state,
+    train_slowly,
+)
+
+RUNNERS = {
+    "plain": train_plain,
+    "graph": lambda jobs, options: [GraphEngine(Tape).train(job, options) for job in jobs],
+    "wide": lambda jobs, options: Cohort(jobs, options, Wide).train(),
+    "vmap": lambda jobs, options: Cohort(jobs, options, Vmapped).train(),
+}
+
+
+@pytest.fixture(params=RUNNERS)
+def run(request) -> Callable[..., object]:
+    """Return an engine; those of cohorts fail here where they would train clients alone."""
+    return RUNNERS[request.param]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"momentum": 0.0, "weight_decay": 0.0},
+        {"clip": 0.1},
+        {"clip": None},
+        {"proximal": 0.5, "momentum": 0.0},
+        {"proximal": 0.5, "clip": 0.1},
+        {"mask_fill": "-inf"},
+        {"mask_fill": "none"},
+        {"batch_size": 1},
+        {"batch_size": 11},
+        {"batch_size": 100},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_equals_the_slow_twin(run, changes, masked):
+    """In float64, where rounding moves no activation across zero; each client has its own classes."""
+    options = replace(OPTIONS, epochs=3, **changes)
+    classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)] if masked else None
+    build = exact(small(norm="gn", rate=0.5))
+    jobs, twins = make_jobs(build, classes=classes), make_jobs(build, classes=classes)
+    for job, twin, result in zip(jobs, twins, run(jobs, options), strict=True):
+        own = None if twin.classes is None else [int(one) for one in twin.classes]
+        losses, sizes, correct = train_slowly(twin.model, twin.split, options, own, twin.seed)
+        for name, value in twin.model.state_dict().items():
+            torch.testing.assert_close(job.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+        assert (result.examples, result.steps) == (len(twin.split), len(sizes))
+        assert result.accuracy == correct / sum(sizes)
+        mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+        assert result.loss == pytest.approx(mean, rel=1e-4)
+        untouched = own is not None and 4 not in own and options.mask_fill != "none"
+        assert (job.model.model.linear.bias[4].item() == 0) == untouched
+
+
+@pytest.mark.parametrize("shares", [(0.1, 1.0, 0.5, 0.75), (0.01, 0.01, 0.01, 0.01)])
+def test_stops_where_the_slow_twin_does(run, shares):
+    def make() -> list[TrainingJob]:
+        jobs = make_jobs(exact(small(norm="gn", rate=0.5)))
+        return [replace(job, step_share=share) for job, share in zip(jobs, shares, strict=True)]
+
+    jobs, twins = make(), make()
+    for job, twin, result in zip(jobs, twins, run(jobs, OPTIONS), strict=True):
+        steps = count_steps(twin, OPTIONS)
+        train_slowly(twin.model, twin.split, OPTIONS, None, twin.seed, most=steps)
+        assert result.steps == steps
+        for name, value in twin.model.state_dict().items():
+            torch.testing.assert_close(job.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_and_unused_parameters_stay_as_they_are(run):
+    def build():
+        model = small(norm="gn")()
+        model.linear.weight.requires_grad_(False)
+        model.features.conv1.bias.requires_grad_(False)
+        model.unused = nn.Linear(3, 2)
+        return model
+
+    jobs, received = make_jobs(build), [state(job.model) for job in make_jobs(build)]
+    run(jobs, replace(OPTIONS, proximal=0.1))
+    for job, before in zip(jobs, received, strict=True):
+        stayed = {name for name, value in job.model.state_dict().items() if torch.equal(value, before[name])}
+        assert stayed == {"linear.weight", "features.conv1.bias", "unused.weight", "unused.bias"}
+
+
+def test_parameters_stay_the_same_tensors_in_the_same_layout(run):
+    jobs = make_jobs(small())
+    jobs[1].model.to(memory_format=torch.channels_last)
+    jobs[0].model.eval().linear.bias.grad = torch.ones(5)
+    earlier = [job.model.state_dict() for job in jobs]
+    places = [{name: (value.data_ptr(), value.stride()) for name, value in own.items()} for own in earlier]
+    run(jobs, OPTIONS)
+    for job, place, own in zip(jobs, places, earlier, strict=True):
+        assert {name: (value.data_ptr(), value.stride()) for name, value in job.model.state_dict().items()} == place
+        assert same(own, job.model.state_dict())
+        assert all(parameter.grad is None for parameter in job.model.parameters())
+        assert all(module.training for module in job.model.modules())
+
+
+@pytest.mark.parametrize("engine", ["plain", "cohort"])
+def test_global_random_state_is_as_before(engine):
+    jobs = make_jobs(lambda: nn.Sequential(small()(), nn.Dropout(0.5)))
+    before = torch.get_rng_state()
+    train_together(jobs, replace(OPTIONS, augment="crop-flip"), engine=engine)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@given(
+    examples=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    epochs=st.integers(1, 3),
+    share=st.floats(0.001, 1.0),
+    words=st.none() | st.integers(1, 20),
+)
+def test_the_batches_of_a_share_are_the_first_of_all(examples, batch_size, epochs, share, words):
+    options = TrainOptions(learning_rate=1.0, epochs=epochs, batch_size=batch_size)
+    own = make_text(examples, words) if words else Split(torch.arange(examples).float(), torch.arange(examples))
+    job = TrainingJob(model=nn.Identity(), split=own, seed=1, step_share=share)
+    whole = [batch for epoch in training_epochs(replace(job, step_share=1.0), options) for batch in epoch]
+    part = [batch for epoch in training_epochs(job, options) for batch in epoch]
+    single = list(training_batches(own, options, torch.Generator()))
+    assert len(single) == steps_per_epoch(own, batch_size)
+    assert len(whole) == len(single) * epochs
+    assert len(part) == count_steps(job, options)
+    assert len(whole) * share <= len(part) < len(whole) * share + 1
+    for one, other in zip(part, whole, strict=False):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_a_share_in_decimals_is_rounded_up_exactly():
+    job = TrainingJob(model=nn.Identity(), split=images(30, 0), seed=1, step_share=0.1)
+    assert job.share_of(30) == 3  # in floats 0.1 * 30 is over 3
+    assert job.share_of(31) == 4
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_an_invalid_share_raises_an_error(share):
+    with pytest.raises(ConfigError, match=r"step_share is .*; expected a number over 0 and up to 1"):
+        TrainingJob(model=nn.Identity(), split=images(3, 0), seed=1, step_share=share)
+
+
+def test_an_empty_split_raises_an_error_before_anyone_is_trained():
+    jobs = make_jobs(small(), (10, 0))
+    before = state(jobs[0].model)
+    for engine in ("plain", "cohort"):
+        with pytest.raises(DataError, match="there are no examples to train on"):
+            train_together(jobs, OPTIONS, engine=engine)
+    assert same(state(jobs[0].model), before)
+
+
+def test_engines_have_names(monkeypatch):
+    model, split = nn.Linear(2, 2), Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
+    with pytest.raises(ConfigError, match="engine is 'warp'; expected auto or one of plain"):
+        train(model, split, OPTIONS, seed=1, engine="warp")
+    monkeypatch.setitem(ENGINES, "mine", lambda jobs, options: [(job, options) for job in jobs])
+    job, options = train(model, split, OPTIONS, classes=[1], seed=1, engine="mine")
+    assert (job.model, job.classes, job.seed, options) == (model, [1], 1, OPTIONS)
+
+
+ALL = ("plain", "graph", "cohort")
+
+
+def linear_jobs(number, model=None):
+    split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
+    return [TrainingJob(model=model or nn.Linear(2, 2), split=split, seed=client) for client in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("device", "number", "available", "engine"),
+    [
+        ("cpu", 0, ALL, "plain"),
+        ("cpu", 1, ALL, "plain"),
+        ("cpu", 2, ALL, "cohort"),
+        ("cpu", 2, ("plain",), "plain"),
+        ("mps", 1, ALL, "plain"),
+        ("mps", 5, ALL, "plain"),
+        ("cuda", 1, ALL, "graph"),
+        ("cuda", 1, ("plain", "cohort"), "plain"),
+        ("cuda", 2, ALL, "cohort"),
+    ],
+)
+def test_the_device_and_the_number_of_clients_decide(monkeypatch, device, number, available, engine):
+    monkeypatch.setattr(engines, "device_of", lambda model: torch.device(device))
+    assert fastest_engine(linear_jobs(number), available) == engine
+
+
+def test_large_models_train_together_on_a_gpu_only(monkeypatch):
+    with torch.device("meta"):
+        small, large = (nn.Linear(MOST_ON_CPU // 2, 2, bias=False), nn.Linear(MOST_ON_CPU // 2 + 1, 2, bias=False))
+    for device, engine in (("cpu", "plain"), ("cuda", "cohort")):
+        monkeypatch.setattr(engines, "device_of", lambda model, device=device: torch.device(device))
+        assert fastest_engine(linear_jobs(2, small), ALL) == "cohort"
+        assert fastest_engine(linear_jobs(2, large), ALL) == engine
+
+
+def hooked(kind: str) -> nn.Module:
+    layer = nn.Linear(2, 2)
+    target = layer.weight if kind in ("register_hook", "register_post_accumulate_grad_hook") else layer
+    getattr(target, kind)(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "engine"),
+    [
+        (nn.Dropout(0.1), "plain"),
+        (nn.Dropout(0.0), "cohort"),
+        (nn.AlphaDropout(0.5), "plain"),
+        (nn.BatchNorm1d(2), "plain"),
+        (nn.BatchNorm1d(2, track_running_stats=False), "cohort"),
+        (nn.InstanceNorm1d(2, track_running_stats=True), "plain"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "cohort"),
+        *[
+            (hooked(kind), "plain")
+            for kind in (
+                "register_forward_hook",
+                "register_forward_pre_hook",
+                "register_full_backward_hook",
+                "register_full_backward_pre_hook",
+                "register_hook",
+                "register_post_accumulate_grad_hook",
+            )
+        ],
+    ],
+)
+def test_models_that_cannot_train_together_train_alone(layer, engine):
+    assert fastest_engine(linear_jobs(2, nn.Sequential(nn.Linear(2, 2), layer)), ALL) == engine
+
+
+def test_auto_is_the_fastest_engine(monkeypatch):
+    for name in ("plain", "cohort"):
+        monkeypatch.setitem(ENGINES, name, lambda jobs, options, name=name: [name] * len(jobs))
+    assert train_together(linear_jobs(2), OPTIONS) == ["cohort"] * 2
+    assert train_together(linear_jobs(1), OPTIONS) == ["plain"]
+    assert train_together([], OPTIONS) == []
+
+
+def test_training_loads_neither_torchs_compiler_nor_flower():
+    """``torch.optim.SGD`` would load the compiler: two seconds and 150 MB in every process."""
+    code = """if True:
+        import sys, torch
+        from heterofl_flwr.data import Split
+        from heterofl_flwr.training import TrainingJob, TrainOptions, evaluate, train
+        from heterofl_flwr.training.engines.cohort import Cohort
+        from heterofl_flwr.training.engines.joint import Vmapped, Wide
+        model, options = torch.nn.Linear(2, 2), TrainOptions(learning_rate=0.1)
+        split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
+        train(model, split, options, seed=0)
+        evaluate(model, split)
+        for way in (Wide, Vmapped):
+            jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
+            Cohort(jobs, options, way).train()
+        print(*{"torch._dynamo", "flwr", "flwr_datasets", "datasets", "torchvision"} & set(sys.modules))
+    """
+    assert run_python(code) == []
