@@ -38,26 +38,20 @@ ETA: Mapping[str, float] = MappingProxyType(
 )
 """What ``server.eta=auto`` stands for, by ``server.optimizer``."""
 
-_Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.default
+Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.default
 
 
 class FidelitySettings(Group):
     """Where the authors' code and what is right differ; see ``Fidelity``."""
 
     default: Variant = setting("paper", "what the quirks below are where they are ''")
-    encoder_init: _Quirk = setting(
-        "", "Transformer layers start as identical copies (paper) or are drawn one by one (fixed)"
-    )
-    mask_fill: _Quirk = setting("", "logits of classes that a client lacks become 0 (paper) or -inf (fixed)")
-    label_rows: _Quirk = setting(
-        "", "classifier rows count by label even without a masked loss (paper), or only with one (fixed)"
-    )
-    extra_rows: _Quirk = setting(
-        "", "rows beyond the classes are never averaged (paper) or count for every holder (fixed)"
-    )
-    moments: _Quirk = setting("", "static batch norm averages moments of batches (paper) or pools all samples (fixed)")
-    shards: _Quirk = setting("", "a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
-    perplexity: _Quirk = setting("", "mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
+    encoder_init: Quirk = setting("", "Transformer layers start as copies (paper) or are drawn one by one (fixed)")
+    mask_fill: Quirk = setting("", "logits of classes that a client lacks become 0 (paper) or -inf (fixed)")
+    label_rows: Quirk = setting("", "classifier rows count by label always (paper) or only with a masked loss (fixed)")
+    extra_rows: Quirk = setting("", "rows beyond the classes never change (paper) or count for every holder (fixed)")
+    moments: Quirk = setting("", "static batch norm averages moments of batches (paper) or pools all samples (fixed)")
+    shards: Quirk = setting("", "a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
+    perplexity: Quirk = setting("", "mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
 
     def to_core(self) -> Fidelity:
         """Return the quirks as the maths takes them."""
@@ -105,12 +99,10 @@ class TrainSettings(Group):
     weight_decay: NotNegative = setting(5e-4, "weight decay on all parameters")
     clip: NotNegative = setting(1.0, "largest norm of a step's gradient; 0 for no limit")
     proximal: NotNegative = setting(0.0, "weight of FedProx's pull towards the round's global model")
-    ordered_dropout: bool = setting(
-        False, "each batch trains the client's model or a smaller one of the mix inside it (FjORD)"
-    )
+    ordered_dropout: bool = setting(False, "each batch trains the client's model or a smaller one inside it (FjORD)")
     mask_fill: Fill = setting(AUTO, "logits of classes that a client lacks, in its loss; auto: as fidelity.mask-fill")
     precision: Precision = setting(
-        "float32", "bits of the products in a step; parameters and their averages stay in float32"
+        "float32", "bits of a step's products; parameters and their averages stay in float32"
     )
     upload: Upload = setting(
         "float32",
@@ -182,28 +174,24 @@ class ServerSettings(Group):
     robust_trim: Annotated[float, Field(ge=0, le=0.49)] = setting(
         Robust().trim, "share of an entry's holders that trimmed drops at each end; at least one"
     )
-    robust_few: Few = setting(
-        Robust().few, "entries that one or two clients hold: a shorter step, or keep the old value"
-    )
+    robust_few: Few = setting(Robust().few, "entries of one or two clients: a shorter step, or keep the old value")
     norm_bound: NotNegative = setting(
-        0.0, "a reply that changes its slice by more than this, in the L2 norm, is refused; 0 for no bound"
+        0.0, "a reply that changes its slice by more (L2 norm) is rejected; 0 for no bound"
     )
     max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = setting(
         Limits().examples,
-        "a reply that counts more examples is refused; with server.weights=examples, set it near the largest client's",
+        "a reply that counts more examples is rejected; with server.weights=examples, set it near the largest client's",
     )
     max_examples_ratio: NotNegative = setting(
         AUTO,
         "in means of metrics a client counts at most so many times the examples of the median client; 0 for no "
         "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet)",
     )
-    max_refusals: Natural = setting(0, "refused replies in a row after which a client is not drawn any more; 0: never")
+    max_refusals: Natural = setting(0, "rejected replies in a row after which a client is not drawn again; 0: never")
     levels: types.Levels = setting(
         "", "levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"
     )
-    largest_level: types.Level = setting(
-        "a", "the largest level of nodes that are not in server.levels, whatever they say"
-    )
+    largest_level: types.Level = setting("a", "the largest level of nodes not in server.levels, whatever they say")
 
     def server_optimizer(self) -> ServerOptimizer | None:
         """Return what makes a step of what the mean changes; None for the mean as it is."""
@@ -235,12 +223,10 @@ class PrivacySettings(Group):
     """What the model may give away of a single client."""
 
     clip: NotNegative = setting(0.0, "L2 norm to which a client's change of its slice is shortened; 0: no clipping")
-    noise: NotNegative = setting(
-        0.0, "deviation of the noise on the clients' sum, in multiples of privacy.clip; 0: none"
-    )
-    delta: Annotated[float, Field(gt=0, le=0.5)] = setting(1e-5, "at which the run's record states epsilon")
+    noise: NotNegative = setting(0.0, "deviation of the noise on the clients' sum, in units of privacy.clip; 0: none")
+    delta: Annotated[float, Field(gt=0, le=0.5)] = setting(1e-5, "delta at which the run's record states epsilon")
     moments_clip: Positive = setting(
-        10.0, "L2 norm to which a client's batch norm moments are shortened where there is noise"
+        10.0, "L2 norm to which a client's batch norm moments are clipped where there is noise"
     )
 
     def to_core(self) -> Privacy:
@@ -257,15 +243,11 @@ class DistillSettings(Group):
     seed_size: Count = setting(1000, "examples of the seed set, which every client has")
     seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
     steps: Natural = setting(10, "seed steps of a client in a round")
-    temperature: Positive = setting(1.0, "by what logits are divided before softmax")
-    direction: Direction = setting(
-        "forward", "divergence that is learnt from: KL(peer, own) or, in reverse, KL(own, peer)"
-    )
+    temperature: Positive = setting(1.0, "divides the logits before softmax")
+    direction: Direction = setting("forward", "divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)")
     weight: NotNegative = setting(1.0, "weight of the mean divergence")
     labels: bool = setting(True, "the labels of the seed set count too")
-    projection: Projection = setting(
-        "gem", "what becomes of the gradients of own and of seed data where they are at odds"
-    )
+    projection: Projection = setting("gem", "what happens to gradients of own and of seed data that conflict")
 
     def to_core(self) -> DistillOptions:
         """Return how a client learns from its peers."""
@@ -273,11 +255,11 @@ class DistillSettings(Group):
 
 
 class EvaluateSettings(Group):
-    """How the model is judged."""
+    """How the model is evaluated."""
 
     every: Natural = setting(AUTO, "rounds from one evaluation to the next; the last round has one; 0 for none")
     nodes: Literal["all", "capable"] = setting(
-        "all", "who runs the full model: all nodes, as in the paper, or those that can hold it"
+        "all", "who runs the full model: all nodes (paper), or those that can hold it"
     )
     levels: Annotated[bool | Literal["last"], "true, false or 'last'"] = setting(
         AUTO, "evaluate each level's own model too: each time, never, or after the last round"
@@ -337,11 +319,11 @@ class RunSettings(Group):
     checkpoint_every: Count = setting(1, "rounds from one checkpoint to the next; the last round has one")
     metric: Annotated[
         str, types.matching(r"[\w/-]*"), "a metric of evaluation such as 'local-accuracy', or '' for the global model's"
-    ] = setting("", "by what the best round is chosen")
+    ] = setting("", "the metric by which the best round is chosen")
     patience: Natural = setting(0, "evaluations in a row without a new best after which the run stops; 0: never")
     callbacks: Annotated[
         types.Names, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
-    ] = setting("tensorboard", "what is told of each round")
+    ] = setting("tensorboard", "what is called with the record of each round")
 
 
 class Settings(Group):
@@ -349,7 +331,7 @@ class Settings(Group):
 
     mix: types.MixText = setting("a1-b1-c1-d1-e1", "levels and how many parts of the clients have each")
     assignment: Literal["fix", "dynamic"] = setting(
-        "fix", "levels stay with their clients, or are drawn anew each round"
+        "fix", "levels stay with their clients or are drawn anew each round"
     )
     num_rounds: Count = setting(AUTO, "rounds of the run")
     seed: Natural = setting(0, "what every random draw depends on")

@@ -56,6 +56,23 @@ def client_settings(settings: Settings, partition: int) -> Settings:
     return with_architecture(settings, names[partition % len(names)]) if names else settings
 
 
+OTHER: Mapping[str, Flat] = MappingProxyType(
+    {
+        "num-rounds": 50,
+        "model.name": "cnn",
+        "model.hidden": "",
+        "model.norm": "sbn",
+        "train.lr": 0.05,
+        "train.milestones": "",
+        "train.epochs": 3,
+        "train.batch-size": 10,
+        "sample.fraction": 0.1,
+        "evaluate.every": 5,
+        "evaluate.levels": True,
+    }
+)
+"""For data sets that we do not know."""
+
 _PAPER: dict[str, Flat] = {
     "model.norm": "sbn",
     "model.hidden": "",
@@ -67,17 +84,11 @@ _PAPER: dict[str, Flat] = {
 PRESETS: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
     {
         "digits": {
+            **OTHER,
             "num-rounds": 5,
-            "model.name": "cnn",
             "model.hidden": "32,64,128",
-            "model.norm": "sbn",
-            "train.lr": 0.05,
-            "train.milestones": "",
-            "train.epochs": 3,
-            "train.batch-size": 10,
             "sample.fraction": 1.0,
             "evaluate.every": 1,
-            "evaluate.levels": True,
         },
         # Table 6 and the authors' code.
         "mnist": {
@@ -120,24 +131,6 @@ NOT_IID: Mapping[str, Mapping[str, Flat]] = MappingProxyType(
     }
 )
 """What changes where the clients' data differ in kind."""
-
-OTHER: Mapping[str, Flat] = MappingProxyType(
-    {
-        "num-rounds": 50,
-        "model.name": "cnn",
-        "model.hidden": "",
-        "model.norm": "sbn",
-        "train.lr": 0.05,
-        "train.milestones": "",
-        "train.epochs": 3,
-        "train.batch-size": 10,
-        "sample.fraction": 0.1,
-        "evaluate.every": 5,
-        "evaluate.levels": True,
-    }
-)
-"""For data sets that we do not know."""
-
 
 CLIENTS: Mapping[str, int] = MappingProxyType({"digits": 20})
 """How many clients ``heterofl run`` starts for a data set; for all others 100, as in the paper."""
