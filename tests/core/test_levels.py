@@ -290,14 +290,6 @@ def test_a_partition_that_does_not_exist_is_refused(partition, number):
         fixed_rate(Mix.parse("a1"), partition, number)
 
 
-@pytest.mark.parametrize("capacity", [0, -1, 1.5, float("nan"), True])
-def test_a_capacity_that_is_no_rate_is_refused(capacity):
-    with pytest.raises(ConfigError, match="expected a number above 0 and up to 1"):
-        fixed_rate(Mix.parse("a1"), 0, 1, capacity=capacity)
-    with pytest.raises(ConfigError, match="expected a number above 0 and up to 1"):
-        dynamic_rate(Mix.parse("a1"), seed=0, server_round=1, partition=0, capacity=capacity)
-
-
 def _draws(mix, capacity=None, seed=0, rounds=200, partitions=50):
     return [
         dynamic_rate(mix, seed=seed, server_round=server_round, partition=partition, capacity=capacity)
