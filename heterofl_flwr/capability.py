@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.core.levels import LEVELS, rate_of
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.training.capacity import Trial, largest_rate
@@ -38,20 +38,23 @@ def answer_capability(message: Message, context: Context, trial: Callable[[], Tr
                 "the node config has level='auto', but this app gives no data to try: pass data to answer_queries, or "
                 "name a level"
             )
-        said[wire.CAPACITY] = _measured(context, trial(), _rates_of(message))
-    return Message(RecordDict({wire.CONFIG: wire.new_config(said)}), reply_to=message)
+        said[messages.CAPACITY] = _measured(context, trial(), _rates_of(message))
+    return Message(RecordDict({messages.CONFIG: messages.new_config(said)}), reply_to=message)
 
 
 def capability_of(context: Context) -> dict[str, object]:
     """Return what a node's own config says: level or rate, and which part of the data it has."""
     node = context.node_config
-    if wire.NODE_LEVEL in node and wire.NODE_RATE in node:
+    if messages.NODE_LEVEL in node and messages.NODE_RATE in node:
         raise ConfigError("the node config has both level and rate: keep one")
     said: dict[str, object] = {}
-    capacity = node.get(wire.NODE_LEVEL, node.get(wire.NODE_RATE))
+    capacity = node.get(messages.NODE_LEVEL, node.get(messages.NODE_RATE))
     if capacity is not None and not measures_itself(context):
-        said[wire.CAPACITY] = rate_of(capacity)
-    for key, own in ((wire.PARTITION, wire.NODE_PARTITION), (wire.NUM_PARTITIONS, wire.NODE_NUM_PARTITIONS)):
+        said[messages.CAPACITY] = rate_of(capacity)
+    for key, own in (
+        (messages.PARTITION, messages.NODE_PARTITION),
+        (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),
+    ):
         if own in node:
             value = node[own]
             if isinstance(value, str) and value.isdecimal():
@@ -64,25 +67,26 @@ def capability_of(context: Context) -> dict[str, object]:
 
 def measures_itself(context: Context) -> bool:
     """Whether a node's config leaves its level to a measurement."""
-    return context.node_config.get(wire.NODE_LEVEL) == AUTO
+    return context.node_config.get(messages.NODE_LEVEL) == AUTO
 
 
 def _rates_of(message: Message) -> Sequence[float]:
     """Return the rates that a server offers: those of its mix, so what a node proposes is never above them."""
-    rates = wire.config_of(message, wire.SERVER).get(wire.RATES, list(LEVELS.values()))
+    rates = messages.config_of(message, messages.SERVER).get(messages.RATES, list(LEVELS.values()))
     if not isinstance(rates, list) or not rates or not all(isinstance(rate, float) for rate in rates):
-        raise ReplyError(f"{wire.SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
+        raise ReplyError(f"{messages.SERVER} sent {rates!r} as {messages.RATES}, expected a list of numbers")
     return [float(rate) for rate in rates]
 
 
 def _measured(context: Context, trial: Trial, rates: Sequence[float]) -> float:
     """Return the largest rate that this node can train; it measures again only if what that depends on has changed."""
-    budget = context.node_config.get(wire.NODE_SECONDS, ROUND_SECONDS)
+    budget = context.node_config.get(messages.NODE_SECONDS, ROUND_SECONDS)
     if isinstance(budget, bool | str) or not (math.isfinite(budget) and budget > 0):
-        raise ConfigError(f"the node config has {wire.NODE_SECONDS}={budget!r}; expected a number above 0")
+        raise ConfigError(f"the node config has {messages.NODE_SECONDS}={budget!r}; expected a number above 0")
     of = f"{budget:g} s; {trial.key(rates)}"
-    path = context.node_config.get(wire.NODE_CAPACITY)
-    found = _kept(context) if path is None else _read(Path(str(path)))
+    path = context.node_config.get(messages.NODE_CAPACITY)
+    record = context.state.get(_RECORD)
+    found = _read(Path(str(path))) if path is not None else dict(record) if isinstance(record, ConfigRecord) else {}
     if found.get(_OF) == of and found.get(_RATE) in rates:
         return rate_of(found[_RATE])  # type: ignore[arg-type]
     rate = largest_rate(trial, rates, budget)
@@ -91,11 +95,6 @@ def _measured(context: Context, trial: Trial, rates: Sequence[float]) -> float:
     else:
         _write(Path(str(path)), {_OF: of, _RATE: rate})
     return rate
-
-
-def _kept(context: Context) -> dict[str, object]:
-    record = context.state.get(_RECORD)
-    return dict(record) if isinstance(record, ConfigRecord) else {}
 
 
 def _read(path: Path) -> dict[str, object]:

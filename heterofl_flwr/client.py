@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.fidelity import Variant
@@ -64,26 +64,29 @@ def submodel(
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    rate = wire.value_of(wire.config_of(message, wire.SERVER), wire.RATE, float, wire.SERVER)
+    rate = messages.value_of(messages.config_of(message, messages.SERVER), messages.RATE, float, messages.SERVER)
     return next(model for _, model in _models_at(message, build, [rate], own, seed_torch))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
-    shared = wire.shared_of(wire.config_of(message, wire.SERVER), wire.SERVER)
+    shared = messages.shared_of(messages.config_of(message, messages.SERVER), messages.SERVER)
     return {name: tensor for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
 def seed_of(message: Message) -> int:
     """Return a seed that is a function of the run's seed, the round and the client."""
-    config = wire.config_of(message, wire.SERVER)
-    parts = [wire.value_of(config, key, int, wire.SERVER) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION)]
+    config = messages.config_of(message, messages.SERVER)
+    parts = [
+        messages.value_of(config, key, int, messages.SERVER)
+        for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
+    ]
     return derive(parts[0], "client", *parts[1:])
 
 
 def share_of_work(message: Message) -> float:
     """Return after which share of its steps a client is to stop: 1, but where devices are simulated."""
-    return wire.work_of(wire.config_of(message, wire.SERVER), wire.SERVER)
+    return messages.work_of(messages.config_of(message, messages.SERVER), messages.SERVER)
 
 
 def models_to_evaluate(
@@ -93,10 +96,10 @@ def models_to_evaluate(
 
     The models are as ``submodel`` returns them; ``seed_torch`` is that of ``submodel``, before each.
     """
-    config = wire.config_of(message, wire.SERVER)
-    rates = config.get(wire.RATES, [config.get(wire.RATE)])
+    config = messages.config_of(message, messages.SERVER)
+    rates = config.get(messages.RATES, [config.get(messages.RATE)])
     if not isinstance(rates, list) or not all(isinstance(rate, float) for rate in rates):
-        raise ReplyError(f"{wire.SERVER} sent {rates!r} as {wire.RATES}, expected a list of numbers")
+        raise ReplyError(f"{messages.SERVER} sent {rates!r} as {messages.RATES}, expected a list of numbers")
     yield from _models_at(message, build, cast("list[float]", rates), None, seed_torch)
 
 
@@ -128,18 +131,18 @@ def reply(
     """
     config: dict[str, object] = {}
     if labels is not None:
-        config[wire.LABELS] = sorted({int(label) for label in labels})
+        config[messages.LABELS] = sorted({int(label) for label in labels})
     if capacity is not None:
-        config[wire.CAPACITY] = rate_of(capacity)
+        config[messages.CAPACITY] = rate_of(capacity)
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        upload = wire.upload_of(wire.config_of(message, wire.SERVER), wire.SERVER)
+        upload = messages.upload_of(messages.config_of(message, messages.SERVER), messages.SERVER)
         records = _trained(message, model, upload)
         if upload != "float32":
-            config[wire.UPLOAD] = upload
-    said = MetricRecord({**numbers, wire.NUM_EXAMPLES: int(num_examples)})
-    content = RecordDict({wire.CONFIG: wire.new_config(config), wire.METRICS: said, **records})
+            config[messages.UPLOAD] = upload
+    said = MetricRecord({**numbers, messages.NUM_EXAMPLES: int(num_examples)})
+    content = RecordDict({messages.CONFIG: messages.new_config(config), messages.METRICS: said, **records})
     return Message(content, reply_to=message)
 
 
@@ -169,7 +172,11 @@ def answer_queries(
     epochs : int
         Passes over the data in a round, from which such a node reckons how long one takes it.
     """
-    build_of = _resolved(build, build_from)
+    if (build is None) == (build_from is None):
+        raise ConfigError(
+            "answer_queries takes either build, from a rate to the model, or build_from, from the context"
+        )
+    build_of = build_from or (lambda context: cast("Build", build))
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
@@ -181,15 +188,6 @@ def answer_queries(
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
         return answer_moments(message, build_of(context), lambda: data(context))
-
-
-def _resolved(build: Build | None, build_from: Callable[[Context], Build] | None) -> Callable[[Context], Build]:
-    """Return the function from a context to ``build``, of which one of two forms was given."""
-    if build is not None and build_from is None:
-        return lambda context: build
-    if build is None and build_from is not None:
-        return build_from
-    raise ConfigError("answer_queries takes either build, from a rate to the model, or build_from, from the context")
 
 
 def _trial(build: Build, batches: Batches, epochs: int) -> Trial:
@@ -211,20 +209,23 @@ def answer_moments(
 
     ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
-    kind = cast("Variant", wire.value_of(wire.config_of(message, wire.SERVER), wire.MOMENTS_KIND, str, wire.SERVER))
+    kind = cast(
+        "Variant",
+        messages.value_of(messages.config_of(message, messages.SERVER), messages.MOMENTS_KIND, str, messages.SERVER),
+    )
     moments = {
         rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind, together=together)
         for rate, model in models_to_evaluate(message, build, seed_torch=seed_torch)
     }
-    content = RecordDict({wire.MOMENTS: wire.pack_moments(moments), wire.CONFIG: wire.new_config({})})
+    content = RecordDict({messages.MOMENTS: messages.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
 
 
 def _state_of(message: Message) -> dict[str, Tensor]:
-    records = wire.arrays_in(message.content)
-    if wire.ARRAYS not in records:
-        raise ReplyError(f"{wire.SERVER} sent no {wire.ARRAYS} record")
-    return wire.tensors_of(records[wire.ARRAYS], wire.SERVER)
+    records = messages.arrays_in(message.content)
+    if messages.ARRAYS not in records:
+        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
+    return messages.tensors_of(records[messages.ARRAYS], messages.SERVER)
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
@@ -233,30 +234,34 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
-    config = wire.config_of(message, wire.SERVER)
-    shared, clip = wire.shared_of(config, wire.SERVER), wire.clip_of(config, wire.SERVER)
+    config = messages.config_of(message, messages.SERVER)
+    shared, clip = messages.shared_of(config, messages.SERVER), messages.clip_of(config, messages.SERVER)
     state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     if clip:
         state = clipped(_state_of(message), state, clip)
     if upload == "float32":
-        return {wire.ARRAYS: ArrayRecord(state)}
-    return wire.pack_changes(compress(_state_of(message), state, upload, seed=seed_of(message)))
+        return {messages.ARRAYS: ArrayRecord(state)}
+    return messages.pack_changes(compress(_state_of(message), state, upload, seed=seed_of(message)))
 
 
 def _models_at(
     message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None, seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
-    config = wire.config_of(message, wire.SERVER)
-    top = wire.value_of(config, wire.RATE, float, wire.SERVER)
+    config = messages.config_of(message, messages.SERVER)
+    top = messages.value_of(config, messages.RATE, float, messages.SERVER)
     state: Mapping[str, Tensor] = _state_of(message)
-    if (shared := wire.shared_of(config, wire.SERVER)) != ALL:
+    if (shared := messages.shared_of(config, messages.SERVER)) != ALL:
         state = {**_kept_part(config, build, top, shared, own), **state}
-    records = wire.arrays_in(message.content)
+    records = messages.arrays_in(message.content)
     seed = seed_of(message)
     for rate in rates:
         model = model_at(build, state, top, rate)
         if message.metadata.message_type.startswith("evaluate"):
-            moments = wire.unpack_moments(records[wire.MOMENTS], rate, wire.SERVER) if wire.MOMENTS in records else None
+            moments = (
+                messages.unpack_moments(records[messages.MOMENTS], rate, messages.SERVER)
+                if messages.MOMENTS in records
+                else None
+            )
             model = for_evaluation(model, moments)
         if seed_torch:
             torch.manual_seed(seed)
@@ -268,8 +273,8 @@ def _kept_part(
 ) -> dict[str, Tensor]:
     """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
     if own is None:
-        top = wire.value_of(config, wire.GLOBAL_RATE, float, wire.SERVER)
-        seed = wire.value_of(config, wire.SEED, int, wire.SERVER)
+        top = messages.value_of(config, messages.GLOBAL_RATE, float, messages.SERVER)
+        seed = messages.value_of(config, messages.SEED, int, messages.SERVER)
         own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
     model = fresh_model(build, rate)
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
@@ -308,8 +313,8 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = dict(model.named_parameters())
     if wrong := _misfits(state, own):
         raise ReplyError(
-            f"{wire.SERVER} sent parameters that do not fit the model this node builds ({wrong}): give both the same "
-            f"function from a rate to the model"
+            f"{messages.SERVER} sent parameters that do not fit the model this node builds ({wrong}): give both the "
+            f"same function from a rate to the model"
         )
     for name, parameter in own.items():
         parameter.copy_(state[name])

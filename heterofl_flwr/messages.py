@@ -145,6 +145,11 @@ def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> 
     return value
 
 
+def optional_value(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> Value | None:
+    """Return one value of a config, or None where there is none."""
+    return value_of(config, key, kind, sender) if key in config else None
+
+
 def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
     """Return the array records among what a message carries; a single one of a strange name is that of parameters.
 

@@ -7,7 +7,7 @@ import torch
 from flwr.common import Context, NDArrays, Scalar
 from torch import nn
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.capability import capability_of, measures_itself
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, named
 from heterofl_flwr.client import Batches, Build, for_evaluation, inputs_of, model_at
@@ -28,7 +28,7 @@ def submodel(
     that of ``heterofl_flwr.client.submodel``.
     """
     _check(config)
-    return next(_models_at(parameters, config, build, [float(config[wire.RATE])], seed_torch))[1]
+    return next(_models_at(parameters, config, build, [float(config[messages.RATE])], seed_torch))[1]
 
 
 def models_to_evaluate(
@@ -41,7 +41,7 @@ def models_to_evaluate(
 
 def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
     """Whether an instruction to fit asks for static batch norm moments instead; see ``answer_moments``."""
-    return config.get(wire.TASK) == wire.TASK_MOMENTS
+    return config.get(messages.TASK) == messages.TASK_MOMENTS
 
 
 def answer_moments(
@@ -57,7 +57,7 @@ def answer_moments(
     ``batches`` is called once for each rate and returns the training inputs, as in ``heterofl_flwr.client``, on
     ``device``.
     """
-    kind = cast("Variant", config[wire.MOMENTS_KIND])
+    kind = cast("Variant", config[messages.MOMENTS_KIND])
     moments = {
         rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind)
         for rate, model in models_to_evaluate(parameters, config, build)
@@ -83,25 +83,25 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     if measures_itself(context):
         raise ConfigError("the node config has level='auto', which the classic API has no place for: name a level")
     said = cast("dict[str, Scalar]", capability_of(context))
-    return {**said, wire.MOMENTS: True} if moments else said
+    return {**said, messages.MOMENTS: True} if moments else said
 
 
 def _models_at(
     parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
-    top = float(config[wire.RATE])
+    top = float(config[messages.RATE])
     names = [name for name, _ in fresh_model(build, top).named_parameters()]
-    kind = config.get(wire.MOMENTS_KIND) if config.get(wire.TASK) == wire.TASK_EVALUATE else None
+    kind = config.get(messages.MOMENTS_KIND) if config.get(messages.TASK) == messages.TASK_EVALUATE else None
     own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
-    state = named(names, own, wire.SERVER)
+    state = named(names, own, messages.SERVER)
     moments: Mapping[float, Moments] = {}
     if kind is not None:
         layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _rates(config)}
-        moments = moments_from_arrays(more, cast("Variant", kind), layers, wire.SERVER)
-    seed, *purpose = (int(config[key]) for key in (wire.SEED, wire.SERVER_ROUND, wire.PARTITION))
+        moments = moments_from_arrays(more, cast("Variant", kind), layers, messages.SERVER)
+    seed, *purpose = (int(config[key]) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION))
     for rate in rates:
         model = model_at(build, state, top, rate)
-        if config.get(wire.TASK) == wire.TASK_EVALUATE:
+        if config.get(messages.TASK) == messages.TASK_EVALUATE:
             model = for_evaluation(model, moments.get(rate))
         if seed_torch:
             torch.manual_seed(derive(seed, "client", *purpose))
@@ -109,11 +109,13 @@ def _models_at(
 
 
 def _check(config: Mapping[str, Scalar]) -> None:
-    wire.check_schema(config, wire.SERVER)
-    missing = [key for key in (wire.RATE, wire.SEED, wire.SERVER_ROUND, wire.PARTITION) if key not in config]
+    messages.check_schema(config, messages.SERVER)
+    missing = [
+        key for key in (messages.RATE, messages.SEED, messages.SERVER_ROUND, messages.PARTITION) if key not in config
+    ]
     if missing:
-        raise ReplyError(f"{wire.SERVER} sent an instruction without {', '.join(missing)}")
+        raise ReplyError(f"{messages.SERVER} sent an instruction without {', '.join(missing)}")
 
 
 def _rates(config: Mapping[str, Scalar]) -> list[float]:
-    return [float(rate) for rate in str(config.get(wire.RATES, config[wire.RATE])).split(",")]
+    return [float(rate) for rate in str(config.get(messages.RATES, config[messages.RATE])).split(",")]

@@ -114,7 +114,11 @@ def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str
         raise ReplyError(
             f"{sender} sent {what}, expected up to {MOST_METRICS} with names of up to {LONGEST_NAME} printable letters"
         )
-    unusable = {name: value for name, value in found.items() if not _is_possible(name, value)}
+    unusable = {
+        name: value
+        for name, value in found.items()
+        if not (0 <= value <= 1 if is_share(name) else abs(value) <= LARGEST_METRIC)
+    }
     if unusable:
         logger.warning(
             "%s sent %s, which counts in no mean: expected 0 to 1 of %s, and finite numbers up to %g of others",
@@ -124,10 +128,6 @@ def read_numbers(metrics: Iterable[tuple[str, object]], sender: str) -> dict[str
             LARGEST_METRIC,
         )
     return {name: math.nan if name in unusable else float(value) for name, value in found.items()}
-
-
-def _is_possible(name: str, value: float) -> bool:
-    return 0 <= value <= 1 if is_share(name) else abs(value) <= LARGEST_METRIC
 
 
 def short(fault: str) -> str:

@@ -98,7 +98,9 @@ class Nodes:
         ``present`` is forgotten: a node that was started anew has another id, but the same partition.
         """
         if present is not None:
-            self._forget(self._known.keys() - set(present))
+            for node_id in self._known.keys() - set(present):
+                del self._known[node_id], self._partitions[node_id], self._seats[node_id]
+                self.seat_rates.pop(node_id, None)
         self._known.update(answers)
         names = names or {}
         _number(self._seats, _by_name(answers, names))
@@ -113,7 +115,12 @@ class Nodes:
                 unnumbered.append(node_id)
             else:
                 self._partitions[node_id] = wanted
-        _warn_of_unnamed(unnumbered, names)
+        if unnamed := sum(not names.get(node_id) for node_id in unnumbered):
+            logger.warning(
+                "%d nodes have neither a partition-id in their node config nor a registered name: they are numbered "
+                "by their random ids, so this run cannot be repeated exactly",
+                unnamed,
+            )
         _number(self._partitions, _by_name(unnumbered, names))
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
@@ -158,11 +165,6 @@ class Nodes:
         drawn = generator(seed, "sample", *purpose).sample(sorted(by_partition), number)
         return [by_partition[partition] for partition in drawn]
 
-    def _forget(self, node_ids: Iterable[int]) -> None:
-        for node_id in node_ids:
-            del self._known[node_id], self._partitions[node_id], self._seats[node_id]
-            self.seat_rates.pop(node_id, None)
-
 
 def _by_name(node_ids: Iterable[int], names: Mapping[int, str]) -> list[int]:
     return sorted(node_ids, key=lambda node_id: (names.get(node_id, ""), node_id))
@@ -173,16 +175,6 @@ def _number(numbers: dict[int, int], node_ids: Iterable[int]) -> None:
     taken = set(numbers.values())
     free = (number for number in count() if number not in taken)
     numbers.update(zip(node_ids, free, strict=False))
-
-
-def _warn_of_unnamed(node_ids: Iterable[int], names: Mapping[int, str]) -> None:
-    unnamed = sum(not names.get(node_id) for node_id in node_ids)
-    if unnamed:
-        logger.warning(
-            "%d nodes have neither a partition-id in their node config nor a registered name: they are numbered "
-            "by their random ids, so this run cannot be repeated exactly",
-            unnamed,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
@@ -123,19 +123,6 @@ host_log = logging.getLogger("flwr")
 """Flower's own log, which shows wherever an app runs."""
 
 
-def clients_by_level(rates: Mapping[int, float]) -> dict[str, list[int]]:
-    """Return the clients of a round, by partition, of each level from the largest on."""
-    found: dict[str, list[int]] = {}
-    for partition, rate in sorted(rates.items(), key=lambda item: (-item[1], item[0])):
-        found.setdefault(level_name(rate), []).append(partition)
-    return found
-
-
-def sent_to(clients: Collection[int], num_bytes: int | None) -> str:
-    """Return how many clients of a level train and, where it is known, what each is sent, such as ``2x12.3 MB``."""
-    return f"{len(clients)}" + ("" if num_bytes is None else f"x{text.size(num_bytes / len(clients))}")
-
-
 @dataclass(slots=True)
 class RoundLog:
     """What the strategy notes while a round runs."""
@@ -178,13 +165,15 @@ class RoundLog:
 
         Where few clients take part, they are named.
         """
-        by_level = clients_by_level(self.rates)
-        named = len(self.rates) <= NAMED
-        levels = [
-            f"{level} {sent_to(own, self.bytes_by_level.get(level))}"
-            + (f" (client{'s' if len(own) > 1 else ''} {text.numbers(own)})" if named else "")
-            for level, own in by_level.items()
-        ]
+        by_level: dict[str, list[int]] = {}  # from the largest level on
+        for partition, rate in sorted(self.rates.items(), key=lambda item: (-item[1], item[0])):
+            by_level.setdefault(level_name(rate), []).append(partition)
+        levels = []
+        for level, clients in by_level.items():
+            sent = self.bytes_by_level.get(level)
+            each = "" if sent is None else f"x{text.size(sent / len(clients))}"
+            named = f" (client{'s' if len(clients) > 1 else ''} {text.numbers(clients)})"
+            levels.append(f"{level} {len(clients)}{each}{named if len(self.rates) <= NAMED else ''}")
         more = [f"{len(levels) - LEVELS} more levels"] if len(levels) > LEVELS else []
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"round {server_round}: {', '.join([*levels[:LEVELS], *more])}; up {text.size(self.bytes_up)}{failed}"

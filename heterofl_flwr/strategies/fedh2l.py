@@ -6,9 +6,9 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from reprlib import repr as shown
-from typing import Unpack
+from typing import Any, Literal, Unpack, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -17,7 +17,7 @@ from torch import Tensor, nn, stack, zeros
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
@@ -26,21 +26,59 @@ from heterofl_flwr.strategies.replies import read_each, read_metrics
 from heterofl_flwr.training.distill import check_posteriors
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedSet:
+    """The seed set, which every client has, and what clients publish of it.
+
+    Attributes
+    ----------
+    classes
+        Number of classes, of which a posterior has an entry each.
+    seed_size
+        Examples of the seed set.
+    seed_batch
+        How many of them a round uses, drawn anew.
+    temperature
+        By what clients divide logits before they become posteriors.
+    """
+
+    classes: int
+    seed_size: int = 1000
+    seed_batch: int = 100
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Validate the options, all at once."""
+        check_fields(
+            self,
+            (
+                ("classes", self.classes >= 2, "2 or more"),
+                ("seed_batch", 1 <= self.seed_batch <= self.seed_size, f"1 up to seed_size, {self.seed_size}"),
+                ("temperature", self.temperature > 0, "a number above 0"),
+            ),
+        )
+
+
+SEED_SET: tuple[Literal["seed_size", "seed_batch", "temperature"], ...] = ("seed_size", "seed_batch", "temperature")
+
+
+class ExchangeKeywords(RunKeywords, total=False):
+    """The options of strategies that exchange posteriors: those of ``SeedSet`` and of ``HeteroFL``."""
+
+    seed_size: int
+    seed_batch: int
+    temperature: float
+
+
 class Exchange(HeteroFL):
     """What strategies share whose clients answer ``train.publish`` and ``train.learn``.
 
     Parameters
     ----------
     build, mix, **keywords
-        Those of ``HeteroFL``.
+        Those of ``HeteroFL``, and of ``SeedSet``.
     classes : int
         Number of classes, of which a posterior has an entry each.
-    seed_size : int
-        Examples of the seed set, which every client has.
-    seed_batch : int
-        How many of them a round uses, drawn anew.
-    temperature : float
-        By what clients divide logits before they become posteriors.
     """
 
     _train_kind = messages.TRAIN_PUBLISH
@@ -51,27 +89,18 @@ class Exchange(HeteroFL):
         mix: str | Mix,
         *,
         classes: int,
-        seed_size: int = 1000,
-        seed_batch: int = 100,
-        temperature: float = 1.0,
-        **keywords: Unpack[RunKeywords],
+        **keywords: Unpack[ExchangeKeywords],
     ) -> None:
-        if classes < 2 or not 1 <= seed_batch <= seed_size or not temperature > 0:
-            raise ConfigError(
-                f"{type(self).__name__} with {classes} classes, {seed_batch} of {seed_size} seed examples and "
-                f"temperature {temperature}: expected 2 classes or more, a batch of 1 up to the seed set, a "
-                f"temperature over 0"
-            )
-        super().__init__(build, mix, **keywords)
+        seed_set: dict[str, Any] = {name: keywords.pop(name) for name in SEED_SET if name in keywords}
+        self._seed_set = SeedSet(classes=classes, **seed_set)
+        super().__init__(build, mix, **cast("RunKeywords", keywords))
         if self.options.privacy.clip:
             raise ConfigError(
                 f"privacy: {type(self).__name__} exchanges posteriors, which are not noised; leave it off"
             )
         if self.options.sampling.spare:
             raise ConfigError(f"spare: in {type(self).__name__} clients learn from all others; leave it at 0")
-        self._shape = (seed_batch, classes)
-        self._seed_size = seed_size
-        self._temperature = temperature
+        self._shape = (self._seed_set.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
         self._seeds: Mapping[str, object] = {}
         self._config: Mapping[str, object] = {}
@@ -83,13 +112,16 @@ class Exchange(HeteroFL):
     def seed_rows(self, server_round: int) -> list[int]:
         """Return which examples of the seed set a round uses, ascending."""
         draw = generator(self.federation.seed, "seed-batch", server_round)
-        return sorted(draw.sample(range(self._seed_size), self._shape[0]))
+        return sorted(draw.sample(range(self._seed_set.seed_size), self._seed_set.seed_batch))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return the messages of the first exchange, in which clients train and publish."""
-        self._seeds = {messages.SEED_ROWS: self.seed_rows(server_round), messages.TEMPERATURE: self._temperature}
+        self._seeds = {
+            messages.SEED_ROWS: self.seed_rows(server_round),
+            messages.TEMPERATURE: self._seed_set.temperature,
+        }
         self._config = dict(config)
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -164,38 +196,17 @@ class FedH2L(Exchange):
         Number of classes, of which a posterior has an entry each.
     mix : str | Mix
         The rates at which clients build their models, and their shares; a client keeps its rate.
-    seed_size : int
-        Examples of the seed set, which every client has.
-    seed_batch : int
-        How many of them a round uses, drawn anew.
-    temperature : float
-        By what clients divide logits before they become posteriors.
     **keywords
-        Those of ``HeteroFL`` that do not say what is sent: ``seed``, ``fraction_train``, ``evaluation`` and so on.
+        Those of ``SeedSet``, and those of ``HeteroFL`` that do not say what is sent: ``seed``, ``fraction_train``,
+        ``evaluation`` and so on.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        mix: str | Mix = "a1",
-        *,
-        seed_size: int = 1000,
-        seed_batch: int = 100,
-        temperature: float = 1.0,
-        **keywords: Unpack[RunKeywords],
-    ) -> None:
+    def __init__(self, classes: int, mix: str | Mix = "a1", **keywords: Unpack[ExchangeKeywords]) -> None:
         if given := sorted(keywords.keys() & {"shared", "label_rows"}):
             raise TypeError(f"FedH2L sends no parameters, so it has no {' and no '.join(given)}")
         keywords["shared"], keywords["label_rows"] = (), ()
-        super().__init__(
-            lambda rate: nn.Identity(),  # the server holds a model without parameters
-            mix,
-            classes=classes,
-            seed_size=seed_size,
-            seed_batch=seed_batch,
-            temperature=temperature,
-            **keywords,
-        )
+        # The server holds a model without parameters.
+        super().__init__(lambda rate: nn.Identity(), mix, classes=classes, **keywords)
 
     def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
         """Return for each client what all others published."""

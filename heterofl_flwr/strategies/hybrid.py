@@ -25,8 +25,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.families import Build, Families, side_by_side
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.strategies.fedh2l import Exchange
-from heterofl_flwr.strategies.keywords import RunKeywords
+from heterofl_flwr.strategies.fedh2l import Exchange, ExchangeKeywords
 
 
 class Hybrid(Exchange):
@@ -43,10 +42,8 @@ class Hybrid(Exchange):
         For each family, by name, the function from a rate to its model.
     mix : str | Mix
         The rates of the clients and their shares, in each family.
-    classes, seed_size, seed_batch, temperature
+    classes, **keywords
         Those of ``FedH2L``.
-    **keywords
-        Those of ``HeteroFL``, but for ``shared``.
     """
 
     def __init__(
@@ -55,20 +52,9 @@ class Hybrid(Exchange):
         mix: str | Mix = "a1-b1-c1-d1-e1",
         *,
         classes: int,
-        seed_size: int = 1000,
-        seed_batch: int = 100,
-        temperature: float = 1.0,
-        **keywords: Unpack[RunKeywords],
+        **keywords: Unpack[ExchangeKeywords],
     ) -> None:
-        super().__init__(
-            partial(side_by_side, builds),
-            mix,
-            classes=classes,
-            seed_size=seed_size,
-            seed_batch=seed_batch,
-            temperature=temperature,
-            **keywords,
-        )
+        super().__init__(partial(side_by_side, builds), mix, classes=classes, **keywords)
         if self.federation.personal:
             raise ConfigError(
                 "the models of a family are averaged whole, so no parameter can stay with a client: use "

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from reprlib import repr as shown
 from types import FrameType
+from typing import cast
 
-from flwr.app import Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import messages
@@ -187,12 +188,14 @@ def read_train_reply(
     records = messages.arrays_in(reply.content)
     sub = messages.unpack_trained(records, messages.upload_of(config, sender), plan, sender)
     num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
-    labels = config.get(messages.LABELS)
-    if labels is not None and not isinstance(labels, list):
-        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
-    capacity = messages.value_of(config, messages.CAPACITY, float, sender) if messages.CAPACITY in config else None
-    num_bytes = sum(map(messages.size_of, records.values()))
-    return TrainReply(sub, num_examples, labels, capacity, metrics, num_bytes)  # type: ignore[arg-type]
+    return TrainReply(
+        sub=sub,
+        num_examples=num_examples,
+        labels=_read_labels(config, sender),
+        capacity=messages.optional_value(config, messages.CAPACITY, float, sender),
+        metrics=metrics,
+        num_bytes=sum(map(messages.size_of, records.values())),
+    )
 
 
 def read_metrics(
@@ -212,17 +215,21 @@ def read_metrics(
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return what a node says of itself."""
     config = messages.config_of(reply, sender)
-    labels = config.get(messages.LABELS)
-    if labels is not None and not (isinstance(labels, list) and all(isinstance(own, int) for own in labels)):
+    labels = _read_labels(config, sender)
+    if labels is not None and not all(isinstance(own, int) for own in labels):
         raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
     return Capability(
-        capacity=messages.value_of(config, messages.CAPACITY, float, sender) if messages.CAPACITY in config else None,
-        partition=messages.value_of(config, messages.PARTITION, int, sender) if messages.PARTITION in config else None,
-        num_partitions=messages.value_of(config, messages.NUM_PARTITIONS, int, sender)
-        if messages.NUM_PARTITIONS in config
-        else None,
-        num_examples=messages.value_of(config, messages.NUM_EXAMPLES, int, sender)
-        if messages.NUM_EXAMPLES in config
-        else 0,
-        labels=None if labels is None else tuple(labels),  # type: ignore[arg-type]
+        capacity=messages.optional_value(config, messages.CAPACITY, float, sender),
+        partition=messages.optional_value(config, messages.PARTITION, int, sender),
+        num_partitions=messages.optional_value(config, messages.NUM_PARTITIONS, int, sender),
+        num_examples=messages.optional_value(config, messages.NUM_EXAMPLES, int, sender) or 0,
+        labels=None if labels is None else tuple(labels),
     )
+
+
+def _read_labels(config: ConfigRecord, sender: str) -> list[int] | None:
+    """Return the labels that a reply names; the aggregator checks each."""
+    labels = config.get(messages.LABELS)
+    if labels is not None and not isinstance(labels, list):
+        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
+    return cast("list[int] | None", labels)

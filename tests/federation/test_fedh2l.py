@@ -111,11 +111,19 @@ def test_a_client_alone_learns_without_peers():
     assert strategy.log.train["peers"] == 0
 
 
-def test_options_that_mean_nothing_are_refused():
-    for options in (
-        {"classes": 1},
-        {"classes": 3, "seed_batch": 20, "seed_size": 10},
-        {"classes": 3, "temperature": 0},
-    ):
-        with pytest.raises(ConfigError, match="expected 2 classes or more"):
-            FedH2L(**options)
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"classes": 1}, "classes is 1, expected 2 or more"),
+        ({"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
+        ({"classes": 3, "temperature": 0}, "temperature is 0, expected a number above 0"),
+    ],
+)
+def test_invalid_options_are_refused(options, fault):
+    with pytest.raises(ConfigError, match=fault):
+        FedH2L(**options)
+
+
+def test_options_about_parameters_are_unknown():
+    with pytest.raises(TypeError, match="FedH2L sends no parameters, so it has no shared"):
+        FedH2L(3, shared=("*",))
