@@ -3,6 +3,7 @@
 import pytest
 from flwr.server.strategy import FedAvg
 
+from heterofl_flwr import RoundCallback
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.errors import ConfigError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
@@ -78,9 +79,20 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
         ({"weighted_by_key": "rows"}, "no weighted_by_key: it weights by num_examples"),
         ({"arrayrecord_key": "model"}, "no arrayrecord_key: it has no records"),
         ({"devices": None}, "no devices: simulated devices go around a grid"),
+        ({"callbacks": [RoundCallback()]}, r"no callbacks: .* use heterofl_flwr\.HeteroFL"),
+        ({"upload": "int8"}, r"no upload: it sends parameters as they are; use heterofl_flwr\.HeteroFL"),
         ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
     ],
 )
 def test_what_the_classic_api_has_no_place_for_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
         HeteroFL(build, **options)
+
+
+def test_what_it_has_no_place_for_may_be_given_where_it_changes_nothing():
+    HeteroFL(build, callbacks=(), upload="float32", shared=("*",), spare=0.0)
+
+
+def test_an_unknown_argument_is_refused_by_name():
+    with pytest.raises(TypeError, match="unexpected keyword arguments: fractoin_fit"):
+        HeteroFL(build, fractoin_fit=0.5)

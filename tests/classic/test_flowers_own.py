@@ -59,12 +59,3 @@ def test_a_client_that_is_not_converted_is_refused_with_this_cause():
     results[1] = (results[1][0], FitRes(Status(Code.OK, ""), ndarrays_to_parameters(whole), 1, {}))
     strategy.aggregate_fit(1, results, [])
     assert "its ClientApp is not converted" in strategy.log.failures[1]
-
-
-def test_a_client_that_loads_slices_into_the_whole_model_fails_with_this_cause():
-    strategy = HeteroFL(tiny.build, "a1-c1", wait=0.0)
-    manager = manager_of(*(Fake(str(cid), 1.0 + cid) for cid in range(2)))
-    parameters = strategy.initialize_parameters(client_manager=manager)
-    results = fit_all(strategy.configure_fit(1, parameters, manager))
-    strategy.aggregate_fit(1, results[:1], [RuntimeError("size mismatch for hidden.weight")])
-    assert "size mismatch for hidden.weight; its ClientApp is not converted" in strategy.log.failures[1]

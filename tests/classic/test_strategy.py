@@ -12,9 +12,9 @@ from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp.exception import AggregationError
 
 import heterofl_flwr
-from heterofl_flwr import Evaluation, Mix, Robust, RoundCallback, multi_step
+from heterofl_flwr import Evaluation, multi_step
 from heterofl_flwr.classic import HeteroFL
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.errors import RoundError
 from tests.classic.fakes import OK, Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build
 
@@ -48,14 +48,6 @@ def test_a_round_is_the_mean_over_those_who_held_an_entry():
     np.testing.assert_allclose(classifier_weight, np.repeat(expected[None], 4, 0), atol=1e-6)
     np.testing.assert_allclose(classifier_bias, 1.5, atol=1e-6)
     assert metrics == {}
-
-
-def test_robust_means_are_those_of_the_message_api():
-    fakes = [*clients(3), Fake("3", 100.0)]
-    strategy, _, before, instructions = begin(fakes, "a1", robust=Robust(mean="median"))
-    after, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
-    for own in gain(before, after):
-        np.testing.assert_allclose(own, 2.5, atol=1e-5)  # of 1, 2, 3 and 100
 
 
 def test_initial_parameters_are_those_of_the_message_api():
@@ -98,16 +90,6 @@ def test_instructions_share_one_packet_a_level_and_have_configs_of_their_own():
         "lr": 0.1 * 0.1,
         "task": "train",
     }
-
-
-def test_the_sample_goes_by_partition_and_not_by_the_order_of_arrival():
-    def drawn(order):
-        fakes = [Fake(str(100 - cid), says={"partition": cid}) for cid in order]
-        _, _, _, instructions = begin(fakes, fraction_train=0.3)
-        return [proxy.says["partition"] for proxy, _ in instructions]
-
-    assert drawn(range(10)) == drawn(reversed(range(10)))
-    assert len(drawn(range(10))) == 3
 
 
 def test_the_order_of_results_does_not_matter():
@@ -249,14 +231,6 @@ def test_a_round_where_all_fail_ends_the_run_and_names_the_causes():
     assert isinstance(info.value, AggregationError)
 
 
-def test_fewer_good_results_than_the_floor_end_the_run():
-    strategy, _, _, instructions = begin(clients(3), min_replies=3)
-    with pytest.raises(
-        RoundError, match=r"2 of 3 clients gave a usable reply, expected at least 3: .*; partition 2: no result"
-    ):
-        strategy.aggregate_fit(1, fit_all(instructions)[:2], [])
-
-
 def test_results_of_clients_that_were_not_asked_do_not_count():
     strategy, _, before, instructions = begin(clients(2), "a1")
     results = [*fit_all(instructions), (Fake("77"), fit_res([np.full(3, 1e9, np.float32)]))]
@@ -301,17 +275,6 @@ class TestEvaluation:
         }
         assert strategy.log.evaluate["loss"] == loss
 
-    def test_a_client_that_claims_ten_million_examples_weighs_ten_at_most_and_is_named(self):
-        def results(asked):
-            lie, truth = ((0.0, 10_000_000, {"local-accuracy": 0.0}), (1.0, 10, {"local-accuracy": 0.9}))
-            return [(proxy, EvaluateRes(OK, *(truth if number else lie))) for number, (proxy, _) in enumerate(asked)]
-
-        strategy, _, (loss, metrics) = self.evaluate(clients(5), results=results)
-        assert loss == pytest.approx(4 / 14)
-        assert metrics["local-accuracy"] == pytest.approx(0.9 * 4 / 14)
-        assert strategy.log.evaluate_medians == {"loss": 1.0, "local-accuracy": 0.9}
-        assert strategy.log.worst_client == 0
-
     @pytest.mark.parametrize(("server_round", "due"), [(1, False), (2, True), (3, True)])
     def test_every_k_rounds_and_after_the_last(self, server_round, due):
         options = {"evaluation": Evaluation(every=2), "num_rounds": 3}
@@ -331,10 +294,6 @@ class TestEvaluation:
         assert [ins.config["rates"] for _, ins in asked] == ["1.0,0.25", "0.25"]
         assert (loss, metrics["coverage"]) == (1.0, 0.5)
         assert strategy.log.evaluate_by_level == {"c": {"local-accuracy": 0.5, "loss": 2.0}}
-
-    def test_where_no_client_is_capable_none_is_asked(self):
-        fakes = [Fake(str(cid), says={"capacity": "c", "partition": cid}) for cid in range(2)]
-        assert self.evaluate(fakes, evaluation=Evaluation(nodes="capable"))[1] == []
 
     @pytest.mark.parametrize(
         "bad",
@@ -411,32 +370,6 @@ class TestArrivals:
         manager.register(gone)
         assert len(strategy.configure_fit(3, parameters, manager)) == 4
         assert gone.asked.count("properties") == 2
-
-
-def test_momentum_is_that_of_the_message_api():
-    strategy, manager, parameters, instructions = begin(clients(2), server_momentum=0.5)
-    gains = []
-    for server_round in (1, 2, 3):
-        new, _ = strategy.aggregate_fit(server_round, fit_all(instructions), [])
-        gains.append(gain(parameters, new)[3][0])
-        parameters, instructions = new, strategy.configure_fit(server_round + 1, new, manager)
-    np.testing.assert_allclose(gains, [1.5, 2.25, 2.625], rtol=1e-5)
-
-
-def test_a_mix_may_be_parsed_already():
-    assert HeteroFL(build, Mix.parse("a1-e9")).federation.mix == Mix.parse("a1-e9")
-
-
-def test_callbacks_are_refused_rather_than_forgotten():
-    with pytest.raises(ConfigError, match=r"no callbacks: nothing in it says .* use heterofl_flwr\.HeteroFL"):
-        HeteroFL(build, callbacks=[RoundCallback()])
-
-
-@pytest.mark.parametrize("upload", ["float16", "int8"])
-def test_smaller_replies_are_refused_rather_than_ignored(upload):
-    with pytest.raises(ConfigError, match=r"no upload: it sends parameters as they are; use heterofl_flwr\.HeteroFL"):
-        HeteroFL(build, upload=upload)
-    assert HeteroFL(build, upload="float32").options.transfer.upload == "float32"
 
 
 def test_the_summary_names_the_levels(caplog):

@@ -7,11 +7,11 @@ from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.common import Code, EvaluateRes, Status
 
-from heterofl_flwr import Evaluation, HeteroFL, RoundCallback
+from heterofl_flwr import Evaluation, HeteroFL
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import answer_queries
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
-from tests.federation.tiny import Watched, add_one, build, build_normed, inputs, judge, make_app
+from tests.federation.tiny import Keep, Watched, add_one, build, build_normed, inputs, judge, make_app
 
 
 def _data(context):
@@ -26,15 +26,6 @@ def bare_app(*, evaluates=False, moments=False):
     if evaluates:
         app.evaluate()(lambda message, context: judge(message, context, build=build_normed))
     return app
-
-
-class Keep(RoundCallback):
-    def __init__(self):
-        self.records = []
-
-    def on_round_end(self, progress):
-        self.records.append(progress.record)
-        return False
 
 
 def run(app, build=build, nodes=3, num_rounds=3, evaluate_fn=None, **options):

@@ -52,13 +52,6 @@ def test_a_callback_ends_the_run_and_the_others_still_see_the_round():
     assert list(result.train_metrics_clientapp) == [1, 2]
 
 
-def test_the_plain_callback_does_nothing():
-    plain = RoundCallback()
-    _, result = run(plain, num_rounds=1)
-    assert list(result.train_metrics_clientapp) == [1]
-    assert vars(plain) == {}
-
-
 def test_a_record_holds_all_that_is_known_of_a_round():
     def crash(message, context):
         raise RuntimeError("no")

@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation, HeteroFL, Windowed
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import from_flat
-from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import Watched, build, equal, make_app
 
 RULES = ("rolling", "random-level", "random-client")
@@ -78,21 +75,6 @@ def test_slices_change_from_round_to_round():
         strategy, grid, _ = play(rule)
         node = next(iter(grid.get_node_ids()))
         assert strategy.federation.train_plan(1, node, 0.25) != strategy.federation.train_plan(2, node, 0.25)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_the_classic_api_gives_the_same_model(rule):
-    fakes = [Fake(str(number), 1.0 + number) for number in range(NODES)]
-    strategy = Classic(build, MIX, choose=rule, wait=1.0)
-    manager = manager_of(*fakes)
-    parameters = strategy.initialize_parameters(manager)
-    for server_round in (1, 2):
-        sent = strategy.configure_fit(server_round, parameters, manager)
-        parameters, _ = strategy.aggregate_fit(server_round, fit_all(sent), [])
-    for found, expected in zip(
-        parameters_to_ndarrays(parameters), twin(strategy.federation, range(NODES), 2).values(), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("upload", ["float16", "int8"])

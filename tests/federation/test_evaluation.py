@@ -6,11 +6,11 @@ import re
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import level_metric, split_metric, summarise, summarise_levels, weighted_means
-from tests.federation.tiny import Watched, bare_reply, build, config, make_app
+from tests.federation.tiny import Keep, Watched, bare_reply, build, config, make_app
 
 
 def run(grid, mix="a1-c1", num_rounds=1, evaluate_fn=None, **evaluation):
@@ -30,8 +30,16 @@ def test_every_k_rounds_and_after_the_last(every, num_rounds, rounds):
     assert central == ([0, *rounds] if every else [])
 
 
-@pytest.mark.parametrize(("options", "named"), [({"every": -1}, "every is -1"), ({"nodes": "some"}, "nodes is 'some'")])
-def test_settings_that_mean_nothing_are_refused(options, named):
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"every": -1}, "every is -1, expected a whole number from 0 up"),
+        ({"nodes": "some"}, "nodes is 'some', expected all or capable"),
+        ({"levels": "first"}, "levels is 'first', expected True, False or 'last'"),
+        ({"moments_merge": "median"}, "moments_merge is 'median', expected auto, mean or robust"),
+    ],
+)
+def test_invalid_options_are_refused(options, named):
     with pytest.raises(ConfigError, match=named):
         Evaluation(**options)
 
@@ -148,12 +156,7 @@ def test_where_all_evaluations_fail_the_run_goes_on_without():
 
 def judged(answering, nodes=5, mix="a1", num_rounds=1, evaluate_fn=None, node_config=None, **options):
     """Return the last record of a run in which only these partitions answer an evaluation."""
-    records = []
-
-    class Keep(RoundCallback):
-        def on_round_end(self, progress):
-            records.append(progress.record)
-            return False
+    keep = Keep()
 
     def evaluate(message, context):
         if context.node_config["partition-id"] not in answering:
@@ -161,13 +164,9 @@ def judged(answering, nodes=5, mix="a1", num_rounds=1, evaluate_fn=None, node_co
         return reply(message, num_examples=1, metrics={"local-accuracy": 1.0, "global-accuracy": 0.9})
 
     with LocalGrid(make_app(evaluate=evaluate), nodes, node_config=node_config) as grid:
-        strategy = HeteroFL(build, mix, callbacks=[Keep()], **options)
+        strategy = HeteroFL(build, mix, callbacks=[keep], **options)
         strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
-    return records[-1]
-
-
-def test_the_coverage_counts_answers_and_not_requests():
-    assert judged({0, 1, 2}).evaluate["coverage"] == 0.6
+    return keep.records[-1]
 
 
 def test_metrics_of_fewer_than_half_of_the_clients_asked_are_marked(caplog):
@@ -287,24 +286,8 @@ def test_means_leave_out_clients_that_do_not_report_a_metric():
 
 
 def test_levels_may_be_evaluated_after_the_last_round_alone():
-    found = []
-
-    class Keep(RoundCallback):
-        def on_round_end(self, progress):
-            found.append(set(progress.record.evaluate_by_level))
-            return False
-
+    keep = Keep()
     with LocalGrid(make_app(), 3) as grid:
         evaluation = Evaluation(every=2, levels="last")
-        HeteroFL(build, "a1-b1-c1", evaluation=evaluation, callbacks=[Keep()]).start(grid, num_rounds=5)
-    assert found == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
-
-
-def test_levels_are_evaluated_always_never_or_at_the_end():
-    with pytest.raises(ConfigError, match="levels is 'first', expected True, False or 'last'"):
-        Evaluation(levels="first")
-
-
-def test_moments_are_merged_in_no_unknown_way():
-    with pytest.raises(ConfigError, match="moments_merge is 'median', expected auto, mean or robust"):
-        Evaluation(moments_merge="median")
+        HeteroFL(build, "a1-b1-c1", evaluation=evaluation, callbacks=[keep]).start(grid, num_rounds=5)
+    assert [set(record.evaluate_by_level) for record in keep.records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]

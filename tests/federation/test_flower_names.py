@@ -1,13 +1,16 @@
 """The arguments of Flower's FedAvg do here what they do there."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid
+from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Sampling
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.strategies.keywords import GROUPS, Keywords, RecordOptions
 from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app
 
 NEVER = Evaluation(every=0)
@@ -151,6 +154,20 @@ def test_replies_are_read_under_any_name_of_their_records():
 def test_what_cannot_be_is_refused(options, fault):
     with pytest.raises(ConfigError, match=fault):
         HeteroFL(build, **options)
+
+
+def test_options_may_be_given_in_groups_or_alone():
+    strategy = HeteroFL(build, sampling=Sampling(fraction_train=0.5, wait=3.0), wait=7.0, choose="rolling")
+    assert strategy.options.sampling == Sampling(fraction_train=0.5, wait=7.0)
+    assert strategy.options.transfer.choose == "rolling"
+    with pytest.raises(TypeError, match="unexpected keyword arguments: noise"):
+        HeteroFL(build, noise=1.0)
+
+
+def test_each_option_of_a_group_is_a_keyword():
+    names = {own.name for kind in (*GROUPS.values(), RecordOptions) for own in fields(kind)}
+    groups = {*GROUPS, "limits", "privacy", "evaluation"}
+    assert Keywords.__annotations__.keys() == names | groups
 
 
 def test_the_hybrid_takes_them_too():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, RoundCallback, messages
+from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, messages
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
 from heterofl_flwr.federation.limits import read_number, read_numbers, short
@@ -17,24 +17,18 @@ from heterofl_flwr.federation.records import Tally
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.strategies.replies import in_order
-from tests.federation.tiny import add_one, bare_reply, build, build_normed, config, equal, inputs, make_app
+from tests.federation.tiny import Keep, add_one, bare_reply, build, build_normed, config, equal, inputs, make_app
 
 NEVER = Evaluation(every=0)
 
 
 def play(train, nodes=3, num_rounds=1, grid=LocalGrid, **options):
     """Return the strategy and the state of a run in which node 1 trains in a way of its own."""
-    records = []
-
-    class Keep(RoundCallback):
-        def on_round_end(self, progress):
-            records.append(progress.record)
-            return False
-
+    keep = Keep()
     with grid(make_app(odd={1: train}), nodes) as own:
-        strategy = HeteroFL(build, "a1", **{"evaluation": NEVER, "callbacks": [Keep()], **options})
+        strategy = HeteroFL(build, "a1", **{"evaluation": NEVER, "callbacks": [keep], **options})
         state = strategy.start(own, num_rounds=num_rounds).arrays.to_torch_state_dict()
-    return strategy, state, records
+    return strategy, state, keep.records
 
 
 def crash(message, context):

@@ -5,11 +5,9 @@ import re
 import pytest
 
 from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
-from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.settings import from_flat, to_flat
-from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, make_app
 
 NEVER = Evaluation(every=0)
@@ -64,17 +62,6 @@ def test_half_is_half_of_those_needed_not_of_the_spare_ones():
         start(8, 7, fraction_train=0.5, spare=1.0)
 
 
-def test_a_refused_reply_counts_as_asked_for():
-    def junk(message, context):
-        return None
-
-    with (
-        LocalGrid(make_app(odd=dict.fromkeys((1, 2), junk)), 3) as grid,
-        pytest.raises(RoundError, match="1 of 3 clients gave a usable reply, expected at least 2"),
-    ):
-        HeteroFL(build, "a1", evaluation=NEVER).start(grid, num_rounds=1)
-
-
 def simulated(crashing, **options):
     """Return the record of a round in which partition p takes p + 1 seconds; three of six come in time."""
     profile = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
@@ -95,15 +82,6 @@ def test_what_simulated_devices_lose_does_not_count_as_asked():
 def test_simulated_devices_leave_the_number_or_share_that_is_asked_for():
     assert sorted(simulated(0, min_replies=4).failures) == [4, 5]
     assert sorted(simulated(0, min_replies=0.8).failures) == [5]
-
-
-def test_in_the_classic_api_too():
-    fakes = [Fake(str(number)) for number in range(3)]
-    strategy, manager = Classic(build, "a1", wait=1.0), manager_of(*fakes)
-    parameters = strategy.initialize_parameters(client_manager=manager)
-    instructions = strategy.configure_fit(1, parameters, manager)
-    with pytest.raises(RoundError, match="1 of 3 clients gave a usable reply, expected at least 2"):
-        strategy.aggregate_fit(1, fit_all(instructions[:1]), [ValueError("the worker is gone")] * 2)
 
 
 @pytest.mark.parametrize(("value", "needed", "least"), [("auto", 1, 1), ("auto", 7, 4), (3, 9, 3), (0.7, 10, 7)])

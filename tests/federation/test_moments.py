@@ -243,15 +243,6 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
     assert equal(*found)
 
 
-def test_the_cached_model_is_not_changed_by_moments():
-    """An evaluation works on a copy: the next instruction to train starts with batch statistics again."""
-    with LocalGrid(make_app(build=build_normed), 2) as grid:
-        strategy = HeteroFL(build_normed, "a1")
-        twice = strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict()
-        strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(every=0))
-        assert equal(twice, strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict())
-
-
 @pytest.mark.parametrize("robust", [False, True])
 def test_moments_that_do_not_fit_change_nothing_of_the_sum(robust):
     federation = HeteroFL(build_normed, "a1-c1").federation

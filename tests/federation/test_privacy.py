@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, RoundCallback, messages
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.noise import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.plan import Plan
@@ -17,6 +17,7 @@ from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from tests.federation.tiny import (
+    Keep,
     Watched,
     add_one,
     bare_reply,
@@ -32,19 +33,13 @@ NEVER = Evaluation(every=0)
 
 
 def run(privacy, build=build, num_rounds=1, nodes=3, train=add_one, **options):
-    records = []
-
-    class Keep(RoundCallback):
-        def on_round_end(self, progress):
-            records.append(progress.record)
-            return False
-
+    keep = Keep()
     with LocalGrid(make_app(train, build=build), nodes) as grid:
         strategy = HeteroFL(
-            build, **{"mix": "a1", "evaluation": NEVER, "callbacks": [Keep()], **options}, privacy=privacy
+            build, **{"mix": "a1", "evaluation": NEVER, "callbacks": [keep], **options}, privacy=privacy
         )
         state = strategy.start(grid, num_rounds=num_rounds).arrays.to_torch_state_dict()
-    return strategy, state, records
+    return strategy, state, keep.records
 
 
 def test_each_change_is_shortened_before_it_counts():

@@ -198,21 +198,6 @@ def test_a_window_changes_nothing(window):
     assert equal(results[0][2], results[1][2])
 
 
-def test_replies_are_freed_one_by_one():
-    alive, most = weakref.WeakSet(), []
-
-    def train(message, context):
-        most.append(len(alive))
-        answer = add_one(message, context)
-        alive.add(answer)
-        return answer
-
-    with LocalGrid(make_app(train), 12) as grid:
-        run(Windowed(grid, 2))
-    assert len(most) == 12
-    assert max(most) <= 3  # two in the window, and the one that the strategy has in hand
-
-
 def test_slices_are_freed_after_the_round():
     with LocalGrid(make_app(), 4) as grid:
         strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
@@ -230,13 +215,6 @@ def test_training_metrics_are_means_weighted_by_examples():
     # Partitions 0 to 3 report their number as loss and one example more.
     assert strategy.log.train == {"loss": pytest.approx((1 * 2 + 2 * 3 + 3 * 4) / 10)}
     assert strategy.log.train_by_level == {"a": {"loss": pytest.approx(2 / 3)}, "c": {"loss": pytest.approx(18 / 7)}}
-
-
-def test_result_has_the_metrics_of_every_round():
-    with LocalGrid(make_app(), 3) as grid:
-        result = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=2)).start(grid, num_rounds=3)
-    assert list(result.train_metrics_clientapp) == [1, 2, 3]
-    assert list(result.evaluate_metrics_clientapp) == [2, 3]
 
 
 def test_a_strategy_that_starts_again_begins_anew():

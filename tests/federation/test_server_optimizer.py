@@ -10,25 +10,13 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
-from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, RoundCallback, Yogi
+from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, Yogi
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
-from tests.federation import digits_app
-from tests.federation.tiny import bare_reply, build, build_normed, config, equal, make_app
+from tests.federation.tiny import Keep, bare_reply, build, build_normed, config, equal, make_app
 
 NODES = 6
 OPTIMIZERS = (Momentum(server_momentum=0.9), Adam(), Yogi(), Adagrad())
-
-
-class Keep(RoundCallback):
-    """Keeps what it is handed."""
-
-    def __init__(self):
-        self.progress = []
-
-    def on_round_end(self, progress):
-        self.progress.append(progress)
-        return False
 
 
 def run(num_rounds, optimizer, *, first_round=1, arrays=None, kept=None, build=build, app=None, **options):
@@ -127,12 +115,6 @@ def test_momentum_in_short_is_the_momentum_optimizer():
         HeteroFL(build, server_momentum=0.5, server_optimizer=Adam())
 
 
-def test_without_an_optimizer_nothing_is_kept():
-    strategy, _, progress = run(2, None)
-    assert strategy.federation.optimizer_state == {}
-    assert [one.optimizer for one in progress] == [{}, {}]
-
-
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -201,15 +183,6 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(optimizer, stop):
         assert one.record.evaluate == two.record.evaluate
         assert equal(one.state, two.state)
         assert equal(one.moments, two.moments)
-
-
-def test_real_training_that_goes_on_equals_one_that_never_stopped():
-    options = {"build": digits_app.build, "app": digits_app.app, "assignment": "fix"}
-    _, state, progress = run(4, Momentum(server_momentum=0.5), **options)
-    torch.manual_seed(99)  # as in another process
-    start = {"first_round": 3, "arrays": ArrayRecord(dict(progress[1].state)), "kept": progress[1].optimizer}
-    _, resumed, _ = run(4, Momentum(server_momentum=0.5), **start, **options)
-    assert equal(state, resumed)
 
 
 def test_progress_of_a_round_does_not_change_later():

@@ -16,7 +16,17 @@ from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compression import compress
 from heterofl_flwr.errors import ConfigError, RoundError
 from tests.federation import digits_app
-from tests.federation.tiny import Watched, add_one, bare_reply, build, config, equal, inputs, make_app
+from tests.federation.tiny import (
+    Watched,
+    add_one,
+    bare_reply,
+    build,
+    check_gain,
+    config,
+    equal,
+    inputs,
+    make_app,
+)
 
 FORMS = ("float16", "int8")
 NEVER = Evaluation(every=0)
@@ -224,9 +234,7 @@ def test_a_reply_that_cannot_be_used_is_refused_whole_and_named(upload, change, 
     assert list(strategy.log.failures) == [1]
     assert re.search(cause, strategy.log.failures[1])
     # Nodes 0 and 2 add 1 and 3; the mean is 2, as if node 1 were not there.
-    before = strategy.federation.initial_state()
-    for name, tensor in state.items():
-        torch.testing.assert_close(tensor, before[name] + 2)
+    check_gain(strategy, state, 2)
 
 
 @pytest.mark.parametrize("upload", FORMS)
@@ -234,9 +242,7 @@ def test_without_a_fault_it_counts(upload):
     with LocalGrid(make_app(odd={1: hostile(upload, lambda content: None)}), 3) as grid:
         strategy, state = run(grid, "a1", upload=upload)
     assert strategy.log.failures == {}
-    before = strategy.federation.initial_state()
-    for name, tensor in state.items():
-        torch.testing.assert_close(tensor, before[name] + 5 / 3)
+    check_gain(strategy, state, 5 / 3)
 
 
 def test_a_client_whose_model_is_broken_says_so_itself():
@@ -250,7 +256,7 @@ def test_a_client_whose_model_is_broken_says_so_itself():
     assert "hidden.bias changed by up to nan, which int8 cannot carry" in strategy.log.failures[0]
 
 
-@pytest.mark.parametrize("upload", FORMS)
+@pytest.mark.parametrize("upload", ["float32", *FORMS])
 def test_a_window_changes_nothing_and_replies_are_freed_one_by_one(upload):
     alive, most = weakref.WeakSet(), []
 

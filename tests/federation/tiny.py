@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import LocalGrid, messages
+from heterofl_flwr import LocalGrid, RoundCallback, messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, reply, submodel
 from heterofl_flwr.core import width
@@ -135,6 +135,28 @@ class Shuffled(LocalGrid):
         replies += replies[:1]
         random.Random(len(replies)).shuffle(replies)
         return replies
+
+
+class Keep(RoundCallback):
+    """A callback that keeps what it is handed."""
+
+    def __init__(self) -> None:
+        self.progress = []
+
+    def on_round_end(self, progress):
+        self.progress.append(progress)
+        return False
+
+    @property
+    def records(self):
+        return [progress.record for progress in self.progress]
+
+
+def check_gain(strategy, state: Mapping[str, Tensor], gain: float) -> None:
+    """Check that every entry of the global model is larger by this than it was at first."""
+    before = strategy.federation.initial_state()
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, before[name] + gain)
 
 
 def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
