@@ -1,4 +1,4 @@
-"""``LocalGrid`` with worker processes and ``RayGrid``: the same answers, and they survive what clients do to them."""
+"""``LocalGrid`` with and without worker processes, and ``RayGrid``: the same answers, whatever happens to workers."""
 
 import os
 import random
@@ -21,9 +21,18 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
 
 
-@pytest.fixture(params=["processes", pytest.param("actors", marks=pytest.mark.simulation)])
+WORKERS = ["processes", pytest.param("actors", marks=pytest.mark.simulation)]
+
+
+@pytest.fixture(params=WORKERS)
 def workers(request):
     """Return a grid of four nodes and two workers, shared by a module's tests."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["grid", *WORKERS])
+def any_grid(request):
+    """Return a grid of four nodes, with or without workers."""
     return request.getfixturevalue(request.param)
 
 
@@ -67,18 +76,25 @@ def test_processes_last_and_keep_what_their_modules_cache(workers, ask):
     assert rounds[0][0]["OMP_NUM_THREADS"] == "1"
 
 
-def test_replies_come_in_the_order_of_the_messages(workers, ask):
-    durations = dict(zip(workers.get_node_ids(), (0.3, 0.0, 0.1, 0.0), strict=True))
-    replies = workers.send_and_receive([ask(node_id, "sleep", seconds=s) for node_id, s in durations.items()])
+def test_replies_come_in_the_order_of_the_messages(any_grid, ask):
+    durations = dict(zip(any_grid.get_node_ids(), (0.3, 0.0, 0.1, 0.0), strict=True))
+    replies = any_grid.send_and_receive([ask(node_id, "sleep", seconds=s) for node_id, s in durations.items()])
     assert [reply.metadata.src_node_id for reply in replies] == list(durations)
 
 
-def test_a_reply_names_its_message_and_its_node(workers, ask):
-    node_id = list(workers.get_node_ids())[2]
-    message = ask(node_id, "identity")
-    (reply,) = workers.send_and_receive([message])
-    assert reply.metadata.reply_to_message_id == message.metadata.message_id
+def test_a_reply_names_its_message_and_its_node(any_grid, ask):
+    node_id = list(any_grid.get_node_ids())[2]
+    message = ask(node_id, "configs")
+    (reply,) = any_grid.send_and_receive([message])
+    assert reply.metadata.reply_to_message_id == message.metadata.message_id != ""
+    assert reply.metadata.message_id not in ("", message.metadata.message_id)
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (node_id, SUPERLINK_NODE_ID)
+    assert (reply.metadata.run_id, reply.content["node"]["partition-id"]) == (any_grid.run.run_id, 2)
+
+
+def test_a_worker_is_its_node_for_flower(workers, ask):
+    node_id = list(workers.get_node_ids())[2]
+    (reply,) = workers.send_and_receive([ask(node_id, "identity")])
     assert dict(reply.content["config"]) == {"node_id": node_id, "run_id": workers.run.run_id}
 
 
@@ -101,18 +117,18 @@ def test_state_follows_its_node_to_any_process(workers, ask):
     assert [count for count, _ in seen] == [1, 2, 3, 4]
 
 
-def test_a_nodes_messages_are_answered_one_after_the_other(workers, ask):
-    node_id = list(workers.get_node_ids())[1]
-    replies = workers.send_and_receive([ask(node_id, "count", fail=i == 1) for i in range(4)])
+def test_a_nodes_messages_are_answered_one_after_the_other(any_grid, ask):
+    node_id = list(any_grid.get_node_ids())[1]
+    replies = any_grid.send_and_receive([ask(node_id, "count", fail=i == 1) for i in range(4)])
     assert [None if reply.has_error() else reply.content["config"]["seen"] for reply in replies] == [1, None, 2, 3]
 
 
-def test_large_and_small_arrays_arrive_whole(workers):
-    node_id = list(workers.get_node_ids())[3]
+def test_large_and_small_arrays_arrive_whole(any_grid):
+    node_id = list(any_grid.get_node_ids())[3]
 
     def hoard(value):
         arrays = ArrayRecord({"w": Array(np.full((300, 400), value)), "b": Array(np.full(3, value))})
-        (reply,) = workers.send_and_receive([Message(RecordDict({"arrays": arrays}), node_id, "query.hoard")])
+        (reply,) = any_grid.send_and_receive([Message(RecordDict({"arrays": arrays}), node_id, "query.hoard")])
         assert len(arrays["w"].data) > 300 * 400 * 8  # the server's record is as it was
         return reply.content["before"]
 
