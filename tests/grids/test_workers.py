@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,8 @@ def test_idle_workers_that_were_killed_are_replaced_without_an_error(workers, as
     before = [psutil.Process(pid) for pid in pids_of(workers, ask)]
     for process in before:
         process.kill()
+        with suppress(ChildProcessError):  # an actor is no child of this process
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before):
         time.sleep(0.05)
     assert pids_of(workers, ask).isdisjoint(process.pid for process in before)
