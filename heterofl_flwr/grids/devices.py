@@ -34,9 +34,9 @@ class DeviceProfile:
     available
         The share of the rounds in which a device is there.
     drop_out
-        The probability that a device which takes part in a round is gone before its end.
+        The probability that a device of a round drops out before its end.
     least_work
-        The share of its steps that a client takes at least; how many it takes is drawn from there to all.
+        The smallest share of its steps that a client runs; the share is drawn uniformly from there to 1.
     jitter
         The spread of the speed from round to round: the standard deviation of its logarithm.
     compute_watts, radio_watts
@@ -99,7 +99,7 @@ class Devices:
     work : Workload
         How much a client computes; ``heterofl_flwr.grids.devices.Training`` measures it.
     deadline : float
-        For how many simulated seconds a round waits for replies; by default for as long as they take.
+        The simulated seconds for which a round waits for replies; by default without limit.
     """
 
     def __init__(self, profiles: Profiles, work: Workload, *, deadline: float = math.inf) -> None:
@@ -141,7 +141,7 @@ class Devices:
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
-        """Return the seconds and joules that it takes to receive, to compute and to send so much."""
+        """Return the seconds and joules of receiving, computing and sending so much."""
         profile = self.profile(turn.rate)
         pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
         computing = macs / (profile.macs_per_second * pace)

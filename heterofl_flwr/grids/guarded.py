@@ -159,7 +159,7 @@ class Guarded(Relay):
             self._largest.pop(id_, None)
 
     def _look_for(self, about: str) -> Message | None:
-        """Ask the SuperLink whether the reply to a message has been announced; it tells each but once.
+        """Ask the SuperLink whether the reply to a message has been announced; it announces each only once.
 
         One is asked for at a time: an answer is as long as nodes make it, and is not read if it is too long.
         """
@@ -213,7 +213,7 @@ class Guarded(Relay):
 
     @contextmanager
     def _no_longer_than(self, num_bytes: int) -> Iterator[None]:
-        """Refuse answers of the SuperLink that are longer, before they are read."""
+        """Raise ReplyError for longer answers of the SuperLink, before they are read."""
         self._longest_answer = num_bytes
         try:
             yield

@@ -46,8 +46,8 @@ class SimulatedFault(Error):
 class SimulatedDevices(Relay):
     """Let clients train on simulated devices: some are not available, drop out or are late, and all take time.
 
-    Whom chance or the deadline takes out of a round answers with an error; no message reaches a client that is not
-    available or drops out. The others are told their share of the work. What a round took is in ``costs``, and in its
+    A client that is away, drops out or is late is answered for by an error; no message reaches one that is not
+    available or drops out. The others get their share of the work. The cost of a round is in ``costs``, and in its
     ``RoundRecord``. Messages other than those to train pass as they are.
 
     HeteroFL's messages say what it has to know of a client: seed, round, partition and rate. It has to see all messages
@@ -60,7 +60,7 @@ class SimulatedDevices(Relay):
     devices : Devices
         What the devices can do, and the deadline.
     min_replies : int | float | "auto"
-        How many clients neither chance nor the deadline takes out of a round: give a number or a share here, too, if
+        How many clients stay in a round whatever is drawn, and whoever is late: give a number or a share here, too, if
         the strategy has one. ``auto`` leaves one, as the strategy then does not ask for what devices lose.
 
     Examples
@@ -118,7 +118,7 @@ class SimulatedDevices(Relay):
 class _Exchange:
     """Instructions of one type and the replies to them; a round has one exchange or several, one after the other.
 
-    Neither chance nor the deadline takes out of it more clients than leave ``least``.
+    At least ``least`` clients stay in it, whatever is drawn and whoever is late.
     """
 
     def __init__(self, devices: Devices, messages: Sequence[Message], least: int) -> None:
@@ -219,7 +219,7 @@ def _array_bytes(message: Message) -> int:
 
 
 def _examples_of(reply: Message) -> int | None:
-    """Return of how many examples a reply tells; None where it is no answer to an instruction to train."""
+    """Return the number of examples in a reply; None where it is no answer to an instruction to train."""
     metrics = None if reply.has_error() else reply.content.get(METRICS)
     examples = metrics.get(NUM_EXAMPLES) if isinstance(metrics, MetricRecord) else None
     return examples if isinstance(examples, int) and examples >= 0 else None

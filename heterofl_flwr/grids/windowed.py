@@ -66,7 +66,7 @@ LONGEST_PAUSE = 1.0  # seconds between two looks for replies
 
 
 class Windowed(Relay):
-    """Let a grid keep few messages out, and take its replies one by one.
+    """Let a grid keep few messages out, and yield its replies one by one.
 
     ``send_and_receive`` returns a generator: it yields replies in the order of the messages and keeps none that it has
     yielded. At most ``window`` messages are on their way, or answered and not yet yielded. So a round over any number

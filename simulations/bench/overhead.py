@@ -21,7 +21,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.launch.running import cohort_of
+from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.core import LEVELS
@@ -66,7 +66,7 @@ def measure(experiment: Experiment, rounds: int, *, ray: bool) -> dict[str, Over
 
 def on_grid(make: Callable[..., LocalGrid | RayGrid], asked: Request, rounds: int) -> Overhead:
     """Measure rounds and what of them is training, after one whose time is thrown away."""
-    task, cohort = task_of(asked.config), cohort_of(asked)
+    task, cohort = task_of(asked.config), cohort_limit(asked)
     strategy = make_strategy(task, ())
     arrays = ArrayRecord(strategy.federation.initial_state())
     seconds: list[tuple[float, float]] = []

@@ -18,7 +18,7 @@ from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.app.launch.request import Request
-from heterofl_flwr.app.launch.running import cohort_of, cost, processes_of
+from heterofl_flwr.app.launch.running import cohort_limit, cost, count_processes
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.client import load_parameters
@@ -53,8 +53,8 @@ def local_grid(asked: Request) -> LocalGrid:
     return LocalGrid(
         APP,
         asked.clients,
-        processes=processes_of(asked),
-        cohort=cohort_of(asked),
+        processes=count_processes(asked),
+        cohort=cohort_limit(asked),
         run_config=asked.config,
         cost=cost,
     )
@@ -112,7 +112,7 @@ class Ours:
         self._strategy = make_strategy(task_of({**asked.config, **same}), [self._last])
         self._local = local_grid(asked)
         self._grid = TimedGrid(self._local, self._default.settings.engine.window)
-        self._wait(list(self._local.get_node_ids())[: processes_of(asked)])
+        self._wait(list(self._local.get_node_ids())[: count_processes(asked)])
         self.start_seconds = time.perf_counter() - start
         return self
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.launch.gpus import CONTEXT, FILL, Measured, measure, peaks_of, plan
+from heterofl_flwr.app.launch.gpus import CONTEXT, FILL, Measured, measure, measure_peaks, plan
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.settings import from_flat
@@ -53,7 +53,7 @@ def test_each_level_is_trained_and_its_peak_read(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("clear"))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", peak)
-    assert peaks_of(Task(from_flat({"mix": "a1-e1"})), "cpu") == {1.0: 3, 0.0625: 6}
+    assert measure_peaks(Task(from_flat({"mix": "a1-e1"})), "cpu") == {1.0: 3, 0.0625: 6}
     assert events == ["clear", "reset", "peak"] * 2
 
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Request, Share
-from heterofl_flwr.app.launch.running import STEP, cohort_of, cost, processes_of
+from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost, count_processes
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import from_flat, to_flat
@@ -44,13 +44,13 @@ def message_of(number):
 
 
 def test_on_a_cpu_each_core_has_a_process(asked):
-    assert processes_of(asked()) == 8
-    assert processes_of(asked(share=Share(at_once=2))) == 2
+    assert count_processes(asked()) == 8
+    assert count_processes(asked(share=Share(at_once=2))) == 2
 
 
 def test_on_a_gpu_there_is_one_process_unless_asked_for_more(asked):
-    assert processes_of(asked(device="cuda")) == 0
-    assert processes_of(asked(device="cuda", share=Share(at_once=4))) == 4
+    assert count_processes(asked(device="cuda")) == 0
+    assert count_processes(asked(device="cuda", share=Share(at_once=4))) == 4
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_on_a_gpu_there_is_one_process_unless_asked_for_more(asked):
     ],
 )
 def test_clients_train_together_where_that_pays(asked, settings, device, small, large):
-    cohort = cohort_of(asked(settings, device))
+    cohort = cohort_limit(asked(settings, device))
     assert (cohort(message_of(1000)), cohort(message_of(1_000_000))) == (small, large)
 
 
 def test_another_app_decides_by_itself(asked):
     request = asked(device="cuda", app=SAMPLE)
-    assert (processes_of(request), cohort_of(request)(message_of(1))) == (8, 1)
+    assert (count_processes(request), cohort_limit(request)(message_of(1))) == (8, 1)
 
 
 def test_larger_models_cost_more():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterofl_flwr.app.launch.request import Share, share_of
+from heterofl_flwr.app.launch.request import Share, gpu_share
 from heterofl_flwr.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def test_how_many_clients_run_at_once(share, cores, devices, clients):
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 @pytest.mark.parametrize("clients", range(1, 40))
 def test_a_share_lets_at_least_so_many_clients_run(devices, clients):
-    share = Share(gpus=share_of(devices, clients))
+    share = Share(gpus=gpu_share(devices, clients))
     assert clients <= share.clients(1000, devices) < clients + devices
 
 

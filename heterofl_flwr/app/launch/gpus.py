@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from heterofl_flwr.app.launch.request import Flat, Share, share_of
+from heterofl_flwr.app.launch.request import Flat, Share, gpu_share
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ConfigError, HeteroFLError
@@ -63,7 +63,7 @@ def plan(measured: Measured, *, clients: int, cores: int, cpus: int = 1) -> Shar
         )
     each = max(each - 1, 1)
     at_once = max(min(each * measured.devices, clients, cores // cpus), 1)
-    return Share(cpus=cpus, gpus=share_of(measured.devices, at_once), at_once=at_once)
+    return Share(cpus=cpus, gpus=gpu_share(measured.devices, at_once), at_once=at_once)
 
 
 def measure(config: Mapping[str, Flat]) -> Measured:
@@ -87,7 +87,7 @@ def measure(config: Mapping[str, Flat]) -> Measured:
         ) from error
 
 
-def peaks_of(task: Task, device: str = "cuda:0") -> dict[float, int]:
+def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
     """Return the most bytes that a client of each level holds: the data, two steps of training, some of evaluation."""
     options = replace(task.options(task.settings.train.lr), epochs=1)
     data, test = task.dataset.train.to(device), task.dataset.test.to(device)  # as the ClientApp holds them
@@ -110,7 +110,7 @@ def main() -> None:
     """Measure what the settings on standard input need; print it as JSON."""
     task = Task(from_flat(json.load(sys.stdin)))
     free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
-    peaks = {str(rate): peak for rate, peak in peaks_of(task).items()}
+    peaks = {str(rate): peak for rate, peak in measure_peaks(task).items()}
     print(json.dumps({"devices": devices(), "free": free, "peaks": peaks}))
 
 

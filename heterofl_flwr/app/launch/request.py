@@ -32,12 +32,12 @@ class Share:
     at_once: int | None = None
 
     def fewer(self, cores: int, devices: int) -> "Share":
-        """Return a share that lets half as many clients run at once; refuse if only one does already."""
+        """Return a share that lets half as many clients run at once; raise ConfigError if only one does already."""
         now = self.clients(cores, devices)
         if now <= 1:
             raise ConfigError("one client alone is too large for this machine: use a smaller model or batch")
         half = max(now // 2, 1)
-        return replace(self, at_once=half, gpus=share_of(devices, half) if self.gpus else 0.0)
+        return replace(self, at_once=half, gpus=gpu_share(devices, half) if self.gpus else 0.0)
 
     def clients(self, cores: int, devices: int) -> int:
         """Return how many clients run at once."""
@@ -49,7 +49,7 @@ class Share:
         return min([*limits, *filter(None, [self.at_once])])
 
 
-def share_of(devices: int, clients: int) -> float:
+def gpu_share(devices: int, clients: int) -> float:
     """Return the share of a GPU that lets so many clients run at once on so many GPUs."""
     each = math.ceil(clients / devices)
     return math.floor(1e4 / each) / 1e4

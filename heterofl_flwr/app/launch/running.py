@@ -93,7 +93,7 @@ def _serve(request: Request, app: App) -> None:
 
 
 class Checked(Relay):
-    """A grid whose replies are looked at: one that tells of a lack of memory ends the run, to go on with fewer clients.
+    """A grid that checks replies: one that reports a lack of memory ends the run, to go on with fewer clients.
 
     Flower's own strategies pass over a round in which all clients failed, so those rounds are noted.
     """
@@ -162,19 +162,19 @@ def open_grid(request: Request, app: App) -> QueuedGrid:
     open_one = (
         partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
         if request.grid == "ray"
-        else partial(LocalGrid, processes=processes_of(request))
+        else partial(LocalGrid, processes=count_processes(request))
     )
     return open_one(
         app.client,
         request.clients,
-        cohort=cohort_of(request),
+        cohort=cohort_limit(request),
         run_config=app.config,
         cost=cost,
         node_config=lambda partition: states,
     )
 
 
-def processes_of(request: Request) -> int:
+def count_processes(request: Request) -> int:
     """Return how many worker processes run the clients; 0 for this process alone.
 
     On a GPU one process is best, unless the user asks for more: clients that train together keep it busy.
@@ -184,7 +184,7 @@ def processes_of(request: Request) -> int:
     return request.share.clients(gpus.cores(), 0)
 
 
-def cohort_of(request: Request) -> Callable[[Message], int]:
+def cohort_limit(request: Request) -> Callable[[Message], int]:
     """Return from a message to how many clients may train together."""
     if request.app is not None:
         return lambda message: 1
