@@ -32,7 +32,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat, to_flat
-from heterofl_flwr.training import Work, train_together
+from heterofl_flwr.training import TrainingJob, train_together
 from simulations.deployment import Processes, command, free_port
 from simulations.guard import MARK, marked
 from tests.classic import digits_clients
@@ -286,8 +286,8 @@ class ClassicClient(NumPyClient):
         split, _, classes = self.task.part(partition, CLIENTS)
         model = submodel(parameters, config, self.task.build, seed_torch=True)
         seed = derive(config["seed"], "client", config["server-round"], partition)
-        work = Work(model=model, split=split, seed=seed, classes=torch.tensor(classes))
-        (result,) = train_together([work], self.task.options(config["lr"]), engine="plain")
+        job = TrainingJob(model=model, split=split, seed=seed, classes=torch.tensor(classes))
+        (result,) = train_together([job], self.task.options(config["lr"]), engine="plain")
         return parameters_of(model), result.examples, {"labels": labels_text(classes)}
 
 
