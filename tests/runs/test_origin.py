@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -39,33 +40,21 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_checkout_has_its_commit(checkout):
-    assert origin.commit_of(checkout, "package") == git(checkout, "rev-parse", "HEAD")
+@pytest.mark.parametrize(
+    ("changed", "suffix"), [(None, ""), ("notes.md", ""), ("package/module.py", "-dirty"), ("package/new.py", "-dirty")]
+)
+def test_a_checkout_has_its_commit_and_a_mark_where_the_package_was_changed(checkout, changed, suffix):
+    if changed:
+        (checkout / changed).write_text("x = 2\n", encoding="utf-8")
+    assert origin.commit_of(checkout, "package") == git(checkout, "rev-parse", "HEAD") + suffix
 
 
-@pytest.mark.parametrize("name", ["package/module.py", "package/new.py"])
-def test_a_changed_package_is_not_that_of_its_commit(checkout, name):
-    (checkout / name).write_text("x = 2\n", encoding="utf-8")
-    assert origin.commit_of(checkout, "package") == git(checkout, "rev-parse", "HEAD") + "-dirty"
-
-
-def test_changes_beside_the_package_do_not_matter(checkout):
-    (checkout / "notes.md").write_text("x\n", encoding="utf-8")
-    assert not origin.commit_of(checkout, "package").endswith("-dirty")
-
-
-def test_a_package_below_someone_elses_repository_is_not_part_of_it(checkout):
-    installed = checkout / "site-packages"
+def test_a_package_outside_of_a_commit_has_none(checkout, tmp_path):
+    installed = checkout / "site-packages"  # below someone else's repository
     (installed / "package").mkdir(parents=True)
     assert origin.commit_of(installed, "package") is None
     assert origin.commit_of(checkout, "other") is None
-
-
-def test_a_folder_that_is_no_repository_has_no_commit(tmp_path):
     assert origin.commit_of(tmp_path, "package") is None
-
-
-def test_a_repository_without_a_commit_has_none(tmp_path):
     (tmp_path / "package").mkdir()
     git(tmp_path, "init", "--quiet")
     assert origin.commit_of(tmp_path, "package") is None
@@ -89,32 +78,27 @@ class Installed:
         return self.url if name == "direct_url.json" else None
 
 
-@pytest.mark.parametrize("url", [None, "", "[]", "{}", '{"url": "https://example.org/a.whl"}'])
-def test_a_package_from_an_index_has_no_commit(tmp_path, monkeypatch, url):
+@pytest.mark.parametrize("url", [None, "", "[]", "{}", '{"url": "https://example.org/a.whl"}', "not installed"])
+def test_a_package_without_a_checkout_has_no_commit(url, tmp_path, monkeypatch):
+    def distribution(name):
+        if url == "not installed":
+            raise metadata.PackageNotFoundError(name)
+        return Installed(url)
+
     monkeypatch.setattr(origin, "PACKAGE", tmp_path / "site-packages" / "heterofl_flwr")
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(url))
+    monkeypatch.setattr(metadata, "distribution", distribution)
     assert origin.commit() == "unknown"
 
 
-def test_a_package_that_is_not_installed_has_no_commit(tmp_path, monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(origin, "PACKAGE", tmp_path / "heterofl_flwr")
-    monkeypatch.setattr(metadata, "distribution", missing)
-    assert origin.commit() == "unknown"
-
-
-def test_without_git_the_commit_is_not_known(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert origin.commit() == "unknown"
-
-
-def test_git_that_hangs_is_given_up(monkeypatch):
+@pytest.mark.parametrize("fault", ["missing", "hangs"])
+def test_without_an_answer_of_git_the_commit_is_not_known(fault, monkeypatch):
     def hangs(*arguments, **options):
         raise subprocess.TimeoutExpired("git", 60)
 
-    monkeypatch.setattr(subprocess, "run", hangs)
+    if fault == "missing":
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setattr(subprocess, "run", hangs)
     assert origin.commit() == "unknown"
 
 
@@ -124,23 +108,14 @@ def test_the_commit_is_that_of_the_first_call(monkeypatch):
     assert origin.commit() == first
 
 
-def test_the_machine_is_named_by_processor_cores_and_gpu(monkeypatch):
-    monkeypatch.setattr(origin.torch.cuda, "device_count", lambda: 0)
-    text = origin.machine()
-    assert " cores, no GPU" in text
-    assert "/" not in text
-
-
-def test_gpus_are_counted_and_named(monkeypatch):
-    monkeypatch.setattr(origin.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(origin, "_ask", lambda *words: "NVIDIA H200\nNVIDIA H200")
-    assert origin.machine().endswith(", 2 x NVIDIA H200")
-
-
-def test_gpus_without_a_name_are_counted(monkeypatch):
-    monkeypatch.setattr(origin.torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(origin, "_ask", lambda *words: None)
-    assert origin.machine().endswith(", 1 x GPU")
+@pytest.mark.parametrize(
+    ("number", "names", "shown"),
+    [(0, None, "no GPU"), (2, "NVIDIA H200\nNVIDIA H200", "2 x NVIDIA H200"), (1, None, "1 x GPU")],
+)
+def test_the_machine_is_named_by_processor_cores_and_gpus(number, names, shown, monkeypatch):
+    monkeypatch.setattr(origin.torch.cuda, "device_count", lambda: number)
+    monkeypatch.setattr(origin, "_ask", lambda *words: names)
+    assert re.fullmatch(rf"[^/]+, \d+ cores, {shown}", origin.machine())
 
 
 def test_the_command_is_what_one_would_type(started):

@@ -44,28 +44,25 @@ def test_a_resumed_run_leaves_the_same_files_as_an_uninterrupted_one(whole, fold
     assert files(again, *names) == files(whole, *names)
 
 
-def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(whole, folder, fake, costs, caplog):
-    folder.start(SETTINGS)
-    fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=11)
-    damaged = folder.path / "checkpoint" / "round-000009.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    folder.start(SETTINGS, resume=True)
-    assert folder.load_checkpoint().server_round == 6
-    fake.run([Recorder(folder, every=3, costs=costs)], 7, LAST)
-    assert files(folder, "checkpoint", "models") == files(whole, "checkpoint", "models")
-    assert "round-000009.json is damaged" in caplog.text
-
-
-def test_a_run_whose_history_lost_its_last_line_goes_on_from_the_checkpoint_before(whole, folder, fake, costs, caplog):
+@pytest.mark.parametrize(
+    ("name", "size", "warning"),
+    [
+        ("checkpoint/round-000009.safetensors", 100, "round-000009.json is damaged"),
+        ("history.jsonl", -50, "round-000009.json is of a round that the history lacks"),
+    ],
+)
+def test_a_run_with_a_damaged_file_goes_on_from_the_checkpoint_before(
+    whole, folder, fake, costs, caplog, name, size, warning
+):
     folder.start(SETTINGS)
     fake.run([Recorder(folder, every=3, costs=costs)], 1, LAST, dies_after=9)
-    history = folder.path / "history.jsonl"
-    history.write_bytes(history.read_bytes()[:-50])
+    damaged = folder.path / name
+    damaged.write_bytes(damaged.read_bytes()[:size])
     folder.start(SETTINGS, resume=True)
     assert folder.load_checkpoint().server_round == 6
     fake.run([Recorder(folder, every=3, costs=costs)], 7, LAST)
     assert files(folder, "checkpoint", "models") == files(whole, "checkpoint", "models")
-    assert "round-000009.json is of a round that the history lacks" in caplog.text
+    assert warning in caplog.text
 
 
 def test_a_run_that_was_stopped_early_has_a_checkpoint_of_its_last_round(folder, fake):
@@ -85,6 +82,7 @@ def test_the_checkpoint_holds_what_the_run_needs(folder, fake):
     assert Moments.from_tensors(own[1.0]).layers["bn"].first.tolist() == [4, 4]
     assert Moments.from_tensors(own[0.5]).layers["bn"].first.tolist() == [104, 104]
     assert found.random_state == {"position": 4}
+    assert moments_by_rate({"fixed.bn.count": 1}, 0.5) == {0.5: {"fixed.bn.count": 1}}  # the global model's
 
 
 @pytest.mark.parametrize(("metric", "expected"), [(None, 0.7), ("loss", 0.2), ("global-accuracy", 0.7)])
@@ -113,7 +111,7 @@ def test_the_best_state_outlives_an_interruption(folder, fake):
     assert torch.equal(best.state["linear.bias"], fake.state(1)["linear.bias"])
 
 
-def test_a_metric_that_never_comes_is_told(folder, fake, caplog):
+def test_a_metric_that_never_comes_is_logged(folder, fake, caplog):
     fake.run([Recorder(folder, metric="glbal-accuracy")], 1, 4)
     assert folder.load_checkpoint().best is None
     assert "no evaluation gave glbal-accuracy" in caplog.text
@@ -137,11 +135,6 @@ def test_moments_lie_beside_the_model_that_they_were_measured_on(whole):
     assert found.keys() == {"a", "b"}
     assert found["a"]["fixed.bn.first"].tolist() == [LAST, LAST]
     assert found["b"]["fixed.bn.first"].tolist() == [LAST + 100, LAST + 100]
-
-
-def test_moments_without_a_rate_are_the_global_models():
-    found = moments_by_rate({"fixed.bn.count": torch.tensor(1)}, 0.5)
-    assert found == {0.5: {"fixed.bn.count": 1}}
 
 
 def test_saving_models_uses_up_no_random_number(folder, fake, build):
@@ -175,18 +168,14 @@ def test_a_run_must_go_on_where_the_checkpoint_ends(folder, fake):
     assert len(folder.history()) == 4
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(folder, fake):
-    fake.run([Recorder(folder)], 1, 4)
+def test_a_longer_run_goes_on_from_a_finished_one_in_a_folder_given_by_its_path(folder, fake):
+    fake.run([Recorder(folder.path)], 1, 4)
+    assert folder.settings() == {}
     fake.run([Recorder(folder)], 5, 8)
     assert folder.history() == [replace(fake.progress(number, 8).record) for number in range(1, 9)]
 
 
-def test_a_path_is_enough(tmp_path, fake):
-    fake.run([Recorder(tmp_path / "run")], 1, 2)
-    assert RunFolder(tmp_path / "run").settings() == {}
-
-
-def test_a_checkpoint_every_zero_rounds_is_refused(tmp_path):
+def test_a_checkpoint_every_zero_rounds_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="every 0 rounds"):
         Recorder(tmp_path, every=0)
 
