@@ -21,7 +21,7 @@ from heterofl_flwr.report.summary import (
     shells,
 )
 from heterofl_flwr.runs import LevelCost, ModelCosts
-from heterofl_flwr.runs.metrics import scalars, scores
+from heterofl_flwr.runs.metrics import scores
 
 COSTS = ModelCosts(
     1.0,
@@ -51,11 +51,6 @@ def test_levels_have_their_cost_their_share_of_clients_and_last_score():
     assert heads == ("level", "rate", "parameters", "MACs", "clients", "accuracy", "bytes a round")
     assert rows[1] == ["b", "0.5", "30", "300", "20.0 %", "30.0 %", "240 B"]
     assert [(row[0], row[4], row[5]) for row in rows[::2]] == [("a", "20.0 %", "-"), ("d", "60.0 %", "-")]
-
-
-def test_levels_without_costs_are_known_by_their_rates():
-    _, rows = level_cells([make(1, [1.0, 0.3])], None)
-    assert [row[:4] for row in rows] == [["a", "1", "-", "-"], ["0.3", "0.3", "-", "-"]]
 
 
 def test_a_run_without_rounds_has_levels_without_clients():
@@ -99,15 +94,10 @@ def test_shells_say_who_trained_which_share():
 def test_failures_are_grouped_by_reason():
     records = [make(1, [1.0] * 3, [1, 2]), make(3, [1.0] * 3, [2])]
     late = RoundRecord(server_round=4, seconds=1, learning_rate=0, rates={7: 1.0}, failures={7: "out of memory"})
-    often, once = failure_rows([*records, late])
+    often, once, evaluation = failure_rows([*records, late, make(5, [1.0], evaluate_failures={0: "no usable moments"})])
     assert (often.reason, often.times, often.rounds, often.clients) == ("lost", 3, (1, 3), (1, 2))
     assert (once.reason, once.times, once.rounds, once.clients) == ("out of memory", 1, (4,), (7,))
-
-
-def test_evaluations_that_failed_are_among_them():
-    record = make(2, [1.0] * 3, evaluate_failures={1: "no usable moments"})
-    (row,) = failure_rows([record])
-    assert (row.reason, row.times, row.clients) == ("no usable moments", 1, (1,))
+    assert evaluation == ("no usable moments", 1, (5,), (0,))
 
 
 def printed(*args, width: int = 100) -> list[str]:
@@ -138,9 +128,10 @@ def test_one_row_a_level_then_final_and_best(records, costs):
 
 
 def test_what_is_not_known_is_a_dash(record):
-    lines = printed([record(1)])
-    assert lines[3].split()[2:4] == ["-", "-"]
+    lines = printed([replace(record(1), rates={0: 1.0, 1: 0.3})], width=80)
+    assert [line.split()[:4] for line in lines[3:5]] == [["a", "1", "-", "-"], ["0.3", "0.3", "-", "-"]]
     assert "FedAvg" not in "\n".join(lines)
+    assert "level" in "\n".join(printed([]))
 
 
 @pytest.mark.parametrize("name", ["[/x]", "[bold]", "[link=https://example.org]here"])
@@ -149,36 +140,16 @@ def test_a_name_that_a_client_chose_is_printed_as_it_is(record, name):
     assert any(name in line for line in lines)
 
 
-def test_a_run_without_rounds_has_an_empty_table():
-    assert "level" in "\n".join(printed([]))
-
-
-def test_it_fits_eighty_columns(records, costs):
-    rows = [line.split()[0] for line in printed(records, costs.model(), width=80) if line.strip()]
-    assert rows[:2] == ["level", "─" * len(rows[1])]
-
-
-def test_they_are_never_the_best(few):
+def test_metrics_of_few_clients_are_never_the_best(few):
     for score in scores(few):
         if score.name in few[2].partial:
             assert score.best_round not in (3, None)
+    assert seconds_to([replace(record, simulated_seconds=1.0) for record in few], "global-accuracy", 0.99) is None
     (alone, *_) = scores([few[2]])
     assert (alone.final, alone.best, alone.best_round, alone.partial) == (1.0, None, None, True)
 
 
-def test_an_aim_is_not_reached_by_them(few):
-    timed = [replace(record, simulated_seconds=1.0) for record in few]
-    assert seconds_to(timed, "global-accuracy", 0.99) is None
-
-
-def test_trackers_get_the_counts_and_the_mark(few):
-    found = scalars(few[2])
-    assert (found["round/evaluation-asked"], found["round/evaluation-answers"]) == (20, 1)
-    assert found["round/evaluation-partial"] == 1.0
-    assert "round/evaluation-partial" not in scalars(few[0])
-
-
-def test_the_closing_table_marks_them(few):
+def test_the_closing_table_marks_metrics_of_few_clients(few):
     lines = printed(few[:3])
     rows = {line.split()[0]: line for line in lines if line.strip()}
     assert re.search(r"100\.0 % \* ", rows["global-accuracy"])
@@ -230,17 +201,12 @@ def test_time_to_a_value_is_that_of_the_first_round_that_has_it(simulated):
     assert seconds_to(simulated, "global-loss", best) == 90 * number
 
 
-def test_a_run_amounts_to_its_rounds(records, simulated):
+def test_time_and_energy_of_a_run_are_the_sums_over_its_rounds(records, simulated):
     assert on_devices(records) is None
     assert on_devices([]) is None
     number, _ = best_of(simulated, "global-accuracy")
     assert on_devices(simulated) == OnDevices(40 * 90.0, 40 * 1500.0, "global-accuracy", 90.0 * number)
     assert on_devices([replace(record, evaluate={}) for record in simulated]) == OnDevices(3600.0, 60e3, "", 0.0)
-
-
-def test_trackers_get_both_where_devices_are_simulated(records, simulated):
-    ours = {"round/simulated-seconds": 90.0, "round/joules-estimate": 1500.0}
-    assert scalars(simulated[0]) == {**scalars(records[0]), **ours}
 
 
 def test_the_closing_lines_call_the_energy_an_estimate(records, simulated):

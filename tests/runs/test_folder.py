@@ -77,10 +77,13 @@ def test_a_run_that_died_before_its_first_round_can_start_over(folder):
     folder.start(SETTINGS)
     folder.start(SETTINGS)
     assert len(folder.about()["starts"]) == 1
+    with pytest.raises(ConfigError, match="holds another run: rounds was 10 and is 11"):
+        folder.start({**SETTINGS, "rounds": 11})
 
 
 def test_a_run_is_resumed(used, costs):
     used.note(num_rounds=10)
+    assert used.costs() is None
     used.write_costs(costs.model())
     used.start(SETTINGS, resume=True)
     assert len(used.about()["starts"]) == 2
@@ -89,7 +92,7 @@ def test_a_run_is_resumed(used, costs):
     assert used.load_checkpoint().server_round == 1
 
 
-def test_a_resumed_run_may_change_only_what_it_may(used):
+def test_a_resumed_run_may_change_only_some_settings(used):
     with pytest.raises(ConfigError, match=r"had other settings: rounds was 10 and is 20\. Resume it with"):
         used.start({**SETTINGS, "rounds": 20}, resume=True)
     used.start({**SETTINGS, "rounds": 20}, resume=True, may_differ=["rounds"])
@@ -99,7 +102,7 @@ def test_a_resumed_run_may_change_only_what_it_may(used):
 def test_there_must_be_something_to_resume(folder):
     with pytest.raises(ConfigError, match="holds no run to resume"):
         folder.start(SETTINGS, resume=True)
-    assert not folder.started
+    assert not folder.path.exists()
 
 
 def test_a_run_without_a_checkpoint_is_resumed_without_its_rounds(folder, record):
@@ -112,7 +115,7 @@ def test_a_run_without_a_checkpoint_is_resumed_without_its_rounds(folder, record
     assert len(folder.about()["starts"]) == 2
 
 
-def test_a_folder_that_is_none_of_a_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="is no folder of a run"):
         RunFolder(tmp_path).settings()
 
@@ -123,14 +126,6 @@ def test_settings_that_cannot_be_read_are_an_error(folder, text):
     (folder.path / "settings.json").write_text(text)
     with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
         folder.settings()
-
-
-def test_costs_are_kept(folder, costs):
-    folder.start(SETTINGS)
-    assert folder.costs() is None
-    folder.write_costs(costs.model())
-    assert folder.costs() == costs.model()
-    assert folder.settings()["model"] == "cnn"
 
 
 @pytest.mark.parametrize("linked", ["clients", "clients/00001"])
