@@ -46,3 +46,10 @@ def test_long_lists_of_numbers_are_short():
     assert text.numbers([1, 2, 3, 4, 7, 9, 10]) == "1-4, 7, 9-10"
     assert text.numbers([]) == ""
     assert text.numbers(range(0, 40, 2), limit=3) == "0, 2, 4 and 17 more"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, "0 J"), (2.126, "2.1 J"), (120, "120 J"), (1234, "1.23 kJ"), (5.6e7, "56.0 MJ")]
+)
+def test_energies(value, expected):
+    assert text.energy(value) == expected
