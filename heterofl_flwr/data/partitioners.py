@@ -19,10 +19,9 @@ __all__ = ["BalancedIidPartitioner", "ClassShardPartitioner"]
 class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has no types
     """Deals rows once, when the first partition is loaded."""
 
-    def __init__(self, num_partitions: int, seed: int) -> None:
+    def __init__(self, num_partitions: int) -> None:
         super().__init__()
         self._num_partitions = num_partitions
-        self._seed = seed
         self._rows: tuple[torch.Tensor, ...] | None = None
 
     @property
@@ -34,8 +33,7 @@ class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has 
         """Return one partition, counted from 0."""
         if not 0 <= partition_id < self._num_partitions:
             raise DataError(f"partition {partition_id} does not exist: expected 0 to {self._num_partitions - 1}")
-        if self._rows is None:
-            self._rows = self._deal()
+        self._rows = self._rows or self._deal()
         return self.dataset.select(self._rows[partition_id].tolist())
 
     @abstractmethod
@@ -56,7 +54,8 @@ class BalancedIidPartitioner(_RowsPartitioner):
     """
 
     def __init__(self, num_partitions: int, seed: int = 0) -> None:
-        super().__init__(num_partitions, seed)
+        super().__init__(num_partitions)
+        self._seed = seed
 
     def _deal(self) -> tuple[torch.Tensor, ...]:
         return iid(torch.empty(len(self.dataset)), self._num_partitions, self._seed)
@@ -92,10 +91,9 @@ class ClassShardPartitioner(_RowsPartitioner):
         fidelity: Variant = "paper",
     ) -> None:
         Fidelity.of(fidelity)
-        super().__init__(num_partitions, seed)
-        self._partition_by = partition_by
-        self._classes_per_partition = classes_per_partition
-        self._fidelity: Variant = fidelity
+        super().__init__(num_partitions)
+        self._partition_by, self._classes = partition_by, classes_per_partition
+        self._seed, self._fidelity = seed, fidelity
 
     def _deal(self) -> tuple[torch.Tensor, ...]:
         columns = self.dataset.column_names
@@ -105,7 +103,4 @@ class ClassShardPartitioner(_RowsPartitioner):
         targets = self.dataset.select_columns(self._partition_by).with_format("torch")[:][self._partition_by]
         if targets.is_floating_point() or targets.dim() != 1:
             raise DataError(f"column {self._partition_by} holds no class numbers, but {targets.dtype}")
-        rows, _ = noniid(
-            targets, self._num_partitions, self._classes_per_partition, self._seed, fidelity=self._fidelity
-        )
-        return rows
+        return noniid(targets, self._num_partitions, self._classes, self._seed, fidelity=self._fidelity)[0]

@@ -12,27 +12,30 @@ import torch
 
 from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
 from heterofl_flwr.data.dataset import KNOWN, Facts
+from heterofl_flwr.data.load import _load
 from heterofl_flwr.errors import DataError
 
 
 @pytest.fixture
-def users_module(monkeypatch):
-    """Return a module that can be imported as ``users_data``, and forget what was loaded from it."""
-    from heterofl_flwr.data.load import _load
-
-    module = types.ModuleType("users_data")
-    module.__file__ = "users_data.py"
-    monkeypatch.setitem(sys.modules, "users_data", module)
+def fresh():
+    """Forget what was loaded, before and after."""
     _load.cache_clear()
-    yield module
+    yield
     _load.cache_clear()
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """Return a function that puts a data set, or an error, in the place of the hub."""
-    from heterofl_flwr.data.load import _load
+def users_module(monkeypatch, fresh):
+    """Return a module that can be imported as ``users_data``."""
+    module = types.ModuleType("users_data")
+    module.__file__ = "users_data.py"
+    monkeypatch.setitem(sys.modules, "users_data", module)
+    return module
 
+
+@pytest.fixture
+def hub(monkeypatch, fresh):
+    """Return a function that puts a data set, or an error, in the place of the hub."""
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
 
     def answer(content):
@@ -43,9 +46,7 @@ def hub(monkeypatch):
 
         monkeypatch.setattr(datasets, "load_dataset", load)
 
-    _load.cache_clear()
-    yield answer
-    _load.cache_clear()
+    return answer
 
 
 def test_digits_are_split_by_class_and_normalised():

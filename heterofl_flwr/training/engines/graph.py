@@ -4,11 +4,10 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -33,16 +32,6 @@ _ALONE = threading.Lock()  # torch captures one graph at a time in a process
 
 class UncapturableError(HeteroFLError):
     """A training step does what a CUDA graph cannot hold."""
-
-
-class Recorder(Protocol):
-    """Records the steps of one model."""
-
-    def place(self) -> AbstractContextManager[None]:
-        """Return the context in which steps run, are recorded and are replayed."""
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return what replays a step that has run before; the step uses only tensors that stay where they are."""
 
 
 class CudaRecorder:
@@ -72,7 +61,7 @@ class CudaRecorder:
             outer.wait_stream(self._stream)
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Capture a step."""
+        """Capture a step that has run before and uses only tensors that stay where they are; return its replay."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may train other models meanwhile, which must not break this capture.
         capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
@@ -92,15 +81,6 @@ class CudaRecorder:
         return graph.replay
 
 
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """A recorded shape of batch: where the batch goes, and what then computes."""
-
-    inputs: Tensor
-    targets: Tensor
-    replay: Callable[[], None]
-
-
 class StaticStep:
     """A training step of one model in tensors that stay where they are, for one client after the other.
 
@@ -113,12 +93,12 @@ class StaticStep:
     _model: nn.Module
     """There while a client trains, so that nothing here keeps a model alive."""
 
-    def __init__(self, model: nn.Module, options: TrainOptions, recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, options: TrainOptions, recorder: CudaRecorder) -> None:
         self._recorder, self._parameters = recorder, list(model.parameters())
         self._constants = _constants(model, options)
         self._precision = options.precision
         self._seen: Counter[object] = Counter()
-        self._recordings: dict[object, _Recording] = {}
+        self._recordings: dict[object, tuple[Tensor, Tensor, Callable[[], None]]] = {}
         self._masking = Masking(None, options.mask_fill, static=True)
         device = device_of(model)
         with recorder.place():
@@ -155,11 +135,12 @@ class StaticStep:
         self._seen[shape] += 1
         if shape not in self._recordings and self._seen[shape] > WARM_UP and len(self._recordings) < MOST_SHAPES:
             homes = inputs.clone(), targets.clone()
-            self._recordings[shape] = _Recording(*homes, self._recorder.record(partial(self._step, *homes)))
-        if recording := self._recordings.get(shape):
-            recording.inputs.copy_(inputs)
-            recording.targets.copy_(targets)
-            recording.replay()
+            self._recordings[shape] = *homes, self._recorder.record(partial(self._step, *homes))
+        if shape in self._recordings:
+            own_inputs, own_targets, replay = self._recordings[shape]
+            own_inputs.copy_(inputs)
+            own_targets.copy_(targets)
+            replay()
         else:
             self._step(inputs, targets)
         return self._loss.clone()
@@ -214,7 +195,7 @@ class GraphEngine:
     ``recorder`` makes what records the steps of a model on a device.
     """
 
-    def __init__(self, recorder: Callable[[torch.device], Recorder]) -> None:
+    def __init__(self, recorder: Callable[[torch.device], CudaRecorder]) -> None:
         self._recorder = recorder
         self._steps: WeakKeyDictionary[nn.Module, StaticStep] = WeakKeyDictionary()
         self._uncapturable: WeakSet[nn.Module] = WeakSet()
