@@ -102,7 +102,8 @@ class Task:
             settings, train = self.settings, self.dataset.train
             rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
             parts = self.partitions(number) if number else None
-            self._seeds[number] = (parts.seen(train, rows, parts.train) if parts else train.take(rows)).to(self.device)
+            own = parts.owner_view(train, rows, parts.train) if parts else train.take(rows)
+            self._seeds[number] = own.to(self.device)
         return self._seeds[number]
 
     def whole_test(self, number: int) -> Split:
@@ -112,7 +113,7 @@ class Task:
             return self.test
         if number not in self._tests:
             rows = torch.cat(parts.test).sort().values
-            self._tests[number] = parts.seen(self.dataset.test, rows, parts.test).to(self.device)
+            self._tests[number] = parts.owner_view(self.dataset.test, rows, parts.test).to(self.device)
         return self._tests[number]
 
     @property
@@ -208,7 +209,7 @@ class Task:
         parts = self.partitions(num_partitions)
         if not 0 <= partition < num_partitions:
             raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
-        return *parts.of(partition, self.train, self.test), parts.classes[partition]
+        return *parts.client_splits(partition, self.train, self.test), parts.classes[partition]
 
     def options(self, learning_rate: float) -> TrainOptions:
         """Return how a client trains."""

@@ -95,12 +95,12 @@ class Partitions:
         """Return the number of clients."""
         return len(self.train)
 
-    def of(self, client: int, train: Split, test: Split) -> tuple[Split, Split]:
+    def client_splits(self, client: int, train: Split, test: Split) -> tuple[Split, Split]:
         """Return a client's examples of the two splits that were dealt."""
         own = train.take(self.train[client]), test.take(self.test[client])
         return (rotated(own[0], client * self.degrees), rotated(own[1], client * self.degrees)) if self.degrees else own
 
-    def seen(self, split: Split, rows: Tensor, dealt: Sequence[Tensor]) -> Split:
+    def owner_view(self, split: Split, rows: Tensor, dealt: Sequence[Tensor]) -> Split:
         """Return some examples of a split, each as the client to which it was dealt sees it.
 
         Parameters

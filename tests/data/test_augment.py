@@ -67,6 +67,6 @@ def test_none_is_the_batch_itself():
     assert AUGMENTS["none"](inputs, torch.Generator(), None) is inputs
 
 
-def test_inputs_that_are_no_images_are_refused():
+def test_inputs_that_are_no_images_raise_an_error():
     with pytest.raises(DataError, match=r"augment=crop-flip needs images .* got inputs of shape \(2, 3\)"):
         crop_flip(torch.zeros(2, 3), torch.Generator())

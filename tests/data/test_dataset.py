@@ -47,28 +47,28 @@ def test_a_split_on_its_device_is_itself():
         (torch.zeros(2, 3), torch.tensor([[0], [1]]), r"shape \(2, 1\)"),
     ],
 )
-def test_tensors_that_do_not_belong_together_are_refused(inputs, targets, message):
+def test_tensors_that_do_not_belong_together_raise_an_error(inputs, targets, message):
     with pytest.raises(DataError, match=message):
         Split(inputs, targets)
 
 
-def test_a_data_set_refuses_an_empty_split():
+def test_a_data_set_raises_an_error_for_an_empty_split():
     with pytest.raises(DataError, match="mine: the test split is empty"):
         Dataset("mine", split(), split(0), 2)
 
 
 @pytest.mark.parametrize(("target", "classes"), [(2, 2), (-1, 2)])
-def test_a_data_set_refuses_targets_that_are_no_class(target, classes):
+def test_a_data_set_raises_an_error_for_targets_that_are_no_class(target, classes):
     wrong = Split(torch.zeros(1, 3), torch.tensor([target]))
     with pytest.raises(DataError, match=r"targets of the train split .* expected class numbers from 0 to 1"):
         Dataset("mine", wrong, split(), classes)
 
 
-def test_a_data_set_refuses_splits_of_unequal_shape():
+def test_a_data_set_raises_an_error_for_splits_of_unequal_shape():
     with pytest.raises(DataError, match=r"train split has shape \(3,\), one of the test split \(4,\)"):
         Dataset("mine", split(), split(shape=(4,)), 2)
 
 
-def test_a_data_set_refuses_an_unknown_augment():
+def test_a_data_set_raises_an_error_for_an_unknown_augment():
     with pytest.raises(ConfigError, match="augment is 'flip'; expected one of none, crop-flip"):
         Dataset("mine", split(), split(), 2, augment="flip")

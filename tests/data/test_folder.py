@@ -58,7 +58,7 @@ def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path):
         ("", None, r"train\.csv cannot be read \(Empty CSV file\)"),
     ],
 )
-def test_csv_that_does_not_fit_is_refused(tmp_path, train, test, message):
+def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
     write(tmp_path / "train.csv", train)
     write(tmp_path / "test.csv", train if test is None else test)
     with pytest.raises(DataError, match=message):
@@ -75,7 +75,7 @@ def test_csv_that_does_not_fit_is_refused(tmp_path, train, test, message):
         ([], "holds nothing; expected"),
     ],
 )
-def test_folders_without_train_and_test_are_refused(tmp_path, names, message):
+def test_folders_without_train_and_test_raise_an_error(tmp_path, names, message):
     for name in names:
         write(tmp_path / name, "a,label\n1,0\n")
     with pytest.raises(DataError, match=message):
@@ -134,7 +134,7 @@ def test_tables_that_do_not_fit_name_the_column(tmp_path, columns, message):
         load_dataset(str(tmp_path))
 
 
-def test_two_class_columns_of_which_none_is_called_label_are_refused(tmp_path):
+def test_two_class_columns_of_which_none_is_called_label_raise_an_error(tmp_path):
     features = {"fine": {"_type": "ClassLabel"}, "coarse": {"_type": "ClassLabel"}}
     for part in ("train", "test"):
         write_table(tmp_path / f"{part}.parquet", {"image": [png(1)], "fine": [0], "coarse": [0]}, features)
@@ -149,7 +149,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
         load_dataset(str(tmp_path))
 
 
-def test_unequal_channels_of_a_known_set_are_refused(tmp_path):
+def test_unequal_channels_of_a_known_set_raise_an_error(tmp_path):
     for part in ("train", "test"):
         image_table(tmp_path / f"ylecun/mnist/{part}.parquet", [1], [0], mode="RGB")
     with pytest.raises(DataError, match="found 3 channels, expected 1"):
@@ -162,7 +162,7 @@ def test_a_folder_that_does_not_exist_is_named(name):
         load_dataset(name)
 
 
-def test_a_name_that_root_lacks_is_refused_without_asking_the_hub(tmp_path):
+def test_a_name_that_root_lacks_raises_an_error_without_asking_the_hub(tmp_path):
     with pytest.raises(
         DataError, match=r"no folder .*/ylecun/mnist: expected a copy .* without root and HETEROFL_DATA"
     ):
@@ -242,14 +242,14 @@ def test_a_test_class_that_the_train_split_lacks_is_named(tmp_path):
         load_dataset(str(tmp_path))
 
 
-def test_an_image_folder_without_test_images_is_refused(tmp_path):
+def test_an_image_folder_without_test_images_raises_an_error(tmp_path):
     write(tmp_path / "train" / "cat" / "1.png", png(1))
     write(tmp_path / "test" / "1.png", png(1))
     with pytest.raises(DataError, match=r"test: there are no examples; expected images as .*test/<class>/"):
         load_dataset(str(tmp_path))
 
 
-def test_an_image_folder_without_test_is_refused(tmp_path):
+def test_an_image_folder_without_test_raises_an_error(tmp_path):
     write(tmp_path / "train" / "cat" / "1.png", png(1))
     with pytest.raises(DataError, match="has no test split, only train"):
         load_dataset(str(tmp_path))

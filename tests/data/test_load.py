@@ -107,7 +107,7 @@ def test_bytes_become_floats_and_tokens_stay_whole(users_module):
         (((object(), torch.tensor([0])), (0, 0)), "train split: object is no array of numbers"),
     ],
 )
-def test_other_returns_are_refused(users_module, made, message):
+def test_other_returns_raise_an_error(users_module, made, message):
     users_module.make = lambda: made
     with pytest.raises(DataError, match=f"users_data:make.*{message}"):
         load_dataset("users_data:make")
@@ -151,7 +151,7 @@ def test_an_unreachable_hub_is_one_clear_error(hub, error):
 
 
 @pytest.mark.parametrize("root", [None, "."])
-def test_a_name_that_is_nothing_is_refused_before_the_hub_is_asked(hub, root):
+def test_a_name_that_is_nothing_raises_an_error_before_the_hub_is_asked(hub, root):
     hub(AssertionError("asked"))
     with pytest.raises(DataError, match=r"no data set 'mnits'; did you mean mnist\? expected one of digits, mnist, "):
         load_dataset("mnits", root)
@@ -159,7 +159,7 @@ def test_a_name_that_is_nothing_is_refused_before_the_hub_is_asked(hub, root):
         load_dataset("pictures", root)
 
 
-def test_a_data_set_of_the_hub_without_test_is_refused(hub):
+def test_a_data_set_of_the_hub_without_test_raises_an_error(hub):
     hub(datasets.DatasetDict(train=of_the_hub([0], [0])))
     with pytest.raises(DataError, match="'user/set' has no test split, only train"):
         load_dataset("user/set")

@@ -44,7 +44,7 @@ def test_a_shuffled_data_set_and_one_with_images_is_dealt_by_its_labels():
         assert 1 <= len(set(part["label"])) <= 2
 
 
-def test_partitions_that_do_not_exist_are_refused():
+def test_partitions_that_do_not_exist_raise_an_error():
     partitioner = BalancedIidPartitioner(3)
     partitioner.dataset = table()
     with pytest.raises(DataError, match="partition 3 does not exist: expected 0 to 2"):
@@ -56,11 +56,11 @@ def test_a_missing_column_is_named():
         rows_of(ClassShardPartitioner(3, "digit"), table())
 
 
-def test_a_column_without_class_numbers_is_refused():
+def test_a_column_without_class_numbers_raises_an_error():
     with pytest.raises(DataError, match=r"column share holds no class numbers, but torch\.float32"):
         rows_of(ClassShardPartitioner(3, "share"), table(share=[0.5] * 403))
 
 
-def test_an_unknown_fidelity_is_refused_at_once():
+def test_an_unknown_fidelity_raises_an_error_at_once():
     with pytest.raises(ConfigError, match="fidelity is 'best'"):
         ClassShardPartitioner(3, "label", fidelity="best")

@@ -156,7 +156,7 @@ def test_dirichlet_test_rows_have_the_shares_of_the_train_rows():
         assert set(test[theirs].tolist()) <= set(train[mine].tolist())
 
 
-def test_dirichlet_that_cannot_be_drawn_is_refused():
+def test_dirichlet_that_cannot_be_drawn_raises_an_error():
     with pytest.raises(DataError, match=r"30 examples cannot be split for 29 clients by dirichlet-0\.01"):
         dirichlet(uneven(30), 29, 0.01, seed=0)
     with pytest.raises(DataError, match="use fewer clients"):
@@ -199,19 +199,19 @@ def test_a_hundred_clients_are_dealt_60_000_examples_at_once(kind):
     "kind",
     ["", "IID", "non-iid", "non-iid-0", "non-iid-x", "dirichlet", "dirichlet-0", "dirichlet-0.0", "iid ", "rotated-x"],
 )
-def test_unknown_kinds_are_refused(kind):
+def test_unknown_kinds_raise_an_error(kind):
     with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0>"):
         check_kind(kind)
 
 
 @pytest.mark.parametrize("clients", [0, -1])
 @pytest.mark.parametrize("split", [lambda n: iid(PAPER, n, 0), lambda n: noniid(PAPER, n, 2, 0)])
-def test_a_number_of_clients_below_one_is_refused(split, clients):
+def test_a_number_of_clients_below_one_raises_an_error(split, clients):
     with pytest.raises(ConfigError, match=f"number of clients is {clients}"):
         split(clients)
 
 
-def test_too_many_clients_are_refused():
+def test_too_many_clients_raise_an_error():
     with pytest.raises(DataError, match="5 examples are too few for 6 clients"):
         iid(torch.zeros(5), 6, 0)
     with pytest.raises(DataError, match="clients have no examples, the first is client"):
@@ -219,12 +219,12 @@ def test_too_many_clients_are_refused():
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(100, 11), (4, 2)])
-def test_classes_that_do_not_fit_the_clients_are_refused(clients, classes):
+def test_classes_that_do_not_fit_the_clients_raise_an_error(clients, classes):
     with pytest.raises(ConfigError, match=f"non-iid-{classes} does not fit {clients} clients and 10 classes"):
         noniid(PAPER, clients, classes, 0)
 
 
-def test_an_unknown_fidelity_is_refused():
+def test_an_unknown_fidelity_raises_an_error():
     with pytest.raises(ConfigError, match="fidelity is 'best'"):
         noniid(PAPER, 100, 2, 0, fidelity="best")
 
@@ -259,7 +259,9 @@ def test_each_client_turns_its_own_images_by_one_step_more():
     still = split_dataset(data, "iid", 4, seed=1)
     for client in range(4):
         for mine, other in zip(
-            parts.of(client, data.train, data.test), still.of(client, data.train, data.test), strict=True
+            parts.client_splits(client, data.train, data.test),
+            still.client_splits(client, data.train, data.test),
+            strict=True,
         ):
             expected = other.inputs.rot90(client, (2, 3))
             torch.testing.assert_close(mine.inputs, expected, atol=1e-4, rtol=0)
@@ -271,9 +273,9 @@ def test_each_example_is_seen_as_by_the_client_that_has_it(kind):
     data = load_dataset("digits")
     parts = split_dataset(data, kind, 4, seed=1)
     rows = torch.cat([parts.test[client][:3] for client in (2, 0, 3)])
-    expected = torch.cat([parts.of(client, data.train, data.test)[1].inputs[:3] for client in (2, 0, 3)])
+    expected = torch.cat([parts.client_splits(client, data.train, data.test)[1].inputs[:3] for client in (2, 0, 3)])
     before = data.test.inputs.clone()
-    seen = parts.seen(data.test, rows, parts.test)
+    seen = parts.owner_view(data.test, rows, parts.test)
     torch.testing.assert_close(seen.inputs, expected, atol=1e-6, rtol=0)
     assert torch.equal(seen.targets, data.test.targets[rows])
     assert torch.equal(data.test.inputs, before)
@@ -283,4 +285,4 @@ def test_numbers_cannot_be_turned():
     split = Split(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))
     data = Dataset("table", split, split, classes=1)
     with pytest.raises(DataError, match=r"needs images .* got inputs of shape \(2, 3\)"):
-        split_dataset(data, "rotated-15", 2, seed=0).of(1, split, split)
+        split_dataset(data, "rotated-15", 2, seed=0).client_splits(1, split, split)

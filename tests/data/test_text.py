@@ -33,7 +33,7 @@ def test_what_does_not_fill_the_last_row_is_left_out():
     assert data.test.inputs.shape == (10, 3)
 
 
-def test_a_corpus_too_short_for_its_rows_is_refused():
+def test_a_corpus_too_short_for_its_rows_raises_an_error():
     with pytest.raises(DataError, match=r"corpus, split test: found 4 words, too few for 10 rows"):
         to_text("corpus", ["a b"] * 100, ["a", "b"])
 
@@ -43,7 +43,7 @@ def test_every_row_goes_to_one_client_and_the_words_are_its_classes(corpus):
     assert sorted(torch.cat(parts.train).tolist()) == list(range(100))
     assert [len(rows) for rows in parts.train] == [2] * 50
     assert [len(rows) for rows in parts.test] == [1] * 10 + [0] * 40
-    train, test = parts.of(4, corpus.train, corpus.test)
+    train, test = parts.client_splits(4, corpus.train, corpus.test)
     assert parts.classes[4] == tuple(sorted(set(train.inputs.flatten().tolist())))
     assert train.targets is train.inputs
     assert len(test) == 1

@@ -49,6 +49,6 @@ def test_an_empty_split_has_no_batches():
     assert list(input_batches(NUMBERS.take(torch.tensor([], dtype=torch.int64)), 5)) == []
 
 
-def test_a_batch_size_below_one_is_refused():
+def test_a_batch_size_below_one_raises_an_error():
     with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
         next(input_batches(NUMBERS, 0))

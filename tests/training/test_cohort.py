@@ -194,7 +194,7 @@ def test_one_client_is_trained_as_plain_does():
         (None, 5, {}, "targets do not fit 5 classes"),
     ],
 )
-def test_what_plain_refuses_is_refused_in_its_words(classes, shift, changes, message):
+def test_errors_of_data_are_those_of_plain(classes, shift, changes, message):
     def split(number, seed):
         own = images(number, seed)
         return replace(own, targets=own.targets + seed * shift)

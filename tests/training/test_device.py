@@ -41,20 +41,20 @@ def test_a_device_that_is_there_may_be_named(machine):
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_device_that_is_missing_is_refused(machine, name):
+def test_a_device_that_is_missing_raises_an_error(machine, name):
     machine()
     with pytest.raises(ConfigError, match=f"device is '{name}', but torch .* finds none here: use auto or cpu"):
         resolve_device(name)
 
 
-def test_a_number_beyond_the_devices_is_refused(machine):
+def test_a_number_beyond_the_devices_raises_an_error(machine):
     machine(2)
     with pytest.raises(ConfigError, match="device is 'cuda:2', but there are 2, counted from 0"):
         resolve_device("cuda:2")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cpu:0", "mps:1", "cuda:x", "cuda:-1", "auto:1"])
-def test_other_names_are_refused(name):
+def test_other_names_raise_an_error(name):
     with pytest.raises(ConfigError, match="expected one of auto, cpu, cuda, mps, or cuda:<number>"):
         resolve_device(name)
 

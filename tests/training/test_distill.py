@@ -66,7 +66,7 @@ def test_posteriors_are_distributions_and_change_nothing(temperature):
         ([0.25] * 4, "posteriors that are list"),
     ],
 )
-def test_what_is_no_distribution_is_refused_and_named(said, fault):
+def test_what_is_no_distribution_raises_an_error_that_names_the_sender(said, fault):
     with pytest.raises(ReplyError, match=f"node 7 sent .*{fault}"):
         check_posteriors(said, (8, CLASSES), "node 7")
 
@@ -151,13 +151,13 @@ def test_without_peers_there_are_labels_alone():
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_a_loss_that_is_not_finite_is_told():
+def test_a_loss_that_is_not_finite_raises_an_error():
     broken = SEEDS[0] * math.inf, SEEDS[1]
     with pytest.raises(DivergedError, match="the loss of seed step 1 is nan"):
         learn_from_peers(job(mlp()), broken, torch.zeros(0, 8, CLASSES), OPTIONS, DistillOptions())
 
 
-def test_options_that_mean_nothing_are_told_at_once():
+def test_invalid_options_raise_one_error():
     with pytest.raises(
         ConfigError, match=r"steps is -1, .*temperature is 0, .*projection is 'mgda', expected one of none"
     ):
@@ -249,6 +249,6 @@ def test_by_hand():
     assert JOIN["gem"](right, -2 * right).abs().max() < 1e-6
 
 
-def test_too_many_constraints_are_refused():
+def test_too_many_constraints_raise_an_error():
     with pytest.raises(ValueError, match="9 constraints, expected at most 8"):
         project_gem(torch.ones(2), [torch.ones(2)] * 9)

@@ -79,7 +79,7 @@ def test_nothing_is_evaluated_to_zero(build):
     assert result.accuracy == 0
 
 
-def test_a_batch_size_below_one_is_refused(build, split):
+def test_a_batch_size_below_one_raises_an_error(build, split):
     with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
         evaluate(build(), split, batch_size=0)
 

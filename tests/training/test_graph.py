@@ -229,7 +229,7 @@ def test_texts_are_read_as_by_plain(bench):
     assert bench.recorded == 2
 
 
-def test_a_loss_that_is_not_finite_is_told_as_plain_tells_it(bench, build, split):
+def test_a_loss_that_is_not_finite_raises_the_error_of_plain(bench, build, split):
     model = build(norm="none").to(bench.device)
     received, wild = state(model), replace(OPTIONS, learning_rate=1e6, epochs=50, clip=None)
     with pytest.raises(DivergedError) as expected:
@@ -319,7 +319,7 @@ def test_rounds_leave_nothing_behind(bench, build):
     assert [held(seed) for seed in range(3, 6)] == [first] * 3
 
 
-def test_a_cpu_is_refused_by_name(build, split):
+def test_a_cpu_raises_an_error(build, split):
     model, received = build(), state(build())
     with pytest.raises(ConfigError, match=r"engine is graph, and the model is on cpu.*use engine auto or plain"):
         train(model, split, OPTIONS, seed=1, engine="graph")

@@ -33,7 +33,7 @@ def test_clipping_can_be_off(clip):
         ("mask_fill", "inf", "one of zero, -inf, none"),
     ],
 )
-def test_values_that_cannot_be_trained_with_are_refused(name, value, expected):
+def test_values_that_cannot_be_trained_with_raise_an_error(name, value, expected):
     with pytest.raises(ConfigError, match=f"{name} is {value!r}, expected {expected}"):
         TrainOptions(**{"learning_rate": 0.1, name: value})
 
@@ -43,6 +43,6 @@ def test_all_faults_are_named_at_once():
         TrainOptions(learning_rate=0.1, epochs=0, momentum=2)
 
 
-def test_an_unknown_augment_is_refused():
+def test_an_unknown_augment_raises_an_error():
     with pytest.raises(ConfigError, match="augment is 'mirror'; expected one of none, crop-flip"):
         TrainOptions(learning_rate=0.1, augment="mirror")

@@ -136,7 +136,7 @@ def test_classes_may_be_any_sequence_or_a_tensor(build, split):
     assert all(same(states[0], other) for other in states[1:])
 
 
-def test_targets_beyond_the_models_classes_are_refused(build):
+def test_targets_beyond_the_models_classes_raise_an_error(build):
     with pytest.raises(DataError, match="targets do not fit 5 classes"):
         train(build(), Split(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 5])), OPTIONS, seed=1)
 
@@ -215,6 +215,6 @@ def test_float32_is_no_change():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-def test_other_precisions_are_refused():
+def test_other_precisions_raise_an_error():
     with pytest.raises(ConfigError, match="precision is 'float16', expected one of float32, bfloat16"):
         TrainOptions(learning_rate=0.1, precision="float16")
