@@ -164,7 +164,7 @@ class CoupledAxis(Axis):
         return replace(self, index=None if index == tuple(range(self.kept)) else index)
 
 
-def axis_of_channels(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
+def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
     """Return the axis that keeps the first channels of each group: a plain ``Axis`` where one can express it."""
     full = len(places)
     used = sorted({group for group, _ in places if group >= 0})

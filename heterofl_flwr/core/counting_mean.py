@@ -12,7 +12,7 @@ from torch import Tensor
 from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.replies import LabelRows, check_reply
-from heterofl_flwr.core.slices import Chain, Region, chain_of
+from heterofl_flwr.core.slices import Chain, Region, build_chain
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 Count = float | Tensor
@@ -35,7 +35,7 @@ def empty_sum(parameter: Tensor) -> Tensor:
 def mean_in_place(total: Tensor, old: Tensor, counts: Mapping[Axes, Count], divisors: Divisors) -> None:
     """Divide a sum by its counts, in place; entries that nobody held take the old value."""
     by_row = any(isinstance(count, Tensor) for count in counts.values())
-    chain = chain_of(tuple(counts))
+    chain = build_chain(tuple(counts))
     # Where some slices are counted by row and others cut the rows, a shell would cut a count.
     if chain is None or (by_row and 0 in chain.cut):
         held = held_by(total, counts)
@@ -94,7 +94,7 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Holders:
-    """How many clients held a plan: all rows of it, and each row whose label they had; and where their sums are."""
+    """How many clients held a plan, in all and by label row; and where its parameters lie in the sums."""
 
     count: float
     by_row: Tensor

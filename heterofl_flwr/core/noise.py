@@ -41,7 +41,7 @@ BLOCK = 2**15
 
 
 class Keystream:
-    """Random bits that nobody can compute who lacks the key: AES-256 in counter mode.
+    """Random bits that cannot be computed without the key: AES-256 in counter mode.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from heterofl_flwr.core.slices import Region, is_prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
 
 
-def axes_of_modules(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Return the axes of every parameter of ``local``, in its order; a tied one has those of its first name alone."""
     expected, found = _shapes(full), _shapes(local)
     unknown = [name for name in found if name not in expected]
@@ -127,7 +127,7 @@ class Plan:
         ShapeError
             If the local module is no slice of the full one.
         """
-        return _build_plan(axes_of_modules(full, local), heads, slice_function)
+        return _build_plan(find_module_axes(full, local), heads, slice_function)
 
     @classmethod
     def between(

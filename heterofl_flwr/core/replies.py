@@ -28,17 +28,17 @@ def check_reply(
     """Raise ``ReplyError`` that names what is wrong with a reply; ``norm_bound`` limits its distance to the state."""
     # Sums may be in single precision, where a weight out of its range would vanish or overflow.
     single = torch.finfo(torch.float32)
-    faults = list(_faults_of_names(plan, sub))
+    faults = list(_name_faults(plan, sub))
     if not isinstance(weight, Real) or not (weight == 0 or single.tiny <= weight <= single.max):
         expected = f"expected 0 or a number from {single.tiny:.0e} to {single.max:.0e}"
         faults.insert(0, f"its weight is {weight!r}, {expected}")
     for name, shape in plan.shapes.items():
         if name in sub:
-            faults += _faults_of_tensor(name, sub[name], shape, state[name].dtype)
+            faults += _tensor_faults(name, sub[name], shape, state[name].dtype)
     if not faults and not _all_finite(sub):
         faults = [f"{name} contains NaN or infinity" for name, tensor in sub.items() if not tensor.isfinite().all()]
     if not faults and largest < math.inf:
-        faults = list(_faults_of_size(sub, largest))
+        faults = list(_size_faults(sub, largest))
     if not faults and norm_bound and not (found := norm_between(sub, plan.extract(state))) <= norm_bound:
         faults = [f"its change has an L2 norm of {found:.4g}, expected up to {norm_bound:g}"]
     _raise_if_any(faults)
@@ -46,7 +46,7 @@ def check_reply(
 
 def check_names(plan: Plan, names: Iterable[str]) -> None:
     """Raise ``ReplyError`` unless a reply has the parameters of its plan and no others."""
-    _raise_if_any(list(_faults_of_names(plan, dict.fromkeys(names))))
+    _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
 
 
 def norm_between(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
@@ -60,7 +60,7 @@ def _raise_if_any(faults: Sequence[str]) -> None:
         raise ReplyError(f"reply refused: {'; '.join(faults[:_SHOWN])}{more}")
 
 
-def _faults_of_names(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
+def _name_faults(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
     unknown = [name for name in sub if name not in plan.axes]
     missing = [name for name in plan.axes if name not in sub]
     for names, fault in ((unknown, "names are not in its plan"), (missing, "parameters of its plan are missing")):
@@ -69,7 +69,7 @@ def _faults_of_names(plan: Plan, sub: Mapping[str, object]) -> Iterator[str]:
             yield f"{len(names)} {fault} ({shown})"
 
 
-def _faults_of_tensor(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[str]:
+def _tensor_faults(name: str, new: object, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[str]:
     if not isinstance(new, Tensor) or new.layout != torch.strided:
         yield f"{name} is {type(new).__name__}, expected a dense tensor"
     elif new.dtype != dtype:
@@ -86,7 +86,7 @@ def _all_finite(sub: Mapping[str, Tensor]) -> bool:
     return all(tensor.isfinite().all() for tensor in sub.values())
 
 
-def _faults_of_size(sub: Mapping[str, Tensor], largest: float) -> Iterator[str]:
+def _size_faults(sub: Mapping[str, Tensor], largest: float) -> Iterator[str]:
     for name, tensor in sub.items():
         flat = tensor.reshape(-1)
         # No entry is larger than the norm, which costs a fraction of a look at each.
@@ -120,12 +120,12 @@ class LabelRows:
         cut = [name for name in self.sizes if name in plan.axes and plan.axes[name][0].kept != self.sizes[name]]
         if cut:
             raise ReplyError(f"the rows of {', '.join(cut)} belong to classes, but the plan holds only some of them")
-        known = _classes_of(labels, self._classes)
+        known = _read_labels(labels, self._classes)
         rest = torch.arange(self._classes, self.most) if self._extra_rows else known[:0]
         return torch.cat([known, rest])
 
 
-def _classes_of(labels: Sequence[int], classes: int) -> Tensor:
+def _read_labels(labels: Sequence[int], classes: int) -> Tensor:
     """Return the labels as a tensor, distinct and ascending."""
     expected = f"expected whole numbers from 0 to {classes - 1}"
     try:

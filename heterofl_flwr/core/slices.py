@@ -123,7 +123,7 @@ class Chain:
 
 
 @lru_cache(maxsize=4096)
-def chain_of(slices: tuple[Axes, ...]) -> Chain | None:
+def build_chain(slices: tuple[Axes, ...]) -> Chain | None:
     """Return the slices as a chain, or None if they are not nested prefixes."""
     ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
     if not all(map(is_prefix, ordered)) or not all(starmap(contains, pairwise(ordered))):

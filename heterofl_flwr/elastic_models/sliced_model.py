@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from heterofl_flwr.core.axes import Axes, Axis, axis_of_channels
+from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
 from heterofl_flwr.errors import ConfigError, ShapeError
@@ -64,7 +64,7 @@ def _axis(places: Places, kept: Sequence[int], groups: Sequence[tuple[int, int]]
         in_order = np.stack([np.full(size, group), np.arange(size)], 1)
         if np.array_equal(own, np.tile(in_order, (len(own) // size, 1))):
             return Axis(len(own), held, len(own) // size)
-    return axis_of_channels(list(map(tuple, own.tolist())), groups)
+    return build_channel_axis(list(map(tuple, own.tolist())), groups)
 
 
 class Sliced(nn.Module):

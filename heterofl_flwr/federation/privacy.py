@@ -8,7 +8,7 @@ from typing import Protocol
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.noise import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
 from heterofl_flwr.errors import check_fields
-from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
+from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 
 KINDS = TRAINING, MOMENTS = "training-releases", "moments-releases"
 
@@ -137,7 +137,7 @@ def noise_moments(merged: Mapping[float, Moments], privacy: Privacy) -> dict[flo
         # A variance cannot be negative: what noise says below 0 is no news to anybody.
         variance = (second if kind == "paper" else second - mean**2).clamp(min=1e-5)
         # Here the count is one of clients, and a single value would have no variance.
-        return layer_of(kind, max(layer.count, 2), mean, variance)
+        return build_layer_moments(kind, max(layer.count, 2), mean, variance)
 
     return {
         rate: Moments(own.kind, {name: released(own.kind, layer) for name, layer in own.layers.items()})

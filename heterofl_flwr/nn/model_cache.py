@@ -106,7 +106,7 @@ def _memory(build: Build) -> _Memory:
 class _Snapshot:
     """What a model consists of: layers, hooks and other attributes, but nothing that ``renew`` sets back.
 
-    Objects are told apart by their place in memory, so they are held on to: while they exist, no others are there.
+    Objects are compared by their address in memory, so a snapshot keeps them alive: the address is not used again.
     """
 
     def __init__(self, model: nn.Module) -> None:

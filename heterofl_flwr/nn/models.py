@@ -80,20 +80,7 @@ class CNN(nn.Module):
 class MLP(nn.Module):
     """Linear layers with ReLU between them (Liang et al., 2020); on MNIST, at its own widths, 633,226 parameters.
 
-    Parameters
-    ----------
-    inputs : Sequence[int]
-        The shape of one input.
-    classes : int
-        Number of classes.
-    hidden : Sequence[int]
-        The layers' widths at rate 1.
-    rate : float
-        The model's rate: each hidden layer keeps that share of its units.
-    global_rate : float
-        The rate of the largest model of the mix, for the Scaler.
-    scaler : bool
-        Whether there are Scalers; at rate 1 they do nothing.
+    ``inputs`` is the shape of one input, ``hidden`` the layers' widths at rate 1; see ``CNN`` for the others.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")
@@ -123,16 +110,8 @@ class MLP(nn.Module):
 class LeNet(nn.Module):
     """Two 5x5 convolutions with ReLU and pooling, then linear layers; on CIFAR10, at its own widths, 64,102 parameters.
 
-    Parameters
-    ----------
-    inputs : Sequence[int]
-        The shape of one image: channels, height, width.
-    classes : int
-        Number of classes.
-    hidden : Sequence[int]
-        The widths of the two convolutions and of the linear layers, at rate 1.
-    rate, global_rate, scaler
-        As ``MLP``'s.
+    ``inputs`` is the shape of one image (channels, height, width), ``hidden`` the widths of the two convolutions and
+    of the linear layers at rate 1; see ``CNN`` for the others.
     """
 
     label_rows: tuple[str, ...] = ("output.weight", "output.bias")

@@ -144,7 +144,7 @@ def _fits_data(kind: Variant, layer: LayerMoments) -> Iterator[bool]:
         yield bool((second * count >= first**2 * (1 - 1e-6)).all())
 
 
-def layer_of(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
+def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:
     """Return the sums of which these are the statistics."""
     second = variance * count if kind == "paper" else variance * (count - 1) + mean**2 * count
     return LayerMoments(count, mean * count, second)
@@ -158,8 +158,8 @@ def sum_robust(clients: Sequence[Moments]) -> Moments:
     ``SPREAD`` times the median distance of clients (MAD), or ``CLOSE`` times the median standard deviation (for a mean)
     or variance where that is more. Clients that are as close as this are joined as ``+`` does, bit for bit.
 
-    Fewer than half of the clients, whatever they say, move no median beyond what others say. Of two, nobody can tell
-    which one lies, so fewer than three that reached a layer are joined as they are.
+    Fewer than half of the clients cannot move a median beyond the values of the others. Of two, it is unknown which one
+    lies, so fewer than three that reached a layer are joined as they are.
     """
     first, *others = clients
     layers = {
@@ -184,7 +184,7 @@ def _sum_robust(kind: Variant, layers: Sequence[LayerMoments]) -> LayerMoments:
         (
             layer
             if layer.count <= most and all(map(torch.equal, own, kept))
-            else layer_of(kind, min(layer.count, most), *kept)
+            else build_layer_moments(kind, min(layer.count, most), *kept)
             for layer, own, kept in zip(seen, found, near, strict=True)
         ),
     )

@@ -58,7 +58,8 @@ def collect_moments(
             model(some[0] if len(some) == 1 else torch.cat(some))
     if not some:
         raise DataError("there are no batches to measure moments on")
-    return Moments(kind, {name: total.result() for name, total in sums.items()})
+    layers = {name: LayerMoments(own.count, own.first.cpu(), own.second.cpu()) for name, own in sums.items()}
+    return Moments(kind, layers)
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
@@ -141,9 +142,6 @@ class _Sums:
         self.first = self.first.to(place) + mean * weight
         self.second = self.second.to(place) + second * weight
         return output
-
-    def result(self) -> LayerMoments:
-        return LayerMoments(self.count, self.first.cpu(), self.second.cpu())
 
 
 @contextmanager

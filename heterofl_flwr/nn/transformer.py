@@ -137,7 +137,7 @@ class Transformer(nn.Module):
 
 @cache
 def _embedding_width(full: int, rate: float, heads: int) -> int:
-    """Return the embedding's width at a rate; cached, so that a rate that does not fit is told once."""
+    """Return the embedding's width at a rate; cached, so that the warning comes once."""
     kept, plain = width(full, rate, heads), width(full, rate)
     if kept != plain:
         fault = f"cuts an embedding of {full} to {plain}, which does not fit {heads} heads; using {kept}"

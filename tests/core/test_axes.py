@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Axis, Plan, axes_between, prefix
-from heterofl_flwr.core.axes import CoupledAxis, axis_of_channels, make_slice_function, positions
+from heterofl_flwr.core.axes import CoupledAxis, build_channel_axis, make_slice_function, positions
 from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.nn import build_model
 from tests.core import strategies, twin
@@ -110,7 +110,7 @@ def _kept(places, held):
 @given(_axes())
 def test_an_axis_keeps_the_first_channels_of_each_group(case):
     places, groups = case
-    axis = axis_of_channels(places, groups)
+    axis = build_channel_axis(places, groups)
     assert positions(axis) == _kept(places, [range(kept) for _, kept in groups])
     assert axis.full == len(places)
     assert axis.sliced(prefix) == axis
@@ -122,25 +122,25 @@ def test_what_is_chosen_of_a_group_is_kept_wherever_it_stands(sizes, shift, data
     places = [(group, channel) for group, number in enumerate(sizes) for channel in range(number)]
     places = data.draw(st.permutations(places * 2))
     slice_function = twin.rolling(shift)
-    axis = axis_of_channels(places, groups).sliced(slice_function)
+    axis = build_channel_axis(places, groups).sliced(slice_function)
     assert positions(axis) == _kept(places, [slice_function(number, kept) for number, kept in groups])
 
 
 def test_a_plain_axis_stays_plain():
-    assert axis_of_channels([(4, 0), (4, 1)] * 3, {4: (2, 1)}) == Axis(6, 3, 3)
-    assert axis_of_channels([(0, 0), (0, 1)], [(2, 2)]) == Axis(2, 2)
-    assert axis_of_channels([(-1, 0)] * 3, []) == Axis(3, 3)
+    assert build_channel_axis([(4, 0), (4, 1)] * 3, {4: (2, 1)}) == Axis(6, 3, 3)
+    assert build_channel_axis([(0, 0), (0, 1)], [(2, 2)]) == Axis(2, 2)
+    assert build_channel_axis([(-1, 0)] * 3, []) == Axis(3, 3)
 
 
 def test_it_contains_what_it_holds():
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    large, small = (axis_of_channels(places, [(2, kept), (2, 1)]) for kept in (2, 1))
+    large, small = (build_channel_axis(places, [(2, kept), (2, 1)]) for kept in (2, 1))
     assert large.contains(small)
     assert not small.contains(large)
     assert large.contains(Axis(4, 3))
     assert not large.contains(Axis(4, 3, 1, (1, 2, 3)))
     assert not large.contains(Axis(5, 1))
-    assert hash(large) == hash(axis_of_channels(places, [(2, 2), (2, 1)]))
+    assert hash(large) == hash(build_channel_axis(places, [(2, 2), (2, 1)]))
 
 
 def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():
@@ -149,7 +149,7 @@ def test_a_whole_axis_is_a_plain_one_whatever_is_chosen():
 
 
 def test_a_choice_that_keeps_another_number_of_entries_is_refused():
-    axis = axis_of_channels([(0, 0), (0, 0), (0, 1)], [(2, 1)])
+    axis = build_channel_axis([(0, 0), (0, 0), (0, 1)], [(2, 1)])
     with pytest.raises(ValueError, match="expected 2 ascending positions"):
         axis.sliced(twin.rolling(1))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, register, width
-from heterofl_flwr.core.plan import axes_of_modules
+from heterofl_flwr.core.plan import find_module_axes
 from heterofl_flwr.errors import ConfigError, ShapeError
 from tests.core import strategies, twin
 
@@ -187,7 +187,7 @@ class Net(nn.Module):
 
 
 def test_parameters_come_in_the_local_models_order_without_buffers():
-    axes = axes_of_modules(Net(4), Net(2))
+    axes = find_module_axes(Net(4), Net(2))
     assert axes == {
         "temperature": (),
         "position": (Axis(5, 5), Axis(3, 3)),

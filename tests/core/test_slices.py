@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.slices import Region, chain_of
+from heterofl_flwr.core.slices import Region, build_chain
 from tests.core import strategies, twin
 
 
@@ -66,7 +66,7 @@ def test_shells_share_out_a_tensor_by_the_smallest_slice_that_holds_each_entry(d
         columns.append([Axis(parts * size, parts * own, parts if own < size else 1) for own in kept])
     slices = list(dict.fromkeys(zip(*columns, strict=True))) if dims else [()]
     shape = [column[0].full for column in columns]
-    chain = chain_of(tuple(data.draw(st.permutations(slices))))
+    chain = build_chain(tuple(data.draw(st.permutations(slices))))
     found = torch.full(shape, -1)
     seen = torch.zeros(shape)
     for depth, views in enumerate(chain.shells(found)):
@@ -85,7 +85,7 @@ def test_shells_share_out_a_tensor_by_the_smallest_slice_that_holds_each_entry(d
 
 def test_in_two_dimensions_a_shell_is_an_l():
     tensor = torch.arange(16).view(4, 4)
-    chain = chain_of(((Axis(4, 3), Axis(4, 4)), (Axis(4, 1), Axis(4, 2))))
+    chain = build_chain(((Axis(4, 3), Axis(4, 4)), (Axis(4, 1), Axis(4, 2))))
     outside, (below, beside), (core,) = chain.shells(tensor)
     assert [view.tolist() for view in outside] == [[[12, 13, 14, 15]]]
     assert below.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
@@ -94,6 +94,6 @@ def test_in_two_dimensions_a_shell_is_an_l():
 
 
 def test_slices_that_cross_or_choose_positions_are_no_chain():
-    assert chain_of(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
-    assert chain_of(((Axis(4, 2, 1, (1, 3)),),)) is None
-    assert chain_of(((Axis(4, 2, 2),), (Axis(4, 2),))) is None
+    assert build_chain(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
+    assert build_chain(((Axis(4, 2, 1, (1, 3)),),)) is None
+    assert build_chain(((Axis(4, 2, 2),), (Axis(4, 2),))) is None

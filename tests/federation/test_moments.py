@@ -14,7 +14,7 @@ from heterofl_flwr.errors import DataError, HeteroFLError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.nn.moments import LayerMoments, Moments, layer_of
+from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
 from tests.federation import digits_app
 from tests.federation.tiny import Tiny, Watched, bare_reply, build_normed, config, equal, inputs, make_app
@@ -288,9 +288,15 @@ class Remote(LocalGrid):
 
 LIES = {
     "nothing": None,
-    "mean 30": lambda own: layer_of("paper", own.count, torch.full_like(own.first, 30), torch.ones_like(own.first)),
-    "count": lambda own: layer_of("paper", 10_000_000, torch.full_like(own.first, 30), torch.ones_like(own.first)),
-    "signs": lambda own: layer_of("paper", 10_000_000, 1e4 * own.first.sign(), torch.full_like(own.first, 1e10)),
+    "mean 30": lambda own: build_layer_moments(
+        "paper", own.count, torch.full_like(own.first, 30), torch.ones_like(own.first)
+    ),
+    "count": lambda own: build_layer_moments(
+        "paper", 10_000_000, torch.full_like(own.first, 30), torch.ones_like(own.first)
+    ),
+    "signs": lambda own: build_layer_moments(
+        "paper", 10_000_000, 1e4 * own.first.sign(), torch.full_like(own.first, 1e10)
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.errors import ConfigError, DataError, ShapeError
-from heterofl_flwr.nn.moments import CLOSE, SPREAD, WEIGHT, LayerMoments, Moments, layer_of, sum_robust
+from heterofl_flwr.nn.moments import CLOSE, SPREAD, WEIGHT, LayerMoments, Moments, build_layer_moments, sum_robust
 
 
 def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):
@@ -99,7 +99,9 @@ SAID = st.tuples(
 
 def _client(kind, count, mean, variance):
     """Return the moments of one layer of one channel."""
-    return Moments(kind, {"bn": layer_of(kind, count, *torch.tensor([[mean], [variance]], dtype=torch.float64))})
+    return Moments(
+        kind, {"bn": build_layer_moments(kind, count, *torch.tensor([[mean], [variance]], dtype=torch.float64))}
+    )
 
 
 def _near(value, values, close):
