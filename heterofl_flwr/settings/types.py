@@ -83,6 +83,8 @@ def _read_mix(value: object) -> Mix:
 
 
 def _read_level(value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError
     rate_of(str(value))
     return str(value)
 
