@@ -36,6 +36,7 @@ from simulations.bench.measure import print_verdict
 from simulations.reference.authors import Authors
 
 ROUNDS, EVERY, STEPS = 400, 10, 250
+MOMENTS_BATCH = 500  # images at once in our static batch norm
 MOST_MINUTES = 5.0
 LEAST_RATIO = 15.0
 AUTHORS = "the authors' code"
@@ -97,10 +98,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of each client in a round")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the code")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of ours")
-    parser.add_argument("--channels-last", action="store_true", help="hold our convolutions so, in the engines")
-    parser.add_argument(
-        "--moments-batch", type=int, default=500, metavar="N", help="images at once in our static batch norm"
-    )
     parser.add_argument("--grids", nargs="*", choices=list(GRIDS), default=list(GRIDS), help="what runs whole rounds")
 
 
@@ -109,13 +106,11 @@ def run(options: argparse.Namespace) -> bool:
     if on_gpu and not torch.cuda.is_available():
         print(f"needs a CUDA device, and torch {torch.__version__} finds none: --device cpu --steps 1 tries the code")
         return False
-    experiment = Experiment(
-        options.root, options.steps, options.device, options.precision, channels_last=options.channels_last
-    )
+    experiment = Experiment(options.root, options.steps, options.device, options.precision)
     names = [name for name in ENGINES if name != "graph" or on_gpu]  # plain comes first
     print(
         f"{experiment.data().name}, {experiment.steps} steps of {BATCH} images, {options.precision}"
-        f"{', channels last' if options.channels_last else ''}; {options.device}; median of {options.rounds} rounds "
+        f"; {options.device}; median of {options.rounds} rounds "
         f"after one\na round is {experiment.tera_flop():.3g} TFLOP",
         flush=True,
     )
@@ -144,7 +139,7 @@ def check(board: Board, names: list[str]) -> None:
 def measure(board: Board, names: Sequence[str], options: argparse.Namespace) -> None:
     """Measure all sides."""
     experiment, rounds = board.experiment, options.rounds
-    evaluation = measure_evaluation(experiment, options.moments_batch)
+    evaluation = measure_evaluation(experiment)
     print(f"\n{'':<26}{'s a round':>10}{f'{ROUNDS} rounds':>14}{'TFLOP/s':>9}{'ratio':>8}")
     if options.authors:
         board.add(AUTHORS, lambda: authors_side(options.authors, experiment, rounds))
@@ -223,21 +218,21 @@ def arguments(experiment: Experiment, grid: str, engine: str, rounds: int, out: 
     return ["run", *how, *what, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
 
 
-def measure_evaluation(experiment: Experiment, moments_batch: int) -> float:
+def measure_evaluation(experiment: Experiment) -> float:
     """Print the seconds of static batch norm and of the test; return those of an evaluation."""
     device, model = experiment.device, experiment.build(1.0)
     train, test = experiment.data().train.to(device), experiment.data().test.to(device)
     collect_moments(model, [train.inputs[:BATCH]])  # sets up the device's libraries
     moments = {
         size: timed(lambda size=size: collect_moments(model, input_batches(train, size)), device)  # type: ignore[misc]
-        for size in dict.fromkeys([moments_batch, BATCH])
+        for size in (MOMENTS_BATCH, BATCH)
     }
     static = with_static_norm(model, collect_moments(model, [test.inputs[:100]]))
     evaluate_both(static, Split(test.inputs[:100], test.targets[:100]), classes=range(10))
     tested = timed(lambda: evaluate_both(static, test, classes=range(10)), device)
     shown = "; ".join(f"in batches of {size} {seconds:.2f} s" for size, seconds in moments.items())
     print(f"\nstatic batch norm of the global model {shown} (the paper's way: {BATCH}); its test {tested:.2f} s")
-    return moments[moments_batch] + tested
+    return moments[MOMENTS_BATCH] + tested
 
 
 def verdict(sides: Mapping[str, Side], failed: Sequence[str]) -> bool:

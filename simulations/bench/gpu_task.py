@@ -45,7 +45,6 @@ class Experiment:
     steps: int  # of each client in a round
     device: str
     precision: Precision = "float32"  # of the products in a step
-    channels_last: bool = False  # the memory format of our convolutions
 
     @property
     def epochs(self) -> int:
@@ -76,8 +75,7 @@ class Experiment:
     def build(self, rate: float) -> nn.Module:
         """Return the model of a rate, the same at each call, on the device."""
         torch.manual_seed(0)
-        model = PAPER["cifar10"].build()(rate).to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+        return PAPER["cifar10"].build()(rate).to(self.device)
 
     def job(self, number: int, model: nn.Module) -> TrainingJob:
         """Return the training of a client."""

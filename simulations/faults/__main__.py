@@ -13,15 +13,12 @@ The exit status is 0 if all cells are, and 1 if not.
 """
 
 import argparse
-import csv
-import io
 import logging
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 
@@ -42,18 +39,6 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
     rows = [_row(list(own)) for _, own in groupby(outcomes, lambda outcome: outcome.kind)]
     lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER), *rows)]
     return "\n".join([*lines, "", summary(outcomes), ""])
-
-
-def to_csv(outcomes: Iterable[Outcome]) -> str:
-    """Return a row for each cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Outcome)]
-    writer.writerow(names)
-    for outcome in outcomes:
-        values = {name: getattr(outcome, name) for name in names} | {"faults": "; ".join(outcome.faults)}
-        writer.writerow([f"{value:.2f}" if isinstance(value, float) else value for value in values.values()])
-    return text.getvalue()
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -124,8 +109,7 @@ def assess(options: argparse.Namespace) -> int:
             outcomes = run(Cells(folder, deadline=options.deadline or 15.0, seed=options.seed), names, moments)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        table = to_csv(outcomes) if options.out.suffix == ".csv" else f"{heading}\n\n{to_markdown(outcomes)}"
-        options.out.write_text(table, encoding="utf-8")
+        options.out.write_text(f"{heading}\n\n{to_markdown(outcomes)}", encoding="utf-8")
     print(summary(outcomes))
     return 0 if all(outcome.good for outcome in outcomes) else 1
 
@@ -160,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
         "--deployment", action="store_true", help="the kinds under a SuperLink with TLS, and two SuperNodes"
     )
     own.add_argument("--seed", type=int, default=0, help="of the runs")
-    own.add_argument("--out", type=Path, metavar="FILE", help="write the table: .csv a row a cell, else Markdown")
+    own.add_argument("--out", type=Path, metavar="FILE", help="write the table, in Markdown")
     own.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs and their logs here")
     own.add_argument("--list", action="store_true", help="name the kinds of faults and end")
     return own
