@@ -109,9 +109,8 @@ def run(options: argparse.Namespace) -> bool:
     experiment = Experiment(options.root, options.steps, options.device, options.precision)
     names = [name for name in ENGINES if name != "graph" or on_gpu]  # plain comes first
     print(
-        f"{experiment.data().name}, {experiment.steps} steps of {BATCH} images, {options.precision}"
-        f"; {options.device}; median of {options.rounds} rounds "
-        f"after one\na round is {experiment.tera_flop():.3g} TFLOP",
+        f"{experiment.data().name}, {experiment.steps} steps of {BATCH} images, {options.precision}; {options.device}; "
+        f"median of {options.rounds} rounds after one\na round is {experiment.tera_flop():.3g} TFLOP",
         flush=True,
     )
     board = Board(experiment)
