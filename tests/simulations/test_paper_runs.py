@@ -2,7 +2,7 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
-from simulations.paper.runs import Score, gather, read_run, run_folders
+from simulations.paper.runs import Score, file_name, gather, portable, read_run, run_folders
 from tests.simulations.conftest import COMMIT, PARAMETERS, make_record
 
 
@@ -169,3 +169,20 @@ def test_a_folder_without_settings_of_ours_is_named(tmp_path):
 def test_a_path_that_is_no_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="nowhere is no folder; name the folders that hold runs"):
         gather([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/project/simulations/run.py mix=a-e", "simulations/run.py mix=a-e"),
+        ("run.py data.root=/mnt/data/sets run.dir='/tmp/a b/c'", "run.py data.root=.../sets run.dir='.../a b/c'"),
+        ("run.py ~/data/x a/b/c Salesforce/wikitext 1/2", "run.py .../x a/b/c Salesforce/wikitext 1/2"),
+        ("/usr/bin/heterofl run --data mnist", ".../heterofl run --data mnist"),
+    ],
+)
+def test_folders_of_a_machine_are_left_out(text, expected):
+    assert portable(text, "/home/me/project") == expected
+
+
+def test_a_name_of_a_file_is_plain():
+    assert file_name("train.clip 0 not 1/2 ''") == "train.clip-0-not-1-2"

@@ -1,3 +1,5 @@
+"""Means over seeds beside printed numbers, and their tables."""
+
 import math
 
 import pytest
@@ -14,6 +16,7 @@ from simulations.paper.statistics import (
     results,
     summarise,
 )
+from simulations.paper.tables import Table, escape, to_latex, to_markdown
 
 IID_E = Job("mnist", "iid", "e")
 
@@ -109,3 +112,52 @@ def test_cells_are_counted(make_run, printed):
     total = count(results(read_cells(printed), group_runs(gather([folder.path.parent]).counted)))
     # IID: Tables 7 and 4, which agree; the others have one seed.
     assert str(total) == "5 of 21 printed numbers have a run: 2 agree, 0 differ, 3 have too few seeds to tell"
+
+
+TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))
+
+
+def test_markdown_has_the_numbers_on_the_right():
+    assert to_markdown(TABLE) == (
+        "## Table 7: a_b\n\n| model | seeds | best |\n| --- | ---: | ---: |\n"
+        "| a-e | 0, 1 | 98.66 ± 0.03 |\n| [x] | & | % |\n"
+    )
+
+
+def test_markdown_keeps_bars_within_a_cell():
+    assert r"a\|b" in to_markdown(Table("tab:x", "x", ("model",), (("a|b",),)))
+
+
+def test_a_note_follows_the_rows():
+    assert to_markdown(Table("tab:x", "x", ("model",), (("a",),), "A note.")).endswith("| a |\n\nA note.\n")
+
+
+def test_latex_has_the_same_table():
+    assert to_latex(TABLE).splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{Table 7: a\_b.}",
+        r"\label{tab:x}",
+        r"\begin{tabular}{lrr}",
+        r"\hline",
+        r"{}model & seeds & best \\",
+        r"\hline",
+        r"{}a-e & 0, 1 & 98.66 $\pm$ 0.03 \\",
+        r"{}[x] & \& & \% \\",
+        r"\hline",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50 %", r"50 \%"),
+        ("num_rounds & more", r"num\_rounds \& more"),
+        (r"a\b", r"a\textbackslash{}b"),
+        ("{#1} ~ ^ $", r"\{\#1\} \textasciitilde{} \textasciicircum{} \$"),
+    ],
+)
+def test_latex_prints_what_the_text_says(text, expected):
+    assert escape(text) == expected
