@@ -52,7 +52,13 @@ class Overhead:
 def measure(experiment: Experiment, rounds: int, *, ray: bool) -> dict[str, Overhead]:
     """Measure on ``LocalGrid`` and, if asked, on ``RayGrid`` with one client or group of them at a time."""
     mix = f"a1-e{experiment.clients - 1}"
-    seed = next(seed for seed in itertools.count() if _all_small(experiment.clients, seed, mix, rounds + 1))
+    drawn = partial(members, experiment.clients, mix=mix)
+    all_small = (  # the first seed with which only clients of level e train
+        seed
+        for seed in itertools.count()
+        if all(set(drawn(seed, server_round=own + 1).values()) == {LEVELS["e"]} for own in range(rounds + 1))
+    )
+    seed = next(all_small)
     options = ("--seed", str(seed), "--rounds", str(rounds + 1), "--parallel", "1")
     settings: dict[str, object] = {"mix": mix, "assignment": "fix", "evaluate.every": 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,10 +100,3 @@ def _training_timed() -> Iterator[list[float]]:
 
     with mock.patch.object(client_app, "train_together", timed):
         yield seconds
-
-
-def _all_small(clients: int, seed: int, mix: str, rounds: int) -> bool:
-    return all(
-        set(members(clients, seed, mix, server_round).values()) == {LEVELS["e"]}
-        for server_round in range(1, rounds + 1)
-    )

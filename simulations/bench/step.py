@@ -128,7 +128,7 @@ def ratio(reference: Iterable[float], ours: Iterable[float]) -> list[float]:
 
 def time_plain_loop(case: Case) -> float:
     """Return the milliseconds of a step of the plain loop."""
-    model, data = case.build(), pictures_of(case)
+    model, data = case.build(), plain_loop.Pictures(*case.pictures(), MODELS[case.model][1])
     start = time.perf_counter()
     plain_loop.train(model, plain_loop.loader(data, case.options.batch_size), range(CLASSES), case.options)
     return (time.perf_counter() - start) * 1e3 / case.steps
@@ -150,10 +150,6 @@ def time_cohort(case: Case) -> float:
     start = time.perf_counter()
     train_together(works, case.options, engine="cohort")
     return (time.perf_counter() - start) * 1e3 / (case.steps * len(works))
-
-
-def pictures_of(case: Case) -> plain_loop.Pictures:
-    return plain_loop.Pictures(*case.pictures(), MODELS[case.model][1])
 
 
 def check_equal(case: Case) -> None:

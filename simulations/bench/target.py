@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.app.launch.gpus import cores
-from heterofl_flwr.app.launch.request import Request
 from heterofl_flwr.app.server_app import run as run_server
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.core.formatting import duration
@@ -84,14 +83,10 @@ def run_ours(experiment: Experiment, options: argparse.Namespace, folder: Path) 
     if way.reached(options.target) is None and len(way.seconds) < options.most:
         settings = {"assignment": options.assignment, "evaluate.every": options.every}
         chosen = ("--grid", "local", "--rounds", str(options.most))
-        go(request(experiment, folder, *chosen, settings=settings), options.target)
+        asked = request(experiment, folder, *chosen, settings=settings)
+        with local_grid(asked) as grid:  # as `heterofl run --grid local` does, up to the target
+            run_server(grid, task_of(asked.config), [Stop(options.target)])
     return way_of(folder)
-
-
-def go(asked: Request, goal: float) -> None:
-    """Do what ``heterofl run --grid local`` does, up to the goal."""
-    with local_grid(asked) as grid:
-        run_server(grid, task_of(asked.config), [Stop(goal)])
 
 
 def way_of(folder: Path) -> Way:

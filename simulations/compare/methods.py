@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from heterofl_flwr.core.plan import ALL
-from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.settings import Flat, Settings, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES, architectures, client_settings
@@ -95,12 +94,12 @@ def multiplications(run: Run, root: str = "") -> list[float]:
 
     Clients have equally many examples here, which is so but for remainders and lost shards. Evaluation is left out.
     """
-    return list(accumulate(_of_round(run.settings, record, root) for record in run.records))
-
-
-def _of_round(settings: Settings, record: RoundRecord, root: str) -> float:
-    examples = facts_of(settings.data.name, root).train * settings.sample.fraction / max(len(record.rates), 1)
-    return math.fsum(_of_client(client_settings(settings, who), rate, examples) for who, rate in record.rates.items())
+    settings, rounds = run.settings, []
+    for record in run.records:
+        examples = facts_of(settings.data.name, root).train * settings.sample.fraction / max(len(record.rates), 1)
+        clients = (_of_client(client_settings(settings, who), rate, examples) for who, rate in record.rates.items())
+        rounds.append(math.fsum(clients))
+    return list(accumulate(rounds))
 
 
 def _of_client(settings: Settings, rate: float, examples: float) -> float:

@@ -136,20 +136,9 @@ def _to_others(turn: Turn, node_id: int | None) -> list[Outgoing]:
     return [outgoing(reply) for reply in replies]
 
 
-def infinite(envelope: Envelope, turn: Turn) -> None:
-    """Send what is not finite."""
-    del turn
-    _each(envelope, lambda name, value: np.full_like(value, np.nan))
-
-
 def flip(envelope: Envelope, turn: Turn) -> None:
     """Go five times as far in the opposite direction."""
     _further(envelope, turn, -5.0)
-
-
-def scale(envelope: Envelope, turn: Turn) -> None:
-    """Go twenty times as far."""
-    _further(envelope, turn, 20.0)
 
 
 def shift_rows(envelope: Envelope, turn: Turn) -> None:
@@ -176,12 +165,6 @@ def boast(envelope: Envelope, turn: Turn) -> None:
         name: 1.0 if "accuracy" in name else 0.0 for name, value in envelope.metrics.items() if isinstance(value, float)
     }
     envelope.metrics[wire.NUM_EXAMPLES] = 10_000_000
-
-
-def outnumber(envelope: Envelope, turn: Turn) -> None:
-    """Say that there are a million partitions."""
-    del turn
-    envelope.config[wire.NUM_PARTITIONS] = 10**6
 
 
 def weigh(envelope: Envelope, turn: Turn) -> None:
@@ -214,18 +197,20 @@ REFUSED: Mapping[str, Attack] = {
     **{name: forged(forge) for name, forge in {**GARBAGE, **WIRE_BOMBS}.items()},
     **STALLS,
     **{f"fields: {kind}": mutated(kind) for kind in ("shapes", "claims", "headers", "stypes", "sizes")},
-    "fields: not finite": changed(infinite),
+    "fields: not finite": changed(lambda envelope, turn: _each(envelope, lambda name, value: value * np.nan)),
     "an old reply again": Attack(again, 2),
     "replies a round late": Attack(late),
     "answers to others' messages": Attack(of_others),
 }
 LIES: Mapping[str, Attack] = {
     "sign flip, times 5": lie(flip),
-    "change times 20": lie(scale),
+    "change times 20": lie(lambda envelope, turn: _further(envelope, turn, 20.0)),
     "label rows shifted": lie(shift_rows),
     "moments of mean 30": lie(shift_moments, "query.moments"),
     "metrics of ten million": lie(boast, "evaluate"),
-    "a million partitions": lie(outnumber, "query.capability"),
+    "a million partitions": lie(
+        lambda envelope, turn: envelope.config.update({wire.NUM_PARTITIONS: 10**6}), "query.capability"
+    ),
     "ten million examples": lie(weigh),
     "as others, ids known": Attack(as_others, 0),
     "a second reply": Attack(twice, 0),

@@ -46,7 +46,7 @@ _KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 def complaint(error: Exception) -> str:
     """Return what to tell the user."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: this is no override such as key=value; {_first_line(error)}"
+        return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {name!r}, expected one of {', '.join(error.options)}"
@@ -62,10 +62,6 @@ def _unknown(key: str) -> str:
     except ConfigError as error:
         return str(error)
     return f"{key}: the configuration has no such key"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -127,12 +127,18 @@ def plan(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> 
     """Return the different jobs by name; refuse all if one is faulty."""
     parser = OverridesParser.create(config_loader=loader)
     given = axes_of(arguments, parser)
-    _check_experiment(given.get("experiment", ()))
-    blocks = _blocks(master.hydra.sweeper.params)
+    if len(texts := given.get("experiment", ())) > 1:  # Hydra would compose them job by job, too late for their rows
+        names = ",".join(text.partition("=")[2] for text in texts)
+        raise ConfigError(f"experiment={names} is no choice of rows; write experiment=[{names}]")
+    blocks = []
+    for key, block in master.hydra.sweeper.params.items():
+        if not isinstance(block, Mapping):
+            raise ConfigError(f"hydra.sweeper.params.{key}: found {block!r}, expected a block; write {key}=... itself")
+        blocks.append(block_of(block, parser))
     compose = Composer(loader, master, parser)
     planned: dict[str, Planned] = {}
     faults: dict[str, None] = {}  # one fault may be that of all jobs
-    for row in rows_of([block_of(block, parser) for block in blocks], given):
+    for row in rows_of(blocks, given):
         try:
             job = job_of(compose(row))
             planned.setdefault(job.name, Planned(job, row))
@@ -141,16 +147,3 @@ def plan(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> 
     if faults:
         raise ConfigError("\n".join(faults))
     return planned
-
-
-def _blocks(params: Mapping[str, object]) -> list[Mapping[str, object]]:
-    for key, block in params.items():
-        if not isinstance(block, Mapping):
-            raise ConfigError(f"hydra.sweeper.params.{key}: found {block!r}, expected a block; write {key}=... itself")
-    return [block for block in params.values() if isinstance(block, Mapping)]
-
-
-def _check_experiment(texts: Sequence[str]) -> None:
-    if len(texts) > 1:  # Hydra would compose them job by job, too late for their rows to count
-        names = ",".join(text.partition("=")[2] for text in texts)
-        raise ConfigError(f"experiment={names} is no choice of rows; write experiment=[{names}]")
