@@ -47,6 +47,11 @@ class UnsupportedLayerError(HeteroFLError, TypeError):
     """No rule says how to slice a layer."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str = "") -> None:
     """Raise one ``ConfigError`` for all fields that break their rules.
 

@@ -23,17 +23,7 @@ def is_layer_type(one: object) -> bool:
 
 
 class Registry(dict[Any, Callable[..., Any]]):
-    """Rules by the types of the layers that they are for, or by operators and functions of torch.
-
-    Parameters
-    ----------
-    name : str
-        The name of the decorator that adds rules.
-    expected : str
-        What the decorator takes, for an error message.
-    accepts : Callable[[object], bool]
-        Whether the decorator takes something.
-    """
+    """Rules by layer types, operators or functions; ``name`` is that of the decorator, ``expected`` what it takes."""
 
     def __init__(
         self,

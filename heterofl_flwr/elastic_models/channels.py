@@ -63,17 +63,10 @@ class Channels:
 
     A channel is a set of positions, of any axes of any parameters, that are kept or dropped together. A group is a
     sequence of channels that one width counts: the first of them are kept.
-
-    Attributes
-    ----------
-    sizes : Sequence[int]
-        The number of channels of each group.
-    axes : Mapping[str, Sequence[Places | None]]
-        For each parameter and buffer its axes; None for one that is kept whole.
     """
 
-    sizes: Sequence[int]
-    axes: Mapping[str, Sequence[Places | None]]
+    sizes: Sequence[int]  # the number of channels of each group
+    axes: Mapping[str, Sequence[Places | None]]  # of each parameter and buffer; None for an axis that is kept whole
 
     def equal(self, other: "Channels") -> bool:
         """Whether both cut in the same way; the other may have come from another process."""

@@ -21,7 +21,10 @@ _ENTRYWISE = (
     *("_to_copy", "_softmax", "_safe_softmax", "_log_softmax", "cumsum", "hardswish", "hardtanh", "relu6"),
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "_prelu_kernel"),
 )
-_SUMS = ("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all")
+_SUMS = (
+    *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all"),
+    "linalg_vector_norm",
+)
 _SEARCHES = ("argmax", "argmin", "max", "min", "median", "mode", "topk", "sort", "kthvalue", "argsort", "cummax")
 _POOLS = (
     *("avg_pool{}d", "max_pool{}d_with_indices", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
@@ -54,31 +57,20 @@ def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
         trace.fresh(output)
 
 
-@operator(*_SUMS, "linalg_vector_norm")
-def summed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Drop the axes that are summed over: a smaller model sums over what it keeps."""
-    axes = _axes(call, len(rows))
-    keep = call.given.get("keepdim")
-    kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
-    trace.mark(kept, *call.outputs)
+@operator(*_SUMS, *_SEARCHES)
+def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Drop the axes that are summed over or searched: a smaller model sums over what it keeps.
 
-
-@operator(*_SEARCHES)
-def searched(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Drop the axis that is searched; it stays whole, because a place in it has a meaning."""
-    axes = _axes(call, len(rows))
-    trace.pin(*(rows[axis] for axis in axes))
+    An axis that is searched stays whole, because a place in it has a meaning.
+    """
+    given = call.given.get("dim")
+    dims = range(len(rows)) if given is None or given == [] else [given] if isinstance(given, int) else given
+    axes = [axis % len(rows) for axis in dims]
+    if call.name in _SEARCHES:
+        trace.pin(*(rows[axis] for axis in axes))
     keep = call.outputs[0].dim() == len(rows)
     kept = [None if axis in axes else row for axis, row in enumerate(rows) if keep or axis not in axes]
     trace.mark(kept, *call.outputs)
-
-
-def _axes(call: Call, number: int) -> list[int]:
-    """Return the axes that an operator works along; without any it is all."""
-    given = call.given.get("dim")
-    if given is None or given == []:
-        return list(range(number))
-    return [axis % number for axis in ([given] if isinstance(given, int) else given)]
 
 
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
@@ -90,27 +82,18 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
 
 
-@operator("mm", "bmm", "mv", "dot")
+@operator("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> None:
-    """Let the axes that are summed over meet."""
-    trace.mark(_product(trace, *call.inputs[:2]), call.outputs[0])
-
-
-@operator("addmm", "baddbmm", "addmv", "addbmm")
-def sum_and_product(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let the axes that are summed over meet, and those of what is added with the product's."""
-    added, one, two = call.inputs[:3]
-    output = call.outputs[0]
-    trace.mark(_product(trace, one, two), output)
-    trace.mark(broadcast(trace, [added, output], output.shape), output)
-
-
-def _product(trace: Trace, one: Tensor, two: Tensor) -> Rows:
+    *added, one, two = call.inputs
     left, right = trace.rows(one), trace.rows(two)
     inner = max(len(right) - 2, 0)
     trace.meet(left[-1], right[inner])
-    batch: Sequence[Row | None] = [trace.meet(left[0], right[0])] if len(left) == 3 else []
-    return (*batch, *left[len(batch) : -1], *right[inner + 1 :])
+    batch = [trace.meet(left[0], right[0])] if len(left) == 3 else []
+    output = call.outputs[0]
+    trace.mark([*batch, *left[len(batch) : -1], *right[inner + 1 :]], output)
+    if added:
+        trace.mark(broadcast(trace, [*added, output], output.shape), output)
 
 
 def drops_groups(groups: int, channels: int) -> bool:

@@ -1,6 +1,6 @@
 """What came out of each operator of a trace, and the comparison of a smaller model with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,16 +30,10 @@ class Step:
 
 
 class Record:
-    """The operators of a trace, in their order.
-
-    Attributes
-    ----------
-    used : set[str]
-        The model's parameters and buffers that went into any operator.
-    """
+    """The operators of a trace, in their order."""
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
-        self.used: set[str] = set()
+        self.used: set[str] = set()  # the model's parameters and buffers that went into any operator
         self._trace = trace
         self._names = _names_by_id(model)
         self._calls: list[tuple[str, list[str], list[tuple[Sequence[int], Rows | None]]]] = []
@@ -65,20 +59,15 @@ class Record:
 
 
 class Comparison:
-    """Compares what a smaller model does with the steps of the full one.
-
-    Parameters
-    ----------
-    steps : Sequence[Step]
-        Those of all modes in which the model will run.
-    kept : Sequence[int]
-        How many channels of each group the model keeps.
-    model : nn.Module
-        The smaller model.
-    """
+    """Compares what a smaller model does, which keeps so many channels of each group, with the steps of a trace."""
 
     def __init__(self, steps: Sequence[Step], kept: Sequence[int], model: nn.Module) -> None:
-        self._expected = _expected(steps, kept)
+        arrays = {id(x): x for step in steps for shape in step.outputs for x in shape if isinstance(x, np.ndarray)}
+        counts = {key: len(kept_positions(array, kept)) for key, array in arrays.items()}  # few, in many steps
+        self._expected = iter(
+            (step.operator, step.tensors, [[counts.get(id(x), x) for x in shape] for shape in step.outputs])
+            for step in steps
+        )
         self._names = _names_by_id(model)
 
     def add(self, call: Call) -> None:
@@ -100,21 +89,6 @@ class Comparison:
         missing = next(self._expected, None)
         if missing is not None:
             _raise("nothing more", [], missing)
-
-
-def _expected(
-    steps: Sequence[Step], kept: Sequence[int]
-) -> Iterator[tuple[str, Sequence[str], list[list[int | None]]]]:
-    """Yield each operator, the model's own tensors that go in, and the shapes that come out at a width."""
-    counts: dict[int, int] = {}  # by the positions' identity: few of them occur in many steps
-
-    def count(length: Length) -> int | None:
-        if isinstance(length, np.ndarray) and id(length) not in counts:
-            counts[id(length)] = len(kept_positions(length, kept))
-        return counts[id(length)] if isinstance(length, np.ndarray) else length
-
-    for step in steps:
-        yield step.operator, step.tensors, [[count(length) for length in shape] for shape in step.outputs]
 
 
 def _raise(found: str, shapes: object, expected: tuple[str, Sequence[str], object]) -> None:

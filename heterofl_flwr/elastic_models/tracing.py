@@ -20,7 +20,7 @@ from heterofl_flwr.elastic_models.interception import Contiguous, Functions, Ope
 from heterofl_flwr.elastic_models.record import Comparison, Record, Step
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, named_tensors
 from heterofl_flwr.elastic_models.trace import Trace
-from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import call
 
 MODES = (True, False)
@@ -29,24 +29,12 @@ MODES = (True, False)
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """What a trace found.
-
-    Attributes
-    ----------
-    channels : Channels
-        How the model is cut.
-    numbers : Mapping[Number, Places]
-        Whole numbers that layers hold and that shrink, each with the axis that it is the length of.
-    steps : Sequence[Step]
-        What the model did, in all modes.
-    unused : Sequence[str]
-        Layers, or single parameters, that could be cut but took no part; they are kept whole.
-    """
+    """What a trace found."""
 
     channels: Channels
-    numbers: Mapping[Number, Places]
-    steps: Sequence[Step]
-    unused: Sequence[str]
+    numbers: Mapping[Number, Places]  # whole numbers that layers hold and that shrink, each with the axis it belongs to
+    steps: Sequence[Step]  # what the model did, in all modes
+    unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
 
     @property
     def normalises(self) -> bool:
@@ -92,7 +80,7 @@ def check_slice(
         if comparison:
             comparison.finish()
     except Exception as error:  # whatever the model's own code, and torch's, raise where widths do not fit
-        said = str(error) if isinstance(error, UnsupportedLayerError) else _first_line(error)
+        said = str(error) if isinstance(error, UnsupportedLayerError) else first_line(error)
         raise UnsupportedLayerError(
             f"at rate {rate:g} {skeleton.layer_at_work} does something else than in the full model: {said}. Its code, "
             f"or that before it, depends on a width in a way that cannot be followed. Keep the layers whole that it is "
@@ -125,7 +113,7 @@ def _traced_outputs(
         raise UnsupportedLayerError(f"{skeleton.layer_at_work}: {error}") from error
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedLayerError(
-            f"{skeleton.layer_at_work} cannot be traced: {_first_line(error)}. A trace runs the model on the "
+            f"{skeleton.layer_at_work} cannot be traced: {first_line(error)}. A trace runs the model on the "
             f"example inputs without their values, so nothing may depend on values. Give inputs that the model takes, "
             f"or say by torch's own operators how the axes of the layer's output depend on its inputs and parameters: "
             f"@heterofl_flwr.elastic_models.stand_in({skeleton.type_at_work}), a function of the layer and its inputs"
@@ -137,10 +125,6 @@ def _traced_outputs(
             f"tuples, lists or dicts of them"
         )
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _pin_unused(model: nn.Module, trace: Trace, used: Collection[str]) -> list[str]:

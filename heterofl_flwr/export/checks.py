@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from heterofl_flwr.errors import DataError, HeteroFLError
+from heterofl_flwr.errors import DataError, HeteroFLError, first_line
 from heterofl_flwr.nn.execution import call, torch_threads
 
 TOLERANCE = 1e-4
@@ -130,11 +130,6 @@ def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequ
                     f"report the model and the versions of torch and onnx"
                 )
     return {"absolute": absolute, "relative": relative}
-
-
-def first_line(error: Exception) -> str:
-    """Return the type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def median_milliseconds(run: Run, inputs: Inputs, runs: int) -> float:

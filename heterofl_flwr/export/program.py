@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.export.checks import Axes, Inputs, first_line
+from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
+from heterofl_flwr.export.checks import Axes, Inputs
 from heterofl_flwr.nn.static_norm import batch_norms
 
 _aten = torch.ops.aten

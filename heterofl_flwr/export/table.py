@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,6 @@ _TEXT = """\
 """
 
 
-def read_manifests(folder: str | Path) -> dict[str, Manifest]:
-    """Return the manifests of all exports in a folder by their folders' names, the largest model of a family first."""
-    found: dict[str, Manifest] = {}
-    for path in sorted(Path(folder).glob(f"[!.]*/{MANIFEST}")):
-        try:
-            found[path.parent.name] = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path} cannot be read: {error}; export that model anew, or remove its folder"
-            ) from error
-    return dict(sorted(found.items(), key=lambda item: (item[1].get("family", ""), -item[1]["parameters"])))
-
-
 def write_table(folder: str | Path, about: str = "") -> tuple[Table, Table]:
     """Write ``table.csv`` and ``README.md`` about all exports in a folder; return what models and files are like.
 
@@ -54,16 +42,26 @@ def write_table(folder: str | Path, about: str = "") -> tuple[Table, Table]:
     about : str
         What the README begins with.
     """
-    manifests = read_manifests(folder)
+    found: dict[str, Manifest] = {}
+    for path in sorted(Path(folder).glob(f"[!.]*/{MANIFEST}")):
+        try:
+            found[path.parent.name] = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error}; export that model anew, or remove its folder"
+            ) from error
+    # The largest model of a family comes first.
+    manifests = dict(sorted(found.items(), key=lambda item: (item[1].get("family", ""), -item[1]["parameters"])))
     if not manifests:
         raise ConfigError(f"{folder} holds no exports; expected folders with a {MANIFEST}")
-    exact = _joined(model_table(manifests, exact=True), file_table(manifests, exact=True))
-    write_atomic(Path(folder) / CSV, f"{formatting.render(*exact, 'csv')}\n".encode())
-    models, files = model_table(manifests), file_table(manifests)
+    exact_models, exact_files = build_tables(manifests, exact=True)
+    models, files = build_tables(manifests)
+    csv = formatting.render(*_side_by_side(exact_models, exact_files), "csv")
+    write_atomic(Path(folder) / CSV, f"{csv}\n".encode())
     latency = next((own["latency"] for own in manifests.values() if own["latency"]), None)
     page = _TEXT.format(
         about=about or "One training, several models.",
-        table=formatting.render(*_joined(models, files), "markdown"),
+        table=formatting.render(*_side_by_side(models, files), "markdown"),
         latency=_LATENCY.format(**latency) if latency else "Latency was not measured.",
         tolerance=next(iter(manifests.values()))["check"]["tolerance"],
     )
@@ -71,44 +69,31 @@ def write_table(folder: str | Path, about: str = "") -> tuple[Table, Table]:
     return models, files
 
 
-def model_table(manifests: Mapping[str, Manifest], *, exact: bool = False) -> Table:
-    """Return heads and rows of what models cost and are worth: with all digits, or as people read numbers."""
-    score = next((one for one in _SCORES if any(one in own.get("metrics", {}) for own in manifests.values())), None)
-    heads = ["model", "rate", "parameters", "MACs", *([score] if score else [])]
-    rows = []
+def build_tables(manifests: Mapping[str, Manifest], *, exact: bool = False) -> tuple[Table, Table]:
+    """Return two tables, of models and of files: with all digits, or as people read numbers."""
+
+    def cell(show: Callable[[Any], str], value: Any) -> str:
+        return formatting.NOTHING if value is None else format(value, ".12g") if exact else show(value)
+
+    every = list(manifests.values())
+    score = next((one for one in _SCORES if any(one in own.get("metrics", {}) for own in every)), None)
+    formats = list(dict.fromkeys(name for own in every for name in own["files"]))
+    timed = formats if any(own["latency"] for own in every) else []
+    models: Table = ["model", "rate", "parameters", "MACs", *([score] if score else [])], []
+    files: Table = ["model", *(f"{name} bytes" if exact else name for name in formats), *(f"{x} ms" for x in timed)], []
     for name, own in manifests.items():
-        row = [name, _cell(_exact, own.get("rate")), f"{own['parameters']:{'' if exact else ','}}"]
-        row.append((_exact if exact else formatting.count)(own["macs"]))
+        row = [name, cell("{:.12g}".format, own.get("rate")), cell("{:,}".format, own["parameters"])]
+        row.append(cell(formatting.count, own["macs"]))
         if score:
-            value = own.get("metrics", {}).get(score)
-            row.append(_cell(_exact, value) if exact else formatting.score(score, value))
-        rows.append(row)
-    return heads, rows
+            row.append(cell(partial(formatting.score, score), own.get("metrics", {}).get(score)))
+        models[1].append(row)
+        held = own["files"]
+        sizes = [cell(formatting.size, held.get(one, {}).get("bytes")) for one in formats]
+        times = [cell(formatting.number, held.get(one, {}).get("milliseconds")) for one in timed]
+        files[1].append([name, *sizes, *times])
+    return models, files
 
 
-def file_table(manifests: Mapping[str, Manifest], *, exact: bool = False) -> Table:
-    """Return heads and rows of how large files are, and how long an example takes with each."""
-    formats = list(dict.fromkeys(name for own in manifests.values() for name in own["files"]))
-    timed = any(own["latency"] for own in manifests.values())
-    heads = ["model", *(f"{name}{' bytes' if exact else ''}" for name in formats)]
-    heads += [f"{name} ms" for name in formats if timed]
-    rows = []
-    for name, own in manifests.items():
-        files = [own["files"].get(one, {}) for one in formats]
-        row = [name, *(_cell(_exact if exact else formatting.size, file.get("bytes")) for file in files)]
-        row += [_cell(_exact if exact else formatting.number, file.get("milliseconds")) for file in files if timed]
-        rows.append(row)
-    return heads, rows
-
-
-def _joined(one: Table, other: Table) -> Table:
-    """Return two tables of the same models side by side."""
+def _side_by_side(one: Table, other: Table) -> Table:
+    """Return two tables of the same models as one."""
     return [*one[0], *other[0][1:]], [[*row, *more[1:]] for row, more in zip(one[1], other[1], strict=True)]
-
-
-def _cell(show: Callable[[Any], str], value: float | None) -> str:
-    return formatting.NOTHING if value is None else show(value)
-
-
-def _exact(value: float) -> str:
-    return format(value, ".12g")

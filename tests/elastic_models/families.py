@@ -48,6 +48,11 @@ def sound() -> Case:
     return nn.Sequential(*layers), torch.randn(2, 2, 16)
 
 
+def classifier(*layers: nn.Module, channels: int = 8) -> nn.Module:
+    """Return layers for images with a classifier behind them."""
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
+
+
 @family
 def flattened() -> Case:
     layers = conv(3, 8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 12), nn.Linear(12, 4)
@@ -106,33 +111,26 @@ def depthwise_with_squeeze() -> Case:
 @family
 def grouped() -> Case:
     layers = conv(3, 16), conv(16, 32, groups=8), nn.GroupNorm(8, 32), nn.ReLU(), conv(32, 8), nn.GroupNorm(2, 8)
-    return nn.Sequential(*layers, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+    return classifier(*layers, nn.Tanh()), images()
 
 
 @family
 def few_groups() -> Case:
     layers = conv(3, 16), conv(16, 24, groups=2), nn.ReLU(), nn.ConvTranspose2d(24, 12, 2, groups=2), conv(12, 8)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+    return classifier(*layers), images()
 
 
 @family
 def transposed_and_shuffled() -> Case:
-    layers = (
-        nn.ConvTranspose2d(3, 8, 2, 2),
-        nn.ReLU(),
-        conv(8, 16),
-        nn.PixelShuffle(2),
-        conv(4, 6),
-        nn.PixelUnshuffle(2),
-    )
-    groups = nn.ConvTranspose2d(24, 24, 2, groups=12), nn.ChannelShuffle(2), conv(24, 4)
-    return nn.Sequential(*layers, *groups, nn.AdaptiveAvgPool2d(1), nn.Flatten()), images(4)
+    first = nn.ConvTranspose2d(3, 8, 2, 2), nn.ReLU(), conv(8, 16), nn.PixelShuffle(2), conv(4, 6)
+    groups = nn.PixelUnshuffle(2), nn.ConvTranspose2d(24, 24, 2, groups=12), nn.ChannelShuffle(2), conv(24, 4)
+    return nn.Sequential(*first, *groups, nn.AdaptiveAvgPool2d(1), nn.Flatten()), images(4)
 
 
 @family
 def gated() -> Case:
     layers = conv(3, 24), nn.GLU(1), conv(12, 8), nn.InstanceNorm2d(8, affine=True), nn.GELU()
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)), images()
+    return classifier(*layers), images()
 
 
 @family

@@ -62,10 +62,3 @@ def test_two_rounds_of_five_levels(name):
     assert all(tensor.isfinite().all() for tensor in new.values())
     moved = [name for name, tensor in new.items() if not torch.equal(tensor, before[name])]
     assert len(moved) > 0.9 * len(new)  # a bias before a norm has no gradient
-    for rate in RATES.values():  # what was learned is in every level's model, and evaluates
-        small = build(rate).eval()
-        loaded = small.load_state_dict(build.plan(rate).extract(new), strict=False)
-        assert not loaded.unexpected_keys
-        assert set(loaded.missing_keys) <= set(dict(small.named_buffers()))
-        with torch.no_grad():
-            assert small(inputs).isfinite().all()

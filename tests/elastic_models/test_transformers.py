@@ -15,26 +15,20 @@ WORDS, LABELS = 50, 3
 SMALL = {"vocab_size": WORDS, "max_position_embeddings": 16, "num_labels": LABELS}
 
 
+SHAPE = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+
+
 def _bert():
-    return transformers.BertForSequenceClassification(
-        transformers.BertConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **SMALL
-        )
-    )
+    return transformers.BertForSequenceClassification(transformers.BertConfig(num_hidden_layers=2, **SHAPE, **SMALL))
 
 
 def _distilbert():
-    return transformers.DistilBertForSequenceClassification(
-        transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **SMALL)
-    )
+    config = transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=48, **SMALL)
+    return transformers.DistilBertForSequenceClassification(config)
 
 
 def _bert_with_tied_words():
-    return transformers.BertForMaskedLM(
-        transformers.BertConfig(
-            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, **SMALL
-        )
-    )
+    return transformers.BertForMaskedLM(transformers.BertConfig(num_hidden_layers=1, **SHAPE, **SMALL))
 
 
 @pytest.fixture

@@ -13,18 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from heterofl_flwr.core.levels import LEVELS
-from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, ShapeError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ShapeError
 from heterofl_flwr.export import FORMATS, export, export_model, formats, load_state
+from heterofl_flwr.nn import CNN, PreResNet
 from simulations.examples.export_mobilenet import export_levels
-from tests.export.models import (
-    BATCH,
-    CASES,
-    cnn,
-    images,
-    preresnet,
-    text,
-    transformer,
-)
+from tests.elastic_models.families import Then
+from tests.export.models import BATCH, CASES, cnn, images, preresnet, text, transformer
 
 
 def in_onnxruntime(path, inputs):
@@ -76,19 +70,14 @@ def exported(tmp_path_factory):
     return model, inputs, folder
 
 
-def test_the_files_are_those_that_the_manifest_names(exported):
-    _, _, folder = exported
+def test_the_manifest_says_what_is_there_and_what_goes_in_and_comes_out(exported):
+    model, _, folder = exported
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {path.name for path in folder.iterdir()} == {"manifest.json", *(one.file for one in FORMATS.values())}
     for file in manifest["files"].values():
         assert file["bytes"] == (folder / file["file"]).stat().st_size
         assert file["difference"]["relative"] <= manifest["check"]["tolerance"]
         assert file["milliseconds"] > 0
-
-
-def test_the_manifest_says_what_goes_in_and_comes_out(exported):
-    model, _, folder = exported
-    manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["level"], manifest["rate"]) == ("c", 0.25)
     assert manifest["inputs"] == [{"name": "images", "dtype": "float32", "shape": ["batch", 3, 8, 8]}]
     assert manifest["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
@@ -96,12 +85,8 @@ def test_the_manifest_says_what_goes_in_and_comes_out(exported):
     assert manifest["macs"] > 0
     graph = onnx.load(folder / "model.onnx").graph
     assert [one.name for one in (*graph.input, *graph.output)] == ["images", "logits"]
-    assert [axis.dim_param or axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim] == [
-        "batch",
-        3,
-        8,
-        8,
-    ]
+    shape = [axis.dim_param or axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 3, 8, 8]
 
 
 def test_a_norm_before_a_convolution_stays_and_one_after_it_is_folded(exported):
@@ -122,8 +107,6 @@ def test_the_program_runs_in_torch_for_any_number_of_examples(exported):
 
 
 def test_the_tensors_are_those_of_the_model_with_its_statistics(exported):
-    from heterofl_flwr.nn import PreResNet
-
     model, inputs, folder = exported
     fresh = PreResNet(3, 10, (1, 1), (16, 16), rate=0.25)  # its batch norm keeps no statistics
     assert said(load_state(fresh, folder / "model.safetensors"), inputs).equal(said(model, inputs))
@@ -143,13 +126,10 @@ def test_neither_examples_nor_paths_are_in_the_files(tmp_path):
 
 
 def test_a_text_model_takes_any_length(tmp_path):
-    content = export_model(
-        transformer(0.25), text(), tmp_path / "c", formats=["pt2"], dynamic={0: "batch", 1: "sequence"}, runs=0
-    )
-    assert [port["shape"] for port in (*content["inputs"], *content["outputs"])] == [
-        ("batch", "sequence"),
-        ("batch", 20, "sequence"),
-    ]
+    dynamic = {0: "batch", 1: "sequence"}
+    content = export_model(transformer(0.25), text(), tmp_path / "c", formats=["pt2"], dynamic=dynamic, runs=0)
+    shapes = [port["shape"] for port in (*content["inputs"], *content["outputs"])]
+    assert shapes == [("batch", "sequence"), ("batch", 20, "sequence")]
     assert content["check"]["inputs"] == [[[4, 12]], [[1, 12]], [[2, 12]], [[4, 6]]]
 
 
@@ -213,69 +193,43 @@ def test_an_earlier_export_is_replaced_and_other_folders_are_not(tmp_path):
         export_model(model, inputs, tmp_path / "mine", formats=["safetensors"], runs=0)
 
 
-def test_batch_norm_without_statistics_is_refused(tmp_path):
-    from heterofl_flwr.nn import CNN
-
-    with pytest.raises(ConfigError, match=r"no statistics in 2 layers \(features.norm1, features.norm2\)"):
-        export_model(CNN(1, 10, (8, 8)), images(1), tmp_path / "a", runs=0)
-
-
-def test_a_diverged_model_is_refused(tmp_path):
-    model, inputs = small()
-    nn.init.constant_(model[2].bias, float("nan"))
-    with pytest.raises(HeteroFLError, match="hold NaN or infinities"):
-        export_model(model, inputs, tmp_path / "c", formats=["safetensors"], runs=0)
-    assert list(tmp_path.iterdir()) == []
-
-
-class ByValue(nn.Module):
-    def forward(self, x):
-        return x * 2 if x.sum() > 0 else x
-
-
-class ForTwo(nn.Module):
-    def forward(self, x):
-        return x * torch.ones(2, 1) if len(x) == 2 else x
+FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "inputs", "message"),
     [
-        (ByValue(), "torch.export cannot make a program of ByValue"),
-        (ForTwo(), r"axis 0 \(batch\) of the input x cannot have any length: the model's code makes it 2"),
+        (CNN(1, 10, (8, 8)), images(1), r"no statistics in 2 layers \(features.norm1, features.norm2\)"),
+        (Then(lambda self, x: x / 0), torch.ones(2, 3), "hold NaN or infinities"),
+        (Then(lambda self, x: x * 2 if x.sum() > 0 else x), torch.ones(2, 3), "cannot make a program of Then"),
+        (
+            FOR_TWO,
+            torch.ones(2, 3),
+            r"axis 0 \(batch\) of the input x cannot have any length: .* makes it 2",
+        ),
+        (FOR_TWO, [torch.zeros(1)], "the inputs are list"),
+        (FOR_TWO, (), "the inputs are tuple"),
+        (FOR_TWO, (torch.zeros(2, 1), 3), "the inputs are Tensor, int"),
+        (FOR_TWO, {}, "the inputs are dict"),
+        (FOR_TWO, torch.zeros(()), "the inputs are Tensor"),
     ],
 )
-def test_a_model_that_no_program_follows_is_refused(model, message, tmp_path):
+def test_a_model_or_inputs_that_cannot_be_exported_raise(model, inputs, message, tmp_path):
     with pytest.raises(HeteroFLError, match=message):
-        export_model(model, torch.ones(2, 3), tmp_path / "a", formats=["pt2"], runs=0)
+        export_model(model, inputs, tmp_path / "a", formats=["pt2"], runs=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lengths_may_be_fixed(tmp_path):
-    content = export_model(ForTwo(), torch.ones(2, 3), tmp_path / "a", formats=["pt2", "onnx"], dynamic={}, runs=0)
+    content = export_model(FOR_TWO, torch.ones(2, 3), tmp_path / "a", formats=["pt2", "onnx"], dynamic={}, runs=0)
     assert content["inputs"][0]["shape"] == (2, 3)
     assert content["check"]["inputs"] == [[[2, 3]]]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([torch.zeros(1)], "the inputs are list"),
-        ((), "the inputs are tuple"),
-        ((torch.zeros(2, 1), 3), "the inputs are Tensor, int"),
-        ({}, "the inputs are dict"),
-        (torch.zeros(()), "the inputs are Tensor"),
-    ],
-)
-def test_inputs_that_are_none_are_refused(given, message, tmp_path):
-    with pytest.raises(DataError, match=message):
-        export_model(small()[0], given, tmp_path / "c", runs=0)
-
-
 def test_formats_that_are_none_or_not_installed_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="formats are tflite; expected some of safetensors, pt2, onnx"):
-        export_model(*small(), tmp_path / "c", formats=["onnx", "tflite"])
-    with pytest.raises(ConfigError, match="formats are none"):
-        export_model(*small(), tmp_path / "c", formats=[])
+    for names, found in ((["onnx", "tflite"], "tflite; expected some of safetensors, pt2, onnx"), ([], "none")):
+        with pytest.raises(ConfigError, match=f"formats are {found}"):
+            export_model(*small(), tmp_path / "c", formats=names)
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ConfigError, match=r"onnx needs onnxscript.*heterofl-flwr\[export\].*\(safetensors,pt2\)"):
         export_model(*small(), tmp_path / "c")
@@ -283,9 +237,7 @@ def test_formats_that_are_none_or_not_installed_are_refused(tmp_path, monkeypatc
 
 
 def test_tensors_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
-    from heterofl_flwr.export import formats as module
-
-    monkeypatch.setattr(module, "SINGLE_FILE", 0)
+    monkeypatch.setattr(formats, "SINGLE_FILE", 0)
     model, inputs = nn.Linear(30, 30), torch.randn(4, 30)
     content = export_model(model, inputs, tmp_path / "a", formats=["onnx"], runs=0)
     names = {path.name: path.stat().st_size for path in (tmp_path / "a").iterdir()}
@@ -315,20 +267,9 @@ def test_tied_weights_are_written_once(tmp_path):
         assert torch.equal(loaded(inputs), model(inputs))
 
 
-class Positions(nn.Module):
-    """A table that the code makes and no state holds."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(3, 2)
-        self.register_buffer("table", torch.arange(3.0), persistent=False)
-
-    def forward(self, x):
-        return self.linear(x + self.table)
-
-
-def test_what_no_state_holds_is_in_the_program_alone(tmp_path):
-    model, inputs = Positions(), torch.randn(4, 3)
+def test_a_table_that_no_state_holds_is_in_the_program_alone(tmp_path):
+    model, inputs = Then(lambda self, x: self.linear(x + self.table), linear=nn.Linear(3, 2)), torch.randn(4, 3)
+    model.register_buffer("table", torch.arange(3.0), persistent=False)
     export_model(model, inputs, tmp_path / "a", formats=["safetensors", "pt2"], runs=0)
     assert "table" not in (tmp_path / "a" / "model.safetensors").read_bytes().decode("latin-1")
     program = torch.export.load(tmp_path / "a" / "model.pt2").module()
