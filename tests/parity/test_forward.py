@@ -14,6 +14,7 @@ pytestmark = pytest.mark.parity
 
 CASES = [
     *((model, norm) for model in ("conv", "resnet18") for norm in ("bn", "in", "gn", "ln", "none")),
+    ("resnet50", "bn"),
     ("transformer", "bn"),  # a setting that it does not read
 ]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -67,6 +68,16 @@ def test_outputs_losses_and_gradients_are_theirs(authors, model, norm, rate, glo
         largest = max(gradient.abs().max().item() for gradient in gradients[0])
         for expected, found in zip(*gradients, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * max(largest, 1.0))
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.parametrize("model", [*OURS, "resnet50"])
+def test_a_seed_gives_the_same_weights(authors, model, rate):
+    authors.configure(model)
+    theirs = authors.theirs(rate)
+    torch.manual_seed(round(1000 * rate))
+    ours = authors.ours()(rate)
+    assert all(torch.equal(*pair) for pair in zip(theirs.parameters(), ours.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])

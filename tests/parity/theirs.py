@@ -62,7 +62,7 @@ class Authors:
 
     def ours(self) -> Callable[[float], nn.Module]:
         """Return the function from a rate to our model."""
-        cfg, name = self.cfg, OURS[self.cfg["model_name"]]
+        cfg, name = self.cfg, {**OURS, "resnet50": "preresnet50"}[self.cfg["model_name"]]
         options: dict[str, object] = {"global_rate": cfg["global_model_rate"], "scaler": cfg["scale"]}
         if name == "transformer":
             sizes = cfg["transformer"]
