@@ -11,7 +11,6 @@ from heterofl_flwr import messages
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.task import Task, load_function
 from heterofl_flwr.client import Build, load_parameters
-from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
@@ -22,7 +21,6 @@ from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFold
 from heterofl_flwr.settings import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hybrid import Hybrid
-from heterofl_flwr.training import evaluate
 
 PROJECT = "heterofl-flwr"
 
@@ -55,12 +53,8 @@ class CentralEvaluation:
         if rate in moments:
             model = with_static_norm(model, moments[rate])
         with torch_threads(cores()):  # clients wait while the server evaluates
-            result = evaluate(
-                model.to(self._task.device),
-                self._task.whole_test(self._strategy.federation.nodes.dealt()),
-                seed=derive(self._task.settings.seed, "central", server_round),
-                perplexity_kind=self._task.settings.fidelity.perplexity,
-            )
+            test = self._task.whole_test(self._strategy.federation.nodes.dealt())
+            result = self._task.evaluate_centrally(model.to(self._task.device), test, server_round)
         return result.metrics("global")
 
 

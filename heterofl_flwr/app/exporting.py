@@ -17,7 +17,6 @@ from heterofl_flwr.export.export import BATCH, export_model
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings import SPECS
-from heterofl_flwr.training import evaluate
 from heterofl_flwr.training.batches import read_text
 
 CHECKED = 64
@@ -74,13 +73,7 @@ class RunModels:
 
     def _manifest(self, task: Task, facts: Mapping[str, Any], model: nn.Module, test: Split) -> dict[str, object]:
         """Return what a manifest says beside what every export says."""
-        server_round = facts["server_round"] or 0
-        found = evaluate(
-            model,
-            test,
-            seed=derive(task.settings.seed, "central", server_round),
-            perplexity_kind=task.settings.fidelity.perplexity,
-        )
+        found = task.evaluate_centrally(model, test, facts["server_round"] or 0)
         metrics = {name.removeprefix("global-"): value for name, value in found.metrics("global").items()}
         return {
             **{key: facts[key] for key in ("level", "rate", "global_rate", "family", "server_round")},

@@ -14,6 +14,7 @@ from torch import nn
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.dataset import KNOWN, Facts
 from heterofl_flwr.errors import ConfigError
@@ -22,7 +23,7 @@ from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.runs import Deal
 from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
 from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
-from heterofl_flwr.training import TrainOptions, input_batches, resolve_device
+from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
 
 MOST_DEALT = 1_000_000
@@ -115,6 +116,12 @@ class Task:
             rows = torch.cat(parts.test).sort().values
             self._tests[number] = parts.owner_view(self.dataset.test, rows, parts.test).to(self.device)
         return self._tests[number]
+
+    def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
+        """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
+        settings = self.settings
+        seed = derive(settings.seed, "central", server_round)
+        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity.perplexity)
 
     @property
     def mix(self) -> Mix:
