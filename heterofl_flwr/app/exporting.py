@@ -24,7 +24,7 @@ CHECKED = 64
 
 
 class RunModels:
-    """The models that a run has left, and the data to judge them by.
+    """The models that a run has left, and the data to evaluate them on.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def preprocessing(dataset: Dataset) -> dict[str, object]:
         hidden = dataset.test.reading.hides_as
         return {
             "kind": "tokens",
-            "says": f"words by number, as in classes; {hidden} stands for a hidden word to be told",
+            "says": f"words by number, as in classes; {hidden} stands for a hidden word to predict",
         }
     if dataset.normal is None:
         return {"kind": "none", "says": f"as {dataset.name} gives its examples"}

@@ -85,7 +85,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     windowed = Windowed(grid, settings.engine.window) if settings.engine.window else grid
     devices = build_devices(task)
     watched = Watched(windowed, console, innermost=grid)
-    if folder is not None:  # only now, as all that can be refused has been
+    if folder is not None:  # only now, when everything has been checked
         about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": device_name(task.device)}
         folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
         strategy.spent.keep_in(folder)

@@ -98,7 +98,7 @@ class Task:
         return list(self.families.values())[partition % len(self.families)]
 
     def seeds(self, number: int) -> Split:
-        """Return the seed set that so many clients share, on the device: examples as those see them that have them."""
+        """Return the seed set that ``number`` clients share, on the device, as the owner of each example sees it."""
         if number not in self._seeds:
             settings, train = self.settings, self.dataset.train
             rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
@@ -108,7 +108,7 @@ class Task:
         return self._seeds[number]
 
     def whole_test(self, number: int) -> Split:
-        """Return the test examples of all of so many clients, on the device, as they see them."""
+        """Return the test examples of all of ``number`` clients, on the device, as they see them."""
         parts = self.partitions(number) if number else None
         if parts is None or not parts.degrees:
             return self.test
@@ -178,9 +178,9 @@ class Task:
         return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
 
     def deal(self, number: int) -> Deal | None:
-        """Return how many examples of each class so many clients were dealt, where there are classes and few enough.
+        """Return the number of examples of each class that each of ``number`` clients has, where there are classes.
 
-        None where the server does not have the data (``evaluate.central``).
+        None for text, for too many clients, and where the server does not have the data (``evaluate.central``).
         """
         dataset = self.dataset if self.settings.evaluate.central else None
         if dataset is None or dataset.train.reading is not None or dataset.classes * number > MOST_DEALT:
@@ -203,7 +203,7 @@ class Task:
         return OrderedDropout(model, [*smaller]) if self.settings.train.ordered_dropout else model
 
     def partitions(self, number: int) -> Partitions:
-        """Return how the data are dealt to so many clients."""
+        """Return the split of the data among ``number`` clients."""
         if number not in self._partitions:
             settings = self.settings
             self._partitions[number] = split_dataset(

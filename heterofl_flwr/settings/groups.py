@@ -54,7 +54,7 @@ class FidelitySettings(Group):
     perplexity: Quirk = setting("", "mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
 
     def to_core(self) -> Fidelity:
-        """Return the quirks as the maths takes them."""
+        """Return the quirks as an option of the maths."""
         return Fidelity(**self.model_dump(exclude={"default"}))
 
 
@@ -184,7 +184,7 @@ class ServerSettings(Group):
     )
     max_examples_ratio: NotNegative = setting(
         AUTO,
-        "in means of metrics a client counts at most so many times the examples of the median client; 0 for no "
+        "in means of metrics a client counts at most this many times the examples of the median client; 0 for no "
         "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet)",
     )
     max_refusals: Natural = setting(0, "rejected replies in a row after which a client is not drawn again; 0: never")
@@ -268,7 +268,7 @@ class EvaluateSettings(Group):
     moments_batch_size: Natural = setting(
         0,
         "samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the "
-        "paper's code takes, or 100 with fidelity.moments=fixed",
+        "paper's code uses, or 100 with fidelity.moments=fixed",
     )
     moments_merge: MomentsMerge = setting(
         AUTO,
@@ -284,14 +284,14 @@ class EngineSettings(Group):
     name: Literal["auto", "plain", "graph", "cohort"] = setting(
         AUTO,
         "how clients train: plain (one by one, the same bit for bit on any grid), graph (CUDA graphs), cohort "
-        "(clients of one rate together); auto takes what is fastest",
+        "(clients of one rate together); auto uses what is fastest",
     )
     cohort: Natural = setting(0, "clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU")
     device: Annotated[
         str, types.matching(r"auto|cpu|mps|cuda(?::\d+)?"), "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'"
     ] = setting(AUTO, "auto: a GPU where a client has one")
     window: Natural = setting(
-        0, "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then takes 64)"
+        0, "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"
     )
     timeout: Positive = setting(3600.0, "seconds that clients have for an answer; one that is later is ignored")
 

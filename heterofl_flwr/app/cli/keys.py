@@ -25,7 +25,7 @@ AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # where the SuperLink's own processes connect to, whatever its name is
 _NAME = re.compile(r"\w[\w.-]*")
-_CURVE = ec.SECP384R1()  # Flower takes keys of NIST's curves alone
+_CURVE = ec.SECP384R1()  # Flower accepts keys of NIST's curves alone
 _BEFORE = timedelta(hours=1)  # clocks of nodes may lag behind
 
 
@@ -69,7 +69,7 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 
 def write_node_key(folder: Path, name: str) -> list[Path]:
-    """Write a node's private key, and beside it the public one that the SuperLink is told; return both paths."""
+    """Write a node's private key, and beside it the public one to register with the SuperLink; return both paths."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"node {name!r}: expected a name of letters, digits, '.', '_' and '-'")
     path, public = folder / name, folder / f"{name}.pub"

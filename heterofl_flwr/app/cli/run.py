@@ -63,7 +63,7 @@ def add(subparsers: Subparsers) -> None:
     )
     how.add_argument("--gpus", metavar="SHARE", help="of a GPU for each client; auto measures it; 0: none")
     how.add_argument("--cpus", type=int, metavar="N", help="cores for each client; by default 1")
-    how.add_argument("--parallel", type=int, metavar="N", help="at most so many clients at once")
+    how.add_argument("--parallel", type=int, metavar="N", help="at most this many clients at once")
     how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
 
 
