@@ -38,7 +38,7 @@ def answer_capability(message: Message, context: Context, trial: Callable[[], Tr
                 "the node config has level='auto', but this app gives no data to try: pass data to answer_queries, or "
                 "name a level"
             )
-        said[messages.CAPACITY] = _measured(context, trial(), _rates_of(message))
+        said[messages.CAPACITY] = _measure(context, trial(), _read_rates(message))
     return Message(RecordDict({messages.CONFIG: messages.new_config(said)}), reply_to=message)
 
 
@@ -70,7 +70,7 @@ def measures_itself(context: Context) -> bool:
     return context.node_config.get(messages.NODE_LEVEL) == AUTO
 
 
-def _rates_of(message: Message) -> Sequence[float]:
+def _read_rates(message: Message) -> Sequence[float]:
     """Return the rates that a server offers: those of its mix, so what a node proposes is never above them."""
     rates = messages.config_of(message, messages.SERVER).get(messages.RATES, list(LEVELS.values()))
     if not isinstance(rates, list) or not rates or not all(isinstance(rate, float) for rate in rates):
@@ -78,7 +78,7 @@ def _rates_of(message: Message) -> Sequence[float]:
     return [float(rate) for rate in rates]
 
 
-def _measured(context: Context, trial: Trial, rates: Sequence[float]) -> float:
+def _measure(context: Context, trial: Trial, rates: Sequence[float]) -> float:
     """Return the largest rate that this node can train; it measures again only if what that depends on has changed."""
     budget = context.node_config.get(messages.NODE_SECONDS, ROUND_SECONDS)
     if isinstance(budget, bool | str) or not (math.isfinite(budget) and budget > 0):

@@ -65,7 +65,7 @@ def submodel(
         and can take the noise away.
     """
     rate = messages.value_of(messages.config_of(message, messages.SERVER), messages.RATE, float, messages.SERVER)
-    return next(model for _, model in _models_at(message, build, [rate], own, seed_torch))
+    return next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ def models_to_evaluate(
     rates = config.get(messages.RATES, [config.get(messages.RATE)])
     if not isinstance(rates, list) or not all(isinstance(rate, float) for rate in rates):
         raise ReplyError(f"{messages.SERVER} sent {rates!r} as {messages.RATES}, expected a list of numbers")
-    yield from _models_at(message, build, cast("list[float]", rates), None, seed_torch)
+    yield from _build_models(message, build, cast("list[float]", rates), None, seed_torch)
 
 
 def reply(
@@ -221,7 +221,7 @@ def answer_moments(
     return Message(content, reply_to=message)
 
 
-def _state_of(message: Message) -> dict[str, Tensor]:
+def _read_state(message: Message) -> dict[str, Tensor]:
     records = messages.arrays_in(message.content)
     if messages.ARRAYS not in records:
         raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
@@ -238,20 +238,20 @@ def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, Ar
     shared, clip = messages.shared_of(config, messages.SERVER), messages.clip_of(config, messages.SERVER)
     state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     if clip:
-        state = clipped(_state_of(message), state, clip)
+        state = clipped(_read_state(message), state, clip)
     if upload == "float32":
         return {messages.ARRAYS: ArrayRecord(state)}
-    return messages.pack_changes(compress(_state_of(message), state, upload, seed=seed_of(message)))
+    return messages.pack_changes(compress(_read_state(message), state, upload, seed=seed_of(message)))
 
 
-def _models_at(
+def _build_models(
     message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None, seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
     config = messages.config_of(message, messages.SERVER)
     top = messages.value_of(config, messages.RATE, float, messages.SERVER)
-    state: Mapping[str, Tensor] = _state_of(message)
+    state: Mapping[str, Tensor] = _read_state(message)
     if (shared := messages.shared_of(config, messages.SERVER)) != ALL:
-        state = {**_kept_part(config, build, top, shared, own), **state}
+        state = {**_personal_part(config, build, top, shared, own), **state}
     records = messages.arrays_in(message.content)
     seed = seed_of(message)
     for rate in rates:
@@ -268,7 +268,7 @@ def _models_at(
         yield rate, model
 
 
-def _kept_part(
+def _personal_part(
     config: ConfigRecord, build: Build, rate: float, shared: Sequence[str], own: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""

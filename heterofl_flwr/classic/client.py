@@ -27,16 +27,16 @@ def submodel(
     To evaluate, batch norm gets the static moments that came, or normalises by batch where none did. ``seed_torch`` is
     that of ``heterofl_flwr.client.submodel``.
     """
-    _check(config)
-    return next(_models_at(parameters, config, build, [float(config[messages.RATE])], seed_torch))[1]
+    _check_config(config)
+    return next(_build_models(parameters, config, build, [float(config[messages.RATE])], seed_torch))[1]
 
 
 def models_to_evaluate(
     parameters: NDArrays, config: Mapping[str, Scalar], build: Build, *, seed_torch: bool = False
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the instruction asks about and its model, as ``submodel`` returns it."""
-    _check(config)
-    yield from _models_at(parameters, config, build, _rates(config), seed_torch)
+    _check_config(config)
+    yield from _build_models(parameters, config, build, _read_rates(config), seed_torch)
 
 
 def asks_for_moments(config: Mapping[str, Scalar]) -> bool:
@@ -86,7 +86,7 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     return {**said, messages.MOMENTS: True} if moments else said
 
 
-def _models_at(
+def _build_models(
     parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
     top = float(config[messages.RATE])
@@ -96,7 +96,7 @@ def _models_at(
     state = named(names, own, messages.SERVER)
     moments: Mapping[float, Moments] = {}
     if kind is not None:
-        layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _rates(config)}
+        layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _read_rates(config)}
         moments = moments_from_arrays(more, cast("Variant", kind), layers, messages.SERVER)
     seed, *purpose = (int(config[key]) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION))
     for rate in rates:
@@ -108,7 +108,7 @@ def _models_at(
         yield rate, model
 
 
-def _check(config: Mapping[str, Scalar]) -> None:
+def _check_config(config: Mapping[str, Scalar]) -> None:
     messages.check_schema(config, messages.SERVER)
     missing = [
         key for key in (messages.RATE, messages.SEED, messages.SERVER_ROUND, messages.PARTITION) if key not in config
@@ -117,5 +117,5 @@ def _check(config: Mapping[str, Scalar]) -> None:
         raise ReplyError(f"{messages.SERVER} sent an instruction without {', '.join(missing)}")
 
 
-def _rates(config: Mapping[str, Scalar]) -> list[float]:
+def _read_rates(config: Mapping[str, Scalar]) -> list[float]:
     return [float(rate) for rate in str(config.get(messages.RATES, config[messages.RATE])).split(",")]

@@ -16,9 +16,9 @@ from heterofl_flwr.classic.arrays import moments_from_arrays, named, size_of, un
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.federation.engine import QUERY_SECONDS
-from heterofl_flwr.federation.evaluation_round import EvaluationRound, Norms
+from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
@@ -55,7 +55,7 @@ def crosses_network(proxy: ClientProxy) -> bool:
     return crosses_superlink(getattr(proxy, "grid", None)) or hasattr(proxy, "bridge")
 
 
-def properties_of(proxy: ClientProxy) -> Properties | None:
+def query_properties(proxy: ClientProxy) -> Properties | None:
     """Ask one client what it can hold; None, and a warning, if it gives no usable answer."""
     try:
         answer = proxy.get_properties(GetPropertiesIns({}), timeout=QUERY_SECONDS, group_id=0)
@@ -102,7 +102,7 @@ def read_metrics(metrics: Mapping[str, Scalar], sender: str) -> dict[str, float]
     )
 
 
-def faults_of(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str]:
+def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str]:
     """Return why clients failed, by number, and as one text what Flower says without naming a client."""
     by_number: dict[int, str] = {}
     unnamed: list[str] = []
@@ -115,14 +115,14 @@ def faults_of(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str
     return by_number, "; ".join(sorted(set(unnamed))[:3])
 
 
-def cause_of(answer: FitRes, plan: Plan) -> str:
+def likely_cause(answer: FitRes, plan: Plan) -> str:
     """Return what most likely is wrong with a refused answer: arrays have no names, so their bytes tell."""
     whole = sum(math.prod(axis.full for axis in axes) for axes in plan.axes.values())
     looks_whole = plan.parameters < whole and size_of(answer.parameters) >= 4 * whole
     return f"; {messages.NOT_CONVERTED}" if looks_whole else ""
 
 
-def without_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
+def lacking_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
     """Return the clients, by number, that failed because they have no ``evaluate``."""
     named = [failure for failure in failures if not isinstance(failure, BaseException)]
     lacking = [proxy.cid for proxy, answer in named if answer.status.code == Code.EVALUATE_NOT_IMPLEMENTED]
@@ -161,13 +161,8 @@ def _labels(metrics: Mapping[str, Scalar], sender: str) -> list[int] | None:
 _SECONDS = 3600.0
 
 
-def ask_for_moments(
-    evaluation: EvaluationRound,
-    asked: Mapping[int, tuple[ClientProxy, FitIns]],
-    norms: Mapping[int, Norms],
-    kind: Variant,
-) -> None:
-    """Ask clients for static batch norm moments and add those that fit; note why others do not."""
+def ask_for_moments(asked: Mapping[int, tuple[ClientProxy, FitIns]]) -> dict[int, FitRes | Exception]:
+    """Return what clients answer that are asked for static batch norm moments."""
 
     def ask(number: int) -> FitRes | Exception:
         try:
@@ -176,23 +171,11 @@ def ask_for_moments(
         except Exception as error:  # each of Flower's runtimes raises errors of its own
             return error
 
-    faults: list[str] = []
-    for number, answer in zip(asked, ask_all(ask, asked), strict=True):
-        try:
-            # All are read before any is added, so an answer that does not fit changes nothing.
-            evaluation.add_moments(number, _read_moments(answer, kind, norms[number], f"client {number}"))
-        except HeteroFLError as error:
-            fault = short(str(error))
-            faults.append(f"client {number}: {fault}")
-            evaluation.refuse(number, f"no usable moments: {fault}")
-    if asked and len(faults) == len(asked):
-        raise RoundError(
-            f"none of {len(asked)} clients that promised static batch norm moments gave any: let fit begin with "
-            f"asks_for_moments, or evaluate without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
-        )
+    return dict(zip(asked, ask_all(ask, asked), strict=True))
 
 
-def _read_moments(answer: FitRes | Exception, kind: Variant, norms: Norms, sender: str) -> dict[float, Moments]:
+def read_moments(answer: FitRes | Exception, kind: Variant, norms: Norms, sender: str) -> dict[float, Moments]:
+    """Return a client's moments by rate; refuse what is far larger than those of these layers' channels."""
     if isinstance(answer, Exception):
         raise ReplyError(f"{sender} failed: {type(answer).__name__}: {answer}") from answer
     if answer.status.code != Code.OK:

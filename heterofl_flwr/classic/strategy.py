@@ -26,17 +26,18 @@ from heterofl_flwr.classic.arrays import moments_to_arrays, named, pack, size_of
 from heterofl_flwr.classic.proxies import (
     ask_all,
     ask_for_moments,
-    cause_of,
+    likely_cause,
     crosses_network,
-    faults_of,
-    properties_of,
+    read_failures,
+    query_properties,
     read_evaluate,
     read_fit,
-    without_evaluate,
+    read_moments,
+    lacking_evaluate,
 )
 from heterofl_flwr.client import Build
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.federation import Federation
@@ -117,7 +118,6 @@ class HeteroFL(EngineView, Strategy):
         self._round: Round | None = None
         self._evaluation: EvaluationRound | None = None
         self._numbers: dict[str, int] = {}
-        self._give_moments: set[int] = set()
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Return the parameters of the global model to start from."""
@@ -157,7 +157,7 @@ class HeteroFL(EngineView, Strategy):
             return None, {}
         current = check_open(self._round, server_round)
         answers = self._first_results(results)
-        faults, unnamed = faults_of(failures, self._numbers)
+        faults, unnamed = read_failures(failures, self._numbers)
         for number, own in current.slices.items():
             answer = answers.get(number)
             if answer is None:
@@ -166,7 +166,7 @@ class HeteroFL(EngineView, Strategy):
             try:
                 current.add(number, read_fit(answer, own.plan, self.options.limits, f"client {number}"))
             except ReplyError as error:
-                current.refuse(number, Fault(short(f"{error}{cause_of(answer, own.plan)}"), replied=True))
+                current.refuse(number, Fault(short(f"{error}{likely_cause(answer, own.plan)}"), replied=True))
         new = current.close()
         self._round = None
         host_log.info("%s", self.log.line(server_round))
@@ -203,12 +203,20 @@ class HeteroFL(EngineView, Strategy):
         norms = current.open_moments(remote=any(map(crosses_network, proxies.values())))
         if not norms:
             return
-        rates_of = {number: current.rates[number] for number in norms if number in self._give_moments}
-        sent = self._pack_models(state, rates_of.values())
-        kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
-        config = partial(self._config, server_round, task=messages.TASK_MOMENTS, asked=kind)
-        asked = {number: (proxies[number], FitIns(sent[own], config(number, own))) for number, own in rates_of.items()}
-        ask_for_moments(current, asked, norms, self.federation.fidelity.moments)
+        variant = self.federation.fidelity.moments
+        kind: dict[str, Scalar] = {messages.MOMENTS_KIND: variant}
+        sent = self._pack_models(state, [current.rates[number] for number in norms])
+        asked = {}
+        for number in norms:
+            own = current.rates[number]
+            config = self._config(server_round, number, own, task=messages.TASK_MOMENTS, asked=kind)
+            asked[number] = proxies[number], FitIns(sent[own], config)
+        for number, answer in ask_for_moments(asked).items():
+            try:
+                # All are read before any is added, so an answer that does not fit changes nothing.
+                current.add_moments(number, read_moments(answer, variant, norms[number], f"client {number}"))
+            except HeteroFLError as error:
+                current.refuse_moments(number, short(str(error)))
         current.close_moments()
 
     @as_flower_error()
@@ -223,20 +231,17 @@ class HeteroFL(EngineView, Strategy):
         if current is None or (failures and not self._accept_failures):
             return None, {}
         came = self._first_results(results)
-        faults, unnamed = faults_of(failures, self._numbers)
-        lacking = without_evaluate(failures, self._numbers) & current.rates.keys()
-        current.note_no_handler(lacking, current.rates)
+        faults, unnamed = read_failures(failures, self._numbers)
+        lacking = lacking_evaluate(failures, self._numbers)
         for number in current.rates:
-            if number in lacking:
-                continue
             fault = faults.get(number, f"no result; {unnamed}" if unnamed else "no result")
-            if number in came:
+            if number in came and number not in lacking:
                 try:
                     current.answers[number] = read_evaluate(came[number], self.options.limits, f"client {number}")
                     continue
                 except ReplyError as error:
                     fault = short(str(error))
-            current.refuse(number, fault)
+            current.refuse(number, fault, no_handler=number in lacking)
         summary = current.close()
         if not current.answers:
             return None, {}
@@ -271,7 +276,7 @@ class HeteroFL(EngineView, Strategy):
     def _register(self, proxies: Mapping[int, ClientProxy]) -> bool:
         """Ask the clients that are new what they can hold, if any are."""
         new = [number for number in proxies if number not in self.federation.nodes]
-        answers = dict(zip(new, ask_all(properties_of, [proxies[number] for number in new]), strict=True))
+        answers = dict(zip(new, ask_all(query_properties, [proxies[number] for number in new]), strict=True))
         silent = [proxies[number].cid for number in new if answers[number] is None]
         if silent:
             logger.warning(
@@ -281,7 +286,7 @@ class HeteroFL(EngineView, Strategy):
                 ", ".join(silent[:3]),
             )
         if new:
-            self._give_moments |= {number for number, own in answers.items() if own and own.gives_moments}
+            self.engine.no_moments |= {number for number, own in answers.items() if not (own and own.gives_moments)}
             known = {number: own.capability if own else None for number, own in answers.items()}
             self.federation.register(known, present=proxies, ids={number: proxies[number].cid for number in new})
         return bool(new)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import (
     LOCAL_ACCURACY,
@@ -119,6 +119,9 @@ class EvaluationRound:
         self.rates = {node_id: own for node_id, own in held.items() if node_id not in engine.silent}
         self.answers: dict[int, Answer] = {}
         self._sums: dict[str, MomentsSum] = {}
+        self._asked_moments: dict[int, Norms] = {}
+        self._moment_faults: list[str] = []
+        self._no_handler: set[int] = set()
         if drawn:
             self._log.evaluate["coverage"] = 0.0
         if drawn and not self.rates:
@@ -145,23 +148,40 @@ class EvaluationRound:
         evaluation, limits = self._engine.options.evaluation, self._engine.options.limits
         merge, noise = evaluation.moments_merge, self._engine.options.privacy.noise
         robust = merge == "robust" or (merge == "auto" and remote and not noise)
-        asked: dict[int, Norms] = {}
+        norms: dict[int, Norms] = {}
         # A model of a client's own is measured by that client.
         if evaluation.static_norm and not self._federation.personal:
             by_family = self._federation.split(self.rates)
             for name, member in self._federation.members.items():
                 if batch_norms(member.model):
                     self._sums[name] = MomentsSum(member, limits, robust=robust)
-                    asked |= {node: {rate: member.norms(rate) for rate in own} for node, own in by_family[name].items()}
+                    norms |= {node: {rate: member.norms(rate) for rate in own} for node, own in by_family[name].items()}
         self._engine.moments = {name: {} for name in self._sums}
-        return asked
+        self._asked_moments = {node: own for node, own in norms.items() if node not in self._engine.no_moments}
+        return self._asked_moments
 
     def add_moments(self, node_id: int, found: Mapping[float, Moments]) -> None:
         """Add a client's moments, by rate; refuse them whole if any do not fit."""
         self._sums[self._federation.family(node_id)].add(node_id, found)
 
+    def refuse_moments(self, node_id: int, reason: str, *, no_handler: bool = False) -> None:
+        """Note why a client's moments are not used; one whose app has no handler for the query is not asked again."""
+        if no_handler:
+            self._no_handler.add(node_id)
+        else:
+            self._moment_faults.append(f"node {node_id}: {reason}")
+            self.refuse(node_id, f"no usable moments: {reason}")
+
     def close_moments(self) -> None:
         """Join the moments, with noise where there is any, and drop the rates of which nobody gave any."""
+        asked, faults = self._asked_moments, self._moment_faults
+        if faults and len(faults) + len(self._no_handler) == len(asked):
+            raise RoundError(
+                f"none of {len(asked)} nodes gave usable static batch norm moments: let clients answer for them "
+                f"(answer_queries(app, build, data=...); asks_for_moments in fit of a NumPyClient), or evaluate "
+                f"without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
+            )
+        self._note_no_handler(self._engine.no_moments, asked, ADD_MOMENTS)
         moments = {name: total.result() for name, total in self._sums.items()}
         privacy = self._engine.options.privacy
         for name, own in moments.items():
@@ -170,11 +190,14 @@ class EvaluationRound:
                 self._log.privacy = self._engine.spent.facts()
                 moments[name] = noise_moments(own, privacy)
         self._engine.moments = moments
-        if not any(moments.values()):
-            return
+        if any(moments.values()):
+            self._restrict_rates()
+
+    def _restrict_rates(self) -> None:
+        """Evaluate only those rates of whose models there are moments."""
         left = {}
         for node_id, rates in self.rates.items():
-            known: Collection[float] = moments.get(self._federation.family(node_id), rates)
+            known: Collection[float] = self._engine.moments.get(self._federation.family(node_id), rates)
             if own_rates := tuple(rate for rate in rates if rate in known):
                 left[node_id] = own_rates
         if left != self.rates:
@@ -182,30 +205,27 @@ class EvaluationRound:
             logger.warning("only rates %s are evaluated: there are no moments of others", rates_left)
         self.rates = left
 
-    def moments(self, node_id: int) -> dict[float, Moments]:
-        """Return the moments that go with a client's models; none where there are none."""
-        own = self._engine.moments.get(self._federation.family(node_id), {})
-        return {rate: own[rate] for rate in self.rates[node_id]} if own else {}
-
-    def refuse(self, node_id: int, reason: str) -> None:
-        """Note why a client's evaluation, or its moments, are not used."""
+    def refuse(self, node_id: int, reason: str, *, no_handler: bool = False) -> None:
+        """Note why a client's evaluation is not used; one whose app has no handler for it is not asked again."""
+        if no_handler:
+            self._no_handler.add(node_id)
+            return
         self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = reason
         logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, reason)
 
-    def note_no_handler(self, lacking: Collection[int], asked: Collection[int], *, moments: bool = False) -> None:
-        """Remember whose app has no handler for what was asked, so that it is asked once; warn of the first ones.
+    def _note_no_handler(self, known: set[int], asked: Collection[int], advice: str) -> None:
+        """Remember whose app has no handler for what was asked; warn of the first ones.
 
         Where all that were asked lack it, so does every client that is there: they run one app.
         """
-        known, advice = (self._engine.no_moments, ADD_MOMENTS) if moments else (self._engine.no_evaluate, ADD_EVALUATE)
-        if not lacking:
-            return
-        if not known:
+        lacking, self._no_handler = self._no_handler, set()
+        if lacking and not known:
             logger.warning("%d of %d clients have no handler for it: %s", len(lacking), len(asked), advice)
-        known.update(self._present if len(lacking) == len(asked) else lacking)
+        known.update(self._present if lacking and len(lacking) == len(asked) else lacking)
 
     def close(self) -> dict[str, float]:
         """Note and return what the clients' answers give."""
+        self._note_no_handler(self._engine.no_evaluate, self.rates, ADD_EVALUATE)
         log, capped = self._log, self._engine.cap_examples(self._server_round, self.answers)
         scores, log.evaluate_by_level = self._scores(capped, weighted_means)
         middle, _ = self._scores(capped, medians)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.families import under
@@ -26,7 +26,6 @@ from heterofl_flwr.strategies.instructions import (
     client_config,
     first_replies,
     instruction,
-    query_moments,
 )
 from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, read_options, read_record_options
 from heterofl_flwr.strategies.replies import (
@@ -35,6 +34,7 @@ from heterofl_flwr.strategies.replies import (
     lacks_handler,
     read_each,
     read_metrics,
+    read_moments,
     read_train_reply,
 )
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds, run_rounds
@@ -266,17 +266,16 @@ class HeteroFL(EngineView, Strategy):
         if not norms:
             return
         kind = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
-        asked = [node_id for node_id in norms if node_id not in self.engine.no_moments]
-        if asked:
-            lacking = query_moments(
-                grid,
-                {node_id: ask(messages.QUERY_MOMENTS, node_id, kind) for node_id in asked},
-                norms,
-                timeout=self._timeout,
-                add=current.add_moments,
-                refuse=current.refuse,
-            )
-            current.note_no_handler(lacking, asked, moments=True)
+        sent = [ask(messages.QUERY_MOMENTS, node_id, kind) for node_id in norms]
+
+        def read(node_id: int, reply: Message) -> None:
+            # All are read before any is added, so an answer that does not fit changes nothing.
+            current.add_moments(node_id, read_moments(reply, norms[node_id], f"node {node_id}"))
+
+        def refuse(node_id: int, fault: Fault) -> None:
+            current.refuse_moments(node_id, fault.reason, no_handler=lacks_handler(fault.reason))
+
+        read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, refuse, HeteroFLError)
         current.close_moments()
 
     @as_flower_error()
@@ -286,7 +285,6 @@ class HeteroFL(EngineView, Strategy):
         if current is None:
             return None
         self._replied = {}
-        lacking: set[int] = set()
 
         def read(node_id: int, reply: Message) -> None:
             key = self.records.weighted_by_key
@@ -294,13 +292,9 @@ class HeteroFL(EngineView, Strategy):
             self._keep_records(function, node_id, reply)
 
         def refuse(node_id: int, fault: Fault) -> None:
-            if lacks_handler(fault.reason):
-                lacking.add(node_id)
-            else:
-                current.refuse(node_id, fault.reason)
+            current.refuse(node_id, fault.reason, no_handler=lacks_handler(fault.reason))
 
         read_each(self._sent, replies, read, refuse)
-        current.note_no_handler(lacking, current.rates)
         self._sent, self._evaluation = [], None
         current.close()
         return self._aggregated(function, current.answers, self.log.evaluate) if current.answers else None

@@ -9,15 +9,13 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
-from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.families import within
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Fault
-from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.strategies.replies import lacks_handler, read_capability, read_each
+from heterofl_flwr.strategies.replies import read_capability, read_each
 
 logger = logging.getLogger(__name__)
 
@@ -130,71 +128,6 @@ def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], 
     names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}
     federation.register(answers, names, node_ids)
     return True
-
-
-def query_moments(
-    grid: Grid,
-    sent: Mapping[int, Message],
-    norms: Mapping[int, Norms],
-    *,
-    timeout: float,
-    add: Callable[[int, Mapping[float, Moments]], None],
-    refuse: Callable[[int, str], None],
-) -> set[int]:
-    """Ask nodes for static batch norm moments; return those whose app has no handler for it.
-
-    Parameters
-    ----------
-    grid : Grid
-        The nodes.
-    sent : Mapping[int, Message]
-        The questions, by node.
-    norms : Mapping[int, Norms]
-        Each node's batch norm layers.
-    timeout : float
-        For how many seconds answers are waited for.
-    add : Callable[[int, Mapping[float, Moments]], None]
-        Adds a node's moments, by rate; raises where they do not fit.
-    refuse : Callable[[int, str], None]
-        Notes why a node's answer is not used.
-    """
-    faults: list[str] = []
-    lacking: set[int] = set()
-
-    def read(node_id: int, reply: Message) -> None:
-        # All are read before any is added, so an answer that does not fit changes nothing.
-        add(node_id, _read_moments(reply, norms[node_id], f"node {node_id}"))
-
-    def note(node_id: int, fault: Fault) -> None:
-        if lacks_handler(fault.reason):
-            lacking.add(node_id)
-            return
-        faults.append(f"node {node_id}: {fault.reason}")
-        refuse(node_id, f"no usable answer to {messages.QUERY_MOMENTS}: {fault.reason}")
-
-    asked = list(sent.values())
-    read_each(asked, grid.send_and_receive(asked, timeout=timeout), read, note, HeteroFLError)
-    if faults and len(faults) + len(lacking) == len(asked):
-        raise RoundError(
-            f"none of {len(asked)} nodes gave a usable answer to {messages.QUERY_MOMENTS}: let clients answer it "
-            f"(answer_queries(app, build, data=...)) or evaluate without (Evaluation(static_norm=False)); "
-            f"{'; '.join(faults[:3])}"
-        )
-    return lacking
-
-
-def _read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
-    messages.config_of(reply, sender)
-    record = messages.arrays_in(reply.content).get(messages.MOMENTS)
-    if record is None:
-        raise ReplyError(f"{sender} sent no {messages.MOMENTS} record")
-    most = 3 * sum(map(len, norms.values()))
-    if len(record) > most:
-        raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
-    widest = max((channels for own in norms.values() for channels in own.values()), default=0)
-    messages.check_sizes(record, dict.fromkeys(record, widest), sender)
-    return {rate: messages.unpack_moments(record, rate, sender) for rate in norms}
 
 
 def first_replies(grid: Grid, sent: Sequence[Message], enough: int, timeout: float) -> list[Message]:

@@ -15,10 +15,12 @@ from flwr.serverapp.exception import AggregationError
 from heterofl_flwr import messages
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import SILENT, Fault, TrainReply
 from heterofl_flwr.grids.simulated import SimulatedFault
+from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
 
@@ -233,3 +235,17 @@ def _read_labels(config: ConfigRecord, sender: str) -> list[int] | None:
     if labels is not None and not isinstance(labels, list):
         raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
     return cast("list[int] | None", labels)
+
+
+def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
+    """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
+    messages.config_of(reply, sender)
+    record = messages.arrays_in(reply.content).get(messages.MOMENTS)
+    if record is None:
+        raise ReplyError(f"{sender} sent no {messages.MOMENTS} record")
+    most = 3 * sum(map(len, norms.values()))
+    if len(record) > most:
+        raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
+    widest = max((channels for own in norms.values() for channels in own.values()), default=0)
+    messages.check_sizes(record, dict.fromkeys(record, widest), sender)
+    return {rate: messages.unpack_moments(record, rate, sender) for rate in norms}

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from heterofl_flwr import Fidelity, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.core.fidelity import Variant
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
-from heterofl_flwr.strategies.instructions import instruction, query_moments, register_nodes
+from heterofl_flwr.strategies.instructions import instruction, register_nodes
+from heterofl_flwr.strategies.replies import read_each, read_moments
 from simulations.fuzz.mutations import ANY, MUTATIONS, Envelope
 
 Change = Callable[[Message], Message]
@@ -90,23 +92,20 @@ class Questions:
         ids = list(self._grid.get_node_ids())
         told = {"rate": 1.0, "rates": [1.0], "seed": 0, "server-round": 1, "partition": 0, "moments-kind": kind}
         state = ArrayRecord(federation.initial_state())
-        sent = {node_id: instruction("query.moments", node_id, state, told) for node_id in ids}
+        sent = [instruction("query.moments", node_id, state, told) for node_id in ids]
         refused: list[int] = []
         federation.register(dict.fromkeys(ids), present=ids)
         sums = [MomentsSum(federation, Limits(), robust=robust) for robust in (False, True)]
 
-        def add(node_id: int, found: Mapping[float, Moments]) -> None:
+        def read(node_id: int, reply: Message) -> None:
+            found = read_moments(reply, {1.0: federation.norms(1.0)}, f"node {node_id}")
             for own in sums:
                 own.add(node_id, found)
 
-        query_moments(
-            self._grid,
-            sent,
-            {node_id: {1.0: federation.norms(1.0)} for node_id in ids},
-            timeout=60.0,
-            add=add,
-            refuse=lambda node_id, fault: refused.append(node_id),
-        )
+        def refuse(node_id: int, fault: object) -> None:
+            refused.append(node_id)
+
+        read_each(sent, self._grid.send_and_receive(sent), read, refuse, HeteroFLError)
         if refused not in ([], [ids[1]]):
             return "changed: others were refused"
         for own in sums:

@@ -231,7 +231,7 @@ def test_moments_of_clients_on_other_machines_are_merged_robustly_by_default(rem
 
 
 def test_where_all_that_promised_moments_give_none_the_run_ends():
-    with pytest.raises(RoundError, match=r"none of 2 clients that promised .*asks_for_moments.*no data"):
+    with pytest.raises(RoundError, match=r"none of 2 nodes gave usable .*asks_for_moments.*no data"):
         evaluated([Normed(str(cid), moments=crash) for cid in range(2)])
 
 

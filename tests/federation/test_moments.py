@@ -202,7 +202,7 @@ def test_moments_that_cannot_be_used_are_left_out_and_named(caplog, moments, nam
 def test_where_nobody_gives_moments_the_run_ends_and_says_what_to_do():
     with (
         LocalGrid(make_app(build=build_normed, moments=crash), 2) as grid,
-        pytest.raises(RoundError, match=r"none of 2 nodes .*query.moments.*data=.*static_norm=False.*no data"),
+        pytest.raises(RoundError, match=r"none of 2 nodes .*moments.*data=.*static_norm=False.*no data"),
     ):
         run(grid)
 
