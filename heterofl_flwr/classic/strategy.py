@@ -26,14 +26,14 @@ from heterofl_flwr.classic.arrays import moments_to_arrays, named, pack, size_of
 from heterofl_flwr.classic.proxies import (
     ask_all,
     ask_for_moments,
-    likely_cause,
     crosses_network,
-    read_failures,
+    lacking_evaluate,
+    likely_cause,
     query_properties,
     read_evaluate,
+    read_failures,
     read_fit,
     read_moments,
-    lacking_evaluate,
 )
 from heterofl_flwr.client import Build
 from heterofl_flwr.core.levels import Mix
