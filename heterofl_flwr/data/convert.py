@@ -13,27 +13,13 @@ from heterofl_flwr.errors import DataError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """One split as read.
-
-    Attributes
-    ----------
-    inputs
-        Images as uint8 (number, channels, height, width), or columns of numbers as float32 (number, columns).
-    labels
-        A class for each example: whole numbers, or texts.
-    names
-        The names of the classes 0, 1, ..., where the source states them.
-    place
-        Where it was read, for messages.
-    columns
-        The names of the columns of numbers.
-    """
+    """One split as read: images as uint8 (number, channels, height, width), or numbers as float32 (number, columns)."""
 
     inputs: Tensor
     labels: Sequence[int] | Sequence[str]
-    names: tuple[str, ...] | None
-    place: str
-    columns: tuple[str, ...] = ()
+    names: tuple[str, ...] | None  # of the classes 0, 1, ..., where the source states them
+    place: str  # where it was read, for messages
+    columns: tuple[str, ...] = ()  # of numbers
 
 
 def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, augment: str = "none") -> Dataset:

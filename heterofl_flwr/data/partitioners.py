@@ -13,8 +13,6 @@ from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.data.splits import iid, noniid
 from heterofl_flwr.errors import DataError
 
-__all__ = ["BalancedIidPartitioner", "ClassShardPartitioner"]
-
 
 class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has no types
     """Deals rows once, when the first partition is loaded."""
