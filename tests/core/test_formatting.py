@@ -53,3 +53,19 @@ def test_long_lists_of_numbers_are_short():
 )
 def test_energies(value, expected):
     assert text.energy(value) == expected
+
+
+def test_ticks_with_whole_numbers_have_no_decimals():
+    assert text.tick("2.00 MJ") == text.tick("2.0 MJ") == "2 MJ"
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("table", "name   n\n--------\na      1\nlong  22"),
+        ("csv", "name,n\na,1\nlong,22"),
+        ("markdown", "| name | n |\n| --- | ---: |\n| a | 1 |\n| long | 22 |"),
+    ],
+)
+def test_tables(style, expected):
+    assert text.render(["name", "n"], [["a", "1"], ["long", "22"]], style) == expected

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, register, width
-from heterofl_flwr.core.plan import find_module_axes
+from heterofl_flwr.core.layer_rules import untied
+from heterofl_flwr.core.plan import ALL, find_module_axes, shared_part
 from heterofl_flwr.errors import ConfigError, ShapeError
 from tests.core import strategies, twin
 
@@ -308,3 +309,16 @@ NOT_OF = {
 def test_models_that_do_not_correspond_are_refused(full, local, reason):
     with pytest.raises(ShapeError, match=reason):
         Plan.of(full, local)
+
+
+def test_a_plan_is_shared_in_part_by_the_names_of_parameters():
+    plan = Plan.of(_mlp(4), _mlp(2))
+    assert shared_part(plan, ALL) is plan
+    assert list(shared_part(plan, ["0.*", "*.bias"]).axes) == ["0.weight", "0.bias", "1.0.bias"]
+    with pytest.raises(ConfigError, match=r"shared: no parameter matches head; the parameters are 0\.weight, "):
+        shared_part(plan, ["0.*", "head"])
+
+
+def test_a_state_of_tied_parameters_has_each_under_its_first_name():
+    model = Tied(4)
+    assert list(untied(model, model.state_dict())) == ["embedding.weight", "decoder.bias"]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core.randomness import derive, generator, kept_random_state
+from heterofl_flwr.core.randomness import derive, generator, initial_state, kept_random_state
 
 
 def test_a_seed_counts_until_the_end_even_of_one_that_fails():
@@ -69,3 +69,11 @@ def test_no_global_random_state_is_touched():
     generator(0, "x").choices(range(5), k=3)
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_an_initial_state_depends_on_its_seed_alone():
+    before = torch.get_rng_state()
+    one, again, other = (initial_state(lambda rate: torch.nn.Linear(int(4 * rate), 2), 0.5, seed) for seed in (1, 1, 2))
+    assert torch.equal(one["weight"], again["weight"])
+    assert not torch.equal(one["weight"], other["weight"])
+    assert torch.equal(torch.get_rng_state(), before)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from heterofl_flwr.core import Aggregator, Plan, prefix
+from heterofl_flwr.core import Aggregator, Mix, Plan, prefix, width
 from heterofl_flwr.core.compression import compress, restore
 from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.replies import norm_between, trained_rows
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.core.replies import check_names, find_label_rows, norm_between, trained_rows
+from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 from tests.core import strategies, twin
 
@@ -242,3 +242,27 @@ def test_rows_of_a_change_that_its_client_shortened_are_told_apart(clip):
     short = clipped(before, after, clip)
     assert norm_between(short, before) == pytest.approx(clip, rel=1e-4)
     assert trained_rows(before, short, CLASSES) == [1, 4]
+
+
+def test_names_alone_can_be_checked():
+    plan = Plan.between({"w": (2,)}, {"w": (1,)})
+    check_names(plan, ["w"])
+    with pytest.raises(ReplyError, match=r"1 names are not in its plan \('v'\); 1 parameters of its plan are missing"):
+        check_names(plan, ["v"])
+
+
+def test_label_rows_are_those_of_the_last_linear_layer_whose_outputs_stay():
+    def build(rate, last=nn.Linear):
+        return nn.Sequential(nn.Linear(3, width(8, rate)), nn.Linear(width(8, rate), 5), last(5, width(2, rate)))
+
+    mix = Mix.parse("a1-b1")
+    assert find_label_rows(build, mix) == ("1.weight", "1.bias")
+    with pytest.raises(ShapeError, match="layer 2 is Linear in the global model, but Identity in a smaller"):
+        find_label_rows(lambda rate: build(rate, nn.Linear if rate == 1 else nn.Identity), mix)
+
+    def named(rate):
+        model = build(rate)
+        model.label_rows = ["own"]
+        return model
+
+    assert find_label_rows(named, mix) == ("own",)

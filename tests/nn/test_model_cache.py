@@ -30,7 +30,7 @@ class Full(nn.Module):
         self.lstm = nn.LSTM(4, 2)
         self.act: Callable = nn.functional.relu
         self.sizes, self.settings, self.calls = [1, 2], Settings(), 0
-        self.seen = torch.zeros(2)
+        self.seen, self.kind = torch.zeros(2), torch.float32
         self.register_buffer("scale", torch.ones(1), persistent=False)
         self.body.hidden.register_forward_hook(_nothing)
 
