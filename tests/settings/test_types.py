@@ -49,7 +49,9 @@ GOOD = [
 BAD = [
     ("num-rounds", [0, -1, 1.0, True, "1"]),
     ("train.clip", ["1", True, NAN, INF, -INF, 10**400, -(10**400), -1e-9]),
+    ("seed", [-1, None, [1, 2], {"a": 1}, b"x"]),
     ("sample.fraction", [0, 1.0001]),
+    *((key, [1.0, -0.1]) for key in ("train.momentum", "server.momentum", "server.beta-1", "server.beta-2")),
     ("server.max-examples", [0, 10**9 + 1]),
     ("privacy.delta", [0, 0.51]),
     ("evaluate.central", [1, 0, "true"]),
@@ -93,6 +95,7 @@ def test_a_bad_value_is_rejected_by_its_key(key, flat):
         ("sample.fraction", "a number above 0 and up to 1"),
         ("train.clip", "a number of 0 or more"),
         ("server.robust-trim", "a number of 0 or more and up to 0.49"),
+        ("server.momentum", "a number of 0 or more, and less than 1"),
         ("num-rounds", "an integer of 1 or more"),
         ("server.max-examples", "an integer from 1 to 1,000,000,000"),
         ("fidelity.moments", "one of paper, fixed, ''"),
