@@ -107,8 +107,9 @@ def _read_parquet(file: Path) -> pa.Table:
 def _read_csv(file: Path) -> pa.Table:
     """Read a CSV file; a first line of numbers only is data, not the columns' names."""
     table = csv.read_csv(file)
+    names = table.column_names  # raises a ValueError of its own kind where they are not text
     try:
-        list(map(float, table.column_names))
+        list(map(float, names))
     except ValueError:
         return table
     return csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=True))
