@@ -15,7 +15,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.messages import CONFIG, RATE
-from heterofl_flwr.runs.metrics import KINDS, SCOPES, families, headline_kind, of_level
+from heterofl_flwr.runs.metrics import KINDS, SCOPES, families, headline_kind, pick_metric
 
 BAR = 8
 WIDTH = 80
@@ -24,7 +24,7 @@ WIDTH = 80
 PAUSE = 0.1
 """Seconds between two counts of the replies on the terminal."""
 
-DOING = {"train": "training", "evaluate": "evaluating"}
+ACTIVITIES = {"train": "training", "evaluate": "evaluating"}
 
 
 class Console(RoundCallback):
@@ -53,7 +53,7 @@ class Console(RoundCallback):
         self._levels: dict[int, str] = {}  # by node, of those that have not answered
         self._asked: Counter[str] = Counter()
         self._answered: Counter[str] = Counter()
-        self._doing = ""
+        self._activity = ""
         self._shown = 0.0
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
@@ -70,7 +70,9 @@ class Console(RoundCallback):
             self._levels = {message.metadata.dst_node_id: _level(message) for message in messages}
             self._asked, self._answered = Counter(self._levels.values()), Counter()
             kind = next((message.metadata.message_type for message in messages), "")
-            self._doing = DOING.get(kind.partition(".")[0], kind.rpartition(".")[2])  # ``query.moments``: moments
+            self._activity = ACTIVITIES.get(
+                kind.partition(".")[0], kind.rpartition(".")[2]
+            )  # ``query.moments``: moments
             self._shown = 0.0
             self._show_count()
 
@@ -130,7 +132,7 @@ class Console(RoundCallback):
         self._shown = now
         levels = [f"{level} {self._answered[level]}/{asked}" for level, asked in sorted(self._asked.items()) if level]
         count = f"{self._answered.total()} of {self._asked.total()} clients"
-        line = Text("  ".join([f"round {self._round}: {self._doing}", count, *levels]), "dim")
+        line = Text("  ".join([f"round {self._round}: {self._activity}", count, *levels]), "dim")
         line.truncate(min(self._console.width, WIDTH) - 1)
         self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))
         self._console.print(line, end="\r")
@@ -167,7 +169,7 @@ def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
         yield "failed", str(len(record.failures))
     if record.few_answered:
         yield "evaluated-by", f"{record.evaluate_answers}of{record.evaluate_asked}"
-    loss = of_level(record.train, "loss")
+    loss = pick_metric(record.train, "loss")
     if loss is not None:
         yield "train-loss", formatting.number(loss)
     for family, name in families([record], headline_kind([record])).items():

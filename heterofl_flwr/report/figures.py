@@ -15,7 +15,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import SMALL, add_legend, light, new_axes, series
 from heterofl_flwr.runs import Deal, ModelCosts
-from heterofl_flwr.runs.metrics import SCOPES, families, headline_kind, of_level, points
+from heterofl_flwr.runs.metrics import SCOPES, families, headline_kind, pick_metric, points
 
 Points = tuple[Sequence[float], Sequence[float]]
 Style = tuple[int, float]
@@ -151,10 +151,10 @@ def _ticks(label: Callable[[float], str]) -> FuncFormatter:
 
 def _draw_losses(records: Sequence[RoundRecord]) -> Figure | None:
     def losses(level: str) -> Points:
-        return points(records, lambda record: of_level(record.train_by_level.get(level, {}), "loss"))
+        return points(records, lambda record: pick_metric(record.train_by_level.get(level, {}), "loss"))
 
     levels = sorted({level for record in records for level in record.train_by_level})
-    together = points(records, lambda record: of_level(record.train, "loss"))
+    together = points(records, lambda record: pick_metric(record.train, "loss"))
     return _draw_curves([(level, losses(level)) for level in levels] or [("all clients", together)], "loss")
 
 

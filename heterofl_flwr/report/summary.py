@@ -16,7 +16,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import ModelCosts, seconds_to
-from heterofl_flwr.runs.metrics import headline, headline_kind, of_level, points, scores
+from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores
 
 REASONS = 3
 """Reasons of failures that the closing lines name."""
@@ -80,7 +80,7 @@ def levels(records: Sequence[RoundRecord], costs: ModelCosts | None) -> dict[flo
 
 def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple[list[int], list[float]]:
     """Return the rounds in which a level's model was evaluated, and its metric of a kind."""
-    return points(records, lambda record: of_level(record.evaluate_by_level.get(level, {}), kind))
+    return points(records, lambda record: pick_metric(record.evaluate_by_level.get(level, {}), kind))
 
 
 def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:

@@ -55,7 +55,7 @@ def headline(record: RoundRecord) -> str | None:
     return next((name for name in names if name in record.evaluate), None)
 
 
-def of_level(values: Mapping[str, float], kind: str) -> float | None:
+def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
     """Return a level's metric of a kind, under whichever scope it is given."""
     names = (*(f"{scope}-{kind}" for scope in SCOPES), kind)
     found = next((name for name in names if name in values), None)

@@ -8,7 +8,7 @@ from heterofl_flwr.runs.metrics import (
     headline_kind,
     is_better,
     mode_of,
-    of_level,
+    pick_metric,
     scalars,
     scores,
     seconds_to,
@@ -44,11 +44,11 @@ def test_the_headline_is_accuracy_else_perplexity_else_loss(record, evaluate, ki
     assert headline(one) == name
 
 
-def test_a_level_is_judged_by_the_global_metric_where_there_are_several():
-    assert of_level({"local-accuracy": 0.1, "global-accuracy": 0.2}, "accuracy") == 0.2
-    assert of_level({"accuracy": 0.3}, "accuracy") == 0.3
-    assert of_level({"train-loss": 0.4}, "loss") == 0.4
-    assert of_level({"loss": 0.4}, "accuracy") is None
+def test_the_metric_of_a_level_is_the_global_one_where_there_are_several():
+    assert pick_metric({"local-accuracy": 0.1, "global-accuracy": 0.2}, "accuracy") == 0.2
+    assert pick_metric({"accuracy": 0.3}, "accuracy") == 0.3
+    assert pick_metric({"train-loss": 0.4}, "loss") == 0.4
+    assert pick_metric({"loss": 0.4}, "accuracy") is None
 
 
 def test_final_and_best_of_each_metric(record):
