@@ -57,12 +57,13 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; expected a model.safetensors of an export") from error
     own = copy.deepcopy(model).eval()
+    device = device_of(own)
     for name, layer in batch_norms(own).items():
         if f"{name}.running_mean" in state and layer.running_mean is None:
             layer.track_running_stats = True
-            layer.running_mean = torch.zeros(layer.num_features, device=device_of(own))
-            layer.running_var = torch.ones(layer.num_features, device=device_of(own))
-            layer.num_batches_tracked = torch.tensor(0, device=device_of(own))
+            layer.running_mean = torch.zeros(layer.num_features, device=device)
+            layer.running_var = torch.ones(layer.num_features, device=device)
+            layer.num_batches_tracked = torch.tensor(0, device=device)
     tied = {name: state[first] for name, first in first_names(own).items() if name not in state and first in state}
     try:
         own.load_state_dict({**state, **tied})
@@ -72,16 +73,6 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} does not fit this {type(model).__name__}; expected one of the level that was exported: {said}"
         ) from error
     return own
-
-
-def write_program(traced: Traced, path: Path) -> None:
-    """Write the program."""
-    torch.export.save(traced.program, path)
-
-
-def open_program(traced: Traced, path: Path) -> Run:
-    """Read the program again and return what runs it."""
-    return partial(compute_outputs, torch.export.load(path).module())
 
 
 SINGLE_FILE = 2**31 - 2**24
@@ -142,7 +133,11 @@ class Format:
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "safetensors": Format("model.safetensors", write_state, open_state),
-        "pt2": Format("model.pt2", write_program, open_program),
+        "pt2": Format(
+            "model.pt2",
+            lambda traced, path: torch.export.save(traced.program, path),
+            lambda traced, path: partial(compute_outputs, torch.export.load(path).module()),
+        ),
         "onnx": Format("model.onnx", write_onnx, open_onnx, ("onnx", "onnxscript", "onnxruntime")),
     }
 )

@@ -179,7 +179,7 @@ def test_a_slice_is_copied_and_pickled_by_the_users_class(again):
     assert torch.equal(small.eval()(inputs), build(0.5).eval()(inputs))
 
 
-def test_other_choosers_keep_coupled_axes_aligned():
+def test_other_slice_functions_keep_coupled_axes_aligned():
     model, inputs = FAMILIES["concatenated"]()
     plan = elastic(model, inputs).plan(0.5).sliced(twin.rolling(2))
     one, two = plan.axes["one.weight"][0], plan.axes["two.weight"][0]

@@ -32,19 +32,19 @@ def small() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(4, 3)
 
 
-def said(model, inputs):
+def compute(model, inputs):
     with torch.inference_mode():
         return model(inputs)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", CASES)
-def test_onnx_says_what_the_model_says_at_every_level(name, level, tmp_path):
+def test_onnx_computes_what_the_model_computes_at_every_level(name, level, tmp_path):
     build, inputs, dynamic = CASES[name]
     model = build(LEVELS[level])
     export_model(model, inputs, tmp_path / level, formats=["onnx"], dynamic=dynamic, runs=0)
     for some in (inputs, inputs[:1], inputs[1:4], *([text(1), text(5), text(16)] if 1 in dynamic else [])):
-        expected = said(model, some)
+        expected = compute(model, some)
         assert expected.abs().max() > 0.01
         torch.testing.assert_close(in_onnxruntime(tmp_path / level / "model.onnx", some), expected, atol=1e-4, rtol=0)
 
@@ -70,7 +70,7 @@ def exported(tmp_path_factory):
     return model, inputs, folder
 
 
-def test_the_manifest_says_what_is_there_and_what_goes_in_and_comes_out(exported):
+def test_the_manifest_lists_files_inputs_and_outputs(exported):
     model, _, folder = exported
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {path.name for path in folder.iterdir()} == {"manifest.json", *(one.file for one in FORMATS.values())}
@@ -103,13 +103,13 @@ def test_the_program_runs_in_torch_for_any_number_of_examples(exported):
     model, inputs, folder = exported
     program = torch.export.load(folder / "model.pt2").module()
     for some in (inputs, inputs[:1], torch.cat([inputs, inputs])):
-        torch.testing.assert_close(said(program, some), said(model, some), atol=1e-4, rtol=0)
+        torch.testing.assert_close(compute(program, some), compute(model, some), atol=1e-4, rtol=0)
 
 
 def test_the_tensors_are_those_of_the_model_with_its_statistics(exported):
     model, inputs, folder = exported
     fresh = PreResNet(3, 10, (1, 1), (16, 16), rate=0.25)  # its batch norm keeps no statistics
-    assert said(load_state(fresh, folder / "model.safetensors"), inputs).equal(said(model, inputs))
+    assert compute(load_state(fresh, folder / "model.safetensors"), inputs).equal(compute(model, inputs))
     assert fresh.norm.running_mean is None
 
 
@@ -164,7 +164,7 @@ def test_a_model_is_left_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_that_says_something_else_is_never_there(name, tmp_path, monkeypatch):
+def test_a_file_that_computes_something_else_is_never_left(name, tmp_path, monkeypatch):
     """The tensors of each format are changed after they are written; what was exported before stays."""
     one = FORMATS[name]
 
@@ -226,7 +226,7 @@ def test_lengths_may_be_fixed(tmp_path):
     assert content["check"]["inputs"] == [[[2, 3]]]
 
 
-def test_formats_that_are_none_or_not_installed_are_refused(tmp_path, monkeypatch):
+def test_invalid_or_missing_formats_raise(tmp_path, monkeypatch):
     for names, found in ((["onnx", "tflite"], "tflite; expected some of safetensors, pt2, onnx"), ([], "none")):
         with pytest.raises(ConfigError, match=f"formats are {found}"):
             export_model(*small(), tmp_path / "c", formats=names)
@@ -244,7 +244,7 @@ def test_tensors_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch):
     assert set(names) == {"manifest.json", "model.onnx", "model.onnx.data"}
     assert content["files"]["onnx"]["bytes"] == names["model.onnx"] + names["model.onnx.data"]
     found = in_onnxruntime(tmp_path / "a" / "model.onnx", inputs)
-    torch.testing.assert_close(found, said(model, inputs), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, compute(model, inputs), atol=1e-4, rtol=0)
 
 
 def test_tied_weights_are_written_once(tmp_path):
@@ -273,4 +273,4 @@ def test_a_table_that_no_state_holds_is_in_the_program_alone(tmp_path):
     export_model(model, inputs, tmp_path / "a", formats=["safetensors", "pt2"], runs=0)
     assert "table" not in (tmp_path / "a" / "model.safetensors").read_bytes().decode("latin-1")
     program = torch.export.load(tmp_path / "a" / "model.pt2").module()
-    torch.testing.assert_close(said(program, inputs), said(model, inputs))
+    torch.testing.assert_close(compute(program, inputs), compute(model, inputs))

@@ -113,7 +113,7 @@ def test_latency_is_of_one_example_on_one_thread_and_gives_threads_back():
     assert seen == [(1, 1)] * (WARM_UP + 5)
 
 
-def test_tensors_of_another_model_are_refused(tmp_path):
+def test_tensors_of_another_model_raise(tmp_path):
     path = tmp_path / "model.safetensors"
     with pytest.raises(ConfigError, match="cannot be read"):
         load_state(torch.nn.Linear(2, 2), path)
