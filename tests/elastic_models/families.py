@@ -60,6 +60,11 @@ def flattened() -> Case:
 
 
 @family
+def unfolded() -> Case:
+    return nn.Sequential(conv(3, 8), nn.Unfold(2), nn.Flatten(), nn.Linear(8 * 4 * 49, 4)), images()
+
+
+@family
 def viewed_by_size() -> Case:
     def forward(self: Then, x: Tensor) -> Tensor:
         x = F.adaptive_max_pool2d(self.conv(x), 2)
