@@ -295,8 +295,9 @@ class Pool(Runner):
                     worker.kill()
             self._work.notify_all()
             self._answers.notify_all()
-        if threading.current_thread() not in self._threads:  # else the garbage collector found the grid, and may hold
-            for thread, worker in zip(self._threads, self._workers, strict=True):  # the lock
+        # In one of these threads, it was the garbage collector that found the grid, and it may hold the lock.
+        if threading.current_thread() not in self._threads:
+            for thread, worker in zip(self._threads, self._workers, strict=True):
                 while thread.is_alive():
                     thread.join(2 * GRACE)
                     worker.kill()
