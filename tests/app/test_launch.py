@@ -100,11 +100,11 @@ def ended(home):
         begin("local")
         begin("classic-local")
         begin("killed")
-        wait_for(home / "killed" / "history.jsonl", "\n")
+        wait_for(home / "killed" / "history.jsonl", "\n", started["killed"])
         started["killed"].kill()
         begin("resumed", "--resume", str(home / "killed"), "--grid", "ray", "--parallel", "1").wait(LONGEST)
         begin("hangs")
-        wait_for(home / "hangs" / LOG, "result: 1")
+        wait_for(home / "hangs" / LOG, "result: 1", started["hangs"])
         started["hangs"].send_signal(signal.SIGINT)
         started["hangs"].wait(LONGEST)
         begin("classic-ray")
@@ -114,7 +114,7 @@ def ended(home):
                 wait_for_actors(raylet, run)
             run.wait(LONGEST)
             run = begin("node-killed", RAY_ADDRESS=address)
-            wait_for(home / "node-killed" / "history.jsonl", "\n")
+            wait_for(home / "node-killed" / "history.jsonl", "\n", run)
             kill_node_at_work(raylets[1], run)
             run.wait(LONGEST)
         return {name: end(home / name, process) for name, process in started.items()}
@@ -209,9 +209,10 @@ def end(folder: Path, process: subprocess.Popen) -> Ended:
     return Ended(process.returncode, out, err, folder)
 
 
-def wait_for(path: Path, text: str) -> None:
+def wait_for(path: Path, text: str, run: subprocess.Popen) -> None:
     deadline = time.monotonic() + LONGEST
     while not path.exists() or text not in path.read_text(encoding="utf-8"):
+        assert run.poll() is None, f"the run has ended before {text!r} came to {path}: {run.communicate()[1]}"
         assert time.monotonic() < deadline, f"{text!r} never came to {path}"
         time.sleep(0.1)
 
