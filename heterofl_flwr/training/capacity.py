@@ -53,16 +53,7 @@ def _explained_failure() -> Iterator[None]:
 class Trial:
     """A client's round, to measure its memory and time.
 
-    Attributes
-    ----------
-    build
-        From a rate to the model.
-    inputs
-        The inputs of one batch.
-    steps
-        How many steps a round has.
-    device
-        Where the client trains.
+    ``build`` makes the model at a rate, ``inputs`` are those of one batch, and a round has so many ``steps``.
     """
 
     build: Callable[[float], nn.Module]
@@ -126,16 +117,7 @@ def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int 
 
     Where not even the smallest fits it is the smallest, with a warning: there is no smaller model.
 
-    Parameters
-    ----------
-    trial : Trial
-        What is to be done in a round.
-    rates : Iterable[float]
-        The rates to choose from.
-    budget : float
-        Seconds that training may take in a round.
-    free : int | None
-        Bytes of memory that are free; None looks.
+    ``free`` is the number of bytes of memory that are free; None measures it.
     """
     free = free_bytes(trial.device) if free is None else free
     ascending = sorted(rates)

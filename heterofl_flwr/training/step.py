@@ -60,18 +60,8 @@ class SGD:
     kernel is called directly, because the class ``torch.optim.SGD`` loads torch's compiler, which costs each process
     two seconds and 150 MB. Values that the kernel cannot update are updated by several smaller kernels.
 
-    Parameters
-    ----------
-    values : Iterable[Tensor]
-        What is updated, in place; with ``by_row`` each tensor has one row for each client.
-    options : TrainOptions
-        Learning rate, momentum and so on.
-    learning_rate : Tensor | None
-        A float32 number on the device of the values, read anew in each step; None for that of the options.
-    trained : int | None
-        How many of the values are trained, the first ones; None for all.
-    by_row : bool
-        Whether each row is clipped on its own.
+    The first ``trained`` values are trained, by default all. With ``by_row`` each tensor has one row for each client,
+    and each row is clipped on its own. A learning rate in a tensor, float32 and on their device, is read in each step.
     """
 
     def __init__(
