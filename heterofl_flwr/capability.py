@@ -31,15 +31,15 @@ def answer_capability(message: Message, context: Context, trial: Callable[[], Tr
 
     ``trial`` gives what a node tries where its config says ``level="auto"``; it is called only then.
     """
-    said = capability_of(context)
+    reported = capability_of(context)
     if measures_itself(context):
         if trial is None:
             raise ConfigError(
                 "the node config has level='auto', but this app gives no data to try: pass data to answer_queries, or "
                 "name a level"
             )
-        said[messages.CAPACITY] = _measure(context, trial(), _read_rates(message))
-    return Message(RecordDict({messages.CONFIG: messages.new_config(said)}), reply_to=message)
+        reported[messages.CAPACITY] = _measure(context, trial(), _read_rates(message))
+    return Message(RecordDict({messages.CONFIG: messages.new_config(reported)}), reply_to=message)
 
 
 def capability_of(context: Context) -> dict[str, object]:
@@ -47,10 +47,10 @@ def capability_of(context: Context) -> dict[str, object]:
     node = context.node_config
     if messages.NODE_LEVEL in node and messages.NODE_RATE in node:
         raise ConfigError("the node config has both level and rate: keep one")
-    said: dict[str, object] = {}
+    reported: dict[str, object] = {}
     capacity = node.get(messages.NODE_LEVEL, node.get(messages.NODE_RATE))
     if capacity is not None and not measures_itself(context):
-        said[messages.CAPACITY] = rate_of(capacity)
+        reported[messages.CAPACITY] = rate_of(capacity)
     for key, own in (
         (messages.PARTITION, messages.NODE_PARTITION),
         (messages.NUM_PARTITIONS, messages.NODE_NUM_PARTITIONS),
@@ -61,8 +61,8 @@ def capability_of(context: Context) -> dict[str, object]:
                 value = int(value)  # Flower's start_simulation writes numbers as text
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"the node config has {own}={value!r}; expected a whole number")
-            said[key] = value
-    return said
+            reported[key] = value
+    return reported
 
 
 def measures_itself(context: Context) -> bool:

@@ -141,8 +141,8 @@ def reply(
         records = _trained(message, model, upload)
         if upload != "float32":
             config[messages.UPLOAD] = upload
-    said = MetricRecord({**numbers, messages.NUM_EXAMPLES: int(num_examples)})
-    content = RecordDict({messages.CONFIG: messages.new_config(config), messages.METRICS: said, **records})
+    reported = MetricRecord({**numbers, messages.NUM_EXAMPLES: int(num_examples)})
+    content = RecordDict({messages.CONFIG: messages.new_config(config), messages.METRICS: reported, **records})
     return Message(content, reply_to=message)
 
 

@@ -82,8 +82,8 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     """
     if measures_itself(context):
         raise ConfigError("the node config has level='auto', which the classic API has no place for: name a level")
-    said = cast("dict[str, Scalar]", capability_of(context))
-    return {**said, messages.MOMENTS: True} if moments else said
+    reported = cast("dict[str, Scalar]", capability_of(context))
+    return {**reported, messages.MOMENTS: True} if moments else reported
 
 
 def _build_models(

@@ -61,13 +61,13 @@ def query_properties(proxy: ClientProxy) -> Properties | None:
         answer = proxy.get_properties(GetPropertiesIns({}), timeout=QUERY_SECONDS, group_id=0)
         if answer.status.code != Code.OK:
             raise ReplyError(answer.status.message or answer.status.code.name)
-        said = answer.properties
+        reported = answer.properties
         capability = Capability(
-            capacity=_capacity(said),
-            partition=_whole(said, messages.PARTITION),
-            num_partitions=_whole(said, messages.NUM_PARTITIONS),
+            capacity=_capacity(reported),
+            partition=_whole(reported, messages.PARTITION),
+            num_partitions=_whole(reported, messages.NUM_PARTITIONS),
         )
-        return Properties(capability, gives_moments=said.get(messages.MOMENTS) is True)
+        return Properties(capability, gives_moments=reported.get(messages.MOMENTS) is True)
     except Exception as error:  # each of Flower's runtimes raises errors of its own
         logger.warning("client %s did not say what it can hold: %s", proxy.cid, error)
         return None
@@ -129,8 +129,8 @@ def lacking_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
     return {ids[cid] for cid in lacking if cid in ids}
 
 
-def _capacity(said: Mapping[str, Scalar]) -> float | None:
-    value = said.get(messages.CAPACITY)
+def _capacity(reported: Mapping[str, Scalar]) -> float | None:
+    value = reported.get(messages.CAPACITY)
     if value is None:
         return None
     if not isinstance(value, str | int | float):
@@ -141,8 +141,8 @@ def _capacity(said: Mapping[str, Scalar]) -> float | None:
         raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
 
-def _whole(said: Mapping[str, Scalar], key: str) -> int | None:
-    value = said.get(key)
+def _whole(reported: Mapping[str, Scalar], key: str) -> int | None:
+    value = reported.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ReplyError(f"{shown(value)} as {key}, expected a whole number")
     return value

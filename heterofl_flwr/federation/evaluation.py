@@ -110,14 +110,14 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
     NaN counts in no mean, so that one client cannot spoil that of all; where there is nothing else, it is the mean.
     """
     return {
-        key: math.fsum(number * value for number, value in said) / math.fsum(number for number, _ in said)
-        for key, said in _by_metric(answers).items()
+        key: math.fsum(number * value for number, value in pairs) / math.fsum(number for number, _ in pairs)
+        for key, pairs in _by_metric(answers).items()
     }
 
 
 def medians(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the median of each metric over the clients that ``weighted_means`` counts, each of them once."""
-    return {key: median(value for _, value in said) for key, said in _by_metric(answers).items()}
+    return {key: median(value for _, value in pairs) for key, pairs in _by_metric(answers).items()}
 
 
 def heaviest(numbers: Iterable[float], ratio: float) -> float:
@@ -136,7 +136,7 @@ def _by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]
     for number, own in answers:
         for key in own if number > 0 else ():
             found.setdefault(key, []).append((number, own[key]))
-    return {key: [one for one in said if not math.isnan(one[1])] or said for key, said in found.items()}
+    return {key: [one for one in pairs if not math.isnan(one[1])] or pairs for key, pairs in found.items()}
 
 
 def summarise(answers: Sequence[Answer], summary: Summary = weighted_means) -> dict[str, float]:

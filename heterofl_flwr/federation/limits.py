@@ -76,7 +76,7 @@ class Limits:
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, all at once."""
+        """Validate the values, all at once."""
         check_fields(
             self,
             (

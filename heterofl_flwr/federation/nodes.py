@@ -38,7 +38,7 @@ class Capability:
     labels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Validate the values."""
         if self.capacity is not None:
             exact_rate(self.capacity)
         if self.partition is not None and self.partition < 0:
@@ -91,7 +91,7 @@ class Nodes:
         names: Mapping[int, str] | None = None,
         present: Iterable[int] | None = None,
     ) -> None:
-        """Take up clients that were not known, with what they said of themselves.
+        """Register new clients, with what they reported of themselves.
 
         A client without a partition of its own gets the lowest free number: by registered name where it has one
         (``names``), else by node id. Node ids are random, so such a run cannot be repeated. A known client that is not
@@ -124,11 +124,11 @@ class Nodes:
         _number(self._partitions, _by_name(unnumbered, names))
 
     def set_capacity(self, node_id: int, capacity: float) -> None:
-        """Take up a change that a client reported; it counts from the next round on."""
+        """Note a capacity that a client reported; it counts from the next round on."""
         self._known[node_id] = replace(self._known[node_id], capacity=capacity)
 
     def set_examples(self, node_id: int, number: int) -> None:
-        """Take up how many examples a client trained on."""
+        """Note how many examples a client trained on."""
         self._known[node_id] = replace(self._known[node_id], num_examples=number)
 
     def partition(self, node_id: int) -> int:
@@ -194,7 +194,7 @@ class Levels:
     others: str | float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no level, all at once."""
+        """Validate the levels, all at once."""
         faults = []
         for who, level in (*self.table.items(), ("others", self.others)):
             try:

@@ -36,7 +36,7 @@ class Privacy:
     moments_clip: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, all at once."""
+        """Validate the values, all at once."""
         check_fields(
             self,
             (

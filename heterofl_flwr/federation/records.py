@@ -27,7 +27,7 @@ class RoundRecord:
     seconds
         Wall-clock time of the round, evaluation included.
     learning_rate
-        What the clients were told to train with.
+        The learning rate that the clients were sent.
     rates
         The rate of each client that was asked to train, by partition.
     failures

@@ -37,7 +37,7 @@ class Momentum:
     server_momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Validate the values."""
         check_fields(
             self,
             (
@@ -74,7 +74,7 @@ class Adagrad:
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Validate the values."""
         check_fields(self, _rules(self.eta, self.tau))
 
     @property
@@ -109,7 +109,7 @@ class Adam:
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Validate the values."""
         check_fields(self, _rules(self.eta, self.tau, self.beta_1, self.beta_2))
 
     @property

@@ -152,8 +152,8 @@ class Exchange(HeteroFL):
         self._sent = []
         for node_id, record in self._peer_posteriors(published).items():
             self.log.send(current.slices[node_id].rate, messages.size_of(record))
-            told = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
-            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **told})
+            own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
+            message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
             message.content[messages.POSTERIORS] = record
             self._sent.append(message)
         self.records.rename_records(self._sent)

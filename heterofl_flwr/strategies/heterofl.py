@@ -178,8 +178,8 @@ class HeteroFL(EngineView, Strategy):
         for node_id, own in current.slices.items():
             record = slices.record(own.family, own.sent_plan)
             self.log.send(own.rate, messages.size_of(record))
-            told = {**config, **self._train_config(server_round, node_id, own.rate)}
-            self._sent.append(instruction(self._train_kind, node_id, record, told))
+            full = {**config, **self._train_config(server_round, node_id, own.rate)}
+            self._sent.append(instruction(self._train_kind, node_id, record, full))
         self.records.rename_records(self._sent)
         # Flower may go through what it gets more than once, so this is a list, and not the one kept here.
         return list(self._sent)
@@ -240,8 +240,8 @@ class HeteroFL(EngineView, Strategy):
         def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:
             rates, family = current.rates[node_id], self.federation.family(node_id)
             record = slices.record(family, self.federation.members[family].plan(rates[0]))
-            told = {**config, **client_config(self.engine, server_round, node_id, rates[0]), **more}
-            return instruction(kind, node_id, record, {**told, messages.RATES: list(rates)})
+            full = {**config, **client_config(self.engine, server_round, node_id, rates[0]), **more}
+            return instruction(kind, node_id, record, {**full, messages.RATES: list(rates)})
 
         self._collect_moments(current, grid, ask)
 
