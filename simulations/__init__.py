@@ -1,1 +1,1 @@
-"""Commands around the package: benchmarks and examples."""
+"""Programs around the package, each a package with a main module, and examples beside them."""

@@ -1,1 +1,1 @@
-"""The sides of the benchmark of whole rounds, and what is measured on them."""
+"""The HeteroFL authors' own code, run beside ours on the same job and data."""
