@@ -15,7 +15,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
 from heterofl_flwr.app.task import Task, load_function, task_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.options import Transfer
 from heterofl_flwr.federation.records import RoundCallback, Tally
 from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.grids import Windowed
@@ -27,9 +27,10 @@ from heterofl_flwr.report import Checkpoint, Console, RunFolder, write_report
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES
-from heterofl_flwr.strategies.fedh2l import FedH2L
+from heterofl_flwr.strategies.fedh2l import ExchangeKeywords, FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hybrid import Hybrid
+from heterofl_flwr.strategies.keywords import RunKeywords
 from heterofl_flwr.training import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -112,52 +113,50 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
 def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
-    train, sample, evaluation = settings.train, settings.sample, settings.evaluate
-    common: dict[str, Any] = {
-        "seed": settings.seed,
-        "fraction_train": sample.fraction,
-        "spare": sample.spare,
-        "min_available_nodes": sample.min_nodes,
-        "min_replies": sample.min_replies,
-        "wait": sample.wait,
-        "privacy": settings.privacy.to_core(),
-        "limits": settings.server.limits(),
-        "learning_rate": multi_step(train.lr, train.milestones, train.factor),
-        "evaluation": Evaluation(
-            every=evaluation.every,
-            nodes=evaluation.nodes,
-            levels=evaluation.levels,
-            moments_merge=evaluation.moments_merge,
-        ),
-        "callbacks": callbacks,
-    }
-    if settings.server.strategy in EXCHANGES and task.dataset.train.reading is not None:
+    train, server, distill = settings.train, settings.server, settings.distill
+    if server.strategy in EXCHANGES and task.dataset.train.reading is not None:
         raise ConfigError(
-            f"server.strategy={settings.server.strategy} exchanges what models say of the classes of examples, and the "
-            f"data set {settings.data.name} is text: choose one with classes"
+            f"server.strategy={server.strategy} exchanges what models say of the classes of examples, and the data "
+            f"set {settings.data.name} is text: choose one with classes"
         )
-    exchange: dict[str, Any] = {
-        "classes": task.dataset.classes,
-        "seed_size": settings.distill.seed_size,
-        "seed_batch": settings.distill.seed_batch,
-        "temperature": settings.distill.temperature,
+    common: RunKeywords = {
+        "seed": settings.seed,
+        "callbacks": callbacks,
+        "sampling": settings.sample.to_core(),
+        "transfer": Transfer(learning_rate=multi_step(train.lr, train.milestones, train.factor)),
+        "privacy": settings.privacy.to_core(),
+        "limits": server.limits(),
+        "evaluation": settings.evaluate.to_core(),
     }
-    if settings.server.strategy == "fedh2l":
-        return FedH2L(mix=settings.mix, **exchange, **common)
-    common |= {
+    if server.strategy == "fedh2l":
+        exchange: ExchangeKeywords = {
+            **common,
+            "seed_size": distill.seed_size,
+            "seed_batch": distill.seed_batch,
+            "temperature": distill.temperature,
+        }
+        return FedH2L(task.dataset.classes, settings.mix, **exchange)
+    averaging: RunKeywords = {
+        **common,
         "assignment": settings.assignment,
+        "choose": server.choose,
+        "shared": server.shared,
         "upload": train.upload,
+        "weights": server.weights,
         "labels": train.labels if task.counts_labels else "sent",
-        "choose": settings.server.choose,
-        "shared": settings.server.shared,
-        "weights": settings.server.weights,
         "fidelity": settings.fidelity.to_core(),
-        "server_optimizer": settings.server.server_optimizer(),
-        "robust": settings.server.robust_mean(),
+        "server_optimizer": server.server_optimizer(),
+        "robust": server.robust_mean(),
     }
-    if settings.server.strategy == "hybrid":
-        return Hybrid(task.families, settings.mix, **exchange, **common)
-    return HeteroFL(task.build, settings.mix, **common)
+    if server.strategy == "hybrid":
+        exchange = {
+            **averaging,
+            "seed_size": distill.seed_size,
+            "seed_batch": distill.seed_batch,
+            "temperature": distill.temperature,
+        }
+        return Hybrid(task.families, settings.mix, classes=task.dataset.classes, **exchange)
+    return HeteroFL(task.build, settings.mix, **averaging)
 
 
 def build_devices(task: Task) -> Devices | None:

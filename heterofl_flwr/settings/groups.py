@@ -16,9 +16,10 @@ from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.replies import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
-from heterofl_flwr.federation.evaluation import MomentsMerge
+from heterofl_flwr.federation.evaluation import Evaluation, MomentsMerge
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Levels
+from heterofl_flwr.federation.options import Sampling
 from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
 from heterofl_flwr.grids.devices import BUNDLED
@@ -132,6 +133,16 @@ class SampleSettings(Group):
         "needs, or half of them (auto)",
     )
     wait: NotNegative = setting(15.0, "seconds to wait for sample.min-nodes before the run fails")
+
+    def to_core(self) -> Sampling:
+        """Return which clients take part in a round."""
+        return Sampling(
+            fraction_train=self.fraction,
+            spare=self.spare,
+            min_available_nodes=self.min_nodes,
+            min_replies=self.min_replies,
+            wait=self.wait,
+        )
 
 
 class ServerSettings(Group):
@@ -276,6 +287,10 @@ class EvaluateSettings(Group):
         "auto: robust in a deployment, but with privacy.noise, and mean in simulations",
     )
     metric: types.Reference = setting("", "a further metric of your own, 'module:function'")
+
+    def to_core(self) -> Evaluation:
+        """Return when and where the model is evaluated."""
+        return Evaluation(**self.model_dump(include={"every", "nodes", "levels", "moments_merge"}))
 
 
 class EngineSettings(Group):
