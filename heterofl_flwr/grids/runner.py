@@ -166,9 +166,16 @@ class Worker(ABC):
         self._is_ended = False
         self.start()
 
-    def revive(self, ask: bool = False) -> None:
+    def is_found_dead(self) -> bool:
+        """Ask for a sign of life; return whether there is none from a worker that was believed to live."""
+        if self._is_ended or not self.has_died(ask=True):
+            return False
+        self._is_ended = True
+        return True
+
+    def revive(self) -> None:
         """Replace what has died; raise ConfigError where the new one cannot load the ClientApp."""
-        if self._is_ended or self.has_died(ask):
+        if self._is_ended or self.has_died(ask=False):
             self.stop()
             self._is_ended = False
             self.start()
@@ -318,8 +325,11 @@ class Pool(Runner):
         group = self._next_group(worker)
         if group is None:
             return False
+        if group.deaths and worker.is_found_dead():
+            self._requeue(group)  # for the others: there may never be room for this one's replacement
+            return True
         try:
-            worker.revive(ask=group.deaths > 0)
+            worker.revive()
             answers = worker.run(group, [self._contexts[node_id] for node_id in group.nodes])
         except WorkerDeathError as death:
             if self._retry(group, death):
@@ -365,10 +375,15 @@ class Pool(Runner):
                 return False
             group.deaths += 1
             logger.warning("%s Another one is given its messages.", self.deaths[-1])
+            self._requeue(group)
+            return True
+
+    def _requeue(self, group: Group) -> None:
+        """Give back a group that was not answered."""
+        with self._lock:
             del self._running[group.number]
             heapq.heappush(self._ready, group)
             self._work.notify()
-            return True
 
     def _describe(self, message: Message, group: Group, death: WorkerDeathError) -> str:
         """Name the node that a worker ran, maybe among others, and say how it died."""
