@@ -16,6 +16,7 @@ from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import DEFAULTS, from_flat
+from heterofl_flwr.training import evaluate
 
 SMALL = {
     **DEFAULTS,
@@ -197,13 +198,12 @@ def test_the_data_are_moved_to_the_device_once():
 
 def test_the_server_evaluates_on_all_cores_and_gives_them_back(monkeypatch):
     threads = []
-    evaluate = central.evaluate
 
     def noted(*arguments, **options):
         threads.append(torch.get_num_threads())
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(central, "evaluate", noted)
+    monkeypatch.setattr("heterofl_flwr.app.task.evaluate", noted)
     monkeypatch.setattr(central, "cores", lambda: 2)
     task = Task(from_flat({**SMALL, "run.callbacks": ""}))
     found = CentralEvaluation(server_app.make_strategy(task, ()), task)(
