@@ -9,9 +9,10 @@ from math import prod
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from heterofl_flwr.core.axes import Axes, SliceFunction, axes_between, contains, prefix
+from heterofl_flwr.core.axes import Axes, axes_between, contains
 from heterofl_flwr.core.layer_rules import find_rule, first_names, unsupported
-from heterofl_flwr.core.slices import Region, is_prefix
+from heterofl_flwr.core.regions import Region, is_prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
 
 

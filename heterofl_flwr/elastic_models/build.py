@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from heterofl_flwr.core.axes import prefix
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.elastic_models.adjustments import adjust_layers
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.skeleton import copy_with

@@ -16,7 +16,8 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import SERVER_NODE_ID, Identity, load, reference, set_identity
 from heterofl_flwr.grids.processes import start_processes
-from heterofl_flwr.grids.runner import Group, Inline, Pool, Runner, together
+from heterofl_flwr.grids.runner import Group, Inline, Runner, together
+from heterofl_flwr.grids.worker_pool import Pool
 
 
 class QueuedGrid(Grid):

@@ -24,7 +24,8 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import RAISED, Envelope, answer, failure, load, set_identity
 from heterofl_flwr.grids.payloads import Wire
-from heterofl_flwr.grids.runner import GRACE, Group, Worker, WorkerDeathError, ended_on_error
+from heterofl_flwr.grids.runner import Group
+from heterofl_flwr.grids.worker_pool import GRACE, Worker, WorkerDeathError, ended_on_error
 
 _START = "import sys; from heterofl_flwr.grids.processes import serve; serve(int(sys.argv[1]), sys.argv[2])"
 _is_worker = False

@@ -17,7 +17,8 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import Envelope
 from heterofl_flwr.grids.payloads import Place, join, split
 from heterofl_flwr.grids.processes import answer_each, try_load
-from heterofl_flwr.grids.runner import Group, Worker, WorkerDeathError, ended_on_error
+from heterofl_flwr.grids.runner import Group
+from heterofl_flwr.grids.worker_pool import Worker, WorkerDeathError, ended_on_error
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.local import QueuedGrid, check_count
 from heterofl_flwr.grids.processes import worker_environment
 from heterofl_flwr.grids.ray_actors import ActorOptions, start_actors
-from heterofl_flwr.grids.runner import Pool
+from heterofl_flwr.grids.worker_pool import Pool
 
 RETRIES = 2
 """How often a message is given to another actor."""

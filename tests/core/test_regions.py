@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core.axes import Axis
-from heterofl_flwr.core.slices import Region, build_chain
+from heterofl_flwr.core.regions import Region, build_chain
 from tests.core import strategies, twin
 
 
