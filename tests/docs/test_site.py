@@ -15,7 +15,7 @@ from tests.docs.pages import DOCS, PAGES, ROOT
 
 pytestmark = pytest.mark.slow
 
-PUBLIC = ("", ".core", ".data", ".grids", ".learn", ".legacy", ".nn", ".report")
+PUBLIC = ("", ".classic", ".core", ".data", ".grids", ".nn", ".report", ".training")
 
 
 @pytest.fixture(scope="module")
