@@ -10,6 +10,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -25,6 +26,9 @@ from heterofl_flwr.grids.worker_pool import Pool
 
 RETRIES = 2
 """How often a message is given to another actor."""
+
+SECONDS_TO_END = 5.0
+"""How long each of Ray's processes may take to end."""
 
 LONGEST = 30
 """Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
@@ -152,7 +156,12 @@ class Session:
             Session._held -= 1
             if Session._held or not Session._is_ours:
                 return
+            node = ray._private.worker._global_node
+            started = [own.process for kind in (node.all_processes.values() if node else ()) for own in kind]
             ray.shutdown()
+            for process in started:  # Ray ends its processes, but does not always wait for them
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=SECONDS_TO_END)
             if Session._sweeper is not None:
                 Session._sweeper.communicate()
                 Session._sweeper = None

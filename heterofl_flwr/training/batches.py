@@ -28,7 +28,7 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     return pieces
 
 
-def read_text(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield rows of text piece by piece: with some words hidden, and as they are."""
     hidden = torch.rand(tokens.shape, generator=generator) < reading.share  # (rows, words)
     masked = tokens.masked_fill(hidden.to(tokens.device), reading.hides_as)
@@ -46,7 +46,7 @@ def training_batches(
         some = batches[start : start + number]
         rows, sizes = torch.cat(list(some)).to(device), list(map(len, some))
         if split.reading:
-            yield from read_text(split.inputs[rows], split.reading, generator)
+            yield from read_tokens(split.inputs[rows], split.reading, generator)
             continue
         inputs = augment(split.inputs[rows], generator, split.black)
         yield from zip(inputs.split(sizes), split.targets[rows].split(sizes), strict=True)

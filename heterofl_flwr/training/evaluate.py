@@ -11,7 +11,7 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.loss import Fill, masked_cross_entropy, perplexity
-from heterofl_flwr.training.batches import read_text
+from heterofl_flwr.training.batches import read_tokens
 from heterofl_flwr.training.device import device_of, evaluating
 from heterofl_flwr.training.options import EvaluateResult
 from heterofl_flwr.training.step import Masking
@@ -106,4 +106,4 @@ def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor,
         return
     generator = torch.Generator().manual_seed(derive(seed, "hidden"))
     for rows in split.inputs.split(batch_size):
-        yield from read_text(rows, split.reading, generator)
+        yield from read_tokens(rows, split.reading, generator)

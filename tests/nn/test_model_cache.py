@@ -154,7 +154,9 @@ def test_models_go_with_the_function_that_builds_them():
     del build
     gc.collect()
     assert model() is None
-    assert not [own for own in fresh._own.memories if isinstance(own, partial) and own is not build_normed]
+    assert not [
+        own for own in fresh._own.memories if isinstance(own, partial) and own.func is Tiny and own is not build_normed
+    ]
 
 
 def test_a_function_that_cannot_be_referred_to_weakly_builds_each_time():

@@ -11,7 +11,7 @@ from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import Transformer
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import TrainOptions, evaluate, evaluate_both, train
-from heterofl_flwr.training.batches import read_text
+from heterofl_flwr.training.batches import read_tokens
 
 WORDS = 11
 
@@ -29,7 +29,7 @@ def model():
 
 
 def test_pieces_come_in_order_and_some_words_are_hidden(text):
-    pieces = list(read_text(text.inputs, text.reading, torch.Generator().manual_seed(0)))
+    pieces = list(read_tokens(text.inputs, text.reading, torch.Generator().manual_seed(0)))
     assert [targets.shape[1] for _, targets in pieces] == [8, 8, 5]
     assert torch.equal(torch.cat([targets for _, targets in pieces], 1), text.inputs)
     inputs = torch.cat([inputs for inputs, _ in pieces], 1)
