@@ -46,7 +46,7 @@ def test_equal_seeds_give_equal_outcomes():
 
 
 def test_a_fault_is_found_and_ends_the_command_with_status_1(monkeypatch, capsys):
-    monkeypatch.setattr(aggregate, "check_reply", lambda *arguments: None)
+    monkeypatch.setattr(aggregate, "check_reply", lambda *arguments, **limits: None)
     assert hostile.main(["--replies", str(len(replies.KINDS) * 3)]) == 1
     printed = capsys.readouterr().out
     assert "crashed: " in printed or "changed: " in printed
