@@ -17,7 +17,7 @@ from heterofl_flwr.export.export import BATCH, export_model
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings import SPECS
-from heterofl_flwr.training.batches import read_text
+from heterofl_flwr.training.batches import read_tokens
 
 CHECKED = 64
 """Examples of the test data that files are checked with."""
@@ -116,7 +116,7 @@ def checked_inputs(test: Split, seed: int) -> Tensor:
     """Return test examples as the model sees them."""
     if test.reading is None:
         return test.inputs[:CHECKED]
-    pieces = read_text(test.inputs[:CHECKED], test.reading, torch.Generator().manual_seed(derive(seed, "hidden")))
+    pieces = read_tokens(test.inputs[:CHECKED], test.reading, torch.Generator().manual_seed(derive(seed, "hidden")))
     return next(iter(pieces))[0]
 
 

@@ -156,8 +156,8 @@ class Session:
             Session._held -= 1
             if Session._held or not Session._is_ours:
                 return
-            node = ray._private.worker._global_node
-            started = [own.process for kind in (node.all_processes.values() if node else ()) for own in kind]
+            node: Any = ray._private.worker._global_node
+            started: list[Any] = [own.process for kind in node.all_processes.values() for own in kind] if node else []
             ray.shutdown()
             for process in started:  # Ray ends its processes, but does not always wait for them
                 with suppress(subprocess.TimeoutExpired):
