@@ -156,12 +156,7 @@ class Session:
             Session._held -= 1
             if Session._held or not Session._is_ours:
                 return
-            node: Any = ray._private.worker._global_node
-            started: list[Any] = [own.process for kind in node.all_processes.values() for own in kind] if node else []
-            ray.shutdown()
-            for process in started:  # Ray ends its processes, but does not always wait for them
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=SECONDS_TO_END)
+            shut_down(ray)
             if Session._sweeper is not None:
                 Session._sweeper.communicate()
                 Session._sweeper = None
@@ -177,13 +172,23 @@ def _start(ray: Any, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]
     try:
         _init(ray, include_dashboard=False, _temp_dir=folder)
     except BaseException:
-        ray.shutdown()
+        shut_down(ray)
         sweeper.communicate()
         raise
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     return sweeper
+
+
+def shut_down(ray: Any) -> None:
+    """Leave Ray, and wait for the processes that this one has started for it: Ray ends them, but does not wait."""
+    node: Any = ray._private.worker._global_node
+    started: list[Any] = [own.process for kind in node.all_processes.values() for own in kind] if node else []
+    ray.shutdown()
+    for process in started:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=SECONDS_TO_END)
 
 
 def _init(ray: Any, **options: Any) -> None:

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.grids.ray_grid import shut_down
 
 APPS = Path(__file__).parent / "apps"
 sys.path.insert(0, str(APPS))  # as for a user whose app lies beside the script
@@ -75,7 +76,7 @@ def machine() -> Iterator[ModuleType]:
         warnings.simplefilter("ignore")
         ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     yield ray
-    ray.shutdown()
+    shut_down(ray)
     shutil.rmtree(folder, ignore_errors=True)
 
 
