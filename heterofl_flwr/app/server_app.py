@@ -128,13 +128,13 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "limits": server.limits(),
         "evaluation": settings.evaluate.to_core(),
     }
+    seed_set: ExchangeKeywords = {
+        "seed_size": distill.seed_size,
+        "seed_batch": distill.seed_batch,
+        "temperature": distill.temperature,
+    }
     if server.strategy == "fedh2l":
-        exchange: ExchangeKeywords = {
-            **common,
-            "seed_size": distill.seed_size,
-            "seed_batch": distill.seed_batch,
-            "temperature": distill.temperature,
-        }
+        exchange: ExchangeKeywords = {**common, **seed_set}
         return FedH2L(task.dataset.classes, settings.mix, **exchange)
     averaging: RunKeywords = {
         **common,
@@ -149,12 +149,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "robust": server.robust_mean(),
     }
     if server.strategy == "hybrid":
-        exchange = {
-            **averaging,
-            "seed_size": distill.seed_size,
-            "seed_batch": distill.seed_batch,
-            "temperature": distill.temperature,
-        }
+        exchange = {**averaging, **seed_set}
         return Hybrid(task.families, settings.mix, classes=task.dataset.classes, **exchange)
     return HeteroFL(task.build, settings.mix, **averaging)
 
