@@ -30,11 +30,10 @@ class Axis:
             raise ShapeError(
                 f"an axis that keeps {self.kept} of {self.full} entries does not divide into {self.parts} parts"
             )
-        if self.index is None:
-            return
         index, (full, kept) = self.index, self.part
-        ascending = all(left < right for left, right in pairwise(index))
-        if len(index) != kept or not ascending or (kept and not 0 <= index[0] <= index[-1] < full):
+        if index is None:
+            return
+        if len(index) != kept or not all(left < right for left, right in pairwise((-1, *index, full))):
             shown = ", ".join(map(str, index[:8])) + (", ..." if len(index) > 8 else "")
             raise ShapeError(
                 f"expected {kept} ascending positions below {full} of each part, got {len(index)}: {shown}"
@@ -47,21 +46,19 @@ class Axis:
 
     def contains(self, other: "Axis") -> bool:
         """Whether every entry that ``other`` holds is held here."""
-        if self.full != other.full:
-            return False
-        if self.kept == self.full or self == other:
-            return True
-        plain = self.index is None and other.index is None
-        return plain and self.parts == other.parts and other.kept <= self.kept
+        return self.full == other.full and positions(other) <= positions(self)
 
     def sliced(self, function: SliceFunction) -> "Axis":
         """Return this axis with the positions that ``function`` keeps of each part."""
         # What is held whole, or a prefix, has one form only, so that plans that mean the same are equal.
         if self.kept == self.full:
             return Axis(self.full, self.full)
-        found = function(*self.part)
-        index = None if found is None else tuple(map(int, found))
+        index = self._find_index(function)
         return replace(self, index=None if index == tuple(range(self.part[1])) else index)
+
+    def _find_index(self, function: SliceFunction) -> tuple[int, ...] | None:
+        found = function(*self.part)
+        return None if found is None else tuple(map(int, found))
 
 
 Axes = tuple[Axis, ...]
@@ -93,11 +90,6 @@ def axes_between(full: Sequence[int], local: Sequence[int], parts: Mapping[int, 
     )
 
 
-def contains(large: Axes, small: Axes) -> bool:
-    """Whether every entry of a parameter that ``small`` holds is held by ``large``."""
-    return all(mine.contains(its) for mine, its in zip(large, small, strict=True))
-
-
 @dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
     """An axis that keeps channels of some groups. Entries of group -1 are always kept."""
@@ -109,22 +101,12 @@ class CoupledAxis(Axis):
         """Leave out what is long; axes that differ only in it are rare."""
         return hash((self.full, self.kept, self.groups))
 
-    def contains(self, other: Axis) -> bool:
-        """Whether every entry that ``other`` holds is held here."""
-        return self.full == other.full and positions(other) <= positions(self)
-
-    def sliced(self, function: SliceFunction) -> Axis:
-        """Return this axis with the channels that ``function`` keeps of each group."""
-        if self.kept == self.full:
-            return Axis(self.full, self.full)
+    def _find_index(self, function: SliceFunction) -> tuple[int, ...]:
         held = []
         for channels, kept in self.groups:
             found = None if kept == channels else function(channels, kept)
-            held.append(set(range(kept)) if found is None else set(map(int, found)))
-        index = tuple(
-            place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in held[group]
-        )
-        return replace(self, index=None if index == tuple(range(self.kept)) else index)
+            held.append(set(range(kept) if found is None else map(int, found)))
+        return tuple(place for place, (group, channel) in enumerate(self.places) if group < 0 or channel in held[group])
 
 
 def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple[int, int]]) -> Axis:
@@ -132,17 +114,13 @@ def build_channel_axis(places: Sequence[tuple[int, int]], groups: Sequence[tuple
     full = len(places)
     used = sorted({group for group, _ in places if group >= 0})
     kept = sum(group < 0 or channel < groups[group][1] for group, channel in places)
-    if kept == full:
-        return Axis(full, full)
-    if len(used) == 1:
-        repeats = full // groups[used[0]][0]
-        if list(places) == [(used[0], channel) for channel in range(groups[used[0]][0])] * repeats:
-            return Axis(full, kept, repeats)
+    if len(used) == 1 and kept < full:
+        channels = groups[used[0]][0]
+        if list(places) == [(used[0], channel) for channel in range(channels)] * (full // channels):
+            return Axis(full, kept, full // channels)
     numbers = {group: number for number, group in enumerate(used)} | {-1: -1}
-    coupled = CoupledAxis(
-        full, kept, 1, None, tuple(groups[group] for group in used), tuple((numbers[own], c) for own, c in places)
-    )
-    return coupled.sliced(prefix)
+    own = tuple((numbers[group], channel) for group, channel in places)
+    return CoupledAxis(full, kept, 1, None, tuple(groups[group] for group in used), own).sliced(prefix)
 
 
 def positions(axis: Axis) -> set[int]:

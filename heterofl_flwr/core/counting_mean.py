@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy
@@ -21,6 +20,9 @@ Count = float | Tensor
 
 Divisors = dict[object, Tensor | None]
 """Counts along an axis, for parameters with equal slices to share; None where nobody held some entry."""
+
+Weights = Literal["equal", "examples"]
+"""What a client counts in a mean: once, or by its examples."""
 
 
 def empty_sum(parameter: Tensor) -> Tensor:
@@ -93,19 +95,6 @@ def _divide(total: Tensor, old: Tensor, count: Count) -> None:
         total.copy_(old)
 
 
-@dataclass(slots=True, eq=False)
-class _Holders:
-    """How many clients held a plan, in all and by label row; and where its parameters lie in the sums."""
-
-    count: float
-    by_row: Tensor
-    regions: Mapping[str, Region] | None = None
-
-
-Weights = Literal["equal", "examples"]
-"""What a client counts in a mean: once, or by its examples."""
-
-
 class Aggregator:
     """A streaming mean over clients that hold different parts of one model.
 
@@ -127,6 +116,11 @@ class Aggregator:
     norm_bound : float
         A reply that is further from the global state than this, in the L2 norm over its entries, is refused; 0 for no
         bound.
+
+    Attributes
+    ----------
+    replies : int
+        How many replies were added.
 
     Examples
     --------
@@ -153,15 +147,12 @@ class Aggregator:
         self._rows = LabelRows(self._state, label_rows, classes=classes, extra_rows=extra_rows)
         self._limits = {"largest": largest, "norm_bound": norm_bound}
         self._sums: dict[str, Tensor] = {}
-        self._new: set[str] = set()
-        self._holders: dict[Plan, _Holders] = {}
-        self._replies = 0
+        self._new: set[str] = set()  # sums that nothing was written to
+        self._views: dict[Plan, Mapping[str, Region]] = {}
+        # How many clients held each label row of a plan, and last how many held the plan.
+        self._holders: dict[Plan, Tensor] = {}
+        self.replies = 0
         self._open = True
-
-    @property
-    def replies(self) -> int:
-        """How many replies were added."""
-        return self._replies
 
     @torch.no_grad()
     def add(
@@ -194,26 +185,29 @@ class Aggregator:
                 raise ConfigError(f"only floating point can be averaged; leave {', '.join(whole[:5])} out of the plan")
         check_reply(self._state, plan, sub, weight, **self._limits)
         rows = self._rows.held(plan, labels)
-        holders = self._holders.setdefault(plan, _Holders(0.0, torch.zeros(self._rows.most, dtype=torch.float64)))
         self._collect(plan, sub, rows, float(weight))
-        holders.count += float(weight)
-        holders.by_row[slice(None) if rows is None else rows] += float(weight)
-        self._replies += 1
+        held = self._holders.setdefault(plan, torch.zeros(self._rows.most + 1, dtype=torch.float64))
+        held[slice(-1) if rows is None else rows] += float(weight)
+        held[-1] += float(weight)
+        self.replies += 1
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         """Add a reply that was checked to the sums."""
         for name, region in self._regions(plan).items():
             local = sub[name].to(region.view.device)
-            if rows is not None and name in self._rows.sizes:
-                self._zero_if_new(name)
-                region.add_rows(local, rows[rows < self._rows.sizes[name]].to(local.device), weight)
-            elif name in self._new and region.whole and weight == 1:
+            size, new = self._rows.sizes.get(name), name in self._new
+            own = None if rows is None or size is None else rows[rows < size].to(local.device)
+            self._new.discard(name)
+            if new and region.whole and weight == 1 and own is None:
                 # The first reply is copied: zeroing a large sum just to add to it costs as much again.
-                self._new.remove(name)
                 region.view.copy_(local)
-            else:
-                self._zero_if_new(name)
+                continue
+            if new:
+                self._sums[name].zero_()
+            if own is None:
                 region.add(local, weight)
+            else:
+                region.add_rows(local, own, weight)
 
     @torch.no_grad()
     def result(self) -> dict[str, Tensor]:
@@ -234,27 +228,26 @@ class Aggregator:
 
     @torch.no_grad()
     def held(self, name: str) -> Tensor:
-        """Return how many clients, by weight, held each entry of a parameter; this is counted anew for each call."""
+        """Return how many clients, by weight, held each entry of a parameter; each call counts anew."""
         old = self._state[name]
         return held_by(torch.empty_like(old, dtype=torch.promote_types(old.dtype, torch.float32)), self._counts(name))
 
     def _counts(self, name: str) -> dict[Axes, Count]:
         """Return how many clients held each slice of a parameter."""
         counts: dict[Axes, Count] = {}
-        for plan, holders in self._holders.items():
+        rows = self._rows.sizes.get(name)
+        for plan, held in self._holders.items():
             if name in plan.axes:
                 axes = plan.axes[name]
-                rows = self._rows.sizes.get(name)
                 # A plan that cuts label rows takes no labels: each of its rows was held by all.
                 by_row = axes and axes[0].kept == rows
-                counts[axes] = counts.get(axes, 0.0) + (holders.by_row[:rows] if by_row else holders.count)
+                counts[axes] = counts.get(axes, 0.0) + (held[:rows] if by_row else held[-1].item())
         return counts
 
     def _regions(self, plan: Plan) -> Mapping[str, Region]:
         """Return the places of a plan's parameters in the sums."""
-        kept = self._holders[plan].regions
-        if kept is not None:
-            return kept
+        if plan in self._views:
+            return self._views[plan]
         for name in plan.axes:
             if name not in self._sums:
                 self._sums[name] = empty_sum(self._state[name])
@@ -262,19 +255,13 @@ class Aggregator:
         regions = {name: Region(self._sums[name], axes) for name, axes in plan.axes.items()}
         if plan.is_prefix:
             # Views cost nothing to keep. Positions would: with one plan for each client, too much.
-            self._holders[plan].regions = regions
+            self._views[plan] = regions
         return regions
-
-    def _zero_if_new(self, name: str) -> None:
-        if name in self._new:
-            self._new.remove(name)
-            self._sums[name].zero_()
 
     def _close(self) -> None:
         self._check_open()
         self._open = False
-        for holders in self._holders.values():
-            holders.regions = None
+        self._views.clear()
 
     def _check_open(self) -> None:
         if not self._open:

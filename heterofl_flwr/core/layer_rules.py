@@ -1,4 +1,4 @@
-"""The registry of slicing rules: from a layer's type to the axes of its parameters."""
+"""The registry of slicing rules, from a layer's type to the axes of its parameters; and the axes of two models."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
@@ -66,21 +67,6 @@ def register(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
             return {"kernel": axes_between(full.kernel.shape, local.kernel.shape, parts={0: full.heads})}
     """
     return _rules.add(*layer_types)
-
-
-def find_rule(layer: nn.Module) -> Rule | None:
-    """Return the rule of the layer's type or of its nearest base class that has one."""
-    return _rules.find(layer)
-
-
-def unsupported(name: str, layer: nn.Module, reason: str) -> UnsupportedLayerError:
-    """Return the error that names a layer, what is wrong, and how to register a rule for it."""
-    kind = type(layer).__name__
-    return UnsupportedLayerError(
-        f"layer {name or '(the model itself)'} of type {kind}: {reason}. Teach it with a rule: "
-        f"@heterofl_flwr.core.register({kind}), a function of the full and the local layer that returns the axes of "
-        f"each parameter; rules exist for {', '.join(sorted(kind.__name__ for kind in _rules))}"
-    )
 
 
 def axes_by_name(
@@ -161,6 +147,78 @@ def recurrent(full: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellB
         return ({} if name.startswith("weight_hr") else {0: gates}) | ({1: directions} if later else {})
 
     return axes_by_name(full, local, parts)
+
+
+def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+    """Return the axes of every parameter of ``local``, in its order; a tied one has those of its first name alone."""
+    expected, found = _find_shapes(full), _find_shapes(local)
+    unknown = [name for name in found if name not in expected]
+    if unknown:
+        raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
+    layers = dict(local.named_modules(remove_duplicate=False))
+    axes: dict[str, Axes] = {}
+    for name, layer in full.named_modules(remove_duplicate=False):
+        own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
+        # The rule of a container comes before those of its children.
+        ruled = own and all(parameter in axes for parameter in own)
+        if name in layers and not ruled:
+            axes = _find_layer_axes(name, layer, layers[name]) | axes
+    for name, shape in found.items():
+        kept = tuple(axis.kept for axis in axes.get(name, ()))
+        if name not in axes or kept != shape or tuple(axis.full for axis in axes[name]) != expected[name]:
+            raise ShapeError(
+                f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
+            )
+    return _without_tied(full, local, axes)
+
+
+def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter under every name that the state dict knows it by."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
+    if lazy:
+        raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
+    return {name: tuple(parameter.shape) for name, parameter in named.items()}
+
+
+def _find_layer_axes(name: str, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
+    mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full, local))
+    kind, where, rule = type(full).__name__, name or "(the model itself)", _rules.find(full)
+    if type(full) is not type(local) or mine.keys() != its.keys():
+        raise ShapeError(
+            f"layer {where} is {kind} with {list(mine)} in the global model, but {type(local).__name__} with "
+            f"{list(its)} in the local one"
+        )
+    if rule is None and any(mine[own].shape != its[own].shape for own in mine):
+        shapes = ", ".join(f"{own} {tuple(mine[own].shape)} -> {tuple(its[own].shape)}" for own in mine)
+        raise UnsupportedLayerError(
+            f"layer {where} of type {kind}: no rule says which entries a smaller one keeps ({shapes}). Add a rule: "
+            f"@heterofl_flwr.core.register({kind}), a function of the full and the local layer that returns the axes "
+            f"of each parameter; rules exist for {', '.join(sorted(known.__name__ for known in _rules))}"
+        )
+    try:
+        ruled = (rule or prefix_of_every_axis)(full, local)
+    except ShapeError as error:
+        raise ShapeError(f"layer {name} of type {kind}: {error}") from error
+    return {f"{name}.{own}" if name else own: axes for own, axes in ruled.items()}
+
+
+def _without_tied(full: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Return the axes of each parameter under its first name, which both models must tie alike."""
+    whole, first = first_names(full), first_names(local)
+    for name, own in first.items():
+        if whole[name] != own:
+            ties = ("one of its own" if name == other else f"tied to {other}" for other in (whole[name], own))
+            raise ShapeError(
+                "parameter {} is {} in the global model, but {} in the local one: tie the same parameters at every "
+                "rate".format(name, *ties)
+            )
+        if axes[name] != axes[own]:
+            raise ShapeError(
+                f"parameter {own} is {name} too, but their layers keep different entries of it: {axes[own]} and "
+                f"{axes[name]}"
+            )
+    return {name: axes[name] for name, own in first.items() if name == own}
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

@@ -17,7 +17,7 @@ _PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d{1,9})?|(?P<rate>\d*\.?\d+)(
 _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
 
 
-def exact_rate(rate: float | Fraction) -> Fraction:
+def exact_rate(rate: float | str | Fraction) -> Fraction:
     """Return the rate as the exact fraction that its decimal form names; a rate lies in (0, 1]."""
     try:
         exact = rate if isinstance(rate, Fraction) else Fraction(str(rate))
@@ -47,8 +47,8 @@ def rate_of(level: str | float, levels: Mapping[str, float] = LEVELS) -> float:
     if isinstance(level, str) and level in levels:
         return levels[level]
     try:
-        return float(exact_rate(level if not isinstance(level, str) else Fraction(level)))
-    except (ValueError, ZeroDivisionError) as error:
+        return float(exact_rate(level))
+    except ConfigError as error:
         known = ", ".join(f"{letter} ({rate:g})" for letter, rate in levels.items())
         raise ConfigError(f"{level!r} is no level: expected one of {known} or a rate above 0 and up to 1") from error
 

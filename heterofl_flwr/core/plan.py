@@ -7,83 +7,12 @@ from functools import cached_property
 from math import prod
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from heterofl_flwr.core.axes import Axes, axes_between, contains
-from heterofl_flwr.core.layer_rules import find_rule, first_names, unsupported
+from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.regions import Region, is_prefix
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
-
-
-def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every parameter of ``local``, in its order; a tied one has those of its first name alone."""
-    expected, found = _shapes(full), _shapes(local)
-    unknown = [name for name in found if name not in expected]
-    if unknown:
-        raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
-    layers = dict(local.named_modules(remove_duplicate=False))
-    axes: dict[str, Axes] = {}
-    for name, layer in full.named_modules(remove_duplicate=False):
-        own = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters(recurse=False)]
-        # The rule of a container comes before those of its children.
-        ruled = own and all(parameter in axes for parameter in own)
-        if name in layers and not ruled:
-            axes = _axes_of_layer(name, layer, layers[name]) | axes
-    for name, shape in found.items():
-        kept = tuple(axis.kept for axis in axes.get(name, ()))
-        if name not in axes or kept != shape or tuple(axis.full for axis in axes[name]) != expected[name]:
-            raise ShapeError(
-                f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
-            )
-    return _without_tied(full, local, axes)
-
-
-def _without_tied(full: nn.Module, local: nn.Module, axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of each parameter under its first name, which both models must tie alike."""
-    whole, first = first_names(full), first_names(local)
-    for name, own in first.items():
-        if whole[name] != own:
-            ties = ("one of its own" if name == other else f"tied to {other}" for other in (whole[name], own))
-            raise ShapeError(
-                "parameter {} is {} in the global model, but {} in the local one: tie the same parameters at every "
-                "rate".format(name, *ties)
-            )
-        if axes[name] != axes[own]:
-            raise ShapeError(
-                f"parameter {own} is {name} too, but their layers keep different entries of it: {axes[own]} and "
-                f"{axes[name]}"
-            )
-    return {name: axes[name] for name, own in first.items() if name == own}
-
-
-def _axes_of_layer(name: str, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full, local))
-    if type(full) is not type(local) or mine.keys() != its.keys():
-        raise ShapeError(
-            f"layer {name or '(the model itself)'} is {type(full).__name__} with {list(mine)} in the global model, "
-            f"but {type(local).__name__} with {list(its)} in the local one"
-        )
-    rule = find_rule(full)
-    if rule is None and any(mine[own].shape != its[own].shape for own in mine):
-        shapes = ", ".join(f"{own} {tuple(mine[own].shape)} -> {tuple(its[own].shape)}" for own in mine)
-        raise unsupported(name, full, f"no rule says which entries a smaller one keeps ({shapes})")
-    try:
-        whole = {own: axes_between(mine[own].shape, mine[own].shape) for own in mine}
-        ruled = whole if rule is None else rule(full, local)
-    except ShapeError as error:
-        raise ShapeError(f"layer {name} of type {type(full).__name__}: {error}") from error
-    return {f"{name}.{own}" if name else own: axes for own, axes in ruled.items()}
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter under every name that the state dict knows it by."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
-    if lazy:
-        raise ShapeError(f"parameters {', '.join(lazy[:5])} have no shape yet: run one batch through the model first")
-    return {name: tuple(parameter.shape) for name, parameter in named.items()}
-
 
 Heads = Mapping[str, tuple[int, int]]
 """From a pattern of parameter names to (number of equal parts, axis)."""
@@ -188,7 +117,10 @@ class Plan:
 
     def contains(self, other: "Plan") -> bool:
         """Whether every entry that ``other`` holds is held here too."""
-        return all(name in self.axes and contains(self.axes[name], axes) for name, axes in other.axes.items())
+        return all(
+            name in self.axes and all(large.contains(small) for large, small in zip(self.axes[name], axes, strict=True))
+            for name, axes in other.axes.items()
+        )
 
     def extract(self, global_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the client's slice of the global state: copies, contiguous, in the client's shapes."""
@@ -214,9 +146,7 @@ class Plan:
 def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFunction) -> Plan:
     """Return the plan of these axes with the given parts; a pattern that matches no parameter is an error."""
     heads = heads or {}
-    idle = sorted(pattern for pattern in heads if not any(fnmatchcase(name, pattern) for name in axes))
-    if idle:
-        raise ConfigError(f"heads: no parameter matches {_some(idle)}; the parameters are {_some(axes)}")
+    _check_patterns("heads", heads, axes)
     headed = {}
     for name, own in axes.items():
         parts = {axis: number for pattern, (number, axis) in heads.items() if fnmatchcase(name, pattern)}
@@ -226,6 +156,13 @@ def _build_plan(axes: Mapping[str, Axes], heads: Heads | None, function: SliceFu
             raise ShapeError(f"parameter {name} with heads {parts}: {error}") from error
         headed[name] = tuple(given[number] if number in parts else axis for number, axis in enumerate(own))
     return Plan(headed).sliced(function)
+
+
+def _check_patterns(what: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Raise ``ConfigError`` if a pattern matches no name."""
+    idle = sorted(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names))
+    if idle:
+        raise ConfigError(f"{what}: no parameter matches {_some(idle)}; the parameters are {_some(names)}")
 
 
 def _some(names: Iterable[str]) -> str:
@@ -247,7 +184,5 @@ def shared_part(plan: Plan, patterns: Sequence[str]) -> Plan:
     """Return the part of a plan that is shared; a pattern that fits no parameter is an error."""
     if tuple(patterns) == ALL:
         return plan
-    idle = [pattern for pattern in patterns if not any(is_shared(name, [pattern]) for name in plan.axes)]
-    if idle:
-        raise ConfigError(f"shared: no parameter matches {', '.join(idle)}; the parameters are {', '.join(plan.axes)}")
+    _check_patterns("shared", patterns, plan.axes)
     return Plan({name: axes for name, axes in plan.axes.items() if is_shared(name, patterns)})

@@ -5,7 +5,6 @@ parts appears as two, (parts, entries of a part), in everything here that is not
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, starmap
 from typing import NamedTuple
@@ -13,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heterofl_flwr.core.axes import Axes, Axis, contains
+from heterofl_flwr.core.axes import Axes
+
+Place = tuple[slice, ...]
 
 
 class Region:
@@ -22,11 +23,10 @@ class Region:
     __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
-        geometry = _geometry(axes)
-        self._shape, self._local_shape, self.whole = geometry.shape, geometry.local_shape, geometry.whole
-        view = tensor if len(geometry.opened) == tensor.dim() else tensor.view(geometry.opened)
-        self.view = view if self.whole else view[geometry.places]
-        self._index = None if geometry.is_prefix else _positions(axes, tensor.device)
+        opened, place, self._shape, self._local_shape, self.whole = _find_geometry(axes)
+        view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
+        self.view = view if self.whole else view[place]
+        self._index = None if is_prefix(axes) else _build_index(axes, tensor.device)
 
     def part(self) -> Tensor:
         """Return the region in the client's shape; where it can be, a view of the tensor."""
@@ -64,31 +64,20 @@ def is_prefix(axes: Axes) -> bool:
     return all(axis.index is None for axis in axes)
 
 
-class _Geometry(NamedTuple):
-    """Where a slice lies in a tensor whose parts are dimensions of their own."""
-
-    opened: tuple[int, ...]
-    places: tuple[slice, ...]
-    shape: tuple[int, ...]
-    local_shape: tuple[int, ...]
-    whole: bool
-    is_prefix: bool
-
-
 @lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
-def _geometry(axes: Axes) -> _Geometry:
+def _find_geometry(axes: Axes) -> tuple[tuple[int, ...], Place, tuple[int, ...], tuple[int, ...], bool]:
+    """Return the tensor's shape with parts as dimensions, the region in it, its shape, the client's; if it is whole."""
     dimensions: list[tuple[int, slice, int]] = []
     for axis in axes:
         full, kept = axis.part
         if axis.parts > 1:
             dimensions.append((axis.parts, slice(None), axis.parts))
         dimensions.append((full, slice(kept) if axis.index is None else slice(None), kept))
-    opened, places, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
-    whole = all(axis.kept == axis.full for axis in axes)
-    return _Geometry(opened, places, shape, tuple(axis.kept for axis in axes), whole, is_prefix(axes))
+    opened, place, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
+    return opened, place, shape, tuple(axis.kept for axis in axes), all(axis.kept == axis.full for axis in axes)
 
 
-def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
+def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
     """Return index tensors that broadcast to the region, one for each of its dimensions."""
     lists: list[Tensor] = []
     for axis in axes:
@@ -99,17 +88,13 @@ def _positions(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(positions.view(-1, *[1] * (len(lists) - 1 - number)) for number, positions in enumerate(lists))
 
 
-Place = tuple[slice, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chain:
+class Chain(NamedTuple):
     """Slices of which each lies within the one before."""
 
     slices: tuple[Axes, ...]  # from the largest on
     cut: frozenset[int]  # the numbers of the axes that some slice cuts
-    _opened: tuple[int, ...]
-    _shells: tuple[tuple[Place, ...], ...]
+    opened: tuple[int, ...]  # the tensor's shape with parts as dimensions of their own
+    places: tuple[tuple[Place, ...], ...]
 
     def shells(self, tensor: Tensor) -> Iterator[list[Tensor]]:
         """Yield what lies outside of all slices, what the first has more than the second, ..., and the last slice.
@@ -117,8 +102,8 @@ class Chain:
         Each is given as views that do not overlap. In two dimensions a shell is an L: what stands below the inner
         slice, and what stands beside it.
         """
-        view = tensor if len(self._opened) == tensor.dim() else tensor.view(self._opened)
-        for places in self._shells:
+        view = tensor if len(self.opened) == tensor.dim() else tensor.view(self.opened)
+        for places in self.places:
             yield [view[place] for place in places]
 
 
@@ -126,25 +111,24 @@ class Chain:
 def build_chain(slices: tuple[Axes, ...]) -> Chain | None:
     """Return the slices as a chain, or None if they are not nested prefixes."""
     ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
-    if not all(map(is_prefix, ordered)) or not all(starmap(contains, pairwise(ordered))):
-        return None
-    parts = [max(axis.parts for axis in column) for column in zip(*ordered, strict=True)]
-    whole = tuple(Axis(axis.full, axis.full) for axis in ordered[0])
-    # How far each slice reaches on each dimension.
-    bounds = [
-        tuple(
-            length
-            for axis, number in zip(axes, parts, strict=True)
-            for length in ([number, axis.kept // number] if number > 1 else [axis.kept])
-        )
-        for axes in (whole, *ordered)
-    ]
-    core = tuple(map(slice, bounds[-1]))
+    parts: list[int] = []
+    bounds: list[tuple[int, ...]] = []
+    for column in zip(*ordered, strict=True):
+        kept = [axis.kept for axis in column]
+        divided = {axis.parts for axis in column if axis.kept < axis.full} or {1}
+        if not is_prefix(column) or kept != sorted(kept, reverse=True) or len(divided) > 1:
+            return None
+        parts += divided
+    # How far the whole tensor and each slice reach on each dimension.
+    for lengths in ([axis.full for axis in ordered[0]], *([axis.kept for axis in axes] for axes in ordered)):
+        pairs = zip(lengths, parts, strict=True)
+        bounds.append(tuple(bound for own, n in pairs for bound in ([n, own // n] if n > 1 else [own])))
     cut = frozenset(number for axes in ordered for number, axis in enumerate(axes) if axis.kept < axis.full)
-    return Chain(tuple(ordered), cut, bounds[0], (*starmap(_shell, pairwise(bounds)), (core,)))
+    core = tuple(map(slice, bounds[-1]))
+    return Chain(tuple(ordered), cut, bounds[0], (*starmap(_find_shell, pairwise(bounds)), (core,)))
 
 
-def _shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
+def _find_shell(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[Place, ...]:
     """Return places that together are the outer box without the inner one."""
     return tuple(
         (*map(slice, inner[:number]), slice(inner[number], outer[number]), *map(slice, outer[number + 1 :]))

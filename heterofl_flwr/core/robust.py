@@ -98,15 +98,19 @@ class RobustAggregator(Aggregator):
         """Return the new global state and end the aggregation."""
         self._close()
         changes: dict[str, Tensor] = {}
-        agreement = _Agreement(len(self._changes))
+        sums = torch.zeros(4, len(self._changes), dtype=torch.float64)
         for name in self._state:
             holders, stack = self._stack(name)
             changes[name] = combine(stack, self._robust)  # (entries,)
-            agreement.add(holders, stack, changes[name])
+            sums[:, holders] += _compare(stack, changes[name]).cpu()
         if self._robust.few == "shorter":
+            products, own, theirs, entries = sums  # each (replies,)
+            # The cosine of each reply and what many agree on, and the length of that; 0 where they do not meet.
+            shares = (products / (own * theirs).sqrt()).nan_to_num(0.0).clamp(0, 1)
+            lengths = (theirs / entries.clamp(min=1)).sqrt()
             for name, change in changes.items():
                 holders, stack = self._stack(name)
-                add_few(change, stack, agreement.shares[holders], agreement.lengths[holders])
+                add_few(change, stack, shares[holders], lengths[holders])
         self._changes = []
         return {name: (old + changes.pop(name).view(old.shape)).to(old.dtype) for name, old in self._state.items()}
 
@@ -172,32 +176,12 @@ def add_few(change: Tensor, stack: Tensor, shares: Tensor, lengths: Tensor) -> N
     change[few] = (part * scales.to(part).unsqueeze(1)).nansum(0) / counts[few]
 
 
-class _Agreement:
-    """How far each reply agrees with what three or more clients say, where they hold the same entries."""
-
-    def __init__(self, replies: int) -> None:
-        self._products, self._own, self._theirs, self._entries = torch.zeros(4, replies, dtype=torch.float64)
-
-    def add(self, holders: list[int], stack: Tensor, change: Tensor) -> None:
-        """Count one parameter."""
-        held = ~stack.isnan()
-        many = held.sum(0) >= MANY
-        held, own, theirs = held[:, many], stack[:, many].double().nan_to_num(0.0), change[many].double()
-        self._products[holders] += (own @ theirs).cpu()
-        self._own[holders] += own.square().sum(1).cpu()
-        self._theirs[holders] += (held.double() @ theirs.square()).cpu()
-        self._entries[holders] += held.sum(1).cpu()
-
-    @property
-    def shares(self) -> Tensor:
-        """The cosine of each reply and the others; 0 where it is negative, or where they do not meet."""
-        cosines: Tensor = self._products / (self._own * self._theirs).sqrt()
-        return torch.clamp(torch.nan_to_num(cosines, 0.0), 0, 1)
-
-    @property
-    def lengths(self) -> Tensor:
-        """The root mean square of what the others say where they meet; 0 where they do not."""
-        return torch.sqrt(self._theirs / torch.clamp(self._entries, min=1))
+def _compare(stack: Tensor, change: Tensor) -> Tensor:
+    """Return, of the entries that many hold, each holder's inner product with the change, both squares, and a count."""
+    held = ~stack.isnan()
+    many = held.sum(0) >= MANY
+    held, own, theirs = held[:, many], stack[:, many].double().nan_to_num(0.0), change[many].double()
+    return torch.stack([own @ theirs, own.square().sum(1), held.double() @ theirs.square(), held.sum(1).double()])
 
 
 def _root_mean_square(part: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Moments of the inputs of batch norm layers: what clients send, what the server adds up."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -131,17 +131,14 @@ def check_possible(moments: Moments, examples: int) -> None:
                 f"moments of {name} count {layer.count:,} {what}, expected up to {most:,}: those of the "
                 f"{examples:,} examples that its client says it has, or may have (server.max-examples)"
             )
-        if not all(_fits_data(moments.kind, layer)):
-            raise DataError(f"moments of {name} are those of no data: a count of {layer.count} does not fit its sums")
-
-
-def _fits_data(kind: Variant, layer: LayerMoments) -> Iterator[bool]:
-    largest = torch.finfo(torch.float32).max
-    count, first, second = layer.count, layer.first.double(), layer.second.double()
-    yield bool((first.abs() <= count * largest).all() and (second >= 0).all() and (second <= count * largest).all())
-    if kind == "fixed":
-        yield count != 1  # which has no variance
-        yield bool((second * count >= first**2 * (1 - 1e-6)).all())
+        count, first, second = layer.count, layer.first.double(), layer.second.double()
+        largest = count * torch.finfo(torch.float32).max
+        fits = (first.abs() <= largest) & (second >= 0) & (second <= largest)
+        if moments.kind == "fixed":
+            # A single value has no variance.
+            fits &= (second * count >= first**2 * (1 - 1e-6)) & (count != 1)
+        if not fits.all():
+            raise DataError(f"moments of {name} are those of no data: a count of {count} does not fit its sums")
 
 
 def build_layer_moments(kind: Variant, count: int, mean: torch.Tensor, variance: torch.Tensor) -> LayerMoments:

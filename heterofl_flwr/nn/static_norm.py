@@ -51,7 +51,7 @@ def collect_moments(
     if not sums:
         return Moments(kind, {})
     some: Sequence[torch.Tensor] = ()
-    with torch.no_grad(), channels_last(model), _batch_statistics(model), _recording(sums.values()):
+    with torch.no_grad(), channels_last(model), _measuring(model, sums.values()):
         for some in _alike(batches, together):
             for total in sums.values():
                 total.batches = len(some)
@@ -126,7 +126,6 @@ class _Sums:
                 f"batch norm layer {self.name} got a batch of shape {tuple(x.shape)}, {values} value(s) per channel; "
                 "a variance needs 2 or more: use larger batches, or leave out the last, short one"
             )
-
         output: torch.Tensor = self.normalise(x)  # it leaves the batch's moments in the layer's buffers
         # A layer in half precision keeps its moments in half precision too.
         half = x.dtype in (torch.float16, torch.bfloat16)
@@ -145,38 +144,30 @@ class _Sums:
 
 
 @contextmanager
-def _recording(sums: Collection[_Sums]) -> Iterator[None]:
-    own = {total.layer: total.layer.__dict__.get("forward") for total in sums}
-    try:
-        for total in sums:
-            total.layer.__dict__["forward"] = total.forward
-        yield
-    finally:
-        for layer, forward in own.items():
-            del layer.__dict__["forward"]
-            layer.__dict__.update({} if forward is None else {"forward": forward})
-
-
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation, with batch norm layers that normalise by batch; undo it at the end.
+def _measuring(model: nn.Module, sums: Collection[_Sums]) -> Iterator[None]:
+    """Switch to evaluation, with batch norm layers that normalise by batch and are measured; undo it at the end.
 
     Buffers of their own take each batch's moments. The layer computes these anyway, so they cost no pass of their own.
     """
-    layers = list(batch_norms(model).values())
     # The flags are set directly: a model may override train(), for example to freeze layers.
     before = [(module, "training", module.training) for module in model.modules()]
-    before += [(layer, name, getattr(layer, name)) for layer in layers for name in _STATISTICS]
+    before += [(own.layer, name, getattr(own.layer, name)) for own in sums for name in _STATISTICS]
+    forwards = [(vars(own.layer), vars(own.layer).get("forward")) for own in sums]
     try:
         for module in model.modules():
             module.training = False
-        for layer in layers:
+        for own in sums:
+            layer = own.layer
             layer.training, layer.track_running_stats = True, True
             layer.momentum, layer.num_batches_tracked = 1.0, None  # keeps nothing of the batch before
             place = next(chain(layer.parameters(), model.parameters(), [torch.zeros(())]))
             layer.running_mean = torch.zeros(layer.num_features, dtype=place.dtype, device=place.device)
             layer.running_var = torch.zeros_like(layer.running_mean)
+            vars(layer)["forward"] = own.forward
         yield
     finally:
+        for attributes, forward in forwards:
+            attributes.pop("forward", None)
+            attributes.update({} if forward is None else {"forward": forward})
         for module, name, value in before:
             setattr(module, name, value)

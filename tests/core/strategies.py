@@ -9,19 +9,14 @@ from heterofl_flwr.core import Aggregator, Axis, Plan, prefix, width
 from tests.core import twin
 
 
-def subsets(size, number):
-    """Draw ``number`` ascending positions below ``size``."""
-    return st.permutations(range(size)).map(lambda order: tuple(sorted(order[:number])))
-
-
 @st.composite
 def axis(draw, full=None):
     """Draw an axis of one or more parts, each of which keeps a prefix or chosen positions."""
     full = full or draw(st.sampled_from([1, 2, 3, 4, 6]))
     parts = draw(st.sampled_from([parts for parts in (1, 2, 3) if full % parts == 0]))
     kept = draw(st.integers(0, full // parts))
-    index = draw(st.one_of(st.none(), subsets(full // parts, kept)))
-    return Axis(full, kept * parts, parts, index)
+    subsets = st.permutations(range(full // parts)).map(lambda order: tuple(sorted(order[:kept])))
+    return Axis(full, kept * parts, parts, draw(st.one_of(st.none(), subsets)))
 
 
 def axes(most=4):
@@ -38,85 +33,60 @@ class Round:
     plans: list[Plan]
     replies: list[twin.Reply]
 
-    def aggregator(self):
-        """Return a new aggregator of this round's settings."""
-        return Aggregator(self.state, **self.options)
-
-    def expected(self):
-        """Return the twin's new state, and which of its entries somebody held."""
-        state, options = self.state, self.options
-        fewest = min((len(state[name]) for name in options["label_rows"]), default=0)
-        return twin.counting_mean(state, self.replies, **{**options, "classes": options["classes"] or fewest})
-
-    def result(self, order=None):
+    def result(self, order=None, aggregate=Aggregator, **options):
         """Return the aggregator's new state."""
-        aggregator = self.aggregator()
+        aggregator = aggregate(self.state, **self.options, **options)
         for number in range(len(self.plans)) if order is None else order:
             reply = self.replies[number]
             aggregator.add(self.plans[number], reply.values, labels=reply.labels, weight=reply.weight)
         return aggregator.result()
 
+    def expected(self, mean=twin.counting_mean, *arguments):
+        """Return what the twin makes of it."""
+        fewest = min((len(self.state[name]) for name in self.options["label_rows"]), default=0)
+        options = {**self.options, "classes": self.options["classes"] or fewest}
+        return mean(self.state, self.replies, *arguments, **options)
+
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SLICE_FUNCTIONS = (prefix, twin.rolling(1), twin.scattered(1), twin.scattered(2))
 WEIGHTS = st.sampled_from([1.0, 1.0, 0.0, 0.1, 3, 250.5])
-
-
-def _parameter():
-    """Draw the (length of a part, number of parts) of each axis of one parameter."""
-    return st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=3)
-
-
-@st.composite
-def _kept(draw, sizes, rate, whole_rows):
-    """Draw how much of each part of each axis a client keeps: its rate's share, or anything."""
-    kept = [width(size, rate) if rate else draw(st.integers(0, size)) for size, _ in sizes]
-    return [sizes[0][0], *kept[1:]] if whole_rows else kept
+SIZES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=3)
+"""Of each axis of a parameter, the length of a part and the number of parts."""
 
 
 @st.composite
 def rounds(draw, most=5, labels=True, functions=SLICE_FUNCTIONS, weights=WEIGHTS):
     """Draw a round: any shapes, parts, rates or arbitrary slices, label sets, weights, dtypes, functions."""
-    parameters = {f"p{number}": draw(_parameter()) for number in range(draw(st.integers(1, 3)))}
-    rows = [name for name, sizes in parameters.items() if sizes and labels and draw(st.booleans())]
-    fewest = min((parameters[name][0][0] * parameters[name][0][1] for name in rows), default=0)
-    options = {
-        "label_rows": rows,
-        "classes": draw(st.one_of(st.none(), st.integers(1, fewest))) if rows else None,
-        "extra_rows": draw(st.booleans()),
-    }
+    sizes = {f"p{number}": draw(SIZES) for number in range(draw(st.integers(1, 3)))}
+    rows = [name for name, own in sizes.items() if own and labels and draw(st.booleans())]
+    fewest = min((sizes[name][0][0] * sizes[name][0][1] for name in rows), default=0)
+    classes = draw(st.one_of(st.none(), st.integers(1, fewest))) if rows else None
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
-    dtypes = {name: draw(st.sampled_from(DTYPES)) for name in parameters}
-    full = {name: tuple(size * parts for size, parts in sizes) for name, sizes in parameters.items()}
-    state = {name: torch.randn(full[name], generator=generator).to(dtypes[name]) for name in parameters}
-    # A pattern has one axis; more stars make another pattern of the same name.
-    heads = {
-        f"{name}{'*' * axis}": (parts, axis)
-        for name, sizes in parameters.items()
-        for axis, (_, parts) in enumerate(sizes)
-    }
+    dtypes = {name: draw(st.sampled_from(DTYPES)) for name in sizes}
+
+    def random(name, shape):
+        return torch.randn(shape, generator=generator).to(dtypes[name])
+
+    state = {name: random(name, [size * parts for size, parts in own]) for name, own in sizes.items()}
     plans, replies = [], []
     for _ in range(draw(st.integers(0, most))):
         named = draw(st.booleans()) if rows else False
-        held = [name for name in parameters if draw(st.sampled_from([True, True, True, False]))]
         rate = draw(st.sampled_from([None, 1.0, 0.5, 0.25, 0.3]))
-        slice_function = draw(st.sampled_from(functions))
-        kept = {name: draw(_kept(parameters[name], rate, named and name in rows)) for name in held}
-        places = {
-            name: tuple(
-                twin.positions(size * parts, few * parts, parts, None if few == size else slice_function(size, few))
-                for (size, parts), few in zip(parameters[name], kept[name], strict=True)
-            )
-            for name in held
-        }
-        local = {name: tuple(map(len, places[name])) for name in held}
-        known = {pattern: head for pattern, head in heads.items() if pattern.rstrip("*") in held}
-        plans.append(Plan.between(full, local, heads=known, slice_function=slice_function))
-        values = {name: torch.randn(local[name], generator=generator).to(dtypes[name]) for name in held}
-        classes = options["classes"] or fewest
-        given_labels = draw(st.lists(st.integers(0, classes - 1), max_size=4)) if named else None
-        replies.append(twin.Reply(places, values, given_labels, draw(weights)))
-    return Round(state, options, plans, replies)
+        function = draw(st.sampled_from(functions))
+        held = {}
+        for name in [name for name in sizes if draw(st.sampled_from([True, True, True, False]))]:
+            kept = [width(size, rate) if rate else draw(st.integers(0, size)) for size, _ in sizes[name]]
+            if named and name in rows:
+                kept[0] = sizes[name][0][0]
+            pairs = zip(sizes[name], kept, strict=True)
+            held[name] = tuple(Axis(size * parts, few * parts, parts).sliced(function) for (size, parts), few in pairs)
+        plans.append(Plan(held))
+        given = draw(st.lists(st.integers(0, (classes or fewest) - 1), max_size=4)) if named else None
+        values = {name: random(name, shape) for name, shape in plans[-1].shapes.items()}
+        places = {name: twin.held(axes) for name, axes in held.items()}
+        replies.append(twin.Reply(places, values, given, draw(weights)))
+    return Round(state, {"label_rows": rows, "classes": classes, "extra_rows": draw(st.booleans())}, plans, replies)
 
 
 def three_replies():

@@ -8,30 +8,18 @@ from heterofl_flwr.errors import ConfigError
 QUIRKS = [field.name for field in fields(Fidelity)]
 
 
-@pytest.mark.parametrize("choice", ["paper", "fixed"])
-def test_one_word_sets_every_quirk(choice):
-    assert {getattr(Fidelity.of(choice), name) for name in QUIRKS} == {choice}
+def test_one_word_sets_every_quirk_and_each_can_be_set_alone():
+    assert Fidelity() == Fidelity.of("paper")
+    assert {getattr(Fidelity.of("fixed"), name) for name in QUIRKS} == {"fixed"}
+    for name in QUIRKS:
+        assert Fidelity.of("paper", **{name: "fixed"}) == replace(Fidelity(), **{name: "fixed"}) != Fidelity()
 
 
-def test_the_default_is_the_paper():
-    assert Fidelity() == Fidelity.of("paper") != Fidelity.of("fixed")
-
-
-@pytest.mark.parametrize("name", QUIRKS)
-def test_each_quirk_can_be_set_alone(name):
-    single = Fidelity.of("paper", **{name: "fixed"})
-    assert single == replace(Fidelity(), **{name: "fixed"}) != Fidelity()
-    assert Fidelity.of("fixed", **{name: "paper"}) != Fidelity.of("fixed")
-
-
-def test_unknown_quirks_are_refused_with_those_there_are():
+def test_unknown_quirks_and_values_raise():
     with pytest.raises(ConfigError, match=f"no setting labels, mask; it has {', '.join(QUIRKS)}"):
         Fidelity.of("paper", mask="fixed", labels="fixed")
-
-
-@pytest.mark.parametrize("value", ["", "Paper", None, True, ["paper"]])
-def test_a_value_that_is_neither_is_refused(value):
-    with pytest.raises(ConfigError, match=r"fidelity.moments is .*; expected one of paper, fixed"):
-        Fidelity(moments=value)
-    with pytest.raises(ConfigError, match=r"fidelity is .*; expected one of paper, fixed"):
-        Fidelity.of(value)
+    for value in ("", "Paper", None, True, ["paper"]):
+        with pytest.raises(ConfigError, match=r"fidelity.moments is .*; expected one of paper, fixed"):
+            Fidelity(moments=value)
+        with pytest.raises(ConfigError, match=r"fidelity is .*; expected one of paper, fixed"):
+            Fidelity.of(value)

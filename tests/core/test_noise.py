@@ -78,14 +78,7 @@ def test_sums_and_noise_lie_on_the_grid():
         assert torch.equal(noised((mean[name] * held(name)).round(), 1.0, Keystream(KEY)) % 1, torch.zeros_like(own))
 
 
-def test_a_sum_in_steps_is_exact_in_any_order():
-    vectors = [in_steps({"w": torch.randn(50).double() * scale}, 1.0, 2.0**-24 / 3) for scale in (1e-6, 1, 1e6)]
-    one, two, three = (own["w"] for own in vectors)
-    assert torch.equal((one + two) + three, one + (two + three))
-    assert torch.equal((one + two + three) - two - three, one)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 0.999, 1.0, 1.001, 1e6, 1e15])
+@pytest.mark.parametrize("scale", [1e-3, 0.999, 1.0, 1.001, 1e15])
 def test_rounding_never_makes_a_vector_longer_than_the_bound(scale):
     """On the grid, nearest values would be longer by up to half a step times the root of the number of entries."""
     step = 2.0**-10
@@ -117,14 +110,11 @@ def noise():
     return draw(Keystream(KEY), SIZE)
 
 
-def test_values_are_whole_numbers(noise):
+def test_values_are_whole_numbers_with_the_distribution_of_a_gaussian(noise):
+    """Kolmogorov and Smirnov's distance, at the level of one in a hundred; the key is fixed."""
     assert torch.equal(noise, noise.round())
     low = (noise.long() & 7).flatten().bincount().double() / noise.numel()
     torch.testing.assert_close(low, torch.full((8,), 1 / 8).double(), rtol=0.01, atol=0)
-
-
-def test_values_have_the_distribution_of_a_gaussian(noise):
-    """Kolmogorov and Smirnov's distance, at the level of one in a hundred; the key is fixed."""
     ordered = (noise / DEVIATION).flatten().sort().values
     number = len(ordered)
     expected = torch.special.ndtr(ordered)
@@ -194,17 +184,18 @@ def test_a_key_gives_its_own_noise_and_the_operating_system_gives_the_key(monkey
 
 
 def test_no_generator_of_a_library_is_read_or_changed():
-    noises = []
+    noises, drawn = [], set()
     for _ in range(2):
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002 - the global generator is what is looked at
-        noises.append(draw(Keystream(), torch.Size([50])))
-        drawn = (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
+        expected = torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
-        assert drawn == (torch.rand(1).item(), random.random(), np.random.rand())  # noqa: NPY002
+        noises.append(draw(Keystream(), torch.Size([50])))
+        drawn |= {expected, (torch.rand(1).item(), random.random(), np.random.rand())}  # noqa: NPY002
+    assert len(drawn) == 1
     assert not torch.equal(*noises)
 
 
@@ -216,12 +207,12 @@ def test_any_shape_is_filled(shape):
     assert (found != 0).all()
 
 
-CASES = [(0.3, 1), (1.0, 1), (1.5, 100), (4.0, 2250), (20.0, 10)]
+CASES = [(0.3, 1), (1.5, 100), (4.0, 2250)]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("noise", "releases"), CASES)
-@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("delta", [1e-3, 1e-8])
 def test_an_accepted_library_finds_the_same_at_the_same_orders(noise, releases, delta):
     rdp = pytest.importorskip("opacus.accountants.analysis.rdp")
     spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=releases, orders=ORDERS)
@@ -246,18 +237,14 @@ def exact_delta(noise, epsilon):
     return below(1 / (2 * noise) - epsilon * noise) - math.exp(epsilon) * below(-1 / (2 * noise) - epsilon * noise)
 
 
-@pytest.mark.parametrize("deviation", [0.7, 2.0])
-@pytest.mark.parametrize("order", [1.1, 2.5, 7.3])
-@pytest.mark.parametrize("shift", [1, 3])
+@pytest.mark.parametrize(("deviation", "order", "shift"), [(0.7, 1.1, 1), (0.7, 7.3, 3), (2.0, 2.5, 1), (2.0, 7.3, 3)])
 def test_a_divergence_bounds_that_of_the_discrete_gaussian(deviation, order, shift):
     """By its definition, over whole numbers; what is added up is a vector of them."""
     values = range(-200, 201)
 
-    def log_of(value):
-        return -(value**2) / (2 * deviation**2)
-
-    total = math.fsum(math.exp(log_of(value)) for value in values)
-    terms = [math.exp(order * log_of(value - shift) + (1 - order) * log_of(value)) for value in values]
+    logs = {value: -(value**2) / (2 * deviation**2) for value in range(-210, 211)}
+    total = math.fsum(math.exp(logs[value]) for value in values)
+    terms = [math.exp(order * logs[value - shift] + (1 - order) * logs[value]) for value in values]
     found = math.log(math.fsum(terms) / total) / (order - 1)
     (bound,) = divergences(deviation / shift, 1, [order])
     assert found <= bound * (1 + 1e-9)

@@ -42,12 +42,10 @@ def test_cuda_is_seeded_only_where_it_can_be_given_back(monkeypatch, started, ex
 purposes = st.lists(st.one_of(st.integers(), st.text(alphabet="abc01/,'", max_size=4)), max_size=4)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [((0,), 6197007067532723406), ((0, "level", 1, 2), 1360078716365476832), ((7, "a"), 2500183226267768312)],
-)
-def test_seeds_are_the_same_on_every_machine(arguments, expected):
-    assert derive(*arguments) == expected
+def test_seeds_are_the_same_on_every_machine():
+    assert derive(0) == 6197007067532723406
+    assert derive(0, "level", 1, 2) == 1360078716365476832
+    assert derive(0, np.int64(5)) == derive(0, 5)
 
 
 @given(seed=st.integers(), one=purposes, other=purposes)
@@ -56,24 +54,11 @@ def test_different_purposes_have_different_seeds(seed, one, other):
     assert 0 <= derive(seed, *one) < 2**63
 
 
-def test_a_number_and_its_digits_are_different_purposes():
-    assert derive(0, 1) != derive(0, "1")
-    assert derive(1, 2) != derive(12)
-    assert derive(0, 1, 2) != derive(0, 2, 1)
-    assert derive(0, "a", "b") != derive(0, "a/str:b")
-    assert derive(0, np.int64(5)) == derive(0, 5)
-
-
-def test_no_global_random_state_is_touched():
+def test_no_global_random_state_is_touched_and_an_initial_state_depends_on_its_seed_alone():
     before = random.getstate(), torch.get_rng_state()
     generator(0, "x").choices(range(5), k=3)
-    assert random.getstate() == before[0]
-    assert torch.equal(torch.get_rng_state(), before[1])
-
-
-def test_an_initial_state_depends_on_its_seed_alone():
-    before = torch.get_rng_state()
     one, again, other = (initial_state(lambda rate: torch.nn.Linear(int(4 * rate), 2), 0.5, seed) for seed in (1, 1, 2))
     assert torch.equal(one["weight"], again["weight"])
     assert not torch.equal(one["weight"], other["weight"])
-    assert torch.equal(torch.get_rng_state(), before)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from heterofl_flwr.core import Aggregator, Mix, Plan, prefix, width
+from heterofl_flwr.core import Aggregator, Mix, Plan, width
 from heterofl_flwr.core.compression import compress, restore
 from heterofl_flwr.core.label_rows import find_label_rows, trained_rows
 from heterofl_flwr.core.noise import clipped
 from heterofl_flwr.core.replies import check_names, norm_between
 from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
-from tests.core import strategies, twin
+from tests.core import strategies
 
 
 def _change(name, value):
@@ -30,7 +30,6 @@ def _set(tensor, value):
 BAD_REPLIES = {
     "unknown name": (lambda sub: {**sub, "head": torch.zeros(1)}, {}, r"1 names are not in its plan \('head'\)"),
     "missing name": (lambda sub: {"body": sub["body"]}, {}, "2 parameters of its plan are missing"),
-    "nothing": (lambda sub: {}, {}, "3 parameters of its plan are missing"),
     "shape": (_change("body", lambda body: body[:1]), {}, r"body has shape \(1, 2\), expected \(2, 2\)"),
     "a shape that broadcasts": (_change("body", lambda body: body[:, :1]), {}, r"body has shape \(2, 1\)"),
     "dtype": (_change("body", torch.Tensor.half), {}, "body is torch.float16, expected torch.float32"),
@@ -41,7 +40,6 @@ BAD_REPLIES = {
     "negative weight": (dict, {"weight": -1.0}, "its weight is -1.0, expected 0 or a number"),
     "nan weight": (dict, {"weight": float("nan")}, "its weight is nan, expected 0 or"),
     "huge weight": (dict, {"weight": 1e300}, r"its weight is 1e\+300, expected 0 or a number from 1e-38 to 3e\+38"),
-    "tiny weight": (dict, {"weight": 1e-300}, "its weight is 1e-300, expected 0 or"),
     "weight beyond floats": (dict, {"weight": 10**400}, "its weight is 1000"),
     "complex weight": (dict, {"weight": 1 + 0j}, r"its weight is \(1\+0j\)"),
     "label too large": (dict, {"labels": [0, 5]}, r"labels \[5\] are out of range: expected whole numbers from 0 to 4"),
@@ -50,18 +48,14 @@ BAD_REPLIES = {
     "a label mask": (dict, {"labels": torch.tensor([True, False, True, False, False])}, "labels of type torch.bool"),
     "labels that are floats": (dict, {"labels": [1.0, 2.0]}, "labels of type torch.float32"),
     "labels in two dimensions": (dict, {"labels": [[1, 2], [3, 4]]}, "labels of type torch.int64 in 2 dimensions"),
-    "no labels in two dimensions": (dict, {"labels": [[], []]}, "in 2 dimensions"),
     "one label alone": (dict, {"labels": 3}, "labels of type torch.int64 in 0 dimensions"),
     "labels beyond integers": (dict, {"labels": [2**70]}, "labels cannot be read"),
 }
 
 
-@pytest.mark.parametrize("slice_function", [prefix, twin.rolling(1)], ids=["prefix", "rolling"])
-@pytest.mark.parametrize("fault", BAD_REPLIES)
-def test_a_refused_reply_changes_nothing(fault, slice_function):
-    spoil, arguments, message = BAD_REPLIES[fault]
+@pytest.mark.parametrize(("spoil", "arguments", "message"), BAD_REPLIES.values(), ids=BAD_REPLIES)
+def test_a_refused_reply_changes_nothing(spoil, arguments, message):
     state, plan, (first, bad, last) = strategies.three_replies()
-    plan = Plan.between(state, plan.shapes, slice_function=slice_function)
     results = []
     for with_bad in (False, True):
         aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
@@ -78,16 +72,12 @@ def test_a_refused_reply_changes_nothing(fault, slice_function):
     assert all(torch.equal(results[0][name], results[1][name]) for name in state)
 
 
-def test_labels_without_label_rows_are_refused():
+def test_labels_without_label_rows_or_for_rows_that_the_plan_cuts_are_refused():
     state, plan, (reply, *_) = strategies.three_replies()
     aggregator = Aggregator(state)
     with pytest.raises(ReplyError, match="the reply names labels, but the aggregator has no label_rows"):
         aggregator.add(plan, reply, labels=[1])
     assert all(torch.equal(value, state[name]) for name, value in aggregator.result().items())
-
-
-def test_labels_for_rows_that_the_plan_cuts_are_refused():
-    state, _, (reply, *_) = strategies.three_replies()
     plan = Plan.between(state, {"body": (2, 2), "linear.weight": (3, 2), "linear.bias": (3,)})
     aggregator = Aggregator(state, label_rows=["linear.weight", "linear.bias"])
     sub = {**reply, "linear.weight": torch.ones(3, 2), "linear.bias": torch.ones(3)}
@@ -100,15 +90,8 @@ def test_all_faults_of_a_reply_are_named_at_once():
     bad = {"body": reply["body"][:1], "linear.weight": reply["linear.weight"].half(), "extra": torch.zeros(1)}
     with pytest.raises(ReplyError) as caught:
         Aggregator(state).add(plan, bad, weight=-2.0)
-    message = str(caught.value)
-    for fault in (
-        "its weight is -2.0",
-        "('extra')",
-        "('linear.bias')",
-        "body has shape",
-        "linear.weight is torch.float16",
-    ):
-        assert fault in message
+    faults = "its weight is -2.0", "('extra')", "('linear.bias')", "body has shape", "linear.weight is torch.float16"
+    assert all(fault in str(caught.value) for fault in faults)
 
 
 def test_many_faults_are_counted():
@@ -128,18 +111,14 @@ def test_large_finite_values_are_no_fault():
     assert torch.equal(aggregator.result()["w"], sub["w"])
 
 
-@pytest.mark.parametrize("values", [[-4.0, 0.0], [4.0, 4.0], [3.9, 4.1]])
-def test_entries_beyond_the_largest_are_refused(values):
+def test_entries_beyond_the_largest_are_refused():
     plan = Plan.between({"w": (2,)}, {"w": (2,)})
     aggregator = Aggregator({"w": torch.zeros(2)}, largest=4.0)
-    sub = {"w": torch.tensor(values)}
-    if max(map(abs, values)) > 4:
-        with pytest.raises(ReplyError, match=r"w has entries up to 4\.1, expected up to 4"):
-            aggregator.add(plan, sub)
-        sub = {"w": torch.zeros(2)}
-    else:
-        aggregator.add(plan, sub)
-    assert torch.equal(aggregator.result()["w"], sub["w"])
+    with pytest.raises(ReplyError, match=r"w has entries up to 4\.1, expected up to 4"):
+        aggregator.add(plan, {"w": torch.tensor([3.9, 4.1])})
+    for values in ([-4.0, 0.0], [4.0, 4.0]):
+        aggregator.add(plan, {"w": torch.tensor(values)})
+    assert aggregator.result()["w"].tolist() == [0.0, 2.0]
 
 
 def test_a_change_beyond_the_bound_is_refused_whatever_slice_it_is_of():
@@ -157,18 +136,12 @@ def test_a_change_beyond_the_bound_is_refused_whatever_slice_it_is_of():
 
 
 @pytest.mark.parametrize(
-    ("labels", "dtype"),
-    [
-        *(([3, 0, 3], dtype) for dtype in (None, torch.uint8, torch.int8, torch.int16, torch.int32)),
-        (range(0, 6, 3), None),
-        (np.array([3, 0], dtype=np.int32), None),
-    ],
+    "labels", [[3, 0, 3], torch.tensor([3, 0, 3], dtype=torch.int16), range(0, 6, 3), np.array([3, 0], dtype=np.int32)]
 )
-def test_labels_may_be_any_whole_numbers_in_any_order(labels, dtype):
+def test_labels_may_be_any_whole_numbers_in_any_order(labels):
     state, plan, (reply, *_) = strategies.three_replies()
     aggregator = Aggregator(state, label_rows=["linear.bias"])
-    given_labels = labels if dtype is None else torch.as_tensor(labels).to(dtype)
-    aggregator.add(plan, reply, labels=given_labels)
+    aggregator.add(plan, reply, labels=labels)
     changed = (aggregator.result()["linear.bias"] != state["linear.bias"]).nonzero().flatten().tolist()
     assert changed == [0, 3]
 
@@ -227,14 +200,9 @@ def test_they_are_found_in_few_bits_too(upload, weight_decay):
     assert trained_rows(before, found, CLASSES) == [1, 4]
 
 
-def test_a_row_of_zeros_that_stays_is_not_trained():
-    before = {"w": torch.zeros(2, 3)}
-    assert trained_rows(before, {"w": torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}, 2) == [1]
-
-
-def test_rows_beyond_the_classes_do_not_count():
-    before = {"w": torch.ones(3, 2)}
-    assert trained_rows(before, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
+def test_rows_of_zeros_that_stay_and_rows_beyond_the_classes_were_not_trained():
+    assert trained_rows({"w": torch.zeros(2, 2)}, {"w": torch.tensor([[0.0, 0.0], [0.0, 1.0]])}, 2) == [1]
+    assert trained_rows({"w": torch.ones(3, 2)}, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.2])

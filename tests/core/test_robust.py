@@ -21,21 +21,10 @@ OPTIONS = st.builds(
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-20, torch.float64: 1e-12}
 
 
-def added(drawn, robust, order=None):
-    aggregator = RobustAggregator(drawn.state, **drawn.options, robust=robust)
-    for number in order or range(len(drawn.plans)):
-        reply = drawn.replies[number]
-        aggregator.add(drawn.plans[number], reply.values, labels=reply.labels)
-    return aggregator
-
-
 @given(drawn=strategies.rounds(most=6, weights=st.just(1.0)), robust=OPTIONS)
 def test_the_result_is_the_twins(drawn, robust):
-    found = added(drawn, robust).result()
-    fewest = min((len(drawn.state[name]) for name in drawn.options["label_rows"]), default=0)
-    options = {**drawn.options, "classes": drawn.options["classes"] or fewest}
-    expected = twin.robust_mean(drawn.state, drawn.replies, robust, **options)
-    for name, value in found.items():
+    expected = drawn.expected(twin.robust_mean, robust)
+    for name, value in drawn.result(aggregate=RobustAggregator, robust=robust).items():
         assert value.dtype == drawn.state[name].dtype
         np.testing.assert_allclose(
             value.double().numpy(), expected[name], rtol=SPACING[value.dtype], atol=1e-5, err_msg=name
@@ -45,8 +34,8 @@ def test_the_result_is_the_twins(drawn, robust):
 @given(drawn=strategies.rounds(most=6, weights=st.just(1.0)), robust=OPTIONS, data=st.data())
 def test_another_order_of_replies_changes_nothing(drawn, robust, data):
     order = data.draw(st.permutations(range(len(drawn.plans))))
-    expected = added(drawn, robust).result()
-    for name, value in added(drawn, robust, order).result().items():
+    expected = drawn.result(aggregate=RobustAggregator, robust=robust)
+    for name, value in drawn.result(order, RobustAggregator, robust=robust).items():
         torch.testing.assert_close(value, expected[name], rtol=SPACING[value.dtype], atol=1e-5)
 
 

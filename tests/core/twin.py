@@ -8,9 +8,11 @@ from itertools import product
 
 import numpy as np
 import torch
+from torch import nn
 
-from heterofl_flwr.core import Axes
+from heterofl_flwr.core import Axes, Plan
 
+Entry = tuple[int, ...]
 Positions = tuple[tuple[int, ...], ...]
 """For each axis of a parameter, the positions in the global parameter that a client holds, in the client's order."""
 
@@ -36,7 +38,7 @@ def held(axes: Axes) -> Positions:
     return tuple(positions(axis.full, axis.kept, axis.parts, axis.index) for axis in axes)
 
 
-def entries(held: Positions) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def entries(held: Positions) -> Iterator[tuple[Entry, Entry]]:
     """Yield (local index, global index) of each entry that a client holds."""
     for local in product(*(range(len(axis)) for axis in held)):
         yield local, tuple(axis[place] for axis, place in zip(held, local, strict=True))
@@ -50,43 +52,30 @@ def cut(tensor: torch.Tensor, held: Positions) -> torch.Tensor:
     return local
 
 
-def holders(
-    name: str, replies: Sequence[Reply], counts_row: Callable[[Reply, int], bool]
-) -> dict[tuple[int, ...], list[tuple[float, float]]]:
-    """Return for each entry of one parameter that somebody held the (weight, value) of its holders."""
-    gathered: dict[tuple[int, ...], list[tuple[float, float]]] = {}
-    for reply in replies:
-        if name in reply.values:
-            value = reply.values[name].double().numpy()
+def values_by_entry(
+    replies: Sequence[Reply], label_rows: Sequence[str], classes: int, extra_rows: bool
+) -> dict[tuple[str, Entry], dict[int, float]]:
+    """Return for each entry of each parameter that somebody held the values of its holders, by reply."""
+    found: dict[tuple[str, Entry], dict[int, float]] = {}
+    for number, reply in enumerate(replies):
+        for name, tensor in reply.values.items():
+            values = tensor.double().numpy()
+            masked = name in label_rows and reply.labels is not None
             for local, origin in entries(reply.positions[name]):
-                if not origin or counts_row(reply, origin[0]):
-                    gathered.setdefault(origin, []).append((reply.weight, value[local].item()))
-    return gathered
+                if not masked or origin[0] in reply.labels or (extra_rows and origin[0] >= classes):
+                    found.setdefault((name, origin), {})[number] = values[local].item()
+    return found
 
 
-def counting_mean(
-    state: Mapping[str, torch.Tensor],
-    replies: Sequence[Reply],
-    label_rows: Sequence[str] = (),
-    *,
-    classes: int = 0,
-    extra_rows: bool = True,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def counting_mean(state, replies, label_rows=(), *, classes=0, extra_rows=True):
     """Return the new state in double precision, and which of its entries somebody held."""
-
-    def counts_row(reply: Reply, row: int) -> bool:
-        return reply.labels is None or row in reply.labels or (extra_rows and row >= classes)
-
-    means, held = {}, {}
-    for name, old in state.items():
-        rule = counts_row if name in label_rows else lambda reply, row: True
-        means[name] = old.double().numpy().copy()
-        held[name] = np.zeros(tuple(old.shape), dtype=bool)
-        for entry, given in holders(name, replies, rule).items():
-            total = sum(weight for weight, _ in given)
-            if total > 0:
-                means[name][entry] = sum(weight * value for weight, value in given) / total
-                held[name][entry] = True
+    means = {name: old.double().numpy().copy() for name, old in state.items()}
+    held = {name: np.zeros(tuple(old.shape), dtype=bool) for name, old in state.items()}
+    for (name, entry), values in values_by_entry(replies, label_rows, classes, extra_rows).items():
+        total = sum(replies[number].weight for number in values)
+        if total > 0:
+            means[name][entry] = sum(replies[number].weight * value for number, value in values.items()) / total
+            held[name][entry] = True
     return means, held
 
 
@@ -100,18 +89,37 @@ def scattered(seed: int) -> Callable[[int, int], list[int]]:
     return lambda full, kept: sorted(random.Random(f"{seed}/{full}/{kept}").sample(range(full), kept))
 
 
+def origins(plan: Plan, full: nn.Module) -> dict[str, torch.Tensor]:
+    """Return for each entry of each local parameter its flat position in the global parameter."""
+    return plan.extract(
+        {name: torch.arange(own.numel()).view(own.shape) for name, own in full.named_parameters(remove_duplicate=False)}
+    )
+
+
+@torch.no_grad()
+def zero_extend(plan: Plan, full: nn.Module, local: nn.Module) -> None:
+    """Set every parameter of ``full`` to zero, except for the entries that ``local`` holds."""
+    places = origins(plan, full)
+    kept = dict(local.named_parameters(remove_duplicate=False))
+    for name, parameter in full.named_parameters(remove_duplicate=False):
+        parameter.zero_()
+        if name in kept:
+            parameter.view(-1)[places[name].flatten()] = kept[name].flatten()
+
+
+def spread(local: torch.Tensor, axis: int, full: int, places) -> torch.Tensor:
+    """Return zeros of length ``full`` along an axis, with the local tensor at the given places."""
+    shape = list(local.shape)
+    shape[axis] = full
+    return torch.zeros(shape, dtype=local.dtype).index_copy_(axis, torch.tensor(places), local)
+
+
 def robust_mean(state, replies, robust, label_rows=(), *, classes=0, extra_rows=True):
     """Return the robust mean of each entry over its holders, in double precision."""
-
-    def counts_row(reply: Reply, row: int) -> bool:
-        return reply.labels is None or row in reply.labels or (extra_rows and row >= classes)
-
-    given = {}  # (parameter, entry) -> {reply: what it changed}
-    for name, old in state.items():
-        for number, reply in enumerate(replies):
-            rule = counts_row if name in label_rows else lambda reply, row: True
-            for entry, [(_, value)] in holders(name, [reply], rule).items():
-                given.setdefault((name, entry), {})[number] = value - old[entry].double().item()
+    given = {
+        (name, entry): {number: value - state[name][entry].double().item() for number, value in values.items()}
+        for (name, entry), values in values_by_entry(replies, label_rows, classes, extra_rows).items()
+    }
     agreed = {at: _agreed(at, given, robust) for at, own in given.items() if len(own) >= 3}
     new = {name: old.double().numpy().copy() for name, old in state.items()}
     for (name, entry), own in given.items():
@@ -128,7 +136,7 @@ def robust_mean(state, replies, robust, label_rows=(), *, classes=0, extra_rows=
 
 def _agreed(at, given, robust):
     """Return by how much three holders or more change an entry."""
-    changes = dict(given[at])
+    changes = given[at]
     if robust.mean == "clip":
         alike = [own for (name, _), own in given.items() if name == at[0] and len(own) == len(changes)]
         lengths = {

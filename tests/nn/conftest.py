@@ -1,6 +1,6 @@
-"""Small models, and the slow twin of slicing."""
+"""Small models and batches for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -38,18 +38,3 @@ def inputs() -> Callable[[str], torch.Tensor]:
         return torch.randn(5, 3, 16, 16, generator=generator)
 
     return make
-
-
-@pytest.fixture
-def zero_extended() -> Callable[[nn.Module, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Return the slow twin of slicing: a model's state in which all but a leading block is zero."""
-
-    def extend(full: nn.Module, sub_state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        extended = {}
-        for name, value in full.state_dict().items():
-            block = tuple(slice(0, length) for length in sub_state[name].shape)
-            extended[name] = torch.zeros_like(value)
-            extended[name][block] = sub_state[name]
-        return extended
-
-    return extend

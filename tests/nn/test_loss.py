@@ -49,48 +49,38 @@ def test_infinitely_low_classes_leave_the_softmax():
 def test_the_fill_follows_the_fidelity():
     assert fill_of(Fidelity.of("paper")) == "zero"
     assert fill_of(Fidelity.of("fixed")) == "-inf"
-
-
-def test_unknown_fills_are_refused():
     with pytest.raises(ConfigError, match="'inf' is no fill for logits; expected one of zero, -inf, none"):
         mask_logits(torch.zeros(1, 2), None, "inf")
 
 
-@pytest.mark.parametrize("classes", [[0, 3], [-1], [3, 3, 7]])
-def test_classes_out_of_range_are_refused(classes):
-    with pytest.raises(DataError, match="do not exist: expected 0 to 2"):
-        mask_logits(torch.zeros(1, 3), torch.tensor(classes))
-
-
 @pytest.mark.parametrize(
-    "classes", [torch.tensor([[0]]), torch.tensor([0.0]), torch.tensor([True]), torch.tensor(0), torch.tensor([1j])]
+    ("classes", "reason"),
+    [
+        (torch.tensor([0, 3]), r"classes \[3\] do not exist: expected 0 to 2"),
+        (torch.tensor([-1]), r"classes \[-1\] do not exist"),
+        *((own, "expected a vector of integers") for own in map(torch.tensor, ([[0]], [0.0], 0, [1j]))),
+        (torch.tensor([True, False]), r"mask has shape \(2,\), but the logits have 3 classes"),
+    ],
 )
-def test_classes_that_are_no_vector_of_integers_are_refused(classes):
+def test_classes_that_do_not_fit_raise(classes, reason):
+    with pytest.raises(DataError, match=reason):
+        mask_logits(torch.zeros(1, 3), classes)
+
+
+def test_a_mask_is_made_of_numbers_and_not_of_a_mask():
     with pytest.raises(DataError, match="expected a vector of integers"):
-        class_mask(classes, 3)
+        class_mask(torch.tensor([True]), 3)
 
 
-def test_a_mask_of_another_length_is_refused():
-    with pytest.raises(DataError, match=r"mask has shape \(2,\), but the logits have 3 classes"):
-        mask_logits(torch.zeros(1, 3), torch.tensor([True, False]))
-
-
-@pytest.mark.parametrize("shape", [(), (5,)])
-@pytest.mark.parametrize("target", [3, -1])
-def test_targets_out_of_range_are_refused(shape, target):
+@pytest.mark.parametrize(("shape", "target"), [((), 3), ((5,), -1)])
+def test_targets_out_of_range_raise(shape, target):
     with pytest.raises(DataError, match="targets do not fit 3 classes"):
         masked_cross_entropy(torch.zeros(2, 3, *shape), torch.full((2, *shape), target))
 
 
-def test_perplexity_of_the_paper_is_the_mean_over_chunks():
+def test_perplexity_is_the_mean_over_chunks_or_weighted_by_tokens():
     assert perplexity([1.0, 3.0], [30, 10]) == pytest.approx((math.e + math.e**3) / 2)
-
-
-def test_perplexity_fixed_weights_by_tokens():
     assert perplexity([1.0, 3.0], [30, 10], "fixed") == pytest.approx(math.exp(1.5))
-
-
-@pytest.mark.parametrize(("losses", "counts"), [([], []), ([1.0], [1, 2]), ([1.0], [0])])
-def test_perplexity_of_nothing_is_refused(losses, counts):
-    with pytest.raises(DataError, match="a perplexity needs chunks"):
-        perplexity(losses, counts)
+    for losses, counts in (([], []), ([1.0], [1, 2]), ([1.0], [0])):
+        with pytest.raises(DataError, match="a perplexity needs chunks"):
+            perplexity(losses, counts)

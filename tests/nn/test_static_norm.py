@@ -1,10 +1,7 @@
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from heterofl_flwr.errors import DataError, ShapeError
@@ -96,13 +93,10 @@ def test_an_input_that_is_not_made_of_the_batches_is_refused():
         collect_moments(Folding(), batches, together=2)
 
 
-@given(
-    cuts=st.lists(st.integers(1, 9), max_size=3, unique=True).map(lambda cuts: [0, *(2 * c for c in sorted(cuts)), 20])
-)
-def test_fixed_moments_do_not_depend_on_how_data_is_cut_in_batches(cuts):
+@pytest.mark.parametrize("sizes", [[20], [2, 18], [6, 4, 8, 2]])
+def test_fixed_moments_do_not_depend_on_how_data_is_cut_in_batches(sizes):
     data = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(0)) + 5
-    batches = [data[start:stop] for start, stop in pairwise(cuts)]
-    mean, variance = collect_moments(nn.BatchNorm1d(3), batches, "fixed").statistics("")
+    mean, variance = collect_moments(nn.BatchNorm1d(3), data.split(sizes), "fixed").statistics("")
     expected_variance, expected_mean = torch.var_mean(data.double(), (0, 2))
     torch.testing.assert_close(mean, expected_mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(variance, expected_variance, rtol=1e-5, atol=0)
@@ -121,7 +115,7 @@ def test_clients_together_give_what_one_pass_over_all_their_data_gives(small, ki
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_any_model_is_left_exactly_as_it_was(training):
+def test_any_model_is_left_exactly_as_it_was_even_after_a_failing_batch(training):
     model = _user_model()
     if not training:
         model.eval()
@@ -129,15 +123,10 @@ def test_any_model_is_left_exactly_as_it_was(training):
     buffers = [layer.running_mean for layer in batch_norms(model).values()]
     collect_moments(model, _batches())
     _assert_same(before, _snapshot(model))
-    assert all(a is b.running_mean for a, b in zip(buffers, batch_norms(model).values(), strict=True))
-
-
-def test_a_failing_batch_leaves_the_model_as_it_was():
-    model = _user_model()
-    before = _snapshot(model)
     with pytest.raises(RuntimeError):
         collect_moments(model, [*_batches(2), torch.zeros(2, 7, 8, 8)])
     _assert_same(before, _snapshot(model))
+    assert all(a is b.running_mean for a, b in zip(buffers, batch_norms(model).values(), strict=True))
 
 
 def test_dropout_is_off_and_running_statistics_are_not_used():

@@ -15,17 +15,12 @@ from heterofl_flwr.nn.transformer import MultiHeadAttention, Transformer, Transf
 SHAPE = TransformerShape(sequence=6, embedding=32, hidden=24, heads=4, layers=3)
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5, 0.0625])
-@pytest.mark.parametrize("length", [1, 4, 6])
-def test_words_are_axis_one_of_the_logits(rate, length):
-    assert Transformer(20, SHAPE, rate=rate)(torch.zeros(2, length, dtype=torch.int64)).shape == (2, 20, length)
-
-
-def test_the_mask_token_is_one_past_the_words():
-    model = Transformer(20, SHAPE)
+@pytest.mark.parametrize(("rate", "length"), [(1.0, 1), (0.5, 4), (0.0625, 6)])
+def test_words_are_axis_one_of_the_logits_and_the_mask_token_is_one_past_the_words(rate, length):
+    model = Transformer(20, SHAPE, rate=rate)
     assert model.mask_token == 20
-    assert model.embedding.token.weight.shape == (21, 32)
-    model(torch.tensor([[model.mask_token]]))
+    assert len(model.embedding.token.weight) == 21
+    assert model(torch.full((2, length), model.mask_token)).shape == (2, 20, length)
 
 
 def test_longer_texts_than_positions_are_refused():
