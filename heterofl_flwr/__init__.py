@@ -66,46 +66,42 @@ __all__ = [
     "multi_step",
 ]
 
-# Where each public name lives. A new one is a line here, and its name in __all__ and in the imports for type checkers.
+# Where each public name lies. A new one is added here, to __all__ and to the imports for type checkers.
 _HOMES = {
-    "Adagrad": "heterofl_flwr.federation.server_optimizer",
-    "Adam": "heterofl_flwr.federation.server_optimizer",
-    "Aggregator": "heterofl_flwr.core.counting_mean",
-    "Averaging": "heterofl_flwr.federation.options",
-    "DeviceProfile": "heterofl_flwr.grids.devices",
-    "Devices": "heterofl_flwr.grids.devices",
-    "Evaluation": "heterofl_flwr.federation.evaluation",
-    "FedH2L": "heterofl_flwr.strategies.fedh2l",
-    "Fidelity": "heterofl_flwr.core.fidelity",
-    "HeteroFL": "heterofl_flwr.strategies.heterofl",
-    "HeteroFLError": "heterofl_flwr.errors",
-    "Hybrid": "heterofl_flwr.strategies.hybrid",
-    "Levels": "heterofl_flwr.federation.nodes",
-    "Limits": "heterofl_flwr.federation.limits",
-    "LocalGrid": "heterofl_flwr.grids.local",
-    "Mix": "heterofl_flwr.core.levels",
-    "Momentum": "heterofl_flwr.federation.server_optimizer",
-    "Plan": "heterofl_flwr.core.plan",
-    "RayGrid": "heterofl_flwr.grids.ray_grid",
-    "Robust": "heterofl_flwr.core.robust",
-    "RoundCallback": "heterofl_flwr.federation.records",
-    "Privacy": "heterofl_flwr.federation.privacy",
-    "Sampling": "heterofl_flwr.federation.options",
-    "SimulatedDevices": "heterofl_flwr.grids.simulated",
-    "Transfer": "heterofl_flwr.federation.options",
-    "Windowed": "heterofl_flwr.grids.windowed",
-    "Yogi": "heterofl_flwr.federation.server_optimizer",
-    "elastic": "heterofl_flwr.elastic_models.build",
-    "multi_step": "heterofl_flwr.federation.server_optimizer",
+    "core.counting_mean": ("Aggregator",),
+    "core.fidelity": ("Fidelity",),
+    "core.levels": ("Mix",),
+    "core.plan": ("Plan",),
+    "core.robust": ("Robust",),
+    "elastic_models.build": ("elastic",),
+    "errors": ("HeteroFLError",),
+    "federation.evaluation": ("Evaluation",),
+    "federation.limits": ("Limits",),
+    "federation.nodes": ("Levels",),
+    "federation.options": ("Averaging", "Sampling", "Transfer"),
+    "federation.privacy": ("Privacy",),
+    "federation.records": ("RoundCallback",),
+    "federation.server_optimizer": ("Adagrad", "Adam", "Momentum", "Yogi", "multi_step"),
+    "grids.devices": ("DeviceProfile", "Devices"),
+    "grids.local": ("LocalGrid",),
+    "grids.ray_grid": ("RayGrid",),
+    "grids.simulated": ("SimulatedDevices",),
+    "grids.windowed": ("Windowed",),
+    "strategies.fedh2l": ("FedH2L",),
+    "strategies.heterofl": ("HeteroFL",),
+    "strategies.hybrid": ("Hybrid",),
 }
 
 
 def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562)."""
     if name == "__version__":
-        value: object = _version()
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+        try:
+            value: object = metadata.version("heterofl-flwr")
+        except metadata.PackageNotFoundError:  # run from its source, never installed
+            value = "0+unknown"
+    elif module := next((module for module, names in _HOMES.items() if name in names), None):
+        value = getattr(import_module(f"{__name__}.{module}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -115,10 +111,3 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """List the public names, loaded or not."""
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    try:
-        return metadata.version("heterofl-flwr")
-    except metadata.PackageNotFoundError:  # run from its source, never installed
-        return "0+unknown"

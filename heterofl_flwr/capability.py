@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import LEVELS, rate_of
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.training.capacity import Trial, largest_rate
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ AUTO = "auto"
 ROUND_SECONDS = 60.0
 """For how long a node that measures itself trains in a round at the most, unless its config says otherwise."""
 
-_RECORD = "capacity"
-_OF, _RATE = "of", "rate"
+RECORD = "capacity"
+"""The record of a node's state with what it measured; without one, that is kept in a file."""
 
 
 def answer_capability(message: Message, context: Context, trial: Callable[[], Trial] | None = None) -> Message:
@@ -31,18 +31,20 @@ def answer_capability(message: Message, context: Context, trial: Callable[[], Tr
 
     ``trial`` gives what a node tries where its config says ``level="auto"``; it is called only then.
     """
-    reported = capability_of(context)
+    reported = read_capability(context)
     if measures_itself(context):
         if trial is None:
             raise ConfigError(
                 "the node config has level='auto', but this app gives no data to try: pass data to answer_queries, or "
                 "name a level"
             )
-        reported[messages.CAPACITY] = _measure(context, trial(), _read_rates(message))
+        # Those of the server's mix, so what a node proposes is never above them.
+        rates = messages.read_rates(messages.read_config(message), list(LEVELS.values()))
+        reported[messages.CAPACITY] = _measure(context, trial(), rates)
     return Message(RecordDict({messages.CONFIG: messages.new_config(reported)}), reply_to=message)
 
 
-def capability_of(context: Context) -> dict[str, object]:
+def read_capability(context: Context) -> dict[str, object]:
     """Return what a node's own config says: level or rate, and which part of the data it has."""
     node = context.node_config
     if messages.NODE_LEVEL in node and messages.NODE_RATE in node:
@@ -70,30 +72,26 @@ def measures_itself(context: Context) -> bool:
     return context.node_config.get(messages.NODE_LEVEL) == AUTO
 
 
-def _read_rates(message: Message) -> Sequence[float]:
-    """Return the rates that a server offers: those of its mix, so what a node proposes is never above them."""
-    rates = messages.config_of(message, messages.SERVER).get(messages.RATES, list(LEVELS.values()))
-    if not isinstance(rates, list) or not rates or not all(isinstance(rate, float) for rate in rates):
-        raise ReplyError(f"{messages.SERVER} sent {rates!r} as {messages.RATES}, expected a list of numbers")
-    return [float(rate) for rate in rates]
-
-
 def _measure(context: Context, trial: Trial, rates: Sequence[float]) -> float:
     """Return the largest rate that this node can train; it measures again only if what that depends on has changed."""
     budget = context.node_config.get(messages.NODE_SECONDS, ROUND_SECONDS)
     if isinstance(budget, bool | str) or not (math.isfinite(budget) and budget > 0):
         raise ConfigError(f"the node config has {messages.NODE_SECONDS}={budget!r}; expected a number above 0")
-    of = f"{budget:g} s; {trial.key(rates)}"
-    path = context.node_config.get(messages.NODE_CAPACITY)
-    record = context.state.get(_RECORD)
-    found = _read(Path(str(path))) if path is not None else dict(record) if isinstance(record, ConfigRecord) else {}
-    if found.get(_OF) == of and found.get(_RATE) in rates:
-        return rate_of(found[_RATE])  # type: ignore[arg-type]
+    depends_on = f"{budget:g} s; {trial.key(rates)}"
+    named = context.node_config.get(messages.NODE_CAPACITY)
+    path, record = Path(str(named)) if named is not None else None, context.state.get(RECORD)
+    found = _read(path) if path else dict(record) if isinstance(record, ConfigRecord) else {}
+    if found.get("of") == depends_on and found.get("rate") in rates:
+        return rate_of(found["rate"])  # type: ignore[arg-type]
     rate = largest_rate(trial, rates, budget)
     if path is None:
-        context.state[_RECORD] = ConfigRecord({_OF: of, _RATE: rate})
-    else:
-        _write(Path(str(path)), {_OF: of, _RATE: rate})
+        context.state[RECORD] = ConfigRecord({"of": depends_on, "rate": rate})
+        return rate
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"of": depends_on, "rate": rate}), encoding="utf-8")
+    except OSError as error:  # the node can train all the same
+        logger.warning("%s cannot be written (%s), so this node will measure itself again", path, error)
     return rate
 
 
@@ -106,11 +104,3 @@ def _read(path: Path) -> dict[str, object]:
         logger.warning("%s cannot be read (%s), so this node measures itself anew", path, error)
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, found: dict[str, object]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found), encoding="utf-8")
-    except OSError as error:  # the node can train all the same
-        logger.warning("%s cannot be written (%s), so this node will measure itself again", path, error)

@@ -64,29 +64,26 @@ def submodel(
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    rate = messages.value_of(messages.config_of(message, messages.SERVER), messages.RATE, float, messages.SERVER)
+    rate = messages.read_value(messages.read_config(message), messages.RATE, float)
     return next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
-    shared = messages.shared_of(messages.config_of(message, messages.SERVER), messages.SERVER)
+    shared = messages.read_shared(messages.read_config(message))
     return {name: tensor for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
 def seed_of(message: Message) -> int:
     """Return a seed that is a function of the run's seed, the round and the client."""
-    config = messages.config_of(message, messages.SERVER)
-    parts = [
-        messages.value_of(config, key, int, messages.SERVER)
-        for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
-    ]
-    return derive(parts[0], "client", *parts[1:])
+    config, keys = messages.read_config(message), (messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
+    seed, server_round, partition = (messages.read_value(config, key, int) for key in keys)
+    return derive(seed, "client", server_round, partition)
 
 
 def share_of_work(message: Message) -> float:
     """Return after which share of its steps a client is to stop: 1, but where devices are simulated."""
-    return messages.work_of(messages.config_of(message, messages.SERVER), messages.SERVER)
+    return messages.read_work(messages.read_config(message))
 
 
 def models_to_evaluate(
@@ -96,11 +93,9 @@ def models_to_evaluate(
 
     The models are as ``submodel`` returns them; ``seed_torch`` is that of ``submodel``, before each.
     """
-    config = messages.config_of(message, messages.SERVER)
-    rates = config.get(messages.RATES, [config.get(messages.RATE)])
-    if not isinstance(rates, list) or not all(isinstance(rate, float) for rate in rates):
-        raise ReplyError(f"{messages.SERVER} sent {rates!r} as {messages.RATES}, expected a list of numbers")
-    yield from _build_models(message, build, cast("list[float]", rates), None, seed_torch)
+    config = messages.read_config(message)
+    rates = messages.read_rates(config, [cast("float", config.get(messages.RATE))])
+    yield from _build_models(message, build, rates, None, seed_torch)
 
 
 def reply(
@@ -137,8 +132,8 @@ def reply(
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
-        upload = messages.upload_of(messages.config_of(message, messages.SERVER), messages.SERVER)
-        records = _trained(message, model, upload)
+        upload = messages.read_upload(messages.read_config(message))
+        records = _pack_trained(message, model, upload)
         if upload != "float32":
             config[messages.UPLOAD] = upload
     reported = MetricRecord({**numbers, messages.NUM_EXAMPLES: int(num_examples)})
@@ -178,9 +173,15 @@ def answer_queries(
         )
     build_of = build_from or (lambda context: cast("Build", build))
 
+    def trial(context: Context) -> Trial:
+        """Return what this node does in a round."""
+        inputs = [first_tensor(batch) for batch in data(context)] if data else []
+        first = inputs[0] if inputs else torch.empty(0)
+        return Trial(build_of(context), first, epochs * len(inputs), resolve_device())
+
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
-        return answer_capability(message, context, data and (lambda: _trial(build_of(context), data(context), epochs)))
+        return answer_capability(message, context, data and (lambda: trial(context)))
 
     if data is None:
         return
@@ -188,12 +189,6 @@ def answer_queries(
     @app.query("moments")  # type: ignore[untyped-decorator, unused-ignore]
     def moments(message: Message, context: Context) -> Message:
         return answer_moments(message, build_of(context), lambda: data(context))
-
-
-def _trial(build: Build, batches: Batches, epochs: int) -> Trial:
-    """Return what a node with such batches does in a round."""
-    inputs = [inputs_of(batch) for batch in batches]
-    return Trial(build, inputs[0] if inputs else torch.empty(0), epochs * len(inputs), resolve_device())
 
 
 def answer_moments(
@@ -209,23 +204,15 @@ def answer_moments(
 
     ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
-    kind = cast(
-        "Variant",
-        messages.value_of(messages.config_of(message, messages.SERVER), messages.MOMENTS_KIND, str, messages.SERVER),
-    )
+    kind = messages.read_value(messages.read_config(message), messages.MOMENTS_KIND, str)
     moments = {
-        rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind, together=together)
+        rate: collect_moments(
+            model.to(device), map(first_tensor, batches()), kind=cast("Variant", kind), together=together
+        )
         for rate, model in models_to_evaluate(message, build, seed_torch=seed_torch)
     }
     content = RecordDict({messages.MOMENTS: messages.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
-
-
-def _read_state(message: Message) -> dict[str, Tensor]:
-    records = messages.arrays_in(message.content)
-    if messages.ARRAYS not in records:
-        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
-    return messages.tensors_of(records[messages.ARRAYS], messages.SERVER)
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
@@ -233,9 +220,16 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: own.detach().cpu() for name, own in model.named_parameters()}
 
 
-def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
-    config = messages.config_of(message, messages.SERVER)
-    shared, clip = messages.shared_of(config, messages.SERVER), messages.clip_of(config, messages.SERVER)
+def _read_state(message: Message) -> dict[str, Tensor]:
+    records = messages.array_records(message.content)
+    if messages.ARRAYS not in records:
+        raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
+    return messages.read_tensors(records[messages.ARRAYS])
+
+
+def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
+    config = messages.read_config(message)
+    shared, clip = messages.read_shared(config), messages.read_clip(config)
     state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     if clip:
         state = clipped(_read_state(message), state, clip)
@@ -247,22 +241,17 @@ def _trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, Ar
 def _build_models(
     message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None, seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
-    config = messages.config_of(message, messages.SERVER)
-    top = messages.value_of(config, messages.RATE, float, messages.SERVER)
+    config = messages.read_config(message)
+    top = messages.read_value(config, messages.RATE, float)
     state: Mapping[str, Tensor] = _read_state(message)
-    if (shared := messages.shared_of(config, messages.SERVER)) != ALL:
+    if (shared := messages.read_shared(config)) != ALL:
         state = {**_personal_part(config, build, top, shared, own), **state}
-    records = messages.arrays_in(message.content)
+    moments = messages.array_records(message.content).get(messages.MOMENTS)
     seed = seed_of(message)
     for rate in rates:
         model = model_at(build, state, top, rate)
         if message.metadata.message_type.startswith("evaluate"):
-            moments = (
-                messages.unpack_moments(records[messages.MOMENTS], rate, messages.SERVER)
-                if messages.MOMENTS in records
-                else None
-            )
-            model = for_evaluation(model, moments)
+            model = for_evaluation(model, messages.unpack_moments(moments, rate) if moments is not None else None)
         if seed_torch:
             torch.manual_seed(seed)
         yield rate, model
@@ -273,8 +262,8 @@ def _personal_part(
 ) -> dict[str, Tensor]:
     """Return a client's own parameters at a rate: what it kept, or that slice of the model that the run began with."""
     if own is None:
-        top = messages.value_of(config, messages.GLOBAL_RATE, float, messages.SERVER)
-        seed = messages.value_of(config, messages.SEED, int, messages.SERVER)
+        top = messages.read_value(config, messages.GLOBAL_RATE, float)
+        seed = messages.read_value(config, messages.SEED, int)
         own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
     model = fresh_model(build, rate)
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
@@ -327,7 +316,7 @@ def _misfits(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> s
     return "; ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in wrong[:3])
 
 
-def inputs_of(batch: object) -> Tensor:
+def first_tensor(batch: object) -> Tensor:
     """Return the model's input of a batch for static batch norm."""
     first = batch
     if isinstance(batch, tuple | list | Mapping) and batch:

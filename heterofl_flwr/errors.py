@@ -20,7 +20,7 @@ class HeteroFLError(Exception):
 
 
 class ConfigError(HeteroFLError, ValueError):
-    """A setting, a mix, a rate or a level is not usable."""
+    """A setting, a mix, a rate or a level is invalid."""
 
 
 class ShapeError(HeteroFLError, ValueError):
@@ -53,17 +53,7 @@ def first_line(error: Exception) -> str:
 
 
 def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str = "") -> None:
-    """Raise one ``ConfigError`` for all fields that break their rules.
-
-    Parameters
-    ----------
-    of : object
-        What has the fields.
-    rules : Iterable[tuple[str, bool, str]]
-        A field's name, whether it is good, and what is expected.
-    what : str
-        What the complaint begins with.
-    """
+    """Raise one ``ConfigError`` for all fields that break their rules: (name, whether it is good, what is expected)."""
     faults = [f"{name} is {getattr(of, name)!r}, expected {expected}" for name, good, expected in rules if not good]
     if faults:
         raise ConfigError(what + "; ".join(faults))

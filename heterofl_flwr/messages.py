@@ -2,7 +2,7 @@
 
 Instructions carry an ``ArrayRecord`` of parameters and a ``ConfigRecord``; replies carry parameters, a ``MetricRecord``
 and a ``ConfigRecord``. Every config carries the schema version, so that two versions of this package that would
-misunderstand one another say so instead.
+misunderstand one another say so instead. A sender is by default the server, as clients read its messages.
 """
 
 import io
@@ -14,7 +14,8 @@ from typing import TypeVar, cast, get_args
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from torch import Tensor
 
 from heterofl_flwr.core.compression import Changes, Upload
@@ -83,7 +84,7 @@ NODE_CAPACITY = "capacity-path"
 TRAIN_PUBLISH = "train.publish"
 TRAIN_LEARN = "train.learn"
 
-RECORDS_OF: Mapping[Upload, tuple[str, ...]] = {
+UPLOAD_RECORDS: Mapping[Upload, tuple[str, ...]] = {
     "float32": (ARRAYS,),
     "float16": (CHANGES,),
     "int8": (CHANGES, SCALES),
@@ -106,6 +107,17 @@ NOT_CONVERTED = (
 HEADER_BYTES = 1024
 """More than the header of any array that a client of ours sends."""
 
+SIMULATED = "simulated: "
+"""How the reason of every ``SimulatedFault`` begins."""
+
+
+class SimulatedFault(Error):
+    """Why a simulated device gives no reply. No client can claim it: a type of error does not travel."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
+
+
 Value = TypeVar("Value")
 
 
@@ -114,8 +126,8 @@ def new_config(values: Mapping[str, object]) -> ConfigRecord:
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
 
 
-def config_of(message: Message, sender: str) -> ConfigRecord:
-    """Return a message's config, or the only one that it has; refuse one of another schema, naming both sides."""
+def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
+    """Return a message's config, or the only one that it has; reject one of another schema, naming both sides."""
     others = [record for record in message.content.values() if isinstance(record, ConfigRecord)]
     config = others[0] if len(others) == 1 else message.content.get(CONFIG)
     found = config if isinstance(config, ConfigRecord) else ConfigRecord()
@@ -123,8 +135,8 @@ def config_of(message: Message, sender: str) -> ConfigRecord:
     return found
 
 
-def check_schema(config: Mapping[str, object], sender: str) -> None:
-    """Refuse what another version of this package sent, or what was not sent by it at all."""
+def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
+    """Reject what another version of this package sent, or what was not sent by it at all."""
     if SCHEMA_KEY not in config:
         cause = NOT_HETEROFL if sender == SERVER else NOT_CONVERTED
         raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
@@ -135,26 +147,71 @@ def check_schema(config: Mapping[str, object], sender: str) -> None:
         )
 
 
-def value_of(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> Value:
-    """Return one value of a config; refuse a missing one or one of another type."""
+def read_value(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value:
+    """Return one value of a config; reject a missing one or one of another type."""
     value: object = config.get(key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**63 else value  # beyond what a message can carry
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ReplyError(f"{sender} sent {shown(value)} as {key}, expected {kind.__name__}")
+        raise unexpected(value, key, kind.__name__, sender)
     return value
 
 
-def optional_value(config: ConfigRecord, key: str, kind: type[Value], sender: str) -> Value | None:
+def read_optional(config: Mapping[str, object], key: str, kind: type[Value], sender: str = SERVER) -> Value | None:
     """Return one value of a config, or None where there is none."""
-    return value_of(config, key, kind, sender) if key in config else None
+    return read_value(config, key, kind, sender) if key in config else None
 
 
-def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
+def unexpected(value: object, key: str, expected: str, sender: str = SERVER) -> ReplyError:
+    """Return the error of a value that is not what was expected under its key."""
+    return ReplyError(f"{sender} sent {shown(value)} as {key}, expected {expected}")
+
+
+def read_rates(config: Mapping[str, object], default: list[float]) -> list[float]:
+    """Return the rates that an instruction names."""
+    value = config.get(RATES, default)
+    if not isinstance(value, list) or not value or not all(isinstance(rate, float) for rate in value):
+        raise unexpected(value, RATES, "a list of numbers")
+    return list(value)
+
+
+def read_upload(config: Mapping[str, object], sender: str = SERVER) -> Upload:
+    """Return the form of a reply that an instruction asks for, or that a reply has; by default float32."""
+    value = config.get(UPLOAD, "float32")
+    if value not in get_args(Upload):
+        raise unexpected(value, UPLOAD, f"one of {', '.join(get_args(Upload))}", sender)
+    return cast("Upload", value)
+
+
+def read_shared(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the patterns of the parameters that an instruction brings and wants back; by default all."""
+    value = config.get(SHARED, list(ALL))
+    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+        raise unexpected(value, SHARED, "a list of patterns")
+    return tuple(pattern for pattern in value if pattern)
+
+
+def read_work(config: Mapping[str, object]) -> float:
+    """Return the share of its steps that an instruction asks of a client; by default all."""
+    value = config.get(WORK, 1.0)
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise unexpected(value, WORK, "a number over 0 and up to 1")
+    return value
+
+
+def read_clip(config: Mapping[str, object]) -> float:
+    """Return the L2 norm to which an instruction asks a client to shorten its change; by default 0 for none."""
+    value = config.get(CLIP, 0.0)
+    if not isinstance(value, float) or not 0 <= value < math.inf:
+        raise unexpected(value, CLIP, "a number of 0 or more")
+    return value
+
+
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
     """Return the array records among what a message carries; a single one of a strange name is that of parameters.
 
     Flower's ``content.array_records`` makes an object that refers to itself, so each use would keep the whole message
-    alive until the garbage collector comes round.
+    alive until the garbage collector runs.
     """
     found = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
     strange = [name for name in found if name not in RECORDS]
@@ -163,8 +220,8 @@ def arrays_in(content: RecordDict) -> dict[str, ArrayRecord]:
     return found
 
 
-def record_of(state: dict[str, Tensor]) -> ArrayRecord:
-    """Return tensors as a record; they are taken out of ``state``, each when its bytes are made, to hold none twice."""
+def move_to_record(state: dict[str, Tensor]) -> ArrayRecord:
+    """Return tensors as a record; each is removed from ``state`` when its bytes are made, to hold none twice."""
     record = ArrayRecord()
     for name in list(state):
         record[name] = Array(state.pop(name))
@@ -172,30 +229,30 @@ def record_of(state: dict[str, Tensor]) -> ArrayRecord:
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Refuse a record that takes more bytes than so many entries in double precision, before anything of it is read."""
+    """Reject a record with more bytes than so many entries in double precision, before anything of it is read."""
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
         if len(array.data) > most:
             raise ReplyError(f"{sender} sent {len(array.data):,} bytes as {name[:80]!r}, expected up to {most:,}")
 
 
-def size_of(arrays: ArrayRecord) -> int:
+def count_bytes(arrays: ArrayRecord) -> int:
     """Return the bytes of a record's arrays, as they travel."""
     return sum(len(array.data) for array in arrays.values())
 
 
-def tensors_of(record: ArrayRecord, sender: str) -> dict[str, Tensor]:
-    """Return the tensors of a record, to be read only: they lie where its bytes do. Refuse one that cannot be read."""
+def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
+    """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
     try:
         with warnings.catch_warnings():
             # numpy's on odd headers, and torch's that what it sees must not be written to
             warnings.simplefilter("ignore", UserWarning)
-            return {name: _tensor_of(array) for name, array in record.items()}
+            return {name: _read_array(array) for name, array in record.items()}
     except Exception as error:  # bytes that are no array make numpy and torch raise almost anything
         raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _tensor_of(array: Array) -> Tensor:
+def _read_array(array: Array) -> Tensor:
     """Return the tensor in the bytes of an array, which are those of a ``.npy`` file."""
     expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
     if array.stype != expected:
@@ -212,44 +269,10 @@ def _tensor_of(array: Array) -> Tensor:
     return torch.from_numpy(np.ndarray(shape, dtype, array.data, file.tell(), order="F" if by_columns else "C"))
 
 
-def upload_of(config: Mapping[str, object], sender: str) -> Upload:
-    """Return the form of a reply that an instruction asks for, or that a reply has; without a word, float32."""
-    value = config.get(UPLOAD, "float32")
-    if value not in get_args(Upload):
-        raise ReplyError(f"{sender} sent {shown(value)} as {UPLOAD}, expected one of {', '.join(get_args(Upload))}")
-    return cast("Upload", value)
-
-
-def shared_of(config: Mapping[str, object], sender: str) -> tuple[str, ...]:
-    """Return the patterns of the parameters that an instruction brings and wants back; without a word, all."""
-    value = config.get(SHARED, list(ALL))
-    if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
-        raise ReplyError(f"{sender} sent {value!r} as {SHARED}, expected a list of patterns")
-    return tuple(pattern for pattern in value if pattern)
-
-
-def work_of(config: Mapping[str, object], sender: str) -> float:
-    """Return the share of its steps that an instruction asks of a client; without a word, all."""
-    value = config.get(WORK, 1.0)
-    if not isinstance(value, float) or not 0 < value <= 1:
-        raise ReplyError(f"{sender} sent {value!r} as {WORK}, expected a number over 0 and up to 1")
-    return value
-
-
-def clip_of(config: Mapping[str, object], sender: str) -> float:
-    """Return the L2 norm to which an instruction asks a client to shorten its change; without a word, 0 for none."""
-    value = config.get(CLIP, 0.0)
-    if not isinstance(value, float) or not 0 <= value < math.inf:
-        raise ReplyError(f"{sender} sent {value!r} as {CLIP}, expected a number of 0 or more")
-    return value
-
-
 def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:
     """Return what parameters changed by as records, by their names."""
-    records = {CHANGES: ArrayRecord(dict(changes.tensors))}
-    if changes.scales is not None:
-        records[SCALES] = ArrayRecord({SCALES: changes.scales})
-    return records
+    scales = {} if changes.scales is None else {SCALES: ArrayRecord({SCALES: changes.scales})}
+    return {CHANGES: ArrayRecord(dict(changes.tensors)), **scales}
 
 
 def unpack_trained(
@@ -257,15 +280,15 @@ def unpack_trained(
 ) -> Mapping[str, Tensor] | Changes:
     """Return the parameters of a reply, or what they changed by.
 
-    Refused before anything is read: other records than those of its form, other names or far more bytes than those of
-    its plan.
+    Before anything is read, other records than those of its form are rejected, other names, and far more bytes than
+    those of its plan.
     """
-    expected = RECORDS_OF[upload]
+    expected = UPLOAD_RECORDS[upload]
     if set(records) != set(expected):
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {' and '.join(expected)} alone")
     check_names(plan, records[expected[0]])
     check_sizes(records[expected[0]], {name: math.prod(shape) for name, shape in plan.shapes.items()}, sender)
-    tensors = tensors_of(records[expected[0]], sender)
+    tensors = read_tensors(records[expected[0]], sender)
     if upload == "float32":
         return tensors
     if upload == "float16":
@@ -273,7 +296,7 @@ def unpack_trained(
     if list(records[SCALES]) != [SCALES]:
         raise ReplyError(f"{sender} sent {shown(list(records[SCALES]))} in record {SCALES}, expected {SCALES} alone")
     check_sizes(records[SCALES], {SCALES: plan.parameters}, sender)
-    return Changes(tensors, tensors_of(records[SCALES], sender)[SCALES])
+    return Changes(tensors, read_tensors(records[SCALES], sender)[SCALES])
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:
@@ -286,10 +309,10 @@ def moment_tensors(moments: Mapping[float, Moments]) -> dict[str, Tensor]:
     return {f"{rate}/{name}": tensor for rate, own in moments.items() for name, tensor in own.to_tensors().items()}
 
 
-def unpack_moments(record: ArrayRecord, rate: float, sender: str) -> Moments:
-    """Return the moments of one rate that a record holds; refuse a record that lacks them."""
+def unpack_moments(record: ArrayRecord, rate: float, sender: str = SERVER) -> Moments:
+    """Return the moments of one rate that a record holds; reject a record that lacks them."""
     prefix = f"{rate}/"
-    tensors = tensors_of(record, sender)
+    tensors = read_tensors(record, sender)
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not own:
         raise ReplyError(f"{sender} sent no moments of rate {rate}")

@@ -34,7 +34,7 @@ class CentralEvaluation:
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Return accuracy and loss without any mask."""
-        strategy, state = self._strategy, messages.tensors_of(arrays, "the server")
+        strategy, state = self._strategy, messages.read_tensors(arrays, "the server")
         if not isinstance(strategy, Hybrid):
             return MetricRecord(dict(self._evaluate(server_round, self._task.build, state, strategy.moments)))
         found = {

@@ -197,10 +197,10 @@ def learn_message(message: Message, context: Context) -> Message:
     """Learn from the posteriors that the other clients published (FedH2L and the hybrid)."""
     instruction = Instruction(message, context)
     task = instruction.task
-    record = messages.arrays_in(message.content).get(messages.POSTERIORS)
+    record = messages.array_records(message.content).get(messages.POSTERIORS)
     if record is None or list(record) != [messages.POSTERIORS]:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
-    peers = messages.tensors_of(record, messages.SERVER)[messages.POSTERIORS].to(task.device)
+    peers = messages.read_tensors(record)[messages.POSTERIORS].to(task.device)
     split, _, classes = instruction.data
     model = instruction.load_model() if task.personal else _load_waiting_slice(instruction)
     distill = replace(task.settings.distill.to_core(), temperature=instruction.value(messages.TEMPERATURE, float))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import Task, task_of
-from heterofl_flwr.capability import capability_of
+from heterofl_flwr.capability import read_capability
 from heterofl_flwr.client import Build, own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
@@ -60,7 +60,7 @@ class OwnStates:
         """Return the state that a round begins with; None if there is none yet."""
         if self._folder is None:
             record = self._context.state.get(_RECORD)
-            return messages.tensors_of(record, "this node's context") if isinstance(record, ArrayRecord) else None
+            return messages.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
         paths = [path for number, path in client_states(self._folder).items() if number < server_round]
         if not paths:
             return None
@@ -102,11 +102,11 @@ class Instruction:
     @cached_property
     def config(self) -> ConfigRecord:
         """What the message says beside its parameters."""
-        return messages.config_of(self.message, messages.SERVER)
+        return messages.read_config(self.message)
 
     def value(self, key: str, kind: type[Value]) -> Value:
         """Return a value of the message's config; one that is missing or of another type raises ``ReplyError``."""
-        return messages.value_of(self.config, key, kind, messages.SERVER)
+        return messages.read_value(self.config, key, kind)
 
     @property
     def rate(self) -> float:
@@ -129,7 +129,7 @@ class Instruction:
         node = self.context.node_config
         if NODE_DATA in node:
             return _load_own_data(str(node[NODE_DATA]), self.task.device)
-        said = capability_of(self.context)
+        said = read_capability(self.context)
         partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
         if not isinstance(partition, int) or not isinstance(number, int):
             raise ConfigError(
@@ -146,7 +146,7 @@ class Instruction:
     @property
     def clients(self) -> int:
         """The number of clients among which the data are split, as this node knows it; 0 if it does not."""
-        number = capability_of(self.context).get(messages.NUM_PARTITIONS)
+        number = read_capability(self.context).get(messages.NUM_PARTITIONS)
         return number if isinstance(number, int) and not self.has_own_data else 0
 
     @cached_property

@@ -30,7 +30,7 @@ from heterofl_flwr.settings.presets import EXCHANGES
 from heterofl_flwr.strategies.fedh2l import ExchangeKeywords, FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hybrid import Hybrid
-from heterofl_flwr.strategies.keywords import RunKeywords
+from heterofl_flwr.strategies.keywords import Keywords
 from heterofl_flwr.training import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
-            strategy.engine.tally = Tally.of(one for one in folder.history() if one.server_round < start.first_round)
+            strategy.engine.tally = Tally(one for one in folder.history() if one.server_round < start.first_round)
     strategy.federation.optimizer_state = dict(start.optimizer_state)
     strategy.start(
         SimulatedDevices(watched, devices, min_replies=settings.sample.min_replies) if devices else watched,
@@ -119,7 +119,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
             f"server.strategy={server.strategy} exchanges what models say of the classes of examples, and the data "
             f"set {settings.data.name} is text: choose one with classes"
         )
-    common: RunKeywords = {
+    common: Keywords = {
         "seed": settings.seed,
         "callbacks": callbacks,
         "sampling": settings.sample.to_core(),
@@ -136,10 +136,10 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     if server.strategy == "fedh2l":
         exchange: ExchangeKeywords = {**common, **seed_set}
         return FedH2L(task.dataset.classes, settings.mix, **exchange)
-    averaging: RunKeywords = {
+    averaging: Keywords = {
         **common,
         "assignment": settings.assignment,
-        "choose": server.choose,
+        "slice_rule": server.choose,
         "shared": server.shared,
         "upload": train.upload,
         "weights": server.weights,

@@ -8,9 +8,9 @@ from flwr.common import Context, NDArrays, Scalar
 from torch import nn
 
 from heterofl_flwr import messages
-from heterofl_flwr.capability import capability_of, measures_itself
-from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, named
-from heterofl_flwr.client import Batches, Build, for_evaluation, inputs_of, model_at
+from heterofl_flwr.capability import measures_itself, read_capability
+from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
+from heterofl_flwr.client import Batches, Build, first_tensor, for_evaluation, model_at
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
@@ -59,7 +59,7 @@ def answer_moments(
     """
     kind = cast("Variant", config[messages.MOMENTS_KIND])
     moments = {
-        rate: collect_moments(model.to(device), map(inputs_of, batches()), kind=kind)
+        rate: collect_moments(model.to(device), map(first_tensor, batches()), kind=kind)
         for rate, model in models_to_evaluate(parameters, config, build)
     }
     return moments_to_arrays(moments), 0, {}
@@ -82,7 +82,7 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
     """
     if measures_itself(context):
         raise ConfigError("the node config has level='auto', which the classic API has no place for: name a level")
-    reported = cast("dict[str, Scalar]", capability_of(context))
+    reported = cast("dict[str, Scalar]", read_capability(context))
     return {**reported, messages.MOMENTS: True} if moments else reported
 
 
@@ -93,11 +93,11 @@ def _build_models(
     names = [name for name, _ in fresh_model(build, top).named_parameters()]
     kind = config.get(messages.MOMENTS_KIND) if config.get(messages.TASK) == messages.TASK_EVALUATE else None
     own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
-    state = named(names, own, messages.SERVER)
+    state = name_arrays(names, own)
     moments: Mapping[float, Moments] = {}
     if kind is not None:
         layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _read_rates(config)}
-        moments = moments_from_arrays(more, cast("Variant", kind), layers, messages.SERVER)
+        moments = moments_from_arrays(more, cast("Variant", kind), layers)
     seed, *purpose = (int(config[key]) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION))
     for rate in rates:
         model = model_at(build, state, top, rate)
@@ -109,11 +109,9 @@ def _build_models(
 
 
 def _check_config(config: Mapping[str, Scalar]) -> None:
-    messages.check_schema(config, messages.SERVER)
-    missing = [
-        key for key in (messages.RATE, messages.SEED, messages.SERVER_ROUND, messages.PARTITION) if key not in config
-    ]
-    if missing:
+    messages.check_schema(config)
+    keys = (messages.RATE, messages.SEED, messages.SERVER_ROUND, messages.PARTITION)
+    if missing := [key for key in keys if key not in config]:
         raise ReplyError(f"{messages.SERVER} sent an instruction without {', '.join(missing)}")
 
 

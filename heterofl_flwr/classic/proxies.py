@@ -1,29 +1,27 @@
-"""Clients of the classic API: what they say of themselves, and what they answered."""
+"""Clients of the classic API: what they say of themselves, and what they answer."""
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from reprlib import repr as shown
 from typing import TypeVar
 
 from flwr.common import Code, EvaluateRes, FitIns, FitRes, GetPropertiesIns, Scalar
 from flwr.server.client_proxy import ClientProxy
 
 from heterofl_flwr import messages
-from heterofl_flwr.classic.arrays import moments_from_arrays, named, size_of, unpack
+from heterofl_flwr.classic.arrays import count_bytes, moments_from_arrays, name_arrays, unpack
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.engine import QUERY_SECONDS
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
-from heterofl_flwr.grids.guarded import crosses_superlink
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.strategies.guarded import crosses_superlink
 from heterofl_flwr.strategies.replies import explained
 
 logger = logging.getLogger(__name__)
@@ -34,20 +32,13 @@ Failures = Sequence[tuple[ClientProxy, FitRes] | tuple[ClientProxy, EvaluateRes]
 
 _THREADS = 16
 _LONGEST_FAULT = 300
+_FIT_SECONDS = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
-    """What a client says of itself, and whether its ``fit`` answers questions for moments."""
-
-    capability: Capability
-    gives_moments: bool
-
-
-def ask_all(ask: Callable[[Asked], Answer], clients: Iterable[Asked]) -> list[Answer]:
-    """Return what each client answers, asked at the same time, in their order."""
+def ask_all(ask: Callable[[Asked], Answer], clients: Mapping[int, Asked]) -> dict[int, Answer]:
+    """Return what each client answers, by number; all are asked at the same time."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(ask, clients))
+        return dict(zip(clients, pool.map(ask, clients.values()), strict=True))
 
 
 def crosses_network(proxy: ClientProxy) -> bool:
@@ -55,35 +46,40 @@ def crosses_network(proxy: ClientProxy) -> bool:
     return crosses_superlink(getattr(proxy, "grid", None)) or hasattr(proxy, "bridge")
 
 
-def query_properties(proxy: ClientProxy) -> Properties | None:
-    """Ask one client what it can hold; None, and a warning, if it gives no usable answer."""
+def query_properties(proxy: ClientProxy) -> tuple[Capability, bool] | None:
+    """Return what a client can hold, and whether its ``fit`` answers for moments; None if its answer is not usable."""
     try:
         answer = proxy.get_properties(GetPropertiesIns({}), timeout=QUERY_SECONDS, group_id=0)
         if answer.status.code != Code.OK:
             raise ReplyError(answer.status.message or answer.status.code.name)
         reported = answer.properties
         capability = Capability(
-            capacity=_capacity(reported),
-            partition=_whole(reported, messages.PARTITION),
-            num_partitions=_whole(reported, messages.NUM_PARTITIONS),
+            capacity=_read_capacity(reported),
+            partition=messages.read_optional(reported, messages.PARTITION, int, "it"),
+            num_partitions=messages.read_optional(reported, messages.NUM_PARTITIONS, int, "it"),
         )
-        return Properties(capability, gives_moments=reported.get(messages.MOMENTS) is True)
+        return capability, reported.get(messages.MOMENTS) is True
     except Exception as error:  # each of Flower's runtimes raises errors of its own
         logger.warning("client %s did not say what it can hold: %s", proxy.cid, error)
         return None
 
 
 def read_fit(answer: FitRes, plan: Plan, limits: Limits, sender: str) -> TrainReply:
-    """Return what a client's answer to ``fit`` holds; refuse it if anything is missing or of another type."""
+    """Return what a client's answer to ``fit`` holds; reject it if anything is missing or of another type."""
     number = read_number(answer.num_examples, limits.examples, sender)
     arrays = unpack(answer.parameters, sender, [math.prod(shape) for shape in plan.shapes.values()])
+    sub, labels = name_arrays(plan.axes, arrays, sender), answer.metrics.get(messages.LABELS)
+    try:
+        classes = None if labels is None else [int(label) for label in str(labels).split(",") if label.strip()]
+    except ValueError as error:
+        raise messages.unexpected(labels, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
     return TrainReply(
-        sub=named(plan.axes, arrays, sender),
+        sub=sub,
         num_examples=number,
-        labels=_labels(answer.metrics, sender),
-        capacity=_capacity(answer.metrics),
-        metrics=read_metrics(answer.metrics, sender),
-        num_bytes=size_of(answer.parameters),
+        labels=classes,
+        capacity=_read_capacity(answer.metrics),
+        metrics=_read_metrics(answer.metrics, sender),
+        num_bytes=count_bytes(answer.parameters),
     )
 
 
@@ -91,91 +87,57 @@ def read_evaluate(answer: EvaluateRes, limits: Limits, sender: str) -> tuple[int
     """Return the number of examples and the metrics, with the loss among them."""
     number = read_number(answer.num_examples, limits.examples, sender)
     if isinstance(answer.loss, bool) or not isinstance(answer.loss, int | float):
-        raise ReplyError(f"{sender} sent {shown(answer.loss)} as loss, expected a number")
-    return number, read_metrics({**answer.metrics, "loss": answer.loss}, sender)
+        raise messages.unexpected(answer.loss, "loss", "a number", sender)
+    return number, _read_metrics({**answer.metrics, "loss": answer.loss}, sender)
 
 
-def read_metrics(metrics: Mapping[str, Scalar], sender: str) -> dict[str, float]:
-    """Return the numbers among metrics; labels and capacity are none."""
-    return read_numbers(
-        ((key, value) for key, value in metrics.items() if key not in (messages.LABELS, messages.CAPACITY)), sender
-    )
+def _read_metrics(metrics: Mapping[str, Scalar], sender: str) -> dict[str, float]:
+    others = (messages.LABELS, messages.CAPACITY)
+    return read_numbers(((key, value) for key, value in metrics.items() if key not in others), sender)
 
 
-def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str]:
-    """Return why clients failed, by number, and as one text what Flower says without naming a client."""
-    by_number: dict[int, str] = {}
-    unnamed: list[str] = []
-    for failure in failures:
-        if isinstance(failure, BaseException):
-            unnamed.append(explained(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT]))
-        elif failure[0].cid in ids:
-            status = failure[1].status
-            by_number[ids[failure[0].cid]] = short(explained(status.message or status.code.name))
-    return by_number, "; ".join(sorted(set(unnamed))[:3])
-
-
-def likely_cause(answer: FitRes, plan: Plan) -> str:
-    """Return what most likely is wrong with a refused answer: arrays have no names, so their bytes tell."""
-    whole = sum(math.prod(axis.full for axis in axes) for axes in plan.axes.values())
-    looks_whole = plan.parameters < whole and size_of(answer.parameters) >= 4 * whole
-    return f"; {messages.NOT_CONVERTED}" if looks_whole else ""
-
-
-def lacking_evaluate(failures: Failures, ids: Mapping[str, int]) -> set[int]:
-    """Return the clients, by number, that failed because they have no ``evaluate``."""
-    named = [failure for failure in failures if not isinstance(failure, BaseException)]
-    lacking = [proxy.cid for proxy, answer in named if answer.status.code == Code.EVALUATE_NOT_IMPLEMENTED]
-    return {ids[cid] for cid in lacking if cid in ids}
-
-
-def _capacity(reported: Mapping[str, Scalar]) -> float | None:
+def _read_capacity(reported: Mapping[str, Scalar]) -> float | None:
     value = reported.get(messages.CAPACITY)
-    if value is None:
-        return None
-    if not isinstance(value, str | int | float):
-        raise ReplyError(f"{shown(value)} is no capacity: expected a level or a rate")
     try:
-        return rate_of(value)
-    except ValueError as error:
+        return None if value is None else rate_of(value)  # type: ignore[arg-type]
+    except ConfigError as error:
         raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
 
-def _whole(reported: Mapping[str, Scalar], key: str) -> int | None:
-    value = reported.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ReplyError(f"{shown(value)} as {key}, expected a whole number")
-    return value
+def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str, set[int]]:
+    """Return why clients failed: by number, and as one text where Flower names no client; and who has no handler."""
+    by_number: dict[int, str] = {}
+    unnamed: set[str] = set()
+    lacking: set[int] = set()
+    for failure in failures:
+        if isinstance(failure, BaseException):
+            unnamed.add(explained(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT]))
+        elif (number := ids.get(failure[0].cid)) is not None:
+            status = failure[1].status
+            by_number[number] = short(explained(status.message or status.code.name))
+            if status.code == Code.EVALUATE_NOT_IMPLEMENTED:
+                lacking.add(number)
+    return by_number, "; ".join(["no result", *sorted(unnamed)[:3]]), lacking
 
 
-def _labels(metrics: Mapping[str, Scalar], sender: str) -> list[int] | None:
-    value = metrics.get(messages.LABELS)
-    if value is None:
-        return None
+def likely_cause(answer: FitRes, plan: Plan) -> str:
+    """Return what most likely is wrong with a rejected answer: arrays have no names, so their bytes tell."""
+    whole = sum(math.prod(axis.full for axis in axes) for axes in plan.axes.values())
+    looks_whole = plan.parameters < whole and count_bytes(answer.parameters) >= 4 * whole
+    return f"; {messages.NOT_CONVERTED}" if looks_whole else ""
+
+
+def fit(asked: tuple[ClientProxy, FitIns]) -> FitRes | Exception:
+    """Return a client's answer to an instruction, or the error that it raised."""
     try:
-        return [int(label) for label in str(value).split(",") if label.strip()]
-    except ValueError as error:
-        raise ReplyError(f"{sender} sent {shown(value)} as labels, expected whole numbers, as in '3,7'") from error
-
-
-_SECONDS = 3600.0
-
-
-def ask_for_moments(asked: Mapping[int, tuple[ClientProxy, FitIns]]) -> dict[int, FitRes | Exception]:
-    """Return what clients answer that are asked for static batch norm moments."""
-
-    def ask(number: int) -> FitRes | Exception:
-        try:
-            proxy, instruction = asked[number]
-            return proxy.fit(instruction, timeout=_SECONDS, group_id=0)
-        except Exception as error:  # each of Flower's runtimes raises errors of its own
-            return error
-
-    return dict(zip(asked, ask_all(ask, asked), strict=True))
+        proxy, instruction = asked
+        return proxy.fit(instruction, timeout=_FIT_SECONDS, group_id=0)
+    except Exception as error:  # each of Flower's runtimes raises errors of its own
+        return error
 
 
 def read_moments(answer: FitRes | Exception, kind: Variant, norms: Norms, sender: str) -> dict[float, Moments]:
-    """Return a client's moments by rate; refuse what is far larger than those of these layers' channels."""
+    """Return a client's moments by rate; reject what is far larger than those of these layers' channels."""
     if isinstance(answer, Exception):
         raise ReplyError(f"{sender} failed: {type(answer).__name__}: {answer}") from answer
     if answer.status.code != Code.OK:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TypeVar, Unpack, cast
 
 from flwr.common import (
@@ -22,12 +21,11 @@ from flwr.server.strategy import Strategy
 from torch import Tensor
 
 from heterofl_flwr import messages
-from heterofl_flwr.classic.arrays import moments_to_arrays, named, pack, size_of, unpack
+from heterofl_flwr.classic.arrays import count_bytes, moments_to_arrays, name_arrays, pack, unpack
 from heterofl_flwr.classic.proxies import (
     ask_all,
-    ask_for_moments,
     crosses_network,
-    lacking_evaluate,
+    fit,
     likely_cause,
     query_properties,
     read_evaluate,
@@ -35,26 +33,21 @@ from heterofl_flwr.classic.proxies import (
     read_fit,
     read_moments,
 )
-from heterofl_flwr.client import Build
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.federation.engine import Engine, EngineView
-from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.federation import Federation
+from heterofl_flwr.federation.evaluation_round import EvaluationRound, Rates
+from heterofl_flwr.federation.families import Build
 from heterofl_flwr.federation.limits import short
-from heterofl_flwr.federation.options import Assignment
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, check_open
 from heterofl_flwr.strategies.instructions import client_config
-from heterofl_flwr.strategies.keywords import ClassicKeywords, read_classic_options
+from heterofl_flwr.strategies.keywords import ClassicKeywords, build_classic_federation
 from heterofl_flwr.strategies.replies import as_flower_error, check_wrappers
 
 logger = logging.getLogger(__name__)
 
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
-ConfigOfRound = Callable[[int], dict[str, Scalar]]
-
-Rates = tuple[float, ...]
 Result = TypeVar("Result")
 
 
@@ -65,7 +58,7 @@ class HeteroFL(EngineView, Strategy):
 
     Parameters
     ----------
-    build, mix, assignment, seed
+    build, mix
         Those of ``heterofl_flwr.HeteroFL``.
     initial_parameters : Parameters | None
         What the global model starts from; default: a freshly built one.
@@ -92,29 +85,16 @@ class HeteroFL(EngineView, Strategy):
         build: Build,
         mix: str | Mix = "a1-b1-c1-d1-e1",
         *,
-        assignment: Assignment = "fix",
-        seed: int = 0,
         initial_parameters: Parameters | None = None,
         evaluate_fn: CentralEvaluation | None = None,
         num_rounds: int = 0,
         **keywords: Unpack[ClassicKeywords],
     ) -> None:
-        federation = Federation(
-            build=build,
-            mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
-            assignment=assignment,
-            seed=seed,
-            options=read_classic_options(keywords),
-        )
-        self.engine = Engine(federation)
+        self.engine = Engine(build_classic_federation(build, mix, keywords))
         self.engine.num_rounds = num_rounds
         self._initial_parameters = initial_parameters
         self._evaluate_fn = evaluate_fn
-        self._fit_config = keywords.get("on_fit_config_fn")
-        self._evaluate_config = keywords.get("on_evaluate_config_fn")
-        self._fit_metrics = keywords.get("fit_metrics_aggregation_fn")
-        self._evaluate_metrics = keywords.get("evaluate_metrics_aggregation_fn")
-        self._accept_failures = keywords.get("accept_failures", True)
+        self._keywords = keywords
         self._round: Round | None = None
         self._evaluation: EvaluationRound | None = None
         self._numbers: dict[str, int] = {}
@@ -136,11 +116,12 @@ class HeteroFL(EngineView, Strategy):
         if current.is_sliced:
             check_wrappers(server_round)
         sent = {plan: pack(plan.extract(state).values()) for plan in {own.plan for own in current.slices.values()}}
-        asked = self._fit_config(server_round) if self._fit_config else {}
+        config_fn = self._keywords.get("on_fit_config_fn")
+        asked = config_fn(server_round) if config_fn else {}
         instructions = []
         for number, own in current.slices.items():
-            self.log.send(own.rate, size_of(sent[own.plan]))
-            config = self._config(server_round, number, (own.rate,), task=messages.TASK_TRAIN, asked=asked)
+            self.log.note_sent(own.rate, count_bytes(sent[own.plan]))
+            config = self._config(server_round, number, (own.rate,), {**asked, messages.TASK: messages.TASK_TRAIN})
             instructions.append((proxies[number], FitIns(sent[own.plan], config)))
         return instructions
 
@@ -152,16 +133,15 @@ class HeteroFL(EngineView, Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Add the results in the order in which the instructions went out, and return the new global model."""
-        if failures and not self._accept_failures:
+        if failures and not self._keywords.get("accept_failures", True):
             logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
             return None, {}
         current = check_open(self._round, server_round)
         answers = self._first_results(results)
-        faults, unnamed = read_failures(failures, self._numbers)
+        faults, unnamed, _ = read_failures(failures, self._numbers)
         for number, own in current.slices.items():
-            answer = answers.get(number)
-            if answer is None:
-                current.refuse(number, Fault(faults.get(number, f"no result; {unnamed}" if unnamed else "no result")))
+            if (answer := answers.get(number)) is None:
+                current.refuse(number, Fault(faults.get(number, unnamed)))
                 continue
             try:
                 current.add(number, read_fit(answer, own.plan, self.options.limits, f"client {number}"))
@@ -169,9 +149,10 @@ class HeteroFL(EngineView, Strategy):
                 current.refuse(number, Fault(short(f"{error}{likely_cause(answer, own.plan)}"), replied=True))
         new = current.close()
         self._round = None
-        host_log.info("%s", self.log.line(server_round))
+        host_log.info("%s", self.log.line())
+        function = self._keywords.get("fit_metrics_aggregation_fn")
         counted = [answers[number] for number in current.answers]
-        return pack(new.values()), self._aggregated(self._fit_metrics, counted, self.log.train)
+        return pack(new.values()), self._aggregated(function, counted, self.log.train)
 
     @as_flower_error()
     def configure_evaluate(
@@ -184,13 +165,16 @@ class HeteroFL(EngineView, Strategy):
         proxies = self._available(client_manager)
         self._evaluation = current = EvaluationRound(self.engine, server_round, sorted(proxies))
         state = self._unpack(parameters)
-        self._collect_moments(current, server_round, state, proxies)
-        asked = self._evaluate_config(server_round) if self._evaluate_config else {}
-        if self.moments:
-            asked = {**asked, messages.MOMENTS_KIND: self.federation.fidelity.moments}
+        kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
+        self._collect_moments(current, server_round, state, proxies, kind)
+        config_fn = self._keywords.get("on_evaluate_config_fn")
+        asked = {**(config_fn(server_round) if config_fn else {}), **(kind if self.moments else {})}
         sent = self._pack_models(state, current.rates.values())
-        config = partial(self._config, server_round, task=messages.TASK_EVALUATE, asked=asked)
-        return [(proxies[number], EvaluateIns(sent[own], config(number, own))) for number, own in current.rates.items()]
+        instructions = []
+        for number, own in current.rates.items():
+            config = self._config(server_round, number, own, {**asked, messages.TASK: messages.TASK_EVALUATE})
+            instructions.append((proxies[number], EvaluateIns(sent[own], config)))
+        return instructions
 
     def _collect_moments(
         self,
@@ -198,20 +182,20 @@ class HeteroFL(EngineView, Strategy):
         server_round: int,
         state: Mapping[str, Tensor],
         proxies: Mapping[int, ClientProxy],
+        kind: Mapping[str, Scalar],
     ) -> None:
         """Ask the clients that promised static batch norm moments for them, if any are needed."""
         norms = current.open_moments(remote=any(map(crosses_network, proxies.values())))
         if not norms:
             return
-        variant = self.federation.fidelity.moments
-        kind: dict[str, Scalar] = {messages.MOMENTS_KIND: variant}
         sent = self._pack_models(state, [current.rates[number] for number in norms])
         asked = {}
         for number in norms:
             own = current.rates[number]
-            config = self._config(server_round, number, own, task=messages.TASK_MOMENTS, asked=kind)
+            config = self._config(server_round, number, own, {**kind, messages.TASK: messages.TASK_MOMENTS})
             asked[number] = proxies[number], FitIns(sent[own], config)
-        for number, answer in ask_for_moments(asked).items():
+        variant = self.federation.fidelity.moments
+        for number, answer in ask_all(fit, asked).items():
             try:
                 # All are read before any is added, so an answer that does not fit changes nothing.
                 current.add_moments(number, read_moments(answer, variant, norms[number], f"client {number}"))
@@ -228,13 +212,12 @@ class HeteroFL(EngineView, Strategy):
     ) -> tuple[float | None, dict[str, Scalar]]:
         """Return the mean loss over the clients, weighted by examples, and their mean metrics."""
         current, self._evaluation = self._evaluation, None
-        if current is None or (failures and not self._accept_failures):
+        if current is None or (failures and not self._keywords.get("accept_failures", True)):
             return None, {}
         came = self._first_results(results)
-        faults, unnamed = read_failures(failures, self._numbers)
-        lacking = lacking_evaluate(failures, self._numbers)
+        faults, unnamed, lacking = read_failures(failures, self._numbers)
         for number in current.rates:
-            fault = faults.get(number, f"no result; {unnamed}" if unnamed else "no result")
+            fault = faults.get(number, unnamed)
             if number in came and number not in lacking:
                 try:
                     current.answers[number] = read_evaluate(came[number], self.options.limits, f"client {number}")
@@ -245,9 +228,9 @@ class HeteroFL(EngineView, Strategy):
         summary = current.close()
         if not current.answers:
             return None, {}
-        counted = [came[number] for number in current.answers]
-        found = self._aggregated(self._evaluate_metrics, counted, self.log.evaluate)
-        return summary.get("loss"), {key: own for key, own in found.items() if self._evaluate_metrics or key != "loss"}
+        function = self._keywords.get("evaluate_metrics_aggregation_fn")
+        found = self._aggregated(function, [came[number] for number in current.answers], self.log.evaluate)
+        return summary.get("loss"), {key: own for key, own in found.items() if function or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
         """Evaluate the global model on the server, if there is a function for it."""
@@ -262,23 +245,18 @@ class HeteroFL(EngineView, Strategy):
         def list_clients() -> list[int]:
             client_manager.num_available()  # under a ServerApp, this looks for new nodes
             proxies.clear()
-            proxies.update(
-                (self._numbers.setdefault(cid, len(self._numbers)), proxy)
-                for cid, proxy in sorted(dict(client_manager.all()).items())
-            )
+            for cid, proxy in sorted(dict(client_manager.all()).items()):
+                proxies[self._numbers.setdefault(cid, len(self._numbers))] = proxy
             return list(proxies)
 
-        self.engine.wait_for_nodes(
-            list_clients, lambda numbers: self._register({number: proxies[number] for number in numbers})
-        )
+        self.engine.wait_for_nodes(list_clients, lambda numbers: self._register(proxies))
         return proxies
 
     def _register(self, proxies: Mapping[int, ClientProxy]) -> bool:
         """Ask the clients that are new what they can hold, if any are."""
-        new = [number for number in proxies if number not in self.federation.nodes]
-        answers = dict(zip(new, ask_all(query_properties, [proxies[number] for number in new]), strict=True))
-        silent = [proxies[number].cid for number in new if answers[number] is None]
-        if silent:
+        new = {number: proxy for number, proxy in proxies.items() if number not in self.federation.nodes}
+        answers = ask_all(query_properties, new)
+        if silent := [proxy.cid for number, proxy in new.items() if answers[number] is None]:
             logger.warning(
                 "%d new clients did not say what they can hold and train at the smallest rate, %g: %s",
                 len(silent),
@@ -286,9 +264,9 @@ class HeteroFL(EngineView, Strategy):
                 ", ".join(silent[:3]),
             )
         if new:
-            self.engine.no_moments |= {number for number, own in answers.items() if not (own and own.gives_moments)}
-            known = {number: own.capability if own else None for number, own in answers.items()}
-            self.federation.register(known, present=proxies, ids={number: proxies[number].cid for number in new})
+            self.engine.no_moments |= {number for number, own in answers.items() if not (own and own[1])}
+            known = {number: own[0] if own else None for number, own in answers.items()}
+            self.federation.register(known, present=proxies, ids={number: proxy.cid for number, proxy in new.items()})
         return bool(new)
 
     def _first_results(self, results: Sequence[tuple[ClientProxy, Result]]) -> dict[int, Result]:
@@ -312,21 +290,17 @@ class HeteroFL(EngineView, Strategy):
             for own in set(rates)
         }
 
-    def _config(
-        self, server_round: int, number: int, rates: Rates, *, task: str, asked: Mapping[str, Scalar]
-    ) -> dict[str, Scalar]:
+    def _config(self, server_round: int, number: int, rates: Rates, asked: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a client's config: first what the caller asked for, then what no caller may change."""
         return {
             **asked,
             **cast("dict[str, Scalar]", client_config(self.engine, server_round, number, rates[0])),
             messages.SCHEMA_KEY: messages.SCHEMA,
-            messages.TASK: task,
             messages.RATES: ",".join(map(str, rates)),
         }
 
     def _unpack(self, parameters: Parameters) -> dict[str, Tensor]:
-        names = self.federation.plan(self.federation.mix.global_rate).axes
-        return named(names, unpack(parameters, "the server"), "the server")
+        return name_arrays(self.federation.plan(self.federation.mix.global_rate).axes, unpack(parameters))
 
     def _aggregated(
         self, function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], means: dict[str, float]

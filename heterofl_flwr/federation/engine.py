@@ -10,18 +10,15 @@ from typing import Literal
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import RoundError
-from heterofl_flwr.federation.evaluation import Answers, heaviest
+from heterofl_flwr.federation.evaluation import Answers, example_bound
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.options import Options
 from heterofl_flwr.federation.privacy import Spent
-from heterofl_flwr.federation.records import RoundLog, Tally
+from heterofl_flwr.federation.records import RoundRecord, Tally
 from heterofl_flwr.nn.moments import Moments
 
 QUERY_SECONDS = 120.0
-"""How long a new client may take to say what it can hold.
-
-Long, because a busy machine may first have to start its clients; Flower itself answers sooner for one that is gone.
-"""
+"""How long a new client may take to say what it can hold: a busy machine may first have to start its clients."""
 
 POLL_SECONDS = 0.5
 
@@ -29,37 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """A federation in a run.
-
-    Parameters
-    ----------
-    federation : Federation
-        The global model and the clients.
-    counts_examples : bool
-        Whether the number that goes with a reply is one of examples, and not another metric.
-
-    Attributes
-    ----------
-    log
-        What is known of the current round.
-    tally
-        Refused replies by client.
-    spent
-        What the run has given away, where noise is added.
-    moments
-        The static batch norm moments of the last evaluation, by family and rate.
-    num_rounds
-        The last round of the run; 0 if it is not known.
-    silent
-        The clients that did not answer in time when they were to train in this round.
-    no_evaluate, no_moments
-        The clients whose app has no handler for evaluations, or for queries for moments.
-    """
+    """A federation in a run: what one round leaves for the next, and who takes part."""
 
     def __init__(self, federation: Federation, *, counts_examples: bool = True) -> None:
         self.federation = federation
-        self.counts_examples = counts_examples
-        self.num_rounds = 0
+        self.counts_examples = counts_examples  # whether clients send numbers of examples, and not another metric
+        self.num_rounds = 0  # the last round of the run; 0 if it is not known
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
         self.reset()
 
@@ -69,14 +41,14 @@ class Engine:
         return self.federation.options
 
     def reset(self) -> None:
-        """Forget the clients and what rounds left behind, so that a run can begin anew."""
+        """Forget the clients and the rounds, so that a run can begin anew."""
         self.federation.reset()
-        self.log = RoundLog()
+        self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})  # of the current round
         self.tally = Tally()
-        self.moments: dict[str, dict[float, Moments]] = {}
-        self.silent: set[int] = set()
-        self.no_evaluate: set[int] = set()
-        self.no_moments: set[int] = set()
+        self.moments: dict[str, dict[float, Moments]] = {}  # of the last evaluation, by family and rate
+        self.silent: set[int] = set()  # the clients that did not answer in time when they were to train in this round
+        self.no_evaluate: set[int] = set()  # the clients whose app has no handler for evaluations
+        self.no_moments: set[int] = set()  # those that have none for queries for moments
         self._capped: set[int] = set()
         self._warned_of_few = False
 
@@ -88,7 +60,7 @@ class Engine:
             parameters = federation.plan(rate).parameters
             logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
-        logger.info("\t├──> Slices: %s", options.transfer.choose)
+        logger.info("\t├──> Slices: %s", options.transfer.slice_rule)
         if federation.personal:
             logger.info("\t├──> Shared: %s", ", ".join(federation.shared) or "nothing")
         logger.info("\t├──> Replies: %s", options.transfer.upload)
@@ -100,9 +72,8 @@ class Engine:
     ) -> Sequence[int]:
         """Return the clients that are there, as soon as there are enough.
 
-        ``register`` registers those that are new and says whether any were. As long as new ones say that there are more
-        than these, and more come, this waits too: otherwise a first round could begin with any part of a simulation's
-        clients.
+        ``register`` registers new clients and returns whether there were any. While new ones come and say that there
+        are more, this waits too: otherwise a first round could begin with any part of a simulation's clients.
         """
         sampling = self.options.sampling
         deadline = time.monotonic() + sampling.wait
@@ -123,7 +94,7 @@ class Engine:
         )
 
     def warn_of_few(self, clients: int) -> None:
-        """Say once how to simulate more clients, where there are fewer than the mix has parts."""
+        """Warn once where there are fewer clients than the mix has parts."""
         mix = self.federation.mix
         if clients < sum(mix.counts) and not self._warned_of_few:
             self._warned_of_few = True
@@ -173,7 +144,7 @@ class Engine:
     def cap_examples(self, server_round: int, answers: Answers) -> Answers:
         """Return answers with examples up to the bound of ``Limits``; warn once of a client that exceeds it."""
         ratio = self.options.limits.examples_ratio
-        bound = heaviest([number for number, _ in answers.values()], ratio)
+        bound = example_bound([number for number, _ in answers.values()], ratio)
         for node_id, (number, _) in answers.items():
             if number > bound and node_id not in self._capped:
                 self._capped.add(node_id)
@@ -206,13 +177,13 @@ class EngineView:
         return self.engine.options
 
     @property
-    def log(self) -> RoundLog:
-        """What is known of the current round."""
+    def log(self) -> RoundRecord:
+        """The record of the current round."""
         return self.engine.log
 
     @property
     def tally(self) -> Tally:
-        """Refused replies by client."""
+        """Rejected replies by client."""
         return self.engine.tally
 
     @property

@@ -1,22 +1,18 @@
-"""What is evaluated, on which clients, and how often; and what the clients' answers add up to."""
+"""The options of evaluation, and the means of the clients' metrics."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Literal, get_args
 
-from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import check_fields
 
 Answer = tuple[float, Mapping[str, float]]
 """The examples and the metrics of a client."""
 
 Answers = Mapping[int, Answer]
-"""By node, what clients answered."""
-
-Summary = Callable[[Sequence[Answer]], dict[str, float]]
-"""What makes one value of each metric of what clients answered."""
+"""What clients answered, by node."""
 
 MomentsMerge = Literal["auto", "mean", "robust"]
 
@@ -53,7 +49,6 @@ class Evaluation:
     moments_merge: MomentsMerge = "auto"
 
     def __post_init__(self) -> None:
-        """Validate the options, all at once."""
         check_fields(
             self,
             (
@@ -74,34 +69,28 @@ class Evaluation:
         return server_round == num_rounds if self.levels == "last" else self.levels
 
 
-def level_metric(metric: str, rate: float) -> str:
-    """Return the key under which a client reports a metric of one level's own model."""
-    return f"{metric}/{rate}"
-
-
 def split_metric(key: str) -> tuple[str, float | None]:
-    """Return the metric and the rate that ``level_metric`` joined; None where the key is of no level."""
+    """Return the metric and the rate of a key such as ``accuracy/0.5``; None where the key names no rate."""
     metric, _, text = key.rpartition("/")
     try:
         rate = float(text)
     except ValueError:
         return key, None
-    return (metric, rate) if metric and 0 < rate <= 1 and level_metric(metric, rate) == key else (key, None)
+    return (metric, rate) if metric and 0 < rate <= 1 and f"{metric}/{rate}" == key else (key, None)
+
+
+def split_metrics(metrics: Mapping[str, float], plain: float | None) -> dict[float | None, dict[str, float]]:
+    """Return metrics by the rate that their keys name; ``plain`` is the rate of those whose keys name none."""
+    found: dict[float | None, dict[str, float]] = {}
+    for key, value in metrics.items():
+        metric, rate = split_metric(key)
+        found.setdefault(plain if rate is None else rate, {})[metric] = value
+    return found
 
 
 def is_share(key: str) -> bool:
     """Whether a metric, also of a level or of a family, is one of ``SHARES``."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
-
-
-def of_level(metrics: Mapping[str, float], rate: float) -> dict[str, float]:
-    """Return metrics as those of one level's own model, for a client that was not asked about the global one."""
-    return {level_metric(key, rate) if split_metric(key)[1] is None else key: metrics[key] for key in metrics}
-
-
-def of_rates(metrics: Mapping[str, float], rates: Sequence[float]) -> dict[str, float]:
-    """Return a client's metrics without those of levels that are none of the run."""
-    return {key: value for key, value in metrics.items() if split_metric(key)[1] in (None, *rates)}
 
 
 def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
@@ -115,23 +104,20 @@ def weighted_means(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
+def means_and_worst(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the weighted means, and the accuracy of the worst client."""
+    own = [metrics[LOCAL_ACCURACY] for number, metrics in answers if number and LOCAL_ACCURACY in metrics]
+    own = [accuracy for accuracy in own if not math.isnan(accuracy)]
+    return weighted_means(answers) | ({WORST_ACCURACY: min(own)} if own else {})
+
+
 def medians(answers: Sequence[Answer]) -> dict[str, float]:
     """Return the median of each metric over the clients that ``weighted_means`` counts, each of them once."""
     return {key: median(value for _, value in pairs) for key, pairs in _by_metric(answers).items()}
 
 
-def heaviest(numbers: Iterable[float], ratio: float) -> float:
-    """Return how many examples a client counts at most in means: so many times those of the median client.
-
-    Of an even number of clients it is the lower one in the middle, or one of two would set its own bound. With a ratio
-    of c, one of n clients then has a share of c / (c + n // 2) of a mean at most.
-    """
-    known = [number for number in numbers if number > 0]
-    return ratio * median_low(known) if ratio and known else math.inf
-
-
 def _by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]]:
-    """Return, for each metric that a client with examples reports, examples and values: NaN only where all are."""
+    """Return examples and values by metric, of clients with examples: NaN only where all values are."""
     found: dict[str, list[tuple[float, float]]] = {}
     for number, own in answers:
         for key in own if number > 0 else ():
@@ -139,21 +125,11 @@ def _by_metric(answers: Sequence[Answer]) -> dict[str, list[tuple[float, float]]
     return {key: [one for one in pairs if not math.isnan(one[1])] or pairs for key, pairs in found.items()}
 
 
-def summarise(answers: Sequence[Answer], summary: Summary = weighted_means) -> dict[str, float]:
-    """Return the means over clients, weighted by examples, and the accuracy of the worst client."""
-    plain = [
-        (number, {key: value for key, value in own.items() if split_metric(key)[1] is None}) for number, own in answers
-    ]
-    worst = [own[LOCAL_ACCURACY] for number, own in plain if number and LOCAL_ACCURACY in own]
-    worst = [accuracy for accuracy in worst if not math.isnan(accuracy)]
-    return summary(plain) | ({WORST_ACCURACY: min(worst)} if worst else {})
+def example_bound(numbers: Iterable[float], ratio: float) -> float:
+    """Return the largest number of examples that counts in means: ``ratio`` times that of the median client.
 
-
-def summarise_levels(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Return the means of each level's own model, by the level's name."""
-    by_level: dict[str, dict[str, float]] = {}
-    for key, value in weighted_means(answers).items():
-        metric, rate = split_metric(key)
-        if rate is not None:
-            by_level.setdefault(level_name(rate), {})[metric] = value
-    return by_level
+    Of an even number of clients it is the lower one in the middle, or one of two would set its own bound. With a ratio
+    of c, one of n clients then has a share of c / (c + n // 2) of a mean at most.
+    """
+    known = [number for number in numbers if number > 0]
+    return ratio * median_low(known) if ratio and known else math.inf

@@ -3,26 +3,21 @@
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import (
     LOCAL_ACCURACY,
     WORST_ACCURACY,
     Answer,
-    Answers,
-    Summary,
+    means_and_worst,
     medians,
-    of_level,
-    of_rates,
-    summarise,
-    summarise_levels,
+    split_metrics,
     weighted_means,
 )
 from heterofl_flwr.federation.families import with_families
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -43,30 +38,23 @@ ADD_MOMENTS = (
 )
 
 
+SplitAnswers = Mapping[int, tuple[float, Mapping[float | None, Mapping[str, float]]]]
+"""The examples of each client, and its metrics by rate; None for the global model."""
+
+
 class MomentsSum:
     """Static batch norm moments of a federation's clients, as they come in.
 
     A robust sum keeps those of all clients until the end: two vectors in double precision for each layer and rate.
-
-    Parameters
-    ----------
-    federation : Federation
-        Whose clients and models they are.
-    limits : Limits
-        What an answer may be at most.
-    robust : bool
-        Whether they are joined by ``sum_robust``.
     """
 
-    def __init__(self, federation: Federation, limits: Limits, *, robust: bool) -> None:
-        self._federation = federation
-        self._limits = limits
-        self._robust = robust
+    def __init__(self, federation: Federation, *, robust: bool) -> None:
+        self._federation, self._robust = federation, robust
         self._kept: dict[float, list[Moments]] = {}
 
     def add(self, node_id: int, found: Mapping[float, Moments]) -> None:
-        """Add a client's moments, by rate; refuse them whole if any do not fit."""
-        federation, most = self._federation, self._limits.examples
+        """Add a client's moments, by rate; reject them whole if any do not fit."""
+        federation, most = self._federation, self._federation.options.limits.examples
         examples = min(federation.nodes[node_id].num_examples or most, most)
         for rate, own in found.items():
             if own.kind != federation.fidelity.moments:
@@ -92,15 +80,6 @@ class EvaluationRound:
 
     Those that did not answer in time when they were to train are busy or gone, and are not waited for again.
 
-    Parameters
-    ----------
-    engine : Engine
-        The run.
-    server_round : int
-        The round, from 1.
-    node_ids : Sequence[int]
-        The clients that are there.
-
     Attributes
     ----------
     rates : dict[int, tuple[float, ...]]
@@ -114,8 +93,8 @@ class EvaluationRound:
         self._server_round, self._present = server_round, node_ids
         eligible = [node_id for node_id in engine.eligible_nodes(node_ids) if node_id not in engine.no_evaluate]
         drawn = engine.sample(server_round, eligible, "evaluate") if eligible else []
-        held = {node_id: own for node_id in drawn if (own := self._rates_of(node_id))}
-        self._asked = {node_id: self._is_whole(own) for node_id, own in held.items()}
+        held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id))}
+        self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}
         self.rates = {node_id: own for node_id, own in held.items() if node_id not in engine.silent}
         self.answers: dict[int, Answer] = {}
         self._sums: dict[str, MomentsSum] = {}
@@ -127,7 +106,7 @@ class EvaluationRound:
         if drawn and not self.rates:
             logger.warning("round %d: none of %d clients can hold a model to evaluate", server_round, len(drawn))
 
-    def _rates_of(self, node_id: int) -> Rates:
+    def _pick_rates(self, node_id: int) -> Rates:
         """Return the rates that a client is to evaluate."""
         evaluation, known = self._engine.options.evaluation, self._federation.mix.rates
         if self._federation.personal:
@@ -145,8 +124,8 @@ class EvaluationRound:
 
         ``remote`` says whether moments come from other machines.
         """
-        evaluation, limits = self._engine.options.evaluation, self._engine.options.limits
-        merge, noise = evaluation.moments_merge, self._engine.options.privacy.noise
+        evaluation, noise = self._engine.options.evaluation, self._engine.options.privacy.noise
+        merge = evaluation.moments_merge
         robust = merge == "robust" or (merge == "auto" and remote and not noise)
         norms: dict[int, Norms] = {}
         # A model of a client's own is measured by that client.
@@ -154,7 +133,7 @@ class EvaluationRound:
             by_family = self._federation.split(self.rates)
             for name, member in self._federation.members.items():
                 if batch_norms(member.model):
-                    self._sums[name] = MomentsSum(member, limits, robust=robust)
+                    self._sums[name] = MomentsSum(member, robust=robust)
                     norms |= {node: {rate: member.norms(rate) for rate in own} for node, own in by_family[name].items()}
         self._engine.moments = {name: {} for name in self._sums}
         self._asked_moments = {node: own for node, own in norms.items() if node not in self._engine.no_moments}
@@ -224,13 +203,20 @@ class EvaluationRound:
         known.update(self._present if lacking and len(lacking) == len(asked) else lacking)
 
     def close(self) -> dict[str, float]:
-        """Note and return what the clients' answers give."""
+        """Note and return the metrics of the global model."""
         self._note_no_handler(self._engine.no_evaluate, self.rates, ADD_EVALUATE)
-        log, capped = self._log, self._engine.cap_examples(self._server_round, self.answers)
-        scores, log.evaluate_by_level = self._scores(capped, weighted_means)
-        middle, _ = self._scores(capped, medians)
+        log, answers = self._log, self._split_answers()
+        scores = self._scores(answers, None, means_and_worst)
+        rates = dict.fromkeys(rate for number, own in answers.values() if number for rate in own if rate is not None)
+        log.evaluate_by_level = {level_name(rate): self._scores(answers, rate, weighted_means) for rate in rates}
+        middle = self._scores(answers, None, medians)
         log.evaluate_medians = {name: middle[name] for name in middle if name.rpartition("/")[2] != WORST_ACCURACY}
-        log.worst_client = self._worst_client()
+        found = [
+            (own[None][LOCAL_ACCURACY], self._federation.nodes.partition(node_id))
+            for node_id, (number, own) in answers.items()
+            if number and LOCAL_ACCURACY in own.get(None, {})
+        ]
+        log.worst_client = min((one for one in found if not math.isnan(one[0])), default=(0.0, None))[1]
         if self._note_coverage():
             log.partial = tuple(scores)
             logger.warning(
@@ -246,45 +232,38 @@ class EvaluationRound:
     def _note_coverage(self) -> bool:
         """Note how many clients were asked and answered; return whether those are fewer than half."""
         log = self._log
-        asked = {node_id: whole for node_id, whole in self._asked.items() if node_id not in self._engine.no_evaluate}
+        asked = {node_id: whole for node_id, whole in self._whole.items() if node_id not in self._engine.no_evaluate}
         if not asked:
-            if self._asked:  # an app without evaluation covers nothing
+            if self._whole:  # an app without evaluation covers nothing
                 log.evaluate.pop("coverage", None)
             return False
         whole = sum(self._is_whole(self.rates[node_id]) for node_id in self.answers)
         log.evaluate["coverage"] = whole / len(self._present)
         counts = [(len(self.answers), len(asked)), (whole, sum(asked.values()))]
-        found, of = min((count for count in counts if count[1]), key=lambda count: count[0] / count[1])
-        log.evaluate_answers, log.evaluate_asked = found, of
-        return 2 * found < of
+        log.evaluate_answers, log.evaluate_asked = min(
+            (own for own in counts if own[1]), key=lambda own: own[0] / own[1]
+        )
+        return log.few_answered
 
-    def _worst_client(self) -> int | None:
-        """Return the partition of the client whose accuracy is ``worst-accuracy``."""
-        found = [
-            (metrics[LOCAL_ACCURACY], self._federation.nodes.partition(node_id))
-            for node_id, (number, metrics) in self.answers.items()
-            if number and LOCAL_ACCURACY in metrics and self._is_whole(self.rates[node_id])
-        ]
-        return min(((own, client) for own, client in found if not math.isnan(own)), default=(0.0, None))[1]
-
-    def _scores(self, answers: Answers, summary: Summary) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Return the metrics of the global model, or of each family's, and the means of each level's own."""
-        add_up: Callable[[Answers], tuple[dict[str, float], dict[str, dict[str, float]]]]
-        add_up = partial(self._add_up, summary=summary)
-        scores, levels = add_up(answers)
-        if "" in self._federation.members:
-            return scores, levels
-        found = {name: add_up(own) for name, own in self._federation.split(answers).items() if own}
-        scores |= with_families({name: own for name, (own, _) in found.items()})
-        for level in levels:
-            own_levels = {name: by_level[level] for name, (_, by_level) in found.items() if level in by_level}
-            levels[level] |= with_families(own_levels)
-        return scores, levels
-
-    def _add_up(self, answers: Answers, summary: Summary) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        own = []
-        for node_id, (number, metrics) in answers.items():
+    def _split_answers(self) -> SplitAnswers:
+        """Return the answers with their metrics by rate: those of rates that are none of the run are dropped."""
+        found = {}
+        for node_id, (number, metrics) in self._engine.cap_examples(self._server_round, self.answers).items():
             rates = self.rates[node_id]
-            known = of_rates(metrics, (*self._federation.mix.rates, *rates))
-            own.append((number, known if self._is_whole(rates) else of_level(known, rates[0])))
-        return summarise(own, summary), summarise_levels(own)
+            own = split_metrics(metrics, None if self._is_whole(rates) else rates[0])
+            known = (None, *self._federation.mix.rates, *rates)
+            found[node_id] = number, {rate: values for rate, values in own.items() if rate in known}
+        return found
+
+    def _scores(
+        self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]
+    ) -> dict[str, float]:
+        """Return a summary of the metrics of a rate over all clients, and over each family's."""
+
+        def summarise(own: SplitAnswers) -> dict[str, float]:
+            return summary([(number, metrics[rate]) for number, metrics in own.values() if rate in metrics])
+
+        if "" in self._federation.members:
+            return summarise(answers)
+        by_family = self._federation.split(answers)
+        return summarise(answers) | with_families({name: summarise(own) for name, own in by_family.items()})

@@ -29,14 +29,7 @@ class Families(Federation):
 
     A client's family is the remainder of its place (see ``Nodes``) by the number of families. Under *Fix* a client's
     rate follows from its place within its family, so that each family has the mix's rates in the mix's proportions,
-    however the blocks of partitions lie.
-
-    Parameters
-    ----------
-    builds : Mapping[str, Callable[[float], nn.Module]]
-        From a rate to each family's model, by the family's name.
-    like : Federation
-        Everything else; its model is that of ``side_by_side``.
+    however the blocks of partitions lie. All but the builds is that of ``like``, whose model is ``side_by_side``.
     """
 
     def __init__(self, builds: Mapping[str, Build], like: Federation) -> None:

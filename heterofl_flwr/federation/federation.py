@@ -31,24 +31,10 @@ KEPT_RATES = 128
 
 @dataclass(kw_only=True)
 class Federation:
-    """One global model and the clients that train slices of it.
+    """One global model, ``build(rate)``, and the clients that train slices of it.
 
-    Attributes
-    ----------
-    build
-        From a rate to the model at that rate.
-    mix
-        The rates of the clients and their shares.
-    assignment
-        ``fix``: a client's rate stays; ``dynamic``: it is drawn anew each round.
-    seed
-        Every draw is a function of it, the round and the partition.
-    options
-        What travels, how it is averaged, and so on.
-    nodes
-        The clients that have registered.
-    optimizer_state
-        What the server optimiser keeps from round to round.
+    ``nodes`` are the clients that have registered; ``optimizer_state`` is what the server optimiser keeps from round to
+    round.
     """
 
     build: Callable[[float], nn.Module]
@@ -58,14 +44,13 @@ class Federation:
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        """Validate the options."""
         if self.assignment not in ("fix", "dynamic"):
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
-        choose = self.options.transfer.choose
-        if self.personal and (self.assignment, choose) != ("fix", "prefix"):
+        slice_rule = self.options.transfer.slice_rule
+        if self.personal and (self.assignment, slice_rule) != ("fix", "prefix"):
             raise ConfigError(
                 f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "
-                f"and choose='prefix', found {self.assignment!r} and {choose!r}"
+                f"and slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
         self.options.limits.levels.check(self.mix, self.assignment)
         self.nodes: Nodes
@@ -137,7 +122,7 @@ class Federation:
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""
-        rule = self.options.transfer.choose
+        rule = self.options.transfer.slice_rule
         if rule == "prefix":
             return self.plan(rate)
         partition = self.nodes.partition(node_id) if rule == "random-client" else 0
@@ -171,7 +156,7 @@ class Federation:
     ) -> None:
         """Register new clients; one that did not answer gets the mix's smallest rate.
 
-        ``ids`` are the node ids as the table of ``Levels`` has them, where they are not those of the answers.
+        ``ids`` are the node ids that the table of ``Levels`` has, where they are not those of the answers.
         """
         silent, names = Capability(capacity=self.mix.rates[-1]), names or {}
         admitted = {}

@@ -76,7 +76,6 @@ class Limits:
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
-        """Validate the values, all at once."""
         check_fields(
             self,
             (

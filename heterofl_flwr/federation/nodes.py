@@ -26,8 +26,6 @@ class Capability:
         Which part of the data is its own, or None if it does not say.
     num_examples
         How many training examples it has; 0 if it does not say.
-    labels
-        The classes it has, or None if it does not say.
     """
 
     capacity: float | None = None
@@ -35,10 +33,8 @@ class Capability:
     partition: int | None = None
     num_partitions: int | None = None
     num_examples: int = 0
-    labels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Validate the values."""
         if self.capacity is not None:
             exact_rate(self.capacity)
         if self.partition is not None and self.partition < 0:
@@ -194,7 +190,6 @@ class Levels:
     others: str | float = 1.0
 
     def __post_init__(self) -> None:
-        """Validate the levels, all at once."""
         faults = []
         for who, level in (*self.table.items(), ("others", self.others)):
             try:

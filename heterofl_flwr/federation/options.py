@@ -64,7 +64,6 @@ class Sampling:
     wait: float = 60.0
 
     def __post_init__(self) -> None:
-        """Validate the options, all at once."""
         least = "a whole number from 0 up"
         check_fields(
             self,
@@ -103,7 +102,7 @@ class Transfer:
 
     Attributes
     ----------
-    choose
+    slice_rule
         Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by one each round
         (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
         (``random-client``).
@@ -117,17 +116,16 @@ class Transfer:
         From the round to the learning rate that clients are sent; see ``multi_step``.
     """
 
-    choose: SliceRule = "prefix"
+    slice_rule: SliceRule = "prefix"
     shared: Sequence[str] = ALL
     upload: Upload = "float32"
     learning_rate: Schedule | None = None
 
     def __post_init__(self) -> None:
-        """Validate the options, all at once."""
         check_fields(
             self,
             (
-                ("choose", self.choose in get_args(SliceRule), one_of(SliceRule)),
+                ("slice_rule", self.slice_rule in get_args(SliceRule), one_of(SliceRule)),
                 ("upload", self.upload in get_args(Upload), one_of(Upload)),
             ),
         )
@@ -168,7 +166,6 @@ class Averaging:
     robust: Robust | None = None
 
     def __post_init__(self) -> None:
-        """Validate the options, all at once."""
         check_fields(
             self,
             (
@@ -203,7 +200,6 @@ class Options:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        """Validate what only several groups together can get wrong."""
         if self.averaging.robust and not self.transfer.shared:
             raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
         if not self.privacy.noise:

@@ -36,7 +36,6 @@ class Privacy:
     moments_clip: float = 10.0
 
     def __post_init__(self) -> None:
-        """Validate the values, all at once."""
         check_fields(
             self,
             (

@@ -1,9 +1,9 @@
-"""What is known of a round: the log while it runs, its record afterwards, and the callbacks that get the record."""
+"""The record of a round, the callbacks that get it, and the count of rejected replies."""
 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,9 +16,21 @@ State = Mapping[str, Tensor]
 """A model's parameters by name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+NAMED = 5
+"""Up to so many clients of a round, its line names them."""
+
+LEVELS = 5
+"""Levels that it names."""
+
+host_log = logging.getLogger("flwr")
+"""Flower's own log, which shows wherever an app runs."""
+
+
+@dataclass(slots=True, kw_only=True)
 class RoundRecord:
-    """Everything that is known of one round. All values are plain Python, so a record is a line of JSON.
+    """Everything that is known of one round, written as the round goes on.
+
+    All values are plain Python, so a record is a line of JSON.
 
     Attributes
     ----------
@@ -70,23 +82,23 @@ class RoundRecord:
     server_round: int
     seconds: float
     learning_rate: float
-    rates: Mapping[int, float]
-    failures: Mapping[int, str] = field(default_factory=dict)
+    rates: dict[int, float]
+    failures: dict[int, str] = field(default_factory=dict)
     refused: Sequence[int] = ()
-    train: Mapping[str, float] = field(default_factory=dict)
+    train: dict[str, float] = field(default_factory=dict)
     train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    evaluate: Mapping[str, float] = field(default_factory=dict)
+    evaluate: dict[str, float] = field(default_factory=dict)
     evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     evaluate_medians: Mapping[str, float] = field(default_factory=dict)
     worst_client: int | None = None
-    evaluate_failures: Mapping[int, str] = field(default_factory=dict)
+    evaluate_failures: dict[int, str] = field(default_factory=dict)
     evaluate_asked: int = 0
     evaluate_answers: int = 0
     partial: Sequence[str] = ()
     privacy: Mapping[str, float] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
-    bytes_by_level: Mapping[str, int] = field(default_factory=dict)
+    bytes_by_level: dict[str, int] = field(default_factory=dict)
     simulated_seconds: float = 0.0
     joules: float = 0.0
 
@@ -112,59 +124,22 @@ class RoundRecord:
         """Return the record as JSON can hold it."""
         return asdict(self)
 
-
-NAMED = 5
-"""Clients of a round that its line names."""
-
-LEVELS = 5
-"""Levels that it names."""
-
-host_log = logging.getLogger("flwr")
-"""Flower's own log, which shows wherever an app runs."""
-
-
-@dataclass(slots=True)
-class RoundLog:
-    """What the strategy notes while a round runs."""
-
-    learning_rate: float = 0.0
-    rates: dict[int, float] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    refused: list[int] = field(default_factory=list)
-    train: dict[str, float] = field(default_factory=dict)
-    train_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    evaluate: dict[str, float] = field(default_factory=dict)
-    evaluate_by_level: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    evaluate_medians: dict[str, float] = field(default_factory=dict)
-    worst_client: int | None = None
-    evaluate_failures: dict[int, str] = field(default_factory=dict)
-    evaluate_asked: int = 0
-    evaluate_answers: int = 0
-    partial: Sequence[str] = ()
-    privacy: Mapping[str, float] = field(default_factory=dict)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    bytes_by_level: dict[str, int] = field(default_factory=dict)
-
     def note_training(self, answers: Sequence[tuple[float, float, Mapping[str, float]]]) -> None:
-        """Note what clients report of their training: for each its rate, its number of examples and its metrics."""
+        """Note the clients' training metrics: for each client its rate, its number of examples and its metrics."""
         self.train = weighted_means([(number, metrics) for _, number, metrics in answers])
         self.train_by_level = {
             level_name(rate): weighted_means([(number, metrics) for own, number, metrics in answers if own == rate])
             for rate in sorted({rate for rate, _, _ in answers}, reverse=True)
         }
 
-    def send(self, rate: float, num_bytes: int) -> None:
-        """Note what goes to a client of a rate."""
+    def note_sent(self, rate: float, num_bytes: int) -> None:
+        """Note the bytes sent to a client of a rate."""
         level = level_name(rate)
         self.bytes_down += num_bytes
         self.bytes_by_level[level] = self.bytes_by_level.get(level, 0) + num_bytes
 
-    def line(self, server_round: int) -> str:
-        """Return which sizes were trained, what travelled and how many failed, in one short line.
-
-        Where few clients take part, they are named.
-        """
+    def line(self) -> str:
+        """Return the levels, the bytes and the number of failures in one short line; few clients are named."""
         by_level: dict[str, list[int]] = {}  # from the largest level on
         for partition, rate in sorted(self.rates.items(), key=lambda item: (-item[1], item[0])):
             by_level.setdefault(level_name(rate), []).append(partition)
@@ -176,23 +151,20 @@ class RoundLog:
             levels.append(f"{level} {len(clients)}{each}{named if len(self.rates) <= NAMED else ''}")
         more = [f"{len(levels) - LEVELS} more levels"] if len(levels) > LEVELS else []
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        return f"round {server_round}: {', '.join([*levels[:LEVELS], *more])}; up {text.size(self.bytes_up)}{failed}"
+        trained = ", ".join([*levels[:LEVELS], *more])
+        return f"round {self.server_round}: {trained}; up {text.size(self.bytes_up)}{failed}"
 
-    def note_central(self, metrics: Mapping[str, float]) -> None:
-        """Note what the server measured itself, which stands in place of what clients say under the same name."""
-        self.note_computed(self.evaluate, metrics)
-        self.partial = tuple(name for name in self.partial if name not in metrics)
+    def note_central(self, metrics: Mapping[str, object]) -> None:
+        """Note the server's own metrics, which replace those of the clients of the same name."""
+        numbers = self.note_computed(self.evaluate, metrics)
+        self.partial = tuple(name for name in self.partial if name not in numbers)
 
-    def note_computed(self, means: dict[str, float], found: Mapping[str, object]) -> None:
-        """Put what was computed in another way in place of means, and of the medians beside them."""
+    def note_computed(self, means: dict[str, float], found: Mapping[str, object]) -> dict[str, float]:
+        """Replace means, and the medians beside them, by the numbers among what was computed in another way."""
         numbers = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
         means |= numbers
         self.evaluate_medians = {name: own for name, own in self.evaluate_medians.items() if name not in numbers}
-
-    def record(self, server_round: int, seconds: float) -> RoundRecord:
-        """Return the finished round's record."""
-        noted = {own.name: getattr(self, own.name) for own in fields(self)}
-        return RoundRecord(server_round=server_round, seconds=seconds, **{**noted, "refused": tuple(self.refused)})
+        return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,33 +214,27 @@ class RoundCallback:
 
 
 class Tally:
-    """Counts refused replies to instructions to train, by partition. Clients that fail or are late do not count.
+    """Counts rejected replies to instructions to train, by partition. Clients that fail or are late do not count.
 
     Attributes
     ----------
     refused : Counter[int]
-        How many replies of a client were refused in the run.
+        A client's rejected replies in the run.
     in_a_row : Counter[int]
-        How many of them since its last good one.
+        Those since its last good one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[RoundRecord] = ()) -> None:
         self.refused: Counter[int] = Counter()
         self.in_a_row: Counter[int] = Counter()
-
-    @classmethod
-    def of(cls, records: Iterable[RoundRecord]) -> "Tally":
-        """Return the tally of rounds that are over, so that a run can go on from them."""
-        tally = cls()
-        for record in records:
+        for record in records:  # of rounds that are over, so that a run can go on from them
             for partition in record.refused:
-                tally.refuse(partition)
+                self.refuse(partition)
             for partition in record.rates.keys() - record.failures.keys():
-                tally.accept(partition)
-        return tally
+                self.accept(partition)
 
     def refuse(self, partition: int) -> None:
-        """Count a refused reply."""
+        """Count a rejected reply."""
         self.refused[partition] += 1
         self.in_a_row[partition] += 1
 
@@ -277,5 +243,5 @@ class Tally:
         del self.in_a_row[partition]
 
     def suspended(self, limit: int) -> set[int]:
-        """Return the clients that are not drawn any more, as they reached the limit; with 0 none are."""
+        """Return the clients that are not drawn any more, as they reached the limit; with 0 there are none."""
         return {partition for partition, number in self.in_a_row.items() if 0 < limit <= number}

@@ -23,14 +23,14 @@ from heterofl_flwr.federation.families import under, within
 from heterofl_flwr.federation.federation import State
 from heterofl_flwr.federation.limits import LARGEST_ENTRY, least_replies
 from heterofl_flwr.federation.privacy import TRAINING
-from heterofl_flwr.federation.records import RoundLog
-from heterofl_flwr.federation.server_optimizer import optimized
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.server_optimizer import apply_optimizer
 
 NAMED = 3
 """Clients whose faults a failed round names."""
 
 SILENT = "no reply in time"
-"""What is noted of a client that gave no reply."""
+"""The fault of a client that gave no reply."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,36 +49,16 @@ class TrainReply:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a client's reply is not used.
-
-    Attributes
-    ----------
-    reason
-        What is wrong, for the record and the log.
-    replied
-        Whether there was a reply, which is then refused.
-    simulated
-        Whether a simulated device was lost, which is nobody's fault.
-    """
+    """Why a client's reply is not used."""
 
     reason: str
-    replied: bool = False
-    simulated: bool = False
+    replied: bool = False  # there was a reply, which is rejected
+    simulated: bool = False  # a simulated device was lost, which is nobody's fault
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What a client trains.
-
-    Attributes
-    ----------
-    rate
-        Its rate.
-    plan
-        Its slice of the global state.
-    family
-        Its family; without families "".
-    """
+    """What a client trains: its rate, its slice of the global state, and its family ("" without families)."""
 
     rate: float
     plan: Plan
@@ -92,17 +72,6 @@ class Slice:
 
 class Round:
     """A round of training: opened for the clients that are there, then ``add`` or ``refuse`` for each, then ``close``.
-
-    Parameters
-    ----------
-    engine : Engine
-        The run.
-    server_round : int
-        The round, from 1.
-    node_ids : Sequence[int]
-        The clients that are there.
-    state : Mapping[str, Tensor]
-        The global state from which the round starts.
 
     Attributes
     ----------
@@ -121,18 +90,22 @@ class Round:
         engine.silent = set()
         trainable = engine.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")
-        sampled = engine.sample(server_round, trainable, "train")
         self._state = self._federation.check_state(state)
         self._step = self._options.privacy.step
         self._aggregator = self._open_aggregator()
-        self.slices = {node_id: self._slice(node_id) for node_id in sampled}
+        self.slices: dict[int, Slice] = {}
         self.answers: dict[int, Answer] = {}
         self._lost = 0
-        schedule, partition = self._options.transfer.learning_rate, self._federation.nodes.partition
-        self.log = engine.log = RoundLog(
-            learning_rate=schedule(server_round) if schedule else 0.0,
-            rates={partition(node_id): own.rate for node_id, own in self.slices.items()},
+        schedule = self._options.transfer.learning_rate
+        learning_rate = schedule(server_round) if schedule else 0.0
+        self.log = engine.log = RoundRecord(
+            server_round=server_round, seconds=0.0, learning_rate=learning_rate, rates={}
         )
+        for node_id in engine.sample(server_round, trainable, "train"):
+            rate = self._federation.rate(server_round, node_id)
+            plan = self._federation.train_plan(server_round, node_id, rate)
+            self.slices[node_id] = Slice(rate, plan, self._federation.family(node_id))
+            self.log.rates[self._federation.nodes.partition(node_id)] = rate
 
     def _open_aggregator(self) -> Aggregator:
         # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
@@ -146,11 +119,6 @@ class Round:
             largest=LARGEST_ENTRY,
             norm_bound=self._options.limits.norm_bound,
         )
-
-    def _slice(self, node_id: int) -> Slice:
-        rate = self._federation.rate(self.server_round, node_id)
-        plan = self._federation.train_plan(self.server_round, node_id, rate)
-        return Slice(rate, plan, self._federation.family(node_id))
 
     @property
     def is_sliced(self) -> bool:
@@ -222,7 +190,7 @@ class Round:
         rate, limit = self.slices[node_id].rate, self._options.limits.refusals
         logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
         if fault.replied:
-            self.log.refused.append(partition)
+            self.log.refused = (*self.log.refused, partition)
             self._engine.tally.refuse(partition)
             if partition in self._engine.tally.suspended(limit):
                 logger.warning("node %s is not drawn any more: %d replies refused in a row", node_id, limit)
@@ -238,15 +206,6 @@ class Round:
         self.log.note_training([(self.slices[node_id].rate, *answer) for node_id, answer in answers.items()])
         return new
 
-    def _result(self) -> State:
-        held, new = self._aggregator.held, self._aggregator.result()
-        if self._step:
-            new = released(self._state, new, held, self._step)
-        optimizer = self._options.averaging.optimizer
-        if optimizer is None:
-            return new
-        return optimized(optimizer, self._state, new, self._federation.optimizer_state, held, self.server_round)
-
     def _check_replies(self) -> None:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
         replies, wanted = self._aggregator.replies, self._options.sampling.min_replies
@@ -261,6 +220,15 @@ class Round:
             f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {wanted}){''.join(faults[:NAMED])}{more}"
         )
+
+    def _result(self) -> State:
+        held, new = self._aggregator.held, self._aggregator.result()
+        if self._step:
+            new = released(self._state, new, held, self._step)
+        optimizer = self._options.averaging.optimizer
+        if optimizer is None:
+            return new
+        return apply_optimizer(optimizer, self._state, new, self._federation.optimizer_state, held, self.server_round)
 
 
 def check_open(current: Round | None, server_round: int | str = "") -> Round:

@@ -6,8 +6,10 @@ optimiser keeps of it stays.
 """
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +20,9 @@ FIRST, SECOND = "", "second/"
 """What stands before a parameter's name in an optimiser's state: nothing for momentum, as old checkpoints have it."""
 
 Kept = Mapping[str, Tensor]
-"""Of one parameter: its first and second moment, by what stands before its name."""
+"""The first and second moment of one parameter, by what stands before its name."""
+
+POSITIVE = "a number over 0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +41,19 @@ class Momentum:
     server_momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        """Validate the values."""
         check_fields(
             self,
             (
-                ("server_learning_rate", 0 < self.server_learning_rate < math.inf, "a number over 0"),
+                ("server_learning_rate", 0 < self.server_learning_rate < math.inf, POSITIVE),
                 ("server_momentum", is_decay(self.server_momentum), DECAY),
             ),
         )
 
-    @property
-    def keeps(self) -> Sequence[str]:
-        """What is kept of each parameter."""
-        return (FIRST,) if self.server_momentum else ()
-
-    def step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
-        """Return how a parameter moves, and what is kept of it."""
-        del server_round
-        velocity = self.server_momentum * kept[FIRST] + change if kept else change
-        return self.server_learning_rate * velocity, dict.fromkeys(kept, velocity)
+    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
+        if not self.server_momentum:
+            return self.server_learning_rate * change, {}
+        velocity = self.server_momentum * kept[FIRST] + change
+        return self.server_learning_rate * velocity, {FIRST: velocity}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +72,9 @@ class Adagrad:
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Validate the values."""
-        check_fields(self, _rules(self.eta, self.tau))
+        _check_adaptive(self)
 
-    @property
-    def keeps(self) -> Sequence[str]:
-        """What is kept of each parameter."""
-        return (SECOND,)
-
-    def step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
-        """Return how a parameter moves, and what is kept of it."""
-        del server_round
+    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
         second = kept[SECOND] + change**2
         return self.eta * change / (second.sqrt() + self.tau), {SECOND: second}
 
@@ -109,16 +99,10 @@ class Adam:
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Validate the values."""
-        check_fields(self, _rules(self.eta, self.tau, self.beta_1, self.beta_2))
+        betas = [(name, is_decay(getattr(self, name)), DECAY) for name in ("beta_1", "beta_2")]
+        _check_adaptive(self, betas)
 
-    @property
-    def keeps(self) -> Sequence[str]:
-        """What is kept of each parameter."""
-        return (FIRST, SECOND)
-
-    def step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
-        """Return how a parameter moves, and what is kept of it."""
+    def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
         first = self.beta_1 * kept[FIRST] + (1 - self.beta_1) * change
         second = self.beta_2 * kept[SECOND] + (1 - self.beta_2) * change**2
         correction = math.sqrt(1 - self.beta_2 ** (server_round + 1)) / (1 - self.beta_1 ** (server_round + 1))
@@ -131,9 +115,7 @@ class Yogi(Adam):
 
     eta: float = 1e-2
 
-    def step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
-        """Return how a parameter moves, and what is kept of it."""
-        del server_round
+    def _step(self, change: Tensor, kept: Kept, _: int) -> tuple[Tensor, Kept]:
         square = change**2
         first = self.beta_1 * kept[FIRST] + (1 - self.beta_1) * change
         second = kept[SECOND] - (1 - self.beta_2) * square * torch.sign(kept[SECOND] - square)
@@ -144,7 +126,7 @@ ServerOptimizer = Momentum | Adagrad | Adam | Yogi
 
 
 @torch.no_grad()
-def optimized(
+def apply_optimizer(
     optimizer: ServerOptimizer,
     old: Mapping[str, Tensor],
     means: dict[str, Tensor],
@@ -152,27 +134,15 @@ def optimized(
     held: Callable[[str], Tensor],
     server_round: int,
 ) -> dict[str, Tensor]:
-    """Return the global state that an optimiser makes of a round's means; they and its own state are replaced.
+    """Return the global state after an optimiser's step; ``means`` and the optimiser's ``state`` are replaced.
 
-    Parameters
-    ----------
-    optimizer : ServerOptimizer
-        Takes the steps.
-    old : Mapping[str, Tensor]
-        The global state before the round.
-    means : dict[str, Tensor]
-        The means of the round.
-    state : MutableMapping[str, Tensor]
-        What the optimiser keeps from round to round; nothing before the first.
-    held : Callable[[str], Tensor]
-        From a parameter's name to how many clients held each of its entries.
-    server_round : int
-        The round, from 1.
+    ``held`` gives from a parameter's name how many clients held each of its entries.
     """
     for name, mean in means.items():
         change = mean - old[name]
-        before = {kind: state.get(kind + name, torch.zeros_like(change)) for kind in optimizer.keeps}
-        step, after = optimizer.step(change, before, server_round)
+        known = {kind: state[kind + name] for kind in (FIRST, SECOND) if kind + name in state}
+        before = defaultdict(partial(torch.zeros_like, change), known)
+        step, after = optimizer._step(change, before, server_round)
         trained = held(name) > 0
         means[name] = torch.where(trained, old[name] + step, old[name])
         for kind, tensor in after.items():
@@ -180,13 +150,8 @@ def optimized(
     return means
 
 
-def _rules(eta: float, tau: float, beta_1: float = 0.0, beta_2: float = 0.0) -> Sequence[tuple[str, bool, str]]:
-    return (
-        ("eta", 0 < eta < math.inf, "a number over 0"),
-        ("beta_1", is_decay(beta_1), DECAY),
-        ("beta_2", is_decay(beta_2), DECAY),
-        ("tau", 0 < tau < math.inf, "a number over 0"),
-    )
+def _check_adaptive(of: Adagrad | Adam, betas: Iterable[tuple[str, bool, str]] = ()) -> None:
+    check_fields(of, (("eta", 0 < of.eta < math.inf, POSITIVE), *betas, ("tau", 0 < of.tau < math.inf, POSITIVE)))
 
 
 Schedule = Callable[[int], float]
@@ -195,8 +160,4 @@ Schedule = Callable[[int], float]
 
 def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1) -> Schedule:
     """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6)."""
-
-    def at(server_round: int) -> float:
-        return learning_rate * factor ** sum(milestone < server_round for milestone in milestones)
-
-    return at
+    return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)

@@ -4,43 +4,33 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from flwr.app import Error, Message, MessageType, MetricRecord
+from flwr.app import Message, MessageType, MetricRecord
 from flwr.app.message import make_message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import MinReplies, least_replies, reply_floor
 from heterofl_flwr.grids.devices import Devices, Turn
-from heterofl_flwr.grids.windowed import Relay
 from heterofl_flwr.messages import (
     METRICS,
     NUM_EXAMPLES,
     PARTITION,
     RATE,
     SEED,
-    SERVER,
     SERVER_ROUND,
+    SIMULATED,
     TRAIN_LEARN,
     WORK,
-    arrays_in,
-    config_of,
-    size_of,
-    value_of,
+    SimulatedFault,
+    array_records,
+    count_bytes,
+    read_config,
+    read_value,
 )
-
-SIMULATED = "simulated: "
-"""How the reason of every ``SimulatedFault`` begins."""
+from heterofl_flwr.strategies.guarded import Relay
 
 AWAY = f"{SIMULATED}not available"
 DROPPED_OUT = f"{SIMULATED}dropped out"
-
-
-class SimulatedFault(Error):
-    """Why a simulated device gives no reply. No client can claim it: a type of error does not travel."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(ErrorCode.NODE_UNAVAILABLE, reason)
 
 
 class SimulatedDevices(Relay):
@@ -110,7 +100,7 @@ class SimulatedDevices(Relay):
                 faults.append(Message(SimulatedFault(fault), reply_to=message))
                 continue
             if (share := self._devices.step_share(exchange.turns[node])) < 1:
-                config_of(message, SERVER)[WORK] = share
+                read_config(message)[WORK] = share
             sent.append(message)
         return chain(faults, exchange.replies(super().send_and_receive(sent, timeout=timeout)))
 
@@ -208,14 +198,14 @@ def _is_training(message: Message) -> bool:
 
 
 def _turn_of(message: Message) -> Turn:
-    config = config_of(message, SERVER)
+    config = read_config(message)
     keys = (SEED, SERVER_ROUND, PARTITION)
-    seed, server_round, partition = (value_of(config, key, int, SERVER) for key in keys)
-    return Turn(seed, server_round, partition, value_of(config, RATE, float, SERVER))
+    seed, server_round, partition = (read_value(config, key, int) for key in keys)
+    return Turn(seed, server_round, partition, read_value(config, RATE, float))
 
 
 def _array_bytes(message: Message) -> int:
-    return sum(map(size_of, arrays_in(message.content).values()))
+    return sum(map(count_bytes, array_records(message.content).values()))
 
 
 def _examples_of(reply: Message) -> int | None:

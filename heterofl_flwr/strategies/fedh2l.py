@@ -5,10 +5,10 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shown
-from typing import Any, Literal, Unpack, cast
+from typing import Unpack, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -18,10 +18,11 @@ from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
+from heterofl_flwr.federation.families import Build
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
-from heterofl_flwr.strategies.keywords import RunKeywords
+from heterofl_flwr.strategies.keywords import Keywords, pick
 from heterofl_flwr.strategies.replies import read_each, read_metrics
 from heterofl_flwr.training.distill import check_posteriors
 
@@ -48,7 +49,6 @@ class SeedSet:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Validate the options, all at once."""
         check_fields(
             self,
             (
@@ -59,10 +59,7 @@ class SeedSet:
         )
 
 
-SEED_SET: tuple[Literal["seed_size", "seed_batch", "temperature"], ...] = ("seed_size", "seed_batch", "temperature")
-
-
-class ExchangeKeywords(RunKeywords, total=False):
+class ExchangeKeywords(Keywords, total=False):
     """The options of strategies that exchange posteriors: those of ``SeedSet`` and of ``HeteroFL``."""
 
     seed_size: int
@@ -83,17 +80,11 @@ class Exchange(HeteroFL):
 
     _train_kind = messages.TRAIN_PUBLISH
 
-    def __init__(
-        self,
-        build: Callable[[float], nn.Module],
-        mix: str | Mix,
-        *,
-        classes: int,
-        **keywords: Unpack[ExchangeKeywords],
-    ) -> None:
-        seed_set: dict[str, Any] = {name: keywords.pop(name) for name in SEED_SET if name in keywords}
+    def __init__(self, build: Build, mix: str | Mix, *, classes: int, **keywords: Unpack[ExchangeKeywords]) -> None:
+        seed_set = pick(("seed_size", "seed_batch", "temperature"), keywords)
         self._seed_set = SeedSet(classes=classes, **seed_set)
-        super().__init__(build, mix, **cast("RunKeywords", keywords))
+        others = {name: value for name, value in keywords.items() if name not in seed_set}
+        super().__init__(build, mix, **cast("Keywords", others))
         if self.options.privacy.clip:
             raise ConfigError(
                 f"privacy: {type(self).__name__} exchanges posteriors, which are not noised; leave it off"
@@ -151,7 +142,7 @@ class Exchange(HeteroFL):
         read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, current.refuse)
         self._sent = []
         for node_id, record in self._peer_posteriors(published).items():
-            self.log.send(current.slices[node_id].rate, messages.size_of(record))
+            self.log.note_sent(current.slices[node_id].rate, messages.count_bytes(record))
             own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
             message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
             message.content[messages.POSTERIORS] = record
@@ -175,14 +166,14 @@ class Exchange(HeteroFL):
 
 def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
     """Return the posteriors of a reply, and their bytes."""
-    messages.config_of(reply, sender)
-    records = messages.arrays_in(reply.content)
+    messages.read_config(reply, sender)
+    records = messages.array_records(reply.content)
     if list(records) != [messages.POSTERIORS] or list(records[messages.POSTERIORS]) != [messages.POSTERIORS]:
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {messages.POSTERIORS} alone")
     record = records[messages.POSTERIORS]
     messages.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
-    found = messages.tensors_of(record, sender)[messages.POSTERIORS]
-    return check_posteriors(found, shape, sender), messages.size_of(record)
+    found = messages.read_tensors(record, sender)[messages.POSTERIORS]
+    return check_posteriors(found, shape, sender), messages.count_bytes(record)
 
 
 class FedH2L(Exchange):

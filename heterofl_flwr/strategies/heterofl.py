@@ -1,33 +1,26 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.families import under
-from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.options import Assignment
-from heterofl_flwr.federation.records import RoundCallback, host_log
+from heterofl_flwr.federation.families import Build, under
+from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
-from heterofl_flwr.grids.guarded import crosses_superlink, guard
-from heterofl_flwr.strategies.instructions import (
-    Slices,
-    available_nodes,
-    client_config,
-    first_replies,
-    instruction,
-)
-from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, read_options, read_record_options
+from heterofl_flwr.strategies.guarded import crosses_superlink, guard
+from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, first_replies, instruction
+from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, RecordOptions, build_federation, pick
 from heterofl_flwr.strategies.replies import (
     as_flower_error,
     check_wrappers,
@@ -37,7 +30,7 @@ from heterofl_flwr.strategies.replies import (
     read_moments,
     read_train_reply,
 )
-from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds, run_rounds
+from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
 
 BESIDE_BYTES = 1 << 20
 """Of a reply, for everything that is not parameters: metrics, labels, moments."""
@@ -76,26 +69,11 @@ class HeteroFL(EngineView, Strategy):
 
     _train_kind: str = MessageType.TRAIN
 
-    def __init__(
-        self,
-        build: Callable[[float], nn.Module],
-        mix: str | Mix = "a1-b1-c1-d1-e1",
-        *,
-        assignment: Assignment = "fix",
-        seed: int = 0,
-        callbacks: Sequence[RoundCallback] = (),
-        **keywords: Unpack[Keywords],
-    ) -> None:
-        self.records = read_record_options(keywords)
-        federation = Federation(
-            build=build,
-            mix=mix if isinstance(mix, Mix) else Mix.parse(mix),
-            assignment=assignment,
-            seed=seed,
-            options=read_options(keywords, Keywords),
-        )
-        self.engine = Engine(federation, counts_examples=self.records.weighted_by_key == messages.NUM_EXAMPLES)
-        self.callbacks = tuple(callbacks)
+    def __init__(self, build: Build, mix: str | Mix = "a1-b1-c1-d1-e1", **keywords: Unpack[Keywords]) -> None:
+        self.records = RecordOptions(**pick([own.name for own in fields(RecordOptions)], keywords))
+        counts_examples = self.records.weighted_by_key == messages.NUM_EXAMPLES
+        self.engine = Engine(build_federation(build, mix, keywords), counts_examples=counts_examples)
+        self.callbacks = tuple(keywords.get("callbacks", ()))
         self._timeout = 3600.0
         self._round: Round | None = None
         self._evaluation: EvaluationRound | None = None
@@ -141,22 +119,18 @@ class HeteroFL(EngineView, Strategy):
         if first_round == 1:
             self.engine.reset()
         if initial_arrays is None:
-            initial_arrays = messages.record_of(self.federation.initial_state())
+            initial_arrays = messages.move_to_record(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays  # else this frame would keep them to the end of the run
-        rounds = Rounds(
-            first_round=first_round,
-            num_rounds=num_rounds,
-            timeout=timeout,
-            train_config=train_config or ConfigRecord(),
-            evaluate_config=evaluate_config or ConfigRecord(),
-            evaluate_fn=evaluate_fn,
+        grid, configs = (
+            guard(grid, self.largest_reply),
+            (train_config or ConfigRecord(), evaluate_config or ConfigRecord()),
         )
-        run_rounds(self, guard(grid, self.largest_reply), result, rounds)
+        Rounds(self, grid, result, first_round, num_rounds, timeout, configs, evaluate_fn).run()
         return result
 
     def largest_reply(self, message: Message) -> int:
-        """Return how many bytes the reply to a message may have: its sender's slice, and everything beside it."""
+        """Return how many bytes the reply to a message may have."""
         plan = self.federation.plan(self.federation.mix.global_rate)
         if message.metadata.message_type.startswith(MessageType.TRAIN) and self._round is not None:
             own = self._round.slices.get(message.metadata.dst_node_id)
@@ -177,7 +151,7 @@ class HeteroFL(EngineView, Strategy):
         self._sent, self._replied = [], {}
         for node_id, own in current.slices.items():
             record = slices.record(own.family, own.sent_plan)
-            self.log.send(own.rate, messages.size_of(record))
+            self.log.note_sent(own.rate, messages.count_bytes(record))
             full = {**config, **self._train_config(server_round, node_id, own.rate)}
             self._sent.append(instruction(self._train_kind, node_id, record, full))
         self.records.rename_records(self._sent)
@@ -216,8 +190,8 @@ class HeteroFL(EngineView, Strategy):
         new = current.close()
         self._round = None
         if not self.prints_rounds:
-            host_log.info("%s", self.log.line(server_round))
-        return messages.record_of(new), self._aggregated(function, current.answers, self.log.train)
+            host_log.info("%s", self.log.line())
+        return messages.move_to_record(new), self._aggregated(function, current.answers, self.log.train)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return what a reply holds; refuse it if anything is missing or of another type."""

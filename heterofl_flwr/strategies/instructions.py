@@ -1,8 +1,9 @@
-"""The messages that the server sends: questions about the clients, slices of the model, and what to do with them."""
+"""The messages that the server sends: queries for the clients' capabilities, and instructions with slices."""
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -27,28 +28,14 @@ class Slices:
     """The slices of a global state as records: one for each plan, shared by its messages.
 
     Flower keeps, and in a deployment uploads, equal objects once. The whole model's record is the one that came.
-
-    Parameters
-    ----------
-    federation : Federation
-        Whose state it is.
-    arrays : ArrayRecord
-        The state.
-
-    Attributes
-    ----------
-    state : dict[str, Tensor]
-        The parameters.
     """
 
     def __init__(self, federation: Federation, arrays: ArrayRecord) -> None:
         self._federation = federation
-        self._arrays = {
-            name: ArrayRecord(within(name, arrays)) if name else arrays  # without families, as it came
-            for name in federation.members
-        }
+        members = federation.members  # without families, the record as it came
+        self._arrays = {name: ArrayRecord(within(name, arrays)) if name else arrays for name in members}
         self._records: dict[tuple[str, Plan], ArrayRecord] = {}
-        self.state = federation.check_state(messages.tensors_of(arrays, "the server"))
+        self.state = federation.check_state(messages.read_tensors(arrays))
 
     def record(self, family: str, plan: Plan) -> ArrayRecord:
         """Return the record of a slice of a family's model, under its own names; without families of the model's."""
@@ -65,12 +52,10 @@ def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[st
     return Message(RecordDict({messages.ARRAYS: arrays, messages.CONFIG: messages.new_config(config)}), node_id, kind)
 
 
-def client_config(
-    engine: Engine, server_round: int, node_id: int, rate: float
-) -> dict[str, int | float | str | list[str]]:
+def client_config(engine: Engine, server_round: int, node_id: int, rate: float) -> dict[str, object]:
     """Return what every client needs to know of its task."""
     federation, schedule = engine.federation, engine.options.transfer.learning_rate
-    config: dict[str, int | float | str | list[str]] = {
+    config: dict[str, object] = {
         messages.RATE: rate,
         messages.GLOBAL_RATE: federation.mix.global_rate,
         messages.SERVER_ROUND: server_round,
@@ -88,29 +73,25 @@ def client_config(
 
 def available_nodes(grid: Grid, engine: Engine, timeout: float = QUERY_SECONDS) -> list[int]:
     """Return the ids of the nodes that are there, as soon as there are enough, having registered the new ones."""
-
-    def register(node_ids: Sequence[int]) -> bool:
-        return register_nodes(grid, engine.federation, node_ids, min(QUERY_SECONDS, timeout))
-
+    register = partial(register_nodes, grid, engine.federation, timeout=min(QUERY_SECONDS, timeout))
     return list(engine.wait_for_nodes(lambda: sorted(grid.get_node_ids()), register))
 
 
 def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], timeout: float = QUERY_SECONDS) -> bool:
-    """Ask the nodes that are new what they can hold, if any are. One that gives no answer gets the smallest rate."""
+    """Ask new nodes what they can hold, and return whether there are any; without an answer it is the smallest rate."""
     unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
     if not unseen:
         return False
     # A node that measures itself chooses among these rates.
     config = messages.new_config({messages.RATES: list(federation.mix.rates)})
     sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in unseen]
-    answers: dict[int, Capability | None] = {}
+    answers: dict[int, Capability | None] = dict.fromkeys(unseen)
     silent: list[str] = []
 
     def read(node_id: int, reply: Message) -> None:
         answers[node_id] = read_capability(reply, f"node {node_id}")
 
     def refuse(node_id: int, fault: Fault) -> None:
-        answers[node_id] = None
         silent.append(f"node {node_id}: {fault.reason}")
 
     read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, refuse, HeteroFLError)
@@ -124,17 +105,14 @@ def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], 
             federation.mix.rates[-1],
             "; ".join(silent[:3]),
         )
-    # Names are asked for whatever the answers say: no node decides by what the others are ordered.
+    # Whatever the answers say, so that no node decides by what the others are ordered.
     names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}
     federation.register(answers, names, node_ids)
     return True
 
 
 def first_replies(grid: Grid, sent: Sequence[Message], enough: int, timeout: float) -> list[Message]:
-    """Send messages and return the replies that are there as soon as ``enough`` of them are no errors.
-
-    At the latest, those that are there after ``timeout`` seconds. The others are ignored, whenever they come.
-    """
+    """Send messages; return the replies as soon as ``enough`` of them are no errors, or ``timeout`` seconds later."""
     deadline = time.monotonic() + timeout
     waiting = [id_ for id_ in grid.push_messages(sent) if id_]
     replies: list[Message] = []

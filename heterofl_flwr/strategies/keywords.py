@@ -1,4 +1,4 @@
-"""The keyword arguments of the strategies: Flower's own names and ours, all mapped onto the groups of options here.
+"""The keyword arguments of the strategies, Flower's own names and ours, and the federation that they describe.
 
 Each option is explained in its group: ``Sampling``, ``Transfer``, ``Averaging``, ``Limits``, ``Privacy``,
 ``Evaluation`` and ``RecordOptions``.
@@ -16,11 +16,14 @@ from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.label_rows import LabelRule
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.families import Build
+from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import Limits, MinReplies
 from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Transfer
 from heterofl_flwr.federation.privacy import Privacy
@@ -77,6 +80,8 @@ class RecordOptions:
 class CommonKeywords(TypedDict, total=False):
     """The options of the strategies of both APIs: groups, and single options of the first three groups."""
 
+    assignment: Assignment
+    seed: int
     sampling: Sampling
     transfer: Transfer
     averaging: Averaging
@@ -91,7 +96,7 @@ class CommonKeywords(TypedDict, total=False):
     min_replies: MinReplies
     wait: float
     learning_rate: Schedule | None
-    choose: SliceRule
+    slice_rule: SliceRule
     weights: Weights
     label_rows: Sequence[str] | None
     labels: LabelRule
@@ -104,6 +109,7 @@ class CommonKeywords(TypedDict, total=False):
 class Keywords(CommonKeywords, total=False):
     """The options of strategies of the Message API."""
 
+    callbacks: Sequence[RoundCallback]
     spare: float
     upload: Upload
     shared: Sequence[str]
@@ -112,14 +118,6 @@ class Keywords(CommonKeywords, total=False):
     weighted_by_key: str
     arrayrecord_key: str
     configrecord_key: str
-
-
-class RunKeywords(Keywords, total=False):
-    """The same with those that ``HeteroFL`` has beside its options."""
-
-    assignment: Assignment
-    seed: int
-    callbacks: Sequence[RoundCallback]
 
 
 class ClassicKeywords(CommonKeywords, total=False):
@@ -145,6 +143,7 @@ CLASSIC: Mapping[str, str] = {
 }
 """From an argument of the classic ``FedAvg`` to the option that it is here."""
 
+_MESSAGE_API = "use heterofl_flwr.HeteroFL, or leave it"
 NOT_CLASSIC: Mapping[str, str] = {
     "train_metrics_aggr_fn": "use fit_metrics_aggregation_fn",
     "evaluate_metrics_aggr_fn": "use evaluate_metrics_aggregation_fn",
@@ -152,11 +151,10 @@ NOT_CLASSIC: Mapping[str, str] = {
     "arrayrecord_key": "it has no records, so leave it",
     "configrecord_key": "it has no records, so leave it",
     "devices": "simulated devices go around a grid, so use heterofl_flwr.HeteroFL",
-    "callbacks": "nothing in it says that a round has ended; use heterofl_flwr.HeteroFL, or leave it",
-    "upload": "it sends parameters as they are; use heterofl_flwr.HeteroFL, or leave it",
-    "shared": "it sends parameters without their names, so none can stay with a client; use heterofl_flwr.HeteroFL, or "
-    "leave it",
-    "spare": "it waits for all clients that it asks; use heterofl_flwr.HeteroFL, or leave it",
+    "callbacks": f"nothing in it says that a round has ended; {_MESSAGE_API}",
+    "upload": f"it sends parameters as they are; {_MESSAGE_API}",
+    "shared": f"it sends parameters without their names, so none can stay with a client; {_MESSAGE_API}",
+    "spare": f"it waits for all clients that it asks; {_MESSAGE_API}",
 }
 """From an option that the classic API has no place for to what to do."""
 
@@ -167,27 +165,27 @@ GROUPS: Mapping[str, type[Any]] = {"sampling": Sampling, "transfer": Transfer, "
 """The groups whose options may be given alone."""
 
 
-def read_options(keywords: Mapping[str, Any], known: type) -> Options:
-    """Return the groups of options that keyword arguments mean, of which ``known`` is the ``TypedDict``."""
+def pick(names: Iterable[str], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those keyword arguments that have one of these names."""
+    return {name: keywords[name] for name in names if name in keywords}
+
+
+def build_federation(build: Build, mix: str | Mix, keywords: Mapping[str, Any], known: type = Keywords) -> Federation:
+    """Return the federation that a strategy's arguments describe, of which ``known`` is the ``TypedDict``."""
     if unknown := keywords.keys() - known.__annotations__.keys():
         raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
     given = {name: value for name, value in keywords.items() if value is not None}
     groups = {
-        name: replace(
-            given.get(name, kind()), **{own.name: given[own.name] for own in fields(kind) if own.name in given}
-        )
+        name: replace(given.get(name, kind()), **pick([own.name for own in fields(kind)], given))
         for name, kind in GROUPS.items()
     }
-    return Options(**groups, **{name: given[name] for name in ("limits", "privacy", "evaluation") if name in given})
+    options = Options(**groups, **pick(("limits", "privacy", "evaluation"), given))
+    parsed = mix if isinstance(mix, Mix) else Mix.parse(mix)
+    return Federation(build=build, mix=parsed, options=options, **pick(("assignment", "seed"), given))
 
 
-def read_record_options(keywords: Mapping[str, Any]) -> RecordOptions:
-    """Return the options about records among keyword arguments."""
-    return RecordOptions(**{own.name: keywords[own.name] for own in fields(RecordOptions) if own.name in keywords})
-
-
-def read_classic_options(keywords: Mapping[str, Any]) -> Options:
-    """Return the groups of options that the keyword arguments of the classic strategy mean."""
+def build_classic_federation(build: Build, mix: str | Mix, keywords: Mapping[str, Any]) -> Federation:
+    """Return the federation that the arguments of the classic strategy describe."""
     for name in keywords.keys() & NOT_CLASSIC.keys():
         if name not in DEFAULTS or keywords[name] != DEFAULTS[name]:
             raise ConfigError(f"the classic API has no {name}: {NOT_CLASSIC[name]}")
@@ -198,4 +196,4 @@ def read_classic_options(keywords: Mapping[str, Any]) -> Options:
             raise ConfigError(f"{name} and {new} are the same option: give one of them")
         if value is not None:
             own[new] = value
-    return read_options(own, ClassicKeywords)
+    return build_federation(build, mix, own, ClassicKeywords)

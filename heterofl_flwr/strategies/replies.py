@@ -1,15 +1,14 @@
-"""Replies of clients: in the order of the messages, checked, or refused with the cause that Flower does not name."""
+"""Replies of clients: in the order of the messages, checked, or rejected with the cause that Flower does not name."""
 
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from reprlib import repr as shown
 from types import FrameType
 from typing import cast
 
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import messages
@@ -19,7 +18,6 @@ from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import SILENT, Fault, TrainReply
-from heterofl_flwr.grids.simulated import SimulatedFault
 from heterofl_flwr.nn.moments import Moments
 
 logger = logging.getLogger(__name__)
@@ -47,17 +45,17 @@ def as_flower_error() -> Iterator[None]:
 
 
 def check_wrappers(server_round: int) -> None:
-    """Refuse to send slices on behalf of a wrapper of Flower's that needs replies of one shape.
+    """Raise ``ConfigError`` where slices would be sent for a wrapper of Flower's that needs replies of one shape.
 
     A wrapper calls our hooks and takes the replies before they reach us, so the only trace of it is the call.
     """
     found = _calling_classes(sys._getframe(1))
     for name in (*_SERVER_SIDE, *_SECURE):
         if name in found:
-            work = (
+            what = (
                 "adds up masked replies of one shape" if name in _SECURE else "compares each reply with the whole model"
             )
-            raise ConfigError(f"{name} {work}, and here clients train slices of different shapes: {_REMEDY}")
+            raise ConfigError(f"{name} {what}, and here clients train slices of different shapes: {_REMEDY}")
     for name in _CLIENT_SIDE:
         if name in found and server_round == 1:
             logger.warning(
@@ -84,9 +82,9 @@ def explained(fault: str) -> str:
 
 
 def check_converted(reply: Message, plan: Plan, sender: str) -> None:
-    """Refuse the reply of an app that is not converted: with the whole model for a slice."""
+    """Reject the reply of an app that is not converted: with the whole model for a slice."""
     whole = {name: tuple(axis.full for axis in axes) for name, axes in plan.axes.items()}
-    for record in messages.arrays_in(reply.content).values():
+    for record in messages.array_records(reply.content).values():
         shapes = {name: tuple(array.shape) for name, array in record.items() if name in whole}
         if shapes == whole != plan.shapes:
             raise ReplyError(
@@ -139,13 +137,11 @@ def lacks_handler(fault: str) -> bool:
     return _NO_HANDLER.search(fault) is not None
 
 
-def read_fault(reply: Message | None) -> Fault | None:
+def read_fault(reply: Message) -> Fault | None:
     """Return why a node gave no usable reply, or None if it did."""
-    if reply is None:
-        return Fault(SILENT)
     if not reply.has_error():
         return None
-    if isinstance(reply.error, SimulatedFault):
+    if isinstance(reply.error, messages.SimulatedFault):
         return Fault(reply.error.reason or "", simulated=True)
     return Fault(short(explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")))
 
@@ -157,28 +153,16 @@ def read_each(
     refuse: Callable[[int, Fault], None],
     unusable: type[HeteroFLError] = ReplyError,
 ) -> None:
-    """Read the replies in the order of the messages; refuse, with a reason, what failed or cannot be used.
-
-    Parameters
-    ----------
-    sent, replies
-        The messages, and what came back in any order.
-    read : Callable[[int, Message], None]
-        Uses a node's reply; raises ``unusable`` where it does not fit.
-    refuse : Callable[[int, Fault], None]
-        Notes why a node's reply is not used.
-    unusable : type[HeteroFLError]
-        What ``read`` may raise.
-    """
+    """Read the replies in the order of the messages; ``refuse`` those that failed or for which ``read`` raises."""
     for node_id, reply in in_order(sent, replies):
-        fault = read_fault(reply)
-        if reply is None or fault is not None:
-            refuse(node_id, fault or Fault(SILENT))
-            continue
-        try:
-            read(node_id, reply)
-        except unusable as error:
-            refuse(node_id, Fault(short(str(error)), replied=True))
+        fault = Fault(SILENT) if reply is None else read_fault(reply)
+        if reply is not None and fault is None:
+            try:
+                read(node_id, reply)
+            except unusable as error:
+                fault = Fault(short(str(error)), replied=True)
+        if fault is not None:
+            refuse(node_id, fault)
 
 
 def read_train_reply(
@@ -186,17 +170,20 @@ def read_train_reply(
 ) -> TrainReply:
     """Return what a reply to an instruction to train holds; refuse it if anything is missing or of another type."""
     check_converted(reply, plan, sender)
-    config = messages.config_of(reply, sender)
-    records = messages.arrays_in(reply.content)
-    sub = messages.unpack_trained(records, messages.upload_of(config, sender), plan, sender)
+    config = messages.read_config(reply, sender)
+    records = messages.array_records(reply.content)
+    sub = messages.unpack_trained(records, messages.read_upload(config, sender), plan, sender)
     num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
+    labels = config.get(messages.LABELS)  # the aggregator checks each
+    if labels is not None and not isinstance(labels, list):
+        raise messages.unexpected(labels, messages.LABELS, "a list of whole numbers", sender)
     return TrainReply(
         sub=sub,
         num_examples=num_examples,
-        labels=_read_labels(config, sender),
-        capacity=messages.optional_value(config, messages.CAPACITY, float, sender),
+        labels=cast("list[int] | None", labels),
+        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
-        num_bytes=sum(map(messages.size_of, records.values())),
+        num_bytes=sum(map(messages.count_bytes, records.values())),
     )
 
 
@@ -216,31 +203,19 @@ def read_metrics(
 
 def read_capability(reply: Message, sender: str) -> Capability:
     """Return what a node says of itself."""
-    config = messages.config_of(reply, sender)
-    labels = _read_labels(config, sender)
-    if labels is not None and not all(isinstance(own, int) for own in labels):
-        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
+    config = messages.read_config(reply, sender)
     return Capability(
-        capacity=messages.optional_value(config, messages.CAPACITY, float, sender),
-        partition=messages.optional_value(config, messages.PARTITION, int, sender),
-        num_partitions=messages.optional_value(config, messages.NUM_PARTITIONS, int, sender),
-        num_examples=messages.optional_value(config, messages.NUM_EXAMPLES, int, sender) or 0,
-        labels=None if labels is None else tuple(labels),
+        capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
+        partition=messages.read_optional(config, messages.PARTITION, int, sender),
+        num_partitions=messages.read_optional(config, messages.NUM_PARTITIONS, int, sender),
+        num_examples=messages.read_optional(config, messages.NUM_EXAMPLES, int, sender) or 0,
     )
-
-
-def _read_labels(config: ConfigRecord, sender: str) -> list[int] | None:
-    """Return the labels that a reply names; the aggregator checks each."""
-    labels = config.get(messages.LABELS)
-    if labels is not None and not isinstance(labels, list):
-        raise ReplyError(f"{sender} sent {shown(labels)} as labels, expected a list of whole numbers")
-    return cast("list[int] | None", labels)
 
 
 def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Moments]:
     """Return a reply's moments by rate; refuse what is far larger than those of these layers' channels."""
-    messages.config_of(reply, sender)
-    record = messages.arrays_in(reply.content).get(messages.MOMENTS)
+    messages.read_config(reply, sender)
+    record = messages.array_records(reply.content).get(messages.MOMENTS)
     if record is None:
         raise ReplyError(f"{sender} sent no {messages.MOMENTS} record")
     most = 3 * sum(map(len, norms.values()))

@@ -25,10 +25,10 @@ from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.grids.windowed import Relay
 from heterofl_flwr.runs import checkpoint, models
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.settings import Flat, from_flat, to_flat
+from heterofl_flwr.strategies.guarded import Relay
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
 from simulations.faults.fault import VARIABLE, Fault
 from simulations.faults.kinds import KINDS
@@ -47,7 +47,7 @@ def round_of(message: Message) -> int | None:
     config = message.content.get(messages.CONFIG)
     if message.metadata.message_type != "train" or not isinstance(config, ConfigRecord):
         return None
-    return messages.value_of(config, messages.SERVER_ROUND, int, "the server")
+    return messages.read_value(config, messages.SERVER_ROUND, int, "the server")
 
 
 class FaultyClient(ClientApp):

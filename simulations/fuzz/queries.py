@@ -13,7 +13,6 @@ from heterofl_flwr.client import answer_queries
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
-from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.instructions import instruction, register_nodes
@@ -95,7 +94,7 @@ class Questions:
         sent = [instruction("query.moments", node_id, state, told) for node_id in ids]
         refused: list[int] = []
         federation.register(dict.fromkeys(ids), present=ids)
-        sums = [MomentsSum(federation, Limits(), robust=robust) for robust in (False, True)]
+        sums = [MomentsSum(federation, robust=robust) for robust in (False, True)]
 
         def read(node_id: int, reply: Message) -> None:
             found = read_moments(reply, {1.0: federation.norms(1.0)}, f"node {node_id}")

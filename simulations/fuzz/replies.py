@@ -22,7 +22,7 @@ from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import RoundError
-from heterofl_flwr.grids import guarded
+from heterofl_flwr.strategies import guarded
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
 from simulations.fuzz.mutations import MUTATIONS, Envelope

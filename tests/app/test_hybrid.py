@@ -151,10 +151,11 @@ def exchange(identity):
 
     def message(kind, **changes):
         brings = dict(small_mlp(0.5).named_parameters()) if kind == messages.TRAIN_PUBLISH else {}
-        arrays = messages.record_of({name: one.detach() for name, one in brings.items()})
+        arrays = messages.move_to_record({name: one.detach() for name, one in brings.items()})
         made = instruction(kind, 2, arrays, {**told, **changes})
         if kind == messages.TRAIN_LEARN:
-            made.content[messages.POSTERIORS] = messages.record_of({messages.POSTERIORS: torch.full((1, 2, 10), 0.1)})
+            posteriors = {messages.POSTERIORS: torch.full((1, 2, 10), 0.1)}
+            made.content[messages.POSTERIORS] = messages.move_to_record(posteriors)
         return made
 
     return task, context, message
@@ -163,10 +164,10 @@ def exchange(identity):
 def test_a_slice_waits_in_its_node_for_the_second_exchange_alone(exchange):
     task, context, message = exchange
     said = client_app.publish_message(message(messages.TRAIN_PUBLISH), context)
-    assert list(messages.arrays_in(said.content)) == [messages.POSTERIORS]
+    assert list(messages.array_records(said.content)) == [messages.POSTERIORS]
     waiting = context.state[client_app.WAITING].to_torch_state_dict()
     answer = client_app.learn_message(message(messages.TRAIN_LEARN), context)
-    found = messages.arrays_in(answer.content)[messages.ARRAYS].to_torch_state_dict()
+    found = messages.array_records(answer.content)[messages.ARRAYS].to_torch_state_dict()
     assert found.keys() == waiting.keys() == dict(small_mlp(0.5).named_parameters()).keys()
     assert not equal(found, waiting)
     assert dict(context.state) == {}

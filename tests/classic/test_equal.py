@@ -35,7 +35,7 @@ def message(num_rounds, options):
         {"evaluation": Evaluation(every=4, levels=True)},
         {
             "assignment": "dynamic",
-            "choose": "rolling",
+            "slice_rule": "rolling",
             "fraction_train": 0.5,
             "server_optimizer": Adam(eta=1e-2),
             "seed": 3,

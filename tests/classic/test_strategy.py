@@ -125,8 +125,8 @@ def test_properties_are_asked_once_and_from_all_at_the_same_time():
         ({"capacity": "z"}, "'z' is no level"),
         ({"capacity": 2.0}, "2.0 is no level"),
         ({"capacity": True}, "True is no level"),
-        ({"capacity": b"a"}, "b'a' is no capacity"),
-        ({"partition": "one"}, "'one' as partition, expected a whole number"),
+        ({"capacity": b"a"}, "b'a' is no level"),
+        ({"partition": "one"}, "'one' as partition, expected int"),
         ({"partition": -3}, "partition -3 does not exist"),
     ],
 )
@@ -191,7 +191,7 @@ BAD = {
     "labels": (lambda i: fit_res(arrays(i), labels="cat,dog"), "'cat,dog' as labels, expected whole numbers"),
     "label out of range": (lambda i: fit_res(arrays(i), labels="4"), r"labels \[4\] are out of range"),
     "capacity": (lambda i: fit_res(arrays(i), capacity="zz"), "the capacity it reports is not usable"),
-    "capacity bytes": (lambda i: fit_res(arrays(i), capacity=b"1"), "b'1' is no capacity"),
+    "capacity bytes": (lambda i: fit_res(arrays(i), capacity=b"1"), "b'1' is no level"),
 }
 
 

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import LocalGrid, messages
-from heterofl_flwr.capability import capability_of
+from heterofl_flwr.capability import read_capability
 from heterofl_flwr.client import (
     answer_moments,
     answer_queries,
@@ -313,7 +313,7 @@ class TestQueries:
         ],
     )
     def test_a_node_says_what_its_config_says(self, node, said):
-        assert capability_of(context(**node)) == said
+        assert read_capability(context(**node)) == said
 
     @pytest.mark.parametrize(
         ("node", "named"),
@@ -329,7 +329,7 @@ class TestQueries:
     )
     def test_a_config_that_means_nothing_is_refused(self, node, named):
         with pytest.raises(ConfigError, match=named):
-            capability_of(context(**node))
+            read_capability(context(**node))
 
     def test_an_app_answers_after_one_call(self):
         app = ClientApp()

@@ -232,11 +232,9 @@ def test_a_node_that_is_started_anew_goes_on_where_it_was():
 
 def test_capability_holds_what_a_node_said_of_its_data_and_how_many_it_trained_on():
     def capability(message, context):
-        return bare_reply(message, config=config(partition=4, num_partitions=9, num_examples=12, labels=[1, 2]))
+        return bare_reply(message, config=config(partition=4, num_partitions=9, num_examples=12))
 
     with LocalGrid(make_app(capability=capability), 1) as grid:
         strategy = run(grid, min_available_nodes=1)
         (node_id,) = grid.get_node_ids()
-    assert strategy.federation.nodes[node_id] == Capability(
-        partition=4, num_partitions=9, num_examples=1, labels=(1, 2)
-    )
+    assert strategy.federation.nodes[node_id] == Capability(partition=4, num_partitions=9, num_examples=1)

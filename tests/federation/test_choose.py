@@ -17,7 +17,7 @@ MIX = "a1-b1-c1"
 
 
 def play(rule, num_rounds=1, **options):
-    strategy = HeteroFL(build, MIX, choose=rule, evaluation=Evaluation(every=0), **options)
+    strategy = HeteroFL(build, MIX, slice_rule=rule, evaluation=Evaluation(every=0), **options)
     with Watched(make_app(), NODES) as grid:
         result = strategy.start(Windowed(grid, 2), num_rounds=num_rounds)
         return strategy, grid, result.arrays.to_torch_state_dict()
@@ -85,10 +85,10 @@ def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
 
 
 def test_a_rule_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="choose is 'random', expected one of prefix, rolling, random-level, random"):
-        HeteroFL(build, choose="random")
+    with pytest.raises(ConfigError, match="slice_rule is 'random', expected one of prefix, rolling, random-level"):
+        HeteroFL(build, slice_rule="random")
 
 
 def test_it_is_a_setting():
     task = Task(from_flat({"server.choose": "rolling"}))
-    assert make_strategy(task, ()).options.transfer.choose == "rolling"
+    assert make_strategy(task, ()).options.transfer.slice_rule == "rolling"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.data import load_dataset, split_dataset
-from heterofl_flwr.federation.evaluation import heaviest, medians, weighted_means
+from heterofl_flwr.federation.evaluation import example_bound, medians, weighted_means
 from heterofl_flwr.federation.limits import read_numbers
 from heterofl_flwr.report import EarlyStopping, Recorder
 from tests.federation.tiny import build, make_app
@@ -39,7 +39,7 @@ def play(evaluate, num_rounds=1, nodes=5, callbacks=(), **options):
     with LocalGrid(make_app(evaluate=evaluate), nodes) as grid:
         strategy = HeteroFL(build, "a1", callbacks=callbacks, **options)
         result = strategy.start(grid, num_rounds=num_rounds)
-    return strategy.log.record(num_rounds, 0.0), result
+    return strategy.log, result
 
 
 def test_a_client_that_claims_ten_million_examples_weighs_ten_at_most(caplog):
@@ -76,9 +76,9 @@ def test_training_metrics_are_capped_alike_in_the_run_and_in_its_level():
 
 def test_sizes_that_do_not_differ_more_count_in_full_to_the_bit():
     numbers = [3, 10, 17, 99, 100]
-    assert heaviest(numbers, 10.0) == 170.0
+    assert example_bound(numbers, 10.0) == 170.0
     said = [(float(number), {"x": 0.1 * number}) for number in numbers]
-    bound = heaviest(numbers, 10.0)
+    bound = example_bound(numbers, 10.0)
     assert weighted_means([(min(number, bound), own) for number, own in said]) == weighted_means(said)
 
 
@@ -89,12 +89,12 @@ def test_no_client_of_the_papers_splits_is_capped(kind, seed):
     parts = split_dataset(dataset, kind, 20, seed)
     for rows in (parts.train, parts.test):
         sizes = [len(own) for own in rows]
-        assert max(sizes) <= heaviest(sizes, Limits().examples_ratio)
+        assert max(sizes) <= example_bound(sizes, Limits().examples_ratio)
 
 
 @pytest.mark.parametrize("sizes", [[], [0, 0]])
 def test_where_nobody_has_examples_nothing_is_capped(sizes):
-    assert heaviest(sizes, 10.0) == math.inf
+    assert example_bound(sizes, 10.0) == math.inf
 
 
 EXAMPLES = st.integers(1, 10_000_000)
@@ -108,7 +108,7 @@ SHARE = st.floats(0, 1)
     st.sampled_from([1.0, 3.0, 10.0]),
 )
 def test_one_client_moves_a_mean_of_shares_by_no_more_than_its_weight(others, number, value, ratio):
-    bound = heaviest([number, *(own for own, _ in others)], ratio)
+    bound = example_bound([number, *(own for own, _ in others)], ratio)
     capped = [(min(own, bound), {"x": said}) for own, said in others]
     mean = weighted_means([*capped, (min(number, bound), {"x": value})])["x"]
     most = ratio / (ratio + (len(others) + 1) // 2)
@@ -203,4 +203,4 @@ def test_what_the_server_or_the_users_own_function_finds_decides_in_place_of_the
     with LocalGrid(make_app(evaluate=lying()), 2) as grid:
         strategy = HeteroFL(build, "a1")
         strategy.start(grid, num_rounds=1, evaluate_fn=lambda number, arrays: MetricRecord({"global-loss": 9.0}))
-    assert strategy.log.record(1, 0.0).comparable["global-loss"] == 9.0
+    assert strategy.log.comparable["global-loss"] == 9.0

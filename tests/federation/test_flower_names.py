@@ -157,17 +157,17 @@ def test_what_cannot_be_is_refused(options, fault):
 
 
 def test_options_may_be_given_in_groups_or_alone():
-    strategy = HeteroFL(build, sampling=Sampling(fraction_train=0.5, wait=3.0), wait=7.0, choose="rolling")
+    strategy = HeteroFL(build, sampling=Sampling(fraction_train=0.5, wait=3.0), wait=7.0, slice_rule="rolling")
     assert strategy.options.sampling == Sampling(fraction_train=0.5, wait=7.0)
-    assert strategy.options.transfer.choose == "rolling"
+    assert strategy.options.transfer.slice_rule == "rolling"
     with pytest.raises(TypeError, match="unexpected keyword arguments: noise"):
         HeteroFL(build, noise=1.0)
 
 
 def test_each_option_of_a_group_is_a_keyword():
     names = {own.name for kind in (*GROUPS.values(), RecordOptions) for own in fields(kind)}
-    groups = {*GROUPS, "limits", "privacy", "evaluation"}
-    assert Keywords.__annotations__.keys() == names | groups
+    others = {*GROUPS, "limits", "privacy", "evaluation", "assignment", "seed", "callbacks"}
+    assert Keywords.__annotations__.keys() == names | others
 
 
 def test_the_hybrid_takes_them_too():

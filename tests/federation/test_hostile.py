@@ -144,7 +144,7 @@ def test_a_client_is_not_drawn_after_so_many_refusals_in_a_row():
     strategy, _, records = play(HOSTILE["large"][0], num_rounds=4, limits=Limits(refusals=2))
     assert [sorted(record.rates) for record in records] == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2]]
     assert strategy.tally.suspended(2) == {1}
-    again = Tally.of(records)
+    again = Tally(records)
     assert (again.refused, again.in_a_row) == (strategy.tally.refused, strategy.tally.in_a_row)
 
 

@@ -248,7 +248,7 @@ def test_moments_that_do_not_fit_change_nothing_of_the_sum(robust):
     federation = HeteroFL(build_normed, "a1-c1").federation
     federation.register({7: None})
     good = {rate: collect_moments(build_normed(rate), [inputs(0)]) for rate in (1.0, 0.25)}
-    total = MomentsSum(federation, Limits(), robust=robust)
+    total = MomentsSum(federation, robust=robust)
     total.add(7, good)
     with pytest.raises(HeteroFLError):
         total.add(7, {1.0: good[1.0], 0.25: good[1.0]})
@@ -258,12 +258,12 @@ def test_moments_that_do_not_fit_change_nothing_of_the_sum(robust):
 
 @pytest.mark.parametrize(("said", "most"), [(0, 50), (20, 20), (10**9, 50)])
 def test_a_client_counts_no_more_than_it_says_it_has_and_than_anybody_may(said, most):
-    federation = HeteroFL(build_normed, "a1").federation
+    federation = HeteroFL(build_normed, "a1", limits=Limits(examples=50)).federation
     federation.register({7: Capability(num_examples=said)})
     for count in (most, most + 1):
         own = Moments("paper", {"norm": LayerMoments(count, torch.zeros(8), torch.ones(8))})
         with nullcontext() if count == most else pytest.raises(DataError, match=f"expected up to {most}"):
-            MomentsSum(federation, Limits(examples=50), robust=False).add(7, {1.0: own})
+            MomentsSum(federation, robust=False).add(7, {1.0: own})
 
 
 def test_a_weight_that_is_no_number_of_examples_bounds_no_moments():

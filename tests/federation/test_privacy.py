@@ -58,8 +58,8 @@ def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
     def train(message, context):
         answer = add_one(message, context)
         plan = Plan.of(build(1.0), build(message.content["config"]["rate"]))
-        sub = messages.unpack_trained(messages.arrays_in(answer.content), upload, plan, "it")
-        before = messages.tensors_of(message.content["arrays"], "it")
+        sub = messages.unpack_trained(messages.array_records(answer.content), upload, plan, "it")
+        before = messages.read_tensors(message.content["arrays"], "it")
         if isinstance(sub, Changes):
             sub = restore(Plan.of(build(1.0), build(1.0)), before, sub)
         lengths.append(norm_between(sub, before))
@@ -89,7 +89,7 @@ def test_nobody_is_told_of_a_bound_where_there_is_none():
 @pytest.mark.parametrize("value", ["much", -1.0, math.inf, math.nan])
 def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
     with pytest.raises(ReplyError, match="as clip, expected a number of 0 or more"):
-        messages.clip_of({"clip": value}, "the server")
+        messages.read_clip({"clip": value})
 
 
 def test_noise_differs_from_run_to_run_and_leaves_alone_what_nobody_held():
@@ -141,10 +141,10 @@ def test_noise_does_not_follow_from_any_global_seed():
     assert not equal(*states)
 
 
-@pytest.mark.parametrize("choose", ["prefix", "rolling", "random-client"])
-def test_noise_is_on_the_sum_of_shortened_changes(choose):
+@pytest.mark.parametrize("slice_rule", ["prefix", "rolling", "random-client"])
+def test_noise_is_on_the_sum_of_shortened_changes(slice_rule):
     """With next to no noise, what is left is the mean of the shortened changes, down to a step of the grid."""
-    options = {"mix": "a1-b1-c1", "choose": choose}
+    options = {"mix": "a1-b1-c1", "slice_rule": slice_rule}
     _, plain, _ = run(Privacy(clip=0.5), **options)
     _, noisy, _ = run(Privacy(clip=0.5, noise=1e-6), **options)
     for name, own in plain.items():

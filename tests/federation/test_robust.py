@@ -45,10 +45,10 @@ def test_the_only_holder_of_an_entry_turns_it_round_in_a_mean_and_not_in_a_robus
 
 
 @pytest.mark.parametrize("mean", MEANS)
-@pytest.mark.parametrize("choose", ["rolling", "random-level", "random-client"])
-def test_so_it_is_in_slices_that_move(mean, choose):
-    assert gains(None, choose=choose).min() < 0
-    assert gains(Robust(mean=mean), choose=choose).min() >= 0
+@pytest.mark.parametrize("slice_rule", ["rolling", "random-level", "random-client"])
+def test_so_it_is_in_slices_that_move(mean, slice_rule):
+    assert gains(None, slice_rule=slice_rule).min() < 0
+    assert gains(Robust(mean=mean), slice_rule=slice_rule).min() >= 0
 
 
 @pytest.mark.parametrize("mean", MEANS)

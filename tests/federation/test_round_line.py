@@ -7,7 +7,7 @@ import pytest
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.core.formatting import size
-from heterofl_flwr.federation.records import RoundLog
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Console
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import build, make_app
@@ -65,20 +65,27 @@ def test_in_the_classic_api_too(lines):
 
 
 def filled(rates):
-    log = RoundLog(rates=rates, failures=dict.fromkeys(range(3), "lost"), bytes_up=329_000_000)
+    log = RoundRecord(
+        server_round=10,
+        seconds=0.0,
+        learning_rate=0.1,
+        rates=rates,
+        failures=dict.fromkeys(range(3), "lost"),
+        bytes_up=329_000_000,
+    )
     for rate in rates.values():
-        log.send(rate, int(12_345_678 * rate**2))
+        log.note_sent(rate, int(12_345_678 * rate**2))
     return log
 
 
 def test_a_hundred_clients_fit_a_hundred_columns():
-    line = filled({number: 0.5 ** (number % 5) for number in range(100)}).line(10)
+    line = filled({number: 0.5 ** (number % 5) for number in range(100)}).line()
     assert line == ("round 10: a 20x12.3 MB, b 20x3.09 MB, c 20x772 kB, d 20x193 kB, e 20x48.2 kB; up 329 MB, 3 failed")
     assert len(line) <= 100
 
 
 def test_many_rates_are_cut():
-    line = filled({number: (1 + number) / 40 for number in range(40)}).line(10)
+    line = filled({number: (1 + number) / 40 for number in range(40)}).line()
     assert line.startswith("round 10: a 1x12.3 MB, 0.975 1x")
     assert "35 more levels" in line
     assert len(line) <= 130

@@ -126,7 +126,7 @@ def test_what_a_client_kept_for_another_model_is_told_apart(kept, found):
 
 
 def test_what_cannot_be_is_refused():
-    for options in ({"assignment": "dynamic"}, {"choose": "rolling"}):
+    for options in ({"assignment": "dynamic"}, {"slice_rule": "rolling"}):
         with pytest.raises(ConfigError, match="parameters that are not shared stay with a client"):
             HeteroFL(build, shared=BODY, **options)
     with pytest.raises(ConfigError, match=r"shared: no parameter matches body\.\*; the parameters are hidden.weight"):

@@ -5,8 +5,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
 
-from heterofl_flwr.grids import Windowed, guarded
-from heterofl_flwr.grids.guarded import Guarded, guard
+from heterofl_flwr.grids import Windowed
+from heterofl_flwr.strategies import guarded
+from heterofl_flwr.strategies.guarded import Guarded, guard
 from simulations.fuzz import superlink
 from simulations.fuzz.attacks import outgoing
 from simulations.fuzz.forgeries import (

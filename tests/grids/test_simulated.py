@@ -20,9 +20,10 @@ from heterofl_flwr import (
 from heterofl_flwr.client import share_of_work
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.grids.devices import Turn
-from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT, SimulatedFault
-from heterofl_flwr.grids.windowed import Relay
+from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
+from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.strategies.fedh2l import FedH2L
+from heterofl_flwr.strategies.guarded import Relay
 from heterofl_flwr.strategies.replies import read_fault
 from tests.federation import test_fedh2l
 from tests.federation.tiny import Watched, add_one, build, equal, make_app

@@ -19,7 +19,8 @@ from flwr.supercore.run import Run
 import heterofl_flwr.grids
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, Windowed
-from heterofl_flwr.grids.windowed import Relay, Watched
+from heterofl_flwr.grids.windowed import Watched
+from heterofl_flwr.strategies.guarded import Relay
 
 
 class Recorder(Grid):

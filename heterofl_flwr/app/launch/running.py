@@ -26,9 +26,9 @@ from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import QueuedGrid
-from heterofl_flwr.grids.windowed import Relay
-from heterofl_flwr.messages import size_of
+from heterofl_flwr.messages import count_bytes
 from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.strategies.guarded import Relay
 from heterofl_flwr.training.engines import MOST_ON_CPU
 
 LOG = Path("logs", "flower.log")
@@ -196,7 +196,7 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
 
 def cost(message: Message) -> float:
     """Return how long a client takes beside others: the larger its model, the longer."""
-    return STEP + sum(size_of(record) for record in message.content.values() if isinstance(record, ArrayRecord))
+    return STEP + sum(count_bytes(record) for record in message.content.values() if isinstance(record, ArrayRecord))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE
@@ -27,9 +28,9 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
 
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.grids.windowed import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,54 @@ JSON_GROWTH = 8  # times the bytes of numbers in JSON is what they take in memor
 POLL_SECONDS = 1.0
 FETCH_SECONDS = 3.0
 """How long objects are fetched at a time: each takes a request, and a node may announce thousands of them."""
+
+
+class Relay(Grid):
+    """A grid that is another one, in all that a subclass does not change.
+
+    Parameters
+    ----------
+    grid : Grid
+        Any grid of Flower, or a ``LocalGrid``; it stays the caller's to close.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @property
+    def run(self) -> Run:
+        """The run, as the grid has it."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Set the grid's run."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message that the grid creates."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the grid's node ids."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return what the grid knows of its nodes."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, however many."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that the grid has."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages, and return their replies as the grid does."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
