@@ -11,11 +11,9 @@ from torch import nn
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
-from heterofl_flwr.elastic_models.adjustments import adjust_layers
 from heterofl_flwr.elastic_models.channels import kept_positions
-from heterofl_flwr.elastic_models.skeleton import copy_with
-from heterofl_flwr.elastic_models.sliced_model import Slice, attach_scaler, sliced_class
-from heterofl_flwr.elastic_models.tracing import Traced, check_slice, trace_model, without_values
+from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler, sliced_class
+from heterofl_flwr.elastic_models.tracing import Traced, check_slice, copy_with, trace_model, without_values
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -27,49 +25,19 @@ _UNUSED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How widths are rounded, and what is attached; see ``elastic``."""
-
-    minimum: int = 1
-    multiple_of: int = 1
-    global_rate: float = 1.0
-    scaler: bool | None = None
-    static_norm: bool = False
-
-    def __post_init__(self) -> None:
-        """Validate the options."""
-        exact_rate(self.global_rate)
-        if self.minimum < 1 or self.multiple_of < 1:
-            raise ConfigError(
-                f"minimum is {self.minimum} and multiple_of is {self.multiple_of}; expected whole numbers from 1"
-            )
-
-    def width(self, channels: int, rate: float) -> int:
-        """Return how many channels of a group are kept."""
-        kept = max(width(channels, rate), self.minimum)
-        return min(math.ceil(kept / self.multiple_of) * self.multiple_of, channels)
-
-
+@dataclass(eq=False, kw_only=True)
 class Elastic:
-    """The function from a rate to a slice of one model; ``elastic`` makes it.
+    """The function from a rate to a slice of one model; ``elastic`` makes it."""
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model as it was traced; it is copied.
-    traced : Traced
-        What the trace found.
-    options, example_inputs
-        See ``elastic``.
-    """
-
-    def __init__(self, model: nn.Module, traced: Traced, options: Options, example_inputs: object) -> None:
-        self._model = copy_with(model, lambda name, tensor: tensor.clone())
-        self._traced = traced
-        self._options = options
-        self._example_inputs = without_values(example_inputs)
-        self._checked = {tuple(traced.channels.sizes)}  # the widths of slices that do what the full model does
+    model: nn.Module  # as it was traced
+    traced: Traced
+    example_inputs: object  # without values
+    minimum: int
+    multiple_of: int
+    global_rate: float
+    scaler: bool
+    static_norm: bool
+    known: set[tuple[int, ...]]  # the widths of slices that do what the full model does
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate with the weights that it has in the model given; at rate 1, all of them.
@@ -82,10 +50,9 @@ class Elastic:
             If at this rate it does anything else than the full model.
         """
         model = self.checked(rate)
-        scaler = self._options.scaler
-        if self._traced.normalises if scaler is None else scaler:
-            attach_scaler(self._model, model, exact_rate(rate) / exact_rate(self._options.global_rate))
-        if self._options.static_norm:
+        if self.scaler:
+            attach_scaler(self.model, model, exact_rate(rate) / exact_rate(self.global_rate))
+        if self.static_norm:
             for layer in batch_norms(model).values():
                 layer.track_running_stats = False
                 layer.running_mean = layer.running_var = layer.num_batches_tracked = None
@@ -93,36 +60,35 @@ class Elastic:
 
     def checked(self, rate: float) -> nn.Module:
         """Return the slice of a rate with nothing attached, after it has once done the steps of the full model."""
-        part, sizes = self.part(rate), self._traced.channels.sizes
-        model = copy_with(self._model, part.cut)
+        part = self.part(rate)
+        model = copy_with(self.model, part.cut)
         layers = dict(model.named_modules(remove_duplicate=False))
-        for number, places in self._traced.numbers.items():
+        for number, places in self.traced.numbers.items():
             held, value = layers[number.layer].__dict__, len(kept_positions(places, part.kept))
             if number.place is not None:  # it is one of a sequence
                 old: Any = held[number.name]
                 value = type(old)(value if place == number.place else one for place, one in enumerate(old))
             held[number.name] = value
-        adjust_layers(self._model, model)
+        adjust_layers(self.model, model)
         model.__class__, model.__dict__["slice_"] = sliced_class(type(model)), part
-        if part.kept not in self._checked:
+        if part.kept not in self.known:
             # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
-            thin = any(few == 1 < size for few, size in zip(part.kept, sizes, strict=True))
-            check_slice(None if thin else self._traced.steps, part.kept, model, self._example_inputs, rate)
-            self._checked.add(part.kept)
+            thin = any(few == 1 < of for few, of in zip(part.kept, self.traced.channels.sizes, strict=True))
+            check_slice(None if thin else self.traced.steps, part.kept, model, self.example_inputs, rate)
+            self.known.add(part.kept)
         return model
 
-    def plan(self, rate: float, of: float = 1.0) -> Plan:
-        """Return which entries of the model of rate ``of`` the model of this rate holds, as ``Plan.of`` does."""
-        small, large = self.part(rate), self.part(of)
-        named = self._model.named_parameters()
-        axes = {name: large.axes_of(name, parameter.shape, small) for name, parameter in named}
-        return Plan(axes).sliced(prefix)
+    def plan(self, rate: float) -> Plan:
+        """Return which entries of the full model the model of this rate holds, as ``Plan.of`` does."""
+        return Plan(self.part(1.0).axes(self.model.named_parameters(), self.part(rate))).sliced(prefix)
 
     def part(self, rate: float) -> Slice:
         """Return the slice of a rate."""
         exact_rate(rate)
-        channels = self._traced.channels
-        return Slice(channels, tuple(self._options.width(size, rate) for size in channels.sizes))
+        channels = self.traced.channels
+        kept = {size: max(width(size, rate), self.minimum) for size in channels.sizes}
+        rounded = {size: math.ceil(few / self.multiple_of) * self.multiple_of for size, few in kept.items()}
+        return Slice(channels, tuple(min(rounded[size], size) for size in channels.sizes))
 
 
 def elastic(
@@ -185,12 +151,22 @@ def elastic(
       (1): Linear(in_features=4, out_features=2, bias=True)
     )
     """
-    options = Options(
-        minimum=minimum, multiple_of=multiple_of, global_rate=global_rate, scaler=scaler, static_norm=static_norm
-    )
+    exact_rate(global_rate)
+    if minimum < 1 or multiple_of < 1:
+        raise ConfigError(f"minimum is {minimum} and multiple_of is {multiple_of}; expected whole numbers from 1")
     traced = trace_model(model, example_inputs, fixed)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
-    build = Elastic(model, traced, options, example_inputs)
+    build = Elastic(
+        model=copy_with(model, lambda name, tensor: tensor.clone()),
+        traced=traced,
+        example_inputs=without_values(example_inputs),
+        minimum=minimum,
+        multiple_of=multiple_of,
+        global_rate=global_rate,
+        scaler=traced.normalises if scaler is None else scaler,
+        static_norm=static_norm,
+        known={tuple(traced.channels.sizes)},
+    )
     build.checked(_CHECKED)
     return build

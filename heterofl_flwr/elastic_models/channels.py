@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 Row = NDArray[np.int64]
 """The positions of one axis."""
 
+Rows = Sequence[Row | None]
+"""For each axis of a tensor its positions, or None for an axis that is kept whole."""
+
 Places = NDArray[np.int64]
 """For each position of an axis its group and its number in the group, (length, 2); group -1 is always kept."""
 
@@ -22,18 +25,14 @@ class Positions:
 
     def __init__(self) -> None:
         self._parents: Row = np.zeros(1024, np.int64)
-        self._number = 1
-
-    def __len__(self) -> int:
-        """How many positions there are."""
-        return self._number
+        self.number = 1  # how many positions there are
 
     def new(self, number: int) -> Row:
         """Return a row of new positions."""
-        first, self._number = self._number, self._number + number
-        if self._number > len(self._parents):
-            self._parents = np.pad(self._parents[:first], (0, 2 * self._number - first))
-        row = np.arange(first, self._number)
+        first, self.number = self.number, self.number + number
+        if self.number > len(self._parents):
+            self._parents = np.pad(self._parents[:first], (0, 2 * self.number - first))
+        row = np.arange(first, self.number)
         self._parents[row] = row
         return row
 
@@ -91,12 +90,12 @@ class Grouping:
 
     def __init__(self, positions: Positions, axes: Sequence[Row]) -> None:
         self._positions = positions
-        self._table = np.tile(np.array([-1, 0]), (len(positions), 1))  # by its root a channel's group and number
+        self._table = np.tile(np.array([-1, 0]), (positions.number, 1))  # by its root a channel's group and number
         self._places: dict[bytes, Places] = {}
         self.sizes: list[int] = []
         # The sum of a random number for each axis a channel occurs in tells sets of axes apart.
         draws = np.random.default_rng(0).integers(1 << 62, size=len(axes))
-        signs = np.zeros(len(positions), np.int64)
+        signs = np.zeros(positions.number, np.int64)
         for row, draw in zip(axes, draws, strict=True):
             signs[np.unique(positions.roots(row))] ^= draw
         signs[0] = 0

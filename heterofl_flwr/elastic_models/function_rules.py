@@ -1,8 +1,12 @@
-"""Rules for functions of torch that code hands lengths to: what it says by that about axes."""
+"""Rules for functions of torch that code hands lengths to: what it says by that about axes.
+
+A rule has the function's own parameters after the trace and ``run``, which calls the function.
+"""
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,45 +15,42 @@ from torch.nn import functional as F
 
 from heterofl_flwr.elastic_models.channels import Row
 from heterofl_flwr.elastic_models.operator_rules import couple_groups, drops_groups
-from heterofl_flwr.elastic_models.rules import Call, function
+from heterofl_flwr.elastic_models.rules import function
 from heterofl_flwr.elastic_models.trace import Length, Trace
 
-_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+Run = Callable[[], Any]
+
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
 @function(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
-def layer_norm(trace: Trace, call: Call) -> object:
+def layer_norm(trace: Trace, run: Run, input: Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> object:
     """Let the last axes of the input be as long as the code says."""
-    output = call.run()
-    shape = call.argument(1, "normalized_shape", default=())
-    rows = trace.rows(output)
-    for wanted, row in zip(shape, rows[len(rows) - len(shape) :], strict=True):
+    output = run()
+    for wanted, row in zip(normalized_shape, trace.rows(output)[-len(normalized_shape) :], strict=True):
         trace.use(wanted, row)
     return output
 
 
 @function(F.group_norm, torch.group_norm)
-def group_norm(trace: Trace, call: Call) -> object:
+def group_norm(trace: Trace, run: Run, input: Tensor, num_groups: int, *_: Any, **__: Any) -> object:
     """Let the number of groups shrink with the channels, or stay."""
-    output = call.run()
-    groups = call.argument(1, "num_groups", default=1)
+    output = run()
     channels = trace.rows(output)[1]
-    _use_groups(trace, groups, couple_groups(trace, channels, groups), channels)
+    _use_groups(trace, num_groups, couple_groups(trace, channels, num_groups), channels)
     return output
 
 
-@function(torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED)
-def convolution(trace: Trace, call: Call) -> object:
+@function(torch.conv1d, torch.conv2d, torch.conv3d)
+@function(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+def convolution(trace: Trace, run: Run, input: Tensor, weight: Tensor, *more: Any, **named: Any) -> object:
     """Let the number of groups shrink with the channels, or stay."""
-    output = call.run()
-    groups = call.argument(6, "groups", default=1)
+    output = run()
+    groups = named.get("groups", more[4] if len(more) > 4 else 1)
     if groups > 1:
         channels = trace.rows(output)[1]
-        weight = call.argument(1, "weight")
-        inputs = weight.shape[0] if call.function in _TRANSPOSED else weight.shape[1] * groups
-        dropped = None if channels is None or not drops_groups(groups, inputs) else channels.reshape(groups, -1)[:, 0]
-        _use_groups(trace, groups, dropped, channels)
+        dropped = channels if drops_groups(groups, input.shape[1]) else None
+        _use_groups(trace, groups, None if dropped is None else dropped.reshape(groups, -1)[:, 0], channels)
     return output
 
 
@@ -62,10 +63,10 @@ def _use_groups(trace: Trace, number: int, groups: Row | None, channels: Row | N
 
 
 @function(F.multi_head_attention_forward)
-def attention(trace: Trace, call: Call) -> object:
+def attention(trace: Trace, run: Run, *args: Any, **named: Any) -> object:
     """Let the embedding be as wide as all heads together, as this function asks."""
-    output = call.run()
-    given = _ATTENTION.bind(*call.args, **call.kwargs).arguments
+    output = run()
+    given = _ATTENTION.bind(*args, **named).arguments
     outer = trace.rows(given["query"])[-1]
     trace.tie(outer, trace.rows(given["out_proj_weight"])[1])
     trace.use(given["embed_dim_to_check"], trace.open(outer))
@@ -74,10 +75,10 @@ def attention(trace: Trace, call: Call) -> object:
 
 
 @function(Tensor.__getitem__, Tensor.__setitem__)
-def item(trace: Trace, call: Call) -> object:
+def item(trace: Trace, run: Run, tensor: Tensor, index: Any, *value: object) -> object:
     """Let what lies before each end of a slice be as long as the code says."""
-    given = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    rows = trace.rows(call.args[0])
+    given = index if isinstance(index, tuple) else (index,)
+    rows = trace.rows(tensor)
     if not any(isinstance(one, Tensor) and one.dtype == torch.bool for one in given):
         said = [one for one in given if one is not None]
         place = next((number for number, one in enumerate(said) if one is Ellipsis), None)
@@ -85,14 +86,14 @@ def item(trace: Trace, call: Call) -> object:
             said[place : place + 1] = [slice(None)] * (len(rows) - len(said) + 1)
         for one, row in zip(said, rows, strict=False):
             _index(trace, one, row)
-    return call.run()
+    return run()
 
 
 @function(Tensor.select, torch.select)
-def select(trace: Trace, call: Call) -> object:
+def select(trace: Trace, run: Run, input: Tensor, dim: int, index: int) -> object:
     """Keep the entry and all before it."""
-    _index(trace, call.argument(2, "index"), trace.rows(call.args[0])[call.argument(1, "dim")])
-    return call.run()
+    _index(trace, index, trace.rows(input)[dim])
+    return run()
 
 
 def _index(trace: Trace, one: object, row: Row | None) -> None:
@@ -117,91 +118,81 @@ def _use_before(trace: Trace, end: int, row: Row) -> None:
 
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
-def chunk(trace: Trace, call: Call) -> object:
+def chunk(trace: Trace, run: Run, input: Tensor, chunks: object = None, dim: int = 0, **_: object) -> object:
     """Let all chunks keep equally many entries."""
-    number = call.argument(1, "chunks")
-    row = trace.rows(call.args[0])[call.argument(2, "dim", default=0)]
-    if row is not None and isinstance(number, int) and len(row) % number == 0:
-        first, *others = row.reshape(number, -1)
+    row = trace.rows(input)[dim]
+    if row is not None and isinstance(chunks, int) and len(row) % chunks == 0:
+        first, *others = row.reshape(chunks, -1)
         for other in others:
             trace.tie(other, first)
     else:
         trace.pin(row)
-    return call.run()
+    return run()
 
 
 @function(Tensor.split, torch.split, torch.functional.split, Tensor.split_with_sizes, torch.split_with_sizes)
-def split(trace: Trace, call: Call) -> object:
+def split(trace: Trace, run: Run, tensor: Tensor, *sizes: Any, dim: int = 0, **named: Any) -> object:
     """Let each part be as long as the code says."""
-    sizes = call.argument(1, "split_size_or_sections", "split_size", "split_sizes", default=0)
-    row = trace.rows(call.args[0])[call.argument(2, "dim", default=0)]
+    given, dim = (*sizes, *named.values(), dim)[:2]  # the length has a name of its own in each of these functions
+    row = trace.rows(tensor)[dim]
     if row is not None:
         start = 0
-        for size in [sizes] * -(-len(row) // sizes) if isinstance(sizes, int) else sizes:
+        for size in [given] * -(-len(row) // given) if isinstance(given, int) else given:
             trace.use(size, row[start : start + size])
             start += size
-    return call.run()
+    return run()
 
 
 @function(Tensor.narrow, torch.narrow)
-def narrow(trace: Trace, call: Call) -> object:
+def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: int) -> object:
     """Let the part and what lies before it be as long as the code says."""
-    axis, start, length = (call.argument(place, name) for place, name in enumerate(("dim", "start", "length"), 1))
-    row = trace.rows(call.args[0])[axis]
+    row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
         trace.use(length, row[start : start + length])
-    return call.run()
+    return run()
 
 
 @function(Tensor.unbind, torch.unbind)
-def unbind(trace: Trace, call: Call) -> object:
+def unbind(trace: Trace, run: Run, input: Tensor, dim: int = 0) -> object:
     """Keep the axis whole: code counts on the number of what comes out."""
-    trace.pin(trace.rows(call.args[0])[call.argument(1, "dim", default=0)])
-    return call.run()
+    trace.pin(trace.rows(input)[dim])
+    return run()
 
 
 @function(Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]  # a property of C
-def size(trace: Trace, call: Call) -> object:
+def size(trace: Trace, run: Run, tensor: Tensor, dim: int | None = None) -> object:
     """Return the shape, or one length of it, as lengths that remember their axes."""
-    lengths = torch.Size(trace.lengths(call.args[0]))
-    axis = call.argument(1, "dim")
-    return lengths if axis is None else lengths[axis]
+    lengths = torch.Size(trace.lengths(tensor))
+    return lengths if dim is None else lengths[dim]
 
 
 @function(Tensor.numel, Tensor.nelement, torch.numel)
-def numel(trace: Trace, call: Call) -> int:
+def numel(trace: Trace, run: Run, tensor: Tensor) -> int:
     """Return the product of all lengths."""
-    return math.prod(trace.lengths(call.args[0]))
+    return math.prod(trace.lengths(tensor))
 
 
-# Where the arguments have the shape of the result.
-_SHAPES: dict[object, slice] = {
-    **dict.fromkeys((Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand), slice(1, None)),
-    **dict.fromkeys((Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones), slice(1, None)),
-    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn), slice(0, None)),
-    torch.full: slice(0, 1),
-    Tensor.new_full: slice(1, 2),
-}
+def shaped(shape: slice, trace: Trace, run: Run, /, *args: Any, **named: Any) -> object:
+    """Let the result have the shape that the code gives, in the arguments that ``shape`` says."""
+    return _run_with_shape(trace, run, named.get("size", named.get("shape", args[shape])))
 
 
-@function(*_SHAPES)
-def shaped(trace: Trace, call: Call) -> object:
-    """Take note of the shape that the code gives."""
-    given = call.kwargs.get("size", call.kwargs.get("shape", call.args[_SHAPES[call.function]]))
-    return _run_with_shape(trace, call, given)
+function(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)(partial(shaped, slice(None)))
+function(Tensor.view, Tensor.reshape, torch.reshape, Tensor.expand)(partial(shaped, slice(1, None)))
+function(Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones)(partial(shaped, slice(1, None)))
+function(torch.full)(partial(shaped, slice(1)))
+function(Tensor.new_full)(partial(shaped, slice(1, 2)))
 
 
 @function(Tensor.unflatten, torch.unflatten)
-def unflatten(trace: Trace, call: Call) -> object:
-    """Take note of the lengths into which an axis is split."""
-    number = call.args[0].dim()
-    axis = call.argument(1, "dim", default=0) % number
-    sizes = call.argument(2, "sizes", default=())
-    return _run_with_shape(trace, call, [*[-1] * axis, *sizes, *[-1] * (number - axis - 1)])
+def unflatten(trace: Trace, run: Run, input: Tensor, dim: int, sizes: Sequence[int]) -> object:
+    """Let the axes into which one is split have the lengths that the code gives."""
+    before = dim % input.dim()
+    return _run_with_shape(trace, run, [*[-1] * before, *sizes, *[-1] * (input.dim() - before - 1)])
 
 
-def _run_with_shape(trace: Trace, call: Call, given: object) -> object:
+def _run_with_shape(trace: Trace, run: Run, given: object) -> object:
     """Call the function; let each axis of the result be cut as the length says that the code gave for it."""
     sizes: Sequence[Any] = given if isinstance(given, Sequence) else ()
     if len(sizes) == 1 and isinstance(sizes[0], Sequence):
@@ -209,7 +200,7 @@ def _run_with_shape(trace: Trace, call: Call, given: object) -> object:
     if not all(isinstance(size, int) for size in sizes):
         sizes = ()
     trace.flexible = [size == -1 or isinstance(size, Length) for size in sizes]
-    output = call.run()
+    output = run()
     trace.flexible = ()
     if len(sizes) == output.dim():
         for wanted, row in zip(sizes, trace.rows(output), strict=True):

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from heterofl_flwr.elastic_models.channels import Row
+from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.operator_rules import broadcast
 from heterofl_flwr.elastic_models.rules import Call, operator
 from heterofl_flwr.elastic_models.trace import Trace
 
 
 @operator("permute", "transpose", "t")
-def permuted(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def permuted(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Put the axes in their new order."""
     numbered = torch.empty(1).as_strided([1] * len(rows), list(range(len(rows))))
-    order = call.function(numbered, *call.args[1:]).stride()  # each axis' stride is its number
-    trace.mark([rows[axis] for axis in order], call.outputs[0])
+    return [rows[axis] for axis in call.function(numbered, *call.args[1:]).stride()]  # each axis' stride is its number
 
 
 @operator("slice", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
@@ -53,28 +52,24 @@ def selected(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 @operator("expand")
-def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def expanded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let axes along which one entry is repeated be cut as those that they meet."""
-    source, output = call.args[0], call.outputs[0]
-    found: list[Row | None] = []
-    for axis in range(-output.dim(), 0):
-        length = output.shape[axis]
-        repeated = length > 1 and (source.dim() < -axis or source.shape[axis] == 1)
-        found.append(trace.positions.new(length) if repeated else rows[axis] if source.dim() >= -axis else None)
-    trace.mark(found, output)
+    shape = call.outputs[0].shape
+    added = len(shape) - len(rows)
+    before = zip([*[0] * added, *call.args[0].shape], [*[None] * added, *rows], shape, strict=True)
+    return [trace.positions.new(new) if old < 2 <= new else row for old, row, new in before]
 
 
 @operator("repeat")
-def repeated(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def repeated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Repeat the positions."""
     times = call.args[1]
     pairs = zip([*[None] * (len(times) - len(rows)), *rows], times, strict=True)
-    found = [None if row is None else np.tile(row, number) for row, number in pairs]
-    trace.mark(found, call.outputs[0])
+    return [None if row is None else np.tile(row, number) for row, number in pairs]
 
 
 @operator("flip", "roll")
-def turned(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def turned(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Turn the positions around. An axis that is rolled stays whole: by how much is a number in the code."""
     for dim in call.given["dims"] or range(len(rows)):
         row = rows[dim]
@@ -82,11 +77,11 @@ def turned(trace: Trace, call: Call, rows: list[Row | None]) -> None:
             trace.pin(row)
         elif row is not None:
             rows[dim] = row[::-1].copy()
-    trace.mark(rows, call.outputs[0])
+    return rows
 
 
 @operator("constant_pad_nd")
-def padded(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def padded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep what is added at every rate, because its width is a number in the code."""
     ends = call.args[1]
     for axis, (before, after) in enumerate(zip(ends[::2], ends[1::2], strict=True), 1):
@@ -96,11 +91,11 @@ def padded(trace: Trace, call: Call, rows: list[Row | None]) -> None:
             rows[-axis] = None
         elif row is not None:
             rows[-axis] = np.pad(row, (before, after))
-    trace.mark(rows, call.outputs[0])
+    return rows
 
 
 @operator("cat")
-def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Put the positions of the parts one after another; all other axes meet."""
     parts = [tensor for tensor in call.inputs if tensor.shape != (0,)]  # torch lets these join anything
     axis = call.given["dim"] % call.outputs[0].dim()
@@ -111,43 +106,42 @@ def concatenated(trace: Trace, call: Call, rows: list[Row | None]) -> None:
         else:
             ends = [np.zeros(p.shape[axis], np.int64) if r is None else r for p, r in zip(parts, together, strict=True)]
             found.append(np.concatenate(ends))
-    trace.mark(found, call.outputs[0])
+    return found
 
 
 @operator("stack")
-def stacked(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def stacked(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let all axes meet; the new one is kept whole."""
-    found = list(broadcast(trace, call.inputs, call.inputs[0].shape))
+    found = broadcast(trace, call.inputs, call.inputs[0].shape)
     found.insert(call.given["dim"] % call.outputs[0].dim(), None)
-    trace.mark(found, call.outputs[0])
+    return found
 
 
 @operator("glu")
-def gated(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def gated(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the two halves be cut alike."""
     row = rows[axis := call.given["dim"]]
     rows[axis] = None if row is None else trace.meet(*row.reshape(2, -1))
-    trace.mark(rows, call.outputs[0])
+    return rows
 
 
 @operator("embedding", "_embedding_bag", "_embedding_bag_forward_only")
-def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def embedding(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Give every number of the input, or every bag of them, the table's columns."""
     words, columns = rows
     trace.pin(words)
-    inputs = trace.rows(call.args[1]) if call.name == "embedding" else [None]
-    trace.mark([*inputs, columns], call.outputs[0])
+    return [*(trace.rows(call.args[1]) if call.name == "embedding" else [None]), columns]
 
 
 @operator("index", "_unsafe_index")
-def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes that are not indexed; those of the indices come where the first of them was."""
     given = {axis: one for axis, one in enumerate(call.args[1]) if one is not None}
     trace.pin(*(rows[axis] for axis in given), *(row for one in given.values() for row in trace.rows(one)))
     rest = [row for axis, row in enumerate(rows) if axis not in given]
     first, last = min(given), max(given)
     start = first if len(given) == last - first + 1 else 0  # axes that are not neighbours come first
-    trace.mark([*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]], call.outputs[0])
+    return [*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]]
 
 
 @operator("gather")
@@ -157,25 +151,25 @@ def gathered(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 
 
 @operator("index_select", "unfold")
-def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def along_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axis whole that is indexed, or along which windows are counted off; a window is a new axis."""
     axis = call.args[1] % max(len(rows), 1)
     trace.pin(rows[axis], *(row for index in call.inputs[1:] for row in trace.rows(index)))
     rows[axis] = None
-    trace.mark([*rows, *[None] * (call.outputs[0].dim() - len(rows))], call.outputs[0])
+    return [*rows, *[None] * (call.outputs[0].dim() - len(rows))]
 
 
 @operator("im2col")
-def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Give every channel its entries of the kernel, one after another."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
     taps = call.args[1][0] * call.args[1][1]
-    trace.mark([*batch, None if channels is None else channels.repeat(taps), None], call.outputs[0])
+    return [*batch, None if channels is None else channels.repeat(taps), None]
 
 
 @operator("pixel_shuffle", "pixel_unshuffle")
-def between_space_and_channels(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def between_space_and_channels(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Cut channels: those that become one another's space are cut together."""
     *batch, channels, height, width = rows
     trace.pin(height, width)
@@ -186,31 +180,31 @@ def between_space_and_channels(trace: Trace, call: Call, rows: list[Row | None])
         channels = parts[:, 0]
     elif channels is not None:
         channels = channels.repeat(ratio)
-    trace.mark([*batch, channels, None, None], call.outputs[0])
+    return [*batch, channels, None, None]
 
 
 @operator("channel_shuffle", "native_channel_shuffle")
-def shuffled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def shuffled(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let every group keep the same of its channels."""
     if rows[1] is not None:
         parts = rows[1].reshape(call.args[1], -1)
         trace.positions.unite(parts, parts[0])
         rows[1] = parts.T.flatten()
-    trace.mark(rows, call.outputs[0])
+    return rows
 
 
 @operator("as_strided")
-def strided(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def strided(trace: Trace, call: Call, rows: list[Row | None]) -> Rows | None:
     """Ignore what only changes how the same entries lie in memory; otherwise keep all of them."""
     source, output = call.args[0], call.outputs[0]
     if source is output and all(row is None or len(row) == n for row, n in zip(rows, output.shape, strict=False)):
-        return
+        return None
     trace.pin(*rows)
-    trace.mark([None] * output.dim(), output)
+    return [None] * output.dim()
 
 
 @operator("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "squeeze", "unsqueeze")
-def viewed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def viewed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Follow the entries of each axis among the axes that it is split into or joined with."""
     source, output = call.args[0], call.outputs[0]
     found: list[Row | None] = [None] * output.dim()
@@ -222,7 +216,7 @@ def viewed(trace: Trace, call: Call, rows: list[Row | None]) -> None:
             inner = found[start:stop]
             _place(trace, inner, probe.reshape(output.shape[start:stop]), trace.flexible[start:stop])
             found[start:stop] = inner
-    trace.mark(found, output)
+    return found
 
 
 def block(before: Sequence[int], after: Sequence[int], axis: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -242,7 +236,7 @@ def block(before: Sequence[int], after: Sequence[int], axis: int) -> tuple[tuple
 
 def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Sequence[bool]) -> None:
     """Find the axis of a result along which the positions run, and make sure that it is one."""
-    axes = [axis for axis in range(result.dim()) if _varies(result, axis)]
+    axes = [axis for axis, length in enumerate(result.shape) if length > 1 and (result.diff(dim=axis) != 0).any()]
     if not axes:
         trace.pin(result.flatten()[:1].numpy())  # all entries depend on one position
         return
@@ -253,8 +247,3 @@ def _place(trace: Trace, rows: list[Row | None], result: Tensor, flexible: Seque
         trace.positions.unite(table, table[:, :1])
     trace.pin(rows[chosen])  # where two axes become one, the outer stays whole
     rows[chosen] = table[:, 0].copy()
-
-
-def _varies(result: Tensor, axis: int) -> bool:
-    length = result.shape[axis]
-    return length > 1 and bool((result.narrow(axis, 1, length - 1) != result.narrow(axis, 0, 1)).any())

@@ -5,15 +5,14 @@ finer choice of widths: a depthwise convolution drops groups, one of two wide gr
 channels would move some of them to other groups.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
-from heterofl_flwr.elastic_models.channels import Row
+from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.rules import Call, operator
-from heterofl_flwr.elastic_models.trace import Rows, Trace
+from heterofl_flwr.elastic_models.trace import Trace
 
 # Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
 _ENTRYWISE = (
@@ -40,21 +39,20 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
         trace.mark(broadcast(trace, call.inputs, output.shape), output)
 
 
-def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Rows:
+def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Row | None]:
     """Return the axes of tensors that are broadcast to a shape."""
     known = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
     for axis in range(-len(shape), 0):
         found = [r[axis] for tensor, r in known if tensor.dim() >= -axis and tensor.shape[axis] == shape[axis]]
         rows.append(trace.meet(*found) if found and shape[axis] > 1 else None)
-    return tuple(rows)
+    return rows
 
 
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full")
 def created(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Let a tensor of equal or random entries be cut as those that it meets."""
-    for output in call.outputs:
-        trace.fresh(output)
+    trace.fresh(*call.outputs)
 
 
 @operator(*_SUMS, *_SEARCHES)
@@ -76,24 +74,24 @@ def reduced(trace: Trace, call: Call, rows: list[Row | None]) -> None:
 @operator(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)))
 def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Keep channels; space is never cut."""
-    found = re.search(r"([123])d", call.name)
-    space = int(found[1]) if found else 0
+    space = next(int(letter) for letter in call.name if letter.isdigit())
     trace.pin(*rows[len(rows) - space :])
     trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
 
 
 @operator("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm")
-def product(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the axes that are summed over meet, and those of what is added with the product's."""
     *added, one, two = call.inputs
     left, right = trace.rows(one), trace.rows(two)
     inner = max(len(right) - 2, 0)
     trace.meet(left[-1], right[inner])
     batch = [trace.meet(left[0], right[0])] if len(left) == 3 else []
-    output = call.outputs[0]
-    trace.mark([*batch, *left[len(batch) : -1], *right[inner + 1 :]], output)
-    if added:
-        trace.mark(broadcast(trace, [*added, output], output.shape), output)
+    found, output = [*batch, *left[len(batch) : -1], *right[inner + 1 :]], call.outputs[0]
+    if not added:
+        return found
+    trace.mark(found, output)
+    return broadcast(trace, [*added, output], output.shape)
 
 
 def drops_groups(groups: int, channels: int) -> bool:
@@ -132,7 +130,7 @@ def _grouped(trace: Trace, channels: Row | None, weight: Tensor, groups: int, *,
 
 
 @operator("convolution", "_convolution")
-def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let input channels meet the weight's."""
     weight, bias, transposed, groups = (call.args[place] for place in (1, 2, 6, 8))
     batch, channels, *space = rows
@@ -145,23 +143,23 @@ def convolution(trace: Trace, call: Call, rows: list[Row | None]) -> None:
         outputs = _grouped(trace, channels, weight, groups, transposed=transposed)
     if bias is not None:
         outputs = trace.meet(outputs, *trace.rows(bias))
-    trace.mark([batch, outputs, *[None] * len(space)], call.outputs[0])
+    return [batch, outputs, *[None] * len(space)]
 
 
 @operator("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
 @operator("_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_no_update")
 @operator("cudnn_batch_norm", "native_group_norm")
-def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the input's channels meet those of weight, bias and running statistics, and couple groups."""
     rows[1] = trace.meet(rows[1], *(trace.rows(tensor)[0] for tensor in call.inputs[1:]))
     if "group" in call.given:
         couple_groups(trace, rows[1], call.given["group"])
-    trace.mark(rows, call.outputs[0])
+    return rows
 
 
 @operator("native_layer_norm", "_fused_rms_norm")
-def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+def layer_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the last axes of the input meet those of weight and bias. A smaller model's moments are its own."""
     for axis in range(-len(call.given["normalized_shape"]), 0):
         rows[axis] = trace.meet(rows[axis], *(trace.rows(tensor)[axis] for tensor in call.inputs[1:]))
-    trace.mark(rows, call.outputs[0])
+    return rows

@@ -1,46 +1,35 @@
-"""The registries of a trace: rules for torch's operators and functions, stand-ins, and adjustments of layers."""
+"""The registries of a trace, and the modes of torch that look up its rules for each operator and function."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.layer_rules import Registry, is_layer_type
-from heterofl_flwr.elastic_models.channels import Row
+from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.trace import Trace
+from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
+_PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
-@dataclass(frozen=True)
 class Call:
-    """One call of an operator or a function of torch: what went in, and of an operator what came out."""
+    """One call of an operator of torch: its name without the overload, and all tensors that went in and came out."""
 
-    function: Any
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    output: Any = None
-
-    @property
-    def name(self) -> str:
-        """The operator's name, without its overload."""
-        return str(self.function.overloadpacket.__name__)
-
-    @cached_property
-    def inputs(self) -> list[Tensor]:
-        """All tensors that went in."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-
-    @cached_property
-    def outputs(self) -> list[Tensor]:
-        """All tensors that came out."""
-        return [leaf for leaf in tree_leaves(self.output) if isinstance(leaf, Tensor)]
+    def __init__(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: object) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+        self.name: str = function.overloadpacket.__name__
+        self.inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
     @cached_property
     def given(self) -> Mapping[str, Any]:
@@ -48,15 +37,6 @@ class Call:
         arguments = self.function._schema.arguments
         defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
         return {**defaults, **dict(zip((one.name for one in arguments), self.args, strict=False)), **self.kwargs}
-
-    def argument(self, place: int, *names: str, default: Any = None) -> Any:
-        """Return an argument of a function, which may be given by its place or by one of its names."""
-        named = next((self.kwargs[name] for name in names if name in self.kwargs), default)
-        return self.args[place] if len(self.args) > place else named
-
-    def run(self) -> Any:
-        """Call the function."""
-        return self.function(*self.args, **self.kwargs)
 
 
 OPERATORS = Registry("operator", "operators of torch.ops.aten", lambda one: isinstance(one, OpOverloadPacket))
@@ -68,13 +48,14 @@ STAND_INS = Registry(
 )
 ADJUSTMENTS = Registry("adjust")
 
-OperatorRule = Callable[[Trace, Call, list[Row | None]], None]
+OperatorRule = Callable[[Trace, Call, list[Row | None]], Rows | None]
 
 
-def operator(*names: str) -> Callable[[_Rule], _Rule]:
+def operator(*names: str) -> Callable[[OperatorRule], OperatorRule]:
     """Make the decorated function the rule of these ATen operators, and of the same in place.
 
-    It gets the trace, the call, and the positions of the first input's axes, and marks the call's outputs.
+    It gets the trace, the call, and the positions of the first input's axes, and returns those of the first output's
+    axes. Where there are several outputs, or none is known, it marks them itself.
     """
     known = [name for plain in names for name in (plain, f"{plain}_") if hasattr(aten, name)]
     return OPERATORS.add(*(getattr(aten, name) for name in known))
@@ -83,7 +64,8 @@ def operator(*names: str) -> Callable[[_Rule], _Rule]:
 def function(*called: object) -> Callable[[_Rule], _Rule]:
     """Make the decorated function the rule of these functions of torch.
 
-    It runs the function, takes note of the lengths among the arguments, and returns what the function returned.
+    It gets the trace, a callable that runs the function, and the function's arguments. It takes note of the lengths
+    among them, and returns what the function returned.
     """
     return FUNCTIONS.add(*called)
 
@@ -124,19 +106,74 @@ def adjust(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
     return ADJUSTMENTS.add(*layer_types)
 
 
-def find_operator(called: OpOverload[..., Any]) -> OperatorRule | None:
+def _find_operator(called: OpOverload[..., Any]) -> OperatorRule | None:
     """Return the rule of an operator; those that work entry by entry share one."""
-    found = OPERATORS.get(called.overloadpacket)
-    if found is None:
-        # The form in place of an operator may lack torch's tag.
-        plain = getattr(aten, called.overloadpacket.__name__.removesuffix("_"), called.overloadpacket)
-        if any(torch.Tag.pointwise in one.tags for one in (called, *(getattr(plain, n) for n in plain.overloads()))):
-            return OPERATORS[aten.add]
-    return found
+    packet = called.overloadpacket
+    if packet in OPERATORS:
+        return OPERATORS[packet]
+    # The form in place of an operator may lack torch's tag.
+    plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
+    forms = [called, *(getattr(plain, name) for name in plain.overloads())]
+    return OPERATORS[aten.add] if any(torch.Tag.pointwise in one.tags for one in forms) else None
 
 
-def find_stand_in(one: nn.Module | OpOverload[..., Any]) -> Callable[..., Any] | None:
-    """Return the stand-in of a layer, by its type or nearest base class, or of an operator."""
-    if isinstance(one, nn.Module):
-        return STAND_INS.find(one)
-    return STAND_INS.get(one) or STAND_INS.get(one.overloadpacket)
+def follow(trace: Trace, call: Call) -> None:
+    """Let an operator's rule mark the axes of its outputs."""
+    rule = _find_operator(call.function)
+    if rule is not None:
+        found = rule(trace, call, list(trace.rows(call.inputs[0])) if call.inputs else [])
+        if found is not None:
+            trace.mark(found, call.outputs[0])
+    elif any(row is not None for tensor in call.inputs for row in trace.rows(tensor)):
+        name = str(call.function.overloadpacket)
+        raise UnsupportedLayerError(
+            f"torch.ops.{name} is not known. Say by torch's own operators how its output's axes depend on its "
+            f"inputs: @heterofl_flwr.elastic_models.stand_in(torch.ops.{name}), a function of the same arguments"
+        )
+
+
+class Operators(TorchDispatchMode):
+    """Calls each operator, or the stand-in that explains it by others, and passes on what was called."""
+
+    def __init__(self, listener: Callable[[Call], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._listener = listener
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+        """Call the operator."""
+        given = dict(kwargs or {})
+        replacement = STAND_INS.get(func) or STAND_INS.get(func.overloadpacket)
+        if replacement is not None:
+            with self:
+                return replacement(*args, **given)
+        output = func(*args, **given)
+        self._listener(Call(func, args, given, output))
+        return output
+
+
+class Functions(TorchFunctionMode):
+    """Calls functions by their rules, and has the trace listen to what the model's own code compares between them."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+        trace.listening = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+        """Call the function, by its rule if it has one. What torch's own code compares does not count."""
+        rule, run = FUNCTIONS.get(func), partial(func, *args, **(kwargs or {}))
+        self._trace.listening = False
+        try:
+            return run() if rule is None else rule(self._trace, run, *args, **(kwargs or {}))
+        finally:
+            self._trace.listening = True
+
+
+class Contiguous(TorchFunctionMode):
+    """Lets products have inputs without gaps, because torch chooses operators for them by strides, and so by widths."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+        """Call the function."""
+        if func in _PRODUCTS:
+            args = [one.contiguous() if isinstance(one, Tensor) else one for one in args]
+        return func(*args, **(kwargs or {}))

@@ -1,19 +1,20 @@
 """Models that are slices of another: they know which, so that ``Plan.of`` needs no rule for their layers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
+from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.layers import Scaler
 
@@ -38,33 +39,27 @@ class Slice:
                 tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
         return tensor.clone() if tensor is own else tensor
 
-    def axes_of(self, name: str, shape: Sequence[int], smaller: "Slice") -> Axes:
-        """Return which part of this slice's parameter a smaller slice holds."""
+    def axes(self, named: Iterable[tuple[str, Tensor]], smaller: "Slice") -> dict[str, Axes]:
+        """Return which part of each of this slice's parameters a smaller slice holds."""
         if not self.channels.equal(smaller.channels):
             raise ShapeError("the two models are slices of different models, or of one that was traced differently")
         if any(its > mine for mine, its in zip(self.kept, smaller.kept, strict=True)):
             raise ShapeError("the local model keeps more channels than the global one")
         groups = tuple(zip(self.kept, smaller.kept, strict=True))
-        places = self.channels.axes.get(name) or [None] * len(shape)
-        return tuple(
-            Axis(length, length) if own is None else _axis(own, self.kept, groups)
-            for length, own in zip(shape, places, strict=True)
-        )
+        found: dict[int, Axis] = {}  # equal axes have one array, and large models have many
 
+        def axis(length: int, places: Places | None) -> Axis:
+            if places is None:
+                return Axis(length, length)
+            if id(places) not in found:
+                own = places[kept_positions(places, self.kept)]
+                found[id(places)] = build_channel_axis(list(map(tuple, own.tolist())), groups)
+            return found[id(places)]
 
-def _axis(places: Places, kept: Sequence[int], groups: Sequence[tuple[int, int]]) -> Axis:
-    own = places[kept_positions(places, kept)]
-    held = len(kept_positions(own, [few for _, few in groups]))
-    # Most axes are whole, or a group once or several times; large models have so many that it pays to see that at once.
-    if held == len(own):
-        return Axis(held, held)
-    group = int(own[0, 0])
-    size = groups[group][0] if group >= 0 else len(own) + 1
-    if len(own) % size == 0:
-        in_order = np.stack([np.full(size, group), np.arange(size)], 1)
-        if np.array_equal(own, np.tile(in_order, (len(own) // size, 1))):
-            return Axis(len(own), held, len(own) // size)
-    return build_channel_axis(list(map(tuple, own.tolist())), groups)
+        every = self.channels.axes
+        return {
+            name: tuple(map(axis, tensor.shape, every.get(name) or [None] * tensor.dim())) for name, tensor in named
+        }
 
 
 class Sliced(nn.Module):
@@ -78,12 +73,11 @@ class Sliced(nn.Module):
         return _empty, (own,), self.__dict__
 
 
-# One for each class of models, so that slices of one model are of one type.
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def sliced_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of slices of a class of models: a subclass of the same name."""
+    """Return the class of slices of a class of models, always the same: a subclass of the same name."""
     if kind not in _classes:
         own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
         _classes[kind] = type(kind.__name__, (Sliced, kind), own)
@@ -98,9 +92,8 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
 @register(Sliced)
 def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     """Return which part of each parameter the local slice holds of the full one."""
-    one, two = full.__dict__["slice_"], local.__dict__["slice_"]
-    named = full.named_parameters(remove_duplicate=False)
-    return {name: one.axes_of(name, parameter.shape, two) for name, parameter in named}
+    one: Slice = full.__dict__["slice_"]
+    return one.axes(full.named_parameters(remove_duplicate=False), local.__dict__["slice_"])
 
 
 def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
@@ -130,3 +123,76 @@ def _outputs(layer: nn.Module) -> int | None:
     if isinstance(layer, nn.Embedding | nn.Linear):
         return layer.weight.shape[isinstance(layer, nn.Embedding)]
     return layer.out_channels if isinstance(layer, _ConvNd) else None
+
+
+def adjust_layers(full: nn.Module, model: nn.Module) -> None:
+    """Set right the numbers that layers hold about their widths, where their own tensors were cut.
+
+    A trace finds the numbers that a model's code uses. These are the others: torch's layers say how wide they are,
+    though they compute with what their weights have.
+    """
+    before = dict(full.named_modules())
+    for name, layer in model.named_modules():
+        rule = ADJUSTMENTS.find(layer)
+        new, old = ([one.shape for one in (*own.parameters(), *own.buffers())] for own in (layer, before[name]))
+        if rule is not None and new != old:
+            rule(layer)
+
+
+@adjust(nn.Linear)
+def _linear(layer: nn.Linear) -> None:
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+@adjust(nn.Bilinear)
+def _bilinear(layer: nn.Bilinear) -> None:
+    layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape
+
+
+@adjust(_ConvNd)
+def _convolution(layer: _ConvNd) -> None:
+    first, second = layer.weight.shape[:2]
+    if layer.transposed:
+        layer.in_channels, layer.out_channels = first, second * layer.groups
+    else:
+        layer.in_channels, layer.out_channels = second * layer.groups, first
+
+
+@adjust(_NormBase)
+def _channels(layer: _NormBase) -> None:
+    held = layer.running_mean if layer.weight is None else layer.weight
+    if held is not None:
+        layer.num_features = len(held)
+
+
+@adjust(nn.GroupNorm)
+def _group_norm(layer: nn.GroupNorm) -> None:
+    if layer.weight is not None:
+        layer.num_channels = len(layer.weight)
+
+
+@adjust(nn.Embedding, nn.EmbeddingBag)
+def _embedding(layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    layer.embedding_dim = layer.weight.shape[1]
+
+
+@adjust(nn.RNNBase)
+def _recurrent(layer: nn.RNNBase) -> None:
+    shapes = {name: parameter.shape for name, parameter in layer.named_parameters()}
+    rows, layer.input_size = shapes["weight_ih_l0"]
+    layer.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    layer.proj_size = shapes["weight_hr_l0"][0] if layer.proj_size else 0
+
+
+@adjust(nn.RNNCellBase)
+def _cell(layer: nn.RNNCellBase) -> None:
+    layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
+
+
+@adjust(nn.MultiheadAttention)
+def _attention(layer: nn.MultiheadAttention) -> None:
+    layer.embed_dim = layer.out_proj.weight.shape[1]
+    layer.head_dim = layer.embed_dim // layer.num_heads
+    layer.kdim = layer.vdim = layer.embed_dim
+    if not layer._qkv_same_embed_dim:
+        layer.kdim, layer.vdim = layer.k_proj_weight.shape[1], layer.v_proj_weight.shape[1]

@@ -6,15 +6,12 @@ A length that the model's code reads is a whole number that remembers its axis.
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from heterofl_flwr.elastic_models.channels import Positions, Row
-
-Rows = tuple[Row | None, ...]
-"""For each axis of a tensor its positions, or None for an axis that is kept whole."""
+from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
 
 
 class Source:
@@ -26,13 +23,8 @@ class Source:
 
     @cached_property
     def row(self) -> Row:
-        """Its positions; those of a layer's number are made when they are first needed."""
+        """Its positions; those of a layer's number are made when its length is first used as one."""
         return self._make()
-
-    @property
-    def used(self) -> bool:
-        """Whether its length was ever used as one."""
-        return "row" in vars(self)
 
 
 def _computed(name: str) -> Callable[..., Any]:
@@ -97,29 +89,19 @@ class Length(Dependent):
 
     def __mul__(self, other: object) -> Any:
         """Return a multiple, which is still a length if the factor is a length or stands in the code."""
-        if not _followed(other):
+        if not isinstance(other, int) or type(other) is Dependent:
             return super().__mul__(other)
-        sources, divisors = _origin(other)
+        sources, divisors = getattr(other, "sources", ()), getattr(other, "divisors", ())
         return Length.of(int(self) * int(other), self.sources + sources, self.divisors + divisors)
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: object) -> Any:
         """Return a part; an exact one is still a length."""
-        if not _followed(other) or int(self) % int(other):
+        if not isinstance(other, int) or type(other) is Dependent or int(self) % int(other):
             return super().__floordiv__(other)
-        sources, divisors = _origin(other)
+        sources, divisors = getattr(other, "sources", ()), getattr(other, "divisors", ())
         return Length.of(int(self) // int(other), self.sources + divisors, self.divisors + sources)
-
-
-def _followed(other: object) -> TypeGuard[int]:
-    """Whether a product with the other factor, or a part by it, can be a length."""
-    return isinstance(other, Length) or (isinstance(other, int) and not isinstance(other, Dependent))
-
-
-def _origin(number: int) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """Return what a number was computed from: nothing, for one that stands in the code."""
-    return (number.sources, number.divisors) if isinstance(number, Dependent) else ((), ())
 
 
 class Trace:
@@ -131,7 +113,7 @@ class Trace:
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
 
-    def rows(self, tensor: Tensor) -> Rows:
+    def rows(self, tensor: Tensor) -> tuple[Row | None, ...]:
         """Return the positions of a tensor's axes; an unknown tensor is kept whole."""
         return tuple(map(self.open, self.known(tensor) or [None] * tensor.dim()))
 
@@ -139,14 +121,15 @@ class Trace:
         """Return the rows with which a tensor was marked, if it was."""
         return self._rows[id(tensor)][1] if id(tensor) in self._rows else None
 
-    def mark(self, rows: Sequence[Row | None], *tensors: Tensor) -> None:
+    def mark(self, rows: Rows, *tensors: Tensor) -> None:
         """Set the positions of which tensors are made."""
         for tensor in tensors:
             self._rows[id(tensor)] = tensor, tuple(rows)
 
-    def fresh(self, tensor: Tensor) -> None:
-        """Give a tensor positions of its own. An axis of one entry is never cut, so it needs none."""
-        self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
+    def fresh(self, *tensors: Tensor) -> None:
+        """Give tensors positions of their own. An axis of one entry is never cut, so it needs none."""
+        for tensor in tensors:
+            self.mark([self.positions.new(length) if length > 1 else None for length in tensor.shape], tensor)
 
     def open(self, row: Row | None) -> Row | None:
         """Return the row, or None if all of it is kept."""
@@ -190,7 +173,7 @@ class Trace:
             self.pin(row)
 
     def compare(self, one: Dependent, two: float) -> None:
-        """Let two numbers that code compares stay equal, or unequal in the same way, at every rate.
+        """Take note that the model's code compares two numbers: what follows must be the same at every rate.
 
         Lengths keep their proportion. What is compared with a number that stands in the code is kept whole, unless that
         is below 1: no length ever is.

@@ -54,7 +54,7 @@ def test_a_stand_in_says_what_belongs_together():
 
     build = elastic(_around(Moody(8)), X)
     assert build(0.5)[1].gain.shape == (4,)
-    assert torch.equal(build(1.0)(X), build._model(X))
+    assert torch.equal(build(1.0)(X), build.model(X))
     for x in (X, -X):  # the layer itself runs, whatever stood in for it
         hidden = build(0.5)[0](x)
         torch.testing.assert_close(build(0.5)[1](hidden), hidden * 1 if hidden.sum() > 0 else hidden - 1)
