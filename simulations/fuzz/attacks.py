@@ -10,7 +10,15 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import make_message
 
 from heterofl_flwr import messages as wire
-from simulations.fuzz.forgeries import BOMBS, GARBAGE, Forgery, Uploaded, as_it_is, hoarded, many_small_objects
+from simulations.fuzz.forgeries import (
+    BOMBS,
+    GARBAGE,
+    Forgery,
+    Uploaded,
+    as_it_is,
+    hoarded,
+    small_objects_and_a_gap,
+)
 from simulations.fuzz.forgeries import withheld as withheld_objects
 from simulations.fuzz.mutations import MUTATIONS, Envelope
 
@@ -191,7 +199,7 @@ WIRE_BOMBS = {name: forge for name, forge in BOMBS.items() if name != "ten thous
 STALLS: Mapping[str, Attack] = {
     "objects withheld": forged(withheld_objects),
     "all but one object": forged(hoarded),
-    "500 small objects": forged(many_small_objects(500)),
+    "500 small objects and a gap": forged(small_objects_and_a_gap),
 }
 REFUSED: Mapping[str, Attack] = {
     **{name: forged(forge) for name, forge in {**GARBAGE, **WIRE_BOMBS}.items()},

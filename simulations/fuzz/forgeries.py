@@ -17,6 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 SMALL_OBJECTS = 10_000
+STALLING_OBJECTS = 500
 CHUNK_TIMES = 2000
 TEXT_BYTES = 8 * 2**20
 
@@ -120,6 +121,12 @@ def many_small_objects(number: int) -> Forgery:
     contents = [f"ArrayChunk  {len(str(own))}".encode() + b"\x00" + str(own).encode() for own in range(number)]
     more = {get_object_id(own): own for own in contents}
     return lambda reply: _with_more(reply, more)
+
+
+def small_objects_and_a_gap(reply: Message) -> Uploaded:
+    """Send all objects but the largest, and many that nothing names, which are asked for before it."""
+    whole, gap = many_small_objects(STALLING_OBJECTS)(reply), hoarded(reply)
+    return Uploaded({**whole.objects, **gap.objects}, whole.head, whole.tree)
 
 
 def long_announcement(reply: Message) -> Uploaded:

@@ -22,7 +22,7 @@ from simulations.deployment import Deployment, kill_with_all
 from simulations.fuzz.attacks import ATTACKS, LIES, REFUSED, STALLS, WIRE_BOMBS, Attack
 from simulations.fuzz.crowd import Crowd, Member, round_of
 
-LONGEST = 600.0
+LONGEST = 1200.0
 IN_MEMORY = ":flwr-in-memory:"  # a database on a busy disk is locked for seconds whenever a node announces much
 GRACE = 5.0
 LEVELS = "abe"
@@ -146,8 +146,8 @@ CASES: Mapping[str, Sequence[Case]] = {
         Case(name="10 of 20 stall", honest=10, attacks=([*STALLS] * 4)[:10]),
     ],
     "bombs": [
-        Case(name="54 good nodes", attacks=["none"] * 50, settings=LARGE, deadline=240.0),
-        Case(name="50 bombs of 54", attacks=(BOMBED * 13)[:50], settings=LARGE, deadline=240.0, as_before=True),
+        Case(name="54 good nodes", attacks=["none"] * 50, settings=LARGE, deadline=100.0),
+        Case(name="50 bombs of 54", attacks=(BOMBED * 13)[:50], settings=LARGE, deadline=100.0, as_before=True),
     ],
     "lies": [Case(name=f"{name}, 1 of 8", attacks=[name], honest=7, rounds=5) for name in ("none", *LIES)],
 }
