@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from flwr.app import Context, Message
 
@@ -19,6 +19,7 @@ from heterofl_flwr.grids.runner import Group, Runner
 logger = logging.getLogger(__name__)
 
 GRACE = 2.0  # seconds that an idle worker has to leave by itself
+LOADS = 3  # how often a worker is started that fails before it has loaded the ClientApp
 
 
 class WorkerDeathError(HeteroFLError):
@@ -32,12 +33,10 @@ class Worker(ABC):
         self._is_ended = False
         self.start()
 
-    def is_found_dead(self) -> bool:
-        """Ask for a sign of life; return whether there is none from a worker that was believed to live."""
-        if self._is_ended or not self.has_died(ask=True):
-            return False
-        self._is_ended = True
-        return True
+    def is_found_dead(self, ask: bool) -> bool:
+        """Return whether a worker that was ready has died since; ``ask`` it for a sign of life."""
+        self._is_ended = self._is_ended or self.has_died(ask)
+        return self._is_ended
 
     def revive(self) -> None:
         """Replace what has died; raise ConfigError where the new one cannot load the ClientApp."""
@@ -185,17 +184,16 @@ class Pool(Runner):
 
     def _serve_one(self, worker: Worker) -> bool:
         """Let the worker answer the next group; False when there will be none."""
-        with suppress(ConfigError):  # which the next group is answered with
-            if not self._closed:
-                worker.revive()  # before it has a group: this may take long, and others can answer that
+        trouble = self._make_ready(worker)  # before it has a group: this may take long, and others can answer that
         group = self._next_group(worker)
         if group is None:
             return False
-        if group.deaths and worker.is_found_dead():
+        if trouble is None and worker.is_found_dead(ask=group.deaths > 0):
             self._requeue(group)  # for the others: there may never be room for this one's replacement
             return True
         try:
-            worker.revive()
+            if trouble is not None:
+                raise trouble
             answers = worker.run(group, [self._contexts[node_id] for node_id in group.nodes])
         except WorkerDeathError as death:
             if self._retry(group, death):
@@ -211,6 +209,23 @@ class Pool(Runner):
             self._leave_lines(group)
             self._answers.notify_all()
         return True
+
+    def _make_ready(self, worker: Worker) -> ConfigError | None:
+        """Replace a worker that has died; return why it cannot load the ClientApp, if it still cannot after some tries.
+
+        A single try is not enough: what is started may die with a machine whose end is not known yet.
+        """
+        trouble = None
+        for _ in range(LOADS):
+            if self._closed:
+                break
+            try:
+                worker.revive()
+            except ConfigError as error:
+                trouble = error
+            else:
+                return None
+        return trouble
 
     def _next_group(self, worker: Worker) -> Group | None:
         """Wait for a group; None when the pool closes."""

@@ -57,6 +57,7 @@ RUNS = {
     "local": [*OWN, "--grid", "local", "--parallel", "2"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
     "three": [*OWN, "--grid", "ray", "--parallel", "3"],
+    "node-killed": [*OWN, "--grid", "ray", "--parallel", "3"],
     "classic-local": ["--app", str(CLASSIC), "--clients", "5"],
     "classic-ray": ["--app", str(CLASSIC), "--clients", "5", "--grid", "ray"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
@@ -112,6 +113,10 @@ def ended(home):
             for raylet in raylets:
                 wait_for_actors(raylet, run)
             run.wait(LONGEST)
+            run = begin("node-killed", RAY_ADDRESS=address)
+            wait_for(home / "node-killed" / "history.jsonl", "\n", run)
+            kill_node_at_work(raylets[1], run)
+            run.wait(LONGEST)
         return {name: end(home / name, process) for name, process in started.items()}
     finally:
         for process in started.values():
@@ -122,8 +127,9 @@ CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 
+check = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}  # so that a death is known soon
 cluster = Cluster()
-nodes = [cluster.add_node(num_cpus=2, include_dashboard=False), cluster.add_node(num_cpus=2)]
+nodes = [cluster.add_node(num_cpus=2, include_dashboard=False, _system_config=check), cluster.add_node(num_cpus=2)]
 print(cluster.address, *(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
 sys.stdin.read()
 cluster.shutdown()
@@ -146,19 +152,44 @@ def cluster(home: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for_actors(raylet: psutil.Process, run: subprocess.Popen) -> None:
-    """Wait until a raylet has processes that hold actors of a grid."""
+def actors_of(raylet: psutil.Process, at_work: bool = False) -> list[psutil.Process]:
+    """Return the processes of a raylet that hold actors of a grid, or of these only those that answer messages."""
+    title = "ray::Clients.answer" if at_work else "ray::Clients"
+    found = []
+    for process in raylet.children():
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if "".join(process.cmdline()).startswith(title) else []
+    return found
+
+
+def wait_for_actors(raylet: psutil.Process, run: subprocess.Popen, at_work: bool = False) -> list[psutil.Process]:
     deadline = time.monotonic() + LONGEST
-    while not any(map(holds_actor, raylet.children())):
+    while not (found := actors_of(raylet, at_work)):
         assert run.poll() is None, f"the run has ended, and the raylet had no actor: {run.communicate()[1]}"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    return found
 
 
-def holds_actor(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return "".join(process.cmdline()).startswith("ray::Clients")
-    return False
+def kill_node_at_work(raylet: psutil.Process, run: subprocess.Popen) -> None:
+    """Kill a raylet and its workers, of which one is held while it answers a message."""
+    while not (held := hold_at_work(raylet, run)):
+        pass
+    workers = raylet.children()
+    assert held in workers
+    for process in (raylet, *workers):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def hold_at_work(raylet: psutil.Process, run: subprocess.Popen) -> psutil.Process | None:
+    """Stop an actor; return it if it then was still at work."""
+    actor = wait_for_actors(raylet, run, at_work=True)[0]
+    actor.suspend()
+    if actor in actors_of(raylet, at_work=True):
+        return actor
+    actor.resume()
+    return None
 
 
 def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -230,6 +261,15 @@ def test_a_run_on_ray_that_was_killed_goes_on_to_the_bits_of_the_local_grid(ende
 def test_a_run_on_two_raylets_trains_the_bits_of_the_local_grid(ended):
     assert ended["three"].code == 0, ended["three"].err
     assert same(ended["three"].state, ended["local"].state)
+
+
+def test_a_run_goes_on_to_the_same_bits_when_a_node_is_killed_in_a_round(ended):
+    run = ended["node-killed"]
+    assert run.code == 0, run.err
+    assert same(run.state, ended["local"].state)
+    assert re.search(
+        r"The process that ran node \d+ \(partition \d\) died: .* Another one is given its messages", run.log
+    )
 
 
 class ClassicClient(NumPyClient):
