@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from heterofl_flwr.core.axes import Axes
-from heterofl_flwr.core.label_rows import LabelRows
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.regions import Chain, Region, build_chain
-from heterofl_flwr.core.replies import check_reply
+from heterofl_flwr.core.replies import LabelRows, check_reply
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 Count = float | Tensor

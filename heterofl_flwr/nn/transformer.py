@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache
 
@@ -124,7 +125,9 @@ class Transformer(nn.Module):
         first = layer()
         others = (layer() if encoder_init == "fixed" else copy.deepcopy(first) for _ in range(1, shape.layers))
         self.encoder = nn.Sequential(first, *others)
-        self.decoder = _Decoder(vocabulary, embedding, scaler=scale)
+        decoder = {"linear1": nn.Linear(embedding, embedding), "scaler": scale, "activation": nn.GELU()}
+        decoder |= {"norm": nn.LayerNorm(embedding), "linear2": nn.Linear(embedding, vocabulary)}
+        self.decoder = nn.Sequential(OrderedDict(decoder))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
@@ -185,18 +188,3 @@ class _EncoderLayer(nn.Module):
         h = self.dropout(F.gelu(self.scaler(self.linear1(x))))  # (batch, sequence, hidden)
         y: torch.Tensor = self.norm2(x + self.dropout(self.scaler(self.linear2(h))))
         return y
-
-
-class _Decoder(nn.Module):
-    """Linear, Scaler, GELU, LayerNorm, and a linear layer to all words."""
-
-    def __init__(self, vocabulary: int, embedding: int, *, scaler: nn.Module) -> None:
-        super().__init__()
-        self.scaler = scaler
-        self.linear1 = nn.Linear(embedding, embedding)
-        self.norm = nn.LayerNorm(embedding)
-        self.linear2 = nn.Linear(embedding, vocabulary)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear2(self.norm(F.gelu(self.scaler(self.linear1(x)))))
-        return logits  # (batch, sequence, vocabulary)

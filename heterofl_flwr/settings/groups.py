@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from heterofl_flwr.core.axes import SliceRule
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity, Variant
-from heterofl_flwr.core.label_rows import LabelRule
+from heterofl_flwr.core.replies import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
-from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.federation.evaluation import Evaluation, MomentsMerge
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Levels

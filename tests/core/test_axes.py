@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Axis, Plan, axes_between, prefix
-from heterofl_flwr.core.axes import CoupledAxis, build_channel_axis, positions
-from heterofl_flwr.core.slice_rules import make_slice_function
+from heterofl_flwr.core.axes import CoupledAxis, build_channel_axis, make_slice_function, positions
 from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.nn import build_model
 from tests.core import strategies, twin
