@@ -2,12 +2,12 @@
 
 import statistics
 import timeit
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.errors import DataError, HeteroFLError, first_line
 from heterofl_flwr.nn.execution import call, torch_threads
@@ -26,74 +26,61 @@ WARM_UP = 10
 Axes = Mapping[int, str]
 """Which axes of the inputs may have any length, and what they are called."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """What a model is called with: tensors by position, or by name where ``named``."""
-
-    tensors: Mapping[str, Tensor]
-    named: bool
-
-    @classmethod
-    def of(cls, given: object) -> "Inputs":
-        """Read a tensor, a tuple of tensors or a mapping of named ones."""
-        if isinstance(given, Tensor):
-            given = (given,)
-        named = isinstance(given, Mapping)
-        items = (
-            dict(given) if isinstance(given, Mapping) else dict(enumerate(given)) if isinstance(given, tuple) else {}
-        )
-        if not items or not all(isinstance(one, Tensor) and one.dim() for one in items.values()):
-            kinds = ", ".join(type(one).__name__ for one in items.values()) or type(given).__name__
-            raise DataError(
-                f"the inputs are {kinds}; expected what the model is called with: a tensor of some examples, a tuple "
-                f"of such tensors, or a mapping of named ones"
-            )
-        return cls({str(name): one.detach().cpu() for name, one in items.items()}, named)
-
-    @property
-    def given(self) -> tuple[Tensor, ...] | dict[str, Tensor]:
-        """The tensors as the model takes them."""
-        return dict(self.tensors) if self.named else tuple(self.tensors.values())
-
-    @property
-    def shapes(self) -> str:
-        """The tensors' shapes, for a message."""
-        return ", ".join(str(tuple(one.shape)) for one in self.tensors.values())
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return min(len(one) for one in self.tensors.values())
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
-        """Return inputs in which a function's result is in place of each tensor."""
-        return Inputs({name: function(one) for name, one in self.tensors.items()}, self.named)
-
-    def cuts(self, axes: Axes) -> Iterator["Inputs"]:
-        """Yield what a program is checked with: all examples, one, and halves of every axis of any length."""
-
-        def half(tensor: Tensor, axis: int) -> Tensor:
-            return tensor if tensor.dim() <= axis else tensor.narrow(axis, 0, max(tensor.shape[axis] // 2, 1))
-
-        yield self
-        if 0 in axes and len(self) > 1:
-            yield self.map(lambda one: one[:1])
-        for axis in axes:
-            if min(one.shape[axis] for one in self.tensors.values() if one.dim() > axis) > 1:
-                yield self.map(lambda one, axis=axis: half(one, axis))  # type: ignore[misc]
-
+Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is called with: tensors by position, or by name."""
 
 Run = Callable[[Inputs], list[Tensor]]
+
+
+def read_inputs(given: object) -> Inputs:
+    """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
+    found = dict(given) if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
+    leaves = list(found.values()) if isinstance(found, dict) else list(found) if isinstance(found, tuple) else []
+    if not leaves or not all(isinstance(one, Tensor) and one.dim() for one in leaves):
+        kinds = ", ".join(type(one).__name__ for one in leaves) or type(given).__name__
+        raise DataError(
+            f"the inputs are {kinds}; expected what the model is called with: a tensor of some examples, a tuple "
+            f"of such tensors, or a mapping of named ones"
+        )
+    own = [one.detach().cpu() for one in leaves]
+    return dict(zip(map(str, found), own, strict=True)) if isinstance(found, dict) else tuple(own)
+
+
+def first_example(inputs: Inputs) -> Inputs:
+    """Return inputs with the first example alone."""
+    alone: Inputs = tree_map(lambda one: one[:1], inputs)
+    return alone
+
+
+def build_cuts(inputs: Inputs, axes: Axes) -> list[Inputs]:
+    """Return what a program is checked with: all examples, one, and halves of every axis of any length."""
+    tensors: list[Tensor] = tree_leaves(inputs)
+    cuts = [inputs]
+    if 0 in axes and min(map(len, tensors)) > 1:
+        cuts.append(first_example(inputs))
+    for axis in axes:
+        if min(one.shape[axis] for one in tensors if one.dim() > axis) > 1:
+            cuts.append(tree_map(partial(_half, axis), inputs))
+    return cuts
+
+
+def _half(axis: int, one: Tensor) -> Tensor:
+    return one.narrow(axis, 0, one.shape[axis] // 2) if one.dim() > axis else one
 
 
 def compute_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Return all tensors that a model puts out, in their order."""
     with torch.inference_mode():
-        output = call(model, inputs.given)
+        output = call(model, inputs)
     found = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if not found:
         raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")
     return found
+
+
+def shapes(inputs: Inputs) -> str:
+    """Return the tensors' shapes, for a message."""
+    return f"inputs of shape {', '.join(str(tuple(one.shape)) for one in tree_leaves(inputs))}"
 
 
 def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequence[Tensor]]) -> dict[str, float]:
@@ -106,7 +93,7 @@ def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequ
     """
     absolute = relative = 0.0
     for inputs, outputs in zip(cuts, expected, strict=True):
-        where = f"on inputs of shape {inputs.shapes}"
+        where = f"on {shapes(inputs)}"
         try:
             found = run(inputs)
         except Exception as error:  # a guard of torch's, or the runtime's own
@@ -134,7 +121,6 @@ def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequ
 
 def median_milliseconds(run: Run, inputs: Inputs, runs: int) -> float:
     """Return the median time of so many runs on the first example, on one thread."""
-    one = inputs.map(lambda tensor: tensor[:1])
     with torch_threads(1):
-        times = timeit.repeat(lambda: run(one), number=1, repeat=WARM_UP + runs)
+        times = timeit.repeat(partial(run, first_example(inputs)), number=1, repeat=WARM_UP + runs)
     return 1000 * statistics.median(times[WARM_UP:])

@@ -2,17 +2,18 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs, compare, compute_outputs, median_milliseconds
+from heterofl_flwr.export import checks
+from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs
 from heterofl_flwr.export.formats import FORMATS, Format, formats_named
 from heterofl_flwr.export.program import Traced, trace
 from heterofl_flwr.nn.profile import profile
@@ -69,29 +70,29 @@ def export_model(
     if runs < 0:
         raise ConfigError(f"runs is {runs}; expected 0 or more")
     chosen = formats_named(formats)
-    given = Inputs.of(inputs)
+    given = checks.read_inputs(inputs)
     traced = trace(model, given, dynamic, outputs)
-    cost = profile(traced.model, (given.map(lambda one: one[:1]) if 0 in dynamic else given).given)
-    content: dict[str, object] = {
-        "format": VERSION,
-        **(facts or {}),
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "inputs": [asdict(port) for port in traced.inputs],
-        "outputs": [asdict(port) for port in traced.outputs],
-        "batch_norm": asdict(traced.folding),
-    }
+    cost = profile(traced.model, checks.first_example(given) if 0 in dynamic else given)
+    cuts = checks.build_cuts(given, dynamic)
+    packages = ["heterofl-flwr", "torch", *(package for one in chosen.values() for package in one.needs)]
     with whole_folder(Path(folder), marked_by=MANIFEST) as new:
-        cuts = list(given.cuts(dynamic))
-        content["files"] = _write(traced, cuts, chosen, new, runs)
-        content["check"] = {
-            "tolerance": TOLERANCE,
-            "inputs": [[list(one.shape) for one in cut.tensors.values()] for cut in cuts],
+        content = {
+            "format": VERSION,
+            **(facts or {}),
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "inputs": list(traced.inputs),
+            "outputs": list(traced.outputs),
+            "batch_norm": traced.folding,
+            "files": _write(traced, cuts, chosen, new, runs),
+            "check": {
+                "tolerance": TOLERANCE,
+                "inputs": [[list(one.shape) for one in tree_leaves(cut)] for cut in cuts],
+            },
+            "latency": {"runs": runs, "threads": 1, "examples": 1, "machine": machine()} if runs else None,
+            "versions": {name: metadata.version(name) for name in packages},
+            "commit": commit(),
         }
-        content["latency"] = {"runs": runs, "threads": 1, "examples": 1, "machine": machine()} if runs else None
-        packages = ["heterofl-flwr", "torch", *(package for one in chosen.values() for package in one.needs)]
-        content["versions"] = {name: metadata.version(name) for name in packages}
-        content["commit"] = commit()
         (new / MANIFEST).write_text(f"{to_json(content, indent=2)}\n", encoding="utf-8")
     return content
 
@@ -100,11 +101,11 @@ def _write(
     traced: Traced, cuts: Sequence[Inputs], formats: Mapping[str, Format], folder: Path, runs: int
 ) -> dict[str, object]:
     """Write and check one file a format; return the manifest's facts about each."""
-    expected = [compute_outputs(traced.model, cut) for cut in cuts]
+    expected = [checks.compute_outputs(traced.model, cut) for cut in cuts]
     for cut, outputs in zip(cuts, expected, strict=True):
         if not all(bool(one.isfinite().all()) for one in outputs):
             raise HeteroFLError(
-                f"the model's own outputs on inputs of shape {cut.shapes} hold NaN or infinities: its training has "
+                f"the model's own outputs on {checks.shapes(cut)} hold NaN or infinities: its training has "
                 f"diverged, or the inputs are not what it was trained on"
             )
     found: dict[str, object] = {}
@@ -116,8 +117,8 @@ def _write(
             "file": one.file,
             "bytes": sum(part.stat().st_size for part in folder.glob(f"{one.file}*")),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "difference": compare(name, run, cuts, expected),
-            "milliseconds": median_milliseconds(run, cuts[0], runs) if runs else None,
+            "difference": checks.compare(name, run, cuts, expected),
+            "milliseconds": checks.median_milliseconds(run, cuts[0], runs) if runs else None,
         }
     return found
 
@@ -130,27 +131,27 @@ def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
     """
     if path.exists() and not (path / marked_by).is_file():
         raise ConfigError(f"{path} is there already and is no export (it has no {marked_by}): choose another folder")
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)  # of a process of this number that was killed
-        new.mkdir()
-        yield new
-        for file in new.iterdir():
-            _sync(file)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        _sync(path.parent)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            new.mkdir()
+            yield new
+            for file in new.iterdir():
+                _sync(file)
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except BaseException:
+                if old.exists():
+                    old.rename(path)
+                raise
+            _sync(path.parent)
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
         ) from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

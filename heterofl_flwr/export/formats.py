@@ -1,12 +1,10 @@
 """The formats, and what each needs."""
 
 import copy
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,11 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.export.checks import Inputs, Run, compute_outputs
-from heterofl_flwr.export.program import Traced
+from heterofl_flwr.export.program import Traced, rename
 from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.training.device import device_of
 
@@ -61,9 +60,8 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     for name, layer in batch_norms(own).items():
         if f"{name}.running_mean" in state and layer.running_mean is None:
             layer.track_running_stats = True
-            layer.running_mean = torch.zeros(layer.num_features, device=device)
-            layer.running_var = torch.ones(layer.num_features, device=device)
-            layer.num_batches_tracked = torch.tensor(0, device=device)
+            for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+                setattr(layer, buffer, torch.zeros_like(state[f"{name}.{buffer}"], device=device))
     tied = {name: state[first] for name, first in first_names(own).items() if name not in state and first in state}
     try:
         own.load_state_dict({**state, **tied})
@@ -86,17 +84,17 @@ def write_onnx(traced: Traced, path: Path) -> None:
     exported: Any = torch.onnx.export(
         traced.program,
         (),
-        input_names=[port.name for port in traced.inputs],
-        output_names=[port.name for port in traced.outputs],
+        input_names=[port["name"] for port in traced.inputs],
+        output_names=[port["name"] for port in traced.outputs],
         dynamo=True,
         verbose=False,
     )
     proto = exported.model_proto
-    # Name axes as the manifest does, and remove where the model's code lay.
-    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
-    axes = [axis for value in values for axis in value.type.tensor_type.shape.dim if axis.dim_param]
-    for axis, (symbol, name) in product(axes, traced.symbols.items()):
-        axis.dim_param = re.sub(rf"\b{symbol}\b", name, axis.dim_param)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = rename(axis.dim_param, traced.symbols)
+    # What says where the model's code lay is removed.
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -114,7 +112,7 @@ def open_onnx(traced: Traced, path: Path) -> Run:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Inputs) -> list[Tensor]:
-        feed = {port.name: one.numpy() for port, one in zip(traced.inputs, inputs.tensors.values(), strict=True)}
+        feed = {port["name"]: one.numpy() for port, one in zip(traced.inputs, tree_leaves(inputs), strict=True)}
         return [torch.from_numpy(one) for one in session.run(None, feed)]
 
     return run

@@ -10,11 +10,14 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.utils import fuse_linear_bn_weights
+from torch.utils._pytree import tree_map
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.export.checks import Axes, Inputs
@@ -27,22 +30,11 @@ _LAYERS = (_aten.linear.default, *(one.default for one in _CONVOLUTIONS), *(one.
 _IN_PLACE = ("elu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu6", "relu", "silu")
 _OUT_OF_PLACE = {getattr(_aten, f"{name}_").default: getattr(_aten, name).default for name in _IN_PLACE}
 
+Port = Mapping[str, Any]
+"""An input or output: ``name``, ``dtype`` and ``shape``; an axis of any length has its name in place of a length."""
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """An input or an output of a program; an axis of any length has its name in place of a length."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Folding:
-    """What became of a model's batch norm layers: by name the layer that each is now part of, and those that remain."""
-
-    folded: Mapping[str, str]
-    kept: tuple[str, ...]
+Folding = Mapping[str, Any]
+"""Batch norm layers: ``folded``, by name the layer that each is now part of, and ``kept``, those that remain."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,9 +44,9 @@ class Traced:
     model: nn.Module
     program: ExportedProgram
     folding: Folding
-    symbols: dict[str, str]  # torch's name of each axis of any length, and ours
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    symbols: Mapping[str, str]  # torch's name of each axis of any length, and ours
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
 
 
 def trace(model: nn.Module, inputs: Inputs, axes: Axes, output_names: Sequence[str]) -> Traced:
@@ -76,36 +68,32 @@ def trace(model: nn.Module, inputs: Inputs, axes: Axes, output_names: Sequence[s
             f"heterofl_flwr.nn.collect_moments and export heterofl_flwr.nn.with_static_norm(model, moments)"
         )
     # Zeros, because a program keeps its example, and nobody's data may travel.
-    example = inputs.map(lambda one: one.new_zeros([2, *one.shape[1:]] if 0 in axes else one.shape))
+    example: Inputs = tree_map(lambda one: one.new_zeros([2, *one.shape[1:]] if 0 in axes else one.shape), inputs)
     program = _program(own, example, axes)
     module, folding = fold_batch_norms(program)
-    if out_of_place(module) or folding.folded:
+    if out_of_place(module) or folding["folded"]:
         program = _program(module, example, axes)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # a path of somebody's machine
-    nodes = {node.name: node for node in program.graph.nodes}
-    names = [str(name) for name in program.graph_signature.user_inputs]
-    symbols = _symbols([(name, nodes[name].meta["val"].shape) for name in names], axes)
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    signature = program.graph_signature
+    names, results = ([str(name) for name in found] for found in (signature.user_inputs, signature.user_outputs))
+    symbols = _symbols({name: values[name].shape for name in names}, axes)
 
     def port(node: str, name: str) -> Port:
-        value = nodes[node].meta["val"]
-        shape = tuple(_length(str(length), symbols) for length in value.shape)
-        return Port(name, str(value.dtype).removeprefix("torch."), shape)
+        lengths = [rename(str(length), symbols) for length in values[node].shape]
+        shape = tuple(int(length) if length.isdecimal() else length for length in lengths)
+        return {"name": name, "dtype": str(values[node].dtype).removeprefix("torch."), "shape": shape}
 
-    results = [str(name) for name in program.graph_signature.user_outputs]
     called = [*output_names, *(f"output{number}" for number in range(len(output_names), len(results)))]
-    outputs = tuple(map(port, results, called))
-    return Traced(own, program, folding, symbols, tuple(port(name, name) for name in names), outputs)
+    return Traced(own, program, folding, symbols, tuple(map(port, names, names)), tuple(map(port, results, called)))
 
 
 def _program(model: nn.Module, example: Inputs, axes: Axes) -> ExportedProgram:
     """Trace a model. Axes are left to torch, which finds out how long they may be; ``_symbols`` reads what it found."""
-    shapes = {name: {axis: Dim.AUTO for axis in axes if axis < one.dim()} for name, one in example.tensors.items()}
-    given = example.given
-    args, named = ((), given) if isinstance(given, dict) else (given, {})
-    # Of a module made from a graph, torch matches arguments with the names of its signature; of positional ones not.
-    dynamic = shapes if example.named else tuple(shapes.values())
+    dynamic = tree_map(lambda one: {axis: Dim.AUTO for axis in axes if axis < one.dim()}, example)
+    args, named = ((), example) if isinstance(example, dict) else (example, {})
     try:
         return torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch's own, and whatever the model's code raises
@@ -115,10 +103,10 @@ def _program(model: nn.Module, example: Inputs, axes: Axes) -> ExportedProgram:
         ) from error
 
 
-def _symbols(shapes: Sequence[tuple[str, Sequence[object]]], axes: Axes) -> dict[str, str]:
+def _symbols(shapes: Mapping[str, Sequence[object]], axes: Axes) -> dict[str, str]:
     """Return torch's name of each axis of any length, and ours."""
     found: dict[str, str] = {}
-    for name, shape in shapes:
+    for name, shape in shapes.items():
         for axis, called in axes.items():
             length = str(shape[axis]) if axis < len(shape) else ""
             if length.isdecimal():
@@ -132,10 +120,9 @@ def _symbols(shapes: Sequence[tuple[str, Sequence[object]]], axes: Axes) -> dict
     return found
 
 
-def _length(expression: str, symbols: dict[str, str]) -> int | str:
-    for symbol, name in symbols.items():
-        expression = re.sub(rf"\b{symbol}\b", name, expression)
-    return int(expression) if expression.isdecimal() else expression
+def rename(length: str, symbols: Mapping[str, str]) -> str:
+    """Return a length with our names of axes in place of torch's."""
+    return re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), length)
 
 
 def out_of_place(module: fx.GraphModule) -> int:
@@ -163,8 +150,9 @@ def fold_batch_norms(program: ExportedProgram) -> tuple[fx.GraphModule, Folding]
     folded: dict[str, str] = {}
     kept: list[str] = []
     for norm in [node for node in module.graph.nodes if node.target is _NORM]:
-        statistics = [node for node in _nodes_in(norm, 3, 4) if node.op == "get_attr"]
-        name = _place(statistics[0])[0] if statistics else norm.name
+        mean = norm.args[3]
+        measured = isinstance(mean, fx.Node) and mean.op == "get_attr"
+        name = str(mean.target).rpartition(".")[0] if measured else norm.name
         layer = _foldable(norm)
         if layer is None:
             kept.append(name)
@@ -177,7 +165,7 @@ def fold_batch_norms(program: ExportedProgram) -> tuple[fx.GraphModule, Folding]
         if name not in used:
             owner, _, attribute = name.rpartition(".")
             delattr(module.get_submodule(owner), attribute)
-    return module, Folding(folded, tuple(kept))
+    return module, {"folded": folded, "kept": tuple(kept)}
 
 
 def _foldable(norm: fx.Node) -> fx.Node | None:
@@ -185,8 +173,11 @@ def _foldable(norm: fx.Node) -> fx.Node | None:
     layer: Any = norm.args[0]
     if not isinstance(layer, fx.Node) or layer.target not in _LAYERS or len(layer.users) > 1:
         return None
-    own, constants = _nodes_in(layer, 1, 3), _nodes_in(norm, 1, 5)
-    held = all(node.op == "get_attr" for node in (*own, *constants)) and len(_nodes_in(norm, 3, 5)) == 2
+    own, constants, statistics = (
+        [one for one in found if isinstance(one, fx.Node)]
+        for found in (layer.args[1:3], norm.args[1:5], norm.args[3:5])
+    )
+    held = all(node.op == "get_attr" for node in (*own, *constants)) and len(statistics) == 2
     if not held or any(len(node.users) > 1 for node in own):
         return None  # computed, or shared with another layer
     # A norm's channels are axis 1; those of a linear layer are the last axis, of a convolution the last but its space.
@@ -194,54 +185,30 @@ def _foldable(norm: fx.Node) -> fx.Node | None:
 
 
 def _fold(module: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> str:
-    """Put a norm into the layer before it; return the layer's name."""
-    arguments: Any = norm.args
+    """Put a norm into the layer before it, rounded once; return the layer's name."""
 
     def value(node: Any) -> Any:
-        return None if node is None else getattr(module.get_submodule(_place(node)[0]), _place(node)[1]).detach()
+        return None if node is None else attrgetter(node.target)(module).detach().double()
 
-    weight, *bias = _nodes_in(layer, 1, 3)
+    at: Any = layer.args[1]
+    bias: Any = layer.args[2] if len(layer.args) > 2 else None
+    arguments: Any = norm.args
     gain, shift, mean, variance = map(value, arguments[1:5])
-    own_bias = value(bias[0]) if bias else None
-    constants = fold_constants(value(weight), own_bias, (gain, shift), (mean, variance), epsilon=arguments[7])
-    owner, name = _place(weight)
-    has_bias = getattr(module.get_submodule(owner), "bias", None) is not None
-    places = [(owner, name), _place(bias[0]) if bias else (owner, "folded_bias" if has_bias else "bias")]
-    for (at, called), tensor in zip(places, constants, strict=True):
-        module.get_submodule(at).register_parameter(called, nn.Parameter(tensor, requires_grad=False))
-    if not bias:
+    gain = torch.ones_like(mean) if gain is None else gain
+    shift = torch.zeros_like(mean) if shift is None else shift
+    rows = value(at).flatten(1)  # (outputs, inputs * kernel)
+    new_rows, new_bias = fuse_linear_bn_weights(rows, value(bias), mean, variance, arguments[7], gain, shift)
+    owner = at.target.rpartition(".")[0]
+    weight, held = attrgetter(at.target)(module), module.get_submodule(owner)
+    other = "folded_bias" if getattr(held, "bias", None) is not None else "bias"
+    bias_target = f"{owner}.{other}".lstrip(".") if bias is None else bias.target
+    for target, tensor in ((at.target, new_rows.view_as(weight)), (bias_target, new_bias)):
+        place, _, name = target.rpartition(".")
+        new = nn.Parameter(tensor.detach().to(weight.dtype), requires_grad=False)
+        module.get_submodule(place).register_parameter(name, new)
+    if bias is None:
         with module.graph.inserting_before(layer):
-            node = module.graph.get_attr(".".join(filter(None, places[1])))
-        layer.args = (*layer.args[:2], node, *layer.args[3:])
+            layer.args = (*layer.args[:2], module.graph.get_attr(bias_target), *layer.args[3:])
     norm.replace_all_uses_with(layer)
     module.graph.erase_node(norm)
-    return owner
-
-
-def fold_constants(
-    weight: Tensor,
-    bias: Tensor | None,
-    affine: tuple[Tensor | None, Tensor | None],
-    statistics: tuple[Tensor, Tensor],
-    *,
-    epsilon: float,
-) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a layer with a norm (factor, summand; mean, variance) behind it, rounded once."""
-    mean, variance = (one.double() for one in statistics)
-    gain, shift = (None if one is None else one.double() for one in affine)
-    scale = (variance + epsilon).rsqrt()  # (channels,)
-    scale = scale if gain is None else scale * gain
-    moved = (-mean if bias is None else bias.double() - mean) * scale
-    moved = moved if shift is None else moved + shift
-    return (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype), moved.to(weight.dtype)
-
-
-def _nodes_in(node: fx.Node, first: int, end: int) -> list[fx.Node]:
-    """Return those of a node's arguments that are nodes; of a layer its weight and bias."""
-    return [one for one in node.args[first:end] if isinstance(one, fx.Node)]
-
-
-def _place(node: fx.Node) -> tuple[str, str]:
-    """Return the module that a tensor is in, and its name there."""
-    owner, _, name = str(node.target).rpartition(".")
-    return owner, name
+    return str(owner)

@@ -1,7 +1,7 @@
 """What the models of a folder of exports cost and are worth, one row each."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from heterofl_flwr.runs.files import write_atomic
 
 Manifest = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
+Column = tuple[str, str, Callable[[Any], str], Sequence[Any]]
+"""The head for people, the head of the CSV file, how people read a value, and each model's value."""
 
 CSV, PAGE = "table.csv", "README.md"
 _SCORES = ("perplexity", "accuracy", "loss")
@@ -47,53 +49,51 @@ def write_table(folder: str | Path, about: str = "") -> tuple[Table, Table]:
         try:
             found[path.parent.name] = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path} cannot be read: {error}; export that model anew, or remove its folder"
-            ) from error
+            said = f"{path} cannot be read: {error}; export that model anew, or remove its folder"
+            raise ConfigError(said) from error
+    if not found:
+        raise ConfigError(f"{folder} holds no exports; expected folders with a {MANIFEST}")
     # The largest model of a family comes first.
     manifests = dict(sorted(found.items(), key=lambda item: (item[1].get("family", ""), -item[1]["parameters"])))
-    if not manifests:
-        raise ConfigError(f"{folder} holds no exports; expected folders with a {MANIFEST}")
-    exact_models, exact_files = build_tables(manifests, exact=True)
-    models, files = build_tables(manifests)
-    csv = formatting.render(*_side_by_side(exact_models, exact_files), "csv")
-    write_atomic(Path(folder) / CSV, f"{csv}\n".encode())
-    latency = next((own["latency"] for own in manifests.values() if own["latency"]), None)
+    every = list(manifests.values())
+    models, files = _columns(every)
+    exact = _table(manifests, [(head, head, _exact, values) for _, head, _, values in (*models, *files)])
+    write_atomic(Path(folder) / CSV, f"{formatting.render(*exact, 'csv')}\n".encode())
+    latency = next((own["latency"] for own in every if own["latency"]), None)
     page = _TEXT.format(
         about=about or "One training, several models.",
-        table=formatting.render(*_side_by_side(models, files), "markdown"),
+        table=formatting.render(*_table(manifests, [*models, *files]), "markdown"),
         latency=_LATENCY.format(**latency) if latency else "Latency was not measured.",
-        tolerance=next(iter(manifests.values()))["check"]["tolerance"],
+        tolerance=every[0]["check"]["tolerance"],
     )
     write_atomic(Path(folder) / PAGE, page.encode())
-    return models, files
+    return _table(manifests, models), _table(manifests, files)
 
 
-def build_tables(manifests: Mapping[str, Manifest], *, exact: bool = False) -> tuple[Table, Table]:
-    """Return two tables, of models and of files: with all digits, or as people read numbers."""
-
-    def cell(show: Callable[[Any], str], value: Any) -> str:
-        return formatting.NOTHING if value is None else format(value, ".12g") if exact else show(value)
-
-    every = list(manifests.values())
-    score = next((one for one in _SCORES if any(one in own.get("metrics", {}) for own in every)), None)
-    formats = list(dict.fromkeys(name for own in every for name in own["files"]))
-    timed = formats if any(own["latency"] for own in every) else []
-    models: Table = ["model", "rate", "parameters", "MACs", *([score] if score else [])], []
-    files: Table = ["model", *(f"{name} bytes" if exact else name for name in formats), *(f"{x} ms" for x in timed)], []
-    for name, own in manifests.items():
-        row = [name, cell("{:.12g}".format, own.get("rate")), cell("{:,}".format, own["parameters"])]
-        row.append(cell(formatting.count, own["macs"]))
-        if score:
-            row.append(cell(partial(formatting.score, score), own.get("metrics", {}).get(score)))
-        models[1].append(row)
-        held = own["files"]
-        sizes = [cell(formatting.size, held.get(one, {}).get("bytes")) for one in formats]
-        times = [cell(formatting.number, held.get(one, {}).get("milliseconds")) for one in timed]
-        files[1].append([name, *sizes, *times])
-    return models, files
+def _columns(every: Sequence[Manifest]) -> tuple[list[Column], list[Column]]:
+    """Return what the models cost and how good they are; how large their files are and how long they run."""
+    metrics = [own.get("metrics", {}) for own in every]
+    score = next((name for name in _SCORES if any(name in own for own in metrics)), None)
+    models: list[Column] = [
+        ("rate", "rate", _exact, [own.get("rate") for own in every]),
+        ("parameters", "parameters", "{:,}".format, [own["parameters"] for own in every]),
+        ("MACs", "MACs", formatting.count, [own["macs"] for own in every]),
+    ]
+    if score:
+        models.append((score, score, partial(formatting.score, score), [own.get(score) for own in metrics]))
+    files = {name: [other["files"].get(name, {}) for other in every] for own in every for name in own["files"]}
+    sizes: list[Column] = []
+    times: list[Column] = []
+    for name, own in files.items():
+        sizes.append((name, f"{name} bytes", formatting.size, [one.get("bytes") for one in own]))
+        times.append((f"{name} ms", f"{name} ms", formatting.number, [one.get("milliseconds") for one in own]))
+    return models, [*sizes, *(times if any(own["latency"] for own in every) else [])]
 
 
-def _side_by_side(one: Table, other: Table) -> Table:
-    """Return two tables of the same models as one."""
-    return [*one[0], *other[0][1:]], [[*row, *more[1:]] for row, more in zip(one[1], other[1], strict=True)]
+def _table(names: Iterable[str], columns: Sequence[Column]) -> Table:
+    cells = [[formatting.NOTHING if one is None else show(one) for one in values] for _, _, show, values in columns]
+    return ["model", *(column[0] for column in columns)], [list(row) for row in zip(names, *cells, strict=True)]
+
+
+def _exact(value: float) -> str:
+    return format(value, ".12g")

@@ -37,9 +37,9 @@ def compute(model, inputs):
         return model(inputs)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", "ad")
 @pytest.mark.parametrize("name", CASES)
-def test_onnx_computes_what_the_model_computes_at_every_level(name, level, tmp_path):
+def test_onnx_computes_what_the_model_computes(name, level, tmp_path):
     build, inputs, dynamic = CASES[name]
     model = build(LEVELS[level])
     export_model(model, inputs, tmp_path / level, formats=["onnx"], dynamic=dynamic, runs=0)
@@ -99,24 +99,19 @@ def test_a_norm_before_a_convolution_stays_and_one_after_it_is_folded(exported):
     assert kinds.count("BatchNormalization") == 3
 
 
-def test_the_program_runs_in_torch_for_any_number_of_examples(exported):
+def test_program_and_tensors_compute_what_the_model_computes(exported):
     model, inputs, folder = exported
     program = torch.export.load(folder / "model.pt2").module()
     for some in (inputs, inputs[:1], torch.cat([inputs, inputs])):
         torch.testing.assert_close(compute(program, some), compute(model, some), atol=1e-4, rtol=0)
-
-
-def test_the_tensors_are_those_of_the_model_with_its_statistics(exported):
-    model, inputs, folder = exported
     fresh = PreResNet(3, 10, (1, 1), (16, 16), rate=0.25)  # its batch norm keeps no statistics
     assert compute(load_state(fresh, folder / "model.safetensors"), inputs).equal(compute(model, inputs))
     assert fresh.norm.running_mean is None
 
 
-def test_neither_examples_nor_paths_are_in_the_files(tmp_path):
-    model, inputs = cnn(0.5), images(1)
-    export_model(model, inputs, tmp_path / "b", runs=0)
-    for path in (tmp_path / "b").iterdir():
+def test_neither_examples_nor_paths_are_in_the_files(exported):
+    _, inputs, folder = exported
+    for path in folder.iterdir():
         content = path.read_bytes()
         if path.suffix == ".pt2":
             with zipfile.ZipFile(path) as archive:
@@ -185,9 +180,9 @@ def test_a_file_that_computes_something_else_is_never_left(name, tmp_path, monke
 
 def test_an_earlier_export_is_replaced_and_other_folders_are_not(tmp_path):
     model, inputs = small()
-    export_model(model, inputs, tmp_path / "c", formats=["safetensors", "pt2"], runs=0)
-    export_model(model, inputs, tmp_path / "c", formats=["safetensors"], runs=0)
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"manifest.json", "model.safetensors"}
+    for formats_ in (["safetensors", "pt2"], ["safetensors"]):
+        export_model(model, inputs, tmp_path / "c", formats=formats_, runs=0)
+        assert len(list((tmp_path / "c").iterdir())) == 1 + len(formats_)
     (tmp_path / "mine").mkdir()
     with pytest.raises(ConfigError, match=r"mine is there already and is no export"):
         export_model(model, inputs, tmp_path / "mine", formats=["safetensors"], runs=0)

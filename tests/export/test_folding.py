@@ -5,33 +5,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from heterofl_flwr.export.program import fold_batch_norms, fold_constants, out_of_place
+from heterofl_flwr.export.program import fold_batch_norms, out_of_place
 from tests.elastic_models.families import Then
 from tests.export.models import cnn, images, measured
 
 
-def folded(model, inputs):
-    """Return a model's folded module and what was folded."""
+def fold(model, inputs):
+    """Return a model's folded module, which norm is part of which layer, and the norms that remain."""
     program = torch.export.export(model.eval(), (inputs,))
     before = {name: value.clone() for name, value in program.state_dict.items()}
     module, folding = fold_batch_norms(program)
     assert all(value.equal(before[name]) for name, value in program.state_dict.items())
-    return module, folding
+    return module, folding["folded"], folding["kept"]
 
 
 def norms_in(module) -> int:
     return sum("batch_norm" in str(node.target) for node in module.graph.nodes)
-
-
-def test_constants_by_hand():
-    weight, bias = torch.tensor([[[[2.0]]], [[[3.0]]]]), torch.tensor([1.0, 5.0])  # two outputs of one pixel
-    affine = torch.tensor([10.0, 1.0]), torch.tensor([0.5, 0.0])
-    statistics = torch.tensor([3.0, 1.0]), torch.tensor([3.0, 15.0])
-    new_weight, new_bias = fold_constants(weight, bias, affine, statistics, epsilon=1.0)
-    assert new_weight.flatten().tolist() == [2 * 10 / 2, 3 / 4]
-    assert new_bias.tolist() == [(1 - 3) * 10 / 2 + 0.5, (5 - 1) / 4]
-    new_weight, new_bias = fold_constants(weight, None, (None, None), statistics, epsilon=1.0)
-    assert (new_weight.flatten().tolist(), new_bias.tolist()) == ([1.0, 0.75], [-1.5, -0.25])
 
 
 @pytest.mark.parametrize(
@@ -51,8 +40,8 @@ def test_a_norm_behind_a_layer_becomes_part_of_it(layer, norm, shape):
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
     inputs = torch.randn(5, *shape, dtype=torch.float64)
-    module, folding = folded(model, inputs)
-    assert (folding.folded, folding.kept) == ({"1": "0"}, ())
+    module, folded, kept = fold(model, inputs)
+    assert (folded, kept) == ({"1": "0"}, ())
     assert norms_in(module) == 0
     assert set(module.state_dict()) == {"0.weight", "0.bias"}
     torch.testing.assert_close(module(inputs), model(inputs), atol=1e-13, rtol=1e-13)
@@ -61,8 +50,8 @@ def test_a_norm_behind_a_layer_becomes_part_of_it(layer, norm, shape):
 def test_a_scaler_between_is_no_obstacle():
     model, inputs = cnn(0.25), images(1)
     assert list(model.features._modules)[:3] == ["conv1", "scaler1", "norm1"]
-    module, folding = folded(model, inputs)
-    assert folding.folded == {"features.norm1": "features.conv1", "features.norm2": "features.conv2"}
+    module, folded, _ = fold(model, inputs)
+    assert folded == {"features.norm1": "features.conv1", "features.norm2": "features.conv2"}
     torch.testing.assert_close(module(inputs), model(inputs), atol=1e-5, rtol=0)
 
 
@@ -84,8 +73,8 @@ def test_other_norms_stay(case):
     forward, layers = KEPT[case]
     inputs = images(3, 6)
     model = measured(Then(forward, **layers), inputs)
-    module, folding = folded(model, inputs)
-    assert (folding.folded, folding.kept) == ({}, ("norm",))
+    module, folded, kept = fold(model, inputs)
+    assert (folded, kept) == ({}, ("norm",))
     assert norms_in(module) == 1
     torch.testing.assert_close(module(inputs), model(inputs))
 
@@ -95,26 +84,25 @@ def test_a_layer_used_twice_with_a_norm_each_is_not_folded():
         return self.one(self.conv(x)) + self.two(self.conv(x))
 
     model = measured(Then(forward, conv=nn.Conv2d(3, 3, 1), one=nn.BatchNorm2d(3), two=nn.BatchNorm2d(3)), images(3))
-    assert folded(model, images(3))[1].kept == ("one", "two")
+    assert fold(model, images(3))[2] == ("one", "two")
 
 
 def test_a_norm_by_batch_is_left_as_it_is():
     """A model of somebody's may normalise by batch on purpose, without a layer that keeps statistics."""
     model = Then(lambda self, x: F.batch_norm(self.conv(x), None, None, training=True), conv=nn.Conv2d(3, 3, 1))
-    module, folding = folded(model, images(3))
-    assert (folding.folded, len(folding.kept)) == ({}, 1)
+    module, folded, kept = fold(model, images(3))
+    assert (folded, len(kept)) == ({}, 1)
     torch.testing.assert_close(module(images(3)), model(images(3)))
 
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.SiLU, nn.LeakyReLU, nn.ELU)
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_an_activation_in_place_becomes_one_that_is_not(kind):
-    model = nn.Sequential(nn.Linear(3, 4), kind(inplace=True))
-    inputs = 4 * torch.randn(5, 3)
-    module, _ = folded(model, inputs)
-    assert out_of_place(module) == 1
+def test_activations_in_place_become_others_that_are_not():
+    model = nn.Sequential(*(layer for kind in ACTIVATIONS for layer in (nn.Linear(4, 4), kind(inplace=True))))
+    inputs = 4 * torch.randn(5, 4)
+    module, *_ = fold(model, inputs)
+    assert out_of_place(module) == len(ACTIVATIONS)
     assert not any(str(node.target).endswith("_.default") for node in module.graph.nodes)
     assert module(inputs).equal(model(inputs))
 
@@ -129,6 +117,6 @@ def test_an_activation_in_place_becomes_one_that_is_not(kind):
 )
 def test_an_activation_that_something_else_may_notice_stays(forward, changed):
     model, inputs = Then(forward, conv=nn.Conv2d(3, 3, 1)), images(3)
-    module, _ = folded(model, inputs)
+    module, *_ = fold(model, inputs)
     assert out_of_place(module) == changed
     torch.testing.assert_close(module(inputs), model(inputs))

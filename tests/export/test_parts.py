@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ShapeError
 from heterofl_flwr.export import load_state, write_table
-from heterofl_flwr.export.checks import WARM_UP, Inputs, compare, median_milliseconds
+from heterofl_flwr.export.checks import WARM_UP, build_cuts, compare, median_milliseconds
 from heterofl_flwr.export.export import whole_folder
 
 MARK = "mark"
 
 
 def compared(found, expected):
-    return compare("onnx", lambda inputs: [found], [Inputs.of(torch.zeros(2, 1))], [[expected]])
+    return compare("onnx", lambda inputs: [found], [(torch.zeros(2, 1),)], [[expected]])
 
 
 def test_the_difference_is_a_share_of_the_largest_output():
@@ -49,12 +49,12 @@ def test_a_file_that_does_not_run_is_an_error():
 
     message = r"does not run on inputs of shape \(3,\): AssertionError: Guard .* == 2\. "
     with pytest.raises(HeteroFLError, match=message):
-        compare("pt2", run, [Inputs.of(torch.zeros(3))], [[torch.zeros(3)]])
+        compare("pt2", run, [(torch.zeros(3),)], [[torch.zeros(3)]])
 
 
 def test_a_program_is_checked_with_one_with_half_and_with_all():
-    cuts = Inputs.of((torch.zeros(5, 8), torch.zeros(5))).cuts({0: "batch", 1: "sequence"})
-    shapes = [[tuple(one.shape) for one in cut.tensors.values()] for cut in cuts]
+    cuts = build_cuts((torch.zeros(5, 8), torch.zeros(5)), {0: "batch", 1: "sequence"})
+    shapes = [[tuple(one.shape) for one in cut] for cut in cuts]
     assert shapes == [[(5, 8), (5,)], [(1, 8), (1,)], [(2, 8), (2,)], [(5, 4), (5,)]]
 
 
@@ -87,7 +87,7 @@ def test_an_old_folder_returns_if_the_new_one_cannot_take_its_place(tmp_path, mo
     rename = type(path).rename
 
     def fail(self, target):
-        if self.name.endswith(".tmp"):
+        if self.name == "new":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
@@ -104,7 +104,7 @@ def test_latency_is_of_one_example_on_one_thread_and_gives_threads_back():
     torch.set_num_threads(2)
     try:
         taken = median_milliseconds(
-            lambda inputs: seen.append((len(inputs), torch.get_num_threads())), Inputs.of(torch.zeros(7, 2)), 5
+            lambda inputs: seen.append((len(inputs[0]), torch.get_num_threads())), (torch.zeros(7, 2),), 5
         )
         assert torch.get_num_threads() == 2
     finally:
