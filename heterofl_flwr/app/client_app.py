@@ -236,5 +236,5 @@ def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.T
         raise ReplyError(
             f"{messages.SERVER} sent {rows!r} as {messages.SEED_ROWS}, expected a list of numbers from 0 to {size - 1}"
         )
-    chosen = seeds.take(torch.tensor(rows, device=instruction.task.device))
+    chosen = seeds.select(torch.tensor(rows, device=instruction.task.device))
     return chosen.inputs, chosen.targets

@@ -103,7 +103,7 @@ class Task:
             settings, train = self.settings, self.dataset.train
             rows = seed_set(train, settings.distill.seed_size, self.dataset.classes, settings.seed)
             parts = self.partitions(number) if number else None
-            own = parts.owner_view(train, rows, parts.train) if parts else train.take(rows)
+            own = parts.owner_view(train, rows, parts.train) if parts else train.select(rows)
             self._seeds[number] = own.to(self.device)
         return self._seeds[number]
 

@@ -1,6 +1,6 @@
 """From what a source holds to a ``Dataset``: classes are numbered and inputs normalised."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -34,28 +34,25 @@ def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, a
             f"order: {', '.join(train.columns)}"
         )
     targets, classes, names = _number_labels(train, test)
-    train_inputs, test_inputs = _scale(train.inputs), _scale(test.inputs)
+    inputs = [raw.inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for raw in (train, test)]
+    for raw, own in zip((train, test), inputs, strict=True):
+        if raw.inputs.dtype == torch.uint8:
+            own.div_(255)
     if normal is None:
-        axes = [dim for dim in range(train_inputs.dim()) if dim != 1]
-        deviation, mean = torch.std_mean(train_inputs, axes, correction=0)
+        axes = [dim for dim in range(inputs[0].dim()) if dim != 1]
+        deviation, mean = torch.std_mean(inputs[0], axes, correction=0)
         deviation = torch.where(deviation > 0, deviation, 1.0)
         normal = Normal(tuple(mean.tolist()), tuple(deviation.tolist()))
     else:
         mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
     splits = []
-    for raw, inputs, target in zip((train, test), (train_inputs, test_inputs), targets, strict=True):
-        if inputs.shape[1] != len(mean):
-            raise DataError(f"{raw.place}: found {inputs.shape[1]} channels, expected {len(mean)}")
-        shape = (-1, *[1] * (inputs.dim() - 2))
-        inputs.sub_(mean.view(shape)).div_(deviation.view(shape))
-        splits.append(Split(inputs, target, -mean / deviation if inputs.dim() == 4 else None))
+    for raw, own, target in zip((train, test), inputs, targets, strict=True):
+        if own.shape[1] != len(mean):
+            raise DataError(f"{raw.place}: found {own.shape[1]} channels, expected {len(mean)}")
+        shape = (-1, *[1] * (own.dim() - 2))
+        own.sub_(mean.view(shape)).div_(deviation.view(shape))
+        splits.append(Split(own, target, -mean / deviation if own.dim() == 4 else None))
     return Dataset(name, splits[0], splits[1], classes, augment, normal=normal, names=names, columns=train.columns)
-
-
-def _scale(inputs: Tensor) -> Tensor:
-    """Return float32 inputs, a copy, with bytes scaled to 0 to 1."""
-    values = inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return values.div_(255) if inputs.dtype == torch.uint8 else values
 
 
 def _number_labels(train: Raw, test: Raw) -> tuple[list[Tensor], int, tuple[str, ...]]:
@@ -64,18 +61,14 @@ def _number_labels(train: Raw, test: Raw) -> tuple[list[Tensor], int, tuple[str,
     if kinds[1] - kinds[0]:
         raise DataError(f"{test.place}: labels are {', '.join(kinds[1])}; the train split's are {', '.join(kinds[0])}")
     if isinstance(train.labels[0], str):  # numbered in alphabetical order
-        names = sorted(map(str, set(train.labels)))
+        names = tuple(sorted(map(str, set(train.labels))))
         if strange := sorted(map(str, set(test.labels) - set(train.labels))):
             raise DataError(
                 f"{test.place}: found {', '.join(strange[:5])}, which the train split lacks; expected its classes "
                 f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
             )
         numbers = {name: number for number, name in enumerate(names)}
-        return (
-            [torch.tensor([numbers[str(one)] for one in raw.labels]) for raw in (train, test)],
-            len(names),
-            tuple(names),
-        )
+        return [torch.tensor([numbers[str(one)] for one in raw.labels]) for raw in (train, test)], len(names), names
     targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in (train, test)]
     classes = len(train.names) if train.names else int(targets[0].max()) + 1
     for raw, target in zip((train, test), targets, strict=True):
@@ -102,8 +95,10 @@ def to_text(name: str, train: Iterable[str], test: Iterable[str]) -> Dataset:
     does not fill the last row is left out.
     """
     numbers = {UNKNOWN: 0, END: 1}
-    tokens = {"train": [numbers.setdefault(word, len(numbers)) for word in _words(train)]}
-    tokens["test"] = [numbers.get(word, 0) for word in _words(test)]
+    tokens = {
+        "train": [numbers.setdefault(word, len(numbers)) for line in train for word in (*line.split(), END)],
+        "test": [numbers.get(word, 0) for line in test for word in (*line.split(), END)],
+    }
     reading, splits = Reading(hides_as=len(numbers)), []
     for part, rows in ROWS.items():
         length = len(tokens[part]) // rows
@@ -114,9 +109,3 @@ def to_text(name: str, train: Iterable[str], test: Iterable[str]) -> Dataset:
         cut = torch.tensor(tokens[part][: rows * length]).view(rows, length)
         splits.append(Split(cut, cut, reading=reading))
     return Dataset(name, splits[0], splits[1], classes=len(numbers), names=tuple(numbers))
-
-
-def _words(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        yield from line.split()
-        yield END

@@ -39,11 +39,6 @@ class Normal:
     deviation: tuple[float, ...]
 
 
-def _check(tensor: Tensor, right: bool, what: str, expected: str) -> None:
-    if not right:
-        raise DataError(f"{what} type {tensor.dtype} and shape {tuple(tensor.shape)}; expected {expected}")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Inputs and targets, number for number.
@@ -68,33 +63,36 @@ class Split:
 
     def __post_init__(self) -> None:
         """Validate that the tensors belong together."""
-        inputs, targets = self.inputs, self.targets
-        row = "one float32 row (or int64, for tokens) for each example"
-        _check(inputs, inputs.dtype in (torch.float32, torch.int64) and inputs.dim() >= 1, "inputs have", row)
-        if self.reading is not None:
-            right = targets is inputs and inputs.dim() == 2 and inputs.dtype == torch.int64
-            _check(inputs, right, "a text has inputs of", "rows of int64 tokens that are the targets too")
+        inputs, targets, kind = self.inputs, self.targets, self.inputs.dtype
+        if kind not in (torch.float32, torch.int64) or inputs.dim() < 1:
+            what, wrong, expected = "inputs have", inputs, "one float32 row (or int64, for tokens) for each example"
+        elif self.reading is not None and (targets is not inputs or inputs.dim() != 2 or kind != torch.int64):
+            what, wrong, expected = "a text has inputs of", inputs, "rows of int64 tokens that are the targets too"
+        elif self.reading is None and (targets.dtype != torch.int64 or targets.shape != inputs.shape[:1]):
+            what, wrong = "targets have", targets
+            expected = f"one int64 class number for each of the {len(inputs)} inputs"
         else:
-            right = targets.dtype == torch.int64 and targets.shape == inputs.shape[:1]
-            _check(targets, right, "targets have", f"one int64 class number for each of the {len(inputs)} inputs")
+            return
+        raise DataError(f"{what} type {wrong.dtype} and shape {tuple(wrong.shape)}; expected {expected}")
 
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.targets)
 
-    def take(self, indices: Tensor) -> "Split":
-        """Return the examples at ``indices``, copied."""
-        inputs = self.inputs[indices]
-        return replace(self, inputs=inputs, targets=inputs if self.reading else self.targets[indices])
+    def select(self, rows: Tensor) -> "Split":
+        """Return the examples of some row numbers, copied."""
+        inputs = self.inputs[rows]
+        return replace(self, inputs=inputs, targets=inputs if self.reading else self.targets[rows])
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the split on a device; itself where it is there already."""
-        black = None if self.black is None else self.black.to(device)
         inputs = self.inputs.to(device)
         targets = inputs if self.reading else self.targets.to(device)
         if inputs is self.inputs and targets is self.targets:
             return self
-        return replace(self, inputs=inputs, targets=targets, black=black)
+        return replace(
+            self, inputs=inputs, targets=targets, black=None if self.black is None else self.black.to(device)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

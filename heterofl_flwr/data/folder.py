@@ -7,7 +7,7 @@ are read here directly: loading ``datasets`` would cost each process a second an
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def read_lines(folder: Path) -> tuple[list[str], list[str]]:
     splits = _by_split(folder, sorted(folder.rglob("*.parquet")))
     texts: list[list[str]] = []
     for part in ("train", "test"):
-        table = _concatenate(folder, splits[part], _read_parquet)
+        table = _concatenate(folder, splits[part], _READERS[".parquet"])
         if "text" not in table.column_names:
             columns = ", ".join(table.column_names)
             raise DataError(f"{splits[part][0]}: found the columns {columns}; expected one named text")
@@ -100,10 +100,6 @@ def _concatenate(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.
         ) from error
 
 
-def _read_parquet(file: Path) -> pa.Table:
-    return parquet.ParquetFile(file).read()
-
-
 def _read_csv(file: Path) -> pa.Table:
     """Read a CSV file; a first line of numbers only is data, not the columns' names."""
     table = csv.read_csv(file)
@@ -115,7 +111,10 @@ def _read_csv(file: Path) -> pa.Table:
     return csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=True))
 
 
-_READERS: Mapping[str, Callable[[Path], pa.Table]] = {".parquet": _read_parquet, ".csv": _read_csv}
+_READERS: Mapping[str, Callable[[Path], pa.Table]] = {
+    ".parquet": lambda file: parquet.ParquetFile(file).read(),
+    ".csv": _read_csv,
+}
 
 
 def _read_images(folder: Path) -> Raw:
@@ -175,14 +174,19 @@ def read_table(table: pa.Table, place: str) -> Raw:
     images = [field.name for field in table.schema if _is_image(field, features)]
     if len(images) > 1:
         raise _columns_error(table, place, f"{len(images)} image columns ({', '.join(images)})", "one")
-    label = _label_column(table, features, place, tabular=not images)
-    _check_complete(table, [label, *images], place)
-    labels, names = _labels(table, label, place), tuple(features.get(label, {}).get("names") or ()) or None
-    if images:
-        encoded = _encoded(table.column(images[0]))
-        return Raw(_decode(encoded, table.num_rows, f"{place}, column {images[0]}"), labels, names, place)
-    columns = tuple(name for name in table.column_names if name != label)
-    return Raw(_numbers(table, columns, place), labels, names, place, columns)
+    label = _find_label(table, features, place, tabular=not images)
+    columns = images or [name for name in table.column_names if name != label]
+    for name in (label, *columns):
+        if missing := table.column(name).null_count:
+            raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
+    labels, names = _read_labels(table, label, place), tuple(features.get(label, {}).get("names") or ()) or None
+    if not images:
+        return Raw(_read_numbers(table, columns, place), labels, names, place, tuple(columns))
+    encoded = (
+        value if isinstance(value, bytes) else Path(value["path"]) if value["bytes"] is None else value["bytes"]
+        for value in table.column(images[0]).to_pylist()
+    )
+    return Raw(_decode(encoded, table.num_rows, f"{place}, column {images[0]}"), labels, names, place)
 
 
 def _is_image(field: pa.Field, features: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -191,7 +195,7 @@ def _is_image(field: pa.Field, features: Mapping[str, Mapping[str, Any]]) -> boo
     return bool(pa.types.is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"})
 
 
-def _label_column(table: pa.Table, features: Mapping[str, Mapping[str, Any]], place: str, *, tabular: bool) -> str:
+def _find_label(table: pa.Table, features: Mapping[str, Mapping[str, Any]], place: str, *, tabular: bool) -> str:
     names = [str(name) for name in table.column_names]
     stated = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     if "label" in names or len(stated) == 1:
@@ -202,13 +206,7 @@ def _label_column(table: pa.Table, features: Mapping[str, Mapping[str, Any]], pl
     raise _columns_error(table, place, found, "a column named label, or one only of type ClassLabel")
 
 
-def _check_complete(table: pa.Table, columns: Sequence[str], place: str) -> None:
-    for name in columns:
-        if missing := table.column(name).null_count:
-            raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
-
-
-def _labels(table: pa.Table, column: str, place: str) -> list[int] | list[str]:
+def _read_labels(table: pa.Table, column: str, place: str) -> list[int] | list[str]:
     kind = table.schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     types = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
@@ -220,30 +218,19 @@ def _labels(table: pa.Table, column: str, place: str) -> list[int] | list[str]:
     return [int(value) if isinstance(value, bool) else value for value in table.column(column).to_pylist()]
 
 
-def _encoded(column: pa.ChunkedArray) -> Iterator[bytes | Path]:
-    """Yield each image's bytes, or the file that holds it."""
-    for value in column.to_pylist():
-        content = value if isinstance(value, bytes) else value["bytes"]
-        yield Path(value["path"]) if content is None else content
-
-
-def _numbers(table: pa.Table, columns: Sequence[str], place: str) -> torch.Tensor:
-    expected = "an image column or columns of numbers"
+def _read_numbers(table: pa.Table, columns: Sequence[str], place: str) -> torch.Tensor:
+    expected, types = "an image column or columns of numbers", pa.types
     if not columns:
         raise _columns_error(table, place, "no column beside the label", expected)
-    _check_complete(table, columns, place)
     for name in columns:
         kind = table.schema.field(name).type
-        if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        if not (types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind)):
             raise _columns_error(table, place, f"column {name} of type {kind}", expected)
-    values = torch.stack(
-        [torch.tensor(table.column(name).cast(pa.float32(), safe=False).to_numpy()) for name in columns], dim=1
-    )
-    finite = values.isfinite().all(0).tolist()
-    if not all(finite):
-        bad = columns[finite.index(False)]
-        raise DataError(f"{place}: column {bad} holds NaN or infinities; expected finite numbers")
-    return values
+    numbers = [torch.tensor(table.column(name).cast(pa.float32(), safe=False).to_numpy()) for name in columns]
+    for name, values in zip(columns, numbers, strict=True):
+        if not values.isfinite().all():
+            raise DataError(f"{place}: column {name} holds NaN or infinities; expected finite numbers")
+    return torch.stack(numbers, dim=1)
 
 
 def _columns_error(table: pa.Table, place: str, found: str, expected: str) -> DataError:

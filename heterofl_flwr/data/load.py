@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from heterofl_flwr.data.convert import Raw, to_dataset, to_text
 from heterofl_flwr.data.dataset import KNOWN, Dataset, Normal, Split
@@ -99,8 +100,12 @@ def _load(name: str, root: str | None) -> Dataset:
     if folder:
         train, test = read_folder(folder)
     else:
-        splits = _ask_hub(hub_name)
-        train, test = (read_table(_to_arrow(splits[part]), f"{hub_name}, split {part}") for part in ("train", "test"))
+        splits, raws = _ask_hub(hub_name), []
+        for part in ("train", "test"):
+            features = splits[part].features.arrow_schema.metadata
+            table = splits[part].with_format("arrow")[:].replace_schema_metadata(features)
+            raws.append(read_table(table, f"{hub_name}, split {part}"))
+        train, test = raws
     normal, augment = _PUBLISHED.get(hub_name, (None, "none"))
     return to_dataset(name, train, test, normal, augment)
 
@@ -139,11 +144,6 @@ def _ask_hub(name: str, *configuration: str) -> Any:
     return splits
 
 
-def _to_arrow(split: Any) -> Any:
-    """Return a split as a table with the hub's features beside it."""
-    return split.with_format("arrow")[:].replace_schema_metadata(split.features.arrow_schema.metadata)
-
-
 def _from_function(name: str) -> Dataset:
     """Call ``module:function`` and return its data.
 
@@ -163,14 +163,10 @@ def _from_function(name: str) -> Dataset:
     made = function()
     if isinstance(made, Dataset):
         return made
-    if not all(
-        isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-        for value in (made, *(made if isinstance(made, Sequence) else ()))
-    ):
+    pairs = (made, *(made if isinstance(made, Sequence) else ()))
+    if not all(isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2 for pair in pairs):
         raise DataError(f"{name} returned {type(made).__name__}; {_EXPECTED}")
-    train, test = (
-        _to_split(pair, f"{name}, {title} split") for title, pair in zip(("train", "test"), made, strict=True)
-    )
+    train, test = (_to_split(made[place], f"{name}, {part} split") for place, part in enumerate(("train", "test")))
     classes = 1 + max(int(split.targets.max()) if len(split) else 0 for split in (train, test))
     return Dataset(name, train, test, classes)
 
@@ -204,10 +200,7 @@ def _digits() -> Dataset:
     rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (number, 64 + 1)
     images = rows[:, :-1].reshape(-1, 1, 8, 8) / 16  # (number, 1, 8, 8), in 0 to 1
     labels = rows[:, -1].long()
-    rank = torch.zeros_like(labels)  # an example's number among those of its class
-    for name in labels.unique():
-        mine = labels == name
-        rank[mine] = torch.arange(int(mine.sum()))
+    rank = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0] - 1  # an example's number in its class
     test = rank % TEST_EVERY == TEST_EVERY - 1
     train_raw, test_raw = (
         Raw(images[part].float(), labels[part].tolist(), tuple("0123456789"), "digits") for part in (~test, test)

@@ -4,6 +4,7 @@ Kept out of the package's ``__init__``: this module loads flwr-datasets.
 """
 
 from abc import abstractmethod
+from functools import cached_property
 
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
@@ -15,12 +16,11 @@ from heterofl_flwr.errors import DataError
 
 
 class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has no types
-    """Deals rows once, when the first partition is loaded."""
+    """Partitions by row numbers, which are computed when the first partition is loaded."""
 
-    def __init__(self, num_partitions: int) -> None:
+    def __init__(self, num_partitions: int, seed: int) -> None:
         super().__init__()
-        self._num_partitions = num_partitions
-        self._rows: tuple[torch.Tensor, ...] | None = None
+        self._num_partitions, self._seed = num_partitions, seed
 
     @property
     def num_partitions(self) -> int:
@@ -31,11 +31,11 @@ class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has 
         """Return one partition, counted from 0."""
         if not 0 <= partition_id < self._num_partitions:
             raise DataError(f"partition {partition_id} does not exist: expected 0 to {self._num_partitions - 1}")
-        self._rows = self._rows or self._deal()
         return self.dataset.select(self._rows[partition_id].tolist())
 
+    @cached_property
     @abstractmethod
-    def _deal(self) -> tuple[torch.Tensor, ...]: ...
+    def _rows(self) -> tuple[torch.Tensor, ...]: ...
 
 
 class BalancedIidPartitioner(_RowsPartitioner):
@@ -48,14 +48,14 @@ class BalancedIidPartitioner(_RowsPartitioner):
     num_partitions : int
         The number of partitions.
     seed : int
-        Another seed gives another deal.
+        Another seed gives another split.
     """
 
     def __init__(self, num_partitions: int, seed: int = 0) -> None:
-        super().__init__(num_partitions)
-        self._seed = seed
+        super().__init__(num_partitions, seed)
 
-    def _deal(self) -> tuple[torch.Tensor, ...]:
+    @cached_property
+    def _rows(self) -> tuple[torch.Tensor, ...]:
         return iid(torch.empty(len(self.dataset)), self._num_partitions, self._seed)
 
 
@@ -74,7 +74,7 @@ class ClassShardPartitioner(_RowsPartitioner):
     classes_per_partition : int
         Shards, each of one class, for each partition.
     seed : int
-        Another seed gives another deal.
+        Another seed gives another split.
     fidelity : Variant
         A partition that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
     """
@@ -89,11 +89,11 @@ class ClassShardPartitioner(_RowsPartitioner):
         fidelity: Variant = "paper",
     ) -> None:
         Fidelity.of(fidelity)
-        super().__init__(num_partitions)
-        self._partition_by, self._classes = partition_by, classes_per_partition
-        self._seed, self._fidelity = seed, fidelity
+        super().__init__(num_partitions, seed)
+        self._partition_by, self._classes, self._fidelity = partition_by, classes_per_partition, fidelity
 
-    def _deal(self) -> tuple[torch.Tensor, ...]:
+    @cached_property
+    def _rows(self) -> tuple[torch.Tensor, ...]:
         columns = self.dataset.column_names
         if self._partition_by not in columns:
             raise DataError(f"the data set has no column {self._partition_by}; it has {', '.join(columns)}")

@@ -20,59 +20,6 @@ from heterofl_flwr.errors import ConfigError, DataError
 LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""
 
-
-def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows, 2 or more, from flwr-datasets' ``DirichletPartitioner`` of this concentration."""
-    from datasets import Dataset  # type: ignore[import-untyped]  # loads slowly
-    from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
-
-    table = Dataset.from_dict({"label": targets.numpy(), "row": range(len(targets))})
-    try:
-        partitioner = DirichletPartitioner(
-            clients, "label", float(alpha), min_partition_size=LEAST, seed=derive(seed, "split", "dirichlet")
-        )
-        partitioner.dataset = table
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
-            return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
-    except ValueError as error:
-        raise DataError(
-            f"{len(targets)} examples cannot be split for {clients} clients by dirichlet-{alpha:g}, {LEAST} or more "
-            f"for each: use fewer clients or a larger alpha ({error})"
-        ) from error
-
-
-def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows of a test split: of each class the share that it has of the train split's ``rows``."""
-    generator = _generator(seed, "shares")
-    parts: list[list[Tensor]] = [[] for _ in rows]
-    for name in targets.unique().tolist():
-        held = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
-        tested = torch.nonzero(test_targets == name).flatten()
-        tested = tested[torch.randperm(len(tested), generator=generator)]
-        # Rounding the running total, not each share, deals every example once.
-        ends = (held.cumsum(0).double() / held.sum() * len(tested)).round().long()
-        for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
-            mine.append(part)
-    return tuple(torch.cat(mine) for mine in parts)
-
-
-def rotated(split: Split, degrees: float) -> Split:
-    """Return a split whose images are turned counter-clockwise about their centre; the corners become black."""
-    if split.inputs.dim() != 4:
-        raise DataError(
-            f"a rotated split needs images of shape (number, channels, height, width), got inputs of shape "
-            f"{tuple(split.inputs.shape)}: use another split"
-        )
-    if degrees % 360 == 0:
-        return split
-    # It takes a second to load.
-    from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
-
-    fill = [0.0] * split.inputs.shape[1] if split.black is None else split.black.tolist()
-    return replace(split, inputs=functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill))
-
-
 _KIND = re.compile(
     r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)|rotated-(?P<degrees>\d+(\.\d+)?)"
 )
@@ -97,7 +44,7 @@ class Partitions:
 
     def client_splits(self, client: int, train: Split, test: Split) -> tuple[Split, Split]:
         """Return a client's examples of the two splits that were dealt."""
-        own = train.take(self.train[client]), test.take(self.test[client])
+        own = train.select(self.train[client]), test.select(self.test[client])
         return (rotated(own[0], client * self.degrees), rotated(own[1], client * self.degrees)) if self.degrees else own
 
     def owner_view(self, split: Split, rows: Tensor, dealt: Sequence[Tensor]) -> Split:
@@ -112,7 +59,7 @@ class Partitions:
         dealt : Sequence[Tensor]
             ``train`` or ``test``. What was dealt to nobody stays as it is.
         """
-        own = split.take(rows)
+        own = split.select(rows)
         if not self.degrees:
             return own
         owner = torch.zeros(len(split), dtype=torch.int64)
@@ -121,7 +68,7 @@ class Partitions:
         inputs = own.inputs.clone()
         for client in owner[rows].unique().tolist():
             places = (owner[rows] == client).nonzero().flatten().to(inputs.device)
-            inputs[places] = rotated(own.take(places), client * self.degrees).inputs
+            inputs[places] = rotated(own.select(places), client * self.degrees).inputs
         return replace(own, inputs=inputs)
 
 
@@ -192,7 +139,9 @@ def noniid(
 ) -> tuple[tuple[Tensor, ...], Deal]:
     """Return each client's rows, of at most ``classes_per_client`` classes, and the deal, for ``matching_test``.
 
-    Each class is cut in ``clients * classes_per_client / classes`` shards, and the shards are dealt.
+    Each class is cut in ``clients * classes_per_client / classes`` shards, and the shards are dealt. Where they cannot
+    be spread evenly over the classes, some classes, drawn at random, have one more. (The authors' code stops there;
+    with even numbers the two are the same.)
 
     Parameters
     ----------
@@ -207,37 +156,27 @@ def noniid(
     fidelity : Variant
         A client that draws one class twice gets one shard of it, and the other is lost (paper), or both (fixed).
     """
-    deal = deal_classes(targets, clients, classes_per_client, seed)
-    rows = matching_test(targets, deal, seed, fidelity=fidelity)
-    empty = [client for client, mine in enumerate(rows) if not len(mine)]
-    if empty:
-        raise DataError(
-            f"{len(empty)} of {clients} clients have no examples, the first is client {empty[0]}: "
-            f"{len(targets)} examples are too few for {clients * classes_per_client} shards; use fewer clients"
-        )
-    return rows, deal
-
-
-def deal_classes(targets: Tensor, clients: int, classes_per_client: int, seed: int) -> Deal:
-    """Return the classes whose shards each client holds.
-
-    Where the shards cannot be spread evenly over the classes, some classes, drawn at random, have one more. (The
-    authors' code stops there; with even numbers the two are the same.)
-    """
     _check_clients(clients)
     present = targets.unique()  # (classes,), sorted
-    draws = clients * classes_per_client
-    if not 1 <= classes_per_client <= len(present) or draws < len(present):
+    number, draws = len(present), clients * classes_per_client
+    if not 1 <= classes_per_client <= number or draws < number:
         raise ConfigError(
-            f"non-iid-{classes_per_client} does not fit {clients} clients and {len(present)} classes: expected 1 to "
-            f"{len(present)} classes for each client, and in all a shard or more of every class"
+            f"non-iid-{classes_per_client} does not fit {clients} clients and {number} classes: expected 1 to "
+            f"{number} classes for each client, and in all a shard or more of every class"
         )
-    each, rest = divmod(draws, len(present))
+    each, rest = divmod(draws, number)
     generator = _generator(seed, "classes")
-    more = torch.randperm(len(present), generator=generator)[:rest] if rest else torch.empty(0, dtype=torch.int64)
+    more = torch.randperm(number, generator=generator)[:rest] if rest else torch.empty(0, dtype=torch.int64)
     shards = torch.cat([present.repeat(each), present[more]])
     dealt = shards[torch.randperm(draws, generator=generator)].view(clients, classes_per_client)
-    return tuple(tuple(sorted(classes)) for classes in dealt.tolist())
+    deal = tuple(tuple(sorted(classes)) for classes in dealt.tolist())
+    rows = matching_test(targets, deal, seed, fidelity=fidelity)
+    if empty := [client for client, mine in enumerate(rows) if not len(mine)]:
+        raise DataError(
+            f"{len(empty)} of {clients} clients have no examples, the first is client {empty[0]}: "
+            f"{len(targets)} examples are too few for {draws} shards; use fewer clients"
+        )
+    return rows, deal
 
 
 def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant = "paper") -> tuple[Tensor, ...]:
@@ -259,6 +198,57 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
     if fidelity == "paper":
         deal = tuple(tuple(sorted(set(classes))) for classes in deal)
     return tuple(torch.cat([stacks[name].pop() for name in classes]) for classes in deal)
+
+
+def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> tuple[Tensor, ...]:
+    """Return each client's rows, 2 or more, from flwr-datasets' ``DirichletPartitioner`` of this concentration."""
+    from datasets import Dataset  # type: ignore[import-untyped]  # loads slowly
+    from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
+
+    try:
+        partitioner = DirichletPartitioner(
+            clients, "label", float(alpha), min_partition_size=LEAST, seed=derive(seed, "split", "dirichlet")
+        )
+        partitioner.dataset = Dataset.from_dict({"label": targets.numpy(), "row": range(len(targets))})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
+            return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
+    except ValueError as error:
+        raise DataError(
+            f"{len(targets)} examples cannot be split for {clients} clients by dirichlet-{alpha:g}, {LEAST} or more "
+            f"for each: use fewer clients or a larger alpha ({error})"
+        ) from error
+
+
+def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:
+    """Return each client's rows of a test split: of each class the share that it has of the train split's ``rows``."""
+    generator = _generator(seed, "shares")
+    parts: list[list[Tensor]] = [[] for _ in rows]
+    for name in targets.unique().tolist():
+        held = torch.tensor([int((targets[mine] == name).sum()) for mine in rows])
+        tested = torch.nonzero(test_targets == name).flatten()
+        tested = tested[torch.randperm(len(tested), generator=generator)]
+        # Rounding the running total, not each share, deals every example once.
+        ends = (held.cumsum(0).double() / held.sum() * len(tested)).round().long()
+        for mine, part in zip(parts, tested.tensor_split(ends[:-1]), strict=True):
+            mine.append(part)
+    return tuple(torch.cat(mine) for mine in parts)
+
+
+def rotated(split: Split, degrees: float) -> Split:
+    """Return a split whose images are turned counter-clockwise about their centre; the corners become black."""
+    if split.inputs.dim() != 4:
+        raise DataError(
+            f"a rotated split needs images of shape (number, channels, height, width), got inputs of shape "
+            f"{tuple(split.inputs.shape)}: use another split"
+        )
+    if degrees % 360 == 0:
+        return split
+    # It takes a second to load.
+    from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+
+    fill = [0.0] * split.inputs.shape[1] if split.black is None else split.black.tolist()
+    return replace(split, inputs=functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill))
 
 
 def _check_clients(clients: int) -> None:

@@ -60,7 +60,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 def count_steps(job: TrainingJob, options: TrainOptions) -> int:
     """Return the number of steps that a client runs in all."""
-    return job.share_of(steps_per_epoch(job.split, options.batch_size) * options.epochs)
+    return job.limit_steps(steps_per_epoch(job.split, options.batch_size) * options.epochs)
 
 
 def training_epochs(job: TrainingJob, options: TrainOptions) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:

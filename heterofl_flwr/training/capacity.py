@@ -33,10 +33,6 @@ _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 @contextmanager
 def _explained_failure() -> Iterator[None]:
     """Say what to do where a model cannot run on torch's meta device."""
@@ -68,7 +64,7 @@ class Trial:
 
     def key(self, rates: Iterable[float]) -> str:
         """Return what the time and memory of these rates depend on, as text."""
-        sizes = [f"{rate:g}:{_parameters(self._on_meta(rate))}" for rate in sorted(rates)]
+        sizes = [f"{rate:g}:{self._on_meta(rate)[1]}" for rate in sorted(rates)]
         return f"{' '.join(sizes)}; inputs {tuple(self.inputs.shape)}; {self.steps} steps; {self.device}"
 
     def memory(self, rate: float) -> int:
@@ -77,7 +73,7 @@ class Trial:
         It counts what operations save for the backward pass twice: gradients as large flow back, and convolutions take
         room of their own to compute in.
         """
-        model = self._on_meta(rate).train()
+        model, parameters = self._on_meta(rate)
         saved = 0
 
         def pack(tensor: Tensor) -> Tensor:
@@ -86,8 +82,8 @@ class Trial:
             return tensor
 
         with _explained_failure(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(self.inputs.to("meta"))
-        return COPIES * 4 * _parameters(model) + 2 * saved
+            model.train()(self.inputs.to("meta"))
+        return COPIES * 4 * parameters + 2 * saved
 
     @kept_random_state()
     def seconds(self, rate: float) -> float:
@@ -107,9 +103,11 @@ class Trial:
         return statistics.median(times[1:])
 
     @kept_random_state()
-    def _on_meta(self, rate: float) -> nn.Module:
+    def _on_meta(self, rate: float) -> tuple[nn.Module, int]:
+        """Return the model on torch's meta device, and the number of its parameters."""
         with _explained_failure(), torch.device("meta"):
-            return self.build(rate)
+            model = self.build(rate)
+        return model, sum(parameter.numel() for parameter in model.parameters())
 
 
 def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int | None = None) -> float:
@@ -121,29 +119,24 @@ def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int 
     """
     free = free_bytes(trial.device) if free is None else free
     ascending = sorted(rates)
-    chosen, found, fits = ascending[0], [], False
+    largest, found, fault = ascending[0], [], ""
     for rate in ascending:
-        fits, what = _try(trial, rate, budget, free)
-        found.append(f"level {level_name(rate)}: {what}")
-        if not fits:
+        seconds, needed = 0.0, trial.memory(rate)
+        if needed > FILL * free:
+            fault = f"needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free"
+        else:
+            try:
+                seconds = trial.steps * trial.seconds(rate)
+                fault = f"{seconds:.3g} s a round, over {budget:g} s" if seconds > budget else ""
+            except torch.OutOfMemoryError:
+                fault = "out of memory in a step"
+        found.append(f"level {level_name(rate)}: {fault or f'{seconds:.3g} s a round'}")
+        if fault:
             break
-        chosen = rate
-    report = logger.info if fits or len(found) > 1 else logger.warning
-    report("level auto is %s (%s)", level_name(chosen), "; ".join(found))
-    return chosen
-
-
-def _try(trial: Trial, rate: float, budget: float, free: int) -> tuple[bool, str]:
-    """Return whether a rate fits, and the seconds of a round at it or why it does not."""
-    needed = trial.memory(rate)
-    if needed > FILL * free:
-        return False, f"needs {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free"
-    try:
-        seconds = trial.steps * trial.seconds(rate)
-    except torch.OutOfMemoryError:
-        return False, "out of memory in a step"
-    over = f", over {budget:g} s" if seconds > budget else ""
-    return not over, f"{seconds:.3g} s a round{over}"
+        largest = rate
+    report = logger.warning if fault and len(found) == 1 else logger.info
+    report("level auto is %s (%s)", level_name(largest), "; ".join(found))
+    return largest
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,9 +1,9 @@
 """Distillation among peers (FedH2L): posteriors, their divergence, seed steps, and the projection of gradients."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, combinations, count
+from itertools import chain, count
 from typing import Literal, get_args
 
 import torch
@@ -22,44 +22,33 @@ from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 Projection = Literal["none", "pcgrad", "gem"]
 
-MOST_CONSTRAINTS = 8  # gem tries each subset of them
+
+def _drop_opposed(gradient: Tensor, other: Tensor) -> Tensor:
+    """Return a gradient without its component against another."""
+    product, square = gradient.dot(other), other.dot(other)
+    return gradient - product / square * other if product < 0 else gradient
 
 
-def project_pcgrad(gradient: Tensor, constraints: Sequence[Tensor]) -> Tensor:
-    """Return a gradient without its components against the constraints, taken out one after the other.
+def _project_gem(private: Tensor, shared: Tensor) -> Tensor:
+    """Return the gradient that is nearest to the sum of two and at odds with neither.
 
-    After the last of several, it may be at odds with an earlier one again.
+    That is the sum plus a combination, with no negative weight, of those that stay active: of the three subsets, the
+    one whose combination fits (the conditions of Karush, Kuhn and Tucker).
     """
-    for constraint in constraints:
-        product, square = gradient.dot(constraint), constraint.dot(constraint)
-        if product < 0:
-            gradient = gradient - product / square * constraint
-    return gradient
-
-
-def project_gem(gradient: Tensor, constraints: Sequence[Tensor]) -> Tensor:
-    """Return the gradient that is nearest to a given one and at odds with no constraint.
-
-    That is the given one plus a combination, with no negative weight, of the constraints that stay active: of the few
-    subsets of constraints, the one whose combination fits (the conditions of Karush, Kuhn and Tucker).
-    """
-    if len(constraints) > MOST_CONSTRAINTS:
-        raise ValueError(f"{len(constraints)} constraints, expected at most {MOST_CONSTRAINTS}")
-    rows = [row for row in constraints if row.dot(row) > 0]
+    gradient, rows = private + shared, [row for row in (private, shared) if row.dot(row) > 0]
     if all(row.dot(gradient) >= 0 for row in rows):
         return gradient
-    # In units of their own lengths and in double precision, as constraints may be nearly alike.
-    units = torch.stack([row.double() / row.double().norm() for row in rows])  # (constraints, parameters)
+    # In units of their own lengths and in double precision, as the two may be nearly alike.
+    units = torch.stack([row.double() / row.double().norm() for row in rows])  # (1 or 2, parameters)
     exact = gradient.double()
     found: list[tuple[float, Tensor]] = []
-    for number in range(1, len(rows) + 1):
-        for subset in combinations(range(len(rows)), number):
-            active = units[list(subset)]
-            weights = torch.linalg.lstsq(active @ active.T, -(active @ exact)).solution
-            moved = exact + weights @ active
-            worst = float((units @ moved).min()) / max(float(exact.norm()), 1e-300)
-            if bool((weights >= -1e-9).all()) and worst >= -1e-7:
-                found.append((float((moved - exact).norm()), moved))
+    for subset in ([0], [1], [0, 1]) if len(rows) == 2 else ([0],):
+        active = units[subset]
+        weights = torch.linalg.lstsq(active @ active.T, -(active @ exact)).solution
+        moved = exact + weights @ active
+        worst = float((units @ moved).min()) / max(float(exact.norm()), 1e-300)
+        if bool((weights >= -1e-9).all()) and worst >= -1e-7:
+            found.append((float((moved - exact).norm()), moved))
     # Where rounding hides the subset that fits, nothing of the gradient is left rather than a wrong one.
     nearest = min(found, key=lambda one: one[0])[1] if found else torch.zeros_like(exact)
     return nearest.to(gradient.dtype)
@@ -67,8 +56,8 @@ def project_gem(gradient: Tensor, constraints: Sequence[Tensor]) -> Tensor:
 
 JOIN: dict[Projection, Callable[[Tensor, Tensor], Tensor]] = {
     "none": torch.add,
-    "pcgrad": lambda private, shared: project_pcgrad(private, [shared]) + project_pcgrad(shared, [private]),
-    "gem": lambda private, shared: project_gem(private + shared, [private, shared]),
+    "pcgrad": lambda private, shared: _drop_opposed(private, shared) + _drop_opposed(shared, private),
+    "gem": _project_gem,
 }
 """From the gradients of a client's own data and of the shared seed set to that of a step.
 
@@ -141,10 +130,10 @@ def check_posteriors(found: object, shape: tuple[int, int], sender: str) -> Tens
     if not found.isfinite().all():
         raise ReplyError(f"{sender} sent posteriors with NaN or infinity")
     if found.min() < 0 or (found.sum(1) - 1).abs().max() > TOLERANCE:
-        low, sums = float(found.min()), found.sum(1)
+        sums = found.sum(1)
         raise ReplyError(
-            f"{sender} sent posteriors that are no distributions: the least entry is {low:g}, rows sum to "
-            f"{float(sums.min()):g} to {float(sums.max()):g}; expected entries from 0 up that sum to 1"
+            f"{sender} sent posteriors that are no distributions: the least entry is {float(found.min()):g}, rows sum "
+            f"to {float(sums.min()):g} to {float(sums.max()):g}; expected entries from 0 up that sum to 1"
         )
     return found
 
@@ -183,10 +172,8 @@ def learn_from_peers(
         Inputs and labels of the seed batch, on the model's device.
     peers : Tensor
         The peers' posteriors on it, (peers, examples, classes); there may be none.
-    options : TrainOptions
-        Of the steps.
-    distill : DistillOptions
-        What they follow.
+    options, distill : TrainOptions, DistillOptions
+        How a step is taken, and what it follows.
     """
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     sgd = ParameterSGD(model.parameters(), options)
@@ -199,13 +186,13 @@ def learn_from_peers(
         return torch.cat([part.reshape(-1) for part in parts])
 
     with seeded(derive(job.seed, "seed-model"), seeds[0].device):
-        for number in range(job.share_of(distill.steps)):
+        for number in range(job.limit_steps(distill.steps)):
             private, _ = compute_loss(model, *next(batches), masking)
             own = gradient(private)
             logits = model(seeds[0]).float()
-            apart = (
-                divergence(logits, peers, distill.temperature, distill.direction) if len(peers) else 0 * logits.sum()
-            )
+            apart = 0 * logits.sum()
+            if len(peers):
+                apart = divergence(logits, peers, distill.temperature, distill.direction)
             shared = distill.weight * distill.temperature**2 * apart
             if distill.labels:
                 shared = shared + masked_cross_entropy(logits, seeds[1])
@@ -239,9 +226,6 @@ def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:
         raise ConfigError(f"a seed set of {size} examples is not possible: expected 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive(seed, "seed-set")))
     targets = split.targets.cpu()[order]
-    # By how many of the same class came before, so that each class gives one before any gives two.
-    place = torch.zeros(len(order), dtype=torch.int64)
-    for number in range(classes):
-        mine = targets == number
-        place[mine] = torch.arange(int(mine.sum()))
+    # By an example's number in its class, so that each class gives one before any gives two.
+    place = F.one_hot(targets, classes).cumsum(0).gather(1, targets[:, None])[:, 0]
     return order[place.argsort(stable=True)[:size]].sort().values

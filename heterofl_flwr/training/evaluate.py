@@ -1,6 +1,6 @@
 """Evaluate a model on a split."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def evaluate(
     perplexity_kind : Variant
         How the perplexity of a text follows from its pieces; see ``heterofl_flwr.nn.perplexity``.
     """
-    return _measure(model, split, [Masking(classes, fill)], batch_size, seed, perplexity_kind)[0]
+    return _evaluate(model, split, [Masking(classes, fill)], batch_size, seed, perplexity_kind)[0]
 
 
 def evaluate_both(
@@ -67,11 +67,11 @@ def evaluate_both(
     As ``evaluate``, called twice.
     """
     maskings = [Masking(None, "none"), Masking(classes, fill)]
-    plain, masked = _measure(model, split, maskings, batch_size, seed, perplexity_kind)
+    plain, masked = _evaluate(model, split, maskings, batch_size, seed, perplexity_kind)
     return plain, masked
 
 
-def _measure(
+def _evaluate(
     model: nn.Module, split: Split, maskings: Sequence[Masking], batch_size: int, seed: int, kind: Variant
 ) -> list[EvaluateResult]:
     """Run the forward pass once; return one result for each masking."""
@@ -79,12 +79,18 @@ def _measure(
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     if not len(split):
         return [EvaluateResult(0, 0.0, 0) for _ in maskings]
-    device = device_of(model)
+    device, reading = device_of(model), split.reading
+    split, generator = split.to(device), torch.Generator().manual_seed(derive(seed, "hidden"))
     losses: list[list[Tensor]] = [[] for _ in maskings]
     correct = torch.zeros(len(maskings), dtype=torch.int64, device=device)
     sizes: list[int] = []
+    batches: Iterable[tuple[Tensor, Tensor]] = zip(
+        split.inputs.split(batch_size), split.targets.split(batch_size), strict=True
+    )
+    if reading is not None:
+        batches = (piece for rows, _ in batches for piece in read_tokens(rows, reading, generator))
     with evaluating(model), channels_last(model), torch.inference_mode():
-        for inputs, targets in _batches(split.to(device), batch_size, seed):
+        for inputs, targets in batches:
             outputs = model(inputs)
             sizes.append(targets.numel())
             for number, masking in enumerate(maskings):
@@ -95,15 +101,6 @@ def _measure(
     for own, right in zip(losses, correct.tolist(), strict=True):
         values = torch.stack(own).tolist()
         loss = sum(value * size for value, size in zip(values, sizes, strict=True)) / examples
-        of_text = perplexity(values, sizes, kind) if split.reading is not None else None
-        results.append(EvaluateResult(examples, loss, right, of_text))
+        text = None if reading is None else perplexity(values, sizes, kind)
+        results.append(EvaluateResult(examples, loss, right, text))
     return results
-
-
-def _batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if split.reading is None:
-        yield from zip(split.inputs.split(batch_size), split.targets.split(batch_size), strict=True)
-        return
-    generator = torch.Generator().manual_seed(derive(seed, "hidden"))
-    for rows in split.inputs.split(batch_size):
-        yield from read_tokens(rows, split.reading, generator)

@@ -157,6 +157,6 @@ class TrainingJob:
         if not 0 < self.step_share <= 1:
             raise ConfigError(f"step_share is {self.step_share!r}; expected a number over 0 and up to 1")
 
-    def share_of(self, steps: int) -> int:
+    def limit_steps(self, steps: int) -> int:
         """Return the number of steps the client runs, of so many."""
         return math.ceil(Fraction(str(self.step_share)) * steps)

@@ -104,12 +104,12 @@ class SGD:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """Update the values that have a gradient; the gradients are changed."""
-        held = [number for number, gradient in enumerate(gradients) if gradient is not None]
-        if not held:
-            return
         slopes = [gradient for gradient in gradients if gradient is not None]
+        if not slopes:
+            return
         values, momentum, received = (
-            [owns[number] for number in held] if owns else [] for owns in (self.values, self.momentum, self.received)
+            [own for own, gradient in zip(owns, gradients, strict=False) if gradient is not None]
+            for owns in (self.values, self.momentum, self.received)
         )
         if received:
             torch._foreach_add_(slopes, torch._foreach_sub(values, received), alpha=self._options.proximal)

@@ -1,4 +1,4 @@
-"""Measure speed and memory, always against a reference that runs in the same command.
+"""Measure speed and memory, wherever possible against a reference that runs in the same command.
 
 The last line is the verdict, and so is the exit status: 0 if every goal was met, 1 if not, 2 if nothing could be
 measured. Machines are noisy: close other programs, and look at ratios, never at times alone.
@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from simulations.bench import aggregate, edge, gpu, messages, noise, round, scale, step
-from simulations.bench.measure import describe_machine
+from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
 BENCHMARKS = {
@@ -29,13 +29,13 @@ examples:
   python -m simulations.bench aggregate --threads 2
   python -m simulations.bench step
   python -m simulations.bench step --model preresnet18 --cohort 10
-  python -m simulations.bench round --root data                      beside a plain loop
+  python -m simulations.bench round --root data                      our rounds alone
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
   python -m simulations.bench round --root data --authors HeteroFL --target 0.99 --work runs/target
   python -m simulations.bench scale
   python -m simulations.bench edge
   python -m simulations.bench noise
-  python -m simulations.bench gpu --root data --authors HeteroFL     needs a CUDA device
+  python -m simulations.bench gpu                                    needs a CUDA device
 """
 
 
@@ -44,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
     top = parser_of(PROGRAM, __doc__, EXAMPLES)
     commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
-        explained = module.__doc__ or ""
+        text = module.__doc__ or ""
         module.add_arguments(
-            commands.add_parser(name, help=explained.splitlines()[0], description=explained, formatter_class=formatter)
+            commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=formatter)
         )
     return top
 
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     print(describe_machine(), flush=True)
-    return status_of(PROGRAM, lambda: 0 if BENCHMARKS[options.benchmark].run(options) else 1)
+    return status_of(PROGRAM, lambda: 0 if print_verdict(BENCHMARKS[options.benchmark].run(options)) else 1)
 
 
 if __name__ == "__main__":

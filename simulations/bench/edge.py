@@ -13,29 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from simulations.bench.measure import print_verdict
+from simulations.bench.measure import Goal, in_turns
 
-MOST_SECONDS = 1.5
-MOST_MEMORY = 1.25
 CLASSES = 10
 # What the system says of a child counts what its parent held when it was started, so it says it of itself.
-TELL = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+PRINT_PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """What a process took: seconds of the clock and of the processor, and bytes at the most."""
-
-    seconds: float
-    processor: float
-    peak: int
+Used = tuple[float, float, int]
+"""What a process used: seconds of the clock and of the processor, and bytes at the most."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,60 +35,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind, taking turns (%(default)s)")
 
 
-def run(options: argparse.Namespace) -> bool:
+def run(options: argparse.Namespace) -> list[Goal]:
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), options.images)
+        train = f"from simulations.bench.edge_client import main; main({folder!r}, {options.level!r})"
         programs = {
             "import torch": "import torch",
             "import the ClientApp": "import heterofl_flwr.app.client_app",
-            f"train level {options.level}": (
-                f"from simulations.bench.edge_client import main; main({folder!r}, {options.level!r})"
-            ),
+            f"train level {options.level}": train,
         }
-        found: dict[str, list[Used]] = {name: [] for name in programs}
-        for _ in range(options.rounds):
-            for name, program in programs.items():
-                found[name].append(measure(program))
-    return report({name: median(all_) for name, all_ in found.items()})
+        found = in_turns({name: partial(measure, program) for name, program in programs.items()}, options.rounds)
+    return report({name: tuple(map(statistics.median, zip(*used, strict=True))) for name, used in found.items()})
 
 
 def measure(program: str) -> Used:
     """Run a Python program in a process of its own, to its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", f"{program}\n{PRINT_PEAK}"]
     started = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{program}\n{TELL}"], env=environment, stdout=subprocess.PIPE
-    ) as process:
-        told = process.stdout.read() if process.stdout else b""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        printed = process.stdout.read() if process.stdout else b""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"a process that was to be measured failed with exit status {process.returncode}: {program}")
-    return Used(time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(told.split()[-1]) * 1024)
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(printed.split()[-1]) * 1024
 
 
-def median(used: Sequence[Used]) -> Used:
-    """Return the median of each number."""
-    return Used(
-        statistics.median(one.seconds for one in used),
-        statistics.median(one.processor for one in used),
-        int(statistics.median(one.peak for one in used)),
-    )
-
-
-def report(found: dict[str, Used]) -> bool:
-    """Print a line for each program, and the verdict on the second, which is the start of a client."""
+def report(found: dict[str, tuple[float, ...]]) -> list[Goal]:
+    """Print a line for each program; the goals are of the second, which is the start of a client."""
     print(f"{'process':<24}{'clock':>9}{'processor':>12}{'peak memory':>14}{'processor':>14}{'memory':>9}")
-    torch, client = list(found.values())[:2]
-    for name, used in found.items():
-        ratios = f"{used.processor / torch.processor:>12.2f} x{used.peak / torch.peak:>7.2f} x"
-        print(f"{name:<24}{used.seconds:>7.2f} s{used.processor:>10.2f} s{used.peak / 2**20:>10.0f} MiB{ratios}")
-    seconds, memory = client.processor / torch.processor, client.peak / torch.peak
-    return print_verdict(
-        seconds <= MOST_SECONDS and memory <= MOST_MEMORY,
-        f": a client starts in {seconds:.2f} times what torch takes (goal {MOST_SECONDS:g}) and needs {memory:.2f} "
-        f"times its memory (goal {MOST_MEMORY:g})",
-    )
+    reference, client = list(found.values())[:2]
+    for name, (clock, processor, peak) in found.items():
+        ratios = f"{processor / reference[1]:>12.2f} x{peak / reference[2]:>7.2f} x"
+        print(f"{name:<24}{clock:>7.2f} s{processor:>10.2f} s{peak / 2**20:>10.0f} MiB{ratios}")
+    return [
+        Goal("start of a client, in times that of torch", client[1] / reference[1], most=1.5),
+        Goal("its memory, in times torch's", client[2] / reference[2], most=1.25),
+    ]
 
 
 def write_images(folder: Path, number: int) -> None:

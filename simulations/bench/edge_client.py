@@ -17,10 +17,10 @@ def main(folder: str, level: str) -> None:
     context = Context(1, 1, node, RecordDict(), dict(config))
     build, rate = task_of(config).build, rate_of(level)
     state = Plan.of(build(1.0), build(rate)).extract(dict(build(1.0).named_parameters()))
-    told = {wire.RATE: rate, wire.GLOBAL_RATE: 1.0, wire.SERVER_ROUND: 1, wire.SEED: 0, wire.PARTITION: 0}
-    told[wire.LEARNING_RATE] = 0.01
+    sent = {wire.RATE: rate, wire.GLOBAL_RATE: 1.0, wire.SERVER_ROUND: 1, wire.SEED: 0, wire.PARTITION: 0}
+    sent[wire.LEARNING_RATE] = 0.01
     Identity(1)
-    content = RecordDict({wire.ARRAYS: ArrayRecord(state), wire.CONFIG: wire.new_config(told)})
+    content = RecordDict({wire.ARRAYS: ArrayRecord(state), wire.CONFIG: wire.new_config(sent)})
     reply = app(Message(content, 2, MessageType.TRAIN), context)
     if reply.has_error():
         raise RuntimeError(reply.error.reason)

@@ -1,13 +1,10 @@
-"""A GPU on CIFAR10: our engines and whole rounds, beside the authors' code.
+"""A GPU: whole rounds with each engine on LocalGrid, and on RayGrid.
 
-A round: two clients of each level a to e train the paper's PreResNet18, each 250 steps of ten images (500 images, five
-epochs). Engines are called directly; ``LocalGrid`` (with the fastest engine) and Ray (with ten actors) do whole rounds,
-slices, messages and averages included, and so do the authors. Static batch norm and the test of the global model are
-measured apart; a whole run is 400 rounds with both after every tenth. ``--authors`` names a checkout of the HeteroFL
-authors' repository, whose functions then run on the same images; without it, their speed is no part of the verdict,
-which then fails. Before anything is timed, the engines must agree.
+A round: two clients of each level a to e train the paper's PreResNet18, each 250 steps of ten random images (500
+images, five epochs). Each measurement is a ``heterofl run`` in a process of its own, so slices, messages and averages
+are included. As all begin alike, they must report nearly the same training loss.
 
-Needs a CUDA device. ``--device cpu --steps 1 --rounds 1`` tries the code anywhere, in minutes, and judges nothing.
+Needs a CUDA device. ``--device cpu --steps 1 --rounds 1`` tries the code anywhere, in minutes; such times say nothing.
 """
 
 import argparse
@@ -17,233 +14,136 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import torch
 
-from heterofl_flwr.data import Split
-from heterofl_flwr.nn import collect_moments, with_static_norm
-from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.report import RunFolder
-from heterofl_flwr.training import ENGINES, evaluate_both, input_batches
+from heterofl_flwr.core import LEVELS
+from heterofl_flwr.data import Dataset, Split
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn import PAPER, profile
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.training.device import Precision
-from simulations.bench.gpu_task import BATCH, CLIENTS, MIX, RATES, Engine, Experiment, check_equal, timed
-from simulations.bench.measure import print_verdict
-from simulations.reference.authors import Authors
+from simulations.bench.measure import Goal
 
-ROUNDS, EVERY, STEPS = 400, 10, 250
-MOMENTS_BATCH = 500  # images at once in our static batch norm
-MOST_MINUTES = 5.0
-LEAST_RATIO = 15.0
-AUTHORS = "the authors' code"
-GRIDS = {"local": "LocalGrid", "ray": "Ray"}
+ROUNDS, STEPS, BATCH, CLIENTS = 400, 250, 10, 10
+IMAGES = "HETEROFL_BENCH_IMAGES"
 REPOSITORY = Path(__file__).parents[2]
-LONGEST = 3600.0  # seconds of a run
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What was measured of one way to run rounds: seconds of a round, and of an evaluation."""
-
-    round: float
-    evaluation: float
-    whole: bool  # whether the round has all that a round has
-
-    @property
-    def minutes(self) -> float:
-        """Of a whole run."""
-        return (ROUNDS * self.round + ROUNDS // EVERY * self.evaluation) / 60
-
-
-class Board:
-    """What was found so far; each line is printed as soon as it is known.
-
-    A side that fails is noted, and the others are measured all the same.
-    """
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.sides: dict[str, Side] = {}
-        self.failed: list[str] = []
-
-    def add(self, name: str, find: Callable[[], Side]) -> None:
-        """Measure a side."""
-        try:
-            side = self.sides[name] = find()
-        except Exception as error:
-            self.fail(name, error)
-            return
-        reference = next(iter(self.sides.values()))
-        speed, ratio = self.experiment.tera_flop() / side.round, reference.round / side.round
-        print(f"{name:<26}{side.round:>10.3f}{side.minutes:>10.1f} min{speed:>9.2f}{ratio:>8.2f}", flush=True)
-
-    def fail(self, name: str, error: Exception) -> None:
-        """Note that a side failed."""
-        self.failed.append(name)
-        print(f"{name:<26} failed: {error}", flush=True)
-
-    def round(self, name: str) -> float:
-        """Return the seconds of a side's round; infinitely many if it failed."""
-        return self.sides[name].round if name in self.sides else math.inf
+SIDES = {
+    "LocalGrid, engine plain": ("local", "plain"),
+    "LocalGrid, engine cohort": ("local", "cohort"),
+    "LocalGrid, engine graph": ("local", "graph"),
+    "RayGrid, engine auto": ("ray", "auto"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--authors", type=Path, metavar="PATH", help="a checkout of the authors' repository")
-    parser.add_argument("--root", default="", metavar="DIR", help="CIFAR10, laid out as on the hub; else random images")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds of each side, after one to warm up")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each client in a round")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the code")
-    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of ours")
-    parser.add_argument("--grids", nargs="*", choices=list(GRIDS), default=list(GRIDS), help="what runs whole rounds")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of convolutions")
+    parser.add_argument(
+        "--grids", nargs="+", choices=["local", "ray"], default=["local", "ray"], help="what to measure"
+    )
 
 
-def run(options: argparse.Namespace) -> bool:
+def run(options: argparse.Namespace) -> list[Goal]:
     on_gpu = torch.device(options.device).type == "cuda"
     if on_gpu and not torch.cuda.is_available():
-        print(f"needs a CUDA device, and torch {torch.__version__} finds none: --device cpu --steps 1 tries the code")
-        return False
-    experiment = Experiment(options.root, options.steps, options.device, options.precision)
-    names = [name for name in ENGINES if name != "graph" or on_gpu]  # plain comes first
+        raise ConfigError(
+            f"this needs a CUDA device, and torch {torch.__version__} finds none: --device cpu --steps 1 tries the code"
+        )
+    work = tera_flop(options.steps)
     print(
-        f"{experiment.data().name}, {experiment.steps} steps of {BATCH} images, {options.precision}; {options.device}; "
-        f"median of {options.rounds} rounds after one\na round is {experiment.tera_flop():.3g} TFLOP",
+        f"{options.steps} steps of {BATCH} random images, {options.precision}; {options.device}; median of "
+        f"{options.rounds} rounds after one; a round is {work:.3g} TFLOP\n\n"
+        f"{'':<26}{'s a round':>10}{f'{ROUNDS} rounds':>14}{'TFLOP/s':>9}{'loss':>8}",
         flush=True,
     )
-    board = Board(experiment)
-    check(board, names)
-    measure(board, names, options)
-    sides, failed = board.sides, board.failed
-    if on_gpu and experiment.steps == STEPS:
-        return verdict(sides, failed)
-    ran = f"these failed: {', '.join(failed)}" if failed else "everything ran, and the engines agree"
-    print(f"\n{f'not {STEPS} steps' if on_gpu else 'no GPU'}: no verdict; {ran}")
-    return not failed
-
-
-def check(board: Board, names: list[str]) -> None:
-    """Compare each engine with the first, and drop those that do other work."""
-    for name in names[1:]:
+    seconds, losses = [], []
+    for name, (grid, engine) in SIDES.items():
+        if grid not in options.grids or (engine == "graph" and not on_gpu):
+            continue
         try:
-            part = check_equal(name, names[0], board.experiment)
-            print(f"engines {names[0]} and {name} differ by {part:.1e} of the parameters' change in a few steps")
-        except Exception as error:
-            names.remove(name)
-            board.fail(f"engine {name}", error)
+            each, loss = measure(grid, engine, options)
+        except RuntimeError as error:  # the others are measured all the same
+            each = loss = math.nan
+            print(f"{name} failed: {error}")
+        print(f"{name:<26}{each:>10.3f}{ROUNDS * each / 60:>10.1f} min{work / each:>9.2f}{loss:>8.3f}", flush=True)
+        seconds.append(each)
+        losses.append(loss)
+    failed = sum(map(math.isnan, seconds))
+    goals = [Goal("sides that failed", failed, most=0)]
+    if not failed:
+        goals.append(Goal("difference of the losses, relative", max(losses) / min(losses) - 1, most=0.05))
+        if on_gpu and options.steps == STEPS:
+            goals.append(Goal(f"minutes of {ROUNDS} rounds without evaluation", ROUNDS * min(seconds) / 60, most=5))
+    return goals
 
 
-def measure(board: Board, names: Sequence[str], options: argparse.Namespace) -> None:
-    """Measure all sides."""
-    experiment, rounds = board.experiment, options.rounds
-    evaluation = measure_evaluation(experiment)
-    print(f"\n{'':<26}{'s a round':>10}{f'{ROUNDS} rounds':>14}{'TFLOP/s':>9}{'ratio':>8}")
-    if options.authors:
-        board.add(AUTHORS, lambda: authors_side(options.authors, experiment, rounds))
-    for name in names:
-        board.add(f"engine {name}", partial(engine_side, name, experiment, rounds, evaluation))
-    fastest = min(names, key=lambda name: board.round(f"engine {name}"))
-    for grid in options.grids:
-        engine = fastest if grid == "local" else "auto"
-        board.add(f"{GRIDS[grid]}, engine {engine}", partial(grid_side, grid, engine, experiment, rounds, evaluation))
-
-
-def authors_side(checkout: Path, experiment: Experiment, rounds: int) -> Side:
-    """Run so many rounds of the authors' code, after one that warms up, and evaluate the last."""
-    network = {
-        "data": "CIFAR10",
-        "model": "resnet18",
-        "device": experiment.device,
-        # Their later code has two blocks in each stage; their results are of the paper's model, as is ours.
-        "blocks": MODELS["preresnet18"].keywords["blocks"],  # type: ignore[attr-defined]
-        "epochs": experiment.epochs,
-    }
-    control = f"1_{CLIENTS}_{len(RATES) / CLIENTS:g}_iid_fix_{MIX}_bn_1_1"
-    with Authors(checkout, experiment.data, control, torch.get_num_threads(), network=network) as side:
-        own = sum(value.numel() for value in experiment.build(1.0).parameters())
-        if side.parameters != own:
-            raise RuntimeError(
-                f"the authors' model has {side.parameters} parameters and ours {own}: they are not the same work"
-            )
-        parts = [side.play(evaluate=number == rounds) for number in range(rounds + 1)]
-    return Side(statistics.median(part.train for part in parts[1:]), parts[-1].evaluation, whole=True)
-
-
-def engine_side(name: str, experiment: Experiment, rounds: int, evaluation: float) -> Side:
-    return Side(Engine(name, experiment).seconds(rounds), evaluation, whole=False)
-
-
-def grid_side(grid: str, engine: str, experiment: Experiment, rounds: int, evaluation: float) -> Side:
-    """Measure the rounds of ``heterofl run`` in a process of its own, but for the first."""
+def measure(grid: str, engine: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Return the median seconds of a run's rounds but for the first, and its loss in the first."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
         done = subprocess.run(
-            [sys.executable, "-m", "heterofl_flwr", *arguments(experiment, grid, engine, rounds + 1, out)],
+            [sys.executable, "-m", "heterofl_flwr", *list_arguments(grid, engine, options, out)],
             capture_output=True,
             text=True,
             check=False,
             cwd=REPOSITORY,  # where clients find the function that makes the data
-            env={**os.environ, **experiment.variables},
-            timeout=LONGEST,
+            env={**os.environ, IMAGES: str(BATCH * options.steps // count_epochs(options.steps))},
+            timeout=3600,
         )
         if done.returncode:
-            log = (done.stdout + done.stderr).splitlines()[-15:]
-            raise RuntimeError("\n".join([f"the run on {grid} failed:", *log]))
-        seconds = statistics.median(record.seconds for record in RunFolder(out).history()[1:])
-    return Side(seconds, evaluation, whole=True)
+            raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
+        history = RunFolder(out).history()
+    return statistics.median(record.seconds for record in history[1:]), history[0].train["loss"]
 
 
-def arguments(experiment: Experiment, grid: str, engine: str, rounds: int, out: Path) -> list[str]:
+def list_arguments(grid: str, engine: str, options: argparse.Namespace, out: Path) -> list[str]:
     """Return what ``heterofl`` is asked for: all clients train in each round, and none is evaluated."""
     settings = {
-        "data.name": "simulations.bench.gpu_task:images",
+        "data.name": "simulations.bench.gpu:images",
         "model.name": "preresnet18",
         "model.norm": "sbn",
         "assignment": "fix",
         "sample.fraction": 1.0,
-        "train.lr": experiment.options.learning_rate,
-        "train.epochs": experiment.epochs,
+        "train.lr": 0.1,
+        "train.epochs": count_epochs(options.steps),
         "train.batch-size": BATCH,
-        "train.precision": experiment.precision,
+        "train.precision": options.precision,
         "evaluate.every": 0,
         "engine.name": engine,
-        "engine.device": experiment.device,
+        "engine.device": options.device,
         "run.callbacks": "",
     }
-    how = ["--grid", grid, *(["--parallel", str(len(RATES))] if grid == "ray" else [])]
-    what = ["--clients", str(len(RATES)), "--rounds", str(rounds), "--mix", MIX, "--out", str(out)]
-    return ["run", *how, *what, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+    how = ["--grid", grid, *(["--parallel", str(CLIENTS)] if grid == "ray" else [])]
+    what = ["--clients", str(CLIENTS), "--rounds", str(options.rounds + 1), "--mix", "a1-b1-c1-d1-e1"]
+    sets = (word for key, value in settings.items() for word in ("--set", f"{key}={value}"))
+    return ["run", *how, *what, "--out", str(out), *sets]
 
 
-def measure_evaluation(experiment: Experiment) -> float:
-    """Print the seconds of static batch norm and of the test; return those of an evaluation."""
-    device, model = experiment.device, experiment.build(1.0)
-    train, test = experiment.data().train.to(device), experiment.data().test.to(device)
-    collect_moments(model, [train.inputs[:BATCH]])  # sets up the device's libraries
-    moments = {
-        size: timed(lambda size=size: collect_moments(model, input_batches(train, size)), device)  # type: ignore[misc]
-        for size in (MOMENTS_BATCH, BATCH)
-    }
-    static = with_static_norm(model, collect_moments(model, [test.inputs[:100]]))
-    evaluate_both(static, Split(test.inputs[:100], test.targets[:100]), classes=range(10))
-    tested = timed(lambda: evaluate_both(static, test, classes=range(10)), device)
-    shown = "; ".join(f"in batches of {size} {seconds:.2f} s" for size, seconds in moments.items())
-    print(f"\nstatic batch norm of the global model {shown} (the paper's way: {BATCH}); its test {tested:.2f} s")
-    return moments[MOMENTS_BATCH] + tested
+def count_epochs(steps: int) -> int:
+    """Return the paper's five passes over a client's images, or one where the steps cannot be cut in five."""
+    return 1 if steps % 5 else 5
 
 
-def verdict(sides: Mapping[str, Side], failed: Sequence[str]) -> bool:
-    """Print whether our fastest way to run whole rounds is fast enough."""
-    whole = {name: side for name, side in sides.items() if side.whole and name != AUTHORS}
-    missing = [*failed, *([] if AUTHORS in [*sides, *failed] else ["the authors' code (--authors)"])]
-    if not whole or missing:
-        return print_verdict(False, f": not measured: {', '.join(missing or ['whole rounds (--grids)'])}")
-    name, best = min(whole.items(), key=lambda item: item[1].round)
-    ratio = sides[AUTHORS].round / best.round
-    return print_verdict(
-        best.minutes <= MOST_MINUTES and ratio >= LEAST_RATIO,
-        f" with {name}: {ROUNDS} rounds in {best.minutes:.1f} min (goal {MOST_MINUTES:g}); {ratio:.1f} times as fast "
-        f"as {AUTHORS} (goal {LEAST_RATIO:g})",
-    )
+def images() -> Dataset:
+    """Return random images for the setting ``data.name``; the environment has the number of each client."""
+    generator, splits = torch.Generator().manual_seed(0), []
+    for number in (CLIENTS * int(os.environ[IMAGES]), 100):
+        inputs = torch.randn(number, 3, 32, 32, generator=generator)
+        splits.append(Split(inputs, torch.randint(10, (number,), generator=generator)))
+    return Dataset("random images", splits[0], splits[1], 10, "crop-flip")
+
+
+def tera_flop(steps: int) -> float:
+    """Return the floating point operations of a round, in 10^12.
+
+    A multiplication with addition counts as two operations, and a step as three forward passes.
+    """
+    setup = PAPER["cifar10"]
+    with torch.device("meta"):
+        macs = sum(profile(setup.build()(rate), setup.example()).macs for rate in LEVELS.values())
+    return CLIENTS / len(LEVELS) * macs * 2 * 3 * BATCH * steps / 1e12

@@ -1,44 +1,57 @@
-"""What a measurement was made on, and how."""
+"""What all benchmarks share: the machine, measurements in turns, the memory of a call, and goals."""
 
 import ctypes
 import gc
 import math
 import platform
-import statistics
-import timeit
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
-
-import torch
+from typing import TypeVar
 
 from heterofl_flwr.runs.origin import commit, machine
+
+Result = TypeVar("Result")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A measured value and its bounds; NaN meets none."""
+
+    name: str
+    value: float
+    least: float = -math.inf
+    most: float = math.inf
+
+    @property
+    def met(self) -> bool:
+        return self.least <= self.value <= self.most
+
+    def __str__(self) -> str:
+        """Return the value and its goal as text."""
+        goal = f"at least {self.least:g}" if math.isinf(self.most) else f"at most {self.most:g}"
+        return f"{self.name} {self.value:.3g} (goal: {goal})"
+
+
+def print_verdict(goals: Sequence[Goal]) -> bool:
+    """Print the last line of a benchmark; return whether every goal was met."""
+    passed = all(goal.met for goal in goals)
+    print(f"\n{'PASS' if passed else 'FAIL'}: {'; '.join(map(str, goals)) or 'there is nothing to compare with'}")
+    return passed
+
+
+def in_turns(calls: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+    """Return the results of calls that take turns, so that noise meets all alike; the first turn warms up."""
+    turns = [{name: call() for name, call in calls.items()} for _ in range(rounds + 1)]
+    return {name: [turn[name] for turn in turns[1:]] for name in calls}
 
 
 def describe_machine() -> str:
     """Return one line: processor, cores, versions and commit."""
     versions = f"Python {platform.python_version()}, torch {version('torch')}, flwr {version('flwr')}"
     return f"{machine()}; {versions}; commit {commit()[:7]}"
-
-
-def side_by_side(
-    ours: Callable[[], object], reference: Callable[[], object], rounds: int
-) -> tuple[float, float, float]:
-    """Return median seconds of both and the median of their ratio, measured alternately so that both see the noise."""
-    pairs = [(_seconds(ours), _seconds(reference)) for _ in range(rounds + 1)][1:]
-    mine, theirs = zip(*pairs, strict=True)
-    return statistics.median(mine), statistics.median(theirs), statistics.median(b / a for a, b in pairs)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Return the seconds of one call, the mean of as many as take a fifth of a second."""
-    number, total = timeit.Timer(call).autorange()
-    return total / number
-
-
-_STATUS = Path("/proc/self/status")
 
 
 def peak_of(call: Callable[[], object]) -> float:
@@ -49,23 +62,11 @@ def peak_of(call: Callable[[], object]) -> float:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back, else the call would use it unseen
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is in use now
-    before = _bytes("VmRSS")
+    before = _read_bytes("VmRSS")
     call()
-    return _bytes("VmHWM") - before
+    return _read_bytes("VmHWM") - before
 
 
-def _bytes(key: str) -> int:
+def _read_bytes(key: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
-
-
-def own_process(threads: int) -> ProcessPoolExecutor:
-    """Return a process that lasts as long as this is open, with its own number of torch threads."""
-    # Spawned, because a fork of a process that has used torch may hang.
-    return ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,))
-
-
-def print_verdict(passed: bool, text: str) -> bool:
-    """Print the last line of a benchmark; return whether every goal was met."""
-    print(f"\n{'PASS' if passed else 'FAIL'}{text}")
-    return passed

@@ -1,59 +1,51 @@
 """A message there and back: LocalGrid and RayGrid beside Flower's Ray backend."""
 
 import argparse
-import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from simulations.bench.measure import print_verdict
+from simulations.bench.measure import Goal
 
 NODES = 20
 APP = "simulations.bench.messages:app"
-MOST_MILLISECONDS = 0.5
-MOST_ON_RAY = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=50, help=f"rounds of {NODES} messages")
-    parser.add_argument("--ray", action="store_true", help=argparse.SUPPRESS)
 
 
-def run(options: argparse.Namespace) -> bool:
-    if options.ray:
-        print(json.dumps(by_ray(options.rounds)))
-        return True
+def run(options: argparse.Namespace) -> list[Goal]:
     print(f"{NODES} nodes, {options.rounds} rounds of an empty message to each\n")
-    inline = on_grid(LocalGrid(APP, NODES), options.rounds)
-    print(f"LocalGrid, in this process   {inline:8.3f} ms a message")
-    print(
-        f"LocalGrid, 2 processes       {on_grid(LocalGrid(APP, NODES, processes=2), options.rounds):8.3f} ms a message"
-    )
-    actors = on_grid(RayGrid(APP, NODES, at_once=2), options.rounds)
-    print(f"RayGrid, 2 actors            {actors:8.3f} ms a message")
+    grids: dict[str, Callable[[], LocalGrid | RayGrid]] = {
+        "LocalGrid, in this process": lambda: LocalGrid(APP, NODES),
+        "LocalGrid, 2 processes": lambda: LocalGrid(APP, NODES, processes=2),
+        "RayGrid, 2 actors": lambda: RayGrid(APP, NODES, at_once=2),
+    }
+    found = {}
+    for name, make in grids.items():
+        with make() as grid:
+            found[name] = measure(grid, options.rounds)
     # In a process of its own: Ray leaves threads and handlers behind.
-    command = [sys.executable, "-m", "simulations.bench", "messages", "--ray", "--rounds", str(options.rounds)]
+    command = [sys.executable, "-c", f"from simulations.bench import messages; messages.by_flower({options.rounds})"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    ray = float(json.loads(done.stdout.splitlines()[-1]))
-    print(f"Flower on Ray, 2 actors      {ray:8.3f} ms a message")
-    return print_verdict(
-        inline < MOST_MILLISECONDS and actors < MOST_ON_RAY,
-        f": {inline:.3f} ms in this process (goal: under {MOST_MILLISECONDS}), {actors:.3f} ms on RayGrid (goal: under "
-        f"{MOST_ON_RAY:g}); Flower on Ray: {ray / actors:.1f} times as long",
-    )
+    found["Flower on Ray, 2 actors"] = float(done.stdout.split()[-1])
+    for name, milliseconds in found.items():
+        print(f"{name:<28}{milliseconds:8.3f} ms a message")
+    return [
+        Goal("milliseconds a message in this process", found["LocalGrid, in this process"], most=0.5),
+        Goal("on RayGrid", found["RayGrid, 2 actors"], most=1.0),
+    ]
 
 
-def on_grid(opened: LocalGrid | RayGrid, rounds: int) -> float:
-    with opened as grid:
-        return measure(grid, rounds)
-
-
-def by_ray(rounds: int) -> float:
+def by_flower(rounds: int) -> None:
+    """Print the milliseconds a message of Flower's own simulation."""
     from flwr.simulation import run_simulation
 
     found: list[float] = []
@@ -67,7 +59,7 @@ def by_ray(rounds: int) -> float:
         found.append(measure(grid, rounds))
 
     run_simulation(server, app, NODES, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
-    return found[0]
+    print(found[0])
 
 
 def measure(grid: Grid, rounds: int) -> float:

@@ -1,11 +1,10 @@
-"""A client's work written the plain way, as the authors of HeteroFL write it: what our speed is measured against.
+"""A client's training written the plain way, as the authors of HeteroFL write it: what our speed is measured against.
 
 Pictures are opened, turned into tensors and normalised one at a time, each time anew; batches are lists that are
 stacked; the mask of classes is built in each step; loss and accuracy are read after each step.
 """
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped, unused-ignore]
 
-from heterofl_flwr.nn.static_norm import batch_norms
 from heterofl_flwr.training import TrainOptions
 
 Example = Mapping[str, Tensor]
-Examples = Mapping[str, list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,82 +63,39 @@ class Pictures(Dataset[Example]):
         return len(self._labels)
 
 
-class Metrics:
-    """Means over examples, read from each output at once."""
-
-    def __init__(self) -> None:
-        self.examples, self.loss, self.accuracy = 0, 0.0, 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        number = len(labels)
-        right = (logits.topk(1, 1).indices == labels.view(-1, 1)).float().sum()
-        self.examples += number
-        self.loss += number * (loss.item() - self.loss) / self.examples
-        self.accuracy += (right.item() - number * self.accuracy) / self.examples
-
-
-def loader(data: Dataset[Example], batch_size: int, order: Sequence[int] | None = None) -> DataLoader[Example]:
-    """Return batches, shuffled where no order is given."""
-    return DataLoader(data, batch_size, shuffle=order is None, sampler=order, collate_fn=_collate)
-
-
-def train(model: nn.Module, batches: Iterable[Examples], classes: Sequence[int], options: TrainOptions) -> Metrics:
-    """Train a model in place."""
-    metrics = Metrics()
+def train(
+    model: nn.Module,
+    data: Dataset[Example],
+    classes: Sequence[int],
+    options: TrainOptions,
+    order: Sequence[int] | None = None,
+) -> tuple[float, float]:
+    """Train a model in place, on shuffled pictures where no order is given; return mean loss and accuracy as seen."""
+    examples, mean_loss, accuracy = 0, 0.0, 0.0
+    batches = DataLoader(data, options.batch_size, shuffle=order is None, sampler=order, collate_fn=_collate)
     model.train(True)
     optimizer = torch.optim.SGD(
         model.parameters(), options.learning_rate, options.momentum, weight_decay=options.weight_decay
     )
     for _ in range(options.epochs):
-        for examples in batches:
-            batch = {**_stack(examples), "classes": torch.tensor(classes)}
+        for lists in batches:
+            batch = {key: torch.stack(values) for key, values in lists.items()}
             optimizer.zero_grad()
-            output = _forward(model, batch)
-            output["loss"].backward()
+            logits = model(batch["img"])
+            mask = torch.zeros(logits.shape[1])
+            mask[torch.tensor(classes)] = 1
+            logits = logits.masked_fill(mask == 0, 0)
+            loss = F.cross_entropy(logits, batch["label"])
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), options.clip or 0.0)
             optimizer.step()
-            metrics.add(output["loss"], output["score"], batch["label"])
-    return metrics
+            number = len(batch["label"])
+            right = (logits.topk(1, 1).indices == batch["label"].view(-1, 1)).float().sum()
+            examples += number
+            mean_loss += number * (loss.item() - mean_loss) / examples
+            accuracy += (right.item() - number * accuracy) / examples
+    return mean_loss, accuracy
 
 
-@torch.no_grad()
-def with_moments(model: nn.Module, batches: Iterable[Examples]) -> nn.Module:
-    """Return a copy whose batch norm layers hold cumulative averages of the batches' moments."""
-    tracked = copy.deepcopy(model)
-    for layer in batch_norms(tracked).values():
-        layer.track_running_stats, layer.momentum = True, None
-        layer.running_mean, layer.running_var = torch.zeros(layer.num_features), torch.ones(layer.num_features)
-        layer.num_batches_tracked = torch.tensor(0)
-    tracked.train(True)
-    for examples in batches:
-        _forward(tracked, _stack(examples))
-    return tracked
-
-
-@torch.no_grad()
-def test(model: nn.Module, batches: Iterable[Examples], metrics: Metrics, classes: Sequence[int] | None) -> None:
-    """Add a model's results; with classes, the others' logits are masked."""
-    model.train(False)
-    for examples in batches:
-        batch = _stack(examples)
-        if classes is not None:
-            batch["classes"] = torch.tensor(classes)
-        output = _forward(model, batch)
-        metrics.add(output["loss"], output["score"], batch["label"])
-
-
-def _collate(examples: Sequence[Example]) -> Examples:
+def _collate(examples: Sequence[Example]) -> Mapping[str, list[Tensor]]:
     return {key: [example[key] for example in examples] for key in examples[0]}
-
-
-def _stack(examples: Examples) -> dict[str, Tensor]:
-    return {key: torch.stack(values) for key, values in examples.items()}
-
-
-def _forward(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    logits: Tensor = model(batch["img"])
-    if "classes" in batch:
-        mask = torch.zeros(logits.shape[1])
-        mask[batch["classes"]] = 1
-        logits = logits.masked_fill(mask == 0, 0)
-    return {"score": logits, "loss": F.cross_entropy(logits, batch["label"])}

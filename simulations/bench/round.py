@@ -1,49 +1,47 @@
-"""Rounds of MNIST: ours beside the authors' code or a plain loop.
+"""Rounds of MNIST: ours, beside the authors' code.
 
 A round: of 100 clients ten train, two of each level a to e, for five epochs with batches of ten; then static batch norm
 in the paper's way, over all training images in batches of ten, and two tests of the global model: on all test images,
 and on each client's with its mask. ``--authors`` names a checkout of the HeteroFL authors' repository, whose functions
-then run beside ours; without it, a loop of our own in their style does. Each side uses all cores in its own way: they
-with as many threads, we with as many processes of one thread. Both have their data in memory before the time starts.
+then run beside ours. Each side uses all cores in its own way: they with as many threads, we with as many processes of
+one thread. Both have their data in memory before the time starts. What a round takes beside training is measured with
+ten clients of level e, where training takes least.
 
 ``--target`` runs both until the global accuracy reaches it, ours at its defaults. ``--work`` is a folder that keeps how
 far they are: the same command goes on after a break. Whole runs beside the authors' are ``simulations.reference``'s.
 """
 
 import argparse
+import itertools
 import logging
 import statistics
+import tempfile
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from flwr.app import ArrayRecord, ConfigRecord
+
+from heterofl_flwr.app import client_app
 from heterofl_flwr.app.launch.gpus import cores
-from simulations.bench import overhead, target
-from simulations.bench.measure import print_verdict
-from simulations.bench.sides import Ours, Plain
+from heterofl_flwr.app.launch.request import CLIENT_APP, Request
+from heterofl_flwr.app.launch.running import cohort_limit
+from heterofl_flwr.app.server_app import make_strategy
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.core import LEVELS
+from heterofl_flwr.grids import LocalGrid, RayGrid
+from heterofl_flwr.grids.local import QueuedGrid
+from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.training import TrainResult, train_together
+from simulations.bench import target
+from simulations.bench.measure import Goal
+from simulations.bench.ours import Ours, build_our_request, open_ours
 from simulations.reference.authors import Authors
-from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, check, median
-
-LEAST_TRAINING = 1.8
-LEAST_ROUND = 2.0
-LEAST_RUN = 4.8
-LEAST_RARELY = 2.0
-MOST_OVERHEAD = 0.1
-MOST_ON_RAY = 1.3
-
-Side = Authors | Plain
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What was measured, and whether it is good enough; ``shown`` says both."""
-
-    met: bool
-    shown: str
-
-    @classmethod
-    def faster(cls, name: str, ratio: float, least: float) -> "Goal":
-        return cls(ratio >= least, f"{name} {ratio:.2f} times as fast (goal {least:g})")
+from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, check, median, members
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,94 +60,128 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     until.add_argument("--work", type=Path, metavar="DIR", help="where both sides keep how far they are")
 
 
-def run(options: argparse.Namespace) -> bool:
+def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
     if options.target is not None:
         return target.run(Experiment(options.root, options.clients, options.mix), options)
-    experiment = Experiment(options.root, options.clients)
+    experiment, goals = Experiment(options.root, options.clients), []
     with ExitStack() as stack:
-        ours = stack.enter_context(Ours(experiment))
-        side: Side
-        if options.authors:
-            side = stack.enter_context(Authors(options.authors, experiment.data, experiment.control(), cores()))
-        else:
-            side = Plain(experiment, cores())
-        goals = compare(ours, side, experiment, options.rounds)
+        ours = stack.enter_context(open_ours(experiment))
+        theirs = options.authors and stack.enter_context(
+            Authors(options.authors, experiment.data, experiment.control(), cores())
+        )
+        goals += compare(ours, theirs, experiment, options.rounds)
     if options.overhead:
         goals += measure_overhead(experiment, options.overhead, ray=options.ray)
-    return print_verdict(all(goal.met for goal in goals), f": {'; '.join(goal.shown for goal in goals)}")
+    return goals
 
 
-def compare(ours: Ours, side: Side, experiment: Experiment, rounds: int) -> list[Goal]:
+def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds: int) -> list[Goal]:
     """Measure both sides in turns, and print the parts of a round and what they make of a whole run."""
     print(
-        f"MNIST, {experiment.clients} clients, {TRAINED} train: {MIX}, fix; our seed {ours.seed}; {cores()} cores; "
-        f"median of {rounds} rounds of each side in turns\n"
-        f"before the first, our processes start and read their data in {ours.start_seconds:.1f} s",
+        f"MNIST, {experiment.clients} clients, {TRAINED} train: {MIX}, fix; {cores()} cores; median of {rounds} rounds "
+        "of each side in turns",
         flush=True,
     )
-    mine: list[Parts] = []
-    theirs: list[Parts] = []
+    sides: list[Ours | Authors] = [ours, *([authors] if authors else [])]
+    found: dict[str, list[Parts]] = {side.name: [] for side in sides}
     evaluations, last = [], []
     for number in range(rounds):
-        for one, found in ((ours, mine), (side, theirs)):
-            parts, model = one.round()
+        for side in sides:
+            parts, model = side.round()
             if number == 0:
-                check(one.name, model, parts.accuracy, experiment.data())
-            found.append(parts)
-        evaluations.append(ours.default_evaluation(levels=False))
-        last.append(ours.default_evaluation(levels=True))
-    first, second = median(mine), median(theirs)
-    print_parts(first, second, side.name)
-    return [
-        Goal.faster("training", second.train / first.train, LEAST_TRAINING),
-        Goal.faster("a round", second.whole / first.whole, LEAST_ROUND),
-        *compare_runs(
-            first.train, (statistics.median(evaluations), statistics.median(last)), second, ours.rounds, side.name
-        ),
-    ]
-
-
-def print_parts(ours: Parts, theirs: Parts, name: str) -> None:
-    print(f"\n{'seconds':<14}{'ours':>9}{name:>18}{'ratio':>8}")
-    for part, attribute in (("training", "train"), ("static norm", "moments"), ("test", "test"), ("whole", "whole")):
-        mine, other = getattr(ours, attribute), getattr(theirs, attribute)
-        print(f"{part:<14}{mine:>9.2f}{other:>18.2f}{other / mine:>8.2f}")
-    for part, attribute in (("accuracy", "accuracy"), ("local accuracy", "local_accuracy")):
-        print(f"{part:<14}{getattr(ours, attribute):>9.4f}{getattr(theirs, attribute):>18.4f}")
+                check(side.name, model, parts.accuracy, experiment.data())
+            found[side.name].append(parts)
+        evaluations.append(ours.time_default_evaluation(levels=False))
+        last.append(ours.time_default_evaluation(levels=True))
+    medians = {name: median(parts) for name, parts in found.items()}
+    print(f"\n{'seconds':<14}" + "".join(f"{name:>18}" for name in medians))
+    for part in ("train", "moments", "test", "whole", "accuracy", "local_accuracy"):
+        print(f"{part.replace('_', ' '):<14}" + "".join(f"{getattr(own, part):>18.4g}" for own in medians.values()))
+    settings, (mine, *others) = ours.task.settings, medians.values()
+    run = (settings.num_rounds, settings.evaluate.every)
+    return compare_runs(mine, (statistics.median(evaluations), statistics.median(last)), run, *others)
 
 
 def compare_runs(
-    training: float, evaluations: tuple[float, float], theirs: Parts, rounds: tuple[int, int], name: str
+    ours: Parts, evaluations: tuple[float, float], run: tuple[int, int], theirs: Parts | None = None
 ) -> list[Goal]:
     """Print what whole runs take, computed from the measured parts."""
-    number, every = rounds
-    evaluation, last = evaluations
-    mine = number * training + (number // every - 1) * evaluation + last
-    always = number * theirs.whole
-    rarely = number * theirs.train + number // every * theirs.evaluation
+    (number, every), (evaluation, last) = run, evaluations
+    mine = number * ours.train + (number // every - 1) * evaluation + last
     print(
         f"\n{number} rounds, computed from these parts and our default evaluation, which took {evaluation:.2f} s, and "
         f"{last:.2f} s with each level's model, as after the last round:\n"
-        f"{f'ours, evaluating every {every} rounds':<45}{mine / 60:>7.1f} min\n"
-        f"{f'{name}, evaluating every round':<45}{always / 60:>7.1f} min{always / mine:>7.2f} times as long\n"
-        f"{f'{name}, evaluating every {every} rounds':<45}{rarely / 60:>7.1f} min{rarely / mine:>7.2f} times as long"
+        f"{f'ours, evaluating every {every} rounds':<45}{mine / 60:>7.1f} min"
     )
-    return [
-        Goal.faster(f"{number} rounds", always / mine, LEAST_RUN),
-        Goal.faster("with evaluations as rare", rarely / mine, LEAST_RARELY),
-    ]
+    if theirs is None:
+        return []
+    always, rarely = number * theirs.whole, number * theirs.train + number // every * theirs.evaluation
+    for when, seconds in (("round", always), (f"{every} rounds", rarely)):
+        what = f"the authors' code, evaluating every {when}"
+        print(f"{what:<45}{seconds / 60:>7.1f} min{seconds / mine:>7.2f} times as long")
+    ratios = (
+        ("training", theirs.train / ours.train, 1.8),
+        ("a round", theirs.whole / ours.whole, 2.0),
+        (f"{number} rounds", always / mine, 4.8),
+        ("with evaluations as rare", rarely / mine, 2.0),
+    )
+    return [Goal(f"{name}, in times the authors' speed", ratio, least=least) for name, ratio, least in ratios]
 
 
 def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[Goal]:
-    """Print what part of a round of small models is not training."""
-    found = overhead.measure(experiment, rounds, ray=ray)
-    print(f"\na round of ten clients of level e, one at a time; median of {rounds}:")
-    for name, own in found.items():
-        print(f"{name:<14}{own.round:>7.2f} s, training alone {own.training:.2f} s: overhead {own.share:.1%}")
-    share = found["LocalGrid"].share
-    goals = [Goal(share <= MOST_OVERHEAD, f"overhead {share:.1%} (goal {MOST_OVERHEAD:.0%})")]
+    """Print what part of a round of ten clients of level e is not training; the one of level a never trains.
+
+    The overhead is 1 - (training / round). A round is all from the draw of its clients to the new global model, on a
+    ``LocalGrid`` in this process or a ``RayGrid`` of one actor; the training is what of it the clients spend in
+    ``train_together`` on the first.
+    """
+    mix = f"a1-e{experiment.clients - 1}"
+    drawn = partial(members, experiment.clients, mix=mix)
+    seed = next(  # the first with which only clients of level e train
+        seed
+        for seed in itertools.count()
+        if all(set(drawn(seed, server_round=own + 1).values()) == {LEVELS["e"]} for own in range(rounds + 1))
+    )
+    options = ("--seed", str(seed), "--rounds", str(rounds + 1))
+    settings: dict[str, object] = {"mix": mix, "assignment": "fix", "evaluate.every": 0}
+    grids: dict[str, Callable[..., QueuedGrid]] = {"LocalGrid": LocalGrid}
     if ray:
-        times = found["RayGrid"].round / found["LocalGrid"].round
-        goals.append(Goal(times <= MOST_ON_RAY, f"on RayGrid {times:.2f} times as long (goal {MOST_ON_RAY:g})"))
+        grids["RayGrid"] = partial(RayGrid, at_once=1)
+    print(f"\na round of ten clients of level e, one at a time; median of {rounds}:")
+    with tempfile.TemporaryDirectory() as folder:
+        request = build_our_request(experiment, Path(folder, "run"), "--grid", "local", *options, settings=settings)
+        found = {name: time_rounds(request, make, rounds) for name, make in grids.items()}
+    whole, training = found["LocalGrid"]
+    share = 1 - training / whole
+    for name, (seconds, _) in found.items():
+        print(f"{name:<14}{seconds:>7.2f} s")
+    print(f"training alone{training:>7.2f} s: overhead {share:.1%}")
+    goals = [Goal("overhead as a share of a round", share, most=0.1)]
+    if ray:
+        goals.append(Goal("a round on RayGrid, in times that on LocalGrid", found["RayGrid"][0] / whole, most=1.3))
     return goals
+
+
+def time_rounds(request: Request, make: Callable[..., QueuedGrid], rounds: int) -> tuple[float, float]:
+    """Return the median seconds of rounds, after one to warm up, and what of them is training in this process."""
+    strategy = make_strategy(task_of(request.config), ())
+    arrays = ArrayRecord(strategy.federation.initial_state())
+    times, training = [], 0.0
+
+    def timed(*arguments: Any, **options: Any) -> list[TrainResult]:
+        nonlocal training
+        start = time.perf_counter()
+        results = train_together(*arguments, **options)
+        training += time.perf_counter() - start
+        return results
+
+    grid = make(CLIENT_APP, request.clients, cohort=cohort_limit(request), run_config=request.config)
+    with grid, torch_threads(1), mock.patch.object(client_app, "train_together", timed):
+        for server_round in range(1, rounds + 2):
+            start, training = time.perf_counter(), 0.0
+            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+            strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+            times.append((time.perf_counter() - start, training))
+    whole, alone = (statistics.median(own) for own in zip(*times[1:], strict=True))
+    return whole, alone

@@ -24,7 +24,7 @@ answer_queries(client, build, data=lambda context: load(context).inputs.split(32
 def load(context: Context, part: str = "train") -> Split:
     digits, clients = load_dataset("digits"), int(context.node_config["num-partitions"])
     mine = getattr(split_dataset(digits, "iid", clients, seed=0), part)[context.node_config["partition-id"]]
-    split = getattr(digits, part).take(mine)
+    split = getattr(digits, part).select(mine)
     return Split(interpolate(split.inputs, size=(32, 32)).expand(-1, 3, -1, -1), split.targets)
 
 

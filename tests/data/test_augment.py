@@ -1,3 +1,5 @@
+"""Random changes of training images."""
+
 import pytest
 import torch
 from torchvision.transforms import functional as F

@@ -1,3 +1,5 @@
+"""Splits and data sets, and what they refuse."""
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ def split(number: int = 4, classes: int = 2, shape: tuple[int, ...] = (3,)) -> S
 
 def test_a_split_has_a_length_and_gives_rows_as_copies():
     whole = Split(torch.arange(4.0)[:, None], torch.tensor([3, 2, 1, 0]), torch.tensor([-1.0]))
-    part = whole.take(torch.tensor([2, 0]))
+    part = whole.select(torch.tensor([2, 0]))
     assert (len(whole), len(part)) == (4, 2)
     assert part.inputs.flatten().tolist() == [2, 0]
     assert part.targets.tolist() == [1, 3]
@@ -21,7 +23,7 @@ def test_a_split_has_a_length_and_gives_rows_as_copies():
 
 
 def test_a_split_may_be_empty_and_may_hold_tokens():
-    assert len(split().take(torch.tensor([], dtype=torch.int64))) == 0
+    assert len(split().select(torch.tensor([], dtype=torch.int64))) == 0
     assert Split(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)).inputs.dtype == torch.int64
 
 
@@ -52,21 +54,21 @@ def test_tensors_that_do_not_belong_together_raise_an_error(inputs, targets, mes
         Split(inputs, targets)
 
 
-def test_a_data_set_raises_an_error_for_an_empty_split():
-    with pytest.raises(DataError, match="mine: the test split is empty"):
-        Dataset("mine", split(), split(0), 2)
+NO_CLASS = r"targets of the train split .* expected class numbers from 0 to 1"
 
 
-@pytest.mark.parametrize(("target", "classes"), [(2, 2), (-1, 2)])
-def test_a_data_set_raises_an_error_for_targets_that_are_no_class(target, classes):
-    wrong = Split(torch.zeros(1, 3), torch.tensor([target]))
-    with pytest.raises(DataError, match=r"targets of the train split .* expected class numbers from 0 to 1"):
-        Dataset("mine", wrong, split(), classes)
-
-
-def test_a_data_set_raises_an_error_for_splits_of_unequal_shape():
-    with pytest.raises(DataError, match=r"train split has shape \(3,\), one of the test split \(4,\)"):
-        Dataset("mine", split(), split(shape=(4,)), 2)
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (split(), split(0), "mine: the test split is empty"),
+        (Split(torch.zeros(1, 3), torch.tensor([2])), split(), NO_CLASS),
+        (Split(torch.zeros(1, 3), torch.tensor([-1])), split(), NO_CLASS),
+        (split(), split(shape=(4,)), r"train split has shape \(3,\), one of the test split \(4,\)"),
+    ],
+)
+def test_splits_that_are_no_data_set_raise_an_error(train, test, message):
+    with pytest.raises(DataError, match=message):
+        Dataset("mine", train, test, 2)
 
 
 def test_a_data_set_raises_an_error_for_an_unknown_augment():

@@ -143,9 +143,8 @@ def test_the_hubs_features_tell_the_columns(hub):
     assert data.classes == 2
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("gone"), ValueError("Config name")])
-def test_an_unreachable_hub_is_one_clear_error(hub, error):
-    hub(error)
+def test_an_unreachable_hub_is_one_clear_error(hub):
+    hub(ConnectionError("no route"))
     with pytest.raises(DataError, match=r"hub's data set 'user/set' cannot be loaded \(.*HETEROFL_DATA; or use digits"):
         load_dataset("user/set")
 

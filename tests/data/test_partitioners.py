@@ -1,3 +1,5 @@
+"""The paper's splits as partitioners of flwr-datasets."""
+
 import datasets
 import pytest
 import torch
@@ -51,16 +53,10 @@ def test_partitions_that_do_not_exist_raise_an_error():
         partitioner.load_partition(3)
 
 
-def test_a_missing_column_is_named():
+def test_a_column_that_is_missing_or_has_no_class_numbers_raises_an_error():
     with pytest.raises(DataError, match="has no column digit; it has label, row"):
         rows_of(ClassShardPartitioner(3, "digit"), table())
-
-
-def test_a_column_without_class_numbers_raises_an_error():
     with pytest.raises(DataError, match=r"column share holds no class numbers, but torch\.float32"):
         rows_of(ClassShardPartitioner(3, "share"), table(share=[0.5] * 403))
-
-
-def test_an_unknown_fidelity_raises_an_error_at_once():
     with pytest.raises(ConfigError, match="fidelity is 'best'"):
         ClassShardPartitioner(3, "label", fidelity="best")

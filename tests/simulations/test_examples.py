@@ -29,7 +29,7 @@ def test_a_model_of_torchvision_is_an_app_in_less_than_60_lines():
 
 def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     load = torchvision_app.load
-    monkeypatch.setattr(torchvision_app, "load", lambda context, part="train": load(context, part).take(range(8)))
+    monkeypatch.setattr(torchvision_app, "load", lambda context, part="train": load(context, part).select(range(8)))
     grid = run(torchvision_app, nodes=5, rounds=2)
     (first, last) = lines(capsys)
     assert float(last["train-loss"]) < float(first["train-loss"])

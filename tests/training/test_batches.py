@@ -1,3 +1,5 @@
+"""Batches of rows and of inputs."""
+
 import pytest
 import torch
 
@@ -45,10 +47,7 @@ def test_moments_can_be_collected_from_them(split):
     assert [layer.count for layer in moments.layers.values()] == [3, 3]
 
 
-def test_an_empty_split_has_no_batches():
-    assert list(input_batches(NUMBERS.take(torch.tensor([], dtype=torch.int64)), 5)) == []
-
-
-def test_a_batch_size_below_one_raises_an_error():
+def test_an_empty_split_has_no_batches_and_a_batch_one_input_or_more():
+    assert list(input_batches(NUMBERS.select(torch.tensor([], dtype=torch.int64)), 5)) == []
     with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
         next(input_batches(NUMBERS, 0))

@@ -22,13 +22,13 @@ from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, tra
 from heterofl_flwr.training.engines import cohort, joint
 from heterofl_flwr.training.engines import wide as registry
 from heterofl_flwr.training.engines.cohort import Cohort, CohortDivergedError, train_cohort
-from heterofl_flwr.training.engines.joint import Vmapped, Wide
+from heterofl_flwr.training.engines.joint import vmapped, wide
 from heterofl_flwr.training.engines.plain import log_once, train_plain
 from heterofl_flwr.training.engines.wide import joined
 from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, same, small, state
 
 
-@pytest.fixture(params=[Wide, Vmapped], ids=["wide", "vmap"])
+@pytest.fixture(params=[wide, vmapped], ids=["wide", "vmap"])
 def together(request) -> Callable[..., object]:
     """Return a function that trains clients in one way, and fails where they would train alone."""
     return lambda jobs, options: Cohort(jobs, options, request.param).train()
@@ -92,13 +92,13 @@ def test_equals_plain_whatever_the_sizes(sizes, batch_size, epochs, momentum, cl
 
     options = TrainOptions(learning_rate=0.05, epochs=epochs, batch_size=batch_size, momentum=momentum, clip=clip)
     ours = clients()
-    assert_as_plain(ours, Cohort(ours, options, Wide).train(), options, clients())
+    assert_as_plain(ours, Cohort(ours, options, wide).train(), options, clients())
 
 
 def test_equals_plain_in_bfloat16():
     options = replace(OPTIONS, precision="bfloat16")
     clients, twins = make_jobs(MODELS["mlp"]), make_jobs(MODELS["mlp"])
-    results = Cohort(clients, options, Wide).train()
+    results = Cohort(clients, options, wide).train()
     expected = train_plain(twins, options)
     for one, other in zip(clients, twins, strict=True):
         for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
@@ -130,7 +130,7 @@ def test_clients_with_an_odd_last_batch_soon_go_with_the_others_again(monkeypatc
     taken = []
     step = Cohort._step
     monkeypatch.setattr(Cohort, "_step", lambda self, *args: taken.append(args[2]) or step(self, *args))
-    Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, Wide).train()
+    Cohort(make_jobs(small(norm="gn"), (20, 23, 20, 10)), OPTIONS, wide).train()
     # In each of two epochs 4, 5, 4 and 2 batches, all of five but the fifth.
     assert taken == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
@@ -177,7 +177,7 @@ def test_a_transformer_without_dropout_trains_under_vmap():
         return Split(tokens, tokens[:, 0])
 
     clients, twins = make_jobs(exact(Classifier), split=split), make_jobs(exact(Classifier), split=split)
-    assert_as_plain(clients, Cohort(clients, OPTIONS, Vmapped).train(), OPTIONS, twins)
+    assert_as_plain(clients, Cohort(clients, OPTIONS, vmapped).train(), OPTIONS, twins)
 
 
 def test_one_client_is_trained_as_plain_does():
@@ -332,18 +332,18 @@ def test_a_model_that_does_not_fit_is_trained_alone(caplog, build, reason):
 @pytest.mark.parametrize("build", [FixedShape, Softmax, Pairs, Backwards, Tied, Net])
 def test_vmap_takes_what_does_not_fit_side_by_side(build):
     clients = make_jobs(exact(build))
-    assert_as_plain(clients, Cohort(clients, OPTIONS, Vmapped).train(), OPTIONS, make_jobs(exact(build)))
+    assert_as_plain(clients, Cohort(clients, OPTIONS, vmapped).train(), OPTIONS, make_jobs(exact(build)))
 
 
 def test_the_next_way_is_tried(monkeypatch):
-    monkeypatch.setattr(cohort, "WAYS", {"cpu": (Wide, Vmapped)})
+    monkeypatch.setattr(cohort, "WAYS", {"cpu": (wide, vmapped)})
     monkeypatch.setattr(cohort, "train_plain", None)
     clients = make_jobs(exact(Softmax))
     assert_as_plain(clients, train_cohort(clients, OPTIONS), OPTIONS, make_jobs(exact(Softmax)))
 
 
 def test_vmap_leaves_bfloat16_to_others(monkeypatch):
-    monkeypatch.setattr(cohort, "WAYS", {"cpu": (Vmapped,)})
+    monkeypatch.setattr(cohort, "WAYS", {"cpu": (vmapped,)})
     options = replace(OPTIONS, precision="bfloat16")
     assert train_cohort(make_jobs(Net), options) == train_plain(make_jobs(Net), options)
 
@@ -416,7 +416,7 @@ def test_divergence_is_found_in_the_epoch_where_it_happens(monkeypatch):
     with torch.no_grad():
         clients[0].model.linear.weight.mul_(1e30)
     options = replace(OPTIONS, epochs=5, clip=None, momentum=0.0)
-    result = Cohort(clients, options, Wide).train()
+    result = Cohort(clients, options, wide).train()
     assert result[0] is None
     assert taken == [[0, 1]] * 4 + [[1]] * 16
 

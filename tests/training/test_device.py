@@ -2,6 +2,7 @@
 
 import ctypes
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,12 +27,10 @@ def machine(monkeypatch):
     return has
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "kind"), [(0, False, "cpu"), (0, True, "mps"), (1, False, "cuda"), (2, True, "cuda")]
-)
-def test_auto_takes_the_fastest(machine, cuda, mps, kind):
-    machine(cuda, mps)
-    assert resolve_device() == resolve_device("auto") == torch.device(kind)
+def test_auto_is_the_fastest_device(machine):
+    for cuda, mps, kind in ((0, False, "cpu"), (0, True, "mps"), (1, False, "cuda"), (2, True, "cuda")):
+        machine(cuda, mps)
+        assert resolve_device() == resolve_device("auto") == torch.device(kind)
 
 
 def test_a_device_that_is_there_may_be_named(machine):
@@ -40,23 +39,24 @@ def test_a_device_that_is_there_may_be_named(machine):
         assert resolve_device(name) == torch.device(name)
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
-def test_a_device_that_is_missing_raises_an_error(machine, name):
-    machine()
-    with pytest.raises(ConfigError, match=f"device is '{name}', but torch .* finds none here: use auto or cpu"):
-        resolve_device(name)
-
-
-def test_a_number_beyond_the_devices_raises_an_error(machine):
-    machine(2)
-    with pytest.raises(ConfigError, match="device is 'cuda:2', but there are 2, counted from 0"):
-        resolve_device("cuda:2")
-
-
-@pytest.mark.parametrize("name", ["gpu", "", "cpu:0", "mps:1", "cuda:x", "cuda:-1", "auto:1"])
-def test_other_names_raise_an_error(name):
-    with pytest.raises(ConfigError, match="expected one of auto, cpu, cuda, mps, or cuda:<number>"):
-        resolve_device(name)
+@pytest.mark.parametrize(
+    ("cuda", "names", "message"),
+    [
+        (0, ("cuda", "cuda:0", "mps"), "device is '{}', but torch .* finds none here: use auto or cpu"),
+        (2, ("cuda:2",), "device is '{}', but there are 2, counted from 0"),
+        (
+            2,
+            ("gpu", "", "cpu:0", "mps:1", "cuda:x", "cuda:-1", "auto:1"),
+            "'{}'; expected one of auto, cpu, cuda, mps, or cuda:<number>",
+        ),
+    ],
+    ids=["missing", "beyond", "unknown"],
+)
+def test_other_devices_raise_an_error(machine, cuda, names, message):
+    machine(cuda)
+    for name in names:
+        with pytest.raises(ConfigError, match=message.format(name)):
+            resolve_device(name)
 
 
 def test_convolutions_are_channels_last_inside_and_back_in_place_after():
@@ -152,24 +152,17 @@ def test_large_blocks_go_back_when_they_are_freed():
     assert int(left) < 4 << 20
 
 
-class Missing:
-    """A C library without the switch."""
-
-
-def nothing_to_load(name):
-    raise OSError(name)
-
-
-def no_library_without_a_name(name):
-    raise TypeError(name)
-
-
-def one_that_refuses(name):
-    return type("Library", (), {"mallopt": staticmethod(lambda *_: 0)})
-
-
-@pytest.mark.parametrize("library", [lambda _: Missing(), nothing_to_load, no_library_without_a_name, one_that_refuses])
+@pytest.mark.parametrize(
+    "library",
+    [
+        {"return_value": object()},
+        {"side_effect": OSError},
+        {"side_effect": TypeError},
+        {"return_value": Mock(mallopt=lambda *_: 0)},
+    ],
+    ids=["without the switch", "not loaded", "needs a name", "refuses"],
+)
 def test_without_the_switch_nothing_is_changed(monkeypatch, library):
-    monkeypatch.setattr(ctypes, "CDLL", library)
+    monkeypatch.setattr(ctypes, "CDLL", Mock(**library))
     assert keep_freed_memory() is False
     assert give_back_freed_memory() is False

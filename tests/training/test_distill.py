@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -21,8 +20,6 @@ from heterofl_flwr.training.distill import (
     divergence,
     learn_from_peers,
     posteriors,
-    project_gem,
-    project_pcgrad,
     seed_set,
 )
 from heterofl_flwr.training.engines.plain import DivergedError
@@ -72,9 +69,9 @@ def test_what_is_no_distribution_raises_an_error_that_names_the_sender(said, fau
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-@given(st.integers(0, 1000), st.floats(0.5, 5))
-def test_identical_models_have_no_divergence(direction, seed, temperature):
-    logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(seed))
+@pytest.mark.parametrize("temperature", [0.5, 5.0])
+def test_identical_models_have_no_divergence(direction, temperature):
+    logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(1))
     peers = (logits / temperature).softmax(1).expand(3, -1, -1)
     assert abs(divergence(logits, peers, temperature, direction).item()) < 1e-6
 
@@ -183,43 +180,18 @@ def scale(one, two):
     return float(one.norm() * two.norm())
 
 
-@given(vectors, st.lists(vectors, min_size=1, max_size=4))
-def test_gem_is_at_odds_with_no_constraint(gradient, constraints):
-    moved = project_gem(gradient, constraints)
-    for constraint in constraints:
-        assert float(moved.dot(constraint)) >= -1e-6 * scale(gradient, constraint)
-
-
-@given(vectors, st.lists(vectors, min_size=1, max_size=4))
-def test_without_conflict_nothing_changes(gradient, constraints):
-    agreeing = [constraint * torch.sign(constraint.dot(gradient)) for constraint in constraints]
-    assert torch.equal(project_gem(gradient, agreeing), gradient)
-    assert torch.equal(project_pcgrad(gradient, agreeing), gradient)
-
-
-@given(vectors, vectors)
-def test_pcgrad_and_gem_agree_for_one_constraint(gradient, constraint):
-    torch.testing.assert_close(
-        project_gem(gradient, [constraint]), project_pcgrad(gradient, [constraint]), rtol=1e-7, atol=1e-7
-    )
-
-
-def nearest_by_descent(gradient, constraints):
-    """Return gem's answer from its dual, by many small steps."""
-    rows = np.stack([one.numpy() / np.linalg.norm(one.numpy()) for one in constraints])
-    weights = np.zeros(len(rows))
-    for _ in range(200_000):
-        weights = np.maximum(weights - 0.1 * rows @ (gradient.numpy() + weights @ rows), 0)
-    return gradient + torch.from_numpy(weights @ rows)
-
-
 @pytest.mark.parametrize("seed", range(6))
-def test_gem_is_the_nearest(seed):
+def test_gem_is_the_nearest_gradient_that_opposes_neither(seed):
+    """Beside the dual of the problem, by many small steps."""
     draw = torch.Generator().manual_seed(seed)
-    gradient, *constraints = torch.randn(4, SIZE, generator=draw, dtype=torch.float64)
-    constraints = [constraint - 0.7 * gradient for constraint in constraints]
-    expected = nearest_by_descent(gradient, constraints)
-    torch.testing.assert_close(project_gem(gradient, constraints), expected, rtol=1e-5, atol=1e-6)
+    private, other = torch.randn(2, SIZE, generator=draw, dtype=torch.float64)
+    shared = (0.2 if seed % 2 else 1.0) * (other - 3 * private)
+    rows, weights = torch.stack([private / private.norm(), shared / shared.norm()]), torch.zeros(2, dtype=torch.float64)
+    for _ in range(2_000):
+        weights = (weights - 0.1 * rows @ (private + shared + weights @ rows)).clamp(min=0)
+    assert weights.max() > 0
+    expected = private + shared + weights @ rows
+    torch.testing.assert_close(JOIN["gem"](private, shared), expected, rtol=1e-5, atol=1e-6)
 
 
 @given(vectors, vectors)
@@ -239,7 +211,6 @@ def test_gradients_that_agree_are_added(private, shared):
 
 def test_by_hand():
     right, back = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
-    assert project_pcgrad(back, [right]).tolist() == [0.0, 1.0]
     assert JOIN["none"](right, back).tolist() == [0.0, 1.0]
     # Each loses what is against the other: (1, 0) becomes (0.5, 0.5), (-1, 1) becomes (0, 1).
     assert JOIN["pcgrad"](right, back).tolist() == [0.5, 1.5]
@@ -247,8 +218,3 @@ def test_by_hand():
     assert JOIN["gem"](right, back).tolist() == [0.0, 1.0]
     # Of opposite ones nothing is left.
     assert JOIN["gem"](right, -2 * right).abs().max() < 1e-6
-
-
-def test_too_many_constraints_raise_an_error():
-    with pytest.raises(ValueError, match="9 constraints, expected at most 8"):
-        project_gem(torch.ones(2), [torch.ones(2)] * 9)

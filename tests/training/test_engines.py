@@ -15,8 +15,8 @@ from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, 
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
-from heterofl_flwr.training.engines.graph import GraphEngine
-from heterofl_flwr.training.engines.joint import Vmapped, Wide
+from heterofl_flwr.training.engines.graph import train_graph
+from heterofl_flwr.training.engines.joint import vmapped, wide
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.training.conftest import (
     OPTIONS,
@@ -34,15 +34,16 @@ from tests.training.conftest import (
 
 RUNNERS = {
     "plain": train_plain,
-    "graph": lambda jobs, options: [GraphEngine(Tape).train(job, options) for job in jobs],
-    "wide": lambda jobs, options: Cohort(jobs, options, Wide).train(),
-    "vmap": lambda jobs, options: Cohort(jobs, options, Vmapped).train(),
+    "graph": train_graph,
+    "wide": lambda jobs, options: Cohort(jobs, options, wide).train(),
+    "vmap": lambda jobs, options: Cohort(jobs, options, vmapped).train(),
 }
 
 
 @pytest.fixture(params=RUNNERS)
-def run(request) -> Callable[..., object]:
+def run(request, monkeypatch) -> Callable[..., object]:
     """Return an engine; those of cohorts fail here where they would train clients alone."""
+    monkeypatch.setattr("heterofl_flwr.training.engines.graph.CudaRecorder", Tape)
     return RUNNERS[request.param]
 
 
@@ -50,23 +51,23 @@ def run(request) -> Callable[..., object]:
     "changes",
     [
         {},
+        {"masked": True},
         {"momentum": 0.0, "weight_decay": 0.0},
-        {"clip": 0.1},
-        {"clip": None},
+        {"clip": None, "masked": True},
         {"proximal": 0.5, "momentum": 0.0},
-        {"proximal": 0.5, "clip": 0.1},
-        {"mask_fill": "-inf"},
-        {"mask_fill": "none"},
+        {"proximal": 0.5, "clip": 0.1, "masked": True},
+        {"mask_fill": "-inf", "masked": True},
+        {"mask_fill": "none", "masked": True},
         {"batch_size": 1},
-        {"batch_size": 11},
+        {"batch_size": 11, "masked": True},
         {"batch_size": 100},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_equals_the_slow_twin(run, changes, masked):
+def test_equals_the_slow_twin(run, changes):
     """In float64, where rounding moves no activation across zero; each client has its own classes."""
-    options = replace(OPTIONS, epochs=3, **changes)
+    masked = changes.get("masked", False)
+    options = replace(OPTIONS, epochs=3, **{name: value for name, value in changes.items() if name != "masked"})
     classes = [None, [0, 1, 2, 3], torch.tensor([4, 3, 2, 1, 0]), range(4)] if masked else None
     build = exact(small(norm="gn", rate=0.5))
     jobs, twins = make_jobs(build, classes=classes), make_jobs(build, classes=classes)
@@ -160,8 +161,8 @@ def test_the_batches_of_a_share_are_the_first_of_all(examples, batch_size, epoch
 
 def test_a_share_in_decimals_is_rounded_up_exactly():
     job = TrainingJob(model=nn.Identity(), split=images(30, 0), seed=1, step_share=0.1)
-    assert job.share_of(30) == 3  # in floats 0.1 * 30 is over 3
-    assert job.share_of(31) == 4
+    assert job.limit_steps(30) == 3  # in floats 0.1 * 30 is over 3
+    assert job.limit_steps(31) == 4
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
@@ -273,12 +274,12 @@ def test_training_loads_neither_torchs_compiler_nor_flower():
         from heterofl_flwr.data import Split
         from heterofl_flwr.training import TrainingJob, TrainOptions, evaluate, train
         from heterofl_flwr.training.engines.cohort import Cohort
-        from heterofl_flwr.training.engines.joint import Vmapped, Wide
+        from heterofl_flwr.training.engines.joint import vmapped, wide
         model, options = torch.nn.Linear(2, 2), TrainOptions(learning_rate=0.1)
         split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
         train(model, split, options, seed=0)
         evaluate(model, split)
-        for way in (Wide, Vmapped):
+        for way in (wide, vmapped):
             jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
             Cohort(jobs, options, way).train()
         print(*{"torch._dynamo", "flwr", "flwr_datasets", "datasets", "torchvision"} & set(sys.modules))

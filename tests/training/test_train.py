@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError
+from heterofl_flwr.errors import DataError, HeteroFLError
 from heterofl_flwr.nn import CNN, collect_moments, with_static_norm
 from heterofl_flwr.training import DivergedError, TrainOptions, evaluate, input_batches, train
-from heterofl_flwr.training.device import autocast
 from tests.training.conftest import OPTIONS, images, same, state, train_slowly
 
 
-@pytest.mark.parametrize("norm", ["none", "sbn", "gn"])
+@pytest.mark.parametrize("norm", ["none", "sbn"])
 def test_equals_the_slow_twin_in_float32(build, split, norm):
     model, twin = build(norm=norm), build(norm=norm)
     train(model, split, OPTIONS, seed=3)
@@ -75,9 +74,11 @@ def test_rows_of_absent_classes_get_no_gradient(build, split):
     assert not torch.equal(model.linear.weight[3], received["linear.weight"][3])
 
 
-@pytest.mark.parametrize(("number", "steps"), [(11, 2), (10, 2), (12, 3), (1, 1), (6, 1), (2, 1)])
-def test_a_last_example_alone_joins_the_batch_before_it(build, number, steps):
-    result = train(build(norm="gn"), images(number), replace(OPTIONS, epochs=1), seed=1)
+@pytest.mark.parametrize(
+    ("number", "batch_size", "steps"), [(11, 5, 2), (10, 5, 2), (12, 5, 3), (1, 5, 1), (6, 5, 1), (3, 1, 3)]
+)
+def test_a_last_example_alone_joins_the_batch_before_it(build, number, batch_size, steps):
+    result = train(build(norm="gn"), images(number), replace(OPTIONS, epochs=1, batch_size=batch_size), seed=1)
     assert (result.examples, result.steps) == (number, steps)
 
 
@@ -87,10 +88,6 @@ def test_a_leftover_example_does_not_stop_batch_norm():
     assert train(model, images(11), OPTIONS, seed=1).steps == 4
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         train(model, images(1), OPTIONS, seed=1)
-
-
-def test_batches_of_one_are_left_alone(build):
-    assert train(build(norm="gn"), images(3), replace(OPTIONS, epochs=1, batch_size=1), seed=1).steps == 3
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -170,23 +167,18 @@ LOWER = replace(OPTIONS, precision="bfloat16")
 
 
 @pytest.mark.parametrize("norm", ["sbn", "gn"])
-def test_bfloat16_trains_close_to_float32(build, split, norm):
-    received, full, low = build(norm=norm), build(norm=norm), build(norm=norm)
+def test_bfloat16_trains_close_to_float32_and_the_same_bit_for_bit_each_time(build, split, norm):
+    received, full, low, again = (build(norm=norm) for _ in range(4))
     expected = train(full, split, OPTIONS, classes=[0, 1, 2, 3], seed=3)
     found = train(low, split, LOWER, classes=[0, 1, 2, 3], seed=3)
     assert found.loss == pytest.approx(expected.loss, rel=0.02)
     assert found.loss != expected.loss
+    assert train(again, split, LOWER, classes=[0, 1, 2, 3], seed=3) == found
+    assert same(state(low), state(again))
     for name, value in low.named_parameters():
         start, there = received.get_parameter(name), full.get_parameter(name)
         assert value.dtype == torch.float32
         assert (value - there).norm() < 0.2 * (there - start).norm() + 1e-3
-
-
-def test_the_loss_falls_in_bfloat16(build, split):
-    model = build(norm="gn")
-    before = evaluate(model, split).loss
-    train(model, split, replace(LOWER, epochs=10), seed=3)
-    assert evaluate(model, split).loss < before - 0.2
 
 
 def test_products_are_in_bfloat16_and_the_loss_in_float32(build, split):
@@ -199,22 +191,3 @@ def test_products_are_in_bfloat16_and_the_loss_in_float32(build, split):
     model.linear.weight.register_hook(lambda gradient: gradients.append(gradient.dtype))
     train(model, split, LOWER, seed=3)
     assert set(gradients) == {torch.float32}
-
-
-def test_bfloat16_is_the_same_bit_for_bit_each_time(build, split):
-    models = [build(norm="gn"), build(norm="gn")]
-    assert train(models[0], split, LOWER, seed=3) == train(models[1], split, LOWER, seed=3)
-    assert all(torch.equal(*pair) for pair in zip(models[0].parameters(), models[1].parameters(), strict=True))
-
-
-def test_float32_is_no_change():
-    cpu = torch.device("cpu")
-    with autocast("float32", cpu):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    with autocast("bfloat16", cpu):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-
-
-def test_other_precisions_raise_an_error():
-    with pytest.raises(ConfigError, match="precision is 'float16', expected one of float32, bfloat16"):
-        TrainOptions(learning_rate=0.1, precision="float16")

@@ -99,8 +99,8 @@ def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
         rows = torch.arange(min(2 * options.batch_size, len(data)))
         for build in task.families.values():  # one after the other: the most that any of them takes
             model = build(rate).to(device)
-            train(model, data.take(rows), options, seed=0, engine=task.settings.engine.name)
-            evaluate(model, test.take(torch.arange(min(EVALUATED, len(test)))))
+            train(model, data.select(rows), options, seed=0, engine=task.settings.engine.name)
+            evaluate(model, test.select(torch.arange(min(EVALUATED, len(test)))))
             del model  # before there is another
         peaks[rate] = torch.cuda.max_memory_reserved()
     return peaks

@@ -60,16 +60,10 @@ def train(
 
     Parameters
     ----------
-    model : nn.Module
-        From a batch of inputs to logits, classes on axis 1.
-    split : Split
-        The client's examples; moved to the model's device, once, if they are elsewhere.
+    model, split, classes, seed
+        See ``TrainingJob``; the examples are moved to the model's device, once, if they are elsewhere.
     options : TrainOptions
         Learning rate, epochs and so on.
-    classes : Sequence[int] | Tensor | None
-        The classes that the client has: the loss is masked to them. None for all.
-    seed : int
-        Made of run, round and partition, for example ``derive(seed, "train", server_round, partition)``.
     engine : str
         ``auto``, or a name in ``ENGINES``.
 
@@ -78,9 +72,8 @@ def train(
     DivergedError
         If a loss is NaN or infinite; the model is then of no use.
     """
-    return train_together([TrainingJob(model=model, split=split, seed=seed, classes=classes)], options, engine=engine)[
-        0
-    ]
+    job = TrainingJob(model=model, split=split, seed=seed, classes=classes)
+    return train_together([job], options, engine=engine)[0]
 
 
 def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine: str = AUTO) -> list[TrainResult]:

@@ -16,14 +16,14 @@ from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import device_of, seeded
-from heterofl_flwr.training.engines.joint import Joint, Vmapped, Wide, build_layouts, build_verified
+from heterofl_flwr.training.engines.joint import Joint, Way, build_layouts, build_verified, vmapped, wide
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, log_once, train_plain
 from heterofl_flwr.training.engines.wide import IncompatibleError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import SGD, present_classes
 
-WAYS: Mapping[str, Sequence[type[Joint]]] = MappingProxyType({"cpu": (Wide,), "cuda": (Wide, Vmapped)})
-"""Ways to compute clients together by type of device, the better first; on a CPU ``Vmapped`` gains too little."""
+WAYS: Mapping[str, Sequence[Way]] = MappingProxyType({"cpu": (wide,), "cuda": (wide, vmapped)})
+"""Ways to compute clients together by type of device, the better first; on a CPU ``vmapped`` gains too little."""
 
 _LAYER_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -87,7 +87,7 @@ def _train_together(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[
             with seeded(0, device):
                 return Cohort(jobs, options, way).train()
         except Exception as error:  # alone the clients either meet it too, and plain reports it, or they do not
-            reason = f"({way.__name__.lower()}): {type(error).__name__}: {error}"
+            reason = f"({way.__name__}): {type(error).__name__}: {error}"
             log_once(logging.INFO, f"clients with a {kind} cannot train together {reason}")
     return [None] * len(jobs)
 
@@ -112,7 +112,7 @@ class _Client:
     """One client's progress through its batches, and the results of its steps."""
 
     def __init__(self, job: TrainingJob, options: TrainOptions) -> None:
-        self.left = count_steps(job, options)
+        self.job, self.left = job, count_steps(job, options)
         self._batches = chain.from_iterable(training_epochs(job, options))
         self.ahead = list(islice(self._batches, 1))  # the next batch; none at the end
         self.losses: list[Tensor] = []
@@ -131,20 +131,18 @@ class _Client:
 class Cohort:
     """Several clients that are trained in one way; until that is done their models keep what they received."""
 
-    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, way: type[Joint]) -> None:
-        self._started = perf_counter()
-        self._jobs, self._options, self._way = jobs, options, way
+    def __init__(self, jobs: Sequence[TrainingJob], options: TrainOptions, way: Way) -> None:
+        self._started, self._options, self._way = perf_counter(), options, way
         models = [job.model.train() for job in jobs]
         if len(set(map(id, models))) < len(models):
             raise IncompatibleError("two clients have the same model")
         if reason := next(filter(None, map(find_obstacle, models)), None):
             raise IncompatibleError(reason)
-        self._layouts = build_layouts(models, channels_last=way.channels_last)
+        self._layouts = build_layouts(models, way)
         states = [dict(model.named_parameters()) for model in models]
         with torch.no_grad():
             values = [torch.cat([layout.rows(state[layout.name], 1) for state in states]) for layout in self._layouts]
-        trained = sum(layout.trained for layout in self._layouts)
-        self._sgd = SGD(values, options, trained=trained, by_row=True)
+        self._sgd = SGD(values, options, trained=sum(layout.trained for layout in self._layouts), by_row=True)
         self._clients = [_Client(job, options) for job in jobs]
         self._longest = max(steps_per_epoch(job.split, options.batch_size) for job in jobs)
         self._joints: dict[int, Joint] = {}
@@ -155,13 +153,12 @@ class Cohort:
         while together := self._next():
             self._run_steps(together)
         seconds = (perf_counter() - self._started) / sum(len(client.sizes) for client in self._clients)
-        whole = list(map(self._is_whole, range(len(self._clients))))
-        return [self._finish(number, seconds) if whole[number] else None for number in range(len(self._clients))]
+        return [self._finish(number, seconds) for number in range(len(self._clients))]
 
     def _next(self) -> list[int]:
         """Return who steps next: the client with most steps to go, and all whose batches have the shape of its own.
 
-        So one that takes an odd last batch is soon with the others again.
+        So one with an odd last batch is soon with the others again.
         """
         shapes = {number: client.ahead[0][0].shape for number, client in enumerate(self._clients) if client.ahead}
         if not shapes:
@@ -174,7 +171,7 @@ class Cohort:
         rows = torch.tensor(together, device=self._sgd.values[0].device)
         all_of_them = len(together) == len(self._clients)
         sgd = self._sgd if all_of_them else self._sgd.select(rows)
-        joint = self._joint(together, sgd.values)
+        joint = self._prepare(together, sgd.values)
         steps: list[tuple[Tensor, Tensor]] = []
         while len(steps) < self._longest and self._next() == together:
             steps.append(self._step(joint, sgd, together))
@@ -190,12 +187,11 @@ class Cohort:
                 client.diverged = True
                 client.ahead.clear()
 
-    def _joint(self, together: list[int], values: Sequence[Tensor]) -> Joint:
+    def _prepare(self, together: list[int], values: Sequence[Tensor]) -> Joint:
         """Return what computes these clients, verified when it is new."""
-        number = len(together)
+        number, clients = len(together), [self._clients[client] for client in together]
         if number not in self._joints:
-            models = [self._jobs[client].model for client in together]
-            inputs = [self._clients[client].ahead[0][0] for client in together]
+            models, inputs = [client.job.model for client in clients], [client.ahead[0][0] for client in clients]
             self._joints[number] = build_verified(self._way, models, self._layouts, values, inputs)
         self._joints[number].place(values)
         return self._joints[number]
@@ -204,39 +200,38 @@ class Cohort:
         """Run one step; return the losses and the numbers of right answers."""
         inputs, parts = zip(*(self._clients[number].next_batch() for number in together), strict=True)
         targets = torch.stack(parts, 1)  # (batch, clients)
-        logits = self._mask(joint(inputs, self._options.precision).float(), together)
+        logits = self._mask(joint.forward(inputs, self._options.precision).float(), together)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(0)
         sgd.step(joint.gradients(losses.sum()))
         return losses.detach(), (logits.detach().argmax(2) == targets).sum(0)
 
     def _mask(self, logits: Tensor, together: list[int]) -> Tensor:
         """Return logits (batch, clients, classes) with those of each client's absent classes filled."""
-        if all(job.classes is None for job in self._jobs):
+        classes = [client.job.classes for client in self._clients]
+        if all(own is None for own in classes):
             return logits
         if self._present is None:
-            masks = [present_classes(job.classes, logits.shape[2]).cpu() for job in self._jobs]
+            masks = [present_classes(own, logits.shape[2]).cpu() for own in classes]
             self._present = torch.stack(masks).to(logits.device)  # (clients, classes)
-        present = self._present if len(together) == len(self._jobs) else self._present[together]
+        present = self._present if len(together) == len(classes) else self._present[together]
         return mask_logits(logits.flatten(1), present.flatten(), self._options.mask_fill).view_as(logits)
 
-    def _is_whole(self, number: int) -> bool:
-        """Return whether a client's values are good.
-
-        Some kernels multiply others' values by zero, which lets through NaN, and NaN alone, of one that diverged.
-        """
-        if not any(client.diverged for client in self._clients):
-            return True
-        finite = all(bool(rows[number].isfinite().all()) for rows in self._sgd.values)
-        return finite and not self._clients[number].diverged
-
     @torch.no_grad()
-    def _finish(self, number: int, seconds: float) -> TrainResult:
-        """Write a client's model and return its result; ``seconds`` are those of one step of one client."""
-        client, job = self._clients[number], self._jobs[number]
-        parameters = dict(job.model.named_parameters())
+    def _finish(self, number: int, seconds: float) -> TrainResult | None:
+        """Write a client's model and return its result; ``seconds`` are those of one step of one client.
+
+        None for one that diverged, and for one with values that are not finite once another has: some kernels multiply
+        others' values by zero, which lets through NaN, and NaN alone, of one that diverged.
+        """
+        client = self._clients[number]
+        if any(one.diverged for one in self._clients):
+            finite = all(bool(rows[number].isfinite().all()) for rows in self._sgd.values)
+            if client.diverged or not finite:
+                return None
+        parameters = dict(client.job.model.named_parameters())
         for layout, rows in zip(self._layouts, self._sgd.values, strict=True):
             if layout.trained:
                 parameters[layout.name].copy_(layout.shaped(rows[number], layout.shape))
-        job.model.zero_grad()
+        client.job.model.zero_grad()
         correct = int(torch.stack(client.right).sum())
-        return build_result(job, client.losses, client.sizes, correct, seconds * len(client.sizes))
+        return build_result(client.job, client.losses, client.sizes, correct, seconds * len(client.sizes))

@@ -189,47 +189,8 @@ def _living_in(model: nn.Module, homes: Sequence[Tensor]) -> Iterator[None]:
             tensor.data = value
 
 
-class GraphEngine:
-    """Trains clients with recorded steps, which it keeps as long as their model lives.
-
-    ``recorder`` makes what records the steps of a model on a device.
-    """
-
-    def __init__(self, recorder: Callable[[torch.device], CudaRecorder]) -> None:
-        self._recorder = recorder
-        self._steps: WeakKeyDictionary[nn.Module, StaticStep] = WeakKeyDictionary()
-        self._uncapturable: WeakSet[nn.Module] = WeakSet()
-
-    def train(self, job: TrainingJob, options: TrainOptions) -> TrainResult:
-        """Train one client's model in place."""
-        # An ordered dropout draws which operations run, which a recording would fix.
-        if job.model not in self._uncapturable and not isinstance(job.model, OrderedDropout):
-            try:
-                return self._train(job, options)
-            except UncapturableError as error:
-                self._uncapturable.add(job.model)
-                kind = type(job.model).__name__
-                log_once(
-                    logging.WARNING,
-                    f"a training step of a {kind} cannot be a CUDA graph, so engine plain trains it: {error}",
-                )
-        return train_plain([job], options)[0]
-
-    def _train(self, job: TrainingJob, options: TrainOptions) -> TrainResult:
-        started, model = perf_counter(), job.model.train()
-        step = self._steps.get(model)
-        if step is None or not step.fits(model, options):
-            self._steps.pop(model, None)  # its memory is free for the next one
-            step = self._steps[model] = StaticStep(model, options, self._recorder(device_of(model)))
-        try:
-            with seeded(derive(job.seed, "model"), job.split.targets.device), step.client(job, options):
-                return run_epochs(job, options, step, step.correct, started)
-        except BaseException:
-            self._steps.pop(model, None)  # nobody knows what state a recording is in
-            raise
-
-
-_ENGINE = GraphEngine(CudaRecorder)
+_STEPS: WeakKeyDictionary[nn.Module, StaticStep] = WeakKeyDictionary()
+_UNCAPTURABLE: WeakSet[nn.Module] = WeakSet()
 
 
 def train_graph(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[TrainResult]:
@@ -249,4 +210,26 @@ def train_graph(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
     DivergedError
         If a loss is NaN or infinite.
     """
-    return [_ENGINE.train(job, options) for job in jobs]
+    return [_train(job, options) for job in jobs]
+
+
+def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
+    started, model = perf_counter(), job.model.train()
+    # An ordered dropout draws which operations run, which a recording would fix.
+    if model in _UNCAPTURABLE or isinstance(model, OrderedDropout):
+        return train_plain([job], options)[0]
+    step = _STEPS.pop(model, None)  # it comes back only after success: nobody knows its state after an error
+    if step is not None and not step.fits(model, options):
+        step = None  # its memory is free for the next one
+    step = step or StaticStep(model, options, CudaRecorder(device_of(model)))
+    try:
+        with seeded(derive(job.seed, "model"), job.split.targets.device), step.client(job, options):
+            result = run_epochs(job, options, step, step.correct, started)
+    except UncapturableError as error:
+        _UNCAPTURABLE.add(model)
+        kind = type(model).__name__
+        reason = f"a training step of a {kind} cannot be a CUDA graph, so engine plain trains it: {error}"
+        log_once(logging.WARNING, reason)
+        return train_plain([job], options)[0]
+    _STEPS[model] = step
+    return result

@@ -1,10 +1,8 @@
 """Models of several clients computed at once: side by side in one wide model, or under ``torch.vmap``."""
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,46 @@ from heterofl_flwr.training.engines.wide import IncompatibleError, stacked, wide
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """How far what is computed together may be from the same alone, relative to the norm of the latter."""
+
+
+Forward = Callable[[Sequence[Tensor], Precision], Tensor]
+"""From a batch of each client, all of one shape, to the logits (batch, clients, classes)."""
+
+Way = Callable[[nn.Module, int], tuple[Mapping[str, nn.Parameter], Forward]]
+"""From a client's model and the number of clients to their forward pass and its parameters, by their model's names."""
+
+
+def wide(model: nn.Module, clients: int) -> tuple[Mapping[str, nn.Parameter], Forward]:
+    """Compute clients side by side in the channels of one wide model; see ``heterofl_flwr.training.engines.wide``."""
+    twin = wide_twin(model, clients)
+
+    def forward(inputs: Sequence[Tensor], precision: Precision) -> Tensor:
+        with autocast(precision, inputs[0].device):
+            logits: Tensor = twin(torch.cat(list(inputs), 1))
+        apart: Tensor = logits.unflatten(1, (clients, -1))
+        return apart
+
+    return dict(twin.named_parameters()), forward
+
+
+def vmapped(model: nn.Module, clients: int) -> tuple[Mapping[str, nn.Parameter], Forward]:
+    """Compute clients by any forward pass that ``torch.vmap`` can follow."""
+    named = {name: stacked(own, clients) for name, own in model.named_parameters()}
+    values: dict[str, Tensor] = {**named}
+
+    def call_one(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, parameters, (inputs,))
+        return logits
+
+    def forward(inputs: Sequence[Tensor], precision: Precision) -> Tensor:
+        if precision != "float32":
+            raise IncompatibleError("under vmap, lower precision reaches some operations only")
+        # The faster kernels of attention would be called client by client.
+        with sdpa_kernel(SDPBackend.MATH):
+            logits: Tensor = vmap(call_one, out_dims=1)(values, torch.stack(list(inputs)))
+        return logits
+
+    return named, forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +80,11 @@ class Layout:
         return rows.view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
-def build_layouts(models: Sequence[nn.Module], *, channels_last: bool) -> list[Layout]:
+def build_layouts(models: Sequence[nn.Module], way: Way) -> list[Layout]:
     """Return the layouts that models share, those of trained parameters first.
 
-    With ``channels_last``, image convolutions are held so on a CPU, where they are faster so. Models that differ in
-    more than the values of their parameters raise ``IncompatibleError``.
+    On a CPU the image convolutions of wide models are held channels last, where they are faster so. Models that differ
+    in more than the values of their parameters raise ``IncompatibleError``.
     """
     model, specs = models[0], tensor_specs(models[0])
     if any(tensor_specs(other) != specs for other in models[1:]):
@@ -56,7 +94,7 @@ def build_layouts(models: Sequence[nn.Module], *, channels_last: bool) -> list[L
     images = {
         id(layer.weight)
         for layer in model.modules()
-        if channels_last and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.device.type == "cpu"
+        if way is wide and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.device.type == "cpu"
     }
     layouts = [
         Layout(name, parameter.shape, parameter.requires_grad, id(parameter) in images)
@@ -65,15 +103,12 @@ def build_layouts(models: Sequence[nn.Module], *, channels_last: bool) -> list[L
     return sorted(layouts, key=lambda layout: not layout.trained)
 
 
-class Joint(ABC):
+class Joint:
     """The models of several clients, computed at once with values that are placed in its parameters."""
 
-    channels_last: ClassVar[bool]
-    """Whether it is faster on a CPU with convolutions held so."""
-
-    def __init__(self, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
-        self.layouts, self._model, self._clients = layouts, model, clients
-        own = self._build()
+    def __init__(self, way: Way, model: nn.Module, layouts: Sequence[Layout], clients: int) -> None:
+        self.layouts, self._clients = layouts, clients
+        own, self.forward = way(model, clients)
         if own.keys() != {layout.name for layout in layouts}:
             raise IncompatibleError("layers share parameters")  # their copies would no longer
         self._parameters = [own[layout.name] for layout in layouts]
@@ -94,62 +129,13 @@ class Joint(ABC):
             if layout.trained
         ]
 
-    @abstractmethod
-    def __call__(self, inputs: Sequence[Tensor], precision: Precision = "float32") -> Tensor:
-        """Return the logits (batch, clients, classes) of a batch from each client, all of one shape."""
-
-    @abstractmethod
-    def _build(self) -> Mapping[str, nn.Parameter]:
-        """Return the parameters to compute with, of whatever shape, by the names that they have in the model."""
-
-
-class Wide(Joint):
-    """Clients side by side in the channels of one wide model; see ``heterofl_flwr.training.engines.wide``."""
-
-    channels_last = True
-
-    def __call__(self, inputs: Sequence[Tensor], precision: Precision = "float32") -> Tensor:
-        """Return the logits (batch, clients, classes)."""
-        with autocast(precision, inputs[0].device):
-            logits: Tensor = self._twin(torch.cat(list(inputs), 1))
-        apart: Tensor = logits.unflatten(1, (self._clients, -1))
-        return apart
-
-    def _build(self) -> Mapping[str, nn.Parameter]:
-        self._twin = wide_twin(self._model, self._clients)
-        return dict(self._twin.named_parameters())
-
-
-class Vmapped(Joint):
-    """Any forward pass that ``torch.vmap`` can follow."""
-
-    channels_last = False
-
-    def __call__(self, inputs: Sequence[Tensor], precision: Precision = "float32") -> Tensor:
-        """Return the logits (batch, clients, classes)."""
-        if precision != "float32":
-            raise IncompatibleError("under vmap, lower precision reaches some operations only")
-        # The faster kernels of attention would be called client by client.
-        with sdpa_kernel(SDPBackend.MATH):
-            logits: Tensor = vmap(self._call_one, out_dims=1)(self._named, torch.stack(list(inputs)))
-        return logits
-
-    def _build(self) -> Mapping[str, nn.Parameter]:
-        named = {name: stacked(own, self._clients) for name, own in self._model.named_parameters()}
-        self._named: dict[str, Tensor] = {**named}
-        return named
-
-    def _call_one(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        logits: Tensor = functional_call(self._model, parameters, (inputs,))
-        return logits
-
 
 class _DifferentValuesError(IncompatibleError):
     """What is computed together has other values; by rounding, perhaps."""
 
 
 def build_verified(
-    way: type[Joint],
+    way: Way,
     models: Sequence[nn.Module],
     layouts: Sequence[Layout],
     values: Sequence[Tensor],
@@ -162,20 +148,20 @@ def build_verified(
     of ReLU, gradients differ by percents. With TF32 on a GPU they mostly do. Models that differ, draw random numbers or
     change a buffer in the forward pass raise ``IncompatibleError``: then the clients are not independent of each other.
     """
-    joint = way(models[0], layouts, len(models))
+    joint = Joint(way, models[0], layouts, len(models))
     try:
         _verify(joint, models, values, inputs)
     except _DifferentValuesError:
         exact = [copy.deepcopy(model).double() for model in models]
         exact_inputs = [one.double() if one.is_floating_point() else one for one in inputs]
         exact_values = [rows.double() for rows in values]
-        _verify(way(exact[0], layouts, len(models)), exact, exact_values, exact_inputs)
+        _verify(Joint(way, exact[0], layouts, len(models)), exact, exact_values, exact_inputs)
     return joint
 
 
 def _verify(joint: Joint, models: Sequence[nn.Module], values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     joint.place(values)
-    together = joint(inputs)
+    together = joint.forward(inputs, "float32")
     gradients = joint.gradients(_probe(together))
     for client in {0, len(inputs) - 1}:
         own = {

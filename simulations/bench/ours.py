@@ -1,0 +1,130 @@
+"""Our side of a comparison: strategy, ClientApp, processes and settings of ``heterofl run --grid local``."""
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid
+
+from heterofl_flwr.app import client_app
+from heterofl_flwr.app.callbacks import CentralEvaluation
+from heterofl_flwr.app.cli.main import parser
+from heterofl_flwr.app.cli.run import build_request
+from heterofl_flwr.app.launch.request import App, Request
+from heterofl_flwr.app.launch.running import count_processes, open_grid
+from heterofl_flwr.app.server_app import make_strategy
+from heterofl_flwr.app.task import task_of
+from heterofl_flwr.client import load_parameters
+from heterofl_flwr.federation.records import Progress, RoundCallback
+from heterofl_flwr.grids import Windowed
+from heterofl_flwr.nn import PAPER, with_static_norm
+from simulations.reference.rounds import Experiment, Model, Parts, balanced_seed, is_balanced
+
+APP = "simulations.bench.ours:app"
+READY = "query.ready"
+
+app = client_app.app
+
+
+@app.query("ready")
+def read_data(message: Message, context: Context) -> Message:
+    """Read a client's data, so that what is measured begins with them in memory."""
+    task_of(context.run_config).part(0, int(context.node_config["num-partitions"]))
+    return Message(RecordDict(), reply_to=message)
+
+
+def build_our_request(
+    experiment: Experiment, folder: Path, *options: str, settings: Mapping[str, object] = MappingProxyType({})
+) -> Request:
+    """Return what ``heterofl run`` makes of an experiment, more options and settings; it runs in ``folder``."""
+    own: dict[str, object] = {"data.root": experiment.root, "data.split": experiment.split, "mix": experiment.mix}
+    own |= {"sample.fraction": experiment.fraction, "engine.device": "cpu"}
+    words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
+    where = ["--resume" if (folder / "history.jsonl").exists() else "--out", str(folder)]
+    line = ["run", "--data", "mnist", "--clients", str(experiment.clients), *where, *options, *words]
+    return build_request(parser().parse_args(line))
+
+
+class TimedGrid(Windowed):
+    """Adds up for how long each type of message keeps the strategy busy, aggregation included."""
+
+    seconds: defaultdict[str, float]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield the replies."""
+        start = time.perf_counter()
+        sent = list(messages)
+        yield from super().send_and_receive(sent, timeout=timeout)
+        self.seconds[sent[0].metadata.message_type] += time.perf_counter() - start
+
+
+class Last(RoundCallback):
+    """Keeps what is known after the last round."""
+
+    progress: Progress
+
+    def on_round_end(self, progress: Progress) -> bool:
+        self.progress = progress
+        return False
+
+
+class Ours:
+    """Rounds of ours, each with the same evaluation as the authors': static batch norm, global and local.
+
+    The server itself does not evaluate, because the clients' test parts together are the whole test set, and each
+    client measures its part with and without its mask in one pass.
+    """
+
+    name = "heterofl-flwr"
+
+    def __init__(self, request: Request, grid: Grid) -> None:
+        self.config, self.task, self._last = request.config, task_of(request.config), Last()
+        same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
+        self._strategy = make_strategy(task_of({**request.config, **same}), [self._last])
+        self._grid = TimedGrid(grid, self.task.settings.engine.window)
+
+    def round(self) -> tuple[Parts, Model]:
+        """Run the first round, from the initial model."""
+        seconds = self._grid.seconds = defaultdict(float)
+        self._strategy.start(self._grid, num_rounds=1)
+        record = self._last.progress.record
+        if record.failures or not is_balanced(record.rates.values()):
+            raise RuntimeError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
+        moments, test, found = seconds["query.moments"], seconds["evaluate"], record.evaluate
+        module = PAPER["mnist"].build()(1.0)
+        load_parameters(module, self._last.progress.state)
+        model = Model.of(with_static_norm(module, self._strategy.moments[1.0]))
+        # What is neither asking for moments nor testing counts as training: slicing, sending, averaging.
+        rest = record.seconds - moments - test
+        return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"]), model
+
+    def time_default_evaluation(self, *, levels: bool) -> float:
+        """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""
+        strategy = make_strategy(task_of({**self.config, "evaluate.levels": levels}), ())
+        arrays, due = ArrayRecord(dict(self._last.progress.state)), self.task.settings.evaluate.every
+        start = time.perf_counter()
+        messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)
+        strategy.aggregate_evaluate(due, self._grid.send_and_receive(messages))
+        CentralEvaluation(strategy, self.task)(due, arrays)
+        return time.perf_counter() - start
+
+
+@contextmanager
+def open_ours(experiment: Experiment) -> Iterator[Ours]:
+    """Start our processes, and let each read its data."""
+    start, seed = time.perf_counter(), balanced_seed(experiment.clients)
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--grid", "local", "--seed", str(seed))
+        request = build_our_request(experiment, Path(folder), *options, settings={"assignment": "fix"})
+        with open_grid(request, App("", APP, request.config)) as grid:
+            nodes = list(grid.get_node_ids())[: count_processes(request)]
+            replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in nodes])
+            if failed := [reply.error.reason for reply in replies if reply.has_error()]:
+                raise RuntimeError(f"clients cannot read their data: {failed[0]}")
+            print(f"our seed {seed}; our processes start and read their data in {time.perf_counter() - start:.1f} s")
+            yield Ours(request, grid)
