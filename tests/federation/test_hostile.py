@@ -1,190 +1,20 @@
 """Replies of bad faith: refused before they are read or before they count, and counted against their client."""
 
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, messages
-from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
+from heterofl_flwr import Limits, LocalGrid, messages
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.limits import read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.records import Tally
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.strategies.replies import in_order
-from tests.federation.tiny import Keep, add_one, bare_reply, build, build_normed, config, equal, inputs, make_app
-
-NEVER = Evaluation(every=0)
-
-
-def play(train, nodes=3, num_rounds=1, grid=LocalGrid, **options):
-    """Return the strategy and the state of a run in which node 1 trains in a way of its own."""
-    keep = Keep()
-    with grid(make_app(odd={1: train}), nodes) as own:
-        strategy = HeteroFL(build, "a1", **{"evaluation": NEVER, "callbacks": [keep], **options})
-        state = strategy.start(own, num_rounds=num_rounds).arrays.to_torch_state_dict()
-    return strategy, state, keep.records
-
-
-def crash(message, context):
-    raise RuntimeError
-
-
-@pytest.fixture(scope="module")
-def without():
-    """Return the state of a run in which node 1 gives no reply."""
-    return play(crash)[1]
-
-
-def trained(message, state=None, metrics=None, **said):
-    own = submodel(message, build).state_dict() if state is None else state
-    numbers = {"num-examples": 1} if metrics is None else metrics
-    return bare_reply(message, arrays=ArrayRecord(own), metrics=MetricRecord(numbers), config=config(**said))
-
-
-def with_state(change):
-    return lambda message, context: trained(message, change(submodel(message, build).state_dict()))
-
-
-def with_metrics(**values):
-    return lambda message, context: trained(message, metrics={"num-examples": 1, **values})
-
-
-def counting(number):
-    return lambda message, context: trained(message, metrics={"num-examples": number})
-
-
-def unreadable(times):
-    """Return a reply that would fail to be read, if it were read."""
-
-    def train(message, context):
-        answer = trained(message)
-        answer.content["arrays"]["hidden.bias"] = Array("float32", (8,), "numpy.ndarray", b"x" * times)
-        return answer
-
-    return train
-
-
-HOSTILE = {
-    "large": (unreadable(5000), "sent 5,000 bytes as 'hidden.bias', expected up to 1,088"),
-    "many names": (
-        with_state(lambda state: {**state, **{f"junk{number}": torch.zeros(0) for number in range(5000)}}),
-        "5000 names are not in its plan",
-    ),
-    "huge entries": (
-        with_state(lambda state: {**state, "hidden.bias": torch.full((8,), 3e38)}),
-        r"hidden.bias has entries up to 3e\+38, expected up to 1e\+15",
-    ),
-    "all examples": (counting(10**15), "sent 1000000000000000 as num-examples, expected .* up to 10,000,000"),
-    "no float": (counting(10**400), "sent 1000.* as num-examples"),
-    "many metrics": (
-        with_metrics(**{f"metric{number}": 1.0 for number in range(1000)}),
-        "sent 1000 metrics, expected up to 100",
-    ),
-    "long name": (with_metrics(**{"x" * 1000: 1.0}), "sent a metric named 'xxx"),
-    "escape": (with_metrics(**{"\x1b[2J": 1.0}), r"sent a metric named '\\x1b"),
-    "many labels": (lambda message, context: trained(message, labels=[1] * 5000), "5000 labels, expected up to 4"),
-    "far": (
-        with_state(lambda state: {name: own + 10 for name, own in state.items()}),
-        "its change has an L2 norm of 82.46, expected up to 50",
-    ),
-}
-
-
-@pytest.mark.parametrize(("train", "cause"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_reply_leaves_the_model_as_without_its_client_to_the_bit(train, cause, without):
-    strategy, state, (record,) = play(train, limits=Limits(norm_bound=50))
-    assert equal(state, without)
-    assert record.refused == (1,)
-    assert list(record.failures) == [1]
-    assert re.search(cause, record.failures[1])
-    assert strategy.tally.refused == {1: 1}
-
-
-def test_a_reply_within_the_bound_counts():
-    # Node 2 adds 3 to each of 68 entries.
-    strategy, _, _ = play(add_one, limits=Limits(norm_bound=3 * math.sqrt(68) + 1e-3))
-    assert strategy.log.failures == {}
-    strategy, _, _ = play(add_one, limits=Limits(norm_bound=3 * math.sqrt(68) - 1e-3))
-    assert list(strategy.log.failures) == [2]
-
-
-def test_a_reply_in_few_bits_is_held_to_the_bound_too():
-    strategy, _, _ = play(
-        lambda message, context: add_one(message, context), upload="int8", limits=Limits(norm_bound=20)
-    )
-    assert list(strategy.log.failures) == [2]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
-def test_a_metric_that_is_no_usable_number_does_not_reach_the_mean_of_the_others(value, caplog):
-    strategy, _, _ = play(with_metrics(loss=value))
-    assert strategy.log.train == {"loss": pytest.approx((0 * 1 + 2 * 3) / 4)}
-    assert "which counts in no mean" in caplog.text
-
-
-def test_what_the_server_finds_out_is_not_for_clients_to_say():
-    def evaluate(message, context):
-        metrics = {"coverage": 9.0, "local-accuracy": 0.5, "output/1e-300": 1.0}
-        return reply(message, num_examples=1, metrics=metrics)
-
-    with LocalGrid(make_app(evaluate=evaluate), 2) as grid:
-        strategy = HeteroFL(build, "a1")
-        strategy.start(grid, num_rounds=1)
-    assert strategy.log.evaluate == {"coverage": 1.0, "local-accuracy": 0.5, "worst-accuracy": 0.5}
-    assert strategy.log.evaluate_by_level == {}
-
-
-def test_a_client_is_not_drawn_after_so_many_refusals_in_a_row():
-    strategy, _, records = play(HOSTILE["large"][0], num_rounds=4, limits=Limits(refusals=2))
-    assert [sorted(record.rates) for record in records] == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2]]
-    assert strategy.tally.suspended(2) == {1}
-    again = Tally(records)
-    assert (again.refused, again.in_a_row) == (strategy.tally.refused, strategy.tally.in_a_row)
-
-
-def test_a_good_reply_ends_the_row_and_failing_is_no_refusal():
-    def sometimes(message, context):
-        number = message.content["config"]["server-round"]
-        if number == 3:
-            crash(message, context)
-        return add_one(message, context) if number == 2 else HOSTILE["large"][0](message, context)
-
-    strategy, _, records = play(sometimes, num_rounds=4, limits=Limits(refusals=3))
-    assert [list(record.refused) for record in records] == [[1], [], [], [1]]
-    assert strategy.tally.refused == {1: 2}
-    assert strategy.tally.in_a_row == {1: 1}
-
-
-def test_where_no_client_is_left_a_round_fails():
-    with LocalGrid(make_app(), 2) as grid:
-        strategy = HeteroFL(build, "a1", limits=Limits(refusals=1))
-        for partition in range(2):
-            strategy.tally.refuse(partition)
-        with pytest.raises(RoundError, match="none of 2 clients can train: 2 had 1 replies refused in a row"):
-            strategy.configure_train(1, ArrayRecord(strategy.federation.initial_state()), config(), grid)
-
-
-def test_a_reply_to_an_earlier_round_is_dropped():
-    kept = []
-
-    class Replaying(LocalGrid):
-        """Node 1 answers the second round with its reply to the first."""
-
-        def send_and_receive(self, messages, *, timeout=None):
-            replies = list(super().send_and_receive(messages, timeout=timeout))
-            if replies[0].content.get("arrays"):
-                kept.append(replies[1])
-                replies[1] = kept[0]
-            return replies
-
-    _, _, records = play(add_one, num_rounds=2, grid=Replaying)
-    assert [record.failures for record in records] == [{}, {1: "no reply in time"}]
+from tests.federation.tiny import build_normed, inputs, make_app
 
 
 @pytest.mark.parametrize(

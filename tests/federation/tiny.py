@@ -4,17 +4,19 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import LocalGrid, RoundCallback, messages
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, reply, submodel
 from heterofl_flwr.core import width
 
+NEVER = Evaluation(every=0)
 Handler = Callable[[Message, Context], Message | None]
 
 
@@ -151,6 +153,19 @@ class Keep(RoundCallback):
     @property
     def records(self):
         return [progress.record for progress in self.progress]
+
+
+def play(app=None, mix="a1", nodes=3, num_rounds=1, *, build=build, grid=Watched, wrap=None, start=None, **options):
+    """Return a run: strategy, log, state, result, records and grid; without evaluation, if none is asked for."""
+    keep = Keep()
+    node_config = options.pop("node_config", None)
+    with grid(app or make_app(build=build), nodes, node_config=node_config) as own:
+        strategy = HeteroFL(build, mix, **{"evaluation": NEVER, "callbacks": [keep], **options})
+        result = strategy.start(wrap(own) if wrap else own, num_rounds=num_rounds, **(start or {}))
+    state = result.arrays.to_torch_state_dict()
+    return SimpleNamespace(
+        strategy=strategy, log=strategy.log, state=state, result=result, records=keep.records, grid=own
+    )
 
 
 def check_gain(strategy, state: Mapping[str, Tensor], gain: float) -> None:
