@@ -5,12 +5,10 @@ import time
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import Watched, bare_reply, build, config, make_app
-
-NEVER = Evaluation(every=0)
+from tests.federation.tiny import NEVER, Watched, bare_reply, build, config, make_app, play
 
 
 class Arriving(Watched):
@@ -25,49 +23,47 @@ class Arriving(Watched):
         return everyone[: self._steps.pop(0)] if getattr(self, "_steps", None) else everyone
 
 
-def run(grid, mix="a1-c1", **options):
-    strategy = HeteroFL(build, mix, evaluation=NEVER, **options)
-    strategy.start(grid, num_rounds=1)
-    return strategy
+def run(app=None, nodes=3, mix="a1-c1", **options):
+    return play(app, mix, nodes, **options).strategy
+
+
+def arriving(*steps):
+    return lambda app, nodes, **options: Arriving(app, nodes, steps, **options)
 
 
 def test_a_round_waits_for_nodes():
-    with Arriving(make_app(), 3, [0, 1]) as grid:
-        assert len(run(grid, min_available_nodes=3).log.rates) == 3
+    assert len(run(min_available_nodes=3, grid=arriving(0, 1)).log.rates) == 3
 
 
 def test_a_first_round_waits_for_all_nodes_of_a_simulation_that_still_registers():
-    with Arriving(make_app(), 6, [0, 2, 4]) as grid:
-        assert run(grid).log.rates == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.25, 4: 0.25, 5: 0.25}
-        assert len(grid.of("query.capability")) == 6
+    found = play(None, "a1-c1", 6, grid=arriving(0, 2, 4))
+    assert found.log.rates == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.25, 4: 0.25, 5: 0.25}
+    assert len(found.grid.of("query.capability")) == 6
 
 
 def test_nodes_that_never_come_are_not_waited_for():
-    with LocalGrid(make_app(), 2, node_config=lambda partition: {"num-partitions": 100}) as grid:
-        began = time.monotonic()
-        strategy = run(grid, wait=30)
+    began = time.monotonic()
+    strategy = run(nodes=2, node_config=lambda partition: {"num-partitions": 100}, wait=30)
     assert strategy.log.rates == {0: 1.0, 1: 1.0}  # the first block of a hundred partitions
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_too_few_nodes_end_the_run_in_time_and_say_what_is_missing(number):
-    with Arriving(make_app(), 4, [number] * 50) as grid:
-        began = time.monotonic()
-        with pytest.raises(RoundError, match=rf"{number} nodes are there after 0.3 s, expected at least 2.*num-supern"):
-            run(grid, wait=0.3)
+    began = time.monotonic()
+    with pytest.raises(RoundError, match=rf"{number} nodes are there after 0.3 s, expected at least 2.*num-supern"):
+        run(nodes=4, grid=arriving(*[number] * 50), wait=0.3)
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("said", [{}, {"num-partitions": 9}])
 def test_without_any_wait_nodes_that_are_there_are_still_asked(said):
-    with LocalGrid(make_app(), 4, node_config=lambda partition: {"level": "b", **said}) as grid:
-        assert set(run(grid, wait=0.0).log.rates.values()) == {0.5}
+    strategy = run(nodes=4, node_config=lambda partition: {"level": "b", **said}, wait=0.0)
+    assert set(strategy.log.rates.values()) == {0.5}
 
 
 def test_a_node_that_answers_no_query_trains_at_the_smallest_rate_with_one_warning(caplog):
-    with LocalGrid(make_app(capability=None), 3) as grid:
-        strategy = run(grid)
+    strategy = run(make_app(capability=None))
     assert strategy.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
     (warning,) = [record.getMessage() for record in caplog.records if "smallest rate" in record.getMessage()]
     assert "3 of 3 new nodes gave no usable answer" in warning
@@ -113,14 +109,12 @@ def test_an_answer_to_the_query_that_means_nothing_counts_as_none(caplog, said, 
     def capability(message, context):
         return bare_reply(message, config=config(**said))
 
-    with LocalGrid(make_app(capability=capability), 2) as grid:
-        assert set(run(grid).log.rates.values()) == {0.25}
+    assert set(run(make_app(capability=capability), 2).log.rates.values()) == {0.25}
     assert named in caplog.text
 
 
 def test_a_partition_said_twice_is_given_once(caplog):
-    with LocalGrid(make_app(), 3, node_config=lambda partition: {"partition-id": 0}) as grid:
-        strategy = run(grid)
+    strategy = run(node_config=lambda partition: {"partition-id": 0})
     assert sorted(strategy.log.rates) == [0, 1, 2]
     assert "says partition 0, which node" in caplog.text
 
@@ -135,37 +129,32 @@ def test_without_partitions_names_order_the_nodes(caplog):
             ids = list(self.get_node_ids())
             return [NodeInfo(node_id=node_id, name=f"n{9 - rank}") for rank, node_id in enumerate(ids)]
 
-    with Named(make_app(capability=no_partition), 4) as grid:
-        strategy = run(grid)
-        ids = list(grid.get_node_ids())
+    found = play(make_app(capability=no_partition), "a1-c1", 4, grid=Named)
+    strategy, ids = found.strategy, list(found.grid.get_node_ids())
     assert [strategy.federation.nodes.partition(node_id) for node_id in ids] == [3, 2, 1, 0]
     assert "numbered by their random ids" not in caplog.text
 
 
 def test_without_partitions_and_names_ids_order_the_nodes_with_one_warning(caplog):
-    with LocalGrid(make_app(capability=no_partition), 4) as grid:
-        strategy = run(grid)
-        ids = sorted(grid.get_node_ids())
+    found = play(make_app(capability=no_partition), "a1-c1", 4)
+    strategy, ids = found.strategy, sorted(found.grid.get_node_ids())
     assert [strategy.federation.nodes.partition(node_id) for node_id in ids] == [0, 1, 2, 3]
     assert caplog.text.count("4 nodes have neither a partition-id in their node config nor a registered name") == 1
 
 
 def test_dynamic_leaves_out_nodes_that_can_hold_no_rate_of_the_mix():
-    levels = ["e", "a", "b"]
-    with LocalGrid(make_app(), 3, node_config=lambda partition: {"level": levels[partition]}) as grid:
-        assert sorted(run(grid, "a1-b1", assignment="dynamic").log.rates) == [1, 2]
+    levels = [{"level": level} for level in ("e", "a", "b")]
+    assert sorted(run(mix="a1-b1", node_config=levels.__getitem__, assignment="dynamic").log.rates) == [1, 2]
 
 
 def test_dynamic_fails_where_no_node_can_hold_a_rate_of_the_mix():
-    with LocalGrid(make_app(), 2, node_config=lambda partition: {"level": "e"}) as grid:
-        strategy = HeteroFL(build, "a1-b1", assignment="dynamic", evaluation=NEVER)
-        with pytest.raises(RoundError, match=r"none of 2 clients can train: .* 2 can hold no rate of the mix a1-b1"):
-            strategy.start(grid, num_rounds=1)
+    with pytest.raises(RoundError, match=r"none of 2 clients can train: .* 2 can hold no rate of the mix a1-b1"):
+        run(None, 2, "a1-b1", node_config=lambda partition: {"level": "e"}, assignment="dynamic")
 
 
 def test_dynamic_draws_among_what_a_node_can_hold():
-    with LocalGrid(make_app(), 20, node_config=lambda partition: {"level": "b"}) as grid:
-        assert set(run(grid, "a1-b1-c1", assignment="dynamic").log.rates.values()) == {0.5, 0.25}
+    strategy = run(None, 20, "a1-b1-c1", node_config=lambda partition: {"level": "b"}, assignment="dynamic")
+    assert set(strategy.log.rates.values()) == {0.5, 0.25}
 
 
 class TestNodes:
@@ -224,17 +213,13 @@ def test_a_node_that_is_started_anew_goes_on_where_it_was():
     def node_config(partition):
         return {"partition-id": partition % 2, "num-partitions": 2}
 
-    with Restarting(make_app(), 3, node_config=node_config) as grid:
-        strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
-        strategy.start(grid, num_rounds=2)
-    assert strategy.log.rates == {0: 1.0, 1: 0.25}
+    assert play(None, "a1-c1", num_rounds=2, grid=Restarting, node_config=node_config).log.rates == {0: 1.0, 1: 0.25}
 
 
 def test_capability_holds_what_a_node_said_of_its_data_and_how_many_it_trained_on():
     def capability(message, context):
         return bare_reply(message, config=config(partition=4, num_partitions=9, num_examples=12))
 
-    with LocalGrid(make_app(capability=capability), 1) as grid:
-        strategy = run(grid, min_available_nodes=1)
-        (node_id,) = grid.get_node_ids()
-    assert strategy.federation.nodes[node_id] == Capability(partition=4, num_partitions=9, num_examples=1)
+    found = play(make_app(capability=capability), nodes=1, min_available_nodes=1)
+    (node_id,) = found.grid.get_node_ids()
+    assert found.strategy.federation.nodes[node_id] == Capability(partition=4, num_partitions=9, num_examples=1)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, multi_step
-from tests.federation.tiny import add_one, build, build_normed, equal, make_app
+from heterofl_flwr import Evaluation, RoundCallback, multi_step
+from tests.federation.tiny import build_normed, equal, make_app, play
 
 
 class Spy(RoundCallback):
@@ -28,10 +28,9 @@ class Spy(RoundCallback):
         self.last = dict(state)
 
 
-def run(*callbacks, num_rounds=3, build=build, app=None, **options):
-    with LocalGrid(app or make_app(build=build), 4) as grid:
-        strategy = HeteroFL(build, "a1-c1", callbacks=callbacks, **options)
-        return strategy, strategy.start(grid, num_rounds=num_rounds)
+def run(*callbacks, num_rounds=3, app=None, **options):
+    found = play(app, "a1-c1", 4, num_rounds, callbacks=callbacks, **{"evaluation": Evaluation(), **options})
+    return found.strategy, found.result
 
 
 def test_every_callback_sees_start_rounds_and_end():
@@ -91,6 +90,5 @@ def test_a_record_is_a_line_of_json():
 
 def test_a_callback_sees_the_round_of_a_run_that_goes_on():
     spy = Spy()
-    with LocalGrid(make_app(add_one), 2) as grid:
-        HeteroFL(build, callbacks=[spy]).start(grid, num_rounds=5, first_round=5)
+    play(nodes=2, num_rounds=5, callbacks=[spy], start={"first_round": 5})
     assert spy.calls == [("start", 5, 5), ("round", 5), ("end",)]

@@ -4,25 +4,20 @@ import re
 
 import pytest
 
-from heterofl_flwr import DeviceProfile, Devices, Evaluation, HeteroFL, LocalGrid, SimulatedDevices
+from heterofl_flwr import DeviceProfile, Devices, HeteroFL, SimulatedDevices
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.settings import from_flat, to_flat
-from tests.federation.tiny import build, make_app
-
-NEVER = Evaluation(every=0)
+from tests.federation.tiny import build, make_app, play
 
 
 def crash(message, context):
     raise RuntimeError("the worker is gone")
 
 
-def start(nodes, crashing, num_rounds=1, **options):
-    """Return the strategy of a run in which so many clients fail."""
-    with LocalGrid(make_app(odd=dict.fromkeys(range(nodes - crashing, nodes), crash)), nodes) as grid:
-        strategy = HeteroFL(build, "a1", evaluation=NEVER, **options)
-        strategy.start(grid, num_rounds=num_rounds)
-    return strategy
+def start(nodes, crashing, **options):
+    """Return a run in which so many clients fail."""
+    return play(make_app(odd=dict.fromkeys(range(nodes - crashing, nodes), crash)), nodes=nodes, **options)
 
 
 @pytest.mark.parametrize(("nodes", "crashing", "least"), [(20, 19, 10), (4, 3, 2), (3, 2, 2), (5, 3, 3)])
@@ -66,10 +61,8 @@ def simulated(crashing, **options):
     """Return the record of a round in which partition p takes p + 1 seconds; three of six come in time."""
     profile = DeviceProfile(macs_per_second=1.0, download=1e12, upload=1e12)
     devices = Devices({"a": profile}, lambda kind, partition, rate, examples: 1.0 + partition, deadline=3.5)
-    with LocalGrid(make_app(odd=dict.fromkeys(range(crashing), crash)), 6) as grid:
-        strategy = HeteroFL(build, "a1", evaluation=NEVER, **options)
-        strategy.start(SimulatedDevices(grid, devices, **options), num_rounds=1)
-    return strategy.log
+    app = make_app(odd=dict.fromkeys(range(crashing), crash))
+    return play(app, nodes=6, wrap=lambda grid: SimulatedDevices(grid, devices, **options), **options).log
 
 
 def test_what_simulated_devices_lose_does_not_count_as_asked():

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from heterofl_flwr import Adam, Evaluation, HeteroFL, Hybrid, LocalGrid, Momentum, Privacy, Robust
+from heterofl_flwr import Adam, HeteroFL, Hybrid, Momentum, Privacy, Robust
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.strategies.fedh2l import FedH2L
-from tests.federation.tiny import build, make_app
+from tests.federation.tiny import build, make_app, play
 
-NEVER = Evaluation(every=0)
 MEANS = ["trimmed", "median", "clip"]
 
 
@@ -28,27 +27,22 @@ def flip(message, context):
 
 def gains(robust, hostile=(0,), num_rounds=1, **options):
     """Return by how much each entry went up, where one client of six holds the whole model and may be hostile."""
-    app = make_app(train, odd=dict.fromkeys(hostile, flip))
-    strategy = HeteroFL(build, **{"mix": "a1-c5", "evaluation": NEVER, **options}, robust=robust)
-    with LocalGrid(app, 6) as grid:
-        new = strategy.start(grid, num_rounds=num_rounds).arrays.to_torch_state_dict()
-    assert strategy.log.failures == {}
-    before = strategy.federation.initial_state()
-    return torch.cat([(new[name] - own).flatten() for name, own in before.items()])
+    run = play(make_app(train, odd=dict.fromkeys(hostile, flip)), "a1-c5", 6, num_rounds, robust=robust, **options)
+    assert run.log.failures == {}
+    before = run.strategy.federation.initial_state()
+    return torch.cat([(run.state[name] - own).flatten() for name, own in before.items()])
 
 
-@pytest.mark.parametrize("mean", MEANS)
-@pytest.mark.parametrize("upload", ["float32", "float16", "int8"])
-def test_the_only_holder_of_an_entry_turns_it_round_in_a_mean_and_not_in_a_robust_one(mean, upload):
-    assert gains(None, upload=upload).min().item() == pytest.approx(-0.5, abs=0.01)
-    assert gains(Robust(mean=mean), upload=upload).min().item() >= 0
+FORMS = [{"upload": name} for name in ("float32", "float16", "int8")]
+RULES = [{"slice_rule": name} for name in ("rolling", "random-level", "random-client")]
 
 
-@pytest.mark.parametrize("mean", MEANS)
-@pytest.mark.parametrize("slice_rule", ["rolling", "random-level", "random-client"])
-def test_so_it_is_in_slices_that_move(mean, slice_rule):
-    assert gains(None, slice_rule=slice_rule).min() < 0
-    assert gains(Robust(mean=mean), slice_rule=slice_rule).min() >= 0
+@pytest.mark.parametrize("options", [*FORMS, *RULES], ids=lambda options: "".join(options.values()))
+def test_the_only_holder_of_an_entry_turns_it_round_in_a_mean_and_not_in_a_robust_one(options):
+    plain = gains(None, **options).min().item()
+    assert plain == pytest.approx(-0.5, abs=0.01) if options in FORMS else plain < 0
+    for mean in MEANS:
+        assert gains(Robust(mean=mean), **options).min().item() >= 0
 
 
 @pytest.mark.parametrize("mean", MEANS)

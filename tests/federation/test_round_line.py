@@ -4,13 +4,13 @@ import logging
 
 import pytest
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.core.formatting import size
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Console
 from tests.classic.fakes import Fake, fit_all, manager_of
-from tests.federation.tiny import build, make_app
+from tests.federation.tiny import build, make_app, play
 
 
 def crash(message, context):
@@ -25,10 +25,7 @@ def lines(caplog):
 
 
 def run(**options):
-    with LocalGrid(make_app(odd={2: crash}), 4) as grid:
-        strategy = HeteroFL(build, "a1-c1", evaluation=Evaluation(every=2), **options)
-        strategy.start(grid, num_rounds=2)
-    return strategy
+    return play(make_app(odd={2: crash}), "a1-c1", 4, 2, evaluation=Evaluation(every=2), **options)
 
 
 def test_levels_with_their_clients_and_bytes_and_who_failed(lines):

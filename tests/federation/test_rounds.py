@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -11,20 +12,29 @@ from flwr.app import ArrayRecord, ConfigRecord
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RoundCallback, Windowed, multi_step
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
-from tests.federation.tiny import Shuffled, Tiny, Watched, add_one, build, build_normed, equal, make_app, untimed
+from tests.federation.tiny import (
+    NEVER,
+    Shuffled,
+    Tiny,
+    Watched,
+    add_one,
+    build,
+    build_normed,
+    equal,
+    make_app,
+    play,
+    untimed,
+)
 
-NEVER = Evaluation(every=0)
 
-
-def run(grid, mix="a1-c1", num_rounds=1, build=build, **options):
-    start = {key: options.pop(key) for key in list(options) if key in ("initial_arrays", "train_config", "first_round")}
-    strategy = HeteroFL(build, mix, evaluation=options.pop("evaluation", NEVER), **options)
-    return strategy, strategy.start(grid, num_rounds=num_rounds, **start).arrays.to_torch_state_dict()
+def run(nodes=2, mix="a1-c1", num_rounds=1, app=None, **options):
+    start = {key: options.pop(key) for key in list(options) if key in ("initial_arrays", "train_config")}
+    return play(app, mix, nodes, num_rounds, start=start, **options)
 
 
 def test_a_round_is_the_mean_over_those_who_held_an_entry():
-    with LocalGrid(make_app(), 2) as grid:
-        strategy, state = run(grid)
+    found = run()
+    strategy, state = found.strategy, found.state
     before = strategy.federation.initial_state()
     gain = {name: state[name] - before[name] for name in state}
     # Node 0 holds all and adds 1; node 1 holds the first two hidden units and adds 2.
@@ -37,10 +47,9 @@ def test_a_round_is_the_mean_over_those_who_held_an_entry():
 
 
 def test_levels_get_their_rate_and_share_one_record_each():
-    with Watched(make_app(), 6) as grid:
-        run(grid, "a1-b1-c1")
-        messages = grid.of("train")
-        rates = {grid.partition_of(message): message.content["config"]["rate"] for message in messages}
+    grid = run(6, "a1-b1-c1").grid
+    messages = grid.of("train")
+    rates = {grid.partition_of(message): message.content["config"]["rate"] for message in messages}
     assert rates == {0: 1.0, 1: 1.0, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.25}
     records = {message.content["config"]["rate"]: id(message.content["arrays"]) for message in messages}
     assert len({id(message.content["arrays"]) for message in messages}) == len(set(records.values())) == 3
@@ -49,10 +58,9 @@ def test_levels_get_their_rate_and_share_one_record_each():
 
 def test_every_message_has_a_config_of_its_own_and_keeps_the_callers_keys():
     asked = ConfigRecord({"epochs": 3, "rate": 0.9})
-    with Watched(make_app(), 3) as grid:
-        run(grid, train_config=asked, seed=5, num_rounds=2, learning_rate=multi_step(0.1, [1]))
-        configs = [dict(message.content["config"]) for message in grid.of("train")]
-        assert len({id(message.content["config"]) for message in grid.of("train")}) == 6
+    sent = run(3, train_config=asked, seed=5, num_rounds=2, learning_rate=multi_step(0.1, [1])).grid.of("train")
+    configs = [dict(message.content["config"]) for message in sent]
+    assert len({id(message.content["config"]) for message in sent}) == 6
     assert asked == ConfigRecord({"epochs": 3, "rate": 0.9})
     assert configs[0] == {
         "heterofl-schema": 1,
@@ -68,25 +76,22 @@ def test_every_message_has_a_config_of_its_own_and_keeps_the_callers_keys():
 
 
 def test_without_a_schedule_the_callers_learning_rate_stays():
-    with Watched(make_app(), 2) as grid:
-        run(grid, train_config=ConfigRecord({"lr": 0.7}))
-        assert [message.content["config"]["lr"] for message in grid.of("train")] == [0.7, 0.7]
+    sent = run(train_config=ConfigRecord({"lr": 0.7})).grid.of("train")
+    assert [message.content["config"]["lr"] for message in sent] == [0.7, 0.7]
 
 
 @pytest.mark.parametrize(("fraction", "number"), [(1.0, 10), (0.5, 5), (0.3, 3), (0.11, 2), (0.001, 1)])
 def test_fraction_of_clients_rounded_up_and_at_least_one(fraction, number):
-    with Watched(make_app(), 10) as grid:
-        run(grid, fraction_train=fraction)
-        assert len({message.metadata.dst_node_id for message in grid.of("train")}) == number
+    sent = run(10, fraction_train=fraction).grid.of("train")
+    assert len({message.metadata.dst_node_id for message in sent}) == number
 
 
 def sampled(seed, *, grid_seed=0, rounds=4):
-    with Watched(make_app(), 10, seed=grid_seed) as grid:
-        run(grid, fraction_train=0.3, seed=seed, num_rounds=rounds)
-        return [
-            [grid.partition_of(m) for m in grid.of("train") if m.content["config"]["server-round"] == server_round]
-            for server_round in range(1, rounds + 1)
-        ]
+    grid = run(10, fraction_train=0.3, seed=seed, num_rounds=rounds, grid=partial(Watched, seed=grid_seed)).grid
+    return [
+        [grid.partition_of(m) for m in grid.of("train") if m.content["config"]["server-round"] == server_round]
+        for server_round in range(1, rounds + 1)
+    ]
 
 
 def test_the_sample_depends_on_seed_and_round_and_not_on_node_ids():
@@ -95,18 +100,16 @@ def test_the_sample_depends_on_seed_and_round_and_not_on_node_ids():
 
 
 def test_evaluation_draws_clients_of_its_own():
-    with Watched(make_app(), 10) as grid:
-        run(grid, fraction_train=0.3, fraction_evaluate=0.4, evaluation=Evaluation())
-        trained = {grid.partition_of(message) for message in grid.of("train")}
-        judged = {grid.partition_of(message) for message in grid.of("evaluate")}
+    grid = run(10, fraction_train=0.3, fraction_evaluate=0.4, evaluation=Evaluation()).grid
+    trained = {grid.partition_of(message) for message in grid.of("train")}
+    judged = {grid.partition_of(message) for message in grid.of("evaluate")}
     assert len(judged) == 4
     assert not trained <= judged
 
 
 def test_all_clients_come_by_partition_when_all_are_asked():
-    with Watched(make_app(), 5, seed=3) as grid:
-        run(grid)
-        assert [grid.partition_of(message) for message in grid.of("train")] == [0, 1, 2, 3, 4]
+    grid = run(5, grid=partial(Watched, seed=3)).grid
+    assert [grid.partition_of(message) for message in grid.of("train")] == [0, 1, 2, 3, 4]
 
 
 def test_dynamic_rates_are_redrawn_each_round_and_repeat_with_the_seed():
@@ -126,25 +129,21 @@ def test_dynamic_rates_are_redrawn_each_round_and_repeat_with_the_seed():
 
 
 def test_capability_is_asked_once_for_each_node():
-    with Watched(make_app(), 4) as grid:
-        run(grid, num_rounds=3, evaluation=Evaluation())
-        assert Counter(grid.partition_of(m) for m in grid.of("query.capability")) == dict.fromkeys(range(4), 1)
+    grid = run(4, num_rounds=3, evaluation=Evaluation()).grid
+    assert Counter(grid.partition_of(m) for m in grid.of("query.capability")) == dict.fromkeys(range(4), 1)
 
 
 def test_a_nodes_own_level_wins_up_to_the_global_rate():
     node_config = {0: {"level": "e"}, 1: {"rate": 0.3}, 2: {"level": "a"}, 3: {}}
-    with LocalGrid(make_app(), 4, node_config=node_config.__getitem__) as grid:
-        strategy, _ = run(grid, "b1-c1")
-    assert strategy.log.rates == {0: 0.0625, 1: 0.3, 2: 0.5, 3: 0.25}
+    assert run(4, "b1-c1", node_config=node_config.__getitem__).log.rates == {0: 0.0625, 1: 0.3, 2: 0.5, 3: 0.25}
 
 
 def test_a_reported_capacity_counts_from_the_next_round_on():
     def shrink(message, context):
         return add_one(message, context, capacity="e")
 
-    with Watched(make_app(odd={0: shrink}), 2) as grid:
-        run(grid, num_rounds=3)
-        rates = [m.content["config"]["rate"] for m in grid.of("train") if grid.partition_of(m) == 0]
+    grid = run(app=make_app(odd={0: shrink}), num_rounds=3).grid
+    rates = [m.content["config"]["rate"] for m in grid.of("train") if grid.partition_of(m) == 0]
     assert rates == [1.0, 0.0625, 0.0625]
 
 
@@ -152,50 +151,40 @@ def test_what_a_reply_says_of_its_classes_decides_whose_rows_count():
     def knows(labels):
         return lambda message, context: add_one(message, context, labels=labels)
 
-    with LocalGrid(make_app(odd={0: knows([0, 1]), 1: knows([1, 3])}), 2) as grid:
-        strategy, state = run(grid, "a1")
-    gain = state["classifier.bias"] - strategy.federation.initial_state()["classifier.bias"]
+    found = run(2, "a1", app=make_app(odd={0: knows([0, 1]), 1: knows([1, 3])}))
+    gain = found.state["classifier.bias"] - found.strategy.federation.initial_state()["classifier.bias"]
     torch.testing.assert_close(gain, torch.tensor([1.0, 1.5, 0.0, 2.0]))
 
 
 def test_running_statistics_neither_travel_nor_count():
-    with Watched(make_app(build=build_normed), 2) as grid:
-        strategy, state = run(grid, num_rounds=2, build=build_normed, evaluation=Evaluation())
-        travelled = {name for message in grid.sent for name in message.content.array_records.get("arrays", ())}
-    assert travelled == set(state) == {name for name, _ in build_normed(1.0).named_parameters()}
-    assert set(strategy.log.failures) == set()
+    found = run(num_rounds=2, build=build_normed, evaluation=Evaluation())
+    travelled = {name for message in found.grid.sent for name in message.content.array_records.get("arrays", ())}
+    assert travelled == set(found.state) == {name for name, _ in build_normed(1.0).named_parameters()}
+    assert found.log.failures == {}
 
 
 def test_initial_arrays_may_hold_running_statistics():
     arrays = ArrayRecord(build_normed(1.0).state_dict())
-    with LocalGrid(make_app(build=build_normed), 2) as grid:
-        _, state = run(grid, build=build_normed, initial_arrays=arrays)
+    found = run(build=build_normed, initial_arrays=arrays)
     assert "norm.running_mean" in arrays
-    assert "norm.running_mean" not in state
+    assert "norm.running_mean" not in found.state
 
 
 def test_the_order_of_replies_does_not_matter():
-    states = []
-    for kind in (LocalGrid, Shuffled):
-        with kind(make_app(), 7) as grid:
-            strategy, state = run(grid, "a1-b1-c1", 3, evaluation=Evaluation(levels=True), server_momentum=0.5)
-            states.append((state, strategy.federation.optimizer_state, untimed(strategy)))
-    assert equal(states[0][0], states[1][0])
-    assert equal(states[0][1], states[1][1])
-    assert states[0][2] == states[1][2]
+    options = {"evaluation": Evaluation(levels=True), "server_momentum": 0.5}
+    one, two = (run(7, "a1-b1-c1", 3, grid=grid, **options) for grid in (LocalGrid, Shuffled))
+    assert equal(one.state, two.state)
+    assert equal(one.strategy.federation.optimizer_state, two.strategy.federation.optimizer_state)
+    assert untimed(one.strategy) == untimed(two.strategy)
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_a_window_changes_nothing(window):
-    results = []
-    for wrap in (lambda grid: grid, lambda grid: Windowed(grid, window)):
-        with LocalGrid(make_app(build=build_normed), 5) as grid:
-            evaluation = Evaluation(levels=True)
-            strategy, state = run(wrap(grid), "a1-b1-c1", 2, build=build_normed, evaluation=evaluation)
-            results.append((state, untimed(strategy), strategy.moment_tensors()))
-    assert equal(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
-    assert equal(results[0][2], results[1][2])
+    options = {"build": build_normed, "evaluation": Evaluation(levels=True)}
+    one, two = (run(5, "a1-b1-c1", 2, wrap=wrap, **options) for wrap in (None, lambda grid: Windowed(grid, window)))
+    assert equal(one.state, two.state)
+    assert untimed(one.strategy) == untimed(two.strategy)
+    assert equal(one.strategy.moment_tensors(), two.strategy.moment_tensors())
 
 
 def test_slices_are_freed_after_the_round():
@@ -210,8 +199,7 @@ def test_slices_are_freed_after_the_round():
 
 
 def test_training_metrics_are_means_weighted_by_examples():
-    with LocalGrid(make_app(), 4) as grid:
-        strategy, _ = run(grid)
+    strategy = run(4).strategy
     # Partitions 0 to 3 report their number as loss and one example more.
     assert strategy.log.train == {"loss": pytest.approx((1 * 2 + 2 * 3 + 3 * 4) / 10)}
     assert strategy.log.train_by_level == {"a": {"loss": pytest.approx(2 / 3)}, "c": {"loss": pytest.approx(18 / 7)}}
@@ -237,10 +225,9 @@ def test_the_initial_model_depends_on_the_seed_alone_and_draws_nothing():
 
 
 def test_a_global_rate_below_one_is_the_mixs_largest():
-    with Watched(make_app(), 2) as grid:
-        _, state = run(grid, "c1-b1")
-        config = grid.of("train")[1].content["config"]
-    assert state["hidden.bias"].shape == (width(8, 0.5),)
+    found = run(2, "c1-b1")
+    config = found.grid.of("train")[1].content["config"]
+    assert found.state["hidden.bias"].shape == (width(8, 0.5),)
     assert (config["rate"], config["global-rate"]) == (0.25, 0.5)
 
 

@@ -9,9 +9,7 @@ import heterofl_flwr.classic
 from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.strategies import instructions as sending
-from tests.federation.tiny import Watched, add_one, build, make_app
-
-NEVER = Evaluation(every=0)
+from tests.federation.tiny import NEVER, Watched, build, make_app, play
 
 
 class Late(Watched):
@@ -47,46 +45,45 @@ def quick(monkeypatch):
     monkeypatch.setattr(sending, "POLL_SECONDS", 0.01)
 
 
-def run(grid, rounds=1, **options):
-    strategy = HeteroFL(build, "a1", **{"evaluation": NEVER, "fraction_train": 0.5, "spare": 0.5} | options)
-    start = strategy.federation.initial_state()
-    state = strategy.start(grid, num_rounds=rounds, timeout=30).arrays.to_torch_state_dict()
-    return strategy, {name: state[name] - start[name] for name in state}
+def run(app=None, nodes=4, late=None, **options):
+    def grid(app, nodes, node_config):
+        return Watched(app, nodes) if late is None else Late(app, nodes, late)
+
+    found = play(app, nodes=nodes, grid=grid, start={"timeout": 30}, **{"fraction_train": 0.75, "spare": 0.3} | options)
+    found.change = found.state["hidden.bias"] - found.strategy.federation.initial_state()["hidden.bias"]
+    return found
 
 
 @pytest.mark.parametrize(
     ("share", "spare", "asked"), [(0.5, 0.0, 4), (0.5, 0.5, 6), (0.5, 0.1, 5), (1.0, 1.0, 8), (0.125, 1.0, 2)]
 )
 def test_the_spare_share_is_of_those_that_are_needed_rounded_up(share, spare, asked):
-    with LocalGrid(make_app(), 8) as grid:
-        assert len(run(grid, fraction_train=share, spare=spare)[0].log.rates) == asked
+    assert len(run(nodes=8, fraction_train=share, spare=spare).log.rates) == asked
 
 
 def test_a_round_ends_as_soon_as_enough_have_answered():
-    with Late(make_app(), 4, {0: 3, 2: 10**9}) as grid:
-        strategy, change = run(grid, fraction_train=0.75, spare=0.3)
-        assert grid.looks == 4  # at once those of 1 and 3, with the fourth look that of 0
-        assert strategy.log.failures == {2: "no reply in time"}
-        assert len(grid.dropped) == 1
+    found = run(late={0: 3, 2: 10**9})
+    assert found.grid.looks == 4  # at once those of 1 and 3, with the fourth look that of 0
+    assert found.log.failures == {2: "no reply in time"}
+    assert len(found.grid.dropped) == 1
     # Clients add 1 more than their partition: 0, 1 and 3 count, in the order of the messages.
-    torch.testing.assert_close(change["hidden.bias"], torch.full((8,), (1 + 2 + 4) / 3))
+    torch.testing.assert_close(found.change, torch.full((8,), (1 + 2 + 4) / 3))
 
 
 def test_replies_that_are_there_by_then_count_too():
-    with LocalGrid(make_app(), 4) as grid:
-        strategy, change = run(grid, fraction_train=0.5, spare=1.0)
-    assert strategy.log.failures == {}
-    torch.testing.assert_close(change["hidden.bias"], torch.full((8,), 2.5))
+    found = run(fraction_train=0.5, spare=1.0)
+    assert found.log.failures == {}
+    torch.testing.assert_close(found.change, torch.full((8,), 2.5))
+
+
+def fail(message, context):
+    raise RuntimeError("broken")
 
 
 def test_an_error_is_no_answer_that_is_waited_for():
-    def fail(message, context):
-        raise RuntimeError("broken")
-
-    with Late(make_app(odd={1: fail}), 4, {0: 2}) as grid:
-        strategy, change = run(grid, fraction_train=0.75, spare=0.3)
-    assert list(strategy.log.failures) == [1]
-    torch.testing.assert_close(change["hidden.bias"], torch.full((8,), (1 + 3 + 4) / 3))
+    found = run(make_app(odd={1: fail}), late={0: 2})
+    assert list(found.log.failures) == [1]
+    torch.testing.assert_close(found.change, torch.full((8,), (1 + 3 + 4) / 3))
 
 
 def test_a_round_ends_at_its_deadline_when_enough_never_come():
@@ -99,28 +96,20 @@ def test_a_round_ends_at_its_deadline_when_enough_never_come():
 
 
 def test_a_round_ends_at_once_when_all_have_answered_with_errors():
-    def fail(message, context):
-        raise RuntimeError("broken")
-
-    with (
-        LocalGrid(make_app(fail), 4) as grid,
-        pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"),
-    ):
-        run(grid)
+    with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
+        run(make_app(fail), fraction_train=0.5, spare=0.5)
 
 
 def test_who_is_late_takes_part_in_the_next_round():
-    with Late(make_app(), 4, {0: 1}) as grid:
-        strategy, _ = run(grid, rounds=2, fraction_train=0.75, spare=0.3)
-        assert strategy.log.failures == {}
-        assert len(grid.of("train")) == 8
+    found = run(late={0: 1}, num_rounds=2)
+    assert found.log.failures == {}
+    assert len(found.grid.of("train")) == 8
 
 
 def test_who_did_not_answer_in_time_is_not_asked_to_evaluate_in_that_round():
-    with Late(make_app(), 4, {2: 10**9}) as grid:
-        strategy, _ = run(grid, fraction_train=1.0, spare=0.0, evaluation=Evaluation())
-        assert [grid.partition_of(message) for message in grid.of("evaluate")] == [0, 1, 3]
-    assert strategy.log.evaluate["coverage"] == 0.75
+    found = run(late={2: 10**9}, fraction_train=1.0, spare=0.0, evaluation=Evaluation())
+    assert [found.grid.partition_of(message) for message in found.grid.of("evaluate")] == [0, 1, 3]
+    assert found.log.evaluate["coverage"] == 0.75
 
 
 def test_new_nodes_are_not_waited_for_beyond_the_deadline():
@@ -154,5 +143,4 @@ def test_without_spare_ones_the_grid_itself_waits():
         def pull_messages(self, message_ids):
             raise AssertionError("send_and_receive is enough")
 
-    with NoPull(make_app(add_one), 3) as grid:
-        assert run(grid, spare=0.0)[0].log.failures == {}
+    assert play(grid=NoPull).log.failures == {}

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
-from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, Yogi
+from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, Yogi, multi_step
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
 from tests.federation.tiny import Keep, bare_reply, build, build_normed, config, equal, make_app
@@ -166,8 +166,7 @@ def test_numbers_that_mean_nothing_are_refused(kind, options, fault):
         kind(**options)
 
 
-@pytest.mark.parametrize("optimizer", [None, *OPTIMIZERS], ids=repr)
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize(("optimizer", "stop"), [*zip([None, *OPTIMIZERS], (3, 1, 3, 5, 3), strict=True)], ids=repr)
 def test_a_run_that_goes_on_equals_one_that_never_stopped(optimizer, stop):
     options = {"build": build_normed, "evaluation": Evaluation(every=2, levels=True), "seed": 4}
     whole, state, progress = run(6, optimizer, **options)
@@ -189,3 +188,12 @@ def test_progress_of_a_round_does_not_change_later():
     _, _, progress = run(3, Momentum(server_momentum=0.9))
     assert not equal(progress[0].optimizer, progress[1].optimizer)
     assert not equal(progress[0].state, progress[1].state)
+
+
+def test_the_learning_rate_falls_after_each_milestone():
+    at = multi_step(0.1, [150, 250])
+    assert [at(server_round) for server_round in (1, 150)] == [0.1, 0.1]
+    assert [at(server_round) for server_round in (151, 250)] == [pytest.approx(0.01)] * 2
+    assert at(251) == at(400) == pytest.approx(0.001)
+    assert {multi_step(0.3)(server_round) for server_round in range(1, 9)} == {0.3}
+    assert multi_step(1.0, [1, 1], factor=0.5)(2) == 0.25

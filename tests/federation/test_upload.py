@@ -5,33 +5,31 @@ import weakref
 
 import pytest
 import torch
-from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, RoundCallback, Windowed
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.errors import ConfigError, RoundError
 from tests.federation import digits_app
 from tests.federation.tiny import (
-    Watched,
+    NEVER,
+    Keep,
     add_one,
     build,
     config,
     equal,
     inputs,
     make_app,
+    play,
 )
 
 FORMS = ("float16", "int8")
-NEVER = Evaluation(every=0)
 
 
-def run(grid, mix="a1-c1", num_rounds=1, *, initial_arrays=None, first_round=1, build=build, **options):
-    options = {"evaluation": NEVER, **options}
-    strategy = HeteroFL(build, mix, **options)
-    result = strategy.start(grid, initial_arrays, num_rounds, first_round=first_round)
-    return strategy, result.arrays.to_torch_state_dict()
+def run(app, nodes=2, num_rounds=1, mix="a1-c1", **options):
+    found = play(app, mix, nodes, num_rounds, **options)
+    return found.strategy, found.state
 
 
 def descend(message, context, **said):
@@ -43,8 +41,7 @@ def descend(message, context, **said):
 
 
 def state_after(upload, train=descend, **options):
-    with LocalGrid(make_app(train), 4) as grid:
-        return run(grid, upload=upload, **options)
+    return run(make_app(train), 4, upload=upload, **options)
 
 
 @pytest.mark.parametrize("upload", FORMS)
@@ -60,11 +57,10 @@ def test_the_model_is_nearly_that_of_whole_replies(upload):
 
 def test_the_server_says_in_its_instructions_to_train_what_it_wants():
     for upload in ("float32", *FORMS):
-        with Watched(make_app(), 2) as grid:
-            run(grid, upload=upload, evaluation=Evaluation())
-            asked = [message.content["config"].get("upload") for message in grid.of("train")]
-            assert asked == [None if upload == "float32" else upload] * 2
-            assert not any("upload" in message.content["config"] for message in grid.of("evaluate"))
+        grid = play(nodes=2, upload=upload, evaluation=Evaluation()).grid
+        asked = [message.content["config"].get("upload") for message in grid.of("train")]
+        assert asked == [None if upload == "float32" else upload] * 2
+        assert not any("upload" in message.content["config"] for message in grid.of("evaluate"))
 
 
 def test_a_form_that_does_not_exist_is_refused():
@@ -101,8 +97,8 @@ def test_bytes_are_those_that_travelled(upload):
 def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
     def run_it(upload):
         odd = {0: lambda message, context: add_one(message, context, labels=[0, 1])}
-        with LocalGrid(make_app(odd=odd, train=lambda m, c: add_one(m, c, labels=[1, 3])), 2) as grid:
-            return run(grid, "b1-c1", 2, upload=upload, server_momentum=0.5, fraction_train=1.0)
+        app = make_app(odd=odd, train=lambda m, c: add_one(m, c, labels=[1, 3]))
+        return run(app, 2, 2, "b1-c1", upload=upload, server_momentum=0.5)
 
     (one, exact), (two, found) = run_it("float32"), run_it(upload)
     assert one.log.rates == two.log.rates
@@ -146,8 +142,8 @@ class TestClientsThatAnswerOtherwise:
         noise = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=10.0, delta=1e-5)
         app.train(mods=[noise])(lambda message, context: descend(message, context))
         answer_queries(app, build)
-        with LocalGrid(app, 2) as grid, pytest.raises(RoundError, match="0 of 2 clients"):
-            run(grid, upload=upload)
+        with pytest.raises(RoundError, match="0 of 2 clients"):
+            run(app, upload=upload)
 
 
 def test_a_client_whose_model_is_broken_says_so_itself():
@@ -156,8 +152,7 @@ def test_a_client_whose_model_is_broken_says_so_itself():
         torch.nn.init.constant_(model.hidden.bias, torch.nan)
         return reply(message, model, num_examples=1)
 
-    with LocalGrid(make_app(odd={0: diverge}), 2) as grid:
-        strategy, _ = run(grid, upload="int8")
+    strategy, _ = run(make_app(odd={0: diverge}), upload="int8")
     assert "hidden.bias changed by up to nan, which int8 cannot carry" in strategy.log.failures[0]
 
 
@@ -171,35 +166,22 @@ def test_a_window_changes_nothing_and_replies_are_freed_one_by_one(upload):
         alive.add(answer)
         return answer
 
-    states = []
-    for wrap in (lambda grid: Windowed(grid, 2), lambda grid: grid):
-        with LocalGrid(make_app(train), 8) as grid:
-            states.append(run(wrap(grid), upload=upload)[1])
-        if len(states) == 1:
-            assert max(most) <= 3  # two in the window, and the one that the strategy has in hand
-    assert equal(*states)
+    windowed = state_after(upload, train, wrap=lambda grid: Windowed(grid, 2))[1]
+    assert max(most) <= 3  # two in the window, and the one that the strategy has in hand
+    assert equal(windowed, state_after(upload, train)[1])
 
 
 @pytest.mark.parametrize("upload", FORMS)
 def test_a_run_that_goes_on_is_one_that_never_stopped(upload):
     options = {"upload": upload, "assignment": "dynamic", "fraction_train": 0.5, "server_momentum": 0.5}
     with LocalGrid(make_app(descend), 4) as grid:
-        whole, expected = run(grid, num_rounds=4, **options)
-        first, state = run(grid, num_rounds=2, **options)
-        second = HeteroFL(build, "a1-c1", evaluation=NEVER, **options)
+        whole, first, second = (HeteroFL(build, "a1-c1", evaluation=NEVER, **options) for _ in range(3))
+        expected = whole.start(grid, num_rounds=4).arrays.to_torch_state_dict()
+        half = first.start(grid, num_rounds=2).arrays
         second.federation.optimizer_state = dict(first.federation.optimizer_state)
-        result = second.start(grid, ArrayRecord(state), num_rounds=4, first_round=3)
+        result = second.start(grid, half, num_rounds=4, first_round=3)
     assert equal(result.arrays.to_torch_state_dict(), expected)
     assert equal(second.federation.optimizer_state, whole.federation.optimizer_state)
-
-
-class Keep(RoundCallback):
-    def __init__(self):
-        self.sent = []
-
-    def on_round_end(self, progress):
-        self.sent.append((progress.record.bytes_down, progress.record.bytes_up))
-        return False
 
 
 def digits(upload, processes):
@@ -207,7 +189,8 @@ def digits(upload, processes):
     with LocalGrid("tests.federation.digits_app:app", 6, processes=processes) as grid:
         strategy = HeteroFL(digits_app.build, upload=upload, evaluation=Evaluation(every=3), callbacks=[keep])
         result = strategy.start(grid, num_rounds=3)
-    return result.arrays.to_torch_state_dict(), keep.sent, strategy.log.evaluate["local-accuracy"]
+    sent = [(record.bytes_down, record.bytes_up) for record in keep.records]
+    return result.arrays.to_torch_state_dict(), sent, strategy.log.evaluate["local-accuracy"]
 
 
 @pytest.mark.slow
