@@ -24,9 +24,6 @@ from torch import Tensor
 
 from heterofl_flwr.core.replies import norm_between
 
-Words = NDArray[np.uint64]
-Integers = NDArray[np.int64]
-
 _COARSE = 16
 _FINE_BITS, _CELL_BITS, _KEEP_BITS = 20, 16, 27
 _FINE = 1 << _FINE_BITS
@@ -54,7 +51,7 @@ class Keystream:
         # Each key makes one stream, so the counter can begin at 0.
         self._encryptor = Cipher(algorithms.AES256(own), modes.CTR(bytes(16))).encryptor()
 
-    def words(self, number: int) -> Words:
+    def words(self, number: int) -> NDArray[np.uint64]:
         """Return the next words of 64 bits."""
         return np.frombuffer(self._encryptor.update(bytes(8 * number)), dtype="<u8")
 
@@ -69,7 +66,7 @@ def draw(stream: Keystream, shape: torch.Size) -> Tensor:
     return torch.from_numpy(noise).view(shape)
 
 
-def _values(stream: Keystream, number: int) -> Integers:
+def _values(stream: Keystream, number: int) -> NDArray[np.int64]:
     values, kept = _proposed(stream, number)
     again = np.flatnonzero(~kept)
     if len(again):
@@ -77,7 +74,7 @@ def _values(stream: Keystream, number: int) -> Integers:
     return values
 
 
-def _proposed(stream: Keystream, number: int) -> tuple[Integers, NDArray[np.bool_]]:
+def _proposed(stream: Keystream, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return values, and which of them to keep."""
     # From the top: the cell of the table, the sign, ``fine``, and the first bits of the number that decides.
     word = stream.words(number)
@@ -108,7 +105,7 @@ def _share(stream: Keystream, number: int) -> NDArray[np.float64]:
 
 
 @cache
-def _table() -> tuple[NDArray[np.float64], Integers]:
+def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the probabilities of k or more, from the largest k down to 1, and the coarse part of each cell.
 
     Cells are even parts of the numbers from 0 to 1; one in which a probability lies is split, and is looked up.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, register, width
+from heterofl_flwr.core import Aggregator, Axis, Plan, axes_between, prefix, register, width
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.plan import ALL, shared_part
 from heterofl_flwr.errors import ConfigError, ShapeError
@@ -117,6 +117,15 @@ def test_extract_keeps_every_dtype_and_copies(dtype):
     for shape in ((2, 2), (4, 4)):
         Plan.between(state, {"w": shape}).extract(state)["w"].fill_(0)
     assert torch.equal(state["w"], torch.arange(16).view(4, 4).to(dtype))
+
+
+@pytest.mark.parametrize("slice_function", [prefix, twin.rolling(1)])
+def test_gradients_go_through_the_parts_of_a_state_back_to_it(slice_function):
+    state = {"w": torch.ones(4, 4, requires_grad=True)}
+    plan = Plan.between(state, {"w": (2, 4)}, heads={"w": (2, 0)}, slice_function=slice_function)
+    plan.parts(state)["w"].sum().backward()
+    first = slice_function is prefix
+    assert state["w"].grad.tolist() == [[float(row % 2 == (0 if first else 1))] * 4 for row in range(4)]
 
 
 @pytest.mark.parametrize(

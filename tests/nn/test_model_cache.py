@@ -122,21 +122,6 @@ def test_a_model_that_came_back_otherwise_is_built_anew(change):
     assert fresh_model(Full, 0.5) is again
 
 
-def make_private(model):
-    """Do what Opacus does: watch each layer, and refuse one that is watched already."""
-    for layer in model.modules():
-        if hasattr(layer, "autograd_grad_sample_hooks"):
-            raise ValueError("Trying to add hooks twice to the same model")
-        layer.autograd_grad_sample_hooks = [layer.register_forward_hook(_nothing)]
-    for parameter in model.parameters():
-        parameter.grad_sample = None
-
-
-def test_opacus_may_watch_the_model_of_each_client():
-    for _ in range(3):
-        make_private(fresh_model(build_normed, 1.0))
-
-
 def test_a_model_of_which_nothing_can_be_told_is_never_given_out_again():
     class Odd(nn.Linear):
         def __init__(self, rate):

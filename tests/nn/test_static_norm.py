@@ -153,19 +153,13 @@ def test_the_copy_is_in_evaluation_mode_and_the_original_is_unchanged():
     assert model.linear.weight.grad is None
 
 
-def test_statistics_take_the_models_precision():
-    model = CNN(3, hidden=(8,)).double()
-    static = with_static_norm(model, collect_moments(model, [batch.double() for batch in _batches()]))
-    assert static.features.norm1.running_var.dtype == torch.float64
-    plain = nn.BatchNorm2d(3, affine=False, track_running_stats=False)
-    assert with_static_norm(plain, collect_moments(plain, _batches())).running_mean.dtype == torch.float32
-
-
-def test_half_precision_is_measured_in_single():
-    model = nn.BatchNorm2d(3).bfloat16()
-    batches = [batch.bfloat16() for batch in _batches()]
+@pytest.mark.parametrize(("dtype", "affine"), [(torch.bfloat16, True), (torch.float64, True), (torch.float32, False)])
+def test_statistics_take_the_models_precision_and_are_measured_in_single_at_least(dtype, affine):
+    model, batches = nn.BatchNorm2d(3, affine=affine).to(dtype), [batch.to(dtype) for batch in _batches()]
+    moments = collect_moments(model, batches)
     expected = torch.stack([batch.double().mean((0, 2, 3)) for batch in batches]).mean(0)
-    torch.testing.assert_close(collect_moments(model, batches).statistics("")[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moments.statistics("")[0], expected, rtol=1e-5, atol=1e-6)
+    assert with_static_norm(model, moments).running_mean.dtype == dtype
 
 
 def test_a_layer_that_is_never_reached_keeps_what_it_had():
