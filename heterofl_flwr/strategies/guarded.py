@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content as head_of,
 )
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 
@@ -40,8 +40,11 @@ LargestReply = Callable[[Message], int]
 OBJECT_BYTES = 128  # what the server keeps of an object beside its content, so that many empty ones are not for nothing
 JSON_GROWTH = 8  # times the bytes of numbers in JSON is what they take in memory
 POLL_SECONDS = 1.0
-FETCH_SECONDS = 3.0
-"""How long objects are fetched at a time: each takes a request, and a node may announce thousands of them."""
+FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
+"""How long objects are fetched in one look for replies, and of one reply before the next has its turn.
+
+Each object takes a request, and a reply may have thousands of them.
+"""
 
 
 class Relay(Grid):
@@ -115,19 +118,27 @@ def crosses_superlink(grid: object) -> bool:
 
 @dataclass(slots=True)
 class _Announced:
-    """A reply that a SuperLink has announced, and what was fetched of it."""
+    """A reply that a SuperLink has announced, and what was fetched of it.
+
+    Which objects it has is what its own objects say, from the message down. What the SuperLink announces may leave some
+    out, or add some: it keeps one entry for an object that several replies have, as the first of them announced it.
+    """
 
     message_id: str
     node_id: int
     about: str  # the id of the message that it answers
-    missing: list[str]
+    missing: dict[str, None]  # a set in order
     largest: int
-    num_bytes: int
+    num_bytes: int = 0
     contents: dict[str, bytes] = field(default_factory=dict)
 
-    def count(self, num_bytes: int) -> None:
-        """Count bytes of the reply; raise if it becomes larger than it may be."""
-        self.num_bytes += num_bytes
+    def add(self, content: bytes) -> None:
+        """Keep the last object that is missing, and note those that it names; raise if the reply becomes too large."""
+        id_, _ = self.missing.popitem()
+        self.contents[id_] = content
+        named = dict.fromkeys(head_of(content)[1])
+        self.missing |= {own: None for own in named if own not in self.contents}
+        self.num_bytes += len(content) + OBJECT_BYTES * len(named)
         if self.num_bytes > self.largest:
             raise _too_large(self.largest)
 
@@ -172,13 +183,18 @@ class Guarded(Relay):
         found = {id_: fault for id_ in ids if id_ not in self._announced and (fault := self._look_for(id_))}
         until = time.monotonic() + FETCH_SECONDS
         waiting = [self._announced[id_] for id_ in ids if id_ in self._announced]
-        for announced in sorted(waiting, key=lambda own: len(own.missing)):  # many objects hold up no other reply
-            if (reply := self._read(announced, until)) is not None:
+        turns = deque(sorted(waiting, key=lambda own: len(own.contents)))  # one with many objects holds up no other
+        while turns and time.monotonic() < until:
+            announced = turns.popleft()
+            before = len(announced.contents)
+            if (reply := self._read(announced)) is not None:
                 node, run_id = self._superlink.node, self.run.run_id
                 self._superlink._runtime_client.ConfirmMessageReceived(  # it may drop the reply
                     ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=announced.message_id)
                 )
                 found[announced.about] = reply
+            elif len(announced.contents) > before:
+                turns.append(announced)
         self.cancel(found)
         return [found[id_] for id_ in ids if id_ in found]
 
@@ -219,45 +235,36 @@ class Guarded(Relay):
                 response = self._superlink._runtime_client.PullMessages(request)
         except (ReplyError, ValueError) as error:  # ValueError: it is no protobuf for this side
             return self._error(about, error)
-        for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            objects = list(dict.fromkeys(own.object_id for own in iterate_object_tree(tree)))
-            self._announced[about] = _Announced(
-                message_id=message.metadata.message_id,
-                node_id=message.metadata.src_node_id,
-                about=about,
-                missing=objects,
-                largest=largest,
-                num_bytes=OBJECT_BYTES * len(objects),
-            )
+        for message in response.messages_list:
+            id_, node_id = message.metadata.message_id, message.metadata.src_node_id
+            self._announced[about] = _Announced(id_, node_id, about, {id_: None}, largest)
         return None
 
-    def _read(self, announced: _Announced, until: float) -> Message | None:
+    def _read(self, announced: _Announced) -> Message | None:
         """Return a reply, or an error in its place; None if some of it is not there yet."""
         try:
             with self._no_longer_than(announced.largest):
-                if not self._fetch(announced, until):
+                if not self._fetch(announced):
                     return None
             return _unpack(announced)
         except Exception as error:  # what a node can write makes json, protobuf and Flower raise almost anything
             logger.warning("the reply of node %s cannot be used: %s", announced.node_id, error)
             return self._error(announced.about, error)
 
-    def _fetch(self, announced: _Announced, until: float) -> bool:
+    def _fetch(self, announced: _Announced) -> bool:
         """Fetch what is there of a reply, up to the first object that is not; return whether that was all."""
-        announced.count(0)  # their number alone may be too much
+        until = time.monotonic() + TURN_SECONDS
         while announced.missing:
             if time.monotonic() > until:
                 return False
-            request = PullObjectRequest(
-                node=self._superlink.node, run_id=self.run.run_id, object_id=announced.missing[-1]
-            )
+            id_ = next(reversed(announced.missing))
+            request = PullObjectRequest(node=self._superlink.node, run_id=self.run.run_id, object_id=id_)
             response = self._superlink._runtime_client.PullObject(request)
             if not response.object_found:
                 raise ReplyError("the SuperLink has lost some of the reply")
             if not response.object_available:
                 return False
-            announced.count(len(response.object_content))
-            announced.contents[announced.missing.pop()] = response.object_content
+            announced.add(response.object_content)
         return True
 
     @contextmanager

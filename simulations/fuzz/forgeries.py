@@ -4,7 +4,7 @@ Each function takes a node's id, its good reply and how many entries its arrays 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,10 @@ def rewritten(kind: str, body: bytes) -> Forgery:
     return forge
 
 
-def replaced(good: Uploaded, old: str, body: bytes) -> Uploaded:
-    """Put another body into an object, and its new id into those above it, up to the message."""
+def replaced(good: Uploaded, old: str, body: bytes, more: Iterable[str] = ()) -> Uploaded:
+    """Put another body into an object, and more ids into its head, and its new id into those above it."""
     objects = {id_: own for id_, own in good.objects.items() if own is not None}
-    kind = objects[old].partition(b"\x00")[0].decode().rpartition(" ")[0]
+    kind = ",".join([objects[old].partition(b"\x00")[0].decode().rpartition(" ")[0], *more])
     content = f"{kind} {len(body)}".encode() + b"\x00" + body
     while True:
         new = get_object_id(content)
@@ -84,6 +84,20 @@ def too_large(reply: Message) -> Uploaded:
     size = sum(len(array.data) for array in record.values())
     reply.content["arrays"] = ArrayRecord({"weight": Array(np.zeros(10 * size + 2**20, np.uint8))})
     return as_it_is(_sealed(reply))
+
+
+def announced_flat(reply: Message) -> Uploaded:
+    """Announce that no object but the message has parts: the SuperLink believes it of those that others send too."""
+    good = as_it_is(reply)
+    return Uploaded.flat(good.objects, good.head)
+
+
+def announced_with_a_gap(reply: Message) -> Uploaded:
+    """Announce that each object has a part that does not exist: the SuperLink believes it as well."""
+    good = as_it_is(reply)
+    gap = ObjectTree(object_id=get_object_id(b"none"))
+    parts = [ObjectTree(object_id=own, children=[gap]) for own in good.objects if own != good.head]
+    return Uploaded(good.objects, good.head, ObjectTree(object_id=good.head, children=parts))
 
 
 def withheld(reply: Message) -> Uploaded:
@@ -112,19 +126,19 @@ def to_another_message(reply: Message) -> Uploaded:
 
 
 def many_empty_objects(reply: Message) -> Uploaded:
-    """Announce and send many objects that nothing names, and that are empty."""
+    """Name and send many objects that are empty."""
     return _with_more(reply, {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(SMALL_OBJECTS)})
 
 
 def many_small_objects(number: int) -> Forgery:
-    """Return how a node announces and sends objects that nothing names, each of which takes a request."""
+    """Return how a node names and sends small objects, each of which takes a request."""
     contents = [f"ArrayChunk  {len(str(own))}".encode() + b"\x00" + str(own).encode() for own in range(number)]
     more = {get_object_id(own): own for own in contents}
     return lambda reply: _with_more(reply, more)
 
 
 def small_objects_and_a_gap(reply: Message) -> Uploaded:
-    """Send all objects but the largest, and many that nothing names, which are asked for before it."""
+    """Send all objects but the largest, and many that are small."""
     whole, gap = many_small_objects(STALLING_OBJECTS)(reply), hoarded(reply)
     return Uploaded({**whole.objects, **gap.objects}, whole.head, whole.tree)
 
@@ -147,8 +161,13 @@ def many_numbers(number: int) -> Forgery:
 
 
 def _with_more(reply: Message, more: Mapping[str, bytes]) -> Uploaded:
+    """Let the record dict name more objects."""
     good = as_it_is(reply)
-    return Uploaded.flat({**good.objects, **more}, good.head)
+    old, body = next(
+        (id_, own.partition(b"\x00")[2]) for id_, own in good.objects.items() if own and own.startswith(b"RecordDict ")
+    )
+    named = replaced(good, old, body, more)
+    return Uploaded.flat({**named.objects, **more}, named.head)
 
 
 def _sealed(reply: Message) -> Message:

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from flwr.app import Message, Metadata
 from flwr.common.serde import message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PushAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -44,6 +45,7 @@ class SuperLink:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.objects: dict[str, bytes | None] = {}
+        self.parts: dict[str, list[str]] = {}  # of each object, as it was first announced: it has one entry for all
         self.asked: dict[str, int] = {}
         self.waiting: list[Metadata] = []
         self.replies: dict[str, tuple[Message, Uploaded] | None] = {}
@@ -72,8 +74,14 @@ class SuperLink:
         if self.asked.get(about) != announced.metadata.src_node_id or about in self.replies:
             return False
         self.replies[about] = out
-        self.objects |= upload.objects
+        self.objects |= {id_: own for id_, own in upload.objects.items() if self.objects.get(id_) is None}
+        for tree in iterate_object_tree(upload.tree):
+            self.parts.setdefault(tree.object_id, [own.object_id for own in tree.children])
         return True
+
+    def tree(self, id_: str) -> ObjectTree:
+        """Return what the SuperLink believes an object to have as its parts."""
+        return ObjectTree(object_id=id_, children=map(self.tree, self.parts[id_]))
 
     def PullMessages(self, request: Any) -> PullAppMessagesResponse:
         """Tell what was announced in reply to messages, each but once."""
@@ -85,7 +93,7 @@ class SuperLink:
         return self._answered(
             PullAppMessagesResponse(
                 messages_list=[message_to_proto(announced) for announced, _ in found],
-                message_object_trees=[upload.tree for _, upload in found],
+                message_object_trees=[self.tree(upload.tree.object_id) for _, upload in found],
             )
         )
 
@@ -93,9 +101,13 @@ class SuperLink:
         """Hand out an object, where it is there."""
         self.pulls += 1
         self.clock.now += REQUEST_SECONDS
-        content = self.objects[request.object_id]
+        content = self.objects.get(request.object_id)
         return self._answered(
-            PullObjectResponse(object_found=True, object_available=content is not None, object_content=content or b"")
+            PullObjectResponse(
+                object_found=request.object_id in self.parts,
+                object_available=content is not None,
+                object_content=content or b"",
+            )
         )
 
     def ConfirmMessageReceived(self, request: Any) -> ConfirmMessageReceivedResponse:
