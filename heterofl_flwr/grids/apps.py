@@ -6,25 +6,19 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import torch_threads
 
 logger = logging.getLogger(__name__)
-
-SERVER_NODE_ID = 1  # flwr.common.constant.SUPERLINK_NODE_ID; a test compares them
-
-# Codes of flwr.common.constant.ErrorCode; a test compares them.
-UNKNOWN = 0
-NOT_LOADED = 1
-RAISED = 2
-CRASHED = 8
 
 Cohort = Callable[[Sequence[Message], Sequence[Context]], Iterable[Message]]
 
@@ -47,7 +41,7 @@ class Identity:
         if Identity._held == 0:
             Identity._before = {name: vars(TaskIdentity)[name] for name in ("_run_id", "_node_id", "_task_id")}
         Identity._held += 1
-        set_identity(run_id, SERVER_NODE_ID)
+        set_identity(run_id, SUPERLINK_NODE_ID)
 
     def release(self) -> None:
         """Let go; to be called once."""
@@ -70,11 +64,9 @@ def load(client_app: ClientApp | str) -> ClientApp:
         raise ConfigError(
             f"client_app is {client_app!r}; expected a ClientApp or 'module:attribute', such as 'my_app.client:app'"
         )
-    name, _, path = client_app.partition(":")
+    module, _, path = client_app.partition(":")
     try:
-        found: object = importlib.import_module(name)
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
+        found: object = attrgetter(path)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"client_app {client_app!r} cannot be loaded: {error}. Expected 'module:attribute' "
@@ -89,10 +81,14 @@ def reference(client_app: ClientApp | str) -> str:
     """Return a ``"module:attribute"`` by which another process can import the ClientApp."""
     if isinstance(client_app, str):
         return client_app
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    # Of the script, or of the module that was started with ``python -m``; a notebook has no name.
+    name_of_main = main.__spec__.name if main.__spec__ is not None else Path(file).stem if file else ""
     places = [
         f"{importable}:{attribute}"
         for name, module in list(sys.modules.items())
-        if (importable := _importable(name, module))
+        if (importable := name_of_main if module is main else name)
         for attribute, value in list(getattr(module, "__dict__", {}).items())
         if value is client_app
     ]
@@ -102,17 +98,6 @@ def reference(client_app: ClientApp | str) -> str:
             "expected a ClientApp at the top level of a module, its 'module:attribute', or processes=0"
         )
     return places[-1]
-
-
-def _importable(name: str, module: object) -> str:
-    """Return the name by which another process imports a loaded module; '' where there is none."""
-    main = sys.modules["__main__"]
-    if module is not main:
-        return name
-    if main.__spec__ is not None:  # python -m package.module
-        return main.__spec__.name
-    file = getattr(main, "__file__", None)
-    return Path(file).stem if file else ""
 
 
 def answer(
@@ -143,18 +128,22 @@ def answer(
 
 def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Envelope]:
     """Return the replies to copies of the messages; what the function raises becomes the error reply of each."""
-    contexts = [copy_context(context) for context in contexts]
+    contexts = [_copy_context(context) for context in contexts]
     try:
         with torch_threads(1):  # sums then do not depend on the number of cores, nor on the kind of grid
-            replies = list(cohort([copy_message(message) for message in messages], contexts))
+            replies = list(cohort([_copy_message(message) for message in messages], contexts))
         if len(replies) != len(messages):
             raise TypeError(f"the ClientApp answered {len(messages)} messages with {len(replies)} replies")
         for reply, message in zip(replies, messages, strict=True):
-            _check(reply, message)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned a {type(reply).__name__}; expected a Message")
+            if reply.metadata.reply_to_message_id != message.metadata.message_id:
+                raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
     except (Exception, SystemExit) as error:  # a worker process must outlive a client's sys.exit()
-        return [failure(message, RAISED, error, traceback.format_exc()) for message in messages]
-    for reply, message in zip(replies, messages, strict=True):
-        _set_id(reply, message)
+        trouble = traceback.format_exc()
+        return [failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error, trouble) for message in messages]
+    for reply in replies:
+        _set_id(reply)
     return [Envelope(reply, context) for reply, context in zip(replies, contexts, strict=True)]
 
 
@@ -162,24 +151,16 @@ def failure(message: Message, code: int, reason: str | BaseException, trouble: s
     """Return the error reply to a message, worded as Flower words it; the node keeps its context."""
     text = reason if isinstance(reason, str) else f"{type(reason)}:<'{reason}'>"
     reply = Message(Error(code, text), reply_to=message)
-    _set_id(reply, message)
+    _set_id(reply)
     return Envelope(reply, None, trouble or text)
 
 
-def _check(reply: object, message: Message) -> None:
-    """Raise unless the reply is one to this message."""
-    if not isinstance(reply, Message):
-        raise TypeError(f"the ClientApp returned a {type(reply).__name__}; expected a Message")
-    if reply.metadata.reply_to_message_id != message.metadata.message_id:
-        raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
-
-
-def _set_id(reply: Message, message: Message) -> None:
+def _set_id(reply: Message) -> None:
     """Give a reply its id; the property of Flower's Metadata has no setter, its own grids write it like this."""
-    reply.metadata.__dict__["_message_id"] = f"{message.metadata.message_id}-reply"
+    reply.metadata.__dict__["_message_id"] = f"{reply.metadata.reply_to_message_id}-reply"
 
 
-def copy_message(message: Message) -> Message:
+def _copy_message(message: Message) -> Message:
     """Return a message whose records a client may change; the server's messages share theirs. Values are not copied."""
     own = copy(message)
     if message.has_content():
@@ -187,7 +168,7 @@ def copy_message(message: Message) -> Message:
     return own
 
 
-def copy_context(context: Context) -> Context:
+def _copy_context(context: Context) -> Context:
     """Return a context that a client may change; it replaces the node's only where the client succeeds."""
     own = copy(context)
     own.node_config, own.run_config = dict(context.node_config), dict(context.run_config)

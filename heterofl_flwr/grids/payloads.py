@@ -1,20 +1,47 @@
 """How messages and their nodes' contexts travel to workers and back: large arrays beside the pickle, slices once."""
 
+import copyreg
+import io
 import itertools
+import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Message
 
-from heterofl_flwr.grids.apps import Envelope, copy_context, copy_message
+from heterofl_flwr.grids.apps import Envelope
 
 LARGE = 1 << 16  # bytes from which an array travels by itself: not copied into a pickle and out of it again
 
-Place = tuple[int, str, str]
-"""Where a large array belongs: in the message (0) or its node's state (1), in which record, under which key."""
+
+def pack(envelope: Envelope) -> tuple[bytes, list[bytes]]:
+    """Pickle an envelope without its large arrays, and return these apart: first the message's, then its node's."""
+    arrays: list[bytes] = []
+
+    def reduce(array: Array) -> tuple[Any, ...]:
+        data: bytes | pickle.PickleBuffer = array.data
+        if len(array.data) >= LARGE:
+            arrays.append(array.data)
+            data = pickle.PickleBuffer(array.data)
+        return _build_array, (array.dtype, array.shape, array.stype, data)
+
+    pickled = io.BytesIO()
+    pickler = pickle.Pickler(pickled, protocol=5, buffer_callback=lambda buffer: None)
+    pickler.dispatch_table = copyreg.dispatch_table | {Array: reduce}
+    pickler.dump(envelope)
+    return pickled.getvalue(), arrays
+
+
+def unpack(pickled: bytes, arrays: Iterable[Any]) -> Envelope:
+    """Return an envelope with its large arrays."""
+    return cast(Envelope, pickle.loads(pickled, buffers=arrays))  # noqa: S301  # our own workers pickled it
+
+
+def _build_array(dtype: str, shape: Sequence[int], stype: str, data: Any) -> Array:
+    return Array(dtype, tuple(shape), stype, bytes(data))
 
 
 class Slice:
@@ -30,39 +57,27 @@ class Slice:
         self.arrays = arrays
         self.number = next(Slice._numbers)
         self.messages = 0
-        self._stored: Any = None
-        self._lock = threading.Lock()
+        self.reference: object = None  # to where Ray has stored the arrays
+        self.lock = threading.Lock()
 
     def length_in(self, arrays: Sequence[bytes]) -> int:
         """Return how many of these arrays, the first ones, are its own: a message may have changed since its push."""
         own = list(map(id, self.arrays))
         return len(own) if self.messages > 1 and list(map(id, arrays[: len(own)])) == own else 0
 
-    def stored(self, store: Callable[[tuple[bytes, ...]], Any]) -> Any:
-        """Return what ``store`` returned for the arrays when it was first called; it lives as long as the slice."""
-        with self._lock:
-            if self._stored is None:
-                self._stored = store(self.arrays)
-            return self._stored
 
-
-class Slices:
-    """The slices of the messages that are under way, whatever number of pushes these came with."""
-
-    def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[int, ...], Slice] = WeakValueDictionary()
-
-    def find(self, message: Message) -> Slice | None:
-        """Return the slice that a message brings; None where it has no large array."""
-        arrays = tuple(array.data for _, array in _large_of(message, None))
-        if not arrays:
-            return None
-        key = tuple(map(id, arrays))
-        own = self._known.get(key)
-        if own is None:
-            own = self._known[key] = Slice(arrays)
-        own.messages += 1
-        return own
+def find_slice(message: Message, known: MutableMapping[tuple[int, ...], Slice]) -> Slice | None:
+    """Return the slice that a message brings, one of the known ones or a new one; None if it has no large array."""
+    records = message.content.values() if message.has_content() else ()
+    found = (array for record in records if isinstance(record, ArrayRecord) for array in record.values())
+    arrays = tuple(array.data for array in found if len(array.data) >= LARGE)
+    if not arrays:
+        return None
+    key = tuple(map(id, arrays))
+    own = known.get(key) or Slice(arrays)
+    known[key] = own
+    own.messages += 1
+    return own
 
 
 class Wire:
@@ -78,14 +93,14 @@ class Wire:
         keep = dict(self._sent)
         header, travelling = [], []
         for envelope, own in itertools.zip_longest(envelopes, slices):
-            thin, places, arrays = split(envelope)
+            pickled, arrays = pack(envelope)  # raises before anything is sent, where something does not pickle
             common = own.length_in(arrays) if own else 0
             number = own.number if own and common else 0
-            header.append((thin, places, number, common))
+            header.append((pickled, number, common, len(arrays) - common))
             travelling += arrays[common if number in keep else 0 :]
             if own and common:
                 keep[number] = own
-        self._connection.send((header, list(self._sent)))  # raises before it sends, where something does not pickle
+        self._connection.send((header, list(self._sent)))
         self._sent.update(keep)
         for data in travelling:
             self._connection.send_bytes(data)
@@ -95,42 +110,9 @@ class Wire:
         header, keep = self._connection.recv()
         self._received = {number: self._received[number] for number in keep}
         envelopes = []
-        for thin, places, number, common in header:
+        for pickled, number, common, others in header:
             if number and number not in self._received:
                 self._received[number] = [self._connection.recv_bytes() for _ in range(common)]
-            own = [self._connection.recv_bytes() for _ in places[common:]]
-            envelopes.append(join(thin, places, [*self._received.get(number, ()), *own]))
+            own = [self._connection.recv_bytes() for _ in range(others)]
+            envelopes.append(unpack(pickled, [*self._received.get(number, ()), *own]))
         return envelopes
-
-
-def split(envelope: Envelope) -> tuple[Envelope, list[Place], list[bytes]]:
-    """Return a copy of an envelope without its large arrays, and these: first the message's, then its node's."""
-    message, context, trouble = envelope
-    found = list(_large_of(message, context))
-    thin = Envelope(copy_message(message), context and copy_context(context), trouble)
-    records = _array_records(thin.message, thin.context)
-    for (part, name, key), own in found:
-        records[part][name][key] = Array(own.dtype, tuple(own.shape), own.stype, b"")
-    return thin, [place for place, _ in found], [array.data for _, array in found]
-
-
-def join(envelope: Envelope, places: Sequence[Place], arrays: Iterable[Any]) -> Envelope:
-    """Put large arrays back into an envelope."""
-    records = _array_records(envelope.message, envelope.context)
-    for (part, name, key), data in zip(places, arrays, strict=True):
-        records[part][name][key].data = bytes(data)
-    return envelope
-
-
-def _array_records(message: Message, context: Context | None) -> list[dict[str, ArrayRecord]]:
-    """Return the array records of a message and those of its node's state."""
-    found: list[Mapping[str, object]] = [message.content if message.has_content() else {}]
-    found.append(context.state if context is not None else {})
-    return [{name: one for name, one in records.items() if isinstance(one, ArrayRecord)} for records in found]
-
-
-def _large_of(message: Message, context: Context | None) -> Iterator[tuple[Place, Array]]:
-    """Yield the large arrays, each with its place."""
-    for part, records in enumerate(_array_records(message, context)):
-        for name, record in records.items():
-            yield from (((part, name, key), array) for key, array in record.items() if len(array.data) >= LARGE)

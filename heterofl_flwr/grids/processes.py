@@ -20,9 +20,10 @@ from typing import cast
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.apps import RAISED, Envelope, answer, failure, load, set_identity
+from heterofl_flwr.grids.apps import Envelope, answer, failure, load, set_identity
 from heterofl_flwr.grids.payloads import Wire
 from heterofl_flwr.grids.runner import Group
 from heterofl_flwr.grids.worker_pool import GRACE, Worker, WorkerDeathError, ended_on_error
@@ -66,7 +67,7 @@ class Process(Worker):
                 stdin=subprocess.DEVNULL,
             )
             self._connection = Connection(ours.detach())
-            self._wire = Wire(self._connection)
+        self._wire = Wire(self._connection)
 
     def load(self) -> bool:
         """Wait until the process has loaded the ClientApp; return whether that answers messages together."""
@@ -81,10 +82,8 @@ class Process(Worker):
         return bool(self._takes_groups)
 
     def has_died(self, ask: bool = False) -> bool:
-        """Return whether the process has ended. It is not reaped, so its group's number stays its own."""
-        if self._process.returncode is not None:
-            return True
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        """Return whether the process has ended; ``stop`` must follow soon, before its number is another's."""
+        return self._process.poll() is not None
 
     def run(self, group: Group, contexts: Sequence[Context]) -> list[Envelope]:
         """Let the process answer messages together."""
@@ -98,17 +97,20 @@ class Process(Worker):
         """End the process, and all that it has started, at once. Callable from any thread; ``stop`` must follow."""
         self._is_ended = True
         if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._kill_group()
 
     def stop(self) -> int:
         """Let an idle process leave by itself, end any other, and return the exit code."""
-        self._connection.close()
-        deadline = time.monotonic() + GRACE
-        while not self.has_died() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        self.kill()
+        if not self._connection.closed:
+            self._connection.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE)
+            self._kill_group()
         return self._process.wait()
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _end(self) -> str:
         """End the process, and say how it ended."""
@@ -154,7 +156,7 @@ def answer_each(app: ClientApp, envelopes: Sequence[Envelope], send: Callable[[E
         except OSError:
             raise
         except Exception as error:  # nothing was sent yet
-            send(failure(message, RAISED, error, traceback.format_exc()))
+            send(failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error, traceback.format_exc()))
 
 
 def worker_environment() -> dict[str, str]:

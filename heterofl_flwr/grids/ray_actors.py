@@ -3,19 +3,19 @@
 import logging
 import math
 import os
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any, cast
 
 from flwr.app import Context
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import Envelope
-from heterofl_flwr.grids.payloads import Place, join, split
+from heterofl_flwr.grids.payloads import Slice, pack, unpack
 from heterofl_flwr.grids.processes import answer_each, try_load
 from heterofl_flwr.grids.runner import Group
 from heterofl_flwr.grids.worker_pool import Worker, WorkerDeathError, ended_on_error
@@ -31,17 +31,7 @@ NEIGHBOURS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """What is the same for all actors of a grid.
-
-    Attributes
-    ----------
-    client_app
-        The ClientApp, as ``"module:attribute"``.
-    num_cpus, num_gpus
-        What Ray reserves for each.
-    environment
-        What is added to the environment of each.
-    """
+    """What all actors of a grid run, what Ray reserves for each, and what is added to its environment."""
 
     client_app: str
     num_cpus: float
@@ -164,10 +154,10 @@ class Actor(Worker):
 
         packed, references = [], []
         for message, context, own in zip(group.messages, contexts, group.slices, strict=True):
-            thin, places, arrays = split(Envelope(message, context))
+            pickled, arrays = pack(Envelope(message, context))
             common = own.length_in(arrays) if own else 0
-            references.append(own.stored(lambda arrays: ray.put(_buffers(arrays))) if own and common else None)
-            packed.append((thin, places, _buffers(arrays[common:])))
+            references.append(_store(own) if own and common else None)
+            packed.append((pickled, _buffers(arrays[common:])))
         try:
             replies = ray.get(self._actor.answer.remote(packed, *references))
         except ray.exceptions.RayTaskError:
@@ -175,7 +165,7 @@ class Actor(Worker):
         except ray.exceptions.RayError as error:
             self._is_ended = True
             raise WorkerDeathError(self._describe(error)) from error
-        return [join(pickle.loads(thin), *beside) for thin, *beside in replies]  # noqa: S301  # Ray unpickles too
+        return [unpack(*reply) for reply in replies]
 
     def kill(self) -> None:
         """End the actor at once."""
@@ -213,25 +203,33 @@ class Clients:
         return self._trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
     def answer(
-        self, packed: Sequence[tuple[Envelope, list[Place], list[Any]]], *slices: Sequence[Any] | None
-    ) -> list[tuple[bytes, list[Place], list[pickle.PickleBuffer]]]:
+        self, packed: Sequence[tuple[bytes, Sequence[Any]]], *slices: Sequence[Any] | None
+    ) -> list[tuple[bytes, list[PickleBuffer]]]:
         """Answer messages that came together."""
         if self._app is None:
             raise RuntimeError(self._trouble)
-        envelopes = [
-            join(thin, places, [*(common or ()), *own])
-            for (thin, places, own), common in zip(packed, slices, strict=True)
-        ]
-        replies: list[tuple[bytes, list[Place], list[pickle.PickleBuffer]]] = []
+        pairs = zip(packed, slices, strict=True)
+        envelopes = [unpack(pickled, [*(common or ()), *own]) for (pickled, own), common in pairs]
+        replies: list[tuple[bytes, list[PickleBuffer]]] = []
 
         def send(envelope: Envelope) -> None:
-            thin, places, arrays = split(envelope)
-            replies.append((pickle.dumps(thin), places, _buffers(arrays)))
+            pickled, arrays = pack(envelope)
+            replies.append((pickled, _buffers(arrays)))
 
         answer_each(self._app, envelopes, send)
         return replies
 
 
-def _buffers(arrays: Sequence[bytes]) -> list[pickle.PickleBuffer]:
+def _store(own: Slice) -> object:
+    """Return the reference to a slice's arrays, which Ray stores once."""
+    import ray
+
+    with own.lock:
+        if own.reference is None:
+            own.reference = ray.put(_buffers(own.arrays))
+        return own.reference
+
+
+def _buffers(arrays: Sequence[bytes]) -> list[PickleBuffer]:
     """Return arrays so that Ray does not copy them into a pickle."""
-    return list(map(pickle.PickleBuffer, arrays))
+    return list(map(PickleBuffer, arrays))

@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 from flwr.app import Context, Message
+from flwr.common.constant import ErrorCode
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids.apps import CRASHED, NOT_LOADED, UNKNOWN, Envelope, failure
-from heterofl_flwr.grids.payloads import Slices
+from heterofl_flwr.grids.apps import Envelope, failure
+from heterofl_flwr.grids.payloads import Slice, find_slice
 from heterofl_flwr.grids.runner import Group, Runner
 
 logger = logging.getLogger(__name__)
@@ -91,18 +93,8 @@ class Pool(Runner):
 
     A node's messages are answered in the order in which they were sent, so its context is never in two places.
 
-    Parameters
-    ----------
-    workers : sequence of Worker
-        Those that answer. They are the pool's to end.
-    takes_groups : bool
-        Whether the ClientApp answers messages together.
-    contexts : dict
-        The nodes' contexts.
-    retries : int
-        How often a message of a worker that died is given to another, before its reply is an error.
-    on_close : callable
-        What to call when the workers have ended.
+    A message of a worker that died is given to others ``retries`` times, before its reply is an error. The pool ends
+    its workers, and calls ``on_close`` when they have ended.
     """
 
     def __init__(
@@ -115,7 +107,7 @@ class Pool(Runner):
         on_close: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(contexts, takes_groups)
-        self._slices = Slices()
+        self._slices: WeakValueDictionary[tuple[int, ...], Slice] = WeakValueDictionary()
         self._lines: dict[int, deque[Group]] = {}  # by node; a group that is first in all its lines is running or ready
         self._ready: list[Group] = []  # a heap
         self._running: dict[int, Worker] = {}  # by the number of the group
@@ -133,7 +125,7 @@ class Pool(Runner):
         """Queue groups; idle workers begin at once."""
         with self._lock:
             for group in groups:
-                group.slices = [self._slices.find(message) for message in group.messages]
+                group.slices = [find_slice(message, self._slices) for message in group.messages]
                 self._groups.update(dict.fromkeys(group.ids, group))
                 for node_id in group.nodes:
                     self._lines.setdefault(node_id, deque()).append(group)
@@ -198,11 +190,12 @@ class Pool(Runner):
         except WorkerDeathError as death:
             if self._retry(group, death):
                 return True
-            answers = [failure(message, CRASHED, self._describe(message, group, death)) for message in group.messages]
+            code = ErrorCode.CLIENT_APP_CRASHED
+            answers = [failure(message, code, self._describe(message, group, death)) for message in group.messages]
         except ConfigError as error:
-            answers = [failure(message, NOT_LOADED, str(error)) for message in group.messages]
+            answers = [failure(one, ErrorCode.LOAD_CLIENT_APP_EXCEPTION, str(error)) for one in group.messages]
         except Exception as error:  # such as a message that cannot be pickled; the thread has to go on
-            answers = [failure(message, UNKNOWN, error) for message in group.messages]
+            answers = [failure(message, ErrorCode.UNKNOWN, error) for message in group.messages]
         with self._lock:
             del self._running[group.number]
             self._keep(group, answers)

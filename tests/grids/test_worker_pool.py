@@ -93,8 +93,8 @@ def test_a_worker_whose_replacement_finds_no_room_holds_no_message(ask):
         replies = pool.collect(ids, time.monotonic() + LONGEST)
     finally:
         pool.close()
-    assert sorted(replies) == ids
-    assert not any(reply.has_error() for reply in replies.values())
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ids
+    assert not any(reply.has_error() for reply in replies)
     assert len(pool.deaths) == 1
 
 
@@ -106,7 +106,7 @@ def test_a_replacement_that_fails_to_load_is_tried_again_before_a_message_fails(
     try:
         (group,) = groups_of(ask, 1)
         pool.submit([group])
-        (reply,) = pool.collect(group.ids, time.monotonic() + LONGEST).values()
+        (reply,) = pool.collect(group.ids, time.monotonic() + LONGEST)
     finally:
         pool.close()
     assert reply.has_error() == fails
