@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -130,10 +131,9 @@ class Devices:
     def drop_outs(self, turns: Mapping[int, Turn], least: int) -> list[int]:
         """Return which of a round's clients, by node, drop out; ``least`` of them, the luckiest, always stay."""
         chances = {node: self.profile(turn.rate).drop_out for node, turn in turns.items()}
-        luck = {node: turn.draws("drop-out").random() / chances[node] for node, turn in turns.items() if chances[node]}
-        unlucky = sorted(
-            (node for node, value in luck.items() if value < 1), key=lambda node: (luck[node], turns[node].partition)
-        )
+        luck = {node: turns[node].draws("drop-out").random() / chance for node, chance in chances.items() if chance}
+        unlucky = [node for node, value in luck.items() if value < 1]
+        unlucky.sort(key=lambda node: (luck[node], turns[node].partition))
         return unlucky[: max(len(turns) - least, 0)]
 
     def step_share(self, turn: Turn) -> float:
@@ -197,24 +197,14 @@ class Training:
         inputs: float = 1.0,
         smaller: Sequence[float] = (),
     ) -> None:
-        self._build = build
-        self._example = example
-        self._epochs = epochs
-        self._inputs = inputs
-        self._smaller = smaller
-        self._known: dict[float, int] = {}
+        self._epochs, self._inputs, self._smaller = epochs, inputs, smaller
+        self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
         """Return the multiplications of a client's work."""
-        del kind, partition
         return PASSES * self._epochs * examples * self.forward(rate)
 
     def forward(self, rate: float) -> float:
         """Return the multiplications of one forward pass of one example, at the widths that are trained."""
         rates = [rate, *(other for other in self._smaller if other < rate)]
         return self._inputs * math.fsum(map(self._macs, rates)) / len(rates)
-
-    def _macs(self, rate: float) -> int:
-        if rate not in self._known:
-            self._known[rate] = build_and_profile(self._build, rate, self._example)[1].macs
-        return self._known[rate]

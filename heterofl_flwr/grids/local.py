@@ -3,48 +3,51 @@
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self, TypedDict, Unpack
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids.apps import SERVER_NODE_ID, Identity, load, reference, set_identity
+from heterofl_flwr.grids.apps import Identity, load, reference, set_identity
 from heterofl_flwr.grids.processes import start_processes
 from heterofl_flwr.grids.runner import Group, Inline, Runner, together
 from heterofl_flwr.grids.worker_pool import Pool
 
 
+class GridKeywords(TypedDict, total=False):
+    """The keyword arguments that ``LocalGrid`` and ``RayGrid`` share; ``LocalGrid`` explains them."""
+
+    cohort: int | Callable[[Message], int]
+    node_config: Callable[[int], Mapping[str, UserConfigValue]] | None
+    run_config: Mapping[str, UserConfigValue] | None
+    cost: Callable[[Message], float] | None
+    seed: int
+
+
 class QueuedGrid(Grid):
-    """What the grids that run clients themselves have in common: nodes, messages, groups and their order.
-
-    Parameters
-    ----------
-    num_nodes, cohort, node_config, run_config, cost, seed
-        As for ``LocalGrid``.
-    """
-
-    _runner: Runner
+    """What the grids that run clients themselves have in common: nodes, messages, groups and their order."""
 
     def __init__(
         self,
         num_nodes: int,
-        cohort: int | Callable[[Message], int],
-        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None,
-        run_config: Mapping[str, UserConfigValue] | None,
-        cost: Callable[[Message], float] | None,
-        seed: int,
+        *,
+        cohort: int | Callable[[Message], int] = 1,
+        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        cost: Callable[[Message], float] | None = None,
+        seed: int = 0,
     ) -> None:
         check_count("num_nodes", num_nodes, 1)
         if not callable(cohort):
             check_count("cohort", cohort, 1)
-        self._cohort = cohort
-        self._cost = cost
+        self._cohort = cohort if callable(cohort) else lambda message, most=cohort: most
+        self._cost = cost or (lambda message: 0.0)
         self._node_configs = {
             derive(seed, "node", partition): {
                 "partition-id": partition,
@@ -67,9 +70,7 @@ class QueuedGrid(Grid):
         """Return the grid."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the grid."""
         self.close()
 
@@ -83,14 +84,14 @@ class QueuedGrid(Grid):
         return Run(**vars(self._run))
 
     @property
-    def deaths(self) -> Sequence[str]:
+    def deaths(self) -> tuple[str, ...]:
         """A sentence for each worker that died while it answered messages."""
         return tuple(self._runner.deaths)
 
     def set_run(self, run: Run) -> None:
         """Begin another run: every node starts with an empty state."""
         self._renew(run)
-        set_identity(run.run_id, SERVER_NODE_ID)
+        set_identity(run.run_id, SUPERLINK_NODE_ID)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -109,17 +110,13 @@ class QueuedGrid(Grid):
         messages = list(messages)
         ids = [self._set_id(message) for message in messages]
         push = next(self._numbers)
-        groups = [[message] for message in messages]
-        if self._runner.takes_groups:
-            cohort = self._cohort
-            groups = together(messages, cohort if callable(cohort) else lambda message: cohort)
-        cost = self._cost or (lambda message: 0.0)
-        self._runner.submit([Group(push, -sum(map(cost, some)), next(self._numbers), some) for some in groups])
+        groups = together(messages, self._cohort) if self._runner.takes_groups else [[message] for message in messages]
+        self._runner.submit([Group(push, -sum(map(self._cost, some)), next(self._numbers), some) for some in groups])
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these messages that are there; without worker processes, run the clients now."""
-        return self._collect(list(message_ids), self._runner.poll_until)
+        return self._runner.collect(list(message_ids), self._runner.poll_until)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the replies in the order of the messages.
@@ -131,7 +128,7 @@ class QueuedGrid(Grid):
         ids = list(self.push_messages(messages))
         del messages
         try:
-            return self._collect(ids, deadline)
+            return self._runner.collect(ids, deadline)
         finally:
             self._runner.cancel(ids)
 
@@ -168,11 +165,6 @@ class QueuedGrid(Grid):
         message.metadata.__dict__["_message_id"] = id_  # Flower's own grids write it like this
         return id_
 
-    def _collect(self, ids: list[str], deadline: float | None) -> list[Message]:
-        """Return the replies that are there by the deadline, in the order of the messages."""
-        replies = self._runner.collect(ids, deadline)
-        return [replies[id_] for id_ in ids if id_ in replies]
-
 
 class LocalGrid(QueuedGrid):
     """Run any ClientApp on this machine, behind the interface that every Flower strategy uses.
@@ -193,11 +185,11 @@ class LocalGrid(QueuedGrid):
         0 or 1 runs clients in this process, one by one, each when its reply is asked for; they share its random state.
         More is the number of worker processes. They last until ``close``, so what a module caches is kept.
     cohort : int or callable
-        How many clients may train together, or a function from a message to it, if the ClientApp has an attribute
-        ``train_cohort(messages, contexts) -> replies``. It gets the ``train`` messages of one push to different nodes
-        at an equal ``rate``, which their config record names, in the order sent and in even groups. Any other message
-        goes to the ClientApp itself, and so does each message of a group for which ``train_cohort`` raises: then only
-        a bad client fails.
+        How many clients may train together, 1 by default, or a function from a message to it, if the ClientApp has an
+        attribute ``train_cohort(messages, contexts) -> replies``. It gets the ``train`` messages of one push to
+        different nodes at an equal ``rate``, which their config record names, in the order sent and in even groups. Any
+        other message goes to the ClientApp itself, and so does each message of a group for which ``train_cohort``
+        raises: then only a bad client fails.
     node_config : callable, optional
         From a partition to further entries of its node's ``Context.node_config``.
     run_config : mapping, optional
@@ -206,7 +198,7 @@ class LocalGrid(QueuedGrid):
         From a message to how long its client may take, in any unit. Of the messages that were pushed together, worker
         processes begin with the longest; a group takes as long as its members in a row.
     seed : int
-        What the ids of the run and of its nodes are drawn from.
+        What the ids of the run and of its nodes are drawn from, 0 by default.
 
     Examples
     --------
@@ -215,22 +207,12 @@ class LocalGrid(QueuedGrid):
     """
 
     def __init__(
-        self,
-        client_app: ClientApp | str,
-        num_nodes: int,
-        *,
-        processes: int = 0,
-        cohort: int | Callable[[Message], int] = 1,
-        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
-        run_config: Mapping[str, UserConfigValue] | None = None,
-        cost: Callable[[Message], float] | None = None,
-        seed: int = 0,
+        self, client_app: ClientApp | str, num_nodes: int, *, processes: int = 0, **options: Unpack[GridKeywords]
     ) -> None:
         check_count("processes", processes, 0)
-        super().__init__(num_nodes, cohort, node_config, run_config, cost, seed)
+        super().__init__(num_nodes, **options)
         if processes > 1:
-            workers = start_processes(reference(client_app), min(processes, num_nodes))
-            self._open(Pool(*workers, self._contexts))
+            self._open(Pool(*start_processes(reference(client_app), min(processes, num_nodes)), self._contexts))
         else:
             self._open(Inline(load(client_app), self._contexts))
 

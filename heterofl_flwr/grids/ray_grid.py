@@ -6,20 +6,20 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import Any, ClassVar, Unpack
 from unittest import mock
 
-from flwr.app import Message, UserConfigValue
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.local import QueuedGrid, check_count
+from heterofl_flwr.grids.local import GridKeywords, QueuedGrid, check_count
 from heterofl_flwr.grids.processes import worker_environment
 from heterofl_flwr.grids.ray_actors import ActorOptions, start_actors
 from heterofl_flwr.grids.worker_pool import Pool
@@ -40,7 +40,13 @@ _SETTINGS = {
 }
 # Reads until the process that holds the pipe closes it or dies, then removes Ray's folder, into which Ray's processes
 # may write until they have ended.
-_SWEEP = 'read line; while [ -e "$0" ]; do rm -rf "$0"; sleep 0.2; done'
+_SWEEP = """
+import os, shutil, sys, time
+sys.stdin.read()
+while os.path.exists(sys.argv[1]):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    time.sleep(0.2)
+"""
 
 
 class RayGrid(QueuedGrid):
@@ -67,8 +73,8 @@ class RayGrid(QueuedGrid):
         Share of a GPU for each actor, or a number of whole ones; 0 hides them from it.
     at_once : int, optional
         The most actors; None for as many as the machines have room for.
-    cohort, node_config, run_config, cost, seed
-        As for ``LocalGrid``.
+    **options
+        ``cohort``, ``node_config``, ``run_config``, ``cost`` and ``seed``, as for ``LocalGrid``.
 
     Examples
     --------
@@ -84,11 +90,7 @@ class RayGrid(QueuedGrid):
         num_cpus: float = 1,
         num_gpus: float = 0.0,
         at_once: int | None = None,
-        cohort: int | Callable[[Message], int] = 1,
-        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
-        run_config: Mapping[str, UserConfigValue] | None = None,
-        cost: Callable[[Message], float] | None = None,
-        seed: int = 0,
+        **options: Unpack[GridKeywords],
     ) -> None:
         if at_once is not None:
             check_count("at_once", at_once, 1)
@@ -96,15 +98,15 @@ class RayGrid(QueuedGrid):
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
                 raise ConfigError(f"{name} is {share!r}; expected a number of 0 or more")
         path = reference(client_app)
-        super().__init__(num_nodes, cohort, node_config, run_config, cost, seed)
-        session = Session()
+        super().__init__(num_nodes, **options)
+        environment = _Session.enter()
         try:
-            options = ActorOptions(path, num_cpus, num_gpus, session.environment)
-            actors, takes_groups = start_actors(options, min(at_once or num_nodes, num_nodes))
-            self._open(Pool(actors, takes_groups, self._contexts, retries=RETRIES, on_close=session.close))
+            same = ActorOptions(path, num_cpus, num_gpus, environment)
+            actors, takes_groups = start_actors(same, min(at_once or num_nodes, num_nodes))
         except BaseException:
-            session.close()
+            _Session.leave()
             raise
+        self._open(Pool(actors, takes_groups, self._contexts, retries=RETRIES, on_close=_Session.leave))
         atexit.register(self._finalizer)  # before Ray ends itself; unlike a method, it does not hold the grid
 
     def close(self) -> None:
@@ -113,16 +115,17 @@ class RayGrid(QueuedGrid):
         atexit.unregister(self._finalizer)
 
 
-class Session:
-    """A connection to Ray, which is started if this process has none and no cluster is named."""
+class _Session:
+    """The connection to Ray, which grids share. Ray is started if none is here and no cluster is named."""
 
-    _held: ClassVar[int] = 0
-    _sweeper: ClassVar["subprocess.Popen[bytes] | None"] = None
-    _is_ours: ClassVar[bool] = False
-    _environment: ClassVar[Mapping[str, str]] = {}
+    _grids: ClassVar[int] = 0
+    _environment: ClassVar[Mapping[str, str]] = {}  # what Ray has from this process
+    _at_end: ClassVar[ExitStack] = ExitStack()  # ends what the first grid has started
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self) -> None:
+    @classmethod
+    def enter(cls) -> Mapping[str, str]:
+        """Join or start Ray, for one more grid; return what its actors need in their environment."""
         try:
             import ray
         except ImportError as error:
@@ -130,55 +133,53 @@ class Session:
                 "RayGrid needs Ray, which cannot be imported. Install flwr[simulation], or use LocalGrid(processes=...)"
             ) from error
         own = worker_environment()
-        with Session._lock:
-            if Session._held == 0:
-                Session._is_ours, Session._environment = not ray.is_initialized(), {}
-                if Session._is_ours and (address := os.environ.get("RAY_ADDRESS")):
-                    try:
-                        _init(ray)
-                    except ConnectionError as error:
-                        raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
-                elif Session._is_ours:
-                    Session._environment = own
-                    Session._sweeper = _start(ray, {**_SETTINGS, **own})
-            Session._held += 1
-        self.environment = {} if own == Session._environment else own  # what Ray has already, actors need not wait for
-        self._is_open = True
+        with cls._lock:
+            if cls._grids == 0:
+                cls._environment, cls._at_end = _connect(ray, own)
+            cls._grids += 1
+            return {} if own == cls._environment else own  # what Ray has already, actors need not wait for
 
-    def close(self) -> None:
-        """Let go; the last one ends what was started."""
-        import ray
-
-        with Session._lock:
-            if not self._is_open:
-                return
-            self._is_open = False
-            Session._held -= 1
-            if Session._held or not Session._is_ours:
-                return
-            shut_down(ray)
-            if Session._sweeper is not None:
-                Session._sweeper.communicate()
-                Session._sweeper = None
+    @classmethod
+    def leave(cls) -> None:
+        """Let go; the last grid ends what was started."""
+        with cls._lock:
+            cls._grids -= 1
+            if cls._grids == 0:
+                cls._at_end.close()
 
 
-def _start(ray: Any, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _connect(ray: Any, own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitStack]:
+    """Join or start Ray; return the part of our environment that it has, and what ends what was started."""
+    with ExitStack() as started:
+        if ray.is_initialized():
+            return {}, started.pop_all()
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:
+            _start(ray, {**_SETTINGS, **own}, started)
+            return own, started.pop_all()
+        try:
+            _init(ray)
+        except ConnectionError as error:
+            raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
+        started.callback(shut_down, ray)
+        return {}, started.pop_all()
+
+
+def _start(ray: Any, environment: Mapping[str, str], started: ExitStack) -> None:
     """Start Ray here, and the process that removes its folder when this one has ended in any way."""
     own = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="ray-", dir=own if len(own) < LONGEST else "/tmp")  # noqa: S108  # on purpose
-    sweeper = subprocess.Popen(["/bin/sh", "-c", _SWEEP, folder], stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
+    words = [sys.executable, "-I", "-S", "-c", _SWEEP, folder]
+    sweeper = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
+    started.callback(sweeper.communicate)
+    started.callback(shut_down, ray)
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # Ray's processes keep it
     try:
         _init(ray, include_dashboard=False, _temp_dir=folder)
-    except BaseException:
-        shut_down(ray)
-        sweeper.communicate()
-        raise
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return sweeper
 
 
 def shut_down(ray: Any) -> None:

@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 class Group:
     """Messages to different nodes, answered together; mostly one alone.
 
-    Groups sort by the push that they came with, so that nobody waits for what was pushed later, then by urgency, then
-    in the order in which they were sent.
+    Groups sort by push, so that nobody waits for what was pushed later, then by urgency, then in the order sent.
     """
 
     push: int
@@ -57,7 +56,7 @@ def together(messages: Sequence[Message], most: Callable[[Message], int]) -> lis
         alike.setdefault((turns[node_id], rate, position if rate is None else 0), []).append(message)
         turns[node_id] += 1
     groups = []
-    for _, some in sorted(alike.items(), key=lambda item: item[0][0]):
+    for _, some in sorted(alike.items(), key=lambda item: item[0][0]):  # by turn
         size = len(some)
         number = -(-size // min(map(most, some))) if size > 1 else 1
         groups += [some[i * size // number : (i + 1) * size // number] for i in range(number)]
@@ -95,10 +94,9 @@ class Runner(ABC):
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
         """Wait for the replies to these messages until the deadline of ``time.monotonic``; return those answered."""
 
-    def collect(self, ids: Sequence[str], deadline: float | None) -> dict[str, Message]:
-        """Return the replies to these messages, and keep none; wait for them until the deadline."""
-        found = {id_: self._done.pop(id_, None) for id_ in self.wait(ids, deadline)}
-        return {id_: reply for id_, reply in found.items() if reply is not None}
+    def collect(self, ids: Sequence[str], deadline: float | None) -> list[Message]:
+        """Return the replies to these messages, in their order, and keep none; wait for them until the deadline."""
+        return [reply for id_ in self.wait(ids, deadline) if (reply := self._done.pop(id_, None))]
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Drop these messages and their replies; nobody will ask for them."""

@@ -115,7 +115,12 @@ class _Exchange:
         self.least = least
         self._devices = devices
         self._kind = messages[0].metadata.message_type
-        self.turns = {message.metadata.dst_node_id: _turn_of(message) for message in messages}
+        self.turns: dict[int, Turn] = {}  # by node
+        for message in messages:
+            config = read_config(message)
+            seed, server_round, partition = (read_value(config, key, int) for key in (SEED, SERVER_ROUND, PARTITION))
+            turn = Turn(seed, server_round, partition, read_value(config, RATE, float))
+            self.turns[message.metadata.dst_node_id] = turn
         self._down = {message.metadata.dst_node_id: _array_bytes(message) for message in messages}
         self._dropped: list[int] = []
         self._examples: list[int] = []
@@ -136,10 +141,8 @@ class _Exchange:
     def joules(self) -> list[float]:
         """What each device spent. Of one that drops out nobody knows the examples, so it has the others' mean."""
         examples = round(sum(self._examples) / len(self._examples)) if self._examples else 0
-        return [
-            *self._joules,
-            *(self._costs(node, examples, 0, self.turns[node].progress)[1] for node in self._dropped),
-        ]
+        lost = (self._costs(node, examples, 0, self.turns[node].progress)[1] for node in self._dropped)
+        return [*self._joules, *lost]
 
     def draw_losses(self) -> dict[int, str]:
         """Draw which clients get no message in this round; return why, by node."""
@@ -195,13 +198,6 @@ class _Exchange:
 
 def _is_training(message: Message) -> bool:
     return message.metadata.message_type.startswith(MessageType.TRAIN)
-
-
-def _turn_of(message: Message) -> Turn:
-    config = read_config(message)
-    keys = (SEED, SERVER_ROUND, PARTITION)
-    seed, server_round, partition = (read_value(config, key, int) for key in keys)
-    return Turn(seed, server_round, partition, read_value(config, RATE, float))
 
 
 def _array_bytes(message: Message) -> int:

@@ -1,10 +1,10 @@
-"""``Windowed``: any grid, with a bounded number of messages out."""
+"""Grids around other grids: ``Windowed`` bounds the number of messages out, ``Watched`` reports what passes."""
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -45,7 +45,7 @@ class Windowed(Relay):
         Replies that are not there ``timeout`` seconds after this call are left out, and messages not sent by then are
         never sent. The time in which the strategy works on replies counts.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         flight = _Flight(self._grid, deque(messages), self._window, deadline)
         del messages
         flight.refill()
@@ -55,12 +55,9 @@ class Windowed(Relay):
 class _Flight:
     """The messages of one call: those that wait, the ids of those that are out, the replies that came early."""
 
-    def __init__(self, grid: Grid, waiting: deque[Message], window: int, deadline: float | None) -> None:
+    def __init__(self, grid: Grid, waiting: deque[Message], window: int, deadline: float) -> None:
         self.out: deque[str] = deque()
-        self._grid = grid
-        self._waiting = waiting
-        self._window = window
-        self._deadline = deadline
+        self._grid, self._waiting, self._window, self._deadline = grid, waiting, window, deadline
         self._here: dict[str, Message] = {}
         # A LocalGrid has these two.
         self._wait: Callable[[list[str], float | None], list[str]] | None = getattr(grid, "wait_for_replies", None)
@@ -90,27 +87,24 @@ class _Flight:
 
     def _await(self, first: str) -> bool:
         """Wait until a reply is here; False if there will be none in time."""
-        began = time.monotonic()
+        began = now = time.monotonic()
         wanted = [first]  # alone at first: a grid that runs clients when asked then runs only this one
-        while first not in self._here:
-            now = time.monotonic()
-            left = math.inf if self._deadline is None else self._deadline - now
-            if left <= 0:
-                return False
-            self._pull(wanted, None if self._deadline is None else left)
+        while first not in self._here and now < self._deadline:
+            self._pull(wanted, self._deadline - now)
             if self._wait:
                 break
             if first not in self._here:
-                time.sleep(min(left, LONGEST_PAUSE, 0.001 + 0.05 * (now - began)))
+                time.sleep(min(self._deadline - now, LONGEST_PAUSE, 0.001 + 0.05 * (now - began)))
                 wanted = self._missing()
+            now = time.monotonic()
         return first in self._here
 
-    def _pull(self, ids: list[str], seconds: float | None) -> None:
-        """Keep the replies that are there, waiting for them where the grid can.
-
-        An error reply of the SuperLink names its message by this id alone.
-        """
-        for reply in self._grid.pull_messages(self._wait(ids, seconds) if self._wait else ids):
+    def _pull(self, ids: list[str], seconds: float) -> None:
+        """Keep the replies that are there, waiting for them where the grid can."""
+        if self._wait:
+            ids = self._wait(ids, None if seconds == math.inf else seconds)
+        for reply in self._grid.pull_messages(ids):
+            # An error reply of the SuperLink names its message by this id alone.
             if (id_ := reply.metadata.reply_to_message_id) in ids:
                 self._here[id_] = reply
 
@@ -118,47 +112,33 @@ class _Flight:
         return [id_ for id_ in self.out if id_ not in self._here]
 
 
-class Watcher(Protocol):
-    """What is called about messages and their replies."""
+class _Watcher(Protocol):
+    """What ``Watched`` calls; ``on_reply`` from any thread."""
 
-    def on_messages(self, messages: Iterable[Message]) -> None:
-        """Note messages that are sent together."""
-
-    def on_reply(self, reply: Message) -> None:
-        """Note a reply; may be called from any thread."""
-
-    def on_replies_end(self) -> None:
-        """Note that no more replies to these messages will come."""
+    def on_messages(self, messages: Iterable[Message]) -> None: ...
+    def on_reply(self, reply: Message) -> None: ...
+    def on_replies_end(self) -> None: ...
 
 
 class Watched(Relay):
-    """A grid that reports each message sent, and each reply.
+    """A grid that reports messages that are sent together, each reply, and that no more will come.
 
-    A ``LocalGrid`` or ``RayGrid`` below reports replies when they are there, any other when they are returned.
-
-    Parameters
-    ----------
-    grid : Grid
-        Any grid; it stays the caller's to close.
-    watcher : Watcher
-        What is called.
-    innermost : Grid
-        The grid below all others that ``grid`` is made of.
+    If the ``innermost`` grid is a ``LocalGrid`` or a ``RayGrid``, replies are reported when they are there, else when
+    they are returned.
     """
 
-    def __init__(self, grid: Grid, watcher: Watcher, innermost: Grid) -> None:
+    def __init__(self, grid: Grid, watcher: _Watcher, innermost: Grid) -> None:
         super().__init__(grid)
         self._watcher = watcher
-        listen: Callable[[Callable[[Message], None]], None] | None = getattr(innermost, "listen", None)
-        self._listens = listen is not None
-        if listen is not None:
-            listen(watcher.on_reply)
+        self._listens = hasattr(innermost, "listen")
+        if self._listens:
+            cast(Any, innermost).listen(watcher.on_reply)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages, and return their replies as the grid does."""
         messages = list(messages)
         self._watcher.on_messages(messages)
-        return self._report(super().send_and_receive(messages, timeout=timeout))
+        return self._report(self._grid.send_and_receive(messages, timeout=timeout))
 
     def _report(self, replies: Iterable[Message]) -> Iterator[Message]:
         try:

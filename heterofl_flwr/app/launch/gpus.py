@@ -1,18 +1,17 @@
 """How many clients fit on the GPUs at once: measured, level by level, before the run."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 
 import torch
 
 from heterofl_flwr.app.launch.request import Flat, Share, gpu_share
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.settings import from_flat
 from heterofl_flwr.training import evaluate, train
 
@@ -24,8 +23,6 @@ FILL = 0.9
 
 EVALUATED = 100
 """Examples of a batch of evaluation."""
-
-LONGEST = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +65,18 @@ def plan(measured: Measured, *, clients: int, cores: int, cpus: int = 1) -> Shar
 
 def measure(config: Mapping[str, Flat]) -> Measured:
     """Measure in a process of its own, so that nothing of it stays on the GPU."""
-    done = subprocess.run(  # noqa: S603  # our own module
-        [sys.executable, "-m", __name__],
-        input=json.dumps(dict(config)),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LONGEST,
-    )
-    try:
-        found = json.loads(done.stdout.strip().rpartition("\n")[2])
-        peaks = {float(rate): int(peak) for rate, peak in found["peaks"].items()}
-        return Measured(int(found["devices"]), int(found["free"]), peaks)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = (done.stderr.strip() or done.stdout.strip() or "it said nothing").rpartition("\n")[2]
-        raise HeteroFLError(
-            f"the memory that clients need could not be measured: {reason}; name a share: --gpus 0.25"
-        ) from error
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measure_here, dict(config)).result()
+        except Exception as error:
+            raise HeteroFLError(
+                f"the memory that clients need could not be measured: {first_line(error)}; name a share: --gpus 0.25"
+            ) from error
+
+
+def _measure_here(config: Mapping[str, Flat]) -> Measured:
+    free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
+    return Measured(devices(), free, measure_peaks(Task(from_flat(config))))
 
 
 def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
@@ -104,15 +96,3 @@ def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
             del model  # before there is another
         peaks[rate] = torch.cuda.max_memory_reserved()
     return peaks
-
-
-def main() -> None:
-    """Measure what the settings on standard input need; print it as JSON."""
-    task = Task(from_flat(json.load(sys.stdin)))
-    free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
-    peaks = {str(rate): peak for rate, peak in measure_peaks(task).items()}
-    print(json.dumps({"devices": devices(), "free": free, "peaks": peaks}))
-
-
-if __name__ == "__main__":
-    main()

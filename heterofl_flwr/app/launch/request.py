@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr.app.user_config import UserConfig
 from flwr.common.config import flatten_dict, get_project_config
@@ -15,21 +16,11 @@ Flat = bool | int | float | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What each client gets of the machine.
+    """What each client gets of the machine."""
 
-    Attributes
-    ----------
-    cpus
-        Processor cores for each client.
-    gpus
-        Share of a GPU for each client, or a number of whole ones; 0 for none.
-    at_once
-        How many clients may run at once; None for as many as the cores and GPUs allow.
-    """
-
-    cpus: int = 1
-    gpus: float = 0.0
-    at_once: int | None = None
+    cpus: int = 1  # processor cores
+    gpus: float = 0.0  # a share of a GPU, or a number of whole ones; 0 for none
+    at_once: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
 
     def fewer(self, cores: int, devices: int) -> "Share":
         """Return a share that lets half as many clients run at once; raise ConfigError if only one does already."""
@@ -57,38 +48,21 @@ def gpu_share(devices: int, clients: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A run that is to be made.
+    """A run that is to be made."""
 
-    Attributes
-    ----------
-    config
-        Run config: all settings for the package's own app; what differs from its defaults for another.
-    out
-        The run's folder.
-    clients
-        Number of virtual clients.
-    share
-        What each gets of the machine.
-    app
-        Folder of another Flower app; None for this package's own.
-    grid
-        What runs the clients: ``local``, processes of this machine; ``ray``, Ray's actors.
-    """
-
-    config: Mapping[str, Flat]
-    out: Path
-    clients: int
+    config: Mapping[str, Flat]  # all settings for the package's own app; what differs from its defaults for another
+    out: Path  # the run's folder
+    clients: int  # number of virtual clients
     share: Share = Share()
-    app: Path | None = None
-    grid: str = "local"
+    app: Path | None = None  # folder of another Flower app; None for this package's own
+    grid: str = "local"  # what runs the clients: ``local``, processes of this machine; ``ray``, Ray's actors
 
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"
 CLIENT_APP = "heterofl_flwr.app.client_app:app"
 
 
-@dataclass(frozen=True, slots=True)
-class App:
+class App(NamedTuple):
     """Where an app's two parts are, and the run config that they get."""
 
     server: str

@@ -1,7 +1,4 @@
-"""A run in this process, from its start to its end; where memory is short, it goes on with fewer clients at once.
-
-Its clients run in processes of this machine, or in Ray's actors.
-"""
+"""A run in this process, from its start to its end; where memory is short, it goes on with fewer clients at once."""
 
 import logging
 import math
@@ -12,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -25,7 +21,7 @@ from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.local import QueuedGrid
+from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
 from heterofl_flwr.messages import count_bytes
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.strategies.guarded import Relay
@@ -52,32 +48,20 @@ class RunError(HeteroFLError):
 
 
 def run_request(request: Request, *, log: bool = False) -> None:
-    """Run an app; return when it has done all that it was to do.
+    """Run an app; return when it has done all that it was to do, else raise ``RunError``.
 
-    Parameters
-    ----------
-    request : Request
-        What is to be run.
-    log : bool
-        Whether Flower's log is shown. It is in the run's folder in any case.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such app, or it has no such settings; nothing is started then.
-    RunError
-        If the run has failed.
+    Flower's log is in the run's folder, and with ``log`` it is shown too. If there is no such app, or it has no such
+    settings, nothing is started, and ``ConfigError`` is raised.
     """
-    app = read_app(request)
     while True:
+        app = read_app(request)
         try:
             with _flower_log(request.out / LOG, shown=log):
                 return _serve(request, app)
         except OutOfMemoryError as error:
             request = _with_fewer(request, error)
-            app = read_app(request)
         except Exception as error:  # whatever an app raises is how its run ended
-            raise RunError(describe(error)) from error
+            raise RunError(_describe(error)) from error
 
 
 def _serve(request: Request, app: App) -> None:
@@ -147,7 +131,7 @@ def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:
     return replace(request, share=share, config={**request.config, "run.resume": RunFolder(request.out).started})
 
 
-def describe(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Return what an error says; of one that is not this package's own also its kind, and where it was raised."""
     if isinstance(error, HeteroFLError):
         return str(error)
@@ -158,20 +142,23 @@ def describe(error: Exception) -> str:
 def open_grid(request: Request, app: App) -> QueuedGrid:
     """Return the grid on which an app's clients run; it is the caller's to close."""
     states = {} if request.app is not None else {NODE_STATES: str(RunFolder(request.out).clients.resolve())}
+    options: GridKeywords = {
+        "cohort": cohort_limit(request),
+        "run_config": app.config,
+        "cost": cost,
+        "node_config": lambda partition: states,
+    }
     share = request.share
-    open_one = (
-        partial(RayGrid, num_cpus=share.cpus, num_gpus=share.gpus, at_once=share.at_once)
-        if request.grid == "ray"
-        else partial(LocalGrid, processes=count_processes(request))
-    )
-    return open_one(
-        app.client,
-        request.clients,
-        cohort=cohort_limit(request),
-        run_config=app.config,
-        cost=cost,
-        node_config=lambda partition: states,
-    )
+    if request.grid == "ray":
+        return RayGrid(
+            app.client,
+            request.clients,
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            at_once=share.at_once,
+            **options,
+        )
+    return LocalGrid(app.client, request.clients, processes=count_processes(request), **options)
 
 
 def count_processes(request: Request) -> int:
