@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -20,7 +19,6 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -33,7 +31,6 @@ from simulations.guard import MARK, guarded, marked
 
 STARTUP = 120.0
 POLL = 0.2
-QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -52,7 +49,6 @@ clientapp = "{client}"
 
 [tool.flwr.app.config]
 """
-
 _CONNECTION = """[superlink]
 default = "own"
 
@@ -60,8 +56,6 @@ default = "own"
 address = "127.0.0.1:{port}"
 root-certificates = "{authority}"
 """
-
-
 _CALLS = """
 import json, sys
 from flwr.cli.app import app
@@ -75,22 +69,18 @@ class Processes:
 
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        self._more = {**QUICK, **(more or {})}
+        self._more = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **(more or {})}
         self._mark = secrets.token_hex(16)
         self._stack = ExitStack()
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        """Make the home; nothing is started yet."""
         self.home = Path(tempfile.mkdtemp(prefix="heterofl-"))
         self.environment = environment(self.home) | self._more | {MARK: self._mark}
         self._stack.enter_context(guarded(self._mark, self.home))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End all processes."""
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
         for process in self._started:
             process.wait(STARTUP)
@@ -104,7 +94,7 @@ class Processes:
             time.sleep(POLL)
 
     def numbers_of(self, name: str) -> list[int]:
-        """Return the numbers of its processes that run a command, whoever started them."""
+        """Return the numbers of the processes that run a command, whoever of these started them."""
         found = []
         for process in marked(self._mark):
             with suppress(psutil.Error):  # it has ended meanwhile
@@ -119,17 +109,15 @@ class Processes:
 
     def wait_for_superlink(self, process: subprocess.Popen[bytes], port: int, authority: Path) -> None:
         """Wait until a SuperLink answers; raise if it does not."""
-        context = ssl.create_default_context(cafile=authority)
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
+        secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
 
-        def answers() -> bool:
+        def has_started_or_ended() -> bool:
             with suppress(OSError), opener.open(f"https://127.0.0.1:{port}/health", timeout=1):
                 return True
-            return False
+            return process.poll() is not None
 
-        self.wait_for(lambda: process.poll() is not None or answers(), "the SuperLink")
+        self.wait_for(has_started_or_ended, "the SuperLink")
         if process.poll() is not None:
             raise RuntimeError(f"the SuperLink does not start:\n{self.log('superlink')[-2000:]}")
 
@@ -161,7 +149,6 @@ class Deployment(Processes):
         self.port = free_port()
 
     def __enter__(self) -> Self:
-        """Make the keys; nothing is started yet."""
         super().__enter__()
         write_certificates(self.keys, ["localhost"], 1)
         text = _CONNECTION.format(port=self.port, authority=self.keys / "ca.crt")
@@ -183,9 +170,8 @@ class Deployment(Processes):
     def start_node(self, name: str, config: str) -> subprocess.Popen[bytes]:
         """Start a SuperNode with the key of its name."""
         words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name)
-        return self.popen(
-            [command("flower-supernode", self.environment), *words], name, FLWR_HOME=str(self.home / name)
-        )
+        words = [command("flower-supernode", self.environment), *words]
+        return self.popen(words, name, FLWR_HOME=str(self.home / name))
 
     def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
         """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
@@ -194,14 +180,8 @@ class Deployment(Processes):
 
     def flwr(self, *calls: Sequence[str]) -> str:
         """Return what Flower's command ``flwr`` prints, called so often in one process: it takes seconds to load."""
-        done = subprocess.run(
-            [sys.executable, "-c", _CALLS, json.dumps(calls)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=self.environment,
-            timeout=STARTUP,
-        )
+        words = [sys.executable, "-c", _CALLS, json.dumps(calls)]
+        done = subprocess.run(words, capture_output=True, text=True, env=self.environment, timeout=STARTUP)
         if done.returncode:
             raise RuntimeError(f"flwr {calls}\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -209,9 +189,8 @@ class Deployment(Processes):
     def wait_for_end(self, run_id: str, seconds: float) -> tuple[str, str]:
         """Wait until a run's ServerApp has ended, or so many seconds; return the run's status."""
         ended = re.compile(rf"Finished task \d+ of run {run_id}")
-        deadline = time.monotonic() + seconds
-        while not ended.search(self.log("superlink")) and time.monotonic() < deadline:
-            time.sleep(POLL)
+        with suppress(RuntimeError):
+            self.wait_for(lambda: ended.search(self.log("superlink")), f"the end of run {run_id}", seconds)
         try:
             run = json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]
             return str(run["status"]), str(run["status-details"])
@@ -246,7 +225,7 @@ def node_words(superlink: str, port: int, config: str, keys: str, name: str) -> 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process at once, as a power cut does."""
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 
@@ -269,25 +248,24 @@ def write_app(parent: Path, config: Mapping[str, Flat], client: str = CLIENT_APP
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of Flower's processes, with a ``FLWR_HOME`` of their own."""
-    scripts = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+    first = {
+        "PYTHONPATH": [ROOT, os.getcwd()],
+        "PATH": [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)],
+    }
+    paths = {name: [*own, *filter(None, os.environ.get(name, "").split(os.pathsep))] for name, own in first.items()}
     return {
         **os.environ,
+        **{name: os.pathsep.join(dict.fromkeys(own)) for name, own in paths.items()},
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([ROOT, os.getcwd(), *_words("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
-        "PATH": os.pathsep.join(dict.fromkeys([*scripts, *_words("PATH")])),
         # Flower talks to itself over HTTP, and heeds proxies.
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
     }
-
-
-def _words(variable: str) -> list[str]:
-    return list(filter(None, os.environ.get(variable, "").split(os.pathsep)))
 
 
 def command(name: str, environment: Mapping[str, str]) -> str:
