@@ -12,29 +12,25 @@ from heterofl_flwr.settings import from_flat
 GIB = 1024**3
 
 
-def test_clients_are_packed_by_the_largest_level():
-    measured = Measured(1, 100 * GIB, {1.0: 4 * GIB, 0.0625: GIB})
-    fit = int(100 * FILL // 5)  # 4 GiB and the context
-    share = plan(measured, clients=100, cores=64)
-    assert share.at_once == fit - 1  # the server evaluates too
-    assert share.clients(64, 1) == share.at_once
-    assert share.gpus * share.at_once <= 1
+FIT = int(100 * FILL // 5) - 1  # clients of 4 GiB and their context on 100 GiB; the server evaluates too
 
 
-@pytest.mark.parametrize(("clients", "cores", "cpus", "at_once"), [(3, 64, 1, 3), (100, 4, 1, 4), (100, 8, 4, 2)])
-def test_there_are_no_more_at_once_than_clients_and_cores(clients, cores, cpus, at_once):
-    measured = Measured(2, 100 * GIB, {1.0: GIB})
-    assert plan(measured, clients=clients, cores=cores, cpus=cpus).at_once == at_once
-
-
-def test_all_gpus_are_used():
-    share = plan(Measured(4, 20 * GIB, {1.0: GIB}), clients=100, cores=100)
-    assert share.at_once == 4 * (int(20 * FILL // 2) - 1)
-    assert share.clients(100, 4) == share.at_once
-
-
-def test_one_that_fits_alone_runs_alone():
-    assert plan(Measured(1, 10 * GIB, {1.0: 7 * GIB}), clients=9, cores=9).gpus == 1.0
+@pytest.mark.parametrize(
+    ("devices", "peaks", "machine", "at_once"),
+    [
+        (1, {1.0: 4, 0.0625: 1}, {"clients": 100, "cores": 64}, FIT),
+        (4, {1.0: 4}, {"clients": 100, "cores": 100}, 4 * FIT),
+        (2, {1.0: 4}, {"clients": 3, "cores": 64}, 3),
+        (2, {1.0: 4}, {"clients": 100, "cores": 4}, 4),
+        (2, {1.0: 4}, {"clients": 100, "cores": 8, "cpus": 4}, 2),
+        (1, {1.0: 70}, {"clients": 9, "cores": 9}, 1),
+    ],
+)
+def test_as_many_clients_of_the_largest_level_are_packed_as_fit(devices, peaks, machine, at_once):
+    measured = Measured(devices, 100 * GIB, {rate: peak * GIB for rate, peak in peaks.items()})
+    share = plan(measured, **machine)
+    assert share.at_once == share.clients(machine["cores"], devices) == at_once
+    assert share.gpus * at_once <= devices
 
 
 def test_one_that_does_not_fit_is_named_with_its_bytes():

@@ -43,14 +43,11 @@ def message_of(number):
     return Message(RecordDict({"arrays": arrays, "config": ConfigRecord()}), 5, "train")
 
 
-def test_on_a_cpu_each_core_has_a_process(asked):
-    assert count_processes(asked()) == 8
-    assert count_processes(asked(share=Share(at_once=2))) == 2
-
-
-def test_on_a_gpu_there_is_one_process_unless_asked_for_more(asked):
-    assert count_processes(asked(device="cuda")) == 0
-    assert count_processes(asked(device="cuda", share=Share(at_once=4))) == 4
+@pytest.mark.parametrize(
+    ("device", "at_once", "processes"), [("cpu", None, 8), ("cpu", 2, 2), ("cuda", None, 0), ("cuda", 4, 4)]
+)
+def test_each_core_has_a_process_but_a_gpu_has_one_unless_asked_for_more(asked, device, at_once, processes):
+    assert count_processes(asked(device=device, share=Share(at_once=at_once))) == processes
 
 
 @pytest.mark.parametrize(

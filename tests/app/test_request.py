@@ -24,11 +24,11 @@ def test_how_many_clients_run_at_once(share, cores, devices, clients):
     assert share.clients(cores, devices) == clients
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("clients", range(1, 40))
-def test_a_share_lets_at_least_so_many_clients_run(devices, clients):
-    share = Share(gpus=gpu_share(devices, clients))
-    assert clients <= share.clients(1000, devices) < clients + devices
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_share_lets_at_least_so_many_clients_run(devices):
+    for clients in range(1, 40):
+        share = Share(gpus=gpu_share(devices, clients))
+        assert clients <= share.clients(1000, devices) < clients + devices
 
 
 def test_fewer_is_half_until_there_is_one():

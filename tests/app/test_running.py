@@ -29,7 +29,7 @@ def request_(tmp_path) -> Request:
 
 @pytest.fixture
 def served(monkeypatch):
-    """Let runs end as told, None for well; return the requests that were made."""
+    """Return the requests that were made, and how runs are to end, None for well."""
     requests, ends = [], []
 
     def serve(request, app):
@@ -57,35 +57,32 @@ def test_short_of_memory_it_goes_on_with_half_at_once(request_, served, capsys):
     assert capsys.readouterr().err.splitlines()[0] == f"heterofl: {SHORT}; going on with 2 at once"
 
 
-def test_it_goes_on_with_a_run_that_has_begun(request_, served):
+def test_our_app_goes_on_where_it_was_and_another_starts_again(request_, served):
     requests, ends = served
-    ends += [SHORT, None]
+    ends += [SHORT, None, SHORT, None]
     RunFolder(request_.out).start(request_.config)
     run_request(request_)
     assert requests[1].config["run.resume"] is True
-
-
-def test_another_app_starts_again_with_its_own_config(request_, served):
-    requests, ends = served
-    ends += [SHORT, None]
     run_request(replace(request_, app=SAMPLE, config={"rounds": 2}))
-    assert requests[1].config == {"rounds": 2}
+    assert requests[3].config == {"rounds": 2}
 
 
-def test_one_client_that_is_too_large_ends_the_run_and_is_named(request_, served):
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("", r"level a: Tried to allocate 2 GiB, and one client alone"),
+        ("host:6379", "raise --gpus or --cpus"),  # what a cluster has is not known
+    ],
+)
+def test_where_fewer_cannot_run_at_once_the_run_ends(request_, served, monkeypatch, address, complaint):
     served[1].append(SHORT)
-    with pytest.raises(RunError, match=r"level a: Tried to allocate 2 GiB, and one client alone"):
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(RunError, match=complaint):
         run_request(replace(request_, share=Share(gpus=1.0)))
 
 
-def test_on_a_cluster_the_user_decides(request_, served, monkeypatch):
-    served[1].append(SHORT)
-    monkeypatch.setenv("RAY_ADDRESS", "host:6379")
-    with pytest.raises(RunError, match="raise --gpus or --cpus"):
-        run_request(request_)
-
-
-def test_an_app_that_is_none_is_refused_before_anything_starts(request_, served, tmp_path):
+def test_without_an_app_or_its_setting_nothing_starts(request_, served, tmp_path):
     with pytest.raises(ConfigError, match=r"no pyproject\.toml that describes a Flower app: Cannot find"):
         run_request(replace(request_, app=tmp_path, config={}))
     with pytest.raises(ConfigError, match=r"has no setting nothing; it has fault, rounds, note\.text"):

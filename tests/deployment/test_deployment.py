@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import tomllib
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,6 @@ SPELLINGS = [
 
 @dataclass(frozen=True)
 class Ended:
-    """What is left of it all."""
-
     run: RunFolder
     config: Mapping[str, object]  # of the run, as the page and this test have it
     first_round: list[RoundRecord]  # the history when the ServerApp was killed
@@ -90,15 +89,8 @@ class Follower(Processes):
     def do(self, beginning: str) -> str:
         """Run the page's next command that begins so, to its end; return what it prints."""
         command = self.page.take(beginning)
-        done = subprocess.run(
-            ["bash", "-c", command],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=self.environment,
-            cwd=self.folder,
-            timeout=LONGEST,
-        )
+        options = {"env": self.environment, "cwd": self.folder, "timeout": LONGEST}
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, **options)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -148,9 +140,8 @@ class Follower(Processes):
             home.mkdir()
             config = self.page.files["~/.flwr/config.toml"].replace(f"localhost:{self.page.port}", address)
             (home / "config.toml").write_text(config, encoding="utf-8")
-            for number, words in enumerate(
-                ("supernode register keys/stranger.pub lab --name stranger", "ls lab", "run heterofl-flwr lab")
-            ):
+            calls = ("supernode register keys/stranger.pub lab --name stranger", "ls lab", "run heterofl-flwr lab")
+            for number, words in enumerate(calls):
                 started[f"flwr-{number}"] = self.start(f"flwr {words}", f"flwr-{number}", FLWR_HOME=str(home))
         return started
 
@@ -169,19 +160,16 @@ class Follower(Processes):
 
     def wait_for_instruction(self, number: int) -> None:
         """Wait until the phone has so many instructions to train."""
-        received = re.compile("Receiving: train message")
-        self.wait_for(lambda: len(received.findall(self.log("phone"))) >= number, "an instruction", LONGEST)
+        received = "Receiving: train message"
+        self.wait_for(lambda: self.log("phone").count(received) >= number, "an instruction", LONGEST)
 
     def answer(self, path: str) -> int:
         """Return the status of the answer to a request through the open port, its path as it is written here."""
         host, _, port = self.page.open_address.partition(":")
         context = ssl.create_default_context(cafile=self.folder / "keys" / "ca.crt")
-        connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=60)
-        try:
+        with closing(http.client.HTTPSConnection(host, int(port), context=context, timeout=60)) as connection:
             connection.request("POST", path, headers={"content-type": "application/protobuf"})
             return connection.getresponse().status
-        finally:
-            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -274,12 +262,9 @@ def test_the_model_has_learnt_the_digits(ended):
         assert evaluate(model, task.dataset.test).accuracy > 0.6
 
 
-def test_a_node_that_nobody_registered_is_refused(ended):
+def test_nodes_that_nobody_registered_or_without_tls_cannot_join(ended):
     assert ended.codes["stranger"] != 0
     assert "Failed to activate" in ended.logs["stranger"]
-
-
-def test_a_node_that_does_not_speak_tls_is_refused(ended):
     assert ended.codes["plain"] != 0
     assert "Receiving" not in ended.logs["plain"]
 

@@ -1,15 +1,16 @@
 """What the tests of grids share: ClientApps in importable modules, and messages."""
 
-import os
 import shutil
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -80,23 +81,20 @@ def machine() -> Iterator[ModuleType]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_running(pid: int) -> bool:
-    """Return whether a process is there; one that has ended and was not reaped is a zombie, and counts."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def is_running(pid: int, zombies: bool) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE or zombies
+    return False
 
 
 @pytest.fixture
 def gone() -> Callable[..., bool]:
-    """Return a function that says whether processes are gone, after some seconds at most."""
+    """Return a function that says whether processes are gone in time; zombies are not, unless they do not count."""
 
-    def wait(pids: Iterable[int], seconds: float = 10.0) -> bool:
-        deadline = time.monotonic() + seconds
-        while any(map(is_running, pids)) and time.monotonic() < deadline:
+    def wait(pids: Iterable[int], seconds: float = 10.0, zombies: bool = True) -> bool:
+        pids, deadline = list(pids), time.monotonic() + seconds
+        while (left := any(is_running(pid, zombies) for pid in pids)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        return not any(map(is_running, pids))
+        return not left
 
     return wait

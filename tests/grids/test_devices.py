@@ -87,11 +87,6 @@ def test_a_turn_always_meets_the_same_fate_and_another_turn_another(seed, server
         assert all(one != two for one, two in zip(mine, fate(*other), strict=True))
 
 
-def test_a_profile_that_means_nothing_is_told_at_once():
-    with pytest.raises(ConfigError, match=r"macs_per_second is 0, .*available is 0, .*drop_out is 1, .*jitter is -1"):
-        DeviceProfile(macs_per_second=0, download=1, upload=1, available=0, drop_out=1, jitter=-1)
-
-
 @pytest.mark.parametrize(
     ("profiles", "options", "match"),
     [
@@ -103,9 +98,14 @@ def test_a_profile_that_means_nothing_is_told_at_once():
         ({"a": FAST}, {"deadline": math.nan}, "deadline is nan"),
     ],
 )
-def test_devices_that_mean_nothing_are_refused(profiles, options, match):
+def test_invalid_devices_raise(profiles, options, match):
     with pytest.raises(ConfigError, match=match):
         Devices(profiles, nothing, **options)
+
+
+def test_all_invalid_fields_of_a_profile_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"macs_per_second is 0, .*available is 0, .*drop_out is 1, .*jitter is -1"):
+        DeviceProfile(macs_per_second=0, download=1, upload=1, available=0, drop_out=1, jitter=-1)
 
 
 def test_the_bundled_set_has_the_papers_levels_and_larger_ones_are_faster():
@@ -115,23 +115,15 @@ def test_the_bundled_set_has_the_papers_levels_and_larger_ones_are_faster():
             assert getattr(one, name) > getattr(other, name)
 
 
-class TestWorkload:
-    def macs(self, rate):
-        return 3 * width(8, rate) + 4 * width(8, rate)
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
+def test_training_takes_three_forward_passes_of_each_example_in_each_epoch(rate):
+    before = torch.get_rng_state()
+    macs = (3 + 4) * width(8, rate)
+    assert Training(Tiny, torch.zeros(1, 3), epochs=5)("train", 0, rate, 7) == 3 * 5 * 7 * macs
+    assert Training(Tiny, torch.zeros(1, 3), inputs=2.5).forward(rate) == 2.5 * macs
+    assert torch.equal(torch.get_rng_state(), before)  # measuring draws nothing
 
-    @pytest.mark.parametrize("rate", [1.0, 0.5, 0.3])
-    def test_training_takes_three_forward_passes_of_each_example_in_each_epoch(self, rate):
-        work = Training(Tiny, torch.zeros(1, 3), epochs=5)
-        assert work("train", 0, rate, 7) == 3 * 5 * 7 * self.macs(rate)
 
-    def test_of_models_inside_a_clients_own_it_is_the_mean(self):
-        work = Training(Tiny, torch.zeros(1, 3), smaller=(1.0, 0.5, 0.25))
-        assert work.forward(0.5) == (self.macs(0.5) + self.macs(0.25)) / 2
-
-    def test_an_example_may_be_several_inputs(self):
-        assert Training(Tiny, torch.zeros(1, 3), inputs=2.5).forward(1.0) == 2.5 * self.macs(1.0)
-
-    def test_measuring_draws_nothing(self):
-        before = torch.get_rng_state()
-        Training(Tiny, torch.zeros(1, 3)).forward(1.0)
-        assert torch.equal(torch.get_rng_state(), before)
+def test_where_models_inside_a_clients_own_are_trained_it_is_the_mean():
+    work = Training(Tiny, torch.zeros(1, 3), smaller=(1.0, 0.5, 0.25))
+    assert work.forward(0.5) == (3 + 4) * (width(8, 0.5) + width(8, 0.25)) / 2

@@ -4,11 +4,9 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -16,9 +14,9 @@ from flwr.common.constant import ErrorCode
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import task_of
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.grids.ray_actors import ActorOptions
+from tests.federation.tiny import Keep, equal
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -33,12 +31,6 @@ def configs(replies):
 
 def processes_of(grid, ask):
     return configs(grid.send_and_receive([ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]))
-
-
-def test_actors_are_other_processes_with_one_thread_and_no_gpu(actors, ask):
-    seen = processes_of(actors, ask)
-    assert len({one["pid"] for one in seen} - {os.getpid()}) == 2
-    assert {(one["OMP_NUM_THREADS"], one["CUDA_VISIBLE_DEVICES"]) for one in seen} == {("1", "")}
 
 
 def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors, ask, caplog):
@@ -87,17 +79,7 @@ def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, monkeypatc
         slices[0]["w"] = Array(np.full(50_000, 5.0))
         (reply,) = grid.send_and_receive([messages[0]])
         assert reply.content["metrics"]["mean"] == 5.0
-        assert not grid._runner._slices._known
-
-
-class Keep(RoundCallback):
-    def __init__(self):
-        self.rounds = []
-
-    def on_round_end(self, progress):
-        self.rounds.append((progress.record.train, progress.record.evaluate, progress.record.failures))
-        self.state = {name: value.clone() for name, value in progress.state.items()}
-        return False
+        assert not grid._runner._slices
 
 
 MORTAL = """
@@ -133,22 +115,24 @@ def test_five_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_pa
         keep = Keep()
         with make(app, 5, run_config=DIGITS, **options) as grid:
             server_app.run(grid, task_of(DIGITS), [keep])
-        return keep, grid.deaths
+        rounds = [(record.train, record.evaluate, record.failures) for record in keep.records]
+        return rounds, keep.progress[-1].state, grid.deaths
 
     (tmp_path / "mortal_clients.py").write_text(MORTAL)
     monkeypatch.syspath_prepend(tmp_path)
-    local, _ = run(LocalGrid)
+    expected, state, _ = run(LocalGrid)
     for options in ({"at_once": 1}, {"at_once": 3, "app": "mortal_clients:app"}):
-        ray, deaths = run(RayGrid, **options)
-        assert ray.rounds == local.rounds
-        assert all(value.equal(ray.state[name]) for name, value in local.state.items())
+        rounds, found, deaths = run(RayGrid, **options)
+        assert rounds == expected
+        assert equal(found, state)
     killed = {mark.name for mark in tmp_path.iterdir()} - {"mortal_clients.py", "__pycache__"}
     assert {"train", "evaluate", "query.moments"} <= killed
     assert len(deaths) == len(killed)
     assert all("(partition 1) died: " in death for death in deaths)
 
 
-def test_actors_share_gpus_as_asked(machine, ask):
+def test_actors_share_gpus_as_asked(actors, ask):
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in processes_of(actors, ask)} == {""}
     with RayGrid("odd_clients:app", 8, num_gpus=0.5) as grid:
         seen = {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid, ask)}
     assert sorted(seen.values()) == ["0", "0", "1", "1"]
@@ -172,28 +156,25 @@ def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
     assert ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
 
 
-def test_what_fits_nowhere_is_refused(machine):
-    with pytest.raises(ConfigError, match=r"needs num_cpus=1 and num_gpus=3; the cluster has 8 CPUs and 2 GPUs"):
-        RayGrid("odd_clients:app", 2, num_gpus=3)
+@pytest.mark.parametrize(
+    ("client_app", "num_gpus", "complaint"),
+    [
+        ("odd_clients:app", 3, "needs num_cpus=1 and num_gpus=3; the cluster has 8 CPUs and 2 GPUs"),
+        ("no_such_module:app", 0, "in an actor: client_app 'no_such_module:app' cannot be loaded"),
+        ("dies_on_import:app", 0, "in an actor: it died: .* while it loaded 'dies_on_import:app'"),
+    ],
+)
+def test_actors_that_cannot_start_raise(machine, client_app, num_gpus, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        RayGrid(client_app, 2, at_once=1, num_gpus=num_gpus)
 
 
 @pytest.mark.parametrize(
-    ("client_app", "complaint"),
-    [
-        ("no_such_module:app", "in an actor: client_app 'no_such_module:app' cannot be loaded"),
-        ("dies_on_import:app", "in an actor: it died: .* while it loaded 'dies_on_import:app'"),
-    ],
+    ("name", "value"), [("at_once", 0), ("num_cpus", -1), ("num_gpus", "half"), ("num_gpus", True), ("cohort", 0)]
 )
-def test_an_app_that_no_actor_can_load_is_refused(machine, client_app, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        RayGrid(client_app, 2, at_once=1)
-
-
-@pytest.mark.parametrize("changes", [{"at_once": 0}, {"num_cpus": -1}, {"num_gpus": "half"}, {"num_gpus": True}])
-def test_an_argument_that_cannot_be_used_is_refused(changes):
-    ((name, value),) = changes.items()
+def test_invalid_arguments_raise(name, value):
     with pytest.raises(ConfigError, match=f"{name} is {value!r}; expected"):
-        RayGrid("odd_clients:app", 2, **changes)
+        RayGrid("odd_clients:app", 2, **{name: value})
 
 
 def test_without_ray_a_local_grid_is_recommended(monkeypatch):
@@ -225,31 +206,17 @@ time.sleep(60)
 """
 
 
-def test_nothing_is_left_of_a_ray_that_the_grid_has_started(apps):
+def test_nothing_is_left_of_a_ray_that_the_grid_has_started(apps, gone):
+    def all_is_gone(folder, *pids, seconds):
+        return gone(map(int, pids), seconds, zombies=False) and not Path(folder).exists()
+
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
     environment.pop("RAY_ADDRESS", None)
     script = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
     with script:
         closed = script.stdout.readline().split()
         assert script.stdout.readline() == "closed\n"
-        assert is_gone(*closed, seconds=5.0)
+        assert all_is_gone(*closed, seconds=5.0)
         killed = script.stdout.readline().split()
         script.kill()
-    assert is_gone(*killed, seconds=10.0)
-
-
-def is_gone(folder, *pids, seconds):
-    """Return whether a folder and processes are gone in time; a zombie is, but for whoever should reap it."""
-    deadline = time.monotonic() + seconds
-    while Path(folder).exists() or any(is_alive(int(pid)) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert all_is_gone(*killed, seconds=10.0)

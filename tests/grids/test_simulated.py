@@ -13,7 +13,6 @@ from heterofl_flwr import (
     Evaluation,
     HeteroFL,
     LocalGrid,
-    RoundCallback,
     SimulatedDevices,
     Windowed,
 )
@@ -26,7 +25,7 @@ from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.guarded import Relay
 from heterofl_flwr.strategies.replies import read_fault
 from tests.federation import test_fedh2l
-from tests.federation.tiny import Watched, add_one, build, equal, make_app
+from tests.federation.tiny import Keep, Watched, add_one, build, equal, make_app
 
 NEVER = Evaluation(every=0)
 LINKS = {"download": 1000.0, "upload": 500.0, "compute_watts": 5.0, "radio_watts": 2.0}
@@ -39,15 +38,6 @@ WILD = {
 
 def work(kind, partition, rate, examples):
     return 1e6 * rate * examples
-
-
-class Keep(RoundCallback):
-    def __init__(self):
-        self.records = []
-
-    def on_round_end(self, progress):
-        self.records.append(progress.record)
-        return False
 
 
 def on(grid, devices, min_replies="auto"):
@@ -84,7 +74,6 @@ def test_devices_that_never_fail_change_no_bit_of_the_model():
 def twin(devices, record, sizes, seed=0):
     """Return time and energy of a round, worked out client by client."""
     ends, joules, examples = {}, 0.0, {}
-    late = f"simulated: later than the deadline of {devices.deadline:g} s"
     gone = [partition for partition, fault in record.failures.items() if fault == DROPPED_OUT]
     there = {partition: rate for partition, rate in record.rates.items() if record.failures.get(partition) != AWAY}
     for partition in there:
@@ -98,7 +87,7 @@ def twin(devices, record, sizes, seed=0):
         computing = work("train", partition, rate, number) * part / own.macs_per_second / pace
         sending = sizes[rate] / own.download + (0 if partition in gone else sizes[rate] / own.upload)
         joules += computing * 5 + sending * 2
-        if record.failures.get(partition) not in (late, DROPPED_OUT):
+        if record.failures.get(partition) not in (late(devices.deadline), DROPPED_OUT):
             ends[partition] = computing + sending
     lost = devices.deadline < math.inf and set(record.failures.values()) - {AWAY}
     waits = [*ends.values(), *([devices.deadline] if lost else [])]
@@ -119,7 +108,7 @@ def test_time_and_energy_are_those_of_the_slow_twin(deadline):
         assert record.simulated_seconds == pytest.approx(seconds, rel=1e-12)
         assert record.joules == pytest.approx(joules, rel=1e-12)
     faults = {fault for record in records for fault in record.failures.values()}
-    assert faults == {AWAY, DROPPED_OUT, *(["simulated: later than the deadline of 4 s"] if deadline == 4 else [])}
+    assert faults == {AWAY, DROPPED_OUT, *([late(4)] if deadline == 4 else [])}
 
 
 def test_no_message_to_train_reaches_a_client_that_is_not_available_and_at_least_min_replies_are():
@@ -170,18 +159,19 @@ def test_clients_are_told_their_share_and_only_where_it_is_not_all():
     assert set(seen.values()) == {1.0}
 
 
-@pytest.mark.parametrize("value", [0.0, 1.5, 1, "half"])
-def test_what_is_no_share_is_refused_by_the_client(value):
+def test_the_client_raises_where_the_share_is_none():
     def train(message, context):
-        message.content["config"]["work"] = value
-        with pytest.raises(ReplyError, match=f"sent {value!r} as work, expected a number over 0 and up to 1"):
-            share_of_work(message)
+        for value in (0.0, 1.5, 1, "half"):
+            message.content["config"]["work"] = value
+            with pytest.raises(ReplyError, match=f"sent {value!r} as work, expected a number over 0 and up to 1"):
+                share_of_work(message)
         return add_one(message, context)
 
     assert on_tiny(None, app=make_app(train))[0][0].failures == {}
 
 
-LATE = "simulated: later than the deadline of 4.5 s"
+def late(seconds):
+    return f"simulated: later than the deadline of {seconds:g} s"
 
 
 def deadline_of(seconds, **options):
@@ -192,7 +182,7 @@ def deadline_of(seconds, **options):
 
 def test_a_late_reply_is_refused_and_the_round_lasts_until_the_deadline():
     (record,), state, strategy = on_tiny(deadline_of(4.5), mix="a1", nodes=6)
-    assert record.failures == {4: LATE, 5: LATE}
+    assert record.failures == {4: late(4.5), 5: late(4.5)}
     assert record.simulated_seconds == 4.5
     assert record.joules == pytest.approx(1 + 2 + 3 + 4 + 5 + 6, rel=1e-6)
     start = strategy.federation.initial_state()["hidden.bias"]
@@ -200,17 +190,11 @@ def test_a_late_reply_is_refused_and_the_round_lasts_until_the_deadline():
     assert record.train["loss"] == pytest.approx((0 + 2 + 6 + 12) / 10)
 
 
-def test_a_round_ends_before_the_deadline_where_all_came():
-    (record,), _, _ = on_tiny(deadline_of(40.0), mix="a1", nodes=6)
-    assert record.failures == {}
-    assert record.simulated_seconds == pytest.approx(6, rel=1e-6)
-
-
-@pytest.mark.parametrize(("least", "seconds"), [(1, 1), (3, 3)])
-def test_where_too_few_come_in_time_the_fastest_are_waited_for(least, seconds):
-    (record,), state, strategy = on_tiny(deadline_of(0.5), mix="a1", nodes=6, min_replies=least)
+@pytest.mark.parametrize(("deadline", "least"), [(40.0, 6), (0.5, 1), (0.5, 3)])
+def test_a_round_ends_when_all_have_come_or_the_fastest_that_are_needed(deadline, least):
+    (record,), state, strategy = on_tiny(deadline_of(deadline), mix="a1", nodes=6, min_replies=least)
     assert sorted(record.failures) == list(range(least, 6))
-    assert record.simulated_seconds == pytest.approx(seconds, rel=1e-6)
+    assert record.simulated_seconds == pytest.approx(least, rel=1e-6)
     start = strategy.federation.initial_state()["hidden.bias"]
     mean = sum(range(1, least + 1)) / least
     assert (state["hidden.bias"] - start).tolist() == pytest.approx([mean] * 8, abs=1e-5)
@@ -230,12 +214,11 @@ def untold(message, context):
 def test_clients_that_fail_take_no_time_and_are_named_with_their_own_fault(caplog):
     app = make_app(odd={0: untold, 5: crash})
     (record,), _, _ = on_tiny(deadline_of(3.5), mix="a1", nodes=6, app=app)
-    late = "simulated: later than the deadline of 3.5 s"
-    assert {partition: record.failures[partition] for partition in (3, 4)} == {3: late, 4: late}
+    assert {partition: record.failures[partition] for partition in (3, 4)} == {3: late(3.5), 4: late(3.5)}
     assert "sent no metrics record" in record.failures[0]
     assert "the worker is gone" in record.failures[5]
     assert record.joules == pytest.approx(2 + 3 + 4 + 5, rel=1e-6)
-    assert late not in caplog.text  # what is meant to happen is no warning
+    assert late(3.5) not in caplog.text  # what is meant to happen is no warning
 
 
 def test_evaluation_is_not_simulated():
@@ -278,11 +261,15 @@ def test_replies_come_in_the_order_of_the_messages_where_the_fate_of_the_first_i
     assert [reply.has_error() for reply in replies] == [True] * 4 + [False] * 4
 
 
-def test_a_grid_that_sees_no_whole_round_is_refused():
-    with LocalGrid(make_app(), 4) as grid, pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
-        run(Windowed(SimulatedDevices(grid, deadline_of(1.0)), 2), None)
-    with LocalGrid(make_app(), 4) as grid, pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
-        run(grid, deadline_of(1.0), fraction_train=0.5, spare=0.5)
+def test_a_grid_that_sees_no_whole_round_or_another_strategys_messages_raises():
+    with LocalGrid(make_app(), 4) as grid:
+        with pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
+            run(Windowed(SimulatedDevices(grid, deadline_of(1.0)), 2), None)
+        with pytest.raises(ConfigError, match=r"put Windowed inside.*leave spare at 0"):
+            run(grid, deadline_of(1.0), fraction_train=0.5, spare=0.5)
+        messages = [Message(RecordDict(), next(iter(grid.get_node_ids())), "train")]
+        with pytest.raises(ReplyError, match="the server's strategy is not HeteroFL"):
+            on(grid, deadline_of(1.0)).send_and_receive(messages)
 
 
 def test_no_client_can_claim_that_its_fault_is_simulated():
@@ -292,11 +279,6 @@ def test_no_client_can_claim_that_its_fault_is_simulated():
         assert read_fault(Message(fault, reply_to=message)).reason == DROPPED_OUT
         claim = Message(Error(fault.code, fault.reason), reply_to=message)
     assert read_fault(claim).reason == f"error {fault.code}: {DROPPED_OUT}"
-
-
-def test_messages_of_another_strategy_are_refused():
-    with LocalGrid(make_app(), 2) as grid, pytest.raises(ReplyError, match="the server's strategy is not HeteroFL"):
-        on(grid, deadline_of(1.0)).send_and_receive([Message(RecordDict(), next(iter(grid.get_node_ids())), "train")])
 
 
 def test_a_run_that_goes_on_is_one_that_never_stopped():
@@ -332,12 +314,10 @@ class TestFedH2L:
 
     def test_the_deadline_holds_for_each(self):
         record, grid = self.play(self.devices(2.5))
-        late = "simulated: later than the deadline of 2.5 s"
-        assert record.failures == {2: late, 1: late}
+        assert record.failures == {2: late(2.5), 1: late(2.5)}
         assert {grid.partition_of(message) for message in grid.of("train.learn")} == {0, 1}
-        assert record.simulated_seconds == pytest.approx(
-            2.5 + 10, rel=1e-6
-        )  # the second waits for the one that it needs
+        # The second waits for the one that it needs.
+        assert record.simulated_seconds == pytest.approx(2.5 + 10, rel=1e-6)
         assert record.joules == pytest.approx(1 + 2 + 3 + 10 + 20, rel=1e-6)
 
     def test_one_that_drops_out_neither_publishes_nor_learns(self):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
-from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -18,7 +17,7 @@ from flwr.supercore.run import Run
 
 import heterofl_flwr.grids
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.strategies.guarded import Relay
 
@@ -26,47 +25,39 @@ from heterofl_flwr.strategies.guarded import Relay
 class Recorder(Grid):
     """A grid like HttpGrid, that answers from nowhere: each pull brings at most one reply, drawn at random."""
 
-    def __init__(self, nodes=10, *, silent=(), unsent=(), dead=()):
-        self.nodes, self.silent, self.unsent, self.dead = nodes, silent, unsent, dead
-        self.out: dict[str, Message] = {}
-        self.most_out = 0
-        self.pulls = 0
-        self.draw = random.Random(0)
-        self._run = Run.create_empty(3)
+    run = Run.create_empty(3)
 
-    @property
-    def run(self):
-        return self._run
+    def __init__(self, nodes=10, *, silent=(), unsent=(), dead=()):
+        self.nodes, self.silent, self.unsent, self.dead = range(100, 100 + nodes), silent, unsent, dead
+        self.out: dict[str, Message] = {}
+        self.most_out = self.pulls = 0
+        self.draw = random.Random(0)
 
     def set_run(self, run):
-        self._run = run
+        self.run = run
 
     def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self):
-        return list(range(100, 100 + self.nodes))
+        return list(self.nodes)
 
     def get_nodes(self):
-        return [NodeInfo(node_id=node_id, name=f"name-{node_id}") for node_id in self.get_node_ids()]
+        return [NodeInfo(node_id=node_id, name=f"name-{node_id}") for node_id in self.nodes]
 
     def push_messages(self, messages):
         assert len(list(messages)) == len(list(messages)) > 0, "HttpGrid reads its messages twice"
-        ids = []
-        for message in messages:
-            node_id = message.metadata.dst_node_id
-            ids.append("" if node_id in self.unsent else f"id-{node_id}")
-            message.metadata.__dict__["_message_id"] = ids[-1]
-            if ids[-1]:
-                self.out[ids[-1]] = message
+        ids = ["" if (own := message.metadata.dst_node_id) in self.unsent else f"id-{own}" for message in messages]
+        for id_, message in zip(ids, messages, strict=True):
+            message.metadata.__dict__["_message_id"] = id_
+            if id_:
+                self.out[id_] = message
         self.most_out = max(self.most_out, len(self.out))
         return ids
 
     def pull_messages(self, message_ids):
         self.pulls += 1
-        ready = [
-            id_ for id_ in message_ids if id_ in self.out and self.out[id_].metadata.dst_node_id not in self.silent
-        ]
+        ready = [id_ for id_ in message_ids if id_ in self.out and int(id_[3:]) not in self.silent]
         if not ready or self.draw.random() < 0.3:
             return []
         message = self.out.pop(self.draw.choice(ready))
@@ -79,18 +70,9 @@ class Recorder(Grid):
 
 
 def error_of_the_superlink(message):
-    metadata = Metadata(
-        run_id=3,
-        message_id="",
-        src_node_id=1,
-        dst_node_id=1,
-        reply_to_message_id=message.metadata.message_id,
-        group_id="",
-        created_at=time.time(),
-        ttl=0,
-        message_type="train",
-    )
-    return make_message(metadata, error=Error(5, "Node Unavailable"))
+    own = {"run_id": 3, "message_id": "", "src_node_id": 1, "dst_node_id": 1, "group_id": "", "ttl": 0}
+    about = {"reply_to_message_id": message.metadata.message_id, "created_at": time.time(), "message_type": "train"}
+    return make_message(Metadata(**own, **about), error=Error(5, "Node Unavailable"))
 
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -148,18 +130,21 @@ def test_error_replies_of_the_superlink_take_their_messages_place():
     assert {reply.metadata.src_node_id for reply in replies if reply.has_error()} == {1}
 
 
-def test_replies_missing_at_the_timeout_are_left_out():
-    grid = Recorder(6, silent=(101, 103))
+@pytest.mark.parametrize(
+    ("window", "silent", "unsent", "expected"),
+    [
+        (6, (101, 103), (), [100, 102, 104, 105]),
+        (2, (101,), (), [100, 102]),  # what was not sent by then is never sent
+        (1, (), (100, 101, 104), [102, 103, 105]),
+    ],
+)
+def test_messages_that_are_not_answered_in_time_or_cannot_be_sent_are_left_out(window, silent, unsent, expected):
+    grid = Recorder(6, silent=silent, unsent=unsent)
     began = time.monotonic()
-    replies = Windowed(grid, 6).send_and_receive(messages_to(grid), timeout=0.3)
-    assert sources(replies) == [100, 102, 104, 105]
-    assert 0.3 <= time.monotonic() - began < 5
-
-
-def test_messages_not_sent_at_the_timeout_never_are():
-    grid = Recorder(6, silent=(101,))
-    assert sources(Windowed(grid, 2).send_and_receive(messages_to(grid), timeout=0.2)) == [100, 102]
-    assert set(grid.out) == {"id-101"}
+    replies = Windowed(grid, window).send_and_receive(messages_to(grid), timeout=0.3 if silent else 5.0)
+    assert sources(replies) == expected
+    assert 0.3 * bool(silent) <= time.monotonic() - began < 5
+    assert set(grid.out) == {f"id-{node_id}" for node_id in silent}
 
 
 def test_the_timeout_is_that_of_the_whole_call():
@@ -168,11 +153,6 @@ def test_the_timeout_is_that_of_the_whole_call():
     next(replies)
     time.sleep(0.4)
     assert len(sources(replies)) <= 1  # the one that was out
-
-
-def test_messages_that_cannot_be_sent_are_left_out():
-    grid = Recorder(6, unsent=(100, 101, 104))
-    assert sources(Windowed(grid, 1).send_and_receive(messages_to(grid))) == [102, 103, 105]
 
 
 def test_no_messages_are_no_replies():
@@ -202,22 +182,21 @@ def test_all_else_is_the_other_grids():
 
 
 @pytest.mark.parametrize("window", [0, -1, 2.0, None])
-def test_a_window_below_one_is_refused(window):
+def test_a_window_below_one_raises(window):
     with pytest.raises(ConfigError, match=r"window is .*; expected an integer of 1 or more"):
         Windowed(Recorder(), window)
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-@pytest.mark.parametrize("window", [1, 3])
-def test_flowers_fedavg_learns_the_same_through_a_window(processes, window):
-    def final(wrap):
-        random.seed(2)
-        with LocalGrid("odd_clients:app", 4, processes=processes) as grid:
-            return FedAvg().start(wrap(grid), ArrayRecord({"w": Array(np.ones(3))}), num_rounds=2)
+@pytest.mark.parametrize("kind", ["grid", "processes"])
+def test_flowers_fedavg_learns_the_same_through_a_window(kind, request):
+    grid = request.getfixturevalue(kind)
 
-    plain, windowed = final(lambda grid: grid), final(lambda grid: Windowed(grid, window))
-    np.testing.assert_array_equal(plain.arrays["w"].numpy(), windowed.arrays["w"].numpy())
-    assert plain.evaluate_metrics_clientapp == windowed.evaluate_metrics_clientapp
+    def final(own):
+        random.seed(2)
+        result = FedAvg().start(own, ArrayRecord({"w": Array(np.ones(3))}), num_rounds=2)
+        return result.arrays["w"].numpy().tolist(), result.evaluate_metrics_clientapp
+
+    assert final(grid) == final(Windowed(grid, 1)) == final(Windowed(grid, 3))
 
 
 def test_a_local_grid_runs_only_the_client_whose_reply_is_taken(grid, ask):
@@ -248,15 +227,7 @@ def test_the_public_names_are_pinned():
     assert heterofl_flwr.grids.__all__ == ["LocalGrid", "RayGrid", "Windowed"]
 
 
-app = ClientApp()
-
-
-@app.query()
-def query(message, context):
-    return Message(RecordDict({"a": ArrayRecord({"w": Array(np.zeros(1))})}), reply_to=message)
-
-
-class Told:
+class Events:
     def __init__(self):
         self.events = []
 
@@ -271,21 +242,17 @@ class Told:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_replies_are_told_once_each_between_the_messages_and_the_end(known):
-    told = Told()
-    with LocalGrid(app, 3) as grid:
-        nodes = list(grid.get_node_ids())
-        watched = Watched(Windowed(grid, 2), told, innermost=grid if known else Relay(grid))
-        replies = list(watched.send_and_receive([Message(RecordDict(), node, "query") for node in nodes]))
+def test_replies_are_reported_once_each_between_the_messages_and_the_end(grid, ask, known):
+    watcher, nodes = Events(), list(grid.get_node_ids())
+    watched = Watched(Windowed(grid, 2), watcher, innermost=grid if known else Relay(grid))
+    replies = list(watched.send_and_receive([ask(node_id, "count") for node_id in nodes]))
     assert [reply.metadata.src_node_id for reply in replies] == nodes
-    assert told.events == [3, *nodes, "end"]
+    assert watcher.events == [4, *nodes, "end"]
 
 
-def test_our_grids_tell_of_a_reply_before_it_is_asked_for():
-    told = Told()
-    with LocalGrid(app, 3) as grid:
-        nodes = list(grid.get_node_ids())
-        Watched(grid, told, innermost=grid)
-        ids = grid.push_messages([Message(RecordDict(), node, "query") for node in nodes])
-        grid.wait_for_replies(list(ids)[-1:])
-    assert told.events == nodes[-1:]
+def test_our_grids_report_a_reply_before_it_is_asked_for(grid, ask):
+    watcher, nodes = Events(), list(grid.get_node_ids())
+    Watched(grid, watcher, innermost=grid)
+    ids = grid.push_messages([ask(node_id, "count") for node_id in nodes])
+    grid.wait_for_replies(list(ids)[-1:])
+    assert watcher.events == nodes[-1:]

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from heterofl_flwr.grids import LocalGrid, Windowed
 from heterofl_flwr.grids.apps import Envelope
-from heterofl_flwr.grids.payloads import LARGE, Slices, Wire
+from heterofl_flwr.grids.payloads import LARGE, Wire, find_slice
 
 pytestmark = pytest.mark.usefixtures("identity")
 
@@ -51,23 +51,23 @@ def values(envelope):
 
 def pushed(messages):
     """Return the slice of each message, as a pool finds them."""
-    slices = Slices()
-    return [slices.find(one) for one in messages]
+    known = {}
+    return [find_slice(one, known) for one in messages]
 
 
 def test_what_messages_share_travels_once(ends):
     near, far, sent = ends
-    arrays = ArrayRecord({"w": array(1.0), "v": array(2.0), "small": array(3.0, 4)})
-    messages = [message(arrays, number=i) for i in range(4)]
+    levels = [ArrayRecord({"w": array(w), "v": array(2.0), "small": array(3.0, 4)}) for w in (1.0, 5.0)]
+    messages = [message(levels[i % 2], number=i) for i in range(6)]
     for one, slice_ in zip(messages, pushed(messages), strict=True):
         near.send([Envelope(one)], [slice_])
         (envelope,) = far.receive()
         content = envelope.message.content
-        assert values(envelope) == {"w": 1.0, "v": 2.0, "small": 3.0}
+        assert values(envelope) == {"w": 5.0 if content["config"]["number"] % 2 else 1.0, "v": 2.0, "small": 3.0}
         assert content["config"] == one.content["config"]
         content["arrays"]["w"] = array(9.0)  # what user code does here reaches no other message
         content["arrays"].pop("v")
-    assert len(sent) == 2
+    assert len(sent) == 4
 
 
 def test_messages_of_a_group_travel_together(ends):
@@ -93,19 +93,10 @@ def test_a_slice_is_kept_while_messages_need_it(ends):
             assert [values(own) for own in far.receive()] == [{"w": value}]
         del slice_
     assert (len(sent), len(far._received)) == (3, 1)
-    near.send([Envelope(message(ArrayRecord({"w": array(5.0)})))])
+    alone = message(ArrayRecord({"w": array(5.0)}))  # no other message has its arrays
+    near.send([Envelope(alone)], pushed([alone]))
     assert [values(own) for own in far.receive()] == [{"w": 5.0}]
     assert len(far._received) == 0
-
-
-def test_slices_of_several_levels_are_kept_at_once(ends):
-    near, far, sent = ends
-    messages = [message(arrays) for arrays in [ArrayRecord({"w": array(value)}) for value in (1.0, 2.0)] * 3]
-    slices = pushed(messages)
-    for one, slice_ in zip(messages, slices, strict=True):
-        near.send([Envelope(one)], [slice_])
-        far.receive()
-    assert len(sent) == 2
 
 
 def test_an_array_that_changes_after_the_push_travels_as_it_is(ends):
@@ -130,15 +121,6 @@ def test_what_does_not_pickle_leaves_the_wire_as_it_was(ends):
     assert sent == []
     near.send([Envelope(messages[1])], slices[1:])
     assert [values(own) for own in far.receive()] == [{"w": 1.0}]
-
-
-def test_a_slice_of_one_message_alone_is_not_kept(ends):
-    near, far, _ = ends
-    messages = [message(ArrayRecord({"w": array(1.0)})) for _ in range(3)]
-    for one, slice_ in zip(messages, pushed(messages), strict=True):
-        near.send([Envelope(one)], [slice_])
-        assert [values(own) for own in far.receive()] == [{"w": 1.0}]
-        assert far._received == {}
 
 
 def test_clients_that_spoil_what_they_got_spoil_nobody_elses():

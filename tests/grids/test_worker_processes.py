@@ -21,14 +21,6 @@ from heterofl_flwr.grids.processes import Process
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_app_is_found_by_the_name_that_a_module_gives_it(ask):
-    import odd_clients
-
-    with LocalGrid(odd_clients.app, 2, processes=2) as grid:
-        (reply,) = grid.send_and_receive([ask(next(iter(grid.get_node_ids())), "process")])
-    assert reply.content["config"]["pid"] != os.getpid()
-
-
 @pytest.mark.parametrize(
     ("client_app", "complaint"),
     [
@@ -38,7 +30,7 @@ def test_an_app_is_found_by_the_name_that_a_module_gives_it(ask):
         ("dies_on_import:app", "ended with exit code 5 while it loaded client_app 'dies_on_import:app'"),
     ],
 )
-def test_an_app_that_no_worker_can_load_is_refused(client_app, complaint):
+def test_an_app_that_no_worker_can_load_raises(client_app, complaint):
     with pytest.raises(ConfigError, match=complaint):
         LocalGrid(client_app, 2, processes=2)
 
@@ -48,19 +40,25 @@ def test_an_app_that_no_worker_can_load_is_refused(client_app, complaint):
     [
         ({"__spec__": ModuleSpec("my_app.run", None)}, "my_app.run:app"),  # python -m my_app.run
         ({"__file__": "/somewhere/script.py"}, "script:app"),
-        ({}, None),  # a notebook
     ],
 )
-def test_an_app_of_the_script_is_found_by_the_scripts_name(monkeypatch, attributes, expected):
+def test_an_app_is_found_by_the_name_of_its_module_or_script(monkeypatch, attributes, expected):
+    import odd_clients
+
+    assert reference(odd_clients.app) == "odd_clients:app"
     main = ModuleType("__main__")
     vars(main).update(app=ClientApp(), **attributes)
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setitem(sys.modules, "__mp_main__", main)  # multiprocessing's second name for it
-    if expected:
-        assert reference(main.app) == expected
-    else:
-        with pytest.raises(ConfigError, match="other processes cannot import it"):
-            reference(main.app)
+    assert reference(main.app) == expected
+
+
+def test_an_app_of_a_notebook_is_not_found(monkeypatch):
+    main = ModuleType("__main__")
+    main.app = ClientApp()
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(ConfigError, match="other processes cannot import it"):
+        reference(main.app)
 
 
 def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, monkeypatch, ask):
@@ -124,39 +122,29 @@ def main(how):
 GUARD = 'if __name__ == "__main__":\n    main(sys.argv[1])\n'
 
 
-@pytest.fixture
-def script(tmp_path):
-    """Return a function that starts the script above, in which the app is defined as well."""
-    started = []
-
-    def start(how, ending=GUARD):
-        path = tmp_path / "own_script.py"
-        path.write_text(SCRIPT + ending)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, str(path), how], env=environment, **pipes))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+def start(folder, how, ending=GUARD):
+    """Start the script above, in which the app is defined as well."""
+    path = folder / "own_script.py"
+    path.write_text(SCRIPT + ending)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, str(path), how], env=environment, **pipes)
 
 
 @pytest.mark.parametrize(("how", "sent"), [("exit", None), ("busy", signal.SIGINT), ("idle", signal.SIGKILL)])
-def test_no_process_outlives_its_script(script, gone, how, sent):
-    process = script(how)
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert pids, process.communicate()[1]
-    if sent:
+def test_no_process_outlives_its_script(tmp_path, gone, how, sent):
+    with start(tmp_path, how) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
         time.sleep(0.2)
-        process.send_signal(sent)
-    process.wait(120)
+        if sent:
+            process.send_signal(sent)
+    assert pids
     assert gone(pids)
 
 
-def test_a_script_without_a_guard_is_told_to_have_one(script):
-    _, stderr = script("exit", ending="main(sys.argv[1])\n").communicate(timeout=60)
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
+    with start(tmp_path, "exit", ending="main(sys.argv[1])\n") as process:
+        _, stderr = process.communicate(timeout=60)
     assert "ConfigError: in a worker process:" in stderr
     assert '`if __name__ == "__main__":`' in stderr
 

@@ -2,12 +2,10 @@
 
 import os
 import random
+import signal
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -16,12 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr.grids import LocalGrid
 
-ROOT = Path(__file__).parents[2]
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
-
-
 WORKERS = ["processes", pytest.param("actors", marks=pytest.mark.simulation)]
 
 
@@ -65,16 +58,13 @@ def test_two_processes_train_the_same_bits_as_none():
     assert inline_metrics == metrics
 
 
-def test_processes_last_and_keep_what_their_modules_cache(workers, ask):
-    rounds = [
-        configs(workers.send_and_receive([ask(node_id, "process", seconds=0.1) for node_id in workers.get_node_ids()]))
-        for _ in range(3)
-    ]
-    pids = [{reply["pid"] for reply in replies} for replies in rounds]
-    assert len(pids[0] | pids[1] | pids[2]) == 2
-    assert os.getpid() not in pids[0]
-    assert sum(max(r["answered"] for r in rounds[2] if r["pid"] == pid) for pid in pids[2]) >= 12
-    assert rounds[0][0]["OMP_NUM_THREADS"] == "1"
+def test_workers_last_use_one_thread_and_keep_what_their_modules_cache(workers, ask):
+    messages = [ask(node_id, "process", seconds=0.1) for node_id in workers.get_node_ids()]
+    first, _, last = [configs(workers.send_and_receive(messages)) for _ in range(3)]
+    pids = {reply["pid"] for reply in (*first, *last)}
+    assert len(pids - {os.getpid()}) == len(pids) == 2
+    assert sum(max(reply["answered"] for reply in last if reply["pid"] == pid) for pid in pids) >= 12
+    assert {reply["OMP_NUM_THREADS"] for reply in first} == {"1"}
 
 
 def test_replies_come_in_the_order_of_the_messages(any_grid, ask):
@@ -99,12 +89,24 @@ def test_a_worker_is_its_node_for_flower(workers, ask):
     assert dict(reply.content["config"]) == {"node_id": node_id, "run_id": workers.run.run_id}
 
 
-@pytest.mark.parametrize("action", ["fail", "leave", "silent", "astray", "unheard_of"])
-def test_errors_are_those_of_a_grid_without_processes(workers, grid, ask, action):
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("fail", "ZeroDivisionError"),
+        ("leave", "SystemExit"),
+        ("silent", "returned a NoneType; expected a Message"),
+        ("astray", "replies to another"),
+        ("unheard_of", "No query function registered"),
+    ],
+)
+def test_errors_are_those_of_a_grid_without_processes(workers, grid, ask, action, reason):
     def fail(on):
         (reply,) = on.send_and_receive([ask(next(iter(on.get_node_ids())), action)])
         return reply.error.code, reply.error.reason, reply.metadata.src_node_id
 
+    code, found, _ = fail(workers)
+    assert code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert reason in found
     assert fail(workers) == fail(grid)
 
 
@@ -156,15 +158,12 @@ def test_the_death_of_a_process_names_the_node_and_the_grid_goes_on(processes, a
     assert reply.content["config"]["seen"] > 1  # its state did not die with the process
 
 
-def test_idle_workers_that_were_killed_are_replaced_without_an_error(workers, ask):
-    before = [psutil.Process(pid) for pid in pids_of(workers, ask)]
-    for process in before:
-        process.kill()
-        with suppress(ChildProcessError):  # an actor is no child of this process
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before):
-        time.sleep(0.05)
-    assert pids_of(workers, ask).isdisjoint(process.pid for process in before)
+def test_idle_workers_that_were_killed_are_replaced_without_an_error(workers, ask, gone):
+    before = pids_of(workers, ask)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert gone(before, zombies=False)
+    assert pids_of(workers, ask).isdisjoint(before)
 
 
 def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask):
@@ -206,11 +205,8 @@ def test_the_most_costly_clients_begin_first(ask):
 
 
 def test_replies_can_be_pulled_when_they_are_there(workers, ask):
-    slow, quick = (
-        ask(node_id, "sleep", seconds=s)
-        for node_id, s in zip(list(workers.get_node_ids())[:2], (0.5, 0.0), strict=True)
-    )
-    ids = list(workers.push_messages([slow, quick]))
+    first, second, *_ = workers.get_node_ids()
+    ids = list(workers.push_messages([ask(first, "sleep", seconds=0.5), ask(second, "sleep", seconds=0.0)]))
     pulled = []
     deadline = time.monotonic() + 20
     while len(pulled) < 2 and time.monotonic() < deadline:

@@ -4,12 +4,10 @@ import os
 import sys
 import time
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 app = ClientApp()
-elsewhere = ClientApp()
 not_an_app = 3
 answered = 0  # a cache of this module, as it were
 
@@ -123,8 +121,3 @@ def identity(message, context):
     """Say where a new message of this process would come from."""
     made = Message(RecordDict(), 5, "train").metadata
     return reply(message, node_id=made.src_node_id, run_id=made.run_id)
-
-
-def adder(value):
-    """Return weights that are large enough to travel by themselves."""
-    return ArrayRecord({"w": Array(np.full(100_000, value)), "b": Array(np.full(3, value))})
