@@ -7,6 +7,7 @@ other.
 """
 
 import copy
+import functools
 import json
 import logging
 import time
@@ -14,13 +15,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE
@@ -46,15 +46,21 @@ FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
 Each object takes a request, and a reply may have thousands of them.
 """
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _forward(method: Method) -> Method:
+    """Return a method that calls the other grid's."""
+
+    @functools.wraps(method, updated=())  # without what marks it as abstract
+    def call(self: "Relay", *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._grid, method.__name__)(*args, **kwargs)
+
+    return cast(Method, call)
+
 
 class Relay(Grid):
-    """A grid that is another one, in all that a subclass does not change.
-
-    Parameters
-    ----------
-    grid : Grid
-        Any grid of Flower, or a ``LocalGrid``; it stays the caller's to close.
-    """
+    """A grid that is another one, in all that a subclass does not change; the other stays the caller's to close."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -64,35 +70,13 @@ class Relay(Grid):
         """The run, as the grid has it."""
         return self._grid.run
 
-    def set_run(self, run: Run) -> None:
-        """Set the grid's run."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message that the grid creates."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the grid's node ids."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Return what the grid knows of its nodes."""
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, however many."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that the grid has."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages, and return their replies as the grid does."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
+    set_run = _forward(Grid.set_run)
+    create_message = _forward(Grid.create_message)
+    get_node_ids = _forward(Grid.get_node_ids)
+    get_nodes = _forward(Grid.get_nodes)
+    push_messages = _forward(Grid.push_messages)
+    pull_messages = _forward(Grid.pull_messages)
+    send_and_receive = _forward(Grid.send_and_receive)
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:

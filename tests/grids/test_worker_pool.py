@@ -93,7 +93,7 @@ def test_a_worker_whose_replacement_finds_no_room_holds_no_message(ask):
         replies = pool.collect(ids, time.monotonic() + LONGEST)
     finally:
         pool.close()
-    assert [reply.metadata.reply_to_message_id for reply in replies] == ids
+    assert [reply.metadata.message_id for reply in replies] == ids
     assert not any(reply.has_error() for reply in replies)
     assert len(pool.deaths) == 1
 
