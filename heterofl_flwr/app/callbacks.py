@@ -29,8 +29,7 @@ class CentralEvaluation:
     """The global model, or that of each family, on the whole test set."""
 
     def __init__(self, strategy: HeteroFL, task: Task) -> None:
-        self._strategy = strategy
-        self._task = task
+        self._strategy, self._task = strategy, task
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Return accuracy and loss without any mask."""
@@ -66,9 +65,8 @@ def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]
         builds = task.families if strategy == "hybrid" else task.build
         # The models of FedH2L have no levels, and travel nowhere.
         costs = None if strategy == "fedh2l" else Costs(builds, task.mix, task.example())
-        found.append(
-            Recorder(folder, run.checkpoint_every, metric=run.metric or None, costs=costs, models=not task.personal)
-        )
+        every, metric = run.checkpoint_every, run.metric or None
+        found.append(Recorder(folder, every, metric=metric, costs=costs, models=not task.personal))
     if run.patience:
         # A run that is resumed must stop in the round in which it would have stopped without a break.
         history = folder.history() if folder is not None and run.resume else ()

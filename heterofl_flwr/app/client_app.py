@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -16,8 +15,8 @@ from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, parameters_of, reply
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
-from heterofl_flwr.training import TrainOptions, evaluate, evaluate_both, keep_freed_memory, train_together
-from heterofl_flwr.training.distill import learn_from_peers, posteriors
+from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
+from heterofl_flwr.training.distill import DistillOptions, learn_from_peers, posteriors
 
 WAITING, RECEIVED, SINCE = "waiting-slice", "received-slice", "waiting-since"
 """Records of a node's state: a slice that was trained, what it was before, and in which round."""
@@ -29,11 +28,7 @@ class CohortApp(ClientApp):
     @staticmethod
     def train_cohort(received: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Train the slices of several messages, all of one rate, each on its own client's data."""
-        cohort = [Instruction(message, context) for message, context in zip(received, contexts, strict=True)]
-        options = cohort[0].options
-        if any(instruction.options != options for instruction in cohort):
-            raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
-        return _train(cohort, options)
+        return _answer([Instruction(*pair) for pair in zip(received, contexts, strict=True)])
 
 
 app = CohortApp()
@@ -63,31 +58,44 @@ def moments_query(message: Message, context: Context) -> Message:
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
     """Train the slice that the message brings on this client's data."""
-    instruction = Instruction(message, context)
-    return _train([instruction], instruction.options)[0]
+    return _answer([Instruction(message, context)])[0]
 
 
-def _train(cohort: Sequence[Instruction], options: TrainOptions) -> list[Message]:
+def _answer(cohort: Sequence[Instruction]) -> list[Message]:
     """Train clients of one rate, and return their replies."""
+    replies = []
+    for instruction, (model, result) in zip(cohort, _train(cohort), strict=True):
+        labels = instruction.task.counts_labels and instruction.task.settings.train.labels == "sent"
+        replies.append(
+            reply(
+                instruction.message,
+                model,
+                num_examples=result.examples,
+                labels=instruction.data[2] if labels else None,
+                metrics={"loss": result.loss, "accuracy": result.accuracy},
+            )
+        )
+    return replies
+
+
+def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]:
+    """Train clients of one rate; return their models and the results."""
     keep_freed_memory()
-    task, rate = cohort[0].task, cohort[0].rate
-    parts = [instruction.data for instruction in cohort]
+    options, task, rate = cohort[0].options, cohort[0].task, cohort[0].rate
+    if any(instruction.options != options for instruction in cohort):
+        raise HeteroFLError("the messages differ in learning rate, so their clients cannot train together")
     try:
         models = _load_models(cohort)
         jobs = [
-            instruction.training_job(task.trained(model, rate, instruction.build))
+            instruction.training_job(task.with_ordered_dropout(model, rate, instruction.build))
             for instruction, model in zip(cohort, models, strict=True)
         ]
         results = train_together(jobs, options, engine=task.settings.engine.name)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"out of memory at level {level_name(rate)} on {task.device}: {error}") from error
-    replies = []
-    for instruction, (_, _, classes), model, result in zip(cohort, parts, models, results, strict=True):
+    for instruction, model in zip(cohort, models, strict=True):
         instruction.keep_own(model)
-        labels = classes if task.sends_labels else None
-        metrics = {"loss": result.loss, "accuracy": result.accuracy}
-        replies.append(reply(instruction.message, model, num_examples=result.examples, labels=labels, metrics=metrics))
-    return replies
+    return list(zip(models, results, strict=True))
 
 
 def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
@@ -112,38 +120,32 @@ def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
 def evaluate_message(message: Message, context: Context) -> Message:
     """Evaluate the models that the message asks about, or this client's own."""
     instruction = Instruction(message, context)
-    return _evaluate_personal_model(instruction) if instruction.task.personal else _evaluate_sent_models(instruction)
+    examples = len(instruction.data[1])
+    measure = _evaluate_personal_model if instruction.task.personal else _evaluate_sent_models
+    return reply(message, num_examples=examples, metrics=measure(instruction) if examples else {})
 
 
-def _evaluate_sent_models(instruction: Instruction) -> Message:
+def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
     """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
-    _, split, own = instruction.data
     asked = instruction.config.get(messages.CLASSES)
-    classes = asked if isinstance(asked, list) else own
+    classes = asked if isinstance(asked, list) else instruction.data[2]
     metrics: dict[str, float] = {}
-    models = models_to_evaluate(instruction.message, instruction.build, seed_torch=True)
-    for rate, model in models if len(split) else ():
+    for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
         found = _evaluate(instruction, model.to(instruction.task.device), classes)
-        metrics |= {f"{name}/{rate}": value for name, value in found.items()}
         # The first is the largest: on every client's data it is the global model.
-        metrics = {**found, **metrics} if "global-accuracy" not in metrics else metrics
-    return reply(instruction.message, num_examples=len(split), metrics=metrics)
+        metrics = (metrics or found) | {f"{name}/{rate}": value for name, value in found.items()}
+    return metrics
 
 
-def _evaluate_personal_model(instruction: Instruction) -> Message:
+def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
     """Evaluate this client's own model: locally on its own test data, globally on all, where a node has them."""
-    task, (_, split, classes) = instruction.task, instruction.data
-    model = instruction.normalised(instruction.load_model())
-    metrics: dict[str, float] = {}
-    if len(split):
-        metrics = _evaluate(instruction, model, classes)
-        if task.settings.evaluate.central and not instruction.has_own_data:
-            whole = evaluate(
-                model, task.whole_test(instruction.clients), perplexity_kind=task.settings.fidelity.perplexity
-            )
-            metrics |= whole.metrics("global")
-    by_level = {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
-    return reply(instruction.message, num_examples=len(split), metrics=metrics | by_level)
+    task = instruction.task
+    model = instruction.with_own_moments(instruction.load_model())
+    metrics = _evaluate(instruction, model, instruction.data[2])
+    if task.settings.evaluate.central and not instruction.has_own_data:
+        test, kind = task.whole_test(instruction.clients), task.settings.fidelity.perplexity
+        metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
+    return metrics | {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
 
 
 def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[object]) -> dict[str, float]:
@@ -172,24 +174,17 @@ def publish_message(message: Message, context: Context) -> Message:
     In FedH2L a node's model is its own and stays with it. In the hybrid it is a slice of its family's: it waits in the
     node's state from the first exchange of a round to the second, and then returns to the server.
     """
-    keep_freed_memory()
     instruction = Instruction(message, context)
-    task, model = instruction.task, instruction.load_model()
-    job = instruction.training_job(task.trained(model, instruction.rate, instruction.build))
-    (result,) = train_together([job], instruction.options, engine=task.settings.engine.name)
-    instruction.keep_own(model)
-    if not task.personal:
+    ((model, result),) = _train([instruction])
+    if not instruction.task.personal:
         context.state[WAITING] = ArrayRecord(parameters_of(model))
         context.state[RECEIVED] = message.content[messages.ARRAYS]  # what changes are relative to
         context.state[SINCE] = ConfigRecord({messages.SERVER_ROUND: instruction.value(messages.SERVER_ROUND, int)})
     inputs, _ = _load_seed_examples(instruction)
     published = posteriors(model, inputs, instruction.value(messages.TEMPERATURE, float)).cpu()
-    content = RecordDict({messages.POSTERIORS: ArrayRecord({messages.POSTERIORS: published})})
-    content[messages.CONFIG] = messages.new_config({})
-    content[messages.METRICS] = MetricRecord(
-        {messages.NUM_EXAMPLES: result.examples, "loss": result.loss, "accuracy": result.accuracy}
-    )
-    return Message(content, reply_to=message)
+    answer = reply(message, num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
+    answer.content[messages.POSTERIORS] = ArrayRecord({messages.POSTERIORS: published})
+    return answer
 
 
 @app.train("learn")
@@ -203,7 +198,8 @@ def learn_message(message: Message, context: Context) -> Message:
     peers = messages.read_tensors(record)[messages.POSTERIORS].to(task.device)
     split, _, classes = instruction.data
     model = instruction.load_model() if task.personal else _load_waiting_slice(instruction)
-    distill = replace(task.settings.distill.to_core(), temperature=instruction.value(messages.TEMPERATURE, float))
+    temperature = instruction.value(messages.TEMPERATURE, float)
+    distill = task.settings.distill.as_options(DistillOptions, temperature=temperature)
     divergence = learn_from_peers(
         instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
     )

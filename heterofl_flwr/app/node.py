@@ -1,7 +1,7 @@
 """What an instruction of the server means on a node of our own app: data, model, training, and what the node keeps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from heterofl_flwr import messages
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
 from heterofl_flwr.client import Build, own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
@@ -27,7 +27,7 @@ from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.capacity import Trial
 
 NODE_STATES = "states-path"
-"""The key of a node's own config that names a folder for its states."""
+"""The key of a node's own config that names a folder for its states; nothing that a server sends does."""
 
 NODE_DATA = "data-path"
 """The key of a node's own config that names a folder with data of its own."""
@@ -40,64 +40,49 @@ _RECORD = "own"
 Value = TypeVar("Value", int, float, str)
 
 
-class OwnStates:
-    """One client's own parameters, by round.
+def _state_folder(context: Context, partition: int) -> Path | None:
+    folder = context.node_config.get(NODE_STATES)
+    return Path(str(folder)) / f"{partition:05d}" if folder else None
 
-    Parameters
-    ----------
-    context : Context
-        The node's. Its config may name a folder: nothing that a server sends does.
-    partition : int
-        The client's number.
-    """
 
-    def __init__(self, context: Context, partition: int) -> None:
-        self._context = context
-        folder = context.node_config.get(NODE_STATES)
-        self._folder = Path(str(folder)) / f"{partition:05d}" if folder else None
+def read_own_state(context: Context, partition: int, before: int) -> State | None:
+    """Return a client's own parameters as the rounds before one have left them; None if there are none yet."""
+    folder = _state_folder(context, partition)
+    if folder is None:
+        record = context.state.get(_RECORD)
+        return messages.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
+    paths = [path for number, path in client_states(folder).items() if number < before]
+    if not paths:
+        return None
+    try:
+        return dict(load(paths[-1].read_bytes()))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise HeteroFLError(
+            f"{paths[-1]} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
+            f"remove the folder {folder} to let the client begin anew"
+        ) from error
 
-    def before(self, server_round: int) -> State | None:
-        """Return the state that a round begins with; None if there is none yet."""
-        if self._folder is None:
-            record = self._context.state.get(_RECORD)
-            return messages.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
-        paths = [path for number, path in client_states(self._folder).items() if number < server_round]
-        if not paths:
-            return None
-        try:
-            return dict(load(paths[-1].read_bytes()))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise HeteroFLError(
-                f"{paths[-1]} cannot be read ({error}), and with it this client's own parameters: put back a copy, or "
-                f"remove the folder {self._folder} to let the client begin anew"
-            ) from error
 
-    def keep(self, server_round: int, state: dict[str, Tensor], every: int) -> None:
-        """Keep the state that a round ended with; the run has a checkpoint after each ``every`` rounds."""
-        if self._folder is None:
-            self._context.state[_RECORD] = ArrayRecord(dict(state))
-            return
-        write_atomic(client_state_path(self._folder, server_round), pack(state))
-        safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
-        old = [path for number, path in client_states(self._folder).items() if number <= safe]
-        for path in old[:-1]:
-            remove(path)
+def keep_own_state(context: Context, partition: int, server_round: int, state: dict[str, Tensor], every: int) -> None:
+    """Keep the own parameters that a round ended with; the run has a checkpoint after each ``every`` rounds."""
+    folder = _state_folder(context, partition)
+    if folder is None:
+        context.state[_RECORD] = ArrayRecord(dict(state))
+        return
+    write_atomic(client_state_path(folder, server_round), pack(state))
+    safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
+    old = [path for number, path in client_states(folder).items() if number <= safe]
+    for path in old[:-1]:
+        remove(path)
 
 
 class Instruction:
-    """A message of the server, with this node's data and the model that it is about.
-
-    Parameters
-    ----------
-    message : Message
-        The message.
-    context : Context
-        The node's.
-    """
+    """A message of the server, with this node's data and the model that it is about."""
 
     def __init__(self, message: Message, context: Context) -> None:
         self.message, self.context = message, context
-        self.task: Task = task_of(context.run_config)
+        self.task = load_task(context.run_config)
+        self.has_own_data = NODE_DATA in context.node_config  # so that it has no part of ``data.name``
 
     @cached_property
     def config(self) -> ConfigRecord:
@@ -126,9 +111,8 @@ class Instruction:
     @cached_property
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
         """The node's training and test examples, and its classes."""
-        node = self.context.node_config
-        if NODE_DATA in node:
-            return _load_own_data(str(node[NODE_DATA]), self.task.device)
+        if self.has_own_data:
+            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.task.device)
         said = read_capability(self.context)
         partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
         if not isinstance(partition, int) or not isinstance(number, int):
@@ -137,11 +121,6 @@ class Instruction:
                 "a part of data.name, or with --node-config 'data-path=\"/path/to/folder\"' for data of its own"
             )
         return self.task.part(partition, number)
-
-    @property
-    def has_own_data(self) -> bool:
-        """Whether the node's own config names its data, so that it has no part of ``data.name``."""
-        return NODE_DATA in self.context.node_config
 
     @property
     def clients(self) -> int:
@@ -154,7 +133,7 @@ class Instruction:
         """From a rate to the model of the client that the message goes to."""
         family, families = self.config.get(messages.FAMILY), self.task.families
         if family is None:
-            return self.task.build_of(self.value(messages.PARTITION, int))
+            return self.task.client_build(self.value(messages.PARTITION, int))
         if family not in families:
             raise ReplyError(
                 f"{messages.SERVER} sent {family!r} as {messages.FAMILY}, expected one of {', '.join(families)}"
@@ -166,8 +145,16 @@ class Instruction:
         own = None
         if self.task.personal:
             after = self.message.metadata.message_type not in OPENS_ROUND
-            own = self._states.before(self.value(messages.SERVER_ROUND, int) + after)
+            server_round = self.value(messages.SERVER_ROUND, int)
+            own = read_own_state(self.context, self.value(messages.PARTITION, int), server_round + after)
         return submodel(self.message, self.build, own, seed_torch=True).to(self.task.device)
+
+    def keep_own(self, model: nn.Module) -> None:
+        """Keep what stays here of a model that was trained, where clients keep parameters of their own."""
+        if self.task.personal:
+            partition, server_round = (self.value(key, int) for key in (messages.PARTITION, messages.SERVER_ROUND))
+            every = self.task.settings.run.checkpoint_every
+            keep_own_state(self.context, partition, server_round, own_part(self.message, model), every)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, with the mask of its classes where there is one."""
@@ -180,25 +167,21 @@ class Instruction:
             step_share=share_of_work(self.message),
         )
 
-    def keep_own(self, model: nn.Module) -> None:
-        """Keep what stays here of a model that was trained, where clients keep parameters of their own."""
-        if self.task.personal:
-            every = self.task.settings.run.checkpoint_every
-            self._states.keep(self.value(messages.SERVER_ROUND, int), own_part(self.message, model), every)
-
-    def normalised(self, model: nn.Module) -> nn.Module:
+    def with_own_moments(self, model: nn.Module) -> nn.Module:
         """Return this client's own model with the static batch norm moments of what it was trained on."""
         if not batch_norms(model):
             return model
-        task = self.task
-        batches = chain(task.moments_batches(self.data[0], self.seed), self._seed_batches())
-        moments = collect_moments(model, batches, task.settings.fidelity.moments, together=task.moments_together)
+        kind = self.task.settings.fidelity.moments
+        moments = collect_moments(model, self.trained_batches(), kind, together=self.task.moments_together)
         return with_static_norm(model, moments)
 
-    def _seed_batches(self) -> Iterator[Tensor]:
-        """Yield what FedH2L trains a model on beside a client's own data."""
-        if self.task.settings.server.strategy == "fedh2l":
-            yield from self.task.moments_batches(self.task.seeds(self.clients), self.seed)
+    def trained_batches(self) -> Iterable[Tensor]:
+        """Return what this client's own model is trained on: its data and, in FedH2L, the seed set."""
+        task = self.task
+        own = task.moments_batches(self.data[0], self.seed)
+        if task.settings.server.strategy != "fedh2l":
+            return own
+        return chain(own, task.moments_batches(task.seeds(self.clients), self.seed))
 
     def trial(self) -> Trial:
         """Return what this node does in a round, for one that measures itself."""
@@ -207,10 +190,6 @@ class Instruction:
         inputs = split.inputs[:size] if reading is None else split.inputs[:size, : reading.length]
         pieces = 1 if reading is None else math.ceil(split.inputs.shape[1] / reading.length)
         return Trial(task.build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
-
-    @property
-    def _states(self) -> OwnStates:
-        return OwnStates(self.context, self.value(messages.PARTITION, int))
 
 
 @lru_cache(maxsize=2)

@@ -13,9 +13,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
-from heterofl_flwr.app.task import Task, load_function, task_of
+from heterofl_flwr.app.task import Task, load_function, load_task
+from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.options import Transfer
+from heterofl_flwr.federation.evaluation import Evaluation
+from heterofl_flwr.federation.options import Sampling, Transfer
+from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.records import RoundCallback, Tally
 from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.grids import Windowed
@@ -23,7 +26,7 @@ from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Trai
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.report import Checkpoint, Console, RunFolder, write_report
+from heterofl_flwr.report import Console, RunFolder, write_report
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES
@@ -36,16 +39,8 @@ from heterofl_flwr.training import give_back_freed_memory
 logger = logging.getLogger(__name__)
 
 MAY_DIFFER_ON_RESUME = (
-    "num-rounds",
-    "run.resume",
-    "run.dir",
-    "data.root",
-    "sample.min-nodes",
-    "sample.min-replies",
-    "sample.wait",
-    "engine.device",
-    "engine.window",
-    "engine.timeout",
+    *("num-rounds", "run.resume", "run.dir", "data.root", "sample.min-nodes", "sample.min-replies", "sample.wait"),
+    *("engine.device", "engine.window", "engine.timeout"),
 )
 
 RESUMED: Mapping[str, Any] = {
@@ -61,10 +56,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run HeteroFL."""
-    _log_beside_flower()
+    ours = logging.getLogger("heterofl_flwr")
+    if not ours.handlers:  # its messages appear where Flower's do
+        ours.handlers = list(logging.getLogger("flwr").handlers)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
     changed = {key: value for key, value in context.run_config.items() if DEFAULTS.get(key) != value}
     with command_known(command(changed)):
-        run(grid, task_of(context.run_config))
+        run(grid, load_task(context.run_config))
 
 
 def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:
@@ -113,28 +112,29 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
 def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
-    train, server, distill = settings.train, settings.server, settings.distill
+    train, sample, server, distill = settings.train, settings.sample, settings.server, settings.distill
     if server.strategy in EXCHANGES and task.dataset.train.reading is not None:
         raise ConfigError(
             f"server.strategy={server.strategy} exchanges what models say of the classes of examples, and the data "
             f"set {settings.data.name} is text: choose one with classes"
         )
+    waits = {"fraction_train": sample.fraction, "min_available_nodes": sample.min_nodes}
     common: Keywords = {
         "seed": settings.seed,
         "callbacks": callbacks,
-        "sampling": settings.sample.to_core(),
+        "sampling": sample.as_options(Sampling, **waits),
         "transfer": Transfer(learning_rate=multi_step(train.lr, train.milestones, train.factor)),
-        "privacy": settings.privacy.to_core(),
-        "limits": server.limits(),
-        "evaluation": settings.evaluate.to_core(),
+        "privacy": settings.privacy.as_options(Privacy),
+        "limits": server.build_limits(),
+        "evaluation": settings.evaluate.as_options(Evaluation),
     }
-    seed_set: ExchangeKeywords = {
+    seeds: ExchangeKeywords = {
         "seed_size": distill.seed_size,
         "seed_batch": distill.seed_batch,
         "temperature": distill.temperature,
     }
     if server.strategy == "fedh2l":
-        exchange: ExchangeKeywords = {**common, **seed_set}
+        exchange: ExchangeKeywords = {**common, **seeds}
         return FedH2L(task.dataset.classes, settings.mix, **exchange)
     averaging: Keywords = {
         **common,
@@ -144,12 +144,12 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "upload": train.upload,
         "weights": server.weights,
         "labels": train.labels if task.counts_labels else "sent",
-        "fidelity": settings.fidelity.to_core(),
-        "server_optimizer": server.server_optimizer(),
-        "robust": server.robust_mean(),
+        "fidelity": settings.fidelity.as_options(Fidelity),
+        "server_optimizer": server.build_optimizer(),
+        "robust": server.build_robust_mean(),
     }
     if server.strategy == "hybrid":
-        exchange = {**averaging, **seed_set}
+        exchange = {**averaging, **seeds}
         return Hybrid(task.families, settings.mix, classes=task.dataset.classes, **exchange)
     return HeteroFL(task.build, settings.mix, **averaging)
 
@@ -179,7 +179,7 @@ def _exchange_cost(task: Task) -> Callable[[str, int, float, int], float]:
     training = {build: _training_cost(task, build) for build in task.families.values()}
 
     def cost(kind: str, partition: int, rate: float, examples: int) -> float:
-        own = training[task.build_of(partition)]
+        own = training[task.client_build(partition)]
         if kind == messages.TRAIN_PUBLISH:
             return own(kind, partition, rate, examples) + distill.seed_batch * own.forward(rate)
         return PASSES * distill.steps * (min(batch_size, examples) + distill.seed_batch) * own.forward(rate)
@@ -200,36 +200,22 @@ class Start:
 def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     """Return where a run begins: after its checkpoint where it is resumed. Nothing is written.
 
-    Raises
-    ------
-    ConfigError
-        If the run cannot start in the folder, or cannot go on with these settings.
+    ``ConfigError`` is raised if it cannot start in the folder, or cannot go on with these settings.
     """
     if folder is None:
         return Start()
-    resume = settings.run.resume
+    resume, rounds = settings.run.resume, settings.num_rounds
     folder.check(to_flat(settings), resume=resume, **RESUMED)
     if not resume or not folder.has_checkpoint:
         return Start()
-    checkpoint: Checkpoint = folder.load_checkpoint()
-    done, about = checkpoint.server_round, folder.about()
+    checkpoint, about = folder.load_checkpoint(), folder.about()
+    done = checkpoint.server_round
     # One that died after its last round still has to write its models; one may have stopped early.
-    if about.get("finished") and settings.num_rounds in (done, about.get("num_rounds")):
-        return Start(
-            finished=f"the run in {folder.path} is finished: {done} rounds; to go on, ask for more (num-rounds)"
-        )
-    if done > settings.num_rounds:
+    if about.get("finished") and rounds in (done, about.get("num_rounds")):
+        text = f"the run in {folder.path} is finished: {done} rounds; to go on, ask for more (num-rounds)"
+        return Start(finished=text)
+    if done > rounds:
         raise ConfigError(
-            f"the run in {folder.path} has done {done} rounds, and num-rounds is {settings.num_rounds}: "
-            f"ask for {done} or more"
+            f"the run in {folder.path} has done {done} rounds, and num-rounds is {rounds}: ask for {done} or more"
         )
     return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer)
-
-
-def _log_beside_flower() -> None:
-    """Let this package's messages appear where Flower's do."""
-    ours = logging.getLogger("heterofl_flwr")
-    if not ours.handlers:
-        ours.handlers = list(logging.getLogger("flwr").handlers)
-        ours.setLevel(logging.INFO)
-        ours.propagate = False

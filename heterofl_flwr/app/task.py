@@ -4,15 +4,13 @@ A task is made once in each process and kept, so data and models survive the rou
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
@@ -40,7 +38,7 @@ class Task:
     """A data set and a model, as the settings say."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings, self.mix = settings, settings.mix
         self._partitions: dict[int, Partitions] = {}
         self._seeds: dict[int, Split] = {}
         self._tests: dict[int, Split] = {}
@@ -84,18 +82,64 @@ class Task:
 
     @cached_property
     def families(self) -> Mapping[str, Build]:
-        """From a rate to the model of each architecture, by a name that can be part of others."""
-        own = architectures(self.settings)
-        if not own:
-            return {_short([self.settings.model.name])[0]: self.build}
-        return {
-            short: Task(with_architecture(self.settings, name)).build
-            for short, name in zip(_short(own), own, strict=True)
-        }
+        """From a rate to the model of each architecture, by a name that can be part of others.
 
-    def build_of(self, partition: int) -> Build:
-        """From a rate to a client's model; architectures are dealt in turns."""
+        The name is the function's own, with a number if several have it.
+        """
+        models = architectures(self.settings)
+        names = models or (self.settings.model.name,)
+        short = [name.rpartition(":")[2].replace(".", "_") for name in names]
+        unique = [f"{name}-{number}" if short.count(name) > 1 else name for number, name in enumerate(short)]
+        if not models:
+            return {unique[0]: self.build}
+        builds = [Task(with_architecture(self.settings, name)).build for name in models]
+        return dict(zip(unique, builds, strict=True))
+
+    def client_build(self, partition: int) -> Build:
+        """Return from a rate to a client's model; architectures are dealt in turns."""
         return list(self.families.values())[partition % len(self.families)]
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients keep parameters of their own (``server.shared``)."""
+        return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
+
+    @property
+    def masked(self) -> bool:
+        """Whether the loss leaves out the classes that a client lacks."""
+        return self.settings.train.mask_fill != "none"
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether classifier rows count by label (``fidelity.label-rows``)."""
+        return self.masked or self.settings.fidelity.label_rows == "paper"
+
+    @property
+    def cohort(self) -> int:
+        """How many clients may train together."""
+        engine = self.settings.engine
+        return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
+
+    def options(self, learning_rate: float) -> TrainOptions:
+        """Return how a client trains."""
+        own = {"learning_rate": learning_rate, "augment": self.facts.augment}
+        return self.settings.train.as_options(TrainOptions, **own)
+
+    def partitions(self, number: int) -> Partitions:
+        """Return the split of the data among ``number`` clients."""
+        if number not in self._partitions:
+            settings = self.settings
+            self._partitions[number] = split_dataset(
+                self.dataset, settings.data.split, number, settings.seed, settings.fidelity.shards
+            )
+        return self._partitions[number]
+
+    def part(self, partition: int, num_partitions: int) -> tuple[Split, Split, tuple[int, ...]]:
+        """Return a client's training and test examples, on the device, and its classes."""
+        parts = self.partitions(num_partitions)
+        if not 0 <= partition < num_partitions:
+            raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
+        return *parts.client_splits(partition, self.train, self.test), parts.classes[partition]
 
     def seeds(self, number: int) -> Split:
         """Return the seed set that ``number`` clients share, on the device, as the owner of each example sees it."""
@@ -117,66 +161,6 @@ class Task:
             self._tests[number] = parts.owner_view(self.dataset.test, rows, parts.test).to(self.device)
         return self._tests[number]
 
-    def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
-        """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
-        settings = self.settings
-        seed = derive(settings.seed, "central", server_round)
-        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity.perplexity)
-
-    @property
-    def mix(self) -> Mix:
-        """The rates of the clients."""
-        return self.settings.mix
-
-    @property
-    def personal(self) -> bool:
-        """Whether clients keep parameters of their own (``server.shared``)."""
-        return self.settings.server.shared != ALL or self.settings.server.strategy == "fedh2l"
-
-    @property
-    def masked(self) -> bool:
-        """Whether the loss leaves out the classes that a client lacks."""
-        return self.settings.train.mask_fill != "none"
-
-    @property
-    def counts_labels(self) -> bool:
-        """Whether classifier rows count by label (``fidelity.label-rows``)."""
-        return self.masked or self.settings.fidelity.label_rows == "paper"
-
-    @property
-    def sends_labels(self) -> bool:
-        """Whether clients tell the server their classes (``train.labels``)."""
-        return self.counts_labels and self.settings.train.labels == "sent"
-
-    @property
-    def cohort(self) -> int:
-        """How many clients may train together."""
-        engine = self.settings.engine
-        return (engine.cohort or COHORTS.get(self.device.type, 1)) if engine.name in ("auto", "cohort") else 1
-
-    @property
-    def moments_batch_size(self) -> int:
-        """Samples in a batch whose moments are measured."""
-        settings = self.settings
-        paper = settings.train.batch_size if settings.fidelity.moments == "paper" else 100
-        return settings.evaluate.moments_batch_size or paper
-
-    def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
-        """Yield what the moments of batch norm are measured on.
-
-        As in the authors' pass, these are training batches: shuffled, or else those of one class alone where a deal
-        stores classes one after the other, and varied as in training. Pooled moments (``fixed``) need neither.
-        """
-        if self.settings.fidelity.moments == "fixed":
-            return input_batches(split, self.moments_batch_size)
-        return input_batches(split, self.moments_batch_size, seed=seed, augment=self.facts.augment)
-
-    @property
-    def moments_together(self) -> int:
-        """How many such batches go through the model in one pass; a user's may mix the examples of a batch."""
-        ours = all(name in MODELS for name in architectures(self.settings) or (self.settings.model.name,))
-        return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
-
     def deal(self, number: int) -> Deal | None:
         """Return the number of examples of each class that each of ``number`` clients has, where there are classes.
 
@@ -197,48 +181,48 @@ class Task:
         train = self.dataset.train
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
-    def trained(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
+    def with_ordered_dropout(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
         """Return what is trained of a client's model: with ordered dropout, the smaller ones inside it too."""
         smaller = (build(other).to(self.device) for other in self.mix.rates if other < rate)
         return OrderedDropout(model, [*smaller]) if self.settings.train.ordered_dropout else model
 
-    def partitions(self, number: int) -> Partitions:
-        """Return the split of the data among ``number`` clients."""
-        if number not in self._partitions:
-            settings = self.settings
-            self._partitions[number] = split_dataset(
-                self.dataset, settings.data.split, number, settings.seed, settings.fidelity.shards
-            )
-        return self._partitions[number]
+    def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
+        """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
+        settings = self.settings
+        seed = derive(settings.seed, "central", server_round)
+        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity.perplexity)
 
-    def part(self, partition: int, num_partitions: int) -> tuple[Split, Split, tuple[int, ...]]:
-        """Return a client's training and test examples, on the device, and its classes."""
-        parts = self.partitions(num_partitions)
-        if not 0 <= partition < num_partitions:
-            raise ConfigError(f"partition-id is {partition}; expected 0 to {num_partitions - 1}, num-partitions less 1")
-        return *parts.client_splits(partition, self.train, self.test), parts.classes[partition]
+    @property
+    def moments_batch_size(self) -> int:
+        """Samples in a batch whose moments are measured."""
+        paper = self.settings.train.batch_size if self.settings.fidelity.moments == "paper" else 100
+        return self.settings.evaluate.moments_batch_size or paper
 
-    def options(self, learning_rate: float) -> TrainOptions:
-        """Return how a client trains."""
-        names = {one.name for one in fields(TrainOptions)}
-        settings = self.settings.train.model_dump(include=names)
-        return TrainOptions(learning_rate=learning_rate, augment=self.facts.augment, **settings)
+    @property
+    def moments_together(self) -> int:
+        """How many such batches go through the model in one pass; a user's may mix the examples of a batch."""
+        ours = all(name in MODELS for name in architectures(self.settings) or (self.settings.model.name,))
+        return max(AT_ONCE.get(self.device.type, 1) // self.moments_batch_size, 1) if ours else 1
+
+    def moments_batches(self, split: Split, seed: int) -> Iterator[torch.Tensor]:
+        """Yield what the moments of batch norm are measured on.
+
+        As in the authors' pass, these are training batches: shuffled, or else those of one class alone where a deal
+        stores classes one after the other, and varied as in training. Pooled moments (``fixed``) need neither.
+        """
+        if self.settings.fidelity.moments == "fixed":
+            return input_batches(split, self.moments_batch_size)
+        return input_batches(split, self.moments_batch_size, seed=seed, augment=self.facts.augment)
 
 
-def task_of(run_config: Mapping[str, Any]) -> Task:
+def load_task(run_config: Mapping[str, Any]) -> Task:
     """Return the task of a run; the same one for equal settings."""
-    return _task(tuple(sorted(run_config.items())))
+    return _load_task(tuple(sorted(run_config.items())))
 
 
 @lru_cache(maxsize=4)
-def _task(items: tuple[tuple[str, Any], ...]) -> Task:
+def _load_task(items: tuple[tuple[str, Any], ...]) -> Task:
     return Task(from_flat(dict(items)))
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Return models' names without what separates names elsewhere: the functions' own, with a number if need be."""
-    own = [name.rpartition(":")[2].replace(".", "_") for name in names]
-    return [f"{name}-{number}" if own.count(name) > 1 else name for number, name in enumerate(own)]
 
 
 def load_function(reference: str, key: str) -> Callable[..., Any]:

@@ -1,7 +1,6 @@
 """Every setting of a run: ``from_flat`` reads a run config, ``to_flat`` writes one, ``describe`` explains them all."""
 
 from heterofl_flwr.settings.flat import (
-    AUTO_KEYS,
     DEFAULTS,
     SPECS,
     accepts,
@@ -10,6 +9,7 @@ from heterofl_flwr.settings.flat import (
     flatten,
     from_flat,
     to_flat,
+    to_json_schema,
     to_toml,
 )
 from heterofl_flwr.settings.groups import Settings
@@ -18,7 +18,6 @@ from heterofl_flwr.settings.types import AUTO, Flat
 
 __all__ = [
     "AUTO",
-    "AUTO_KEYS",
     "CLIENTS",
     "DEFAULTS",
     "PRESETS",
@@ -34,5 +33,6 @@ __all__ = [
     "preset",
     "short_name",
     "to_flat",
+    "to_json_schema",
     "to_toml",
 ]

@@ -1,7 +1,7 @@
 """Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
@@ -14,7 +14,7 @@ from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.groups import ETA, ServerSettings, Settings
+from heterofl_flwr.settings.groups import OPTIMIZERS, Settings
 from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS, model_has, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group, expected
 
@@ -47,18 +47,12 @@ SPECS: Mapping[str, Setting] = MappingProxyType(read_specs(Settings))
 DEFAULTS: Mapping[str, Flat] = MappingProxyType({key: spec.default for key, spec in SPECS.items()})
 """The run config of a run that changes nothing."""
 
-AUTO_KEYS: Sequence[str] = tuple(OTHER)
-"""The settings whose ``auto`` stands for a value of the data set."""
-
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Return nested tables as one, with dots in its keys."""
     flat: dict[str, object] = {}
     for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
@@ -71,7 +65,7 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     settings, faults = validate(Settings, _resolve(given), SPECS)
     faults = [_describe_unknown(key) for key in mapping if key not in SPECS] + faults
     if settings is not None and not faults:
-        faults = [f"{key}: found {given[key]!r}, {why}" for key, why in _find_contradictions(settings, given)]
+        faults = _find_contradictions(settings, given)
     if settings is None or faults:
         several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
         raise ConfigError(several + "\n  ".join(faults))
@@ -99,19 +93,16 @@ def validate(
     try:
         return group.model_validate(nested), []
     except ValidationError as error:
-        found = {}
+        causes = {}
         for one in error.errors(include_url=False):
             key = next(key for key in (".".join(map(str, one["loc"][:2])), str(one["loc"][0])) if key in specs)
-            found[key] = one.get("ctx", {}).get("error")
-    return None, [_describe_fault(key, flat[key], specs[key], cause) for key, cause in found.items()]
-
-
-def _describe_fault(key: str, value: object, spec: Setting, cause: object) -> str:
-    """Say what was found and what was expected, unless the cause says more."""
-    if isinstance(cause, ConfigError):
-        return f"{key}: {cause}"
-    auto = f", or '{AUTO}'" if spec.default == AUTO else ""
-    return f"{key}: found {value!r} ({type(value).__name__}), expected {spec.expected}{auto}"
+            causes[key] = one.get("ctx", {}).get("error")
+    faults = []
+    for key, cause in causes.items():
+        text = f"found {flat[key]!r} ({type(flat[key]).__name__}), expected {specs[key].expected}"
+        text += f", or '{AUTO}'" if specs[key].default == AUTO else ""
+        faults.append(f"{key}: {cause if isinstance(cause, ConfigError) else text}")
+    return None, faults
 
 
 def _describe_unknown(key: str) -> str:
@@ -129,50 +120,45 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     # A wrong fidelity.default is reported once, not for each quirk that follows it.
     default = "fixed" if values["fidelity.default"] == "fixed" else "paper"
     values |= {key: default for key, value in values.items() if key.startswith("fidelity.") and value == ""}
-    if values["train.mask-fill"] == AUTO:
-        values["train.mask-fill"] = "-inf" if values["fidelity.mask-fill"] == "fixed" else "zero"
     if values["server.optimizer"] == AUTO:
         values["server.optimizer"] = "momentum" if values["server.momentum"] else "none"
-    if values["server.eta"] == AUTO:
-        values["server.eta"] = ETA.get(str(values["server.optimizer"]), 1.0)
-    if values["server.max-examples-ratio"] == AUTO:
-        unequal = str(values["data.split"]).startswith("dirichlet")
-        values["server.max-examples-ratio"] = 0.0 if unequal else Limits().examples_ratio
-    return values
+    optimizer = OPTIMIZERS.get(str(values["server.optimizer"]))
+    unequal = str(values["data.split"]).startswith("dirichlet")
+    follow: dict[str, object] = {
+        "train.mask-fill": "-inf" if values["fidelity.mask-fill"] == "fixed" else "zero",
+        "server.eta": getattr(optimizer(), "eta", 1.0) if optimizer else 1.0,
+        "server.max-examples-ratio": 0.0 if unequal else Limits().examples_ratio,
+    }
+    return values | {key: value for key, value in follow.items() if values[key] == AUTO}
 
 
-def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Yield the keys whose values do not go with others, and why."""
+def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> list[str]:
+    """Return what does not go together, a line for each setting."""
     model, server, devices, sample = settings.model.name, settings.server, settings.devices, settings.sample
-    if ":" not in model and model not in MODELS:
-        yield "model.name", f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"
-    for option in ("norm", "hidden"):
-        if given[f"model.{option}"] not in (AUTO, "", "none") and model in MODELS and not model_has(model, option):
-            yield f"model.{option}", f"but the model {model} has no such option; expected '{AUTO}'"
-    if devices.deadline and not devices.profile:
-        yield "devices.deadline", "expected devices.profile to name the devices too"
-    if sample.spare and devices.profile:
-        yield (
-            "sample.spare",
-            f"but with devices.profile={devices.profile} the clock does not say who is first; expected 0",
-        )
-    elif sample.spare and server.strategy != "heterofl":
-        yield "sample.spare", f"but with server.strategy={server.strategy} clients learn from all others; expected 0"
-    yield from _find_server_contradictions(server)
-    if settings.run.resume and not settings.run.dir:
-        yield "run.resume", "expected run.dir to name the folder of the run to go on with"
-
-
-def _find_server_contradictions(server: ServerSettings) -> Iterator[tuple[str, str]]:
-    """Yield the keys of the server's settings that do not go with its others, and why."""
-    if server.strategy == "hybrid" and server.shared != ALL:
-        yield "server.shared", "but server.strategy=hybrid averages everything; expected '*'"
-    if server.momentum and server.optimizer != "momentum":
-        yield "server.momentum", f"but server.optimizer is {server.optimizer}; expected 0"
-    if server.eta != 1 and server.optimizer == "none":
-        yield "server.eta", "expected server.optimizer to name the optimiser too"
-    if server.robust != "none" and server.strategy == "fedh2l":
-        yield "server.robust", "but server.strategy=fedh2l averages nothing; expected 'none'"
+    options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
+    rules: Iterable[tuple[str, object, str]] = (
+        ("model.name", ":" not in model and model not in MODELS,
+         f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"),
+        *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
+           f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
+        ("devices.deadline", devices.deadline and not devices.profile,
+         "expected devices.profile to name the devices too"),
+        ("sample.spare", sample.spare and devices.profile,
+         f"but with devices.profile={devices.profile} the clock does not say who is first; expected 0"),
+        ("sample.spare", sample.spare and not devices.profile and server.strategy != "heterofl",
+         f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
+        ("server.shared", server.strategy == "hybrid" and server.shared != ALL,
+         "but server.strategy=hybrid averages everything; expected '*'"),
+        ("server.momentum", server.momentum and server.optimizer != "momentum",
+         f"but server.optimizer is {server.optimizer}; expected 0"),
+        ("server.eta", server.eta != 1 and server.optimizer == "none",
+         "expected server.optimizer to name the optimiser too"),
+        ("server.robust", server.robust != "none" and server.strategy == "fedh2l",
+         "but server.strategy=fedh2l averages nothing; expected 'none'"),
+        ("run.resume", settings.run.resume and not settings.run.dir,
+         "expected run.dir to name the folder of the run to go on with"),
+    )  # fmt: skip
+    return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
 
 def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
@@ -192,6 +178,11 @@ def differences(table: Mapping[str, object]) -> list[str]:
     return lines
 
 
+def to_json_schema() -> str:
+    """Return the JSON schema of a run config with nested tables."""
+    return json.dumps(Settings.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False)
+
+
 def describe() -> str:
     """Return the reference of all settings, in Markdown."""
     sections = []
@@ -203,14 +194,13 @@ def describe() -> str:
         rows = [(f"`{key}`", f"`{_toml(SPECS[key].default)}`", SPECS[key].expected, SPECS[key].help) for key in keys]
         sections.append(f"### {title}\n\n{_table(('setting', 'default', 'expected', 'meaning'), rows)}")
     intro = "Where two values are given, the second is for data that are not split `iid`."
-    stand = [(f"`{key}`", *(_preset_cell(name, key) for name in PRESETS), f"`{_toml(OTHER[key])}`") for key in OTHER]
-    table = _table(("setting", *PRESETS, "other data"), stand)
+    autos = []
+    for key in OTHER:
+        pairs = [[own[key] for own in (PRESETS[name], NOT_IID.get(name, {})) if key in own] for name in PRESETS]
+        cells = [", ".join(f"`{_toml(value)}`" for value in values) for values in [*pairs, [OTHER[key]]]]
+        autos.append((f"`{key}`", *cells))
+    table = _table(("setting", *PRESETS, "other data"), autos)
     return "\n\n".join([*sections, f"### What `auto` stands for\n\n{intro}\n\n{table}"]) + "\n"
-
-
-def _preset_cell(data: str, key: str) -> str:
-    values = [table[key] for table in (PRESETS[data], NOT_IID.get(data, {})) if key in table]
-    return ", ".join(f"`{_toml(value)}`" for value in values)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

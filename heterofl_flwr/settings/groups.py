@@ -4,7 +4,7 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 ``train.batch-size``. The fields of ``Settings`` itself have no prefix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -13,31 +13,23 @@ from pydantic import Field
 from heterofl_flwr.core.axes import SliceRule
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
-from heterofl_flwr.core.fidelity import Fidelity, Variant
+from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.replies import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
-from heterofl_flwr.federation.evaluation import Evaluation, MomentsMerge
+from heterofl_flwr.federation.evaluation import MomentsMerge
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Levels
-from heterofl_flwr.federation.options import Sampling
-from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
-from heterofl_flwr.grids.devices import BUNDLED
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, NotNegative, Positive, Share, setting
 from heterofl_flwr.training.device import Precision
-from heterofl_flwr.training.distill import Direction, DistillOptions, Projection
+from heterofl_flwr.training.distill import Direction, Projection
 
-ETA: Mapping[str, float] = MappingProxyType(
-    {
-        "momentum": Momentum().server_learning_rate,
-        "adam": Adam().eta,
-        "yogi": Yogi().eta,
-        "adagrad": Adagrad().eta,
-    }
+OPTIMIZERS: Mapping[str, Callable[..., ServerOptimizer]] = MappingProxyType(
+    {"momentum": Momentum, "adam": Adam, "yogi": Yogi, "adagrad": Adagrad}
 )
-"""What ``server.eta=auto`` stands for, by ``server.optimizer``."""
+"""By ``server.optimizer``."""
 
 Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.default
 
@@ -54,15 +46,11 @@ class FidelitySettings(Group):
     shards: Quirk = setting("", "a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
     perplexity: Quirk = setting("", "mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
 
-    def to_core(self) -> Fidelity:
-        """Return the quirks as an option of the maths."""
-        return Fidelity(**self.model_dump(exclude={"default"}))
-
 
 class DataSettings(Group):
     """What the clients learn from."""
 
-    name: Annotated[str, types.matching(r"\S(?:.*\S)?"), "a name, a folder or 'module:function'"] = setting(
+    name: types.DataName = setting(
         "digits", "data set: digits (bundled), mnist, cifar10, wikitext2, a folder, or 'module:function'"
     )
     root: types.PathText = setting("", "folder with data sets laid out as on the Hugging Face hub; '' asks the hub")
@@ -72,14 +60,10 @@ class DataSettings(Group):
 class ModelSettings(Group):
     """The global model, of which clients train parts."""
 
-    name: Annotated[
-        str, types.matching(r"[\w-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"), "a model's name or 'module:function'"
-    ] = setting(
+    name: types.ModelName = setting(
         AUTO, "cnn, preresnet18, preresnet18-later, preresnet50, transformer, or 'module:function' (rate to model)"
     )
-    hidden: Annotated[types.Integers, "widths such as '64,128,256,512', or '' for the model's own"] = setting(
-        AUTO, "widths of an image model's stages at rate 1"
-    )
+    hidden: types.Widths = setting(AUTO, "widths of an image model's stages at rate 1")
     norm: Literal["sbn", "in", "gn", "ln", "none"] = setting(
         AUTO, "norm of an image model: static batch, instance, group (4), layer, none"
     )
@@ -90,9 +74,7 @@ class TrainSettings(Group):
     """What a client does in a round."""
 
     lr: Positive = setting(AUTO, "learning rate of SGD in the first round")
-    milestones: Annotated[types.Ascending, "ascending rounds such as '150,250', or '' for none"] = setting(
-        AUTO, "rounds from which on the learning rate is multiplied by train.factor"
-    )
+    milestones: types.Rounds = setting(AUTO, "rounds from which on the learning rate is multiplied by train.factor")
     factor: Share = setting(0.1, "what a milestone multiplies the learning rate by")
     epochs: Count = setting(AUTO, "passes over a client's data in a round")
     batch_size: Count = setting(AUTO, "samples in a step; rows of text for a Transformer")
@@ -106,14 +88,11 @@ class TrainSettings(Group):
         "float32", "bits of a step's products; parameters and their averages stay in float32"
     )
     upload: Upload = setting(
-        "float32",
-        "how clients send what they trained: as it is (float32), or what it changed by in two bytes (float16) or "
-        "in one (int8)",
+        "float32", "what clients send: parameters (float32), or their changes in two bytes (float16) or in one (int8)"
     )
     labels: LabelRule = setting(
         "sent",
-        "which classifier rows of a reply count: clients say which classes they have (sent), the server sees which "
-        "rows were trained (inferred), or all (none)",
+        "classifier rows that count: of classes that a client names (sent), of those trained (inferred), all (none)",
     )
 
 
@@ -134,16 +113,6 @@ class SampleSettings(Group):
     )
     wait: NotNegative = setting(15.0, "seconds to wait for sample.min-nodes before the run fails")
 
-    def to_core(self) -> Sampling:
-        """Return which clients take part in a round."""
-        return Sampling(
-            fraction_train=self.fraction,
-            spare=self.spare,
-            min_available_nodes=self.min_nodes,
-            min_replies=self.min_replies,
-            wait=self.wait,
-        )
-
 
 class ServerSettings(Group):
     """What the server sends, and what it does beyond averaging."""
@@ -158,8 +127,8 @@ class ServerSettings(Group):
         "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on by one each round), "
         "random-level or random-client (drawn each round for each rate, or for each client)",
     )
-    shared: Annotated[types.Patterns, "patterns of parameters such as 'hidden.*,output.bias', or '' for none"] = (
-        setting("*", "what travels and is averaged; all else stays with its client, which then has a model of its own")
+    shared: types.Patterns = setting(
+        "*", "what travels and is averaged; all else stays with its client, which then has a model of its own"
     )
     weights: Weights = setting("equal", "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)")
     optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = setting(
@@ -168,8 +137,7 @@ class ServerSettings(Group):
         "entries that nobody held keep still; auto: momentum where server.momentum is above 0, else none",
     )
     eta: Positive = setting(
-        AUTO,
-        "learning rate of the server optimiser; auto: Flower's, 1 of momentum, 0.01 of yogi, 0.1 of adam and adagrad",
+        AUTO, "learning rate of the server optimiser; auto: Flower's, 1 (momentum), 0.01 (yogi), 0.1 (adam, adagrad)"
     )
     momentum: Decay = setting(0.0, "velocity that momentum keeps from round to round")
     beta_1: Decay = setting(0.9, "first moment that adam and yogi keep from round to round")
@@ -199,27 +167,22 @@ class ServerSettings(Group):
         "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet)",
     )
     max_refusals: Natural = setting(0, "rejected replies in a row after which a client is not drawn again; 0: never")
-    levels: types.Levels = setting(
+    levels: types.NodeLevels = setting(
         "", "levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"
     )
     largest_level: types.Level = setting("a", "the largest level of nodes not in server.levels, whatever they say")
 
-    def server_optimizer(self) -> ServerOptimizer | None:
+    def build_optimizer(self) -> ServerOptimizer | None:
         """Return what makes a step of what the mean changes; None for the mean as it is."""
-        if self.optimizer == "none":
-            return None
         if self.optimizer == "momentum":
             return Momentum(server_learning_rate=self.eta, server_momentum=self.momentum)
-        if self.optimizer == "adagrad":
-            return Adagrad(eta=self.eta, tau=self.tau)
-        kind = Adam if self.optimizer == "adam" else Yogi
-        return kind(eta=self.eta, beta_1=self.beta_1, beta_2=self.beta_2, tau=self.tau)
+        return self.as_options(OPTIMIZERS[self.optimizer]) if self.optimizer in OPTIMIZERS else None
 
-    def robust_mean(self) -> Robust | None:
+    def build_robust_mean(self) -> Robust | None:
         """Return what replaces the counting mean; None for nothing."""
         return None if self.robust == "none" else Robust(mean=self.robust, trim=self.robust_trim, few=self.robust_few)
 
-    def limits(self) -> Limits:
+    def build_limits(self) -> Limits:
         """Return what a client's answer may be at most."""
         return Limits(
             norm_bound=self.norm_bound,
@@ -236,21 +199,13 @@ class PrivacySettings(Group):
     clip: NotNegative = setting(0.0, "L2 norm to which a client's change of its slice is shortened; 0: no clipping")
     noise: NotNegative = setting(0.0, "deviation of the noise on the clients' sum, in units of privacy.clip; 0: none")
     delta: Annotated[float, Field(gt=0, le=0.5)] = setting(1e-5, "delta at which the run's record states epsilon")
-    moments_clip: Positive = setting(
-        10.0, "L2 norm to which a client's batch norm moments are clipped where there is noise"
-    )
-
-    def to_core(self) -> Privacy:
-        """Return what protects clients."""
-        return Privacy(**dict(self))
+    moments_clip: Positive = setting(10.0, "L2 norm to which a client's batch norm moments are clipped with noise")
 
 
 class DistillSettings(Group):
     """How clients learn from one another with ``server.strategy=fedh2l`` or ``hybrid``."""
 
-    models: Annotated[
-        types.Names, "different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"
-    ] = setting("", "the architectures, which clients have in turns")
+    models: types.Architectures = setting("", "the architectures, which clients have in turns")
     seed_size: Count = setting(1000, "examples of the seed set, which every client has")
     seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
     steps: Natural = setting(10, "seed steps of a client in a round")
@@ -259,10 +214,6 @@ class DistillSettings(Group):
     weight: NotNegative = setting(1.0, "weight of the mean divergence")
     labels: bool = setting(True, "the labels of the seed set count too")
     projection: Projection = setting("gem", "what happens to gradients of own and of seed data that conflict")
-
-    def to_core(self) -> DistillOptions:
-        """Return how a client learns from its peers."""
-        return DistillOptions(**self.model_dump(exclude={"models", "seed_size", "seed_batch"}))
 
 
 class EvaluateSettings(Group):
@@ -288,10 +239,6 @@ class EvaluateSettings(Group):
     )
     metric: types.Reference = setting("", "a further metric of your own, 'module:function'")
 
-    def to_core(self) -> Evaluation:
-        """Return when and where the model is evaluated."""
-        return Evaluation(**self.model_dump(include={"every", "nodes", "levels", "moments_merge"}))
-
 
 class EngineSettings(Group):
     """What runs the clients."""
@@ -302,9 +249,7 @@ class EngineSettings(Group):
         "(clients of one rate together); auto uses what is fastest",
     )
     cohort: Natural = setting(0, "clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU")
-    device: Annotated[
-        str, types.matching(r"auto|cpu|mps|cuda(?::\d+)?"), "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'"
-    ] = setting(AUTO, "auto: a GPU where a client has one")
+    device: types.DeviceName = setting(AUTO, "auto: a GPU where a client has one")
     window: Natural = setting(
         0, "messages under way at once, which bounds the server's memory; 0 for all ('heterofl run' then uses 64)"
     )
@@ -314,11 +259,7 @@ class EngineSettings(Group):
 class DevicesSettings(Group):
     """What the clients' devices can do, to simulate time, energy and what goes wrong."""
 
-    profile: Annotated[
-        str,
-        types.matching(f"(?:{'|'.join(BUNDLED)}|{types.REFERENCE})?"),
-        f"one of {', '.join(BUNDLED)}, 'module:function', or '' for none",
-    ] = setting(
+    profile: types.Profile = setting(
         "",
         "the profile of each level: edge (bundled; its numbers are assumptions), or 'module:function', which "
         "returns a mapping from levels to DeviceProfile",
@@ -332,13 +273,9 @@ class RunSettings(Group):
     dir: types.PathText = setting("", "folder for settings, history, checkpoints and models; 'heterofl run' makes one")
     resume: bool = setting(False, "go on from the last checkpoint in run.dir")
     checkpoint_every: Count = setting(1, "rounds from one checkpoint to the next; the last round has one")
-    metric: Annotated[
-        str, types.matching(r"[\w/-]*"), "a metric of evaluation such as 'local-accuracy', or '' for the global model's"
-    ] = setting("", "the metric by which the best round is chosen")
+    metric: types.MetricName = setting("", "the metric by which the best round is chosen")
     patience: Natural = setting(0, "evaluations in a row without a new best after which the run stops; 0: never")
-    callbacks: Annotated[
-        types.Names, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
-    ] = setting("tensorboard", "what is called with the record of each round")
+    callbacks: types.Callbacks = setting("tensorboard", "what is called with the record of each round")
 
 
 class Settings(Group):

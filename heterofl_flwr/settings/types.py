@@ -1,20 +1,26 @@
 """The types of settings: pydantic's, read strictly, with words for what is expected."""
 
-from typing import Annotated, Any, Literal, get_args, get_origin
+from collections.abc import Callable
+from inspect import signature
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import WithJsonSchema as JsonSchema
 from pydantic.fields import FieldInfo
 
 from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
-from heterofl_flwr.errors import DECAY, ConfigError
-from heterofl_flwr.federation.limits import REPLIES, MinReplies, reply_floor
+from heterofl_flwr.errors import DECAY
+from heterofl_flwr.federation.limits import REPLIES
+from heterofl_flwr.grids.devices import BUNDLED
 
 Flat = bool | int | float | str
 """A value of a run config."""
 
 AUTO = "auto"
 """Stands for the value that suits the data set; see ``presets``."""
+
+Options = TypeVar("Options")
 
 
 class Group(BaseModel):
@@ -26,12 +32,28 @@ class Group(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         alias_generator=lambda name: name.replace("_", "-"),
+        json_schema_extra=lambda schema: schema.pop("required", None),  # what is left out has its default
     )
+
+    def as_options(self, kind: Callable[..., Options], **others: object) -> Options:
+        """Return an option class of the engine: its fields are the settings of their names, or what ``others`` say."""
+        names = signature(kind).parameters.keys() & type(self).model_fields.keys()
+        return kind(**{name: getattr(self, name) for name in names} | others)
 
 
 def setting(default: Flat, help_: str) -> Any:
     """Declare a setting: its default, written as in a run config, and what it means."""
-    return Field(default=default, description=help_)
+
+    def allow_default(schema: dict[str, Any]) -> None:
+        schema["default"] = default
+        if default == AUTO or default not in schema.get("enum", [default]):
+            own = {key: schema.pop(key) for key in set(schema) - {"title", "description", "default"}}
+            schema["anyOf"] = [{"const": default}, own]
+
+    return Field(default=default, description=help_, json_schema_extra=allow_default)
+
+
+_BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}"}
 
 
 def expected(field: FieldInfo) -> str:
@@ -49,7 +71,20 @@ def expected(field: FieldInfo) -> str:
     return "a number " + " and ".join(_BOUNDS[name].format(value) for name, value in bounds.items())
 
 
-_BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}"}
+def check(test: Callable[[Any], object]) -> AfterValidator:
+    """Reject values that fail a test; what the test raises says more than that the value is not expected."""
+
+    def validate(value: Any) -> Any:
+        if not test(value):
+            raise ValueError
+        return value
+
+    return AfterValidator(validate)
+
+
+def matching(pattern: str) -> Any:
+    """Declare text of which a pattern matches the whole."""
+    return Field(pattern=f"^(?:{pattern})$")
 
 
 def _split(value: object) -> tuple[str, ...]:
@@ -69,11 +104,11 @@ def _split_integers(value: object) -> tuple[int, ...]:
 
 def _split_levels(value: object) -> tuple[tuple[str, str], ...]:
     """Read levels by name."""
-    cut = [part.partition("=") for part in _split(value)]
-    pairs = tuple((name.strip(), text.strip()) for name, _, text in cut)
-    if not all(name and rate_of(text) for name, text in pairs) or len(dict(pairs)) < len(pairs):
+    pairs = [tuple(part.strip() for part in pair.split("=", 1)) for pair in _split(value)]
+    levels = {name: level for name, level in pairs if name and rate_of(level)}  # a part without "=" raises ValueError
+    if len(levels) < len(pairs):
         raise ValueError
-    return pairs
+    return tuple(levels.items())
 
 
 def _read_mix(value: object) -> Mix:
@@ -89,38 +124,9 @@ def _read_level(value: object) -> str:
     return str(value)
 
 
-def _read_replies(value: object) -> MinReplies:
-    try:
-        return reply_floor("value", value)
-    except ConfigError as error:
-        raise ValueError from error
-
-
-def _check_split(value: str) -> str:
-    check_kind(value)
-    return value
-
-
-def _check_distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError
-    return values
-
-
-def _check_ascending(values: tuple[int, ...]) -> tuple[int, ...]:
-    if sorted(set(values)) != list(values):
-        raise ValueError
-    return values
-
-
-def matching(pattern: str) -> Any:
-    """Declare text of which a pattern matches the whole."""
-    return Field(pattern=f"^(?:{pattern})$")
-
-
-_WITH_COMMAS = PlainSerializer(lambda values: ",".join(map(str, values)))
-REFERENCE = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
-"""The pattern of ``module:name``."""
+_join = PlainSerializer(lambda values: ",".join(map(str, values)), return_type=str)
+_different = check(lambda values: len(set(values)) == len(values))
+_REFERENCE = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -128,30 +134,62 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1), f"a number of {DECAY}"]
+Replies = Annotated[Count | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"], REPLIES]
 PathText = Annotated[str, matching(r"[^\x00]*"), "a path, or '' for none"]
-Reference = Annotated[str, matching(f"(?:{REFERENCE})?"), "'module:name', or '' for none"]
-Replies = Annotated[MinReplies, PlainValidator(_read_replies), REPLIES]
-Integers = Annotated[tuple[Count, ...], BeforeValidator(_split_integers), _WITH_COMMAS]
-Ascending = Annotated[Integers, AfterValidator(_check_ascending)]
-Names = Annotated[
-    tuple[Annotated[str, matching(r"[\w.-]+(?::[\w.]+)?")], ...],
-    BeforeValidator(_split),
-    AfterValidator(_check_distinct),
-    _WITH_COMMAS,
+Reference = Annotated[str, matching(f"(?:{_REFERENCE})?"), "'module:name', or '' for none"]
+DataName = Annotated[str, matching(r"\S(?:.*\S)?"), "a name, a folder or 'module:function'"]
+ModelName = Annotated[str, matching(r"[\w-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"), "a model's name or 'module:function'"]
+DeviceName = Annotated[str, matching(r"auto|cpu|mps|cuda(?::\d+)?"), "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'"]
+MetricName = Annotated[
+    str, matching(r"[\w/-]*"), "a metric of evaluation such as 'local-accuracy', or '' for the global model's"
 ]
-Patterns = Annotated[tuple[Annotated[str, matching(r"[\w.*?\[\]!-]+")], ...], BeforeValidator(_split), _WITH_COMMAS]
+Profile = Annotated[
+    str,
+    matching(f"(?:{'|'.join(BUNDLED)}|{_REFERENCE})?"),
+    f"one of {', '.join(BUNDLED)}, 'module:function', or '' for none",
+]
+Integers = Annotated[
+    tuple[Count, ...], BeforeValidator(_split_integers), _join, JsonSchema({"type": ["string", "integer"]})
+]
+Widths = Annotated[Integers, "widths such as '64,128,256,512', or '' for the model's own"]
+Rounds = Annotated[
+    Integers,
+    check(lambda values: sorted(set(values)) == list(values)),
+    "ascending rounds such as '150,250', or '' for none",
+]
+Names = Annotated[
+    tuple[Annotated[str, matching(r"[\w.-]+(?::[\w.]+)?")], ...], BeforeValidator(_split), _different, _join
+]
+Architectures = Annotated[
+    Names, "different names such as 'cnn,mlp', each one of ours or 'module:name'; '' for model.name"
+]
+Callbacks = Annotated[
+    Names, "different names such as 'tensorboard,wandb', each one of ours or 'module:name'; '' for none"
+]
+Patterns = Annotated[
+    tuple[Annotated[str, matching(r"[\w.*?\[\]!-]+")], ...],
+    BeforeValidator(_split),
+    _join,
+    "patterns of parameters such as 'hidden.*,output.bias', or '' for none",
+]
 MixText = Annotated[
-    Mix, PlainValidator(_read_mix), PlainSerializer(str), "a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'"
+    Mix,
+    PlainValidator(_read_mix),
+    PlainSerializer(str, return_type=str),
+    "a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'",
 ]
 SplitName = Annotated[
-    str,
-    AfterValidator(_check_split),
-    "'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3' or 'rotated-15' (degrees)",
+    str, check(check_kind), "'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3' or 'rotated-15' (degrees)"
 ]
-Level = Annotated[str, BeforeValidator(_read_level), "a level such as 'c' or a rate such as '0.3'"]
-Levels = Annotated[
+Level = Annotated[
+    str,
+    BeforeValidator(_read_level),
+    JsonSchema({"type": ["string", "number"]}),
+    "a level such as 'c' or a rate such as '0.3'",
+]
+NodeLevels = Annotated[
     tuple[tuple[str, str], ...],
     BeforeValidator(_split_levels),
-    PlainSerializer(lambda pairs: ",".join(map("=".join, pairs))),
+    PlainSerializer(lambda pairs: ",".join(map("=".join, pairs)), return_type=str),
     "different names with a level each, such as 'phone=c,camera=a', or '' for none",
 ]

@@ -18,7 +18,7 @@ from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.app.launch.request import App, Request
 from heterofl_flwr.app.launch.running import count_processes, open_grid
 from heterofl_flwr.app.server_app import make_strategy
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.client import load_parameters
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import Windowed
@@ -34,7 +34,7 @@ app = client_app.app
 @app.query("ready")
 def read_data(message: Message, context: Context) -> Message:
     """Read a client's data, so that what is measured begins with them in memory."""
-    task_of(context.run_config).part(0, int(context.node_config["num-partitions"]))
+    load_task(context.run_config).part(0, int(context.node_config["num-partitions"]))
     return Message(RecordDict(), reply_to=message)
 
 
@@ -83,9 +83,9 @@ class Ours:
     name = "heterofl-flwr"
 
     def __init__(self, request: Request, grid: Grid) -> None:
-        self.config, self.task, self._last = request.config, task_of(request.config), Last()
+        self.config, self.task, self._last = request.config, load_task(request.config), Last()
         same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
-        self._strategy = make_strategy(task_of({**request.config, **same}), [self._last])
+        self._strategy = make_strategy(load_task({**request.config, **same}), [self._last])
         self._grid = TimedGrid(grid, self.task.settings.engine.window)
 
     def round(self) -> tuple[Parts, Model]:
@@ -105,7 +105,7 @@ class Ours:
 
     def time_default_evaluation(self, *, levels: bool) -> float:
         """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""
-        strategy = make_strategy(task_of({**self.config, "evaluate.levels": levels}), ())
+        strategy = make_strategy(load_task({**self.config, "evaluate.levels": levels}), ())
         arrays, due = ArrayRecord(dict(self._last.progress.state)), self.task.settings.evaluate.every
         start = time.perf_counter()
         messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)

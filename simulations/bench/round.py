@@ -31,7 +31,7 @@ from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import CLIENT_APP, Request
 from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.server_app import make_strategy
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import QueuedGrid
@@ -165,7 +165,7 @@ def measure_overhead(experiment: Experiment, rounds: int, *, ray: bool) -> list[
 
 def time_rounds(request: Request, make: Callable[..., QueuedGrid], rounds: int) -> tuple[float, float]:
     """Return the median seconds of rounds, after one to warm up, and what of them is training in this process."""
-    strategy = make_strategy(task_of(request.config), ())
+    strategy = make_strategy(load_task(request.config), ())
     arrays = ArrayRecord(strategy.federation.initial_state())
     times, training = [], 0.0
 

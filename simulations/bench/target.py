@@ -11,7 +11,7 @@ from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import App
 from heterofl_flwr.app.launch.running import open_grid
 from heterofl_flwr.app.server_app import run as run_server
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.runs import RunFolder
@@ -86,7 +86,7 @@ def run_ours(experiment: Experiment, options: argparse.Namespace, folder: Path) 
         how = ("--grid", "local", "--rounds", str(options.most))
         request = build_our_request(experiment, folder, *how, settings=settings)
         with open_grid(request, App("", APP, request.config)) as grid:
-            run_server(grid, task_of(request.config), [Stop(options.target)])
+            run_server(grid, load_task(request.config), [Stop(options.target)])
     return read_course(folder)
 
 

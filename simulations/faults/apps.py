@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from heterofl_flwr import messages
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.server_app import run
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid
@@ -261,7 +261,7 @@ def main(grid: Grid, context: Context) -> None:
     fault = Fault.current()
     fault.note("server", os.getpid())
     with half_written(fault):
-        run(Watched(grid, fault), task_of(context.run_config), [Watcher(fault)])
+        run(Watched(grid, fault), load_task(context.run_config), [Watcher(fault)])
     fault.note("ended", fault.num_rounds)
 
 
@@ -276,7 +276,7 @@ def serve(folder: str, resume: bool) -> None:
             half_written(fault),
             LocalGrid(CLIENT, fault.clients, processes=kind.processes, run_config=config) as grid,
         ):
-            run(Unsteady(grid, fault), task_of(config), [Watcher(fault)])
+            run(Unsteady(grid, fault), load_task(config), [Watcher(fault)])
             fault.note("ended", fault.num_rounds)
     except HeteroFLError as error:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

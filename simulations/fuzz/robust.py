@@ -25,7 +25,7 @@ from torch.nn.functional import avg_pool2d
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import client_app, server_app
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.client import seed_of
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
@@ -126,7 +126,7 @@ def run_cell(cell: Cell) -> dict[str, float]:
     bound = {"server.norm-bound": BOUNDS[cell.data]} if cell.mean == "norm bound" else {}
     own: Mapping[str, float | str] = {"data.name": cell.data, "mix": cell.mix, "seed": cell.seed}
     config = {**COMMON, **MEANS[cell.mean], **bound, **own}
-    task = task_of(config)
+    task = load_task(config)
     prepare(task, cell)
     strategy = server_app.make_strategy(task, ())
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:

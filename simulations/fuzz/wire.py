@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.launch.request import CLIENT_APP
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, from_flat, to_flat
@@ -203,7 +203,7 @@ class Wire:
         config = case.config(run)
         with Silent(self._app, case.nodes, run_config=config, node_config=case.node_config) as grid:
             grid.attacks = {case.honest + number: ATTACKS[name] for number, name in enumerate(case.attacks)}
-            server_app.run(grid, task_of(config))
+            server_app.run(grid, load_task(config))
         return RunFolder(run)
 
 

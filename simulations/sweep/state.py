@@ -13,7 +13,7 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.preflight import LaunchNote, check_folder, check_share, check_task
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.checkpoint import has_checkpoint
@@ -145,7 +145,7 @@ def check_jobs(jobs: Iterable[Job]) -> None:
     for job in kinds.values():
         check_folder(job.folder, "folder")
         check_share(_asked_share(job.launch))
-        check_task(task_of(job.config), job.launch.clients)
+        check_task(load_task(job.config), job.launch.clients)
 
 
 def _asked_share(launch: Launch) -> Share:

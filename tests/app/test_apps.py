@@ -11,45 +11,44 @@ from flwr.app import Context, RecordDict
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import Task, load_function, task_of
+from heterofl_flwr.app.task import Task, load_function, load_task
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation import round as federation
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
+from tests.app.runs import CLIENT_APP, Keep, history_of, node_context, run_rounds
 
 SMALL = {**DEFAULTS, "model.hidden": "16,32", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
 CLIENTS = 8
-
-
-class Keep(RoundCallback):
-    def __init__(self):
-        self.rounds = []
-
-    def on_round_end(self, progress):
-        self.rounds.append(progress)
-        return False
+UsersCallback = Keep
 
 
 def run(clients=CLIENTS, node_config=None, **settings):
     config = {**SMALL, **{key.replace("__", ".").replace("_", "-"): value for key, value in settings.items()}}
-    keep = Keep()
-    options = {} if node_config is None else {"node_config": node_config}
-    with LocalGrid("heterofl_flwr.app.client_app:app", clients, run_config=config, **options) as grid:
-        server_app.run(grid, task_of(config), [keep])
-    return keep.rounds
+    return run_rounds(config, clients, **({} if node_config is None else {"node_config": node_config}))
+
+
+def rounds_of(progress):
+    return [one.record.server_round for one in progress]
+
+
+def interrupted(monkeypatch, owner, name, die, **settings):
+    """Run with a function replaced by one that ends it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, die)
+        with pytest.raises(KeyboardInterrupt):
+            run(**settings)
 
 
 def test_digits_are_learnt_by_clients_of_five_sizes():
     config = {"train__epochs": 3, "model__hidden": "32,64", "num_rounds": 3}
-    last = run(clients=20, evaluate__levels=True, **config)[-1]
-    assert last.record.evaluate["global-accuracy"] > 0.9
-    assert last.record.evaluate["local-accuracy"] > 0.9
-    assert set(last.record.evaluate_by_level) == set("abcde")
-    assert last.record.evaluate_by_level["a"]["global-accuracy"] > last.record.evaluate_by_level["e"]["global-accuracy"]
+    last = run(clients=20, evaluate__levels=True, **config)[-1].record
+    assert min(last.evaluate["global-accuracy"], last.evaluate["local-accuracy"]) > 0.9
+    assert set(last.evaluate_by_level) == set("abcde")
+    assert last.evaluate_by_level["a"]["global-accuracy"] > last.evaluate_by_level["e"]["global-accuracy"]
 
 
 @pytest.mark.parametrize("optimizer", [{"server__momentum": 0.5}, {"server__optimizer": "adam", "server__eta": 0.01}])
@@ -57,38 +56,33 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path, optimize
     whole = run(num_rounds=6, run__dir=str(tmp_path / "whole"), **optimizer)
     run(num_rounds=3, run__dir=str(tmp_path / "broken"), **optimizer)
     resumed = run(num_rounds=6, run__dir=str(tmp_path / "broken"), run__resume=True, **optimizer)
-    assert [one.record.server_round for one in resumed] == [4, 5, 6]
+    assert rounds_of(resumed) == [4, 5, 6]
     for name, tensor in whole[-1].state.items():
         assert torch.equal(tensor, resumed[-1].state[name]), name
-    assert RunFolder(tmp_path / "whole").deal() == task_of({**SMALL}).deal(CLIENTS)
-    histories = [RunFolder(tmp_path / name).history() for name in ("whole", "broken")]
-    plain = [[{**record.to_json(), "seconds": 0.0} for record in history] for history in histories]
-    assert plain[0] == plain[1]
+    assert RunFolder(tmp_path / "whole").deal() == load_task(SMALL).deal(CLIENTS)
+    assert history_of(tmp_path / "whole") == history_of(tmp_path / "broken")
 
 
 def test_a_run_folder_tells_all_about_its_run(tmp_path):
-    run(num_rounds=1, run__dir=str(tmp_path / "run"), run__callbacks="tensorboard")
     folder = tmp_path / "run"
+    run(num_rounds=1, run__dir=str(folder), run__callbacks="tensorboard")
     assert json.loads((folder / "settings.json").read_text())["settings"]["model.hidden"] == "16,32"
     assert {path.stem for path in (folder / "models").glob("*.json")} == set("abcde")
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert list((folder / "events").iterdir())
-
-
-def settings_of(folder):
-    return (folder / "settings.json").read_bytes()
+    assert RunFolder(folder).about()["device"] == device_name(load_task(SMALL).device) != "auto"
 
 
 def test_a_finished_run_that_is_resumed_is_left_as_it_is(tmp_path, caplog):
     run(clients=2, num_rounds=1, run__dir=str(tmp_path))
-    before = settings_of(tmp_path)
+    before = (tmp_path / "settings.json").read_bytes()
     with caplog.at_level("INFO", "heterofl_flwr"):
         assert run(clients=2, num_rounds=1, run__dir=str(tmp_path), run__resume=True) == []
     assert "is finished: 1 rounds; to go on, ask for more" in caplog.text
-    assert settings_of(tmp_path) == before
+    assert (tmp_path / "settings.json").read_bytes() == before
 
 
-def test_a_run_that_stopped_early_is_finished(tmp_path):
+def test_a_run_stops_early_when_nothing_improves_and_is_finished(tmp_path):
     stopped = {"clients": 2, "num_rounds": 9, "run__patience": 1, "train__lr": 1e-12, "run__dir": str(tmp_path)}
     done = len(run(**stopped))
     assert done < 9
@@ -104,14 +98,14 @@ def test_a_run_that_stopped_early_is_finished(tmp_path):
         ({"num_rounds": 3, "engine__device": "cuda:99"}, "device is 'cuda:99'"),
     ],
 )
-def test_a_resume_that_is_refused_changes_nothing(tmp_path, asked, cause):
+def test_a_resume_that_is_rejected_changes_nothing(tmp_path, asked, cause):
     settings = {"clients": 2, "run__dir": str(tmp_path)}
     run(**settings, num_rounds=2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=re.escape(cause)):
         run(**{**settings, **asked}, run__resume=True)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert [one.record.server_round for one in run(**settings, num_rounds=3, run__resume=True)] == [3]
+    assert rounds_of(run(**settings, num_rounds=3, run__resume=True)) == [3]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_resumed_from_the_beginning(tmp_path, monkeypatch):
@@ -121,27 +115,9 @@ def test_a_run_that_died_before_its_first_checkpoint_is_resumed_from_the_beginni
         self.folder.append(progress.record)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "on_round_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            run(**settings)
-    assert [one.record.server_round for one in run(**settings, run__resume=True)] == [1, 2]
+    interrupted(monkeypatch, Recorder, "on_round_end", die, **settings)
+    assert rounds_of(run(**settings, run__resume=True)) == [1, 2]
     assert len(RunFolder(tmp_path / "run").history()) == 2
-
-
-def test_the_report_names_the_device_that_is_used(tmp_path):
-    run(clients=2, num_rounds=1, run__dir=str(tmp_path))
-    assert RunFolder(tmp_path).about()["device"] == device_name(task_of(SMALL).device) != "auto"
-
-
-def test_under_flower_the_report_has_the_users_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/bin/flwr-simulation", "--token", "abc"])
-    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    config = {**SMALL, "run.dir": str(tmp_path), "num-rounds": 1}
-    with LocalGrid("heterofl_flwr.app.client_app:app", 2, run_config=config) as grid:
-        server_app.app(grid, Context(1, 0, {}, RecordDict(), config))
-    assert RunFolder(tmp_path).about()["command"].startswith("flwr run . --run-config 'num-rounds=1 ")
-    assert "abc" not in (tmp_path / "settings.json").read_text() + (tmp_path / "report.html").read_text()
 
 
 def test_a_run_that_died_after_its_last_round_still_writes_its_models(tmp_path, monkeypatch):
@@ -150,10 +126,7 @@ def test_a_run_that_died_after_its_last_round_still_writes_its_models(tmp_path, 
     def die(self, state):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "on_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            run(**settings)
+    interrupted(monkeypatch, Recorder, "on_end", die, **settings)
     assert not (tmp_path / "run" / "models").exists()
     assert run(**settings, run__resume=True) == []
     run(clients=2, num_rounds=2, run__dir=str(tmp_path / "whole"))
@@ -168,28 +141,31 @@ def test_releases_of_rounds_that_a_resumed_run_repeats_count_as_well(tmp_path, m
     shown = []
     released, evaluate = federation.released, HeteroFL.aggregate_evaluate
     monkeypatch.setattr(federation, "released", lambda *given: shown.append(1) or released(*given))
+    for last in (1, 2):
 
-    def run_and_die(server_round):
-        def die(strategy, number, replies):
-            if number == server_round:
+        def die(strategy, number, replies, last=last):
+            if number == last:
                 raise KeyboardInterrupt
             return evaluate(strategy, number, replies)
 
-        with monkeypatch.context() as patched:
-            patched.setattr(HeteroFL, "aggregate_evaluate", die)
-            with pytest.raises(KeyboardInterrupt):
-                run(**settings)
-
-    run_and_die(1)
-    run_and_die(2)
+        interrupted(monkeypatch, HeteroFL, "aggregate_evaluate", die, **settings)
     (last,) = run(**settings, run__resume=True)
     assert len(shown) == 1 + 2 + 1
-    assert last.record.privacy["training-releases"] == 4
-    assert last.record.privacy["moments-releases"] == 4
+    assert last.record.privacy["training-releases"] == last.record.privacy["moments-releases"] == 4
     assert RunFolder(tmp_path).releases() == {"training-releases": 4, "moments-releases": 4}
 
 
-def test_a_folder_in_which_another_process_runs_is_refused(tmp_path):
+def test_under_flower_the_report_has_the_users_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/flwr-simulation", "--token", "abc"])
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    config = {**SMALL, "run.dir": str(tmp_path), "num-rounds": 1}
+    with LocalGrid(CLIENT_APP, 2, run_config=config) as grid:
+        server_app.app(grid, Context(1, 0, {}, RecordDict(), config))
+    assert RunFolder(tmp_path).about()["command"].startswith("flwr run . --run-config 'num-rounds=1 ")
+    assert "abc" not in (tmp_path / "settings.json").read_text() + (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_in_which_another_process_runs_is_rejected(tmp_path):
     with RunFolder(tmp_path / "run").lock(), pytest.raises(ConfigError, match="another process runs in "):
         run(clients=2, num_rounds=1, run__dir=str(tmp_path / "run"))
     assert len(run(clients=2, num_rounds=1, run__dir=str(tmp_path / "run"))) == 1
@@ -203,26 +179,13 @@ def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match=r'had other settings: server\.choose was "prefix" and is "rolling"'):
         run(num_rounds=2, run__dir=str(tmp_path), run__resume=True, server__choose="rolling")
-    (resumed,) = run(num_rounds=2, run__dir=str(tmp_path), run__resume=True)
-    assert resumed.record.server_round == 2
-
-
-def test_resume_needs_a_folder():
-    with pytest.raises(ConfigError, match=r"expected run\.dir to name the folder of the run to go on with"):
-        run(num_rounds=1, run__resume=True)
-
-
-def test_a_run_stops_early_when_nothing_improves():
-    assert len(run(num_rounds=9, run__patience=1, train__lr=1e-12)) < 9
+    assert rounds_of(run(num_rounds=2, run__dir=str(tmp_path), run__resume=True)) == [2]
 
 
 def test_masked_clients_send_their_classes_and_unmasked_ones_need_not():
     masked = Task(from_flat({"data.split": "non-iid-2"}))
-    assert masked.masked
-    assert masked.counts_labels
     plain = Task(from_flat({"train.mask-fill": "none", "fidelity.label-rows": "fixed"}))
-    assert not plain.masked
-    assert not plain.counts_labels
+    assert (masked.masked, masked.counts_labels, plain.masked, plain.counts_labels) == (True, True, False, False)
     assert Task(from_flat({"train.mask-fill": "none"})).counts_labels  # as the paper's code does
     record = run(num_rounds=2, data__split="non-iid-2")[-1].record
     assert not record.failures
@@ -252,20 +215,14 @@ def build(rate):
     return CNN(channels=1, classes=10, hidden=(8,), rate=rate)
 
 
-@pytest.fixture
-def user_module(monkeypatch):
-    """Let the settings name this file's functions, as a user's own module."""
+def test_metrics_models_and_callbacks_can_be_the_users_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "user_module", sys.modules[__name__])
-
-
-@pytest.mark.usefixtures("user_module")
-def test_metrics_models_and_callbacks_can_be_the_users_own():
     record = run(
         num_rounds=1,
         evaluate__metric="user_module:mean_of_logits",
         model__name="user_module:build",
         model__hidden="auto",
-        run__callbacks="user_module:Keep",
+        run__callbacks="user_module:UsersCallback",
     )[-1].record
     assert "mean-logit" in record.evaluate
 
@@ -281,15 +238,14 @@ def test_a_node_may_have_data_of_its_own(tmp_path):
     rows = ["x,y,label", *(f"{number},{-number},{number % 2}" for number in range(20))]
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
-    context = Context(1, 1, {"data-path": str(tmp_path)}, RecordDict(), dict(SMALL))
+    context = node_context(SMALL, data_path=str(tmp_path))
     train, test, classes = Instruction(None, context).data  # which no message decides
     assert (len(train), len(test), classes) == (20, 20, (0, 1))
 
 
 def test_a_node_that_does_not_know_its_data_is_told_how_to_say_so():
-    context = Context(1, 1, {"level": "b"}, RecordDict(), dict(SMALL))
     with pytest.raises(ConfigError, match="--node-config 'partition-id=0 num-partitions=10'"):
-        _ = Instruction(None, context).data
+        _ = Instruction(None, node_context(SMALL, level="b")).data
     with pytest.raises(RoundError, match="num-partitions='many'; expected a whole number"):
         run(num_rounds=1, node_config=lambda partition: {"num-partitions": "many"})
     with pytest.raises(ConfigError, match="partition-id is 9; expected 0 to 7"):
@@ -297,4 +253,4 @@ def test_a_node_that_does_not_know_its_data_is_told_how_to_say_so():
 
 
 def test_equal_settings_share_one_task():
-    assert task_of(dict(SMALL)) is task_of(dict(reversed(SMALL.items())))
+    assert load_task(dict(SMALL)) is load_task(dict(reversed(SMALL.items())))

@@ -2,21 +2,20 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import callbacks as central
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.training import evaluate
+from tests.app.runs import node_context, run_rounds
 
 SMALL = {
     **DEFAULTS,
@@ -30,15 +29,6 @@ SMALL = {
     "data.split": "non-iid-2",
 }
 CLIENTS = 6
-
-
-class Keep(RoundCallback):
-    def __init__(self):
-        self.rounds = []
-
-    def on_round_end(self, progress):
-        self.rounds.append(progress)
-        return False
 
 
 @pytest.fixture
@@ -56,11 +46,7 @@ def sizes(monkeypatch):
 
 
 def last_round(cohort, processes=0, **changes):
-    config = {**SMALL, **changes}
-    keep = Keep()
-    with LocalGrid(client_app.app, CLIENTS, processes=processes, cohort=cohort, run_config=config) as grid:
-        server_app.run(grid, task_of(config), [keep])
-    return keep.rounds[-1]
+    return run_rounds({**SMALL, **changes}, CLIENTS, processes=processes, cohort=cohort)[-1]
 
 
 def test_clients_that_train_together_learn_what_each_learns_alone(sizes):
@@ -103,7 +89,7 @@ def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
 
 def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None):
     """Return messages to train, and their nodes' contexts."""
-    task = task_of(SMALL)
+    task = load_task(SMALL)
     config = {wire.SEED: 0, wire.SERVER_ROUND: 1, wire.GLOBAL_RATE: 1.0}
     messages, contexts = [], []
     for partition, (rate, learning_rate) in enumerate(zip(rates, learning_rates, strict=True)):
@@ -111,21 +97,13 @@ def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None):
         told = {**config, wire.RATE: rate, wire.PARTITION: partition, wire.LEARNING_RATE: learning_rate}
         content = RecordDict({wire.ARRAYS: own, wire.CONFIG: wire.new_config(told)})
         messages.append(Message(content, partition + 2, "train"))
-        node = {"partition-id": partition, "num-partitions": CLIENTS}
-        contexts.append(Context(1, partition + 2, node, RecordDict(), dict(SMALL)))
+        contexts.append(node_context(SMALL, partition_id=partition, num_partitions=CLIENTS))
     return messages, contexts
-
-
-@pytest.fixture
-def identity():
-    lent = Identity(3)
-    yield
-    lent.release()
 
 
 @pytest.mark.usefixtures("identity")
 def test_each_model_is_its_own_whether_slices_are_shared_or_not():
-    task = task_of(SMALL)
+    task = load_task(SMALL)
     shared = asked(arrays=ArrayRecord(dict(task.build(1.0).named_parameters())))
     one, other = client_app._load_models([Instruction(*each) for each in zip(*shared, strict=True)])
     assert one is not other
@@ -156,33 +134,26 @@ def test_out_of_memory_names_the_level(monkeypatch, fails):
 
 
 @pytest.mark.parametrize(
-    ("settings", "device", "cohort"),
+    ("settings", "cohorts"),
     [
-        ({}, "cpu", 5),
-        ({}, "cuda", 50),
-        ({}, "mps", 1),
-        ({"engine.cohort": 7}, "cuda", 7),
-        ({"engine.name": "plain"}, "cuda", 1),
-        ({"engine.name": "plain", "engine.cohort": 7}, "cpu", 1),
+        ({}, {"cpu": 5, "cuda": 50, "mps": 1}),
+        ({"engine.cohort": 7}, {"cuda": 7}),
+        ({"engine.name": "plain"}, {"cuda": 1}),
+        ({"engine.name": "plain", "engine.cohort": 7}, {"cpu": 1}),
     ],
 )
-def test_how_many_train_together_depends_on_engine_and_device(settings, device, cohort):
-    task = Task(from_flat(settings))
-    task.device = torch.device(device)
-    assert task.cohort == cohort
+def test_how_many_train_together_depends_on_engine_and_device(settings, cohorts):
+    for device, cohort in cohorts.items():
+        task = Task(from_flat(settings))
+        task.device = torch.device(device)
+        assert task.cohort == cohort
 
 
-@pytest.mark.parametrize(
-    ("settings", "size"),
-    [
-        ({"train.batch-size": 20}, 20),
-        ({"train.batch-size": 20, "fidelity.moments": "fixed"}, 100),
-        ({"evaluate.moments-batch-size": 64}, 64),
-        ({"evaluate.moments-batch-size": 64, "fidelity.moments": "fixed"}, 64),
-    ],
-)
-def test_moments_are_measured_in_the_papers_batches_unless_told(settings, size):
-    assert Task(from_flat(settings)).moments_batch_size == size
+def test_moments_are_measured_in_the_papers_batches_unless_told():
+    sizes = {"train.batch-size": 20}, {"evaluate.moments-batch-size": 64}
+    fixed = {"fidelity.moments": "fixed"}
+    found = [Task(from_flat(settings)).moments_batch_size for one in sizes for settings in (one, one | fixed)]
+    assert found == [20, 100, 64, 64]
 
 
 def test_the_data_are_moved_to_the_device_once():
@@ -248,7 +219,7 @@ def test_images_are_varied_as_in_training_where_the_authors_vary_them(monkeypatc
 
 def test_the_batches_are_a_function_of_the_round():
     settings = {"train.batch-size": 5}
-    parameters = dict(task_of(settings).build(1.0).named_parameters())
+    parameters = dict(load_task(settings).build(1.0).named_parameters())
 
     def answer(grid, server_round):
         config = {

@@ -7,7 +7,7 @@ import torch
 
 from heterofl_flwr import DeviceProfile
 from heterofl_flwr.app.server_app import build_devices
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids.devices import EDGE
 from heterofl_flwr.settings import from_flat
@@ -82,7 +82,7 @@ def test_clients_take_their_share_together_as_alone():
 
 def test_the_work_of_fedh2l_is_that_of_each_architecture():
     config = {**H2L, "devices.profile": "edge", "distill.models": f"mlp,{HERE}:small_cnn", "distill.steps": 2}
-    work = build_devices(task_of(config)).work
+    work = build_devices(load_task(config)).work
     one, other = (work("train.publish", partition, 1.0, 0) for partition in (0, 1))
     assert one != other
     forward = one / config["distill.seed-batch"]  # of each seed example that is published about

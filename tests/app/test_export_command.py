@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
+from heterofl_flwr.app.cli.export import RunModels, checked_inputs, preprocessing
 from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.exporting import RunModels, checked_inputs, preprocessing
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.convert import to_text
 from heterofl_flwr.errors import ConfigError
@@ -34,7 +34,7 @@ def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "mine")
 
 
-def refused(capsys, *arguments) -> str:
+def rejected(capsys, *arguments) -> str:
     assert main(["export", *map(str, arguments)]) == 2
     return capsys.readouterr().err
 
@@ -81,20 +81,20 @@ def test_a_level_may_be_a_rate_and_go_elsewhere(run, tmp_path):
     assert "| a |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_is_not_there_is_told(run, tmp_path, capsys):
-    assert "--level b: the run has no such model; expected all, or some of a (1), c (0.25)" in refused(
+def test_what_is_not_there_is_an_error(run, tmp_path, capsys):
+    assert "--level b: the run has no such model; expected all, or some of a (1), c (0.25)" in rejected(
         capsys, run, "--level", "b"
     )
-    assert "formats are tflite; expected some of safetensors, pt2, onnx" in refused(capsys, run, "--formats", "tflite")
-    assert "is no folder of a run" in refused(capsys, tmp_path / "nothing")
+    assert "formats are tflite; expected some of safetensors, pt2, onnx" in rejected(capsys, run, "--formats", "tflite")
+    assert "is no folder of a run" in rejected(capsys, tmp_path / "nothing")
     (tmp_path / "file").touch()
-    assert "is a file; expected a folder" in refused(capsys, run, "--out", tmp_path / "file")
+    assert "is a file; expected a folder" in rejected(capsys, run, "--out", tmp_path / "file")
     assert not (run / "exports").exists()
 
 
-def test_an_unfinished_run_is_told_how_to_go_on(run, capsys):
+def test_the_error_of_an_unfinished_run_says_how_to_go_on(run, capsys):
     shutil.rmtree(run / "models")
-    said = refused(capsys, run)
+    said = rejected(capsys, run)
     assert "has no models yet: it has done 1 of 1 rounds" in said
     assert f"heterofl run --resume {run}" in said
 
@@ -105,43 +105,45 @@ def rewritten(run, **changes):
     path.write_text(json.dumps({**content, "settings": {**content["settings"], **changes}}))
 
 
-@pytest.mark.parametrize("changes", [{"server.shared": "linear.*"}, {"server.strategy": "fedh2l"}])
-def test_models_that_clients_keep_are_not_there_to_export(run, capsys, changes):
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"server.shared": "linear.*"}, "keep parameters of their own"),
+        ({"server.strategy": "fedh2l"}, "keep parameters of their own"),
+        ({"lr": 0.1}, "is of another app"),
+    ],
+)
+def test_runs_without_a_model_of_each_level_are_rejected(run, capsys, changes, text):
     rewritten(run, **changes)
     shutil.rmtree(run / "models")
-    assert "keep parameters of their own" in refused(capsys, run)
+    assert text in rejected(capsys, run)
 
 
-def test_a_run_of_another_app_is_exported_from_code(run, capsys):
-    rewritten(run, lr=0.1)
-    assert "is of another app" in refused(capsys, run)
-
-
-def test_batch_norm_that_was_not_measured_is_told(run, capsys):
+def test_batch_norm_that_was_not_measured_is_an_error(run, capsys):
     (run / "models" / "c.moments.safetensors").unlink()
-    said = refused(capsys, run, *QUICK)
+    said = rejected(capsys, run, *QUICK)
     assert "model c of" in said
     assert "evaluate.levels=last" in said
     assert [path.name for path in (run / "exports").iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["c.json", "c.safetensors", "c.moments.safetensors"])
-def test_a_damaged_model_is_told(run, capsys, name):
+def test_a_damaged_model_is_an_error(run, capsys, name):
     (run / "models" / name).write_bytes(b"{")
-    assert f"{name} cannot be read" in refused(capsys, run, "--level", "c", *QUICK)
+    assert f"{name} cannot be read" in rejected(capsys, run, "--level", "c", *QUICK)
 
 
-def test_a_model_that_the_settings_do_not_make_is_told(run, capsys):
+def test_a_model_that_the_settings_do_not_make_is_an_error(run, capsys):
     rewritten(run, **{"model.hidden": "8,16"})
-    assert "model a of" in (said := refused(capsys, run, *QUICK))
+    assert "model a of" in (said := rejected(capsys, run, *QUICK))
     assert "features.conv2.bias: found (8,), expected (16,)" in said
 
 
-def test_data_that_are_missing_are_told(run, capsys, monkeypatch, tmp_path):
+def test_data_that_are_missing_are_an_error(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HETEROFL_DATA", str(tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
     rewritten(run, **{"data.name": "mnist", "data.root": "/not/here"})
-    assert "empty" in refused(capsys, run, *QUICK)
+    assert "empty" in rejected(capsys, run, *QUICK)
 
 
 def test_a_run_with_families_has_a_model_of_each(run, tmp_path):

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost, count_processes
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import from_flat, to_flat
 
@@ -31,7 +31,7 @@ def asked(monkeypatch, tmp_path):
 
     def ask(settings=None, device="cpu", share=None, app=None):
         config = to_flat(from_flat(settings or {}))
-        monkeypatch.setitem(vars(task_of(config)), "device", torch.device(device))
+        monkeypatch.setitem(vars(load_task(config)), "device", torch.device(device))
         return Request(config=config, out=tmp_path, clients=100, share=share or Share(), app=app)
 
     return ask

@@ -5,16 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
-from heterofl_flwr import LocalGrid, messages
+from heterofl_flwr import messages
 from heterofl_flwr.app import client_app, server_app
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.families import within
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import with_static_norm
@@ -23,6 +21,7 @@ from heterofl_flwr.report.console import plain_line
 from heterofl_flwr.report.figures import draw_run
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.strategies.instructions import instruction
+from tests.app.runs import history_of, node_context, run_app
 from tests.federation.tiny import equal
 
 CLIENTS = 6
@@ -57,9 +56,7 @@ def _no_page():
 
 
 def run(folder, **settings):
-    config = {**HYBRID, "run.dir": str(folder), **settings}
-    with LocalGrid("heterofl_flwr.app.client_app:app", CLIENTS, run_config=config) as grid:
-        return server_app.run(grid, task_of(config))
+    run_app({**HYBRID, "run.dir": str(folder), **settings}, CLIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +69,6 @@ def done(tmp_path_factory):
 
 def state_of(folder):
     return dict(sorted(RunFolder(folder).load_checkpoint().state.items()))
-
-
-def history_of(folder):
-    return [{**one.to_json(), "seconds": 0.0} for one in RunFolder(folder).history()]
 
 
 def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
@@ -120,8 +113,8 @@ def test_a_run_folder_tells_of_each_family(done):
     assert f"{CNN}={100 * own[0]:.1f}%" in plain_line(last, 2, 0.0)
 
 
-def test_the_models_in_the_folder_are_those_that_were_judged(done):
-    task, last, models = task_of(HYBRID), done.history()[-1], done.path / "models"
+def test_the_models_in_the_folder_are_those_that_were_evaluated(done):
+    task, last, models = load_task(HYBRID), done.history()[-1], done.path / "models"
     for name, build in task.families.items():
         model = build(1.0)
         model.load_state_dict(load_file(models / f"{name}-a.safetensors"), strict=False)
@@ -134,20 +127,10 @@ def test_the_models_in_the_folder_are_those_that_were_judged(done):
 
 
 @pytest.fixture
-def identity():
-    lent = Identity(1)
-    yield
-    lent.release()
-
-
-@pytest.fixture
 def exchange(identity):
-    """Return a task, a node's context, and a function that makes messages to it."""
-    del identity
-    task = task_of(HYBRID)
+    """Return a node's context, and a function that makes messages to it."""
     told = {"rate": 0.5, "global-rate": 1.0, "server-round": 3, "seed": 0, "partition": 1, "lr": 0.05}
     told |= {"family": MLP, "temperature": 1.0, "seed-rows": [0, 1]}
-    context = Context(1, 2, {"partition-id": 1, "num-partitions": CLIENTS}, RecordDict(), dict(HYBRID))
 
     def message(kind, **changes):
         brings = dict(small_mlp(0.5).named_parameters()) if kind == messages.TRAIN_PUBLISH else {}
@@ -158,11 +141,11 @@ def exchange(identity):
             made.content[messages.POSTERIORS] = messages.move_to_record(posteriors)
         return made
 
-    return task, context, message
+    return node_context(HYBRID, partition_id=1, num_partitions=CLIENTS), message
 
 
 def test_a_slice_waits_in_its_node_for_the_second_exchange_alone(exchange):
-    task, context, message = exchange
+    context, message = exchange
     said = client_app.publish_message(message(messages.TRAIN_PUBLISH), context)
     assert list(messages.array_records(said.content)) == [messages.POSTERIORS]
     waiting = context.state[client_app.WAITING].to_torch_state_dict()
@@ -171,11 +154,11 @@ def test_a_slice_waits_in_its_node_for_the_second_exchange_alone(exchange):
     assert found.keys() == waiting.keys() == dict(small_mlp(0.5).named_parameters()).keys()
     assert not equal(found, waiting)
     assert dict(context.state) == {}
-    assert list(answer.content[messages.CONFIG][messages.LABELS]) == list(task.part(1, CLIENTS)[2])
+    assert list(answer.content[messages.CONFIG][messages.LABELS]) == list(load_task(HYBRID).part(1, CLIENTS)[2])
 
 
 def test_a_node_that_lost_its_slice_says_so(exchange):
-    _, context, message = exchange
+    context, message = exchange
     with pytest.raises(HeteroFLError, match="no slice that it trained in round 3: it was started anew"):
         client_app.learn_message(message(messages.TRAIN_LEARN), context)
     client_app.publish_message(message(messages.TRAIN_PUBLISH, **{"server-round": 2}), context)
@@ -184,7 +167,7 @@ def test_a_node_that_lost_its_slice_says_so(exchange):
 
 
 def test_a_family_that_is_unknown_is_named(exchange):
-    _, context, message = exchange
+    context, message = exchange
     with pytest.raises(ReplyError, match=f"sent 'rnn' as family, expected one of {CNN}, {MLP}"):
         client_app.publish_message(message(messages.TRAIN_PUBLISH, family="rnn"), context)
 
@@ -201,7 +184,7 @@ def test_what_the_hybrid_cannot_do_is_said_before_the_run():
 
 def test_families_are_named_as_their_models():
     def names(models):
-        return list(task_of({**HYBRID, "distill.models": models}).families)
+        return list(load_task({**HYBRID, "distill.models": models}).families)
 
     assert names("") == ["cnn"]
     assert names("mlp,preresnet18-later") == ["mlp", "preresnet18-later"]

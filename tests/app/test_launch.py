@@ -26,7 +26,7 @@ from flwr.common import parameters_to_ndarrays
 
 from heterofl_flwr import Evaluation, LocalGrid
 from heterofl_flwr.app.launch.running import LOG
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.classic import labels_text, parameters_of, properties_of, submodel
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.federation.server_optimizer import multi_step
@@ -277,7 +277,7 @@ class ClassicClient(NumPyClient):
 
     def __init__(self, context: Context):
         self.context = context
-        self.task = task_of(TASK)
+        self.task = load_task(TASK)
 
     def get_properties(self, config):
         return properties_of(self.context)
@@ -296,10 +296,10 @@ TASK = to_flat(from_flat(SETTINGS))
 
 
 def test_the_classic_api_trains_the_same_bits_with_the_same_clients(ended):
-    train = task_of(TASK).settings.train
+    train = load_task(TASK).settings.train
     strategy = Kept(
-        task_of(TASK).build,
-        task_of(TASK).mix,
+        load_task(TASK).build,
+        load_task(TASK).mix,
         min_available_clients=CLIENTS,
         learning_rate=multi_step(train.lr, train.milestones, train.factor),
         evaluation=Evaluation(every=0),
@@ -307,7 +307,7 @@ def test_the_classic_api_trains_the_same_bits_with_the_same_clients(ended):
     with LocalGrid(ClientApp(client_fn=lambda context: ClassicClient(context).to_client()), CLIENTS) as grid:
         server = digits_clients.make_server(strategy, SETTINGS["num-rounds"])
         server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {}))
-    names = [name for name, _ in task_of(TASK).build(1.0).named_parameters()]
+    names = [name for name, _ in load_task(TASK).build(1.0).named_parameters()]
     arrays = map(torch.from_numpy, parameters_to_ndarrays(strategy.last))
     assert same(dict(zip(names, arrays, strict=True)), ended["local"].state)
 

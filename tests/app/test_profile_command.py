@@ -32,7 +32,7 @@ def test_the_rows_are_the_papers_to_printed_precision(capsys, shared, data):
         assert printed(float(row["FLOPs (paper)"])) == printed(float(theirs["flops_as_printed"]))
 
 
-def test_there_are_31_mixes():
+def test_mixes_are_in_the_papers_order():
     assert len(set(all_mixes("abcde"))) == 31
     assert all_mixes("abc") == ["a", "a-b", "a-c", "a-b-c", "b", "b-c", "c"]
 

@@ -71,14 +71,11 @@ def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     assert asked()[0].config["data.root"] == str(tmp_path / "elsewhere")
 
 
-def test_it_waits_for_all_clients_unless_told(asked):
+def test_it_waits_for_all_clients_and_has_few_messages_under_way_unless_told(asked):
     assert asked("--clients", "7")[0].config["sample.min-nodes"] == 7
-    assert asked("--clients", "7", "--set", "sample.min-nodes=3", "--out", "b")[0].config["sample.min-nodes"] == 3
-
-
-def test_few_messages_are_under_way_unless_told(asked):
-    assert asked()[0].config["engine.window"] == 64
-    assert asked("--set", "engine.window=0", "--out", "b")[0].config["engine.window"] == 0
+    given = ("--set", "sample.min-nodes=3", "--set", "engine.window=0")
+    config = asked("--clients", "7", *given, "--out", "b")[0].config
+    assert (config["sample.min-nodes"], config["engine.window"]) == (3, 0)
 
 
 def test_another_app_gets_only_what_is_said(asked):
@@ -88,7 +85,7 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
-def test_resume_takes_up_the_settings_and_clients_of_the_run(asked, tmp_path, monkeypatch):
+def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path):
     from heterofl_flwr.report import RunFolder
 
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
@@ -132,15 +129,13 @@ def test_ray_runs_what_local_processes_cannot(asked, monkeypatch):
         (["--out", "a", "--resume", "b"], "name it once"),
         (["--app", "a", "--resume", "b"], "--resume is for this package's own app"),
         (["--clients", "0"], "--clients is 0; expected an integer of 1 or more"),
-        (["--gpus", "-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
-        (["--gpus", "1.5"], "--gpus is '1.5'"),
+        (["--gpus=-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
+        (["--gpus=1.5"], "--gpus is '1.5'"),
         (["--set", "lr=1"], "did you mean train.lr?"),
         (["--resume", "nowhere"], "is no folder of a run"),
     ],
 )
-def test_misuse_is_told_in_one_line(capsys, asked, arguments, text):
-    if arguments[0] == "--gpus":
-        arguments = [f"--gpus={arguments[1]}"]
+def test_misuse_is_one_line(capsys, asked, arguments, text):
     assert main(["run", *arguments]) == 2
     err = capsys.readouterr().err
     assert text in err

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.grids.ray_actors import ActorOptions
@@ -114,7 +114,7 @@ def test_five_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_pa
     def run(make, app="heterofl_flwr.app.client_app:app", **options):
         keep = Keep()
         with make(app, 5, run_config=DIGITS, **options) as grid:
-            server_app.run(grid, task_of(DIGITS), [keep])
+            server_app.run(grid, load_task(DIGITS), [keep])
         rounds = [(record.train, record.evaluate, record.failures) for record in keep.records]
         return rounds, keep.progress[-1].state, grid.deaths
 

@@ -3,22 +3,18 @@
 import pytest
 
 from heterofl_flwr.nn.models import build_model
-from heterofl_flwr.settings import AUTO, AUTO_KEYS, DEFAULTS, PRESETS, from_flat, model_options, preset, short_name
+from heterofl_flwr.settings import AUTO, DEFAULTS, PRESETS, from_flat, model_options, preset, short_name
 from heterofl_flwr.settings.presets import CLIENTS, NOT_IID, OTHER, with_architecture
 
 
-def test_every_preset_answers_for_every_auto_and_for_nothing_else():
-    # They follow from other settings.
-    followed = {"train.mask-fill", "server.optimizer", "server.eta", "server.max-examples-ratio"}
-    native = {"engine.device", "engine.name"}  # decided where the client runs
-    counted = {"sample.min-replies"}  # half of a round's clients
-    remote = {"evaluate.moments-merge"}  # whether a SuperLink stands between
+def test_every_preset_has_a_value_for_every_auto_and_for_nothing_else():
+    followed = {"train.mask-fill", "server.optimizer", "server.eta", "server.max-examples-ratio"}  # from other settings
+    later = {"engine.device", "engine.name", "sample.min-replies", "evaluate.moments-merge"}  # decided during the run
     auto = {key for key, value in DEFAULTS.items() if value == AUTO}
-    assert auto - followed - native - counted - remote == set(AUTO_KEYS)
-    assert all(set(table) == set(AUTO_KEYS) for table in [*PRESETS.values(), OTHER])
-    assert all(set(table) <= set(AUTO_KEYS) for table in NOT_IID.values())
-    assert set(NOT_IID) <= set(PRESETS)
-    assert set(CLIENTS) <= set(PRESETS)
+    assert auto - followed - later == set(OTHER)
+    assert all(set(table) == set(OTHER) for table in PRESETS.values())
+    assert all(set(table) <= set(OTHER) for table in NOT_IID.values())
+    assert set(NOT_IID) | set(CLIENTS) <= set(PRESETS)
 
 
 # Table 6 and the published code: rounds, milestones, rate, epochs, batch.
@@ -28,7 +24,7 @@ def test_every_preset_answers_for_every_auto_and_for_nothing_else():
         ("mnist", "iid", (200, (100,), 0.01, 5, 10)),
         ("mnist", "non-iid-2", (400, (200,), 0.01, 5, 10)),
         ("cifar10", "iid", (400, (150, 250), 0.1, 5, 10)),
-        ("cifar10", "dirichlet-0.3", (800, (300, 500), 0.1, 5, 10)),
+        ("uoft-cs/cifar10", "dirichlet-0.3", (800, (300, 500), 0.1, 5, 10)),
         ("wikitext2", "iid", (200, (50, 100), 0.1, 1, 1)),
     ],
 )
@@ -41,42 +37,36 @@ def test_the_papers_settings_are_published_ones(data, split, published):
 
 
 def test_a_data_set_may_be_named_as_on_the_hub():
-    assert short_name("uoft-cs/cifar10") == "cifar10"
+    assert (short_name("uoft-cs/cifar10"), short_name("someone/else")) == ("cifar10", "someone/else")
     assert preset("uoft-cs/cifar10", "iid") == preset("cifar10", "iid")
-    assert short_name("someone/else") == "someone/else"
 
 
-def test_other_data_have_values_too():
+def test_other_data_have_values_too_and_a_value_that_is_given_wins():
     assert from_flat({"data.name": "mine:load"}).num_rounds == OTHER["num-rounds"]
+    assert from_flat({"data.name": "mnist", "train.lr": 0.5, "model.hidden": "8"}).train.lr == 0.5
 
 
 def test_another_model_has_its_own_widths():
-    settings = from_flat({"model.name": "preresnet18"})
-    assert settings.model.hidden == ()
-    assert settings.model.norm == "sbn"
+    model = from_flat({"model.name": "preresnet18"}).model
+    assert (model.hidden, model.norm) == ((), "sbn")
     assert from_flat({"model.name": "transformer"}).model.norm == "none"
     assert from_flat({"model.name": "cnn"}) == from_flat({})
-
-
-def test_a_value_that_is_given_wins():
-    assert from_flat({"data.name": "mnist", "train.lr": 0.5, "model.hidden": "8"}).train.lr == 0.5
 
 
 @pytest.mark.parametrize(
     ("given", "ratio"),
     [
-        ({}, 10.0),
         ({"data.split": "non-iid-2"}, 10.0),
         ({"data.split": "dirichlet-0.3"}, 0.0),
         ({"data.split": "dirichlet-0.3", "server.max-examples-ratio": 3}, 3.0),
     ],
 )
 def test_clients_weigh_in_full_where_their_sizes_differ_by_design(given, ratio):
-    assert from_flat(given).server.limits().examples_ratio == ratio
+    assert from_flat(given).server.build_limits().examples_ratio == ratio
 
 
 @pytest.mark.parametrize("model", ["cnn", "preresnet18", "preresnet50", "transformer"])
-def test_every_model_takes_its_options(model):
+def test_every_model_has_the_options_that_are_settings(model):
     settings = from_flat({"model.name": model, "mix": "b1-e1", "data.name": "mnist"})
     options = model_options(settings)
     assert options["global_rate"] == 0.5
@@ -88,6 +78,7 @@ def test_options_are_the_settings():
     assert model_options(settings) == {"hidden": (8, 16), "norm": "gn", "scaler": False, "global_rate": 1.0}
     options = model_options(from_flat({"data.name": "wikitext2", "fidelity.encoder-init": "fixed"}))
     assert options == {"scaler": True, "encoder_init": "fixed", "global_rate": 1.0}
+    assert model_options(from_flat({"model.name": "mine:build"})) == {}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +93,3 @@ def test_options_are_the_settings():
 def test_an_architecture_has_the_norm_that_is_asked_for_if_it_can(model, norm, architecture, expected):
     settings = from_flat({"model.name": model, "model.norm": norm})
     assert with_architecture(settings, architecture).model.norm == expected
-
-
-def test_a_users_model_gets_none():
-    assert model_options(from_flat({"model.name": "mine:build"})) == {}

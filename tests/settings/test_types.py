@@ -11,25 +11,19 @@ from heterofl_flwr.settings import AUTO, SPECS, accepts, from_flat, to_flat
 from heterofl_flwr.settings.groups import EngineSettings
 from heterofl_flwr.training import ENGINES
 
-NAN = math.nan
-INF = math.inf
-
 GOOD = [
     ("num-rounds", 1, 1),
     ("train.clip", 0, 0.0),
     ("sample.fraction", 1, 1.0),
-    ("train.momentum", 0, 0.0),
     ("evaluate.central", True, True),
     ("evaluate.levels", "last", "last"),
     ("evaluate.levels", False, False),
     ("train.mask-fill", "-inf", "-inf"),
     ("data.split", "iid", "iid"),
-    ("data.split", "non-iid-2", "non-iid-2"),
     ("data.split", "dirichlet-0.3", "dirichlet-0.3"),
     ("data.root", "/a b/c", "/a b/c"),
     ("evaluate.metric", "a.b:c", "a.b:c"),
     ("evaluate.metric", "", ""),
-    ("model.hidden", "64,128", (64, 128)),
     ("model.hidden", " 64 , 128 ", (64, 128)),
     ("model.hidden", "", ()),
     ("model.hidden", 100, (100,)),
@@ -40,7 +34,7 @@ GOOD = [
     ("mix", "a1-e9", Mix((1.0, 0.0625), (1, 9))),
     ("sample.min-replies", "auto", "auto"),
     ("sample.min-replies", 0.5, 0.5),
-    ("server.largest-level", "c", "c"),
+    ("sample.min-replies", 2, 2),
     ("server.largest-level", 0.3, "0.3"),
     ("server.levels", "", ()),
     ("server.levels", " phone = c,camera=0.3", (("phone", "c"), ("camera", "0.3"))),
@@ -48,7 +42,7 @@ GOOD = [
 
 BAD = [
     ("num-rounds", [0, -1, 1.0, True, "1"]),
-    ("train.clip", ["1", True, NAN, INF, -INF, 10**400, -(10**400), -1e-9]),
+    ("train.clip", ["1", True, math.nan, math.inf, 10**400, -1e-9]),
     ("seed", [-1, None, [1, 2], {"a": 1}, b"x"]),
     ("sample.fraction", [0, 1.0001]),
     *((key, [1.0, -0.1]) for key in ("train.momentum", "server.momentum", "server.beta-1", "server.beta-2")),
@@ -64,7 +58,7 @@ BAD = [
     ("train.milestones", ["2,1", "3,3"]),
     ("run.callbacks", ["a,a", "a,,b", "a b", 3]),
     ("server.shared", ["a b", "a,,b", 3]),
-    ("sample.min-replies", [0, 1.5, "half", True]),
+    ("sample.min-replies", [0, 1.0, 1.5, "half", True]),
     ("mix", ["a1-q1", "", 1]),
     ("server.largest-level", ["", "q", 0, 2.0, True]),
     ("server.levels", ["phone", "=c", "phone=", "phone=q", "phone=c,", "phone=c,phone=a", 3]),
@@ -82,11 +76,12 @@ def test_a_good_value_is_read_and_written_so_that_it_is_read_again(key, flat, va
     assert isinstance(written[key], bool | int | float | str)
 
 
-@pytest.mark.parametrize(("key", "flat"), [(key, flat) for key, flats in BAD for flat in flats])
-def test_a_bad_value_is_rejected_by_its_key(key, flat):
-    assert not accepts(key, flat)
-    with pytest.raises(ConfigError, match=f"^{key}: "):
-        from_flat({key: flat})
+@pytest.mark.parametrize(("key", "values"), BAD)
+def test_a_bad_value_is_rejected_by_its_key(key, values):
+    for value in values:
+        assert not accepts(key, value)
+        with pytest.raises(ConfigError, match=f"^{key}: "):
+            from_flat({key: value})
 
 
 @pytest.mark.parametrize(

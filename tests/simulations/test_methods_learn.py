@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.settings import DEFAULTS, flatten
 from simulations.sweep.__main__ import CONF
 
@@ -47,6 +47,6 @@ def test_it_learns(method):
         found = flatten(OmegaConf.to_container(compose("config", [*COMMON, f"method={method}", *overrides])))
     config = {**{key: value for key, value in found.items() if key in DEFAULTS}, "run.callbacks": ""}
     with LocalGrid("heterofl_flwr.app.client_app:app", CLIENTS, run_config=config) as grid:
-        strategy = server_app.run(grid, task_of(config))
+        strategy = server_app.run(grid, load_task(config))
     assert strategy.log.failures == {}
     assert strategy.log.evaluate[metric] > least

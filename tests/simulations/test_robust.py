@@ -30,7 +30,7 @@ def test_each_attack_changes_the_model_and_no_reply_is_refused(attack):
 
 
 def test_labels_are_wrong_for_attackers_alone_and_only_in_their_cell():
-    task = robust.task_of({**robust.COMMON, "data.name": "digits"})
+    task = robust.load_task({**robust.COMMON, "data.name": "digits"})
     truth = load_dataset("digits").train.targets
     robust.prepare(task, cell(attack="labels", attackers=1))
     own = task.partitions(robust.CLIENTS).train[0]

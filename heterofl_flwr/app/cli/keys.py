@@ -1,12 +1,11 @@
-"""Certificates for the SuperLink and keys for nodes, in the forms that Flower's commands take.
+"""``heterofl keys``: certificates for the SuperLink and keys for nodes, in the forms that Flower's commands read.
 
-An own authority signs the SuperLink's certificate, and nodes trust that authority alone. It stays when the SuperLink's
-certificate is renewed, so nodes need nothing new.
+An authority of its own signs the SuperLink's certificate, and nodes trust that authority alone. It stays when the
+SuperLink's certificate is renewed, so nodes need nothing new.
 """
 
 import argparse
 import ipaddress
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,60 +14,60 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from heterofl_flwr.app.cli import Subparsers, add_command
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # where the SuperLink's own processes connect to, whatever its name is
 _NAME = re.compile(r"\w[\w.-]*")
-_CURVE = ec.SECP384R1()  # Flower accepts keys of NIST's curves alone
+_CURVE = SECP384R1()  # Flower accepts keys of NIST's curves alone
 _BEFORE = timedelta(hours=1)  # clocks of nodes may lag behind
 
 
+def run(args: argparse.Namespace) -> int:
+    """Write the files, and say how nodes are registered."""
+    if not args.host and not args.node:
+        raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
+    if args.days < 1:
+        raise ConfigError(f"--days is {args.days}; expected an integer of 1 or more")
+    written = write_certificates(args.folder, args.host, args.days) if args.host else []
+    pairs = [write_node_key(args.folder, name) for name in args.node]
+    print(*written, *(path for pair in pairs for path in pair), sep="\n")
+    if pairs:
+        print("register with the SuperLink, by its connection in Flower's config.toml:")
+    for _, public in pairs:
+        print(f"  flwr supernode register {public} CONNECTION --name {public.stem}")
+    return 0
+
+
 def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    """Write the SuperLink's certificate and key, and those of the authority if there is none yet.
+    """Write the SuperLink's certificate and key, and those of the authority if there is none yet; return their paths.
 
-    Parameters
-    ----------
-    folder : Path
-        Where ``ca.crt``, ``ca.key``, ``server.crt`` and ``server.key`` are.
-    hosts : Sequence[str]
-        The names and addresses by which nodes reach the SuperLink; those of its own machine are added.
-    days : int
-        How long the SuperLink's certificate is valid.
-
-    Returns
-    -------
-    list[Path]
-        The files that were written.
+    ``hosts`` are the names and addresses by which nodes reach the SuperLink; those of its own machine are added.
     """
-    paths = {name: folder / name for name in ("ca.key", "ca.crt", "server.key", "server.crt")}
-    new = not paths["ca.key"].exists()
-    if new and paths["ca.crt"].exists():
-        raise ConfigError(f"{paths['ca.crt']} has no {paths['ca.key'].name} beside it: put it back, or remove both")
+    ca_key, ca_certificate = folder / "ca.key", folder / "ca.crt"
+    new = not ca_key.exists()
+    if new and ca_certificate.exists():
+        raise ConfigError(f"{ca_certificate} has no {ca_key.name} beside it: put it back, or remove both")
+    authority_key = generate_private_key(_CURVE) if new else _read_authority_key(ca_key)
+    authority = _sign_authority(authority_key) if new else _read_authority(ca_certificate)
+    key = generate_private_key(_CURVE)
+    certificate = _sign_server(key, hosts, days, authority, authority_key)
+    contents = {}
     if new:
-        authority_key = ec.generate_private_key(_CURVE)
-        authority = _sign_authority(authority_key)
-    else:
-        authority_key, authority = _read_authority(folder)
-    key = ec.generate_private_key(_CURVE)
-    contents = {
-        "ca.key": _private(authority_key, serialization.PrivateFormat.PKCS8),
-        "ca.crt": authority.public_bytes(serialization.Encoding.PEM),
-        "server.key": _private(key, serialization.PrivateFormat.PKCS8),
-        "server.crt": _sign_server(key, hosts, days, authority, authority_key).public_bytes(serialization.Encoding.PEM),
-    }
-    written = [name for name in contents if new or name.startswith("server")]
-    for name in written:
-        _write(paths[name], contents[name], secret=name.endswith(".key"))
-    return [paths[name] for name in written]
+        contents[ca_key] = _private(authority_key, serialization.PrivateFormat.PKCS8)
+        contents[ca_certificate] = authority.public_bytes(serialization.Encoding.PEM)
+    contents[folder / "server.key"] = _private(key, serialization.PrivateFormat.PKCS8)
+    contents[folder / "server.crt"] = certificate.public_bytes(serialization.Encoding.PEM)
+    for path, data in contents.items():
+        _write(path, data, secret=path.suffix == ".key")
+    return list(contents)
 
 
-def write_node_key(folder: Path, name: str) -> list[Path]:
+def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     """Write a node's private key, and beside it the public one to register with the SuperLink; return both paths."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"node {name!r}: expected a name of letters, digits, '.', '_' and '-'")
@@ -76,32 +75,32 @@ def write_node_key(folder: Path, name: str) -> list[Path]:
     for old in (path, public):
         if old.exists():
             raise ConfigError(f"{old} exists: a node keeps its key; choose another name, or remove it first")
-    key = ec.generate_private_key(_CURVE)
+    key = generate_private_key(_CURVE)
     openssh = serialization.PublicFormat.OpenSSH
     _write(path, _private(key, serialization.PrivateFormat.OpenSSH), secret=True)
     _write(public, key.public_key().public_bytes(serialization.Encoding.OpenSSH, openssh) + b"\n")
-    return [path, public]
+    return path, public
 
 
-def _sign_authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _sign_authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY)])
-    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    no_usage = dict.fromkeys(("digital_signature", *others, "encipher_only", "decipher_only"), False)
+    # Of the nine usages, key_cert_sign and crl_sign.
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     return (
         _certificate(name, name, key, AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **no_usage), critical=True)
+        .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA384())
     )
 
 
 def _sign_server(
-    key: ec.EllipticCurvePrivateKey,
+    key: EllipticCurvePrivateKey,
     hosts: Sequence[str],
     days: int,
     authority: x509.Certificate,
-    authority_key: ec.EllipticCurvePrivateKey,
+    authority_key: EllipticCurvePrivateKey,
 ) -> x509.Certificate:
     """Return the certificate of a server that these hosts name, and its own machine."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
@@ -118,18 +117,12 @@ def _sign_server(
 
 
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BEFORE)
-        .not_valid_after(now + timedelta(days=days))
-    )
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    return builder.not_valid_before(now - _BEFORE).not_valid_after(now + timedelta(days=days))
 
 
 def _read_host(host: str) -> x509.GeneralName:
@@ -141,23 +134,25 @@ def _read_host(host: str) -> x509.GeneralName:
         raise ConfigError(f"host {host!r} is no name: expected ASCII such as superlink.example.org") from error
 
 
-def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
+def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _read_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """Return the authority's key and certificate."""
-    what = "key"
-    path = folder / "ca.key"
+def _read_authority_key(path: Path) -> EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        what, path = "certificate", folder / "ca.crt"
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no {what} that can be read: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{folder / 'ca.key'} is a {type(key).__name__}; expected the key of an elliptic curve")
-    return key, certificate
+        raise ConfigError(f"{path} is no key that can be read: {error}") from error
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} is a {type(key).__name__}; expected the key of an elliptic curve")
+    return key
+
+
+def _read_authority(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no certificate that can be read: {error}") from error
 
 
 def _write(path: Path, data: bytes, *, secret: bool = False) -> None:
@@ -165,61 +160,7 @@ def _write(path: Path, data: bytes, *, secret: bool = False) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+        path.touch(0o600 if secret else 0o644, exist_ok=False)
+        path.write_bytes(data)
     except OSError as error:
         raise HeteroFLError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-EXPLAIN = """
-Write the certificates and keys of a deployment into a folder. With --host, those of the SuperLink:
-
-  ca.crt      the authority; every node and everyone who runs 'flwr' gets a copy, and trusts it
-  ca.key      its key; whoever has it can pretend to be the SuperLink, so keep it off the machines
-  server.crt  the SuperLink's certificate, for the names given and for localhost, 127.0.0.1 and ::1
-  server.key  its key
-
-If the authority is there already, only the SuperLink's certificate and key are made anew; nodes need nothing new. With
---node, the key of each node, which goes to the node, and NAME.pub, which is registered with the SuperLink.
-"""
-EXAMPLES = """
-examples:
-  heterofl keys keys --host superlink.example.org --host 10.0.0.5 --node phone --node camera
-  heterofl keys keys --host superlink.example.org --days 90     renews the SuperLink's certificate
-"""
-
-
-def add(subparsers: Subparsers) -> None:
-    """Add this command."""
-    summary = "make certificates and keys for a deployment with TLS and known nodes"
-    this = add_command(subparsers, "keys", run, summary, EXPLAIN, EXAMPLES)
-    this.add_argument("folder", type=Path, help="where to")
-    this.add_argument(
-        "--host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name or address by which the SuperLink is reached; repeatable",
-    )
-    this.add_argument("--days", type=int, default=365, help="how long its certificate is valid (%(default)s)")
-    this.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Write the files, and say how nodes are registered."""
-    if not args.host and not args.node:
-        raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
-    if args.days < 1:
-        raise ConfigError(f"--days is {args.days}; expected an integer of 1 or more")
-    written = write_certificates(args.folder, args.host, args.days) if args.host else []
-    public = []
-    for name in args.node:
-        written += (pair := write_node_key(args.folder, name))
-        public.append(pair[1])
-    print("\n".join(map(str, written)))
-    if public:
-        print("register with the SuperLink, by its connection in Flower's config.toml:")
-    for path in public:
-        print(f"  flwr supernode register {path} CONNECTION --name {path.stem}")
-    return 0

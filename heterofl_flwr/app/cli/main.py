@@ -1,28 +1,32 @@
-"""How the programs of this project end: with an exit status, and one line where something cannot be done."""
+"""The arguments of the command ``heterofl``, and how the programs of this project end.
+
+A subcommand's module, and with it torch, is loaded only when the subcommand runs.
+"""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
 
 from heterofl_flwr import __version__
-from heterofl_flwr.app.cli import keys, profile, results, run, settings
 from heterofl_flwr.errors import HeteroFLError
 
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
 
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 
 def status_of(program: str, work: Callable[[], int | None]) -> int:
     """Do the work; return its exit status: 0 if it has none, 2 for what cannot be asked.
 
-    Parameters
-    ----------
-    program : str
-        The name that begins each complaint.
-    work : Callable[[], int | None]
-        Reads the arguments too, for also their parser prints, and ends the process. An interrupt may say how to go on.
+    The program's name begins each error message. The work includes reading the arguments, as their parser prints and
+    ends the process too. An interrupt may say how to go on.
     """
     try:
         try:
@@ -40,15 +44,16 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
         return FAILED
 
 
-COMMANDS = {
-    "run": run.add,
-    "report": results.add_report,
-    "export": results.add_export,
-    "settings": settings.add,
-    "profile": profile.add,
-    "keys": keys.add,
-}
-"""The subcommands, and what adds each to the parser."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
+
+    def work() -> int:
+        args = parser().parse_args(arguments)
+        module, _, function = args.function.partition(":")
+        code: int = getattr(import_module(f"heterofl_flwr.app.cli.{module}"), function)(args)
+        return code
+
+    return status_of("heterofl", work)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,12 +70,202 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 only if it did what was asked, 2 for what cannot be asked."""
+def _add_command(
+    subparsers: Subparsers, name: str, function: str, summary: str, description: str, examples: str = ""
+) -> argparse.ArgumentParser:
+    """Add a subcommand that ``function``, as ``module:name``, carries out."""
+    style = argparse.RawDescriptionHelpFormatter
+    this = subparsers.add_parser(name, help=summary, description=description, epilog=examples, formatter_class=style)
+    this.set_defaults(function=function)
+    return this
 
-    def work() -> int:
-        args = parser().parse_args(arguments)
-        code: int = args.run(args)
-        return code
 
-    return status_of("heterofl", work)
+HOW = MappingProxyType({"grid": None, "gpus": "auto", "cpus": 1, "parallel": None})
+"""What the options of how to run are by default."""
+
+RUN = """
+Train one global model over virtual clients of unequal size, through Flower. All settings have keys:
+'heterofl settings' lists them. The exit code is 0 only if the run did all that it was to do.
+"""
+RUN_EXAMPLES = """
+examples:
+  heterofl run                                          20 clients on scikit-learn's digits
+  heterofl run --data cifar10 --mix a-e --set data.split=non-iid-2
+  heterofl run --rounds 20 --out runs/mine              and then: heterofl run --resume runs/mine --rounds 40
+  heterofl run --app path/to/flower/app --clients 10    any other Flower app, with a true exit code
+  RAY_ADDRESS=host:6379 heterofl run --clients 1000     on a Ray cluster
+"""
+
+
+def _add_run(subparsers: Subparsers) -> None:
+    summary = "train, and leave a folder with everything about it"
+    this = _add_command(subparsers, "run", "run:run", summary, RUN, RUN_EXAMPLES)
+    what = this.add_argument_group("what")
+    what.add_argument("--data", metavar="NAME", help="short for --set data.name=NAME")
+    what.add_argument("--mix", metavar="MIX", help="short for --set mix=MIX, such as a1-b1-c1-d1-e1 or a1-e9")
+    what.add_argument("--rounds", type=int, metavar="N", help="short for --set num-rounds=N")
+    what.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
+    what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
+    what.add_argument("--config", type=Path, metavar="FILE", help="settings in a TOML file; the options above go first")
+    what.add_argument("--clients", type=int, metavar="N", help="virtual clients; by default 20 for digits, else 100")
+    what.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
+    what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    what.add_argument("--app", type=Path, metavar="DIR", help="another Flower app, in place of this package's own")
+    this.set_defaults(**HOW)
+    how = this.add_argument_group("how")
+    where = "local: processes of this machine; ray: Ray's, by default where RAY_ADDRESS or --gpus SHARE is given"
+    how.add_argument("--grid", choices=("local", "ray"), help=where)
+    how.add_argument("--gpus", metavar="SHARE", help="of a GPU for each client; auto measures it; 0: none")
+    how.add_argument("--cpus", type=int, metavar="N", help="cores for each client; by default 1")
+    how.add_argument("--parallel", type=int, metavar="N", help="at most this many clients at once")
+    how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")
+
+
+REPORT = "Make a run's report.html and figures anew from its folder, and print its tables."
+
+
+def _add_report(subparsers: Subparsers) -> None:
+    summary = "make the report of a run, and print its tables"
+    this = _add_command(subparsers, "report", "run:report", summary, REPORT)
+    this.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+
+
+EXPORT = """
+Write the models of a run into RUN/exports, a folder each, so that they run without this package:
+
+  model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
+  model.pt2          a program of torch.export: runs wherever torch does, batch norm folded
+  model.onnx         the same for onnxruntime and its like, without torch; needs heterofl-flwr[export]
+  manifest.json      what goes in and comes out, how inputs are prepared, what the model costs and is worth
+
+Every file is opened again and compared with the model on the run's test data, before it gets its name. A table of all
+models (parameters, MACs, size, latency, accuracy) is printed, and written as table.csv and README.md.
+"""
+EXPORT_EXAMPLES = """
+examples:
+  heterofl export runs/mine
+  heterofl export runs/mine --level c --formats onnx
+  heterofl export runs/mine --level b --level 0.0625 --out models
+"""
+
+
+def _add_export(subparsers: Subparsers) -> None:
+    summary = "write a run's models as safetensors, torch.export and ONNX"
+    this = _add_command(subparsers, "export", "export:run", summary, EXPORT, EXPORT_EXAMPLES)
+    this.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    level = "such as c, or a rate; repeatable; by default all"
+    this.add_argument("--level", action="append", metavar="LEVEL", help=level)
+    formats = "some of safetensors, pt2 and onnx, with commas; by default all three"
+    this.add_argument("--formats", default="safetensors,pt2,onnx", metavar="NAMES", help=formats)
+    this.add_argument("--out", type=Path, metavar="DIR", help="where to; by default RUN/exports")
+    this.add_argument("--no-latency", action="store_true", help="do not measure how long an example takes")
+
+
+SETTINGS = """
+Every setting of a run, its value and what it means. Set them with 'heterofl run --set key=value', or with
+'flwr run . --run-config "key=value"'. Values that follow from the data set are shown with the word they stand for.
+"""
+SETTINGS_EXAMPLES = """
+examples:
+  heterofl settings
+  heterofl settings --set data.name=cifar10 --set data.split=non-iid-2
+  heterofl settings --format markdown
+"""
+
+
+def _add_settings(subparsers: Subparsers) -> None:
+    summary = "every setting, its value and what it means"
+    this = _add_command(subparsers, "settings", "settings:run", summary, SETTINGS, SETTINGS_EXAMPLES)
+    this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
+    formats = (
+        "toml: the defaults, or with --set all values, as in pyproject.toml; markdown: the reference; "
+        "json-schema: for editors and other programs"
+    )
+    this.add_argument("--format", choices=("text", "toml", "markdown", "json-schema"), default="text", help=formats)
+    check = "say where the defaults in a pyproject.toml are not these"
+    this.add_argument("--check", type=Path, metavar="FILE", help=check)
+
+
+PROFILE = """
+The mean cost per client of each mix, next to which the paper prints accuracies (Tables 7 to 9):
+
+  ratio          parameters, relative to the global model of the mix
+  parameters     number of parameters
+  FLOPs (paper)  what the paper prints as FLOPs: operations times the number of named parameters of each layer
+  MACs           multiplications (with addition) of one forward pass, counted
+  MB             parameters in float32, in units of 1024 * 1024 bytes
+
+Without --mix these are the 31 mixes of equal shares of the levels a to e. CSV has all digits.
+"""
+PROFILE_EXAMPLES = """
+examples:
+  heterofl profile mnist
+  heterofl profile cifar10 --mix a-e --mix a1-b9 --format markdown
+  heterofl profile preresnet50 --shape 3x224x224 --classes 1000 --mix 1.0x1-0.3x9
+"""
+
+
+def _add_profile(subparsers: Subparsers) -> None:
+    summary = "what the models of a mix cost, as in the paper's Tables 7 to 9"
+    this = _add_command(subparsers, "profile", "profile:run", summary, PROFILE, PROFILE_EXAMPLES)
+    this.add_argument("name", help="a data set (mnist, cifar10, wikitext2, digits), or a model")
+    this.add_argument("--mix", action="append", metavar="MIX", help="such as a-e, a1-b9 or 1.0x1-0.3x9; repeatable")
+    this.add_argument("--shape", type=_integers("x", "3x32x32"), help="shape of one input, such as 3x32x32")
+    this.add_argument("--classes", type=_integers(None, "10"), help="number of classes")
+    widths = "64,128,256,512"
+    this.add_argument(
+        "--hidden", type=_integers(",", widths), metavar="WIDTHS", help=f"widths at rate 1, such as {widths}"
+    )
+    this.add_argument("--norm", help="norm of an image model: sbn, in, gn, ln or none")
+    this.add_argument("--format", choices=("table", "csv", "markdown"), default="table")
+
+
+def _integers(separator: str | None, example: str) -> Callable[[str], tuple[int, ...]]:
+    """Return a reader of positive integers, with an error that shows an example."""
+
+    def read(text: str) -> tuple[int, ...]:
+        parts = [text] if separator is None else text.split(separator)
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected positive integers such as {example}")
+        return tuple(map(int, parts))
+
+    return read
+
+
+KEYS = """
+Write the certificates and keys of a deployment into a folder. With --host, those of the SuperLink:
+
+  ca.crt      the authority; every node and everyone who runs 'flwr' gets a copy, and trusts it
+  ca.key      its key; whoever has it can pretend to be the SuperLink, so keep it off the machines
+  server.crt  the SuperLink's certificate, for the names given and for localhost, 127.0.0.1 and ::1
+  server.key  its key
+
+If the authority is there already, only the SuperLink's certificate and key are made anew; nodes need nothing new. With
+--node, the key of each node, which goes to the node, and NAME.pub, which is registered with the SuperLink.
+"""
+KEYS_EXAMPLES = """
+examples:
+  heterofl keys keys --host superlink.example.org --host 10.0.0.5 --node phone --node camera
+  heterofl keys keys --host superlink.example.org --days 90     renews the SuperLink's certificate
+"""
+
+
+def _add_keys(subparsers: Subparsers) -> None:
+    summary = "make certificates and keys for a deployment with TLS and known nodes"
+    this = _add_command(subparsers, "keys", "keys:run", summary, KEYS, KEYS_EXAMPLES)
+    this.add_argument("folder", type=Path, help="where to")
+    host = "name or address by which the SuperLink is reached; repeatable"
+    this.add_argument("--host", action="append", default=[], metavar="NAME", help=host)
+    this.add_argument("--days", type=int, default=365, help="how long its certificate is valid (%(default)s)")
+    this.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
+
+
+COMMANDS = {
+    "run": _add_run,
+    "report": _add_report,
+    "export": _add_export,
+    "settings": _add_settings,
+    "profile": _add_profile,
+    "keys": _add_keys,
+}
+"""The subcommands, and what adds each to the parser."""

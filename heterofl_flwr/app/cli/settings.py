@@ -1,4 +1,4 @@
-"""``heterofl settings``: every setting, what it is by default or in a run, and what it means."""
+"""``heterofl settings``; and how settings are read from a file and from the command line."""
 
 import argparse
 import tomllib
@@ -6,60 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from heterofl_flwr.app.cli import Subparsers, add_command
 from heterofl_flwr.errors import ConfigError
-
-EXPLAIN = """
-Every setting of a run, its value and what it means. Set them with 'heterofl run --set key=value', or with
-'flwr run . --run-config "key=value"'. Values that follow from the data set are shown with the word they stand for.
-"""
-EXAMPLES = """
-examples:
-  heterofl settings
-  heterofl settings --set data.name=cifar10 --set data.split=non-iid-2
-  heterofl settings --format markdown
-"""
-
-
-def add(subparsers: Subparsers) -> None:
-    """Add this command."""
-    this = add_command(subparsers, "settings", run, "every setting, its value and what it means", EXPLAIN, EXAMPLES)
-    this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")
-    this.add_argument(
-        "--format",
-        choices=("text", "toml", "markdown"),
-        default="text",
-        help="toml: the defaults, or with --set all values, as in pyproject.toml; markdown: the reference",
-    )
-    this.add_argument(
-        "--check", type=Path, metavar="FILE", help="say where the defaults in a pyproject.toml are not these"
-    )
+from heterofl_flwr.settings import (
+    DEFAULTS,
+    SPECS,
+    Flat,
+    accepts,
+    describe,
+    differences,
+    flatten,
+    from_flat,
+    to_flat,
+    to_json_schema,
+    to_toml,
+)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings."""
-    from heterofl_flwr.settings import DEFAULTS, SPECS, describe, from_flat, to_flat, to_toml
-
     if args.check:
-        return _check(args.check)
-    if args.format == "markdown":
-        print(describe(), end="")
-        return 0
+        return _check_defaults(args.check)
     given = read_assignments(args.set)
     values = to_flat(from_flat(given))
-    if args.format == "toml":
-        print(to_toml(values if given else DEFAULTS), end="")
-        return 0
-    written = {**DEFAULTS, **given}
-    for key, value in values.items():
-        stands_for = "" if written[key] == value else f"   (from {written[key]!r})"
-        print(f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]")
+    texts = {
+        "text": lambda: "".join(_explain(key, value, given.get(key, DEFAULTS[key])) for key, value in values.items()),
+        "toml": lambda: to_toml(values if given else DEFAULTS),
+        "markdown": describe,
+        "json-schema": to_json_schema,
+    }
+    print(texts[args.format]().rstrip("\n"))
     return 0
 
 
-def _check(path: Path) -> int:
-    from heterofl_flwr.settings import differences
+def _explain(key: str, value: Flat, written: Flat) -> str:
+    stands_for = "" if written == value else f"   (from {written!r})"
+    return f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]\n"
 
+
+def _check_defaults(path: Path) -> int:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
@@ -71,24 +55,20 @@ def _check(path: Path) -> int:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file, with dotted keys."""
-    from heterofl_flwr.settings import flatten
-
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
-def read_assignments(texts: Sequence[str]) -> dict[str, bool | int | float | str]:
+def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
     """Read ``key=value`` texts. Quotes are not needed: a value is what its setting can be, else text."""
-    from heterofl_flwr.settings import SPECS, accepts
-
-    given: dict[str, bool | int | float | str] = {}
+    given: dict[str, Flat] = {}
     for text in texts:
         key, equals, written = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
         key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
         try:
             value = tomllib.loads(f"value = {written}")["value"]
         except tomllib.TOMLDecodeError:

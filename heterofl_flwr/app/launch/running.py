@@ -18,7 +18,7 @@ from flwr.supercore.object_ref import load_app
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
-from heterofl_flwr.app.task import task_of
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
@@ -166,7 +166,7 @@ def count_processes(request: Request) -> int:
 
     On a GPU one process is best, unless the user asks for more: clients that train together keep it busy.
     """
-    if request.app is None and task_of(request.config).device.type != "cpu" and request.share.at_once is None:
+    if request.app is None and load_task(request.config).device.type != "cpu" and request.share.at_once is None:
         return 0
     return request.share.clients(gpus.cores(), 0)
 
@@ -175,7 +175,7 @@ def cohort_limit(request: Request) -> Callable[[Message], int]:
     """Return from a message to how many clients may train together."""
     if request.app is not None:
         return lambda message: 1
-    task = task_of(request.config)
+    task = load_task(request.config)
     # On a CPU, clients of larger models do not train together, and had better train on all cores.
     limit = 4 * MOST_ON_CPU if task.device.type == "cpu" and task.settings.engine.name == "auto" else math.inf
     return lambda message: task.cohort if cost(message) - STEP <= limit else 1

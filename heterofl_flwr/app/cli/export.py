@@ -1,5 +1,6 @@
-"""The final models of a run of our own app, as files that run without it."""
+"""``heterofl export``: the final models of a run of our own app, as files that run without it."""
 
+import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,28 +10,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.app.task import Task, task_of
+from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import BATCH, export_model
-from heterofl_flwr.runs.folder import RunFolder
+from heterofl_flwr.export.formats import formats_named
+from heterofl_flwr.export.table import write_table
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.models import load_model, model_facts
 from heterofl_flwr.settings import SPECS
 from heterofl_flwr.training.batches import read_tokens
+
+RUNS = 100
+"""Forward passes of which the latency is the median."""
 
 CHECKED = 64
 """Examples of the test data that files are checked with."""
 
 
-class RunModels:
-    """The models that a run has left, and the data to evaluate them on.
+def run(args: argparse.Namespace) -> int:
+    """Export the models, and print the table."""
+    formats = [name.strip() for name in args.formats.split(",")]
+    formats_named(formats)  # before anything is loaded
+    models = RunModels(args.folder)
+    names = models.chosen(args.level or ["all"])
+    out = args.out or args.folder / "exports"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; expected a folder, or none")
+    for folder in models.export(names, out, formats=formats, runs=0 if args.no_latency else RUNS):
+        print(f"{folder}: checked", flush=True)
+    for heads, rows in write_table(out, f"The models of the run in `{args.folder.resolve().name}`."):
+        print(f"\n{render(heads, rows, 'table')}\n")
+    print(f"table: {out / 'table.csv'}")
+    return 0
 
-    Parameters
-    ----------
-    path : Path
-        The run's folder.
-    """
+
+class RunModels:
+    """The final models of a run of our own app, and the data to evaluate them on."""
 
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path)
@@ -53,7 +71,7 @@ class RunModels:
         root = str(self.settings.get("data.root", ""))
         if not root or not Path(root).is_dir():  # the run had its data elsewhere
             root = os.environ.get("HETEROFL_DATA", "")
-        task = task_of({**self.settings, "data.root": root, "engine.device": "cpu"})
+        task = load_task({**self.settings, "data.root": root, "engine.device": "cpu"})
         deal = self.folder.deal()
         test = task.whole_test(len(deal.train) if deal else 0)
         inputs = checked_inputs(test, task.settings.seed)
@@ -86,8 +104,7 @@ class RunModels:
 
     def _read_settings(self) -> Mapping[str, Any]:
         settings = self.folder.settings()
-        strange = sorted(set(settings) - set(SPECS))
-        if strange or not settings:
+        if not settings or set(settings) - set(SPECS):
             raise ConfigError(
                 f"the run in {self.folder.path} is of another app (its settings are {', '.join(settings) or 'none'}), "
                 f"whose models are not known here: load them with heterofl_flwr.report.load_model, and call "
@@ -96,8 +113,7 @@ class RunModels:
         return settings
 
     def _read_facts(self) -> dict[str, dict[str, Any]]:
-        found = model_facts(self.folder)
-        if found:
+        if found := model_facts(self.folder):
             return found
         strategy, shared = self.settings.get("server.strategy"), self.settings.get("server.shared")
         if strategy == "fedh2l" or shared not in (None, "*"):
@@ -121,17 +137,15 @@ def checked_inputs(test: Split, seed: int) -> Tensor:
 
 
 def preprocessing(dataset: Dataset) -> dict[str, object]:
-    """Say what the user of a model has to do with an input before the model sees it."""
+    """Return what the user of a model has to do with an input before the model sees it."""
     if dataset.test.reading is not None:
         hidden = dataset.test.reading.hides_as
-        return {
-            "kind": "tokens",
-            "says": f"words by number, as in classes; {hidden} stands for a hidden word to predict",
-        }
+        says = f"words by number, as in classes; {hidden} stands for a hidden word to predict"
+        return {"kind": "tokens", "says": says}
     if dataset.normal is None:
         return {"kind": "none", "says": f"as {dataset.name} gives its examples"}
     table = dataset.test.inputs.dim() == 2
     says = "(value - mean) / deviation" if table else "scale pixels to 0 to 1, then (pixel - mean) / deviation"
-    each = "column" if table else "channel"
     columns = {"columns": list(dataset.columns)} if dataset.columns else {}
-    return {"kind": "normalise", "says": f"{says}, for each {each}", **asdict(dataset.normal), **columns}
+    says = f"{says}, for each {'column' if table else 'channel'}"
+    return {"kind": "normalise", "says": says, **asdict(dataset.normal), **columns}

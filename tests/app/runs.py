@@ -1,0 +1,46 @@
+"""Runs of our own app on the local grid, and what they leave behind."""
+
+from flwr.app import Context, RecordDict
+
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.task import load_task
+from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.report import RunFolder
+
+CLIENT_APP = "heterofl_flwr.app.client_app:app"
+
+
+class Keep(RoundCallback):
+    """Keeps what every callback is given after each round."""
+
+    def __init__(self):
+        self.rounds = []
+
+    def on_round_end(self, progress):
+        self.rounds.append(progress)
+        return False
+
+
+def run_app(config, clients, callbacks=(), **options):
+    """Run the app with a run config; return its strategy."""
+    with LocalGrid(CLIENT_APP, clients, run_config=config, **options) as grid:
+        return server_app.run(grid, load_task(config), callbacks)
+
+
+def run_rounds(config, clients, **options):
+    """Run the app with a run config; return what callbacks are given after each round."""
+    keep = Keep()
+    run_app(config, clients, [keep], **options)
+    return keep.rounds
+
+
+def history_of(folder):
+    """Return the records of a run, but for its times."""
+    return [{**one.to_json(), "seconds": 0.0} for one in RunFolder(folder).history()]
+
+
+def node_context(config, **node):
+    """Return the context of a node with this config of its own."""
+    own = {key.replace("_", "-"): value for key, value in node.items()}
+    return Context(1, 2, own, RecordDict(), dict(config))
