@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import ssl
 import subprocess
@@ -69,14 +68,14 @@ class Processes:
 
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        self._more = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **(more or {})}
+        self._more = more or {}
         self._mark = secrets.token_hex(16)
         self._stack = ExitStack()
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         self.home = Path(tempfile.mkdtemp(prefix="heterofl-"))
-        self.environment = environment(self.home) | self._more | {MARK: self._mark}
+        self.environment = {**environment(self.home), **self._more, MARK: self._mark}
         self._stack.enter_context(guarded(self._mark, self.home))
         return self
 
@@ -158,7 +157,7 @@ class Deployment(Processes):
     def start_superlink(self) -> subprocess.Popen[bytes]:
         """Start the SuperLink, or start it anew, and wait until it answers."""
         words = superlink_words(str(self.keys), self.database, "127.0.0.1", self.port)
-        process = self.popen([command("flower-superlink", self.environment), *words], "superlink")
+        process = self.popen(["flower-superlink", *words], "superlink")
         self.wait_for_superlink(process, self.port, self.keys / "ca.crt")
         return process
 
@@ -170,8 +169,7 @@ class Deployment(Processes):
     def start_node(self, name: str, config: str) -> subprocess.Popen[bytes]:
         """Start a SuperNode with the key of its name."""
         words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name)
-        words = [command("flower-supernode", self.environment), *words]
-        return self.popen(words, name, FLWR_HOME=str(self.home / name))
+        return self.popen(["flower-supernode", *words], name, FLWR_HOME=str(self.home / name))
 
     def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
         """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
@@ -188,9 +186,9 @@ class Deployment(Processes):
 
     def wait_for_end(self, run_id: str, seconds: float) -> tuple[str, str]:
         """Wait until a run's ServerApp has ended, or so many seconds; return the run's status."""
-        ended = re.compile(rf"Finished task \d+ of run {run_id}")
+        ended = rf"Finished task \d+ of run {run_id}"
         with suppress(RuntimeError):
-            self.wait_for(lambda: ended.search(self.log("superlink")), f"the end of run {run_id}", seconds)
+            self.wait_for(lambda: re.search(ended, self.log("superlink")), f"the end of run {run_id}", seconds)
         try:
             run = json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]
             return str(run["status"]), str(run["status-details"])
@@ -263,17 +261,10 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home),
         "RAY_TMPDIR": str(home),
         "PYTHONUNBUFFERED": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         # Flower talks to itself over HTTP, and heeds proxies.
         "NO_PROXY": ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY", "")])),
     }
-
-
-def command(name: str, environment: Mapping[str, str]) -> str:
-    """Return the path of one of Flower's commands."""
-    path = shutil.which(name, path=environment["PATH"])
-    if path is None:
-        raise RuntimeError(f"Flower's command {name} is not installed: pip install 'flwr[simulation]'")
-    return path
 
 
 def free_port() -> int:

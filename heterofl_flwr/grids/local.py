@@ -4,6 +4,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Self, TypedDict, Unpack
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
@@ -64,7 +65,10 @@ class QueuedGrid(Grid):
     def _open(self, runner: Runner) -> None:
         """Let clients run; the runner ends with the grid."""
         self._runner = runner
-        self._finalizer = weakref.finalize(self, _close, runner, Identity(self._run.run_id))
+        ending = ExitStack()
+        ending.callback(Identity(self._run.run_id).release)
+        ending.callback(runner.close)
+        self._finalizer = weakref.finalize(self, ending.close)
 
     def __enter__(self) -> Self:
         """Return the grid."""
@@ -215,13 +219,6 @@ class LocalGrid(QueuedGrid):
             self._open(Pool(*start_processes(reference(client_app), min(processes, num_nodes)), self._contexts))
         else:
             self._open(Inline(load(client_app), self._contexts))
-
-
-def _close(runner: Runner, identity: Identity) -> None:
-    try:
-        runner.close()
-    finally:
-        identity.release()
 
 
 def check_count(name: str, value: object, least: int) -> None:

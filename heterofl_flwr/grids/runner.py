@@ -65,9 +65,8 @@ def together(messages: Sequence[Message], most: Callable[[Message], int]) -> lis
 
 def _rate(message: Message) -> float | None:
     """Return the rate at which a client is to train; None for any other message."""
-    if message.metadata.message_type != MessageType.TRAIN or not message.has_content():
-        return None
-    config = message.content.get(CONFIG)
+    is_training = message.metadata.message_type == MessageType.TRAIN and message.has_content()
+    config = message.content.get(CONFIG) if is_training else None
     rate = config.get(RATE) if isinstance(config, ConfigRecord) else None
     return rate if isinstance(rate, float) else None
 

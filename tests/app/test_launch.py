@@ -33,7 +33,7 @@ from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat, to_flat
 from heterofl_flwr.training import TrainingJob, train_together
-from simulations.deployment import Processes, command, free_port
+from simulations.deployment import Processes, free_port
 from simulations.guard import MARK, marked
 from tests.classic import digits_clients
 from tests.classic.kept import Kept
@@ -227,11 +227,11 @@ def flower(tmp_path_factory):
         port = free_port()
         (processes.home / "config.toml").write_text(CONNECTION.format(port))
         words = ["--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
-        processes.popen([command("flower-superlink", processes.environment), *words], "superlink")
+        processes.popen(["flower-superlink", *words], "superlink")
         processes.wait_for(lambda: "Starting Flower SuperLink" in processes.log("superlink"), "the SuperLink")
         federation = f"num-supernodes={CLIENTS} client-resources-num-cpus=1"
         words = ["run", str(ROOT), "--stream", "--run-config", told, "--federation-config", federation]
-        run = processes.popen([command("flwr", processes.environment), *words], "flwr")
+        run = processes.popen(["flwr", *words], "flwr")
         run.wait(LONGEST)
         return Ended(run.returncode, processes.log("flwr"), processes.log("superlink"), folder / "run")
 

@@ -215,14 +215,6 @@ def test_replies_that_nobody_takes_are_cancelled(grid, ask):
     assert list(grid.pull_messages([message.metadata.message_id for message in messages])) == []
 
 
-def test_clients_of_a_local_grid_not_begun_at_the_timeout_never_run(grid, ask):
-    ids = list(grid.get_node_ids())
-    messages = [ask(ids[0], "sleep", seconds=0.3), *(ask(node_id, "count") for node_id in ids[1:])]
-    assert len(list(Windowed(grid, 4).send_and_receive(messages, timeout=0.2))) == 1
-    (count,) = grid.send_and_receive([ask(ids[1], "count")])
-    assert count.content["config"]["seen"] == 1
-
-
 def test_the_public_names_are_pinned():
     assert heterofl_flwr.grids.__all__ == ["LocalGrid", "RayGrid", "Windowed"]
 

@@ -195,15 +195,6 @@ def test_what_cannot_be_sent_out_is_an_error_reply(processes, ask):
     assert "pickle" in reply.error.reason
 
 
-def test_the_most_costly_clients_begin_first(ask):
-    costs = {}
-    with LocalGrid("odd_clients:app", 5, processes=2, cost=lambda message: costs[message.metadata.dst_node_id]) as grid:
-        costs.update(zip(grid.get_node_ids(), (1, 5, 3, 4, 2), strict=True))
-        replies = configs(grid.send_and_receive([ask(node_id, "sleep", seconds=0.1) for node_id in costs]))
-    began = [reply["began"] for reply in replies]
-    assert max(began[1], began[3]) < min(began[2], began[4]) <= max(began[2], began[4]) < began[0]
-
-
 def test_replies_can_be_pulled_when_they_are_there(workers, ask):
     first, second, *_ = workers.get_node_ids()
     ids = list(workers.push_messages([ask(first, "sleep", seconds=0.5), ask(second, "sleep", seconds=0.0)]))

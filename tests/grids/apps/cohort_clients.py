@@ -14,7 +14,7 @@ class Together(ClientApp):
     def train_cohort(self, messages, contexts):
         """Train together; what each client learns depends on the others."""
         faults = [message.content["config"].get("fault", "") for message in messages]
-        if "raise" in faults or "raise together" in faults:
+        if "raise" in faults:
             messages[0].content.clear()
             raise ZeroDivisionError("one of them")
         mean = np.mean([weights(message) for message in messages], axis=0, dtype=np.float32)
