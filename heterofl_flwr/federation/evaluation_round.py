@@ -78,14 +78,8 @@ class MomentsSum:
 class EvaluationRound:
     """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
 
-    Those that did not answer in time when they were to train are busy or gone, and are not waited for again.
-
-    Attributes
-    ----------
-    rates : dict[int, tuple[float, ...]]
-        Which rates each client evaluates, from the largest on.
-    answers : dict[int, Answer]
-        The examples and the metrics of each client that answered.
+    Those that did not answer in time when they were to train are busy or gone, and are not waited for again. ``rates``
+    are those that each client evaluates, from the largest on.
     """
 
     def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int]) -> None:

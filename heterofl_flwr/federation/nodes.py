@@ -14,25 +14,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """What a client says of itself, and what the server lets it have.
+    """What a client says of itself, or None and 0 where it does not say, and what the server lets it have."""
 
-    Attributes
-    ----------
-    capacity
-        The largest rate it can hold, or None if it does not say.
-    limit
-        The largest rate that the server gives it, whatever it says.
-    partition, num_partitions
-        Which part of the data is its own, or None if it does not say.
-    num_examples
-        How many training examples it has; 0 if it does not say.
-    """
-
-    capacity: float | None = None
-    limit: float = 1.0
-    partition: int | None = None
+    capacity: float | None = None  # the largest rate it can hold
+    limit: float = 1.0  # the largest rate that the server gives it, whatever it says
+    partition: int | None = None  # which part of the data is its own
     num_partitions: int | None = None
-    num_examples: int = 0
+    num_examples: int = 0  # for training
 
     def __post_init__(self) -> None:
         if self.capacity is not None:
@@ -53,16 +41,11 @@ class Capability:
 
 
 class Nodes:
-    """The clients by node id. Their numbers are stable within a run: a client keeps what it got.
+    """The clients by node id, with two numbers that each keeps for a run.
 
-    Each client has two numbers. Its partition is its own word, where no other has said the same before; random draws
-    go by it. Its seat depends on names and on who is there, and never on what anybody says. Levels go by a client's own
-    word or by its seat, so that no client can change the level of another.
-
-    Attributes
-    ----------
-    seat_rates
-        The rate that goes with each client's seat, whatever the client says.
+    A client's partition is its own word, where no other has said the same before; random draws go by it. Its seat
+    depends on names and on who is there, and never on what anybody says. Levels go by a client's own word or by its
+    seat, so that no client can change the level of another; ``seat_rates`` has the rates of the seats.
     """
 
     def __init__(self) -> None:

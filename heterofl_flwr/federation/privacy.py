@@ -70,13 +70,7 @@ class Ledger(Protocol):
 
 
 class Spent:
-    """What a run has given away.
-
-    Parameters
-    ----------
-    privacy : Privacy
-        What protects it.
-    """
+    """What a run has given away."""
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy

@@ -214,19 +214,11 @@ class RoundCallback:
 
 
 class Tally:
-    """Counts rejected replies to instructions to train, by partition. Clients that fail or are late do not count.
-
-    Attributes
-    ----------
-    refused : Counter[int]
-        A client's rejected replies in the run.
-    in_a_row : Counter[int]
-        Those since its last good one.
-    """
+    """Counts rejected replies to instructions to train, by partition. Clients that fail or are late do not count."""
 
     def __init__(self, records: Iterable[RoundRecord] = ()) -> None:
-        self.refused: Counter[int] = Counter()
-        self.in_a_row: Counter[int] = Counter()
+        self.refused: Counter[int] = Counter()  # in the run
+        self.in_a_row: Counter[int] = Counter()  # since the last good reply
         for record in records:  # of rounds that are over, so that a run can go on from them
             for partition in record.refused:
                 self.refuse(partition)

@@ -70,17 +70,7 @@ class Slice:
 
 
 class Round:
-    """A round of training: opened for the clients that are there, then ``add`` or ``refuse`` for each, then ``close``.
-
-    Attributes
-    ----------
-    needed : int
-        How many good replies are waited for.
-    slices : dict[int, Slice]
-        What each sampled client trains, in the order in which replies are added.
-    answers : dict[int, Answer]
-        The examples and the metrics of each client whose reply was added.
-    """
+    """A round of training: opened for the clients that are there; ``add`` or ``refuse`` for each; then ``close``."""
 
     def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int], state: Mapping[str, Tensor]) -> None:
         self._engine, self._federation, self._options = engine, engine.federation, engine.options
@@ -88,12 +78,12 @@ class Round:
         engine.warn_of_few(len(node_ids))
         engine.silent = set()
         trainable = engine.trainable_nodes(node_ids)
-        self.needed = self._options.sampling.number(len(trainable), "train")
+        self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
         self._state = self._federation.check_state(state)
         self._step = self._options.privacy.step
         self._aggregator = self._open_aggregator()
-        self.slices: dict[int, Slice] = {}
-        self.answers: dict[int, Answer] = {}
+        self.slices: dict[int, Slice] = {}  # of each sampled client, in the order in which replies are added
+        self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self._lost = 0
         schedule = self._options.transfer.learning_rate
         learning_rate = schedule(server_round) if schedule else 0.0

@@ -68,15 +68,7 @@ class ExchangeKeywords(Keywords, total=False):
 
 
 class Exchange(HeteroFL):
-    """What strategies share whose clients answer ``train.publish`` and ``train.learn``.
-
-    Parameters
-    ----------
-    build, mix, **keywords
-        Those of ``HeteroFL``, and of ``SeedSet``.
-    classes : int
-        Number of classes, of which a posterior has an entry each.
-    """
+    """What strategies share whose clients answer ``train.publish`` and ``train.learn``."""
 
     _train_kind = messages.TRAIN_PUBLISH
 

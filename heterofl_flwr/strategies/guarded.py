@@ -133,13 +133,6 @@ class Guarded(Relay):
     A reply is fetched object by object, which never waits for an object that is not there yet. One that is too large,
     at first or when its chunks are put together, that cannot be read, or that says it is another node's, becomes an
     error reply.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's grid in a ServerApp that a SuperLink started.
-    largest_reply : LargestReply
-        How large each reply may be.
     """
 
     def __init__(self, grid: Grid, largest_reply: LargestReply) -> None:

@@ -36,7 +36,7 @@ from heterofl_flwr.training import TrainingJob, train_together
 from simulations.deployment import Processes, free_port
 from simulations.guard import MARK, marked
 from tests.classic import digits_clients
-from tests.classic.kept import Kept
+from tests.classic.digits_clients import Kept
 
 pytestmark = pytest.mark.simulation
 

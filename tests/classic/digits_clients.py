@@ -1,6 +1,5 @@
 """The sample app of the Message API as a ``NumPyClient``, and a server for it."""
 
-import torch
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Context
@@ -17,8 +16,7 @@ from heterofl_flwr.classic import (
     properties_of,
     submodel,
 )
-from heterofl_flwr.nn import class_mask, masked_cross_entropy
-from tests.federation.digits_app import build, shard
+from tests.federation.digits_app import PER_CLIENT, accuracies, build, fit, shard
 
 
 class Client(NumPyClient):
@@ -29,29 +27,27 @@ class Client(NumPyClient):
         return properties_of(self.own, moments=True)
 
     def fit(self, parameters, config):
-        images, targets = shard(self.own)
         if asks_for_moments(config):
-            return answer_moments(parameters, config, build, lambda: [images])
+            return answer_moments(parameters, config, build, lambda: [shard(self.own)[0]])
         model = submodel(parameters, config, build, seed_torch=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        mask = class_mask(targets.unique(), 10)
-        for _ in range(3):
-            for batch in torch.randperm(len(targets)).split(10):
-                optimizer.zero_grad()
-                loss = masked_cross_entropy(model(images[batch]), targets[batch], mask)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-        return parameters_of(model), len(targets), {"labels": labels_text(targets), "train-loss": loss.item()}
+        targets, loss = fit(model, self.own)
+        return parameters_of(model), len(targets), {"labels": labels_text(targets), "train-loss": loss}
 
     def evaluate(self, parameters, config):
-        images, targets = shard(self.own)
-        metrics = {}
-        for rate, model in models_to_evaluate(parameters, config, build):
-            with torch.inference_mode():
-                metrics[f"accuracy/{rate}"] = (model(images).argmax(1) == targets).float().mean().item()
-        accuracy = next(iter(metrics.values()))
-        return 1 - accuracy, len(targets), {**metrics, "local-accuracy": accuracy}
+        metrics = accuracies(models_to_evaluate(parameters, config, build), self.own)
+        return 1 - metrics["local-accuracy"], PER_CLIENT, metrics
+
+
+class Kept(HeteroFL):
+    """The strategy, which keeps what the server got last."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        self.last, metrics = super().aggregate_fit(server_round, results, failures)
+        return self.last, metrics
+
+    def aggregate_evaluate(self, server_round, results, failures):
+        self.loss, self.metrics = super().aggregate_evaluate(server_round, results, failures)
+        return self.loss, self.metrics
 
 
 def client_fn(context: Context):

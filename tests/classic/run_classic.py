@@ -14,8 +14,7 @@ from flwr.server import ServerConfig
 
 from heterofl_flwr import Evaluation
 from tests.classic import digits_clients
-from tests.classic.digits_clients import Client, build, client_fn
-from tests.classic.kept import Kept
+from tests.classic.digits_clients import Client, Kept, build, client_fn
 
 NODES = 3
 ROUNDS = 2

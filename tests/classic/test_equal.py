@@ -9,7 +9,7 @@ import heterofl_flwr
 from heterofl_flwr import Adam, Evaluation, LocalGrid
 from heterofl_flwr.classic import HeteroFL
 from tests.classic import digits_clients
-from tests.classic.kept import Kept
+from tests.classic.digits_clients import Kept
 from tests.federation import digits_app
 
 NODES = 6

@@ -1,12 +1,13 @@
 """A ClientApp as a user writes one: its own model, its own loop, three lines of ours."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from heterofl_flwr.client import answer_queries, models_to_evaluate, reply, submodel
 from heterofl_flwr.nn import CNN, class_mask, masked_cross_entropy
@@ -31,34 +32,40 @@ def shard(context: Context) -> tuple[Tensor, Tensor]:
     return images[first : first + PER_CLIENT], targets[first : first + PER_CLIENT]
 
 
-app = ClientApp()
-answer_queries(app, build, data=lambda context: [shard(context)])
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
+def fit(model: nn.Module, context: Context, epochs: int = 3) -> tuple[Tensor, float]:
+    """Train a model on the node's own data; return the classes of its examples and the last loss."""
     images, targets = shard(context)
-    model = submodel(message, build, seed_torch=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     mask = class_mask(targets.unique(), 10)
-    for _ in range(3):
+    for _ in range(epochs):
         for batch in torch.randperm(len(targets)).split(10):
             optimizer.zero_grad()
             loss = masked_cross_entropy(model(images[batch]), targets[batch], mask)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-    metrics = {"train-loss": loss.item()}
-    return reply(message, model, num_examples=len(targets), labels=targets.tolist(), metrics=metrics)
+    return targets, loss.item()
+
+
+def accuracies(models: Iterable[tuple[float, nn.Module]], context: Context) -> dict[str, float]:
+    """Return the accuracy of the model of each rate on the node's own data."""
+    images, targets = shard(context)
+    with torch.inference_mode():
+        found = {rate: (model.eval()(images).argmax(1) == targets).float().mean().item() for rate, model in models}
+    return {f"accuracy/{rate}": own for rate, own in found.items()} | {"local-accuracy": next(iter(found.values()))}
+
+
+app = ClientApp()
+answer_queries(app, build, data=lambda context: [shard(context)])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    model = submodel(message, build, seed_torch=True)
+    targets, loss = fit(model, context)
+    return reply(message, model, num_examples=len(targets), labels=targets.tolist(), metrics={"train-loss": loss})
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    images, targets = shard(context)
-    metrics = {}
-    for rate, model in models_to_evaluate(message, build):
-        with torch.inference_mode():
-            accuracy = (model.eval()(images).argmax(1) == targets).float().mean().item()
-        metrics[f"accuracy/{rate}"] = accuracy
-    metrics["local-accuracy"] = next(iter(metrics.values()))
-    return reply(message, num_examples=len(targets), metrics=metrics)
+    return reply(message, num_examples=PER_CLIENT, metrics=accuracies(models_to_evaluate(message, build), context))

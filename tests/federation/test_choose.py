@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr import HeteroFL, Windowed
+from heterofl_flwr import Windowed
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import from_flat
-from tests.federation.tiny import build, equal, play
+from tests.federation.tiny import equal, play
 
 RULES = ("rolling", "random-level", "random-client")
 
@@ -70,11 +69,6 @@ def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
     exact, found = run("random-client")[2], run("random-client", upload=upload)[2]
     for name, tensor in exact.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-2)
-
-
-def test_a_rule_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="slice_rule is 'random', expected one of prefix, rolling, random-level"):
-        HeteroFL(build, slice_rule="random")
 
 
 def test_it_is_a_setting():

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from heterofl_flwr import Evaluation, messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import reply
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from tests.federation.tiny import Watched
 
@@ -109,19 +109,6 @@ def test_a_client_alone_learns_without_peers():
     peers = message.content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
     assert peers.shape == (0, BATCH, CLASSES)
     assert strategy.log.train["peers"] == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [
-        ({"classes": 1}, "classes is 1, expected 2 or more"),
-        ({"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
-        ({"classes": 3, "temperature": 0}, "temperature is 0, expected a number above 0"),
-    ],
-)
-def test_invalid_options_are_refused(options, fault):
-    with pytest.raises(ConfigError, match=fault):
-        FedH2L(**options)
 
 
 def test_options_about_parameters_are_unknown():

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Sampling
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.strategies.keywords import GROUPS, Keywords, RecordOptions
 from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app
 
@@ -139,21 +139,6 @@ def test_replies_are_read_under_any_name_of_their_records():
     with LocalGrid(make_app(train), 4) as grid:
         strategy.start(grid, num_rounds=1)
     assert strategy.log.failures == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [
-        ({"arrayrecord_key": "moments"}, "arrayrecord_key is 'moments', expected a name other than arrays, "),
-        ({"configrecord_key": "arrays"}, "configrecord_key is 'arrays', expected a name other than"),
-        ({"arrayrecord_key": "x", "configrecord_key": "x"}, "expected another name than arrayrecord_key"),
-        ({"weighted_by_key": ""}, "weighted_by_key is '', expected a name"),
-        ({"min_train_nodes": -1}, "min_train_nodes is -1, expected a whole number from 0 up"),
-    ],
-)
-def test_what_cannot_be_is_refused(options, fault):
-    with pytest.raises(ConfigError, match=fault):
-        HeteroFL(build, **options)
 
 
 def test_options_may_be_given_in_groups_or_alone():

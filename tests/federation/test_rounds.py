@@ -231,21 +231,6 @@ def test_a_global_rate_below_one_is_the_mixs_largest():
     assert (config["rate"], config["global-rate"]) == (0.25, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"fraction_train": 0.0}, "fraction_train is 0.0"),
-        ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
-        ({"server_momentum": 1.0}, "server_momentum is 1.0"),
-        ({"assignment": "random"}, "assignment is 'random'"),
-        ({"mix": "a1-z1"}, "'z' is no level"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(options, named):
-    with pytest.raises(ConfigError, match=named):
-        HeteroFL(build, **options)
-
-
 @pytest.mark.parametrize("first_round", [0, 5])
 def test_a_first_round_out_of_range_is_refused(first_round):
     with LocalGrid(make_app(), 2) as grid, pytest.raises(ConfigError, match=f"first_round is {first_round}"):

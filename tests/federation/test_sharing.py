@@ -172,8 +172,3 @@ def test_weighted_by_examples_it_is_flower_s_own_fedavg(caplog):
     with LocalGrid(make_app(weigh), NODES) as grid:
         other = equal.start(grid, ArrayRecord(start), num_rounds=3).arrays.to_torch_state_dict()
     assert any((other[name] - tensor).abs().max() > 1e-3 for name, tensor in expected.items())
-
-
-def test_another_weight_is_refused():
-    with pytest.raises(ConfigError, match="weights is 'size', expected one of equal, examples"):
-        HeteroFL(build, weights="size")

@@ -10,7 +10,7 @@ from flwr.clientapp.mod import LocalDpMod
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.client import answer_queries, reply, submodel
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.errors import RoundError
 from tests.federation import digits_app
 from tests.federation.tiny import (
     NEVER,
@@ -61,11 +61,6 @@ def test_the_server_says_in_its_instructions_to_train_what_it_wants():
         asked = [message.content["config"].get("upload") for message in grid.of("train")]
         assert asked == [None if upload == "float32" else upload] * 2
         assert not any("upload" in message.content["config"] for message in grid.of("evaluate"))
-
-
-def test_a_form_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="upload is 'int4', expected one of float32, float16, int8"):
-        HeteroFL(build, upload="int4")
 
 
 def test_the_summary_names_the_form(caplog):
