@@ -22,7 +22,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.records import State
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.runs.checkpoint import pack
-from heterofl_flwr.runs.files import client_state_path, client_states, remove, write_atomic
+from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.capacity import Trial
 
@@ -51,7 +51,7 @@ def read_own_state(context: Context, partition: int, before: int) -> State | Non
     if folder is None:
         record = context.state.get(_RECORD)
         return messages.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
-    paths = [path for number, path in client_states(folder).items() if number < before]
+    paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < before]
     if not paths:
         return None
     try:
@@ -69,9 +69,9 @@ def keep_own_state(context: Context, partition: int, server_round: int, state: d
     if folder is None:
         context.state[_RECORD] = ArrayRecord(dict(state))
         return
-    write_atomic(client_state_path(folder, server_round), pack(state))
+    write_atomic(folder / CLIENT_STATES.replace("*", f"{server_round:06d}"), pack(state))
     safe = ((server_round - 1) // every - 1) * every  # the last checkpoint but one
-    old = [path for number, path in client_states(folder).items() if number <= safe]
+    old = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number <= safe]
     for path in old[:-1]:
         remove(path)
 

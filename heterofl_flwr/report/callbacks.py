@@ -1,18 +1,15 @@
 """Callbacks of a run: early stopping, and curves for experiment trackers, which are installed on demand."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.metrics import is_better, mode_of, scalars
 from heterofl_flwr.settings import flatten
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +48,9 @@ class EarlyStopping(RoundCallback):
         if patience is not None and patience < 1:
             raise ConfigError(f"early stopping: a patience of {patience} is not usable; expected 1 or more")
         self._metric, self._patience, self._target = metric, patience, target
-        self._mode = mode or mode_of(metric)
-        self._history = history
+        self._mode, self._history = mode or mode_of(metric), history
         self._best: float | None = None
-        self._waited = 0
-        self._warned = False
+        self._waited, self._warned = 0, False
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Count the evaluations before the first round."""
@@ -69,24 +64,39 @@ class EarlyStopping(RoundCallback):
         return self._stops_after(progress.record)
 
     def _stops_after(self, record: RoundRecord) -> bool:
+        value, target = record.evaluate.get(self._metric), self._target
+        if value is None and record.evaluate and not self._warned:
+            log.warning("early stopping waits for %s; evaluation gives %s", self._metric, ", ".join(record.evaluate))
+            self._warned = True
         value = record.comparable.get(self._metric)
-        if self._metric in record.partial:
-            return False  # from so few clients, it is neither a gain nor a lack of one
         if value is None:
-            if record.evaluate and not self._warned:
-                given = ", ".join(record.evaluate)
-                log.warning("early stopping waits for %s; evaluation gives %s", self._metric, given)
-                self._warned = True
-            return False
+            return False  # or it is from so few clients that it is neither a gain nor a lack of one
         if is_better(value, self._best, self._mode):
             self._best, self._waited = value, 0
         else:
             self._waited += 1
-        reached = self._target is not None and (value == self._target or is_better(value, self._target, self._mode))
+        reached = target is not None and (value == target or is_better(value, target, self._mode))
         return reached or (self._patience is not None and self._waited >= self._patience)
 
 
-class TensorBoard(RoundCallback):
+class _Tracker(RoundCallback):
+    """Sends every number of every round to what ``on_start`` opens and puts into ``_log`` and ``_close``."""
+
+    _log: Callable[..., object]
+    _close: Callable[[], object] | None = None
+
+    def on_round_end(self, progress: Progress) -> bool:
+        """Send one round."""
+        self._log(scalars(progress.record), step=progress.record.server_round)
+        return False
+
+    def on_end(self, state: State) -> None:
+        """Close the run there."""
+        if self._close:
+            self._close()
+
+
+class TensorBoard(_Tracker):
     """Writes every number of every round into the run's ``events`` folder.
 
     When a run goes on from a checkpoint, TensorBoard drops the rounds that are run again.
@@ -94,29 +104,22 @@ class TensorBoard(RoundCallback):
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open a new file of events."""
         from torch.utils.tensorboard import SummaryWriter  # here, as it is slow and may load TensorFlow
 
-        self._writer = SummaryWriter(str(self._folder.events), purge_step=first_round if first_round > 1 else None)
+        writer = SummaryWriter(str(self._folder.events), purge_step=first_round if first_round > 1 else None)
 
-    def on_round_end(self, progress: Progress) -> bool:
-        """Write one round."""
-        if self._writer:
-            for name, value in scalars(progress.record).items():
-                self._writer.add_scalar(name, value, progress.record.server_round)
-            self._writer.flush()
-        return False
+        def log_scalars(numbers: Mapping[str, float], step: int) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
 
-    def on_end(self, state: State) -> None:
-        """Close the file."""
-        if self._writer:
-            self._writer.close()
+        self._log, self._close = log_scalars, writer.close
 
 
-class WandB(RoundCallback):
+class WandB(_Tracker):
     """Sends every number of every round to Weights & Biases.
 
     Parameters
@@ -143,23 +146,14 @@ class WandB(RoundCallback):
         self._arguments = {"project": project, "config": flatten(settings or {}), **(options or {})}
         if run_id:
             self._arguments |= {"id": run_id, "resume": "allow"}
-        self._run: Any = None
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open the run there."""
-        self._run = self._module.init(**self._arguments)
-
-    def on_round_end(self, progress: Progress) -> bool:
-        """Send one round."""
-        self._run.log(scalars(progress.record), step=progress.record.server_round)
-        return False
-
-    def on_end(self, state: State) -> None:
-        """Close the run there."""
-        self._run.finish()
+        run = self._module.init(**self._arguments)
+        self._log, self._close = run.log, run.finish
 
 
-class MLflow(RoundCallback):
+class MLflow(_Tracker):
     """Sends every number of every round to MLflow.
 
     Parameters
@@ -194,15 +188,7 @@ class MLflow(RoundCallback):
         self._module.start_run(**self._options)
         if first_round == 1:  # a run that goes on has its parameters, and MLflow lets no one change them
             self._module.log_params(self._settings)
-
-    def on_round_end(self, progress: Progress) -> bool:
-        """Send one round."""
-        self._module.log_metrics(scalars(progress.record), step=progress.record.server_round)
-        return False
-
-    def on_end(self, state: State) -> None:
-        """Close the run there."""
-        self._module.end_run()
+        self._log, self._close = self._module.log_metrics, self._module.end_run
 
 
 def _load(name: str) -> Any:

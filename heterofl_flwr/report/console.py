@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from flwr.app import ConfigRecord, Message
@@ -18,12 +18,8 @@ from heterofl_flwr.messages import CONFIG, RATE
 from heterofl_flwr.runs.metrics import KINDS, SCOPES, families, headline_kind, pick_metric
 
 BAR = 8
-WIDTH = 80
-"""A round is one line of at most so many characters; what does not fit is in the history."""
-
-PAUSE = 0.1
-"""Seconds between two counts of the replies on the terminal."""
-
+WIDTH = 80  # a round is one line of at most so many characters; what does not fit is in the history
+PAUSE = 0.1  # seconds between two counts of the replies on the terminal
 ACTIVITIES = {"train": "training", "evaluate": "evaluating"}
 
 
@@ -45,14 +41,11 @@ class Console(RoundCallback):
     def __init__(self, console: rich_console.Console | None = None) -> None:
         self._console = console or rich_console.Console(highlight=False)
         self._plain = not self._console.is_terminal or self._console.is_dumb_terminal
-        # The mean of the last rounds: evaluation makes single ones long.
-        self._recent: deque[float] = deque(maxlen=10)
-        self._is_first = True
+        self._seconds: list[float] = []  # of each round so far
         self._round = 1
         self._lock = threading.Lock()
-        self._levels: dict[int, str] = {}  # by node, of those that have not answered
-        self._asked: Counter[str] = Counter()
-        self._answered: Counter[str] = Counter()
+        self._levels: dict[int, str] = {}  # of the nodes that were sent a message
+        self._answered: set[int] = set()
         self._activity = ""
         self._shown = 0.0
 
@@ -68,11 +61,10 @@ class Console(RoundCallback):
             return
         with self._lock:
             self._levels = {message.metadata.dst_node_id: _level(message) for message in messages}
-            self._asked, self._answered = Counter(self._levels.values()), Counter()
+            self._answered = set()
             kind = next((message.metadata.message_type for message in messages), "")
-            self._activity = ACTIVITIES.get(
-                kind.partition(".")[0], kind.rpartition(".")[2]
-            )  # ``query.moments``: moments
+            # Of ``query.moments``: moments.
+            self._activity = ACTIVITIES.get(kind.partition(".")[0], kind.rpartition(".")[2])
             self._shown = 0.0
             self._show_count()
 
@@ -81,9 +73,8 @@ class Console(RoundCallback):
         if self._plain:
             return
         with self._lock:
-            level = self._levels.pop(reply.metadata.src_node_id, None)
-            if level is not None:
-                self._answered[level] += 1
+            if reply.metadata.src_node_id in self._levels:
+                self._answered.add(reply.metadata.src_node_id)
                 self._show_count()
 
     def on_replies_end(self) -> None:
@@ -94,12 +85,11 @@ class Console(RoundCallback):
     def on_round_end(self, progress: Progress) -> bool:
         """Print one round."""
         record, num_rounds = progress.record, progress.num_rounds
-        if not self._is_first:  # the first one has to start much that the others find there
-            self._recent.append(record.seconds)
-        self._is_first = False
+        self._seconds.append(record.seconds)
         self._round = record.server_round + 1
-        rounds = num_rounds - record.server_round
-        left = rounds * sum(self._recent) / len(self._recent) if self._recent else None
+        # The mean of several, as evaluation makes single rounds long; the first one has to start what the others find.
+        recent = self._seconds[1:][-10:]
+        left = (num_rounds - record.server_round) * sum(recent) / len(recent) if recent else None
         if self._plain:
             self._print(plain_line(record, num_rounds, left))
         else:
@@ -127,11 +117,12 @@ class Console(RoundCallback):
     def _show_count(self) -> None:
         """Show how many have answered; not too often."""
         now = time.monotonic()
-        if now - self._shown < PAUSE and self._levels:
+        if now - self._shown < PAUSE and len(self._answered) < len(self._levels):
             return
         self._shown = now
-        levels = [f"{level} {self._answered[level]}/{asked}" for level, asked in sorted(self._asked.items()) if level]
-        count = f"{self._answered.total()} of {self._asked.total()} clients"
+        asked, answered = Counter(self._levels.values()), Counter(self._levels[node] for node in self._answered)
+        levels = [f"{level} {answered[level]}/{number}" for level, number in sorted(asked.items()) if level]
+        count = f"{len(self._answered)} of {len(self._levels)} clients"
         line = Text("  ".join([f"round {self._round}: {self._activity}", count, *levels]), "dim")
         line.truncate(min(self._console.width, WIDTH) - 1)
         self._console.control(Control((ControlType.ERASE_IN_LINE, 2)))

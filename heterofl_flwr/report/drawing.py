@@ -2,29 +2,25 @@
 
 import io
 import re
-from collections.abc import Mapping
 from html import escape
-from types import MappingProxyType
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "paper": ("#ffffff", "#14171c"),
-        "card": ("#f5f7fa", "#1d2128"),
-        "ink": ("#1c2330", "#e8ebf0"),
-        "muted": ("#5b6675", "#a2acba"),
-        "grid": ("#dde2e9", "#333a45"),
-        "blue": ("#3d5bd9", "#8ea2ff"),
-        "teal": ("#0b8794", "#4cc7d3"),
-        "green": ("#3f8f3a", "#7fcf76"),
-        "amber": ("#b97a00", "#e6b04d"),
-        "red": ("#c8444f", "#f08a8f"),
-        "violet": ("#8a4fbf", "#c39af0"),
-    }
-)
+COLOURS = {
+    "paper": ("#ffffff", "#14171c"),
+    "card": ("#f5f7fa", "#1d2128"),
+    "ink": ("#1c2330", "#e8ebf0"),
+    "muted": ("#5b6675", "#a2acba"),
+    "grid": ("#dde2e9", "#333a45"),
+    "blue": ("#3d5bd9", "#8ea2ff"),
+    "teal": ("#0b8794", "#4cc7d3"),
+    "green": ("#3f8f3a", "#7fcf76"),
+    "amber": ("#b97a00", "#e6b04d"),
+    "red": ("#c8444f", "#f08a8f"),
+    "violet": ("#8a4fbf", "#c39af0"),
+}
 """Each colour on light and on dark ground."""
 
 SERIES = ("blue", "teal", "green", "amber", "red", "violet")
@@ -93,17 +89,7 @@ def to_svg_file(figure: Figure, name: str, *, transparent: bool = False) -> byte
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Return the figure as an SVG element.
-
-    Parameters
-    ----------
-    figure : Figure
-        The figure.
-    name : str
-        Put before every id, as ids must be unique on a page.
-    label : str
-        What the figure shows, for those who cannot see it.
-    """
+    """Return the figure as an element of a page, with ids that begin with its name, and a label for screen readers."""
     svg = to_svg_file(figure, name, transparent=True).decode()
     svg = svg[svg.index("<svg") :]
     # A style element would hold for the whole page.

@@ -1,9 +1,9 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import ListedColormap, to_rgb
@@ -18,20 +18,56 @@ from heterofl_flwr.runs import Deal, ModelCosts
 from heterofl_flwr.runs.metrics import SCOPES, families, headline_kind, pick_metric, points
 
 Points = tuple[Sequence[float], Sequence[float]]
-Style = tuple[int, float]
-"""The number of a series' colour, and the width of its line."""
+Label = Callable[[float], str]
+Style = tuple[int, float]  # the number of a series' colour, and the width of its line
 
+# Lines of equal values lie on one another, so each is narrower than the one below it.
 SCOPE_STYLES: Sequence[Style] = ((0, 3.6), (1, 1.8), (4, 1.0))
-"""Lines of equal values lie on one another, so each is narrower than the one below it."""
-
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 PERCENT = PercentFormatter(1.0, 0, " %")
-FEW = 30
-"""With fewer points than this, each is marked."""
+FEW = 30  # with fewer points than this, each is marked
+
+TEXTS = {
+    "learning-curves": (
+        "Learning curves",
+        "Global: the full model on the whole test set. Local: the full model on each client's own test data, "
+        "limited to its classes. Worst: the client with the lowest value.",
+    ),
+    "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
+    "families": ("{kind} by family", "The full model of each family, as the global one of the learning curves."),
+    "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
+    "bytes": (
+        "Bytes sent",
+        "Both ways, summed over rounds, beside FedAvg with the full-size model on the same clients.",
+    ),
+    "for-bytes": ("{kind} for bytes", "What each byte bought: the metric over all that was sent by then."),
+    "for-time": (
+        "{kind} over simulated time",
+        "Training as long as it would take on the simulated devices; evaluation takes no time.",
+    ),
+    "for-energy": (
+        "{kind} for energy, an estimate",
+        "What training would cost all simulated devices together by their profiles, wasted work included.",
+    ),
+    "multiplications": (
+        "Multiplications",
+        "Per client and sample, as a share of what the full-size model needs; dashed: the mean.",
+    ),
+    "trained": (
+        "How often each share of the parameters was trained",
+        "Smaller models are nested in larger ones. Each bar is a part of the global model: who holds it, how large "
+        "it is, and the mean share of a round's clients that trained it.",
+    ),
+    "time": ("Time a round", "Wall-clock time, evaluation included."),
+    "deal": (
+        "Who has which classes",
+        "Training examples of each class (up) at each client (across); the fullest entry has {most}.",
+    ),
+}
+"""For each figure, in the order of the page: its title, and a sentence that says how to read it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
+class Drawing(NamedTuple):
     """A figure with its file name, its title and a sentence that says how to read it."""
 
     name: str
@@ -43,81 +79,31 @@ class Drawing:
 def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Deal | None = None) -> list[Drawing]:
     """Return every figure for which the records, or the classes of the clients, hold something."""
     kind = headline_kind(records)
-    title = kind.capitalize()
+    rounds = [record.server_round for record in records]
     sent = list(accumulate(summary.bytes_sent(records)))
     joules = list(accumulate(record.joules for record in records))
     seconds = list(accumulate(record.simulated_seconds for record in records))
-    unit, unit_name = next((own for own in TIMES if seconds and seconds[-1] >= 2 * own[0]), TIMES[-1])
-    levels = [(own, summary.level_points(records, own, kind)) for own in summary.levels(records, costs).values()]
-    own = [(name, _evaluated(records, metric)) for name, metric in families(records, kind).items()]
-    most = max(map(max, deal.train)) if deal else 0
-    figures = (
-        (
-            "learning-curves",
-            "Learning curves",
-            "Global: the full model on the whole test set. Local: the full model on each client's own test data, "
-            "limited to its classes. Worst: the client with the lowest value.",
-            _draw_scopes(records, kind, [record.server_round for record in records], "round"),
-        ),
-        ("levels", f"{title} by level", "Each level's own model, cut from the global one.", _draw_curves(levels, kind)),
-        (
-            "families",
-            f"{title} by family",
-            "The full model of each family, as the global one of the learning curves.",
-            _draw_curves(own, kind),
-        ),
-        ("loss", "Training loss", "Mean over the round's clients, weighted by samples.", _draw_losses(records)),
-        (
-            "bytes",
-            "Bytes sent",
-            "Both ways, summed over rounds, beside FedAvg with the full-size model on the same clients.",
-            _draw_bytes(records, costs, sent),
-        ),
-        (
-            "for-bytes",
-            f"{title} for bytes",
-            "What each byte bought: the metric over all that was sent by then.",
-            _draw_scopes(records, kind, sent, "sent in total", formatting.size),
-        ),
-        (
-            "for-time",
-            f"{title} over simulated time",
-            "Training as long as it would take on the simulated devices; evaluation takes no time.",
-            _draw_scopes(records, kind, [own / unit for own in seconds], f"simulated {unit_name}"),
-        ),
-        (
-            "for-energy",
-            f"{title} for energy, an estimate",
-            "What training would cost all simulated devices together by their profiles, wasted work included.",
-            _draw_scopes(records, kind, joules, "estimated energy", formatting.energy),
-        ),
-        (
-            "multiplications",
-            "Multiplications",
-            "Per client and sample, as a share of what the full-size model needs; dashed: the mean.",
-            _draw_multiplications(records, costs),
-        ),
-        (
-            "trained",
-            "How often each share of the parameters was trained",
-            "Smaller models are nested in larger ones. Each bar is a part of the global model: who holds it, how large "
-            "it is, and the mean share of a round's clients that trained it.",
-            _draw_shells(records, costs),
-        ),
-        (
-            "time",
-            "Time a round",
-            "Wall-clock time, evaluation included.",
-            _draw_curves([("", points(records, lambda record: record.seconds))], "seconds"),
-        ),
-        (
-            "deal",
-            "Who has which classes",
-            f"Training examples of each class (up) at each client (across); the fullest entry has {most}.",
-            draw_deal(deal.train) if deal else None,
-        ),
-    )
-    return [Drawing(name, title, caption, figure) for name, title, caption, figure in figures if figure]
+    unit, unit_name = next((time for time in TIMES if seconds and seconds[-1] >= 2 * time[0]), TIMES[-1])
+    times = [total / unit for total in seconds]
+    levels = [(level, summary.level_points(records, level, kind)) for level in summary.levels(records, costs).values()]
+    by_family = [(name, _evaluated(records, metric)) for name, metric in families(records, kind).items()]
+    found = {
+        "learning-curves": _draw_scopes(records, kind, rounds, "round"),
+        "levels": _draw_curves(levels, kind),
+        "families": _draw_curves(by_family, kind),
+        "loss": _draw_losses(records),
+        "bytes": _draw_bytes(records, costs, sent),
+        "for-bytes": _draw_scopes(records, kind, sent, "sent in total", formatting.size),
+        "for-time": _draw_scopes(records, kind, times, f"simulated {unit_name}"),
+        "for-energy": _draw_scopes(records, kind, joules, "estimated energy", formatting.energy),
+        "multiplications": _draw_multiplications(records, costs),
+        "trained": _draw_shells(records, costs),
+        "time": _draw_curves([("", (rounds, [record.seconds for record in records]))], "seconds"),
+        "deal": draw_deal(deal.train) if deal else None,
+    }
+    words = {"kind": kind.capitalize(), "most": max(map(max, deal.train)) if deal else 0}
+    texts = {name: [text.format(**words) for text in pair] for name, pair in TEXTS.items()}
+    return [Drawing(name, *texts[name], figure) for name, figure in found.items() if figure]
 
 
 def _evaluated(records: Sequence[RoundRecord], name: str) -> Points:
@@ -125,45 +111,37 @@ def _evaluated(records: Sequence[RoundRecord], name: str) -> Points:
 
 
 def _draw_scopes(
-    records: Sequence[RoundRecord],
-    kind: str,
-    spent: Sequence[float],
-    xlabel: str,
-    label: Callable[[float], str] | None = None,
+    records: Sequence[RoundRecord], kind: str, spent: Sequence[float], xlabel: str, label: Label | None = None
 ) -> Figure | None:
     """Draw the metric of each scope over what was spent by then; ``label`` writes the ticks."""
-    if not any(spent):
-        return None
-    spent_by = {float(record.server_round): own for record, own in zip(records, spent, strict=True)}
-    curves = []
-    for scope in SCOPES:
-        rounds, values = _evaluated(records, f"{scope}-{kind}")
-        curves.append((scope, ([spent_by[number] for number in rounds], values)))
+    spent_by = {record.server_round: total for record, total in zip(records, spent, strict=True)}
+    values = {scope: _evaluated(records, f"{scope}-{kind}") for scope in SCOPES if any(spent)}
+    curves = [(scope, ([spent_by[number] for number in rounds], own)) for scope, (rounds, own) in values.items()]
     figure = _draw_curves(curves, kind, SCOPE_STYLES, xlabel)
     if figure and label:
         figure.axes[0].xaxis.set_major_formatter(_ticks(label))
     return figure
 
 
-def _ticks(label: Callable[[float], str]) -> FuncFormatter:
+def _ticks(label: Label) -> FuncFormatter:
     return FuncFormatter(lambda value, _: formatting.tick(label(value)))
 
 
 def _draw_losses(records: Sequence[RoundRecord]) -> Figure | None:
-    def losses(level: str) -> Points:
-        return points(records, lambda record: pick_metric(record.train_by_level.get(level, {}), "loss"))
-
-    levels = sorted({level for record in records for level in record.train_by_level})
-    together = points(records, lambda record: pick_metric(record.train, "loss"))
-    return _draw_curves([(level, losses(level)) for level in levels] or [("all clients", together)], "loss")
+    by_level = {
+        level: points(records, lambda record, level=level: pick_metric(record.train_by_level.get(level, {}), "loss"))
+        for level in sorted({level for record in records for level in record.train_by_level})
+    }
+    together = {"all clients": points(records, lambda record: pick_metric(record.train, "loss"))}
+    return _draw_curves(list((by_level or together).items()), "loss")
 
 
 def _draw_curves(
-    curves: Iterable[tuple[str, Points]],
+    curves: Sequence[tuple[str, Points]],
     ylabel: str,
     styles: Sequence[Style] = (),
     xlabel: str = "round",
-    label: Callable[[float], str] | None = None,
+    label: Label | None = None,
 ) -> Figure | None:
     """Draw values over rounds, or over what was spent; None where there are no values. ``label`` writes the ticks."""
     figure, axes = new_axes(xlabel, ylabel)
@@ -222,9 +200,8 @@ def _draw_shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Fi
     if not shells:
         return None
     figure, axes = new_axes("share of a round's clients that trained it", "")
-    bars = axes.barh(range(len(shells)), [shell.held for shell in shells], height=0.62)
-    for number, bar in enumerate(bars):
-        bar.set_facecolor(series(number)[0])
+    colours = [series(number)[0] for number in range(len(shells))]
+    bars = axes.barh(range(len(shells)), [shell.held for shell in shells], height=0.62, color=colours)
     labels = [formatting.percent(shell.held, 0) for shell in shells]
     ground = {"facecolor": light("paper"), "edgecolor": "none", "pad": 0.5}  # hides the line at 100 % behind a label
     axes.bar_label(bars, labels, padding=3, fontsize=SMALL, color=light("ink"), bbox=ground)

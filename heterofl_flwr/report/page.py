@@ -1,7 +1,8 @@
 """The report of a run: one HTML page that needs no network and runs no script."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -145,11 +146,10 @@ footer{margin-top:3rem;padding-bottom:2.5rem;padding-top:1rem}
 _ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 Card = tuple[str, str, str]
-Table = tuple[str, str, summary.Cells, str]
-"""A table with its title, its look, and a note below it."""
+Table = tuple[str, str, summary.Cells, str]  # a table with its title, its look, and a note below it
 
+# The facts of ``about`` that have a place of their own on the page.
 ELSEWHERE = ("command", "title", "starts", "finished", "versions", "num_rounds")
-"""The facts of ``about`` that have a place of their own on the page."""
 
 
 def write_report(folder: RunFolder | str | Path) -> Path:
@@ -160,10 +160,12 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     about, records, costs = folder.about(), folder.history(), folder.costs()
     drawings = draw_run(records, costs, folder.deal())
+    done, planned = records[-1].server_round if records else 0, about.get("num_rounds")
+    rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
     page = _ENVIRONMENT.from_string(TEMPLATE).render(
         title=str(about.get("title") or folder.path.resolve().name),
         colours=COLOURS,
-        status=_status(about, records),
+        status=" · ".join([*_dates(about)[:1], rounds, *([] if about.get("finished") else ["not finished"])]),
         cards=list(_cards(records, costs)),
         figures=[(own, Markup(to_svg(own.figure, own.name, own.title))) for own in drawings],  # noqa: S704
         tables=list(_tables(about, folder.settings(), records, costs)),
@@ -176,21 +178,13 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     return folder.report
 
 
-def _status(about: Mapping[str, object], records: Sequence[RoundRecord]) -> str:
-    done = records[-1].server_round if records else 0
-    planned = about.get("num_rounds")
-    rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
-    return " · ".join([*_dates(about)[:1], rounds, *([] if about.get("finished") else ["not finished"])])
-
-
 def _cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator[Card]:
     kind = headline_kind(records)
     by_name = {score.name: score for score in scores(records)}
-    for found in (by_name.get(f"{scope}-{kind}") for scope in SCOPES):
-        if found:
-            best = f"best {formatting.score(kind, found.best)} in round {found.best_round}"
-            value = summary.marked(formatting.score(kind, found.final), found.partial)
-            yield found.name.replace("-", " "), value, best if found.best_round else "no best"
+    for score in filter(None, (by_name.get(f"{scope}-{kind}") for scope in SCOPES)):
+        best = f"best {formatting.score(kind, score.best)} in round {score.best_round}"
+        value = summary.marked(formatting.score(kind, score.final), score.partial)
+        yield score.name.replace("-", " "), value, best if score.best_round else "no best"
     sent = formatting.size(sum(summary.bytes_sent(records)))
     if saved := summary.savings(records, costs):
         note = f"{sent}; FedAvg: {formatting.size(saved.bytes_full)}"
@@ -204,23 +198,16 @@ def _cards(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Iterator
     yield "clients", str(len(clients)), f"{asked / rounds:.4g} a round"
     yield "failures", str(sum(len(record.failures) for record in records)), f"of {asked} requests"
     yield "run time", formatting.duration(seconds), f"{formatting.duration(seconds / rounds)} a round"
-    if devices := summary.on_devices(records):
-        best = f"best {devices.metric} after {formatting.duration(devices.best_seconds)}"
-        yield (
-            "time on devices, simulated",
-            formatting.duration(devices.seconds),
-            best if devices.metric else "of training",
-        )
-        yield "energy, an estimate", formatting.energy(devices.joules), "of all simulated devices, for training"
+    if found := summary.on_devices(records):
+        best = f"best {found.metric} after {formatting.duration(found.best_seconds)}" if found.metric else "of training"
+        yield "time on devices, simulated", formatting.duration(found.seconds), best
+        yield "energy, an estimate", formatting.energy(found.joules), "of all simulated devices, for training"
     if records and (privacy := records[-1].privacy):
         yield "epsilon", f"{privacy['epsilon']:.3g}", f"at delta {privacy['delta']:g}, of each client"
 
 
 def _tables(
-    about: Mapping[str, object],
-    settings: Mapping[str, object],
-    records: Sequence[RoundRecord],
-    costs: ModelCosts | None,
+    about: Mapping[str, Any], settings: Mapping[str, object], records: Sequence[RoundRecord], costs: ModelCosts | None
 ) -> Iterator[Table]:
     note = "MACs: multiplications of one forward pass. Clients: share of all that were asked. Bytes: sent both ways."
     yield "Levels", "numbers", summary.level_cells(records, costs), note
@@ -239,30 +226,25 @@ def _tables(
     ]
     note = "" if failures else "No client failed."
     yield "Failures", "reasons", (("reason", "times", "rounds", "clients"), failures), note
-    versions = about.get("versions")
-    known = {
+    facts = {
         "started": ", resumed ".join(_dates(about)),
         "finished": _date(about["finished"]) if about.get("finished") else "no",
-        "versions": ", ".join(f"{name} {own}" for name, own in versions.items()) if isinstance(versions, dict) else "",
+        "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
     }
-    more = {name: own for name, own in flatten(about).items() if name.split(".")[0] not in ELSEWHERE}
-    yield "How it was run", "facts", (("fact", "value"), _facts({**known, **more}.items())), ""
-    rows = _facts(sorted(flatten(settings).items()))
+    facts |= {name: value for name, value in flatten(about).items() if name.split(".")[0] not in ELSEWHERE}
+    yield "How it was run", "facts", (("fact", "value"), [(name, _shown(value)) for name, value in facts.items()]), ""
+    rows = [(name, _shown(value)) for name, value in sorted(flatten(settings).items())]
     yield "Settings", "settings", (("setting", "value"), rows), "" if rows else "None were recorded."
 
 
-def _facts(facts: Iterable[tuple[str, object]]) -> list[Sequence[str]]:
-    def shown(value: object) -> str:
-        if isinstance(value, list):
-            return ", ".join(map(shown, value))
-        return value if isinstance(value, str) else to_json(value)
-
-    return [(name, shown(value)) for name, value in facts]
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return value if isinstance(value, str) else to_json(value)
 
 
-def _dates(about: Mapping[str, object]) -> list[str]:
-    starts = about.get("starts")
-    return [_date(start) for start in starts] if isinstance(starts, list) else []
+def _dates(about: Mapping[str, Any]) -> list[str]:
+    return [_date(start) for start in about.get("starts", [])]
 
 
 def _date(value: object) -> str:

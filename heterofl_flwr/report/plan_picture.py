@@ -9,22 +9,20 @@ import torch
 from matplotlib.axes import Axes as Place
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecBase
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import nn
 
-from heterofl_flwr.core.axes import Axis
+from heterofl_flwr.core.axes import Axis, positions
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.drawing import SMALL, light
 
 Counts = NDArray[np.int64]
-Matrix = tuple[Axis, Axis]
-"""The first two axes of a weight: outputs and inputs."""
+Matrix = tuple[Axis, Axis]  # the first two axes of a weight: outputs and inputs
 
-_NONE, _HELD = "#f1f3f6", "#7d92e6"
+_SLICE = ListedColormap(["#f1f3f6", "#7d92e6"])
 _PALE, _DEEP = "#dfe6fb", "#2b43ab"
 
 
@@ -51,7 +49,13 @@ def draw_plans(build: Callable[[float], nn.Module], rates: Sequence[float], para
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     halves = figure.add_gridspec(1, 2, width_ratios=(1.15, 1))
     across = math.ceil(math.sqrt(len(slices)))
-    _draw_slices(figure, halves[0, 0].subgridspec(math.ceil(len(slices) / across), across), slices, clients)
+    grid = halves[0, 0].subgridspec(math.ceil(len(slices) / across), across)
+    for number, (rate, (row, column)) in enumerate(slices.items()):
+        place = figure.add_subplot(grid[divmod(number, across)])
+        held = count_holders({rate: (row, column)}, {rate: 1})
+        place.imshow(held, _SLICE, aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+        number_of = f"{clients[rate]} client{'s' if clients[rate] > 1 else ''}"
+        _label(place, f"{level_name(rate)}: {number_of}", f"{row.kept} x {column.kept}")
     _draw_whole(figure, figure.add_subplot(halves[0, 1]), slices, clients)
     rows, columns = slices[max(rates)]
     title = f"{name}: {rows.full} x {columns.full}, cut by the plans of {clients.total()} clients"
@@ -63,25 +67,13 @@ def count_holders(slices: Mapping[float, Matrix], clients: Mapping[float, int]) 
     """Return, for each entry of the matrix, how many clients hold it."""
     rows, columns = next(iter(slices.values()))
     counts = np.zeros((rows.full, columns.full), dtype=np.int64)
-    for rate, (row, column) in slices.items():
-        counts[np.ix_(_positions(row), _positions(column))] += clients[rate]
+    for rate, axes in slices.items():
+        counts[np.ix_(*(sorted(positions(axis)) for axis in axes))] += clients[rate]
     return counts
 
 
-def _draw_slices(
-    figure: Figure, grid: GridSpecBase, slices: Mapping[float, Matrix], clients: Mapping[float, int]
-) -> None:
-    """Draw, for each rate, which entries its clients hold."""
-    for number, (rate, (row, column)) in enumerate(slices.items()):
-        place = figure.add_subplot(grid[number // grid.ncols, number % grid.ncols])
-        held = count_holders({rate: (row, column)}, {rate: 1})
-        place.imshow(held, cmap=ListedColormap([_NONE, _HELD]), interpolation="nearest", aspect="auto", vmin=0, vmax=1)
-        many = f"{clients[rate]} client{'s' if clients[rate] > 1 else ''}"
-        _label(place, f"{level_name(rate)}: {many}", f"{row.kept} x {column.kept}")
-
-
-def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], clients: Counter[float]) -> None:
-    """Draw the whole matrix, coloured and labelled by the number of holders."""
+def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], clients: Mapping[float, int]) -> None:
+    """Draw the whole matrix, coloured by the number of holders; slices that are blocks have a border and a label."""
     counts = count_holders(slices, clients)
     steps = np.unique(counts).tolist()
     shades = np.searchsorted(steps, counts)  # few numbers occur, so each has a shade of its own
@@ -93,18 +85,15 @@ def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], cl
     bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("ink"))
     bar.outline.set_visible(False)
     for row, column in slices.values():
-        if _is_block(row) and _is_block(column):
-            _draw_block(place, row, column, int(counts[row.kept - 1, column.kept - 1]), steps)
+        if any(axis.index is not None or axis.parts > 1 for axis in (row, column)):
+            continue
+        place.add_patch(Rectangle((-0.5, -0.5), column.kept, row.kept, fill=False, edgecolor="white", linewidth=1.2))
+        if min(row.kept / row.full, column.kept / column.full) >= 0.06:
+            held = int(counts[row.kept - 1, column.kept - 1])
+            at = (column.kept - 0.5 - 0.012 * column.full, row.kept - 0.5 - 0.012 * row.full)
+            colour = "white" if steps.index(held) >= len(steps) / 2 else light("ink")
+            place.text(*at, str(held), ha="right", va="bottom", fontsize=SMALL, color=colour)
     _label(place, "the global model", "how many clients hold each entry")
-
-
-def _draw_block(place: Place, row: Axis, column: Axis, held: int, steps: Sequence[int]) -> None:
-    """Draw the border of a slice, and the number of its holders in its outer corner."""
-    place.add_patch(Rectangle((-0.5, -0.5), column.kept, row.kept, fill=False, edgecolor="white", linewidth=1.2))
-    if min(row.kept / row.full, column.kept / column.full) >= 0.06:
-        at = (column.kept - 0.5 - 0.012 * column.full, row.kept - 0.5 - 0.012 * row.full)
-        colour = "white" if steps.index(held) >= len(steps) / 2 else light("ink")
-        place.text(*at, str(held), ha="right", va="bottom", fontsize=SMALL, color=colour)
 
 
 def _label(place: Place, title: str, below: str) -> None:
@@ -126,14 +115,3 @@ def _find_weight(plans: Mapping[float, Plan], parameter: str | None) -> str:
         raise ConfigError("the model has no weight matrix to draw")
     cut = [name for name, axes in weights.items() if all(axis.kept < axis.full for axis in axes[:2])]
     return parameter or max(cut or weights, key=lambda name: math.prod(axis.full for axis in weights[name]))
-
-
-def _is_block(axis: Axis) -> bool:
-    return axis.index is None and axis.parts == 1
-
-
-def _positions(axis: Axis) -> Counts:
-    """Return the positions that an axis keeps, part by part."""
-    full, kept = axis.part
-    one = np.arange(kept) if axis.index is None else np.asarray(axis.index)
-    return np.concatenate([number * full + one for number in range(axis.parts)]).astype(np.int64)

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,22 +17,15 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import ModelCosts, seconds_to
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores
 
-REASONS = 3
-"""Reasons of failures that the closing lines name."""
-
-LONGEST = 60
-"""Characters of a reason there."""
+REASONS = 3  # reasons of failures that the closing lines name
+LONGEST = 60  # characters of a reason there
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A table as text: its heads and its rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Savings:
-    """The bytes of a run both ways, and bytes and multiplications as shares of those of full-size FedAvg.
-
-    FedAvg has the same clients, with equally many samples each.
-    """
+class Savings(NamedTuple):
+    """The bytes of a run both ways, and the shares of full-size FedAvg's with equally many samples on each client."""
 
     bytes_sent: int
     bytes_full: int
@@ -41,16 +33,12 @@ class Savings:
     macs_share: float
 
 
-@dataclass(frozen=True, slots=True)
-class OnDevices:
-    """Time and estimated energy of training on simulated devices, and the time until the headline ``metric`` was best.
-
-    The metric is empty where no round was evaluated.
-    """
+class OnDevices(NamedTuple):
+    """Time and estimated energy of training on simulated devices, and the time until the headline metric was best."""
 
     seconds: float
     joules: float
-    metric: str
+    metric: str  # empty where no round was evaluated
     best_seconds: float
 
 
@@ -117,10 +105,10 @@ def on_devices(records: Sequence[RoundRecord]) -> OnDevices | None:
 
 def macs_shares(records: Sequence[RoundRecord], costs: ModelCosts) -> tuple[list[int], list[float]]:
     """Return, for each round, its clients' mean multiplications over those of the global model."""
-    full, known = costs.full.macs or 1, costs.by_rate
+    share_of = {rate: cost.macs / (costs.full.macs or 1) for rate, cost in costs.by_rate.items()}
 
     def share(record: RoundRecord) -> float | None:
-        shares = [known[rate].macs / full for rate in record.rates.values() if rate in known]
+        shares = [share_of[rate] for rate in record.rates.values() if rate in share_of]
         return math.fsum(shares) / len(shares) if shares else None
 
     return points(records, share)
@@ -135,17 +123,16 @@ def shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[She
     rounds = [record for record in records if record.rates]
     if costs is None or not rounds:
         return []
+    largest, *smaller = costs.levels
     found = []
-    inner = [*(cost.parameters for cost in costs.levels[1:]), 0]
-    for cost, rest in zip(costs.levels, inner, strict=True):
+    for cost, inner in zip(costs.levels, [*(cost.parameters for cost in smaller), 0], strict=True):
         held = [
-            sum(rate >= cost.rate for client, rate in record.rates.items() if client not in record.failures)
+            sum(rate >= cost.rate and client not in record.failures for client, rate in record.rates.items())
             / len(record.rates)
             for record in rounds
         ]
-        largest = costs.levels[0].level
-        holders = f"{largest} only" if cost is costs.levels[0] else f"{largest} to {cost.level}"
-        found.append(Shell(holders, (cost.parameters - rest) / costs.full.parameters, math.fsum(held) / len(held)))
+        holders = f"{largest.level} only" if cost is largest else f"{largest.level} to {cost.level}"
+        found.append(Shell(holders, (cost.parameters - inner) / costs.full.parameters, math.fsum(held) / len(held)))
     return found
 
 
@@ -172,22 +159,19 @@ def failure_lines(records: Sequence[RoundRecord]) -> list[str]:
     evaluations = sum(len(record.evaluate_failures) for record in records)
     parts = [f"{failed} of {asked} trainings"] * bool(failed)
     parts += [f"{evaluations} evaluations or moments"] * bool(evaluations)
-    named = [(row, _shorten(row.reason)) for row in rows[:REASONS]]
+    # In one line and with both ends: what a program prints last is often why.
+    lines = [" ".join(row.reason.split()) for row in rows[:REASONS]]
+    half = LONGEST // 2
+    reasons = [line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}" for line in lines]
     if rest := rows[REASONS:]:
-        rounds = sorted({number for row in rest for number in row.rounds})
-        clients = sorted({partition for row in rest for partition in row.clients})
-        named.append((FailureRow("", sum(row.times for row in rest), rounds, clients), f"{len(rest)} other reasons"))
+        rounds, clients = (sorted(set(chain(*numbers))) for numbers in zip(*(row[2:] for row in rest), strict=True))
+        other = FailureRow(f"{len(rest)} other reasons", sum(row.times for row in rest), rounds, clients)
+        rows, reasons = [*rows[:REASONS], other], [*reasons, other.reason]
     return [f"failed: {', '.join(parts)}"] + [
         f"  {row.times} x in rounds {formatting.numbers(row.rounds, 3)}, "
         f"clients {formatting.numbers(row.clients, 4)}: {reason}"
-        for row, reason in named
+        for row, reason in zip(rows, reasons, strict=True)
     ]
-
-
-def _shorten(reason: str) -> str:
-    """Return both ends of a reason in one line: what a program prints last is often why."""
-    line = " ".join(reason.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def partial_line(records: Sequence[RoundRecord]) -> str:
@@ -213,11 +197,11 @@ def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cel
         rounds, values = level_points(records, level, kind)
         score = marked(formatting.score(kind, values[-1] if values else None), bool(few & set(rounds[-1:])))
         share = formatting.percent(drawn[rate] / (drawn.total() or 1))
-        cells = [level, f"{rate:g}", formatting.NOTHING, formatting.NOTHING, share, score, formatting.NOTHING]
+        parameters = macs = size = formatting.NOTHING
         if cost := known.get(rate):
-            cells[2:4] = f"{cost.parameters:,}", formatting.count(cost.macs)
-            cells[6] = formatting.size(2 * cost.bytes)
-        rows.append(cells)
+            parameters, macs = f"{cost.parameters:,}", formatting.count(cost.macs)
+            size = formatting.size(2 * cost.bytes)
+        rows.append([level, f"{rate:g}", parameters, macs, share, score, size])
     return ("level", "rate", "parameters", "MACs", "clients", kind, "bytes a round"), rows
 
 
@@ -260,15 +244,15 @@ def summary_table(records: Sequence[RoundRecord], costs: ModelCosts | None = Non
         for cells in rows:
             table.add_row(*map(Text, cells))  # as it is: clients name metrics, and rich would read [..] as markup
         parts += [table] if rows or not parts else []
-    parts += [Text(line) for line in (partial_line(records), *failure_lines(records)) if line]
+    lines = [partial_line(records), *failure_lines(records)]
     if saved := savings(records, costs):
         sent, full = formatting.size(saved.bytes_sent), formatting.size(saved.bytes_full)
         share, macs = formatting.percent(saved.bytes_share), formatting.percent(saved.macs_share)
-        parts.append(
-            Text(f"against full-size FedAvg: {share} of the bytes ({sent} of {full}), {macs} of the multiplications")
+        lines.append(
+            f"against full-size FedAvg: {share} of the bytes ({sent} of {full}), {macs} of the multiplications"
         )
     if found := on_devices(records):
         best = f", best {found.metric} after {formatting.duration(found.best_seconds)}" if found.metric else ""
         times = f"{formatting.duration(found.seconds)} of training{best}"
-        parts.append(Text(f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(found.joules)}"))
-    return Group(*parts)
+        lines.append(f"on the simulated devices: {times}; energy, an estimate: {formatting.energy(found.joules)}")
+    return Group(*parts, *(Text(line) for line in lines if line))

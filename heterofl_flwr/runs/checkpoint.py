@@ -13,18 +13,18 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import State
-from heterofl_flwr.runs.files import DAMAGED, remove, to_json, write_atomic
+from heterofl_flwr.runs.files import DAMAGED, files_by_round, to_json, write_atomic
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 FORMAT = 1
+PATTERN = "round-*.json"
 _PARTS = ("state", "moments", "momentum", "best")  # momentum was once the only server optimiser
 
 
@@ -65,23 +65,22 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
     best = checkpoint.best
-    parts = (checkpoint.state, checkpoint.moments, checkpoint.optimizer, best.state if best else {})
-    tensors = pack(
-        {f"{part}/{name}": own for part, state in zip(_PARTS, parts, strict=True) for name, own in state.items()}
-    )
+    states = (checkpoint.state, checkpoint.moments, checkpoint.optimizer, best.state if best else {})
+    named = zip(_PARTS, states, strict=True)
+    tensors = pack({f"{part}/{name}": tensor for part, state in named for name, tensor in state.items()})
     content = {
         "format": FORMAT,
         "server_round": checkpoint.server_round,
         "best": [best.metric, best.value, best.server_round] if best else None,
         "random_state": checkpoint.random_state,
-        "tensors": _digest(tensors),
+        "tensors": sha256(tensors).hexdigest(),
     }
-    signed = {"content": content, "sha256": _digest(to_json(content).encode())}
-    path = folder / _name(checkpoint.server_round)
+    signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
+    path = folder / f"round-{checkpoint.server_round:06d}.json"
     write_atomic(path.with_suffix(".safetensors"), tensors)
     write_atomic(path, to_json(signed, indent=1).encode())
     with suppress(OSError):  # what cannot be removed now is tried again after the next checkpoint
-        for old in sorted(folder.glob("round-*.json"))[:-KEPT]:
+        for old in list(files_by_round(folder, PATTERN).values())[:-KEPT]:
             old.unlink()
         # Tensors without a JSON file, and what an interrupted writer left.
         for old in (*folder.glob("round-*.safetensors"), *folder.glob(".*.tmp")):
@@ -94,31 +93,19 @@ def load_checkpoint(folder: Path, last_round: int | None = None) -> Checkpoint:
 
     So is one of a round after ``last_round``: a run that goes on from there would lack the records of rounds.
     """
-    paths = sorted(folder.glob("round-*.json"), reverse=True)
-    for path in paths:
-        if last_round is not None and path.name > _name(last_round):
+    paths = files_by_round(folder, PATTERN)
+    for server_round, path in reversed(paths.items()):
+        if last_round is not None and server_round > last_round:
             log.warning("checkpoint %s is of a round that the history lacks; trying the one before", path)
             continue
         try:
             return _read(path)
         except ConfigError:
             raise
-        except (*DAMAGED, SafetensorError) as error:
+        except DAMAGED as error:
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, error)
     damaged = f"; {len(paths)} damaged" if paths else ""
     raise ConfigError(f"{folder} holds no checkpoint to go on from{damaged}: start the run anew in another folder")
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether there is any checkpoint, whole or not."""
-    return any(folder.glob("round-*.json"))
-
-
-def drop_after(folder: Path, server_round: int) -> None:
-    """Remove the checkpoints of later rounds, so that none of them outlives those that the run writes from here."""
-    for path in folder.glob("round-*.json"):
-        if path.name > _name(server_round):
-            remove(path)
 
 
 def pack(tensors: State) -> bytes:
@@ -128,23 +115,15 @@ def pack(tensors: State) -> bytes:
     return bytes(save(copies))
 
 
-def _name(server_round: int) -> str:
-    return f"round-{server_round:06d}.json"
-
-
-def _digest(data: bytes) -> str:
-    return sha256(data).hexdigest()
-
-
 def _read(path: Path) -> Checkpoint:
     outer = json.loads(path.read_text(encoding="utf-8"))
     content = outer["content"]
-    if _digest(to_json(content).encode()) != outer["sha256"]:
+    if sha256(to_json(content).encode()).hexdigest() != outer["sha256"]:
         raise ValueError("its checksum is wrong")
     if content["format"] != FORMAT:
         raise ConfigError(f"{path} has format {content['format']}, expected {FORMAT}: use the version that wrote it")
     data = path.with_suffix(".safetensors").read_bytes()
-    if _digest(data) != content["tensors"]:
+    if sha256(data).hexdigest() != content["tensors"]:
         raise ValueError("the checksum of its tensors is wrong")
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for key, value in load(data).items():

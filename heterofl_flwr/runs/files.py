@@ -1,8 +1,6 @@
-"""Files that are written whole or not at all, strict JSON, and the lock of a folder."""
+"""Files that are written whole or not at all, strict JSON, and errors that name a file which cannot be read."""
 
-import fcntl
 import json
-import logging
 import math
 import os
 import secrets
@@ -10,12 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
-log = logging.getLogger(__name__)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
+"""What reading a damaged or forged file raises; endless brackets in JSON end in a ``RecursionError``."""
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a file raises that is damaged or forged; endless brackets in JSON end in a ``RecursionError``."""
+CLIENT_STATES = "*.safetensors"
+"""The states of one client, by round."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -27,23 +28,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         If the file cannot be written, for example because the disk is full. What was there before is still there.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with _written_in(path):
-            with open(temporary, "xb", opener=_no_link) as file:
+    with _writing(path):
+        try:
+            with open(temporary, "xb") as file:  # never a file, or a link, that is there already
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
     """Add one line at the end of a file and sync it to the disk; on failure the file is as it was before."""
     data = f"{line}\n".encode()
     # Without a buffer, nothing is left to be written when the file is closed after a failure.
-    with _written_in(path), open(path, "ab", buffering=0, opener=_no_link) as file:
+    with _writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
         size = file.tell()
         try:
             while data:
@@ -54,8 +55,13 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file, but not what a link of its name leads to: who may write into the folder could plant one."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextmanager
-def _written_in(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Make a file's folder before it is written, and sync the folder afterwards: a new name outlives a power cut."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +78,13 @@ def _written_in(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Open a file, but not what a link of its name leads to: who may write into a folder could plant one."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Raise ``ConfigError`` with the file's name and a remedy where reading it fails."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise ConfigError(f"{path} cannot be read: {error!r}; {remedy}") from error
 
 
 def remove(path: Path) -> None:
@@ -83,6 +93,13 @@ def remove(path: Path) -> None:
         path.unlink()
     except OSError as error:
         raise HeteroFLError(f"cannot remove {path}: {error.strerror or error}; grant access to its folder") from error
+
+
+def files_by_round(folder: Path, pattern: str) -> dict[int, Path]:
+    """Return the files of a folder by the round that the star of a pattern stands for (``round-*.json``), ascending."""
+    before, after = pattern.split("*")
+    numbers = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(pattern)}
+    return dict(sorted((int(number), path) for path, number in numbers.items() if number.isdecimal()))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
@@ -98,39 +115,3 @@ def _plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder, which is made where there is none. The system unlocks it when this process ends in any way.
-
-    Raises
-    ------
-    ConfigError
-        If another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process runs in {folder}: let it end, or end it (flwr stop), or choose another folder"
-            ) from error
-        except OSError as error:  # such as a network's file system without locks
-            log.warning("%s cannot be locked (%s): let no other run write there", folder, error)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def client_states(folder: Path) -> dict[int, Path]:
-    """Return the states in a client's folder by round, ascending; files of other names do not count."""
-    named = {int(path.stem): path for path in folder.glob("*.safetensors") if path.stem.isdecimal()}
-    return dict(sorted(named.items()))
-
-
-def client_state_path(folder: Path, server_round: int) -> Path:
-    """Return the path of the state of a round in a client's folder."""
-    return folder / f"{server_round:06d}.safetensors"

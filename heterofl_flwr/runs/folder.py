@@ -1,10 +1,12 @@
 """One folder a run: its settings, history, checkpoints, models and report."""
 
+import fcntl
 import json
 import logging
+import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
@@ -20,7 +22,16 @@ from heterofl_flwr.federation.privacy import KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.checkpoint import Checkpoint
-from heterofl_flwr.runs.files import DAMAGED, append_line, client_states, lock_folder, remove, to_json, write_atomic
+from heterofl_flwr.runs.files import (
+    CLIENT_STATES,
+    DAMAGED,
+    append_line,
+    files_by_round,
+    reading,
+    remove,
+    to_json,
+    write_atomic,
+)
 from heterofl_flwr.runs.models import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings import flatten
@@ -61,8 +72,7 @@ class Deal:
             counts[:, rows[:, 0], rows[:, 1]] = rows[:, 2:].T
         except (ValueError, IndexError) as error:
             raise DataError(f"the table of what clients were dealt cannot be read: {error}") from error
-        train, test = (tuple(map(tuple, part.tolist())) for part in counts)
-        return cls(train, test)
+        return cls(*(tuple(map(tuple, part)) for part in counts.tolist()))
 
 
 class RunFolder:
@@ -101,9 +111,27 @@ class RunFolder:
         self._deal = self.path / "deal.csv"
         self._privacy = self.path / "privacy.json"
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from running in the folder; ``ConfigError`` where one does."""
-        return lock_folder(self.path)
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from running in the folder; ``ConfigError`` where one does.
+
+        The folder is made where there is none. The system unlocks it when this process ends in any way.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself is locked, so no file of a lock stays in it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ConfigError(
+                f"another process runs in {self.path}: let it end, or end it (flwr stop), or choose another folder"
+            ) from error
+        except OSError as error:  # such as a network's file system without locks
+            log.warning("%s cannot be locked (%s): let no other run write there", self.path, error)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     def start(
         self,
@@ -140,7 +168,9 @@ class RunFolder:
             self.rewind(0)
         before = self._read() if resume else {}
         then = before.get("about", {})
-        facts = {**then, "command": command(), **(about or {}), "versions": _versions()}
+        versions = {name: metadata.version(name) for name in ("flwr", "torch")}
+        versions = {"heterofl-flwr": __version__, "python": platform.python_version(), **versions}
+        facts = {**then, "command": command(), **(about or {}), "versions": versions}
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         for name, now in (("starts", started), ("commits", commit()), ("machines", machine())):
             facts[name] = [*then.get(name, []), now]  # one for each start
@@ -171,7 +201,7 @@ class RunFolder:
                 f"the run in {self.path} had other settings: {differences}. "
                 f"Resume it with its own settings, or start a new run in another folder"
             )
-        if not resume and differences:
+        if differences:
             raise ConfigError(
                 f"{self.path} holds another run: {differences}. Choose another folder, or remove this one"
             )
@@ -188,7 +218,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is any checkpoint, whole or not."""
-        return checkpoints.has_checkpoint(self._checkpoints)
+        return bool(files_by_round(self._checkpoints, checkpoints.PATTERN))
 
     def settings(self) -> dict[str, object]:
         """Return the run's settings."""
@@ -246,24 +276,21 @@ class RunFolder:
                 f"{self._history} ends with round {found}, but the run is to go on after round {last_round}"
             )
         write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
-        checkpoints.drop_after(self._checkpoints, last_round)
+        later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())
         # What links lead to is not of this run.
         folders = [] if self.clients.is_symlink() else [own for own in self.clients.glob("*") if not own.is_symlink()]
-        states = [state for folder in folders for state in client_states(folder).items()]
-        for path in [path for number, path in states if number > last_round]:
+        for folder in folders:
+            later += files_by_round(folder, CLIENT_STATES).items()
+        for path in [path for server_round, path in later if server_round > last_round]:
             remove(path)
 
     def releases(self) -> dict[str, float]:
         """Return how often something was released with noise, by kind; at least as often as the history knows."""
         known = [{name: value for name, value in record.privacy.items() if name in KINDS} for record in self.history()]
         if self._privacy.exists():
-            try:
+            with reading(self._privacy, "restore it, as nothing else says all that the run gave away"):
                 found = json.loads(self._privacy.read_text(encoding="utf-8"))
                 known.append({kind: float(found[kind]) for kind in KINDS})
-            except DAMAGED as error:
-                raise ConfigError(
-                    f"{self._privacy} cannot be read, so what the run gave away is not known: {error!r}; restore it"
-                ) from error
         return {kind: max(own.get(kind, 0) for own in known) for kind in KINDS} if known else {}
 
     def write_releases(self, releases: Mapping[str, int]) -> None:
@@ -282,11 +309,9 @@ class RunFolder:
     def _read(self) -> dict[str, Any]:
         if not self.started:
             raise ConfigError(f"{self.path} is no folder of a run: it has no {self._settings.name}")
-        try:
+        with reading(self._settings, "remove the folder or restore it"):
             found = json.loads(self._settings.read_text(encoding="utf-8"))
             return {**found, "settings": dict(found["settings"]), "about": dict(found["about"])}
-        except DAMAGED as error:
-            raise ConfigError(f"{self._settings} cannot be read: {error!r}; remove the folder or restore it") from error
 
     def _write(self, content: Mapping[str, object]) -> None:
         write_atomic(self._settings, f"{to_json(content, indent=2)}\n".encode())
@@ -302,13 +327,3 @@ def parse_record(values: Mapping[str, Any]) -> RoundRecord:
 
 def _show(values: Mapping[str, object], key: str) -> str:
     return to_json(values[key]) if key in values else "not set"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"heterofl-flwr": __version__, "python": platform.python_version()}
-    for name in ("flwr", "torch"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from heterofl_flwr.federation.evaluation import WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
@@ -12,22 +12,16 @@ SCOPES = ("global", "local", "worst")
 KINDS = ("accuracy", "perplexity", "loss")
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One metric over a run: its final value, its best one and the round of that.
-
-    ``partial`` says that the final value comes from too few clients. Such values are never the best, so there may be no
-    best. ``median`` is that of the final value over clients, by which rounds are compared where nothing bounds what one
-    client reports. ``client`` is the partition of the worst client.
-    """
+class Score(NamedTuple):
+    """One metric over a run: its final value, its best one and the round of that."""
 
     name: str
     final: float
-    best: float | None
+    best: float | None  # None where all values come from too few clients: such ones are never the best
     best_round: int | None
-    partial: bool
-    median: float | None
-    client: int | None
+    partial: bool  # whether the final value comes from too few clients
+    median: float | None  # of the final value over clients; rounds are compared by it where nothing bounds a report
+    client: int | None  # the partition of the worst client
 
 
 def mode_of(name: str) -> str:
@@ -73,8 +67,8 @@ def points(
     records: Sequence[RoundRecord], value_of: Callable[[RoundRecord], float | None]
 ) -> tuple[list[int], list[float]]:
     """Return the rounds that have a value, and the values."""
-    known = [(record.server_round, value) for record in records if (value := value_of(record)) is not None]
-    return [server_round for server_round, _ in known], [value for _, value in known]
+    known = {record.server_round: value for record in records if (value := value_of(record)) is not None}
+    return list(known), list(known.values())
 
 
 def seconds_to(records: Sequence[RoundRecord], name: str, value: float) -> float | None:
@@ -102,45 +96,36 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
     found = []
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
         last = next(record for record in reversed(records) if name in record.evaluate)
-        best: RoundRecord | None = None
+        best: tuple[float, int] | tuple[None, None] = None, None
         for record in records:
             value = record.comparable.get(name)
             # The first value stands until a better one comes, even where it is not a number.
-            if value is not None and (best is None or is_better(value, best.comparable[name], mode_of(name))):
-                best = record
-        found.append(
-            Score(
-                name,
-                final=last.evaluate[name],
-                best=best.comparable[name] if best else None,
-                best_round=best.server_round if best else None,
-                partial=name in last.partial,
-                median=last.evaluate_medians.get(name),
-                client=last.worst_client if name == WORST_ACCURACY else None,
-            )
-        )
+            if value is not None and (best[0] is None or is_better(value, best[0], mode_of(name))):
+                best = value, record.server_round
+        worst = last.worst_client if name == WORST_ACCURACY else None
+        median = last.evaluate_medians.get(name)
+        found.append(Score(name, last.evaluate[name], *best, name in last.partial, median, worst))
     return found
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Return all numbers of a record under names such as ``evaluate/a/accuracy``, for trackers."""
-    named = {f"evaluate/{name}": value for name, value in record.evaluate.items()}
-    named |= {f"train/{name}": value for name, value in record.train.items()}
-    for group, by_level in (("evaluate", record.evaluate_by_level), ("train", record.train_by_level)):
-        named |= {f"{group}/{level}/{name}": value for level, own in by_level.items() for name, value in own.items()}
+    groups = {"evaluate": record.evaluate, "train": record.train}
+    groups |= {f"evaluate/{level}": own for level, own in record.evaluate_by_level.items()}
+    groups |= {f"train/{level}": own for level, own in record.train_by_level.items()}
+    numbers: dict[str, float] = {}
     if record.simulated_seconds or record.joules:
-        named |= {"round/simulated-seconds": record.simulated_seconds, "round/joules-estimate": record.joules}
+        numbers |= {"simulated-seconds": record.simulated_seconds, "joules-estimate": record.joules}
     if record.evaluate_asked:
-        named |= {
-            "round/evaluation-asked": float(record.evaluate_asked),
-            "round/evaluation-answers": float(record.evaluate_answers),
-            "round/evaluation-partial": float(record.few_answered),
-        }
-    return named | {
-        "round/seconds": record.seconds,
-        "round/learning-rate": record.learning_rate,
-        "round/clients": float(len(record.rates)),
-        "round/failures": float(len(record.failures)),
-        "round/bytes-down": float(record.bytes_down),
-        "round/bytes-up": float(record.bytes_up),
+        asked, answers = record.evaluate_asked, record.evaluate_answers
+        numbers |= {"evaluation-asked": asked, "evaluation-answers": answers, "evaluation-partial": record.few_answered}
+    numbers |= {
+        "seconds": record.seconds,
+        "learning-rate": record.learning_rate,
+        "clients": len(record.rates),
+        "failures": len(record.failures),
+        "bytes-down": record.bytes_down,
+        "bytes-up": record.bytes_up,
     }
+    groups["round"] = {name: float(value) for name, value in numbers.items()}
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}

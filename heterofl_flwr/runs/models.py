@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.nn.static_norm import batch_norms, with_static_norm
 from heterofl_flwr.runs.checkpoint import pack
-from heterofl_flwr.runs.files import DAMAGED, to_json, write_atomic
+from heterofl_flwr.runs.files import reading, to_json, write_atomic
 
 if TYPE_CHECKING:
     from heterofl_flwr.runs.folder import RunFolder
@@ -31,30 +30,14 @@ Build = Callable[[float], nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class LevelCost:
-    """The cost of one rate's model.
+    """The cost of one rate's model."""
 
-    Attributes
-    ----------
-    level
-        Its letter, or its rate as text.
-    rate
-        Its rate.
-    parameters
-        Number of parameters.
-    macs
-        Multiplications of one forward pass of one sample.
-    printed_flops
-        What the paper prints as FLOPs.
-    bytes
-        The size of its parameters in a message, one way.
-    """
-
-    level: str
-    rate: float
-    parameters: int
-    macs: int
-    printed_flops: int
-    bytes: int
+    level: str  #: Its letter, or its rate as text.
+    rate: float  #: Its rate.
+    parameters: int  #: Number of parameters.
+    macs: int  #: Multiplications of one forward pass of one sample.
+    printed_flops: int  #: What the paper prints as FLOPs.
+    bytes: int  #: The size of its parameters in a message, one way.
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +94,13 @@ class Costs:
 
     def add(self, rates: Sequence[float]) -> bool:
         """Measure the rates that are not known yet; return whether there was one."""
-        new = sorted({rate for rate in rates if rate not in self._known}, reverse=True)
+        new = set(rates) - self._known.keys()
         for rate in new:
-            found = [self._measure(build, rate) for build in self.builds.values()]
+            found = []
+            for build in self.builds.values():
+                model, cost = build_and_profile(build, rate, self._example)
+                size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+                found.append((cost.parameters, cost.macs, cost.printed_flops, size))
             means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
             self._known[rate] = LevelCost(level_name(rate), rate, *means)
         return bool(new)
@@ -121,12 +108,6 @@ class Costs:
     def model(self) -> ModelCosts:
         """Return all that is known."""
         return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
-
-    def _measure(self, build: Build, rate: float) -> tuple[int, int, int, int]:
-        """Return the numbers of a ``LevelCost``."""
-        model, cost = build_and_profile(build, rate, self._example)
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return cost.parameters, cost.macs, cost.printed_flops, size
 
 
 def save_models(
@@ -168,21 +149,21 @@ def save_models(
         level, plan = level_name(rate), Plan.of(models[largest], model)
         own = plan.extract(untied(models[largest], state))
         metrics: dict[str, float] = {}
+        facts: dict[str, object] = {"family": family} if family else {}
         if record:
-            metrics |= record.evaluate if rate == largest else {}
-            metrics |= record.evaluate_by_level.get(level, {})
-        facts: dict[str, object] = {
+            metrics = {**(record.evaluate if rate == largest else {}), **record.evaluate_by_level.get(level, {})}
+            if record.few_answered:
+                facts["evaluated_by"] = f"{record.evaluate_answers} of {record.evaluate_asked} clients"
+        facts = {
             "level": level,
             "rate": rate,
             "global_rate": largest,
             "parameters": plan.parameters,
             "server_round": record.server_round if record else None,
             "metrics": {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)},
-            **({"family": family} if family else {}),
+            **facts,
+            "shapes": {key: list(value.shape) for key, value in own.items()},
         }
-        if record and record.few_answered:
-            facts["evaluated_by"] = f"{record.evaluate_answers} of {record.evaluate_asked} clients"
-        facts["shapes"] = {key: list(value.shape) for key, value in own.items()}
         name = f"{family}-{level}" if family else level
         write_atomic(folder.models / f"{name}.safetensors", pack(own))
         if moments and moments.get(rate):
@@ -190,15 +171,19 @@ def save_models(
         write_atomic(folder.models / f"{name}.json", f"{to_json(facts, indent=2)}\n".encode())
 
 
+_REMEDY = "a run writes it when it ends: go on with it, or run it anew"
+
+
 def model_facts(folder: "RunFolder") -> dict[str, dict[str, Any]]:
     """Return what was written about each final model, by its name; each family's largest first.
 
     A run writes them when it ends. Where clients keep parameters of their own there are none.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in folder.models.glob("*.json"):
-        facts = _read_model_file(path, lambda data: dict(json.loads(data)))
-        found[path.stem] = {"family": "", **facts}
+        with reading(path, _REMEDY):
+            facts = dict(json.loads(path.read_bytes()))
+            found[path.stem] = {"family": "", **facts, "rate": float(facts["rate"])}
     return dict(sorted(found.items(), key=lambda item: (item[1]["family"], -item[1]["rate"])))
 
 
@@ -227,7 +212,7 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     rate = facts[name]["rate"]
     with torch.random.fork_rng(devices=[]):
         model = build(rate)
-    state = untied(model, _read_model_file(folder.models / f"{name}.safetensors", load))
+    state = untied(model, _load_tensors(folder.models / f"{name}.safetensors"))
     found = {key: tuple(value.shape) for key, value in state.items()}
     expected = {key: tuple(value.shape) for key, value in model.named_parameters()}
     wrong = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
@@ -240,7 +225,7 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     model.load_state_dict(state, strict=False)
     moments = folder.models / f"{name}.moments.safetensors"
     if moments.exists():
-        return with_static_norm(model, Moments.from_tensors(_read_model_file(moments, load)))
+        return with_static_norm(model, Moments.from_tensors(_load_tensors(moments)))
     if any(layer.running_mean is None for layer in batch_norms(model).values()):
         raise ConfigError(
             f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
@@ -249,14 +234,9 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     return model.eval()
 
 
-def _read_model_file(path: Path, parse: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        found = parse(path.read_bytes())
-        return {**found, "rate": float(found["rate"])} if path.suffix == ".json" else found
-    except (*DAMAGED, SafetensorError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error!r}; a run writes it when it ends: go on with it, or run it anew"
-        ) from error
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    with reading(path, _REMEDY):
+        return dict(load(path.read_bytes()))
 
 
 def moments_by_rate(moments: State, global_rate: float) -> dict[float, State]:

@@ -19,14 +19,9 @@ from urllib.parse import unquote, urlsplit
 import torch
 
 UNKNOWN = "unknown"
-CHANGED = "-dirty"
-"""Follows the commit where the package's files were not those of the commit."""
-
-COMMAND = "HETEROFL_COMMAND"
-"""The environment variable that holds what the user typed, for the processes of a run."""
-
-HIDDEN = "***"
-"""Stands for what is secret in a command."""
+CHANGED = "-dirty"  # follows the commit where the package's files were not those of the commit
+COMMAND = "HETEROFL_COMMAND"  # the environment variable that holds what the user typed, for the processes of a run
+HIDDEN = "***"  # stands for what is secret in a command
 
 _FLOWERS_OWN = ("flwr-", "flower-")
 _WORKERS = ("joblib.", "ray.", "default_worker")
@@ -61,12 +56,8 @@ def command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
 def own_command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
     """Return the command that the user typed to start this process, without secrets.
 
-    It is never that of a process which Flower, Ray or joblib has started: those have tokens among their arguments.
-
-    Parameters
-    ----------
-    run_config : Mapping[str, object]
-        The settings that the command changed, for a process that ``flwr run`` has started.
+    It is never that of a process which Flower, Ray or joblib has started: those have tokens among their arguments. Of
+    one that ``flwr run`` has started, ``run_config`` has the settings that the command changed.
     """
     name = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", "")
     program = Path(sys.argv[0]).name
@@ -83,14 +74,13 @@ def own_command(run_config: Mapping[str, object] = MappingProxyType({})) -> str:
 @contextmanager
 def command_known(text: str) -> Iterator[None]:
     """Set the command meanwhile, for this process and those that it starts."""
-    before = os.environ.get(COMMAND)
+    before = {name: os.environ[name] for name in (COMMAND,) if name in os.environ}
     os.environ[COMMAND] = text
     try:
         yield
     finally:
         del os.environ[COMMAND]
-        if before is not None:
-            os.environ[COMMAND] = before
+        os.environ.update(before)
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
@@ -119,9 +109,8 @@ def device_name(device: torch.device) -> str:
 def machine() -> str:
     """Return processor, number of cores and GPUs."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor() or platform.machine())
+    known = re.search(r"^model name\s*:(.*)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
+    processor = known[1].strip() if known else platform.processor() or platform.machine()
     # Asking torch for a GPU's name would open a context on it, in a process that may need none.
     number = torch.cuda.device_count()
     return f"{processor}, {os.cpu_count()} cores, {f'{number} x {_gpu_names()}' if number else 'no GPU'}"
@@ -129,13 +118,16 @@ def machine() -> str:
 
 def commit_of(checkout: Path, package: str) -> str | None:
     """Return the commit of a checkout that holds the package in its top folder; None where there is no such."""
-    top = _ask("git", "-C", str(checkout), "rev-parse", "--show-toplevel")
+    git = ("git", "-C", str(checkout))
+    found = _ask(*git, "rev-parse", "--show-toplevel", "HEAD")
     # A package installed below someone else's repository is not part of it.
-    if top is None or Path(top).resolve() != checkout.resolve() or not (checkout / package).is_dir():
+    if (
+        found is None
+        or Path(found.splitlines()[0]).resolve() != checkout.resolve()
+        or not (checkout / package).is_dir()
+    ):
         return None
-    head = _ask("git", "-C", str(checkout), "rev-parse", "HEAD")
-    changes = _ask("git", "-C", str(checkout), "status", "--porcelain", "--", package)
-    return None if head is None else head + (CHANGED if changes else "")
+    return found.splitlines()[1] + (CHANGED if _ask(*git, "status", "--porcelain", "--", package) else "")
 
 
 def _editable() -> Path | None:
@@ -155,11 +147,8 @@ def _gpu_names() -> str:
 
 def _ask(program: str, *arguments: str) -> str | None:
     """Return what a program prints; None where it is missing or fails."""
-    path = shutil.which(program)
-    if path is None:
-        return None
+    call = [shutil.which(program) or program, *arguments]
     try:
-        done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=60).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None

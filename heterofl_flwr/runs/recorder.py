@@ -78,16 +78,16 @@ class Recorder(RoundCallback):
 
     def _resume(self, first_round: int) -> None:
         checkpoint = self.folder.load_checkpoint()
-        if checkpoint.server_round != first_round - 1:
+        self._saved_round = checkpoint.server_round
+        if self._saved_round != first_round - 1:
             raise ConfigError(
-                f"the checkpoint in {self.folder.path} is of round {checkpoint.server_round}, "
+                f"the checkpoint in {self.folder.path} is of round {self._saved_round}, "
                 f"so the run goes on with the next one, not with round {first_round}"
             )
-        self.folder.rewind(checkpoint.server_round)
+        self.folder.rewind(self._saved_round)
         self.best, self._moments = checkpoint.best, checkpoint.moments
         for record in self.folder.history():
             self._note_evaluation(record)
-        self._saved_round = checkpoint.server_round
 
     def on_round_end(self, progress: Progress) -> bool:
         """Write the round, and a checkpoint when it is time for one."""

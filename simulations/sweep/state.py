@@ -16,7 +16,6 @@ from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.runs.checkpoint import has_checkpoint
 from heterofl_flwr.settings import Flat, to_flat
 from simulations.sweep.job import INCIDENTAL, KEPT, Job, Launch
 
@@ -76,7 +75,8 @@ def kept(job: Job) -> dict[str, Flat]:
 
 
 def _has_checkpoint(job: Job) -> bool:
-    return RunFolder(job.path).started and has_checkpoint(job.path / "checkpoint")
+    folder = RunFolder(job.path)
+    return folder.started and folder.has_checkpoint
 
 
 class HeldError(HeteroFLError):

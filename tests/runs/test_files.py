@@ -1,15 +1,14 @@
 import errno
-import fcntl
 import json
-import logging
 import os
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.runs.files import append_line, lock_folder, remove, to_json, write_atomic
+from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.runs.files import append_line, files_by_round, remove, to_json, write_atomic
 
 
 @contextmanager
@@ -65,71 +64,36 @@ def test_a_failure_before_the_rename_leaves_the_old_file(path, step, error, monk
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_disk_that_fills_while_writing_leaves_the_old_file(path):
-    with files_of_at_most(1000), pytest.raises(HeteroFLError, match="cannot write"):
-        write_atomic(path, b"x" * 5000)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(path.parent) == ["file"]
-
-
-def test_a_disk_that_fills_while_appending_leaves_whole_lines(path):
-    write_atomic(path, b"a line\n")
-    with files_of_at_most(20), pytest.raises(HeteroFLError, match="cannot write"):
-        append_line(path, "x" * 50)
-    assert path.read_bytes() == b"a line\n"
+def test_a_disk_that_fills_up_leaves_the_old_file_and_whole_lines(path):
+    with files_of_at_most(20):
+        with pytest.raises(HeteroFLError, match="cannot write"):
+            write_atomic(path, b"x" * 5000)
+        with pytest.raises(HeteroFLError, match="cannot write"):
+            append_line(path, "x" * 50)
     append_line(path, "another")
-    assert path.read_bytes() == b"a line\nanother\n"
+    assert path.read_bytes() == b"oldanother\n"
+    assert os.listdir(path.parent) == ["file"]
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(path):
     for write in (lambda: write_atomic(path / "below", b""), lambda: append_line(path / "below", "")):
         with pytest.raises(HeteroFLError, match=r"cannot write .*below.*choose another folder"):
             write()
-
-
-def test_a_file_that_cannot_be_removed_is_one_clear_error(tmp_path):
     with pytest.raises(HeteroFLError, match="cannot remove"):
-        remove(tmp_path / "none")
+        remove(path.with_name("none"))
+
+
+def test_files_are_sorted_by_round_and_others_left_out(tmp_path):
+    for name in ("round-10.json", "round-000002.json", "round-2.old.json", "round-.json", "2.json", "round-3.txt"):
+        (tmp_path / name).touch()
+    found = files_by_round(tmp_path, "round-*.json")
+    assert {number: path.name for number, path in found.items()} == {2: "round-000002.json", 10: "round-10.json"}
+    assert list(found) == [2, 10]
 
 
 def test_json_is_strict_and_numbers_that_it_lacks_come_back_as_floats():
-    text = to_json({"a": (1, 2.5), 3: float("nan"), "b": [float("-inf")], "c": None, "d": True, "e": path})
+    text = to_json({"a": (1, 2.5), 3: float("nan"), "b": [float("-inf")], "c": None, "d": True, "e": Path("file")})
     values = json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert values["a"] == [1, 2.5]
+    assert (values["a"], values["c"], values["d"], values["e"]) == ([1, 2.5], None, True, "file")
     assert str(float(values["3"])) == "nan"
     assert float(values["b"][0]) == float("-inf")
-    assert values["c"] is None
-    assert values["d"] is True
-    assert values["e"] == str(path)
-
-
-def test_a_folder_is_locked_once_and_unlocked(tmp_path):
-    folder = tmp_path / "new" / "run"
-    with lock_folder(folder):
-        with pytest.raises(ConfigError, match=f"another process runs in {folder}"), lock_folder(folder):
-            pass
-        with lock_folder(tmp_path / "other"):
-            pass
-    with lock_folder(folder):
-        assert list(folder.iterdir()) == []
-
-
-def test_a_process_that_dies_unlocks_its_folder(tmp_path):
-    child = os.fork()
-    if not child:
-        with lock_folder(tmp_path):
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status == 0  # it did hold the folder
-    with lock_folder(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    def refuse(descriptor, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with caplog.at_level(logging.WARNING), lock_folder(tmp_path):
-        pass
-    assert "cannot be locked" in caplog.text
