@@ -102,8 +102,11 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Dea
         "deal": draw_deal(deal.train) if deal else None,
     }
     words = {"kind": kind.capitalize(), "most": max(map(max, deal.train)) if deal else 0}
-    texts = {name: [text.format(**words) for text in pair] for name, pair in TEXTS.items()}
-    return [Drawing(name, *texts[name], figure) for name, figure in found.items() if figure]
+    return [
+        Drawing(name, TEXTS[name][0].format(**words), TEXTS[name][1].format(**words), figure)
+        for name, figure in found.items()
+        if figure
+    ]
 
 
 def _evaluated(records: Sequence[RoundRecord], name: str) -> Points:
@@ -114,7 +117,7 @@ def _draw_scopes(
     records: Sequence[RoundRecord], kind: str, spent: Sequence[float], xlabel: str, label: Label | None = None
 ) -> Figure | None:
     """Draw the metric of each scope over what was spent by then; ``label`` writes the ticks."""
-    spent_by = {record.server_round: total for record, total in zip(records, spent, strict=True)}
+    spent_by = {float(record.server_round): total for record, total in zip(records, spent, strict=True)}
     values = {scope: _evaluated(records, f"{scope}-{kind}") for scope in SCOPES if any(spent)}
     curves = [(scope, ([spent_by[number] for number in rounds], own)) for scope, (rounds, own) in values.items()]
     figure = _draw_curves(curves, kind, SCOPE_STYLES, xlabel)
@@ -128,12 +131,12 @@ def _ticks(label: Label) -> FuncFormatter:
 
 
 def _draw_losses(records: Sequence[RoundRecord]) -> Figure | None:
-    by_level = {
-        level: points(records, lambda record, level=level: pick_metric(record.train_by_level.get(level, {}), "loss"))
-        for level in sorted({level for record in records for level in record.train_by_level})
-    }
-    together = {"all clients": points(records, lambda record: pick_metric(record.train, "loss"))}
-    return _draw_curves(list((by_level or together).items()), "loss")
+    def losses(level: str) -> Points:
+        return points(records, lambda record: pick_metric(record.train_by_level.get(level, {}), "loss"))
+
+    levels = sorted({level for record in records for level in record.train_by_level})
+    together = points(records, lambda record: pick_metric(record.train, "loss"))
+    return _draw_curves([(level, losses(level)) for level in levels] or [("all clients", together)], "loss")
 
 
 def _draw_curves(

@@ -96,21 +96,21 @@ def scores(records: Sequence[RoundRecord]) -> list[Score]:
     found = []
     for name in dict.fromkeys(name for record in records for name in record.evaluate):
         last = next(record for record in reversed(records) if name in record.evaluate)
-        best: tuple[float, int] | tuple[None, None] = None, None
+        best, best_round = None, None
         for record in records:
             value = record.comparable.get(name)
             # The first value stands until a better one comes, even where it is not a number.
-            if value is not None and (best[0] is None or is_better(value, best[0], mode_of(name))):
-                best = value, record.server_round
+            if value is not None and (best is None or is_better(value, best, mode_of(name))):
+                best, best_round = value, record.server_round
         worst = last.worst_client if name == WORST_ACCURACY else None
         median = last.evaluate_medians.get(name)
-        found.append(Score(name, last.evaluate[name], *best, name in last.partial, median, worst))
+        found.append(Score(name, last.evaluate[name], best, best_round, name in last.partial, median, worst))
     return found
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Return all numbers of a record under names such as ``evaluate/a/accuracy``, for trackers."""
-    groups = {"evaluate": record.evaluate, "train": record.train}
+    groups: dict[str, Mapping[str, float]] = {"evaluate": record.evaluate, "train": record.train}
     groups |= {f"evaluate/{level}": own for level, own in record.evaluate_by_level.items()}
     groups |= {f"train/{level}": own for level, own in record.train_by_level.items()}
     numbers: dict[str, float] = {}
