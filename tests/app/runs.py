@@ -4,22 +4,11 @@ from flwr.app import Context, RecordDict
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
+from tests.federation.tiny import Keep
 
 CLIENT_APP = "heterofl_flwr.app.client_app:app"
-
-
-class Keep(RoundCallback):
-    """Keeps what every callback is given after each round."""
-
-    def __init__(self):
-        self.rounds = []
-
-    def on_round_end(self, progress):
-        self.rounds.append(progress)
-        return False
 
 
 def run_app(config, clients, callbacks=(), **options):
@@ -32,7 +21,7 @@ def run_rounds(config, clients, **options):
     """Run the app with a run config; return what callbacks are given after each round."""
     keep = Keep()
     run_app(config, clients, [keep], **options)
-    return keep.rounds
+    return keep.progress
 
 
 def history_of(folder):

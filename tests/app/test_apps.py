@@ -19,11 +19,10 @@ from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from tests.app.runs import CLIENT_APP, Keep, history_of, node_context, run_rounds
+from tests.app.runs import CLIENT_APP, history_of, node_context, run_rounds
 
 SMALL = {**DEFAULTS, "model.hidden": "16,32", "train.epochs": 1, "evaluate.levels": False, "run.callbacks": ""}
 CLIENTS = 8
-UsersCallback = Keep
 
 
 def run(clients=CLIENTS, node_config=None, **settings):
@@ -222,7 +221,7 @@ def test_metrics_models_and_callbacks_can_be_the_users_own(monkeypatch):
         evaluate__metric="user_module:mean_of_logits",
         model__name="user_module:build",
         model__hidden="auto",
-        run__callbacks="user_module:UsersCallback",
+        run__callbacks="tests.federation.tiny:Keep",
     )[-1].record
     assert "mean-logit" in record.evaluate
 
