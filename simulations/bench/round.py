@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     if options.target is not None:
         return target.run(Experiment(options.root, options.clients, options.mix), options)
     experiment, goals = Experiment(options.root, options.clients), []

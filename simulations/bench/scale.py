@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells about each round
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     give_back_freed_memory()
     strategy = make_strategy(options.model, MIX)
     model = sum(4 * value.numel() for value in strategy.federation.model.parameters())

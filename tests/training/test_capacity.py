@@ -54,15 +54,11 @@ def scripted(monkeypatch):
     return Scripted(Dense, torch.ones(10, 8), 5, CPU)
 
 
-@pytest.mark.parametrize(
-    ("budget", "rate"), [(1000.0, 1.0), (320.0, 1.0), (319.9, 0.5), (80.0, 0.5), (20.0, 0.25), (5.0, 0.0625)]
-)
-def test_the_largest_rate_whose_round_fits_in_the_time_is_taken(scripted, budget, rate):
-    assert largest_rate(scripted, RATES, budget, PLENTY) == rate
-
-
-def test_the_first_rate_that_does_not_fit_ends_the_search(scripted):
-    largest_rate(scripted, RATES, 21.0, PLENTY)
+def test_the_largest_rate_fits_in_the_time_and_the_first_that_does_not_ends_the_search(scripted):
+    for budget, rate in ((1000.0, 1.0), (320.0, 1.0), (319.9, 0.5), (80.0, 0.5), (5.0, 0.0625)):
+        assert largest_rate(scripted, RATES, budget, PLENTY) == rate
+    scripted.tried.clear()
+    assert largest_rate(scripted, RATES, 21.0, PLENTY) == 0.25
     assert scripted.tried == [0.0625, 0.125, 0.25, 0.5]
 
 
@@ -74,8 +70,9 @@ def test_a_rate_that_memory_does_not_hold_is_never_tried(scripted):
 
 
 def test_running_out_of_memory_in_a_step_is_an_answer_too(scripted, monkeypatch):
-    monkeypatch.setitem(scripted.times, 0.5, None)
-    assert largest_rate(scripted, RATES, 1000.0, PLENTY) == 0.25
+    assert largest_rate(scripted, [0.25, 0.125], 1000.0, PLENTY) == 0.25  # of the rates that are offered
+    monkeypatch.setitem(scripted.times, 0.25, None)
+    assert largest_rate(scripted, RATES, 1000.0, PLENTY) == 0.125
 
 
 @pytest.mark.parametrize(("budget", "free", "why"), [(4.9, PLENTY, "5 s a round, over 4.9 s"), (9.0, 10, "0 MiB are")])
@@ -84,10 +81,6 @@ def test_where_nothing_fits_it_is_the_smallest_with_a_warning(scripted, caplog, 
         assert largest_rate(scripted, RATES, budget, free) == 0.0625
     assert "level auto is e (level e: " in caplog.text
     assert why in caplog.text
-
-
-def test_only_the_rates_that_are_offered_are_chosen_from(scripted):
-    assert largest_rate(scripted, [0.25, 0.125], 1000.0, PLENTY) == 0.25
 
 
 def test_memory_counts_parameters_and_what_the_backward_pass_needs(trial):
