@@ -10,15 +10,14 @@ import difflib
 import os
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from simulations.conversions.examples import EXAMPLES, MIX, Edit, Example
-from simulations.conversions.play import MODEL
-from simulations.conversions.trial import HEADING, job_of, made, missing, row, try_example
+from simulations.conversions.trial import HEADING, MODEL, made, missing, row, try_example
 from simulations.conversions.trial import run as run_app
 from simulations.program import parser_of, status_of
 
@@ -28,14 +27,13 @@ TOLERANCE = 1e-6
 
 def check_fedavg(checkout: Path, work: Path, root: str) -> float:
     """Return the largest difference of a parameter after three rounds, with one level and weights by examples."""
-    example = named("quickstart-pytorch")
+    (example,) = chosen(["quickstart-pytorch"])
     all_alike = Edit("server_app", f'"{MIX}"', '"a1", weights="examples"')
     states = []
     for name, edits in (("fedavg", []), ("one-level", [*example.edits, all_alike])):
         folder, _ = made(example, checkout, work / example.short / f"equal-{name}", edits)
-        job = job_of(example, root)
         # Small steps, so that what differs by rounding does not grow.
-        run_app(example, folder, replace(job, rows=1000, config={"learning-rate": 0.01}))
+        run_app(example, folder, root, rows=1000, config={"learning-rate": 0.01})
         states.append(load_file(folder / MODEL))
     original, ours = states
     return max(float((original[name] - ours[name]).abs().max()) for name in original)
@@ -43,19 +41,15 @@ def check_fedavg(checkout: Path, work: Path, root: str) -> float:
 
 def check_noise(checkout: Path, work: Path, root: str) -> int:
     """Return how many replies of two private runs from the same model are the same, bit by bit."""
-    example = named("opacus")
+    (example,) = chosen(["opacus"])
     replies = []
     for number in ("first", "second"):
         folder, _ = made(example, checkout, work / example.short / f"private-{number}", example.edits)
-        job = replace(job_of(example, root, repeatable=False), rows=200, config={"num-server-rounds": 1})
-        replies.append(run_app(example, folder, job).replies)
+        outcome = run_app(example, folder, root, rows=200, config={"num-server-rounds": 1}, repeatable=False)
+        replies.append(outcome.replies)
     if not all(replies):
         raise HeteroFLError(f"{example.short}: no client sent a reply; its log is under {work / example.short}")
     return len(replies[0].items() & replies[1].items())
-
-
-def named(short: str) -> Example:
-    return next(example for example in EXAMPLES if example.short == short)
 
 
 PROGRAM = "simulations.conversions"
@@ -69,15 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     work = options.out or Path(tempfile.mkdtemp(prefix="conversions-"))
     print(row(HEADING), row("---" for _ in HEADING), sep="\n")
-    trials = []
+    good = True
     for example in chosen(options.names):
         if absent := missing(example):
             skipped = f"skipped: needs {', '.join(absent)}"
             print(row([example.short, example.api, *[""] * 5, skipped, ""]), flush=True)
             continue
-        trials.append(try_example(example, options.checkout, work, options.root))
-        print(row(trials[-1].cells()), flush=True)
-    good = all(trial.good for trial in trials)
+        trial = try_example(example, options.checkout, work, options.root)
+        good = good and not trial.faults
+        print(row(trial.cells()), flush=True)
     if options.checks:
         difference = check_fedavg(options.checkout, work, options.root)
         print(f"quickstart-pytorch, mix a1, weights examples: {difference:.1e} from FedAvg after three rounds")
@@ -88,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def chosen(names: list[str]) -> list[Example]:
+def chosen(names: Sequence[str]) -> list[Example]:
     """Return the examples of these names; all without any."""
     known = {example.short: example for example in EXAMPLES}
     for name in names:

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -70,19 +70,10 @@ def page(findings: Sequence[Finding], version: str, seed: int) -> str:
         made=_made(findings),
     )
     heads = ["model", *(f"parameters at {rate:g}" for rate in RATES), "trace", "difference", "counts its channels"]
-    parts = [introduction, "## Those that work\n", _table(heads, [_row(finding) for finding in working])]
+    parts = [introduction, "## Those that work\n", _table(heads, working)]
     if others:
-        rows = [[_named(one), f"{one.parameters['1']:,}", one.reason] for one in others]
-        parts += ["\n## Those that do not\n", _table(["model", "parameters", "layer and reason"], rows)]
+        parts += ["\n## Those that do not\n", _table(["model", "parameters", "layer and reason"], others)]
     return "\n".join(parts)
-
-
-def line(finding: Finding) -> str:
-    """Return one line about a finding, for a terminal."""
-    if finding.reason:
-        return f"{finding.name:<20} no: {finding.reason}"
-    shares = _shares(finding.parameters)
-    return f"{finding.name:<20} works: {shares}; trace {finding.seconds:.1f} s, difference {finding.difference:.0e}"
 
 
 def _made(findings: Sequence[Finding]) -> str:
@@ -94,26 +85,26 @@ def _made(findings: Sequence[Finding]) -> str:
     return "; ".join(f"{machine}; at {', '.join(sorted(own))}" for machine, own in sorted(commits.items()))
 
 
-def _row(finding: Finding) -> list[str]:
-    numbers = [f"{number:,}" for number in finding.parameters.values()]
-    explained = ", ".join(finding.explained) or "-"
-    return [_named(finding), *numbers, f"{finding.seconds:.1f} s", f"{finding.difference:.0e}", explained]
+def _table(heads: Sequence[str], findings: Sequence[Finding]) -> str:
+    rows = [heads, ["---"] * len(heads)]
+    for one in findings:
+        name = f"`{one.name}`" + ("" if one.size == SIZE else f" ({one.size} x {one.size})")
+        measured = [f"{one.seconds:.1f} s", f"{one.difference:.0e}", ", ".join(one.explained) or "-"]
+        numbers = [f"{number:,}" for number in one.parameters.values()]
+        rows.append([name, *numbers, *([one.reason] if one.reason else measured)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def _named(finding: Finding) -> str:
-    return f"`{finding.name}`" + ("" if finding.size == SIZE else f" ({finding.size} x {finding.size})")
-
-
-def _shares(parameters: Mapping[str, int]) -> str:
-    full = parameters["1"]
-    return f"{full:,} parameters, " + ", ".join(
-        f"{number / full:.1%} at {rate}" for rate, number in parameters.items() if rate != "1"
+def line(finding: Finding) -> str:
+    """Return one line about a finding, for a terminal."""
+    if finding.reason:
+        return f"{finding.name:<20} no: {finding.reason}"
+    full, *others = finding.parameters.items()
+    shares = ", ".join(f"{number / full[1]:.1%} at {rate:g}" for rate, number in others)
+    return (
+        f"{finding.name:<20} works: {full[1]:,} parameters, {shares}; "
+        f"trace {finding.seconds:.1f} s, difference {finding.difference:.0e}"
     )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 PROGRAM = "simulations.model_zoo"

@@ -36,13 +36,13 @@ class Checked:
     """What was measured on a model of which everything holds."""
 
     parameters: Mapping[float, int]  # the number of parameters at each rate
-    off: float  # the largest distance of that from the count axis by axis, as a part of it
-    seconds: float  # seconds of the processor that `elastic` took
+    off: float = 0.0  # the largest distance of that from the count axis by axis, as a part of it
+    seconds: float = 0.0  # seconds of the processor that `elastic` took
     # the largest difference of a slice's output from the full model's with zeros for what the slice lacks, as a part
     # of what different inputs make
-    difference: float
+    difference: float = 0.0
     # what counts channels, so that zeros alone would not do; the twin counts only those kept there
-    explained: Sequence[str]
+    explained: Sequence[str] = ()
 
 
 def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequence[float] = RATES) -> Checked:
@@ -63,7 +63,9 @@ def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequen
     twin = Twin(model)
     for rate in smaller:
         small, plan = build(rate).eval(), build.plan(rate)
-        _check_slice(model, small, plan)
+        cut = plan.extract(dict(model.named_parameters()))
+        for name, parameter in small.named_parameters():
+            _demand(torch.equal(parameter, cut[name]), f"{name} is not the plan's slice")
         found = difference(small, twin.narrowed(plan), inputs)
         _demand(
             found <= MOST_DIFFERENT[next(small.parameters()).dtype],
@@ -73,8 +75,9 @@ def check(model: nn.Module, inputs: Tensor, ends: tuple[int, int], rates: Sequen
         parameters[rate] = sum(parameter.numel() for parameter in small.parameters())
         off = max(off, _check_number(small, expected_parameters(model, build, rate, ends), rate))
     explained = sorted(twin.explained)
-    del twin, small
+    del twin, small, cut
     _check_training(model, build, inputs, rates)
+    parameters = {rate: parameters[rate] for rate in (1.0, *rates)}
     return Checked(parameters=parameters, off=off, seconds=seconds, difference=most, explained=explained)
 
 
@@ -85,19 +88,11 @@ def _check_whole(model: nn.Module, build: Elastic, inputs: Tensor, smaller: Sequ
     theirs = whole.state_dict()
     for name, tensor in model.state_dict().items():
         _demand(name in theirs and torch.equal(tensor, theirs[name]), f"{name} is not the model's own at rate 1")
-    outputs = [_outputs(one, inputs) for one in (model, whole)]
-    _demand(all(map(torch.equal, *outputs)), "the output is not the model's own at rate 1")
+    same = map(torch.equal, _outputs(model, inputs), _outputs(whole, inputs))
+    _demand(all(same), "the output is not the model's own at rate 1")
     for rate in smaller:
-        same = build.plan(rate) == Plan.of(whole, build(rate))
-        _demand(same, f"Plan.of differs from the plan of the build at rate {rate:g}")
-
-
-def _check_slice(model: nn.Module, small: nn.Module, plan: Plan) -> None:
-    """Demand that a slice's weights are those that its plan names."""
-    state = dict(model.named_parameters())
-    for name, parameter in small.named_parameters():
-        cut = Plan({name: plan.axes[name]}).extract({name: state[name]})[name]
-        _demand(torch.equal(parameter, cut), f"{name} is not the plan's slice")
+        alike = build.plan(rate) == Plan.of(whole, build(rate))
+        _demand(alike, f"Plan.of differs from the plan of the build at rate {rate:g}")
 
 
 def _check_number(small: nn.Module, expected: Mapping[str, float], rate: float) -> float:

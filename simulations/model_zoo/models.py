@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.model_zoo.check import RATES, check
+from simulations.model_zoo.check import Checked, check
 
 SIZE = 64
 ENDS = (3, 1000)
@@ -45,15 +45,11 @@ def names() -> list[str]:
     return found
 
 
-def size_of(name: str) -> int:
-    """Return the side of the images for a model."""
-    return _SIZES.get(name, SIZE)
-
-
 def make(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     """Return a model with drawn weights and two images."""
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"image_size": size_of(name)} if name.startswith("vit") else {}
+    size = _SIZES.get(name, SIZE)
+    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # by a slow generator, and all weights are drawn anew
     with _Undrawn():
@@ -62,7 +58,7 @@ def make(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     dtype = torch.float64 if parameters <= DOUBLE or name.startswith(_FADING) else torch.float32
     model = model.to(dtype)
     draw_weights(model, seed)
-    return model, torch.randn(2, 3, size_of(name), size_of(name), dtype=dtype)
+    return model, torch.randn(2, 3, size, size, dtype=dtype)
 
 
 @torch.no_grad()
@@ -86,31 +82,24 @@ def draw_weights(model: nn.Module, seed: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """A model and what ``check`` measured, or why it does not work; see ``Checked``."""
+class Finding(Checked):
+    """What was measured on a model, or why it does not work."""
 
     name: str
     made: str  # on which machine, with which versions, at which commit
-    size: int
-    parameters: Mapping[str, int]  # the number of parameters by rate
-    off: float = 0.0
-    seconds: float = 0.0
-    difference: float = 0.0
-    explained: Sequence[str] = ()
+    size: int  # the side of the images
     reason: str = ""  # empty if everything holds
 
 
 def find(name: str, made: str, seed: int) -> Finding:
     """Check one model of torchvision."""
     model, inputs = make(name, seed)
-    size = size_of(name)
+    facts: dict[str, Any] = {"name": name, "made": made, "size": inputs.shape[-1]}
     number = sum(parameter.numel() for parameter in model.parameters())
     try:
-        found = check(model, inputs, ENDS)
+        return Finding(**facts, **asdict(check(model, inputs, ENDS)))
     except (HeteroFLError, RuntimeError) as error:  # torch raises the latter where shapes do not fit
-        return Finding(name=name, made=made, size=size, parameters={"1": number}, reason=str(error))
-    parameters = {f"{rate:g}": found.parameters[rate] for rate in RATES}
-    return Finding(name=name, made=made, size=size, **{**asdict(found), "parameters": parameters})
+        return Finding(**facts, parameters={1.0: number}, reason=str(error))
 
 
 def read(path: Path) -> dict[str, Finding]:
@@ -118,13 +107,14 @@ def read(path: Path) -> dict[str, Finding]:
     findings = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
         try:
-            finding = Finding(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            found = json.loads(line)
+            found["parameters"] = {float(rate): count for rate, count in found["parameters"].items()}
+            findings[found["name"]] = Finding(**found)
+        except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"line {number} of {path} is no finding of this command ({error}); remove it, or name another file "
                 f"with --findings"
             ) from error
-        findings[finding.name] = finding
     return findings
 
 

@@ -30,16 +30,10 @@ _LAYER_NORM, _GROUP_NORM = (inspect.signature(norm) for norm in (F.layer_norm, F
 
 
 class Twin:
-    """What slices compute, by a copy of the full model.
-
-    Attributes
-    ----------
-    explained : set[str]
-        What has counted channels so far.
-    """
+    """What slices compute, by a copy of the full model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.explained: set[str] = set()
+        self.explained: set[str] = set()  # what has counted channels so far
         self._model = copy.deepcopy(model)
         self._kept: dict[int, Tensor] = {}
         self._warmth: dict[str, float] = {}
@@ -52,7 +46,8 @@ class Twin:
         for name, parameter in self._model.named_parameters():
             _zero(parameter, plan.axes[name])
             if parameter.dim() == 1:  # norms have no others
-                self._kept[id(parameter)] = _kept(parameter, plan.axes[name])
+                self._kept[id(parameter)] = kept = torch.ones_like(parameter)
+                _zero(kept, plan.axes[name])
         return self
 
     def __call__(self, *args: object, **kwargs: object) -> object:
@@ -63,16 +58,16 @@ class Twin:
     def _warm(self, name: str, layer: nn.Module, plan: Plan) -> None:
         """Let attention divide by the root of the slice's own head width, not the full one."""
         if isinstance(layer, nn.MultiheadAttention):
-            tensors, width, after = (layer.in_proj_weight, layer.in_proj_bias), layer.embed_dim, "out_proj"
+            tensors, after = (layer.in_proj_weight, layer.in_proj_bias), "out_proj"
         elif isinstance(layer, ShiftedWindowAttention) and not isinstance(layer, ShiftedWindowAttentionV2):
-            tensors, width, after = (layer.qkv.weight, layer.qkv.bias), layer.qkv.in_features, "proj"
+            tensors, after = (layer.qkv.weight, layer.qkv.bias), "proj"
         else:
             return
         self.explained.add("the temperature of attention")
-        held = plan.axes[f"{name}.{after}.weight"[name == "" :]][1].kept
-        before, self._warmth[name] = self._warmth.get(name, 1.0), math.sqrt(width / held)
+        axis = plan.axes[f"{name}.{after}.weight".lstrip(".")][1]
+        before, self._warmth[name] = self._warmth.get(name, 1.0), math.sqrt(axis.full / axis.kept)
         for tensor in tensors:
-            tensor[:width] *= self._warmth[name] / before
+            tensor[: axis.full] *= self._warmth[name] / before
 
 
 def difference(one: Model, two: Model, inputs: Tensor) -> float:
@@ -114,13 +109,6 @@ def _normed(x: Tensor, kept: Tensor, axes: list[int], eps: float) -> Tensor:
     mean = (x * kept).sum(axes, keepdim=True) / number
     variance = ((x - mean) ** 2 * kept).sum(axes, keepdim=True) / number
     return (x - mean) / (variance + eps).sqrt()
-
-
-def _kept(tensor: Tensor, axes: Axes) -> Tensor:
-    """Return ones where a tensor of one axis is held, and zeros elsewhere."""
-    held = torch.zeros_like(tensor)
-    held[sorted(positions(axes[0]))] = 1
-    return held
 
 
 def _zero(tensor: Tensor, axes: Axes) -> None:

@@ -145,7 +145,7 @@ def test_a_file_that_is_no_list_of_findings_is_named(tmp_path, capsys):
 
 def test_a_page_names_sizes_and_where_it_was_made():
     one = Finding(
-        name="maxvit_t", made="here; commit 12ab", size=224, parameters={"1": 9, "0.5": 4}, explained=["layer norm"]
+        name="maxvit_t", made="here; commit 12ab", size=224, parameters={1.0: 9, 0.5: 4}, explained=["layer norm"]
     )
     text = page([one], "1.2", 0)
     assert "| `maxvit_t` (224 x 224) | 9 | 4 |" in text
