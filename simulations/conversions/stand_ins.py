@@ -1,6 +1,7 @@
 """What the examples would download, made here: data sets of the same form, and models with random weights."""
 
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def load_dataset(
     few = {"train": rows, "test": rows // 5}
     copies = (one for one in (path, LIKE.get(path)) if root and one and (root / one).is_dir())
     if copy := next(copies, None):
-        parts = real(str(root / copy))
+        parts = real(f"{root}/{copy}")
     else:
         make = made_images if path in IMAGES else made_texts
         parts = {
@@ -110,22 +111,22 @@ def vision_transformer(notes: list[str], **options: Any) -> torch.nn.Module:
 
 def tokenizer(name: str, **options: Any) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
+    transformers: Any = import_module("transformers")
     words = ["[PAD]", "[UNK]", *NEUTRAL, *OPINIONS[0], *OPINIONS[1]]
     made = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", **options)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", **options)
 
 
 def text_model(notes: list[str], name: str, num_labels: int) -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
-
+    transformers: Any = import_module("transformers")
     _note(notes, f"random weights for {name}")
     torch.manual_seed(0)
-    layers: Any = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+    layers = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
     words = 2 + len(NEUTRAL) + 2 * len(OPINIONS[0])
-    return BertForSequenceClassification(BertConfig(vocab_size=words, num_labels=num_labels, **layers))  # as bert-tiny
+    config = transformers.BertConfig(vocab_size=words, num_labels=num_labels, **layers)  # as bert-tiny, but for words
+    return transformers.BertForSequenceClassification(config)
 
 
 class Accuracy:
