@@ -50,6 +50,7 @@ class Attack:
     act: Callable[[Turn], list[Outgoing]]
     silent_from: int = 1
     kinds: Sequence[str] = ("train",)
+    answers: bool = True  # whether the server has something to refuse, or no reply in time
 
 
 def outgoing(message: Message, forge: Forgery = as_it_is) -> Outgoing:
@@ -68,13 +69,14 @@ def honest(turn: Turn) -> list[Outgoing]:
     return [outgoing(turn.reply)]
 
 
-def forged(forge: Forgery) -> Attack:
+def forged(forge: Forgery, answers: bool = True) -> Attack:
     """Return the attack that forges each reply but what the node can hold."""
     return Attack(
         lambda turn: [
             outgoing(turn.reply, as_it_is if turn.asked.metadata.message_type == "query.capability" else forge)
         ],
         kinds=("train", "query.moments", "evaluate"),
+        answers=answers,
     )
 
 
@@ -197,18 +199,18 @@ def _each(envelope: Envelope, change: Callable[[str, "np.ndarray"], "np.ndarray"
 # Flower's SuperLink with SQLite refuses all requests while it notes thousands of objects, so such a node ends any run.
 WIRE_BOMBS = {name: forge for name, forge in BOMBS.items() if name != "ten thousand objects"}
 STALLS: Mapping[str, Attack] = {
-    "objects withheld": forged(withheld_objects),
-    "all but one object": forged(hoarded),
-    "500 small objects and a gap": forged(small_objects_and_a_gap),
+    "objects withheld": forged(withheld_objects, answers=False),
+    "all but one object": forged(hoarded, answers=False),
+    "500 small objects and a gap": forged(small_objects_and_a_gap, answers=False),
 }
 REFUSED: Mapping[str, Attack] = {
     **{name: forged(forge) for name, forge in {**GARBAGE, **WIRE_BOMBS}.items()},
     **STALLS,
     **{f"fields: {kind}": mutated(kind) for kind in ("shapes", "claims", "headers", "stypes", "sizes")},
     "fields: not finite": changed(lambda envelope, turn: _each(envelope, lambda name, value: value * np.nan)),
-    "an old reply again": Attack(again, 2),
-    "replies a round late": Attack(late),
-    "answers to others' messages": Attack(of_others),
+    "an old reply again": Attack(again, 2, answers=False),
+    "replies a round late": Attack(late, answers=False),
+    "answers to others' messages": Attack(of_others, answers=False),
 }
 LIES: Mapping[str, Attack] = {
     "sign flip, times 5": lie(flip),

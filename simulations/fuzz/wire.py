@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
@@ -208,24 +209,30 @@ class Wire:
 
 
 class Silent(LocalGrid):
-    """A grid some of whose nodes give no answer where none of it may count, by partition."""
+    """A grid some of whose nodes, by partition, give no answer where none of it may count, or an error.
+
+    Who gave none is not asked for moments and metrics in the same round; who was refused is, and may answer truly.
+    """
 
     attacks: Mapping[int, Attack]
     _round = 0
 
     def send_and_receive(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Message]:  # type: ignore[override]
         """Send messages, and return the replies of nodes that are not silent."""
-        messages = list(messages)
+        asked = {message.metadata.dst_node_id: message for message in messages}
         ids = list(self.get_node_ids())
         self._round = max([self._round, *map(round_of, messages)])  # a query names no round
-        kind = messages[0].metadata.message_type if messages else ""
-        silent = {
-            ids[partition]
-            for partition, attack in self.attacks.items()
-            if kind in attack.kinds and 0 < attack.silent_from <= self._round
-        }
-        replies = super().send_and_receive(messages, timeout=timeout)
-        return [reply for reply in replies if reply.metadata.src_node_id not in silent]
+        replies = []
+        for reply in super().send_and_receive(list(messages), timeout=timeout):
+            node_id = reply.metadata.src_node_id
+            attack = self.attacks.get(ids.index(node_id))
+            kind = asked[node_id].metadata.message_type
+            if attack is None or kind not in attack.kinds or not 0 < attack.silent_from <= self._round:
+                replies.append(reply)
+            elif attack.answers:
+                error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "refused")
+                replies.append(Message(error, reply_to=asked[node_id]))
+        return replies
 
 
 def _watch(deployment: Deployment, run_id: str) -> tuple[int, str]:
