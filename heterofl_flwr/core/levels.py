@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,20 @@ from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError
 
 _PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d{1,9})?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d{1,9}))?)")
+_NUMBER = re.compile(r"[+-]?(\d{1,9}/\d{1,9}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE)
 _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
 
 
 def exact_rate(rate: float | str | Fraction) -> Fraction:
-    """Return the rate as the exact fraction that its decimal form names; a rate lies in (0, 1]."""
+    """Return the rate as the exact fraction that its decimal form names; a rate lies in (0, 1].
+
+    Text may come from a client: a number that takes long to compute, such as ``1e999999999``, is none.
+    """
+    text = str(rate).strip()
     try:
-        exact = rate if isinstance(rate, Fraction) else Fraction(str(rate))
+        exact = rate if isinstance(rate, Fraction) else Fraction(text if _NUMBER.fullmatch(text) else "none")
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{rate!r} is no rate: expected a number above 0 and up to 1") from error
+        raise ConfigError(f"{reprlib.repr(rate)} is no rate: expected a number above 0 and up to 1") from error
     if isinstance(rate, bool) or not 0 < exact <= 1:
         raise ConfigError(f"a rate of {rate} is not usable: expected a number above 0 and up to 1")
     return exact
@@ -50,7 +56,9 @@ def rate_of(level: str | float, levels: Mapping[str, float] = LEVELS) -> float:
         return float(exact_rate(level))
     except ConfigError as error:
         known = ", ".join(f"{letter} ({rate:g})" for letter, rate in levels.items())
-        raise ConfigError(f"{level!r} is no level: expected one of {known} or a rate above 0 and up to 1") from error
+        raise ConfigError(
+            f"{reprlib.repr(level)} is no level: expected one of {known} or a rate above 0 and up to 1"
+        ) from error
 
 
 def level_name(rate: float, levels: Mapping[str, float] = LEVELS) -> str:

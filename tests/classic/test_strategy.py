@@ -124,6 +124,7 @@ def test_properties_are_asked_once_and_from_all_at_the_same_time():
         (Status(Code.GET_PROPERTIES_NOT_IMPLEMENTED, ""), "GET_PROPERTIES_NOT_IMPLEMENTED"),
         ({"capacity": "z"}, "'z' is no level"),
         ({"capacity": 2.0}, "2.0 is no level"),
+        ({"capacity": "1e999999999"}, "'1e999999999' is no level"),
         ({"capacity": True}, "True is no level"),
         ({"capacity": b"a"}, "b'a' is no level"),
         ({"partition": "one"}, "'one' as partition, expected int"),

@@ -41,6 +41,8 @@ def test_ratios_and_numbers_that_make_no_levels_raise(ratio, number, reason):
     [
         (1, Fraction(1)),
         (1e-05, Fraction(1, 100_000)),
+        (5e-324, Fraction(5, 10**324)),
+        (" 1/3 ", Fraction(1, 3)),
         (Fraction(1, 3), Fraction(1, 3)),
         (Decimal("0.1"), Fraction(1, 10)),
         (np.float64(0.3), Fraction(3, 10)),
@@ -51,8 +53,11 @@ def test_a_rate_is_the_decimal_number_that_it_prints_as(rate, expected):
     assert exact_rate(rate) == expected
 
 
+SLOW = ("1e999999999", "1e-999999999", "9" * 10**6, "1/" + "9" * 10**6)  # numbers that take minutes to compute
+
+
 def test_what_is_no_rate_raises():
-    for rate in (0, -0.5, 1.0000001, True, False, float("nan"), float("inf"), None, "x", "1/0", [0.5]):
+    for rate in (0, -0.5, 1.0000001, True, False, float("nan"), float("inf"), None, "x", "1/0", [0.5], *SLOW):
         with pytest.raises(ConfigError, match="expected a number above 0 and up to 1"):
             exact_rate(rate)
 
