@@ -24,42 +24,28 @@ def stops_at(stopping: EarlyStopping, fake, values, metric="global-accuracy", fi
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("options", "values", "expected"),
     [
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], None),
-        ([0.5, 0.4, 0.4, 0.4], 3),
-        ([0.5, 0.4, 0.6, 0.5, 0.5], 5),
-        ([0.5, 0.5, 0.5], 3),
-        ([0.5, None, None, None, 0.4, None, 0.4], 7),
-        ([0.5, NAN, NAN], 3),
-        ([NAN, 0.5, 0.6, 0.7], None),
-        ([None, None, None, None], None),
+        ({"patience": 2}, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], None),
+        ({"patience": 2}, [0.5, 0.4, 0.6, 0.5, 0.5], 5),
+        ({"patience": 2}, [0.5, 0.5, 0.5], 3),
+        ({"patience": 2}, [0.5, None, None, None, 0.4, None, 0.4], 7),
+        ({"patience": 2}, [0.5, NAN, NAN], 3),
+        ({"patience": 2}, [NAN, 0.5, 0.6, 0.7], None),
+        ({"patience": 2, "metric": "global-loss"}, [0.5, 0.4, 0.45, 0.42], 4),
+        ({"patience": 2, "metric": "global-loss", "mode": "max"}, [0.5, 0.4, 0.45, 0.42], 3),
+        ({"patience": None, "target": 0.8}, [0.7, 0.8, 0.9], 2),
+        ({"patience": None, "target": 0.8}, [0.7, NAN, 0.79], None),
+        ({"patience": None, "target": 5.0, "metric": "global-perplexity"}, [9.0, 5.1, 4.0], 3),
     ],
 )
-def test_it_stops_after_so_many_evaluations_without_a_new_best(fake, values, expected):
-    assert stops_at(EarlyStopping(patience=2), fake, values) == expected
+def test_it_stops_after_so_many_evaluations_without_a_new_best_or_at_the_target(fake, options, values, expected):
+    metric = options.get("metric", "global-accuracy")
+    assert stops_at(EarlyStopping(**options), fake, values, metric) == expected
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(None, 4), ("min", 4), ("max", 3)])
-def test_the_mode_follows_the_name_unless_given(fake, mode, expected):
-    stopping = EarlyStopping("global-loss", patience=2, mode=mode)
-    assert stops_at(stopping, fake, [0.5, 0.4, 0.45, 0.42], "global-loss") == expected
-
-
-@pytest.mark.parametrize(
-    ("metric", "target", "values", "expected"),
-    [
-        ("global-accuracy", 0.8, [0.7, 0.8, 0.9], 2),
-        ("global-accuracy", 0.8, [0.7, NAN, 0.79], None),
-        ("global-perplexity", 5.0, [9.0, 5.1, 4.0], 3),
-    ],
-)
-def test_it_stops_at_the_target(fake, metric, target, values, expected):
-    assert stops_at(EarlyStopping(metric, patience=None, target=target), fake, values, metric) == expected
-
-
-@pytest.mark.parametrize("split", range(1, 7))
-def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, split):
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, first):
     values = [0.5, 0.6, None, 0.55, 0.58, 0.59, 0.4]
     expected = stops_at(EarlyStopping(patience=3), fake, values)
     assert expected == 6
@@ -67,7 +53,6 @@ def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, split):
     evaluations = [{} if value is None else {"global-accuracy": value} for value in values[:5]]
     history = [fake.progress(number, 99, evaluate=own).record for number, own in enumerate(evaluations, 1)]
     resumed = EarlyStopping(patience=3, history=history)
-    first = min(split, 5)
     assert stops_at(resumed, fake, values[first - 1 :], first=first) == expected
 
 
@@ -97,26 +82,16 @@ def test_metrics_of_few_clients_neither_stop_a_run_nor_let_it_go_on(few, fake):
             assert not stopping.on_round_end(Progress(record, {}, {}, {}, 9))
 
 
-def read(folder) -> EventAccumulator:
-    events = EventAccumulator(str(folder.events), size_guidance={"scalars": 0})
-    events.Reload()
-    return events
-
-
-def test_tensorboard_gets_every_number_of_every_round(folder, fake):
-    fake.run([TensorBoard(folder)], 1, 4)
-    events = read(folder)
-    values = [(event.step, event.value) for event in events.Scalars("evaluate/global-accuracy")]
-    expected = [(number, fake.progress(number, 4).record.evaluate["global-accuracy"]) for number in (2, 4)]
-    assert values == [(number, pytest.approx(value)) for number, value in expected]
-    assert [event.step for event in events.Scalars("round/seconds")] == [1, 2, 3, 4]
-    assert "train/a/loss" in events.Tags()["scalars"]
-
-
-def test_tensorboard_has_each_round_of_a_resumed_run_once(folder, fake):
+def test_tensorboard_gets_every_number_of_every_round_once_also_of_a_resumed_run(folder, fake):
     fake.run([TensorBoard(folder)], 1, 9, dies_after=5)
     fake.run([TensorBoard(folder)], 4, 6)
-    assert [event.step for event in read(folder).Scalars("round/seconds")] == [1, 2, 3, 4, 5, 6]
+    events = EventAccumulator(str(folder.events), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("round/seconds")] == [1, 2, 3, 4, 5, 6]
+    values = [(event.step, event.value) for event in events.Scalars("evaluate/global-accuracy")]
+    expected = [(number, fake.progress(number, 6).record.evaluate["global-accuracy"]) for number in (2, 4, 6)]
+    assert values == [(number, pytest.approx(value)) for number, value in expected]
+    assert "train/a/loss" in events.Tags()["scalars"]
 
 
 def test_a_tensorboard_that_ends_without_a_start_writes_nothing(folder):
@@ -151,7 +126,7 @@ def test_wandb_gets_every_number_of_every_round(calls, fake):
     assert [name for name, *_ in calls] == ["init", "log", "log", "finish"]
 
 
-def test_mlflow_gets_every_number_of_every_round(calls, fake):
+def test_mlflow_gets_every_number_of_every_round_and_the_settings_once(calls, fake):
     tracker = MLflow("heterofl", tracking_uri="file:runs", settings=SETTINGS, options={"run_name": "one"})
     fake.run([tracker], 1, 2)
     assert calls[:4] == [
@@ -163,9 +138,7 @@ def test_mlflow_gets_every_number_of_every_round(calls, fake):
     records = [fake.progress(number, 2).record for number in (1, 2)]
     assert calls[4:6] == [("log_metrics", (scalars(record),), {"step": record.server_round}) for record in records]
     assert [name for name, *_ in calls[6:]] == ["end_run"]
-
-
-def test_a_run_that_goes_on_keeps_its_parameters_there(calls, fake):
+    calls.clear()
     fake.run([MLflow("heterofl", settings=SETTINGS)], 3, 4)
     assert [name for name, *_ in calls] == ["set_experiment", "start_run", "log_metrics", "log_metrics", "end_run"]
 

@@ -26,8 +26,10 @@ def plain_environment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def test_without_a_terminal_a_round_is_one_plain_line(fake):
+def test_without_a_terminal_that_can_do_anything_a_round_is_one_plain_line(fake, monkeypatch):
     lines = shown(fake).splitlines()
+    monkeypatch.setenv("TERM", "dumb")
+    assert shown(fake, force_terminal=True).splitlines() == lines
     assert len(lines) == 11
     assert lines[0].startswith("rounds 1 to 10, a model of")
     accuracy = fake.progress(2, 10).record.evaluate["global-accuracy"]
@@ -38,11 +40,6 @@ def test_without_a_terminal_a_round_is_one_plain_line(fake):
     assert not re.search(r"[^\x20-\x7e\n]", "\n".join(lines))
 
 
-def test_a_dumb_terminal_gets_plain_lines_too(fake, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
-    assert shown(fake, force_terminal=True) == shown(fake)
-
-
 def test_a_terminal_shows_a_round_on_a_line_of_80_columns(fake):
     text = shown(fake, force_terminal=True, width=200)
     assert "\x1b[36m" in text
@@ -51,13 +48,6 @@ def test_a_terminal_shows_a_round_on_a_line_of_80_columns(fake):
     assert re.search(expected, plain, re.MULTILINE)
     assert "left  failed 1  train-loss" in plain  # round 3
     assert max(map(len, plain.splitlines())) <= 80
-
-
-@pytest.fixture
-def identity():
-    lent = Identity(3)
-    yield
-    lent.release()
 
 
 def messages(*rates):
@@ -76,7 +66,9 @@ def counted(console, sent):
     return re.sub(r"\x1b\[[0-9;]*[mK]", "", stream.getvalue()).split("\r")
 
 
-def test_a_terminal_counts_who_has_answered_by_level_before_the_first_round_ends(identity):
+def test_only_a_terminal_counts_who_has_answered_by_level_before_the_first_round_ends():
+    lent = Identity(3)
+    assert counted(Console(RichConsole(file=io.StringIO())), messages(1.0, 0.5)) == [""]
     console = Console(RichConsole(file=io.StringIO(), force_terminal=True, width=80))
     lines = counted(console, messages(1.0, 1.0, 0.0625))
     assert lines == [
@@ -85,19 +77,14 @@ def test_a_terminal_counts_who_has_answered_by_level_before_the_first_round_ends
         "round 1: training  2 of 3 clients  a 1/2  e 1/1",
         "",
     ]
+    lent.release()
 
 
-def test_without_a_terminal_nothing_is_counted(identity):
-    assert counted(Console(RichConsole(file=io.StringIO())), messages(1.0, 0.5)) == [""]
-
-
-def test_no_color_is_honoured(fake, monkeypatch):
+def test_a_narrow_terminal_breaks_no_value_and_no_color_is_honoured(fake, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown(fake, force_terminal=True))
-
-
-def test_a_narrow_terminal_breaks_no_value(fake):
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown(fake, force_terminal=True, width=60))
+    text = shown(fake, force_terminal=True, width=60)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", text)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= 60
     assert not re.search(r"^ *(%|MB|kB|left)", plain, re.MULTILINE)
 

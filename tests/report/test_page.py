@@ -24,15 +24,14 @@ class Page(HTMLParser):
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.values += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
         self.values += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -61,19 +60,19 @@ def page(run):
     return Page(run.report.read_text(encoding="utf-8"))
 
 
-def test_it_has_every_section(page):
+def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
     assert [value for tag, name, value in page.values if (tag, name) == ("section", "id")] == SECTIONS
     assert page.tags.count("svg") == page.tags.count("figure") == page.tags.count("figcaption") == 8
-
-
-def test_it_loads_nothing_and_runs_nothing(page, run):
     assert "script" not in page.tags
     assert not [value for value in page.values if value[1].startswith("on")]
-    assert not re.search(r"https?:|//\w|@import", run.report.read_text(encoding="utf-8"))
+    text = run.report.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//\w|@import", text)
     links = [value for _, name, value in page.values if name in ("src", "href", "xlink:href", "srcset", "action")]
     assert all(value.startswith(("#", "data:")) for value in links)
     policy = next(value for tag, name, value in page.values if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'")
+    for expected in ("screen and (prefers-color-scheme:dark)", "width=device-width", "@media print", "@page"):
+        assert expected in text
 
 
 def test_ids_are_unique_and_references_have_an_aim(page):
@@ -85,7 +84,7 @@ def test_ids_are_unique_and_references_have_an_aim(page):
     assert aims <= set(ids)
 
 
-def test_it_tells_what_was_run_and_what_came_of_it(page, run):
+def test_it_shows_what_was_run_and_what_came_of_it(page, run):
     for expected in (
         f"A run {EVIL}",
         f"heterofl run {EVIL}",
@@ -102,12 +101,6 @@ def test_it_tells_what_was_run_and_what_came_of_it(page, run):
         "against full-size FedAvg",
     ):
         assert " ".join(expected.split()) in page.text
-
-
-def test_it_follows_light_and_dark_the_screens_width_and_paper(run):
-    text = run.report.read_text(encoding="utf-8")
-    for expected in ("screen and (prefers-color-scheme:dark)", "width=device-width", "@media print", "@page"):
-        assert expected in text
 
 
 def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
@@ -131,38 +124,31 @@ def test_a_run_that_has_not_ended_has_a_report(folder, fake):
     assert "bytes sent" in page.text
 
 
-def test_a_run_without_rounds_has_a_report(folder):
+def test_a_run_without_rounds_has_a_report_and_a_folder_without_a_run_has_none(folder, tmp_path):
     folder.start({"seed": 0})
     page = Page(write_report(folder).read_text(encoding="utf-8"))
-    assert "No round is recorded yet." in page.text
-    assert "No round was evaluated." in page.text
-    assert "No client failed." in page.text
-
-
-def test_a_folder_that_is_none_of_a_run_gets_no_report(tmp_path):
+    for expected in ("No round is recorded yet.", "No round was evaluated.", "No client failed."):
+        assert expected in page.text
     with pytest.raises(ConfigError, match="is no folder of a run"):
-        write_report(RunFolder(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+        write_report(RunFolder(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def write_page(folder, records) -> str:
+    folder.start({})
+    for record in records:
+        folder.append(record)
+    return write_report(folder).read_text(encoding="utf-8")
 
 
 def test_the_page_marks_metrics_of_few_clients(few, folder):
-    folder.start({})
-    for record in few[:3]:
-        folder.append(record)
-    page = write_report(folder).read_text()
+    page = write_page(folder, few[:3])
     assert "100.0 % *" in page
     assert "(at worst 1 of 20): never the best" in page
+    assert "on devices" not in page
 
 
-def test_the_page_has_time_and_energy_of_simulated_devices(records, simulated, tmp_path):
-    def page(name, some):
-        folder = RunFolder(tmp_path / name)
-        folder.start({})
-        for record in some:
-            folder.append(record)
-        return write_report(folder).read_text(encoding="utf-8")
-
-    assert "on devices" not in page("real", records[:2])
-    found = page("simulated", simulated[:2])
-    assert "time on devices, simulated</small><b>3 min 0 s</b>" in found
-    assert "energy, an estimate</small><b>3.00 kJ</b>" in found
+def test_the_page_has_time_and_energy_of_simulated_devices(simulated, folder):
+    page = write_page(folder, simulated[:2])
+    assert "time on devices, simulated</small><b>3 min 0 s</b>" in page
+    assert "energy, an estimate</small><b>3.00 kJ</b>" in page

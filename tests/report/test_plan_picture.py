@@ -27,26 +27,19 @@ def test_it_counts_the_holders_of_each_entry():
     assert counts.tolist() == [[3, 1, 3, 1], [3, 1, 3, 1], [1, 1, 1, 1], [6, 1, 1, 1]]
 
 
-def test_it_shows_each_rate_and_the_whole(build):
+def test_it_shows_each_rate_and_the_number_of_clients_that_hold_each_entry(build):
     figure = draw_plans(build, RATES)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["a: 1 client", "b: 2 clients", "c: 1 client", "e: 1 client", "the global model"]
-    whole = next(axes for axes in figure.axes if axes.get_title() == "the global model")
-    assert whole.images[0].get_array().shape == (32, 16)
+    whole, bar = figure.axes[-2:]
     assert sorted({text.get_text() for text in whole.texts}) == ["1", "3", "4", "5"]
-    assert to_png(figure, dpi=60).startswith(b"\x89PNG")
-
-
-def test_its_numbers_are_those_of_the_plans(build):
-    figure = draw_plans(build, RATES)
-    whole = next(axes for axes in figure.axes if axes.get_title() == "the global model")
-    bar = figure.axes[-1]
     steps = np.array([int(label.get_text()) for label in bar.get_yticklabels()])
-    counts = steps[np.asarray(whole.images[0].get_array())]
     expected = np.zeros((32, 16), dtype=int)
     for rate in RATES:
         expected[: math.ceil(32 * rate), : math.ceil(16 * rate)] += 1
-    assert (counts == expected).all()
+    assert (steps[np.asarray(whole.images[0].get_array())] == expected).all()
+    assert to_png(figure, dpi=60).startswith(b"\x89PNG")
+    assert len(draw_plans(build, [0.5, 0.5]).axes) == 3
 
 
 def test_parts_of_attention_heads_are_shown():
@@ -66,20 +59,10 @@ def test_no_random_number_is_used_up(build):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_clients_of_one_rate_are_drawn(build):
-    assert len(draw_plans(build, [0.5, 0.5]).axes) == 3
-
-
-def test_a_parameter_that_is_no_matrix_is_refused(build):
+def test_what_cannot_be_drawn_is_an_error(build):
     with pytest.raises(ConfigError, match="'nothing' is no weight matrix of the model; expected one of"):
         draw_plans(build, RATES, "nothing")
-
-
-def test_a_model_without_matrices_is_refused():
     with pytest.raises(ConfigError, match="no weight matrix to draw"):
         draw_plans(lambda rate: nn.LayerNorm(4), RATES)
-
-
-def test_no_clients_are_refused(build):
     with pytest.raises(ConfigError, match="the rate of at least one client"):
         draw_plans(build, [])

@@ -10,8 +10,6 @@ import torch
 
 from heterofl_flwr.runs import origin
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(autouse=True)
 def _asked_anew():
@@ -60,14 +58,6 @@ def test_a_package_outside_of_a_commit_has_none(checkout, tmp_path):
     assert origin.commit_of(tmp_path, "package") is None
 
 
-def test_flowers_copy_has_the_commit_of_the_editable_install(checkout, tmp_path, monkeypatch):
-    (checkout / "package").rename(checkout / "heterofl_flwr")
-    monkeypatch.setattr(origin, "PACKAGE", tmp_path / "apps" / "heterofl_flwr")
-    url = f'{{"dir_info": {{"editable": true}}, "url": "{checkout.as_uri()}"}}'
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(url))
-    assert origin.commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
-
-
 class Installed:
     """Stands for the metadata of an installed package."""
 
@@ -78,7 +68,18 @@ class Installed:
         return self.url if name == "direct_url.json" else None
 
 
-@pytest.mark.parametrize("url", [None, "", "[]", "{}", '{"url": "https://example.org/a.whl"}', "not installed"])
+def test_flowers_copy_has_the_commit_of_the_editable_install(checkout, tmp_path, monkeypatch):
+    (checkout / "package").rename(checkout / "heterofl_flwr")
+    monkeypatch.setattr(origin, "PACKAGE", tmp_path / "apps" / "heterofl_flwr")
+    url = f'{{"dir_info": {{"editable": true}}, "url": "{checkout.as_uri()}"}}'
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(url))
+    commit = origin.commit()
+    assert commit == git(checkout, "rev-parse", "HEAD") + "-dirty"
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed(None))
+    assert origin.commit() == commit  # a process keeps the code that it has loaded
+
+
+@pytest.mark.parametrize("url", [None, "[]", "{}", '{"url": "https://example.org/a.whl"}', "not installed"])
 def test_a_package_without_a_checkout_has_no_commit(url, tmp_path, monkeypatch):
     def distribution(name):
         if url == "not installed":
@@ -102,12 +103,6 @@ def test_without_an_answer_of_git_the_commit_is_not_known(fault, monkeypatch):
     assert origin.commit() == "unknown"
 
 
-def test_the_commit_is_that_of_the_first_call(monkeypatch):
-    first = origin.commit()
-    monkeypatch.setattr(origin, "PACKAGE", ROOT / "elsewhere")
-    assert origin.commit() == first
-
-
 @pytest.mark.parametrize(
     ("number", "names", "shown"),
     [(0, None, "no GPU"), (2, "NVIDIA H200\nNVIDIA H200", "2 x NVIDIA H200"), (1, None, "1 x GPU")],
@@ -118,25 +113,31 @@ def test_the_machine_is_named_by_processor_cores_and_gpus(number, names, shown, 
     assert re.fullmatch(rf"[^/]+, \d+ cores, {shown}", origin.machine())
 
 
-def test_the_command_is_what_one_would_type(started):
-    assert started("/somewhere/run.py", "-m", "mix=a e", module="simulations.sweep") == (
-        "python -m simulations.sweep -m 'mix=a e'"
-    )
-    assert started("run.py", "-m", "mix=a e", module="package.__main__") == "python -m package -m 'mix=a e'"
-    assert started("/somewhere/run.py", "-m", "mix=a e") == "/somewhere/run.py -m 'mix=a e'"
-    assert started("/somewhere/bin/heterofl", "run", "--rounds", "3") == "heterofl run --rounds 3"
+CHANGED = {"data.name": "mnist", "num-rounds": 3, "hub.token": "abc"}
 
 
-def test_the_arguments_of_flowers_and_rays_own_processes_are_never_told(started):
-    for program in ("flwr-simulation", "flwr-serverapp", "flower-superlink"):
-        assert started(f"/bin/{program}", "--insecure", "--token", "abc") == "flwr run ."
-    assert started("/ray/_private/workers/default_worker.py", "--redis-password=abc") == "unknown"
-    assert started("x.py", "--pipe", "17", module="joblib.externals.loky.backend.popen_loky_posix") == "unknown"
+@pytest.mark.parametrize(
+    ("words", "module", "shown"),
+    [
+        ("/somewhere/run.py -m mix=a_e", "simulations.sweep", "python -m simulations.sweep -m 'mix=a e'"),
+        ("run.py -m mix=a_e", "package.__main__", "python -m package -m 'mix=a e'"),
+        ("/somewhere/run.py -m mix=a_e", None, "/somewhere/run.py -m 'mix=a e'"),
+        ("/somewhere/bin/heterofl run --rounds 3", None, "heterofl run --rounds 3"),
+        # Nothing is shown of the arguments of Flower's and Ray's own processes.
+        ("/ray/_private/workers/default_worker.py --redis-password=abc", None, "unknown"),
+        ("x.py --pipe 17", "joblib.externals.loky.backend.popen_loky_posix", "unknown"),
+        *(
+            (f"/bin/{name} --insecure --token abc", None, "flwr run .")
+            for name in ("flwr-serverapp", "flower-superlink")
+        ),
+    ],
+)
+def test_the_command_is_what_one_would_type(started, words, module, shown):
+    assert started(*(word.replace("_e", " e") for word in words.split()), module=module) == shown
 
 
-def test_of_a_run_that_flower_started_what_it_changed_is_told(started):
-    changed = {"data.name": "mnist", "num-rounds": 3, "hub.token": "abc"}
-    assert started("/bin/flwr-serverapp", "--token", "abc", run_config=changed) == (
+def test_the_command_of_a_run_that_flower_started_has_the_settings_that_it_changed(started):
+    assert started("/bin/flwr-serverapp", "--token", "abc", run_config=CHANGED) == (
         """flwr run . --run-config 'data.name="mnist" num-rounds=3 hub.token=***'"""
     )
 
@@ -175,15 +176,12 @@ def test_a_device_is_named_with_its_model(monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Return what the command is of a process with these words, and the module that it runs."""
+    """Return a function that computes the command of a process from its words and the module that it runs."""
 
     def command(*words: str, module: str | None = None, **options) -> str:
+        spec = SimpleNamespace(name=module) if module else None
         monkeypatch.setattr(sys, "argv", list(words))
-        monkeypatch.setitem(sys.modules, "__main__", _main(module))
+        monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
         return origin.command(**options)
 
     return command
-
-
-def _main(name):
-    return SimpleNamespace(__spec__=SimpleNamespace(name=name) if name else None)

@@ -61,26 +61,24 @@ def test_runs_that_differ_in_the_seed_alone_are_one_method(make_run, tmp_path):
     assert [(point.spent, point.reached.mean) for point in ends] == [(1, pytest.approx(0.3)), (2, pytest.approx(0.85))]
 
 
-def test_what_is_spent_adds_up_round_by_round(make_run, tmp_path):
+def test_what_is_spent_adds_up_until_a_target_is_reached(make_run, tmp_path):
     make_run("run", points((2, 0.5), (4, 0.8)), num_rounds=4, mix="a1")
-    (run,) = runs_in(tmp_path)
+    make_run("text", {1: {"global-perplexity": 9.0}, 2: {"global-perplexity": 7.0}}, num_rounds=2)
+    text, run = sorted(runs_in(tmp_path), key=lambda run: run.rounds)
     # A record of the fixture has 200 bytes and 2 seconds.
     assert spent_until(run, "global-accuracy", 0.8, "bytes") == 800
     assert spent_until(run, "global-accuracy", 0.5, "seconds") == 4
     assert spent_until(run, "global-accuracy", 0.4, "rounds") == 2
     assert spent_until(run, "global-accuracy", 0.9, "rounds") is None
+    assert spent_until(text, "global-perplexity", 8.0, "rounds") == 2  # from above
 
 
-def test_a_loss_is_reached_from_above(make_run, tmp_path):
-    make_run("run", {1: {"global-perplexity": 9.0}, 2: {"global-perplexity": 7.0}}, num_rounds=2)
-    (run,) = runs_in(tmp_path)
-    assert spent_until(run, "global-perplexity", 8.0, "rounds") == 2
+def keywords(settings):
+    return {key.replace(".", "__"): value for key, value in settings.items()}
 
 
 def test_multiplications_of_training_are_three_forward_passes_of_each_example(make_run, tmp_path):
-    make_run(
-        "run", num_rounds=2, model__name="mlp", train__epochs=5, **{k.replace(".", "__"): v for k, v in WHOLE.items()}
-    )
+    make_run("run", num_rounds=2, model__name="mlp", train__epochs=5, **keywords(WHOLE))
     (run,) = runs_in(tmp_path)
     # A tenth of 60,000 images, five times.
     assert multiplications(run) == pytest.approx([3 * 30_000 * MLP, 6 * 30_000 * MLP])
@@ -89,7 +87,7 @@ def test_multiplications_of_training_are_three_forward_passes_of_each_example(ma
 def test_seed_steps_count_too_and_each_client_has_its_own_architecture(make_run, tmp_path):
     settings = {**WHOLE, "server.strategy": "fedh2l", "distill.models": "mlp", "distill.steps": 7}
     settings |= {"distill.seed-batch": 50, "train.epochs": 1, "train.batch-size": 10}
-    make_run("run", num_rounds=1, **{key.replace(".", "__"): value for key, value in settings.items()})
+    make_run("run", num_rounds=1, **keywords(settings))
     (run,) = runs_in(tmp_path)
     client = 3 * 600 * MLP + 7 * 3 * (10 + 50) * MLP + 50 * MLP
     assert multiplications(run) == pytest.approx([10 * client])
@@ -148,32 +146,26 @@ def test_long_names_leave_room_for_the_curves(make_run, tmp_path):
     assert to_svg_file(draw(found, "global-accuracy", "rounds"), "test")  # a figure without room is a warning
 
 
-def test_figures_whose_runs_are_gone_are_removed(make_run, tmp_path):
-    out = tmp_path / "out"
-    make_run("run", points((2, 0.5)), num_rounds=2)
-    (out / "figures").mkdir(parents=True)
-    (out / "figures" / "compare-old.svg").touch()
-    assert command.main([str(tmp_path / "runs"), "--out", str(out)]) == 0
-    assert not (out / "figures" / "compare-old.svg").exists()
-
-
-def test_without_a_finished_run_it_says_so(make_run, tmp_path, capsys):
+def test_figures_whose_runs_are_gone_are_removed_and_without_a_finished_run_it_is_an_error(make_run, tmp_path, capsys):
+    old = tmp_path / "out" / "figures" / "compare-old.svg"
+    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     make_run("begun", rounds=1, num_rounds=2)
-    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert command.main(arguments) == 2
     assert "no finished run in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    make_run("run", points((2, 0.5)), num_rounds=2)
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert command.main(arguments) == 0
+    assert not old.exists()
 
 
 def test_what_costs_nothing_is_a_line_where_the_axis_is_logarithmic(make_run, tmp_path):
-    runs = tmp_path / "runs"
     make_run("cheap", points((1, 0.4), (100, 0.9)), num_rounds=100)
     folder = make_run("nothing", points((100, 0.2)), num_rounds=100, server__shared="", assignment="fix")
     history = folder.path / "history.jsonl"
-    free = history.read_text(encoding="utf-8").replace(
-        '"bytes_down": 100, "bytes_up": 100', '"bytes_down": 0, "bytes_up": 0'
-    )
-    history.write_text(free, encoding="utf-8")
-    (own,) = contestants(read_runs([runs])[0]).values()
+    history.write_text(history.read_text(encoding="utf-8").replace('": 100, "bytes_up": 100', '": 0, "bytes_up": 0'))
+    (own,) = contestants(runs_in(tmp_path)).values()
     axes = draw(own, "global-accuracy", "bytes").axes[0]
     assert axes.get_xscale() == "log"
     assert any("for nothing" in line.get_label() for line in axes.lines)
