@@ -1,20 +1,7 @@
-"""Run what conf/ describes: a single job, or all jobs of a sweep, several seeds, a table or a figure of the paper.
+"""Run what conf/ describes with Hydra: a job, or all jobs of a sweep, several seeds, a table or a figure of the paper.
 
-Usage, from the project's root:
-
-    python -m simulations.sweep data=mnist mix=a-e
-    python -m simulations.sweep -m experiment=table7 seed=0,1,2
-    python -m simulations.sweep -m experiment=table7 dry=true
-    python -m simulations.sweep -m experiment=table5 data=mnist mix=e
-
-A value that an experiment has picks its rows with that value; any other takes the place of the experiment's own. The
-same command again goes on where the last one was: each job has a folder of its own, below ``folder``, and what is done
-is not repeated, whichever experiment it was done for. Several processes may work at one sweep.
-
-Jobs run one after the other, each with as many clients at once as there are cores. With the package
-hydra-joblib-launcher several run at once: hydra/launcher=joblib hydra.launcher.n_jobs=4 engine.parallel=1. With
-hydra-ray-launcher they spread over a Ray cluster: hydra/launcher=ray. Not to be confused with engine=ray, where the
-clients of one job are Ray's.
+What it adds to Hydra: a job's folder is named by its settings, so what is done is not repeated, whichever sweep it was
+done for, and the same command again resumes what was cut off. Jobs are checked before the first one starts.
 
 The exit status is 0 if nothing failed, 1 if jobs failed, and 2 if nothing was run because something was wrong with what
 was asked.
@@ -23,83 +10,160 @@ was asked.
 import os
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 import hydra
+from filelock import Timeout
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from heterofl_flwr.app.cli.main import FAILED, status_of
-from heterofl_flwr.app.launch.running import RunError
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.app.cli.main import status_of
+from heterofl_flwr.app.launch.running import LOG, RunError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs.origin import command_known, own_command
 from heterofl_flwr.settings import from_flat
-from simulations.sweep.job import job_of
-from simulations.sweep.plan import flat
-from simulations.sweep.state import run_once
-from simulations.sweep.sweeper import register
+from simulations.sweep.cost import describe_changes, list_jobs
+from simulations.sweep.job import DONE, Job, build_job, check_jobs, flat, read_metric, run_once
+from simulations.sweep.sweeper import TARGET, BlockSweeper
 
-_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+CONF = Path(__file__).parents[2] / "conf"
+FULL_ERROR = "HYDRA_FULL_ERROR"
+PROGRAM = "simulations.sweep"
+LONGEST_CAUSE = 300  # characters in the list at the end
+
+_jobs: dict[Path, Job] = {}
+"""The jobs of this process, by folder."""
+_causes: dict[Path, str] = {}
+"""Why some of them are not done."""
 
 
-def complaint(error: Exception) -> str:
-    """Return what to tell the user."""
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def run(config: DictConfig) -> float | None:
+    """Run one job; return its metric, for sweepers that optimise it, or None if another process runs it."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    job = replace(build_job(flat(config)), path=path)
+    if path not in _jobs:  # this is no sweep, or its launcher has started this process
+        check_jobs([job])
+        _jobs[path] = job
+    print("; ".join(filter(None, [f"job {path.name}", describe_changes(job)])), flush=True)
+    try:
+        if not run_once(job):
+            print("done before", flush=True)
+    except Timeout:
+        _causes[path] = "runs in another process"
+        print(f"not done here: {path.name} {_causes[path]}", flush=True)
+        return None
+    except Exception as error:
+        _causes[path] = str(error) if isinstance(error, HeteroFLError) else f"{type(error).__name__}: {error}"
+        print(f"failed: {_causes[path]}", flush=True)
+        raise RunError(_causes[path]) from error
+    return read_metric(job)
+
+
+def check_batch(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
+    """Check the jobs of a sweep before the first one starts; if they are only to be listed, list them and exit."""
+    if sweeper.hydra_context is None or sweeper.config is None:
+        raise TypeError("a sweeper checks its jobs after its setup")
+    jobs = {}
+    for number, row in enumerate(batch):
+        config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(row))
+        job, config.hydra.job.num = build_job(flat(config)), number
+        path = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
+        jobs[path] = replace(job, path=path)
+    if sweeper.config["dry"]:
+        print(list_jobs(list(jobs.values())))
+        sys.exit()
+    left = [job for job in jobs.values() if job.stage != DONE]
+    check_jobs(left)
+    print(f"{len(jobs)} jobs in {sweeper.config.hydra.sweep.dir}, {len(jobs) - len(left)} done before", flush=True)
+    _jobs.update(jobs)
+
+
+def register() -> None:
+    """Let Hydra find our sweeper, and let all sweepers check their jobs before they call a launcher."""
+    Plugins.instance().class_name_to_class[TARGET] = BlockSweeper
+    Sweeper.validate_batch_is_legal = check_batch  # type: ignore[assignment, method-assign]
+
+
+def main() -> int:
+    """Run what the command line says; return the exit status."""
+    _jobs.clear()
+    _causes.clear()
+    register()
+    with command_known(own_command()):
+        return status_of(PROGRAM, _run)
+
+
+def _run() -> int:
+    shown = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
+    failed = False
+    try:
+        sys.argv[1:] = translate(sys.argv[1:])
+        run()
+    except RunError:  # Hydra raises what the first job that failed has raised
+        failed = True
+    except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra itself makes the folders of jobs
+        if shown:
+            raise
+        raise ConfigError(_describe_misuse(error)) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on") from None
+    left = {path: job.path.name for path, job in _jobs.items() if job.stage != DONE}
+    if _jobs:
+        print(f"{len(_jobs) - len(left)} of {len(_jobs)} jobs done")
+    if failed:
+        causes = {
+            name: shorten(_causes.get(path, "?"), LONGEST_CAUSE, placeholder=" ...") for path, name in left.items()
+        }
+        lines = [
+            f"{PROGRAM}: {len(left)} of {len(_jobs)} jobs failed:",
+            *(f"  {x}: {cause}" for x, cause in causes.items()),
+        ]
+        print(*lines, f"the whole log of each: {LOG} in its folder", sep="\n", file=sys.stderr)
+    return failed
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments for Hydra: an experiment is a sweep also without ``-m``, and several are blocks of one."""
+    translated = list(arguments)
+    for override in OverridesParser.create().parse_overrides(get_args_parser().parse_args(arguments).overrides):
+        several = override.is_sweep_override()
+        if override.key_or_group == "experiment":
+            names = list(override.sweep_string_iterator()) if several else override.value()
+            several = names is not None
+            if isinstance(names, list):
+                translated.remove(str(override.input_line))
+                blocks = (f"+experiment@hydra.sweeper.blocks.part{place}={name}" for place, name in enumerate(names))
+                translated += ["hydra/sweeper=blocks", *blocks]
+        if several or override.key_or_group == "dry":
+            translated.append("hydra.mode=MULTIRUN")
+    return translated
+
+
+def _describe_misuse(error: Exception) -> str:
+    """Return in a line what is wrong with the command, where Hydra says it in many."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: this is no override such as key=value; {str(error).partition(chr(10))[0]}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {name!r}, expected one of {', '.join(error.options)}"
-    match = _KEY.match(str(error))
-    if match:
-        return _unknown(match["key"])
-    return " ".join(str(error).split())
-
-
-def _unknown(key: str) -> str:
-    try:
-        from_flat({key: ""})
-    except ConfigError as error:
-        return str(error)
-    return f"{key}: the configuration has no such key"
-
-
-CONF = Path(__file__).parents[2] / "conf"
-FULL_ERROR = "HYDRA_FULL_ERROR"
-PROGRAM = "simulations.sweep"
-
-
-@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-def run(config: DictConfig) -> bool:
-    """Run one job."""
-    return run_once(job_of(flat(config)))
-
-
-def main() -> int:
-    """Run what the command line says; return the exit status."""
-    register()
-    if FULL_ERROR in os.environ:
-        run()
-        return 0
-    os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
-    try:
-        with command_known(own_command()):
-            return status_of(PROGRAM, _run)
-    finally:
-        del os.environ[FULL_ERROR]
-
-
-def _run() -> int:
-    try:
-        run()
-    except RunError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return FAILED
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(complaint(error)) from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on") from None
-    return 0
+    if match := re.match("Could not override '([^']+)'", str(error)):
+        try:
+            from_flat({match[1]: ""})
+        except ConfigError as unknown:
+            return str(unknown)
+    lines = re.sub(r"^\w+ raised while resolving interpolation: |\s+full_key: (?s:.*)", "", str(error))
+    return " ".join(lines.split())
 
 
 if __name__ == "__main__":

@@ -1,57 +1,42 @@
-"""A job: one run of a sweep, under a name that its settings alone decide."""
+"""A job: one run of a sweep. Its settings alone decide its name; its folder tells what is left to do."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from heterofl_flwr.app.cli.run import WINDOW
-from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME
+from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch.preflight import LaunchNote, check_share, check_task
+from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.running import run_request
+from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.load import ROOT_VARIABLE
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import to_json
-from heterofl_flwr.settings import (
-    AUTO,
-    CLIENTS,
-    DEFAULTS,
-    PRESETS,
-    Flat,
-    Settings,
-    flatten,
-    from_flat,
-    preset,
-    short_name,
-    to_flat,
-)
+from heterofl_flwr.runs.metrics import headline
+from heterofl_flwr.settings import AUTO, CLIENTS, DEFAULTS, PRESETS, Flat, Settings, flatten, from_flat, to_flat
 from heterofl_flwr.settings.flat import Setting, read_specs, validate
+from heterofl_flwr.settings.presets import preset, short_name
 from heterofl_flwr.settings.types import Count, Group, matching, setting
 
-CLIENTS_KEY = "engine.clients"
+NEW, BEGUN, DONE, BLOCKED = "new", "begun", "done", "blocked"
+LOCKS = ".locks"
 
-
-def _read_auto(value: object) -> object:
-    """Return None for ``auto``."""
-    if value is None:
-        raise ValueError
-    return None if value == AUTO else value
-
-
-def _check_share(value: float | None) -> float | None:
-    if value is not None and (value < 0 or (value > 1 and value != int(value))):
-        raise ValueError
-    return value
-
-
-_CountOrAuto = Annotated[Count | None, BeforeValidator(_read_auto), "an integer of 1 or more"]
-_ShareOrAuto = Annotated[
-    float | None, BeforeValidator(_read_auto), AfterValidator(_check_share), "a share such as 0.25, or a whole number"
-]
+_Auto = Literal["auto"]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_WholeNumber = Annotated[float, Field(ge=1, multiple_of=1)]
+_CountOrAuto = Annotated[Count | _Auto, "an integer of 1 or more"]
 
 
 class EngineOptions(Group):
@@ -60,8 +45,16 @@ class EngineOptions(Group):
     grid: Literal["local", "ray"] = setting("local", "processes of this machine, or Ray's")
     clients: _CountOrAuto = setting(AUTO, "virtual clients")
     cpus: Count = setting(1, "cores for each client")
-    gpus: _ShareOrAuto = setting(AUTO, "share of a GPU for each client")
+    gpus: Annotated[_Fraction | _WholeNumber | _Auto, "a share such as 0.25, or a whole number"] = setting(
+        AUTO, "share of a GPU for each client"
+    )
     parallel: _CountOrAuto = setting(AUTO, "clients at once")
+
+    @property
+    def share(self) -> Share:
+        """What each client gets of the machine, as far as that was said."""
+        share, at_once = (None if value == AUTO else value for value in (self.gpus, self.parallel))
+        return Share(cpus=self.cpus, gpus=cast("float", share or 0.0), at_once=cast("int | None", at_once))
 
 
 class LaunchOptions(Group):
@@ -72,50 +65,34 @@ class LaunchOptions(Group):
     engine: EngineOptions
 
 
-KINDS: Mapping[str, Setting] = read_specs(LaunchOptions)
+LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 """The launch options by key."""
 
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
-"""Settings that change no result, and that a run which goes on has to keep all the same."""
+"""Settings that change no result, and that a run which is resumed has to keep all the same."""
 
 INCIDENTAL = (*(key for key in MAY_DIFFER_ON_RESUME if key != "num-rounds"), *KEPT)
 """Settings that change no result; jobs that differ in nothing else are one."""
 
 IN_NAME = ("data.name", "data.split", "mix", "assignment", "seed")
 
-ALWAYS = (*IN_NAME, "model.name", "num-rounds")
-"""Settings that tell jobs apart, whatever is published."""
-
-LONGEST_MIX = 60  # characters of a folder's name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """How a job is started; None stands for ``auto``."""
-
-    grid: str
-    clients: int
-    cpus: int
-    gpus: float | None
-    parallel: int | None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run of a sweep, and the folder of all of them."""
+    """One run of a sweep."""
 
     settings: Settings
-    launch: Launch
-    folder: Path
+    engine: EngineOptions
+    path: Path = Path()  # the run's folder
 
     @property
     def name(self) -> str:
         """The name: the same in every sweep for the same results, and readable."""
-        flat = to_flat(self.settings)
-        data = re.sub(r"[^\w.-]+", "-", Path(short_name(self.settings.data.name)).name)
-        mix = str(self.settings.mix)[:LONGEST_MIX]
-        identity = {**{key: flat[key] for key in ALWAYS}, **self.changes, CLIENTS_KEY: self.launch.clients}
+        flat, changes = to_flat(self.settings), self.changes
+        always = {key: flat[key] for key in (*IN_NAME, "model.name", "num-rounds")}
+        identity = {**always, **changes, "engine.clients": self.clients}
         digest = sha256(to_json(dict(sorted(identity.items()))).encode()).hexdigest()[:8]
+        data, mix = re.sub(r"[^\w.-]+", "-", Path(self.settings.data.name).name), str(self.settings.mix)[:60]
         return f"{data}-{flat['data.split']}-{mix}-{flat['assignment']}-s{flat['seed']}-{digest}"
 
     @property
@@ -124,45 +101,54 @@ class Job:
 
         A setting that a later version adds, with a default that changes nothing, leaves jobs as they are.
         """
-        flat = to_flat(self.settings)
+        flat = to_flat(self.settings) | {"engine.clients": self.clients}
         data, split, model = (str(flat[key]) for key in ("data.name", "data.split", "model.name"))
-        usual = {
-            **to_flat(from_flat({"data.name": data, "data.split": split, "model.name": model})),
-            "model.name": preset(data, split)["model.name"],
-        }
-        told = (*IN_NAME, *INCIDENTAL)
-        changes = {key: value for key, value in flat.items() if key not in told and value != usual[key]}
-        clients = {} if self.launch.clients == _clients(data) else {CLIENTS_KEY: self.launch.clients}
-        return changes | clients
+        usual = to_flat(from_flat({"data.name": data, "data.split": split, "model.name": model}))
+        usual |= {"model.name": preset(data, split)["model.name"], "engine.clients": CLIENTS.get(data, 100)}
+        return {key: own for key, own in flat.items() if key not in (*IN_NAME, *INCIDENTAL) and own != usual[key]}
 
     @property
-    def path(self) -> Path:
-        """The job's folder."""
-        return self.folder / self.name
+    def clients(self) -> int:
+        """The number of virtual clients."""
+        given = self.engine.clients
+        return CLIENTS.get(self.settings.data.name, 100) if given == "auto" else given
 
     @property
     def config(self) -> dict[str, Flat]:
         """The run config."""
         flat = to_flat(self.settings)
         root = str(flat["data.root"]) or os.environ.get(ROOT_VARIABLE, "")
-        own = flat["sample.min-nodes"] != DEFAULTS["sample.min-nodes"]
+        if self.engine.gpus == 0 and flat["engine.device"] == AUTO:
+            flat["engine.device"] = "cpu"
+        if flat["sample.min-nodes"] == DEFAULTS["sample.min-nodes"]:
+            flat["sample.min-nodes"] = self.clients  # Flower starts the server before the nodes
         return flat | {
-            "engine.device": "cpu"
-            if self.launch.gpus == 0 and flat["engine.device"] == AUTO
-            else flat["engine.device"],
             "run.dir": str(self.path),
             "data.root": str(Path(root).expanduser().resolve()) if root else "",
             "engine.window": flat["engine.window"] or WINDOW,
-            # Flower starts the server before the nodes.
-            "sample.min-nodes": flat["sample.min-nodes"] if own else self.launch.clients,
         }
 
+    @property
+    def stage(self) -> str:
+        """``new``, ``begun``, ``done`` or, where its folder cannot be used, ``blocked``."""
+        try:
+            return DONE if is_done(self) else BEGUN if RunFolder(self.path).started else NEW
+        except HeteroFLError:  # running the job will say why
+            return BLOCKED
 
-def job_of(config: Mapping[str, object]) -> Job:
-    """Return the job that a composed configuration describes; all its faults are raised in one ``ConfigError``."""
-    flat = {key: _plain(value) for key, value in flatten(config).items()}
-    given = {key: value for key, value in flat.items() if key not in KINDS}
-    options, faults = validate(LaunchOptions, {key: flat.get(key) for key in KINDS}, KINDS)
+
+def flat(config: DictConfig) -> dict[str, object]:
+    """Return a composed configuration without Hydra's own part, with dotted keys."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return flatten(cast("dict[str, object]", OmegaConf.to_container(own, resolve=True)))
+
+
+def build_job(config: Mapping[str, object]) -> Job:
+    """Return the job of a configuration with dotted keys; all its faults are raised in one ``ConfigError``."""
+    # Hydra reads -inf, which train.mask-fill can be, as a number.
+    config = {key: str(value) if value in (float("inf"), float("-inf")) else value for key, value in config.items()}
+    given = {key: value for key, value in config.items() if key not in LAUNCH}
+    options, faults = validate(LaunchOptions, {key: config.get(key) for key in LAUNCH}, LAUNCH)
     for key in ("run.dir", "run.resume"):
         if given.get(key):
             faults.append(f"{key}: found {given[key]!r}, but a sweep names and resumes its jobs itself; set folder")
@@ -172,19 +158,7 @@ def job_of(config: Mapping[str, object]) -> Job:
         faults.append(str(error))
     if options is None or faults:
         raise ConfigError("\n  ".join(faults))
-    engine = options.engine
-    launch = Launch(
-        grid=engine.grid,
-        clients=engine.clients or _clients(settings.data.name),
-        cpus=engine.cpus,
-        gpus=engine.gpus,
-        parallel=engine.parallel,
-    )
-    return Job(settings=settings, launch=launch, folder=Path(options.folder).expanduser().resolve())
-
-
-def _clients(data: str) -> int:
-    return CLIENTS.get(short_name(data), 100)
+    return Job(settings=settings, engine=options.engine)
 
 
 def _canonical(settings: Settings) -> Settings:
@@ -194,10 +168,67 @@ def _canonical(settings: Settings) -> Settings:
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": short_name(name)})})
     if len(settings.mix.rates) > 1:
         return settings
-    # Of a single level all clients have it, however it is dealt.
+    # Of a single level all clients have it, however it is assigned.
     return settings.model_copy(update={"assignment": "fix", "mix": Mix(settings.mix.rates, (1,))})
 
 
-def _plain(value: object) -> object:
-    # Hydra reads -inf, which train.mask-fill can be, as a number.
-    return str(value) if value in (float("inf"), float("-inf")) else value
+# conf/config.yaml names folders by these. A launcher's worker imports this module with the task, and so has them too.
+OmegaConf.register_new_resolver("job_name", lambda *, _root_: build_job(flat(_root_)).name, replace=True)
+OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
+
+
+def is_done(job: Job) -> bool:
+    """Return whether the job's folder holds all of its run; raise ``ConfigError`` if it holds another one."""
+    folder = RunFolder(job.path)
+    if not folder.started:
+        return False
+    folder.check(job.config, **{**RESUMED, "resume": True, "may_differ": INCIDENTAL})
+    return folder.about().get("finished") is not None
+
+
+def check_jobs(jobs: Iterable[Job]) -> None:
+    """Raise what would end jobs before their first round: one of each kind is checked, which loads its data."""
+    keys = ("data.name", "data.root", "data.split", "model.name", "server.strategy")
+    kinds = {(*map(to_flat(job.settings).get, keys), job.clients, job.engine.share): job for job in jobs}
+    for job in kinds.values():
+        check_share(job.engine.share)
+        check_task(load_task(job.config), job.clients)
+
+
+def run_once(job: Job) -> bool:
+    """Run a job, or resume it, if it is not done; return whether there was anything to do.
+
+    Raises
+    ------
+    filelock.Timeout
+        If another process runs it.
+    HeteroFLError
+        If it ended before its end, or its folder holds another run.
+    """
+    with FileLock(job.path.parent / LOCKS / job.path.name, blocking=False):  # the system unlocks it with the process
+        if is_done(job):
+            return False
+        folder, config = RunFolder(job.path), job.config
+        if folder.started:
+            stored = cast("dict[str, Flat]", folder.settings())
+            config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
+        LaunchNote(job.clients, config).write(job.path)
+        share, grid = _measure_share(job, config), job.engine.grid
+        run_request(Request(config=config, out=job.path, clients=job.clients, share=share, grid=grid))
+    return True
+
+
+def _measure_share(job: Job, config: Mapping[str, Flat]) -> Share:
+    """Return what each client gets of the machine; its share of a GPU is measured where none was said."""
+    share, no_gpu = job.engine.share, job.engine.grid == "local" or config["engine.device"] == "cpu"
+    if job.engine.gpus != AUTO or no_gpu or not gpus.devices():
+        return share
+    clients = share.at_once or job.clients
+    return gpus.plan(gpus.measure(config), clients=clients, cores=gpus.cores(), cpus=share.cpus)
+
+
+def read_metric(job: Job) -> float | None:
+    """Return the last value of the metric by which the run chooses its best round (``run.metric``)."""
+    records = RunFolder(job.path).history()[::-1]
+    name = job.settings.run.metric or next(filter(None, map(headline, records)), "")
+    return next((record.evaluate[name] for record in records if name in record.evaluate), None)

@@ -13,7 +13,7 @@ from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, flatten, from_fl
 from simulations.paper.figures import INTERPOLATION, LEARNING
 from simulations.paper.printed import DATA, Job, differences, job_of, read_cells
 from simulations.sweep.__main__ import CONF
-from simulations.sweep.job import KINDS
+from simulations.sweep.job import LAUNCH
 from tests.simulations.sweeping import EXPERIMENTS, planned
 
 OURS = ("baselines", "choice", "clipping", "compare", "mask-fill", "ratio")
@@ -29,7 +29,7 @@ def composed(*overrides: str) -> dict[str, object]:
 
 
 def settings_of(*overrides: str) -> list[Settings]:
-    return [own.job.settings for own in planned(*overrides).values()]
+    return [own.settings for own in planned(*overrides).values()]
 
 
 def published(*overrides: str) -> set[Job]:
@@ -38,16 +38,16 @@ def published(*overrides: str) -> set[Job]:
 
 def test_the_defaults_are_those_of_the_settings():
     found = composed()
-    settings = {key: value for key, value in found.items() if key not in KINDS}
+    settings = {key: value for key, value in found.items() if key not in LAUNCH}
     assert {key: repr(value) for key, value in settings.items()} == {key: repr(own) for key, own in DEFAULTS.items()}
-    assert found.keys() - settings.keys() == KINDS.keys()
+    assert found.keys() - settings.keys() == LAUNCH.keys()
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_each_option_composes_to_usable_settings_under_the_same_keys(group, option):
     found = composed(f"{group}={option}")
-    assert found.keys() == DEFAULTS.keys() | KINDS.keys()
-    from_flat({key: value for key, value in found.items() if key not in KINDS})
+    assert found.keys() == DEFAULTS.keys() | LAUNCH.keys()
+    from_flat({key: value for key, value in found.items() if key not in LAUNCH})
 
 
 def test_each_data_set_and_each_model_has_an_option():

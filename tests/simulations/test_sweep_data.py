@@ -5,7 +5,7 @@ import math
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from simulations.sweep import __main__ as run
+from simulations.sweep import __main__ as sweep
 from simulations.sweep.__main__ import CONF
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
@@ -30,8 +30,8 @@ def test_two_rounds(data, method, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
     line += [f"data={data}", f"method={method}", f"data.root={tmp_path / 'data'}", "sample.fraction=0.2"]
-    monkeypatch.setattr("sys.argv", ["run.py", *line, *OPTIONS[data], *MORE.get(method, ())])
-    assert run.main() in (0, None), capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["sweep.py", *line, *OPTIONS[data], *MORE.get(method, ())])
+    assert sweep.main() in (0, None), capsys.readouterr().err
     (path,) = (tmp_path / "runs" / "jobs").glob("*-s0-*")
     folder = RunFolder(path)
     first, last = folder.history()

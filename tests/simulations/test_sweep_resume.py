@@ -80,7 +80,9 @@ def check(tmp_path: Path, killed: Sequence[str], uninterrupted: Sequence[str]) -
     out = complete(folder, *killed)
     assert "2 jobs in" in out
     assert "1 done before" in out
-    assert f"job 1 of 1: {second.name}" in out
+    assert f"\njob {first.name}; " in out
+    assert f"\njob {second.name}; " in out
+    assert out.count("\ndone before\n") == 1
     assert stamps(first) == before
     assert len(RunFolder(first).about()["starts"]) == 1
     assert len(RunFolder(second).about()["starts"]) == 2

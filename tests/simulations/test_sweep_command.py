@@ -1,0 +1,196 @@
+"""The command: what it prints, what it leaves, and how it ends."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+
+from heterofl_flwr.runs import RunFolder
+from simulations.sweep import __main__ as sweep
+from simulations.sweep import cost
+from simulations.sweep.job import LOCKS
+from tests.simulations.sweeping import SHRUNKEN, planned
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Call the command in an empty folder; return its status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments])
+        capsys.readouterr()
+        try:
+            status = sweep.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def histories(folder: Path) -> dict[str, list[int]]:
+    return {path.name: [one.server_round for one in RunFolder(path).history()] for path in sorted(folder.glob("*-s*"))}
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_job_once_and_leaves_nothing_else(command, tmp_path):
+    status, out, err = command("-m", "mix=a-e,e", *SHRUNKEN)
+    assert (status, err) == (0, "")
+    names = list(planned("mix=a-e,e", *SHRUNKEN))
+    assert [line.split()[1].rstrip(";") for line in out.splitlines() if line.startswith("job ")] == names
+    assert histories(tmp_path / "runs" / "jobs") == {name: [1, 2] for name in names}
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert {path.name for path in (tmp_path / "runs" / "jobs").iterdir()} == {*names, LOCKS, "multirun.yaml"}
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "jobs").glob("digits*/**/*")}
+    status, out, _ = command("mix=a-e,e", *SHRUNKEN)
+    assert status == 0
+    assert "2 jobs in " in out
+    assert "2 done before\n" in out
+    assert out.count("\ndone before\n") == 2
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "jobs").glob("digits*/**/*")}
+
+
+@pytest.mark.slow
+def test_jobs_that_fail_stop_no_other_and_are_listed_with_their_causes(command, tmp_path):
+    bad, good = planned("train.lr=1e30,0.05", *SHRUNKEN)
+    status, out, err = command("train.lr=1e30,0.05", *SHRUNKEN)
+    assert status == 1
+    assert "failed: round 1: 0 of 20 clients gave a usable reply" in out
+    assert f"simulations.sweep: 1 of 2 jobs failed:\n  {bad}: round 1: 0 of 20 clients gave" in err
+    assert "Traceback" not in err
+    assert histories(tmp_path / "runs" / "jobs")[good] == [1, 2]
+
+
+@pytest.mark.slow
+def test_hydra_s_folders_and_sweepers_are_there_as_usual_and_get_the_metric(command, tmp_path, monkeypatch):
+    returned = []
+    basic = next(own for own in Plugins.instance().discover(Launcher) if own.__name__ == "BasicLauncher")
+    launch = basic.launch
+
+    def watch(self, job_overrides, initial_job_idx):
+        results = launch(self, job_overrides, initial_job_idx)
+        returned.extend(result.return_value for result in results)
+        return results
+
+    monkeypatch.setattr(basic, "launch", watch)
+    status, out, _ = command("-m", "mix=e", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}", *SHRUNKEN)
+    assert (status, out.endswith("1 of 1 jobs done\n")) == (0, True)
+    folder = RunFolder(tmp_path / "sweep" / "0")
+    assert returned == [folder.history()[-1].evaluate["global-accuracy"]]
+    assert folder.settings()["run.dir"] == str(folder.path)
+    assert (tmp_path / "sweep" / "multirun.yaml").exists()
+    command("mix=e", "hydra.run.dir=alone", *SHRUNKEN)
+    assert len(RunFolder(tmp_path / "alone").history()) == 2
+
+
+def test_what_another_process_runs_is_left_to_it(command, tmp_path):
+    (name,) = planned(*SHRUNKEN)
+    jobs = tmp_path / "runs" / "jobs"
+    with FileLock(jobs / LOCKS / name):
+        status, out, err = command(*SHRUNKEN)
+    assert (status, err) == (0, "")
+    assert f"not done here: {name} runs in another process\n" in out
+    assert out.endswith("0 of 1 jobs done\n")
+    assert list((jobs / name).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        (("-m", "experiment=table5", "data=mnist", "mix=e", "seed=0,1"), 7 * 2),
+        (("experiment=[table3,figure11]", "mix=a5-b5"), 1),
+        (("experiment=table3,figure11", "mix=a5-b5", "hydra.mode=RUN"), 1),
+        ((), 1),
+    ],
+)
+def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, arguments, number):
+    monkeypatch.setattr(cost, "measure", lambda model, batch, device: (1e-3, 1e-4))
+    status, out, err = command(*arguments, "dry=true")
+    assert (status, err) == (0, "")
+    rows = out.splitlines()[2:-2]
+    assert [row.split()[0] for row in rows] == list(
+        planned(*(text for text in arguments if not text.startswith(("-", "hydra"))))
+    )
+    assert len(rows) == number
+    assert all("new" in row for row in rows)
+    assert histories(tmp_path / "runs" / "jobs") == {}
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("data=imagenet", "data: found 'imagenet', expected one of cifar10, digits, mnist, wikitext2"),
+        ("experiment=table6", "experiment: found 'table6', expected one of all, "),
+        ("training.lr=3", "training.lr: no setting has this name; did you mean train.lr?"),
+        ("train.lr=fast", "train.lr: found 'fast' (str), expected a number above 0, or 'auto'"),
+        ("engine.clients=0", "engine.clients: found 0 (int), expected an integer of 1 or more, or 'auto'"),
+        ("+train.speed=3", "train.speed: no setting has this name"),
+        ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
+        ("seed=1,", "seed=1,: this is no override such as key=value"),
+        ("table7", "table7: this is no override such as key=value"),
+        ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
+        ("mix=${nothing}", "Interpolation key 'nothing' not found"),
+        ("data.name=digitz", "there is no data set 'digitz'; did you mean digits?"),
+        ("data.split=non-iid-50", "non-iid-50 does not fit 20 clients and 10 classes"),
+        ("engine.clients=5000,20", "1442 examples are too few for 5000 clients"),
+        ("engine.cpus=9999", "cpus is 9999, and this machine has "),
+        ("engine.gpus=999", "gpus is 999, and this machine has "),
+        ("folder=/dev/null/jobs", "[Errno 20] Not a directory: '/dev/null/jobs"),
+    ],
+)
+def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path, argument, text):
+    # One job is checked as it starts, when Hydra says which one it is; the jobs of a sweep before the first one starts.
+    status, _, err = command(*([] if argument.startswith(("train.", "data.split")) else ["-m"]), argument)
+    *_, line = err.splitlines()
+    assert (status, line[: len(text) + 19]) == (2, f"simulations.sweep: {text}")
+    assert err.count("\n") == 1 + err.startswith("Error executing job with overrides: ")
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "multirun.yaml"] == []
+
+
+def test_hydras_own_errors_are_there_for_those_who_want_them(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "data=imagenet"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match="Could not find 'data/imagenet'"):
+        sweep.main()
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run", interrupt)
+    status, _, err = command()
+    assert (status, err) == (130, "simulations.sweep: interrupted; the same command goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (
+            ["--help"],
+            ["python -m simulations.sweep -m experiment=table7 seed=0,1,2", "data: cifar10, digits, mnist, wiki"],
+        ),
+        (["--cfg", "job", "experiment=table7"], ["mix: a1-b1-c1-d1-e1", "moments-batch-size: 0"]),
+    ],
+)
+def test_hydra_s_own_commands_are_there_as_usual(command, arguments, texts):
+    status, out, _ = command(*arguments)
+    assert status == 0
+    assert all(text in out for text in texts)
+
+
+@pytest.mark.slow
+def test_two_rounds_of_mnist(command, shared, tmp_path):
+    root = shared / "data"
+    if not (root / "ylecun" / "mnist").is_dir():
+        pytest.skip("needs the data set in shared/data/ylecun/mnist")
+    few = ("sample.fraction=0.02", "evaluate.every=2", "evaluate.central=false", "model.norm=gn")
+    status, _, err = command("data=mnist", "split=non-iid-2", "mix=a-e", f"data.root={root}", *SHRUNKEN, *few)
+    assert (status, err) == (0, "")
+    assert list(histories(tmp_path / "runs" / "jobs").values()) == [[1, 2]]

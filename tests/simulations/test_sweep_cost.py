@@ -1,0 +1,154 @@
+"""What a job has to compute, and how long it takes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from heterofl_flwr.core.levels import LEVELS
+from heterofl_flwr.data import load_dataset
+from heterofl_flwr.data.load import HUB_NAMES
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.runs import RunFolder
+from simulations.sweep import cost as module
+from simulations.sweep.cost import (
+    PIECE,
+    SIZES,
+    compute_cost,
+    compute_macs,
+    estimate_seconds,
+    facts_of,
+    format_duration,
+    list_jobs,
+    profile_at,
+)
+from simulations.sweep.job import Job
+from tests.simulations.sweeping import SHRUNKEN, planned
+
+
+def job(*overrides: str, path: Path = Path()) -> Job:
+    (own,) = planned(*overrides).values()
+    return replace(own, path=path)
+
+
+def test_work_counted_by_hand():
+    # 200 rounds of 10 clients with 600 images each, five epochs; half of the clients at each level.
+    own = job("data=mnist", "mix=a-e")
+    cost = compute_cost(own)
+    assert cost.trained == {1.0: 200 * 10 * 600 * 5 / 2, 0.0625: 200 * 10 * 600 * 5 / 2}
+    # 20 evaluations on all test images and, for the moments, on all training images, the last one of both levels; the
+    # global model once more on the server, and there before the first round too.
+    assert cost.evaluated == {1.0: 20 * 70_000 + 21 * 10_000, 0.0625: 70_000}
+    assert cost.at_once == 10
+    macs = {rate: profile_at(own.settings, rate).macs for rate in (1.0, 0.0625)}
+    assert compute_macs(own, cost) == sum(macs[rate] * (3 * cost.trained[rate] + cost.evaluated[rate]) for rate in macs)
+
+
+def test_work_without_batch_norm_levels_server_or_evaluation():
+    found = compute_cost(
+        job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=false", "evaluate.central=false")
+    )
+    assert found.evaluated == {1.0: 20 * 10_000, 0.0625: 0}
+    each = compute_cost(job("data=mnist", "mix=a-e", "model.norm=gn", "evaluate.levels=true", "evaluate.central=false"))
+    assert each.evaluated == {1.0: 20 * 10_000, 0.0625: 20 * 10_000}
+    assert compute_cost(job("data=mnist", "mix=a-e", "evaluate.every=0")).evaluated == {}
+    assert compute_cost(job("data=mnist", "mix=a", "evaluate.every=150")).evaluated == {1.0: 2 * 70_000 + 3 * 10_000}
+
+
+def test_what_is_left_of_a_job_that_was_begun():
+    begun = job("data=mnist", "mix=a-e")
+    left = compute_cost(begun, 195)
+    assert left.trained == {1.0: 5 * 10 * 600 * 5 / 2, 0.0625: 5 * 10 * 600 * 5 / 2}
+    assert left.evaluated == {1.0: 70_000 + 10_000, 0.0625: 70_000}  # only the last evaluation, though that is of both
+    assert compute_cost(begun, 9).evaluated == {1.0: 20 * 70_000 + 20 * 10_000, 0.0625: 70_000}
+    assert compute_cost(begun, 10).evaluated == {1.0: 19 * 70_000 + 19 * 10_000, 0.0625: 70_000}
+    odd = job("data=mnist", "mix=a", "evaluate.every=150")  # in rounds 150 and 200
+    assert [compute_cost(odd, done).evaluated[1.0] for done in (149, 150, 199)] == [2 * 80_000, 80_000, 80_000]
+
+
+def test_pieces_of_text():
+    cost = compute_cost(job("data=wikitext2", "mix=a"))
+    assert cost.trained == {1.0: 200 * 10 * 327}  # one row each, once
+    assert profile_at(job("data=wikitext2", "mix=a").settings, 1.0).parameters == 19_263_999
+    assert cost.evaluated == {1.0: 20 * 10 * 384 + 21 * 10 * 384}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_those_of_the_data(shared, name):
+    if not (shared / "data" / HUB_NAMES[name]).is_dir():
+        pytest.skip(f"needs the data set in shared/data/{HUB_NAMES[name]}")
+    data = load_dataset(name, shared / "data")
+    pieces = 1 if data.train.reading is None else [-(-own.inputs.shape[1] // PIECE) for own in (data.train, data.test)]
+    train, test = (pieces, pieces) if isinstance(pieces, int) else pieces
+    assert (len(data.train) * train, len(data.test) * test) == SIZES[name]
+
+
+def test_other_data_are_looked_at():
+    facts = facts_of("digits", "")
+    assert (facts.train + facts.test, facts.example.shape, facts.options["classes"]) == (1797, (1, 1, 8, 8), 10)
+
+
+def test_each_model_is_measured_once_whatever_else_differs_and_clients_share_the_cores(monkeypatch):
+    measured = []
+    monkeypatch.setattr(module, "measure", lambda *key: (measured.append(key), (2.0, 1.0))[1])
+    monkeypatch.setattr(module.gpus, "cores", lambda: 4)
+    first = job("data=mnist", "mix=a-e", "seed=3", "train.lr=0.5")
+    second = job("data=mnist", "mix=a-e", "split=non-iid-2", "assignment=dynamic", "engine.parallel=1")
+    for own, at_once in ((first, 4), (second, 1)):
+        cost = compute_cost(own)
+        total = 2 * sum(cost.trained.values()) + sum(cost.evaluated.values())
+        assert estimate_seconds(own, cost) == total / at_once
+    assert len(set(measured)) == 2
+    third = job("data=mnist", "mix=a", "model.norm=gn")
+    estimate_seconds(third, compute_cost(third))
+    assert len(set(measured)) == 3
+
+
+def test_small_models_of_images_can_be_measured():
+    images = job(*SHRUNKEN, "mix=a")
+    assert 0 < estimate_seconds(images, compute_cost(images)) < 60
+
+
+@pytest.mark.slow
+def test_a_text_model_can_be_measured():
+    text = job("data=wikitext2", "mix=e")
+    assert estimate_seconds(text, compute_cost(text)) > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "0:01:00"), (3723, "1:02:03"), (3 * 86400 + 5, "3 days, 0:00:05")],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_a_listing_has_a_row_for_each_job_and_finished_jobs_correct_the_times_of_others_with_their_data(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "measure", lambda model, batch, device: (1e-3, 0.0))
+    monkeypatch.setattr(module.gpus, "cores", lambda: 1)
+    jobs = planned("data=mnist,digits", "mix=a", "seed=0,1").values()
+    jobs = [replace(own, path=tmp_path / own.name) for own in [*jobs, job("data.name=nowhere:nothing")]]
+    folders = [RunFolder(own.path) for own in jobs]
+    for number, rounds in ((0, 200), (1, 100)):
+        folders[number].start(jobs[number].config)
+        for one in range(1, rounds + 1):
+            # Each round trains on 30,000 examples: estimated as 30 s, it took 45 s.
+            folders[number].append(RoundRecord(server_round=one, seconds=45.0, learning_rate=0.1, rates={0: 1.0}))
+    folders[0].note(finished="now")
+    lines = list_jobs(jobs).splitlines()
+    assert lines[0].split()[:5] == ["job", "parameters", "MACs", "time", "state"]
+    macs = f"{compute_macs(jobs[0], compute_cost(jobs[0])):.2e}"
+    assert lines[2].split() == [jobs[0].name, "1.6", "M", macs, "2:30:00", "done"]
+    assert lines[3].split()[-5:] == ["1:15:00", "round", "100", "of", "200"]
+    assert "?" in lines[6]
+    assert lines[-1].startswith("5 jobs, 1 of them done; the others take about 1:")
+    assert lines[-1].endswith(", without 1 unknown")
+
+
+def test_every_level_costs_less_than_the_one_before():
+    jobs = [job("data=cifar10", f"mix={level}") for level in LEVELS]
+    macs = [compute_macs(own, compute_cost(own)) for own in jobs]
+    assert macs == sorted(macs, reverse=True)

@@ -1,0 +1,294 @@
+"""Jobs: their names, their run config, what is invalid, how far they are and how they are resumed."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+
+from heterofl_flwr.app.launch.gpus import Measured
+from heterofl_flwr.app.launch.preflight import LaunchNote
+from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.checkpoint import Checkpoint
+from heterofl_flwr.settings import from_flat, to_flat
+from simulations.sweep import job as module
+from simulations.sweep.__main__ import CONF
+from simulations.sweep.job import INCIDENTAL, LOCKS, Job, build_job, flat, is_done, read_metric, run_once
+from tests.simulations.sweeping import SHRUNKEN, planned
+
+
+def job(*overrides: str, path: Path = Path()) -> Job:
+    (own,) = planned(*overrides).values()
+    return replace(own, path=path)
+
+
+def test_the_name_tells_data_split_mix_assignment_and_seed():
+    found = job("data=mnist", "split=non-iid-2", "mix=e-a", "assignment=dynamic", "seed=7")
+    assert found.name.startswith("mnist-non-iid-2-a1-e1-dynamic-s7-")
+    assert len(found.name.rpartition("-")[2]) == 8
+
+
+def test_names_stay_as_they_are():
+    # A name that changes makes all runs of earlier versions be made again.
+    dynamic = "assignment=dynamic"
+    assert job("data=mnist", "mix=e").name == "mnist-iid-e1-fix-s0-5e2d3729"
+    assert (
+        job("data=cifar10", "mix=a-e", "split=non-iid-2", dynamic).name == "cifar10-non-iid-2-a1-e1-dynamic-s0-d5a07d10"
+    )
+    assert job("model.norm=gn", "engine.clients=7", dynamic).name == "digits-iid-a1-b1-c1-d1-e1-dynamic-s0-92f2ff41"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "data.root=elsewhere",
+        "data.name=ylecun/mnist",
+        "train.lr=0.01",
+        "assignment=fix",
+        "model=cnn",
+        "folder=elsewhere",
+        "engine=ray",
+        "engine.clients=100",
+        "engine.cpus=2",
+        "engine.device=cpu",
+        "engine.parallel=3",
+        "engine.timeout=60",
+        "engine.window=8",
+        "report=lean",
+        "sample.wait=99",
+        "sample.min-nodes=10",
+        "mix=e7",
+    ],
+)
+def test_what_changes_no_result_changes_no_name(same):
+    assert job("data=mnist", "mix=e", same).name == job("data=mnist", "mix=e").name
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "seed=1",
+        "mix=d",
+        "split=non-iid-2",
+        "num-rounds=3",
+        "model=preresnet18",
+        "model.norm=gn",
+        "model.scaler=false",
+        "method=heterofl-fixed",
+        "train.clip=0",
+        "engine.name=plain",
+        "engine.clients=50",
+        "evaluate=each-round",
+        "run.patience=3",
+    ],
+)
+def test_what_may_change_a_result_changes_the_name(other):
+    assert job("data=mnist", "mix=e", other).name != job("data=mnist", "mix=e").name
+    assert other.partition("=")[0] in ("seed", "mix", "split", "method", "evaluate", "model") or job(
+        "data=mnist", "mix=e", other
+    ).changes.keys() == {other.partition("=")[0]}
+
+
+def test_a_setting_that_comes_later_changes_no_name(monkeypatch):
+    found = job("data=mnist", "mix=e", "model.norm=gn")
+    before = found.name
+    monkeypatch.setattr(module, "to_flat", lambda settings: {**to_flat(settings), "train.new": 1})
+    assert found.name == before
+
+
+def test_long_mixes_and_paths_make_usable_names(tmp_path):
+    rates = "-".join(f"0.{number}x1" for number in range(10, 60))
+    folder = tmp_path / "my data (1)"
+    folder.mkdir()
+    found = job(f"mix={rates}", f"data.name='{folder}'")
+    assert len(found.name) < 120
+    assert found.name.startswith("my-data-1--iid-0.59x1-")
+    assert found.settings.data.name == str(folder)
+
+
+def test_a_relative_data_folder_is_made_absolute(tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = build_job({**composed(), "data.name": "pictures"})
+    assert found.settings.data.name == str(tmp_path / "pictures")
+
+
+def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("HETEROFL_DATA", str(tmp_path))
+    found = job("data=mnist", "mix=e", path=tmp_path / "run")
+    own = {"run.dir": str(found.path), "data.root": str(tmp_path), "sample.min-nodes": 100, "engine.window": 64}
+    assert found.config == {**to_flat(found.settings), **own}
+    assert from_flat(found.config).num_rounds == 200
+    assert job("sample.min-nodes=3").config["sample.min-nodes"] == 3
+    assert job("data=digits").config["sample.min-nodes"] == 20
+
+
+def test_incidental_settings_exist():
+    assert set(INCIDENTAL) <= job().config.keys()
+
+
+def composed() -> dict[str, object]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return flat(compose("config"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("engine.clients", 0, "engine.clients: found 0 (int), expected an integer of 1 or more, or 'auto'"),
+        ("engine.gpus", 1.5, "engine.gpus: found 1.5 (float), expected a share such as 0.25, or a whole number, or"),
+        ("engine.grid", "cluster", "engine.grid: found 'cluster' (str), expected one of local, ray"),
+        ("engine.cpus", "auto", "engine.cpus: found 'auto' (str), expected an integer of 1 or more"),
+        ("engine.parallel", True, "engine.parallel: found True (bool), expected"),
+        ("dry", "yes", "dry: found 'yes' (str), expected true or false"),
+        ("folder", "", "folder: found '' (str), expected a path"),
+        ("run.dir", "x", "run.dir: found 'x', but a sweep names and resumes its jobs itself; set folder"),
+        ("run.resume", True, "run.resume: found True, but a sweep"),
+        ("train.lr", "fast", "train.lr: found 'fast' (str), expected a number above 0, or 'auto'"),
+        ("train.speed", 3, "train.speed: no setting has this name"),
+        ("train.lr", None, "train.lr: found None (NoneType), expected a number above 0"),
+    ],
+)
+def test_a_bad_value_names_key_found_and_expected(key, value, text):
+    with pytest.raises(ConfigError) as error:
+        build_job({**composed(), key: value})
+    assert str(error.value).startswith(text)
+
+
+def test_all_faults_are_told_together():
+    with pytest.raises(ConfigError) as error:
+        build_job({**composed(), "engine.clients": 0, "dry": 3, "train.lr": "x", "seed": -1})
+    assert all(key in str(error.value) for key in ("engine.clients", "dry", "train.lr", "seed"))
+
+
+def test_minus_infinity_is_a_word_for_masks():
+    assert job("train.mask-fill=-inf").settings.train.mask_fill == "-inf"
+
+
+def test_the_share_of_the_machine_is_what_was_said():
+    assert job().engine.share == Share()
+    assert job("engine.gpus=0.25", "engine.parallel=2", "engine.cpus=3").engine.share == Share(
+        cpus=3, gpus=0.25, at_once=2
+    )
+    assert job("engine=ray", "engine.gpus=0").engine.grid == "ray"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device"),
+    [
+        ((), "auto"),
+        (("engine.gpus=0",), "cpu"),
+        (("engine.gpus=0.5",), "auto"),
+        (("engine.gpus=0", "engine.device=mps"), "mps"),
+    ],
+)
+def test_without_a_gpu_a_job_computes_on_none(overrides, device):
+    assert job(*overrides).config["engine.device"] == device
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Job:
+    return job(*SHRUNKEN, "num-rounds=3", path=tmp_path / "jobs" / "tiny")
+
+
+@pytest.fixture
+def request_of(monkeypatch) -> Callable[[Job], Request]:
+    """Return a function that runs a job up to the launch, and returns what would be launched."""
+    requests = []
+    monkeypatch.setattr(module, "run_request", requests.append)
+
+    def launch(own: Job) -> Request:
+        assert run_once(own) is True
+        return requests[-1]
+
+    return launch
+
+
+def ran(own: Job, rounds: int, *, finished: bool = False, **changed) -> RunFolder:
+    """Leave what a run leaves that has come so far."""
+    folder = RunFolder(own.path)
+    folder.start(own.config | {key.replace("_", "-"): value for key, value in changed.items()})
+    for number in range(1, rounds + 1):
+        record = {"server_round": number, "seconds": 2.0, "learning_rate": 0.1, "rates": {0: 1.0}}
+        folder.append(RoundRecord(**record, evaluate={"global-accuracy": number / 10, "local-accuracy": 0.9}))
+        folder.save_checkpoint(Checkpoint(server_round=number, state={"weight": torch.zeros(1)}))
+    folder.note(finished="now" if finished else None)
+    return folder
+
+
+def test_a_job_is_new_then_begun_then_done_and_then_it_is_not_run_again(tiny, request_of):
+    assert (tiny.stage, is_done(tiny), read_metric(tiny)) == ("new", False, None)
+    folder = ran(tiny, 2)
+    assert (tiny.stage, is_done(tiny)) == ("begun", False)
+    folder.note(finished="now")
+    assert (tiny.stage, is_done(tiny), run_once(tiny)) == ("done", True, False)
+
+
+def test_the_metric_is_the_last_one_of_evaluation_by_which_the_best_round_is_chosen(tiny):
+    ran(tiny, 2)
+    assert read_metric(tiny) == 0.2
+    other = job(*SHRUNKEN, "run.metric=local-accuracy", path=tiny.path)
+    assert read_metric(other) == 0.9
+
+
+def test_a_folder_with_another_run_raises_and_is_left_alone(tiny):
+    folder = ran(tiny, 3, finished=True, num_rounds=9, seed=4)
+    assert tiny.stage == "blocked"
+    with pytest.raises(
+        ConfigError, match=r"had other settings: .*num-rounds was 9 and is 3.*new run in another folder"
+    ):
+        run_once(tiny)
+    assert len(folder.history()) == 3
+
+
+def test_a_new_job_notes_its_clients_for_heterofl_run(tiny, request_of):
+    request = request_of(tiny)
+    assert request.config == tiny.config
+    assert LaunchNote.read(tiny.path) == LaunchNote(20, request.config)
+
+
+def test_a_resumed_job_keeps_what_changes_no_result_as_the_folder_has_it(tiny, request_of):
+    ran(tiny, 2, **{"run.checkpoint_every": 2, "engine.timeout": 5.0, "data.root": "/before", "engine.device": "cuda"})
+    config = request_of(tiny).config
+    assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
+    assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
+    assert config["run.resume"] is True
+
+
+def test_a_job_that_another_process_runs_raises_and_is_left_alone(tiny, request_of):
+    lock = FileLock(tiny.path.parent / LOCKS / tiny.path.name)
+    with lock, pytest.raises(Timeout):
+        run_once(tiny)
+    assert not tiny.path.exists()
+    request_of(tiny)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    code = "import filelock, os, signal, sys\nwith filelock.FileLock(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    path = tmp_path / "one"
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    with FileLock(path, blocking=False):
+        pass
+
+
+def test_clients_get_what_the_job_says_and_gpus_are_measured_on_ray_alone(monkeypatch, tmp_path, request_of):
+    monkeypatch.setattr(module.gpus, "devices", lambda: 1)
+    monkeypatch.setattr(module.gpus, "cores", lambda: 8)
+    monkeypatch.setattr(module.gpus, "measure", lambda config: Measured(1, 10 * 1024**3, {1.0: 2 * 1024**3}))
+
+    def share(*overrides: str) -> Share:
+        return request_of(job(*overrides, path=tmp_path / "jobs" / "one")).share
+
+    assert share("engine.cpus=2", "engine.parallel=3") == Share(cpus=2, at_once=3)
+    assert share("engine=ray") == Share(gpus=0.5, at_once=2)
+    assert share("engine=ray", "engine.parallel=1").at_once == 1
+    assert share("engine=ray", "engine.gpus=0.25") == Share(gpus=0.25)
+    assert share("engine=ray", "engine.device=cpu") == Share()

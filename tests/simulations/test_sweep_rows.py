@@ -1,0 +1,74 @@
+"""Rows: what blocks span, and what the command line makes of it."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from heterofl_flwr.errors import ConfigError
+from simulations.sweep.sweeper import BlockSweeper
+
+SINGLE = {"mix": "a,e", "norm": "none,sbn"}
+MIXED = {"mix": "a-e", "norm": "none", "scaler": False}
+
+
+def rows(blocks, *given, batch=None):
+    sweeper = BlockSweeper(batch, {}, {str(number): block for number, block in enumerate(blocks)})
+    batches = sweeper.split_arguments(OverridesParser.create().parse_overrides(list(given)), batch)
+    return [" ".join(row) for own in batches for row in own]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "given", "expected"),
+    [
+        ([SINGLE, MIXED], [], ["a none", "a sbn", "e none", "e sbn", "a-e none False"]),
+        ([{"part": SINGLE}, {"mix": "e", "deep": MIXED}], ["norm=none"], ["a none", "e none", "a-e none False"]),
+        ([SINGLE, MIXED], ["mix=e"], ["e none", "e sbn"]),
+        ([SINGLE, MIXED], ["norm=none", "mix=a,a-e"], ["a none", "a-e none False"]),
+        ([SINGLE, MIXED], ["scaler=false"], ["a-e none False"]),
+        ([SINGLE], ["norm=gn"], ["a gn", "e gn"]),
+        ([SINGLE, {"mix": "e", "norm": "in"}], ["norm=gn"], ["a gn", "e gn"]),
+        ([MIXED], ["seed=0,1"], ["a-e none False 0", "a-e none False 1"]),
+        ([], ["mix=a,e", "seed=range(0,2)"], ["a 0", "a 1", "e 0", "e 1"]),
+        ([], ["milestones='1,2'"], ["'1,2'"]),
+        ([], [], [""]),
+    ],
+    ids=[
+        "blocks",
+        "nested",
+        "pick",
+        "pick-two-keys",
+        "pick-a-block",
+        "replace",
+        "equal-once",
+        "add",
+        "plain",
+        "quoted",
+        "none",
+    ],
+)
+def test_rows_are_all_combinations_within_each_block_picked_or_changed_by_what_is_given(blocks, given, expected):
+    found = [" ".join(text.partition("=")[2] for text in row.split()) for row in rows(blocks, *given)]
+    assert found == expected
+
+
+def test_batches_are_as_large_as_asked():
+    sweeper = BlockSweeper(2, {}, {"one": SINGLE, "two": MIXED})
+    assert [len(batch) for batch in sweeper.split_arguments([], 2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "given", "error", "text"),
+    [
+        ([SINGLE], ["mix=e,b"], ConfigError, "mix=e is in the experiment and mix=b is not"),
+        (
+            [SINGLE, MIXED],
+            ["mix=a", "scaler=false"],
+            ConfigError,
+            "no row of the experiment has mix=a and scaler=False; ",
+        ),
+        ([], ["lr=interval(0,1)"], HydraException, "does not support sweep type : INTERVAL_SWEEP"),
+    ],
+)
+def test_what_gives_no_rows_raises(blocks, given, error, text):
+    with pytest.raises(error, match=text):
+        rows(blocks, *given)
