@@ -10,7 +10,7 @@ from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.origin import command
-from simulations.paper.collect import Allowed, collect
+from simulations.paper.collect import collect
 from simulations.paper.pages import make_pages
 from simulations.paper.printed import FILES, VARIABLE, paper_folder
 from simulations.program import parser_of, status_of
@@ -67,12 +67,14 @@ def _collect(words: Sequence[str]) -> int:
     parser = parser_of(f"{PROGRAM} collect", what)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/")
-    parser.add_argument("--unfinished", action="store_true", help="copy runs that did not do all rounds, too")
-    parser.add_argument("--dirty", action="store_true", help="copy runs whose code was changed since its commit, too")
-    parser.add_argument("--replace", action="store_true", help="put a run in the place of another of its job and seed")
+    for name, meaning in {
+        "unfinished": "copy runs that did not do all rounds, too",
+        "dirty": "copy runs whose code was changed since its commit, too",
+        "replace": "put a run in the place of another of its job and seed",
+    }.items():
+        parser.add_argument(f"--{name}", action="append_const", dest="allowed", const=name, default=[], help=meaning)
     options = parser.parse_args(words[1:])
-    allowed = Allowed(unfinished=options.unfinished, dirty=options.dirty, replace=options.replace)
-    outcomes = collect(options.runs, options.into, allowed)
+    outcomes = collect(options.runs, options.into, options.allowed)
     for outcome in outcomes:
         print(f"{outcome.run}: {outcome.reason or f'copied to {outcome.target}'}")
     if not outcomes:

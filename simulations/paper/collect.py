@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,6 @@ HISTORY = "history.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
-    """What is copied although it is not as it should be."""
-
-    unfinished: bool = False  # runs that did not do all rounds
-    dirty: bool = False  # runs of code that is not that of a known commit
-    replace: bool = False  # runs in whose place there is another one already
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """Where a run folder was copied to, or why it was not."""
 
@@ -33,20 +24,36 @@ class Outcome:
     reason: str = ""
 
 
-def collect(paths: Sequence[Path], into: Path, allowed: Allowed) -> list[Outcome]:
-    """Copy each run in or below some paths to ``<into>/<data>/<name of the job>``."""
-    return [_collect(folder, into, allowed) for path in paths for folder in run_folders(path)]
+def collect(paths: Sequence[Path], into: Path, allowed: Collection[str] = ()) -> list[Outcome]:
+    """Copy each run in or below some paths to ``<into>/<data>/<name of the job>``.
+
+    ``allowed`` is what is copied although it is not as it should be: ``unfinished`` runs, ``dirty`` ones, whose code is
+    not that of a known commit, and those that ``replace`` another one.
+    """
+    outcomes = []
+    for folder in [folder for path in paths for folder in run_folders(path)]:
+        try:
+            outcomes.append(Outcome(folder, _copy(folder, into, allowed)))
+        except ConfigError as error:
+            outcomes.append(Outcome(folder, None, one_line(error)))
+    return outcomes
 
 
-def _collect(folder: Path, into: Path, allowed: Allowed) -> Outcome:
-    try:
-        run = read_run(folder)
-        target = into / file_name(run.job.data) / run.name
-        reason = _reason(run, target, allowed)
-    except ConfigError as error:
-        return Outcome(folder, None, one_line(error))
-    if reason:
-        return Outcome(folder, None, reason)
+def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
+    run = read_run(folder)
+    target = into / file_name(run.job.data) / run.name
+    if not run.finished and "unfinished" not in allowed:
+        done = f"it has done {run.rounds} of {run.settings.num_rounds} rounds"
+        raise ConfigError(f"unfinished: {done}; resume it, or copy it as it is with --unfinished")
+    if run.dirty and "dirty" not in allowed:
+        raise ConfigError(
+            f"its code is of no commit ({run.commit}), so no one can run it again; commit before a run, "
+            f"or copy it with --dirty"
+        )
+    if target.exists() and "replace" not in allowed:
+        there = read_run(target)
+        if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
+            raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
     files = {SETTINGS: _settings(run)}
     files[HISTORY] = "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode()
     # The authors' scores are of the job: those of the run's folder, else of the one whose place it takes.
@@ -54,24 +61,7 @@ def _collect(folder: Path, into: Path, allowed: Allowed) -> Outcome:
         if authors.exists():
             files[AUTHORS_FILE] = authors.read_bytes()
     _write(target, files)
-    return Outcome(folder, target)
-
-
-def _reason(run: Run, target: Path, allowed: Allowed) -> str:
-    """Return why a run is not copied, or nothing."""
-    if not run.finished and not allowed.unfinished:
-        done = f"it has done {run.rounds} of {run.settings.num_rounds} rounds"
-        return f"unfinished: {done}; resume it, or copy it as it is with --unfinished"
-    if run.dirty and not allowed.dirty:
-        return (
-            f"its code is of no commit ({run.commit}), so no one can run it again; commit before a run, "
-            f"or copy it with --dirty"
-        )
-    if target.exists() and not allowed.replace:
-        there = read_run(target)
-        if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
-            return f"{target} holds another run of this job and seed; take this one instead with --replace"
-    return ""
+    return target
 
 
 def _settings(run: Run) -> bytes:

@@ -10,7 +10,7 @@ from simulations.paper import figures
 from simulations.paper.figures import Panel, panels
 from simulations.paper.printed import read_cells
 from simulations.paper.runs import Gathered, gather, portable
-from simulations.paper.statistics import Result, count, group_runs, results
+from simulations.paper.statistics import Result, describe_count, group_runs, results
 from simulations.paper.tables import (
     Table,
     authors_tables,
@@ -97,10 +97,10 @@ def _status(gathered: Gathered, found: Sequence[Result]) -> list[str]:
     lines = [f"Runs that count: {len(gathered.counted)}{more}"]
     if not found:
         return [*lines, NO_PAPER]
-    lines.append(str(count(found)))
+    lines.append(describe_count(found))
     for group in dict.fromkeys(result.cell.group for result in found):
-        own = count([result for result in found if result.cell.group == group])
-        lines.append(f"{group}: {own}")
+        own = [result for result in found if result.cell.group == group]
+        lines.append(f"{group}: {describe_count(own)}")
     return lines
 
 

@@ -164,7 +164,7 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; name the folder that has {', '.join(FILES)}")
     cells: list[Cell] = []
-    for name, read in zip(FILES, (_main, _iid, _noniid), strict=True):
+    for name, read in zip(FILES, (_main, _ablation, _ablation), strict=True):
         try:
             cells += [cell for row in rows_of(folder / name) for cell in read(row)]
         except (KeyError, ValueError) as error:
@@ -189,24 +189,16 @@ def _main(row: Mapping[str, str]) -> Iterator[Cell]:
     metrics = {"iid": ("iid", first), "noniid_local": ("noniid", "local"), "noniid_global": ("noniid", "global")}
     for column, (split, metric) in metrics.items():
         if row[column]:
-            yield _cell(table, Job(data, split, mix, norm=usual_norm(data)), metric, row[column])
+            job = Job(data, split, mix, norm=usual_norm(data))
+            yield Cell(table, job, metric, row[column], float(row[column]))
 
 
-def _iid(row: Mapping[str, str]) -> Iterator[Cell]:
-    for data in ("mnist", "cifar10"):
-        yield _cell("4", _ablation(row, data, "iid"), "accuracy", row[data])
-
-
-def _noniid(row: Mapping[str, str]) -> Iterator[Cell]:
-    for data in ("mnist", "cifar10"):
-        for metric in ("local", "global"):
-            yield _cell("5", _ablation(row, data, "noniid"), metric, row[f"{data}_{metric}"])
-
-
-def _cell(table: str, job: Job, metric: str, printed: str) -> Cell:
-    return Cell(table, job, metric, printed, float(printed))
-
-
-def _ablation(row: Mapping[str, str], data: str, split: str) -> Job:
+def _ablation(row: Mapping[str, str]) -> Iterator[Cell]:
+    """Yield the cells of Tables 4 and 5; only the second one has a mask to leave out."""
+    iid = "masked_loss" not in row
     mix, scaler, masked = short_mix(Mix.parse(row["mode"])), row["scaler"] != "no", row.get("masked_loss") != "no"
-    return Job(data, split, mix, norm=row["norm"], scaler=scaler, masked=masked)
+    for data in ("mnist", "cifar10"):
+        job = Job(data, "iid" if iid else "noniid", mix, norm=row["norm"], scaler=scaler, masked=masked)
+        for metric in ("accuracy",) if iid else ("local", "global"):
+            printed = row[data if iid else f"{data}_{metric}"]
+            yield Cell("4" if iid else "5", job, metric, printed, float(printed))

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,21 +114,6 @@ class Result:
         return AGREES if low - rounded <= self.cell.value <= high + rounded else DIFFERS
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How many printed numbers there are, have a run, and agree with it."""
-
-    printed: int
-    run: int
-    agree: int
-    differ: int
-    too_few: int
-
-    def __str__(self) -> str:
-        text = f"{self.run} of {self.printed} printed numbers have a run: {self.agree} agree, {self.differ} differ"
-        return f"{text}, {self.too_few} have too few seeds to tell"
-
-
 def as_printed(metric: str, value: float) -> float:
     """Return a recorded value in the paper's unit: accuracies in percent."""
     return value if metric == "perplexity" else 100 * value
@@ -163,8 +149,10 @@ def results(cells: Iterable[Cell], groups: Mapping[Key, Group]) -> list[Result]:
     return [Result(cell, groups.get((cell.job, cell.metric))) for cell in cells]
 
 
-def count(found: Sequence[Result]) -> Count:
-    """Count results by their verdict."""
-    verdicts = [result.verdict for result in found]
-    numbers = (verdicts.count(verdict) for verdict in (AGREES, DIFFERS, TOO_FEW))
-    return Count(len(verdicts), len(verdicts) - verdicts.count(""), *numbers)
+def describe_count(found: Sequence[Result]) -> str:
+    """Return how many printed numbers there are, have a run, and agree with it."""
+    verdicts = Counter(result.verdict for result in found)
+    return (
+        f"{len(found) - verdicts['']} of {len(found)} printed numbers have a run: {verdicts[AGREES]} agree, "
+        f"{verdicts[DIFFERS]} differ, {verdicts[TOO_FEW]} have too few seeds to tell"
+    )

@@ -38,6 +38,7 @@ from simulations.sweep.sweeper import TARGET, BlockSweeper
 CONF = Path(__file__).parents[2] / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PROGRAM = "simulations.sweep"
+HELD = "runs in another process"
 LONGEST_CAUSE = 300  # characters in the list at the end
 
 _jobs: dict[Path, Job] = {}
@@ -52,15 +53,15 @@ def run(config: DictConfig) -> float | None:
     path = Path(HydraConfig.get().runtime.output_dir)
     job = replace(build_job(flat(config)), path=path)
     if path not in _jobs:  # this is no sweep, or its launcher has started this process
-        check_jobs([job])
+        check_jobs([job] if job.stage != DONE else [])
         _jobs[path] = job
     print("; ".join(filter(None, [f"job {path.name}", describe_changes(job)])), flush=True)
     try:
         if not run_once(job):
             print("done before", flush=True)
     except Timeout:
-        _causes[path] = "runs in another process"
-        print(f"not done here: {path.name} {_causes[path]}", flush=True)
+        _causes[path] = HELD
+        print(f"not done here: {path.name} {HELD}", flush=True)
         return None
     except Exception as error:
         _causes[path] = str(error) if isinstance(error, HeteroFLError) else f"{type(error).__name__}: {error}"
@@ -77,7 +78,7 @@ def check_batch(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
     for number, row in enumerate(batch):
         config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(row))
         job, config.hydra.job.num = build_job(flat(config)), number
-        path = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir).absolute()
+        path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
         jobs[path] = replace(job, path=path)
     if sweeper.config["dry"]:
         print(list_jobs(list(jobs.values())))
@@ -118,18 +119,16 @@ def _run() -> int:
         raise ConfigError(_describe_misuse(error)) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
-    left = {path: job.path.name for path, job in _jobs.items() if job.stage != DONE}
+    left = [path for path, job in _jobs.items() if job.stage != DONE]
     if _jobs:
         print(f"{len(_jobs) - len(left)} of {len(_jobs)} jobs done")
     if failed:
         causes = {
-            name: shorten(_causes.get(path, "?"), LONGEST_CAUSE, placeholder=" ...") for path, name in left.items()
+            path.name: _causes.get(path, f"see {LOG} in its folder") for path in left if _causes.get(path) != HELD
         }
-        lines = [
-            f"{PROGRAM}: {len(left)} of {len(_jobs)} jobs failed:",
-            *(f"  {x}: {cause}" for x, cause in causes.items()),
-        ]
-        print(*lines, f"the whole log of each: {LOG} in its folder", sep="\n", file=sys.stderr)
+        lines = [f"  {name}: {shorten(cause, LONGEST_CAUSE, placeholder=' ...')}" for name, cause in causes.items()]
+        heading = f"{PROGRAM}: {len(lines)} of {len(_jobs)} jobs failed:"
+        print(heading, *lines, f"the whole log of each: {LOG} in its folder", sep="\n", file=sys.stderr)
     return failed
 
 

@@ -6,7 +6,7 @@ import pytest
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
 from simulations.paper import collect as module
-from simulations.paper.collect import Allowed, collect
+from simulations.paper.collect import collect
 from simulations.paper.runs import gather, read_run
 from tests.simulations.conftest import make_record
 
@@ -17,7 +17,7 @@ def into(tmp_path):
 
 
 def one(folder, into, **allowed):
-    (outcome,) = collect([folder.path], into, Allowed(**allowed))
+    (outcome,) = collect([folder.path], into, allowed)
     return outcome
 
 

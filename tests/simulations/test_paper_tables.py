@@ -10,7 +10,7 @@ from simulations.paper.runs import gather
 from simulations.paper.statistics import (
     PERCENT,
     Summary,
-    count,
+    describe_count,
     group_runs,
     half_width_of_difference,
     results,
@@ -109,9 +109,9 @@ def test_cells_are_counted(make_run, printed):
     split = {"data__split": "non-iid-2"}
     folder = make_run("noniid", {400: {"global-accuracy": 0.92, "local-accuracy": 0.5}}, **split)
     make_run("unfinished", mix="a1-e1", rounds=100)
-    total = count(results(read_cells(printed), group_runs(gather([folder.path.parent]).counted)))
+    total = describe_count(results(read_cells(printed), group_runs(gather([folder.path.parent]).counted)))
     # IID: Tables 7 and 4, which agree; the others have one seed.
-    assert str(total) == "5 of 21 printed numbers have a run: 2 agree, 0 differ, 3 have too few seeds to tell"
+    assert total == "5 of 21 printed numbers have a run: 2 agree, 0 differ, 3 have too few seeds to tell"
 
 
 TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))

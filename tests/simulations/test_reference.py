@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from heterofl_flwr.errors import ConfigError
-from simulations.paper.collect import Allowed, collect
+from simulations.paper.collect import collect
 from simulations.paper.pages import make_pages
 from simulations.paper.runs import AUTHORS_COLUMNS, AUTHORS_FILE, read_authors, read_run, write_authors
 from simulations.paper.statistics import group_runs
@@ -125,10 +125,10 @@ def test_the_tables_have_it_beside_the_paper(run, printed, tmp_path):
 
 
 def test_it_is_kept_with_a_run_and_for_the_run_that_takes_its_place(run, make_run, tmp_path):
-    (outcome,) = collect([run], tmp_path / "results", Allowed())
+    (outcome,) = collect([run], tmp_path / "results")
     assert read_authors(outcome.target) == named(THEIRS)
     other = make_run("other", named(OURS), data__split="non-iid-2").path
-    (outcome,) = collect([other], tmp_path / "results", Allowed(replace=True))
+    (outcome,) = collect([other], tmp_path / "results", ["replace"])
     assert outcome.reason == ""
     assert read_authors(outcome.target) == named(THEIRS)
 
