@@ -86,7 +86,7 @@ def test_a_condition_has_one_outcome_at_every_rate(condition, kept):
         return self.other(x) if condition(self, x) else self.other(self.other(x))
 
     build = elastic(_around(forward, other=nn.Linear(32, 32)), X)
-    for rate in RATES:
+    for rate in (0.9, 0.3, 0.01):
         build(rate)
     assert build.plan(0.5).shapes["0.weight"][0] == kept
 
