@@ -15,9 +15,9 @@ from typing import TypeVar, cast, get_args
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from torch import Tensor
 
+from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.compression import Changes, Upload
 from heterofl_flwr.core.plan import ALL, Plan
 from heterofl_flwr.core.replies import check_names

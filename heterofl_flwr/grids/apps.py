@@ -12,9 +12,8 @@ from typing import ClassVar, NamedTuple
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
 
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity, set_metadata
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import torch_threads
 
@@ -35,11 +34,11 @@ class Identity:
     """Makes this process the server of a run. What it was before comes back when the last identity is released."""
 
     _held: ClassVar[int] = 0
-    _before: ClassVar[dict[str, int | None]] = {}
+    _before: ClassVar[tuple[int | None, int | None, int | None]] = (None, None, None)
 
     def __init__(self, run_id: int) -> None:
         if Identity._held == 0:
-            Identity._before = {name: vars(TaskIdentity)[name] for name in ("_run_id", "_node_id", "_task_id")}
+            Identity._before = get_identity()
         Identity._held += 1
         set_identity(run_id, SUPERLINK_NODE_ID)
 
@@ -47,13 +46,7 @@ class Identity:
         """Let go; to be called once."""
         Identity._held -= 1
         if Identity._held == 0:
-            for name, value in Identity._before.items():
-                setattr(TaskIdentity, name, value)
-
-
-def set_identity(run_id: int, node_id: int) -> None:
-    """Make this process a node of a run, for Flower."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 1
+            set_identity(*Identity._before)
 
 
 def load(client_app: ClientApp | str) -> ClientApp:
@@ -156,8 +149,8 @@ def failure(message: Message, code: int, reason: str | BaseException, trouble: s
 
 
 def _set_id(reply: Message) -> None:
-    """Give a reply its id; the property of Flower's Metadata has no setter, its own grids write it like this."""
-    reply.metadata.__dict__["_message_id"] = f"{reply.metadata.reply_to_message_id}-reply"
+    """Give a reply its id."""
+    set_metadata(reply, message_id=f"{reply.metadata.reply_to_message_id}-reply")
 
 
 def _copy_message(message: Message) -> Message:

@@ -9,13 +9,12 @@ from typing import Self, TypedDict, Unpack
 
 from flwr.app import Context, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids.apps import Identity, load, reference, set_identity
+from heterofl_flwr.grids.apps import Identity, load, reference
 from heterofl_flwr.grids.processes import start_processes
 from heterofl_flwr.grids.runner import Group, Inline, Runner, together
 from heterofl_flwr.grids.worker_pool import Pool
@@ -158,7 +157,7 @@ class QueuedGrid(Grid):
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
 
     def _set_id(self, message: Message) -> str:
-        """Give a message its id."""
+        """Give a message its id and, for Flower before 1.38, its run and its sender."""
         node_id = message.metadata.dst_node_id
         if node_id not in self._node_configs:
             raise ConfigError(
@@ -166,7 +165,7 @@ class QueuedGrid(Grid):
                 f"grid's {len(self._node_configs)} nodes, as get_node_ids() lists them"
             )
         id_ = str(next(self._numbers))
-        message.metadata.__dict__["_message_id"] = id_  # Flower's own grids write it like this
+        set_metadata(message, message_id=id_, run_id=self._run.run_id, src_node_id=SUPERLINK_NODE_ID)
         return id_
 
 

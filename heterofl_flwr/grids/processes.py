@@ -20,10 +20,10 @@ from typing import cast
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
+from heterofl_flwr.compat import ErrorCode, set_identity
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.apps import Envelope, answer, failure, load, set_identity
+from heterofl_flwr.grids.apps import Envelope, answer, failure, load
 from heterofl_flwr.grids.payloads import Wire
 from heterofl_flwr.grids.runner import Group
 from heterofl_flwr.grids.worker_pool import GRACE, Worker, WorkerDeathError, ended_on_error

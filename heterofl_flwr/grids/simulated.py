@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from flwr.app import Message, MessageType, MetricRecord
-from flwr.app.message import make_message
 from flwr.serverapp import Grid
 
+from heterofl_flwr.compat import make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import MinReplies, least_replies, reply_floor
 from heterofl_flwr.grids.devices import Devices, Turn

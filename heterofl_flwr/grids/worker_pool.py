@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 from flwr.app import Context, Message
-from flwr.common.constant import ErrorCode
 
+from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids.apps import Envelope, failure
 from heterofl_flwr.grids.payloads import Slice, find_slice

@@ -1,1 +1,5 @@
 """Strategies for Flower's Message API."""
+
+from heterofl_flwr.compat import warn_if_untested
+
+warn_if_untested()

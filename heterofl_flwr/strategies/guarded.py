@@ -18,18 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message
-from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.constant import HEAD_BODY_DIVIDER, SYSTEM_MESSAGE_TYPE
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_head_values_from_object_content as head_of,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
 
+from heterofl_flwr import compat
+from heterofl_flwr.compat import ErrorCode, Run, make_message
+from heterofl_flwr.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.errors import ReplyError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +66,11 @@ class Relay(Grid):
     set_run = _forward(Grid.set_run)
     create_message = _forward(Grid.create_message)
     get_node_ids = _forward(Grid.get_node_ids)
-    get_nodes = _forward(Grid.get_nodes)
+
+    def get_nodes(self) -> Iterable[compat.NodeInfo]:
+        """Return what is known of each node."""
+        return compat.get_nodes(self._grid)
+
     push_messages = _forward(Grid.push_messages)
     pull_messages = _forward(Grid.pull_messages)
     send_and_receive = _forward(Grid.send_and_receive)
@@ -97,7 +94,7 @@ def crosses_superlink(grid: object) -> bool:
     """Whether a grid's replies come from other machines, through a SuperLink."""
     while isinstance(grid, Relay):
         grid = grid._grid
-    return hasattr(type(grid), "_runtime_client")
+    return compat.has_runtime_client(grid)
 
 
 @dataclass(slots=True)
@@ -142,9 +139,11 @@ class Guarded(Relay):
         self._largest: dict[str, int] = {}
         self._announced: dict[str, _Announced] = {}
         self._longest_answer: int | None = None
-        client = getattr(getattr(grid, "_runtime_client", None), "_client", None)
-        hooks = getattr(client, "event_hooks", {})  # of httpx, which calls them before it reads an answer
-        hooks["response"] = [*hooks.get("response", []), self._check_length]
+        if not compat.connect_length_check(grid, self._check_length):
+            logger.warning(
+                "before Flower 1.35, the length of what a node sends beside a reply's objects is known only once it is "
+                "read: for hostile nodes, use a newer Flower on the server"
+            )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and note how large their replies may be."""
@@ -166,9 +165,10 @@ class Guarded(Relay):
             before = len(announced.contents)
             if (reply := self._read(announced)) is not None:
                 node, run_id = self._superlink.node, self.run.run_id
-                self._superlink._runtime_client.ConfirmMessageReceived(  # it may drop the reply
-                    ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=announced.message_id)
+                request = compat.ConfirmMessageReceivedRequest(
+                    node=node, run_id=run_id, message_object_id=announced.message_id
                 )
+                compat.runtime_client(self._superlink).ConfirmMessageReceived(request)  # it may drop the reply
                 found[announced.about] = reply
             elif len(announced.contents) > before:
                 turns.append(announced)
@@ -206,10 +206,11 @@ class Guarded(Relay):
         One is asked for at a time: an answer is as long as nodes make it, and is not read if it is too long.
         """
         largest = self._largest.get(about, 0)
-        request = PullAppMessagesRequest(message_ids=[about])
+        request = compat.PullAppMessagesRequest(message_ids=[about])
         try:
             with self._no_longer_than(largest):
-                response = self._superlink._runtime_client.PullMessages(request)
+                response = compat.runtime_client(self._superlink).PullMessages(request)
+                self._check_length(response.ByteSize())  # by gRPC not known before
         except (ReplyError, ValueError) as error:  # ValueError: it is no protobuf for this side
             return self._error(about, error)
         for message in response.messages_list:
@@ -235,8 +236,8 @@ class Guarded(Relay):
             if time.monotonic() > until:
                 return False
             id_ = next(reversed(announced.missing))
-            request = PullObjectRequest(node=self._superlink.node, run_id=self.run.run_id, object_id=id_)
-            response = self._superlink._runtime_client.PullObject(request)
+            request = compat.PullObjectRequest(node=self._superlink.node, run_id=self.run.run_id, object_id=id_)
+            response = compat.runtime_client(self._superlink).PullObject(request)
             if not response.object_found:
                 raise ReplyError("the SuperLink has lost some of the reply")
             if not response.object_available:
@@ -253,9 +254,9 @@ class Guarded(Relay):
         finally:
             self._longest_answer = None
 
-    def _check_length(self, response: Any) -> None:
+    def _check_length(self, num_bytes: int) -> None:
         longest = self._longest_answer
-        if longest is not None and int(response.headers.get("content-length", 0)) > longest:
+        if longest is not None and num_bytes > longest:
             raise _too_large(longest)
 
     def _error(self, about: str, error: Exception) -> Message:
@@ -270,7 +271,7 @@ class Guarded(Relay):
             group_id="",
             created_at=time.time(),
             ttl=0,
-            message_type=SYSTEM_MESSAGE_TYPE,
+            message_type=compat.SYSTEM_MESSAGE_TYPE,
         )
         reason = f"unusable reply: {type(error).__name__}: {error}"
         return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
@@ -287,7 +288,7 @@ def _unpack(announced: _Announced) -> Message:
     unpacked = JSON_GROWTH * json_bytes + sum(_array_bytes(content, contents) for content in arrays)
     if unpacked > announced.largest:
         raise ReplyError(f"{unpacked:,} bytes in the reply when unpacked, expected up to {announced.largest:,}")
-    message = inflate_object_from_contents(announced.message_id, announced.contents)
+    message = compat.inflate_object_from_contents(announced.message_id, announced.contents)
     if not isinstance(message, Message) or not (message.has_error() or isinstance(message.content, RecordDict)):
         raise ReplyError("the reply is no message with records")
     own = message.metadata
@@ -296,14 +297,14 @@ def _unpack(announced: _Announced) -> Message:
             f"the reply says that it is node {own.src_node_id}'s to message {own.reply_to_message_id[:80]!r}; the "
             f"SuperLink had it of node {announced.node_id}, to another"
         )
-    own.__dict__["_message_id"] = announced.message_id  # as Flower's grid does
+    compat.set_metadata(message, message_id=announced.message_id)  # as Flower's grid does
     return message
 
 
 def _array_bytes(content: bytes, contents: dict[str, bytes]) -> int:
     """Return how large an array becomes when its chunks are put together: it may name one many times."""
     _, chunks, _ = head_of(content)
-    places = json.loads(content.partition(HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
+    places = json.loads(content.partition(compat.HEAD_BODY_DIVIDER)[2])["arraychunk_ids"]
     return sum(len(contents[chunks[place]]) for place in places)
 
 

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr import messages
+from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
@@ -106,7 +107,7 @@ def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], 
             "; ".join(silent[:3]),
         )
     # Whatever the answers say, so that no node decides by what the others are ordered.
-    names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in answers}
+    names = {node.node_id: getattr(node, "name", "") for node in get_nodes(grid) if node.node_id in answers}
     federation.register(answers, names, node_ids)
     return True
 

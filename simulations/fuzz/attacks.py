@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.app.message import make_message
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.compat import make_message
 from simulations.fuzz.forgeries import (
     BOMBS,
     GARBAGE,

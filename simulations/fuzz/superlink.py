@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -9,11 +10,9 @@ from flwr.app import Message, Metadata
 from flwr.common.serde import message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
-from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PushAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.run import Run
-from flwr.superlink.grid.http_grid import HttpGrid
 
+from heterofl_flwr.compat import FLOWER, PullAppMessagesRequest, Run
 from simulations.fuzz.attacks import Outgoing
 from simulations.fuzz.forgeries import Uploaded
 
@@ -22,6 +21,7 @@ Answer = Callable[[Metadata], Iterable[Outgoing]]
 
 Response = TypeVar("Response")
 REQUEST_SECONDS = 0.005
+PROTOCOL: Any = import_module(PullAppMessagesRequest.__module__)
 
 
 class Clock:
@@ -55,13 +55,13 @@ class SuperLink:
         self.event_hooks: dict[str, list[Any]] = {"request": [], "response": []}  # of httpx
         self._client = self
 
-    def PushMessages(self, request: Any) -> PushAppMessagesResponse:
+    def PushMessages(self, request: Any) -> Any:
         """Keep messages until replies are asked for: here Flower computes no ids, and nodes need theirs."""
         protos = [message.metadata for message in request.messages_list]
         self.asked |= {proto.message_id: proto.dst_node_id for proto in protos}
         self.waiting += map(metadata_from_proto, protos)
         ids = [proto.message_id for proto in protos]
-        return PushAppMessagesResponse(message_ids=ids, objects_to_push=[], session_id="one")
+        return PROTOCOL.PushAppMessagesResponse(message_ids=ids, objects_to_push=[])
 
     def PushObject(self, request: Any) -> None:
         """Refuse: no object is asked for."""
@@ -83,7 +83,7 @@ class SuperLink:
         """Return what the SuperLink believes an object to have as its parts."""
         return ObjectTree(object_id=id_, children=map(self.tree, self.parts[id_]))
 
-    def PullMessages(self, request: Any) -> PullAppMessagesResponse:
+    def PullMessages(self, request: Any) -> Any:
         """Tell what was announced in reply to messages, each but once."""
         while self.waiting:
             for out in self.answer(self.waiting.pop(0)):
@@ -91,7 +91,7 @@ class SuperLink:
         found = [reply for id_ in request.message_ids if (reply := self.replies.get(id_))]
         self.replies |= dict.fromkeys((announced.metadata.reply_to_message_id for announced, _ in found), None)
         return self._answered(
-            PullAppMessagesResponse(
+            PROTOCOL.PullAppMessagesResponse(
                 messages_list=[message_to_proto(announced) for announced, _ in found],
                 message_object_trees=[self.tree(upload.tree.object_id) for _, upload in found],
             )
@@ -122,9 +122,11 @@ class SuperLink:
         return response
 
 
-def connected(answer: Answer, run_id: int = 7) -> tuple[HttpGrid, SuperLink]:
+def connected(answer: Answer, run_id: int = 7) -> tuple[Any, SuperLink]:
     """Return Flower's grid, and the SuperLink that it is connected to."""
-    grid, superlink = HttpGrid("127.0.0.1:1", insecure=True, token="token"), SuperLink(answer)
+    place, kind = ("http_grid", "HttpGrid") if FLOWER >= (1, 35) else ("grpc_grid", "GrpcGrid")
+    grid = getattr(import_module(f"flwr.superlink.grid.{place}"), kind)("127.0.0.1:1", insecure=True, token="token")
+    superlink = SuperLink(answer)
     grid.set_run(Run.create_empty(run_id))
-    grid._client = superlink  # type: ignore[assignment]
+    grid._client = grid._channel = grid._grpc_stub = superlink
     return grid, superlink

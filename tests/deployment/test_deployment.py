@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from flwr.proto.node_pb2 import NodeInfo
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
@@ -205,7 +205,7 @@ class WithoutThePhone(LocalGrid):
     """The nodes in this process; the reply of the first to the last round's instruction never comes."""
 
     def get_nodes(self):
-        return [NodeInfo(node_id=own, name=name) for own, name in zip(self.get_node_ids(), NAMES, strict=True)]
+        return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), NAMES, strict=True)]
 
     def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)

@@ -1,9 +1,9 @@
 """Waiting for clients, and asking the new ones what they can hold."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
-from flwr.proto.node_pb2 import NodeInfo
 
 from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.errors import RoundError
@@ -127,7 +127,7 @@ def test_without_partitions_names_order_the_nodes(caplog):
     class Named(LocalGrid):
         def get_nodes(self):
             ids = list(self.get_node_ids())
-            return [NodeInfo(node_id=node_id, name=f"n{9 - rank}") for rank, node_id in enumerate(ids)]
+            return [SimpleNamespace(node_id=node_id, name=f"n{9 - rank}") for rank, node_id in enumerate(ids)]
 
     found = play(make_app(capability=no_partition), "a1-c1", 4, grid=Named)
     strategy, ids = found.strategy, list(found.grid.get_node_ids())

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from flwr.proto.node_pb2 import NodeInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,7 +111,7 @@ class Named(LocalGrid):
 
     def get_nodes(self):
         names = ["alice", "bob", "carol"]
-        return [NodeInfo(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
+        return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
 
 
 def play(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):

@@ -5,9 +5,9 @@ import weakref
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.strategies.replies import in_order, read_fault
 from tests.federation.tiny import build, equal, make_app
 

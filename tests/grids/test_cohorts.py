@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import ErrorCode
 
+from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.grids import LocalGrid, Windowed
 
 RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from heterofl_flwr import compat
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.grids import LocalGrid
 
@@ -40,7 +39,7 @@ def test_node_ids_depend_on_the_seed_alone():
 
 
 def test_nodes_messages_and_runs_are_flowers(grid, ask):
-    node_id, *_ = ids = [node.node_id for node in grid.get_nodes()]
+    node_id, *_ = ids = [node.node_id for node in compat.get_nodes(grid)]
     assert ids == list(grid.get_node_ids())
     message = grid.create_message(RecordDict(), "query.configs", node_id, "7", ttl=5.0)
     assert (message.metadata.dst_node_id, message.metadata.group_id, message.metadata.ttl) == (node_id, "7", 5.0)
@@ -154,28 +153,25 @@ def test_torch_uses_one_thread_in_a_client_and_as_many_as_before_after_it(ask):
         torch.set_num_threads(before)
 
 
-def set_identity(value):
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = value
-
-
 def test_flowers_identity_is_lent_and_given_back():
-    before = vars(TaskIdentity)["_run_id"], vars(TaskIdentity)["_node_id"], vars(TaskIdentity)["_task_id"]
+    before = compat.get_identity()
     try:
         for outer in (None, 5):
-            set_identity(outer)
+            compat.set_identity(outer, outer, outer)
             first, second = LocalGrid(ClientApp(), 1, seed=1), LocalGrid(ClientApp(), 1, seed=2)
-            assert Message(RecordDict(), 3, "train").metadata.src_node_id == SUPERLINK_NODE_ID
+            if compat.FLOWER >= (1, 38):
+                assert Message(RecordDict(), 3, "train").metadata.src_node_id == SUPERLINK_NODE_ID
             first.close()
-            assert TaskIdentity.run_id == second.run.run_id
+            assert compat.get_identity() == (second.run.run_id, SUPERLINK_NODE_ID, 1)
             second.close()
-            assert vars(TaskIdentity)["_run_id"] == vars(TaskIdentity)["_node_id"] == outer
+            assert compat.get_identity() == (outer, outer, outer)
             third = LocalGrid(ClientApp(), 1)
-            assert TaskIdentity.run_id == third.run.run_id
+            assert compat.get_identity() == (third.run.run_id, SUPERLINK_NODE_ID, 1)
             del third  # without having been closed
             gc.collect()
-            assert vars(TaskIdentity)["_run_id"] == outer
+            assert compat.get_identity() == (outer, outer, outer)
     finally:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = before
+        compat.set_identity(*before)
 
 
 def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import ErrorCode
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.grids.ray_actors import ActorOptions

@@ -4,18 +4,16 @@ import gc
 import random
 import time
 import weakref
-from types import GeneratorType
+from types import GeneratorType, SimpleNamespace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
 
 import heterofl_flwr.grids
+from heterofl_flwr.compat import Run, make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.windowed import Watched
@@ -43,7 +41,7 @@ class Recorder(Grid):
         return list(self.nodes)
 
     def get_nodes(self):
-        return [NodeInfo(node_id=node_id, name=f"name-{node_id}") for node_id in self.nodes]
+        return [SimpleNamespace(node_id=node_id, name=f"name-{node_id}") for node_id in self.nodes]
 
     def push_messages(self, messages):
         assert len(list(messages)) == len(list(messages)) > 0, "HttpGrid reads its messages twice"

@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
+from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.apps import reference

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp.strategy import FedAvg
 
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.grids import LocalGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes

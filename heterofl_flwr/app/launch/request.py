@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from flwr.app.user_config import UserConfig
-from flwr.common.config import flatten_dict, get_project_config
+from flwr.app import UserConfig
 
+from heterofl_flwr.compat import get_project_config
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.settings import flatten
 
 Flat = bool | int | float | str
 
@@ -76,7 +77,7 @@ def read_app(request: Request) -> App:
         return App(SERVER_APP, CLIENT_APP, request.config)
     try:
         table = get_project_config(request.app)["tool"]["flwr"]["app"]
-        config: UserConfig = flatten_dict(table.get("config"))
+        config: UserConfig = flatten(table.get("config", {}))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{request.app} has no pyproject.toml that describes a Flower app: {error}") from error
     unknown = sorted(request.config.keys() - config.keys())

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import ServerApp
-from flwr.supercore.object_ref import load_app
 
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid

@@ -1,0 +1,98 @@
+"""What differs between versions of Flower: stand-ins for old ones, and a warning above the newest that was tested."""
+
+import ast
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import Message, RecordDict
+
+import heterofl_flwr
+from heterofl_flwr import compat
+from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client, set_metadata
+from heterofl_flwr.grids.apps import Identity
+
+PACKAGE = Path(heterofl_flwr.__file__).parent
+PUBLIC = {"app", "client", "clientapp", "common", "server", "server.client_manager", "server.client_proxy"} | {
+    "server.strategy",
+    "serverapp",
+    "serverapp.exception",
+    "serverapp.strategy",
+}
+
+
+class OldGrid:
+    """Before Flower 1.35 the grid of a SuperLink spoke gRPC; before 1.38 no grid had ``get_nodes``."""
+
+    _stub = "the stub"
+
+    def get_node_ids(self):
+        return [3, 5]
+
+
+class NewGrid:
+    """As from Flower 1.38."""
+
+    def __init__(self, hooks):
+        self._http = SimpleNamespace(_client=SimpleNamespace(event_hooks=hooks))
+
+    @property
+    def _runtime_client(self):
+        return self._http
+
+    def get_nodes(self):
+        return [SimpleNamespace(node_id=3, name="alice")]
+
+
+def test_no_other_module_imports_what_is_not_public_in_flower():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        if private := {own for own in modules if own.startswith("flwr.") and own.removeprefix("flwr.") not in PUBLIC}:
+            found[str(path.relative_to(PACKAGE))] = private
+    assert list(found) == ["compat.py"]
+
+
+def test_versions_up_to_the_newest_tested_pass_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compat.warn_if_untested((1, 32))
+        compat.warn_if_untested(compat.NEWEST_TESTED)
+
+
+def test_a_newer_flower_is_a_warning_that_names_both_versions():
+    major, minor = compat.NEWEST_TESTED
+    with pytest.warns(UserWarning, match=rf"1\.32 to {major}\.{minor}, and this is Flower {major}\.{minor + 1}"):
+        compat.warn_if_untested((major, minor + 1))
+
+
+def test_nodes_of_an_old_grid_have_ids_and_no_names():
+    assert [(node.node_id, getattr(node, "name", "")) for node in get_nodes(OldGrid())] == [(3, ""), (5, "")]
+    assert [(node.node_id, node.name) for node in get_nodes(NewGrid({}))] == [(3, "alice")]
+
+
+def test_the_client_of_a_superlinks_grid_is_found_by_http_and_by_grpc():
+    new = NewGrid({})
+    assert runtime_client(OldGrid()) == "the stub"
+    assert runtime_client(new) is new._runtime_client
+    assert [has_runtime_client(grid) for grid in (OldGrid(), new, object())] == [True, True, False]
+
+
+def test_lengths_are_known_before_an_answer_is_read_by_http_alone():
+    lengths, hooks = [], {"response": ["another"]}
+    assert connect_length_check(NewGrid(hooks), lengths.append)
+    assert hooks["response"][0] == "another"
+    hooks["response"][1](SimpleNamespace(headers={"content-length": "12"}))
+    hooks["response"][1](SimpleNamespace(headers={}))
+    assert lengths == [12, 0]
+    assert not connect_length_check(OldGrid(), lengths.append)
+
+
+def test_metadata_of_a_message_can_be_set_and_are_read_back():
+    own = Identity(7)
+    message = Message(RecordDict(), 3, "train")
+    own.release()
+    set_metadata(message, message_id="m", run_id=8, src_node_id=1)
+    assert (message.metadata.message_id, message.metadata.run_id, message.metadata.src_node_id) == ("m", 8, 1)
