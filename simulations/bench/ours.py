@@ -20,6 +20,7 @@ from heterofl_flwr.app.launch.running import count_processes, open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.client import load_parameters
+from heterofl_flwr.errors import DataError
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.nn import PAPER, with_static_norm
@@ -125,6 +126,6 @@ def open_ours(experiment: Experiment) -> Iterator[Ours]:
             nodes = list(grid.get_node_ids())[: count_processes(request)]
             replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in nodes])
             if failed := [reply.error.reason for reply in replies if reply.has_error()]:
-                raise RuntimeError(f"clients cannot read their data: {failed[0]}")
+                raise DataError(f"clients cannot read their data: {failed[0]}")
             print(f"our seed {seed}; our processes start and read their data in {time.perf_counter() - start:.1f} s")
             yield Ours(request, grid)
