@@ -126,13 +126,12 @@ def connect_length_check(grid: object, check: Callable[[int], None]) -> bool:
 
     From 1.35 answers come by HTTP, through httpx, and ``check`` may raise. By gRPC, their length is not known before.
     """
-    if hasattr(type(grid), "_stub"):
+    client: Any = getattr(getattr(grid, "_runtime_client", None), "_client", None)
+    if not hasattr(client, "event_hooks"):
         return False
 
     def hook(response: Any) -> None:
         check(int(response.headers.get("content-length", 0)))
 
-    client = getattr(getattr(grid, "_runtime_client", None), "_client", None)
-    hooks = getattr(client, "event_hooks", {})
-    hooks["response"] = [*hooks.get("response", []), hook]
+    client.event_hooks["response"] = [*client.event_hooks.get("response", []), hook]
     return True

@@ -141,8 +141,8 @@ class Guarded(Relay):
         self._longest_answer: int | None = None
         if not compat.connect_length_check(grid, self._check_length):
             logger.warning(
-                "before Flower 1.35, the length of what a node sends beside a reply's objects is known only once it is "
-                "read: for hostile nodes, use a newer Flower on the server"
+                "with this Flower, the length of what a node sends beside a reply's objects is known only once it is "
+                "read: for hostile nodes, use Flower 1.35 to 1.42 on the server"
             )
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
