@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from heterofl_flwr.app.cli.run import WINDOW
-from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch.gpus import measured_share
 from heterofl_flwr.app.launch.preflight import LaunchNote, check_share, check_task
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
@@ -213,18 +213,10 @@ def run_once(job: Job) -> bool:
             stored = cast("dict[str, Flat]", folder.settings())
             config |= {"run.resume": True, **{key: stored[key] for key in KEPT if key in stored}}
         LaunchNote(job.clients, config).write(job.path)
-        share, grid = _measure_share(job, config), job.engine.grid
-        run_request(Request(config=config, out=job.path, clients=job.clients, share=share, grid=grid))
+        options = job.engine
+        request = Request(config=config, out=job.path, clients=job.clients, share=options.share, grid=options.grid)
+        run_request(replace(request, share=measured_share(request)) if options.gpus == AUTO else request)
     return True
-
-
-def _measure_share(job: Job, config: Mapping[str, Flat]) -> Share:
-    """Return what each client gets of the machine; its share of a GPU is measured where none was said."""
-    share, no_gpu = job.engine.share, job.engine.grid == "local" or config["engine.device"] == "cpu"
-    if job.engine.gpus != AUTO or no_gpu or not gpus.devices():
-        return share
-    clients = share.at_once or job.clients
-    return gpus.plan(gpus.measure(config), clients=clients, cores=gpus.cores(), cpus=share.cpus)
 
 
 def read_metric(job: Job) -> float | None:

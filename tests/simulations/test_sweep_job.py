@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 
+from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.gpus import Measured
 from heterofl_flwr.app.launch.preflight import LaunchNote
 from heterofl_flwr.app.launch.request import Request, Share
@@ -280,9 +281,9 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
 
 
 def test_clients_get_what_the_job_says_and_gpus_are_measured_on_ray_alone(monkeypatch, tmp_path, request_of):
-    monkeypatch.setattr(module.gpus, "devices", lambda: 1)
-    monkeypatch.setattr(module.gpus, "cores", lambda: 8)
-    monkeypatch.setattr(module.gpus, "measure", lambda config: Measured(1, 10 * 1024**3, {1.0: 2 * 1024**3}))
+    monkeypatch.setattr(gpus, "devices", lambda: 1)
+    monkeypatch.setattr(gpus, "cores", lambda: 8)
+    monkeypatch.setattr(gpus, "measure", lambda config: Measured(1, 10 * 1024**3, {1.0: 2 * 1024**3}))
 
     def share(*overrides: str) -> Share:
         return request_of(job(*overrides, path=tmp_path / "jobs" / "one")).share

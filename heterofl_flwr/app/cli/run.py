@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         if finished:
             print(finished)
             return 0
-        request = replace(request, share=_measure_share(args, request))
+        if args.gpus == "auto" and (share := gpus.measured_share(request)) != request.share:
+            print(f"a client gets {share.gpus:g} of a GPU: {share.at_once} at once", flush=True)
+            request = replace(request, share=share)
         LaunchNote(request.clients, request.config).write(request.out)
     print(f"{request.clients} clients; folder {request.out}", flush=True)
     try:
@@ -155,14 +157,3 @@ def _check_run(request: Request) -> str:
     if not start.finished:
         preflight.check_task(task, request.clients)
     return start.finished
-
-
-def _measure_share(args: argparse.Namespace, request: Request) -> Share:
-    """Return what each client gets of the machine; its share of a GPU is measured where none was said."""
-    no_gpu = request.grid == "local" or not gpus.devices() or request.config["engine.device"] == "cpu"
-    if args.gpus != "auto" or no_gpu:
-        return request.share
-    clients = args.parallel or request.clients
-    planned = gpus.plan(gpus.measure(request.config), clients=clients, cores=gpus.cores(), cpus=args.cpus)
-    print(f"a client gets {planned.gpus:g} of a GPU: {planned.at_once} at once", flush=True)
-    return planned

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import torch
 
-from heterofl_flwr.app.launch.request import Flat, Share, gpu_share
+from heterofl_flwr.app.launch.request import Flat, Request, Share, gpu_share
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
@@ -23,6 +23,9 @@ FILL = 0.9
 
 EVALUATED = 100
 """Examples of a batch of evaluation."""
+
+LONGEST = 600.0
+"""Seconds that measuring may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +66,42 @@ def plan(measured: Measured, *, clients: int, cores: int, cpus: int = 1) -> Shar
     return Share(cpus=cpus, gpus=gpu_share(measured.devices, at_once), at_once=at_once)
 
 
+def measured_share(request: Request) -> Share:
+    """Return what each client of a run gets: as much of a GPU as it needs, where its grid can give one."""
+    share = request.share
+    if request.grid == "local" or request.config["engine.device"] == "cpu" or not devices():
+        return share
+    clients = share.at_once or request.clients
+    return plan(measure(request.config), clients=clients, cores=cores(), cpus=share.cpus)
+
+
 def measure(config: Mapping[str, Flat]) -> Measured:
     """Measure in a process of its own, so that nothing of it stays on the GPU."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return pool.submit(_measure_here, dict(config)).result()
-        except Exception as error:
-            raise HeteroFLError(
-                f"the memory that clients need could not be measured: {first_line(error)}; name a share: --gpus 0.25"
-            ) from error
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_measured, args=(theirs, dict(config)))
+    process.start()
+    theirs.close()  # so that the death of the process ends the wait
+    try:
+        found = ours.recv() if ours.poll(LONGEST) else f"no answer in {LONGEST:.0f} s"
+    except EOFError:
+        found = "the process that measures has died"
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if not isinstance(found, Measured):
+        raise HeteroFLError(f"the memory that clients need could not be measured: {found}; name a share: --gpus 0.25")
+    return found
 
 
-def _measure_here(config: Mapping[str, Flat]) -> Measured:
-    free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
-    return Measured(devices(), free, measure_peaks(Task(from_flat(config))))
+def _send_measured(connection: Connection, config: Mapping[str, Flat]) -> None:
+    """Send what was measured, or why it could not be."""
+    try:
+        free = min(torch.cuda.mem_get_info(number)[0] for number in range(devices()))
+        connection.send(Measured(devices(), free, measure_peaks(Task(from_flat(config)))))
+    except Exception as error:
+        connection.send(first_line(error))
 
 
 def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
