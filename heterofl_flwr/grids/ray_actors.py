@@ -23,7 +23,7 @@ from heterofl_flwr.grids.worker_pool import Worker, WorkerDeathError, ended_on_e
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0
-"""Seconds until a warning says that the cluster has no room for an actor."""
+"""Seconds until a warning says that an actor has not started, and what the cluster has."""
 
 NEIGHBOURS = 5.0
 """Seconds in which actors that were started together should all be there."""
@@ -67,19 +67,19 @@ class ActorOptions:
 
 
 def start_actors(options: ActorOptions, most: int) -> tuple[Sequence["Actor"], bool]:
-    """Start as many actors as there is room for; wait for them, and return whether the ClientApp answers groups.
+    """Start as many actors as there is room for; wait for one, and return whether the ClientApp answers groups.
 
-    Those for which there is no room yet, because others use the cluster, work from when there is.
+    Those for which there is no room yet, because others use the cluster, work from when there is. Nothing tells an
+    actor without room from one that imports torch on a slow machine, so no time limit ends the wait: a warning does.
     """
     number = min(most, options.room())
     if number == 0:
         raise ConfigError(f"no machine has room for an actor: {options.lack()}")
     actors = [Actor(options) for _ in range(number)]
     with ended_on_error(actors):
-        if not actors[0].is_ready(PATIENCE):
-            raise ConfigError(f"there was no room for an actor in {PATIENCE:g} s: {options.lack()}")
+        takes_groups = [actors[0].load()]
         until = time.monotonic() + NEIGHBOURS
-        takes_groups = [actor.load() for actor in actors if actor.is_ready(max(0.0, until - time.monotonic()))]
+        takes_groups += [actor.load() for actor in actors[1:] if actor.is_ready(max(0.0, until - time.monotonic()))]
     return actors, all(takes_groups)
 
 
@@ -125,7 +125,7 @@ class Actor(Worker):
         warn_at = time.monotonic() + PATIENCE
         while not self._is_ended and not self.is_ready(0.2):
             if time.monotonic() > warn_at:
-                logger.warning("still no room for an actor: %s", self._options.lack())
+                logger.warning("an actor has not started in %g s; waiting: %s", PATIENCE, self._options.lack())
                 warn_at = math.inf
         try:
             trouble, takes_groups, self._stderr = ray.get(self._loading)
