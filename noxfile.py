@@ -22,7 +22,7 @@ TESTS = [
     "tests/federation/test_arrivals.py",
     "tests/federation/test_level_table.py",
     "tests/federation/test_replies.py",
-    "tests/grids/test_guarded.py",
+    "tests/grids/test_size_guard.py",
     "tests/grids/test_local.py",
     "tests/grids/test_windowed.py",
     "tests/grids/test_workers.py",

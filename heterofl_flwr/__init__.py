@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from heterofl_flwr.core.levels import Mix
     from heterofl_flwr.core.plan import Plan
     from heterofl_flwr.core.robust import Robust
-    from heterofl_flwr.elastic_models.build import elastic
+    from heterofl_flwr.elastic_models.elastic_model import elastic
     from heterofl_flwr.errors import HeteroFLError
     from heterofl_flwr.federation.evaluation import Evaluation
+    from heterofl_flwr.federation.level_table import Levels
     from heterofl_flwr.federation.limits import Limits
-    from heterofl_flwr.federation.nodes import Levels
     from heterofl_flwr.federation.options import Averaging, Sampling, Transfer
     from heterofl_flwr.federation.privacy import Privacy
     from heterofl_flwr.federation.records import RoundCallback
@@ -73,11 +73,11 @@ _HOMES = {
     "core.levels": ("Mix",),
     "core.plan": ("Plan",),
     "core.robust": ("Robust",),
-    "elastic_models.build": ("elastic",),
+    "elastic_models.elastic_model": ("elastic",),
     "errors": ("HeteroFLError",),
     "federation.evaluation": ("Evaluation",),
+    "federation.level_table": ("Levels",),
     "federation.limits": ("Limits",),
-    "federation.nodes": ("Levels",),
     "federation.options": ("Averaging", "Sampling", "Transfer"),
     "federation.privacy": ("Privacy",),
     "federation.records": ("RoundCallback",),

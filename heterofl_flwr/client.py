@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
+from heterofl_flwr.core.differential_privacy import clipped
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.core.noise import clipped
 from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError

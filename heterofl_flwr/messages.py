@@ -20,7 +20,7 @@ from torch import Tensor
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.compression import Changes, Upload
 from heterofl_flwr.core.plan import ALL, Plan
-from heterofl_flwr.core.replies import check_names
+from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
 

@@ -21,8 +21,8 @@ from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, s
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import TrainReply
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.strategies.guarded import crosses_superlink
-from heterofl_flwr.strategies.replies import explained
+from heterofl_flwr.strategies.read_replies import explained
+from heterofl_flwr.strategies.size_guard import crosses_superlink
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, check_open
 from heterofl_flwr.strategies.instructions import client_config
 from heterofl_flwr.strategies.keywords import ClassicKeywords, build_classic_federation
-from heterofl_flwr.strategies.replies import as_flower_error, check_wrappers
+from heterofl_flwr.strategies.read_replies import as_flower_error, check_wrappers
 
 logger = logging.getLogger(__name__)
 

@@ -1,49 +1,11 @@
-"""Axes, the entries of one axis of a parameter that a client keeps; and slice rules, which say which ones.
+"""Axes: the entries of one axis of a parameter that a client keeps."""
 
-HeteroFL keeps a prefix, FedRolex a window, Federated Dropout random entries. A slice function sees the length of one
-part of an axis and how much of it is kept, and nothing else. Coupled axes, such as those of a residual stream, have
-equal lengths, so every slice function keeps them aligned.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
-from heterofl_flwr.core.randomness import generator
+from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ShapeError
-
-SliceFunction = Callable[[int, int], Sequence[int] | None]
-"""From (full, kept) to the kept positions, ascending; ``None`` stands for the first ``kept``."""
-
-SliceRule = Literal["prefix", "rolling", "random-level", "random-client"]
-"""Which slices clients get: HeteroFL's; FedRolex's window; random ones, one for each rate, or one for each client."""
-
-
-def prefix(full: int, kept: int) -> None:
-    """Keep the first ``kept`` of ``full`` entries: HeteroFL's slices (section 3.1)."""
-
-
-def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: float, partition: int) -> SliceFunction:
-    """Return the slice function of a client in a round; all but prefixes change from round to round.
-
-    Parameters
-    ----------
-    rule : SliceRule
-        ``prefix``; ``rolling``: FedRolex's window, which moves on by one each round; ``random-level``: Federated
-        Dropout, where clients of equal rate share a random subset; ``random-client``: each has its own.
-    seed, server_round, rate, partition : int, int, float, int
-        What the draws depend on; rounds are counted from 1.
-    """
-    if rule == "prefix":
-        return prefix
-    if rule == "rolling":
-        return lambda full, kept: sorted((server_round - 1 + number) % full for number in range(kept))
-    owner = str(rate) if rule == "random-level" else partition
-    # Axes of equal lengths get equal draws.
-    return lambda full, kept: sorted(
-        generator(seed, "slice", server_round, owner, full, kept).sample(range(full), kept)
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.replies import check_reply
+from heterofl_flwr.core.reply_checks import check_reply
 from heterofl_flwr.errors import ReplyError, ShapeError
 
 Upload = Literal["float32", "float16", "int8"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from heterofl_flwr.core.axes import Axes
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.regions import Chain, Region, build_chain
-from heterofl_flwr.core.replies import LabelRows, check_reply
+from heterofl_flwr.core.reply_checks import LabelRows, check_reply
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 Count = float | Tensor

@@ -8,9 +8,10 @@ from math import prod
 
 from torch import Tensor, nn
 
-from heterofl_flwr.core.axes import Axes, SliceFunction, axes_between, prefix
+from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.regions import Region, is_prefix
+from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ConfigError, ShapeError
 
 Heads = Mapping[str, tuple[int, int]]

@@ -1,7 +1,7 @@
 """Any model at any width: what belongs together is found by a trace of the model's own code. Imports no flwr."""
 
 from heterofl_flwr.elastic_models import function_rules, movement_rules  # noqa: F401  # they register their rules
-from heterofl_flwr.elastic_models.build import Elastic, elastic
+from heterofl_flwr.elastic_models.elastic_model import Elastic, elastic
 from heterofl_flwr.elastic_models.rules import adjust, stand_in
 
 __all__ = ["Elastic", "adjust", "elastic", "stand_in"]

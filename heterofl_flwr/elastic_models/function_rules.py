@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heterofl_flwr.elastic_models.channels import Row
+from heterofl_flwr.elastic_models.lengths import Length, Trace
 from heterofl_flwr.elastic_models.operator_rules import couple_groups, drops_groups
 from heterofl_flwr.elastic_models.rules import function
-from heterofl_flwr.elastic_models.trace import Length, Trace
 
 Run = Callable[[], Any]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.elastic_models.channels import Row, Rows
+from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.operator_rules import broadcast
 from heterofl_flwr.elastic_models.rules import Call, operator
-from heterofl_flwr.elastic_models.trace import Trace
 
 
 @operator("permute", "transpose", "t")

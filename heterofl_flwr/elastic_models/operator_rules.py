@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from heterofl_flwr.elastic_models.channels import Row, Rows
+from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.rules import Call, operator
-from heterofl_flwr.elastic_models.trace import Trace
 
 # Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
 _ENTRYWISE = (

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.layer_rules import Registry, is_layer_type
 from heterofl_flwr.elastic_models.channels import Row, Rows
-from heterofl_flwr.elastic_models.trace import Trace
+from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.errors import UnsupportedLayerError
 
 aten = torch.ops.aten

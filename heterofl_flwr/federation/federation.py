@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from heterofl_flwr.core.axes import make_slice_function
+from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
-from heterofl_flwr.core.levels import Mix, dynamic_rate, fixed_rate, joining_rates
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.core.replies import find_label_rows
+from heterofl_flwr.core.reply_checks import find_label_rows
+from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options

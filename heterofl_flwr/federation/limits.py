@@ -10,7 +10,7 @@ from typing import Literal
 
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.federation.evaluation import SHARES, is_share
-from heterofl_flwr.federation.nodes import Levels
+from heterofl_flwr.federation.level_table import Levels
 
 MinReplies = int | float | Literal["auto"]
 """How many good replies a round needs: a number, a share of the clients that are needed, or half of them."""

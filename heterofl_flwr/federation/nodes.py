@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 
-from heterofl_flwr.core.levels import Mix, exact_rate, level_name, rate_of
+from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError
 
@@ -154,56 +154,3 @@ def _number(numbers: dict[int, int], node_ids: Iterable[int]) -> None:
     taken = set(numbers.values())
     free = (number for number in count() if number not in taken)
     numbers.update(zip(node_ids, free, strict=False))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Levels:
-    """Which levels clients may have, whatever they say of themselves.
-
-    Attributes
-    ----------
-    table
-        The level, or the rate, of a client by its registered name or by its node id as text. Neither is the client's
-        own word. Such a client has this level; what it reports later can only lower it.
-    others
-        The largest level, or rate, that clients which are not in the table may have.
-    """
-
-    table: Mapping[str, str | float] = field(default_factory=dict)
-    others: str | float = 1.0
-
-    def __post_init__(self) -> None:
-        faults = []
-        for who, level in (*self.table.items(), ("others", self.others)):
-            try:
-                rate_of(level)
-            except ConfigError as error:
-                faults.append(f"{who}: {error}")
-        if faults:
-            raise ConfigError("levels: " + "; ".join(faults))
-
-    def check(self, mix: Mix, assignment: str) -> None:
-        """Refuse levels that a mix has no model for."""
-        wide = [who for who, level in self.table.items() if rate_of(level) > mix.global_rate]
-        faults = [f"{', '.join(wide)} above the mix's largest level, {level_name(mix.global_rate)}"] if wide else []
-        if assignment == "dynamic":
-            everyone = (*self.table.items(), ("others", self.others))
-            narrow = [who for who, level in everyone if rate_of(level) < mix.rates[-1]]
-            if narrow:
-                faults.append(f"{', '.join(narrow)} below the mix's smallest level, {level_name(mix.rates[-1])}")
-        if faults:
-            raise ConfigError(f"levels: {' and '.join(faults)}: expected levels within {mix}, or another mix")
-
-    def applied(self, said: Capability, name: str, node_id: str) -> Capability:
-        """Return what a client may hold, from what it says of itself, its registered name and its id."""
-        key = name if name in self.table else node_id
-        limit = rate_of(self.table.get(key, self.others))
-        changed = replace(said, capacity=limit if key in self.table else said.capacity, limit=limit)
-        if said.capacity not in (None, changed.holds):
-            logger.warning(
-                "node %s gets rate %g by the server's levels, in place of %g",
-                name or node_id,
-                changed.holds,
-                said.capacity,
-            )
-        return changed

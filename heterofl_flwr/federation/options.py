@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, get_args
 
-from heterofl_flwr.core.axes import SliceRule
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.plan import ALL
-from heterofl_flwr.core.replies import LabelRule
+from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.limits import Limits, MinReplies, reply_floor

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from heterofl_flwr.core.differential_privacy import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.core.noise import DEVIATION, Keystream, divergences, epsilon, in_steps, noised
 from heterofl_flwr.errors import check_fields
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 

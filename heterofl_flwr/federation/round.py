@@ -10,10 +10,10 @@ from torch import Tensor
 
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.counting_mean import Aggregator
+from heterofl_flwr.core.differential_privacy import clipped, in_steps, released
 from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.core.noise import clipped, in_steps, released
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.replies import check_reply, trained_rows
+from heterofl_flwr.core.reply_checks import check_reply, trained_rows
 from heterofl_flwr.core.robust import RobustAggregator
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine

@@ -27,7 +27,7 @@ from heterofl_flwr.messages import (
     read_config,
     read_value,
 )
-from heterofl_flwr.strategies.guarded import Relay
+from heterofl_flwr.strategies.size_guard import Relay
 
 AWAY = f"{SIMULATED}not available"
 DROPPED_OUT = f"{SIMULATED}dropped out"

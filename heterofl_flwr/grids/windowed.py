@@ -10,7 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.strategies.guarded import Relay
+from heterofl_flwr.strategies.size_guard import Relay
 
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies
 

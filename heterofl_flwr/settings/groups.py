@@ -10,15 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from heterofl_flwr.core.axes import SliceRule
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Variant
-from heterofl_flwr.core.replies import LabelRule
+from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.federation.evaluation import MomentsMerge
+from heterofl_flwr.federation.level_table import Levels
 from heterofl_flwr.federation.limits import Limits
-from heterofl_flwr.federation.nodes import Levels
 from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.settings import types

@@ -23,7 +23,7 @@ from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.keywords import Keywords, pick
-from heterofl_flwr.strategies.replies import read_each, read_metrics
+from heterofl_flwr.strategies.read_replies import read_each, read_metrics
 from heterofl_flwr.training.distill import check_posteriors
 
 

@@ -18,10 +18,9 @@ from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.families import Build, under
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
-from heterofl_flwr.strategies.guarded import crosses_superlink, guard
 from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, first_replies, instruction
 from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, RecordOptions, build_federation, pick
-from heterofl_flwr.strategies.replies import (
+from heterofl_flwr.strategies.read_replies import (
     as_flower_error,
     check_wrappers,
     lacks_handler,
@@ -31,6 +30,7 @@ from heterofl_flwr.strategies.replies import (
     read_train_reply,
 )
 from heterofl_flwr.strategies.rounds import EvaluateFn, Rounds
+from heterofl_flwr.strategies.size_guard import crosses_superlink, guard
 
 BESIDE_BYTES = 1 << 20
 """Of a reply, for everything that is not parameters: metrics, labels, moments."""

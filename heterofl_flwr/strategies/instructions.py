@@ -17,7 +17,7 @@ from heterofl_flwr.federation.families import within
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Fault
-from heterofl_flwr.strategies.replies import read_capability, read_each
+from heterofl_flwr.strategies.read_replies import read_capability, read_each
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.common import MetricsAggregationFn, Scalar
 
 from heterofl_flwr import messages
-from heterofl_flwr.core.axes import SliceRule
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.plan import ALL
-from heterofl_flwr.core.replies import LabelRule
+from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.families import Build

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from heterofl_flwr.core.noise import Keystream, draw, released
+from heterofl_flwr.core.differential_privacy import Keystream, draw, released
 from heterofl_flwr.nn import PAPER
 from simulations.bench.measure import Goal, in_turns
 

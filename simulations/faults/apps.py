@@ -28,7 +28,7 @@ from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.runs import checkpoint, models
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.settings import Flat, from_flat, to_flat
-from heterofl_flwr.strategies.guarded import Relay
+from heterofl_flwr.strategies.size_guard import Relay
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
 from simulations.faults.fault import VARIABLE, Fault
 from simulations.faults.kinds import KINDS

@@ -16,7 +16,7 @@ from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.instructions import instruction, register_nodes
-from heterofl_flwr.strategies.replies import read_each, read_moments
+from heterofl_flwr.strategies.read_replies import read_each, read_moments
 from simulations.fuzz.mutations import ANY, MUTATIONS, Envelope
 
 Change = Callable[[Message], Message]

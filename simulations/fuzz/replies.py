@@ -22,7 +22,7 @@ from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.errors import RoundError
-from heterofl_flwr.strategies import guarded
+from heterofl_flwr.strategies import size_guard
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
 from simulations.fuzz.mutations import MUTATIONS, Envelope
@@ -148,8 +148,8 @@ class Server:
         grid, link = connected(answer)
 
         def exchange() -> Iterable[Message]:
-            with mock.patch.object(guarded, "time", link.clock):
-                return guarded.guard(grid, self.strategy.largest_reply).send_and_receive(self._asked, timeout=1.0)
+            with mock.patch.object(size_guard, "time", link.clock):
+                return size_guard.guard(grid, self.strategy.largest_reply).send_and_receive(self._asked, timeout=1.0)
 
         try:
             return self._outcome(exchange, lambda: _envelope_in(said[0][1].head, link.objects), kind)

@@ -1,4 +1,4 @@
-"""Axes and coupled axes, and the slice functions that say which entries they keep."""
+"""Axes and coupled axes."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Axis, Plan, axes_between, prefix
-from heterofl_flwr.core.axes import CoupledAxis, build_channel_axis, make_slice_function, positions
+from heterofl_flwr.core import Axis, axes_between
+from heterofl_flwr.core.axes import CoupledAxis, build_channel_axis, positions
+from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.errors import ShapeError
-from heterofl_flwr.nn import build_model
 from tests.core import strategies, twin
 
 
@@ -135,45 +135,3 @@ def test_a_choice_that_keeps_another_number_of_entries_is_refused():
     axis = build_channel_axis([(0, 0), (0, 0), (0, 1)], [(2, 1)])
     with pytest.raises(ValueError, match="expected 2 ascending positions"):
         axis.sliced(twin.rolling(1))
-
-
-RULES = ("prefix", "rolling", "random-level", "random-client")
-
-
-def kept(rule, full, number, **told):
-    told = {"seed": 0, "server_round": 1, "rate": 0.5, "partition": 0, **told}
-    positions = make_slice_function(rule, **told)(full, number)
-    return list(range(number)) if positions is None else list(positions)
-
-
-def test_a_window_moves_on_by_one_and_goes_round():
-    windows = [kept("rolling", 4, 2, server_round=number) for number in range(1, 6)]
-    assert windows == [[0, 1], [1, 2], [2, 3], [0, 3], [0, 1]]
-
-
-@pytest.mark.parametrize(
-    ("rule", "varies"),
-    [
-        ("random-level", {"seed", "server_round", "rate"}),
-        ("random-client", {"seed", "server_round", "partition"}),
-    ],
-)
-def test_what_a_draw_depends_on(rule, varies):
-    other = {"seed": 1, "server_round": 2, "rate": 0.25, "partition": 1}
-    changed = {name for name, value in other.items() if kept(rule, 64, 16) != kept(rule, 64, 16, **{name: value})}
-    assert changed == varies
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_what_is_added_in_a_residual_network_has_equal_channels(rule):
-    build = build_model("preresnet18", hidden=(8, 16, 16, 16))
-    plan = Plan.of(build(1.0), build(0.5)).sliced(
-        make_slice_function(rule, seed=0, server_round=3, rate=0.5, partition=0)
-    )
-    outputs = [
-        (axes[0].full, axes[0].index)
-        for name, axes in plan.axes.items()
-        if axes[0].kept < axes[0].full and ("conv2" in name or "shortcut" in name)
-    ]
-    assert len(outputs) >= 4
-    assert len(set(outputs)) == len({full for full, _ in outputs})

@@ -152,7 +152,9 @@ def test_a_build_is_copied_and_pickled_with_what_it_checks(again):
 
 def test_a_rate_is_checked_once(monkeypatch):
     rates = []
-    monkeypatch.setattr("heterofl_flwr.elastic_models.build.check_slice", lambda *given: rates.append(given[-1]))
+    monkeypatch.setattr(
+        "heterofl_flwr.elastic_models.elastic_model.check_slice", lambda *given: rates.append(given[-1])
+    )
     build = elastic(nn.Sequential(nn.Linear(3, 20), nn.Linear(20, 2)), X)
     for rate in (1.0, 0.5, 0.5, 0.25, 1.0, 0.5):
         build(rate)

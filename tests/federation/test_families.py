@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import Mix
-from heterofl_flwr.core.levels import dynamic_rate, fixed_rate
+from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.families import Families, side_by_side, under, with_families, within
 from heterofl_flwr.federation.federation import Federation

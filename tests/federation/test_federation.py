@@ -10,7 +10,7 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Mix
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
-from heterofl_flwr.core.replies import find_label_rows
+from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation

@@ -10,7 +10,7 @@ from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.federation.limits import read_number, read_numbers, short
 from heterofl_flwr.nn.moments import LayerMoments, Moments, check_possible
 from heterofl_flwr.nn.static_norm import collect_moments
-from heterofl_flwr.strategies.replies import in_order
+from heterofl_flwr.strategies.read_replies import in_order
 from tests.federation.tiny import build_normed, inputs, make_app
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import HeteroFL, Levels, Limits, LocalGrid, Mix
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
-from heterofl_flwr.core.levels import fixed_rate
+from heterofl_flwr.core.assignment import fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.families import Families

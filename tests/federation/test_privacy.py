@@ -7,9 +7,9 @@ import torch
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages
 from heterofl_flwr.core.compression import Changes, restore
-from heterofl_flwr.core.noise import DEVIATION, divergences, epsilon
+from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.replies import norm_between
+from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.privacy import Spent, clip_moments, noise_moments

@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
-from heterofl_flwr.strategies.replies import in_order, read_fault
+from heterofl_flwr.strategies.read_replies import in_order, read_fault
 from tests.federation.tiny import build, equal, make_app
 
 

@@ -22,8 +22,8 @@ from heterofl_flwr.grids.devices import Turn
 from heterofl_flwr.grids.simulated import AWAY, DROPPED_OUT
 from heterofl_flwr.messages import SimulatedFault
 from heterofl_flwr.strategies.fedh2l import FedH2L
-from heterofl_flwr.strategies.guarded import Relay
-from heterofl_flwr.strategies.replies import read_fault
+from heterofl_flwr.strategies.read_replies import read_fault
+from heterofl_flwr.strategies.size_guard import Relay
 from tests.federation import test_fedh2l
 from tests.federation.tiny import Keep, Watched, add_one, build, equal, make_app
 

@@ -17,7 +17,7 @@ from heterofl_flwr.compat import Run, make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.windowed import Watched
-from heterofl_flwr.strategies.guarded import Relay
+from heterofl_flwr.strategies.size_guard import Relay
 
 
 class Recorder(Grid):

@@ -19,12 +19,12 @@ from heterofl_flwr.nn import PreResNet, Transformer
 from heterofl_flwr.nn.preresnet import BottleneckPreResNet
 from heterofl_flwr.nn.transformer import TransformerShape
 from heterofl_flwr.training import DivergedError, TrainingJob, TrainOptions, train
-from heterofl_flwr.training.engines import cohort, joint
-from heterofl_flwr.training.engines import wide as registry
+from heterofl_flwr.training.engines import cohort, joint_models
+from heterofl_flwr.training.engines import wide_layers as registry
 from heterofl_flwr.training.engines.cohort import Cohort, CohortDivergedError, train_cohort
-from heterofl_flwr.training.engines.joint import vmapped, wide
+from heterofl_flwr.training.engines.joint_models import vmapped, wide
 from heterofl_flwr.training.engines.plain import log_once, train_plain
-from heterofl_flwr.training.engines.wide import joined
+from heterofl_flwr.training.engines.wide_layers import joined
 from tests.training.conftest import OPTIONS, Double, assert_as_plain, exact, images, make_jobs, same, small, state
 
 
@@ -107,7 +107,7 @@ def test_equals_plain_in_bfloat16():
 
 
 def test_float64_decides_where_rounding_makes_float32_differ(together, monkeypatch):
-    monkeypatch.setitem(joint.TOLERANCE, torch.float32, -1.0)
+    monkeypatch.setitem(joint_models.TOLERANCE, torch.float32, -1.0)
     clients, twins = make_jobs(small()), make_jobs(small())
     results, expected = together(clients, OPTIONS), train_plain(twins, OPTIONS)
     assert [result.loss for result in results] == pytest.approx([result.loss for result in expected], rel=1e-3)

@@ -16,7 +16,7 @@ from heterofl_flwr.training.batches import count_steps, steps_per_epoch, trainin
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
 from heterofl_flwr.training.engines.graph import train_graph
-from heterofl_flwr.training.engines.joint import vmapped, wide
+from heterofl_flwr.training.engines.joint_models import vmapped, wide
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.training.conftest import (
     OPTIONS,
@@ -272,7 +272,7 @@ def test_training_loads_neither_torchs_compiler_nor_flower():
         from heterofl_flwr.data import Split
         from heterofl_flwr.training import TrainingJob, TrainOptions, evaluate, train
         from heterofl_flwr.training.engines.cohort import Cohort
-        from heterofl_flwr.training.engines.joint import vmapped, wide
+        from heterofl_flwr.training.engines.joint_models import vmapped, wide
         model, options = torch.nn.Linear(2, 2), TrainOptions(learning_rate=0.1)
         split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
         train(model, split, options, seed=0)

@@ -24,7 +24,7 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
 from heterofl_flwr.messages import count_bytes
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.strategies.guarded import Relay
+from heterofl_flwr.strategies.size_guard import Relay
 from heterofl_flwr.training.engines import MOST_ON_CPU
 
 LOG = Path("logs", "flower.log")

@@ -9,8 +9,8 @@ from torch import nn
 
 from heterofl_flwr.core import Aggregator, Mix, Plan, width
 from heterofl_flwr.core.compression import compress, restore
-from heterofl_flwr.core.noise import clipped
-from heterofl_flwr.core.replies import check_names, find_label_rows, norm_between, trained_rows
+from heterofl_flwr.core.differential_privacy import clipped
+from heterofl_flwr.core.reply_checks import check_names, find_label_rows, norm_between, trained_rows
 from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 from tests.core import strategies

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.training.engines import wide as registry
-from heterofl_flwr.training.engines.wide import IncompatibleError, joined, wide_twin, widens
+from heterofl_flwr.training.engines import wide_layers as registry
+from heterofl_flwr.training.engines.wide_layers import IncompatibleError, joined, wide_twin, widens
 
 CLIENTS = 3
 

@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Rows, kept_positions
+from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
 from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous, Functions, Operators, follow
-from heterofl_flwr.elastic_models.trace import Length, Source, Trace
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import call
 

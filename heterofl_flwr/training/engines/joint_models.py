@@ -10,7 +10,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heterofl_flwr.training.device import Precision, autocast, tensor_specs
-from heterofl_flwr.training.engines.wide import IncompatibleError, stacked, wide_twin
+from heterofl_flwr.training.engines.wide_layers import IncompatibleError, stacked, wide_twin
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """How far what is computed together may be from the same alone, relative to the norm of the latter."""
@@ -24,7 +24,7 @@ Way = Callable[[nn.Module, int], tuple[Mapping[str, nn.Parameter], Forward]]
 
 
 def wide(model: nn.Module, clients: int) -> tuple[Mapping[str, nn.Parameter], Forward]:
-    """Compute clients side by side in the channels of one wide model; see ``heterofl_flwr.training.engines.wide``."""
+    """Compute clients side by side in the channels of one wide model of ``wide_layers``."""
     twin = wide_twin(model, clients)
 
     def forward(inputs: Sequence[Tensor], precision: Precision) -> Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from heterofl_flwr.core import Aggregator, Plan
-from heterofl_flwr.core import noise as gaussian
-from heterofl_flwr.core.noise import (
+from heterofl_flwr.core import differential_privacy as gaussian
+from heterofl_flwr.core.differential_privacy import (
     DEVIATION,
     ORDERS,
     Keystream,
@@ -22,7 +22,7 @@ from heterofl_flwr.core.noise import (
     noised,
     released,
 )
-from heterofl_flwr.core.replies import norm_between
+from heterofl_flwr.core.reply_checks import norm_between
 
 STATE = {"w": torch.zeros(4, 4), "rows.weight": torch.zeros(3, 4)}
 WIDE, MIDDLE, NARROW = (Plan.between(STATE, {"w": (size, size), "rows.weight": (3, size)}) for size in (3, 2, 1))

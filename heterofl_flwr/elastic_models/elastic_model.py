@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from heterofl_flwr.core.axes import prefix
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler, sliced_class
-from heterofl_flwr.elastic_models.tracing import Traced, check_slice, copy_with, trace_model, without_values
+from heterofl_flwr.elastic_models.trace_model import Traced, check_slice, copy_with, trace_model, without_values
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.static_norm import batch_norms
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.elastic_models.channels import Positions
+from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
 from heterofl_flwr.elastic_models.movement_rules import block
 from heterofl_flwr.elastic_models.rules import Operators, follow
-from heterofl_flwr.elastic_models.trace import Length, Source, Trace
 
 NUMBERS = st.integers(0, 11)
 FACTORS = st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=5)
