@@ -21,7 +21,9 @@ from heterofl_flwr.settings import SPECS, describe
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-MAKEFILE = Path(__file__).parents[2] / "Makefile"
+ROOT = Path(__file__).parents[2]
+MAKEFILE = ROOT / "Makefile"
+TABLES = ROOT / "results" / "tables"
 
 _PLACE = re.compile(r"^<!-- from code: (?P<what>[\w -]+) -->$", re.MULTILINE)
 _TARGET = re.compile(r"^([a-z]+):.*## (.+)$", re.MULTILINE)
@@ -81,11 +83,27 @@ def targets() -> str:
     return "\n".join(["| target | what it does |", "|---|---|", *rows])
 
 
+def claims() -> str:
+    """Return what the runs that are kept say of the paper's claims."""
+    _, heading, text = (TABLES / "claims.md").read_text("utf-8").partition("## ")
+    return heading + text.rstrip()
+
+
+def authors() -> str:
+    """Return the table of runs that the authors' code did too."""
+    _, _, text = (
+        (TABLES / "tables.md").read_text("utf-8").partition("authors' code\n\n")
+    )
+    return text.partition("\n## ")[0].rstrip()
+
+
 TEXTS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "fidelity": fidelity,
     "commands": command_help,
     "targets": targets,
+    "claims": claims,
+    "authors": authors,
 }
 """What a page can ask for."""
 

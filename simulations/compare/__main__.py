@@ -18,9 +18,9 @@ from heterofl_flwr.runs.origin import command
 from simulations.compare.curves import AXES, axes_of, curve, draw, spent_until
 from simulations.compare.methods import Contestant, contestants
 from simulations.paper.runs import file_name, portable, read_runs
-from simulations.paper.statistics import summarise
-from simulations.paper.tables import Table, to_markdown
 from simulations.program import parser_of, status_of
+from simulations.statistics import summarise
+from simulations.tables import Table, to_markdown
 
 HEADER = """# Methods compared
 

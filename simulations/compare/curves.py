@@ -14,7 +14,7 @@ from heterofl_flwr.runs.metrics import mode_of
 from simulations.compare.methods import Contestant, multiplications
 from simulations.paper.figures import add_band
 from simulations.paper.runs import Run
-from simulations.paper.statistics import Summary, summarise
+from simulations.statistics import ANYTHING, SHARE, Summary, summarise
 
 SIZE = (6.4, 4.2)  # inches
 SIMULATED = ("simulated-seconds", "joules")  # only runs with simulated devices spend these
@@ -64,7 +64,9 @@ def curve(contestant: Contestant, metric: str, axis: str) -> list[Point]:
     found = []
     for number in sorted(set.intersection(*(set(own) for own in seeds))):
         spent, values = zip(*(own[number] for own in seeds), strict=True)
-        found.append(Point(math.fsum(spent) / len(spent), summarise(values)))
+        found.append(
+            Point(math.fsum(spent) / len(spent), summarise(values, SHARE if metric.endswith("accuracy") else ANYTHING))
+        )
     return found
 
 
@@ -92,13 +94,11 @@ def draw(contestants: Sequence[Contestant], metric: str, axis: str) -> Figure | 
     for number, label, points in curves:
         colour, dash = series(number)
         spent, means = [point.spent for point in points], [point.reached.mean for point in points]
-        halves = [point.reached.half_width or 0.0 for point in points]
         if wide and points and not spent[-1]:
             axes.axhline(means[-1], color=colour, linestyle=":", label=f"{label} (for nothing)")
         elif points:
             axes.plot(spent, means, dash, color=colour, label=label, marker="o", markersize=2.5)
-            if any(halves):
-                add_band(axes, spent, means, halves, colour)
+            add_band(axes, spent, [point.reached for point in points], colour)
     if wide:
         axes.set_xscale("log")
     else:

@@ -20,7 +20,7 @@ examples:
   python -m simulations.paper runs/                              print the tables, and write nothing
   python -m simulations.paper runs/ --out runs/tables            write tables and figures
   python -m simulations.paper runs/ --paper ../shared/paper
-  python -m simulations.paper collect runs/ --into results/      keep what is small of finished runs
+  python -m simulations.paper collect runs/ --into results/paper    keep what is small of finished runs
   python -m simulations.paper collect --help
 """
 PROGRAM = "simulations.paper"
@@ -66,7 +66,7 @@ def _collect(words: Sequence[str]) -> int:
     )
     parser = parser_of(f"{PROGRAM} collect", what)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
-    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/")
+    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/paper")
     for name, meaning in {
         "unfinished": "copy runs that did not do all rounds, too",
         "dirty": "copy runs whose code was changed since its commit, too",

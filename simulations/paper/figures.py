@@ -13,7 +13,8 @@ from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.report.drawing import add_legend, new_axes, series, to_png, to_svg_file
 from simulations.paper.printed import Job, short_mix, usual_norm
 from simulations.paper.runs import RECORDED
-from simulations.paper.statistics import Group, Key, Summary, as_printed, summarise
+from simulations.paper.verdicts import Group, Key, as_printed, possible
+from simulations.statistics import Summary, summarise
 
 INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
     {
@@ -109,13 +110,14 @@ def _history(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, 
     group = _find(groups, what, mix, assignment)
     if group is None:
         return Curve(mix, (), (mix,))
-    name = RECORDED[group.metric]
+    metric, name = group.metric, RECORDED[group.metric]
     values = [
         {record.server_round: record.evaluate[name] for record in run.records if name in record.evaluate}
         for run, _ in group.runs
     ]
     rounds = sorted(set.intersection(*(set(own) for own in values)))
-    return Curve(mix, tuple((one, summarise([as_printed(group.metric, own[one]) for own in values])) for one in rounds))
+    points = ((one, summarise([as_printed(metric, own[one]) for own in values], possible(metric))) for one in rounds)
+    return Curve(mix, tuple(points))
 
 
 def _find(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, assignment: str) -> Group | None:
@@ -170,22 +172,23 @@ def page(panels: Sequence[Panel]) -> str:
 def _plot(axes: Axes, panel: Panel, curve: Curve) -> None:
     """Draw a curve, in the same look for the same smaller level in every panel; with bars, or a band over rounds."""
     colour, dash = series(list(LEVELS).index(curve.label[-1]) - 1)
-    places = [place for place, _ in curve.points]
-    means = [own.mean for _, own in curve.points]
-    halves = [own.half_width or 0.0 for _, own in curve.points]
-    bars = halves if any(halves) else None
-    if not panel.over_rounds:
-        axes.errorbar(
-            places, means, bars, color=colour, linestyle=dash, label=curve.label, marker="o", markersize=3, capsize=2
-        )
+    places, values = [place for place, _ in curve.points], [own for _, own in curve.points]
+    means = [own.mean for own in values]
+    if panel.over_rounds:
+        axes.plot(places, means, dash, color=colour, label=curve.label)
+        add_band(axes, places, values, colour)
         return
-    axes.plot(places, means, dash, color=colour, label=curve.label)
-    if bars:
-        add_band(axes, places, means, bars, colour)
+    ends = [own.interval or (own.mean, own.mean) for own in values]
+    bars = [[mean - low for mean, (low, _) in zip(means, ends, strict=True)]]
+    bars += [[high - mean for mean, (_, high) in zip(means, ends, strict=True)]]
+    shown = bars if any(map(any, bars)) else None
+    axes.errorbar(
+        places, means, shown, color=colour, linestyle=dash, label=curve.label, marker="o", markersize=3, capsize=2
+    )
 
 
-def add_band(axes: Axes, places: Sequence[float], means: Sequence[float], halves: Sequence[float], colour: str) -> None:
-    """Draw the intervals around means as a band."""
-    low = [mean - half for mean, half in zip(means, halves, strict=True)]
-    high = [mean + half for mean, half in zip(means, halves, strict=True)]
-    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+def add_band(axes: Axes, places: Sequence[float], values: Sequence[Summary], colour: str) -> None:
+    """Draw the intervals around means as a band, if there are any."""
+    if any(own.interval for own in values):
+        low, high = zip(*(own.interval or (own.mean, own.mean) for own in values), strict=True)
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

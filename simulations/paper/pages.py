@@ -7,21 +7,13 @@ from pathlib import Path
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import remove, write_atomic
 from simulations.paper import figures
+from simulations.paper.claims import claims_page
 from simulations.paper.figures import Panel, panels
 from simulations.paper.printed import read_cells
 from simulations.paper.runs import Gathered, gather, portable
-from simulations.paper.statistics import Result, describe_count, group_runs, results
-from simulations.paper.tables import (
-    Table,
-    authors_tables,
-    counted_in,
-    further_tables,
-    lists,
-    paper_tables,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from simulations.paper.tables import authors_table, counted_in, further_tables, lists, paper_tables, runs_csv
+from simulations.paper.verdicts import Result, describe_count, group_runs, results
+from simulations.tables import Table, to_latex, to_markdown
 
 ROWS = "runs.csv"
 HEADER = """# Our runs beside the paper
@@ -30,10 +22,11 @@ HEADER = """# Our runs beside the paper
 
 Final: after the last round. Best: in the round whose global metric is best on the test set, which is what the paper
 prints; local accuracy is that round's too. Accuracies in percent. Over several seeds: mean ± standard deviation, and
-from three seeds on the 95 % interval of the mean by the t distribution. Difference: best less paper. One run, 95 %: the
-prediction interval, in which the best round of one more run of ours lies in 95 of 100 cases. The paper prints the best
-round of one run, so its number agrees if it lies there, and differs if not; with fewer than three seeds nobody can
-tell. Our best is the best of every tenth round, theirs of every round, which favours theirs by a little.
+from three seeds on the 95 % interval of the mean by the t distribution. Best of: among so many evaluations of a run.
+Difference: best less paper. One run, 95 %: the prediction interval, in which the best round of one more run of ours
+lies in 95 of 100 cases, chosen among as many evaluations. The paper prints the best round of one run, so its number
+agrees if it lies there, and differs if not; with fewer than three seeds nobody can tell. The authors evaluate every
+round, so theirs is the best of ten times as many, which favours theirs by a little.
 Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
 """
 NO_PAPER = (
@@ -46,7 +39,7 @@ class Pages:
     """What was made of some runs."""
 
     runs: int  # the number of runs that count
-    texts: Mapping[str, str]  # runs.csv, tables.md and tables.tex
+    texts: Mapping[str, str]  # runs.csv, tables.md, tables.tex and claims.md
     panels: Sequence[Panel]
     status: Sequence[str]  # how many runs count, and how much of the paper they repeat, in lines
 
@@ -74,13 +67,14 @@ def make_pages(paths: Sequence[Path], paper: Path | None, command: str) -> Pages
     cells = read_cells(paper) if paper else ()
     groups = group_runs(gathered.counted)
     found = results(cells, groups)
-    tables = [*paper_tables(found), *authors_tables(groups, cells), *further_tables(groups, cells)]
-    status = _status(gathered, found)
-    heading = HEADER.format(command=portable(command))
+    tables = [*paper_tables(found), authors_table(groups), *further_tables(groups, cells)]
+    tables = [table for table in tables if table.rows]
+    status, command = _status(gathered, found), portable(command)
     texts = {
-        ROWS: to_csv(gathered, cells),
-        "tables.md": heading + _markdown(gathered, status, [*tables, *lists(gathered, found)]),
+        ROWS: runs_csv(gathered, cells),
+        "tables.md": HEADER.format(command=command) + _markdown(gathered, status, [*tables, *lists(gathered, found)]),
         "tables.tex": "\n".join(map(to_latex, tables)),
+        "claims.md": claims_page(groups, cells, command),
     }
     return Pages(len(gathered.counted), texts, panels(groups), status)
 

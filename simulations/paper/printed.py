@@ -40,7 +40,7 @@ FREE = (
 class Job:
     """What tells one job of the paper from another.
 
-    What has no effect has one value: a single level is ``dynamic`` and has the Scaler, whatever its run says.
+    What has no effect has one value: a single level is ``fix`` and has the Scaler, whatever its run says.
     """
 
     data: str  # the short name
@@ -53,7 +53,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if "-" not in self.mix:
-            object.__setattr__(self, "assignment", "dynamic")
+            object.__setattr__(self, "assignment", "fix")
             object.__setattr__(self, "scaler", True)
 
     @property

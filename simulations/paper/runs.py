@@ -1,7 +1,6 @@
 """Run folders: which job of the paper a run is, how far it came, its scores, and whether they count."""
 
 import csv
-import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings import Settings, from_flat
 from simulations.paper.printed import CLIENTS_A_ROUND, PROJECT, Job, differences, job_of
+from simulations.tables import to_csv
 
 RECORDED = {
     "accuracy": "global-accuracy",
@@ -35,7 +35,7 @@ AUTHORS_FILE = "authors.csv"
 AUTHORS_SCORES = {"global": "global-accuracy", "local": "local-accuracy"}
 AUTHORS_COLUMNS = ("round", *AUTHORS_SCORES, "seconds", "seed", "commit", "authors", "machine", "command")
 INSTEAD = " instead of "
-LONGEST = 150  # characters of a folder's name; file systems take 255 bytes
+LONGEST = 80  # characters of a folder's name that say what differs from the published settings
 
 Scores = Mapping[int, Mapping[str, float]]
 """By round, what was measured after it."""
@@ -92,12 +92,17 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """The name of the run's folder among those of its data set; different runs have different names."""
-        job = self.job
-        changes = [own.replace(INSTEAD, " not ") for own in self.differences if INSTEAD in own]
-        parts = [job.split, job.mix, job.assignment, *job.variant, *changes, f"seed {self.seed}"]
-        name = "_".join(file_name(part) for part in parts)
-        return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{crc32(name.encode()):08x}"
+        """The name of the run's folder among those of its data set; different runs have different names.
+
+        Where more differs from the published settings than a name can hold, a checksum stands for it.
+        """
+        job, strategy = self.job, self.settings.server.strategy
+        method = [strategy] if strategy != "heterofl" else []
+        changes = [file_name(own.replace(INSTEAD, " not ")) for own in self.differences if INSTEAD in own]
+        if len("_".join(changes)) > LONGEST:
+            changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
+        parts = map(file_name, (job.split, job.mix, *method, job.assignment, *job.variant))
+        return "_".join([*parts, *changes, f"seed-{self.seed}"])
 
     @property
     def seed(self) -> int:
@@ -195,16 +200,7 @@ def read_run(path: Path) -> Run:
 
 def write_authors(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write what the authors' code reached into a run folder, whole or not at all."""
-    write_atomic(folder / AUTHORS_FILE, csv_text(AUTHORS_COLUMNS, rows).encode())
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows as comma-separated values, with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    write_atomic(folder / AUTHORS_FILE, to_csv(AUTHORS_COLUMNS, rows).encode())
 
 
 def read_authors(folder: Path) -> Scores:

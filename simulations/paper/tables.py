@@ -1,85 +1,21 @@
-"""The tables that set runs beside the paper and beside the authors' code: in Markdown, in LaTeX and as values."""
+"""The tables that set runs beside the paper and beside the authors' code: for pages, and as values."""
 
 import csv
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from heterofl_flwr.core.formatting import NOTHING, render
+from heterofl_flwr.core.formatting import NOTHING
 from simulations.paper.printed import DATA, TABLES, Cell, Job
-from simulations.paper.runs import RECORDED, Gathered, Run, chosen_round, csv_text, portable
-from simulations.paper.statistics import (
-    DIFFERS,
-    Group,
-    Interval,
-    Key,
-    Result,
-    Summary,
-    as_printed,
-    by_job,
-    half_width_of_difference,
-    summarise,
-)
+from simulations.paper.runs import RECORDED, Gathered, Run, Scores, chosen_round, portable
+from simulations.paper.verdicts import Group, Key, Result, as_printed, by_job
+from simulations.statistics import contrast, summarise
+from simulations.tables import Table, show_contrast, show_interval, show_spread, show_summary, to_csv
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
-_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
-
-OURS = ("metric", "seeds", "final", "best")
+OURS = ("metric", "seeds", "final", "best", "best of")
 THEIRS = ("one run, 95 %", "paper", "difference", "verdict")
 VARIED = ("norm", "Scaler", "mask")
 METRICS = {"accuracy": "accuracy, IID", "local": "local, non-IID", "global": "global, non-IID"}
-BY = "run by python -m simulations.reference; authors.csv beside a run's history says more"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of text; every row is as long as the header."""
-
-    label: str
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""  # a sentence below it
-
-
-def to_markdown(table: Table) -> str:
-    """Return a section with the table."""
-    rows = [tuple(cell.replace("|", r"\|") for cell in row) for row in table.rows]
-    parts = [f"## {table.title}", *([render(table.header, rows, "markdown")] if rows else []), table.note]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    """Return a ``table`` that needs no package."""
-    caption = escape(" ".join(filter(None, [f"{table.title}.", table.note])))
-    # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
-    header, *rows = (f"{{}}{' & '.join(map(escape, row))} \\\\" for row in (table.header, *table.rows))
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{{table.label}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            *(r"\hline", header, r"\hline", *rows, r"\hline"),
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def escape(text: str) -> str:
-    """Return text as LaTeX prints it."""
-    return _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
 
 
 def paper_tables(found: Sequence[Result]) -> list[Table]:
@@ -98,34 +34,21 @@ def paper_tables(found: Sequence[Result]) -> list[Table]:
 
 def _row(result: Result, group: Group, *, ablation: bool) -> tuple[str, ...]:
     difference = NOTHING if result.difference is None else f"{result.difference:+.2f}"
-    theirs = (shown(group.best.prediction), result.cell.printed, difference, result.verdict)
+    theirs = (show_interval(group.best.prediction), result.cell.printed, difference, result.verdict)
     variant = (group.job.data, *varied(group.job)) if ablation else ()
     return (group.job.mix, *variant, *_ours(group), *theirs)
 
 
 def _ours(group: Group) -> tuple[str, ...]:
     seeds = ", ".join(str(run.seed) for run, _ in group.runs)
-    return (METRICS.get(group.metric, group.metric), seeds, number(group.final), number(group.best))
+    ours = (show_summary(group.final), show_summary(group.best), group.evaluations)
+    return (METRICS.get(group.metric, group.metric), seeds, *ours)
 
 
 def varied(job: Job) -> tuple[str, str, str]:
     """Return norm, Scaler and mask of a job."""
     scaler = ("yes" if job.scaler else "no") if "-" in job.mix else NOTHING
     return job.norm, scaler, "yes" if job.masked else "no"
-
-
-def number(summary: Summary) -> str:
-    """Return a mean with its standard deviation and interval, as far as there are enough values for them."""
-    return f"{_spread(summary)} {shown(summary.interval)}" if summary.interval else _spread(summary)
-
-
-def _spread(summary: Summary) -> str:
-    return f"{summary.mean:.2f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.2f}")
-
-
-def shown(interval: Interval | None) -> str:
-    """Return an interval as text."""
-    return f"[{', '.join(f'{end:.2f}' for end in interval)}]" if interval else NOTHING
 
 
 def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[Table]:
@@ -142,10 +65,9 @@ def further_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[T
 
 
 def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
-    """Return the lists that go with the tables: numbers that differ, runs that do not count, numbers without a run."""
+    """Return the lists that go with the tables: runs that do not count, numbers without a run."""
     unreadable = tuple((portable(line),) for line in gathered.unreadable)
     made = [
-        _differing([result for result in found if result.verdict == DIFFERS]),
         _runs("Unfinished", gathered.unfinished, lambda run: f"{run.rounds} of {run.settings.num_rounds} rounds"),
         _runs("Not as published", gathered.different, lambda run: "; ".join(run.differences)),
         _runs("Set aside: a later run has the same job and seed", gathered.repeated, lambda run: run.started),
@@ -153,25 +75,6 @@ def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
         _without_run([result.cell for result in found if not result.group]),
     ]
     return [table for table in made if table.rows]
-
-
-def _differing(found: Sequence[Result]) -> Table:
-    rows = tuple(
-        (
-            f"Table {own.cell.table}",
-            own.cell.job.data,
-            _model(own.cell),
-            METRICS.get(own.cell.metric, own.cell.metric),
-            f"{own.group.best.mean:.2f}",
-            shown(own.group.best.prediction),
-            own.cell.printed,
-            f"{own.difference:+.2f}",
-        )
-        for own in found
-        if own.group and own.difference is not None
-    )
-    header = ("table", "data", "model", "metric", "best", "one run, 95 %", "paper", "difference")
-    return Table("tab:printed-numbers-that-differ", "Printed numbers that differ", header, rows)
 
 
 def _runs(title: str, runs: Iterable[Run], why: Callable[[Run], str]) -> Table:
@@ -197,61 +100,40 @@ def _model(cell: Cell) -> str:
     return f"{cell.job.mix} ({variant})" if variant else cell.job.mix
 
 
-def authors_tables(groups: Mapping[Key, Group], cells: Iterable[Cell]) -> list[Table]:
-    """Return the jobs that the authors' code did too: whole curves over seeds, then seed by seed; none without any."""
+def authors_table(groups: Mapping[Key, Group]) -> Table:
+    """Return the jobs that the authors' code did too: whole curves over seeds, and the best rounds."""
     own = [group for group in groups.values() if any(run.authors for run, _ in group.runs)]
-    curves = Table(
-        "tab:curves",
-        "MNIST, beside the authors' code: all rounds",
-        ("model", *VARIED, "metric", "seeds", "rounds", "ours", "the authors' code", "difference"),
-        tuple(row for group in own for row in _halves(group)),
-        f"Their code on the same data, {BY}. Each seed's value is its mean over all rounds that every run of both "
-        "sides tested; then mean ± standard deviation over seeds, and the 95 % interval of the difference by Welch.",
-    )
-    printed = by_job(cells)
-    seeds = Table(
+    return Table(
         "tab:authors",
-        "MNIST, beside the authors' code: best rounds",
-        ("model", *VARIED, "metric", "seed", "rounds", "ours", "the authors' code", "difference", "paper"),
-        tuple(row for group in own for row in _seeds(group, printed)),
-        f"Their code, {BY}. Both are the best of the rounds that both tested; rounds: the last of them.",
+        "MNIST, beside the authors' code",
+        ("model", *VARIED, "metric", "seeds", "rounds", "ours", "the authors' code", "difference"),
+        tuple(row for group in own for row in _beside_authors(group)),
+        "Their code on the same data, run by python -m simulations.reference; authors.csv beside a run's history says "
+        "more. Each seed's value is its mean over all rounds that every run of both sides tested, or the best of "
+        "these; then mean ± standard deviation over seeds, and the 95 % interval of the difference by Welch.",
     )
-    return [table for table in (curves, seeds) if table.rows]
 
 
-def _halves(group: Group) -> Iterator[tuple[str, ...]]:
-    """Yield, for each half of the training, the means over the rounds that all runs of both sides tested."""
-    ours = [run.scores(group.metric) for run, _ in group.runs]
+def _beside_authors(group: Group) -> Iterator[tuple[str, ...]]:
+    """Yield both sides' means over each half of the rounds that all runs tested, and their best of these rounds."""
+    metric, name = group.metric, RECORDED[group.metric]
+    ours = [run.scores(metric) for run, _ in group.runs]
     theirs = [run.authors for run, _ in group.runs if run.authors]
     shared = sorted(set.intersection(*(set(own) for own in (*ours, *theirs))))
-    seeds = f"{len(ours)}, theirs {len(theirs)}"
-    for half in filter(None, (shared[: len(shared) // 2], shared[len(shared) // 2 :])):
-        one, two = (
-            summarise(
-                [as_printed(group.metric, fmean(own[each][RECORDED[group.metric]] for each in half)) for own in side]
-            )
-            for side in (ours, theirs)
-        )
-        difference, width = one.mean - two.mean, half_width_of_difference(one, two)
-        interval = "" if width is None else f" [{difference - width:+.2f}, {difference + width:+.2f}]"
-        what = (group.job.mix, *varied(group.job), METRICS[group.metric], seeds, f"{half[0]} to {half[-1]}")
-        yield (*what, _spread(one), _spread(two), f"{difference:+.2f}{interval}")
 
+    def best(scores: Scores) -> float:
+        tested = {number: scores[number] for number in shared}
+        return tested[chosen_round(tested, metric)][name]
 
-def _seeds(group: Group, printed: Mapping[Key, Sequence[Cell]]) -> Iterator[tuple[str, ...]]:
-    """Yield both sides' best round seed by seed, chosen among those that both tested."""
-    metric, job = group.metric, group.job
-    for run, _ in group.runs:
-        both = run.scores(metric).keys() & run.authors.keys()
-        if both:
-            values = []
-            for scores in (run.scores(metric), run.authors):
-                tested = {number: scores[number] for number in both}
-                values.append(as_printed(metric, tested[chosen_round(tested, metric)][RECORDED[metric]]))
-            ours, theirs = values
-            paper = " / ".join(cell.printed for cell in printed.get((job, metric), ())) or NOTHING
-            what = (job.mix, *varied(job), METRICS[metric], str(run.seed), str(max(both)))
-            yield (*what, f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}", paper)
+    def mean_of(rounds: Sequence[int]) -> Callable[[Scores], float]:
+        return lambda scores: fmean(scores[number][name] for number in rounds)
+
+    halves = filter(None, (shared[: len(shared) // 2], shared[len(shared) // 2 :]))
+    values = {f"{half[0]} to {half[-1]}": mean_of(half) for half in halves}
+    what = (group.job.mix, *varied(group.job), METRICS[metric], f"{len(ours)}, theirs {len(theirs)}")
+    for rounds, value in (values | {f"best of {len(shared)}": best} if shared else {}).items():
+        one, two = (summarise([as_printed(metric, value(own)) for own in side]) for side in (ours, theirs))
+        yield (*what, rounds, show_spread(one), show_spread(two), show_contrast(*contrast([(1, one), (-1, two)])))
 
 
 COLUMNS = (
@@ -263,17 +145,17 @@ IDENTITY = ("dataset", "mix", "split", "seed", "assignment", "norm", "scaler", "
 """What tells one run that counts from another; it has a row for each of its metrics."""
 
 
-def to_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
+def runs_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
     """Return every finished run; ``note`` says why some do not count, and those have no number of the paper."""
     printed = by_job(cells)
     rows = [row for run in gathered.counted for row in _values(run, printed, "")]
     for run in gathered.different:
         rows += _values(run, {}, f"not as published: {'; '.join(run.differences)}")
-    return csv_text(COLUMNS, rows)
+    return to_csv(COLUMNS, rows)
 
 
 def counted_in(path: Path) -> int:
-    """Return how many runs count in a file that ``to_csv`` made; 0 where there is none."""
+    """Return how many runs count in a file that ``runs_csv`` made; 0 where there is none."""
     if not path.exists():
         return 0
     with path.open(encoding="utf-8", newline="") as file:

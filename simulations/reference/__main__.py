@@ -22,8 +22,8 @@ from simulations.reference.rounds import Experiment, Parts
 
 EXAMPLES = """
 examples:
-  python -m simulations.reference ../HeteroFL results/mnist/iid_e_dynamic_seed-0
-  python -m simulations.reference ../HeteroFL results/mnist/iid_c_dynamic_seed-0 --rounds 130
+  python -m simulations.reference ../HeteroFL results/paper/mnist/iid_e_fix_seed-0
+  python -m simulations.reference ../HeteroFL results/paper/mnist/iid_c_fix_seed-0 --rounds 130
 
 It goes on where it was: what the authors' code has done is kept in runs/reference/, or the folder of --work.
 """

@@ -112,7 +112,7 @@ def test_the_command_writes_tables_values_and_figures(make_run, tmp_path, capsys
     assert "| HeteroFL e, cnn | 0, 1, 2 | 2 | 91.0 ± 1.0 % | 50.0 ± 0.0 % | 20 B |" in text
     assert "| HeteroFL e, cnn | 3 of 3 | 2 | 400 B |" in text
     assert "| Standalone e, cnn | 0 of 1 | - | - | - | - |" in text
-    assert "left out, unfinished: iid_d_dynamic" in text
+    assert "left out, unfinished: iid_d_fix" in text
     assert str(tmp_path) not in text
     with (out / "compare-mnist-iid.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -85,7 +85,7 @@ def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
     second.note(starts=["2030-01-01T00:00:00+00:00"])
     one(first, into)
     outcome = one(second, into)
-    assert "mnist/iid_e_dynamic_seed-0 holds another run of this job and seed" in outcome.reason
+    assert "mnist/iid_e_fix_seed-0 holds another run of this job and seed" in outcome.reason
     assert read_run(one(second, into, replace=True).target).started == "2030-01-01T00:00:00+00:00"
 
 

@@ -98,14 +98,14 @@ def test_tables_are_beside_the_papers(runs, printed, tmp_path):
     # Deviation 0.1; half the interval is 4.3027 * 0.1 / sqrt(3) = 0.2484.
     assert (
         "| e | accuracy, IID | 0, 1, 2 | 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] "
-        "| [98.10, 99.10] | 98.66 | -0.06 | agrees |"
+        "| 2 | [98.10, 99.10] | 98.66 | -0.06 | agrees |"
     ) in section(text, "Table 7: MNIST")
-    assert "| e | global, non-IID | 0 | 50.00 | 50.00 | - | 92.84 | -42.84 | too few seeds |" in section(
+    assert "| e | global, non-IID | 0 | 50.00 | 50.00 | 1 | - | 92.84 | -42.84 | too few seeds |" in section(
         text, "Table 7: MNIST"
     )
     ablation = section(text, "Table 4: Ablation, IID")
     assert (
-        "| a-e | mnist | sbn | no | yes | accuracy, IID | 0 | 98.00 | 98.00 | - | 99.0 | -1.00 | too few seeds |"
+        "| a-e | mnist | sbn | no | yes | accuracy, IID | 0 | 98.00 | 98.00 | 1 | - | 99.0 | -1.00 | too few seeds |"
         in ablation
     )
     assert "| a1-e9 | fix | sbn | yes | yes |" in section(text, "MNIST, beside the tables")
@@ -115,9 +115,8 @@ def test_tables_are_beside_the_papers(runs, printed, tmp_path):
 def test_what_does_not_count_is_listed_with_the_reason(runs, printed, tmp_path):
     gathered(runs, tmp_path / "out", "--paper", printed)
     text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
-    assert "| unfinished | mnist | iid_c_dynamic_seed-0 | 120 of 200 rounds |" in section(text, "Unfinished")
+    assert "| unfinished | mnist | iid_c_fix_seed-0 | 120 of 200 rounds |" in section(text, "Unfinished")
     assert "num-rounds 3 instead of 200" in section(text, "Not as published")
-    assert "## Printed numbers that differ" not in text
     missing = section(text, "Printed numbers without a run")
     assert "| Table 7 | mnist | accuracy, IID | 1 | a-e |" in missing
     assert "| Table 5 | cifar10 | local, non-IID | 2 | e (no mask), a-e (norm none, no Scaler) |" in missing
@@ -142,7 +141,7 @@ def test_latex_has_the_same_tables(runs, printed, tmp_path):
     gathered(runs, tmp_path / "out", "--paper", printed)
     text = (tmp_path / "out" / "tables.tex").read_text(encoding="utf-8")
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
-    assert r"98.60 $\pm$ 0.10 [98.35, 98.85] & [98.10, 99.10] & 98.66 & -0.06 & agrees \\" in text
+    assert r"98.60 $\pm$ 0.10 [98.35, 98.85] & 2 & [98.10, 99.10] & 98.66 & -0.06 & agrees \\" in text
 
 
 def test_figures_are_drawn_and_old_ones_removed(runs, printed, tmp_path):
@@ -162,7 +161,7 @@ def test_without_the_paper_there_are_tables_all_the_same(runs, tmp_path, monkeyp
     assert "The paper's numbers are not at hand, so nothing is compared" in text
     assert "not at hand" in capsys.readouterr().out
     table = section(text, "MNIST, without the paper's numbers")
-    assert "| e | dynamic | sbn | - | yes | accuracy, IID | 0, 1, 2 | 98.50 ± 0.10" in table
+    assert "| e | fix | sbn | - | yes | accuracy, IID | 0, 1, 2 | 98.50 ± 0.10" in table
     assert "verdict" not in text
     assert "Printed numbers without a run" not in text
 
@@ -189,7 +188,7 @@ def test_collect_says_what_became_of_each_run(runs, tmp_path, capsys):
     assert command.main(["collect", str(runs), "--into", str(tmp_path / "results")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
-    assert f"{runs / 'e1'}: copied to {tmp_path / 'results' / 'mnist' / 'iid_e_dynamic_seed-1'}" in lines
+    assert f"{runs / 'e1'}: copied to {tmp_path / 'results' / 'mnist' / 'iid_e_fix_seed-1'}" in lines
     assert any(line.startswith(f"{runs / 'unfinished'}: unfinished: it has done 120 of 200") for line in lines)
     assert command.main(["collect", str(runs), "--into", str(tmp_path / "results"), "--unfinished"]) == 0
 
@@ -248,4 +247,4 @@ def test_the_command_shows_examples():
         check=True,
         cwd=ROOT,
     )
-    assert "python -m simulations.paper collect runs/ --into results/" in done.stdout
+    assert "python -m simulations.paper collect runs/ --into results/paper" in done.stdout

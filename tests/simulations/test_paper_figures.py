@@ -5,7 +5,7 @@ import pytest
 
 from simulations.paper.figures import INTERPOLATION, LEARNING, draw, files, page, panels
 from simulations.paper.runs import gather
-from simulations.paper.statistics import group_runs
+from simulations.paper.verdicts import group_runs
 from tests.simulations.conftest import PARAMETERS
 
 

@@ -89,6 +89,8 @@ def test_a_name_fits_a_file_system(make_run):
     ]
     assert len({run.name for run in runs}) == 2
     assert max(len(run.name) for run in runs) < 200
+    # All but the seed is equal, so the folders of one job stand together.
+    assert len({run.name.rpartition("_")[0] for run in runs}) == 1
 
 
 def test_runs_are_sorted_by_whether_they_count(make_run):

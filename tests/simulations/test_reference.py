@@ -9,8 +9,8 @@ from heterofl_flwr.errors import ConfigError
 from simulations.paper.collect import collect
 from simulations.paper.pages import make_pages
 from simulations.paper.runs import AUTHORS_COLUMNS, AUTHORS_FILE, read_authors, read_run, write_authors
-from simulations.paper.statistics import group_runs
-from simulations.paper.tables import authors_tables
+from simulations.paper.tables import authors_table
+from simulations.paper.verdicts import group_runs
 from simulations.reference import __main__ as reference
 from simulations.reference.rounds import Parts
 from tests.simulations.tiny_data import write_tiny
@@ -84,18 +84,18 @@ def test_a_file_that_is_not_as_expected_is_named(run, text):
 
 
 def test_both_are_the_best_of_the_rounds_that_both_tested(run):
-    _, table = authors_tables(group_runs([read_run(run)]), [])
+    table = authors_table(group_runs([read_run(run)]))
     # Of rounds 10 and 20, ours is best in 20 and theirs in 10, by the global metric; local is of the same rounds.
-    assert [row[4:] for row in table.rows] == [
-        ("local, non-IID", "0", "20", "80.00", "70.00", "+10.00", "-"),
-        ("global, non-IID", "0", "20", "70.00", "80.00", "-10.00", "-"),
+    assert [row[4:] for row in table.rows if row[6] == "best of 2"] == [
+        ("local, non-IID", "1, theirs 1", "best of 2", "80.00", "70.00", "+10.00"),
+        ("global, non-IID", "1, theirs 1", "best of 2", "70.00", "80.00", "-10.00"),
     ]
 
 
 def test_no_round_that_both_tested_is_no_row(make_run):
     folder = make_run(evaluated=named(OURS)).path
     write_authors(folder, [row(40, (0.5, 0.5))])
-    assert authors_tables(group_runs([read_run(folder)]), []) == []
+    assert authors_table(group_runs([read_run(folder)])).rows == ()
 
 
 def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
@@ -107,9 +107,9 @@ def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
         # One of theirs did not do the last round, so none counts it.
         write_authors(folder, [row(number, (theirs[seed], 0.5)) for number in (10, 20, 30, 40)[: 4 - (seed == 2)]])
         runs.append(read_run(folder))
-    table, _ = authors_tables(group_runs(runs), [])
+    table = authors_table(group_runs(runs))
     rounds = [cells[6] for cells in table.rows]
-    assert rounds == ["10 to 10", "20 to 30"]
+    assert rounds == ["10 to 10", "20 to 30", "best of 3"]
     late = table.rows[1]
     assert late[5] == "3, theirs 3"
     assert late[7:9] == ("82.50 ± 10.00", "70.00 ± 10.00")
@@ -120,7 +120,7 @@ def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
 def test_the_tables_have_it_beside_the_paper(run, printed, tmp_path):
     make_pages([run], printed, "the command").write(tmp_path / "out")
     (line,) = (line for line in (tmp_path / "out" / "tables.md").read_text().splitlines() if "-10.00" in line)
-    assert line == "| e | sbn | - | yes | global, non-IID | 0 | 20 | 70.00 | 80.00 | -10.00 | 92.84 |"
+    assert line == "| e | sbn | - | yes | global, non-IID | 1, theirs 1 | best of 2 | 70.00 | 80.00 | -10.00 |"
     assert "70.00 & 80.00 & -10.00" in (tmp_path / "out" / "tables.tex").read_text()
 
 
@@ -166,8 +166,8 @@ def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys
 @pytest.mark.parametrize(
     ("settings", "control"),
     [
-        ({}, "1_100_0.1_iid_dynamic_e1_bn_1_1"),
-        ({"data__split": "non-iid-2", "train__mask_fill": "none"}, "1_100_0.1_non-iid-2_dynamic_e1_bn_1_0"),
+        ({}, "1_100_0.1_iid_fix_e1_bn_1_1"),
+        ({"data__split": "non-iid-2", "train__mask_fill": "none"}, "1_100_0.1_non-iid-2_fix_e1_bn_1_0"),
         ({"mix": "a1-e1", "assignment": "fix", "model__norm": "none"}, "1_100_0.1_iid_fix_a1-e1_none_1_1"),
     ],
 )

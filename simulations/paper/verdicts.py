@@ -1,73 +1,12 @@
 """Runs against printed numbers: means and intervals over seeds, differences, and how many cells are reproduced."""
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit  # type: ignore[import-untyped]
-
 from simulations.paper.printed import TABLES, Cell, Job
 from simulations.paper.runs import Run, Score
-
-FEWEST = 3
-"""Seeds from which on an interval is given; that of two is wider than any use of it."""
-
-Interval = tuple[float, float]
-
-ANYTHING: Interval = (-math.inf, math.inf)
-PERCENT: Interval = (0.0, 100.0)
-PERPLEXITY: Interval = (1.0, math.inf)
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Mean, standard deviation and interval of some values."""
-
-    number: int
-    mean: float
-    deviation: float | None = None  # from two values on
-    half_width: float | None = None  # of the 95 % interval of the mean by the t distribution, from FEWEST values on
-    possible: Interval = ANYTHING  # what such a value can be; no interval goes beyond
-
-    @property
-    def interval(self) -> Interval | None:
-        """The ends of the 95 % interval of the mean."""
-        return None if self.half_width is None else self._around(self.half_width)
-
-    @property
-    def prediction(self) -> Interval | None:
-        """The ends of the 95 % prediction interval: of where one more value of the same kind lies."""
-        return None if self.half_width is None else self._around(self.half_width * math.sqrt(self.number + 1))
-
-    def _around(self, half_width: float) -> Interval:
-        least, most = self.possible
-        return max(self.mean - half_width, least), min(self.mean + half_width, most)
-
-
-def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary:
-    """Return mean, standard deviation and intervals of one or more values."""
-    number = len(values)
-    mean = math.fsum(values) / number
-    if number < 2:
-        return Summary(number, mean, possible=possible)
-    deviation = statistics.stdev(values)
-    quantile = float(stdtrit(number - 1, 0.975))
-    half_width = quantile * deviation / math.sqrt(number) if number >= FEWEST else None
-    return Summary(number, mean, deviation, half_width, possible)
-
-
-def half_width_of_difference(one: Summary, two: Summary) -> float | None:
-    """Return half the width of the 95 % interval of a difference of means, by Welch; None with too few values."""
-    if one.deviation is None or two.deviation is None or min(one.number, two.number) < FEWEST:
-        return None
-    shares = [one.deviation**2 / one.number, two.deviation**2 / two.number]
-    if not any(shares):
-        return 0.0
-    freedom = sum(shares) ** 2 / (shares[0] ** 2 / (one.number - 1) + shares[1] ** 2 / (two.number - 1))
-    return float(stdtrit(freedom, 0.975)) * math.sqrt(sum(shares))
-
+from simulations.statistics import PERCENT, PERPLEXITY, Interval, Summary, summarise
 
 AGREES, DIFFERS, TOO_FEW = "agrees", "differs", "too few seeds"
 
@@ -84,6 +23,11 @@ class Group:
     runs: tuple[tuple[Run, Score], ...]  # by seed
     final: Summary  # after the last round
     best: Summary  # in the round that the paper would have chosen
+
+    @property
+    def evaluations(self) -> str:
+        """Among how many evaluations of a run the best one was chosen."""
+        return " / ".join(map(str, sorted({len(run.scores(self.metric)) for run, _ in self.runs})))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +63,11 @@ def as_printed(metric: str, value: float) -> float:
     return value if metric == "perplexity" else 100 * value
 
 
+def possible(metric: str) -> Interval:
+    """Return what a printed value can be."""
+    return PERPLEXITY if metric == "perplexity" else PERCENT
+
+
 def group_runs(runs: Iterable[Run]) -> dict[Key, Group]:
     """Return runs by job and metric, with their means."""
     found: dict[Key, list[tuple[Run, Score]]] = {}
@@ -129,9 +78,8 @@ def group_runs(runs: Iterable[Run]) -> dict[Key, Group]:
     groups = {}
     for (job, metric), own in found.items():
         own.sort(key=lambda pair: pair[0].seed)
-        possible = PERPLEXITY if metric == "perplexity" else PERCENT
-        final = summarise([as_printed(metric, score.final) for _, score in own], possible)
-        best = summarise([as_printed(metric, score.best) for _, score in own], possible)
+        final = summarise([as_printed(metric, score.final) for _, score in own], possible(metric))
+        best = summarise([as_printed(metric, score.best) for _, score in own], possible(metric))
         groups[job, metric] = Group(job, metric, tuple(own), final, best)
     return groups
 

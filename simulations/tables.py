@@ -1,0 +1,92 @@
+"""Tables of text: in Markdown and in LaTeX, with means and intervals as people read them."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from heterofl_flwr.core.formatting import NOTHING, render
+from simulations.statistics import Interval, Summary
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text; every row is as long as the header."""
+
+    label: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""  # a sentence below it
+
+
+def to_markdown(table: Table) -> str:
+    """Return a section with the table."""
+    rows = [tuple(cell.replace("|", r"\|") for cell in row) for row in table.rows]
+    parts = [f"## {table.title}", *([render(table.header, rows, "markdown")] if rows else []), table.note]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Return a ``table`` that needs no package."""
+    caption = escape(" ".join(filter(None, [f"{table.title}.", table.note])))
+    # A bracket after the end of a row would be taken for its optional argument, so every row begins with braces.
+    header, *rows = (f"{{}}{' & '.join(map(escape, row))} \\\\" for row in (table.header, *table.rows))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\label{{{table.label}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            *(r"\hline", header, r"\hline", *rows, r"\hline"),
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Return text as LaTeX prints it."""
+    return _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
+
+
+def to_csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
+    """Return rows as comma-separated values, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def show_summary(summary: Summary) -> str:
+    """Return a mean with its standard deviation and interval, as far as there are enough values for them."""
+    return f"{show_spread(summary)} {show_interval(summary.interval)}" if summary.interval else show_spread(summary)
+
+
+def show_spread(summary: Summary) -> str:
+    """Return a mean with its standard deviation, if there are two values or more."""
+    return f"{summary.mean:.2f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.2f}")
+
+
+def show_interval(interval: Interval | None) -> str:
+    """Return an interval as text."""
+    return f"[{', '.join(f'{end:.2f}' for end in interval)}]" if interval else NOTHING
+
+
+def show_contrast(value: float, half_width: float | None) -> str:
+    """Return a difference of means with its 95 % interval, as far as there are enough values for it."""
+    interval = "" if half_width is None else f" [{value - half_width:+.2f}, {value + half_width:+.2f}]"
+    return f"{value:+.2f}{interval}"

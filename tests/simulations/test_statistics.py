@@ -1,0 +1,113 @@
+"""Means over seeds and their intervals, and the tables that show them."""
+
+import math
+
+import pytest
+from scipy.stats import ttest_1samp, ttest_ind
+
+from simulations.statistics import PERCENT, Summary, contrast, summarise
+from simulations.tables import Table, escape, show_contrast, show_summary, to_latex, to_markdown
+
+
+def test_one_value_has_no_spread():
+    assert summarise([3.0]) == Summary(1, 3.0)
+    assert summarise([3.0]).interval is None
+
+
+def test_two_values_have_a_deviation_and_no_interval():
+    two = summarise([1.0, 3.0])
+    assert (two.number, two.mean, two.half_width) == (2, 2.0, None)
+    assert two.deviation == pytest.approx(math.sqrt(2))
+
+
+def test_three_values_have_an_interval():
+    three = summarise([1.0, 2.0, 3.0])
+    # Deviation 1; the quantile of t with 2 degrees of freedom is 4.3027.
+    assert three.deviation == pytest.approx(1.0)
+    assert three.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert three.interval == pytest.approx((2 - 2.484138, 2 + 2.484138), rel=1e-6)
+
+
+def test_no_interval_of_percentages_leaves_them():
+    summary = summarise([99.0, 99.5, 99.9], PERCENT)
+    assert summary.interval[1] == summary.prediction[1] == 100.0
+    assert summarise([0.0, 1.0, 3.0], PERCENT).interval[0] == 0.0
+
+
+def test_the_prediction_is_wider_than_the_interval_of_the_mean():
+    three = summarise([1.0, 2.0, 3.0])
+    half_width = 4.302653 * math.sqrt(1 + 1 / 3)
+    assert three.prediction == pytest.approx((2 - half_width, 2 + half_width), rel=1e-6)
+
+
+def test_the_interval_of_a_difference_is_welchs():
+    one, two = [98.0, 98.2, 98.7, 98.1], [97.0, 97.9, 98.2]
+    low, high = ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
+    value, half_width = contrast([(1, summarise(one)), (-1, summarise(two))])
+    assert (value - half_width, value + half_width) == pytest.approx((low, high))
+    assert contrast([(1, summarise(one)), (-1, summarise(two[:2]))])[1] is None
+    assert contrast([(1, summarise([1.0] * 3)), (-1, summarise([2.0] * 3))]) == (-1.0, 0.0)
+
+
+def test_a_contrast_with_what_never_varies_is_the_interval_of_one_mean():
+    values = [98.0, 98.2, 98.7, 98.1]
+    low, high = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    constant = summarise([90.0] * 3)
+    value, half_width = contrast([(1, summarise(values)), (-0.5, constant), (-0.5, constant)])
+    assert (value - half_width, value + half_width) == pytest.approx((low - 90, high - 90))
+
+
+def test_a_summary_is_shown_as_far_as_it_is_known():
+    assert [show_summary(summarise(own)) for own in ([3.0], [1.0, 3.0], [1.0, 2.0, 3.0])] == [
+        *("3.00", "2.00 ± 1.41", "2.00 ± 1.00 [-0.48, 4.48]"),
+    ]
+    assert (show_contrast(0.5, None), show_contrast(-0.5, 0.25)) == ("+0.50", "-0.50 [-0.75, -0.25]")
+
+
+TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))
+
+
+def test_markdown_has_the_numbers_on_the_right():
+    assert to_markdown(TABLE) == (
+        "## Table 7: a_b\n\n| model | seeds | best |\n| --- | ---: | ---: |\n"
+        "| a-e | 0, 1 | 98.66 ± 0.03 |\n| [x] | & | % |\n"
+    )
+
+
+def test_markdown_keeps_bars_within_a_cell():
+    assert r"a\|b" in to_markdown(Table("tab:x", "x", ("model",), (("a|b",),)))
+
+
+def test_a_note_follows_the_rows():
+    assert to_markdown(Table("tab:x", "x", ("model",), (("a",),), "A note.")).endswith("| a |\n\nA note.\n")
+
+
+def test_latex_has_the_same_table():
+    assert to_latex(TABLE).splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{Table 7: a\_b.}",
+        r"\label{tab:x}",
+        r"\begin{tabular}{lrr}",
+        r"\hline",
+        r"{}model & seeds & best \\",
+        r"\hline",
+        r"{}a-e & 0, 1 & 98.66 $\pm$ 0.03 \\",
+        r"{}[x] & \& & \% \\",
+        r"\hline",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("50 %", r"50 \%"),
+        ("num_rounds & more", r"num\_rounds \& more"),
+        (r"a\b", r"a\textbackslash{}b"),
+        ("{#1} ~ ^ $", r"\{\#1\} \textasciitilde{} \textasciicircum{} \$"),
+    ],
+)
+def test_latex_prints_what_the_text_says(text, expected):
+    assert escape(text) == expected
