@@ -1,13 +1,16 @@
-"""How Sphinx builds the site; ``make docs`` runs it, with warnings as errors."""
+"""How Sphinx builds the site from plain Markdown; ``make docs`` runs it."""
 
 import os
-import sys
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from heterofl_flwr import __version__
 
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "extension"))
 
 # The notebook runs while the site is built: as quiet and as repeatable as the tests.
 for variable, value in {
@@ -22,12 +25,10 @@ project = "heterofl-flwr"
 author = "the heterofl-flwr authors"
 version = release = __version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "from_code"]
-exclude_patterns = ["extension"]
+extensions = ["myst_nb"]
 templates_path: list[str] = []
 
-myst_enable_extensions = ["deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 # A notebook is stored without outputs and run when it has changed; the rest is kept.
 nb_execution_mode = "cache"
@@ -36,18 +37,44 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
 
-autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
-python_use_unqualified_type_names = True
-napoleon_google_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
-
 html_theme = "furo"
 html_title = f"heterofl-flwr {__version__}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["copy.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+
+CHANGES = HERE.parent / "CHANGELOG.md"
+
+
+def _on_read(app: "Sphinx", docname: str, source: list[str]) -> None:
+    """Make tables of contents from a page's own lists; put in the changelog."""
+    if docname == "index":
+        source[0] += _contents(source[0])
+    elif docname == "changelog":
+        source[0] = CHANGES.read_text(encoding="utf-8")
+    elif docname == "reference/api":
+        pages = sorted(path.stem for path in (HERE / "reference" / "api").glob("*.md"))
+        source[0] += _toctree("", [f"api/{name}" for name in pages])
+
+
+def _contents(page: str) -> str:
+    sections = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
+    return "".join(
+        _toctree(
+            title, re.findall(r"^- \[[^]]+\]\((.+)\.(?:md|ipynb)\)", text, re.MULTILINE)
+        )
+        for title, text in zip(sections[::2], sections[1::2], strict=True)
+    )
+
+
+def _toctree(title: str, pages: list[str]) -> str:
+    lines = "\n".join(pages)
+    return f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n{lines}\n```\n"
+
+
+def setup(app: "Sphinx") -> None:
+    """Register with Sphinx."""
+    app.connect("source-read", _on_read)

@@ -36,6 +36,18 @@ from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_stat
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.device import resolve_device
 
+__all__ = [
+    "answer_capability",
+    "answer_moments",
+    "answer_queries",
+    "models_to_evaluate",
+    "own_part",
+    "reply",
+    "seed_of",
+    "share_of_work",
+    "submodel",
+]
+
 Build = Callable[[float], nn.Module]
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 

@@ -14,6 +14,17 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
 
 from collections.abc import Iterable
 
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "HeteroFLError",
+    "OutOfMemoryError",
+    "ReplyError",
+    "RoundError",
+    "ShapeError",
+    "UnsupportedLayerError",
+]
+
 
 class HeteroFLError(Exception):
     """Base of all errors of this package."""

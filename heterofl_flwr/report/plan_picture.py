@@ -91,7 +91,7 @@ def _draw_whole(figure: Figure, place: Place, slices: Mapping[float, Matrix], cl
         if min(row.kept / row.full, column.kept / column.full) >= 0.06:
             held = int(counts[row.kept - 1, column.kept - 1])
             at = (column.kept - 0.5 - 0.012 * column.full, row.kept - 0.5 - 0.012 * row.full)
-            colour = "white" if steps.index(held) >= len(steps) / 2 else light("ink")
+            colour = "white" if steps.index(held) >= len(steps) / 2 else _DEEP  # legible on the shades in dark mode too
             place.text(*at, str(held), ha="right", va="bottom", fontsize=SMALL, color=colour)
     _label(place, "the global model", "how many clients hold each entry")
 

@@ -24,8 +24,8 @@ from simulations.program import parser_of, status_of
 
 _INTRODUCTION = """# Models that are known to work
 
-This page is written by a command; do not edit it. It has every classification model of torchvision {version}, sliced by
-`elastic` as it comes from torchvision, with random weights:
+Which models of torchvision {version} work for federated learning with clients of unequal size: each classification
+model, sliced by `elastic`, with random weights. A command writes this page; do not edit it:
 
 ```bash
 python -m simulations.model_zoo --out docs/reference/models.md

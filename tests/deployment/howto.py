@@ -8,7 +8,7 @@ from simulations.deployment import free_port
 from tests.docs.pages import DOCS, blocks
 
 PAGE = DOCS / "howto" / "deployment.md"
-END = "## All of it in containers"
+END = "## Containers"
 NGINX = shutil.which("nginx")
 ADDRESS = "127.0.0.2"  # as the open one; the certificate has it by --host alone
 _FILE = re.compile(r"# (?P<name>\S+\.toml)\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, TUTORIAL, Block, blocks, fences, name_of
+from tests.docs.pages import APP, PAGES, TUTORIAL, Block, blocks, fences, name_of
 
 CHECKED = {"python", "bash", "toml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """Return a working folder with the tutorial's files; afterwards no module of it is left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for block in blocks(TUTORIAL, "python"):
+    for block in [*blocks(TUTORIAL, "python"), *blocks(APP, "python")]:
         if block.file:
             write(tmp_path, block)
     yield tmp_path
@@ -61,7 +61,7 @@ def test_python_blocks_run(page, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_tutorials_app_runs_by_its_command(folder):
-    (project,) = (block.code for block in blocks(TUTORIAL, "toml"))
+    (project,) = (block.code for block in blocks(APP, "toml"))
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     heterofl = str(Path(sys.executable).parent / "heterofl")
     command = [heterofl, "run", "--app", ".", "--clients", "5", "--grid", "local", "--set", "num-rounds=1"]

@@ -1,0 +1,250 @@
+"""Write into pages what the code knows: settings, commands, the API.
+
+``python docs/generate.py`` fills the regions of pages that begin with a comment
+``generated: name`` and end with a comment ``end``. A test checks that they are current.
+"""
+
+import inspect
+import io
+import os
+import pkgutil
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+from sphinx.pycode import ModuleAnalyzer
+
+from heterofl_flwr.app.cli.main import COMMANDS, parser
+from heterofl_flwr.core import Fidelity
+from heterofl_flwr.settings import SPECS, describe
+
+DOCS = Path(__file__).parent
+TABLES = DOCS.parent / "results" / "tables"
+AUTO = "### What `auto` stands for\n\n"
+
+_REGION = re.compile(
+    r"(<!-- generated: (?P<name>[\w.]+)(?: of (?P<homes>[\w, .]+))? -->\n)"
+    r".*?(?=<!-- end -->)",
+    re.DOTALL,
+)
+_SECTION = re.compile(r"^(?P<title>\w+)\n-{3,}\n", re.MULTILINE)
+_ENTRY = re.compile(
+    r"^(?P<name>\*{0,2}\w[\w, *]*)(?: : (?P<type>.+))?\n"
+    r"(?P<text>(?:(?: {4}.*)?(?:\n|\Z))*)",
+    re.MULTILINE,
+)
+
+
+def settings() -> str:
+    """Return the reference of all settings, its headings one level up."""
+    return re.sub(r"^###", "##", describe().partition(AUTO)[0], flags=re.MULTILINE)
+
+
+def presets() -> str:
+    """Return the values that ``auto`` stands for, by data set."""
+    return describe().partition(AUTO)[2]
+
+
+def fidelity() -> str:
+    """Return the table of variants, as ``Fidelity`` or the settings describe them."""
+    known = {
+        name: text for name, _, text in _entries(_sections(Fidelity)["Attributes"])
+    }
+    rows = []
+    for key, spec in SPECS.items():
+        group, _, name = key.partition(".")
+        if group == "fidelity" and name != "default":
+            text = known.pop(name.replace("-", "_"), spec.help).rstrip(".")
+            rows.append(f"| `{key}` | {text[:1].upper()}{text[1:]} |")
+    if known:
+        raise ValueError(
+            f"Fidelity documents {', '.join(known)}, which no setting is for"
+        )
+    return "\n".join(["| setting | what differs |", "|---|---|", *rows])
+
+
+def commands() -> str:
+    """Return what the help of each command of ``heterofl`` prints."""
+    return "\n\n".join(_help_section(name) for name in COMMANDS)
+
+
+def _help_section(name: str) -> str:
+    printed = io.StringIO()
+    # argparse looks up the width of the terminal there, prints, and ends the program.
+    with (
+        patch.dict(os.environ, COLUMNS="112"),
+        suppress(SystemExit),
+        redirect_stdout(printed),
+    ):
+        parser().parse_args([name, "--help"])
+    return f"## `heterofl {name}`\n\n```text\n{printed.getvalue().rstrip()}\n```"
+
+
+def dropin() -> str:
+    """Return the diff that converts Flower's quickstart."""
+    return f"```diff\n{(DOCS / 'dropin.diff').read_text(encoding='utf-8')}```"
+
+
+def api(module: ModuleType, homes: Collection[str] = ()) -> str:
+    """Return the reference of a module's public names, or of those of some packages."""
+    within = tuple(f"heterofl_flwr.{home}." for home in homes)
+    names = [
+        name
+        for name in _public(module)
+        if not homes or _home(module, name).startswith(within)
+    ]
+    return "\n\n".join(_describe(module, name) for name in sorted(names, key=str.lower))
+
+
+def _home(module: ModuleType, name: str) -> str:
+    return str(getattr(getattr(module, name), "__module__", ""))
+
+
+def _public(module: ModuleType) -> list[str]:
+    own = (
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "") == module.__name__
+    )
+    names = getattr(module, "__all__", None) or [
+        name for name in own if not name.startswith("_")
+    ]
+    return [name for name in names if not name.startswith("__")]
+
+
+def _describe(module: ModuleType, name: str) -> str:
+    value = getattr(module, name)
+    if not (inspect.isclass(value) or inspect.isroutine(value)):
+        return f"## `{name}`\n\n{_plain(_attribute_doc(module, name))}"
+    parts = _sections(value)
+    lines = [f"## `{name}`", "", _plain(parts.pop("")), ""]
+    for title, text in parts.items():
+        if title in ("Parameters", "Attributes"):
+            lines += [
+                f"- `{entry}`{f' (`{kind}`)' if kind else ''}: {_plain(said)}"
+                for entry, kind, said in _entries(text)
+            ]
+        elif title == "Returns":
+            lines += [
+                f"- returns `{entry}`: {_plain(said)}"
+                for entry, _, said in _entries(text)
+            ]
+        elif title == "Examples":
+            lines += [
+                "",
+                "```text",
+                inspect.cleandoc(text.replace("::\n", "", 1)),
+                "```",
+            ]
+        else:
+            lines += ["", _plain(text)]
+    if inspect.isclass(value):
+        lines += [
+            f"- `.{method}`: {_plain(_sections(found)['']).partition(chr(10))[0]}"
+            for method, found in _methods(value)
+        ]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _methods(value: type) -> Iterator[tuple[str, object]]:
+    for name, found in vars(value).items():
+        function = (
+            found.fget
+            if isinstance(found, property)
+            else getattr(found, "__func__", found)
+        )
+        if (
+            not name.startswith("_")
+            and inspect.isfunction(function)
+            and function.__doc__
+        ):
+            yield name if isinstance(found, property) else f"{name}()", function
+
+
+def _sections(value: object) -> dict[str, str]:
+    """Return the parts of a docstring by their titles; the first has an empty one."""
+    first, *others = _SECTION.split(inspect.getdoc(value) or "")
+    return {"": first.strip()} | dict(zip(others[::2], others[1::2], strict=True))
+
+
+def _entries(text: str) -> list[tuple[str, str, str]]:
+    found = _ENTRY.finditer(text)
+    return [
+        (match["name"], match["type"] or "", " ".join(match["text"].split()))
+        for match in found
+    ]
+
+
+def _plain(text: str) -> str:
+    """Return reStructuredText of a docstring as Markdown."""
+    return (
+        re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
+        .replace("``", "`")
+        .replace("::\n", ":\n")
+        .strip()
+    )
+
+
+def _attribute_doc(module: ModuleType, name: str) -> str:
+    """Return the string below an assignment, wherever the package has it."""
+    parts = pkgutil.walk_packages(
+        getattr(module, "__path__", []), f"{module.__name__}."
+    )
+    for part in [module.__name__, *(part.name for part in parts)]:
+        docs = ModuleAnalyzer.for_module(part).find_attr_docs()
+        if ("", name) in docs:
+            return " ".join(docs["", name]).strip()
+    raise ValueError(f"{module.__name__}.{name} has no documentation")
+
+
+def claims() -> str:
+    """Return what the runs that are kept say of the paper's claims."""
+    text = (TABLES / "claims.md").read_text(encoding="utf-8")
+    _, heading, rest = text.partition("## ")
+    return heading + rest
+
+
+def authors() -> str:
+    """Return the table of runs that the authors' code did too."""
+    text = (TABLES / "tables.md").read_text(encoding="utf-8")
+    return text.partition("authors' code\n\n")[2].partition("\n## ")[0]
+
+
+TEXTS: Mapping[str, Callable[[], str]] = {
+    "settings": settings,
+    "presets": presets,
+    "fidelity": fidelity,
+    "commands": commands,
+    "dropin": dropin,
+    "claims": claims,
+    "authors": authors,
+}
+
+
+def fill(text: str) -> str:
+    """Return a page with its regions as they have to be."""
+
+    def written(match: re.Match[str]) -> str:
+        name = match["name"]
+        homes = [home.strip() for home in (match["homes"] or "").split(",") if home]
+        found = TEXTS[name]() if name in TEXTS else api(import_module(name), homes)
+        return f"{match[1]}\n{found.strip()}\n\n"
+
+    return _REGION.sub(written, text)
+
+
+def main() -> None:
+    """Write every page that has regions."""
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (filled := fill(text)) != text:
+            page.write_text(filled, encoding="utf-8")
+            print(f"wrote {page.relative_to(DOCS)}")
+
+
+if __name__ == "__main__":
+    main()
