@@ -1,11 +1,13 @@
-"""What the programs of this folder share: a parser that shows examples, and how they end."""
+"""What the programs of this folder share: a parser that shows examples, names on the command line, and how they end."""
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 from heterofl_flwr.app.cli.main import status_of as status_of
+from heterofl_flwr.errors import ConfigError
 
 
 def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
@@ -21,6 +23,20 @@ def parser_of(program: str, description: str | None, examples: str = "") -> argp
 def formatter(prog: str) -> argparse.HelpFormatter:
     """Keep line breaks, and say what a subcommand does on one line."""
     return argparse.RawDescriptionHelpFormatter(prog, width=100)
+
+
+def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]:
+    """Return what was asked for, in the order of what is known; all of it where nothing was asked for."""
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known) if len(known) > 5 else []
+            raise ConfigError(f"there is no {what} {name!r}; expected one of {', '.join(near or known)}")
+    return [name for name in known if not names or name in names]
+
+
+def words(text: str) -> list[str]:
+    """Return the values of an option, between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 @contextmanager

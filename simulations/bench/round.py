@@ -54,23 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     until = parser.add_argument_group("until an accuracy")
     until.add_argument("--target", type=float, metavar="ACCURACY", help="such as 0.99; measures this and nothing else")
     until.add_argument("--every", type=int, default=5, metavar="N", help="both evaluate after every N rounds")
-    until.add_argument("--assignment", choices=["dynamic", "fix"], default="dynamic", help="of levels, for both")
-    until.add_argument("--mix", default=MIX, help="levels, as the authors write them: e1, d1-e1; default: %(default)s")
     until.add_argument("--most", type=int, default=200, metavar="N", help="give up after so many rounds")
     until.add_argument("--work", type=Path, metavar="DIR", help="where both sides keep how far they are")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
+    experiment = Experiment(options.root, options.clients)
     if options.target is not None:
-        return target.run(Experiment(options.root, options.clients, options.mix), options)
-    experiment, goals = Experiment(options.root, options.clients), []
+        return target.run(experiment, options)
     with ExitStack() as stack:
         ours = stack.enter_context(open_ours(experiment))
         theirs = options.authors and stack.enter_context(
             Authors(options.authors, experiment.data, experiment.control(), cores())
         )
-        goals += compare(ours, theirs, experiment, options.rounds)
+        goals = compare(ours, theirs, experiment, options.rounds)
     if options.overhead:
         goals += measure_overhead(experiment, options.overhead, ray=options.ray)
     return goals

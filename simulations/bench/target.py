@@ -37,10 +37,14 @@ class Course:
         number = self.reached(goal)
         return float("inf") if number is None else sum(self.seconds[:number])
 
+    @property
+    def best(self) -> float:
+        return max(self.accuracies.values(), default=0.0)
+
     def describe(self, goal: float) -> str:
         number = self.reached(goal)
         if number is None:
-            return f"not in {len(self.seconds)} rounds; best {max(self.accuracies.values(), default=0.0):.4f}"
+            return f"not in {len(self.seconds)} rounds; best {self.best:.4f}"
         return f"round {number}, {duration(self.time_to(goal))}, accuracy {self.accuracies[number]:.4f}"
 
 
@@ -57,7 +61,7 @@ class Stop(RoundCallback):
 def run(experiment: Experiment, options: argparse.Namespace) -> list[Goal]:
     """Run both sides until they reach the accuracy or give up; ours must reach it, and not later than theirs."""
     print(
-        f"MNIST, {experiment.clients} clients, {experiment.mix}, {options.assignment}, up to a global accuracy of "
+        f"MNIST, {experiment.clients} clients, {experiment.mix}, dynamic, up to a global accuracy of "
         f"{options.target:g}, evaluated every {options.every} rounds; seed 0 on both sides; {cores()} cores",
         flush=True,
     )
@@ -72,7 +76,7 @@ def run(experiment: Experiment, options: argparse.Namespace) -> list[Goal]:
 
 
 def compare(ours: Course, theirs: Course | None, target: float) -> list[Goal]:
-    goals = [Goal("our best accuracy", max(ours.accuracies.values(), default=0.0), least=target)]
+    goals = [Goal("our best accuracy", ours.best, least=target)]
     if theirs and theirs.reached(target) is not None:
         goals.append(Goal("in times the authors' speed", theirs.time_to(target) / ours.time_to(target), least=1))
     return goals
@@ -82,7 +86,7 @@ def run_ours(experiment: Experiment, options: argparse.Namespace, folder: Path) 
     """Go on with our run where there is anything left to do, and return its course."""
     course = read_course(folder)
     if course.reached(options.target) is None and len(course.seconds) < options.most:
-        settings = {"assignment": options.assignment, "evaluate.every": options.every}
+        settings = {"assignment": "dynamic", "evaluate.every": options.every}
         how = ("--grid", "local", "--rounds", str(options.most))
         request = build_our_request(experiment, folder, *how, settings=settings)
         with open_grid(request, App("", APP, request.config)) as grid:
@@ -99,7 +103,7 @@ def read_course(folder: Path) -> Course:
 def run_theirs(experiment: Experiment, options: argparse.Namespace, folder: Path) -> Course:
     """Go on with the authors' run, and return its course."""
     folder.mkdir(parents=True, exist_ok=True)
-    control, state = experiment.control(options.assignment), folder / "authors.pt"
+    control, state = experiment.control("dynamic"), folder / "authors.pt"
     with Authors(options.authors, experiment.data, control, cores(), balanced=False, state=state) as side:
         while True:
             tested = {number: parts.accuracy for number, parts in enumerate(side.history, 1) if parts.test}

@@ -6,28 +6,27 @@ ones are used. The exit status is 0 if each example keeps to its limit of lines 
 """
 
 import argparse
-import difflib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.conversions.examples import EXAMPLES, MIX, Edit, Example
+from heterofl_flwr.errors import HeteroFLError
+from simulations.conversions.examples import EXAMPLES, MIX, Edit
 from simulations.conversions.trial import HEADING, MODEL, made, missing, row, try_example
 from simulations.conversions.trial import run as run_app
-from simulations.program import parser_of, status_of
+from simulations.program import chosen, parser_of, status_of
 
+PROGRAM = "simulations.conversions"
 TOLERANCE = 1e-6
 """How far a parameter may be from FedAvg's."""
 
 
 def check_fedavg(checkout: Path, work: Path, root: str) -> float:
     """Return the largest difference of a parameter after three rounds, with one level and weights by examples."""
-    (example,) = chosen(["quickstart-pytorch"])
+    example = EXAMPLES["quickstart-pytorch"]
     all_alike = Edit("server_app", f'"{MIX}"', '"a1", weights="examples"')
     states = []
     for name, edits in (("fedavg", []), ("one-level", [*example.edits, all_alike])):
@@ -41,8 +40,7 @@ def check_fedavg(checkout: Path, work: Path, root: str) -> float:
 
 def check_noise(checkout: Path, work: Path, root: str) -> int:
     """Return how many replies of two private runs from the same model are the same, bit by bit."""
-    (example,) = chosen(["opacus"])
-    replies = []
+    example, replies = EXAMPLES["opacus"], []
     for number in ("first", "second"):
         folder, _ = made(example, checkout, work / example.short / f"private-{number}", example.edits)
         outcome = run_app(example, folder, root, rows=200, config={"num-server-rounds": 1}, repeatable=False)
@@ -50,9 +48,6 @@ def check_noise(checkout: Path, work: Path, root: str) -> int:
     if not all(replies):
         raise HeteroFLError(f"{example.short}: no client sent a reply; its log is under {work / example.short}")
     return len(replies[0].items() & replies[1].items())
-
-
-PROGRAM = "simulations.conversions"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,14 +59,13 @@ def run(options: argparse.Namespace) -> int:
     work = options.out or Path(tempfile.mkdtemp(prefix="conversions-"))
     print(row(HEADING), row("---" for _ in HEADING), sep="\n")
     good = True
-    for example in chosen(options.names):
+    for example in (EXAMPLES[name] for name in chosen("conversion of", options.names, list(EXAMPLES))):
         if absent := missing(example):
-            skipped = f"skipped: needs {', '.join(absent)}"
-            print(row([example.short, example.api, *[""] * 5, skipped, ""]), flush=True)
+            print(row([example.short, example.api, *[""] * 5, f"skipped: needs {', '.join(absent)}", ""]), flush=True)
             continue
         trial = try_example(example, options.checkout, work, options.root)
         good = good and not trial.faults
-        print(row(trial.cells()), flush=True)
+        print(trial.row(), flush=True)
     if options.checks:
         difference = check_fedavg(options.checkout, work, options.root)
         print(f"quickstart-pytorch, mix a1, weights examples: {difference:.1e} from FedAvg after three rounds")
@@ -82,30 +76,15 @@ def run(options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def chosen(names: Sequence[str]) -> list[Example]:
-    """Return the examples of these names; all without any."""
-    known = {example.short: example for example in EXAMPLES}
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known)
-            raise ConfigError(f"there is no conversion of {name!r}; expected one of {', '.join(near or known)}")
-    return [example for name, example in known.items() if not names or name in names]
-
-
 def parser() -> argparse.ArgumentParser:
     own = parser_of(PROGRAM, __doc__)
     own.add_argument("checkout", type=Path, help="a checkout of Flower's repository, or a folder with its examples/")
     own.add_argument("names", nargs="*", help="examples; without any, all of them")
-    own.add_argument(
-        "--checks", action="store_true", help="also compare one level with FedAvg, and private replies of two runs"
-    )
+    checks = "also compare one level with FedAvg, and private replies of two runs"
+    own.add_argument("--checks", action="store_true", help=checks)
     own.add_argument("--out", type=Path, help="a folder for the converted apps and their logs (a new temporary one)")
-    own.add_argument(
-        "--root",
-        default=os.environ.get("HETEROFL_DATA", ""),
-        metavar="DIR",
-        help="data sets, laid out as on the hub; else HETEROFL_DATA; else made ones",
-    )
+    root = "data sets, laid out as on the hub; else HETEROFL_DATA; else made ones"
+    own.add_argument("--root", default=os.environ.get("HETEROFL_DATA", ""), metavar="DIR", help=root)
     return own
 
 

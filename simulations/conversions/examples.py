@@ -112,7 +112,7 @@ _LENET = [
 ]
 
 
-EXAMPLES = (
+_EXAMPLES = (
     Example(
         name="quickstart-pytorch",
         package="pytorchexample",
@@ -292,3 +292,5 @@ EXAMPLES = (
         ],
     ),
 )
+EXAMPLES = {example.short: example for example in _EXAMPLES}
+"""By the first folder of their names."""

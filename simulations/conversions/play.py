@@ -134,8 +134,7 @@ def _set_random_state(seed: int) -> None:
 
 
 def main(short: str, root: str, changes: str) -> None:
-    example = next(one for one in EXAMPLES if one.short == short)
-    outcome = play(replace(example, **json.loads(changes)), root)
+    outcome = play(replace(EXAMPLES[short], **json.loads(changes)), root)
     Path(OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 

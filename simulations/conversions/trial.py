@@ -33,23 +33,22 @@ def convert(example: str, folder: Path, edits: Iterable[Edit]) -> int:
     after: dict[Path, str] = {}
     for edit in edits:
         path = folder / f"{edit.file}.py"
-        if path not in before:
-            try:
-                before[path] = after[path] = path.read_text(encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(
-                    f"{example}: {edit.file}.py cannot be read ({error.strerror}), so {edit.pattern!r} cannot be "
-                    "looked for. Expected the examples of Flower's repository"
-                ) from error
-        after[path], times = re.subn(edit.pattern, edit.new, after[path], flags=re.MULTILINE)
+        try:
+            text = after.get(path) or before.setdefault(path, path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{example}: {path.name} cannot be read ({error.strerror}), so {edit.pattern!r} cannot be looked for. "
+                "Expected the examples of Flower's repository"
+            ) from error
+        after[path], times = re.subn(edit.pattern, edit.new, text, flags=re.MULTILINE)
         if times != edit.times:
             raise ConfigError(
-                f"{example}: {edit.file}.py has {times} places that match {edit.pattern!r}; expected {edit.times}. The "
+                f"{example}: {path.name} has {times} places that match {edit.pattern!r}; expected {edit.times}. The "
                 "checkout holds another version of the example, so its conversion has to be written anew"
             )
     for path, text in after.items():
         path.write_text(text, encoding="utf-8")
-    return sum(count_added(before[path], after[path]) for path in after)
+    return sum(count_added(before[path], text) for path, text in after.items())
 
 
 def count_added(before: str, after: str) -> int:
@@ -126,20 +125,22 @@ class Trial:
         }
         return [fault for fault, holds in said.items() if holds]
 
-    def cells(self) -> tuple[str, ...]:
+    def row(self) -> str:
         """Return the row of the table."""
         example, ours = self.example, self.converted
         said = {(True, True): "both learn", (False, False): "neither learns", (False, True): "this one learns"}
-        return (
-            example.short,
-            example.api,
-            str(self.added),
-            str(max((int(number) for values in ours.metrics.values() for number in values), default=0)),
-            " ".join(f"{size:,}" for size in ours.sizes),
-            str(self.original),
-            str(ours),
-            "; ".join(self.faults) or said[self.original.learns, ours.learns],
-            "; ".join([*ours.notes, *filter(None, [example.remark])]) or "nothing",
+        return row(
+            [
+                example.short,
+                example.api,
+                str(self.added),
+                str(max((int(number) for values in ours.metrics.values() for number in values), default=0)),
+                " ".join(f"{size:,}" for size in ours.sizes),
+                str(self.original),
+                str(ours),
+                "; ".join(self.faults) or said[self.original.learns, ours.learns],
+                "; ".join(filter(None, [*ours.notes, example.remark])) or "nothing",
+            ]
         )
 
 
@@ -175,16 +176,11 @@ def run(example: Example, folder: Path, root: str, **changes: object) -> Outcome
         "HF_HOME": str(folder.parent.parent / "hub"),
         "WANDB_MODE": "disabled",
     }
-    command = [sys.executable, "-m", "simulations.conversions.play", example.short]
+    root = str(Path(root).resolve()) if root else ""
+    words = [sys.executable, "-m", "simulations.conversions.play", example.short, root, json.dumps(changes)]
     with log.open("w", encoding="utf-8") as printed:
-        done = subprocess.run(
-            [*command, str(Path(root).resolve()) if root else "", json.dumps(changes)],
-            cwd=folder,
-            env={**os.environ, **own},
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        environment = {**os.environ, **own}
+        done = subprocess.run(words, cwd=folder, env=environment, stdout=printed, stderr=printed, check=False)
     if done.returncode:
         last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing"])[-1]
         raise HeteroFLError(f"{example.short}: {folder} failed and said {last!r}; all that it said is in {log}")

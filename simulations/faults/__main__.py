@@ -17,55 +17,53 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import groupby, product
 from pathlib import Path
 
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.origin import command
 from simulations.bench.measure import describe_machine
 from simulations.faults.cells import Cells, Outcome
 from simulations.faults.deployed import DeployedCells
 from simulations.faults.fault import MOMENTS
 from simulations.faults.kinds import KINDS, names_of
-from simulations.program import parser_of, status_of
+from simulations.program import chosen, parser_of, status_of, words
 
 HEADER = ("fault", "what happens", "model", "rounds lost", *(f"{moment}: s" for moment in MOMENTS), "within")
 
 
 def to_markdown(outcomes: Sequence[Outcome]) -> str:
     """Return a row for each kind: the model, the rounds lost and the seconds to recover, at each moment."""
-    rows = [_row(list(own)) for _, own in groupby(outcomes, lambda outcome: outcome.kind)]
+    rows = [_row(name, list(own)) for name, own in groupby(outcomes, lambda outcome: outcome.fault.kind)]
     lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER), *rows)]
     return "\n".join([*lines, "", summary(outcomes), ""])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return one sentence on all cells."""
-    bad = [outcome for outcome in outcomes if not outcome.good]
-    kinds = len({outcome.kind for outcome in outcomes})
-    return f"{len(outcomes)} cells of {kinds} kinds of faults: {len(outcomes) - len(bad)} as promised, {len(bad)} not."
+    bad = sum(bool(outcome.faults) for outcome in outcomes)
+    kinds = len({outcome.fault.kind for outcome in outcomes})
+    return f"{len(outcomes)} cells of {kinds} kinds of faults: {len(outcomes) - bad} as promised, {bad} not."
 
 
 def line_of(outcome: Outcome) -> str:
     """Return one line on a cell."""
-    verdict = "as promised" if outcome.good else "; ".join(outcome.faults)
     what = f"model {outcome.model}, rounds lost {outcome.rounds_lost}, {outcome.seconds:.1f} s"
-    return f"{outcome.kind:<18}{outcome.moment:<8}{what:<48}{verdict}"
+    verdict = "; ".join(outcome.faults) or "as promised"
+    return f"{outcome.fault.kind:<18}{outcome.fault.moment:<8}{what:<48}{verdict}"
 
 
-def _row(own: Sequence[Outcome]) -> list[str]:
-    at = {outcome.moment: outcome for outcome in own}
-    seconds = [
-        f"{at[moment].seconds:.1f}{'' if at[moment].good else ' **!**'}" if moment in at else "" for moment in MOMENTS
-    ]
+def _row(name: str, own: Sequence[Outcome]) -> list[str]:
+    at = {outcome.fault.moment: f"{outcome.seconds:.1f}{' **!**' if outcome.faults else ''}" for outcome in own}
     return [
-        own[0].kind,
-        KINDS[own[0].kind].what,
+        name,
+        KINDS[name].what,
         _each(outcome.model for outcome in own),
         _each(outcome.rounds_lost for outcome in own),
-        *seconds,
+        *(at.get(moment, "") for moment in MOMENTS),
         _each(f"{outcome.limit:g}" for outcome in own),
     ]
 
@@ -96,43 +94,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def assess(options: argparse.Namespace) -> int:
     """Run the cells that were asked for; return 0 if all are as promised, and 1 if not."""
-    names = chosen("--kinds", options.kinds, names_of(deployed=options.deployment))
-    moments = chosen("--moments", options.moments, MOMENTS)
+    names = chosen("kind", words(options.kinds), names_of(deployed=options.deployment))
+    moments = chosen("moment", words(options.moments), MOMENTS)
     heading = f"{describe_machine()}\n{command()}"
     print(heading, flush=True)
     logging.getLogger("heterofl_flwr").addHandler(logging.NullHandler())  # what is damaged is no news here
-    with folder_of(options.work) as folder:
-        if options.deployment:
-            with DeployedCells(folder, deadline=options.deadline or 60.0, seed=options.seed) as cells:
-                outcomes = run(cells, names, moments)
-        else:
-            outcomes = run(Cells(folder, deadline=options.deadline or 15.0, seed=options.seed), names, moments)
+    with ExitStack() as stack:
+        folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: name another folder with --work")
+        folder.mkdir(parents=True, exist_ok=True)
+        make, deadline = (DeployedCells, 60.0) if options.deployment else (Cells, 15.0)
+        cells = make(folder.resolve(), deadline=options.deadline or deadline, seed=options.seed)
+        if isinstance(cells, DeployedCells):
+            stack.enter_context(cells)
+        outcomes = run(cells, names, moments)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{heading}\n\n{to_markdown(outcomes)}", encoding="utf-8")
+        write_atomic(options.out, f"{heading}\n\n{to_markdown(outcomes)}".encode())
     print(summary(outcomes))
-    return 0 if all(outcome.good for outcome in outcomes) else 1
+    return int(any(outcome.faults for outcome in outcomes))
 
 
 def run(cells: Cells, names: Sequence[str], moments: Sequence[str]) -> list[Outcome]:
     """Run all cells and print a line for each."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     started = time.monotonic()
-    total = len(names) * len(moments)
-    for name in names:
-        for moment in moments:
-            outcomes.append(cells.run(name, moment))
-            done = f"[{len(outcomes)}/{total}, {time.monotonic() - started:.0f} s]"
-            print(f"{done:<16}{line_of(outcomes[-1])}", flush=True)
+    for name, moment in product(names, moments):
+        outcomes.append(cells.run(name, moment))
+        done = f"[{len(outcomes)}/{len(names) * len(moments)}, {time.monotonic() - started:.0f} s]"
+        print(f"{done:<16}{line_of(outcomes[-1])}", flush=True)
     return outcomes
-
-
-def chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
-    """Return the words of an option; all that are known if there are none."""
-    found = [word.strip() for word in text.split(",") if word.strip()]
-    if unknown := [word for word in found if word not in known]:
-        raise HeteroFLError(f"{option}: found {', '.join(unknown)}, expected some of {', '.join(known)}")
-    return found or list(known)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -140,27 +131,13 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--kinds", default="", metavar="KIND,...", help="default: all; --list names them")
     own.add_argument("--moments", default="", metavar="MOMENT,...", help=f"default: {','.join(MOMENTS)}")
     own.add_argument("--deadline", type=float, help="seconds of a round; default: 15, under a SuperLink 60")
-    own.add_argument(
-        "--deployment", action="store_true", help="the kinds under a SuperLink with TLS, and two SuperNodes"
-    )
+    under = "the kinds under a SuperLink with TLS, and two SuperNodes"
+    own.add_argument("--deployment", action="store_true", help=under)
     own.add_argument("--seed", type=int, default=0, help="of the runs")
     own.add_argument("--out", type=Path, metavar="FILE", help="write the table, in Markdown")
     own.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs and their logs here")
     own.add_argument("--list", action="store_true", help="name the kinds of faults and end")
     return own
-
-
-@contextmanager
-def folder_of(work: Path | None) -> Iterator[Path]:
-    """Return a folder for the cells; one that nobody asked for is removed in the end."""
-    if work is not None:
-        if work.exists() and any(work.iterdir()):
-            raise SystemExit(f"faults: {work} is not empty: name another folder with --work")
-        work.mkdir(parents=True, exist_ok=True)
-        yield work.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="faults-") as made:
-        yield Path(made)
 
 
 if __name__ == "__main__":

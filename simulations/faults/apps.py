@@ -145,50 +145,47 @@ class Unsteady(Watched):
         super().__init__(grid, fault)
         self._ids = list(grid.get_node_ids())
         self._node = self._ids[fault.partition]
+        self._moves = self._kind.actor == "grid" and fault.kind != "reply-late"  # whether it comes or goes
         self._there = fault.kind != "node-joins"
         self._next = 1
         self._late: list[Message] = []
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are there."""
-        if self._kind.actor == "grid" and self._fault.kind != "reply-late":
-            if self._fault.kind == "node-returns" and self._next == self._fault.server_round + 1:
-                self._there = True
-            if self._fault.strikes("before", self._next):
-                self._there = not self._there
+        if self._fault.kind == "node-returns" and self._next == self._fault.server_round + 1:
+            self._there = True
+        if self._moves and self._fault.strikes("before", self._next):
+            self._there = not self._there
         return [node_id for node_id in self._ids if node_id != self._node or self._there]
 
     def _change(self, replies: list[Message], messages: list[Message], number: int) -> list[Message]:
         self._next = number + 1
         away = {self._ids[partition] for partition, server_round in self._fault.missing if server_round == number}
         replies = [reply for reply in replies if reply.metadata.src_node_id not in away]
+        own = [reply for reply in replies if reply.metadata.src_node_id == self._node]
+        others = [reply for reply in replies if reply not in own]
         if self._fault.kind == "reply-late":
-            return self._delayed(replies, number)
+            if self._fault.strikes(self._fault.moment, number):
+                self._late = own
+                return others
+            return self._delayed(replies, own)
         for moment in ("during", "after"):
-            if self._kind.actor == "grid" and self._fault.strikes(moment, number):
+            if self._moves and self._fault.strikes(moment, number):
                 self._there = not self._there
                 if not self._there:
-                    return self._gone(replies, messages, moment)
+                    return [*others, *self._unavailable(messages, moment)]
         return replies
 
-    def _gone(self, replies: list[Message], messages: list[Message], moment: str) -> list[Message]:
-        """Remove the reply of the node that left: the SuperLink reports it while it works, and nobody does later."""
-        left = [reply for reply in replies if reply.metadata.src_node_id != self._node]
+    def _unavailable(self, messages: list[Message], moment: str) -> Iterator[Message]:
+        """Report the node that left, as the SuperLink does while a node works; nobody does later."""
         if moment == "during":
             asked = next(message for message in messages if message.metadata.dst_node_id == self._node)
             error = Message(Error(UNAVAILABLE, "Node Unavailable"), reply_to=asked)
             error.metadata.__dict__["_src_node_id"] = SUPERLINK
-            left.append(error)
-        return left
+            yield error
 
-    def _delayed(self, replies: list[Message], number: int) -> list[Message]:
-        """Keep a reply back, and return it among those of the next round: first, beside the node's own, or last."""
-        own = [reply for reply in replies if reply.metadata.src_node_id == self._node]
-        if self._fault.strikes(self._fault.moment, number):
-            self._late = own
-            return [reply for reply in replies if reply not in own]
-        if not self._late:
-            return replies
+    def _delayed(self, replies: list[Message], own: list[Message]) -> list[Message]:
+        """Return the reply of the round before among those of this one: first, beside the node's own, or last."""
         place = {"before": 0, "during": replies.index(own[0]), "after": len(replies)}[self._fault.moment]
         late, self._late = self._late, []
         return [*replies[:place], *late, *replies[place:]]

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from torch import Tensor
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
 from simulations.faults.fault import VARIABLE, Event, Fault, Pair
-from simulations.faults.kinds import KINDS, Kind
+from simulations.faults.kinds import KINDS, Kind, resuming
 
 GRACE = 5.0
 """Seconds beyond a round's deadline in which a run must have recovered."""
@@ -31,22 +30,30 @@ PRELOADED = ["simulations.faults.apps", "sklearn.datasets", "torch._dynamo"]
 State = dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of a run with a fault."""
 
-    kind: str
-    moment: str
+    fault: Fault
     model: str  # beside that of a run without the fault: equal to the bit, not promised, other, or lost
     rounds_lost: int  # rounds of which all replies were received, and that were trained again
     seconds: float  # from the fault to the first round saved after it, or to the run's end where no round is left
-    limit: float  # the most seconds allowed
-    faults: Sequence[str]  # what is wrong
+    broken: Sequence[str]  # what is not as it is promised
 
     @property
-    def good(self) -> bool:
-        """Whether all was as it is promised."""
-        return not self.faults
+    def limit(self) -> float:
+        """The most seconds allowed."""
+        return self.fault.deadline + GRACE
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong."""
+        wrong = {
+            f"the model is {self.model}": self.model in ("other", "lost"),
+            f"{self.rounds_lost} rounds were lost": self.rounds_lost > MOST_LOST,
+            f"recovery took {self.seconds:.1f} s": self.seconds > self.limit,
+        }
+        return [*self.broken, *(fault for fault, holds in wrong.items() if holds)]
 
 
 class Cells:
@@ -69,10 +76,8 @@ class Cells:
 
     def fault(self, name: str, moment: str) -> Fault:
         """Return a fault of a kind, in the last round but one, or in the last."""
-        number = self._none.num_rounds - (not KINDS[name].last)
-        return replace(
-            self._none, folder=str(self._folder / f"{name}-{moment}"), kind=name, moment=moment, server_round=number
-        )
+        folder, number = str(self._folder / f"{name}-{moment}"), self._none.num_rounds - (not KINDS[name].last)
+        return replace(self._none, folder=folder, kind=name, moment=moment, server_round=number)
 
     def expected(self, fault: Fault) -> State | None:
         """Return the model that a run must end with; None where nothing is promised."""
@@ -83,48 +88,34 @@ class Cells:
         """Return the model of a run without any fault, but also without some replies."""
         key = tuple(sorted(missing))
         if key not in self._known:
-            self._known[key] = self._train_without(key)
+            folder = str(self._folder / f"without-{next(self._numbers)}")
+            fault = replace(self._none, folder=folder, missing=key)
+            fault.write()
+            code, state = start_forked(fault), final_model(fault)
+            if code or state is None:
+                raise HeteroFLError(f"a run without any fault ended with exit code {code}; see {fault.path}/log.txt")
+            self._known[key] = state
         return self._known[key]
 
     def run(self, name: str, moment: str) -> Outcome:
         """Let a fault strike a run, start it again where that is needed, and assess it."""
         fault, kind = self.fault(name, moment), KINDS[name]
         fault.write()
-        faults = []
+        broken = []
         code = start_forked(fault)
         if kind.restarts:
-            faults += [] if code else ["the server went on as if nothing had happened"]
-            faults += down(fault, kind)
+            broken += [] if code else ["the server went on as if nothing had happened"]
+            broken += down(fault, kind)
             code = start_again(fault)
-        faults += [f"the server ended with exit code {code}"] if code else []
-        return assess(fault, self.expected(fault), faults)
-
-    def _train_without(self, missing: tuple[Pair, ...]) -> State:
-        fault = replace(self._none, folder=str(self._folder / f"without-{next(self._numbers)}"), missing=missing)
-        fault.write()
-        code = start_forked(fault)
-        state = final_model(fault)
-        if code or state is None:
-            raise HeteroFLError(f"a run without any fault ended with exit code {code}; see {fault.path / 'log.txt'}")
-        return state
+        broken += [f"the server ended with exit code {code}"] if code else []
+        return assess(fault, self.expected(fault), broken)
 
 
-def assess(fault: Fault, expected: State | None, faults: Sequence[str]) -> Outcome:
-    """Return what became of a run that is over."""
-    kind, events = KINDS[fault.kind], fault.events()
+def assess(fault: Fault, expected: State | None, broken: Sequence[str]) -> Outcome:
+    """Return what became of a run that is over, of which some things are known to be wrong."""
+    events = fault.events()
     model = _compare(final_model(fault), expected)
-    lost, seconds = rounds_lost(events), recovery(events)
-    limit = fault.deadline + GRACE
-    found = [
-        *faults,
-        *_record_faults(fault, kind),
-        *([f"the model is {model}"] if model in ("other", "lost") else []),
-        *([f"{lost} rounds were lost"] if lost > MOST_LOST else []),
-        *([f"recovery took {seconds:.1f} s"] if seconds > limit else []),
-    ]
-    return Outcome(
-        kind=fault.kind, moment=fault.moment, model=model, rounds_lost=lost, seconds=seconds, limit=limit, faults=found
-    )
+    return Outcome(fault, model, rounds_lost(events), recovery(events), [*broken, *_record_faults(fault)])
 
 
 def final_model(fault: Fault) -> State | None:
@@ -142,7 +133,7 @@ def final_model(fault: Fault) -> State | None:
 def rounds_lost(events: Sequence[Event]) -> int:
     """Return how many rounds were trained again although their replies had come."""
     times = Counter(event.number for event in events if event.what == "trained")
-    return sum(number - 1 for number in times.values())
+    return times.total() - len(times)
 
 
 def recovery(events: Sequence[Event]) -> float:
@@ -171,8 +162,9 @@ def _compare(found: State | None, expected: State | None) -> str:
     return "equal" if same else "other"
 
 
-def _record_faults(fault: Fault, kind: Kind) -> Iterator[str]:
+def _record_faults(fault: Fault) -> Iterator[str]:
     """Yield what is wrong with the run's history and logs."""
+    kind = KINDS[fault.kind]
     try:
         history = RunFolder(fault.run).history()
     except HeteroFLError as error:
@@ -185,12 +177,11 @@ def _record_faults(fault: Fault, kind: Kind) -> Iterator[str]:
     record = history[fault.server_round - 1]
     if trouble := kind.check(record, fault):
         yield trouble
-    if kind.reason:
-        good = list(record.failures) == [fault.partition] and re.search(kind.reason, record.failures[fault.partition])
-        if not good:
-            yield f"the record of the round says {dict(record.failures)}"
-    path = fault.path / "log.txt"  # under a SuperLink, its own has all
-    if kind.says and not re.search(kind.says, path.read_text(encoding="utf-8", errors="replace")):
+    told = list(record.failures) == [fault.partition] and re.search(kind.reason, record.failures[fault.partition])
+    if kind.reason and not told:
+        yield f"the record of the round says {dict(record.failures)}"
+    log = fault.path / "log.txt"  # under a SuperLink, its own has all
+    if kind.says and not re.search(kind.says, log.read_text(encoding="utf-8", errors="replace")):
         yield f"the log does not say {kind.says!r}"
 
 
@@ -209,15 +200,14 @@ def start_forked(fault: Fault) -> int:
 
 def start_again(fault: Fault) -> int:
     """Resume a cell's run in a new interpreter, because its time counts; return its exit code."""
+    environment = {**os.environ, VARIABLE: fault.folder}
     with (fault.path / "log.txt").open("ab") as log:
-        words = [sys.executable, "-m", "simulations.faults.apps", fault.folder, "--resume"]
-        environment = {**os.environ, VARIABLE: fault.folder}
+        process = subprocess.Popen(resuming(fault), stdout=log, stderr=log, cwd=ROOT, env=environment)
         try:
-            return subprocess.run(
-                words, stdout=log, stderr=log, check=False, cwd=ROOT, env=environment, timeout=SERVER_LONGEST
-            ).returncode
+            return process.wait(SERVER_LONGEST)
         except subprocess.TimeoutExpired:
-            return -9
+            process.kill()
+            return process.wait()
 
 
 def _serve(folder: str) -> None:

@@ -4,19 +4,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import Flat
 from simulations.deployment import Deployment, kill, kill_with_all
 from simulations.faults.apps import CLIENT, SERVER, settings_of
 from simulations.faults.cells import Cells, Outcome, State, assess, down
 from simulations.faults.fault import VARIABLE, Fault
-from simulations.faults.kinds import KINDS, Ends
+from simulations.faults.kinds import KINDS
 
 NODES = ("first", "second")
 LONGEST = 600.0
@@ -33,17 +30,13 @@ class DeployedCells(Cells):
         self._deployment = Deployment(folder, {"OMP_NUM_THREADS": "1", VARIABLE: str(self._now)})
 
     def __enter__(self) -> Self:
-        """Start the SuperLink and the nodes."""
         self._stack.enter_context(self._deployment)
         self._superlink = self._deployment.start_superlink()
         self._deployment.register(*NODES)
         self._nodes = [self._start_node(number) for number in range(len(NODES))]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End all processes."""
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def expected(self, fault: Fault) -> State | None:
@@ -68,20 +61,24 @@ class DeployedCells(Cells):
         fault.write()
         self._now.unlink(missing_ok=True)
         self._now.symlink_to(fault.path)
-        run_id = self._deployment.submit(self._config(fault, resume=False), CLIENT, SERVER)
+        run_id = self._submit(fault, resume=False)
         self._deployment.wait_for(lambda: self._event(fault, "fault"), f"the moment of {name}", LONGEST)
         self._end(kind.ends, fault)
         (fault.path / "done").touch()
-        faults: list[str] = []
         if kind.ends == "superlink":
             self._superlink = self._deployment.start_superlink()
+        broken: list[str] = []
         if kind.restarts:
-            faults += down(fault, kind)
-            run_id = self._deployment.submit(self._config(fault, resume=True), CLIENT, SERVER)
+            broken += down(fault, kind)
+            run_id = self._submit(fault, resume=True)
         self._wait(fault)
         status, details = self._deployment.wait_for_end(run_id, LONGEST)
-        faults += [] if status == "finished:completed" else [f"the run is {status}: {details}"]
-        return assess(fault, self.expected(fault), faults)
+        broken += [] if status == "finished:completed" else [f"the run is {status}: {details}"]
+        return assess(fault, self.expected(fault), broken)
+
+    def _submit(self, fault: Fault, *, resume: bool) -> str:
+        config = {**settings_of(fault, resume=resume), "sample.wait": LONGEST}
+        return self._deployment.submit(config, CLIENT, SERVER)
 
     def _wait(self, fault: Fault) -> None:
         """Wait for the end of a run; as a supervisor does, start nodes again that end.
@@ -95,20 +92,15 @@ class DeployedCells(Cells):
                 if node.poll() is not None:
                     self._nodes[number] = self._start_node(number)
 
-    def _config(self, fault: Fault, *, resume: bool) -> Mapping[str, Flat]:
-        return {**settings_of(fault, resume=resume), "sample.wait": LONGEST}
-
     def _start_node(self, number: int) -> subprocess.Popen[bytes]:
-        level = "ae"[number]
-        return self._deployment.start_node(
-            NODES[number], f'level="{level}" partition-id={number} num-partitions={len(NODES)}'
-        )
+        config = f'level="{"ae"[number]}" partition-id={number} num-partitions={len(NODES)}'
+        return self._deployment.start_node(NODES[number], config)
 
     def _event(self, fault: Fault, what: str) -> int | None:
         """Return the number of the last event of a name."""
         return next((event.number for event in reversed(fault.events()) if event.what == what), None)
 
-    def _end(self, what: Ends, fault: Fault) -> None:
+    def _end(self, what: str, fault: Fault) -> None:
         """Kill a process."""
         if what == "superlink":
             kill_with_all(self._superlink)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 VARIABLE = "HETEROFL_FAULT"
 """The variable that names the cell's folder to the processes of its run."""
@@ -17,8 +17,7 @@ Pair = tuple[int, int]
 """A partition and a round."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(NamedTuple):
     """Something that a process of the run noted, and when."""
 
     seconds: float
@@ -71,9 +70,8 @@ class Fault:
 
     def events(self) -> list[Event]:
         """Return all events in their order."""
-        parts = [path.name.split("_") for path in (self.path / "events").iterdir()]
-        parts.sort(key=lambda words: int(words[0]))
-        return [Event(seconds=int(when) / 1e9, what=what, number=int(number)) for when, what, number in parts]
+        parts = (path.name.split("_") for path in (self.path / "events").iterdir())
+        return sorted(Event(int(when) / 1e9, what, int(number)) for when, what, number in parts)
 
     def strikes(self, moment: str, server_round: int) -> bool:
         """Note that the fault strikes, and return True, if this is its moment and it has not struck yet."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,31 +19,19 @@ from simulations.faults.fault import Fault, Pair
 LONG = 3600.0
 MEETING = 30.0  # seconds that a process waits at its moment for the command, which then ends what it ends
 
-Actor = Literal["client", "server", "grid", "none"]
-Ends = Literal["", "client", "supernode", "server", "superlink"]
-Act = Callable[[Fault], None]
 Missing = Callable[[Fault], Sequence[Pair]]
-Check = Callable[[RoundRecord, Fault], str]
-Damage = Callable[[Path], None]
-"""Damages files in a run's folder."""
 
 
-def kill(_: Fault) -> None:
-    """End this process as a power cut does."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(LONG)
+def send(number: int, fault: Fault) -> None:
+    """End this process as a power cut does, an operator, or Ctrl-C."""
+    if number == signal.SIGINT:
+        signal.signal(number, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
+    os.kill(os.getpid(), number)
+    if number != signal.SIGINT:  # which Python raises
+        hang(fault)
 
 
-def terminate(_: Fault) -> None:
-    """End this process as an operator does."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(LONG)
-
-
-def interrupt(_: Fault) -> None:
-    """End this process as Ctrl-C does."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
-    os.kill(os.getpid(), signal.SIGINT)
+kill, terminate, interrupt = (partial(send, number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
 
 
 def fail(fault: Fault) -> None:
@@ -50,27 +39,25 @@ def fail(fault: Fault) -> None:
     raise RuntimeError(f"made to fail in round {fault.server_round}")
 
 
-def hang(_: Fault) -> None:
-    """Do nothing any more."""
+def hang(fault: Fault) -> None:
     time.sleep(LONG)
 
 
-def fill_disk(_: Fault) -> None:
-    """Let no byte be written to any file from now on: a limit of the system, so a real error."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-def fill_disk_nearly(fault: Fault) -> None:
-    """Let no file become larger than half of a checkpoint."""
+def limit_files(share: float, fault: Fault) -> None:
+    """Let no file become larger than a share of a checkpoint: a limit of the system, so a real error."""
     sizes = [path.stat().st_size for path in (fault.run / "checkpoint").glob("*.safetensors")]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) // 2, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * max(sizes)), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def start_another(fault: Fault) -> None:
     """Start a second server on the run's folder, wait for its end, and show what it printed."""
-    words = [sys.executable, "-m", "simulations.faults.apps", fault.folder, "--resume"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(resuming(fault), capture_output=True, text=True, check=False)
     print(f"another server ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}", flush=True)
+
+
+def resuming(fault: Fault) -> list[str]:
+    """Return the command of a server that goes on with a cell's run."""
+    return [sys.executable, "-m", "simulations.faults.apps", fault.folder, "--resume"]
 
 
 def meet(fault: Fault) -> None:
@@ -80,28 +67,25 @@ def meet(fault: Fault) -> None:
         time.sleep(0.05)
 
 
-def flip_checkpoint(run: Path) -> None:
-    """Turn one bit of the newest checkpoint's tensors."""
-    path = _newest(run)
-    data = bytearray(path.read_bytes())
-    data[-100] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def cut_history(run: Path) -> None:
-    """Cut the last line of the history in half."""
-    path = run / "history.jsonl"
-    whole = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(whole[:-1]) + whole[-1][: len(whole[-1]) // 2])
-
-
 def _newest(run: Path) -> Path:
-    return max((run / "checkpoint").glob("round-*.json")).with_suffix(".safetensors")
+    return max((run / "checkpoint").glob("round-*.json"))
+
+
+def _tensors(run: Path) -> Path:
+    return _newest(run).with_suffix(".safetensors")
 
 
 def _cut(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+    """Cut the last line of a file in half, or one that has no lines."""
+    *lines, last = path.read_bytes().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_bytes()]
+    path.write_bytes(b"".join(lines) + last[: len(last) // 2])
+
+
+def _flip(path: Path) -> None:
+    """Turn one bit."""
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,19 +97,20 @@ class Kind:
     """
 
     what: str  # what happens, for the table
-    actor: Actor  # whom it strikes: a client, the server, or a node as the grid shows it
-    act: Act = kill  # what it does there; a grid does it itself
+    actor: Literal["client", "server", "grid", "none"]  # whom it strikes: the grid shows it a node that goes
+    act: Callable[[Fault], None] = kill  # what it does there; a grid does it itself
     missing: Missing | None = lambda fault: ()
     settings: Mapping[str, Flat] = field(default_factory=dict)  # how such a run differs
     processes: int = 0  # worker processes of the clients; 0: they run in the server's
     restarts: bool = False  # whether the server ends of it and is started again
-    damage: Damage | None = None  # what happens to its files in between
+    damage: Callable[[Path], None] | None = None  # what happens to the run's files in between
     whole: bool = False  # whether `after` is when the checkpoint has been written, not when half of it has been
     last: bool = False  # in the last round, where `after` is when half of the final model has been written
     says: str = ""  # what the logs have to say: a regular expression
     reason: str = ""  # what the record of the round has to say of the client
-    check: Check = lambda record, fault: ""  # returns what else is wrong with the record of the round
-    ends: Ends = ""  # under a SuperLink: which process is killed while the one that is struck waits
+    check: Callable[[RoundRecord, Fault], str] = lambda record, fault: ""  # returns what else is wrong with the record
+    # under a SuperLink: which process is killed while the one that is struck waits
+    ends: Literal["", "client", "supernode", "server", "superlink"] = ""
 
 
 def in_its_round(fault: Fault) -> Sequence[Pair]:
@@ -152,35 +137,17 @@ def reached_the_floor(record: RoundRecord, fault: Fault) -> str:
     return "" if record.seconds < fault.deadline else f"the round took {record.seconds:.1f} s, as if nobody was spare"
 
 
-def _client(what: str, reason: str, act: Act = kill) -> Kind:
-    return Kind(what=what, actor="client", act=act, missing=in_its_round, processes=2, reason=reason)
-
-
-def _node(what: str, missing: Missing) -> Kind:
-    return Kind(what=what, actor="grid", missing=missing, settings={"sample.min-nodes": 2})
-
-
-def _server(what: str, act: Act = kill) -> Kind:
-    return Kind(what=what, actor="server", act=act, restarts=True)
-
-
-def _disk(what: str, act: Act) -> Kind:
-    return Kind(what=what, actor="server", act=act, restarts=True, says="cannot write .*Make room")
-
-
-def _damaged(what: str, how: Damage, says: str = r"round-\d+.json is damaged .*trying the one before") -> Kind:
-    return Kind(what=what, actor="server", restarts=True, whole=True, damage=how, says=says)
-
-
-def _deployed(what: str, actor: Actor, ends: Ends, missing: Missing | None) -> Kind:
-    return Kind(what=what, actor=actor, act=meet, ends=ends, missing=missing, restarts=actor == "server")
-
+_client = partial(Kind, actor="client", missing=in_its_round, processes=2)
+_node = partial(Kind, actor="grid", settings={"sample.min-nodes": 2})
+_server = partial(Kind, actor="server", restarts=True)
+_disk = partial(_server, says="cannot write .*Make room")
+_damaged = partial(_server, whole=True, says=r"round-\d+.json is damaged .*trying the one before")
 
 KINDS: Mapping[str, Kind] = {
     "none": Kind(what="nothing", actor="none"),
-    "client-killed": _client("a client's process is killed", "ended by SIGKILL"),
-    "client-raises": _client("a client raises an error", "error 2: .*made to fail", fail),
-    "client-hangs": _client("a client hangs beyond the deadline", "no reply in time", hang),
+    "client-killed": _client(what="a client's process is killed", reason="ended by SIGKILL"),
+    "client-raises": _client(what="a client raises an error", act=fail, reason="error 2: .*made to fail"),
+    "client-hangs": _client(what="a client hangs beyond the deadline", act=hang, reason="no reply in time"),
     "reply-late": Kind(
         what="a reply comes a round late",
         actor="grid",
@@ -188,12 +155,10 @@ KINDS: Mapping[str, Kind] = {
         says="a reply of node .* is dropped",
         reason="no reply in time",
     ),
-    "spare-hangs": Kind(
+    "spare-hangs": _client(
         what="one of four hangs where three are enough",
-        actor="client",
         act=hang,
         missing=None,
-        processes=2,
         settings={"sample.fraction": 0.75, "sample.spare": 0.3},
         check=reached_the_floor,
     ),
@@ -205,34 +170,44 @@ KINDS: Mapping[str, Kind] = {
         restarts=True,
         says="3 of 4 clients gave a usable reply, expected at least 4",
     ),
-    "node-joins": _node("a node joins", until_then),
-    "node-leaves": _node("a node leaves for good", from_then_on),
-    "node-returns": _node("a node leaves, and is back in the next round", in_its_round),
-    "server-killed": _server("the server is killed"),
-    "server-terminated": _server("the server gets SIGTERM", terminate),
-    "server-interrupted": _server("the server gets SIGINT", interrupt),
-    "killed-at-end": Kind(what="the server is killed in the last round", actor="server", restarts=True, last=True),
+    "node-joins": _node(what="a node joins", missing=until_then),
+    "node-leaves": _node(what="a node leaves for good", missing=from_then_on),
+    "node-returns": _node(what="a node leaves, and is back in the next round", missing=in_its_round),
+    "server-killed": _server(what="the server is killed"),
+    "server-terminated": _server(what="the server gets SIGTERM", act=terminate),
+    "server-interrupted": _server(what="the server gets SIGINT", act=interrupt),
+    "killed-at-end": _server(what="the server is killed in the last round", last=True),
     "two-servers": Kind(
         what="a second server is started on the folder",
         actor="server",
         act=start_another,
         says="another server ended with exit code 2(?s:.*)another process",
     ),
-    "disk-full": _disk("no byte fits on the disk", fill_disk),
-    "disk-short": _disk("half of a checkpoint fits on the disk", fill_disk_nearly),
-    "checkpoint-cut": _damaged("killed, and its checkpoint cut in half", lambda run: _cut(_newest(run))),
-    "checkpoint-bit": _damaged("killed, and a bit of its checkpoint turned", flip_checkpoint),
-    "checkpoint-lost": _damaged("killed, and its checkpoint's tensors gone", lambda run: _newest(run).unlink()),
+    "disk-full": _disk(what="no byte fits on the disk", act=partial(limit_files, 0)),
+    "disk-short": _disk(what="half of a checkpoint fits on the disk", act=partial(limit_files, 0.5)),
+    "checkpoint-cut": _damaged(what="killed, and its checkpoint cut in half", damage=lambda run: _cut(_tensors(run))),
+    "checkpoint-bit": _damaged(
+        what="killed, and a bit of its checkpoint turned", damage=lambda run: _flip(_tensors(run))
+    ),
+    "checkpoint-lost": _damaged(
+        what="killed, and its checkpoint's tensors gone", damage=lambda run: _tensors(run).unlink()
+    ),
     "manifest-cut": _damaged(
-        "killed, and its checkpoint's JSON cut in half", lambda run: _cut(_newest(run).with_suffix(".json"))
+        what="killed, and its checkpoint's JSON cut in half", damage=lambda run: _cut(_newest(run))
     ),
     "history-cut": _damaged(
-        "killed, and its history's last line cut in half", cut_history, "ends with an incomplete line"
+        what="killed, and its history's last line cut in half",
+        damage=lambda run: _cut(run / "history.jsonl"),
+        says="ends with an incomplete line",
     ),
-    "client-app-killed": _deployed("a node's client process is killed", "client", "client", in_its_round),
-    "supernode-killed": _deployed("a SuperNode is killed, and started again", "client", "supernode", None),
-    "server-app-killed": _deployed("the ServerApp's process is killed", "server", "server", lambda fault: ()),
-    "superlink-killed": _deployed("the SuperLink's machine dies", "server", "superlink", lambda fault: ()),
+    "client-app-killed": Kind(
+        what="a node's client process is killed", actor="client", act=meet, missing=in_its_round, ends="client"
+    ),
+    "supernode-killed": Kind(
+        what="a SuperNode is killed, and started again", actor="client", act=meet, missing=None, ends="supernode"
+    ),
+    "server-app-killed": _server(what="the ServerApp's process is killed", act=meet, ends="server"),
+    "superlink-killed": _server(what="the SuperLink's machine dies", act=meet, ends="superlink"),
 }
 """By name. The last four are under a SuperLink."""
 

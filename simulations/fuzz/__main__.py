@@ -13,18 +13,19 @@ import random
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.randomness import derive
 from simulations.bench.measure import describe_machine
 from simulations.fuzz import files, queries, replies
-from simulations.fuzz.files import Files
-from simulations.fuzz.wire import CASES, HEADER, Wire
-from simulations.program import parser_of, without_logs
+from simulations.fuzz.target import OUTCOMES, Target
+from simulations.fuzz.wire import CASES, HEADER, run_case
+from simulations.program import chosen, parser_of, status_of, without_logs, words
 
-OUTCOMES = ("refused", "harmless", "crashed", "changed")
+PROGRAM = "simulations.fuzz"
 Row = tuple[str, str]
 
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     print(describe_machine(), flush=True)
     if options.wire is not None:
-        return cross(options.wire.split(",") if options.wire else list(CASES))
+        return status_of(PROGRAM, lambda: cross(chosen("group of cases", words(options.wire), list(CASES))))
     found: dict[Row, Counter[str]] = defaultdict(Counter)
     faults: list[str] = []
     with without_logs():
@@ -47,13 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def cross(groups: list[str]) -> int:
     """Run cases over the wire, and print a row for each; return 1 if a promise is broken."""
-    if unknown := sorted(set(groups) - CASES.keys()):
-        raise SystemExit(f"hostile: found --wire {','.join(unknown)}, expected some of {','.join(CASES)}")
     before, faults = 0, []
     print(HEADER, flush=True)
     with tempfile.TemporaryDirectory(prefix="wire-") as folder:
         for case in (case for group in groups for case in CASES[group]):
-            result = Wire(Path(folder)).run(case)
+            result = run_case(case, Path(folder))
             faults += [f"{case.name}: {fault}" for fault in result.faults(before)]
             print(result.row, flush=True)
             before = result.server
@@ -63,48 +62,40 @@ def cross(groups: list[str]) -> int:
 
 def trials(number: int, seed: int) -> Iterator[tuple[Row, str]]:
     """Yield the outcomes: so many replies, and for each of what else can be forged a twentieth of them."""
+    for name, times, targets in groups(number):
+        for own in range(times):
+            draw = random.Random(derive(seed, name, own))
+            for target in targets:
+                kind = target.kinds[own % len(target.kinds)]
+                yield (target.name, kind), target.outcome(kind, draw)
+
+
+def groups(number: int) -> Iterator[tuple[str, int, Sequence[Target]]]:
+    """Yield targets that share their draws, with a name for these and how often each is tried."""
     for server in replies.servers():
-        for own in range(-(-number // len(replies.UPLOADS))):
-            kind = replies.KINDS[own % len(replies.KINDS)]
-            draw = random.Random(derive(seed, server.upload, own))
-            yield (f"reply in {server.upload}", kind), server.trial(kind, draw)
-            kind = list(replies.OBJECTS)[own % len(replies.OBJECTS)]
-            yield (f"bytes of {server.upload}", kind), server.trial_of_objects(kind, draw)
-    few = max(number // 20, 1)
-    for asked in queries.questions():
-        for target, kinds in queries.KINDS.items():
-            for own in range(few):
-                kind = kinds[own % len(kinds)]
-                yield (target, kind), asked.trial(target, kind, random.Random(derive(seed, target, own)))
-    for target in files.TRIALS:
-        for own in range(few):
-            yield (target, "anything"), files.trial(target, random.Random(derive(seed, target, own)))
-    with tempfile.TemporaryDirectory() as folder:
-        damaged = Files(Path(folder))
-        for target in damaged.targets:
-            for own in range(few):
-                yield (target, "damaged"), damaged.trial(target, random.Random(derive(seed, target, own)))
+        yield server.upload, -(-number // len(replies.UPLOADS)), server.targets
+    for target in chain(queries.targets(), files.targets()):
+        yield target.name, max(number // 20, 1), [target]
 
 
 def table(found: dict[Row, Counter[str]]) -> str:
     """Return the counts by target and kind, and their sums."""
-    sums: dict[str, Counter[str]] = defaultdict(Counter)
+    sums: dict[Row, Counter[str]] = defaultdict(Counter)
     for (what, _), counts in found.items():
-        sums[what] += counts
-    rows = [*found.items(), *(((what, "all"), counts) for what, counts in sums.items())]
-    rows.append((("all", ""), sum(sums.values(), Counter())))
+        sums[what, "all"] += counts
+    rows = {**found, **sums, ("all", ""): sum(sums.values(), Counter())}
     cells = [
-        (f"{what:<18}{kind}", str(own.total()), *(str(own[name]) for name in OUTCOMES)) for (what, kind), own in rows
+        (f"{what:<18}{kind}", str(own.total()), *(str(own[name]) for name in OUTCOMES))
+        for (what, kind), own in rows.items()
     ]
     return f"\n{render(('what              kind', 'number', *OUTCOMES), cells, 'table')}\n"
 
 
 def parser() -> argparse.ArgumentParser:
-    own = parser_of("simulations.fuzz", __doc__)
+    own = parser_of(PROGRAM, __doc__)
     own.add_argument("--replies", type=int, default=1000, help="replies to instructions to train")
-    own.add_argument(
-        "--wire", nargs="?", const="", metavar="GROUP,...", help=f"over a SuperLink; default: {','.join(CASES)}"
-    )
+    over = f"over a SuperLink; default: {','.join(CASES)}"
+    own.add_argument("--wire", nargs="?", const="", metavar="GROUP,...", help=over)
     own.add_argument("--seed", type=int, default=0, help="of every change")
     return own
 

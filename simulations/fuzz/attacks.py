@@ -4,6 +4,8 @@ import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -18,8 +20,8 @@ from simulations.fuzz.forgeries import (
     as_it_is,
     hoarded,
     small_objects_and_a_gap,
+    withheld,
 )
-from simulations.fuzz.forgeries import withheld as withheld_objects
 from simulations.fuzz.mutations import MUTATIONS, Envelope
 
 Outgoing = tuple[Message, Uploaded]
@@ -30,27 +32,30 @@ Outgoing = tuple[Message, Uploaded]
 class Turn:
     """A message to a hostile node."""
 
-    asked: Message  # the message
+    asked: Message
     reply: Message  # what a good node would answer
     server_round: int  # of the message; 0 where it names none
-    sent: list[Message] = field(default_factory=list)  # the good replies of this node to earlier instructions to train
+    sent: list[Message] = field(default_factory=list)  # the good replies of this node to earlier messages it attacks
     # the messages that other nodes have not answered yet, which no node knows of another
     others: Sequence[Message] = ()
 
-    @property
-    def trains(self) -> bool:
-        """Whether the message is an instruction to train."""
-        return self.asked.metadata.message_type == "train"
+
+Act = Callable[[Turn], Sequence[Outgoing]]
+Change = Callable[[Envelope, Turn], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What a node sends; from which round on, and to which messages, none of it may count. 0: a lie, which counts."""
+    """What a node sends in place of its good reply."""
 
-    act: Callable[[Turn], list[Outgoing]]
-    silent_from: int = 1
-    kinds: Sequence[str] = ("train",)
+    act: Act
+    kinds: Sequence[str] = ("train",)  # the types of messages that it answers so
+    silent_from: int = 1  # the round from which on none of these answers may count; 0: they are lies, which count
     answers: bool = True  # whether the server has something to refuse, or no reply in time
+
+    def outgoing(self, turn: Turn) -> Sequence[Outgoing]:
+        """Return what the node sends."""
+        return self.act(turn) if turn.asked.metadata.message_type in self.kinds else [outgoing(turn.reply)]
 
 
 def outgoing(message: Message, forge: Forgery = as_it_is) -> Outgoing:
@@ -64,142 +69,97 @@ def outgoing(message: Message, forge: Forgery = as_it_is) -> Outgoing:
     return make_message(metadata, RecordDict()), upload
 
 
-def honest(turn: Turn) -> list[Outgoing]:
-    """Answer as a good node."""
-    return [outgoing(turn.reply)]
-
-
 def forged(forge: Forgery, answers: bool = True) -> Attack:
     """Return the attack that forges each reply but what the node can hold."""
-    return Attack(
-        lambda turn: [
-            outgoing(turn.reply, as_it_is if turn.asked.metadata.message_type == "query.capability" else forge)
-        ],
-        kinds=("train", "query.moments", "evaluate"),
-        answers=answers,
-    )
+    kinds = ("train", "query.moments", "evaluate")
+    return Attack(lambda turn: [outgoing(turn.reply, forge)], kinds, answers=answers)
 
 
-def changed(change: Callable[[Envelope, Turn], None], kind: str = "train", silent_from: int = 1) -> Attack:
-    """Return the attack that changes what replies of a kind hold."""
-
-    def act(turn: Turn) -> list[Outgoing]:
-        if turn.asked.metadata.message_type != kind:
-            return honest(turn)
-        envelope = Envelope.of(turn.reply)
-        change(envelope, turn)
-        return [outgoing(envelope.seal(turn.asked))]
-
-    return Attack(act, silent_from)
+def changed(change: Change, turn: Turn) -> Sequence[Outgoing]:
+    """Change what a reply holds."""
+    envelope = Envelope.of(turn.reply)
+    change(envelope, turn)
+    return [outgoing(envelope.seal(turn.asked))]
 
 
 def mutated(kind: str) -> Attack:
     """Return the attack that makes one of the fuzzer's changes."""
-    return changed(lambda envelope, turn: MUTATIONS[kind](random.Random(turn.server_round), envelope))
+    return Attack(partial(changed, lambda envelope, turn: MUTATIONS[kind](random.Random(turn.server_round), envelope)))
 
 
-def lie(change: Callable[[Envelope, Turn], None], kind: str = "train") -> Attack:
+def lie(change: Change, kind: str = "train") -> Attack:
     """Return the attack whose replies fit, and count."""
-    return changed(change, kind, 0)
+    return Attack(partial(changed, change), (kind,), 0)
 
 
-def again(turn: Turn) -> list[Outgoing]:
+def again(turn: Turn) -> Sequence[Outgoing]:
     """Answer the first instruction, and send that reply again to each later one."""
-    if not turn.trains:
-        return honest(turn)
     turn.sent.append(turn.reply)
     return [outgoing(turn.sent[0])]
 
 
-def late(turn: Turn) -> list[Outgoing]:
+def late(turn: Turn) -> Sequence[Outgoing]:
     """Send each reply when the next instruction comes."""
-    if not turn.trains:
-        return honest(turn)
     turn.sent.append(turn.reply)
     return [outgoing(message) for message in turn.sent[:-1]]
 
 
-def twice(turn: Turn) -> list[Outgoing]:
+def twice(turn: Turn) -> Sequence[Outgoing]:
     """Send a good reply, and then another one to the same message."""
+    return [outgoing(turn.reply), *changed(further(-5.0), turn)]
+
+
+def to_others(turn: Turn, *, own_name: bool) -> Sequence[Outgoing]:
+    """Answer the messages of others, under the node's own name, or under theirs: of these a node is never told."""
     envelope = Envelope.of(turn.reply)
-    flip(envelope, turn)
-    return [outgoing(turn.reply), outgoing(envelope.seal(turn.asked))] if turn.trains else honest(turn)
-
-
-def of_others(turn: Turn) -> list[Outgoing]:
-    """Answer the messages of others, under this node's own name."""
-    return _to_others(turn, turn.reply.metadata.src_node_id) if turn.trains else honest(turn)
-
-
-def as_others(turn: Turn) -> list[Outgoing]:
-    """Answer the messages of others, under their names; for that a node must know what it is never told."""
-    return [*honest(turn), *(_to_others(turn, None) if turn.trains else [])]
-
-
-def _to_others(turn: Turn, node_id: int | None) -> list[Outgoing]:
-    envelope = Envelope.of(turn.reply)
-    flip(envelope, turn)
+    further(-5.0)(envelope, turn)
     replies = [envelope.seal(other) for other in turn.others if other.metadata.message_type == "train"]
-    for reply in replies:
-        if node_id is not None:
-            reply.metadata.__dict__["_src_node_id"] = node_id
-    return [outgoing(reply) for reply in replies]
+    for reply in replies if own_name else ():
+        reply.metadata.__dict__["_src_node_id"] = turn.reply.metadata.src_node_id
+    return [outgoing(reply) for reply in ([] if own_name else [turn.reply]) + replies]
 
 
-def flip(envelope: Envelope, turn: Turn) -> None:
-    """Go five times as far in the opposite direction."""
-    _further(envelope, turn, -5.0)
+def further(factor: float, examples: int | None = None) -> Change:
+    """Return how a node says that it went so many times as far, maybe with more examples."""
+
+    def change(envelope: Envelope, turn: Turn) -> None:
+        sent = turn.asked.content[wire.ARRAYS]
+        assert isinstance(sent, ArrayRecord)
+        each(envelope, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
+        envelope.metrics |= {} if examples is None else {wire.NUM_EXAMPLES: examples}
+
+    return change
 
 
 def shift_rows(envelope: Envelope, turn: Turn) -> None:
     """Send each class's row of the classifier as the next one's."""
-    classes = len(turn.asked.content[wire.ARRAYS]) and list(envelope.arrays[wire.ARRAYS].values())[-1].shape[0]
-    _each(envelope, lambda name, value: np.roll(value, 1, 0) if value.shape[:1] == (classes,) else value)
+    classes = list(envelope.arrays[wire.ARRAYS].values())[-1].shape[0]
+    each(envelope, lambda name, value: np.roll(value, 1, 0) if value.shape[:1] == (classes,) else value)
 
 
 def shift_moments(envelope: Envelope, turn: Turn) -> None:
     """Send moments of one batch of mean 30, as if of very many."""
-    del turn
-    record = envelope.arrays[wire.MOMENTS]
-    for name in record:
-        value = record[name].numpy()
-        part = name.rpartition(".")[2]
-        factor = {"count": 0, "first": 30.0, "second": 1.0}[part] * 2.0**40
-        record[name] = Array(np.full_like(value, 2**40 if part == "count" else factor))
+    parts = {"count": 1.0, "first": 30.0, "second": 1.0}
+    each(envelope, lambda name, value: np.full_like(value, parts[name.rpartition(".")[2]] * 2**40), wire.MOMENTS)
 
 
 def boast(envelope: Envelope, turn: Turn) -> None:
     """Report an accuracy of 1 on ten million examples."""
-    del turn
-    envelope.metrics |= {
-        name: 1.0 if "accuracy" in name else 0.0 for name, value in envelope.metrics.items() if isinstance(value, float)
-    }
-    envelope.metrics[wire.NUM_EXAMPLES] = 10_000_000
+    numbers = {name for name, value in envelope.metrics.items() if isinstance(value, float)}
+    envelope.metrics |= {name: float("accuracy" in name) for name in numbers} | {wire.NUM_EXAMPLES: 10_000_000}
 
 
-def weigh(envelope: Envelope, turn: Turn) -> None:
-    """Train on ten million examples, and go against the others."""
-    flip(envelope, turn)
-    envelope.metrics[wire.NUM_EXAMPLES] = 10_000_000
-
-
-def _further(envelope: Envelope, turn: Turn, factor: float) -> None:
-    sent = turn.asked.content[wire.ARRAYS]
-    assert isinstance(sent, ArrayRecord)
-    _each(envelope, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
-
-
-def _each(envelope: Envelope, change: Callable[[str, "np.ndarray"], "np.ndarray"]) -> None:
-    record = envelope.arrays[wire.ARRAYS]
-    for name in record:
-        value = record[name].numpy()
-        record[name] = Array(np.ascontiguousarray(change(name, value).astype(value.dtype)))
+def each(envelope: Envelope, change: Callable[[str, Any], Any], record: str = wire.ARRAYS) -> None:
+    """Change all arrays of a record."""
+    for name, array in envelope.arrays[record].items():
+        value = array.numpy()
+        envelope.arrays[record][name] = Array(np.array(change(name, value), value.dtype, order="C"))
 
 
 # Flower's SuperLink with SQLite refuses all requests while it notes thousands of objects, so such a node ends any run.
 WIRE_BOMBS = {name: forge for name, forge in BOMBS.items() if name != "ten thousand objects"}
 STALLS: Mapping[str, Attack] = {
-    "objects withheld": forged(withheld_objects, answers=False),
+    "objects withheld": forged(withheld, answers=False),
     "all but one object": forged(hoarded, answers=False),
     "500 small objects and a gap": forged(small_objects_and_a_gap, answers=False),
 }
@@ -207,27 +167,23 @@ REFUSED: Mapping[str, Attack] = {
     **{name: forged(forge) for name, forge in {**GARBAGE, **WIRE_BOMBS}.items()},
     **STALLS,
     **{f"fields: {kind}": mutated(kind) for kind in ("shapes", "claims", "headers", "stypes", "sizes")},
-    "fields: not finite": changed(lambda envelope, turn: _each(envelope, lambda name, value: value * np.nan)),
-    "an old reply again": Attack(again, 2, answers=False),
+    "fields: not finite": Attack(partial(changed, further(np.nan))),
+    "an old reply again": Attack(again, silent_from=2, answers=False),
     "replies a round late": Attack(late, answers=False),
-    "answers to others' messages": Attack(of_others, answers=False),
+    "answers to others' messages": Attack(partial(to_others, own_name=True), answers=False),
 }
 LIES: Mapping[str, Attack] = {
-    "sign flip, times 5": lie(flip),
-    "change times 20": lie(lambda envelope, turn: _further(envelope, turn, 20.0)),
+    "sign flip, times 5": lie(further(-5.0)),
+    "change times 20": lie(further(20.0)),
     "label rows shifted": lie(shift_rows),
     "moments of mean 30": lie(shift_moments, "query.moments"),
     "metrics of ten million": lie(boast, "evaluate"),
     "a million partitions": lie(
         lambda envelope, turn: envelope.config.update({wire.NUM_PARTITIONS: 10**6}), "query.capability"
     ),
-    "ten million examples": lie(weigh),
-    "as others, ids known": Attack(as_others, 0),
-    "a second reply": Attack(twice, 0),
+    "ten million examples": lie(further(-5.0, 10_000_000)),
+    "as others, ids known": Attack(partial(to_others, own_name=False), silent_from=0),
+    "a second reply": Attack(twice, silent_from=0),
 }
-ATTACKS: Mapping[str, Attack] = {
-    "none": Attack(honest, 0),
-    **REFUSED,
-    **LIES,
-}
+ATTACKS: Mapping[str, Attack] = {"none": Attack(lambda turn: [], (), 0), **REFUSED, **LIES}
 """By name. What is refused must leave the model as when these nodes are silent."""

@@ -1,7 +1,7 @@
 """Nodes of a SuperLink that share a process and speak its protocol themselves, so that they can break it.
 
 Each has a key, a connection with TLS and the ClientApp of a good node; what it does with the replies is its attack.
-Start it with a JSON file that says what :class:`Crowd` takes.
+Start it with a JSON file of what :class:`Crowd` holds.
 """
 
 import json
@@ -24,7 +24,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.grids.apps import Identity, answer, load
-from simulations.fuzz.attacks import ATTACKS, Outgoing, Turn
+from simulations.fuzz.attacks import ATTACKS, Turn
 
 POLL = 1.0
 
@@ -53,24 +53,14 @@ class Crowd:
 
     @classmethod
     def read(cls, path: Path) -> "Crowd":
-        """Read what ``write`` wrote."""
         found = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{**found, "members": [Member(**own) for own in found["members"]]})
 
-
-class Running:
-    """A crowd that is at work, until it is told to stop."""
-
-    def __init__(self, crowd: Crowd) -> None:
-        self.crowd = crowd
-        self.stop = threading.Event()
-        self.lock = threading.Lock()  # clients train one by one: they share torch's random state
-        self.open: dict[str, Message] = {}  # messages that nobody has answered
-        self.app = load(crowd.app)
-
-    def run(self) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Serve until told to stop."""
-        threads = [threading.Thread(target=Node(self, member).run) for member in self.crowd.members]
+        app, lock, unanswered = load(self.app), threading.Lock(), dict[str, Message]()
+        nodes = [Node(self, member, app, lock, unanswered) for member in self.members]
+        threads = [threading.Thread(target=node.run, args=[stop]) for node in nodes]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -78,54 +68,50 @@ class Running:
 
 
 class Node:
-    """One node."""
+    """One node; nodes share an app, a lock, as clients share torch's random state, and what nobody has answered."""
 
-    def __init__(self, running: Running, member: Member) -> None:
-        self._running, self._member = running, member
+    def __init__(
+        self, crowd: Crowd, member: Member, app: Any, lock: threading.Lock, unanswered: dict[str, Message]
+    ) -> None:
+        self._crowd, self._member, self._app, self._lock, self._unanswered = crowd, member, app, lock, unanswered
         self._contexts: dict[int, Context] = {}
         self._sent: list[Message] = []
 
-    def run(self) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Connect, and answer messages."""
-        keys = Path(self._running.crowd.keys)
+        keys = Path(self._crowd.keys)
         key = load_ssh_private_key((keys / self._member.name).read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        authority = (keys / "ca.crt").read_bytes()
-        superlink = self._running.crowd.superlink
-        with http_request_response(superlink, False, authority, (key, key.public_key()), 10, 60) as connection:
+        authority, pair = (keys / "ca.crt").read_bytes(), (key, key.public_key())
+        with http_request_response(self._crowd.superlink, False, authority, pair, 10, 60) as connection:
             self._id, self._receive, self._send, self._get_run, self._get_fab, self._pull, self._push, self._confirm = (
                 connection
             )
-            while not self._running.stop.wait(POLL):
-                with suppress(
-                    Exception
-                ):  # the run has ended, or the SuperLink refuses what was sent: both are expected
-                    self._answer()
+            while not stop.wait(POLL):
+                with suppress(Exception):  # the run has ended, or the SuperLink refuses what was sent: both may be
+                    if received := self._receive():
+                        self._answer(*received)
 
-    def _answer(self) -> None:
-        received = self._receive()
-        if received is None:
-            return
-        announced, tree = received
-        run_id, id_ = announced.metadata.run_id, announced.metadata.message_id
-        objects = pull_objects(
-            [own.object_id for own in iterate_object_tree(tree)], lambda own: self._pull(run_id, own)
-        )
-        asked = inflate_object_from_contents(id_, objects)
+    def _answer(self, announced: Message, tree: Any) -> None:
+        run_id, id_, name = announced.metadata.run_id, announced.metadata.message_id, self._member.name
+        ids = [own.object_id for own in iterate_object_tree(tree)]
+        asked = inflate_object_from_contents(id_, pull_objects(ids, lambda own: self._pull(run_id, own)))
         assert isinstance(asked, Message)
         asked.metadata.__dict__["_message_id"] = id_
         self._confirm(run_id, id_)
-        running = self._running
-        running.open[self._member.name] = asked
-        with running.lock:
-            ((reply, context, _),) = answer(running.app, [asked], [self._context(run_id)])
-        others = [message for name, message in list(running.open.items()) if name != self._member.name]
+        self._unanswered[name] = asked
+        with self._lock:
+            ((reply, context, _),) = answer(self._app, [asked], [self._context(run_id)])
+        others = [message for node, message in list(self._unanswered.items()) if node != name]
         self._contexts[run_id] = context or self._contexts[run_id]
         turn = Turn(asked, reply, round_of(asked), self._sent, others)
-        for out in ATTACKS[self._member.attack].act(turn):
+        for message, upload in ATTACKS[self._member.attack].outgoing(turn):
             with suppress(Exception):  # one that the SuperLink refuses
-                self._upload(out)
-        del running.open[self._member.name]
+                wanted, session = self._send(message, upload.tree, 0.0)
+                for own, content in upload.objects.items():
+                    if own in wanted and content is not None:
+                        self._push(run_id, session, own, content)
+        del self._unanswered[name]
 
     def _context(self, run_id: int) -> Context:
         if run_id not in self._contexts:
@@ -133,13 +119,6 @@ class Node:
             config = get_fused_config_from_fab(self._get_fab(run.fab_hash, run_id).content, run)
             self._contexts[run_id] = Context(run_id, self._id, dict(self._member.config), RecordDict(), config)
         return self._contexts[run_id]
-
-    def _upload(self, out: Outgoing) -> None:
-        message, upload = out
-        wanted, session = self._send(message, upload.tree, 0.0)
-        for id_, content in upload.objects.items():
-            if id_ in wanted and content is not None:
-                self._push(message.metadata.run_id, session, id_, content)
 
 
 def round_of(message: Message) -> int:
@@ -150,10 +129,10 @@ def round_of(message: Message) -> int:
 
 
 def main() -> None:
-    running = Running(Crowd.read(Path(sys.argv[1])))
-    signal.signal(signal.SIGTERM, lambda number, frame: running.stop.set())
+    crowd, stop = Crowd.read(Path(sys.argv[1])), threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     identity = Identity(1)
-    running.run()
+    crowd.run(stop)
     identity.release()
 
 

@@ -1,20 +1,17 @@
 """Replies that are forged byte by byte: what a node can announce to a SuperLink and upload, past Flower's own records.
 
-Each function takes a node's id, its good reply and how many entries its arrays have, and returns what is uploaded.
+A forgery takes a good reply, and returns what is uploaded.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_id,
-    get_object_tree,
-)
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 
 SMALL_OBJECTS = 10_000
 STALLING_OBJECTS = 500
@@ -32,30 +29,24 @@ class Uploaded:
     group_id: str = ""  # what is written beside the message, where Flower has a text of any length
 
     @classmethod
-    def flat(cls, objects: Mapping[str, bytes | None], head: str) -> "Uploaded":
-        """Return an upload that announces all objects as the message's own."""
-        children = [ObjectTree(object_id=own) for own in objects if own != head]
+    def flat(cls, objects: Mapping[str, bytes | None], head: str, parts: Iterable[ObjectTree] = ()) -> "Uploaded":
+        """Return an upload that announces all objects as the message's own, with the same parts."""
+        children = [ObjectTree(object_id=own, children=parts) for own in objects if own != head]
         return cls(objects, head, ObjectTree(object_id=head, children=children))
+
+    def largest(self) -> str:
+        """Return the id of the largest object."""
+        return max(self.objects, key=lambda own: len(self.objects[own] or b""))
 
 
 Forgery = Callable[[Message], Uploaded]
 
 
 def as_it_is(reply: Message) -> Uploaded:
-    """Return a good reply's upload."""
+    """Return a reply's upload, under the id that it has now."""
+    reply.metadata.__dict__["_message_id"] = reply.object_id
     objects = {id_: own.deflate() for id_, own in get_all_nested_objects(reply).items()}
     return Uploaded(objects, reply.object_id, get_object_tree(reply))
-
-
-def rewritten(kind: str, body: bytes) -> Forgery:
-    """Return how a node forges a reply whose first object of a kind has another body; those above name the new one."""
-
-    def forge(reply: Message) -> Uploaded:
-        good = as_it_is(reply)
-        old = next(id_ for id_, own in good.objects.items() if own and own.startswith(f"{kind} ".encode()))
-        return replaced(good, old, body)
-
-    return forge
 
 
 def replaced(good: Uploaded, old: str, body: bytes, more: Iterable[str] = ()) -> Uploaded:
@@ -72,10 +63,18 @@ def replaced(good: Uploaded, old: str, body: bytes, more: Iterable[str] = ()) ->
         content, old = objects[above].replace(old.encode(), new.encode()), above
 
 
+def rewritten(kind: str, body: bytes | None, reply: Message, more: Mapping[str, bytes] | None = None) -> Uploaded:
+    """Give the first object of a kind another body, if any, and let it name more objects."""
+    good, more = as_it_is(reply), more or {}
+    old, content = next((id_, own) for id_, own in good.objects.items() if own and own.startswith(f"{kind} ".encode()))
+    named = replaced(good, old, content.partition(b"\x00")[2] if body is None else body, more)
+    return Uploaded.flat({**named.objects, **more}, named.head)
+
+
 def repeated_chunk(reply: Message) -> Uploaded:
     """Name one chunk many times."""
     body = {"dtype": "float32", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * CHUNK_TIMES}
-    return rewritten("Array", json.dumps(body).encode())(reply)
+    return rewritten("Array", json.dumps(body).encode(), reply)
 
 
 def too_large(reply: Message) -> Uploaded:
@@ -83,7 +82,7 @@ def too_large(reply: Message) -> Uploaded:
     record = next(iter(reply.content.array_records.values()), ArrayRecord())
     size = sum(len(array.data) for array in record.values())
     reply.content["arrays"] = ArrayRecord({"weight": Array(np.zeros(10 * size + 2**20, np.uint8))})
-    return as_it_is(_sealed(reply))
+    return as_it_is(reply)
 
 
 def announced_flat(reply: Message) -> Uploaded:
@@ -95,58 +94,43 @@ def announced_flat(reply: Message) -> Uploaded:
 def announced_with_a_gap(reply: Message) -> Uploaded:
     """Announce that each object has a part that does not exist: the SuperLink believes it as well."""
     good = as_it_is(reply)
-    gap = ObjectTree(object_id=get_object_id(b"none"))
-    parts = [ObjectTree(object_id=own, children=[gap]) for own in good.objects if own != good.head]
-    return Uploaded(good.objects, good.head, ObjectTree(object_id=good.head, children=parts))
+    return Uploaded.flat(good.objects, good.head, [ObjectTree(object_id=get_object_id(b"none"))])
 
 
 def withheld(reply: Message) -> Uploaded:
     """Announce objects, and send none."""
     good = as_it_is(reply)
-    return Uploaded(dict.fromkeys(good.objects), good.head, good.tree)
+    return replace(good, objects=dict.fromkeys(good.objects))
 
 
 def hoarded(reply: Message) -> Uploaded:
     """Send all objects but the largest, which no other reply has: objects that several have need no upload."""
     good = as_it_is(reply)
-    largest = max(good.objects, key=lambda own: len(good.objects[own] or b""))
-    return Uploaded({**good.objects, largest: None}, good.head, good.tree)
+    return replace(good, objects={**good.objects, good.largest(): None})
 
 
-def of_another_node(reply: Message) -> Uploaded:
-    """Say in the message that it is another node's."""
-    reply.metadata.__dict__["_src_node_id"] = reply.metadata.src_node_id ^ 1
-    return as_it_is(_sealed(reply))
-
-
-def to_another_message(reply: Message) -> Uploaded:
-    """Say in the message that it answers another."""
-    reply.metadata.__dict__["_reply_to_message_id"] = "0" * 64
-    return as_it_is(_sealed(reply))
+def misattributed(reply: Message, **claims: object) -> Uploaded:
+    """Say in the message that it is another node's, or answers another message."""
+    reply.metadata.__dict__.update({f"_{key}": claim for key, claim in claims.items()})
+    return as_it_is(reply)
 
 
 def many_empty_objects(reply: Message) -> Uploaded:
     """Name and send many objects that are empty."""
-    return _with_more(reply, {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(SMALL_OBJECTS)})
+    more = {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(SMALL_OBJECTS)}
+    return rewritten("RecordDict", None, reply, more)
 
 
 def many_small_objects(number: int) -> Forgery:
     """Return how a node names and sends small objects, each of which takes a request."""
     contents = [f"ArrayChunk  {len(str(own))}".encode() + b"\x00" + str(own).encode() for own in range(number)]
-    more = {get_object_id(own): own for own in contents}
-    return lambda reply: _with_more(reply, more)
+    return partial(rewritten, "RecordDict", None, more={get_object_id(own): own for own in contents})
 
 
 def small_objects_and_a_gap(reply: Message) -> Uploaded:
     """Send all objects but the largest, and many that are small."""
-    whole, gap = many_small_objects(STALLING_OBJECTS)(reply), hoarded(reply)
-    return Uploaded({**whole.objects, **gap.objects}, whole.head, whole.tree)
-
-
-def long_announcement(reply: Message) -> Uploaded:
-    """Write a long text beside the message."""
-    good = as_it_is(reply)
-    return Uploaded(good.objects, good.head, good.tree, "x" * TEXT_BYTES)
+    whole, gap = many_small_objects(STALLING_OBJECTS)(reply), as_it_is(reply).largest()
+    return replace(whole, objects={**whole.objects, gap: None})
 
 
 def many_numbers(number: int) -> Forgery:
@@ -155,41 +139,25 @@ def many_numbers(number: int) -> Forgery:
     def forge(reply: Message) -> Uploaded:
         config = reply.content.config_records.get("config", ConfigRecord())
         reply.content["config"] = ConfigRecord({**config, "more": [0.5] * number})
-        return as_it_is(_sealed(reply))
+        return as_it_is(reply)
 
     return forge
 
 
-def _with_more(reply: Message, more: Mapping[str, bytes]) -> Uploaded:
-    """Let the record dict name more objects."""
-    good = as_it_is(reply)
-    old, body = next(
-        (id_, own.partition(b"\x00")[2]) for id_, own in good.objects.items() if own and own.startswith(b"RecordDict ")
-    )
-    named = replaced(good, old, body, more)
-    return Uploaded.flat({**named.objects, **more}, named.head)
-
-
-def _sealed(reply: Message) -> Message:
-    """Return a reply, with the id that it has now."""
-    reply.metadata.__dict__["_message_id"] = reply.object_id
-    return reply
-
-
 GARBAGE: Mapping[str, Forgery] = {
-    "a config that is no JSON": rewritten("ConfigRecord", b"\xff garbage"),
-    "a config that never closes": rewritten("ConfigRecord", b"[" * 2000),
-    "records that are no mapping": rewritten("RecordDict", b"[[[["),
-    "a chunk that is not there": rewritten("Array", b'{"arraychunk_ids": [5]}'),
-    "a message that is no protobuf": rewritten("Message", b"\xff\xff\xff"),
-    "the name of another node": of_another_node,
-    "the reply to another message": to_another_message,
+    "a config that is no JSON": partial(rewritten, "ConfigRecord", b"\xff garbage"),
+    "a config that never closes": partial(rewritten, "ConfigRecord", b"[" * 2000),
+    "records that are no mapping": partial(rewritten, "RecordDict", b"[[[["),
+    "a chunk that is not there": partial(rewritten, "Array", b'{"arraychunk_ids": [5]}'),
+    "a message that is no protobuf": partial(rewritten, "Message", b"\xff\xff\xff"),
+    "the name of another node": lambda reply: misattributed(reply, src_node_id=reply.metadata.src_node_id ^ 1),
+    "the reply to another message": lambda reply: misattributed(reply, reply_to_message_id="0" * 64),
 }
 BOMBS: Mapping[str, Forgery] = {
     "one chunk many times": repeated_chunk,
     "ten times the parameters": too_large,
     "ten thousand objects": many_empty_objects,
-    "a long text beside the reply": long_announcement,
+    "a long text beside the reply": lambda reply: replace(as_it_is(reply), group_id="x" * TEXT_BYTES),
     "numbers that grow in memory": many_numbers(200_000),
 }
 FORGERIES: Mapping[str, Forgery] = {**GARBAGE, **BOMBS}

@@ -1,8 +1,7 @@
 """A reply that can be changed in every way, also in those that Flower's own records refuse, before it is sealed."""
 
-import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any, TypeVar
@@ -13,21 +12,18 @@ from flwr.app.message.typeddict import TypedDict
 
 Record = TypeVar("Record", bound=TypedDict[str, Any])
 
-STYPE = "numpy.ndarray"
-
 
 @dataclass
 class Envelope:
-    """What a reply holds, and to which message it answers."""
+    """What a reply holds."""
 
     arrays: dict[str, dict[str, Array]]  # arrays by the name of their record and their own
-    config: dict[str, object]  # what the reply says
+    config: dict[str, object]
     metrics: dict[str, object]
     more: dict[str, object] = field(default_factory=dict)  # further records, or None to leave one out
 
     @classmethod
     def of(cls, message: Message) -> "Envelope":
-        """Return what a good reply holds."""
         records = message.content.items()
         return cls(
             {name: dict(record) for name, record in records if isinstance(record, ArrayRecord)},
@@ -36,21 +32,25 @@ class Envelope:
         )
 
     def copy(self) -> "Envelope":
-        """Return another envelope; the arrays' bytes are shared."""
-        arrays = {name: {key: copy.copy(array) for key, array in own.items()} for name, own in self.arrays.items()}
-        return Envelope(arrays, dict(self.config), dict(self.metrics), dict(self.more))
+        """Return another envelope of the same arrays."""
+        arrays = {name: dict(own) for name, own in self.arrays.items()}
+        return Envelope(arrays, dict(self.config), dict(self.metrics))
 
-    def some_arrays(self) -> dict[str, Array]:
-        """Return the arrays of the first record."""
+    @property
+    def first(self) -> dict[str, Array]:
+        """The arrays of the first record."""
         return next(iter(self.arrays.values()))
+
+    @property
+    def values(self) -> dict[str, Array]:
+        """The arrays whose entries can be any numbers: those of the scales in int8."""
+        return self.arrays.get("scales", self.first)
 
     def seal(self, asked: Message) -> Message:
         """Return the reply to a message."""
         records: dict[str, object] = {name: _filled(ArrayRecord(), own) for name, own in self.arrays.items()}
-        records["config"] = _filled(ConfigRecord(), self.config)
-        records["metrics"] = _filled(MetricRecord(), self.metrics)
-        records |= self.more
-        kept = {name: record for name, record in records.items() if record is not None}
+        records |= {"config": _filled(ConfigRecord(), self.config), "metrics": _filled(MetricRecord(), self.metrics)}
+        kept = {name: record for name, record in {**records, **self.more}.items() if record is not None}
         return Message(_filled(RecordDict(), kept), reply_to=asked)
 
 
@@ -60,11 +60,6 @@ def _filled(record: Record, values: Mapping[str, object]) -> Record:
     return record
 
 
-def raw(data: bytes, like: Array) -> Array:
-    """Return an array of other bytes that claims to be like this one."""
-    return Array(like.dtype, like.shape, STYPE, data)
-
-
 Mutation = Callable[[random.Random, Envelope], None]
 
 NUMBERS = (0, -1, 1, 2**31, 2**63, 10**30, 10**400, -(10**400), 0.5, 1e300, -1e300, 1e-320, nan, inf, -inf, True, False)
@@ -72,6 +67,7 @@ OTHERS: tuple[object, ...] = (None, "", "1", "a" * 10_000, b"\x00", [], [1], [na
 ANY: tuple[object, ...] = (*NUMBERS, *OTHERS)
 VALUES = (nan, inf, -inf, 3e38, -3e38, 1e16, 1e30)
 DTYPES = ("f8", "f2", "i1", "i8", "u1", "?", "c8", ">f4", "U3", "S5", "M8[s]", "V7", "u8", "f4,i4")
+MAGIC = b"\x93NUMPY"
 HEADERS = (
     "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30,), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': (-8,), }",
@@ -89,81 +85,42 @@ HEADERS = (
 )
 
 
-def names(draw: random.Random, envelope: Envelope) -> None:
-    arrays = envelope.some_arrays()
-    name = draw.choice(list(arrays))
-    what = draw.randrange(5)
-    if what == 0:
-        del arrays[name]
-    elif what == 1:
-        arrays[draw.choice(["", "x" * 5000, name + "\x00", name.upper(), "../../etc/passwd", "\N{SNOWMAN}"])] = (
-            arrays.pop(name)
-        )
-    elif what == 2:
-        arrays |= {f"junk{number}": arrays[name] for number in range(draw.choice([1, 10, 2000]))}
-    elif what == 3:
-        arrays.clear()
-    else:
-        other = draw.choice(list(arrays))
-        arrays[name], arrays[other] = arrays[other], arrays[name]
+def _array(change: Callable[[random.Random, Array], Array]) -> Mutation:
+    """Return the mutation that puts another array in the place of one."""
+
+    def mutate(draw: random.Random, envelope: Envelope) -> None:
+        name = draw.choice(list(envelope.first))
+        envelope.first[name] = change(draw, envelope.first[name])
+
+    return mutate
 
 
-def shapes(draw: random.Random, envelope: Envelope) -> None:
-    name, values = _one(draw, envelope)
-    change = draw.choice(
-        [
-            values[None],
-            values.reshape(-1)[:1],
-            values[..., None],
-            np.zeros((), values.dtype),
-            np.zeros((0, *values.shape), values.dtype),
-            np.stack([values, values]),
-            values.reshape(-1)[: values.size // 2],
-            np.ones((1,) * values.ndim, values.dtype),
-        ]
-    )
-    envelope.some_arrays()[name] = Array(np.ascontiguousarray(change))
+def _says(record: str, key: str, *values: object) -> Mutation:
+    """Return the mutation that writes one of some values."""
+    return lambda draw, envelope: getattr(envelope, record).update({key: draw.choice(values)})
 
 
-def claims(draw: random.Random, envelope: Envelope) -> None:
-    """Send the slice of another rate: every hidden axis longer or shorter."""
-    longer = draw.choice([0.25, 0.5, 2, 4])
-    for name, array in envelope.some_arrays().items():
-        values = array.numpy()
-        shape = [max(int(size * longer), 1) if size == 8 else size for size in values.shape]
-        envelope.some_arrays()[name] = Array(np.zeros(shape, values.dtype))
+def _raw(like: Array, data: bytes) -> Array:
+    """Return an array of other bytes that claims to be like this one."""
+    return Array(like.dtype, like.shape, like.stype, data)
 
 
-def dtypes(draw: random.Random, envelope: Envelope) -> None:
-    name, values = _one(draw, envelope)
-    dtype = np.dtype(draw.choice(DTYPES))
-    envelope.some_arrays()[name] = Array(np.zeros(values.shape, dtype))
+def _shape(draw: random.Random, array: Array) -> Array:
+    values = array.numpy()
+    shapes: Sequence[np.ndarray[Any, Any]] = [
+        values[None],
+        values.reshape(-1)[:1],
+        values[..., None],
+        np.zeros((), values.dtype),
+        np.zeros((0, *values.shape), values.dtype),
+        np.stack([values, values]),
+        values.reshape(-1)[: values.size // 2],
+        np.ones((1,) * values.ndim, values.dtype),
+    ]
+    return Array(np.ascontiguousarray(draw.choice(shapes)))
 
 
-def entries(draw: random.Random, envelope: Envelope) -> None:
-    """Put entries in that are not finite, or huge; int8 has its scales for that."""
-    record = envelope.arrays.get("scales", envelope.some_arrays())
-    name = draw.choice(list(record))
-    values = record[name].numpy().copy()
-    pool = VALUES if values.dtype.kind == "f" else (-1, 1, 2**20)
-    with np.errstate(all="ignore"):
-        values.reshape(-1)[draw.randrange(values.size)] = np.array(draw.choice(pool)).astype(values.dtype)
-    record[name] = Array(values)
-
-
-def far(draw: random.Random, envelope: Envelope) -> None:
-    """Go further from the slice than the bound, with every entry plausible."""
-    factor = draw.uniform(20, 1000)
-    record = envelope.arrays.get("scales", envelope.some_arrays())
-    for name, array in record.items():
-        values = array.numpy()
-        record[name] = Array((values + factor).astype(values.dtype))
-
-
-def octets(draw: random.Random, envelope: Envelope) -> None:
-    """Change the bytes of an array."""
-    name, _ = _one(draw, envelope)
-    array = envelope.some_arrays()[name]
+def _octets(draw: random.Random, array: Array) -> Array:
     data = bytearray(array.data)
     what = draw.randrange(6)
     if what == 0:
@@ -176,76 +133,79 @@ def octets(draw: random.Random, envelope: Envelope) -> None:
     elif what == 3:
         data[:] = draw.randbytes(draw.randrange(0, 300))
     elif what == 4:
-        data[:] = draw.choice(
-            [b"", b"\x80\x04.", b"PK\x03\x04", b"\x93NUMPY", b"\x93NUMPY\x09\x09", b"\x93NUMPY\x02\x00"]
-        )
+        data[:] = draw.choice([b"", b"\x80\x04.", b"PK\x03\x04", MAGIC, MAGIC + b"\x09\x09", MAGIC + b"\x02\x00"])
     else:
         data[6:10] = draw.randbytes(4)  # the version, and the length of the header
-    envelope.some_arrays()[name] = raw(bytes(data), array)
+    return _raw(array, bytes(data))
 
 
-def headers(draw: random.Random, envelope: Envelope) -> None:
-    name, values = _one(draw, envelope)
+def _header(draw: random.Random, array: Array) -> Array:
     header = (draw.choice(HEADERS) + "\n").encode("latin1")
     version, size = draw.choice([(b"\x01\x00", 2), (b"\x02\x00", 4), (b"\x03\x00", 4)])
-    data = b"\x93NUMPY" + version + len(header).to_bytes(size, "little") + header + values.tobytes()
-    envelope.some_arrays()[name] = raw(data, envelope.some_arrays()[name])
+    return _raw(array, MAGIC + version + len(header).to_bytes(size, "little") + header + array.numpy().tobytes())
 
 
-def stypes(draw: random.Random, envelope: Envelope) -> None:
-    name, _ = _one(draw, envelope)
-    array = envelope.some_arrays()[name]
-    envelope.some_arrays()[name] = Array(
-        array.dtype, array.shape, draw.choice(["", "pickle", "torch", "x" * 999]), array.data
-    )
+def _names(draw: random.Random, envelope: Envelope) -> None:
+    arrays = envelope.first
+    name, what = draw.choice(list(arrays)), draw.randrange(5)
+    if what == 0:
+        del arrays[name]
+    elif what == 1:
+        other = draw.choice(["", "x" * 5000, name + "\x00", name.upper(), "../../etc/passwd", "\N{SNOWMAN}"])
+        arrays[other] = arrays.pop(name)
+    elif what == 2:
+        arrays |= {f"junk{number}": arrays[name] for number in range(draw.choice([1, 10, 2000]))}
+    elif what == 3:
+        arrays.clear()
+    else:
+        other = draw.choice(list(arrays))
+        arrays[name], arrays[other] = arrays[other], arrays[name]
 
 
-def labels_on_arrays(draw: random.Random, envelope: Envelope) -> None:
-    """Lie in what Flower writes beside an array, which the server does not read: this is harmless."""
-    name, _ = _one(draw, envelope)
-    array = envelope.some_arrays()[name]
-    envelope.some_arrays()[name] = Array("object", (10**9,) * draw.randrange(9), STYPE, array.data)
+def _claims(draw: random.Random, envelope: Envelope) -> None:
+    """Send the slice of another rate: every hidden axis longer or shorter."""
+    longer = draw.choice([0.25, 0.5, 2, 4])
+    for name, array in envelope.first.items():
+        values = array.numpy()
+        shape = [max(int(size * longer), 1) if size == 8 else size for size in values.shape]
+        envelope.first[name] = Array(np.zeros(shape, values.dtype))
 
 
-def sizes(draw: random.Random, envelope: Envelope) -> None:
-    """Be many times larger than the slice."""
-    name, values = _one(draw, envelope)
-    envelope.some_arrays()[name] = Array(np.zeros(values.size * draw.choice([20, 200, 2000]) + 2000, values.dtype))
+def _entries(draw: random.Random, envelope: Envelope) -> None:
+    """Put entries in that are not finite, or huge."""
+    name = draw.choice(list(envelope.values))
+    values = envelope.values[name].numpy().copy()
+    pool = VALUES if values.dtype.kind == "f" else (-1, 1, 2**20)
+    with np.errstate(all="ignore"):
+        values.reshape(-1)[draw.randrange(values.size)] = np.array(draw.choice(pool)).astype(values.dtype)
+    envelope.values[name] = Array(values)
 
 
-def records(draw: random.Random, envelope: Envelope) -> None:
+def _far(draw: random.Random, envelope: Envelope) -> None:
+    """Go further from the slice than the bound, with every entry plausible."""
+    factor = draw.uniform(20, 1000)
+    for name, array in envelope.values.items():
+        values = array.numpy()
+        envelope.values[name] = Array((values + factor).astype(values.dtype))
+
+
+def _records(draw: random.Random, envelope: Envelope) -> None:
     kind = draw.choice([ArrayRecord, ConfigRecord, MetricRecord])
     name = draw.choice(["arrays", "changes", "scales", "config", "metrics", "moments", "posteriors", "", "x" * 999])
-    if draw.random() < 0.5:
-        envelope.more[name] = None if name in ("config", "metrics") else kind()
+    instead = draw.random() < 0.5
+    envelope.more[name] = None if instead and name in ("config", "metrics") else kind()
+    if instead:
         envelope.arrays.pop(name, None)
-    else:
-        envelope.more[name] = kind()
 
 
-def forms(draw: random.Random, envelope: Envelope) -> None:
-    envelope.config["upload"] = draw.choice(["float32", "float16", "int8", "int4", *OTHERS])
-
-
-def labels(draw: random.Random, envelope: Envelope) -> None:
+def _labels(draw: random.Random, envelope: Envelope) -> None:
     pool = draw.choice([NUMBERS, OTHERS, ANY, (0, 1, 2, 3), (3, 4), (-1, 0), (True, False), (1.0, 2.0)])
-    envelope.config["labels"] = draw.choice(
-        [
-            [draw.choice(pool) for _ in range(draw.choice([0, 1, 2, 4, 5, 5000]))],
-            draw.choice(ANY),
-            [[0, 1], [1, 2]],
-            tuple(range(4)),
-            "0,1",
-            range(4),
-        ]
-    )
+    some = [draw.choice(pool) for _ in range(draw.choice([0, 1, 2, 4, 5, 5000]))]
+    one = draw.choice(ANY)
+    envelope.config["labels"] = draw.choice([some, one, [[0, 1], [1, 2]], tuple(range(4)), "0,1", range(4)])
 
 
-def examples(draw: random.Random, envelope: Envelope) -> None:
-    envelope.metrics["num-examples"] = draw.choice([*ANY, 10_000_001, 10_000_000])
-
-
-def metrics(draw: random.Random, envelope: Envelope) -> None:
+def _metrics(draw: random.Random, envelope: Envelope) -> None:
     what = draw.randrange(4)
     if what == 0:
         envelope.metrics["loss"] = draw.choice(ANY)
@@ -257,51 +217,39 @@ def metrics(draw: random.Random, envelope: Envelope) -> None:
         envelope.metrics.clear()
 
 
-def capacities(draw: random.Random, envelope: Envelope) -> None:
-    envelope.config["capacity"] = draw.choice([*ANY, "a", 1.5, 1e-300, 0.25])
-
-
-def schemas(draw: random.Random, envelope: Envelope) -> None:
-    envelope.config["heterofl-schema"] = draw.choice([*ANY, 2, "1"])
-
-
-def keys(draw: random.Random, envelope: Envelope) -> None:
-    """Say more than is asked: this is harmless."""
+def _keys(draw: random.Random, envelope: Envelope) -> None:
     envelope.config |= {f"{draw.choice('abc')}{number}": draw.choice(ANY) for number in range(draw.choice([1, 1000]))}
 
 
-def nothing(draw: random.Random, envelope: Envelope) -> None:
-    """Leave the reply as it is: it must count."""
-
-
 MUTATIONS: Mapping[str, Mutation] = {
-    own.__name__.replace("_", " "): own
-    for own in (
-        nothing,
-        names,
-        shapes,
-        claims,
-        dtypes,
-        entries,
-        far,
-        octets,
-        headers,
-        stypes,
-        labels_on_arrays,
-        sizes,
-        records,
-        forms,
-        labels,
-        examples,
-        metrics,
-        capacities,
-        schemas,
-        keys,
-    )
+    "nothing": lambda draw, envelope: None,  # it must count
+    "names": _names,
+    "shapes": _array(_shape),
+    "claims": _claims,
+    "dtypes": _array(lambda draw, array: Array(np.zeros(array.numpy().shape, np.dtype(draw.choice(DTYPES))))),
+    "entries": _entries,
+    "far": _far,
+    "octets": _array(_octets),
+    "headers": _array(_header),
+    "stypes": _array(
+        lambda draw, array: Array(array.dtype, array.shape, draw.choice(["", "pickle", "torch", "x" * 999]), array.data)
+    ),
+    # What Flower writes beside an array is not read by the server, so lies in it are harmless.
+    "labels on arrays": _array(
+        lambda draw, array: Array("object", (10**9,) * draw.randrange(9), array.stype, array.data)
+    ),
+    # Many times larger than the slice.
+    "sizes": _array(
+        lambda draw, array: Array(
+            np.zeros(array.numpy().size * draw.choice([20, 200, 2000]) + 2000, array.numpy().dtype)
+        )
+    ),
+    "records": _records,
+    "forms": _says("config", "upload", "float32", "float16", "int8", "int4", *OTHERS),
+    "labels": _labels,
+    "examples": _says("metrics", "num-examples", *ANY, 10_000_001, 10_000_000),
+    "metrics": _metrics,
+    "capacities": _says("config", "capacity", *ANY, "a", 1.5, 1e-300, 0.25),
+    "schemas": _says("config", "heterofl-schema", *ANY, 2, "1"),
+    "keys": _keys,  # more than was asked for is harmless
 }
-
-
-def _one(draw: random.Random, envelope: Envelope) -> tuple[str, "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]:
-    """Return one of an envelope's arrays, with its name."""
-    name = draw.choice(list(envelope.some_arrays()))
-    return name, envelope.some_arrays()[name].numpy()

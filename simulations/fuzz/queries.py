@@ -1,7 +1,7 @@
 """Answers to the server's questions, and FedH2L's posteriors: one of three nodes answers in bad faith."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
@@ -18,15 +18,9 @@ from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.instructions import instruction, register_nodes
 from heterofl_flwr.strategies.read_replies import read_each, read_moments
 from simulations.fuzz.mutations import ANY, MUTATIONS, Envelope
+from simulations.fuzz.target import Target
 
-Change = Callable[[Message], Message]
 FORMS = ("names", "shapes", "dtypes", "entries", "octets", "headers", "stypes", "sizes", "records", "schemas", "keys")
-MOMENTS = (*FORMS, "possible")
-KINDS: Mapping[str, tuple[str, ...]] = {
-    "capability": ("says", "schemas", "keys", "records"),
-    "moments": MOMENTS,
-    "posteriors": (*FORMS, "values"),
-}
 
 
 class Net(nn.Module):
@@ -41,10 +35,10 @@ class Net(nn.Module):
         return found
 
 
-class Bent(LocalGrid):
+class Forging(LocalGrid):
     """A grid that changes the answer of its second node on the way."""
 
-    change: Change | None = None
+    change: Callable[[Message], Message] | None = None
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         replies = list(super().send_and_receive(messages, timeout=timeout))
@@ -56,22 +50,27 @@ class Bent(LocalGrid):
 class Questions:
     """A strategy that asks three nodes, again and again."""
 
-    def __init__(self, grid: Bent) -> None:
+    def __init__(self, grid: Forging) -> None:
         self._grid = grid
         self._h2l = FedH2L(3, seed_size=4, seed_batch=2)
         self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), grid)  # it registers its nodes
+        self.targets = [
+            Target("capability", ("says", "schemas", "keys", "records"), self._forged(self._capability)),
+            Target("moments", (*FORMS, "possible"), self._forged(self._moments)),
+            Target("posteriors", (*FORMS, "values"), self._forged(self._posteriors)),
+        ]
 
-    def trial(self, target: str, kind: str, draw: random.Random) -> str:
-        """Return what became of an answer of a kind."""
-        self._grid.change = lambda message: _bent(message, kind, draw)
-        try:
-            return {"capability": self._capability, "moments": self._moments, "posteriors": self._posteriors}[target](
-                draw
-            )
-        except Exception as error:  # this is what is looked for
-            return f"crashed: {type(error).__name__}: {error}"[:200]
-        finally:
-            self._grid.change = None
+    def _forged(self, ask: Callable[[random.Random], str]) -> Callable[[str, random.Random], str]:
+        """Return the trial that asks a question, of which an answer is forged."""
+
+        def trial(kind: str, draw: random.Random) -> str:
+            self._grid.change = lambda message: _forge(message, kind, draw)
+            try:
+                return ask(draw)
+            finally:
+                self._grid.change = None
+
+        return trial
 
     def _capability(self, draw: random.Random) -> str:
         federation = HeteroFL(Net, "a1-c2", assignment=draw.choice(["fix", "dynamic"])).federation
@@ -80,18 +79,17 @@ class Questions:
         honest = HeteroFL(Net, "a1-c2", assignment=federation.assignment).federation
         others = [ids[0], ids[2]]
         honest.register({node_id: federation.nodes[node_id] for node_id in others} | {ids[1]: None}, present=ids)
-        said = federation.nodes[ids[1]]
         if [federation.rate(1, node_id) for node_id in others] != [honest.rate(1, node_id) for node_id in others]:
             return "changed: the levels of others"
-        return "refused" if said == honest.nodes[ids[1]] else "harmless"
+        return "refused" if federation.nodes[ids[1]] == honest.nodes[ids[1]] else "harmless"
 
     def _moments(self, draw: random.Random) -> str:
         kind: Variant = draw.choice(["paper", "fixed"])
         federation = HeteroFL(Net, "a1", fidelity=Fidelity.of("paper", moments=kind)).federation
         ids = list(self._grid.get_node_ids())
-        told = {"rate": 1.0, "rates": [1.0], "seed": 0, "server-round": 1, "partition": 0, "moments-kind": kind}
+        config = {"rate": 1.0, "rates": [1.0], "seed": 0, "server-round": 1, "partition": 0, "moments-kind": kind}
         state = ArrayRecord(federation.initial_state())
-        sent = [instruction("query.moments", node_id, state, told) for node_id in ids]
+        sent = [instruction("query.moments", node_id, state, config) for node_id in ids]
         refused: list[int] = []
         federation.register(dict.fromkeys(ids), present=ids)
         sums = [MomentsSum(federation, robust=robust) for robust in (False, True)]
@@ -101,10 +99,8 @@ class Questions:
             for own in sums:
                 own.add(node_id, found)
 
-        def refuse(node_id: int, fault: object) -> None:
-            refused.append(node_id)
-
-        read_each(sent, self._grid.send_and_receive(sent), read, refuse, HeteroFLError)
+        replies = self._grid.send_and_receive(sent)
+        read_each(sent, replies, read, lambda node_id, fault: refused.append(node_id), HeteroFLError)
         if refused not in ([], [ids[1]]):
             return "changed: others were refused"
         for own in sums:
@@ -116,7 +112,6 @@ class Questions:
         return "refused" if refused else "harmless"
 
     def _posteriors(self, draw: random.Random) -> str:
-        del draw
         asked = self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), self._grid)
         sent = self._h2l.relay(self._grid, asked, 60.0)
         sums = [message.content.array_records["posteriors"]["posteriors"].numpy().sum(-1) for message in sent]
@@ -125,24 +120,24 @@ class Questions:
         return "harmless" if len(sent) == 3 else "refused"
 
 
-def _bent(message: Message, kind: str, draw: random.Random) -> Message:
+def _forge(message: Message, kind: str, draw: random.Random) -> Message:
     envelope = Envelope.of(message)
     if kind == "says":
         for key in draw.sample(["capacity", "partition", "num-partitions", "num-examples", "labels"], 2):
             envelope.config[key] = draw.choice([*ANY, 0.01, 10**9, [0, "a"]])
     elif kind == "possible":
-        envelope.arrays["moments"] |= _lie(draw, envelope)
+        envelope.arrays["moments"] |= _impossible(draw, envelope)
     elif kind == "values":
         values = torch.tensor(draw.choice([[2.0, -1.0, 0.0], [1e30, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.4, 0.2]]))
         envelope.arrays["posteriors"]["posteriors"] = Array(values.repeat(2, 1))
     else:
         MUTATIONS[kind](draw, envelope)
-    bent = envelope.seal(message)
-    bent.metadata.__dict__.update(message.metadata.__dict__)
-    return bent
+    forged = envelope.seal(message)
+    forged.metadata.__dict__.update(message.metadata.__dict__)
+    return forged
 
 
-def _lie(draw: random.Random, envelope: Envelope) -> dict[str, Array]:
+def _impossible(draw: random.Random, envelope: Envelope) -> dict[str, Array]:
     """Return moments of the right form that no data have."""
     kind: Variant = "paper" if any("paper" in name for name in envelope.arrays["moments"]) else "fixed"
     values = [0.0, 1.0, -1.0, 1e30, 1e300, -1e300]
@@ -152,16 +147,15 @@ def _lie(draw: random.Random, envelope: Envelope) -> dict[str, Array]:
     return {f"1.0/{name}": Array(tensor) for name, tensor in tensors.items()}
 
 
-def questions() -> Iterator[Questions]:
-    """Yield the questions; their grid lasts until the next is asked for."""
+def targets() -> Iterator[Target]:
+    """Yield the questions; their grid lasts until the last is answered."""
     app = ClientApp()
     answer_queries(app, Net, lambda context: [torch.arange(24.0).view(8, 3).sin()])
 
     @app.train("publish")
     def publish(message: Message, context: object) -> Message:
-        del context
         said = {"posteriors": {"posteriors": Array(torch.full((2, 3), 1 / 3))}}
         return Envelope(said, {"heterofl-schema": 1}, {"num-examples": 1}).seal(message)
 
-    with Bent(app, 3) as grid:
-        yield Questions(grid)
+    with Forging(app, 3) as grid:
+        yield from Questions(grid).targets

@@ -7,6 +7,7 @@ reply was taken, the mean with what its bytes say.
 import io
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -15,27 +16,28 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from numpy.typing import NDArray
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.levels import width
-from heterofl_flwr.errors import RoundError
 from heterofl_flwr.strategies import size_guard
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
 from simulations.fuzz.mutations import MUTATIONS, Envelope
 from simulations.fuzz.superlink import connected
+from simulations.fuzz.target import Target
 
 State = Mapping[str, torch.Tensor]
+Values = Mapping[str, NDArray[np.float64]]
 BOUND = 20.0
 HIDDEN, CLASSES = 8, 4
+HOSTILE = 1
 UPLOADS: Sequence[Upload] = ("float32", "float16", "int8")
-MESSAGES = ("twice", "of another", "of before", "an error", "none")
-"""What is wrong with the message itself, not with what it holds."""
-
-KINDS = (*MUTATIONS, *MESSAGES)
+KINDS = (*MUTATIONS, "twice", "of another", "of before", "an error", "none")
+"""What is wrong with what a reply holds, or with the message itself."""
 
 Act = Callable[[random.Random, Message, Sequence[Message], Message], list[Outgoing]]
 """From a good reply, the messages of all three nodes and an old reply to what a node sends."""
@@ -63,7 +65,7 @@ def _holes(draw: random.Random, good: Message) -> Uploaded:
     """Withhold some objects."""
     whole = as_it_is(good)
     gone = draw.sample(sorted(whole.objects), draw.randrange(1, len(whole.objects)))
-    return Uploaded({**whole.objects, **dict.fromkeys(gone)}, whole.head, whole.tree)
+    return replace(whole, objects={**whole.objects, **dict.fromkeys(gone)})
 
 
 def _own(forge: Forgery) -> Act:
@@ -83,8 +85,8 @@ def _named(draw: random.Random, good: Message, asked: Sequence[Message], old: Me
 
 OBJECTS: Mapping[str, Act] = {
     "nothing": _own(as_it_is),
-    "bytes": lambda draw, good, asked, old: [outgoing(good, lambda own: _damaged(draw, own))],
-    "holes": lambda draw, good, asked, old: [outgoing(good, lambda own: _holes(draw, own))],
+    "bytes": lambda draw, good, asked, old: [outgoing(good, partial(_damaged, draw))],
+    "holes": lambda draw, good, asked, old: [outgoing(good, partial(_holes, draw))],
     "others' names": _named,
     "again": lambda draw, good, asked, old: [outgoing(good), outgoing(good), outgoing(old)],
     "late": lambda draw, good, asked, old: [outgoing(old)],
@@ -110,107 +112,90 @@ class Server:
     def __init__(self, grid: LocalGrid, upload: Upload) -> None:
         self._grid = grid
         self.upload = upload
-        self.strategy = HeteroFL(
-            Net,
-            "a1",
-            upload=upload,
-            weights="examples",
-            limits=Limits(norm_bound=BOUND),
-            evaluation=Evaluation(every=0),
-        )
+        limits, evaluation = Limits(norm_bound=BOUND), Evaluation(every=0)
+        self.strategy = HeteroFL(Net, "a1", upload=upload, weights="examples", limits=limits, evaluation=evaluation)
         self._before = self.strategy.federation.initial_state()
         self._arrays = ArrayRecord(dict(self._before))
-        self._asked = self._ask()
+        self._ask()
         self._good = [self._reply(message, number) for number, message in enumerate(self._asked)]
-        self._without = self._aggregate([0, 2])
-        self._old = self._seal(1)
+        self._without = self._aggregate([self._seal(0), self._seal(2)])
+        self._old = self._seal(HOSTILE)
+        self.targets = [
+            Target(f"reply in {upload}", KINDS, self._try_reply),
+            Target(f"bytes of {upload}", list(OBJECTS), self._try_objects),
+        ]
 
-    def trial(self, kind: str, draw: random.Random) -> str:
-        """Return what became of a reply of a kind: refused, harmless, or what is wrong."""
-        self._asked = self._ask()
-        envelope = self._good[1].copy()
-        replies = [self._good[0].seal(self._asked[0]), *self._hostile(kind, draw, envelope), self._seal(2)]
-        return self._outcome(lambda: replies, lambda: envelope, kind)
+    def _try_reply(self, kind: str, draw: random.Random) -> str:
+        """Forge what a reply holds, or the message."""
+        self._ask()
+        envelope = self._good[HOSTILE].copy()
+        replies = [self._seal(0), *self._hostile(kind, draw, envelope), self._seal(2)]
+        return self._outcome(replies, lambda: envelope, kind)
 
-    def trial_of_objects(self, kind: str, draw: random.Random) -> str:
-        """Return what became of a reply that was forged byte by byte and came through Flower's grid."""
-        self._asked = self._ask()
+    def _try_objects(self, kind: str, draw: random.Random) -> str:
+        """Forge a reply byte by byte, and let it come through Flower's grid."""
+        self._ask()
         said: list[Outgoing] = []
 
         def answer(metadata: Metadata) -> Iterable[Outgoing]:
             number = [own.metadata.dst_node_id for own in self._asked].index(metadata.dst_node_id)
             good = self._seal(number)
-            if number != 1:
+            if number != HOSTILE:
                 return [outgoing(good)]
             said.extend(OBJECTS[kind](draw, good, self._asked, self._old))
             return said
 
         grid, link = connected(answer)
-
-        def exchange() -> Iterable[Message]:
+        guard = size_guard.guard(grid, self.strategy.largest_reply)
+        try:
             with mock.patch.object(size_guard, "time", link.clock):
-                return size_guard.guard(grid, self.strategy.largest_reply).send_and_receive(self._asked, timeout=1.0)
-
-        try:
-            return self._outcome(exchange, lambda: _envelope_in(said[0][1].head, link.objects), kind)
+                replies = guard.send_and_receive(self._asked, timeout=1.0)
+                return self._outcome(replies, lambda: _envelope_in(said[0][1].head, link.objects), kind)
         finally:
-            self._old = self._seal(1)
+            self._old = self._seal(HOSTILE)
 
-    def _outcome(self, exchange: Callable[[], Iterable[Message]], envelope: Callable[[], Envelope], kind: str) -> str:
+    def _outcome(self, replies: Iterable[Message], envelope: Callable[[], Envelope], kind: str) -> str:
         """Return what became of a round with these replies, of which an envelope is the hostile one."""
-        try:
-            new = self.strategy.aggregate_train(1, iter(exchange()))[0]
-        except RoundError:
-            return "crashed: the round ended"
-        except Exception as error:  # this is what is looked for
-            return f"crashed: {type(error).__name__}: {error}"[:200]
-        finally:
-            self._forget_capacity()
-        assert new is not None
-        state, failures = new.to_torch_state_dict(), self.strategy.log.failures
-        if 1 in failures:
-            return "refused" if _equal(state, self._without) and kind != "nothing" else "changed: a refused reply"
+        state = self._aggregate(replies)
+        if HOSTILE in self.strategy.log.failures:
+            same = all(torch.equal(state[name], own) for name, own in self._without.items())
+            return "refused" if same and kind != "nothing" else "changed: a refused reply"
         if not np.isfinite(self.strategy.log.train["loss"]):
             return "changed: the metrics"
         return "harmless" if self._as_it_says(state, envelope()) else "changed: other than it says"
 
-    def _hostile(self, kind: str, draw: random.Random, envelope: Envelope) -> Iterator[Message]:
-        """Yield what the second client sends."""
+    def _hostile(self, kind: str, draw: random.Random, envelope: Envelope) -> list[Message]:
+        """Return what the second client sends."""
+        asked = self._asked[HOSTILE]
         if kind in MUTATIONS:
             MUTATIONS[kind](draw, envelope)
-        elif kind == "twice":
-            yield envelope.seal(self._asked[1])
-            envelope = envelope.copy()
-            MUTATIONS["far"](draw, envelope)
-        elif kind == "of another":
-            yield self._in_the_name_of(draw.choice([0, 2, 10**9]), draw)
-        elif kind == "of before":
-            before = envelope.seal(self._asked[1])
+            return [envelope.seal(asked)]
+        if kind == "twice":
+            return [envelope.seal(asked), self._far(draw)]
+        if kind == "of another":
+            claimed, ids = draw.choice([0, 2, 10**9]), [own.metadata.dst_node_id for own in self._asked]
+            other = self._far(draw)
+            other.metadata.__dict__["_src_node_id"] = ids[claimed] if claimed < len(ids) else claimed
+            return [other, envelope.seal(asked)]
+        if kind == "of before":
+            before = envelope.seal(asked)
             before.metadata.__dict__["_reply_to_message_id"] = draw.choice(["", "before", "0-1"])
-            yield before
-            return
-        elif kind == "an error":
+            return [before]
+        if kind == "an error":
             reason = draw.choice(["", "x" * 10**5, "\x1b[2J", "a\nb"])
-            yield Message(Error(draw.choice([0, 2, 5, 8, 99]), reason), reply_to=self._asked[1])
-            return
-        else:
-            return
-        yield envelope.seal(self._asked[1])
+            return [Message(Error(draw.choice([0, 2, 5, 8, 99]), reason), reply_to=asked)]
+        return []
 
-    def _in_the_name_of(self, number: int, draw: random.Random) -> Message:
-        """Return a reply of the second client that claims to be of another, or of a stranger."""
-        envelope = self._good[1].copy()
+    def _far(self, draw: random.Random) -> Message:
+        """Return a reply of the second client that must not count."""
+        envelope = self._good[HOSTILE].copy()
         MUTATIONS["far"](draw, envelope)
-        sealed = envelope.seal(self._asked[1])
-        known = [own.metadata.dst_node_id for own in self._asked]
-        sealed.metadata.__dict__["_src_node_id"] = known[number] if number < len(known) else number
-        return sealed
+        return envelope.seal(self._asked[HOSTILE])
 
-    def _ask(self) -> list[Message]:
-        asked = self.strategy.configure_train(1, self._arrays, ConfigRecord(), self._grid)
-        for number, message in enumerate(asked):
+    def _ask(self) -> None:
+        self._asked = self.strategy.configure_train(1, self._arrays, ConfigRecord(), self._grid)
+        for number, message in enumerate(self._asked):
             message.metadata.__dict__["_message_id"] = f"{number}-now"
-        return asked
 
     def _reply(self, message: Message, number: int) -> Envelope:
         model = submodel(message, Net)
@@ -222,31 +207,30 @@ class Server:
     def _seal(self, number: int) -> Message:
         return self._good[number].seal(self._asked[number])
 
-    def _aggregate(self, numbers: Sequence[int]) -> State:
-        new = self.strategy.aggregate_train(1, [self._seal(number) for number in numbers])[0]
+    def _aggregate(self, replies: Iterable[Message]) -> State:
+        try:
+            new = self.strategy.aggregate_train(1, iter(replies))[0]
+        finally:  # what it said of its capacity is forgotten
+            for message in self._asked:
+                self.strategy.federation.nodes.set_capacity(message.metadata.dst_node_id, 1.0)
         assert new is not None
         return new.to_torch_state_dict()
 
-    def _forget_capacity(self) -> None:
-        for message in self._asked:
-            self.strategy.federation.nodes.set_capacity(message.metadata.dst_node_id, 1.0)
-
     def _as_it_says(self, state: State, envelope: Envelope) -> bool:
         """Whether the model is the mean with what an envelope's bytes say, within its bound."""
-        told = [self._good[0], envelope, self._good[2]]
-        subs = [_read(own, self._before) for own in told]
-        weights = [float(own.metrics["num-examples"]) for own in told]  # type: ignore[arg-type]
-        change = sum(float(((subs[1][name] - own.numpy()) ** 2).sum()) for name, own in self._before.items())
-        rows: list[object] = [own.config.get("labels") for own in told]
-        return change <= (BOUND * (1 + 1e-4)) ** 2 and all(
-            np.allclose(
-                state[name].numpy(), _mean(own.numpy(), [sub[name] for sub in subs], weights, rows, name), 1e-4, 1e-5
+        said = [self._good[0], envelope, self._good[2]]
+        subs = [_read(own, self._before) for own in said]
+        weights = [float(own.metrics["num-examples"]) for own in said]  # type: ignore[arg-type]
+        change = sum(float(((subs[HOSTILE][name] - own.numpy()) ** 2).sum()) for name, own in self._before.items())
+        rows = [own.config.get("labels") for own in said]
+        means = {
+            name: _mean(
+                own.numpy(), [sub[name] for sub in subs], weights, rows if name.startswith("classifier") else []
             )
             for name, own in self._before.items()
-        )
-
-
-Values = Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
+        }
+        close = (np.allclose(state[name].numpy(), mean, 1e-4, 1e-5) for name, mean in means.items())
+        return change <= (BOUND * (1 + 1e-4)) ** 2 and all(close)
 
 
 def _envelope_in(head: str, objects: Mapping[str, bytes | None]) -> Envelope:
@@ -275,28 +259,20 @@ def _read(envelope: Envelope, before: State) -> Values:
 
 
 def _mean(
-    old: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
-    subs: Sequence["np.ndarray[tuple[int, ...], np.dtype[np.float64]]"],
-    weights: Sequence[float],
-    labels: Sequence[object],
-    name: str,
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
-    """Return the counting mean of one parameter, row by row."""
+    old: NDArray[np.float32], subs: Sequence[NDArray[np.float64]], weights: Sequence[float], labels: Sequence[object]
+) -> NDArray[np.float64]:
+    """Return the counting mean of one parameter, row by row; with labels, of those whose rows they are."""
     new = old.astype(np.float64)
     for row in range(len(old)):
         held = [
             (weight, sub[row])
-            for weight, sub, own in zip(weights, subs, labels, strict=True)
-            if not name.startswith("classifier") or own is None or row in own  # type: ignore[operator]
+            for weight, sub, own in zip(weights, subs, labels or [None] * len(subs), strict=True)
+            if own is None or row in own  # type: ignore[operator]
         ]
         total = sum(weight for weight, _ in held)
         if total:
             new[row] = sum(weight * values for weight, values in held) / total
     return new
-
-
-def _equal(one: State, two: State) -> bool:
-    return all(torch.equal(one[name], two[name]) for name in two)
 
 
 def servers() -> Iterator[Server]:

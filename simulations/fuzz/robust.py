@@ -15,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -62,14 +62,9 @@ COMMON: Mapping[str, float | str] = {
 BOUNDS = {"digits": 1.6, "mnist": 1.8}
 """The norm bound of each data set: a little more than the longest change of a client where nobody attacks."""
 
-MEANS: Mapping[str, Mapping[str, float | str]] = {
-    "mean": {},
-    "norm bound": {},
-    "trimmed": {"server.robust": "trimmed"},
-    "median": {"server.robust": "median"},
-    "clip": {"server.robust": "clip"},
-}
-"""The settings of each way to combine replies."""
+ROBUST = ("trimmed", "median", "clip")
+MEANS = ("mean", "norm bound", *ROBUST)
+"""The ways to combine replies; the last three are values of ``server.robust``."""
 
 Attack = Callable[[Tensor, torch.Generator], Tensor]
 ATTACKS: Mapping[str, Attack] = {
@@ -89,6 +84,12 @@ class Cell:
     attack: str
     attackers: int
     seed: int
+
+    def config(self) -> dict[str, float | str]:
+        """Return the settings of the run."""
+        own: dict[str, float | str] = {"data.name": self.data, "mix": self.mix, "seed": self.seed}
+        own |= {"server.norm-bound": BOUNDS[self.data]} if self.mean == "norm bound" else {}
+        return {**COMMON, **own, **({"server.robust": self.mean} if self.mean in ROBUST else {})}
 
 
 class HostileApp(client_app.CohortApp):
@@ -113,33 +114,27 @@ class HostileApp(client_app.CohortApp):
             return reply
         before = message.content.array_records["arrays"].to_torch_state_dict()
         after = reply.content.array_records["arrays"].to_torch_state_dict()
-        draw = torch.Generator().manual_seed(derive(seed_of(message), "attack"))
-        attack = ATTACKS[self._cell.attack]
-        reply.content["arrays"] = ArrayRecord(
-            {name: old + attack(after[name] - old, draw) for name, old in before.items()}
-        )
+        draw, attack = torch.Generator().manual_seed(derive(seed_of(message), "attack")), ATTACKS[self._cell.attack]
+        said = {name: old + attack(after[name] - old, draw) for name, old in before.items()}
+        reply.content["arrays"] = ArrayRecord(said)
         return reply
 
 
 def run_cell(cell: Cell) -> dict[str, float]:
     """Return what became of the models of the largest and of the smallest level, and how many were refused."""
-    bound = {"server.norm-bound": BOUNDS[cell.data]} if cell.mean == "norm bound" else {}
-    own: Mapping[str, float | str] = {"data.name": cell.data, "mix": cell.mix, "seed": cell.seed}
-    config = {**COMMON, **MEANS[cell.mean], **bound, **own}
+    config = cell.config()
     task = load_task(config)
     prepare(task, cell)
     strategy = server_app.make_strategy(task, ())
     with LocalGrid(HostileApp(cell), CLIENTS, run_config=config, cohort=CLIENTS) as grid:
-        result = strategy.start(grid, num_rounds=task.settings.num_rounds)
-    state = result.arrays.to_torch_state_dict()
-    largest, smallest = (accuracy(task, strategy.federation.plan(rate).extract(state), rate) for rate in ends(task))
+        state = strategy.start(grid, num_rounds=task.settings.num_rounds).arrays.to_torch_state_dict()
+    found = {
+        end: accuracy(task, strategy.federation.plan(rate).extract(state), rate)
+        for end, rate in (("largest", task.mix.rates[0]), ("smallest", task.mix.rates[-1]))
+    }
     refused = strategy.tally.refused
     honest = sum(number for partition, number in refused.items() if partition >= cell.attackers)
-    return {"largest": largest, "smallest": smallest, "refused": sum(refused.values()), "honest_refused": honest}
-
-
-def ends(task: Task) -> tuple[float, float]:
-    return task.mix.rates[0], task.mix.rates[-1]
+    return {**found, "refused": sum(refused.values()), "honest_refused": honest}
 
 
 def prepare(task: Task, cell: Cell) -> None:
@@ -156,9 +151,8 @@ def prepare(task: Task, cell: Cell) -> None:
 def _small(split: Split) -> Split:
     """Return the first rows, images of 28 pixels at half their width and height."""
     inputs = split.inputs[:ROWS]
-    return replace(
-        split, inputs=avg_pool2d(inputs, 2) if inputs.shape[-1] == 28 else inputs, targets=split.targets[:ROWS]
-    )
+    inputs = avg_pool2d(inputs, 2) if inputs.shape[-1] == 28 else inputs
+    return replace(split, inputs=inputs, targets=split.targets[:ROWS])
 
 
 def accuracy(task: Task, state: Mapping[str, Tensor], rate: float) -> float:
@@ -193,11 +187,9 @@ def run(options: argparse.Namespace) -> int:
 
 def read(path: Path) -> dict[Cell, dict[str, float]]:
     """Return what is done."""
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    names = list(Cell.__dataclass_fields__)
-    return {Cell(**{name: line.pop(name) for name in names}): line for line in lines}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return {Cell(*(line.pop(one.name) for one in fields(Cell))): line for line in lines}
 
 
 def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
@@ -206,21 +198,19 @@ def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
     parts = [HEADER.format(command=command(), machine=describe_machine(), runs=len(found), seconds=seconds)]
     for data, mix in dict.fromkeys((cell.data, cell.mix) for cell in found):
         for end in ("largest", "smallest")[: 1 + ("-" in mix)]:
-            parts.append(f"## {data}, {mix}: the {end} level's model\n\n{table(found, data, mix, end)}")
+            own = {cell: one[end] for cell, one in found.items() if (cell.data, cell.mix) == (data, mix)}
+            parts.append(f"## {data}, {mix}: the {end} level's model\n\n{table(own)}")
     return "\n".join(parts)
 
 
-def table(found: Mapping[Cell, Mapping[str, float]], data: str, mix: str, end: str) -> str:
+def table(found: Mapping[Cell, float]) -> str:
     """Return a row for each way to combine replies, and a column for each attack."""
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for cell, own in found.items():
-        if (cell.data, cell.mix) == (data, mix):
-            attack = f"{cell.attackers} {cell.attack}" if cell.attackers else "none"
-            values[cell.mean, attack].append(100 * own[end])
-    columns = list(dict.fromkeys(attack for _, attack in values))
-    means = dict.fromkeys(mean for mean, _ in values)
-    rows = [[mean, *(_spread(values[mean, attack]) for attack in columns)] for mean in means]
-    return render(["", *columns], rows, "markdown") + "\n"
+    rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell, value in found.items():
+        rows[cell.mean][f"{cell.attackers} {cell.attack}" if cell.attackers else "none"].append(100 * value)
+    columns = list(dict.fromkeys(attack for own in rows.values() for attack in own))
+    cells = [[mean, *(_spread(own[attack]) for attack in columns)] for mean, own in rows.items()]
+    return render(["", *columns], cells, "markdown") + "\n"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -240,9 +230,8 @@ Accuracy in per cent: mean (least..most) of the seeds.
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(PROGRAM, __doc__)
     parser.add_argument("--data", default=",".join(BOUNDS), metavar="NAME,...", help="default: %(default)s")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs", "robust"), metavar="FOLDER", help="default: %(default)s"
-    )
+    out = Path("runs", "robust")
+    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
     with without_logs(), torch_threads(1):
         return status_of(PROGRAM, lambda: run(parser.parse_args(arguments)))
 

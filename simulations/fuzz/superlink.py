@@ -6,7 +6,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from flwr.app import Message, Metadata
+from flwr.app import Metadata
 from flwr.common.serde import message_to_proto
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
@@ -14,7 +14,6 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from heterofl_flwr.compat import FLOWER, PullAppMessagesRequest, Run
 from simulations.fuzz.attacks import Outgoing
-from simulations.fuzz.forgeries import Uploaded
 
 Answer = Callable[[Metadata], Iterable[Outgoing]]
 """From a message, of which all is known but what it holds, to all that its node sends when it has it."""
@@ -31,11 +30,9 @@ class Clock:
     time = staticmethod(time.time)
 
     def monotonic(self) -> float:
-        """Return the seconds."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Let them pass."""
         self.now += seconds
 
 
@@ -48,7 +45,7 @@ class SuperLink:
         self.parts: dict[str, list[str]] = {}  # of each object, as it was first announced: it has one entry for all
         self.asked: dict[str, int] = {}
         self.waiting: list[Metadata] = []
-        self.replies: dict[str, tuple[Message, Uploaded] | None] = {}
+        self.replies: dict[str, Outgoing | None] = {}
         self.confirmed: list[str] = []
         self.pulls = 0
         self.clock = Clock()
@@ -60,37 +57,33 @@ class SuperLink:
         protos = [message.metadata for message in request.messages_list]
         self.asked |= {proto.message_id: proto.dst_node_id for proto in protos}
         self.waiting += map(metadata_from_proto, protos)
-        ids = [proto.message_id for proto in protos]
-        return PROTOCOL.PushAppMessagesResponse(message_ids=ids, objects_to_push=[])
+        return PROTOCOL.PushAppMessagesResponse(message_ids=[proto.message_id for proto in protos], objects_to_push=[])
 
-    def PushObject(self, request: Any) -> None:
-        """Refuse: no object is asked for."""
-        raise AssertionError("no object was asked for")
+    PushObject = None  # the grid looks for it, and calls it for objects that were asked for: none
 
-    def take(self, out: Outgoing) -> bool:
-        """Take a reply, or refuse it."""
+    def accept(self, out: Outgoing) -> None:
+        """Keep a reply, or drop it."""
         announced, upload = out
         about = announced.metadata.reply_to_message_id
         if self.asked.get(about) != announced.metadata.src_node_id or about in self.replies:
-            return False
+            return
         self.replies[about] = out
         self.objects |= {id_: own for id_, own in upload.objects.items() if self.objects.get(id_) is None}
         for tree in iterate_object_tree(upload.tree):
             self.parts.setdefault(tree.object_id, [own.object_id for own in tree.children])
-        return True
 
     def tree(self, id_: str) -> ObjectTree:
         """Return what the SuperLink believes an object to have as its parts."""
         return ObjectTree(object_id=id_, children=map(self.tree, self.parts[id_]))
 
     def PullMessages(self, request: Any) -> Any:
-        """Tell what was announced in reply to messages, each but once."""
+        """Return what was announced in reply to messages, each but once."""
         while self.waiting:
             for out in self.answer(self.waiting.pop(0)):
-                self.take(out)
+                self.accept(out)
         found = [reply for id_ in request.message_ids if (reply := self.replies.get(id_))]
         self.replies |= dict.fromkeys((announced.metadata.reply_to_message_id for announced, _ in found), None)
-        return self._answered(
+        return self._observed(
             PROTOCOL.PullAppMessagesResponse(
                 messages_list=[message_to_proto(announced) for announced, _ in found],
                 message_object_trees=[self.tree(upload.tree.object_id) for _, upload in found],
@@ -98,15 +91,13 @@ class SuperLink:
         )
 
     def PullObject(self, request: Any) -> PullObjectResponse:
-        """Hand out an object, where it is there."""
+        """Return an object, where it is there."""
         self.pulls += 1
         self.clock.now += REQUEST_SECONDS
-        content = self.objects.get(request.object_id)
-        return self._answered(
+        id_, content = request.object_id, self.objects.get(request.object_id)
+        return self._observed(
             PullObjectResponse(
-                object_found=request.object_id in self.parts,
-                object_available=content is not None,
-                object_content=content or b"",
+                object_found=id_ in self.parts, object_available=content is not None, object_content=content or b""
             )
         )
 
@@ -115,7 +106,8 @@ class SuperLink:
         self.confirmed.append(request.message_object_id)
         return ConfirmMessageReceivedResponse()
 
-    def _answered(self, response: Response) -> Response:
+    def _observed(self, response: Response) -> Response:
+        """Let the client's hooks see the length of a response."""
         size = response.ByteSize()  # type: ignore[attr-defined]
         for hook in self.event_hooks["response"]:
             hook(SimpleNamespace(headers={"content-length": str(size)}))

@@ -26,7 +26,7 @@ from simulations.fuzz.crowd import Crowd, Member, round_of
 LONGEST = 1200.0
 IN_MEMORY = ":flwr-in-memory:"  # a database on a busy disk is locked for seconds whenever a node announces much
 GRACE = 5.0
-LEVELS = "abe"
+MEBIBYTE = 2**20
 DIGITS: Mapping[str, Flat] = {
     "mix": "a1-b1-e1",
     "assignment": "fix",
@@ -58,9 +58,17 @@ class Case:
     as_before: bool = False  # whether the server may have a tenth more memory than in the case before, and no more
 
     @property
-    def nodes(self) -> int:
-        """How many nodes there are."""
-        return self.honest + len(self.attacks)
+    def members(self) -> list[Member]:
+        """The nodes, the good ones first."""
+        attacks, levels = [*["none"] * self.honest, *self.attacks], "a" if "mix" in self.settings else "abe"
+        return [
+            Member(
+                f"node-{own}",
+                {"level": levels[own % len(levels)], "partition-id": own, "num-partitions": len(attacks)},
+                attack,
+            )
+            for own, attack in enumerate(attacks)
+        ]
 
     @property
     def refused(self) -> bool:
@@ -70,21 +78,14 @@ class Case:
     def config(self, run: Path) -> Mapping[str, Flat]:
         """Return the settings of the run."""
         own = {
-            **DIGITS,
             "num-rounds": self.rounds,
             "engine.timeout": self.deadline,
-            "sample.min-nodes": self.nodes,
+            "sample.min-nodes": self.honest + len(self.attacks),
             "sample.min-replies": min(self.honest, 4),
             "evaluate.every": self.rounds,
             "run.dir": str(run),
         }
-        return to_flat(from_flat({**own, **self.settings}))
-
-    def node_config(self, partition: int) -> dict[str, Flat]:
-        """Return what a node is started with."""
-        mixed = "mix" not in self.settings
-        level = LEVELS[partition % len(LEVELS)] if mixed else "a"
-        return {"level": level, "partition-id": partition, "num-partitions": self.nodes}
+        return to_flat(from_flat({**DIGITS, **own, **self.settings}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,44 +109,37 @@ class Result:
         training = [record for record in self.history if record.server_round > 1 and not record.evaluate_asked]
         return max((record.seconds for record in training), default=float("inf"))
 
-    @property
-    def accuracy(self) -> float:
-        """The accuracy that the run reports."""
-        return self.history[-1].evaluate.get("global-accuracy", float("nan")) if self.history else float("nan")
-
     def faults(self, server_before: int) -> list[str]:
         """Return what is not as promised; in the case before, the server had so many bytes in memory."""
-        found = [] if self.status == "finished:completed" else [f"the run is {self.status}"]
-        found += ["the model is another"] if self.equal is False else []
-        limit = self.case.deadline + GRACE
-        found += [f"a round took {self.longest:.0f} s"] if self.longest > limit else []
-        more = self.case.as_before and self.server > 1.1 * server_before
-        return [*found, *([f"the server had {self.server >> 20} MiB, before {server_before >> 20}"] if more else [])]
+        server, before = self.server // MEBIBYTE, server_before // MEBIBYTE
+        broken = {
+            f"the run is {self.status}": self.status != "finished:completed",
+            "the model is another": self.equal is False,
+            f"a round took {self.longest:.0f} s": self.longest > self.case.deadline + GRACE,
+            f"the server had {server} MiB, before {before}": self.case.as_before and self.server > 1.1 * server_before,
+        }
+        return [fault for fault, holds in broken.items() if holds]
 
     @property
     def row(self) -> str:
         """What came of the case, for a table in Markdown."""
-        model = {True: "equal", False: "**other**", None: "none" if self.case.refused else "counts"}[self.equal]
+        accuracy = self.history[-1].evaluate.get("global-accuracy", float("nan")) if self.history else float("nan")
         values = [
             self.case.name,
             self.status.rpartition(":")[2],
             f"{self.longest:.0f} of {self.case.deadline:.0f}",
-            f"{self.server >> 20}",
-            f"{self.superlink >> 20}",
-            model,
-            f"{100 * self.accuracy:.1f}",
+            f"{self.server // MEBIBYTE}",
+            f"{self.superlink // MEBIBYTE}",
+            {True: "equal", False: "**other**", None: "none" if self.case.refused else "counts"}[self.equal],
+            f"{100 * accuracy:.1f}",
         ]
         return f"| {' | '.join(values)} |"
 
 
 BOMBED = [*WIRE_BOMBS, "all but one object"]
 CASES: Mapping[str, Sequence[Case]] = {
-    "refused": [
-        Case(name="all that is refused", attacks=[*REFUSED]),
-    ],
-    "stalls": [
-        Case(name="10 of 20 stall", honest=10, attacks=([*STALLS] * 4)[:10]),
-    ],
+    "refused": [Case(name="all that is refused", attacks=[*REFUSED])],
+    "stalls": [Case(name="10 of 20 stall", honest=10, attacks=([*STALLS] * 4)[:10])],
     "bombs": [
         Case(name="54 good nodes", attacks=["none"] * 50, settings=LARGE, deadline=100.0),
         Case(name="50 bombs of 54", attacks=(BOMBED * 13)[:50], settings=LARGE, deadline=100.0, as_before=True),
@@ -158,84 +152,73 @@ HEADER = """| nodes that attack | run | s a round, of | server, MiB | SuperLink,
 |---|---|---|---|---|---|---|"""
 
 
-class Wire:
-    """Runs cases below a folder."""
+def run_case(case: Case, parent: Path) -> Result:
+    """Run a case, and compare its model where it must be that of silence."""
+    folder = parent / re.sub(r"\W+", "-", case.name)
+    folder.mkdir(parents=True)
+    run = RunFolder(folder / "run")
+    with Deployment(folder, {"OMP_NUM_THREADS": "1"}) as deployment:
+        deployment.database = IN_MEMORY
+        superlink = deployment.start_superlink()
+        deployment.register(*(member.name for member in case.members))
+        start_nodes(case, deployment)
+        run_id = deployment.submit(case.config(run.path))
+        server, status = watch(deployment, run_id)
+        peak = peak_of(superlink.pid)
+        kill_with_all(superlink)
+    equal = None
+    if case.refused and status == "finished:completed":
+        equal = models(run) == models(run_silent(case, folder / "silent"))
+    return Result(case=case, status=status, history=run.history(), server=server, superlink=peak, equal=equal)
 
-    def __init__(self, folder: Path, app: str = CLIENT_APP) -> None:
-        self._folder, self._app = folder, app
 
-    def run(self, case: Case) -> Result:
-        """Run a case, and compare its model where it must be that of silence."""
-        folder = self._folder / re.sub(r"\W+", "-", case.name)
-        folder.mkdir(parents=True)
-        config = case.config(folder / "run")
-        with Deployment(folder, {"OMP_NUM_THREADS": "1"}) as deployment:
-            deployment.database = IN_MEMORY
-            superlink = deployment.start_superlink()
-            names = [f"node-{number}" for number in range(case.nodes)]
-            deployment.register(*names)
-            self._start_nodes(case, names, deployment, folder)
-            run_id = deployment.submit(config)
-            server, status = _watch(deployment, run_id)
-            peaks = server, peak_of(superlink.pid)
-            kill_with_all(superlink)
-        run = RunFolder(folder / "run")
-        equal = None
-        if case.refused and status == "finished:completed":
-            equal = models(run) == models(self._silent(case, folder / "silent"))
-        return Result(case=case, status=status, history=run.history(), server=peaks[0], superlink=peaks[1], equal=equal)
+def start_nodes(case: Case, deployment: Deployment) -> None:
+    own = case.honest if case.own_supernodes else 0
+    for member in case.members[:own]:
+        words = (
+            f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in member.config.items()
+        )
+        deployment.start_node(member.name, " ".join(words))
+    path = deployment.folder / "crowd.json"
+    Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), CLIENT_APP, case.members[own:]).write(path)
+    deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", str(path)], "crowd")
 
-    def _start_nodes(self, case: Case, names: Sequence[str], deployment: Deployment, folder: Path) -> None:
-        attacks = [*["none"] * case.honest, *case.attacks]
-        members = [Member(name, case.node_config(own), attacks[own]) for own, name in enumerate(names)]
-        own = case.honest if case.own_supernodes else 0
-        for member in members[:own]:
-            words = " ".join(
-                f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}"
-                for key, value in member.config.items()
-            )
-            deployment.start_node(member.name, words)
-        path = folder / "crowd.json"
-        Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), self._app, members[own:]).write(path)
-        deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", str(path)], "crowd")
 
-    def _silent(self, case: Case, run: Path) -> RunFolder:
-        """Return the run, without a network, in which nodes give no answer where none may count."""
-        config = case.config(run)
-        with Silent(self._app, case.nodes, run_config=config, node_config=case.node_config) as grid:
-            grid.attacks = {case.honest + number: ATTACKS[name] for number, name in enumerate(case.attacks)}
-            server_app.run(grid, load_task(config))
-        return RunFolder(run)
+def run_silent(case: Case, folder: Path) -> RunFolder:
+    """Return the run, without a network, in which nodes give no answer where none may count."""
+    config, members = case.config(folder), case.members
+    node_config = [member.config for member in members].__getitem__
+    with Silent(CLIENT_APP, len(members), run_config=config, node_config=node_config) as grid:
+        grid.attacks = [ATTACKS[member.attack] for member in members]
+        server_app.run(grid, load_task(config))
+    return RunFolder(folder)
 
 
 class Silent(LocalGrid):
-    """A grid some of whose nodes, by partition, give no answer where none of it may count, or an error.
+    """A grid some of whose nodes give no answer where none of it may count, or an error.
 
     Who gave none is not asked for moments and metrics in the same round; who was refused is, and may answer truly.
     """
 
-    attacks: Mapping[int, Attack]
+    attacks: Sequence[Attack]  # by partition
     _round = 0
 
     def send_and_receive(self, messages: Sequence[Message], *, timeout: float | None = None) -> list[Message]:  # type: ignore[override]
         """Send messages, and return the replies of nodes that are not silent."""
         asked = {message.metadata.dst_node_id: message for message in messages}
-        ids = list(self.get_node_ids())
+        attacks = dict(zip(self.get_node_ids(), self.attacks, strict=True))
         self._round = max([self._round, *map(round_of, messages)])  # a query names no round
         replies = []
         for reply in super().send_and_receive(list(messages), timeout=timeout):
-            node_id = reply.metadata.src_node_id
-            attack = self.attacks.get(ids.index(node_id))
-            kind = asked[node_id].metadata.message_type
-            if attack is None or kind not in attack.kinds or not 0 < attack.silent_from <= self._round:
+            message, attack = asked[reply.metadata.src_node_id], attacks[reply.metadata.src_node_id]
+            if message.metadata.message_type not in attack.kinds or not 0 < attack.silent_from <= self._round:
                 replies.append(reply)
             elif attack.answers:
-                error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "refused")
-                replies.append(Message(error, reply_to=asked[node_id]))
+                replies.append(Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "refused"), reply_to=message))
         return replies
 
 
-def _watch(deployment: Deployment, run_id: str) -> tuple[int, str]:
+def watch(deployment: Deployment, run_id: str) -> tuple[int, str]:
     """Wait for the end of a run; return the most memory that its ServerApp had, and its status."""
     peak, until = 0, time.monotonic() + LONGEST
     ended = re.compile(rf"Finished task \d+ of run {run_id}")

@@ -6,21 +6,22 @@ takes about an hour, and 10 GiB of memory for the largest. The exit status is 0 
 """
 
 import argparse
-import difflib
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torchvision  # type: ignore[import-untyped]
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.files import append_line, write_atomic
 from simulations.bench.measure import describe_machine
 from simulations.model_zoo import models
 from simulations.model_zoo.check import MOST_DIFFERENT, MOST_OFF, RATES
 from simulations.model_zoo.models import DOUBLE, SIZE, Finding
-from simulations.program import parser_of, status_of
+from simulations.program import chosen, parser_of, status_of
 
 _INTRODUCTION = """# Models that are known to work
 
@@ -99,12 +100,10 @@ def line(finding: Finding) -> str:
     """Return one line about a finding, for a terminal."""
     if finding.reason:
         return f"{finding.name:<20} no: {finding.reason}"
-    full, *others = finding.parameters.items()
-    shares = ", ".join(f"{number / full[1]:.1%} at {rate:g}" for rate, number in others)
-    return (
-        f"{finding.name:<20} works: {full[1]:,} parameters, {shares}; "
-        f"trace {finding.seconds:.1f} s, difference {finding.difference:.0e}"
-    )
+    (_, full), *others = finding.parameters.items()
+    shares = ", ".join(f"{number / full:.1%} at {rate:g}" for rate, number in others)
+    measured = f"trace {finding.seconds:.1f} s, difference {finding.difference:.0e}"
+    return f"{finding.name:<20} works: {full:,} parameters, {shares}; {measured}"
 
 
 PROGRAM = "simulations.model_zoo"
@@ -116,54 +115,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    names = chosen(options.names)
-    kept = {} if options.again else models.read(options.findings)
+    names = chosen("classification model of torchvision", options.names, models.names())
+    kept = models.read(options.findings)
     made = describe_machine()
     torch.set_num_threads(1)  # so that runs are comparable, and repeatable
     print(made, flush=True)
     for number, name in enumerate(names, 1):
+        took, started = "found before", time.monotonic()
         if name not in kept:
-            started = time.monotonic()
             kept[name] = models.find(name, made, options.seed)
-            models.add(options.findings, kept[name])
-            took = f"; {time.monotonic() - started:.0f} s"
-        else:
-            took = "; found before"
-        print(f"[{number}/{len(names)}] {line(kept[name])}{took}", flush=True)
+            append_line(options.findings, json.dumps(asdict(kept[name])))
+            took = f"{time.monotonic() - started:.0f} s"
+        print(f"[{number}/{len(names)}] {line(kept[name])}; {took}", flush=True)
     found = [kept[name] for name in names]
     working = sum(not finding.reason for finding in found)
     print(f"{working} of {len(found)} work")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page(found, torchvision.__version__.partition("+")[0], options.seed), encoding="utf-8")
+        write_atomic(options.out, page(found, torchvision.__version__.partition("+")[0], options.seed).encode())
         print(f"wrote {options.out}")
-    return 0 if working == len(found) or not options.names else 1
-
-
-def chosen(given: Sequence[str]) -> list[str]:
-    """Return the models to check, in torchvision's order."""
-    names = models.names()
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names)
-            raise ConfigError(
-                f"torchvision has no classification model {name!r}; expected one of its {len(names)}"
-                + (f", such as {', '.join(near)}" if near else f": {', '.join(names)}")
-            )
-    return [name for name in names if not given or name in given]
+    return int(bool(options.names) and working < len(found))
 
 
 def parser() -> argparse.ArgumentParser:
     own = parser_of(PROGRAM, __doc__)
     own.add_argument("names", nargs="*", help="models to check, by torchvision's names; without any, all of them")
     own.add_argument("--out", type=Path, help="write the table as this page; give all names, or none, for a whole one")
-    own.add_argument(
-        "--findings",
-        type=Path,
-        default=Path("runs/zoo/findings.jsonl"),
-        help="where to keep what was found, and to read what is there already (%(default)s)",
-    )
-    own.add_argument("--again", action="store_true", help="check models again that were found before")
+    findings = "where to keep what was found, and to read what is there already (%(default)s)"
+    own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
     own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")
     return own
 

@@ -111,15 +111,6 @@ def read(path: Path) -> dict[str, Finding]:
             found["parameters"] = {float(rate): count for rate, count in found["parameters"].items()}
             findings[found["name"]] = Finding(**found)
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"line {number} of {path} is no finding of this command ({error}); remove it, or name another file "
-                f"with --findings"
-            ) from error
+            what = f"line {number} of {path} is no finding of this command ({error})"
+            raise ConfigError(f"{what}; remove it, or name another file with --findings") from error
     return findings
-
-
-def add(path: Path, finding: Finding) -> None:
-    """Append a finding to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{json.dumps(asdict(finding))}\n")

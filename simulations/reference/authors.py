@@ -5,31 +5,25 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from heterofl_flwr.data import Dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.bench.plain_loop import CIFAR10, MNIST
+from simulations.bench.plain_loop import MNIST
 from simulations.reference.rounds import Model, Parts
 
 DRIVER = Path(__file__).with_name("driver.py")
-LOOKS = {"MNIST": MNIST, "CIFAR10": CIFAR10}
-CONV: Mapping[str, object] = MappingProxyType(
-    {"data": "MNIST", "model": "conv", "device": "cpu", "blocks": None, "epochs": None}
-)
-"""What they train by default, and where."""
-
 PATIENCE = 10.0  # seconds in which their process ends by itself
 
 
 class Authors:
-    """The authors' training, static batch norm and test, run as their own ``runExperiment`` runs them.
+    """The authors' training, static batch norm and test on MNIST, run as their own ``runExperiment`` runs them.
 
     Parameters
     ----------
@@ -47,8 +41,6 @@ class Authors:
         Of torch, from which they draw everything.
     state : Path | None
         A file from which they resume, and which they write after each round.
-    network : Mapping[str, object]
-        What they train, and where; see ``driver.py``.
     """
 
     name = "the authors' code"
@@ -63,7 +55,6 @@ class Authors:
         balanced: bool = True,
         seed: int = 0,
         state: Path | None = None,
-        network: Mapping[str, object] = CONV,
     ) -> None:
         self._source = checkout.resolve() / "src"
         if not (self._source / "train_classifier_fed.py").exists():
@@ -72,8 +63,7 @@ class Authors:
             )
         self._load = load
         path = str(state.resolve()) if state else None
-        own = {"control": control, "seed": seed, "threads": threads, "balanced": balanced, "state": path}
-        self._order = {**network, **own}
+        self._order = {"control": control, "seed": seed, "threads": threads, "balanced": balanced, "state": path}
 
     def __enter__(self) -> Self:
         """Start the process, in a folder that is removed afterwards."""
@@ -94,9 +84,7 @@ class Authors:
                 )
             )
             stack.callback(self._end)
-            first = self._answer()
-            self.parameters = int(first["parameters"])
-            self.history = [Parts(**parts) for parts in first["history"]]
+            self.history = [Parts(**parts) for parts in self._answer()["history"]]
             self._stack = stack.pop_all()
         return self
 
@@ -120,15 +108,14 @@ class Authors:
 
     def play(self, *, evaluate: bool, model: Path | None = None) -> Parts:
         """Run the next round."""
-        if not self._process.stdin:
-            raise HeteroFLError("the authors' process has no input")
-        self._process.stdin.write(json.dumps({"evaluate": evaluate, "model": str(model) if model else None}) + "\n")
-        self._process.stdin.flush()
+        assert self._process.stdin
+        print(json.dumps({"evaluate": evaluate, "model": model and str(model)}), file=self._process.stdin, flush=True)
         self.history.append(Parts(**self._answer()))
         return self.history[-1]
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout else ""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
         if not line:
             self._end()  # only then its log is complete
             log = self._log.read_text().splitlines()[-15:]
@@ -147,8 +134,8 @@ class Authors:
 
     def _write_data(self, path: Path) -> None:
         """Write images as bytes, and labels."""
-        look, data, arrays = LOOKS[str(self._order["data"])], self._load(), {}
+        data, arrays = self._load(), {}
         for part, split in (("train", data.train), ("test", data.test)):
-            arrays[f"{part}_images"] = look.pixels(split.inputs).movedim(1, -1).squeeze(-1).contiguous().numpy()
+            arrays[f"{part}_images"] = MNIST.pixels(split.inputs).movedim(1, -1).squeeze(-1).contiguous().numpy()
             arrays[f"{part}_labels"] = split.targets.numpy()
         np.savez(path, allow_pickle=False, **arrays)

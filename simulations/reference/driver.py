@@ -1,4 +1,4 @@
-"""Run the HeteroFL authors' code, round by round, as a process asks for it.
+"""Run the HeteroFL authors' code on MNIST, round by round, as a process asks for it.
 
 A program of its own: it is started in the ``src`` folder of a checkout of their repository and imports nothing of ours,
 because their modules' names (``data``, ``utils``, ``datasets``) are those of others. What their code needs and no
@@ -16,40 +16,37 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
+
+DATA, MODEL = "MNIST", "conv"
 
 
 class Experiment:
     """What their ``runExperiment`` sets up before its loop, and what one turn of the loop does.
 
-    ``order`` has ``data``, ``model`` and ``device``; ``control``, their name of the experiment; ``seed``; ``work``, a
-    folder to write in, with the data; ``threads``; ``balanced``, whether equally many clients of each level train;
-    ``state``, a file to resume from, or None; ``blocks`` of each stage of the model and local ``epochs``, or None for
-    theirs.
+    ``order`` has ``control``, their name of the experiment; ``seed``; ``work``, a folder to write in, with the data;
+    ``threads``; ``balanced``, whether equally many clients of each level train; ``state``, a file to resume from, or
+    None.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
         torch.set_num_threads(order["threads"])
-        self.theirs = import_theirs(order)
+        self.theirs = import_theirs(order["control"])
+        self.cfg: dict[str, Any] = self.theirs.cfg
         os.chdir(order["work"])
-        data, model = order["data"], order["model"]
-        self.cfg["model_tag"] = f"{order['seed']}_{data}_label_{model}_{order['control']}"
+        self.cfg["model_tag"] = f"{order['seed']}_{DATA}_label_{MODEL}_{order['control']}"
         self.theirs.process_control()
-        if order["epochs"]:
-            self.cfg["num_epochs"]["local"] = order["epochs"]
-        if order["blocks"]:
-            set_blocks(order["blocks"])
-        write_data(self.theirs, Path("data", data, "processed"))
+        write_data(self.theirs, Path("data", DATA, "processed"))
         torch.manual_seed(order["seed"])
-        self.dataset = self.theirs.fetch_dataset(data, "label")
+        self.dataset = self.theirs.fetch_dataset(DATA, "label")
         self.theirs.process_dataset(self.dataset)
         self.state = order["state"]
         self.history: list[dict[str, float]] = []
-        build = getattr(self.theirs.models, model)
-        self.model = build(model_rate=self.cfg["global_model_rate"]).to(self.cfg["device"])
+        model = getattr(self.theirs.models, MODEL)(model_rate=self.cfg["global_model_rate"])
+        self.model = model.to(self.cfg["device"])
         self.optimizer = self.theirs.make_optimizer(self.model, self.cfg["lr"])
         self.scheduler = self.theirs.make_scheduler(self.optimizer)
         self.splits = self.theirs.split_dataset(self.dataset, self.cfg["num_users"], self.cfg["data_split_mode"])
@@ -61,11 +58,6 @@ class Experiment:
         self._watch_users()
         if before is not None:
             torch.set_rng_state(before)  # last, because what was set up has drawn from it
-
-    @property
-    def cfg(self) -> dict[str, Any]:
-        """Their settings."""
-        return self.theirs.cfg  # type: ignore[no-any-return]
 
     def balanced_seed(self) -> int:
         """Return the first seed with which their own draw gives equally many clients of each level."""
@@ -94,12 +86,6 @@ class Experiment:
 
         self.theirs.make_local = make_and_note
 
-    def now(self) -> float:
-        """Return the time, after all that a GPU was asked for."""
-        if torch.device(self.cfg["device"]).type == "cuda":
-            torch.cuda.synchronize(self.cfg["device"])
-        return perf_counter()
-
     def round(self, *, evaluate: bool, model: str | None) -> dict[str, float]:
         """Run a round and return the seconds of its parts, and its accuracies."""
         if self.seed is not None:
@@ -107,23 +93,22 @@ class Experiment:
         data, labels = self.splits
         number, train = len(self.history) + 1, self.dataset["train"]
         self.logger.safe(True)
-        times = [self.now()]
+        times = [perf_counter()]
         self.theirs.train(
             train, data["train"], labels, self.federation, self.model, self.optimizer, self.logger, number
         )
-        times.append(self.now())
+        times.append(perf_counter())
         if self.seed is not None and not self.is_balanced(self.users):
             raise RuntimeError(f"clients {self.users} trained, which are not equally many of each level")
         done: dict[str, float] = {"train": times[1] - times[0]}
         if evaluate:
             tested = self.theirs.stats(train, self.model)
-            times.append(self.now())
+            times.append(perf_counter())
             self.theirs.test(self.dataset["test"], data["test"], labels, tested, self.logger, number)
-            times.append(self.now())
-            means = self.logger.mean
+            times.append(perf_counter())
             done |= {"moments": times[2] - times[1], "test": times[3] - times[2]}
-            done |= {"accuracy": means["test/Global-Accuracy"] / 100}
-            done |= {"local_accuracy": means["test/Local-Accuracy"] / 100}
+            done |= {"accuracy": self.logger.mean["test/Global-Accuracy"] / 100}
+            done |= {"local_accuracy": self.logger.mean["test/Local-Accuracy"] / 100}
             if model:
                 write_model(tested, model)
         self.scheduler.step()
@@ -136,9 +121,8 @@ class Experiment:
 
     def save(self) -> None:
         """Write all that is needed to resume, whole or not at all."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        states = {name: part.state_dict() for name, part in parts.items()}
-        content = {**states, "splits": self.splits, "history": self.history, "random": torch.get_rng_state()}
+        content = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scheduler")}
+        content |= {"splits": self.splits, "history": self.history, "random": torch.get_rng_state()}
         content["experiment"] = self.cfg["model_tag"]
         self.theirs.save(content, f"{self.state}.new")
         os.replace(f"{self.state}.new", self.state)
@@ -148,32 +132,20 @@ class Experiment:
         content = sys.modules["utils"].load(self.state)
         if content["experiment"] != self.cfg["model_tag"]:
             raise ValueError(f"{self.state} holds {content['experiment']}, another experiment")
-        for name, part in (("model", self.model), ("optimizer", self.optimizer), ("scheduler", self.scheduler)):
-            part.load_state_dict(content[name])
+        for name in ("model", "optimizer", "scheduler"):
+            getattr(self, name).load_state_dict(content[name])
         self.splits, self.history = content["splits"], content["history"]
         return content["random"]  # type: ignore[no-any-return]
 
 
-def import_theirs(order: dict[str, Any]) -> Any:
+def import_theirs(control: str) -> Any:
     """Import their training program, which reads its settings from a file of this folder and from the command line."""
     sys.path[0] = os.getcwd()
-    given = {"data_name": order["data"], "model_name": order["model"], "device": order["device"]}
+    given = {"data_name": DATA, "model_name": MODEL, "device": "cpu", "control_name": control}
     sys.argv[1:] = [word for key, value in given.items() for word in (f"--{key}", value)]
-    sys.argv += ["--control_name", order["control"]]
     if find_spec("anytree") is None:
         sys.modules["anytree"] = types.ModuleType("anytree")  # for label hierarchies, which these data do not have
     return importlib.import_module("train_classifier_fed")
-
-
-def set_blocks(blocks: list[int]) -> None:
-    """Let their network have these blocks, whatever it is asked for."""
-    network: Any = sys.modules["models.resnet"].ResNet
-    build = network.__init__
-
-    def build_others(self: Any, shape: Any, hidden: Any, block: Any, _: Any, *others: Any) -> None:
-        build(self, shape, hidden, block, blocks, *others)
-
-    network.__init__ = build_others
 
 
 def write_data(theirs: Any, folder: Path) -> None:
@@ -186,25 +158,25 @@ def write_data(theirs: Any, folder: Path) -> None:
 
 def write_model(model: Any, path: str) -> None:
     """Write a model's parameters, and the statistics of its batch norm layers, by number."""
-    arrays = {f"parameter{number}": value.detach().numpy() for number, value in enumerate(model.parameters())}
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    for number, layer in enumerate(layers):
-        arrays[f"mean{number}"] = torch.as_tensor(layer.running_mean).numpy()
-        arrays[f"variance{number}"] = torch.as_tensor(layer.running_var).numpy()
-    np.savez(path, **arrays)
+    values = {
+        "parameter": [parameter.detach() for parameter in model.parameters()],
+        "mean": [torch.as_tensor(layer.running_mean) for layer in layers],
+        "variance": [torch.as_tensor(layer.running_var) for layer in layers],
+    }
+    np.savez(path, **{f"{kind}{own}": value.numpy() for kind, all_ in values.items() for own, value in enumerate(all_)})
 
 
-def serve(order: dict[str, Any], answers: TextIO) -> None:
+def main() -> None:
     """Run a round for each line of input."""
-    experiment = Experiment(order)
-    parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
-    print(json.dumps({"history": experiment.history, "parameters": parameters}), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(experiment.round(**json.loads(line))), file=answers, flush=True)
-
-
-if __name__ == "__main__":
     warnings.simplefilter("ignore")
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what they print goes where errors go
-        serve(json.loads(sys.argv[1]), answers)
+        experiment = Experiment(json.loads(sys.argv[1]))
+        print(json.dumps({"history": experiment.history}), file=answers, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(experiment.round(**json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -94,12 +94,7 @@ def is_balanced(rates: Iterable[float]) -> bool:
 
 def median(rounds: Sequence[Parts]) -> Parts:
     """Return the median of each part."""
-    return Parts(
-        *(
-            statistics.median(getattr(parts, name) for parts in rounds)
-            for name in ("train", "moments", "test", "accuracy", "local_accuracy")
-        )
-    )
+    return Parts(*map(statistics.median, zip(*map(astuple, rounds), strict=True)))
 
 
 Array = NDArray[np.float32]

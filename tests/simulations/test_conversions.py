@@ -9,7 +9,7 @@ from heterofl_flwr.errors import ConfigError
 from simulations.conversions import __main__ as program
 from simulations.conversions.__main__ import check_fedavg, check_noise
 from simulations.conversions.examples import EXAMPLES, Edit, Example
-from simulations.conversions.trial import LIMITS, Outcome, Trial, convert, count_added, made, missing, row
+from simulations.conversions.trial import LIMITS, Outcome, Trial, convert, count_added, made, missing
 
 APP = "import torch\n\n\nmodel = Net()\nprint(model)\n"
 EDIT = Edit("app", r"^model = Net\(\)$", "model = submodel(msg, Net)\nassert model")
@@ -68,7 +68,7 @@ def test_changed_and_new_lines_count_but_not_blank_nor_removed_ones(after, added
 
 def test_all_nine_examples_are_there_both_apis_among_them():
     assert len(EXAMPLES) == 9
-    assert {example.api for example in EXAMPLES} == set(LIMITS)
+    assert {example.api for example in EXAMPLES.values()} == set(LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_a_trial_says_what_is_wrong():
     assert trial(converted=outcome(sizes=[40])).faults == ["one size only"]
     failed = outcome(failures=["train: ValueError: no"])
     assert trial(converted=failed).faults == ["1 clients failed (train: ValueError: no)"]
-    assert row(trial().cells()) == (
+    assert trial().row() == (
         "| some | message | 10 | 10 | 10 40 | loss 2.000 to 1.000 | loss 2.000 to 1.000 | both learn | nothing |"
     )
 
 
 def test_an_example_is_skipped_where_a_module_that_it_needs_is_absent(monkeypatch, capsys, tmp_path):
     example = Example(name="some/app", package="app", edits=[], needs=["sys", "surely_absent"])
-    monkeypatch.setattr(program, "EXAMPLES", (example,))
+    monkeypatch.setattr(program, "EXAMPLES", {"some": example})
     assert missing(example) == ["surely_absent"]
     assert program.main([str(tmp_path), "--out", str(tmp_path)]) == 0
     assert "skipped: needs surely_absent" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def checkout():
 
 
 def test_each_conversion_keeps_to_its_limit_of_lines(checkout, tmp_path):
-    added = [(one, made(one, checkout, tmp_path / "app", one.edits)[1]) for one in EXAMPLES]
+    added = [(one, made(one, checkout, tmp_path / "app", one.edits)[1]) for one in EXAMPLES.values()]
     assert [one.short for one, lines in added if lines > LIMITS[one.api]] == []
 
 

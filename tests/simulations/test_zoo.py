@@ -133,7 +133,7 @@ def test_the_command_goes_on_where_it_was_and_writes_the_page(tmp_path, capsys, 
 
 def test_models_that_are_not_there_are_named(capsys):
     assert zoo.main(["resnet1"]) == 2
-    assert "no classification model 'resnet1'; expected one of its 80, such as resnet18" in capsys.readouterr().err
+    assert "no classification model of torchvision 'resnet1'; expected one of resnet1" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_list_of_findings_is_named(tmp_path, capsys):
