@@ -9,10 +9,12 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     ├── ReplyError             (ValueError)  a client's reply is refused, whole
     ├── RoundError                          too few clients are there, or too few answered
     ├── OutOfMemoryError       (MemoryError) a client's model and batch take more memory than there is
+    ├── MissingExtraError      (ImportError) a package is missing that an extra of this package installs
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "ConfigError",
@@ -54,8 +56,32 @@ class OutOfMemoryError(HeteroFLError, MemoryError):
     """A client's model and batch take more memory than there is."""
 
 
+class MissingExtraError(HeteroFLError, ImportError):
+    """A package is missing that an extra of this package installs."""
+
+
 class UnsupportedLayerError(HeteroFLError, TypeError):
     """No rule says how to slice a layer."""
+
+
+@contextmanager
+def extra(name: str, otherwise: str = "") -> Iterator[None]:
+    """Import packages that an extra installs; where that fails, raise ``MissingExtraError``, which names the extra.
+
+    Parameters
+    ----------
+    name : str
+        The extra, as in ``pip install 'heterofl-flwr[name]'``.
+    otherwise : str
+        What the user can do without it.
+    """
+    try:
+        yield
+    except MissingExtraError:  # of a module of ours that was imported here
+        raise
+    except ImportError as error:
+        remedy = f"pip install 'heterofl-flwr[{name}]'" + (f", or {otherwise}" if otherwise else "")
+        raise MissingExtraError(f"{error}: {remedy}") from error
 
 
 def first_line(error: Exception) -> str:

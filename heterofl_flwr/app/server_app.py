@@ -26,7 +26,7 @@ from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Trai
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.report import Console, RunFolder, write_report
+from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES
@@ -86,6 +86,8 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     devices = build_devices(task)
     watched = Watched(windowed, console, innermost=grid)
     if folder is not None:  # only now, when everything has been checked
+        from heterofl_flwr.report import write_report  # not after hours that what draws is missing
+
         about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": device_name(task.device)}
         folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
         strategy.spent.keep_in(folder)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.data.convert import Raw, to_dataset, to_text
 from heterofl_flwr.data.dataset import KNOWN, Dataset, Normal, Split
-from heterofl_flwr.errors import DataError
+from heterofl_flwr.errors import DataError, extra
 
 ROOT_VARIABLE = "HETEROFL_DATA"
 """The environment variable that stands in for ``root``."""
@@ -88,7 +88,8 @@ def _load(name: str, root: str | None) -> Dataset:
             f"there is no data set {name!r};{hint} expected one of {', '.join(ours)}, user/set of the hub, "
             "a folder, or module:function"
         )
-    from heterofl_flwr.data.folder import read_folder, read_lines, read_table
+    with extra("data"):
+        from heterofl_flwr.data.folder import read_folder, read_lines, read_table
 
     folder = _find_folder(root, hub_name)
     if hub_name == HUB_NAMES["wikitext2"]:
@@ -125,7 +126,8 @@ def _find_folder(root: str | None, hub_name: str) -> Path | None:
 
 def _ask_hub(name: str, *configuration: str) -> Any:
     """Return the splits of a data set of the hub; ``datasets`` keeps its own copy of the files."""
-    import datasets  # type: ignore[import-untyped]  # takes a second to load
+    with extra("data"):  # here, as it takes a second to load
+        import datasets  # type: ignore[import-untyped]
 
     try:
         splits = datasets.load_dataset(name, *configuration)
@@ -191,11 +193,10 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
 def _digits() -> Dataset:
     """Return scikit-learn's handwritten digits, 1,797 images of 8x8 pixels, a fifth of each class for testing."""
     # Not load_digits(), which does the same: scikit-learn takes more than a second to load, in each process.
-    found = find_spec("sklearn")
-    if found is None or found.origin is None:
-        raise DataError(
-            "the data set digits is a file of scikit-learn, which is not installed: pip install scikit-learn"
-        )
+    with extra("data"):
+        found = find_spec("sklearn")
+        if found is None or found.origin is None:
+            raise ImportError("the data set digits is a file of scikit-learn, which is not installed")
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (number, 64 + 1)
     images = rows[:, :-1].reshape(-1, 1, 8, 8) / 16  # (number, 1, 8, 8), in 0 to 1

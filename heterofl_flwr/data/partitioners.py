@@ -7,12 +7,14 @@ from abc import abstractmethod
 from functools import cached_property
 
 import torch
-from datasets import Dataset  # type: ignore[import-untyped]
-from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
 
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.data.splits import iid, noniid
-from heterofl_flwr.errors import DataError
+from heterofl_flwr.errors import DataError, extra
+
+with extra("data"):
+    from datasets import Dataset  # type: ignore[import-untyped]
+    from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
 
 
 class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has no types

@@ -15,7 +15,7 @@ from torch import Tensor
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.dataset import Dataset, Split
-from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.errors import ConfigError, DataError, extra
 
 LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""
@@ -202,8 +202,9 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> tuple[Tensor, ...]:
     """Return each client's rows, 2 or more, from flwr-datasets' ``DirichletPartitioner`` of this concentration."""
-    from datasets import Dataset  # type: ignore[import-untyped]  # loads slowly
-    from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
+    with extra("data"):  # here, as it loads slowly
+        from datasets import Dataset  # type: ignore[import-untyped]
+        from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
 
     try:
         partitioner = DirichletPartitioner(
@@ -244,8 +245,8 @@ def rotated(split: Split, degrees: float) -> Split:
         )
     if degrees % 360 == 0:
         return split
-    # It takes a second to load.
-    from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
+    with extra("data"):  # here, as it takes a second to load
+        from torchvision.transforms.v2 import InterpolationMode, functional  # type: ignore[import-untyped]
 
     fill = [0.0] * split.inputs.shape[1] if split.black is None else split.black.tolist()
     return replace(split, inputs=functional.rotate(split.inputs, degrees, InterpolationMode.BILINEAR, fill=fill))

@@ -1,7 +1,6 @@
 """Write a model in several formats, checked, with a manifest."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -17,7 +16,7 @@ from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs
 from heterofl_flwr.export.formats import FORMATS, Format, formats_named
 from heterofl_flwr.export.program import Traced, trace
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.runs.files import to_json
+from heterofl_flwr.runs.files import sync, to_json
 from heterofl_flwr.runs.origin import commit, machine
 
 MANIFEST = "manifest.json"
@@ -138,7 +137,7 @@ def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
             new.mkdir()
             yield new
             for file in new.iterdir():
-                _sync(file)
+                sync(file)
             if path.exists():
                 path.rename(old)
             try:
@@ -147,16 +146,8 @@ def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
                 if old.exists():
                     old.rename(path)
                 raise
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.layer_rules import first_names
-from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.errors import ConfigError, ShapeError, extra
 from heterofl_flwr.export.checks import Inputs, Run, compute_outputs
 from heterofl_flwr.export.program import Traced, rename
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -148,12 +148,7 @@ def formats_named(names: Sequence[str]) -> dict[str, Format]:
     if unknown or not names:
         raise ConfigError(f"formats are {', '.join(unknown) or 'none'}; expected some of {', '.join(FORMATS)}")
     chosen = {name: FORMATS[name] for name in FORMATS if name in names}
-    for name, one in chosen.items():
-        missing = [package for package in one.needs if find_spec(package) is None]
-        if missing:
-            others = ",".join(other for other, own in FORMATS.items() if not own.needs)
-            raise ConfigError(
-                f"the format {name} needs {', '.join(missing)}, not installed here: pip install "
-                f"'heterofl-flwr[export]', or choose other formats ({others})"
-            )
+    with extra("export", f"choose other formats ({','.join(name for name, one in FORMATS.items() if not one.needs)})"):
+        for package in (package for one in chosen.values() for package in one.needs):
+            import_module(package)
     return chosen

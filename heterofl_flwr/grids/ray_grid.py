@@ -12,12 +12,13 @@ import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, ClassVar, Unpack
 from unittest import mock
 
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, extra
 from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid, check_count
 from heterofl_flwr.grids.processes import worker_environment
@@ -126,12 +127,8 @@ class _Session:
     @classmethod
     def enter(cls) -> Mapping[str, str]:
         """Join or start Ray, for one more grid; return what its actors need in their environment."""
-        try:
+        with extra("simulation", "use LocalGrid(processes=...), which is --grid local"):
             import ray
-        except ImportError as error:
-            raise ConfigError(
-                "RayGrid needs Ray, which cannot be imported. Install flwr[simulation], or use LocalGrid(processes=...)"
-            ) from error
         own = worker_environment()
         with cls._lock:
             if cls._grids == 0:
@@ -167,8 +164,8 @@ def _connect(ray: Any, own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitS
 
 def _start(ray: Any, environment: Mapping[str, str], started: ExitStack) -> None:
     """Start Ray here, and the process that removes its folder when this one has ended in any way."""
-    own = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="ray-", dir=own if len(own) < LONGEST else "/tmp")  # noqa: S108  # on purpose
+    own, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
+    folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(own) >= LONGEST and short.is_dir() else own)
     words = [sys.executable, "-I", "-S", "-c", _SWEEP, folder]
     sweeper = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
     started.callback(sweeper.communicate)

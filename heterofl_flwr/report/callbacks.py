@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, extra
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.metrics import is_better, mode_of, scalars
@@ -107,7 +107,8 @@ class TensorBoard(_Tracker):
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open a new file of events."""
-        from torch.utils.tensorboard import SummaryWriter  # here, as it is slow and may load TensorFlow
+        with extra("report", "leave tensorboard out of run.callbacks"):  # here, as it is slow and may load TensorFlow
+            from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(self._folder.events), purge_step=first_round if first_round > 1 else None)
 
@@ -192,7 +193,5 @@ class MLflow(_Tracker):
 
 
 def _load(name: str) -> Any:
-    try:
+    with extra(name):
         return import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{name} is not installed: pip install 'heterofl-flwr[{name}]'") from error

@@ -56,8 +56,11 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file, but not what a link of its name leads to: who may write into the folder could plant one."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Open a file, but not what a link of its name leads to: who may write into the folder could plant one.
+
+    Windows has no such flag, and lets few users make links.
+    """
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager
@@ -66,16 +69,23 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path.parent)
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched. "
             f"Make room or grant access, then resume, or choose another folder"
         ) from error
+
+
+def sync(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk. Windows, which opens no folders, writes names by itself."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """One folder a run: its settings, history, checkpoints, models and report."""
 
-import fcntl
 import json
 import logging
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
@@ -79,6 +78,7 @@ class RunFolder:
     """The folder of one run.
 
     ==================  ================================================================================
+    ``.lock``           locked while a process runs in the folder; empty
     ``settings.json``   the run's settings, how it was started, and what its models cost
     ``history.jsonl``   one ``RoundRecord`` a line
     ``checkpoint/``     the last two checkpoints
@@ -118,20 +118,19 @@ class RunFolder:
         The folder is made where there is none. The system unlocks it when this process ends in any way.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself is locked, so no file of a lock stays in it
+        lock = FileLock(self.path / ".lock", blocking=False)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
+            lock.acquire()
+        except Timeout as error:
             raise ConfigError(
                 f"another process runs in {self.path}: let it end, or end it (flwr stop), or choose another folder"
             ) from error
-        except OSError as error:  # such as a network's file system without locks
+        except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
             log.warning("%s cannot be locked (%s): let no other run write there", self.path, error)
         try:
             yield
         finally:
-            os.close(descriptor)
+            lock.release()
 
     def start(
         self,

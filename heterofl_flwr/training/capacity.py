@@ -5,7 +5,6 @@ ends the search.
 """
 
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +30,6 @@ FILL = 0.8
 
 STEPS = 3
 _CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 @contextmanager
@@ -143,10 +142,7 @@ def free_bytes(device: torch.device) -> int:
     """Return how many bytes are free: on a GPU its own, else the system's, or its control group's if that has less."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if not _MEMINFO.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
-    available = int(line.split()[1]) * 1024
+    available: int = psutil.virtual_memory().available
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         return min(available, max(int(text) - int(used.read_text()), 0))

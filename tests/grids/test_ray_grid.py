@@ -196,12 +196,6 @@ def test_invalid_arguments_raise(name, value):
         RayGrid("odd_clients:app", 2, **{name: value})
 
 
-def test_without_ray_a_local_grid_is_recommended(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"needs Ray, .*use LocalGrid"):
-        RayGrid("odd_clients:app", 2)
-
-
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from flwr.clientapp import ClientApp
 
@@ -16,7 +18,7 @@ from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.processes import Process
+from heterofl_flwr.grids.processes import KEY, Process
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,7 +181,10 @@ def test_nothing_needs_ray(apps):
 
 
 def test_a_busy_worker_ends_with_the_process_that_started_it():
-    code = "import os, sys, time; from heterofl_flwr.grids.processes import _end_with; _end_with(int(sys.argv[1]))"
+    code = (
+        "import sys, psutil; from heterofl_flwr.grids.processes import _end_with; "
+        "_end_with(psutil.Process(int(sys.argv[1])))"
+    )
     parent = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {code!r}, str(os.getpid())], process_group=0)\n"
@@ -187,3 +192,25 @@ def test_a_busy_worker_ends_with_the_process_that_started_it():
     )
     done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
     assert done.stdout.strip().isdigit()  # it comes only when the child, which holds the pipe too, has ended
+
+
+def test_a_worker_without_a_process_group_ends_with_what_it_has_started(monkeypatch, gone, ask):
+    monkeypatch.delattr(os, "killpg")
+    with LocalGrid("odd_clients:app", 1, processes=2) as grid:
+        node_id = next(iter(grid.get_node_ids()))
+        (reply,) = grid.send_and_receive([ask(node_id, "start")])
+        (death,) = grid.send_and_receive([ask(node_id, "die")])
+        assert death.error.reason.endswith("ended with exit code 7; what it had started may still run.")
+        (own,) = grid.send_and_receive([ask(node_id, "start")])
+        left = psutil.Process(reply.content["config"]["pid"])
+    assert gone([own.content["config"]["pid"]])
+    left.kill()
+
+
+def test_whoever_connects_without_the_key_is_no_worker():
+    worker = Process("odd_clients:app")
+    with socket.create_connection(worker._server.getsockname()) as stranger:
+        stranger.sendall(bytes(KEY))
+        assert worker.load() is False
+        assert stranger.recv(1) == b""
+    worker.stop()

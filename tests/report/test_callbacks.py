@@ -141,10 +141,3 @@ def test_mlflow_gets_every_number_of_every_round_and_the_settings_once(calls, fa
     calls.clear()
     fake.run([MLflow("heterofl", settings=SETTINGS)], 3, 4)
     assert [name for name, *_ in calls] == ["set_experiment", "start_run", "log_metrics", "log_metrics", "end_run"]
-
-
-@pytest.mark.parametrize(("tracker", "name"), [(WandB, "wandb"), (MLflow, "mlflow")])
-def test_a_tracker_that_is_not_installed_says_how_to_install_it(tracker, name, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"{name} is not installed: pip install 'heterofl-flwr\[{name}\]'"):
-        tracker("heterofl")

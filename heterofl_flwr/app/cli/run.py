@@ -20,7 +20,7 @@ from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import RunFolder, summary_table, write_report
+from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command_known, own_command
 from heterofl_flwr.settings import CLIENTS, Flat, from_flat, short_name, to_flat
 
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the report of a run, and print its tables."""
+    from heterofl_flwr.report import write_report  # here, as it draws, which no other command needs
+
     _show_results(args.folder, write_report(RunFolder(args.folder)))
     return 0
 

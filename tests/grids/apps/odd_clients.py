@@ -1,6 +1,7 @@
 """A ClientApp whose query actions do one odd thing each."""
 
 import os
+import subprocess
 import sys
 import time
 
@@ -91,6 +92,13 @@ def fail(message, context):
 @app.query("leave")
 def leave(message, context):
     sys.exit(3)
+
+
+@app.query("start")
+def start(message, context):
+    """Start a process that would go on for a minute."""
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    return reply(message, pid=started.pid)
 
 
 @app.query("die")

@@ -1,0 +1,152 @@
+"""The package with nothing installed but what it requires: what works, and which extra each missing part names."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+# Whatever is installed here beyond the requirements cannot be imported there.
+BLOCK = """
+import sys
+
+BLOCKED = set({blocked})
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def required(requirements: list[str]) -> set[str]:
+    """Return the names of all distributions that these requirements bring, with those that they bring in turn."""
+    found, todo = set(), [Requirement(own) for own in requirements]
+    while todo:
+        own = todo.pop()
+        name = canonicalize_name(own.name)
+        found.add(name)
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another system
+            continue
+        for one in map(Requirement, needs):
+            wanted = any(one.marker is None or one.marker.evaluate({"extra": extra}) for extra in (own.extras or {""}))
+            if wanted and canonicalize_name(one.name) not in found:
+                todo.append(one)
+    return found
+
+
+def run_thin(code: str, folder: Path) -> str:
+    """Return what code prints in a process that can import only what the package requires."""
+    brought = required(PROJECT["dependencies"]) | {"heterofl-flwr"}
+    homes = metadata.packages_distributions()
+    blocked = {module for module, names in homes.items() if not {canonicalize_name(name) for name in names} & brought}
+    assert {"ray", "hydra", "matplotlib", "flwr_datasets", "torchvision", "sklearn", "PIL"} <= blocked
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    text = BLOCK.format(blocked=sorted(blocked)) + code
+    done = subprocess.run([sys.executable, "-c", text], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+OWN_DATA = """
+import torch
+
+def load():
+    draw = torch.Generator().manual_seed(0)
+    split = torch.rand(20, 1, 28, 28, generator=draw), torch.arange(20) % 10
+    return split, split
+"""
+
+TRAIN = """
+from simulations.bench.edge_client import main
+main("own_data:load", "e")
+"""
+
+# Every module that can be imported, then what needs an extra.
+PARTS = """
+import importlib, pkgutil, torch
+import heterofl_flwr
+from heterofl_flwr.errors import MissingExtraError
+
+for module in pkgutil.walk_packages(heterofl_flwr.__path__, "heterofl_flwr."):
+    try:
+        module.name.endswith("__main__") or importlib.import_module(module.name)
+    except ImportError as error:
+        print("fails:", module.name, isinstance(error, MissingExtraError))
+
+from heterofl_flwr.data import load_dataset, splits
+from heterofl_flwr.export.formats import formats_named
+from heterofl_flwr.grids import RayGrid
+from heterofl_flwr.report import MLflow, TensorBoard, WandB, RunFolder
+
+images = splits.Split(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+for name, call in {
+    "digits": lambda: load_dataset("digits"),
+    "folder": lambda: load_dataset("."),
+    "hub": lambda: load_dataset("user/set"),
+    "dirichlet": lambda: splits.dirichlet(images.targets, 1, 0.5, 0),
+    "rotated": lambda: splits.rotated(images, 15.0),
+    "partitioners": lambda: importlib.import_module("heterofl_flwr.data.partitioners"),
+    "ray": lambda: RayGrid("own_data:app", 2),
+    "onnx": lambda: formats_named(["onnx"]),
+    "page": lambda: heterofl_flwr.report.write_report,
+    "picture": lambda: heterofl_flwr.report.draw_plans,
+    "tensorboard": lambda: TensorBoard(RunFolder("run")).on_start(1, 1, {}),
+    "wandb": lambda: WandB("project"),
+    "mlflow": lambda: MLflow("project"),
+}.items():
+    try:
+        call()
+    except MissingExtraError as error:
+        print("needs:", name, error)
+    else:
+        print("works:", name)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    return tmp_path
+
+
+def test_a_client_with_data_of_its_own_trains_without_any_extra(folder):
+    run_thin(TRAIN, folder)
+
+
+def test_what_needs_an_extra_names_it_and_everything_else_can_be_imported(folder):
+    lines = run_thin(PARTS, folder).splitlines()
+    fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
+    assert fails == {"data.folder", "data.partitioners"} | {
+        f"report.{name}" for name in ("drawing", "figures", "page", "plan_picture")
+    }
+    needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
+    assert needs == {
+        **dict.fromkeys(("digits", "folder", "hub", "dirichlet", "rotated", "partitioners"), "data"),
+        **dict.fromkeys(("page", "picture", "tensorboard"), "report"),
+        "ray": "simulation",
+        "onnx": "export",
+        "wandb": "wandb",
+        "mlflow": "mlflow",
+    }
+    assert set(needs.values()) <= PROJECT["optional-dependencies"].keys()
+
+
+def test_all_contains_every_extra_but_those_of_services():
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = map(Requirement, extras["all"])
+    assert everything.extras == extras.keys() - {"all", "dev", "mlflow", "wandb"}
+    assert "heterofl-flwr[all]" in extras["dev"]
