@@ -29,9 +29,10 @@ from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
+from heterofl_flwr.core.slice_rules import SliceFunction, make_window, prefix
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.model_cache import fresh_model, plan_between
-from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.moments import Moments, join_windows
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.device import resolve_device
@@ -77,7 +78,7 @@ def submodel(
         and can take the noise away.
     """
     rate = messages.read_value(messages.read_config(message), messages.RATE, float)
-    return next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
+    return next(model for *_, model in _build_models(message, build, [rate], own, seed_torch))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
@@ -103,11 +104,17 @@ def models_to_evaluate(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the message asks about and its model, cut from the parameters it brings.
 
-    The models are as ``submodel`` returns them; ``seed_torch`` is that of ``submodel``, before each.
+    The models are as ``submodel`` returns them; ``seed_torch`` is that of ``submodel``, before each. Where clients
+    train other slices than prefixes, a smaller rate comes several times, each time with another slice: its result is
+    the mean over them.
     """
+    for rate, _, model in _build_models(message, build, _read_rates(message), None, seed_torch):
+        yield rate, model
+
+
+def _read_rates(message: Message) -> Sequence[float]:
     config = messages.read_config(message)
-    rates = messages.read_rates(config, [cast("float", config.get(messages.RATE))])
-    yield from _build_models(message, build, rates, None, seed_torch)
+    return messages.read_rates(config, [cast("float", config.get(messages.RATE))])
 
 
 def reply(
@@ -217,12 +224,12 @@ def answer_moments(
     ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
     kind = messages.read_value(messages.read_config(message), messages.MOMENTS_KIND, str)
-    moments = {
-        rate: collect_moments(
-            model.to(device), map(first_tensor, batches()), kind=cast("Variant", kind), together=together
-        )
-        for rate, model in models_to_evaluate(message, build, seed_torch=seed_torch)
-    }
+    found: dict[float, dict[int, Moments]] = {}
+    for rate, window, model in _build_models(message, build, _read_rates(message), None, seed_torch):
+        inputs = map(first_tensor, batches())
+        own = collect_moments(model.to(device), inputs, kind=cast("Variant", kind), together=together)
+        found.setdefault(rate, {})[window] = own
+    moments = {rate: join_windows(own) for rate, own in found.items()}
     content = RecordDict({messages.MOMENTS: messages.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
 
@@ -252,21 +259,25 @@ def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[st
 
 def _build_models(
     message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None, seed_torch: bool
-) -> Iterator[tuple[float, nn.Module]]:
+) -> Iterator[tuple[float, int, nn.Module]]:
+    """Yield each rate, each slice of it that is asked for (0: the prefix), and its model."""
     config = messages.read_config(message)
     top = messages.read_value(config, messages.RATE, float)
     state: Mapping[str, Tensor] = _read_state(message)
     if (shared := messages.read_shared(config)) != ALL:
         state = {**_personal_part(config, build, top, shared, own), **state}
     moments = messages.array_records(message.content).get(messages.MOMENTS)
-    seed = seed_of(message)
-    for rate in rates:
-        model = model_at(build, state, top, rate)
+    seed, (rule, windows) = seed_of(message), messages.read_windows(config)
+    asked = [(rate, window) for rate in rates for window in (windows if rate < top else [0])]
+    for rate, window in asked:
+        function = make_window(rule, window, seed=cast("int", config[messages.SEED]), rate=rate)
+        model = model_at(build, state, top, rate, function)
         if message.metadata.message_type.startswith("evaluate"):
-            model = for_evaluation(model, messages.unpack_moments(moments, rate) if moments is not None else None)
+            known = None if moments is None else messages.unpack_moments(moments, rate).of_window(window)
+            model = for_evaluation(model, known)
         if seed_torch:
             torch.manual_seed(seed)
-        yield rate, model
+        yield rate, window, model
 
 
 def _personal_part(
@@ -289,10 +300,12 @@ def _personal_part(
     return kept
 
 
-def model_at(build: Build, state: Mapping[str, Tensor], top: float, rate: float) -> nn.Module:
+def model_at(
+    build: Build, state: Mapping[str, Tensor], top: float, rate: float, function: SliceFunction = prefix
+) -> nn.Module:
     """Return the model of a rate with parameters cut from a state of rate ``top``."""
     model = fresh_model(build, rate)
-    load_parameters(model, state if rate == top else plan_between(build, top, rate).extract(state))
+    load_parameters(model, state if rate == top else plan_between(build, top, rate).sliced(function).extract(state))
     return model
 
 

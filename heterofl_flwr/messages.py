@@ -21,6 +21,7 @@ from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.compression import Changes, Upload
 from heterofl_flwr.core.plan import ALL, Plan
 from heterofl_flwr.core.reply_checks import check_names
+from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.nn.moments import Moments
 
@@ -50,6 +51,8 @@ LABELS = "labels"
 CAPACITY = "capacity"
 CLASSES = "classes"
 RATES = "rates"
+SLICE_RULE = "slice-rule"
+WINDOWS = "windows"
 MOMENTS_KIND = "moments-kind"
 UPLOAD = "upload"
 CLIP = "clip"
@@ -205,6 +208,16 @@ def read_clip(config: Mapping[str, object]) -> float:
     if not isinstance(value, float) or not 0 <= value < math.inf:
         raise unexpected(value, CLIP, "a number of 0 or more")
     return value
+
+
+def read_windows(config: Mapping[str, object]) -> tuple[SliceRule, list[int]]:
+    """Return the slices of each smaller rate that an instruction asks to evaluate; by default the prefix alone."""
+    rule, windows = config.get(SLICE_RULE, "prefix"), config.get(WINDOWS, [0])
+    if rule not in get_args(SliceRule):
+        raise unexpected(rule, SLICE_RULE, f"one of {', '.join(get_args(SliceRule))}")
+    if not isinstance(windows, list) or not windows or not all(isinstance(own, int) and own >= 0 for own in windows):
+        raise unexpected(windows, WINDOWS, "a list of rounds")
+    return cast("SliceRule", rule), windows
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
@@ -129,11 +130,14 @@ def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
     """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
     asked = instruction.config.get(messages.CLASSES)
     classes = asked if isinstance(asked, list) else instruction.data[2]
-    metrics: dict[str, float] = {}
+    found: dict[float, list[dict[str, float]]] = {}
     for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
-        found = _evaluate(instruction, model.to(instruction.task.device), classes)
+        found.setdefault(rate, []).append(_evaluate(instruction, model.to(instruction.task.device), classes))
+    metrics: dict[str, float] = {}
+    for rate, slices in found.items():
+        means = {name: fmean(own[name] for own in slices) for name in slices[0]}
         # The first is the largest: on every client's data it is the global model.
-        metrics = (metrics or found) | {f"{name}/{rate}": value for name, value in found.items()}
+        metrics = (metrics or means) | {f"{name}/{rate}": value for name, value in means.items()}
     return metrics
 
 

@@ -4,11 +4,12 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from string import ascii_lowercase
 from types import MappingProxyType
+from typing import cast
 
 from heterofl_flwr.errors import ConfigError
 
@@ -69,11 +70,23 @@ class Mix:
     """Rates and the share of clients that has each, from the largest rate to the smallest.
 
     Two mixes that differ only in the order or the grouping of their parts are equal. Shares are kept as written:
-    ``a2-e2`` has four parts, ``a1-e1`` two.
+    ``a2-e2`` has four parts, ``a1-e1`` two. ``global_rate`` is the width of the global model: the largest rate, but
+    where ``with_global_rate`` makes the server's model larger than that of any client, as FedRolex does.
     """
 
     rates: tuple[float, ...]
     counts: tuple[int, ...]
+    global_rate: float = 0.0  # 0 stands for the largest rate
+
+    def __post_init__(self) -> None:
+        """Check that the global model holds those of all clients."""
+        if not self.global_rate:
+            object.__setattr__(self, "global_rate", self.rates[0])
+        elif exact_rate(self.global_rate) < exact_rate(self.rates[0]):
+            raise ConfigError(
+                f"a global model of rate {self.global_rate:g} does not hold the largest of the mix {self}: expected "
+                f"{self.rates[0]:g} or more"
+            )
 
     @classmethod
     def parse(cls, text: str, levels: Mapping[str, float] = LEVELS) -> "Mix":
@@ -96,10 +109,14 @@ class Mix:
         rates = tuple(sorted(counts, reverse=True))
         return cls(rates, tuple(counts[rate] for rate in rates))
 
+    def with_global_rate(self, level: str | float | None) -> "Mix":
+        """Return the mix with a global model of a level or rate; as it is where there is none ('' or None)."""
+        return self if level in ("", None) else replace(self, global_rate=rate_of(cast("str | float", level)))
+
     @property
-    def global_rate(self) -> float:
-        """The largest rate, which is the width of the global model."""
-        return self.rates[0]
+    def all_rates(self) -> tuple[float, ...]:
+        """The rates of all models, from the largest on: the global one's and those of the clients."""
+        return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -52,11 +52,19 @@ class Engine:
         self._capped: set[int] = set()
         self._warned_of_few = False
 
+    @property
+    def prefix_moments(self) -> dict[str, dict[float, Moments]]:
+        """The moments of the last evaluation, by family and rate: of smaller rates, those of the prefixes."""
+        return {
+            family: {rate: moments.of_window(0) for rate, moments in own.items()}
+            for family, own in self.moments.items()
+        }
+
     def log_summary(self) -> None:
         """Log what the federation will do."""
         federation, options = self.federation, self.options
         logger.info("\t├──> Mix: %s, %s", federation.mix, federation.assignment)
-        for rate in federation.mix.rates:
+        for rate in federation.mix.all_rates:
             parameters = federation.plan(rate).parameters
             logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
@@ -194,7 +202,7 @@ class EngineView:
     @property
     def moments(self) -> dict[float, Moments]:
         """The static batch norm moments of the last evaluation, by rate."""
-        return self.engine.moments.get("", {})
+        return self.engine.prefix_moments.get("", {})
 
     def summary(self) -> None:
         """Log what this strategy will do."""

@@ -19,12 +19,13 @@ from heterofl_flwr.federation.evaluation import (
 from heterofl_flwr.federation.families import with_families
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
-from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
+from heterofl_flwr.nn.moments import Moments, at_window, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
 
 logger = logging.getLogger(__name__)
 
 Rates = tuple[float, ...]
+Windows = tuple[int, ...]
 Norms = Mapping[float, Mapping[str, int]]
 """The batch norm layers of a client's models, by rate, each with its channels."""
 
@@ -48,8 +49,8 @@ class MomentsSum:
     A robust sum keeps those of all clients until the end: two vectors in double precision for each layer and rate.
     """
 
-    def __init__(self, federation: Federation, *, robust: bool) -> None:
-        self._federation, self._robust = federation, robust
+    def __init__(self, federation: Federation, *, robust: bool, windows: Windows = (0,)) -> None:
+        self._federation, self._robust, self._windows = federation, robust, windows
         self._kept: dict[float, list[Moments]] = {}
 
     def add(self, node_id: int, found: Mapping[float, Moments]) -> None:
@@ -59,7 +60,7 @@ class MomentsSum:
         for rate, own in found.items():
             if own.kind != federation.fidelity.moments:
                 raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
-            check_layers(own, federation.norms(rate))
+            check_layers(own, windowed_norms(federation, rate, self._windows))
             check_possible(own, examples)
         privacy = federation.options.privacy
         for rate, own in found.items():
@@ -75,16 +76,25 @@ class MomentsSum:
         return {rate: sum_robust(kept) for rate, kept in self._kept.items()}
 
 
+def windowed_norms(federation: Federation, rate: float, windows: Windows) -> Mapping[str, int]:
+    """Return the batch norm layers of all slices of a rate that are evaluated, each with its channels."""
+    norms = federation.norms(rate)
+    if rate == federation.mix.global_rate or windows == (0,):
+        return norms
+    return {at_window(name, window): channels for window in windows for name, channels in norms.items()}
+
+
 class EvaluationRound:
     """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
 
     Those that did not answer in time when they were to train are busy or gone, and are not waited for again. ``rates``
-    are those that each client evaluates, from the largest on.
+    are those that each client evaluates, from the largest on; ``windows`` the slices of each smaller rate, as
+    ``evaluated_windows`` names them.
     """
 
-    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int], windows: Windows = (0,)) -> None:
         self._engine, self._federation, self._log = engine, engine.federation, engine.log
-        self._server_round, self._present = server_round, node_ids
+        self._server_round, self._present, self.windows = server_round, node_ids, windows
         eligible = [node_id for node_id in engine.eligible_nodes(node_ids) if node_id not in engine.no_evaluate]
         drawn = engine.sample(server_round, eligible, "evaluate") if eligible else []
         held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id))}
@@ -102,7 +112,7 @@ class EvaluationRound:
 
     def _pick_rates(self, node_id: int) -> Rates:
         """Return the rates that a client is to evaluate."""
-        evaluation, known = self._engine.options.evaluation, self._federation.mix.rates
+        evaluation, known = self._engine.options.evaluation, self._federation.mix.all_rates
         if self._federation.personal:
             return (self._federation.rate(self._server_round, node_id),)
         rates = known if evaluation.levels_due(self._server_round, self._engine.num_rounds) else known[:1]
@@ -127,8 +137,11 @@ class EvaluationRound:
             by_family = self._federation.split(self.rates)
             for name, member in self._federation.members.items():
                 if batch_norms(member.model):
-                    self._sums[name] = MomentsSum(member, robust=robust)
-                    norms |= {node: {rate: member.norms(rate) for rate in own} for node, own in by_family[name].items()}
+                    self._sums[name] = MomentsSum(member, robust=robust, windows=self.windows)
+                    norms |= {
+                        node: {rate: windowed_norms(member, rate, self.windows) for rate in own}
+                        for node, own in by_family[name].items()
+                    }
         self._engine.moments = {name: {} for name in self._sums}
         self._asked_moments = {node: own for node, own in norms.items() if node not in self._engine.no_moments}
         return self._asked_moments
@@ -245,7 +258,7 @@ class EvaluationRound:
         for node_id, (number, metrics) in self._engine.cap_examples(self._server_round, self.answers).items():
             rates = self.rates[node_id]
             own = split_metrics(metrics, None if self._is_whole(rates) else rates[0])
-            known = (None, *self._federation.mix.rates, *rates)
+            known = (None, *self._federation.mix.all_rates, *rates)
             found[node_id] = number, {rate: values for rate, values in own.items() if rate in known}
         return found
 

@@ -48,6 +48,11 @@ class Federation:
         if self.assignment not in ("fix", "dynamic"):
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
         slice_rule = self.options.transfer.slice_rule
+        if self.mix.global_rate > self.mix.rates[0] and slice_rule == "prefix":
+            raise ConfigError(
+                f"the global model has rate {self.mix.global_rate:g}, and the mix {self.mix} no client of it: with "
+                f"slice_rule='prefix' nobody trains the rest; expected rolling, random-level or random-client"
+            )
         if self.personal and (self.assignment, slice_rule) != ("fix", "prefix"):
             raise ConfigError(
                 f"parameters that are not shared stay with a client, so it keeps its slice: expected assignment='fix' "

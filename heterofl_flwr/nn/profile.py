@@ -127,7 +127,7 @@ def profile_mix(
 ) -> MixProfile:
     """Return the mean cost of the models of a mix, each of which is built on ``device`` and profiled."""
     profiles = {}
-    for rate in mix.rates:
+    for rate in mix.all_rates:
         with torch.device(device):
             model = build(rate)
         profiles[rate] = profile(model, example_input)

@@ -90,7 +90,7 @@ class Costs:
         self.mix = mix
         self._example = example
         self._known: dict[float, LevelCost] = {}
-        self.add(mix.rates)
+        self.add(mix.all_rates)
 
     def add(self, rates: Sequence[float]) -> bool:
         """Measure the rates that are not known yet; return whether there was one."""

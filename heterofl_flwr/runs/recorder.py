@@ -110,7 +110,7 @@ class Recorder(RoundCallback):
         if self._last and self._last.record.server_round != self._saved_round:
             self._save(self._last)
         if self._costs and self._models:
-            rates = self._costs.mix.rates
+            rates = self._costs.mix.all_rates
             for name, build in self._costs.builds.items():
                 moments = moments_by_rate(within(name, self._moments), max(rates))
                 final, record = within(name, state), self._evaluated

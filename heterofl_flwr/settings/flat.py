@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import Limits
@@ -69,7 +70,7 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     if settings is None or faults:
         several = f"{len(faults)} settings are not usable:\n  " if len(faults) > 1 else ""
         raise ConfigError(several + "\n  ".join(faults))
-    return settings
+    return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
 def to_flat(settings: Settings) -> dict[str, Flat]:
@@ -136,11 +137,16 @@ def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> lis
     """Return what does not go together, a line for each setting."""
     model, server, devices, sample = settings.model.name, settings.server, settings.devices, settings.sample
     options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
+    largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     rules: Iterable[tuple[str, object, str]] = (
         ("model.name", ":" not in model and model not in MODELS,
          f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"),
         *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
+        ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
+        ("global-rate", whole > largest and server.choose == "prefix",
+         "but with server.choose=prefix nobody trains more than the mix's largest level; expected rolling slices, "
+         "random-level or random-client"),
         ("devices.deadline", devices.deadline and not devices.profile,
          "expected devices.profile to name the devices too"),
         ("sample.spare", sample.spare and devices.profile,

@@ -282,6 +282,11 @@ class Settings(Group):
     """All settings of a run, read and checked; every value is concrete."""
 
     mix: types.MixText = setting("a1-b1-c1-d1-e1", "levels and how many parts of the clients have each")
+    global_rate: types.OptionalLevel = setting(
+        "",
+        "level or rate of the global model; '' for the largest of the mix. One that is larger than every client "
+        "(FedRolex) needs slices that move (server.choose)",
+    )
     assignment: Literal["fix", "dynamic"] = setting(
         "fix", "levels stay with their clients or are drawn anew each round"
     )

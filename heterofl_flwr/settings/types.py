@@ -187,6 +187,12 @@ Level = Annotated[
     JsonSchema({"type": ["string", "number"]}),
     "a level such as 'c' or a rate such as '0.3'",
 ]
+OptionalLevel = Annotated[
+    str,
+    BeforeValidator(lambda value: value if value == "" else _read_level(value)),
+    JsonSchema({"type": ["string", "number"]}),
+    "a level such as 'a', a rate such as '0.5', or ''",
+]
 NodeLevels = Annotated[
     tuple[tuple[str, str], ...],
     BeforeValidator(_split_levels),

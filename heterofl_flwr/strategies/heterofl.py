@@ -12,6 +12,7 @@ from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -50,6 +51,9 @@ class HeteroFL(EngineView, Strategy):
         The rates of the clients and their shares, such as ``"a1-b1-c1-d1-e1"`` or ``"1.0x1-0.3x9"``.
     assignment : "fix" | "dynamic"
         Whether a client's rate stays or is drawn anew each round.
+    global_rate : str | float | None
+        Level or rate of the global model; None for the largest of the mix. A larger one needs a ``slice_rule`` that
+        moves.
     seed : int
         Every draw is a function of it, the round and the client's partition.
     callbacks : Sequence[RoundCallback]
@@ -86,8 +90,8 @@ class HeteroFL(EngineView, Strategy):
         return any(callback.prints_rounds for callback in self.callbacks)
 
     def moment_tensors(self) -> dict[str, Tensor]:
-        """Return the moments of the last evaluation, by family, rate and layer."""
-        found = [under(family, messages.moment_tensors(own)) for family, own in self.engine.moments.items()]
+        """Return the moments of the last evaluation, by family, rate and layer: of smaller rates, the prefixes'."""
+        found = [under(family, messages.moment_tensors(own)) for family, own in self.engine.prefix_moments.items()]
         return {name: tensor for own in found for name, tensor in own.items()}
 
     def start(
@@ -208,13 +212,18 @@ class HeteroFL(EngineView, Strategy):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
         nodes = available_nodes(grid, self.engine, self._timeout)
-        self._evaluation = current = EvaluationRound(self.engine, server_round, nodes)
+        rule = self.options.transfer.slice_rule
+        # Only who has the whole model can cut other slices than prefixes.
+        windows = evaluated_windows(rule, server_round) if evaluation.nodes == "all" else (0,)
+        self._evaluation = current = EvaluationRound(self.engine, server_round, nodes, windows)
+        asked = {} if windows == (0,) else {messages.SLICE_RULE: rule, messages.WINDOWS: list(windows)}
         slices = Slices(self.federation, arrays)
 
         def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:
             rates, family = current.rates[node_id], self.federation.family(node_id)
             record = slices.record(family, self.federation.members[family].plan(rates[0]))
             full = {**config, **client_config(self.engine, server_round, node_id, rates[0]), **more}
+            full |= asked if rates[0] == self.federation.mix.global_rate else {}
             return instruction(kind, node_id, record, {**full, messages.RATES: list(rates)})
 
         self._collect_moments(current, grid, ask)

@@ -65,7 +65,7 @@ class Hybrid(Exchange):
     @property
     def family_moments(self) -> Mapping[str, dict[float, Moments]]:
         """The static batch norm moments of the last evaluation, by family and rate."""
-        return self.engine.moments
+        return self.engine.prefix_moments
 
     def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
         """Return for each client what the other families say, one mean a family; a family shares a record."""

@@ -81,6 +81,7 @@ class CommonKeywords(TypedDict, total=False):
     """The options of the strategies of both APIs: groups, and single options of the first three groups."""
 
     assignment: Assignment
+    global_rate: str | float | None
     seed: int
     sampling: Sampling
     transfer: Transfer
@@ -180,7 +181,7 @@ def build_federation(build: Build, mix: str | Mix, keywords: Mapping[str, Any], 
         for name, kind in GROUPS.items()
     }
     options = Options(**groups, **pick(("limits", "privacy", "evaluation"), given))
-    parsed = mix if isinstance(mix, Mix) else Mix.parse(mix)
+    parsed = (mix if isinstance(mix, Mix) else Mix.parse(mix)).with_global_rate(given.get("global_rate"))
     return Federation(build=build, mix=parsed, options=options, **pick(("assignment", "seed"), given))
 
 

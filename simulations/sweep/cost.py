@@ -16,6 +16,7 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.task import load_function
 from heterofl_flwr.core.formatting import render
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.data import Reading, Split, load_dataset
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.execution import torch_threads
@@ -122,20 +123,23 @@ def compute_cost(job: Job, done: int = 0) -> JobCost:
     each = facts.test + (facts.train if settings.model.norm == "sbn" else 0)
     levels = {True: times, False: 0, "last": 1}[settings.evaluate.levels]
     central = settings.evaluate.central * (times + (not done)) * facts.test
-    evaluated = dict.fromkeys(mix.rates, float(levels * each)) | {mix.global_rate: float(times * each + central)}
+    windows = len(evaluated_windows(settings.server.choose, settings.num_rounds))
+    evaluated = dict.fromkeys(mix.all_rates, float(windows * levels * each)) | {
+        mix.global_rate: float(times * each + central)
+    }
     return JobCost(trained, evaluated, sampled)
 
 
 def compute_macs(job: Job, cost: JobCost) -> float:
     """Return the multiplications (with addition); a backward pass counts as two forward passes."""
-    macs = {rate: profile_at(job.settings, rate).macs for rate in job.settings.mix.rates}
+    macs = {rate: profile_at(job.settings, rate).macs for rate in job.settings.mix.all_rates}
     return cost.total(lambda rate: PASSES * macs[rate], lambda rate: macs[rate])
 
 
 def estimate_seconds(job: Job, cost: JobCost) -> float:
     """Return how long training and evaluation would take, undisturbed and with the engine ``plain``."""
     batch, device = job.settings.train.batch_size, job.settings.engine.device
-    each = {rate: measure(_model_at(job.settings, rate), batch, device) for rate in job.settings.mix.rates}
+    each = {rate: measure(_model_at(job.settings, rate), batch, device) for rate in job.settings.mix.all_rates}
     total = cost.total(lambda rate: each[rate][0], lambda rate: each[rate][1])
     if resolve_device(device).type != "cpu":  # a GPU is no faster with two clients
         return total

@@ -19,7 +19,6 @@ from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs import RunFolder
@@ -169,7 +168,7 @@ def _canonical(settings: Settings) -> Settings:
     if len(settings.mix.rates) > 1:
         return settings
     # Of a single level all clients have it, however it is assigned.
-    return settings.model_copy(update={"assignment": "fix", "mix": Mix(settings.mix.rates, (1,))})
+    return settings.model_copy(update={"assignment": "fix", "mix": replace(settings.mix, counts=(1,))})
 
 
 # conf/config.yaml names folders by these. A launcher's worker imports this module with the task, and so has them too.

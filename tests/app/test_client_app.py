@@ -1,5 +1,7 @@
 """The ClientApp: cohorts that train together, and what static batch norm is measured on."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -239,3 +241,16 @@ def test_the_batches_are_a_function_of_the_round():
         first, again, later = answer(grid, 1), answer(grid, 1), answer(grid, 2)
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
+
+
+def test_a_levels_metrics_are_the_means_over_its_slices(monkeypatch):
+    models = [(1.0, 0.9), (0.5, 0.5), (0.5, 0.7)]
+    monkeypatch.setattr(
+        client_app, "models_to_evaluate", lambda *_, **__: ((one, torch.tensor(v)) for one, v in models)
+    )
+    monkeypatch.setattr(client_app, "_evaluate", lambda _, model, classes: {"global-accuracy": model.item()})
+    task = SimpleNamespace(device="cpu")
+    instruction = SimpleNamespace(config={wire.CLASSES: [0]}, message=None, build=None, task=task)
+    found = client_app._evaluate_sent_models(instruction)
+    expected = {"global-accuracy": 0.9, "global-accuracy/1.0": 0.9, "global-accuracy/0.5": 0.6}
+    assert found == pytest.approx(expected)

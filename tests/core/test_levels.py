@@ -154,6 +154,15 @@ def test_the_order_and_the_grouping_of_parts_do_not_matter(texts, data):
     assert sum(mix.shares) == pytest.approx(1)
 
 
+def test_the_global_model_may_be_larger_than_that_of_every_client():
+    mix = Mix.parse("b1-c1")
+    assert (mix.global_rate, mix.all_rates) == (0.5, (0.5, 0.25))
+    assert (mix.with_global_rate("a").all_rates, mix.with_global_rate("a").rates) == ((1.0, 0.5, 0.25), mix.rates)
+    assert mix.with_global_rate("") == mix.with_global_rate(0.5) == mix != mix.with_global_rate(1.0)
+    with pytest.raises(ConfigError, match=r"of rate 0\.25 does not hold the largest of the mix b1-c1: expected 0\.5"):
+        mix.with_global_rate("c")
+
+
 def test_the_mean_weighs_by_clients():
     assert Mix.parse("a1-b2-0.1x5").mean({1.0: 80.0, 0.5: 20.0, 0.1: 4.0}) == pytest.approx((80 + 2 * 20 + 5 * 4) / 8)
 

@@ -1,14 +1,20 @@
 """Slices that are no prefixes: the mean of what came back, in both APIs, and the settings that lead there."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr import Windowed
+from heterofl_flwr import Evaluation, HeteroFL, Windowed
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
+from heterofl_flwr.client import load_parameters, models_to_evaluate, reply
+from heterofl_flwr.core.slice_rules import evaluated_windows, make_window
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.settings import from_flat
-from tests.federation.tiny import equal, play
+from tests.federation.tiny import Tiny, build_normed, equal, inputs, make_app, play
 
 RULES = ("rolling", "random-level", "random-client")
 
@@ -74,3 +80,65 @@ def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
 def test_it_is_a_setting():
     task = Task(from_flat({"server.choose": "rolling"}))
     assert make_strategy(task, ()).options.transfer.slice_rule == "rolling"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_global_model_larger_than_every_client_is_the_mean_over_those_that_held_its_entries(rule):
+    found = play(None, "b1-c1", 6, 3, slice_rule=rule, global_rate="a")
+    assert found.strategy.federation.model.hidden.out_features == 8  # 4 and 2 of which clients hold
+    assert set(found.strategy.log.rates.values()) == {0.5, 0.25}
+    for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 3).items():
+        torch.testing.assert_close(found.state[name], torch.from_numpy(expected).float())
+
+
+def test_a_window_that_rolls_reaches_all_of_a_larger_global_model():
+    found = play(None, "c1", 2, 8, slice_rule="rolling", global_rate=1.0)
+    before = found.strategy.federation.initial_state()
+    assert all((found.state[name] != before[name]).all() for name in before)
+
+
+def test_the_larger_global_model_is_evaluated_beside_the_levels():
+    evaluation = Evaluation(every=1, levels=True)
+    found = play(None, "b1-c1", 4, slice_rule="rolling", global_rate="a", evaluation=evaluation)
+    assert set(found.strategy.log.evaluate_by_level) == {"a", "b", "c"}
+    assert found.strategy.log.evaluate["coverage"] == 1.0
+
+
+def test_a_larger_global_model_of_which_nobody_would_train_the_rest_is_refused():
+    with pytest.raises(ConfigError, match="with slice_rule='prefix' nobody trains the rest; expected rolling"):
+        HeteroFL(Tiny, "b1-c1", global_rate=1.0)
+    with pytest.raises(ConfigError, match=r"does not hold the largest of the mix b1-c1: expected 0\.5 or more"):
+        HeteroFL(Tiny, "b1-c1", global_rate="c", slice_rule="rolling")
+
+
+def test_each_level_is_evaluated_on_several_slices_with_moments_of_their_own():
+    seen = []
+
+    def evaluate(message, context):
+        seen.append([(rate, copy.deepcopy(model)) for rate, model in models_to_evaluate(message, build_normed)])
+        return reply(message, num_examples=1)
+
+    app, evaluation = make_app(build=build_normed, evaluate=evaluate), Evaluation(every=4, levels=True)
+    found = play(app, "a1-c1", 3, 4, build=build_normed, slice_rule="rolling", evaluation=evaluation)
+    windows = evaluated_windows("rolling", 4)
+    assert windows == (0, 2, 3, 4)
+    for models in seen:
+        assert [rate for rate, _ in models] == [1.0, 0.25, 0.25, 0.25, 0.25]
+        for window, (_, model) in zip(windows, models[1:], strict=True):
+            plan = found.strategy.federation.plan(0.25).sliced(make_window("rolling", window, seed=0, rate=0.25))
+            assert plan.axes["hidden.weight"][0].index == ((window - 1, window) if window else None)
+            own = build_normed(0.25)
+            load_parameters(own, plan.extract(found.state))
+            assert equal(dict(own.named_parameters()), dict(model.named_parameters()))
+            mean, variance = collect_moments(own, [inputs(partition) for partition in range(3)]).statistics("norm")
+            torch.testing.assert_close(model.norm.running_mean, mean.float())
+            torch.testing.assert_close(model.norm.running_var, variance.float())
+    assert {rate: list(own.layers) for rate, own in found.strategy.moments.items()} == {1.0: ["norm"], 0.25: ["norm"]}
+
+
+def test_where_clients_train_prefixes_or_cannot_hold_the_model_a_level_is_its_prefix():
+    assert evaluated_windows("prefix", 100) == evaluated_windows("rolling", 1) == (0,)
+    assert evaluated_windows("random-level", 100) == (0, 26, 51, 76)
+    evaluation = Evaluation(every=2, levels=True, nodes="capable")
+    found = play(None, "a1-c1", 2, 2, slice_rule="rolling", evaluation=evaluation)
+    assert all("windows" not in message.content["config"] for message in found.grid.of("evaluate"))

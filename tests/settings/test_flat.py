@@ -72,7 +72,7 @@ def test_nothing_given_is_the_quickstart():
 def test_keys_are_kebab_case_and_each_setting_is_explained():
     assert all(key == key.lower() and "_" not in key for key in SPECS)
     assert all(spec.help and spec.expected for spec in SPECS.values())
-    assert [key for key in SPECS if "." not in key] == ["mix", "assignment", "num-rounds", "seed"]
+    assert [key for key in SPECS if "." not in key] == ["mix", "global-rate", "assignment", "num-rounds", "seed"]
 
 
 def test_a_quirk_follows_the_default_or_stands_alone():
@@ -157,6 +157,8 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
         ({"model.name": "transformer", "model.norm": "gn"}, "model.norm: found 'gn', but the model transformer has no"),
         ({"data.name": "wikitext2", "model.hidden": "8,8"}, "model.hidden: found '8,8', but the model transformer"),
         ({"server.optimizer": "adam", "server.momentum": 0.9}, "server.momentum: found 0.9, but server.optimizer is"),
+        ({"mix": "b1", "global-rate": "c"}, "global-rate: found 'c', expected 0.5 or more, as the mix is b1"),
+        ({"mix": "b1", "global-rate": "a"}, "global-rate: found 'a', but with server.choose=prefix nobody trains more"),
         ({"server.eta": 0.1}, "server.eta: found 0.1, expected server.optimizer to name the optimiser too"),
         (
             {"server.strategy": "fedh2l", "server.robust": "median"},

@@ -119,7 +119,7 @@ def test_the_tables_have_all_mixes_of_equal_shares():
         for split in ("iid",) if data == "wikitext2" else ("iid", "noniid"):
             found = {job for job in published(f"experiment=table{number}") if job.split == split}
             assert {job.mix for job in found} == mixes
-            assert {(job.data, job.assignment) for job in found} == {(data, "dynamic")}
+            assert {(job.data, job.assignment) for job in found if "-" in job.mix} == {(data, "dynamic")}
 
 
 def test_small_tables_are_rows_of_the_large_ones():

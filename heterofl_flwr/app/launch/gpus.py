@@ -109,7 +109,7 @@ def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
     options = replace(task.options(task.settings.train.lr), epochs=1)
     data, test = task.dataset.train.to(device), task.dataset.test.to(device)  # as the ClientApp holds them
     peaks = {}
-    for rate in task.mix.rates:
+    for rate in task.mix.all_rates:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         # The second step has the optimizer's buffers.
