@@ -9,7 +9,6 @@ from decimal import Decimal
 from fractions import Fraction
 from string import ascii_lowercase
 from types import MappingProxyType
-from typing import cast
 
 from heterofl_flwr.errors import ConfigError
 
@@ -111,7 +110,7 @@ class Mix:
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
         """Return the mix with a global model of a level or rate; as it is where there is none ('' or None)."""
-        return self if level in ("", None) else replace(self, global_rate=rate_of(cast("str | float", level)))
+        return self if level is None or level == "" else replace(self, global_rate=rate_of(level))
 
     @property
     def all_rates(self) -> tuple[float, ...]:
