@@ -144,10 +144,45 @@ def indexed(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     return [*rest[:start], *[None] * (call.outputs[0].dim() - len(rest)), *rest[start:]]
 
 
-@operator("gather")
+@operator("gather", "scatter", "scatter_add", "scatter_reduce", "masked_scatter", "take", "put")
 def gathered(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     """Keep all axes whole: there is an index for each entry, so every axis is indexed."""
-    trace.pin(*rows, *trace.rows(call.args[2]))
+    trace.pin(*(row for tensor in call.inputs for row in trace.rows(tensor)))
+
+
+@operator("index_add", "index_copy")
+def into_one_axis(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Keep the axis whole that is indexed; the others are those of what is put there."""
+    _, _, index, source = (call.args[place] for place in range(4))
+    axis, others = call.args[1] % len(rows), trace.rows(source)
+    trace.pin(rows[axis], others[axis], *trace.rows(index))
+    found = [trace.meet(one, other) for one, other in zip(rows, others, strict=True)]
+    found[axis] = None
+    return found
+
+
+@operator("index_put", "_index_put_impl", "_unsafe_index_put")
+def put(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Keep the axes whole that are indexed, and those before; let the others meet those of what is put there."""
+    indices, values = call.args[1:3]
+    trace.pin(*(row for one in indices if one is not None for row in trace.rows(one)))
+    # An index of truth values stands for as many axes as it has.
+    end = sum(one.dim() if one is not None and one.dtype == torch.bool else 1 for one in indices)
+    trace.pin(*rows[:end])
+    others = [None] * len(rows) + list(trace.rows(values))
+    for place in range(end - len(rows), 0):
+        if -place <= values.dim() and values.shape[place] > 1:
+            trace.meet(rows[place], others[place])
+    return [*[None] * end, *rows[end:]]
+
+
+@operator("view_as_real", "view_as_complex")
+def complex_or_real(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Add or drop the axis of real and imaginary parts, which is whole."""
+    if call.name == "view_as_real":
+        return [*rows, None]
+    trace.pin(rows[-1])
+    return rows[:-1]
 
 
 @operator("index_select", "unfold")

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from heterofl_flwr.elastic_models.channels import Row, Rows
 from heterofl_flwr.elastic_models.lengths import Trace
-from heterofl_flwr.elastic_models.rules import Call, operator
+from heterofl_flwr.elastic_models.rules import Call, aten, operator, stand_in
+from heterofl_flwr.errors import UnsupportedLayerError
 
 # Operators that lack the tag that says so. A softmax over channels is one over those that are kept.
 _ENTRYWISE = (
     *("copy", "fill", "zero", "normal", "uniform", "bernoulli", "native_dropout", "detach", "alias", "lift_fresh"),
     *("_to_copy", "_softmax", "_safe_softmax", "_log_softmax", "cumsum", "hardswish", "hardtanh", "relu6"),
-    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "_prelu_kernel"),
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "_prelu_kernel", "polar"),
 )
 _SUMS = (
     *("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "any", "all"),
@@ -47,6 +48,13 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> 
         found = [r[axis] for tensor, r in known if tensor.dim() >= -axis and tensor.shape[axis] == shape[axis]]
         rows.append(trace.meet(*found) if found and shape[axis] > 1 else None)
     return rows
+
+
+@operator("tril", "triu")
+def triangular(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Keep the last two axes whole: which entries stay depends on their places."""
+    trace.pin(*rows[-2:])
+    return [*rows[:-2], None, None]
 
 
 @operator("empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full")
@@ -79,7 +87,7 @@ def pooled(trace: Trace, call: Call, rows: list[Row | None]) -> None:
     trace.mark([*rows[: len(rows) - space], *[None] * space], *call.outputs)
 
 
-@operator("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "addbmm")
+@operator("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "addbmm")
 def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the axes that are summed over meet, and those of what is added with the product's."""
     *added, one, two = call.inputs
@@ -92,6 +100,65 @@ def product(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
         return found
     trace.mark(found, output)
     return broadcast(trace, [*added, output], output.shape)
+
+
+@stand_in(aten._grouped_mm)
+def grouped_product(
+    tokens: Tensor, experts: Tensor, offsets: object = None, bias: Tensor | None = None, out_dtype: object = None
+) -> Tensor:
+    """Multiply as one expert would; all experts are kept, each of them narrower."""
+    entries = 16 // tokens.element_size()
+    if any(length % entries for length in (tokens.shape[-1], *experts.shape[-2:])):
+        raise UnsupportedLayerError(
+            f"grouped_mm multiplies matrices of {tokens.dtype} whose sides are multiples of {entries}, and here they "
+            f"are {tuple(tokens.shape)} and {tuple(experts.shape)}: give multiple_of={entries}"
+        )
+    product = tokens.mm(experts.unbind()[0])
+    return product if bias is None else product + bias.unbind()[0]
+
+
+@stand_in(aten._trilinear)
+def bilinear(one: Tensor, two: Tensor, three: Tensor, *axes: list[int], **_: object) -> Tensor:
+    """Multiply three tensors, each with its new axes, and sum over the last axes named: what ``nn.Bilinear`` does."""
+    *added, summed = axes
+    for number, new in enumerate(added):
+        for axis in new:
+            one, two, three = (x.unsqueeze(axis) if place == number else x for place, x in enumerate((one, two, three)))
+    return (one * two * three).sum(summed)
+
+
+@operator("_cdist_forward")
+def distances(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Let the axes meet along which distances are measured: a smaller model's are those of what it keeps."""
+    others = trace.rows(call.inputs[1])
+    trace.meet(rows[-1], others[-1])
+    batch = [trace.meet(one, other) for one, other in zip(rows[:-2], others[:-2], strict=True)]
+    return [*batch, rows[-2], others[-2]]
+
+
+@operator("linalg_solve_triangular")
+def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Keep the axes of the equations whole; each column of the other side is a problem of its own."""
+    shape, others = call.outputs[0].shape, trace.rows(call.inputs[1])
+    trace.pin(*rows[-2:], others[-2])
+    batch = []
+    for axis in range(-len(shape), -2):
+        found = [
+            own[axis]
+            for own, tensor in ((rows, call.inputs[0]), (others, call.inputs[1]))
+            if len(own) >= -axis and tensor.shape[axis] == shape[axis] > 1
+        ]
+        batch.append(trace.meet(*found) if found else None)
+    return [*batch, None, others[-1]]
+
+
+@operator("_fft_c2c", "_fft_r2c", "_fft_c2r")
+def fourier(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Keep the axes whole that are transformed: every frequency depends on all entries and on their number."""
+    for axis in call.given["dim"]:
+        trace.pin(rows[axis])
+        rows[axis] = None
+    return rows
 
 
 def drops_groups(groups: int, channels: int) -> bool:
@@ -155,6 +222,15 @@ def channel_norm(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     if "group" in call.given:
         couple_groups(trace, rows[1], call.given["group"])
     return rows
+
+
+@operator("_weight_norm_interface")
+def weight_norm(trace: Trace, call: Call, rows: list[Row | None]) -> None:
+    """Let directions and lengths meet. A smaller model's norms are those of what it keeps."""
+    directions, lengths = call.inputs
+    found = broadcast(trace, [directions, lengths], directions.shape)
+    trace.mark(found, call.outputs[0])
+    trace.mark([row if length > 1 else None for row, length in zip(found, lengths.shape, strict=True)], call.outputs[1])
 
 
 @operator("native_layer_norm", "_fused_rms_norm")

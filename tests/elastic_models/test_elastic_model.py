@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.core import Plan, prefix, width
 from heterofl_flwr.elastic_models import elastic
-from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 from heterofl_flwr.nn import CNN, PreResNet
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from tests.core import twin
@@ -240,3 +240,18 @@ def test_wide_groups_keep_the_first_of_each():
     rows = [*range(6), *range(12, 18)]
     assert torch.equal(small[1].weight, model[1].weight[rows][:, :4])
     assert torch.equal(small[0].weight, model[0].weight[[*range(4), *range(8, 12)]])
+
+
+def test_weight_norm_is_that_of_what_is_kept():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(12, 8))
+    small = elastic(nn.Sequential(nn.Linear(5, 12), layer, nn.Linear(8, 3)), torch.zeros(1, 5))(0.5)[1]
+    length, direction = (getattr(layer.parametrizations.weight, name)[:4] for name in ("original0", "original1"))
+    kept = direction[:, :6]
+    assert torch.allclose(small.weight, kept / kept.norm(dim=1, keepdim=True) * length)
+
+
+def test_a_model_with_tensors_that_were_computed_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.kept = model[0].weight * 2
+    with pytest.raises(UnsupportedLayerError, match=r"the model cannot be copied: .* Give it as it was built"):
+        elastic(model, torch.zeros(1, 4))

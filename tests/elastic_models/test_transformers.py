@@ -63,9 +63,21 @@ def test_a_slice_takes_masks_and_labels(make, words):
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
-def test_a_mask_in_the_example_is_refused_for_its_values(words):
-    with pytest.raises(UnsupportedLayerError, match="layer bert of type BertModel cannot be traced"):
-        elastic(_bert(), {"input_ids": words, "attention_mask": torch.ones_like(words)})
+def test_a_mask_in_the_example_changes_nothing(words):
+    model = _bert()
+    with_mask = elastic(model, {"input_ids": words, "attention_mask": torch.ones_like(words)})
+    assert with_mask.plan(0.5) == elastic(model, words).plan(0.5)
+
+
+def test_experts_are_cut_all_alike_and_a_width_that_their_product_does_not_take_is_refused(words):
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    config = transformers.MixtralConfig(num_hidden_layers=1, use_cache=False, **SHAPE, **SMALL, **experts)
+    model = transformers.MixtralForCausalLM(config)
+    with pytest.raises(UnsupportedLayerError, match=r"MixtralExperts.* multiples of 4, .*: give multiple_of=4"):
+        elastic(model, words)
+    build = elastic(model, words, multiple_of=4)
+    assert build.plan(0.5).shapes["model.layers.0.mlp.experts.down_proj"] == (4, 16, 24)
+    assert build(0.3).train()(words, labels=words).loss.isfinite()
 
 
 def test_a_layer_that_compares_the_widths_it_holds_does_the_same_at_every_rate():
