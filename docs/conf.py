@@ -57,7 +57,7 @@ def _on_read(app: "Sphinx", docname: str, source: list[str]) -> None:
         source[0] = CHANGES.read_text(encoding="utf-8")
     elif docname == "reference/api":
         pages = sorted(path.stem for path in (HERE / "reference" / "api").glob("*.md"))
-        source[0] += _toctree("", [f"api/{name}" for name in pages])
+        source[0] += _toctree("API", [f"api/{name}" for name in pages])
 
 
 def _contents(page: str) -> str:
