@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "HeteroFLError",
+    "MissingExtraError",
     "OutOfMemoryError",
     "ReplyError",
     "RoundError",
