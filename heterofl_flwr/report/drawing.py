@@ -25,9 +25,9 @@ COLOURS = {
 
 SERIES = ("blue", "teal", "green", "amber", "red", "violet")
 DASHES = ("-", "--", ":")
-SIZE = (4.4, 2.75)  # inches; small, so that text stays readable when a phone shrinks the figure
+SIZE = (4.0, 2.6)  # inches; small, so that text stays readable when a phone shrinks the figure
 SMALL = 9.0  # points
-LINE, MARK = 66, 5  # characters of that size in a line of a legend, and the room that an entry's mark needs
+LINE, MARK = 60, 5  # characters of that size in a line of a legend, and the room that an entry's mark needs
 
 
 def light(name: str) -> str:

@@ -183,7 +183,7 @@ def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, sent: 
     if costs and summary.savings(records, costs):
         full = list(accumulate(summary.full_bytes(record, costs) for record in records))
         curves.append(("full-size FedAvg", (rounds, full)))
-    figure = _draw_curves(curves, "sent in total", ((0, 1.5), (6, 1.5)), label=formatting.size)
+    figure = _draw_curves(curves, "sent in total", ((0, 1.5), (3, 1.5)), label=formatting.size)
     if figure:
         figure.axes[0].fill_between(rounds, sent, color=light("blue"), alpha=0.12, linewidth=0)
     return figure

@@ -68,15 +68,16 @@ pre{background:var(--card);border-radius:.6rem;padding:.7rem 1rem;margin:.75rem 
 footer{margin-top:3rem;padding-bottom:2.5rem;padding-top:1rem}
 @media screen and (max-width:760px){
  .figures{grid-template-columns:minmax(0,1fr)}
- header,main,footer{padding-left:.9rem;padding-right:.9rem}
+ header,main,footer{padding-left:.6rem;padding-right:.6rem}
  h1{font-size:1.45rem}
  .cards{grid-template-columns:repeat(2,minmax(0,1fr))}
  .card b{font-size:1.25rem}
- figure{padding:.8rem .7rem}
+ figure{padding:.8rem .5rem}
  th,td{padding-right:.6rem}
  .numbers table{font-size:.8rem}
  .numbers th{font-size:.72rem;white-space:normal}
  .numbers th,.numbers td{padding-right:.4rem}
+ .numbers td:first-child{white-space:normal}
  .facts td:first-child,.settings td:first-child{white-space:normal}
 }
 @page{margin:12mm}
@@ -91,13 +92,13 @@ footer{margin-top:3rem;padding-bottom:2.5rem;padding-top:1rem}
  .card small,th,td,.note,figcaption,footer,pre{font-size:.625rem}
  .figures{gap:.5rem}
  figure{padding:.4rem .6rem}
- figure svg{max-height:42mm}
+ figure svg{max-height:50mm}
  .numbers,.facts,pre{break-inside:avoid}
  pre{break-after:avoid}
  figure h3{font-size:.75rem;margin:0 0 .2rem}
  figcaption{margin-top:.2rem}
  th,td{padding:.05rem .6rem .05rem 0;line-height:1.35}
- .settings{columns:3}
+ .settings{columns:2}
  footer{margin-top:.75rem;padding:0}
 }
 </style>
