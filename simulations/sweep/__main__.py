@@ -13,93 +13,56 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import shorten
 
 import hydra
 from filelock import Timeout
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from heterofl_flwr.app.cli.main import status_of
+from heterofl_flwr.app.cli.main import FAILED, status_of
 from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs.origin import command_known, own_command
 from heterofl_flwr.settings import from_flat
-from simulations.sweep.cost import describe_changes, list_jobs
-from simulations.sweep.job import DONE, Job, build_job, check_jobs, flat, read_metric, run_once
-from simulations.sweep.sweeper import TARGET, BlockSweeper
+from simulations.sweep.cost import describe_changes
+from simulations.sweep.job import DONE, build_job, check_jobs, flat, read_metric, run_once
 
 CONF = Path(__file__).parents[2] / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 PROGRAM = "simulations.sweep"
-HELD = "runs in another process"
-LONGEST_CAUSE = 300  # characters in the list at the end
-
-_jobs: dict[Path, Job] = {}
-"""The jobs of this process, by folder."""
-_causes: dict[Path, str] = {}
-"""Why some of them are not done."""
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def run(config: DictConfig) -> float | None:
     """Run one job; return its metric, for sweepers that optimise it, or None if another process runs it."""
-    path = Path(HydraConfig.get().runtime.output_dir)
+    own = HydraConfig.get()
+    path = Path(own.runtime.output_dir)
     job = replace(build_job(flat(config)), path=path)
-    if path not in _jobs:  # this is no sweep, or its launcher has started this process
-        check_jobs([job] if job.stage != DONE else [])
-        _jobs[path] = job
+    checked = own.mode is RunMode.MULTIRUN and "blocks" in own.sweeper  # our sweeper has done it
+    if config.dry and not checked:
+        raise ConfigError("dry: found true, but this sweeper chooses jobs one after the other; expected false")
+    check_jobs([job] if not checked and job.stage != DONE else [])
     print("; ".join(filter(None, [f"job {path.name}", describe_changes(job)])), flush=True)
     try:
         if not run_once(job):
             print("done before", flush=True)
     except Timeout:
-        _causes[path] = HELD
-        print(f"not done here: {path.name} {HELD}", flush=True)
+        print(f"not done here: {path.name} runs in another process", flush=True)
         return None
     except Exception as error:
-        _causes[path] = str(error) if isinstance(error, HeteroFLError) else f"{type(error).__name__}: {error}"
-        print(f"failed: {_causes[path]}", flush=True)
-        raise RunError(_causes[path]) from error
+        cause = str(error) if isinstance(error, HeteroFLError) else f"{type(error).__name__}: {error}"
+        print(f"failed: {cause}", flush=True)
+        raise RunError(cause) from error
     return read_metric(job)
-
-
-def check_batch(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
-    """Check the jobs of a sweep before the first one starts; if they are only to be listed, list them and exit."""
-    if sweeper.hydra_context is None or sweeper.config is None:
-        raise TypeError("a sweeper checks its jobs after its setup")
-    jobs = {}
-    for number, row in enumerate(batch):
-        config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(row))
-        job, config.hydra.job.num = build_job(flat(config)), number
-        path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
-        jobs[path] = replace(job, path=path)
-    if sweeper.config["dry"]:
-        print(list_jobs(list(jobs.values())))
-        sys.exit()
-    left = [job for job in jobs.values() if job.stage != DONE]
-    check_jobs(left)
-    print(f"{len(jobs)} jobs in {sweeper.config.hydra.sweep.dir}, {len(jobs) - len(left)} done before", flush=True)
-    _jobs.update(jobs)
-
-
-def register() -> None:
-    """Let Hydra find our sweeper, and let all sweepers check their jobs before they call a launcher."""
-    Plugins.instance().class_name_to_class[TARGET] = BlockSweeper
-    Sweeper.validate_batch_is_legal = check_batch  # type: ignore[assignment, method-assign]
 
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    _jobs.clear()
-    _causes.clear()
-    register()
     with command_known(own_command()):
         return status_of(PROGRAM, _run)
 
@@ -107,29 +70,19 @@ def main() -> int:
 def _run() -> int:
     shown = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # else Hydra itself prints what is wrong, in many lines, and ends the process
-    failed = False
     try:
         sys.argv[1:] = translate(sys.argv[1:])
         run()
-    except RunError:  # Hydra raises what the first job that failed has raised
-        failed = True
+    except RunError as error:
+        print(f"{PROGRAM}: {error}\nthe whole log of a job: {LOG} in its folder", file=sys.stderr)
+        return FAILED
     except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra itself makes the folders of jobs
         if shown:
             raise
         raise ConfigError(_describe_misuse(error)) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
-    left = [path for path, job in _jobs.items() if job.stage != DONE]
-    if _jobs:
-        print(f"{len(_jobs) - len(left)} of {len(_jobs)} jobs done")
-    if failed:
-        causes = {
-            path.name: _causes.get(path, f"see {LOG} in its folder") for path in left if _causes.get(path) != HELD
-        }
-        lines = [f"  {name}: {shorten(cause, LONGEST_CAUSE, placeholder=' ...')}" for name, cause in causes.items()]
-        heading = f"{PROGRAM}: {len(lines)} of {len(_jobs)} jobs failed:"
-        print(heading, *lines, f"the whole log of each: {LOG} in its folder", sep="\n", file=sys.stderr)
-    return failed
+    return 0
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -143,7 +96,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
             if isinstance(names, list):
                 translated.remove(str(override.input_line))
                 blocks = (f"+experiment@hydra.sweeper.blocks.part{place}={name}" for place, name in enumerate(names))
-                translated += ["hydra/sweeper=blocks", *blocks]
+                translated += blocks
         if several or override.key_or_group == "dry":
             translated.append("hydra.mode=MULTIRUN")
     return translated

@@ -3,28 +3,26 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from timeit import Timer
 
 import torch
-from torch import nn
 
 from heterofl_flwr.app.cli.profile import printed
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.task import load_function
-from heterofl_flwr.core.formatting import render
+from heterofl_flwr.app.task import Task
+from heterofl_flwr.core.formatting import duration, render
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.data import Reading, Split, load_dataset
+from heterofl_flwr.data.dataset import Facts
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.execution import torch_threads
-from heterofl_flwr.nn.models import PAPER, build_model
+from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.settings import Settings, from_flat, model_options, short_name, to_flat
-from heterofl_flwr.settings.presets import model_has
+from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
 from heterofl_flwr.training import TrainOptions, evaluate, resolve_device, train
 from simulations.sweep.job import BEGUN, DONE, Job
 
@@ -39,32 +37,33 @@ SIZES: Mapping[str, tuple[int, int]] = {
 """Examples, or pieces, of train and test."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Facts:
-    """What is known of a data set: the sizes of its parts, one example, and the options that a model takes from it."""
-
-    train: int
-    test: int
-    example: torch.Tensor
-    options: Mapping[str, object]
-
-
 @lru_cache(maxsize=8)
-def facts_of(name: str, root: str) -> Facts:
-    """Return what is known of a data set; other data than the paper's are loaded for it."""
-    short = short_name(name)
-    if short in SIZES:
-        setup = PAPER[short]
-        return Facts(*SIZES[short], setup.example(), {**setup.options, "inputs": setup.shape})
+def sizes_of(name: str, root: str) -> tuple[int, int]:
+    """Return the sizes of train and test; other data than the paper's are loaded for it."""
+    if (short := short_name(name)) in SIZES:
+        return SIZES[short]
     dataset = load_dataset(name, root or None)
-    inputs, test = dataset.train.inputs, dataset.test.inputs
-    if dataset.train.reading is not None:
-        train_pieces, test_pieces = (len(own) * math.ceil(own.shape[1] / PIECE) for own in (inputs, test))
-        example = torch.zeros(1, PIECE, dtype=torch.int64)
-        return Facts(train_pieces, test_pieces, example, {"vocabulary": dataset.classes})
-    channels = inputs.shape[1] if inputs.dim() == 4 else 1
-    options = {"channels": channels, "inputs": tuple(inputs.shape[1:]), "classes": dataset.classes}
-    return Facts(len(dataset.train), len(dataset.test), torch.zeros_like(inputs[:1]), options)
+    train, test = (
+        len(own) * (math.ceil(own.inputs.shape[1] / PIECE) if own.reading else 1)
+        for own in (dataset.train, dataset.test)
+    )
+    return train, test
+
+
+class _Task(Task):
+    """A data set and a model; the paper's data sets need not be there."""
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the model's shape follows from."""
+        setup = PAPER.get(short_name(self.settings.data.name))
+        words = setup.options.get("vocabulary") if setup else None
+        return Facts((PIECE,), int(str(words))) if words else super().facts
+
+    def example(self) -> torch.Tensor:
+        """Return a batch of one input, all zeros."""
+        setup = PAPER.get(short_name(self.settings.data.name))
+        return setup.example() if setup else torch.zeros_like(super().example())
 
 
 def profile_at(settings: Settings, rate: float) -> Profile:
@@ -81,19 +80,10 @@ def _model_at(settings: Settings, rate: float) -> Settings:
 
 @lru_cache(maxsize=1024)
 def _profile(model: Settings) -> Profile:
-    facts = facts_of(model.data.name, model.data.root)
+    task = _Task(model)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        module = _build(model, facts)
-    return profile(module, facts.example)
-
-
-def _build(model: Settings, facts: Facts) -> nn.Module:
-    name = model.model.name
-    depends = {option: value for option, value in facts.options.items() if model_has(name, option)}
-    own = ":" in name
-    build = load_function(name, "model.name") if own else build_model(name, **model_options(model), **depends)
-    module: nn.Module = build(model.mix.global_rate)
-    return module
+        module = task.build(model.mix.global_rate)
+    return profile(module, task.example())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +102,17 @@ class JobCost:
 
 def compute_cost(job: Job, done: int = 0) -> JobCost:
     """Return what a job computes after the rounds that are done, of which there are fewer than all."""
-    settings, facts = job.settings, facts_of(job.settings.data.name, job.settings.data.root)
-    mix, every = settings.mix, settings.evaluate.every
+    settings, mix, every = job.settings, job.settings.mix, job.settings.evaluate.every
+    train, test = sizes_of(settings.data.name, settings.data.root)
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.clients), 1)
-    in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (facts.train // job.clients)
+    in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (train // job.clients)
     trained = {rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)}
     if not every:
         return JobCost(trained, {}, sampled)
     times = math.ceil(settings.num_rounds / every) - done // every
-    each = facts.test + (facts.train if settings.model.norm == "sbn" else 0)
+    each = test + (train if settings.model.norm == "sbn" else 0)
     levels = {True: times, False: 0, "last": 1}[settings.evaluate.levels]
-    central = settings.evaluate.central * (times + (not done)) * facts.test
+    central = settings.evaluate.central * (times + (not done)) * test
     windows = len(evaluated_windows(settings.server.choose, settings.num_rounds))
     evaluated = dict.fromkeys(mix.all_rates, float(windows * levels * each)) | {
         mix.global_rate: float(times * each + central)
@@ -149,22 +139,23 @@ def estimate_seconds(job: Job, cost: JobCost) -> float:
 @lru_cache(maxsize=1024)
 def measure(model: Settings, batch: int, on: str) -> tuple[float, float]:
     """Return the seconds of an example in training and in evaluation, with one thread as in a simulation."""
-    facts, device = facts_of(model.data.name, model.data.root), resolve_device(on)
+    task, device = _Task(model), resolve_device(on)
+    example = task.example()
     options = TrainOptions(learning_rate=1e-4, epochs=1, batch_size=batch)
-    text = facts.example.dtype == torch.int64
+    text = example.dtype == torch.int64
     size = 1 if text else 100  # a batch of evaluation; of a text, a client has one row
 
     def invent(rows: int, steps: int) -> Split:
         """Return data for some steps, of the shape of the data set."""
+        classes = task.facts.classes
         if text:
-            words = int(str(facts.options["vocabulary"]))
-            inputs = torch.randint(words, (rows, PIECE * steps))
-            return Split(inputs, inputs, reading=Reading(hides_as=words)).to(device)
-        targets = torch.randint(int(str(facts.options["classes"])), (rows * steps,))
-        return Split(torch.randn(rows * steps, *facts.example.shape[1:]), targets).to(device)
+            inputs = torch.randint(classes, (rows, PIECE * steps))
+            return Split(inputs, inputs, reading=Reading(hides_as=classes)).to(device)
+        targets = torch.randint(classes, (rows * steps,))
+        return Split(torch.randn(rows * steps, *example.shape[1:]), targets).to(device)
 
     with torch_threads(1), torch.random.fork_rng(devices=[]):
-        module = _build(model, facts).to(device)
+        module = task.build(model.mix.global_rate).to(device)
         seconds = []
         for call in (
             lambda: train(module, invent(batch, 4), options, seed=0),
@@ -198,11 +189,11 @@ def list_jobs(jobs: Sequence[Job]) -> str:
         left += [] if number in took else [seconds]
         begun = f"round {len(records[number])} of {job.settings.num_rounds}"
         state = begun if stages[number] == BEGUN else stages[number]
-        time = "?" if seconds is None else format_duration(seconds)
+        time = "?" if seconds is None else duration(seconds)
         rows.append((job.path.name, parameters, macs, time, state, describe_changes(job)))
     known = [own for own in left if own is not None]
     unknown = f", without {len(left) - len(known)} unknown" if len(known) < len(left) else ""
-    summary = f"{len(jobs)} jobs, {len(took)} of them done; the others take about {format_duration(sum(known))}"
+    summary = f"{len(jobs)} jobs, {len(took)} of them done; the others take about {duration(sum(known))}"
     return f"{render(HEADER, rows, 'table')}\n\n{summary}{unknown}"
 
 
@@ -221,8 +212,3 @@ def _estimate(job: Job, done: int) -> tuple[str, str, float | None]:
 def describe_changes(job: Job) -> str:
     """Return in a line what differs from the published settings."""
     return " ".join(f"{key}={value}" for key, value in job.changes.items())
-
-
-def format_duration(seconds: float) -> str:
-    """Return a time as ``12 s``, ``1:02:03`` or ``3 days, 1:02:03``."""
-    return f"{seconds:.0f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -1,6 +1,12 @@
-"""Plan the jobs of a command as Hydra does it, and shrink them until they run in a second."""
+"""Plan the jobs of a command as Hydra does it, shrink them until they run in a second, and run them in a process."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
+from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -8,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 
-from simulations.sweep.__main__ import CONF, register, translate
+from heterofl_flwr import RoundCallback
+from simulations.sweep.__main__ import CONF, translate
 from simulations.sweep.job import Job, build_job, flat
 
 SHRUNKEN = (
@@ -22,6 +29,9 @@ SHRUNKEN = (
 )
 """For digits: two rounds of a second in this process."""
 
+LONGEST = 300.0
+"""Seconds that a process has."""
+
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -32,13 +42,12 @@ def planned(*overrides: str) -> dict[str, Job]:
     Hydra takes a tenth of a second to compose one, so each choice of groups is composed once, and plain values are put
     into it.
     """
-    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", translate(overrides), RunMode.MULTIRUN)
         sweeper = Plugins.instance()._instantiate(master.hydra.sweeper)
         texts = [f"{key}={value}" for key, value in sweeper.params.items()] + list(master.hydra.overrides.task)
-        rows = sweeper.split_arguments(OverridesParser.create(loader).parse_overrides(texts), None)[0]
+        rows = sweeper.rows(OverridesParser.create(loader).parse_overrides(texts))
         keys = flat(loader.load_configuration("config", [], RunMode.RUN)).keys()
         parse = cache(OverridesParser.create().parse_override)
 
@@ -52,3 +61,53 @@ def planned(*overrides: str) -> dict[str, Job]:
             return build_job({**compose(*(text for text in row if text not in plain)), **values})
 
         return {own.name: own for own in map(job, rows)}
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command in a session of its own, so that nothing but it is killed."""
+    command = [sys.executable, "-m", "simulations.sweep", "-m", f"folder={folder}", *arguments]
+    environment = {**os.environ, PLACE: str(folder)}
+    return subprocess.Popen(
+        command,
+        cwd=CONF.parent,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return the exit status of a command, and all that it has printed."""
+    out, _ = process.communicate(timeout=LONGEST)
+    return process.returncode, out
+
+
+PLACE = "HETEROFL_TEST_FOLDER"
+
+
+class Meet(RoundCallback):
+    """A callback that waits until a second process has begun a run too."""
+
+    def on_start(self, *told: object) -> None:
+        folder = Path(os.environ[PLACE], ".met")
+        folder.mkdir(exist_ok=True)
+        (folder / str(os.getpid())).touch()
+        deadline = time.monotonic() + LONGEST / 3
+        while len(list(folder.iterdir())) < 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no other job was begun meanwhile")
+            time.sleep(0.05)
+
+
+class Die(RoundCallback):
+    """A callback that kills its process, the first time that any process calls it."""
+
+    def on_round_end(self, progress: object) -> bool:
+        try:
+            Path(os.environ[PLACE], ".dead").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        os.kill(os.getpid(), signal.SIGKILL)
+        return False

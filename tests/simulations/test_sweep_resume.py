@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,28 +9,17 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.report import RunFolder
-from tests.simulations.sweeping import SHRUNKEN, planned
+from tests.simulations.sweeping import LONGEST, SHRUNKEN, finish, planned, start
 
-ROOT = Path(__file__).parents[2]
 SWEEP = ("mix=a-e", "assignment=fix,dynamic", *SHRUNKEN, "report=files", "run.callbacks=''")
-LONGEST = 300.0
 HALF = 2  # rounds of the second job after which the sweep is killed
 
 pytestmark = pytest.mark.slow
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command in a session of its own, so that nothing but it is killed."""
-    command = [sys.executable, "-m", "simulations.sweep", "-m", f"folder={folder}", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-
-
 def complete(folder: Path, *arguments: str) -> str:
-    process = start(folder, *arguments)
-    out, _ = process.communicate(timeout=LONGEST)
-    assert process.returncode == 0, out
+    status, out = finish(start(folder, *arguments))
+    assert status == 0, out
     return out
 
 

@@ -5,16 +5,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from heterofl_flwr.errors import ConfigError
-from simulations.sweep.sweeper import BlockSweeper
+from hydra_plugins.heterofl_sweeper import BlockSweeper
 
 SINGLE = {"mix": "a,e", "norm": "none,sbn"}
 MIXED = {"mix": "a-e", "norm": "none", "scaler": False}
 
 
-def rows(blocks, *given, batch=None):
-    sweeper = BlockSweeper(batch, {}, {str(number): block for number, block in enumerate(blocks)})
-    batches = sweeper.split_arguments(OverridesParser.create().parse_overrides(list(given)), batch)
-    return [" ".join(row) for own in batches for row in own]
+def rows(blocks, *given):
+    sweeper = BlockSweeper(None, {}, {str(number): block for number, block in enumerate(blocks)})
+    return [" ".join(row) for row in sweeper.rows(OverridesParser.create().parse_overrides(list(given)))]
 
 
 @pytest.mark.parametrize(
@@ -49,11 +48,6 @@ def rows(blocks, *given, batch=None):
 def test_rows_are_all_combinations_within_each_block_picked_or_changed_by_what_is_given(blocks, given, expected):
     found = [" ".join(text.partition("=")[2] for text in row.split()) for row in rows(blocks, *given)]
     assert found == expected
-
-
-def test_batches_are_as_large_as_asked():
-    sweeper = BlockSweeper(2, {}, {"one": SINGLE, "two": MIXED})
-    assert [len(batch) for batch in sweeper.split_arguments([], 2)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
