@@ -17,7 +17,7 @@ from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
-from heterofl_flwr.settings import Settings, from_flat
+from heterofl_flwr.settings import Settings, from_flat, to_flat
 from simulations.paper.printed import CLIENTS_A_ROUND, PROJECT, Job, differences, job_of
 from simulations.tables import to_csv
 
@@ -36,6 +36,9 @@ AUTHORS_SCORES = {"global": "global-accuracy", "local": "local-accuracy"}
 AUTHORS_COLUMNS = ("round", *AUTHORS_SCORES, "seconds", "seed", "commit", "authors", "machine", "command")
 INSTEAD = " instead of "
 LONGEST = 80  # characters of a folder's name that say what differs from the published settings
+
+PLACES = ("data.root", "run.dir", "run.resume")
+"""Settings in which a copy of a run differs from it."""
 
 Scores = Mapping[int, Mapping[str, float]]
 """By round, what was measured after it."""
@@ -261,7 +264,8 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
         try:
             run = read_run(folder)
-            same = (run.started, run.job.data, run.name)
+            flat = {key: portable(str(value)) for key, value in to_flat(run.settings).items() if key not in PLACES}
+            same = (run.started, run.job.data, *flat.values())
             if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
                 found[same] = run
         except HeteroFLError as error:

@@ -1,4 +1,4 @@
-"""Methods beside one another, from run folders whose numbers one can check by hand."""
+"""Results of sweeps, from run folders whose numbers one can check by hand."""
 
 import csv
 
@@ -8,10 +8,12 @@ from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.report.drawing import to_svg_file
 from heterofl_flwr.settings import from_flat
-from simulations.compare import __main__ as command
-from simulations.compare.curves import curve, draw, spent_until
-from simulations.compare.methods import contestants, method_of, multiplications
 from simulations.paper.runs import read_runs
+from simulations.results import __main__ as command
+from simulations.results.configurations import configurations, method_of, multiplications
+from simulations.results.curves import axes_of, curve, spent_until
+from simulations.results.figures import draw_curves, draw_reached
+from simulations.results.tables import reached
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
@@ -44,13 +46,13 @@ def test_a_method_is_told_by_its_settings(changes, name):
     assert method_of(from_flat({"data.name": "mnist", **changes})) == name
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_method(make_run, tmp_path):
+def test_runs_that_differ_in_the_seed_alone_are_one_configuration(make_run, tmp_path):
     for seed, last in ((0, 0.8), (1, 0.9)):
         make_run(f"s{seed}", points((1, 0.3), (2, last)), num_rounds=2, seed=seed, evaluate__every=1 + seed)
     make_run("other", points((2, 0.7)), num_rounds=2, train__lr=0.5)
     make_run("unfinished", rounds=1, num_rounds=2, mix="d1")
     make_run("elsewhere", points((2, 0.7)), num_rounds=2, data__split="non-iid-2")
-    found = contestants(runs_in(tmp_path))
+    found = configurations(runs_in(tmp_path))
     assert {place: [one.label for one in own] for place, own in found.items()} == {
         ("mnist", "iid"): ["HeteroFL e, cnn, train.lr=0.01", "HeteroFL e, cnn, train.lr=0.5"],
         ("mnist", "noniid"): ["HeteroFL e, cnn"],
@@ -101,27 +103,103 @@ def test_ordered_dropout_counts_the_mean_of_the_models_inside(make_run, tmp_path
     assert spent["ordered"] == pytest.approx((spent["plain"] + small) / 2)  # the fixture's clients are all a
 
 
+def three_seeds(make_run, *lasts):
+    for seed, last in enumerate(lasts):
+        make_run(f"h{seed}", points((1, last + 0.02), (2, last)), num_rounds=2, seed=seed)
+
+
+def test_the_command_prints_final_and_best_over_seeds(make_run, tmp_path, capsys):
+    three_seeds(make_run, 0.90, 0.91, 0.92)
+    make_run("begun", rounds=1, num_rounds=2, mix="d1")
+    assert command.main([str(tmp_path / "runs")]) == 0
+    out, err = capsys.readouterr()
+    # The t distribution's quantile of 2 degrees of freedom is 4.3027; 91 ± 4.3027 / sqrt(3).
+    assert "HeteroFL e, cnn  global accuracy  0, 1, 2       2  91.00 ± 1.00 [88.52, 93.48]  93.00 ± 1.00" in out
+    assert err == "left out, unfinished: begun, 1 of 2 rounds\n"
+    assert command.main([str(tmp_path / "runs"), "--format", "csv"]) == 0
+    (row, _) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (row["configuration"], row["metric"], row["seeds"]) == ("HeteroFL e, cnn", "global-accuracy", "0 1 2")
+    assert [row[f"final-{name}"] for name in ("mean", "deviation", "low", "high")] == [
+        "91.0",
+        "1.0",
+        "88.5159",
+        "93.4841",
+    ]
+    assert command.main([str(tmp_path / "runs"), "--format", "markdown"]) == 0
+    assert "| HeteroFL e, cnn | local accuracy | 0, 1, 2 | 2 | 50.00 ± 0.00 [50.00, 50.00] |" in capsys.readouterr().out
+
+
+def test_no_interval_leaves_0_to_100(make_run, tmp_path):
+    three_seeds(make_run, 0.90, 0.98, 0.98)
+    make_run("low", points((2, 0.0)), num_rounds=2, mix="d1", seed=0)
+    make_run("lower", points((2, 0.05)), num_rounds=2, mix="d1", seed=1)
+    make_run("lowest", points((2, 0.0)), num_rounds=2, mix="d1", seed=2)
+    (own,) = configurations(runs_in(tmp_path)).values()
+    low, high, *_ = reached(own)
+    assert (high.best.interval[1], low.final.interval[0]) == (100, 0)
+    assert high.final.mean == pytest.approx(95.33, abs=0.01)
+    ends = [end for one in own for point in curve(one, "global-accuracy", "rounds") for end in point.reached.interval]
+    assert (min(ends), max(ends)) == (0, 1)
+    figure = draw_reached([low, high])
+    drawn = [end for line in figure.axes[0].lines for end in line.get_xdata()]
+    assert (min(drawn), max(drawn)) == (0, 100)
+
+
 def test_the_command_writes_tables_values_and_figures(make_run, tmp_path, capsys):
-    for seed in range(3):
-        make_run(f"h{seed}", points((1, 0.4), (2, 0.90 + seed / 100)), num_rounds=2, seed=seed)
+    three_seeds(make_run, 0.90, 0.91, 0.92)
     make_run("alone", points((2, 0.2)), num_rounds=2, server__shared="", assignment="fix")
     make_run("begun", rounds=1, num_rounds=2, mix="d1")
     out = tmp_path / "out"
     assert command.main([str(tmp_path / "runs"), "--out", str(out), "--target", "0.9"]) == 0
-    text = (out / "compare.md").read_text(encoding="utf-8")
-    assert "| HeteroFL e, cnn | 0, 1, 2 | 2 | 91.0 ± 1.0 % | 50.0 ± 0.0 % | 20 B |" in text
-    assert "| HeteroFL e, cnn | 3 of 3 | 2 | 400 B |" in text
+    text = (out / "results.md").read_text(encoding="utf-8")
+    assert "| HeteroFL e, cnn | global accuracy | 0, 1, 2 | 2 | 91.00 ± 1.00 [88.52, 93.48] | 93.00 ± 1.00" in text
+    assert "| HeteroFL e, cnn | 20 B | 2 | 400 B |" in text
+    assert "| HeteroFL e, cnn | 3 of 3 | 1 | 200 B |" in text
     assert "| Standalone e, cnn | 0 of 1 | - | - | - | - |" in text
-    assert "left out, unfinished: iid_d_fix" in text
+    assert "left out, unfinished: begun, 1 of 2 rounds" in text
     assert str(tmp_path) not in text
-    with (out / "compare-mnist-iid.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 2 + 1
-    assert {row["global-accuracy"] for row in rows if row["seed"] == "2"} == {"0.4", "0.92"}
+    tables = {}
+    for name in ("results", "jobs", "curves"):
+        with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    assert {name: len(rows) for name, rows in tables.items()} == {"results": 4, "jobs": 8, "curves": 7}
+    assert {row["global-accuracy"] for row in tables["curves"] if row["seed"] == "2"} == {"0.94", "0.92"}
+    (job,) = (row for row in tables["jobs"] if (row["seed"], row["metric"]) == ("1", "global-accuracy"))
+    assert (job["final"], job["best"], job["best-round"], job["rounds"]) == ("91.0", "93.0", "1", "2")
     shown = {f"figures/{path.name}" for path in (out / "figures").iterdir()}
-    assert len(shown) == 2 * 4
+    assert len(shown) == 2 * (1 + 4)
     assert all(f"({name})" in text for name in shown)
-    assert "2 methods on 1 splits" in capsys.readouterr().out
+    assert "2 configurations on 1 splits" in capsys.readouterr().out
+
+
+def test_runs_that_differ_in_what_is_no_setting_of_the_paper_are_told_apart(make_run, tmp_path):
+    for nodes in (20, 50):
+        make_run(f"c{nodes}", points((2, 0.7)), num_rounds=2, sample__min_nodes=nodes)
+    for name in ("plain", "cohort"):
+        make_run(name, points((2, 0.7)), num_rounds=2, mix="d1", engine__name=name)
+    make_run("again", points((2, 0.8)), num_rounds=2, mix="d1", engine__name="plain", run__callbacks="")
+    (own,) = configurations(runs_in(tmp_path)).values()
+    found = {one.label: [run.path.name for run in one.runs] for one in own}
+    assert list(found) == [
+        "HeteroFL d, cnn, engine.name=cohort",
+        "HeteroFL d, cnn, engine.name=plain",
+        "HeteroFL e, cnn, clients=20",
+        "HeteroFL e, cnn, clients=50",
+    ]
+    assert len(found["HeteroFL d, cnn, engine.name=plain"]) == 1
+
+
+def test_a_run_that_stopped_because_nothing_improved_counts(make_run, tmp_path):
+    make_run("run", points((2, 0.5)), rounds=2, num_rounds=9, run__patience=1).note(finished="now")
+    (own,) = configurations(runs_in(tmp_path)).values()
+    assert [one.final.mean for one in reached(own)] == [50, 50]
+
+
+def test_a_data_set_that_is_gone_leaves_out_the_multiplications_alone(make_run, tmp_path):
+    make_run("run", points((2, 0.5)), num_rounds=2, data__name=str(tmp_path / "gone"))
+    (own,) = configurations(runs_in(tmp_path)).values()
+    assert axes_of(own) == ["rounds", "bytes", "seconds"]
+    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
 
 
 def test_time_and_energy_are_there_where_devices_were_simulated(make_run, tmp_path):
@@ -130,24 +208,24 @@ def test_time_and_energy_are_there_where_devices_were_simulated(make_run, tmp_pa
     lines = history.read_text(encoding="utf-8").replace('"joules": 0.0', '"joules": 700.0')
     history.write_text(lines.replace('"simulated_seconds": 0.0', '"simulated_seconds": 90.0'), encoding="utf-8")
     assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--target", "0.4"]) == 0
-    text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     assert "| seconds | simulated-seconds | joules |" in text
     assert "| 2.0 s | 1 min 30 s | 700 J |" in text
     assert "| 4.0 s | 3 min 0 s | 1.40 kJ |" in text
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 2 * 6
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 2 * 7
 
 
 def test_long_names_leave_room_for_the_curves(make_run, tmp_path):
     for number in range(6):
         own = {"distill__models": "cnn,preresnet18,mlp", "distill__steps": number, "distill__weight": number / 2}
         make_run(f"r{number}", points((1, 0.3), (2, 0.8)), num_rounds=2, server__strategy="fedh2l", **own)
-    (found,) = contestants(runs_in(tmp_path)).values()
+    (found,) = configurations(runs_in(tmp_path)).values()
     assert len(found[0].label) > 60
-    assert to_svg_file(draw(found, "global-accuracy", "rounds"), "test")  # a figure without room is a warning
+    assert to_svg_file(draw_curves(found, "global-accuracy", "rounds"), "test")  # a figure without room is a warning
 
 
 def test_figures_whose_runs_are_gone_are_removed_and_without_a_finished_run_it_is_an_error(make_run, tmp_path, capsys):
-    old = tmp_path / "out" / "figures" / "compare-old.svg"
+    old = tmp_path / "out" / "figures" / "results-old.svg"
     arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     make_run("begun", rounds=1, num_rounds=2)
     assert command.main(arguments) == 2
@@ -165,8 +243,8 @@ def test_what_costs_nothing_is_a_line_where_the_axis_is_logarithmic(make_run, tm
     folder = make_run("nothing", points((100, 0.2)), num_rounds=100, server__shared="", assignment="fix")
     history = folder.path / "history.jsonl"
     history.write_text(history.read_text(encoding="utf-8").replace('": 100, "bytes_up": 100', '": 0, "bytes_up": 0'))
-    (own,) = contestants(runs_in(tmp_path)).values()
-    axes = draw(own, "global-accuracy", "bytes").axes[0]
+    (own,) = configurations(runs_in(tmp_path)).values()
+    axes = draw_curves(own, "global-accuracy", "bytes").axes[0]
     assert axes.get_xscale() == "log"
     assert any("for nothing" in line.get_label() for line in axes.lines)
-    assert draw(own, "global-perplexity", "bytes") is None
+    assert draw_curves(own, "global-perplexity", "bytes") is None

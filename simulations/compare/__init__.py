@@ -1,1 +1,0 @@
-"""Methods beside one another: what each reaches on one split, and for how many rounds, bytes and multiplications."""

@@ -1,0 +1,1 @@
+"""Results of any sweep: what configurations reached, and what they spent for it."""

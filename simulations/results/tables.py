@@ -1,0 +1,170 @@
+"""What configurations reached and spent: over seeds as tables, and run by run as values."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from heterofl_flwr.core import formatting
+from heterofl_flwr.federation.evaluation import is_share
+from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
+from simulations.paper.runs import Run, portable
+from simulations.results.configurations import Configuration
+from simulations.results.curves import AXES, axes_of, bounds, spent_until
+from simulations.statistics import PERCENT, Summary, summarise
+from simulations.tables import Table, show_summary, to_csv
+
+NOTE = (
+    "Final: after the last round. Best: in the best round by this metric. Accuracies in percent. Over several seeds: "
+    "mean ± standard deviation, and from three seeds on the 95 % interval of the mean by the t distribution."
+)
+JOB = ("dataset", "split", "configuration", "metric")
+MOMENTS = ("mean", "deviation", "low", "high")
+RESULTS = (*JOB, "seeds", *(f"{when}-{moment}" for when in ("final", "best") for moment in MOMENTS))
+JOBS = (*JOB, "seed", "rounds", "final", "best", "best-round", "seconds", "commit", "machine", "folder")
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What the runs of a configuration reached by one metric. Shares are in percent."""
+
+    label: str
+    metric: str
+    runs: tuple[tuple[Run, Score], ...]  # by seed
+    final: Summary  # after the last round
+    best: Summary  # in the best round
+
+
+def reached(configurations: Sequence[Configuration]) -> list[Reached]:
+    """Return what each configuration reached by each metric of which it has values."""
+    found = []
+    for metric in metrics_of(configurations):
+        possible = PERCENT if is_share(metric) else bounds(metric)
+        for one in configurations:
+            own = [(run, score) for run in one.runs for score in scores(run.records) if score.name == metric]
+            if own:
+                final, best = (
+                    summarise(values, possible) for values in zip(*(_ends(score) for _, score in own), strict=True)
+                )
+                found.append(Reached(one.label, metric, tuple(own), final, best))
+    return found
+
+
+def metrics_of(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the metrics of which there are values: global, local and of the worst client."""
+    records = [record for one in configurations for run in one.runs for record in run.records]
+    kind = headline_kind(records)
+    return [f"{scope}-{kind}" for scope in SCOPES if any(f"{scope}-{kind}" in record.evaluate for record in records)]
+
+
+def _ends(score: Score) -> tuple[float, float]:
+    """Return the final and the best value; a run whose values are all of too few clients has no other than its last."""
+    best = score.final if score.best is None else score.best
+    return (100 * score.final, 100 * best) if is_share(score.name) else (score.final, best)
+
+
+def reached_table(configurations: Sequence[Configuration]) -> Table:
+    """Return what each configuration reached, over seeds."""
+    rows = []
+    for own in reached(configurations):
+        seeds, rounds = (", ".join(map(str, dict.fromkeys(texts))) for texts in zip(
+            *((run.seed, run.rounds) for run, _ in own.runs), strict=True
+        ))  # fmt: skip
+        metric = own.metric.replace("-", " ")
+        rows.append((own.label, metric, seeds, rounds, show_summary(own.final), show_summary(own.best)))
+    header = ("configuration", "metric", "seeds", "rounds", "final", "best")
+    return Table("tab:reached", "Reached", header, tuple(rows), NOTE)
+
+
+def spent_table(configurations: Sequence[Configuration]) -> Table:
+    """Return what each configuration spent, in the mean over seeds."""
+    axes, rows = axes_of(configurations), []
+    for one in configurations:
+        # Measured on the messages, both ways.
+        records = [record for run in one.runs for record in run.records]
+        sent = sum(record.bytes_down + record.bytes_up for record in records) / sum(len(own.rates) for own in records)
+        totals = (_mean(axis, [AXES[axis].spent(run)[-1] for run in one.runs]) for axis in axes)
+        rows.append((one.label, formatting.size(sent), *totals))
+    header = ("configuration", "bytes a client and round", *axes)
+    return Table("tab:spent", "Spent", header, tuple(rows))
+
+
+def target_table(configurations: Sequence[Configuration], metric: str, target: float) -> Table:
+    """Return what each configuration had spent when it first reached a target: the mean over the seeds that did."""
+    axes, rows = axes_of(configurations), []
+    for one in configurations:
+        spent = {axis: [spent_until(run, metric, target, axis) for run in one.runs] for axis in axes}
+        found = {axis: [value for value in values if value is not None] for axis, values in spent.items()}
+        cells = (_mean(axis, values) for axis, values in found.items())
+        rows.append((one.label, f"{len(found['rounds'])} of {len(one.runs)}", *cells))
+    title = f"Until {metric.replace('-', ' ')} of {formatting.score(metric, target)}"
+    note = "At the first evaluation that reached it; the mean over the seeds that did."
+    return Table(f"tab:{metric}-{target:g}", title, ("configuration", "seeds that did", *axes), tuple(rows), note)
+
+
+def _mean(axis: str, values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return AXES[axis].write(summarise(known).mean) if known else formatting.NOTHING
+
+
+Places = Mapping[tuple[str, str], Sequence[Configuration]]
+"""Configurations by data and split."""
+
+
+def results_csv(places: Places) -> str:
+    """Return a row for each configuration and metric: mean, deviation and interval over seeds."""
+    return to_csv(RESULTS, [row for place, own in places.items() for row in _results(place, own)])
+
+
+def _results(place: tuple[str, str], configurations: Sequence[Configuration]) -> Iterator[dict[str, object]]:
+    for own in reached(configurations):
+        row: dict[str, object] = dict(zip(JOB, (*place, own.label, own.metric), strict=True))
+        row["seeds"] = " ".join(str(run.seed) for run, _ in own.runs)
+        for when, summary in (("final", own.final), ("best", own.best)):
+            values = (summary.mean, summary.deviation, *(summary.interval or (None, None)))
+            row |= {f"{when}-{name}": _rounded(value) for name, value in zip(MOMENTS, values, strict=True)}
+        yield row
+
+
+def jobs_csv(places: Places) -> str:
+    """Return a row for each run and metric."""
+    rows = []
+    for place, configurations in places.items():
+        for own in reached(configurations):
+            for run, score in own.runs:
+                values = (
+                    *place,
+                    own.label,
+                    own.metric,
+                    run.seed,
+                    run.rounds,
+                    *map(_rounded, _ends(score)),
+                    score.best_round,
+                )
+                origin = (round(run.seconds, 1), run.commit, run.machine, portable(str(run.path)))
+                rows.append(dict(zip(JOBS, (*values, *origin), strict=True)))
+    return to_csv(JOBS, rows)
+
+
+def curves_csv(places: Places) -> str:
+    """Return a row for each run and evaluation, with what was spent by then."""
+    metrics = tuple(dict.fromkeys(metric for own in places.values() for metric in metrics_of(own)))
+    rows = (
+        dict(zip(JOB[:3], (*place, one.label), strict=True)) | {"seed": run.seed} | values
+        for place, own in places.items()
+        for one in own
+        for run in one.runs
+        for values in _evaluations(run, metrics)
+    )
+    return to_csv((*JOB[:3], "seed", *AXES, *metrics), list(rows))
+
+
+def _evaluations(run: Run, metrics: Sequence[str]) -> Iterator[dict[str, object]]:
+    spent = zip(*(axis.spent(run) for axis in AXES.values()), strict=True)
+    for record, so_far in zip(run.records, spent, strict=True):
+        found = {metric: record.evaluate[metric] for metric in metrics if metric in record.evaluate}
+        if found:
+            yield {name: f"{value:.10g}" for name, value in (*zip(AXES, so_far, strict=True), *found.items())}
+
+
+def _rounded(value: float | None) -> object:
+    return "" if value is None else round(value, 4)
