@@ -2,17 +2,18 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 
 from heterofl_flwr.errors import ConfigError
-from hydra_plugins.heterofl_sweeper import BlockSweeper
 
 SINGLE = {"mix": "a,e", "norm": "none,sbn"}
 MIXED = {"mix": "a-e", "norm": "none", "scaler": False}
 
 
 def rows(blocks, *given):
-    sweeper = BlockSweeper(None, {}, {str(number): block for number, block in enumerate(blocks)})
+    kind = Plugins.instance().class_name_to_class["hydra_plugins.heterofl_sweeper.BlockSweeper"]
+    sweeper = kind(None, {}, {str(number): block for number, block in enumerate(blocks)})
     return [" ".join(row) for row in sweeper.rows(OverridesParser.create().parse_overrides(list(given)))]
 
 
