@@ -1,8 +1,8 @@
 """The sides of the benchmark of rounds, on a data set of 400 images laid out like MNIST."""
 
-from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from simulations.bench import __main__ as bench
 from simulations.bench import round as benchmark
 from simulations.bench import target
 from simulations.bench.measure import print_verdict
-from simulations.bench.ours import build_our_request, open_ours
+from simulations.bench.ours import build_our_request
 from simulations.bench.target import Course
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import Experiment, Model, Parts, balanced_seed, check, is_balanced, median, members
@@ -31,6 +31,11 @@ def experiment(tmp_path_factory) -> Experiment:
     root = tmp_path_factory.mktemp("hub")
     write_tiny("mnist", root)
     return Experiment(str(root), CLIENTS)
+
+
+@pytest.fixture(scope="module")
+def command(experiment) -> list[str]:
+    return ["round", "--root", experiment.root, "--clients", str(CLIENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -80,48 +85,43 @@ def test_moments_of_a_part_of_the_data_are_found(experiment, measured):
         check("ours", off, accuracy, experiment.data())
 
 
-@pytest.mark.slow
-def test_our_round_is_what_it_says(experiment):
-    with open_ours(experiment) as ours:
-        parts, model = ours.round()
-        assert min(parts.train, parts.moments, parts.test) > 0
-        check("ours", model, parts.accuracy, experiment.data())
-        assert 0 < parts.local_accuracy <= 1
-        assert ours.time_default_evaluation(levels=True) > 0
-        assert (ours.task.settings.num_rounds, ours.task.settings.evaluate.every) == (200, 10)
+def test_model_keeps_the_order_of_layers(measured):
+    _, model = measured
+    again = Model.of(model.build())
+    for kind in ("parameters", "means", "variances"):
+        for one, two in zip(getattr(model, kind), getattr(again, kind), strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_our_request_is_that_of_the_command(experiment, tmp_path):
-    asked = build_our_request(experiment, tmp_path / "run", "--grid", "local", settings={"assignment": "fix"})
+    run, changes = tmp_path / "run", {"assignment": "fix"}
+    asked = build_our_request(replace(experiment, mix="d1-e1"), run, "--grid", "local", settings=changes)
+    expected = {"sample.fraction": 0.5, "assignment": "fix", "evaluate.every": 10, "train.epochs": 5, "mix": "d1-e1"}
+    assert {key: asked.config[key] for key in expected} == expected
     assert asked.clients == CLIENTS
-    assert asked.config["sample.fraction"] == 0.5
-    assert asked.config["assignment"] == "fix"
-    assert asked.config["evaluate.every"] == 10
-    assert asked.config["train.epochs"] == 5
 
 
 def test_runs_are_computed_from_the_parts(capsys):
     ours, theirs = Parts(10.0, 6.0, 4.0), Parts(20.0, 6.0, 4.0)
     goals = benchmark.compare_runs(ours, (2.5, 12.5), (200, 10), theirs)
     # Ours: 200 * 10 + 19 * 2.5 + 12.5 = 2,060 s; theirs: 200 * 30 = 6,000 s, or 200 * 20 + 20 * 10 = 4,200 s.
-    assert [(round(goal.value, 2), goal.met) for goal in goals] == [
-        (2.0, True),
-        (1.5, False),
-        (2.91, False),
-        (2.04, True),
-    ]
+    found = [(round(goal.value, 2), goal.met) for goal in goals]
+    assert found == [(2.0, True), (1.5, False), (2.91, False), (2.04, True)]
     assert str(goals[2]) == "200 rounds, in times the authors' speed 2.91 (goal: at least 4.8)"
     assert "34.3 min" in capsys.readouterr().out
     assert benchmark.compare_runs(ours, (2.5, 12.5), (200, 10)) == []
 
 
 @pytest.mark.slow
-def test_command_ends_with_its_verdict(experiment, capsys):
-    code = bench.main(["round", "--root", experiment.root, "--clients", str(CLIENTS), "--overhead", "1"])
+def test_command_measures_our_round_and_ends_with_its_verdict(command, capsys):
+    code = bench.main([*command, "--overhead", "1"])  # it checks the model that the round ended with
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith(f"{'FAIL' if code else 'PASS'}: overhead as a share of a round 0.")
     assert any(line.startswith("LocalGrid") for line in lines)
     assert any(line.startswith("200 rounds, computed from these parts") for line in lines)
+    assert any(line.startswith("ours, evaluating every 10 rounds") for line in lines)
+    parts = {words[0]: float(words[-1]) for words in map(str.split, lines) if words[:1] and words[0] in Parts.__slots__}
+    assert min(parts[part] for part in ("train", "moments", "test", "accuracy")) > 0
 
 
 @pytest.mark.parametrize(
@@ -146,38 +146,22 @@ def test_a_course_says_when_it_reached_a_goal():
     assert course.describe(0.95) == "not in 4 rounds; best 0.9000"
 
 
-def options(**own) -> Namespace:
-    given = {"target": 0.99, "every": 1, "assignment": "fix", "most": 2, "authors": None, "work": None}
-    return Namespace(**{**given, **own})
-
-
 @pytest.mark.slow
-def test_target_goes_on_after_a_break(experiment, tmp_path, capsys):
-    first = target.run_ours(experiment, options(most=1), tmp_path / "ours")
-    assert len(first.seconds) == 1
-    again = target.run_ours(experiment, options(most=2), tmp_path / "ours")
+def test_target_goes_on_after_a_break(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "Experiment", partial(Experiment, mix="e1"))
+    line = [*command, "--every", "1", "--work", str(tmp_path)]
+    assert bench.main([*line, "--target", "1.1", "--most", "1"]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("ours: not in 1 rounds; best 0.") for line in printed)
+    assert printed[-1].startswith("FAIL: our best accuracy 0.")
+    first = target.read_course(tmp_path / "ours")
+    assert bench.main([*line, "--target", "1.1", "--most", "2"]) == 1
+    again = target.read_course(tmp_path / "ours")
     assert again.seconds[:1] == first.seconds
     assert list(again.accuracies) == [1, 2]
     # What is done is not done again.
-    goal = again.accuracies[1]
-    assert target.run_ours(experiment, options(target=goal, most=9), tmp_path / "ours") == again
-
-
-def test_both_sides_have_the_levels_that_were_asked_for(experiment, tmp_path):
-    other = replace(experiment, mix="d1-e1")
-    assert build_our_request(other, tmp_path).config["mix"] == "d1-e1"
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "train_classifier_fed.py").touch()
-    assert "_iid_fix_d1-e1_bn_" in Authors(tmp_path, other.data, other.control(), 1)._order["control"]
-
-
-@pytest.mark.slow
-def test_target_ends_with_its_verdict(experiment, tmp_path, capsys):
-    line = ["round", "--root", experiment.root, "--clients", str(CLIENTS), "--target", "1.1", "--every", "1"]
-    assert bench.main([*line, "--most", "1", "--work", str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("ours: not in 1 rounds; best 0.") for line in lines)
-    assert lines[-1].startswith("FAIL: our best accuracy 0.")
+    assert bench.main([*line, "--target", str(again.accuracies[1]), "--most", "9"]) == 0
+    assert target.read_course(tmp_path / "ours") == again
 
 
 def files(folder: Path) -> set[Path]:
@@ -197,7 +181,7 @@ def test_authors_round_is_what_it_says(checkout, experiment):
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_authors_go_on_as_if_there_was_no_break(checkout, experiment, tmp_path):
+def test_authors_go_on_as_if_there_was_no_break_and_with_no_other_experiment(checkout, experiment, tmp_path):
     state = tmp_path / "state.pt"
     what = (checkout, experiment.data, experiment.control("dynamic"), 1)
     with Authors(*what, balanced=False) as side:
@@ -205,40 +189,18 @@ def test_authors_go_on_as_if_there_was_no_break(checkout, experiment, tmp_path):
     for _ in range(2):
         with Authors(*what, balanced=False, state=state) as side:
             side.play(evaluate=True)
-    assert [parts.accuracy for parts in side.history] == [parts.accuracy for parts in whole]
-    assert [parts.local_accuracy for parts in side.history] == [parts.local_accuracy for parts in whole]
-
-
-@pytest.mark.parity
-def test_authors_other_experiment_does_not_go_on(checkout, experiment, tmp_path):
-    state = tmp_path / "state.pt"
-    with Authors(checkout, experiment.data, experiment.control(), 1, balanced=False, state=state) as side:
-        side.play(evaluate=False)
+    again = [(parts.accuracy, parts.local_accuracy) for parts in side.history]
+    assert again == [(parts.accuracy, parts.local_accuracy) for parts in whole]
     with (
-        pytest.raises(HeteroFLError, match=r"holds .*_iid_fix_.*, another experiment"),
-        Authors(checkout, experiment.data, experiment.control("dynamic"), 1, balanced=False, state=state),
+        pytest.raises(HeteroFLError, match=r"holds .*_iid_dynamic_.*, another experiment"),
+        Authors(checkout, experiment.data, experiment.control(), 1, balanced=False, state=state),
     ):
         pass
 
 
-def test_a_folder_without_their_code_is_refused(experiment, tmp_path):
+def test_a_folder_without_their_code_ends_the_command(experiment, command, tmp_path, capsys):
     with pytest.raises(ConfigError, match="expected a checkout of the authors' repository"):
         Authors(tmp_path, experiment.data, experiment.control(), 1)
-
-
-def test_a_folder_without_their_code_ends_the_command(experiment, tmp_path, capsys):
-    line = ["round", "--root", experiment.root, "--clients", str(CLIENTS), "--target", "0.1", "--most", "0"]
-    assert bench.main([*line, "--authors", str(tmp_path), "--work", str(tmp_path / "work")]) == 2
+    line = [*command, "--target", "0.1", "--most", "0", "--authors", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert bench.main(line) == 2
     assert capsys.readouterr().err.startswith("simulations.bench: ")
-
-
-def test_model_keeps_the_order_of_layers(measured):
-    _, model = measured
-    module = model.build()
-    again = Model.of(module)
-    for one, two in zip(
-        [*model.parameters, *model.means, *model.variances],
-        [*again.parameters, *again.means, *again.variances],
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, two)
