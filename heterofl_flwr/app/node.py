@@ -23,6 +23,7 @@ from heterofl_flwr.federation.records import State
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
+from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.training import TrainingJob, TrainOptions
 from heterofl_flwr.training.capacity import Trial
 
@@ -112,7 +113,7 @@ class Instruction:
     def data(self) -> tuple[Split, Split, tuple[int, ...]]:
         """The node's training and test examples, and its classes."""
         if self.has_own_data:
-            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.task.device)
+            return _load_own_data(str(self.context.node_config[NODE_DATA]), self.task.device, self.task.settings.data)
         said = read_capability(self.context)
         partition, number = said.get(messages.PARTITION), said.get(messages.NUM_PARTITIONS)
         if not isinstance(partition, int) or not isinstance(number, int):
@@ -193,6 +194,6 @@ class Instruction:
 
 
 @lru_cache(maxsize=2)
-def _load_own_data(path: str, device: torch.device) -> tuple[Split, Split, tuple[int, ...]]:
-    dataset = load_dataset(path)
+def _load_own_data(path: str, device: torch.device, data: DataSettings) -> tuple[Split, Split, tuple[int, ...]]:
+    dataset = load_dataset(path, label=data.label, test_share=data.test_share)
     return dataset.train.to(device), dataset.test.to(device), tuple(dataset.train.targets.unique().tolist())

@@ -14,12 +14,14 @@ from torch import nn
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
-from heterofl_flwr.data.dataset import KNOWN, Facts
+from heterofl_flwr.data.known import Facts
+from heterofl_flwr.data.splits import owner_column
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.runs import Deal
-from heterofl_flwr.settings import Settings, from_flat, model_options, short_name
+from heterofl_flwr.settings import Settings, from_flat, model_options
+from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
 from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
@@ -46,12 +48,12 @@ class Task:
     @cached_property
     def dataset(self) -> Dataset:
         """The data set, loaded when it is first needed."""
-        return load_dataset(self.settings.data.name, self.settings.data.root or None)
+        return load_data(self.settings.data)
 
     @cached_property
     def facts(self) -> Facts:
         """What the model's shape follows from; the data set is loaded only where that is not known without."""
-        return KNOWN.get(short_name(self.settings.data.name)) or Facts.of(self.dataset)
+        return Facts.known(self.settings.data.name, self.settings.data.label) or Facts.of(self.dataset)
 
     @cached_property
     def device(self) -> torch.device:
@@ -154,7 +156,7 @@ class Task:
     def whole_test(self, number: int) -> Split:
         """Return the test examples of all of ``number`` clients, on the device, as they see them."""
         parts = self.partitions(number) if number else None
-        if parts is None or not parts.degrees:
+        if parts is None or not (parts.degrees or parts.partial):
             return self.test
         if number not in self._tests:
             rows = torch.cat(parts.test).sort().values
@@ -213,6 +215,12 @@ class Task:
         if self.settings.fidelity.moments == "fixed":
             return input_batches(split, self.moments_batch_size)
         return input_batches(split, self.moments_batch_size, seed=seed, augment=self.facts.augment)
+
+
+def load_data(data: DataSettings) -> Dataset:
+    """Return the data set of a run."""
+    owner = owner_column(data.split)
+    return load_dataset(data.name, data.root or None, label=data.label, owner=owner, test_share=data.test_share)
 
 
 def load_task(run_config: Mapping[str, Any]) -> Task:

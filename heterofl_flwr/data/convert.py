@@ -1,14 +1,20 @@
-"""From what a source holds to a ``Dataset``: classes are numbered and inputs normalised."""
+"""From what a source holds to a ``Dataset``: classes are numbered, test examples held out, inputs normalised."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.data.dataset import Dataset, Normal, Reading, Split
+from heterofl_flwr.data.dataset import Dataset, Normal, Split
 from heterofl_flwr.errors import DataError
+
+TEST_SHARE = 0.2
+"""The share of the examples that is held out for testing where a data set has no test split."""
+
+Values = Sequence[int | str]
+"""One for each example: its class, or its owner."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,47 +22,69 @@ class Raw:
     """One split as read: images as uint8 (number, channels, height, width), or numbers as float32 (number, columns)."""
 
     inputs: Tensor
-    labels: Sequence[int] | Sequence[str]
+    labels: Values
     names: tuple[str, ...] | None  # of the classes 0, 1, ..., where the source states them
     place: str  # where it was read, for messages
     columns: tuple[str, ...] = ()  # of numbers
+    owners: Values | None = None
 
 
-def to_dataset(name: str, train: Raw, test: Raw, normal: Normal | None = None, augment: str = "none") -> Dataset:
-    """Return a data set from its two splits as read.
+def to_dataset(
+    name: str,
+    train: Raw,
+    test: Raw | None,
+    normal: Normal | None = None,
+    augment: str = "none",
+    *,
+    test_share: float = TEST_SHARE,
+) -> Dataset:
+    """Return a data set from its splits as read; without a test split, a part of the train split is held out.
 
     Without ``normal``, inputs are normalised by the train split's own mean and deviation, for each channel of images
     and for each column of numbers.
     """
-    if train.columns != test.columns:
+    raws = [train] if test is None else [train, test]
+    if train.columns != raws[-1].columns:
         raise DataError(
-            f"{test.place}: found the columns {', '.join(test.columns)}; expected those of the train split in its "
-            f"order: {', '.join(train.columns)}"
+            f"{raws[-1].place}: found the columns {', '.join(raws[-1].columns)}; expected those of the train split in "
+            f"its order: {', '.join(train.columns)}"
         )
-    targets, classes, names = _number_labels(train, test)
-    inputs = [raw.inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True) for raw in (train, test)]
-    for raw, own in zip((train, test), inputs, strict=True):
-        if raw.inputs.dtype == torch.uint8:
-            own.div_(255)
-    if normal is None:
-        axes = [dim for dim in range(inputs[0].dim()) if dim != 1]
-        deviation, mean = torch.std_mean(inputs[0], axes, correction=0)
-        deviation = torch.where(deviation > 0, deviation, 1.0)
-        normal = Normal(tuple(mean.tolist()), tuple(deviation.tolist()))
-    else:
-        mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
+    targets, classes, names = _number_labels(raws)
+    inputs, owners = [raw.inputs for raw in raws], number_owners(*(raw.owners for raw in raws))
+    if test is None:
+        held = hold_out(train.place, (owners or targets)[0], test_share)
+        inputs, targets, owners = (
+            [own[part] for own in values for part in (~held, held)] for values in (inputs, targets, owners)
+        )
+    inputs = [_to_floats(own) for own in inputs]
+    normal = normal or _measure(inputs[0])
+    mean, deviation = torch.tensor(normal.mean), torch.tensor(normal.deviation)
     splits = []
-    for raw, own, target in zip((train, test), inputs, targets, strict=True):
+    for own, target, place in zip(inputs, targets, (train.place, raws[-1].place), strict=True):
         if own.shape[1] != len(mean):
-            raise DataError(f"{raw.place}: found {own.shape[1]} channels, expected {len(mean)}")
+            raise DataError(f"{place}: found {own.shape[1]} channels, expected {len(mean)}")
         shape = (-1, *[1] * (own.dim() - 2))
         own.sub_(mean.view(shape)).div_(deviation.view(shape))
         splits.append(Split(own, target, -mean / deviation if own.dim() == 4 else None))
-    return Dataset(name, splits[0], splits[1], classes, augment, normal=normal, names=names, columns=train.columns)
+    owned = (owners[0], owners[1]) if owners else None
+    return Dataset(name, splits[0], splits[1], classes, augment, normal, names, train.columns, owned)
 
 
-def _number_labels(train: Raw, test: Raw) -> tuple[list[Tensor], int, tuple[str, ...]]:
-    """Return both splits' class numbers, how many classes there are, and their names where they have any."""
+def _to_floats(inputs: Tensor) -> Tensor:
+    floats = inputs.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return floats.div_(255) if inputs.dtype == torch.uint8 else floats
+
+
+def _measure(inputs: Tensor) -> Normal:
+    """Return the mean and the deviation of each channel, or column; a deviation of 0 becomes 1."""
+    axes = [dim for dim in range(inputs.dim()) if dim != 1]
+    deviation, mean = torch.std_mean(inputs, axes, correction=0)
+    return Normal(tuple(mean.tolist()), tuple(torch.where(deviation > 0, deviation, 1.0).tolist()))
+
+
+def _number_labels(raws: Sequence[Raw]) -> tuple[list[Tensor], int, tuple[str, ...]]:
+    """Return each split's class numbers, how many classes there are, and their names where they have any."""
+    train, test = raws[0], raws[-1]
     kinds = [{type(label).__name__ for label in raw.labels} for raw in (train, test)]
     if kinds[1] - kinds[0]:
         raise DataError(f"{test.place}: labels are {', '.join(kinds[1])}; the train split's are {', '.join(kinds[0])}")
@@ -68,10 +96,10 @@ def _number_labels(train: Raw, test: Raw) -> tuple[list[Tensor], int, tuple[str,
                 f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
             )
         numbers = {name: number for number, name in enumerate(names)}
-        return [torch.tensor([numbers[str(one)] for one in raw.labels]) for raw in (train, test)], len(names), names
-    targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in (train, test)]
+        return [torch.tensor([numbers[str(one)] for one in raw.labels]) for raw in raws], len(names), names
+    targets = [torch.as_tensor(raw.labels, dtype=torch.int64) for raw in raws]
     classes = len(train.names) if train.names else int(targets[0].max()) + 1
-    for raw, target in zip((train, test), targets, strict=True):
+    for raw, target in zip(raws, targets, strict=True):
         wrong = target[(target < 0) | (target >= classes)]
         if len(wrong):
             raise DataError(
@@ -81,31 +109,29 @@ def _number_labels(train: Raw, test: Raw) -> tuple[list[Tensor], int, tuple[str,
     return targets, classes, train.names or ()
 
 
-ROWS: Mapping[str, int] = MappingProxyType({"train": 100, "test": 10})
-"""Rows of each split; with the paper's hundred clients each has one (section 6)."""
+def number_owners(*splits: Values | None) -> list[Tensor]:
+    """Return the number of each example's owner, in the order of their names, for each split; none without owners."""
+    owners = [values for values in splits if values is not None]
+    ordered = sorted({name for values in owners for name in values}, key=lambda name: (isinstance(name, str), name))
+    numbers = {name: number for number, name in enumerate(ordered)}
+    return [torch.tensor([numbers[name] for name in values]) for values in owners]
 
-UNKNOWN, END = "<ukn>", "<eos>"
-"""A word that the train split lacks, and the end of a line. The corpus has an ``<unk>`` of its own beside the first."""
 
+def hold_out(place: str, groups: Tensor, share: float) -> Tensor:
+    """Return which examples are for testing: this share of each group, spread evenly over it in the order of the data.
 
-def to_text(name: str, train: Iterable[str], test: Iterable[str]) -> Dataset:
-    """Return a data set of rows of tokens from the lines of two splits.
-
-    The vocabulary has the two special tokens and the train split's words in the order in which they come first. What
-    does not fill the last row is left out.
+    Raises
+    ------
+    DataError
+        If the groups are too small for it.
     """
-    numbers = {UNKNOWN: 0, END: 1}
-    tokens = {
-        "train": [numbers.setdefault(word, len(numbers)) for line in train for word in (*line.split(), END)],
-        "test": [numbers.get(word, 0) for line in test for word in (*line.split(), END)],
-    }
-    reading, splits = Reading(hides_as=len(numbers)), []
-    for part, rows in ROWS.items():
-        length = len(tokens[part]) // rows
-        if length < 2:
-            raise DataError(
-                f"{name}, split {part}: found {len(tokens[part])} words, too few for {rows} rows; is the copy complete?"
-            )
-        cut = torch.tensor(tokens[part][: rows * length]).view(rows, length)
-        splits.append(Split(cut, cut, reading=reading))
-    return Dataset(name, splits[0], splits[1], classes=len(numbers), names=tuple(numbers))
+    part, sizes = Fraction(str(share)).limit_denominator(1_000_000), groups.unique(return_counts=True)[1]
+    rank = torch.empty_like(groups)
+    rank[groups.argsort(stable=True)] = torch.cat([torch.arange(size) for size in sizes.tolist()])
+    held = (rank + 1) * part.numerator // part.denominator > rank * part.numerator // part.denominator
+    if not held.any():
+        raise DataError(
+            f"{place} has no test split, and a share of {share:g} of the {len(groups)} examples in {len(sizes)} groups "
+            "(owners or classes) is none: raise data.test-share, or add a test split"
+        )
+    return held

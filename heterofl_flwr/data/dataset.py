@@ -1,9 +1,6 @@
 """Data as tensors: a split of inputs and targets, and a data set of two of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -115,6 +112,8 @@ class Dataset:
         The names of the classes, or the words of a text, number by number; none where the source states none.
     columns
         The names of the columns of a table, in the order in which models see them.
+    owners
+        The number of each example's owner, for the train and for the test split; None where nobody asked.
     """
 
     name: str
@@ -125,6 +124,7 @@ class Dataset:
     normal: Normal | None = None
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    owners: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Validate that splits are not empty and agree in shape, and that targets are classes."""
@@ -144,27 +144,9 @@ class Dataset:
                 f"{self.name}: an input of the train split has shape {shapes[0]}, one of the test split {shapes[1]}; "
                 "expected the same"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Shape of an input, number of classes, and augmentation of a data set."""
-
-    shape: tuple[int, ...]
-    classes: int
-    augment: str = "none"
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Self:
-        """Return the facts of a loaded data set."""
-        return cls(tuple(dataset.train.inputs.shape[1:]), dataset.classes, dataset.augment)
-
-
-KNOWN: Mapping[str, Facts] = MappingProxyType(
-    {
-        "digits": Facts((1, 8, 8), 10),
-        "mnist": Facts((1, 28, 28), 10),
-        "cifar10": Facts((3, 32, 32), 10, "crop-flip"),
-    }
-)
-"""By our own names; a text's vocabulary is not known before it is read."""
+        for split, owners in zip((self.train, self.test), self.owners or (), strict=False):
+            if owners.dtype != torch.int64 or owners.shape != (len(split),):
+                raise DataError(
+                    f"{self.name}: owners have type {owners.dtype} and shape {tuple(owners.shape)}; expected one int64 "
+                    f"number for each of the {len(split)} examples of the split"
+                )

@@ -17,7 +17,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pyarrow import csv, parquet
 
-from heterofl_flwr.data.convert import Raw
+from heterofl_flwr.data.convert import Raw, Values
+from heterofl_flwr.data.known import ANY, Columns
+from heterofl_flwr.data.text import Texts, join_windows
 from heterofl_flwr.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
@@ -27,22 +29,28 @@ _WORDS = {"train": "train", "training": "train", "test": "test", "validation": "
 """How the names of files and folders begin, and the split that they hold."""
 
 
-def read_folder(folder: Path) -> tuple[Raw, Raw]:
-    """Return a folder's train and test splits. Nothing is written.
+def read_folder(folder: Path, columns: Columns = ANY) -> tuple[Raw | Texts, Raw | Texts | None]:
+    """Return a folder's train split, and its test split if it has one. Nothing is written.
 
     Read are, in this order: images as ``train/<class>/*.png`` and ``test/<class>/*.png``; parquet files; CSV files.
-    Of these, the name, or that of a folder above, begins with ``train`` or ``test``, and a split may lie in several.
+    Of these, the name, or that of a folder above, begins with ``train`` or ``test``, and a split may lie in several;
+    where none does, all of them are the train split.
     """
     if any(file.suffix.lower() in SUFFIXES for file in folder.glob("train/*/*")):
-        _check_splits(folder, {part: [folder / part] for part in ("train", "test") if (folder / part).is_dir()})
-        return _read_images(folder / "train"), _read_images(folder / "test")
+        if columns.label:
+            raise DataError(f"{folder} holds images by class: found data.label={columns.label!r}, expected ''")
+        parts = [path.name for path in folder.iterdir() if path.is_dir()]
+        check_splits(str(folder), parts)
+        return _read_images(folder / "train"), _read_images(folder / "test") if "test" in parts else None
     for suffix, read in _READERS.items():
         if files := sorted(folder.rglob(f"*{suffix}")):
             splits = _by_split(folder, files)
-            train, test = (
-                read_table(_concatenate(folder, splits[part], read), str(splits[part][0])) for part in ("train", "test")
+            train, *test = (
+                read_table(_concatenate(folder, splits[part], read), str(splits[part][0]), columns)
+                for part in ("train", "test")
+                if part in splits
             )
-            return train, test
+            return train, test[0] if test else None
     found = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
     raise DataError(
         f"{folder} holds {found}; expected train/<class>/*.png and test/<class>/*.png, or train and test files as "
@@ -50,43 +58,36 @@ def read_folder(folder: Path) -> tuple[Raw, Raw]:
     )
 
 
-def read_lines(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the texts of a folder's train and test splits: the column ``text`` of its parquet files."""
-    splits = _by_split(folder, sorted(folder.rglob("*.parquet")))
-    texts: list[list[str]] = []
-    for part in ("train", "test"):
-        table = _concatenate(folder, splits[part], _READERS[".parquet"])
-        if "text" not in table.column_names:
-            columns = ", ".join(table.column_names)
-            raise DataError(f"{splits[part][0]}: found the columns {columns}; expected one named text")
-        texts.append(table.column("text").to_pylist())
-    return texts[0], texts[1]
-
-
 def _by_split(folder: Path, files: Sequence[Path]) -> Mapping[str, list[Path]]:
     """Sort files by split; raise an error for a folder of several configurations."""
     configurations: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    others = []
     for file in files:
         parts = file.relative_to(folder).parts
         words = [part.lower().replace("-", ".").replace("_", ".").split(".")[0] for part in parts]
         place = next((place for place, word in enumerate(words) if word in _WORDS), None)
-        if place is not None:
+        if place is None:
+            others.append(file)
+        else:
             configurations["/".join(parts[:place])][_WORDS[words[place]]].append(file)
     if len(configurations) > 1:
         raise DataError(
             f"{folder} holds several data sets ({', '.join(sorted(configurations))}): name one of these folders"
         )
-    splits = next(iter(configurations.values()), {})
-    _check_splits(folder, splits or {file.name: [file] for file in files})
+    if not configurations:
+        return {"train": others}
+    (splits,) = configurations.values()
+    check_splits(str(folder), [*splits, *(file.name for file in others)])
     return splits
 
 
-def _check_splits(folder: Path, splits: Mapping[str, Sequence[Path]]) -> None:
-    missing = [split for split in ("train", "test") if split not in splits]
-    if missing:
+def check_splits(place: str, found: Sequence[str]) -> None:
+    """Raise an error unless there are a train and a test split, or a train split and nothing else."""
+    missing = [split for split in ("train", "test") if split not in found]
+    if missing and list(found) != ["train"]:
         raise DataError(
-            f"{folder} has no {' and no '.join(missing)} split, only {', '.join(sorted(splits)[:10])}: give it files "
-            "or folders named train and test"
+            f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(found)[:10])}: expected train "
+            "and test, or train alone; a function can make them (module:function)"
         )
 
 
@@ -102,13 +103,14 @@ def _concatenate(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.
 
 def _read_csv(file: Path) -> pa.Table:
     """Read a CSV file; a first line of numbers only is data, not the columns' names."""
-    table = csv.read_csv(file)
+    whole = csv.ParseOptions(newlines_in_values=True)
+    table = csv.read_csv(file, parse_options=whole)
     names = table.column_names  # raises a ValueError of its own kind where they are not text
     try:
         list(map(float, names))
     except ValueError:
         return table
-    return csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=True))
+    return csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=True), whole)
 
 
 _READERS: Mapping[str, Callable[[Path], pa.Table]] = {
@@ -158,35 +160,62 @@ def _pixels(source: bytes | Path, place: str) -> np.ndarray[tuple[int, ...], np.
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def read_table(table: pa.Table, place: str) -> Raw:
+def read_table(table: pa.Table, place: str, columns: Columns = ANY) -> Raw | Texts:
     """Return the split that a table holds.
 
-    The label is the column ``label``, or else the only one whose feature is ``ClassLabel``, or else, in a table of
-    numbers, the last. Inputs are the only image column, or all other columns.
+    Unless ``columns`` names another, the label is the column ``label``, or else the only one whose feature is
+    ``ClassLabel``, or else, in a table of numbers, the last. Inputs are the only image column, or all other columns. A
+    table that has neither a label nor an image is a text if its column ``text`` is one.
     """
-    if not table.num_rows:
-        raise DataError(f"{place}: there are no examples")
-    try:
-        stated = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-        features = {name: feature for name, feature in stated.items() if isinstance(feature, dict)}
-    except (AttributeError, KeyError, TypeError, ValueError):  # another program wrote the file
-        features = {}
+    _check_named(table, columns, place)
+    features = _read_features(table)
     images = [field.name for field in table.schema if _is_image(field, features)]
     if len(images) > 1:
         raise _columns_error(table, place, f"{len(images)} image columns ({', '.join(images)})", "one")
-    label = _find_label(table, features, place, tabular=not images)
-    columns = images or [name for name in table.column_names if name != label]
-    for name in (label, *columns):
-        if missing := table.column(name).null_count:
-            raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
-    labels, names = _read_labels(table, label, place), tuple(features.get(label, {}).get("names") or ()) or None
+    names = [str(name) for name in table.column_names if name != columns.owner]
+    stated = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
+    if columns.text or (not (images or stated or columns.label) and _is_text(table, names)):
+        return _read_texts(table, columns, place)
+    label = columns.label or _find_label(table, names, stated, place, tabular=not images)
+    inputs = images or [name for name in names if name != label]
+    labels, owners = _read_values(table, label, "label", place), _read_owners(table, columns, place)
+    classes = tuple(features.get(label, {}).get("names") or ()) or None
+    _check_filled(table, inputs, place)
     if not images:
-        return Raw(_read_numbers(table, columns, place), labels, names, place, tuple(columns))
+        return Raw(_read_numbers(table, inputs, place), labels, classes, place, tuple(inputs), owners)
     encoded = (
         value if isinstance(value, bytes) else Path(value["path"]) if value["bytes"] is None else value["bytes"]
         for value in table.column(images[0]).to_pylist()
     )
-    return Raw(_decode(encoded, table.num_rows, f"{place}, column {images[0]}"), labels, names, place)
+    pixels = _decode(encoded, table.num_rows, f"{place}, column {images[0]}")
+    return Raw(pixels, labels, classes, place, owners=owners)
+
+
+def _check_named(table: pa.Table, columns: Columns, place: str) -> None:
+    """Raise an error for a table without examples, or without a column that is named."""
+    if not table.num_rows:
+        raise DataError(f"{place}: there are no examples")
+    if columns.owner == "":
+        raise _columns_error(table, place, "no known column of owners", "its name, as natural-<column> in data.split")
+    for name in (columns.label, columns.owner, columns.text, columns.following):
+        if name and name not in table.column_names:
+            found = ", ".join(table.column_names)
+            raise DataError(f"{place}: found the columns {found}; expected one named {name}: name one of those found")
+
+
+def _check_filled(table: pa.Table, names: Iterable[str], place: str) -> None:
+    for name in names:
+        if missing := table.column(name).null_count:
+            raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
+
+
+def _read_features(table: pa.Table) -> Mapping[str, Mapping[str, Any]]:
+    """Return what the hub states of the columns."""
+    try:
+        stated = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in stated.items() if isinstance(feature, dict)}
+    except (AttributeError, KeyError, TypeError, ValueError):  # another program wrote the file
+        return {}
 
 
 def _is_image(field: pa.Field, features: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -195,26 +224,46 @@ def _is_image(field: pa.Field, features: Mapping[str, Mapping[str, Any]]) -> boo
     return bool(pa.types.is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"})
 
 
-def _find_label(table: pa.Table, features: Mapping[str, Mapping[str, Any]], place: str, *, tabular: bool) -> str:
-    names = [str(name) for name in table.column_names]
-    stated = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+def _is_text(table: pa.Table, names: Sequence[str]) -> bool:
+    kind = table.schema.field("text").type if "text" in names and "label" not in names else None
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _read_texts(table: pa.Table, columns: Columns, place: str) -> Texts:
+    """Return the texts of a table, row by row; windows are joined, owner by owner."""
+    names, owners = [columns.text or "text", *filter(None, [columns.following])], _read_owners(table, columns, place)
+    _check_filled(table, names, place)
+    texts = [table.column(name).cast(pa.string()).to_pylist() for name in names]
+    if not columns.following:
+        return Texts(texts[0], place, owners)
+    joined, whose = join_windows(texts[0], texts[1], owners or [0] * table.num_rows)
+    return Texts(joined, place, whose if owners else None, characters=True)
+
+
+def _find_label(table: pa.Table, names: Sequence[str], stated: Sequence[str], place: str, *, tabular: bool) -> str:
     if "label" in names or len(stated) == 1:
         return "label" if "label" in names else stated[0]
     if not stated and tabular and len(names) > 1:
         return names[-1]
     found = f"{len(stated)} class columns ({', '.join(stated)})" if stated else "no class column"
-    raise _columns_error(table, place, found, "a column named label, or one only of type ClassLabel")
+    raise _columns_error(table, place, found, "a column named label or by data.label, or one only of type ClassLabel")
 
 
-def _read_labels(table: pa.Table, column: str, place: str) -> list[int] | list[str]:
+def _read_owners(table: pa.Table, columns: Columns, place: str) -> Values | None:
+    return _read_values(table, columns.owner, "owner", place) if columns.owner else None
+
+
+def _read_values(table: pa.Table, column: str, what: str, place: str) -> Values:
+    """Return a column's values, which name classes or owners."""
     kind = table.schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     types = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
     if not any(matches(kind) for matches in types):
         raise DataError(
-            f"{place}: the label column {column} is of type {kind}; expected whole numbers or texts: name the column "
-            "of classes 'label'"
+            f"{place}: the {what} column {column} is of type {kind}; expected whole numbers or texts: name another "
+            "column (data.label, or natural-<column> in data.split)"
         )
+    _check_filled(table, [column], place)
     return [int(value) if isinstance(value, bool) else value for value in table.column(column).to_pylist()]
 
 

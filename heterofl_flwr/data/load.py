@@ -6,43 +6,37 @@ What reads files is loaded where it is needed: it brings libraries that a client
 import importlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from heterofl_flwr.data.convert import Raw, to_dataset, to_text
-from heterofl_flwr.data.dataset import KNOWN, Dataset, Normal, Split
+from heterofl_flwr.data.convert import TEST_SHARE, Raw, to_dataset
+from heterofl_flwr.data.dataset import Dataset, Split
+from heterofl_flwr.data.known import SOURCES, UNKNOWN, Columns, Source, short_name
+from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import DataError, extra
 
 ROOT_VARIABLE = "HETEROFL_DATA"
 """The environment variable that stands in for ``root``."""
 
-HUB_NAMES: Mapping[str, str] = MappingProxyType(
-    {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10", "wikitext2": "Salesforce/wikitext/wikitext-2-v1"}
-)
-"""Short names for data sets of the hub."""
-
-TEST_EVERY = 5
-"""Of each class of the digits, every fifth example is for testing."""
-
-_PUBLISHED = {
-    "ylecun/mnist": (Normal((0.1307,), (0.3081,)), KNOWN["mnist"].augment),
-    "uoft-cs/cifar10": (Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), KNOWN["cifar10"].augment),
-}
 _EXPECTED = "expected a Dataset or ((train inputs, train targets), (test inputs, test targets))"
 _lock = threading.RLock()  # a user's function may load another data set
 
 
-def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
+def load_dataset(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    label: str = "",
+    owner: str | None = None,
+    test_share: float = TEST_SHARE,
+) -> Dataset:
     """Return a data set; the second call in a process returns the same object.
 
     Parameters
@@ -51,14 +45,23 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Datas
         ============================  ==================================================================
         ``digits``                    scikit-learn's 1,797 images of 8x8 pixels; needs neither files nor network
         ``mnist``, ``cifar10``        normalised as in the paper
+        ``cifar100``, ``femnist``     images of 100 (or 20) and of 62 classes
         ``wikitext2``                 rows of words, for a language model
-        ``user/set``                  any data set of the hub with an image and a label column
+        ``shakespeare``               rows of characters, for a language model
+        ``user/set``                  any data set of the hub with an image and a label column, or a column ``text``
         a folder                      ``train/<class>/*.png``, or ``train.csv``, or ``train*.parquet``; ``test`` alike
         ``module:function``           the function returns a ``Dataset`` or ``((x, y), (x, y))``, train and test
         ============================  ==================================================================
     root : str | os.PathLike[str] | None
         A folder laid out like the hub, ``<root>/ylecun/mnist/...``, to be read in its place. Default: the
         environment variable ``HETEROFL_DATA``; without it, the hub is asked.
+    label : str
+        The column of a table that has the classes; by default it is found.
+    owner : str | None
+        The column that tells whose each example is, or ``""`` for the usual one of a data set that has a short name.
+        None reads no owners.
+    test_share : float
+        Where there is no test split, the share of each owner's, or else of each class's, examples that is held out.
 
     Raises
     ------
@@ -67,48 +70,50 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None) -> Datas
     """
     root = root or os.environ.get(ROOT_VARIABLE) or None
     key = None if root is None else str(Path(root).expanduser().absolute())
-    if name.startswith((".", "~")) or (key is None and name not in ("digits", *HUB_NAMES) and Path(name).is_dir()):
+    if name.startswith((".", "~")) or (key is None and name not in SOURCES and Path(name).is_dir()):
         name = str(Path(name).expanduser().absolute())
     with _lock:  # threads that ask at once must not read twice
-        return _load(name, key)
+        return _load(name, key, Columns(label, owner), test_share)
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, root: str | None) -> Dataset:
+def _load(name: str, root: str | None, columns: Columns, test_share: float) -> Dataset:
+    if columns.label and (name == "digits" or (":" in name and "/" not in name)):
+        raise DataError(f"{name} has no columns to choose from: found data.label={columns.label!r}, expected ''")
     if name == "digits":
-        return _digits()
+        return to_dataset(name, _digits(), None, test_share=test_share)
     if ":" in name and "/" not in name:
         return _from_function(name)
-    hub_name = HUB_NAMES.get(name, name)
-    if "/" not in hub_name and (root is None or not (Path(root) / hub_name).is_dir()):
-        ours = ("digits", *HUB_NAMES)
-        near = get_close_matches(name, ours, n=1)
+    source = SOURCES.get(short_name(name), Source(name))
+    if "/" not in source.path and (root is None or not (Path(root) / source.path).is_dir()):
+        near = get_close_matches(name, SOURCES, n=1)
         hint = f" did you mean {near[0]}?" if near else ""
         raise DataError(
-            f"there is no data set {name!r};{hint} expected one of {', '.join(ours)}, user/set of the hub, "
+            f"there is no data set {name!r};{hint} expected one of {', '.join(SOURCES)}, user/set of the hub, "
             "a folder, or module:function"
         )
     with extra("data"):
-        from heterofl_flwr.data.folder import read_folder, read_lines, read_table
+        from heterofl_flwr.data.folder import read_folder
+    folder, columns = _find_folder(root, source.path), source.fill(columns)
+    raws = read_folder(folder, columns) if folder else _ask_hub(source.path, columns)
+    return build_dataset(name, *raws, source, test_share)
 
-    folder = _find_folder(root, hub_name)
-    if hub_name == HUB_NAMES["wikitext2"]:
-        if folder:
-            return to_text(name, *read_lines(folder))
-        owner_and_name, _, configuration = hub_name.rpartition("/")
-        splits = _ask_hub(owner_and_name, configuration)
-        return to_text(name, splits["train"]["text"], splits["test"]["text"])
-    if folder:
-        train, test = read_folder(folder)
-    else:
-        splits, raws = _ask_hub(hub_name), []
-        for part in ("train", "test"):
-            features = splits[part].features.arrow_schema.metadata
-            table = splits[part].with_format("arrow")[:].replace_schema_metadata(features)
-            raws.append(read_table(table, f"{hub_name}, split {part}"))
-        train, test = raws
-    normal, augment = _PUBLISHED.get(hub_name, (None, "none"))
-    return to_dataset(name, train, test, normal, augment)
+
+def build_dataset(
+    name: str,
+    train: Raw | Texts,
+    test: Raw | Texts | None,
+    source: Source = UNKNOWN,
+    test_share: float = TEST_SHARE,
+) -> Dataset:
+    """Return a data set from its splits as read."""
+    if isinstance(train, Texts) and not isinstance(test, Raw):
+        return to_text(name, train, test, source.rows, test_share=test_share)
+    if isinstance(train, Raw) and not isinstance(test, Texts):
+        return to_dataset(name, train, test, source.normal, source.augment, test_share=test_share)
+    raise DataError(
+        f"{name}: one of train and test is a text, the other has classes; expected the same columns in both"
+    )
 
 
 def _find_folder(root: str | None, hub_name: str) -> Path | None:
@@ -124,26 +129,33 @@ def _find_folder(root: str | None, hub_name: str) -> Path | None:
     return path
 
 
-def _ask_hub(name: str, *configuration: str) -> Any:
+def _ask_hub(path: str, columns: Columns) -> tuple[Raw | Texts, Raw | Texts | None]:
     """Return the splits of a data set of the hub; ``datasets`` keeps its own copy of the files."""
     with extra("data"):  # here, as it takes a second to load
         import datasets  # type: ignore[import-untyped]
 
+        from heterofl_flwr.data.folder import check_splits, read_table
+
+    owner, name, *configuration = path.split("/", 2)
     try:
-        splits = datasets.load_dataset(name, *configuration)
+        splits = datasets.load_dataset(f"{owner}/{name}", *configuration)
     except Exception as error:  # offline, missing, gated, several configurations: each library has its own errors
         raise DataError(
-            f"the hub's data set {name!r} cannot be loaded ({type(error).__name__}: {error}). Check the name and the "
+            f"the hub's data set {path!r} cannot be loaded ({type(error).__name__}: {error}). Check the name and the "
             "network; or put a copy in a folder laid out like the hub and name that folder as data.root or in "
             "HETEROFL_DATA; or use digits, which needs neither"
         ) from error
-    missing = [part for part in ("train", "test") if part not in splits]
-    if missing:
-        raise DataError(
-            f"the hub's data set {name!r} has no {' and no '.join(missing)} split, only {', '.join(splits)}: write a "
-            "function that makes them and name it as module:function"
+    check_splits(f"the hub's data set {path!r}", list(splits))
+    train, *test = (
+        read_table(
+            splits[part].with_format("arrow")[:].replace_schema_metadata(splits[part].features.arrow_schema.metadata),
+            f"{path}, split {part}",
+            columns,
         )
-    return splits
+        for part in ("train", "test")
+        if part in splits
+    )
+    return train, test[0] if test else None
 
 
 def _from_function(name: str) -> Dataset:
@@ -190,8 +202,8 @@ def _to_split(pair: Sequence[object], place: str) -> Split:
         raise DataError(f"{place}: {error}") from error
 
 
-def _digits() -> Dataset:
-    """Return scikit-learn's handwritten digits, 1,797 images of 8x8 pixels, a fifth of each class for testing."""
+def _digits() -> Raw:
+    """Return scikit-learn's handwritten digits, 1,797 images of 8x8 pixels."""
     # Not load_digits(), which does the same: scikit-learn takes more than a second to load, in each process.
     with extra("data"):
         found = find_spec("sklearn")
@@ -200,10 +212,4 @@ def _digits() -> Dataset:
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     rows = torch.from_numpy(np.loadtxt(file, delimiter=","))  # (number, 64 + 1)
     images = rows[:, :-1].reshape(-1, 1, 8, 8) / 16  # (number, 1, 8, 8), in 0 to 1
-    labels = rows[:, -1].long()
-    rank = F.one_hot(labels).cumsum(0).gather(1, labels[:, None])[:, 0] - 1  # an example's number in its class
-    test = rank % TEST_EVERY == TEST_EVERY - 1
-    train_raw, test_raw = (
-        Raw(images[part].float(), labels[part].tolist(), tuple("0123456789"), "digits") for part in (~test, test)
-    )
-    return to_dataset("digits", train_raw, test_raw)
+    return Raw(images.float(), rows[:, -1].int().tolist(), tuple("0123456789"), "digits")

@@ -6,8 +6,11 @@ milliseconds and no image is copied.
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +24,8 @@ LEAST = 2
 """Fewest examples of a client: batch norm cannot normalise a single one."""
 
 _KIND = re.compile(
-    r"iid|non-iid-(?P<classes>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)|rotated-(?P<degrees>\d+(\.\d+)?)"
+    r"iid|non-iid-(?P<classes>[1-9]\d*)|pathological-(?P<exactly>[1-9]\d*)|dirichlet-(?P<alpha>\d+(\.\d+)?)"
+    r"|rotated-(?P<degrees>\d+(\.\d+)?)|natural(-(?P<owner>\w[\w.-]*))?"
 )
 
 Deal = tuple[tuple[int, ...], ...]
@@ -37,6 +41,8 @@ class Partitions:
     classes: tuple[tuple[int, ...], ...]
     degrees: float = 0.0
     """By how much more each client's images are turned than those of the client before."""
+    partial: bool = False
+    """Whether other examples belong to nobody here, so that the global model is not tested on them."""
 
     def __len__(self) -> int:
         """Return the number of clients."""
@@ -80,9 +86,10 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     dataset : Dataset
         What is dealt.
     kind : str
-        ``iid``; ``non-iid-2``, or another number of classes for each client; ``dirichlet-0.3``, or another
-        concentration; ``rotated-15``: as ``iid``, and client number i sees its images turned by i times 15 degrees,
-        or another angle.
+        ``iid``; ``non-iid-2``, or another number of classes for each client at most; ``pathological-2``, of so many
+        exactly; ``dirichlet-0.3``, or another concentration; ``rotated-15``: as ``iid``, and client number i sees its
+        images turned by i times 15 degrees, or another angle; ``natural``: client number i has the examples of the
+        i-th owner. ``owner_column`` says what may follow that.
     clients : int
         How many clients there are.
     seed : int
@@ -90,27 +97,30 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     fidelity : Variant
         For ``non-iid``: what becomes of a class that a client draws twice; see ``noniid``.
 
-    A text's rows are dealt as equally; of its few test rows, clients get one each as long as there are some. A
-    client's classes are then its words.
+    A text's rows are dealt by owner, or as equally; of its few test rows, clients then get one each as long as there
+    are some. A client's classes are its words.
     """
     match = check_kind(kind)
     train, test = dataset.train.targets, dataset.test.targets
-    if dataset.train.reading is not None:
+    natural = kind.startswith("natural")
+    if natural:
+        mine, tested = by_owner(dataset, clients)
+    elif dataset.train.reading is not None:
         if kind != "iid":
             raise ConfigError(
-                f"split is {kind!r}, but {dataset.name} is a text, whose rows have no class: expected iid"
+                f"split is {kind!r}, but {dataset.name} is a text, whose rows have no class: expected iid or natural"
             )
         mine, tested = iid(train, clients, seed), torch.arange(len(test)).tensor_split(clients)
     elif match["classes"]:
         mine, deal = noniid(train, clients, int(match["classes"]), seed, fidelity=fidelity)
         tested = matching_test(test, deal, seed, fidelity=fidelity)
-    elif match["alpha"]:
-        mine = dirichlet(train, clients, float(match["alpha"]), seed)
+    elif match["alpha"] or match["exactly"]:
+        mine = by_partitioner(train, kind, clients, seed)
         tested = matching_shares(train, mine, test, seed)
     else:
         mine, tested = iid(train, clients, seed), iid(test, clients, seed)
     classes = tuple(tuple(train[rows].unique().tolist()) for rows in mine)
-    return Partitions(mine, tested, classes, float(match["degrees"] or 0))
+    return Partitions(mine, tested, classes, float(match["degrees"] or 0), natural)
 
 
 def check_kind(kind: str) -> re.Match[str]:
@@ -118,10 +128,15 @@ def check_kind(kind: str) -> re.Match[str]:
     match = _KIND.fullmatch(kind)
     if match is None or float(match["alpha"] or 1) == 0:
         raise ConfigError(
-            f"split is {kind!r}; expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0> or "
-            "rotated-<degrees>"
+            f"split is {kind!r}; expected iid, non-iid-<classes per client>, pathological-<classes per client>, "
+            "dirichlet-<alpha over 0>, rotated-<degrees>, natural or natural-<column of owners>"
         )
     return match
+
+
+def owner_column(kind: str) -> str | None:
+    """Return what ``load_dataset`` reads for a way of splitting: a column of owners, the usual one (``''``) or none."""
+    return (check_kind(kind)["owner"] or "") if kind.startswith("natural") else None
 
 
 def iid(targets: Tensor, clients: int, seed: int) -> tuple[Tensor, ...]:
@@ -200,25 +215,57 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
     return tuple(torch.cat([stacks[name].pop() for name in classes]) for classes in deal)
 
 
-def dirichlet(targets: Tensor, clients: int, alpha: float, seed: int) -> tuple[Tensor, ...]:
-    """Return each client's rows, 2 or more, from flwr-datasets' ``DirichletPartitioner`` of this concentration."""
-    with extra("data"):  # here, as it loads slowly
-        from datasets import Dataset  # type: ignore[import-untyped]
-        from flwr_datasets.partitioner import DirichletPartitioner  # type: ignore[import-untyped]
-
+def by_partitioner(targets: Tensor, kind: str, clients: int, seed: int) -> tuple[Tensor, ...]:
+    """Return each client's rows from a partitioner of flwr-datasets: ``dirichlet-...`` or ``pathological-...``."""
+    _check_clients(clients)
+    match = check_kind(kind)
+    name, _, number = kind.partition("-")
+    own: dict[str, Any] = {"num_partitions": clients, "partition_by": "value", "seed": derive(seed, "split", name)}
+    if match["alpha"]:
+        remedy = "use fewer clients or a larger alpha"
+        own |= {"alpha": float(number), "min_partition_size": LEAST}
+    else:
+        remedy = "change the number of clients or of classes"
+        own |= {"num_classes_per_partition": int(number), "class_assignment_mode": "first-deterministic"}
     try:
-        partitioner = DirichletPartitioner(
-            clients, "label", float(alpha), min_partition_size=LEAST, seed=derive(seed, "split", "dirichlet")
-        )
-        partitioner.dataset = Dataset.from_dict({"label": targets.numpy(), "row": range(len(targets))})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
-            return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
+        rows = _load_partitions(f"{name.title()}Partitioner", own, targets, clients)
+        if sum(map(len, rows)) < len(targets):
+            raise ValueError("some classes would go to no client")
     except ValueError as error:
         raise DataError(
-            f"{len(targets)} examples cannot be split for {clients} clients by dirichlet-{alpha:g}, {LEAST} or more "
-            f"for each: use fewer clients or a larger alpha ({error})"
+            f"{len(targets)} examples cannot be split for {clients} clients by {kind}: {remedy} ({error})"
         ) from error
+    return rows
+
+
+def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return each client's rows of both splits: those of one owner, as ``NaturalIdPartitioner`` numbers them."""
+    _check_clients(clients)
+    if dataset.owners is None:
+        raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
+    train, test = dataset.owners
+    number = len(train.unique())
+    if clients > number:
+        raise DataError(
+            f"{clients} clients are too many for the {number} owners of {dataset.name}: use {number} or fewer"
+        )
+    rows = _load_partitions("NaturalIdPartitioner", {"partition_by": "value"}, train, clients)
+    tested = tuple(torch.nonzero(test == train[mine[0]]).flatten() for mine in rows)
+    if not any(map(len, tested)):
+        raise DataError(f"none of the {clients} clients has test examples: use more clients, or raise data.test-share")
+    return rows, tested
+
+
+def _load_partitions(name: str, own: Mapping[str, Any], values: Tensor, clients: int) -> tuple[Tensor, ...]:
+    """Return the rows of the first partitions of a partitioner of flwr-datasets, by the column ``value``."""
+    with extra("data"):  # here, as they load slowly
+        from datasets import Dataset as Table  # type: ignore[import-untyped]
+        from flwr_datasets import partitioner as partitioners  # type: ignore[import-untyped]
+    partitioner = getattr(partitioners, name)(**own)
+    partitioner.dataset = Table.from_dict({"value": values.numpy(), "row": range(len(values))})
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):  # a progress bar
+        warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
+        return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:

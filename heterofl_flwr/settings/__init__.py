@@ -1,5 +1,6 @@
 """Every setting of a run: ``from_flat`` reads a run config, ``to_flat`` writes one, ``describe`` explains them all."""
 
+from heterofl_flwr.data.known import short_name
 from heterofl_flwr.settings.flat import (
     DEFAULTS,
     SPECS,
@@ -13,7 +14,7 @@ from heterofl_flwr.settings.flat import (
     to_toml,
 )
 from heterofl_flwr.settings.groups import Settings
-from heterofl_flwr.settings.presets import CLIENTS, PRESETS, model_options, preset, short_name
+from heterofl_flwr.settings.presets import CLIENTS, PRESETS, model_options, preset
 from heterofl_flwr.settings.types import AUTO, Flat
 
 __all__ = [

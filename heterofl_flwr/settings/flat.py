@@ -124,7 +124,7 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     if values["server.optimizer"] == AUTO:
         values["server.optimizer"] = "momentum" if values["server.momentum"] else "none"
     optimizer = OPTIMIZERS.get(str(values["server.optimizer"]))
-    unequal = str(values["data.split"]).startswith("dirichlet")
+    unequal = str(values["data.split"]).startswith(("dirichlet", "natural"))
     follow: dict[str, object] = {
         "train.mask-fill": "-inf" if values["fidelity.mask-fill"] == "fixed" else "zero",
         "server.eta": getattr(optimizer(), "eta", 1.0) if optimizer else 1.0,

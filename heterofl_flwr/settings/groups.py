@@ -16,6 +16,8 @@ from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
 from heterofl_flwr.core.slice_rules import SliceRule
+from heterofl_flwr.data.convert import TEST_SHARE
+from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.evaluation import MomentsMerge
 from heterofl_flwr.federation.level_table import Levels
 from heterofl_flwr.federation.limits import Limits
@@ -51,10 +53,20 @@ class DataSettings(Group):
     """What the clients learn from."""
 
     name: types.DataName = setting(
-        "digits", "data set: digits (bundled), mnist, cifar10, wikitext2, a folder, or 'module:function'"
+        "digits",
+        f"data set: {', '.join(SOURCES)}, 'user/set' of the Hugging Face hub, a folder, or 'module:function'",
     )
     root: types.PathText = setting("", "folder with data sets laid out as on the Hugging Face hub; '' asks the hub")
-    split: types.SplitName = setting("iid", "how the data are dealt to the clients")
+    label: types.ColumnName = setting(
+        "", "column of a table with the classes, such as coarse_label of cifar100; '' finds it"
+    )
+    split: types.SplitName = setting(
+        "iid", "how the data are dealt to the clients; natural: client number i has the examples of the i-th owner"
+    )
+    test_share: Annotated[float, Field(gt=0, lt=1)] = setting(
+        TEST_SHARE,
+        "where there is no test split, share of each owner's (natural) or each class's examples held out for testing",
+    )
 
 
 class ModelSettings(Group):
@@ -164,7 +176,7 @@ class ServerSettings(Group):
     max_examples_ratio: NotNegative = setting(
         AUTO,
         "in means of metrics a client counts at most this many times the examples of the median client; 0 for no "
-        "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet)",
+        "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet, natural)",
     )
     max_refusals: Natural = setting(0, "rejected replies in a row after which a client is not drawn again; 0: never")
     levels: types.NodeLevels = setting(

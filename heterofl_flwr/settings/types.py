@@ -138,6 +138,7 @@ Replies = Annotated[Count | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"
 PathText = Annotated[str, matching(r"[^\x00]*"), "a path, or '' for none"]
 Reference = Annotated[str, matching(f"(?:{_REFERENCE})?"), "'module:name', or '' for none"]
 DataName = Annotated[str, matching(r"\S(?:.*\S)?"), "a name, a folder or 'module:function'"]
+ColumnName = Annotated[str, matching(r"(?:\S(?:.*\S)?)?"), "a column's name, or '' for none"]
 ModelName = Annotated[str, matching(r"[\w-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"), "a model's name or 'module:function'"]
 DeviceName = Annotated[str, matching(r"auto|cpu|mps|cuda(?::\d+)?"), "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'"]
 MetricName = Annotated[
@@ -179,7 +180,10 @@ MixText = Annotated[
     "a mix such as 'a1-b1-c1-d1-e1', 'a1-e9' or '1.0x1-0.3x9'",
 ]
 SplitName = Annotated[
-    str, check(check_kind), "'iid', 'non-iid-2' (classes a client), 'dirichlet-0.3' or 'rotated-15' (degrees)"
+    str,
+    check(check_kind),
+    "'iid', 'non-iid-2' or 'pathological-2' (classes a client), 'dirichlet-0.3', 'rotated-15' (degrees), 'natural' or "
+    "'natural-<column of owners>'",
 ]
 Level = Annotated[
     str,

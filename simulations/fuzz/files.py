@@ -13,8 +13,8 @@ from PIL import Image
 from pyarrow import csv, parquet  # type: ignore[import-untyped]
 
 from heterofl_flwr import Mix
-from heterofl_flwr.data.convert import to_dataset
 from heterofl_flwr.data.folder import read_folder
+from heterofl_flwr.data.load import build_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Checkpoint, RunFolder
@@ -133,5 +133,5 @@ def write_data(folder: Path) -> Path:
 
 
 def read_data(folder: Path) -> str:
-    found = to_dataset("data", *read_folder(folder))
+    found = build_dataset("data", *read_folder(folder))
     return "harmless" if found.train.inputs.isfinite().all() else "changed: inputs that are no numbers"

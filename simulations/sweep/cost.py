@@ -11,18 +11,19 @@ import torch
 
 from heterofl_flwr.app.cli.profile import printed
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.task import Task
+from heterofl_flwr.app.task import Task, load_data
 from heterofl_flwr.core.formatting import duration, render
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import evaluated_windows
-from heterofl_flwr.data import Reading, Split, load_dataset
-from heterofl_flwr.data.dataset import Facts
+from heterofl_flwr.data import Reading, Split
+from heterofl_flwr.data.known import Facts
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
+from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.training import TrainOptions, evaluate, resolve_device, train
 from simulations.sweep.job import BEGUN, DONE, Job
 
@@ -38,11 +39,11 @@ SIZES: Mapping[str, tuple[int, int]] = {
 
 
 @lru_cache(maxsize=8)
-def sizes_of(name: str, root: str) -> tuple[int, int]:
+def sizes_of(data: DataSettings) -> tuple[int, int]:
     """Return the sizes of train and test; other data than the paper's are loaded for it."""
-    if (short := short_name(name)) in SIZES:
+    if (short := short_name(data.name)) in SIZES:
         return SIZES[short]
-    dataset = load_dataset(name, root or None)
+    dataset = load_data(data)
     train, test = (
         len(own) * (math.ceil(own.inputs.shape[1] / PIECE) if own.reading else 1)
         for own in (dataset.train, dataset.test)
@@ -103,7 +104,7 @@ class JobCost:
 def compute_cost(job: Job, done: int = 0) -> JobCost:
     """Return what a job computes after the rounds that are done, of which there are fewer than all."""
     settings, mix, every = job.settings, job.settings.mix, job.settings.evaluate.every
-    train, test = sizes_of(settings.data.name, settings.data.root)
+    train, test = sizes_of(settings.data)
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.clients), 1)
     in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (train // job.clients)
     trained = {rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)}

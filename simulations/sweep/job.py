@@ -24,9 +24,20 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.runs.metrics import headline
-from heterofl_flwr.settings import AUTO, CLIENTS, DEFAULTS, PRESETS, Flat, Settings, flatten, from_flat, to_flat
+from heterofl_flwr.settings import (
+    AUTO,
+    CLIENTS,
+    DEFAULTS,
+    PRESETS,
+    Flat,
+    Settings,
+    flatten,
+    from_flat,
+    preset,
+    short_name,
+    to_flat,
+)
 from heterofl_flwr.settings.flat import Setting, read_specs, validate
-from heterofl_flwr.settings.presets import preset, short_name
 from heterofl_flwr.settings.types import Count, Group, matching, setting
 
 NEW, BEGUN, DONE, BLOCKED = "new", "begun", "done", "blocked"

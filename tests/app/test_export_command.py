@@ -10,7 +10,7 @@ import torch
 from heterofl_flwr.app.cli.export import RunModels, checked_inputs, preprocessing
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.data import load_dataset
-from heterofl_flwr.data.convert import to_text
+from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 
@@ -165,7 +165,7 @@ def test_a_run_with_families_has_a_model_of_each(run, tmp_path):
 
 def test_a_text_is_checked_as_its_model_sees_it():
     lines = [" ".join(f"w{number % 7}" for number in range(40))] * 100
-    dataset = to_text("text", lines, lines)
+    dataset = to_text("text", Texts(lines, "train"), Texts(lines, "test"), {"train": 100, "test": 10})
     inputs = checked_inputs(dataset.test, 0)
     assert inputs.shape == (10, 64)
     assert inputs.eq(dataset.test.reading.hides_as).float().mean().item() == pytest.approx(0.15, abs=0.04)

@@ -10,7 +10,7 @@ from heterofl_flwr.app.launch import gpus, preflight, running
 from heterofl_flwr.app.launch.preflight import check_share, check_task
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.data.convert import to_text
+from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.origin import command
@@ -82,7 +82,7 @@ def test_a_folder_in_which_another_process_runs_or_that_cannot_be_written_to_is_
 
 
 def test_images_do_not_fit_a_text(monkeypatch):
-    text = to_text("text", ["many words " * 100], ["and few more " * 10])
+    text = to_text("text", Texts(["many words " * 100], "train"), None)
     task = Task(from_flat({"data.name": "wikitext2", "model.name": "cnn"}))
     monkeypatch.setitem(vars(task), "dataset", text)
     with pytest.raises(ConfigError, match=r"the model cnn cannot read the data set wikitext2, .* torch\.int64 of sha"):

@@ -68,8 +68,9 @@ def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["data.csv"], r"has no train and no test split, only data\.csv"),
         (["train.csv", "valid.csv"], "has no test split, only train, validation"),
+        (["train.csv", "tets.csv"], r"has no test split, only tets\.csv, train: expected train and test, or train alo"),
+        (["test.csv"], "has no train split, only test"),
         (["one/train.csv", "two/train.csv", "one/test.csv"], r"several data sets \(one, two\): name one of these"),
         (["notes.txt"], r"holds notes\.txt; expected train/<class>/"),
         ([], "holds nothing; expected"),
@@ -138,8 +139,10 @@ def test_two_class_columns_of_which_none_is_called_label_raise_an_error(tmp_path
     features = {"fine": {"_type": "ClassLabel"}, "coarse": {"_type": "ClassLabel"}}
     for part in ("train", "test"):
         write_table(tmp_path / f"{part}.parquet", {"image": [png(1)], "fine": [0], "coarse": [0]}, features)
-    with pytest.raises(DataError, match=r"found 2 class columns \(fine, coarse\)"):
+    with pytest.raises(DataError, match=r"found 2 class columns \(fine, coarse\) .* or by data\.label"):
         load_dataset(str(tmp_path))
+    with pytest.raises(DataError, match=r"found the columns image, fine, coarse; expected one named finer"):
+        load_dataset(str(tmp_path), label="finer")
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
@@ -237,10 +240,31 @@ def test_a_test_class_that_the_train_split_lacks_is_named(tmp_path):
         load_dataset(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["data.csv", "train.csv"])
+def test_a_single_file_is_the_train_split_and_of_each_class_or_owner_a_part_is_held_out(tmp_path, name):
+    rows = [(value, "ab"[value % 2], value // 10 % 3) for value in range(40)]
+    write(tmp_path / name, "\n".join(["value,kind,who", *(f"{a},{b},{c}" for a, b, c in rows)]))
+    data = load_dataset(str(tmp_path), label="kind", test_share=0.25)
+    assert data.columns == ("value", "who")
+    assert data.test.targets.bincount().tolist() == [5, 5]
+    data = load_dataset(str(tmp_path), label="kind", owner="who", test_share=0.5)
+    assert data.columns == ("value",)
+    assert [own.bincount().tolist() for own in data.owners] == [[10, 5, 5]] * 2
+
+
+def test_without_a_test_folder_a_part_of_each_class_of_images_is_held_out(tmp_path):
+    for number in range(10):
+        write(tmp_path / "train" / "cat" / f"{number}.png", png(number))
+    assert load_dataset(str(tmp_path)).test.targets.tolist() == [0, 0]
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match="has no test split, only train, val"):
+        load_dataset(str(tmp_path), test_share=0.5)
+    with pytest.raises(DataError, match=r"holds images by class: found data\.label='kind', expected ''"):
+        load_dataset(str(tmp_path), label="kind")
+
+
 def test_an_image_folder_without_test_images_raises_an_error(tmp_path):
     write(tmp_path / "train" / "cat" / "1.png", png(1))
-    with pytest.raises(DataError, match="has no test split, only train"):
-        load_dataset(str(tmp_path))
     write(tmp_path / "test" / "1.png", png(1))
     with pytest.raises(DataError, match=r"test: there are no examples; expected images as .*test/<class>/"):
         load_dataset(str(tmp_path))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
-from heterofl_flwr.data.dataset import KNOWN, Facts
+from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.load import _load
 from heterofl_flwr.errors import DataError
 
@@ -158,10 +158,21 @@ def test_a_name_that_is_nothing_raises_an_error_before_the_hub_is_asked(hub, roo
         load_dataset("pictures", root)
 
 
-def test_a_data_set_of_the_hub_without_test_raises_an_error(hub):
-    hub(datasets.DatasetDict(train=of_the_hub([0], [0])))
-    with pytest.raises(DataError, match="'user/set' has no test split, only train"):
+def test_of_a_data_set_of_the_hub_without_test_a_part_is_held_out_but_not_beside_a_validation_split(hub):
+    train = of_the_hub(range(20), [0, 1] * 10)
+    hub(datasets.DatasetDict(train=train))
+    data = load_dataset("user/set")
+    assert (len(data.train), data.test.targets.tolist()) == (16, [0, 1, 0, 1])
+    _load.cache_clear()
+    hub(datasets.DatasetDict(train=train, validation=train))
+    with pytest.raises(DataError, match="'user/set' has no test split, only train, validation: expected train and tes"):
         load_dataset("user/set")
+
+
+@pytest.mark.parametrize("name", ["digits", "users_data:make"])
+def test_what_is_no_table_has_no_label_to_name(users_module, name):
+    with pytest.raises(DataError, match=f"{name} has no columns to choose from: found data.label='fine', expected ''"):
+        load_dataset(name, label="fine")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +194,7 @@ def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
     data = load_dataset(name, tmp_path)
     assert data.train.inputs.shape == (10_000, *shape)
     assert data.train.targets[:5].tolist() == first
-    assert Facts.of(data) == KNOWN[name]
+    assert Facts.of(data) == Facts.known(name)
     assert data.train.inputs.mean((0, 2, 3)).abs().max() < 0.02
     assert data.train.inputs.std((0, 2, 3)).sub(1).abs().max() < 0.35  # the published deviations of CIFAR10 are low
     parts = split_dataset(data, "non-iid-2", 100, 0)
@@ -191,4 +202,4 @@ def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
 
 
 def test_what_is_known_of_the_digits_before_they_are_loaded_is_so():
-    assert Facts.of(load_dataset("digits")) == KNOWN["digits"]
+    assert Facts.of(load_dataset("digits")) == Facts.known("digits")

@@ -2,14 +2,17 @@
 
 import math
 import time
+from dataclasses import replace
 
+import datasets
 import pytest
 import torch
+from flwr_datasets.partitioner import NaturalIdPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.data import Dataset, Split, check_kind, iid, load_dataset, matching_test, noniid, split_dataset
-from heterofl_flwr.data.splits import dirichlet, matching_shares, rotated
+from heterofl_flwr.data.splits import by_partitioner, matching_shares, rotated
 from heterofl_flwr.errors import ConfigError, DataError
 
 PAPER = torch.arange(50_000) % 10
@@ -128,7 +131,7 @@ def test_noniid_of_any_size_deals_each_example_once_or_says_why_not(number, clie
 
 def test_dirichlet_deals_each_example_once_and_test_rows_by_the_shares_of_the_train_rows():
     train, test = uneven(5_000), uneven(4_000, seed=1)
-    rows = dirichlet(train, 20, 0.3, seed=0)
+    rows = by_partitioner(train, "dirichlet-0.3", 20, seed=0)
     assert sorted(torch.cat(rows).tolist()) == list(range(5_000))
     assert min(map(len, rows)) >= 2
     tested = matching_shares(train, rows, test, seed=0)
@@ -142,9 +145,57 @@ def test_dirichlet_deals_each_example_once_and_test_rows_by_the_shares_of_the_tr
 
 def test_dirichlet_that_cannot_be_drawn_raises_an_error():
     with pytest.raises(DataError, match=r"30 examples cannot be split for 29 clients by dirichlet-0\.01"):
-        dirichlet(uneven(30), 29, 0.01, seed=0)
+        by_partitioner(uneven(30), "dirichlet-0.01", 29, seed=0)
     with pytest.raises(DataError, match="use fewer clients"):
-        dirichlet(uneven(30), 31, 1.0, seed=0)
+        by_partitioner(uneven(30), "dirichlet-1", 31, seed=0)
+
+
+def test_pathological_is_flwr_datasets_partitioner_each_client_has_exactly_so_many_classes_and_each_row_an_owner():
+    train = uneven(600)
+    rows = by_partitioner(train, "pathological-3", 12, seed=5)
+    assert sorted(torch.cat(rows).tolist()) == list(range(600))
+    assert [len(train[mine].unique()) for mine in rows] == [3] * 12
+    for clients, classes, fault in ((4, 2, "some classes would go to no client"), (12, 11, "greater than the number")):
+        with pytest.raises(DataError, match=f"pathological-{classes}: change the number of clients .*{fault}"):
+            by_partitioner(train, f"pathological-{classes}", clients, seed=0)
+
+
+def owned(train_owners, test_owners):
+    data = dataset(torch.arange(len(train_owners)) % 10, torch.arange(len(test_owners)) % 10)
+    return replace(data, owners=(torch.tensor(train_owners), torch.tensor(test_owners)))
+
+
+def test_natural_is_flwr_datasets_partitioner_with_the_tests_of_the_same_owner():
+    """Owner 4 is in the train split alone, owner 9 in the test split alone."""
+    train, test = [7, 4, 7, 2, 4, 7], [9, 7, 2, 7]
+    partitioner = NaturalIdPartitioner("who")
+    partitioner.dataset = datasets.Dataset.from_dict({"who": train, "row": range(6)})
+    for clients in (2, 3):
+        parts = split_dataset(owned(train, test), "natural-who", clients, seed=0)
+        expected = [partitioner.load_partition(client)["row"][:] for client in range(clients)]
+        assert [rows.tolist() for rows in parts.train] == expected
+        assert [rows.tolist() for rows in parts.test] == [[2], [], [1, 3]][:clients]
+        assert parts.partial
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (owned([0, 1, 1], [0]), "3 clients are too many for the 2 owners of numbers: use 2 or fewer"),
+        (owned([0, 1, 2], [3]), "none of the 3 clients has test examples"),
+        (dataset(uneven(20), uneven(20)), "split is natural, but numbers does not say whose each example is"),
+    ],
+)
+def test_owners_that_do_not_fit_raise_an_error(data, message):
+    with pytest.raises((DataError, ConfigError), match=message):
+        split_dataset(data, "natural", 3, seed=0)
+
+
+def test_owners_are_one_number_for_each_example():
+    with pytest.raises(
+        DataError, match=r"numbers: owners have type torch.int64 and shape \(2,\); expected .* the 3 exa"
+    ):
+        replace(owned([0, 1, 2], [0]), owners=(torch.tensor([0, 1]), torch.tensor([0])))
 
 
 @pytest.mark.parametrize("kind", ["iid", "non-iid-2", "dirichlet-0.3"])
@@ -180,8 +231,19 @@ def test_a_hundred_clients_are_dealt_60_000_examples_at_once(kind):
 
 
 def test_unknown_kinds_raise_an_error():
-    for kind in ("", "IID", "iid ", "non-iid", "non-iid-0", "non-iid-x", "dirichlet", "dirichlet-0.0", "rotated-x"):
-        with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, dirichlet-<alpha over 0>"):
+    for kind in (
+        "",
+        "IID",
+        "iid ",
+        "non-iid",
+        "non-iid-0",
+        "non-iid-x",
+        "dirichlet",
+        "dirichlet-0.0",
+        "rotated-x",
+        "natural-",
+    ):
+        with pytest.raises(ConfigError, match="expected iid, non-iid-<classes per client>, pathological-"):
             check_kind(kind)
 
 

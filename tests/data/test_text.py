@@ -3,18 +3,21 @@
 import pyarrow as pa
 import pytest
 import torch
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from heterofl_flwr.data import Reading, Split, load_dataset, split_dataset
-from heterofl_flwr.data.convert import to_text
+from heterofl_flwr.data.known import SOURCES, Columns
+from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError, DataError
+
+ROWS = SOURCES["wikitext2"].rows
 
 
 @pytest.fixture
 def corpus():
     """Return a data set of 100 and 10 short rows, of the words w0 to w6."""
     train = [" ".join(f"w{(row + place) % 7}" for place in range(4)) for row in range(100)]
-    return to_text("corpus", train, ["w0 new w1 w2", ""] * 5)
+    return to_text("corpus", Texts(train, "train"), Texts(["w0 new w1 w2", ""] * 5, "test"), ROWS)
 
 
 def test_words_are_numbered_as_they_come_and_strange_ones_share_a_number(corpus):
@@ -27,15 +30,51 @@ def test_words_are_numbered_as_they_come_and_strange_ones_share_a_number(corpus)
 
 
 def test_what_does_not_fill_the_last_row_is_left_out():
-    data = to_text("corpus", ["a b"] * 100 + ["c c c c c"], ["a"] * 19)
+    data = to_text("corpus", Texts(["a b"] * 100 + ["c c c c c"], "train"), Texts(["a"] * 19, "test"), ROWS)
     assert data.train.inputs.shape == (100, 3)
     assert data.train.inputs.flatten().tolist() == [2, 3, 1] * 100
     assert data.test.inputs.shape == (10, 3)
 
 
-def test_a_corpus_too_short_for_its_rows_raises_an_error():
-    with pytest.raises(DataError, match=r"corpus, split test: found 4 words, too few for 10 rows"):
-        to_text("corpus", ["a b"] * 100, ["a", "b"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [(ROWS, "test: found 4 tokens, too few for 10 rows"), (None, "train: found 9 tokens, too few for a row of 64")],
+)
+def test_a_corpus_too_short_for_its_rows_raises_an_error(rows, message):
+    lines = ["a b"] * (100 if rows else 3)
+    with pytest.raises(DataError, match=message):
+        to_text("corpus", Texts(lines, "train"), Texts(["a", "b"], "test"), rows)
+
+
+def test_each_owner_has_its_own_rows_and_a_part_of_them_is_held_out():
+    """Three owners of 70 words, 650 words and two: rows of 64, none for the last, and every fifth is for testing."""
+    texts = ["a " * 34, "b " * 649, "c", "a " * 34]
+    data = to_text("letters", Texts(texts, "train", owners=[7, 5, 9, 7]), None)
+    assert data.names == ("<ukn>", "<eos>", "a", "b", "c")
+    assert [data.names[row[0]] for row in data.train.inputs.tolist()] == ["b"] * 8 + ["a"]
+    assert data.test.inputs.tolist() == [[3] * 64] * 2
+    assert data.train.inputs[8].tolist() == [2] * 34 + [1] + [2] * 29
+    parts = split_dataset(data, "natural", 2, seed=0)
+    assert [rows.tolist() for rows in parts.train] == [list(range(8)), [8]]
+    assert [rows.tolist() for rows in parts.test] == [[0, 1], []]
+
+
+@pytest.mark.parametrize("owner", [None, ""])
+def test_windows_of_shakespeare_become_the_characters_texts_again(tmp_path, owner):
+    """As on the hub: one CSV file that names no split, windows of 80 characters and the one after each."""
+    spoken = {"H_HAMLET": 'To be, or "not" to be?\n' * 8, "H_OPHELIA": "Good my lord, how does your honour? " * 9}
+    cut = [(who, text[at : at + 80], text[at + 80]) for who, text in spoken.items() for at in range(len(text) - 80)]
+    folder = tmp_path / "flwrlabs" / "shakespeare"
+    folder.mkdir(parents=True)
+    table = pa.table([list(column) for column in zip(*cut, strict=True)], ["character_id", "x", "y"])
+    csv.write_csv(table, folder / "shakespeare.csv")
+    data = load_dataset("shakespeare", tmp_path, owner=owner, test_share=0.4)
+    rows = torch.cat([data.train.inputs, data.test.inputs]).tolist()
+    texts = ["".join(spoken.values())] if owner is None else spoken.values()
+    expected = [text[at : at + 64] for text in texts for at in range(0, len(text) - 63, 64)]
+    assert sorted("".join(data.names[token] for token in row) for row in rows) == sorted(expected)
+    assert set(data.names[2:]) == set("".join(spoken.values()))
+    assert owner is None or [own.tolist() for own in data.owners] == [[0, 0, 1, 1, 1], [1, 1]]
 
 
 def test_every_row_goes_to_one_client_and_the_words_are_its_classes(corpus):
@@ -49,9 +88,9 @@ def test_every_row_goes_to_one_client_and_the_words_are_its_classes(corpus):
     assert len(test) == 1
 
 
-@pytest.mark.parametrize("kind", ["non-iid-2", "dirichlet-0.3", "rotated-15"])
+@pytest.mark.parametrize("kind", ["non-iid-2", "pathological-2", "dirichlet-0.3", "rotated-15"])
 def test_rows_of_text_have_no_classes_to_split_by(corpus, kind):
-    with pytest.raises(ConfigError, match=r"corpus is a text, whose rows have no class: expected iid"):
+    with pytest.raises(ConfigError, match=r"corpus is a text, whose rows have no class: expected iid or natural"):
         split_dataset(corpus, kind, 10, seed=0)
 
 
@@ -79,6 +118,21 @@ def test_a_copy_without_text_names_its_columns(tmp_path):
         parquet.write_table(pa.table({"line": ["a"]}), folder / f"{part}.parquet")
     with pytest.raises(DataError, match=r"train\.parquet: found the columns line; expected one named text"):
         load_dataset("wikitext2", tmp_path)
+
+
+def test_a_table_with_a_column_of_texts_and_no_classes_is_a_text(tmp_path):
+    """As StackOverflow's posts would lie: other columns are not read, and a label makes it a table of examples."""
+    for name, more in (("posts", {"score": [1] * 12}), ("reviews", {"label": [0] * 12})):
+        (tmp_path / name).mkdir()
+        columns = {"user": ["u1", "u2"] * 6, "text": ["many words " * 40] * 12, **more}
+        parquet.write_table(pa.table(columns), tmp_path / name / "train.parquet")
+    data = load_dataset("posts", tmp_path, owner="user")
+    assert data.classes == 2 + 2
+    assert len(split_dataset(data, "natural-user", 2, seed=0)) == 2
+    with pytest.raises(DataError, match="column user of type string among the columns user, text, label"):
+        load_dataset("reviews", tmp_path)
+    with pytest.raises(DataError, match=r"wikitext-2-v1 is a text, without classes: found data\.label='a'"):
+        SOURCES["wikitext2"].fill(Columns("a"))
 
 
 def test_the_papers_text(shared):

@@ -217,5 +217,7 @@ def test_the_reference_has_every_setting_once_and_says_what_auto_is():
     for key, spec in SPECS.items():
         own = [row for row in rows if row.startswith(f"| `{key}` |") and spec.help.replace("|", "\\|") in row]
         assert len(own) == 1, key
-    assert "| `num-rounds` | `5`, `20` | `200`, `400` | `400`, `800` | `200` | `50` |" in text
+    assert (
+        "| `num-rounds` | `5`, `20` | `200`, `400` | `400`, `800` | `400`, `800` | `50` | `200` | `50` | `50` |" in text
+    )
     assert "\n\n\n" not in text

@@ -39,6 +39,7 @@ def test_the_papers_settings_are_published_ones(data, split, published):
 def test_a_data_set_may_be_named_as_on_the_hub():
     assert (short_name("uoft-cs/cifar10"), short_name("someone/else")) == ("cifar10", "someone/else")
     assert preset("uoft-cs/cifar10", "iid") == preset("cifar10", "iid")
+    assert preset("uoft-cs/cifar100", "non-iid-20") == preset("cifar10", "non-iid-2")
 
 
 def test_other_data_have_values_too_and_a_value_that_is_given_wins():
@@ -58,6 +59,7 @@ def test_another_model_has_its_own_widths():
     [
         ({"data.split": "non-iid-2"}, 10.0),
         ({"data.split": "dirichlet-0.3"}, 0.0),
+        ({"data.split": "natural-who"}, 0.0),
         ({"data.split": "dirichlet-0.3", "server.max-examples-ratio": 3}, 3.0),
     ],
 )

@@ -7,9 +7,10 @@ import pytest
 
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.data import load_dataset
-from heterofl_flwr.data.load import HUB_NAMES
+from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.settings import from_flat
 from simulations.sweep import cost as module
 from simulations.sweep.cost import (
     PIECE,
@@ -75,8 +76,8 @@ def test_pieces_of_text():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_those_of_the_data(shared, name):
-    if not (shared / "data" / HUB_NAMES[name]).is_dir():
-        pytest.skip(f"needs the data set in shared/data/{HUB_NAMES[name]}")
+    if not (shared / "data" / SOURCES[name].path).is_dir():
+        pytest.skip(f"needs the data set in shared/data/{SOURCES[name].path}")
     data = load_dataset(name, shared / "data")
     pieces = 1 if data.train.reading is None else [-(-own.inputs.shape[1] // PIECE) for own in (data.train, data.test)]
     train, test = (pieces, pieces) if isinstance(pieces, int) else pieces
@@ -84,7 +85,7 @@ def test_sizes_are_those_of_the_data(shared, name):
 
 
 def test_other_data_are_looked_at():
-    assert sum(sizes_of("digits", "")) == 1797
+    assert sum(sizes_of(from_flat({}).data)) == 1797
     # Three widths of 3 x 3 convolutions with norms, and ten classes: by hand, 9 * (1 * 4 + 4 * 8) and their biases.
     assert profile_at(job(*SHRUNKEN).settings, 1.0).parameters == 9 * (4 + 32) + 3 * (4 + 8) + 10 * 8 + 10
 

@@ -1,0 +1,103 @@
+"""Data sets that have short names: where the hub has them, and what is known of them before they are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Self
+
+from heterofl_flwr.data.dataset import Dataset, Normal
+from heterofl_flwr.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a table are read; ``read_table`` finds the others.
+
+    Texts that are windows of longer ones have the character after each in ``following``, and characters as tokens.
+    """
+
+    label: str = ""
+    owner: str | None = None  # whose each example is; None where nobody asks
+    text: str = ""
+    following: str = ""
+
+
+ANY = Columns()
+"""No column is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set of the hub."""
+
+    path: str  # with its configuration
+    shape: tuple[int, ...] = ()  # of an input
+    classes: Mapping[str, int] = field(default_factory=dict)  # how many each label column has; the usual one is first
+    normal: Normal | None = None  # None: as the train split is
+    augment: str = "none"
+    columns: Columns = ANY  # unless a caller names others
+    rows: Mapping[str, int] = field(default_factory=dict)  # of the text of each split; none: as many as are full
+
+    def fill(self, named: Columns) -> Columns:
+        """Return the columns to read, of which a caller may name some."""
+        usual = self.columns
+        if usual.text and named.label:
+            raise DataError(f"{self.path} is a text, without classes: found data.label={named.label!r}, expected ''")
+        owner = usual.owner or "" if named.owner == "" else named.owner
+        return replace(usual, label=named.label or usual.label, owner=owner)
+
+
+UNKNOWN = Source("")
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "digits": Source("", (1, 8, 8), {"label": 10}),
+        "mnist": Source("ylecun/mnist", (1, 28, 28), {"label": 10}, Normal((0.1307,), (0.3081,))),
+        "cifar10": Source(
+            "uoft-cs/cifar10",
+            (3, 32, 32),
+            {"label": 10},
+            Normal((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+            "crop-flip",
+        ),
+        "cifar100": Source(
+            "uoft-cs/cifar100",
+            (3, 32, 32),
+            {"fine_label": 100, "coarse_label": 20},
+            augment="crop-flip",
+            columns=Columns("fine_label"),
+        ),
+        "femnist": Source("flwrlabs/femnist", columns=Columns("character", "writer_id")),
+        "wikitext2": Source(  # with the paper's hundred clients, each has one row (section 6)
+            "Salesforce/wikitext/wikitext-2-v1", columns=Columns(text="text"), rows={"train": 100, "test": 10}
+        ),
+        "shakespeare": Source("flwrlabs/shakespeare", columns=Columns("", "character_id", "x", "y")),
+    }
+)
+"""By our own names."""
+
+
+def short_name(name: str) -> str:
+    """Return our name of a data set that is named as on the hub."""
+    return next((short for short, source in SOURCES.items() if source.path == name), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Shape of an input, number of classes, and augmentation of a data set."""
+
+    shape: tuple[int, ...]
+    classes: int
+    augment: str = "none"
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """Return the facts of a loaded data set."""
+        return cls(tuple(dataset.train.inputs.shape[1:]), dataset.classes, dataset.augment)
+
+    @classmethod
+    def known(cls, name: str, label: str = "") -> Self | None:
+        """Return the facts of a data set with these labels; None if they are not known before it is read."""
+        source = SOURCES.get(short_name(name), Source(name))
+        number = source.classes.get(label) if label else next(iter(source.classes.values()), None)
+        return cls(source.shape, number, source.augment) if number else None

@@ -1,0 +1,89 @@
+"""Texts as rows of tokens, of all owners together or of each one, for language models."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.data.convert import TEST_SHARE, Values, hold_out, number_owners
+from heterofl_flwr.data.dataset import Dataset, Reading, Split
+from heterofl_flwr.errors import DataError
+
+UNKNOWN, END = "<ukn>", "<eos>"
+"""A token that the train split lacks, and the end of a text. WikiText2 has an ``<unk>`` of its own beside the first."""
+
+LENGTH = Reading(hides_as=0).length
+"""Tokens of a row, where the number of rows is not given."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """One split as read. Tokens are words, or characters."""
+
+    texts: Sequence[str]
+    place: str  # where it was read, for messages
+    owners: Values | None = None
+    characters: bool = False
+
+
+def join_windows(windows: Iterable[str], following: Iterable[str], owners: Values) -> tuple[list[str], list[int | str]]:
+    """Return each owner's text, and the owners, from windows that move on by one character and what follows each.
+
+    A window that does not continue the one before it begins anew.
+    """
+    texts: dict[int | str, list[str]] = defaultdict(list)
+    expected: dict[int | str, str] = {}
+    for window, after, owner in zip(windows, following, owners, strict=True):
+        texts[owner] += [after] if expected.get(owner) == window else [window, after]
+        expected[owner] = window[1:] + after
+    return ["".join(pieces) for pieces in texts.values()], list(texts)
+
+
+def to_text(
+    name: str,
+    train: Texts,
+    test: Texts | None,
+    rows: Mapping[str, int] | None = None,
+    *,
+    test_share: float = TEST_SHARE,
+) -> Dataset:
+    """Return a data set of rows of tokens; without a test split, a share of each owner's rows is held out.
+
+    The vocabulary has the two special tokens and the train split's tokens in the order in which they come first.
+    ``rows`` says how many rows each split has, all owners together; without, each owner has as many rows of 64 tokens
+    as are full. What does not fill the last row is left out.
+    """
+    raws, numbers = [train] if test is None else [train, test], {UNKNOWN: 0, END: 1}
+    named = number_owners(*(raw.owners for raw in raws))
+    whose = [own.tolist() for own in named] or [[0] * len(raw.texts) for raw in raws]
+    counts = {} if named or rows is None else rows
+    parts = [_cut(train, whose[0], lambda token: numbers.setdefault(token, len(numbers)), counts.get("train", 0))]
+    if test is None:
+        (tokens, owners), held = parts[0], hold_out(train.place, parts[0][1], test_share)
+        parts = [(tokens[part], owners[part]) for part in (~held, held)]
+    else:
+        parts.append(_cut(test, whose[1], lambda token: numbers.get(token, 0), counts.get("test", 0)))
+    reading = Reading(hides_as=len(numbers))
+    splits = [Split(tokens, tokens, reading=reading) for tokens, _ in parts]
+    owned = (parts[0][1], parts[1][1]) if named else None
+    return Dataset(name, splits[0], splits[1], len(numbers), names=tuple(numbers), owners=owned)
+
+
+def _cut(raw: Texts, owners: Sequence[int], lookup: Callable[[str], int], rows: int) -> tuple[Tensor, Tensor]:
+    """Return rows of tokens, each of one owner's, and the owner of each."""
+    streams: dict[int, list[int]] = defaultdict(list)
+    for text, owner in zip(raw.texts, owners, strict=True):
+        streams[owner] += map(lookup, (*(text if raw.characters else text.split()), END))
+    cut, whose = [], []
+    for owner, stream in sorted(streams.items()):
+        number, length = (rows, len(stream) // rows) if rows else (len(stream) // LENGTH, LENGTH)
+        if number and length >= 2:
+            cut.append(torch.tensor(stream[: number * length]).view(number, length))
+            whose.append(torch.full((number,), owner))
+    if not cut:
+        expected = f"{rows} rows" if rows else f"a row of {LENGTH} tokens of one owner"
+        found = sum(map(len, streams.values()))
+        raise DataError(f"{raw.place}: found {found} tokens, too few for {expected}; is the copy complete?")
+    return torch.cat(cut), torch.cat(whose)
