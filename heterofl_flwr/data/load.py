@@ -42,16 +42,10 @@ def load_dataset(
     Parameters
     ----------
     name : str
-        ============================  ==================================================================
-        ``digits``                    scikit-learn's 1,797 images of 8x8 pixels; needs neither files nor network
-        ``mnist``, ``cifar10``        normalised as in the paper
-        ``cifar100``, ``femnist``     images of 100 (or 20) and of 62 classes
-        ``wikitext2``                 rows of words, for a language model
-        ``shakespeare``               rows of characters, for a language model
-        ``user/set``                  any data set of the hub with an image and a label column, or a column ``text``
-        a folder                      ``train/<class>/*.png``, or ``train.csv``, or ``train*.parquet``; ``test`` alike
-        ``module:function``           the function returns a ``Dataset`` or ``((x, y), (x, y))``, train and test
-        ============================  ==================================================================
+        ``digits``, ``mnist``, ``cifar10``, ``cifar100``, ``femnist``, ``wikitext2`` or ``shakespeare``; any
+        ``user/set`` of the hub with an image and a label column, or a column ``text``; a folder with
+        ``train/<class>/*.png``, ``train.csv`` or ``train*.parquet``, and ``test`` alike; or ``module:function``, which
+        returns a ``Dataset`` or ``((x, y), (x, y))``, train and test. See ``docs/howto/data.md``.
     root : str | os.PathLike[str] | None
         A folder laid out like the hub, ``<root>/ylecun/mnist/...``, to be read in its place. Default: the
         environment variable ``HETEROFL_DATA``; without it, the hub is asked.
