@@ -82,7 +82,7 @@ def test_a_folder_in_which_another_process_runs_or_that_cannot_be_written_to_is_
 
 
 def test_images_do_not_fit_a_text(monkeypatch):
-    text = to_text("text", Texts(["many words " * 100], "train"), None)
+    text = to_text("text", Texts(["many words " * 400], "train"), None)
     task = Task(from_flat({"data.name": "wikitext2", "model.name": "cnn"}))
     monkeypatch.setitem(vars(task), "dataset", text)
     with pytest.raises(ConfigError, match=r"the model cnn cannot read the data set wikitext2, .* torch\.int64 of sha"):
