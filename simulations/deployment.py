@@ -57,9 +57,9 @@ root-certificates = "{authority}"
 """
 _CALLS = """
 import json, sys
-from flwr.cli.app import app
+from simulations.flower_internals import get_flwr_command
 for words in json.loads(sys.argv[1]):
-    app(words, standalone_mode=False)
+    get_flwr_command()(words, standalone_mode=False)
 """
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.server.history import History
+from flwr.server import History
 from flwr.serverapp.strategy import Result
 from safetensors.torch import save_file
 from torch.utils.data import RandomSampler

@@ -17,13 +17,16 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.common.config import get_fused_config_from_fab
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
-from flwr.supernode.fleet_http_connection import http_request_response
 
 from heterofl_flwr import messages as wire
+from heterofl_flwr.compat import inflate_object_from_contents
 from heterofl_flwr.grids.apps import Identity, answer, load
+from simulations.flower_internals import (
+    get_fused_config_from_fab,
+    http_request_response,
+    iterate_object_tree,
+    pull_objects,
+)
 from simulations.fuzz.attacks import ATTACKS, Turn
 
 POLL = 1.0

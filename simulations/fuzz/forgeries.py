@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
+
+from simulations.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
 
 SMALL_OBJECTS = 10_000
 STALLING_OBJECTS = 500

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.message.typeddict import TypedDict
+
+from simulations.flower_internals import TypedDict
 
 Record = TypeVar("Record", bound=TypedDict[str, Any])
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata
 from flwr.clientapp import ClientApp
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from numpy.typing import NDArray
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
 from heterofl_flwr.client import answer_queries, reply, submodel
+from heterofl_flwr.compat import inflate_object_from_contents
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.levels import width
 from heterofl_flwr.strategies import size_guard

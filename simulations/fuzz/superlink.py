@@ -7,12 +7,16 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from flwr.app import Metadata
-from flwr.common.serde import message_to_proto
-from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from heterofl_flwr.compat import FLOWER, PullAppMessagesRequest, Run
+from simulations.flower_internals import (
+    ConfirmMessageReceivedResponse,
+    ObjectTree,
+    PullObjectResponse,
+    iterate_object_tree,
+    message_to_proto,
+    metadata_from_proto,
+)
 from simulations.fuzz.attacks import Outgoing
 
 Answer = Callable[[Metadata], Iterable[Outgoing]]

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
 from safetensors.torch import load_file
 
 from heterofl_flwr import LocalGrid
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.launch.request import CLIENT_APP
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, from_flat, to_flat

@@ -6,13 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from flwr.cli.build import build_fab_from_disk
-from flwr.cli.config_utils import load_and_validate
-from flwr.common.config import flatten_dict
 
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.settings import from_flat, to_flat
 from simulations.deployment import write_app
+from simulations.flower_internals import build_fab_from_disk, flatten_dict, load_and_validate
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,6 +17,7 @@ import typer
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.settings import read_assignments
 from heterofl_flwr.settings import from_flat
+from simulations.flower_internals import get_flwr_command
 from tests.docs.pages import PAGES, ROOT, commands, name_of
 
 BUILT_IN = {"cd", "export", "."}
@@ -42,9 +43,8 @@ def make(words: Sequence[str]) -> None:
 def flwr(words: Sequence[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # typer's own, about how Flower uses it
-        from flwr.cli.app import app
 
-        command = typer.main.get_command(app).commands[words[0]]
+        command = typer.main.get_command(get_flwr_command()).commands[words[0]]
         command.make_context(words[0], list(words[1:]))
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import nn
 
 from heterofl_flwr import HeteroFL, LocalGrid, messages
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.static_norm import collect_moments
+from simulations.flower_internals import get_all_nested_objects
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 

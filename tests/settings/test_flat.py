@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from flwr.common.config import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from heterofl_flwr.settings import (
     to_toml,
 )
 from heterofl_flwr.settings.presets import OTHER
+from simulations.flower_internals import flatten_dict
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 EXAMPLES = st.fixed_dictionaries(

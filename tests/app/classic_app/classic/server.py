@@ -1,14 +1,15 @@
 """A Strategy of the classic API whose clients have five sizes."""
 
 from hashlib import sha256
-from logging import INFO
+from logging import getLogger
 
-from flwr.common.logger import log
 from flwr.server import ServerAppComponents, ServerConfig
 from flwr.serverapp import ServerApp
 
 from classic.client import build
 from heterofl_flwr.classic import HeteroFL
+
+logger = getLogger("flwr")
 
 
 class Telling(HeteroFL):
@@ -16,14 +17,14 @@ class Telling(HeteroFL):
 
     def aggregate_fit(self, server_round, results, failures):
         rates = sorted(float(answer.metrics["rate"]) for _, answer in results)
-        log(INFO, "classic round %d: rates %s", server_round, rates)
+        logger.info("classic round %d: rates %s", server_round, rates)
         parameters, metrics = super().aggregate_fit(server_round, results, failures)
-        log(INFO, "classic parameters %s", sha256(b"".join(parameters.tensors)).hexdigest())
+        logger.info("classic parameters %s", sha256(b"".join(parameters.tensors)).hexdigest())
         return parameters, metrics
 
     def aggregate_evaluate(self, server_round, results, failures):
         loss, metrics = super().aggregate_evaluate(server_round, results, failures)
-        log(INFO, "classic round %d: accuracy %.3f", server_round, metrics["local-accuracy"])
+        logger.info("classic round %d: accuracy %.3f", server_round, metrics["local-accuracy"])
         return loss, metrics
 
 

@@ -1,0 +1,50 @@
+"""Everything of Flower that is not public and that only what surrounds the package needs: forged messages, and tests.
+
+What the package itself needs is in ``heterofl_flwr/compat.py``, which a client loads with every message; these names
+load Flower's commands and servers too. They are those of Flower 1.41 and 1.42.
+"""
+
+from typing import Any
+
+from flwr.app.message.typeddict import TypedDict
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from flwr.common.config import flatten_dict, get_fused_config_from_fab
+from flwr.common.serde import message_to_proto
+from flwr.common.serde_utils import metadata_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supernode.fleet_http_connection import http_request_response
+
+__all__ = [
+    "ConfirmMessageReceivedResponse",
+    "ObjectTree",
+    "PullObjectResponse",
+    "TypedDict",
+    "build_fab_from_disk",
+    "flatten_dict",
+    "get_all_nested_objects",
+    "get_flwr_command",
+    "get_fused_config_from_fab",
+    "get_object_id",
+    "get_object_tree",
+    "http_request_response",
+    "iterate_object_tree",
+    "load_and_validate",
+    "message_to_proto",
+    "metadata_from_proto",
+    "pull_objects",
+]
+
+
+def get_flwr_command() -> Any:
+    """Return Flower's command ``flwr``, which takes seconds to load."""
+    from flwr.cli.app import app
+
+    return app
