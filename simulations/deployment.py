@@ -22,10 +22,10 @@ from typing import Self
 
 import psutil
 
-from heterofl_flwr import __version__
+from heterofl_flwr.app.cli.app import write_app
 from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
-from heterofl_flwr.settings import Flat, to_toml
+from heterofl_flwr.settings import Flat
 from simulations.guard import MARK, guarded, marked
 
 STARTUP = 120.0
@@ -33,21 +33,6 @@ POLL = 0.2
 
 ROOT = str(Path(__file__).parents[1])
 
-_PROJECT = """[project]
-name = "heterofl-run"
-version = "{version}"
-description = "A run of heterofl-flwr"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "heterofl"
-
-[tool.flwr.app.components]
-serverapp = "{server}"
-clientapp = "{client}"
-
-[tool.flwr.app.config]
-"""
 _CONNECTION = """[superlink]
 default = "own"
 
@@ -173,7 +158,8 @@ class Deployment(Processes):
 
     def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
         """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
-        folder = write_app(self.home, config, client, server)
+        folder = Path(tempfile.mkdtemp(dir=self.home))
+        write_app(folder, config, client=client, server=server)
         return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
 
     def flwr(self, *calls: Sequence[str]) -> str:
@@ -234,14 +220,6 @@ def kill_with_all(process: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()
-
-
-def write_app(parent: Path, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> Path:
-    """Write a Flower app that names our parts, which are installed, in a ``pyproject.toml``; return its folder."""
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    text = _PROJECT.format(version=__version__, client=client, server=server) + to_toml(config)
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    return folder
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -4,9 +4,11 @@ What the package itself needs is in ``heterofl_flwr/compat.py``, which a client 
 load Flower's commands and servers too. They are those of Flower 1.41 and 1.42.
 """
 
+from pathlib import Path
 from typing import Any
 
 from flwr.app.message.typeddict import TypedDict
+from flwr.cli.app_cmd.publish import _collect_file_paths, _validate_files
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import flatten_dict, get_fused_config_from_fab
@@ -28,6 +30,7 @@ __all__ = [
     "PullObjectResponse",
     "TypedDict",
     "build_fab_from_disk",
+    "check_files_to_publish",
     "flatten_dict",
     "get_all_nested_objects",
     "get_flwr_command",
@@ -48,3 +51,8 @@ def get_flwr_command() -> Any:
     from flwr.cli.app import app
 
     return app
+
+
+def check_files_to_publish(app: Path) -> None:
+    """Raise if ``flwr app publish`` would refuse the files of an app."""
+    _validate_files(_collect_file_paths(app))

@@ -6,11 +6,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from heterofl_flwr import __version__
+from heterofl_flwr.app.cli.app import write_app
+from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import from_flat, to_flat
-from simulations.deployment import write_app
-from simulations.flower_internals import build_fab_from_disk, flatten_dict, load_and_validate
+from simulations.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,10 +54,25 @@ def test_the_bundle_has_all_of_the_package_and_nothing_else(clone):
     assert names - package == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
 
 
-def test_the_installed_package_is_an_app_of_one_file_with_the_runs_settings(tmp_path):
+def test_the_installed_package_is_an_app_with_the_runs_settings_that_flower_hub_takes(tmp_path):
     values = to_flat(from_flat({"data.name": "mnist"})) | {"run.dir": '/a "b" c'}
-    folder = write_app(tmp_path, values)
+    folder = tmp_path / "heterofl-app"
+    write_app(folder, values)
     config, warnings = load_and_validate(folder / "pyproject.toml")
     assert warnings == []
     assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == values
-    assert contents(build_fab_from_disk(folder)).keys() == {"pyproject.toml", ".info/CONTENT"}
+    assert contents(build_fab_from_disk(folder)).keys() == {"pyproject.toml", "README.md", "LICENSE", ".info/CONTENT"}
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    check_files_to_publish(folder)
+    with pytest.raises(ConfigError, match="choose another folder"):
+        write_app(folder, values)
+
+
+def test_the_command_writes_an_app_for_an_account_of_flower_hub(tmp_path):
+    folder = tmp_path / "my-app"
+    assert main(["app", str(folder), "--name", "mine", "--publisher", "me", "--set", "mix=a1-e9"]) == 0
+    config, _ = load_and_validate(folder / "pyproject.toml")
+    assert (config["project"]["name"], config["tool"]["flwr"]["app"]["publisher"]) == ("mine", "me")
+    assert config["tool"]["flwr"]["app"]["config"]["mix"] == "a1-e9"
+    needs = {own.name: own for own in map(Requirement, config["project"]["dependencies"])}
+    assert needs["heterofl-flwr"].specifier.contains(__version__)

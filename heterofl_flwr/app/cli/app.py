@@ -1,0 +1,76 @@
+"""``heterofl app``: a folder that Flower takes as an app and that names this package's own two parts."""
+
+import argparse
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from heterofl_flwr import __version__
+from heterofl_flwr.app.cli.settings import read_assignments
+from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
+from heterofl_flwr.compat import NEWEST_TESTED
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.files import write_atomic
+from heterofl_flwr.settings import Flat, from_flat, to_flat, to_toml
+
+PROJECT = """[project]
+name = "{name}"
+version = "{version}"
+description = "Federated learning over clients of unequal size: HeteroFL and related methods"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr[simulation]>=1.32,<2", "heterofl-flwr[data,report]=={version}"]
+
+[tool.flwr.app]
+publisher = "{publisher}"
+fab-format-version = 1
+flwr-version-target = "{flower}"
+
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+
+[tool.flwr.app.config]
+"""
+README = """# {name}
+
+Federated learning with [Flower](https://flower.ai): one global model, trained by clients of unequal size. A client with
+less memory trains a slice of the model that has fewer channels. The method is HeteroFL (Diao, Ding and Tarokh, ICLR
+2021). The package heterofl-flwr, which this app installs, contains the two parts of the app.
+
+```bash
+pip install -e .
+flwr run . --stream
+```
+
+`pyproject.toml` lists every setting; `heterofl settings` explains them.
+"""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the app."""
+    folder: Path = args.folder
+    write_app(folder, to_flat(from_flat(read_assignments(args.set))), name=args.name, publisher=args.publisher)
+    print(f"{folder}: start it with 'flwr run {folder}', bundle it with 'flwr build --app {folder}'")
+    return 0
+
+
+def write_app(
+    folder: Path,
+    config: Mapping[str, Flat],
+    *,
+    name: str = "heterofl",
+    publisher: str = "heterofl",
+    client: str = CLIENT_APP,
+    server: str = SERVER_APP,
+) -> None:
+    """Write an app of parts that are installed: a ``pyproject.toml``, a README and the license."""
+    if any((folder / file).exists() for file in ("pyproject.toml", "README.md", "LICENSE")):
+        raise ConfigError(f"{folder} has a pyproject.toml, a README.md or a LICENSE already: choose another folder")
+    values = {"name": name, "version": __version__, "publisher": publisher, "client": client, "server": server}
+    project = PROJECT.format(**values, flower=".".join(map(str, NEWEST_TESTED)))
+    for file, text in {
+        "pyproject.toml": project + to_toml(config),
+        "README.md": README.format(name=name),
+        "LICENSE": metadata.distribution("heterofl-flwr").read_text("licenses/LICENSE") or "",
+    }.items():
+        write_atomic(folder / file, text.encode())
