@@ -1,7 +1,7 @@
 """Add what the tests found with one Python, torch and Flower to the table of versions: ``versions.py JUNIT.xml``.
 
 The versions are those of the environment that this runs in. The table is ``docs/reference/versions.md``, made from
-``results/versions.json``.
+``results/versions.json``; without an argument it is only written again.
 """
 
 import json
@@ -19,28 +19,34 @@ DATA, PAGE = ROOT / "results" / "versions.json", ROOT / "docs" / "reference" / "
 
 HEAD = """# Tested versions
 
-This table shows with which versions of Python, PyTorch and Flower the project was tested. `nox -s matrix` runs a short
-selection of tests (`TESTS` in `noxfile.py`) on each combination, on Linux, and writes this page. Installed is what the
-package requires, without its extras.
+This table shows with which versions of Python, PyTorch and Flower this plugin for federated learning was tested.
+`nox -s matrix` runs a short selection of tests (`TESTS` in `noxfile.py`) on each combination, on Linux, and writes this
+page. Installed is what the package requires, without its extras.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
+    cells = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else []
+    if arguments:
+        found = read_cell(Path(arguments[0]))
+        cells = sorted([*(cell for cell in cells if place(cell) != place(found)), found], key=place)
+        DATA.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(cells), encoding="utf-8")
+    return 0
+
+
+def read_cell(report: Path) -> dict[str, Any]:
+    """Return what was found in this environment."""
     from heterofl_flwr.runs.origin import commit, machine  # the package is installed here
 
-    found = {
+    return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "flwr")},
-        **read_counts(Path(arguments[0])),
+        **read_counts(report),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
         "machine": machine(),
     }
-    cells = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else []
-    cells = sorted([*(cell for cell in cells if place(cell) != place(found)), found], key=place)
-    DATA.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(cells), encoding="utf-8")
-    return 0
 
 
 def read_counts(report: Path) -> dict[str, int]:

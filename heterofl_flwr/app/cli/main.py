@@ -260,21 +260,12 @@ def _add_keys(subparsers: Subparsers) -> None:
     this.add_argument("--node", action="append", default=[], metavar="NAME", help="a node's name; repeatable")
 
 
-APP = """
-Write a folder that Flower takes as an app: for 'flwr run' where this package is installed without a checkout, and for
-Flower Hub. The app is this package's own; its pyproject.toml has every setting.
-"""
-APP_EXAMPLES = """
-examples:
-  heterofl app digits-app
-  heterofl app cifar-app --set data.name=cifar10 --set mix=a1-e9
-  heterofl app hub-app --publisher me                           then: cd hub-app && flwr app publish
-"""
+APP = "Write a folder that 'flwr run' and Flower Hub take as an app: this package's own, with every setting."
 
 
 def _add_app(subparsers: Subparsers) -> None:
     summary = "write a Flower app of this package's own parts"
-    this = _add_command(subparsers, "app", "app:run", summary, APP, APP_EXAMPLES)
+    this = _add_command(subparsers, "app", "app:run", summary, APP)
     this.add_argument("folder", type=Path, help="where to; Flower wants letters, digits and hyphens in its name")
     this.add_argument("--name", default="heterofl", help="the app's name (%(default)s)")
     this.add_argument("--publisher", default="heterofl", metavar="NAME", help="your Flower account (%(default)s)")
