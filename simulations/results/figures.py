@@ -16,24 +16,26 @@ from simulations.results.curves import AXES, curve
 from simulations.results.tables import Reached
 
 WIDTH, HEIGHT = 6.4, 4.2  # inches
-ROW = 0.45  # inches for each configuration
-LONGEST = 34  # characters in a line of its label
+LINE = 0.17  # inches for a line of a label
+LONGEST, WIDEST = 34, 60  # characters in a line of a label beside the axes, and of one in a legend above them
 
 
 def draw_reached(found: Sequence[Reached]) -> Figure:
     """Draw what each configuration reached by one metric: final and best, means with their intervals."""
     metric = found[0].metric
     figure, axes = new_axes(metric.replace("-", " ") + (", %" if is_share(metric) else ""), "")
-    figure.set_size_inches(WIDTH, 1 + ROW * len(found))
-    for number, when in enumerate(("best", "final")):
+    labels = [fill(own.label, LONGEST) for own in found]
+    most = max(label.count("\n") + 1 for label in labels)
+    figure.set_size_inches(WIDTH, 1 + LINE * max(most + 0.5, 2) * len(found))
+    for number, when in enumerate(("final", "best")):
         colour, _ = series(number)
         values = [getattr(own, when) for own in found]
-        places = [place + 0.15 * (-1) ** number for place in range(len(found))]
+        places = [place - 0.15 * (-1) ** number for place in range(len(found))]
         axes.plot([own.mean for own in values], places, color=colour, linestyle="", marker="od"[number], label=when)
         for place, own in zip(places, values, strict=True):
             if own.interval:
                 axes.plot(own.interval, (place, place), color=colour, linewidth=1.2)
-    axes.set_yticks(range(len(found)), [fill(own.label, LONGEST) for own in found])
+    axes.set_yticks(range(len(found)), labels)
     axes.invert_yaxis()
     axes.grid(axis="x", color=axes.spines["left"].get_edgecolor(), linewidth=0.7)
     add_legend(axes)
@@ -42,7 +44,7 @@ def draw_reached(found: Sequence[Reached]) -> Figure:
 
 def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str) -> Figure | None:
     """Return a figure with a curve for each configuration that has the metric, or None where none has."""
-    curves = [(number, one.label, curve(one, metric, axis)) for number, one in enumerate(configurations)]
+    curves = [(number, fill(one.label, WIDEST), curve(one, metric, axis)) for number, one in enumerate(configurations)]
     positive = [point.spent for *_, points in curves for point in points if 0 < point.spent < math.inf]
     # Values that are so far apart only a logarithmic axis shows, which has no place for 0.
     wide = axis != "rounds" and bool(positive) and max(positive) > 50 * min(positive)

@@ -1,6 +1,7 @@
 """Results of sweeps, from run folders whose numbers one can check by hand."""
 
 import csv
+from itertools import pairwise
 
 import pytest
 
@@ -215,13 +216,18 @@ def test_time_and_energy_are_there_where_devices_were_simulated(make_run, tmp_pa
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 2 * 7
 
 
-def test_long_names_leave_room_for_the_curves(make_run, tmp_path):
+def test_long_names_leave_room_for_the_curves_and_for_one_another(make_run, tmp_path):
     for number in range(6):
         own = {"distill__models": "cnn,preresnet18,mlp", "distill__steps": number, "distill__weight": number / 2}
         make_run(f"r{number}", points((1, 0.3), (2, 0.8)), num_rounds=2, server__strategy="fedh2l", **own)
     (found,) = configurations(runs_in(tmp_path)).values()
     assert len(found[0].label) > 60
     assert to_svg_file(draw_curves(found, "global-accuracy", "rounds"), "test")  # a figure without room is a warning
+    figure = draw_reached([own for own in reached(found) if own.metric == "global-accuracy"])
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 6
+    assert all(below.y1 < above.y0 for above, below in pairwise(boxes))
 
 
 def test_figures_whose_runs_are_gone_are_removed_and_without_a_finished_run_it_is_an_error(make_run, tmp_path, capsys):
