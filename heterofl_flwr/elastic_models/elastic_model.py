@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -12,9 +12,11 @@ from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.elastic_models.channels import kept_positions
+from heterofl_flwr.elastic_models.check_slice import check_slice
+from heterofl_flwr.elastic_models.skeleton import copy_with, without_values
 from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler, sliced_class
-from heterofl_flwr.elastic_models.trace_model import Traced, check_slice, copy_with, trace_model, without_values
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
 from heterofl_flwr.nn.static_norm import batch_norms
 
 _CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
@@ -23,6 +25,8 @@ _UNUSED = (
     "rate, and take inputs of their full width. To cut them, give inputs with which they are used, or a model around "
     "this one whose forward uses them; to keep them without this warning, name them: fixed=[...]"
 )
+_TOO_LARGE = 1.5
+"""How many times the possible share of parameters a slice may keep without a warning."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,7 +36,6 @@ class Elastic:
     model: nn.Module  # as it was traced
     traced: Traced
     example_inputs: object  # without values
-    minimum: int
     multiple_of: int
     global_rate: float
     scaler: bool
@@ -51,7 +54,8 @@ class Elastic:
         """
         model = self.checked(rate)
         if self.scaler:
-            attach_scaler(self.model, model, exact_rate(rate) / exact_rate(self.global_rate))
+            ratio = exact_rate(rate) / exact_rate(self.global_rate)
+            attach_scaler(self.model, model, ratio, self.traced.products)
         if self.static_norm:
             for layer in batch_norms(model).values():
                 layer.track_running_stats = False
@@ -86,8 +90,8 @@ class Elastic:
         """Return the slice of a rate."""
         exact_rate(rate)
         channels = self.traced.channels
-        kept = {size: max(width(size, rate), self.minimum) for size in channels.sizes}
-        rounded = {size: math.ceil(few / self.multiple_of) * self.multiple_of for size, few in kept.items()}
+        few = {size: width(size, rate) for size in channels.sizes}
+        rounded = {size: math.ceil(few[size] / self.multiple_of) * self.multiple_of for size in channels.sizes}
         return Slice(channels, tuple(min(rounded[size], size) for size in channels.sizes))
 
 
@@ -96,7 +100,7 @@ def elastic(
     example_inputs: object,
     *,
     fixed: Sequence[str] = (),
-    minimum: int = 1,
+    outputs: Sequence[str] = (),
     multiple_of: int = 1,
     global_rate: float = 1.0,
     scaler: bool | None = None,
@@ -118,15 +122,20 @@ def elastic(
         are enough.
     fixed : Sequence[str]
         Layers or parameters that stay whole at every rate: patterns (``fnmatch``) of their names.
-    minimum, multiple_of : int
-        No group of channels becomes narrower than this, or than it is; and its width is rounded up to such a multiple.
-        Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as one channel.
+    outputs : Sequence[str]
+        The names, in the mapping or the object that the model returns, of those outputs that are read. All keep their
+        width; without names, every tensor that comes out does, also hidden states that nobody reads.
+    multiple_of : int
+        The width of each group of channels is rounded up to such a multiple, so none becomes narrower than this, or
+        than it is. Heads are cut by their own width; of a convolution's groups that are dropped whole, each counts as
+        one channel.
     global_rate : float
         The largest rate of the mix, by which the Scaler divides.
     scaler : bool | None
-        Whether each linear layer, convolution, embedding and attention whose outputs shrink is followed by a
-        ``Scaler``: in training its output is divided by the rate (section 3.3). By default it is where the model
-        normalises; without norms, activations of narrow models would grow from layer to layer, and training diverges.
+        Whether each product with a parameter whose outputs shrink (linear layers, convolutions, embeddings, attention)
+        is followed by a ``Scaler``: in training it is divided by the rate (section 3.3). By default it is where the
+        model normalises; without norms, activations of narrow models would grow from layer to layer, and training
+        diverges.
     static_norm : bool
         Whether batch norm keeps no running statistics. They are never sent either way (section 3.2).
 
@@ -139,7 +148,8 @@ def elastic(
     Warns
     -----
     UserWarning
-        If parameters take no part on the example inputs. They stay whole.
+        If parameters take no part on the example inputs: they stay whole. Or if a slice of rate 0.5 is more than 1.5
+        times as large as it might be, with the reasons.
 
     Examples
     --------
@@ -152,16 +162,15 @@ def elastic(
     )
     """
     exact_rate(global_rate)
-    if minimum < 1 or multiple_of < 1:
-        raise ConfigError(f"minimum is {minimum} and multiple_of is {multiple_of}; expected whole numbers from 1")
-    traced = trace_model(model, example_inputs, fixed)
+    if multiple_of < 1:
+        raise ConfigError(f"multiple_of is {multiple_of}; expected a whole number from 1")
+    traced = trace_model(model, example_inputs, fixed, outputs)
     if traced.unused:
         warnings.warn(_UNUSED.format(", ".join(traced.unused)), stacklevel=2)
     build = Elastic(
         model=copy_with(model, lambda name, tensor: tensor.clone()),
         traced=traced,
         example_inputs=without_values(example_inputs),
-        minimum=minimum,
         multiple_of=multiple_of,
         global_rate=global_rate,
         scaler=traced.normalises if scaler is None else scaler,
@@ -169,4 +178,25 @@ def elastic(
         known={tuple(traced.channels.sizes)},
     )
     build.checked(_CHECKED)
+    _warn_if_large(build, fixed, outputs)
     return build
+
+
+def _warn_if_large(build: Elastic, fixed: Sequence[str], outputs: Sequence[str]) -> None:
+    """Say why a slice is much larger than it might be, if its code says what it need not."""
+    number, half = build.plan(1.0).parameters, build.plan(0.5).parameters
+    if half <= _TOO_LARGE * number / 4 or not build.traced.reasons:
+        return
+    try:
+        possible = trace_model(build.model, build.example_inputs, fixed, outputs, lenient=True)
+    except UnsupportedLayerError:  # channels that cannot be cut need not fit one another
+        return
+    least = replace(build, traced=possible).plan(0.5).parameters
+    if half > _TOO_LARGE * least:
+        reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
+        warnings.warn(
+            f"at rate 0.5 a slice keeps {half / number:.0%} of the parameters, where {least / number:.0%} would do. "
+            f"Channels are kept whole where{reasons}\nLengths that are taken from a tensor's shape or from a number "
+            f"that a layer holds are cut with it.",
+            stacklevel=3,
+        )

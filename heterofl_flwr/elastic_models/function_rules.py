@@ -101,7 +101,7 @@ def _index(trace: Trace, one: object, row: Row | None) -> None:
         return
     if isinstance(one, slice):
         if one.step not in (None, 1):
-            trace.pin(row)
+            trace.pin(row, why=f"a slice has the step {one.step}")
         for end in (one.start, one.stop):
             if end is not None:
                 _use_before(trace, end, row)

@@ -4,6 +4,7 @@ A length that the model's code reads is a whole number that remembers its axis.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -107,8 +108,10 @@ class Length(Dependent):
 class Trace:
     """The positions of all tensors that a model has made, and what its code says about them."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[], str] = str, lenient: bool = False) -> None:
         self.positions = Positions()
+        self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
+        self._place, self._lenient = place, lenient  # which layer is at work, and whether such channels are cut
         self.listening = False  # whether it is the model's own code that runs, and not torch's
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says
         self._rows: dict[int, tuple[Tensor, Rows]] = {}  # the tensors too: a number of one that is gone is given again
@@ -135,10 +138,13 @@ class Trace:
         """Return the row, or None if all of it is kept."""
         return row if row is not None and self.positions.roots(row).any() else None
 
-    def pin(self, *rows: Row | None) -> None:
-        """Keep these positions at every rate."""
+    def pin(self, *rows: Row | None, why: str = "") -> None:
+        """Keep these positions at every rate; ``why`` if other code would let them be cut."""
         for row in rows:
-            if row is not None:
+            channels = 0 if row is None else int(np.count_nonzero(self.positions.roots(row)))
+            if channels and why:
+                self.reasons[f"{why}, in {self._place()}"] += channels
+            if row is not None and not (why and self._lenient):
                 self.positions.unite(row, np.zeros(1, np.int64))
 
     def meet(self, *rows: Row | None) -> Row | None:
@@ -170,7 +176,7 @@ class Trace:
         if isinstance(length, Length):
             self.tie(row, self._variable(length))
         else:
-            self.pin(row)
+            self.pin(row, why=f"the code says the length {length!r}")
 
     def compare(self, one: Dependent, two: float) -> None:
         """Take note that the model's code compares two numbers: what follows must be the same at every rate.
@@ -186,7 +192,8 @@ class Trace:
             self.tie(self._variable(one), self._variable(two))
         elif isinstance(two, Dependent) or two >= 1 or not _at_least_one(one):
             numbers = [number for number in (one, two) if isinstance(number, Dependent)]
-            self.pin(*(source.row for number in numbers for source in number.sources + number.divisors))
+            rows = (source.row for number in numbers for source in number.sources + number.divisors)
+            self.pin(*rows, why=f"the code compares a length with {int(two)}")
 
     def lengths(self, tensor: Tensor) -> tuple[int, ...]:
         """Return a tensor's shape, in which the axes that may shrink remember what they are."""

@@ -1,6 +1,6 @@
 """Models that are slices of another: they know which, so that ``Plan.of`` needs no rule for their layers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
+from heterofl_flwr.elastic_models.products import ScaledProducts
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.layers import Scaler
@@ -96,8 +97,11 @@ def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     return one.axes(full.named_parameters(remove_duplicate=False), local.__dict__["slice_"])
 
 
-def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
-    """Let each layer of a slice whose outputs are fewer than in the full model be followed by a Scaler."""
+def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, Sequence[str]]) -> None:
+    """Let a Scaler follow each product of a slice that has fewer outputs than in the full model.
+
+    ``products`` are, of each layer, the parameters by which its own code multiplies, beside torch's own layers.
+    """
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
     if ratio == 1:
@@ -108,6 +112,9 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction) -> None:
         outputs = _outputs(layer)
         if outputs is not None and outputs != _outputs(layers[name]):
             layers[name].register_forward_hook(hook)
+    for name, parameters in products.items():
+        owners = [path.rpartition(".") for path in parameters]
+        ScaledProducts(Scaler(ratio), [(layers[owner], own) for owner, _, own in owners]).attach(layers[name])
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:

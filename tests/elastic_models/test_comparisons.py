@@ -81,6 +81,7 @@ def test_widths_that_are_compared_keep_their_proportion():
         (lambda self, x: x.shape[1] == "32", 16),
     ],
 )
+@pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
 def test_a_condition_has_one_outcome_at_every_rate(condition, kept):
     def forward(self, x):
         return self.other(x) if condition(self, x) else self.other(self.other(x))

@@ -46,7 +46,7 @@ def test_the_papers_models_are_cut_as_their_own_builds_say(build, inputs, rate):
 
 
 @pytest.mark.parametrize(
-    ("options", "kept"), [({}, width(20, 0.07)), ({"minimum": 7}, 7), ({"multiple_of": 8}, 8), ({"minimum": 99}, 20)]
+    ("options", "kept"), [({}, width(20, 0.07)), ({"multiple_of": 8}, 8), ({"multiple_of": 99}, 20)]
 )
 def test_widths_are_rounded_up_but_not_beyond_the_model(options, kept):
     build = elastic(_mlp(), X, **options)
@@ -128,6 +128,54 @@ def test_the_scaler_follows_attention():
     torch.testing.assert_close(scaled.train()(x, x, x)[1], plain(x, x, x)[1])
 
 
+class ByHand(nn.Module):
+    """Multiplies by its parameters itself, each time in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.column = nn.Parameter(torch.randn(5, 12)), nn.Parameter(torch.randn(12, 16))
+        self.held, self.last = nn.Linear(16, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        x = F.linear(x @ self.table, self.column.t())
+        return self.last(F.linear(x, self.held.weight, self.held.bias))
+
+
+@pytest.mark.parametrize("again", [lambda one: one, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_the_scaler_follows_products_that_the_models_own_code_calls(again):
+    small, x = again(elastic(ByHand(), torch.zeros(1, 5), scaler=True)(0.5)), torch.randn(2, 5)
+    held = small.held(F.linear(x @ small.table / 0.5, small.column.t()) / 0.5)  # it has a hook of its own
+    assert torch.allclose(small(x), small.last(held))
+    gradients = torch.autograd.grad(small(x).sum(), list(small.parameters()))
+    values = {name: parameter.detach() for name, parameter in small.named_parameters()}
+    called = torch.func.grad(lambda own: torch.func.functional_call(small, own, (x,)).sum())(values)
+    assert all(map(torch.equal, gradients, called.values()))
+    small.eval()
+    assert torch.allclose(small(x), small.last(small.held(x @ small.table @ small.column)))
+
+
+def test_outputs_that_are_named_keep_their_width_and_others_are_cut():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(5, 12), nn.Linear(12, 24), nn.Linear(24, 3)
+
+        def forward(self, x):
+            hidden = self.second(self.first(x))
+            return {"logits": self.last(hidden), "hidden": hidden}
+
+    model, example = Both(), torch.zeros(1, 5)
+    with pytest.warns(UserWarning, match=r"keeps 61% .*, where 35% would do(.|\n)*one of the model's outputs"):
+        assert elastic(model, example)(0.5)(example)["hidden"].shape == (1, 24)
+    build = elastic(model, example, outputs=["logits"])
+    assert {name: tuple(value.shape) for name, value in build(0.5)(example).items()} == {
+        "logits": (1, 3),
+        "hidden": (1, 12),
+    }
+    with pytest.raises(ConfigError, match="the model returned a dict without logit; it has logits, hidden"):
+        elastic(model, example, outputs=["logit"])
+
+
 def test_static_norm_keeps_no_running_statistics():
     model = _mlp()
     norm = elastic(model, X, static_norm=True)(0.5)[1]
@@ -140,7 +188,6 @@ def test_static_norm_keeps_no_running_statistics():
 @pytest.mark.parametrize(
     ("options", "rate", "message"),
     [
-        ({"minimum": 0}, 1.0, "minimum is 0"),
         ({"multiple_of": -8}, 1.0, "multiple_of is -8"),
         ({"global_rate": 2}, 1.0, "rate"),
         ({"global_rate": 0.5}, 1.0, "2 times the global rate"),

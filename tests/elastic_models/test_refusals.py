@@ -161,6 +161,7 @@ def _reach(function, **layers):
         (lambda self, x: x.reshape(-1, 1, x.numel() // 2).reshape(-1, x.size(1)), 4),
     ],
 )
+@pytest.mark.filterwarnings("ignore:at rate 0.5 a slice keeps")
 def test_what_code_says_about_a_width_is_kept(function, kept):
     assert _reach(function) == kept
 

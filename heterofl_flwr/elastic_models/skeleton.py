@@ -1,0 +1,124 @@
+"""A model without values, in which every number that a layer holds remembers what it is."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_map
+
+from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
+from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous
+from heterofl_flwr.errors import UnsupportedLayerError, first_line
+from heterofl_flwr.nn.execution import call
+
+_LARGEST_WIDTH = 1 << 20
+
+
+class Number(NamedTuple):
+    """A whole number that a layer holds, alone or at a place in a sequence."""
+
+    layer: str
+    name: str
+    place: int | None
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers under every name that they have."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return dict(named)
+
+
+def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """Return a copy of a model with other tensors; those that are one in the model are one in the copy."""
+    memo: dict[int, object] = {}
+    for name, tensor in named_tensors(model).items():
+        if id(tensor) not in memo:
+            other = new(name, tensor.detach())
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:  # torch copies no tensor that was computed, as the older weight_norm leaves one
+        raise UnsupportedLayerError(
+            f"the model cannot be copied: {first_line(error)}. Give it as it was built, without tensors that it has "
+            f"computed; for weight_norm, that of torch.nn.utils.parametrizations"
+        ) from error
+
+
+class Skeleton:
+    """A copy of a model on torch's meta device, which knows the layer that is at work."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy_with(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
+        self._names = {id(tensor): name for name, tensor in reversed(named_tensors(self.model).items())}
+        self._path: list[str] = []
+        self._layers = dict(self.model.named_modules())
+        for name, layer in self._layers.items():
+            replacement = STAND_INS.find(layer)
+            if replacement is not None:
+                layer.__dict__["forward"] = partial(replacement, layer)
+            layer.register_forward_pre_hook(lambda *given, name=name: self._path.append(name))
+            layer.register_forward_hook(self._leave)
+
+    def _leave(self, *given: object) -> None:
+        self._path.pop()
+
+    @property
+    def at_work(self) -> tuple[str, nn.Module]:
+        """The layer at work, and its name."""
+        name = (self._path or [""])[-1]
+        return name, self._layers[name]
+
+    @property
+    def place(self) -> str:
+        """The layer at work, for a message."""
+        name, layer = self.at_work
+        return f"layer {name or '(the model itself)'} of type {type(layer).__name__}"
+
+    def names_in(self, called: Call) -> list[str]:
+        """Return the names of those of the model's own tensors that go into a call."""
+        return [self._names[id(one)] for one in called.inputs if id(one) in self._names]
+
+    def remember(self, trace: Trace) -> dict[Number, Source]:
+        """Give every tensor positions of its own, and every number of every layer a source; return the sources."""
+        trace.fresh(*named_tensors(self.model).values())
+        sources: dict[Number, Source] = {}
+
+        def length(value: Any, *place: Any) -> Any:
+            if type(value) is not int or not 1 < value < _LARGEST_WIDTH:
+                return value
+            sources[Number(*place)] = source = Source(trace, partial(trace.positions.new, value))
+            return Length.of(value, (source,))
+
+        for layer, module in self._layers.items():
+            for name, value in list(vars(module).items()):
+                if type(value) in (tuple, list, torch.Size):
+                    held = type(value)(length(one, layer, name, place) for place, one in enumerate(value))
+                else:
+                    held = length(value, layer, name, None)
+                module.__dict__[name] = held
+        return sources
+
+    def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
+        """Return what comes out; batch norm stays in evaluation: in training it raises an error for small batches."""
+        self._path.clear()
+        for layer in self._layers.values():
+            layer.training = mode and not isinstance(layer, _NormBase)
+        given = without_values(example_inputs)
+        # Code asks this before it looks at values, such as whether a mask masks anything.
+        tracing = mock.patch.object(torch.jit, "is_tracing", return_value=True)
+        with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous(), tracing:
+            for one in watching:
+                stack.enter_context(one)
+            return call(self.model, given)
+
+
+def without_values(example_inputs: object) -> object:
+    """Return inputs as tensors on torch's meta device."""
+    return tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, example_inputs)
