@@ -2,7 +2,10 @@
 
 import pytest
 
+from heterofl_flwr.app import server_app
+from heterofl_flwr.app.cli import run as run_command
 from heterofl_flwr.grids.apps import Identity
+from heterofl_flwr.report import write_report
 
 
 @pytest.fixture
@@ -11,3 +14,18 @@ def identity():
     lent = Identity(3)
     yield
     lent.release()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_page():
+    """Leave out the page and its figures, which take longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (server_app, run_command):
+            patch.setattr(module, "write_report", lambda folder: folder.report)
+        yield
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """Let the runs of a test write their page."""
+    monkeypatch.setattr(server_app, "write_report", write_report)

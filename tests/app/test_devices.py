@@ -61,6 +61,7 @@ def test_the_work_is_that_of_the_epochs_and_of_what_they_train():
     assert inside.work("train", 0, 1.0, 1) == pytest.approx((macs + small) / 2)
 
 
+@pytest.mark.usefixtures("page")
 def test_a_run_on_devices_tells_of_them(tmp_path):
     options = {"devices__profile": "edge", "devices__deadline": 0.001, "run__dir": str(tmp_path / "run")}
     (record,) = (one.record for one in run(num_rounds=1, **options))

@@ -60,6 +60,7 @@ def test_a_model_is_evaluated_with_the_moments_of_the_seed_set_too(strategy, see
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("page")
 def test_peers_teach_what_own_data_do_not_show(tmp_path):
     h2l, alone = run(tmp_path / "h2l", **H2L), run(tmp_path / "alone", **STANDALONE)
     with_peers, without = h2l.history()[-1], alone.history()[-1]
@@ -73,15 +74,22 @@ def test_peers_teach_what_own_data_do_not_show(tmp_path):
 
 
 def test_a_resumed_run_equals_one_without_a_break(tmp_path):
-    small = {**H2L, "distill.steps": 2, "evaluate.every": 1}
+    small = {**H2L, "distill.models": f"{HERE}:small_cnn,mlp", "distill.steps": 2, "evaluate.every": 1}
+    small |= {"num-rounds": 2}
     run(tmp_path / "whole", **small)
-    run(tmp_path / "broken", **{**small, "num-rounds": 2})
+    run(tmp_path / "broken", **{**small, "num-rounds": 1})
     run(tmp_path / "broken", **{**small, "run.resume": True})
     assert history_of(tmp_path / "whole") == history_of(tmp_path / "broken")
 
 
 def test_clients_have_the_levels_of_the_mix(tmp_path):
-    small = {"distill.models": "cnn,mlp", "mix": "d1-e1", "distill.steps": 1, "num-rounds": 1, "evaluate.every": 1}
+    small = {
+        "distill.models": f"{HERE}:small_cnn,mlp",
+        "mix": "d1-e1",
+        "distill.steps": 1,
+        "num-rounds": 1,
+        "evaluate.every": 1,
+    }
     (record,) = run(tmp_path, **{**H2L, **small}).history()
     assert record.failures == {}
     assert [record.rates[partition] for partition in range(CLIENTS)] == [0.125, 0.125, 0.0625, 0.0625, 0.0625]

@@ -47,14 +47,6 @@ HYBRID = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_page():
-    """Leave out the page and its figures, which take longer than these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_app, "write_report", lambda folder: folder.report)
-        yield
-
-
 def run(folder, **settings):
     run_app({**HYBRID, "run.dir": str(folder), **settings}, CLIENTS)
 

@@ -38,7 +38,7 @@ from simulations.guard import MARK, marked
 from tests.classic import digits_clients
 from tests.classic.digits_clients import Kept
 
-pytestmark = pytest.mark.simulation
+pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SAMPLE, CLASSIC = (Path(__file__).parent / name for name in ("sample_app", "classic_app"))
@@ -56,7 +56,6 @@ OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for 
 RUNS = {
     "local": [*OWN, "--grid", "local", "--parallel", "2"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
-    "three": [*OWN, "--grid", "ray", "--parallel", "3"],
     "node-killed": [*OWN, "--grid", "ray", "--parallel", "3"],
     "classic-local": ["--app", str(CLASSIC), "--clients", "5"],
     "classic-ray": ["--app", str(CLASSIC), "--clients", "5", "--grid", "ray"],
@@ -102,18 +101,16 @@ def ended(home):
         begin("killed")
         wait_for(home / "killed" / "history.jsonl", "\n", started["killed"])
         started["killed"].kill()
-        begin("resumed", "--resume", str(home / "killed"), "--grid", "ray", "--parallel", "1").wait(LONGEST)
+        begin("resumed", "--resume", str(home / "killed"), "--grid", "local", "--parallel", "2")
         begin("hangs")
         wait_for(home / "hangs" / LOG, "result: 1", started["hangs"])
         started["hangs"].send_signal(signal.SIGINT)
         started["hangs"].wait(LONGEST)
         begin("classic-ray")
         with cluster(home) as (address, raylets):
-            run = begin("three", RAY_ADDRESS=address)
+            run = begin("node-killed", RAY_ADDRESS=address)
             for raylet in raylets:
                 wait_for_actors(raylet, run)
-            run.wait(LONGEST)
-            run = begin("node-killed", RAY_ADDRESS=address)
             wait_for(home / "node-killed" / "history.jsonl", "\n", run)
             kill_node_at_work(raylets[1], run)
             run.wait(LONGEST)
@@ -252,18 +249,13 @@ def test_flwr_run_trains_the_same_bits_on_flowers_own_engine(ended, flower):
     assert same(flower.state, ended["local"].state)
 
 
-def test_a_run_on_ray_that_was_killed_goes_on_to_the_bits_of_the_local_grid(ended):
+def test_a_run_on_ray_that_was_killed_goes_on_in_processes_of_this_machine_to_the_same_bits(ended):
     assert ended["killed"].code == -signal.SIGKILL
     assert ended["resumed"].code == 0, ended["resumed"].err
     assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)
 
 
-def test_a_run_on_two_raylets_trains_the_bits_of_the_local_grid(ended):
-    assert ended["three"].code == 0, ended["three"].err
-    assert same(ended["three"].state, ended["local"].state)
-
-
-def test_a_run_goes_on_to_the_same_bits_when_a_node_is_killed_in_a_round(ended):
+def test_a_run_on_two_raylets_trains_the_bits_of_the_local_grid_though_one_is_killed_in_a_round(ended):
     run = ended["node-killed"]
     assert run.code == 0, run.err
     assert same(run.state, ended["local"].state)
@@ -331,7 +323,7 @@ def test_an_interrupt_ends_the_run_at_once(ended):
 
 def test_no_process_and_no_private_folder_is_left(ended, home):
     assert not [path.name for path in home.iterdir() if path.name.startswith("ray-")]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while left := marked(str(home)):
         assert time.monotonic() < deadline, [process.cmdline() for process in left if psutil.pid_exists(process.pid)]
         time.sleep(0.2)

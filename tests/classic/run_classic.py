@@ -18,7 +18,7 @@ from tests.classic.digits_clients import Client, Kept, build, client_fn
 
 NODES = 3
 ROUNDS = 2
-OPTIONS = {"min_available_nodes": NODES, "evaluation": Evaluation(levels=True), "wait": 120.0}
+OPTIONS = {"min_available_nodes": NODES, "evaluation": Evaluation(levels=True), "wait": 300.0}
 
 
 def strategy() -> Kept:
@@ -68,7 +68,7 @@ def served() -> Kept:
     finally:
         for client in clients:
             try:
-                client.wait(30)
+                client.wait(120)
             except subprocess.TimeoutExpired:
                 client.kill()
     return own
@@ -80,7 +80,7 @@ def client(address: str, partition: int) -> None:
 
     torch.set_num_threads(1)
     node = Context(1, partition, {"partition-id": partition, "num-partitions": NODES}, RecordDict(), {})
-    start_client(server_address=address, client=Client(node).to_client(), insecure=True, max_wait_time=100)
+    start_client(server_address=address, client=Client(node).to_client(), insecure=True, max_wait_time=300)
 
 
 if __name__ == "__main__" and sys.argv[1] == "client":

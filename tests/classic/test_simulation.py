@@ -13,7 +13,7 @@ from flwr.common import Context, parameters_to_ndarrays
 from heterofl_flwr import LocalGrid
 from tests.classic import digits_clients, run_classic
 
-pytestmark = pytest.mark.simulation
+pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def test_mixed_levels_train_and_evaluate(kind, tmp_path):
     file = tmp_path / "out.npz"
     command = [sys.executable, "-m", "tests.classic.run_classic", kind, str(file)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     with np.load(file) as found:
         assert found["rates"].tolist() == [[0, 1.0], [1, 0.25], [2, 0.0625]]

@@ -91,7 +91,7 @@ def is_running(pid: int, zombies: bool) -> bool:
 def gone() -> Callable[..., bool]:
     """Return a function that says whether processes are gone in time; zombies are not, unless they do not count."""
 
-    def wait(pids: Iterable[int], seconds: float = 10.0, zombies: bool = True) -> bool:
+    def wait(pids: Iterable[int], seconds: float = 120.0, zombies: bool = True) -> bool:
         pids, deadline = list(pids), time.monotonic() + seconds
         while (left := any(is_running(pid, zombies) for pid in pids)) and time.monotonic() < deadline:
             time.sleep(0.02)

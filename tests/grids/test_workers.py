@@ -16,7 +16,7 @@ from heterofl_flwr.compat import FLOWER, SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.grids import LocalGrid
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
-WORKERS = ["processes", pytest.param("actors", marks=pytest.mark.simulation)]
+WORKERS = ["processes", pytest.param("actors", marks=[pytest.mark.simulation, pytest.mark.slow])]
 
 
 @pytest.fixture(params=WORKERS)
@@ -173,11 +173,11 @@ def test_idle_workers_that_were_killed_are_replaced_without_an_error(workers, as
 def test_clients_at_work_at_the_timeout_are_ended_and_left_out(workers, ask):
     first, second, third, fourth = workers.get_node_ids()
     before, deaths = pids_of(workers, ask), workers.deaths
-    messages = [ask(first, "sleep", seconds=60.0), ask(second, "process"), ask(third, "sleep", seconds=60.0)]
-    messages.append(ask(fourth, "sleep", seconds=60.0))  # never begun
+    messages = [ask(first, "sleep", seconds=600.0), ask(second, "process"), ask(third, "sleep", seconds=600.0)]
+    messages.append(ask(fourth, "sleep", seconds=600.0))  # never begun
     began = time.monotonic()
     replies = list(workers.send_and_receive(messages, timeout=1.0))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
     assert [reply.metadata.src_node_id for reply in replies] == [second]
     assert pids_of(workers, ask).isdisjoint(before)
     assert workers.deaths == deaths
@@ -203,7 +203,7 @@ def test_replies_can_be_pulled_when_they_are_there(workers, ask):
     first, second, *_ = workers.get_node_ids()
     ids = list(workers.push_messages([ask(first, "sleep", seconds=0.5), ask(second, "sleep", seconds=0.0)]))
     pulled = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len(pulled) < 2 and time.monotonic() < deadline:
         pulled += [reply.metadata.reply_to_message_id for reply in workers.pull_messages(ids)]
         time.sleep(0.01)
@@ -213,9 +213,9 @@ def test_replies_can_be_pulled_when_they_are_there(workers, ask):
 def test_close_ends_idle_and_busy_processes_at_once(ask, gone):
     with LocalGrid("odd_clients:app", 2, processes=2) as grid:
         pids = pids_of(grid, ask)
-        grid.push_messages([ask(next(iter(grid.get_node_ids())), "sleep", seconds=60.0)])
+        grid.push_messages([ask(next(iter(grid.get_node_ids())), "sleep", seconds=600.0)])
         time.sleep(0.1)
         began = time.monotonic()
     assert len(pids) == 2
     assert gone(pids, 0.0)  # nor are they zombies
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120
