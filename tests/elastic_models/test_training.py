@@ -16,7 +16,7 @@ from tests.elastic_models.architectures import CASES
 pytestmark = pytest.mark.models
 
 RATES = {0: 1.0, 1: 0.5, 2: 0.25, 3: 0.125, 4: 0.0625}
-NAMES = ("resnet", "mobilenet", "vit", "recurrent")
+NAMES = ["resnet", "recurrent", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet", "vit"))]
 
 
 def client_of(build, inputs):

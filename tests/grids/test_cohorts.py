@@ -114,7 +114,7 @@ def test_a_reply_that_cannot_be_sent_back_fails_alone(pool):
     assert "pickle" in replies[4].error.reason
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, 2])
 def test_an_app_without_train_cohort_answers_one_by_one(processes):
     with LocalGrid("cohort_clients:fit", len(RATES), processes=processes, cohort=4) as grid:
         messages = sent_to(grid)

@@ -27,14 +27,13 @@ ROOT = Path(__file__).parents[2]
     ("client_app", "complaint"),
     [
         (ClientApp(), "no module holds under a name"),
-        ("no_such_module:app", "in a worker process: client_app 'no_such_module:app' cannot be loaded"),
-        ("raises_on_import:app", "no data set here"),
+        ("raises_on_import:app", "in a worker process: (?s:.*)no data set here"),
         ("dies_on_import:app", "ended with exit code 5 while it loaded client_app 'dies_on_import:app'"),
     ],
 )
 def test_an_app_that_no_worker_can_load_raises(client_app, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        LocalGrid(client_app, 2, processes=1)
+        LocalGrid(client_app, 2, processes=2)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, mo
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "fleeting_clients.py"
     module.write_text("from odd_clients import app")
-    with LocalGrid("fleeting_clients:app", 1, processes=1) as grid:
+    with LocalGrid("fleeting_clients:app", 1, processes=2) as grid:
         node_id = next(iter(grid.get_node_ids()))
         grid.send_and_receive([ask(node_id, "die")])
         module.rename(tmp_path / "gone.py")
@@ -151,6 +150,7 @@ def test_no_process_outlives_its_script(tmp_path, gone, how, sent):
     assert gone(pids)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
     with start(tmp_path, "exit", ending="main(sys.argv[1])\n") as process:
         _, stderr = process.communicate(timeout=600)
@@ -172,7 +172,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from heterofl_flwr.grids import LocalGrid, Windowed
 
-for processes in (0, 1):
+for processes in (0, 2):
     with LocalGrid("odd_clients:app", 2, processes=processes) as grid:
         for each in (grid, Windowed(grid, 1)):
             result = FedAvg().start(each, ArrayRecord({"w": Array(np.zeros(1))}), num_rounds=1)
@@ -181,6 +181,7 @@ assert "ray" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_nothing_needs_ray(apps):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
     done = subprocess.run([sys.executable, "-c", NO_RAY], env=environment, capture_output=True, text=True)

@@ -90,7 +90,7 @@ def test_memory_counts_parameters_and_what_the_backward_pass_needs(trial):
     assert many.memory(1.0) - trial.memory(1.0) >= 4 * 990 * 64
 
 
-@pytest.mark.parametrize("rate", [0.25, 1.0])
+@pytest.mark.parametrize("rate", [0.25, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_memory_is_at_least_what_a_step_takes_and_not_far_more(rate):
     trial = Trial(PAPER["mnist"].build(), torch.rand(400, 1, 28, 28), 1, CPU)
     trial.seconds(0.0625)  # what torch keeps for itself is there already
