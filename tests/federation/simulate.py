@@ -1,4 +1,4 @@
-"""Run the sample app on Flower's simulation engine, and write its model: ``python -m tests.federation.simulate FILE``."""
+"""Run the sample app on Flower's simulation engine; write its model: ``python -m tests.federation.simulate FILE``."""
 
 import sys
 
