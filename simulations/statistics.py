@@ -34,6 +34,11 @@ class Summary:
         return None if self.half_width is None else self._around(self.half_width)
 
     @property
+    def ends(self) -> Interval:
+        """The ends of that interval; the mean twice where there is none."""
+        return self.interval or (self.mean, self.mean)
+
+    @property
     def prediction(self) -> Interval | None:
         """The ends of the 95 % prediction interval: of where one more value of the same kind lies."""
         return None if self.half_width is None else self._around(self.half_width * math.sqrt(self.number + 1))

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from html import escape
 
 import matplotlib as mpl
@@ -69,6 +70,13 @@ def add_legend(axes: Axes) -> None:
             handlelength=1.6,
             columnspacing=1.2,
         )
+
+
+def add_band(axes: Axes, places: Sequence[float], ends: Sequence[tuple[float, float]], colour: str) -> None:
+    """Draw intervals around the points of a line as a band, if any has a width."""
+    low, high = zip(*ends, strict=True) if ends else ((), ())
+    if low != high:
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def to_png(figure: Figure, dpi: int = 200, title: str = "") -> bytes:

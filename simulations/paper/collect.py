@@ -9,7 +9,8 @@ from pathlib import Path
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import to_json, write_atomic
 from heterofl_flwr.settings import to_flat
-from simulations.paper.runs import AUTHORS_FILE, Run, file_name, one_line, portable, read_run, run_folders
+from simulations.paper.runs import AUTHORS_FILE, read_paper_run
+from simulations.results.runs import Run, file_name, one_line, portable, run_folders
 
 SETTINGS = "settings.json"
 HISTORY = "history.jsonl"
@@ -40,7 +41,7 @@ def collect(paths: Sequence[Path], into: Path, allowed: Collection[str] = ()) ->
 
 
 def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
-    run = read_run(folder)
+    run = read_paper_run(folder)
     target = into / file_name(run.job.data) / run.name
     if not run.finished and "unfinished" not in allowed:
         done = f"it has done {run.rounds} of {run.settings.num_rounds} rounds"
@@ -51,7 +52,7 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
             f"or copy it with --dirty"
         )
     if target.exists() and "replace" not in allowed:
-        there = read_run(target)
+        there = read_paper_run(target)
         if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
     files = {SETTINGS: _settings(run)}

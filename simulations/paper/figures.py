@@ -10,10 +10,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import LEVELS, Mix
-from heterofl_flwr.report.drawing import add_legend, new_axes, series, to_png, to_svg_file
-from simulations.paper.printed import Job, short_mix, usual_norm
+from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, series, to_png, to_svg_file
+from simulations.paper.printed import Job, usual_norm
 from simulations.paper.runs import RECORDED
 from simulations.paper.verdicts import Group, Key, as_printed, possible
+from simulations.results.runs import short_mix
 from simulations.statistics import Summary, summarise
 
 INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
@@ -176,19 +177,12 @@ def _plot(axes: Axes, panel: Panel, curve: Curve) -> None:
     means = [own.mean for own in values]
     if panel.over_rounds:
         axes.plot(places, means, dash, color=colour, label=curve.label)
-        add_band(axes, places, values, colour)
+        add_band(axes, places, [own.ends for own in values], colour)
         return
-    ends = [own.interval or (own.mean, own.mean) for own in values]
+    ends = [own.ends for own in values]
     bars = [[mean - low for mean, (low, _) in zip(means, ends, strict=True)]]
     bars += [[high - mean for mean, (_, high) in zip(means, ends, strict=True)]]
     shown = bars if any(map(any, bars)) else None
     axes.errorbar(
         places, means, shown, color=colour, linestyle=dash, label=curve.label, marker="o", markersize=3, capsize=2
     )
-
-
-def add_band(axes: Axes, places: Sequence[float], values: Sequence[Summary], colour: str) -> None:
-    """Draw the intervals around means as a band, if there are any."""
-    if any(own.interval for own in values):
-        low, high = zip(*(own.interval or (own.mean, own.mean) for own in values), strict=True)
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -10,9 +10,10 @@ from simulations.paper import figures
 from simulations.paper.claims import claims_page
 from simulations.paper.figures import Panel, panels
 from simulations.paper.printed import read_cells
-from simulations.paper.runs import Gathered, gather, portable
+from simulations.paper.runs import Gathered, gather
 from simulations.paper.tables import authors_table, counted_in, further_tables, lists, paper_tables, runs_csv
 from simulations.paper.verdicts import Result, describe_count, group_runs, results
+from simulations.results.runs import portable
 from simulations.tables import Table, to_latex, to_markdown
 
 ROWS = "runs.csv"

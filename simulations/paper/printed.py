@@ -1,39 +1,18 @@
 """Which of the paper's jobs a run is, and where its settings differ from the published ones."""
 
 import csv
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-from heterofl_flwr.core.levels import LEVELS, Mix, level_name
+from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import Flat, Settings, from_flat, preset, short_name, to_flat
+from simulations.results.runs import FREE, PROJECT, SPLITS, short_mix
 
 DATA = ("mnist", "cifar10", "wikitext2")
-SPLITS = MappingProxyType({"iid": "iid", "non-iid-2": "noniid"})
-"""From the setting to the name of a split in the tables; other splits keep their own."""
-
 CLIENTS_A_ROUND = 10
-
-FREE = (
-    "data.name",  # it may be written as the hub has it
-    "data.root",
-    "engine.",
-    "evaluate.central",
-    "evaluate.every",
-    "evaluate.levels",
-    "evaluate.metric",
-    "fidelity.default",  # each quirk is a setting of its own
-    "run.",
-    "sample.min-nodes",
-    "sample.min-replies",
-    "sample.wait",
-    "seed",
-)
-"""Settings, or groups of them, that leave a published job what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +45,6 @@ class Job:
 def usual_norm(data: str) -> str:
     """Return the norm of the paper's model for a data set."""
     return str(preset(data, "iid")["model.norm"])
-
-
-def short_mix(mix: Mix) -> str:
-    """Return a mix as the paper writes it; mixes with equal shares have equal names."""
-    divisor = math.gcd(*mix.counts)
-    shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts))
-    names = [level_name(rate) for rate in shares.rates]
-    return "-".join(names) if set(shares.counts) == {1} and set(names) <= set(LEVELS) else str(shares)
 
 
 def job_of(settings: Settings) -> Job:
@@ -128,8 +99,6 @@ TABLES = {
     "5": "Ablation, non-IID",
 }
 """The tables that print each number once, in the order of their importance; Tables 1 to 3 are rows of 7 to 9."""
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)

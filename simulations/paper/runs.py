@@ -1,24 +1,19 @@
-"""Run folders: which job of the paper a run is, how far it came, its scores, and whether they count."""
+"""Runs as jobs of the paper: which job one is, its scores, whether it counts, and the authors' scores beside it."""
 
 import csv
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.report import ModelCosts, RunFolder
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.metrics import is_better, mode_of
-from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
-from heterofl_flwr.settings import Settings, from_flat, to_flat
-from simulations.paper.printed import CLIENTS_A_ROUND, PROJECT, Job, differences, job_of
+from simulations.paper.printed import CLIENTS_A_ROUND, Job, differences, job_of
+from simulations.results.runs import Run, file_name, method_of, read_run, read_runs
 from simulations.tables import to_csv
 
 RECORDED = {
@@ -37,28 +32,8 @@ AUTHORS_COLUMNS = ("round", *AUTHORS_SCORES, "seconds", "seed", "commit", "autho
 INSTEAD = " instead of "
 LONGEST = 80  # characters of a folder's name that say what differs from the published settings
 
-PLACES = ("data.root", "run.dir", "run.resume")
-"""Settings in which a copy of a run differs from it."""
-
 Scores = Mapping[int, Mapping[str, float]]
 """By round, what was measured after it."""
-
-_FOLDERS = re.compile(r"(?<![\w./~-])[/~][^\s'\"=,:]*/(?=[^\s'\"=,:/])")
-
-
-def portable(text: str, project: str = str(PROJECT)) -> str:
-    """Return text in which paths within the project are relative to it, and of others only the last part is left."""
-    return _FOLDERS.sub(".../", text.replace(f"{project}/", ""))
-
-
-def file_name(text: str) -> str:
-    """Return text as part of a name of a file."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.")
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's message in one line."""
-    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +46,9 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as its folder tells it, and what the authors' code reached on the same job where it was run."""
+class PaperRun(Run):
+    """A run as one of the paper's jobs, and what the authors' code reached on the same job where it was run."""
 
-    path: Path
-    settings: Settings
-    about: Mapping[str, Any]
-    records: Sequence[RoundRecord]
-    costs: ModelCosts | None
     authors: Scores = field(default_factory=dict)
 
     @cached_property
@@ -99,62 +69,12 @@ class Run:
 
         Where more differs from the published settings than a name can hold, a checksum stands for it.
         """
-        job, strategy = self.job, self.settings.server.strategy
-        method = [strategy] if strategy != "heterofl" else []
+        job, method = self.job, method_of(self.settings)
         changes = [file_name(own.replace(INSTEAD, " not ")) for own in self.differences if INSTEAD in own]
         if len("_".join(changes)) > LONGEST:
             changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
-        parts = map(file_name, (job.split, job.mix, *method, job.assignment, *job.variant))
-        return "_".join([*parts, *changes, f"seed-{self.seed}"])
-
-    @property
-    def seed(self) -> int:
-        return self.settings.seed
-
-    @property
-    def rounds(self) -> int:
-        return self.records[-1].server_round if self.records else 0
-
-    @property
-    def finished(self) -> bool:
-        return self.rounds == len(self.records) == self.settings.num_rounds
-
-    @property
-    def started(self) -> str:
-        return str(next(iter(self.about.get("starts", [])), ""))
-
-    @property
-    def commit(self) -> str:
-        """The commit of the code; those of a run that was resumed with other code are joined."""
-        return " + ".join(dict.fromkeys(self.about.get("commits") or [UNKNOWN]))
-
-    @property
-    def command(self) -> str:
-        return str(self.about.get("command", ""))
-
-    @property
-    def machine(self) -> str:
-        return " + ".join(dict.fromkeys(self.about.get("machines") or [UNKNOWN]))
-
-    @property
-    def dirty(self) -> bool:
-        """Whether the code was not that of a commit, as far as is known."""
-        return CHANGED in self.commit or self.commit == UNKNOWN
-
-    @property
-    def seconds(self) -> float:
-        return sum(record.seconds for record in self.records)
-
-    @property
-    def failures(self) -> int:
-        return sum(len(record.failures) for record in self.records)
-
-    @property
-    def parameters(self) -> float | None:
-        """Mean parameters of a client, if the folder has the costs of the models."""
-        known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
-        mix = self.settings.mix
-        return mix.mean(known) if set(mix.rates) <= set(known) else None
+        words = (job.split, job.mix, "" if method == "HeteroFL" else method.lower(), job.assignment, *job.variant)
+        return "_".join([*map(file_name, filter(None, words)), *changes, f"seed-{self.seed}"])
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -191,14 +111,9 @@ def chosen_round(scores: Scores, metric: str) -> int:
     return best
 
 
-def read_run(path: Path) -> Run:
-    """Return the run in a folder."""
-    folder = RunFolder(path)
-    values = folder.settings()
-    if not values:
-        raise ConfigError(f"{path} does not tell its settings, so it is no run of 'heterofl run'")
-    history = tuple(folder.history())
-    return Run(path, from_flat(values), folder.about(), history, folder.costs(), authors=read_authors(path))
+def read_paper_run(path: Path) -> PaperRun:
+    """Return the run in a folder, with what the authors' code reached on its job."""
+    return PaperRun(**vars(read_run(path)), authors=read_authors(path))
 
 
 def write_authors(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -228,16 +143,16 @@ def read_authors(folder: Path) -> Scores:
 class Gathered:
     """All runs of some folders, sorted by whether they count."""
 
-    counted: tuple[Run, ...] = ()  # finished, as published, and the only one of its job and seed
-    different: tuple[Run, ...] = ()  # finished, but not as published
-    unfinished: tuple[Run, ...] = ()
-    repeated: tuple[Run, ...] = ()  # further runs of a job and seed: a later one counts in their place
+    counted: tuple[PaperRun, ...] = ()  # finished, as published, and the only one of its job and seed
+    different: tuple[PaperRun, ...] = ()  # finished, but not as published
+    unfinished: tuple[PaperRun, ...] = ()
+    repeated: tuple[PaperRun, ...] = ()  # further runs of a job and seed: a later one counts in their place
     unreadable: tuple[str, ...] = ()  # what is wrong with folders that cannot be read, a line each
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
     """Read every run folder in or below some paths; copies of one run are one."""
-    runs, unreadable = read_runs(paths)
+    runs, unreadable = read_runs(paths, read_paper_run)
     finished = [run for run in runs if run.finished]
     published = sorted((run for run in finished if not run.differences), key=_same_job)
     latest = [max(same, key=lambda run: run.started) for _, same in groupby(published, key=_same_job)]
@@ -250,34 +165,5 @@ def gather(paths: Sequence[Path]) -> Gathered:
     )
 
 
-def _same_job(run: Run) -> tuple[object, ...]:
+def _same_job(run: PaperRun) -> tuple[object, ...]:
     return (*astuple(run.job), run.seed)
-
-
-def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs in or below some paths, and what is wrong with other folders.
-
-    Of several folders that hold the same run, as after ``collect``, the one that came furthest is returned.
-    """
-    found: dict[tuple[str, ...], Run] = {}
-    unreadable = []
-    for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
-        try:
-            run = read_run(folder)
-            flat = {key: portable(str(value)) for key, value in to_flat(run.settings).items() if key not in PLACES}
-            same = (run.started, run.job.data, *flat.values())
-            if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
-                found[same] = run
-        except HeteroFLError as error:
-            text = one_line(error)
-            unreadable.append(text if str(folder) in text else f"{folder}: {text}")
-    return list(found.values()), unreadable
-
-
-def run_folders(path: Path) -> Iterator[Path]:
-    """Yield the run folders in or below a path, in the order of their names; hidden folders are left out."""
-    if not path.is_dir():
-        raise ConfigError(f"{path} is no folder; name the folders that hold runs, such as runs/")
-    for settings in sorted(path.rglob("settings.json")):
-        if not any(part.startswith(".") for part in settings.relative_to(path).parts):
-            yield settings.parent

@@ -7,8 +7,9 @@ from statistics import fmean
 
 from heterofl_flwr.core.formatting import NOTHING
 from simulations.paper.printed import DATA, TABLES, Cell, Job
-from simulations.paper.runs import RECORDED, Gathered, Run, Scores, chosen_round, portable
+from simulations.paper.runs import RECORDED, Gathered, PaperRun, Scores, chosen_round
 from simulations.paper.verdicts import Group, Key, Result, as_printed, by_job
+from simulations.results.runs import portable
 from simulations.statistics import contrast, summarise
 from simulations.tables import Table, show_contrast, show_interval, show_spread, show_summary, to_csv
 
@@ -77,7 +78,7 @@ def lists(gathered: Gathered, found: Sequence[Result]) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def _runs(title: str, runs: Iterable[Run], why: Callable[[Run], str]) -> Table:
+def _runs(title: str, runs: Iterable[PaperRun], why: Callable[[PaperRun], str]) -> Table:
     rows = tuple((run.path.name, run.job.data, run.name, why(run)) for run in runs)
     slug = title.partition(":")[0].lower().replace(" ", "-")
     return Table(f"tab:{slug}", title, ("folder", "data", "run", "why"), rows)
@@ -163,7 +164,7 @@ def counted_in(path: Path) -> int:
     return len({tuple(row.get(column) for column in IDENTITY) for row in rows})
 
 
-def _values(run: Run, printed: Mapping[Key, Sequence[Cell]], note: str) -> Iterator[dict[str, object]]:
+def _values(run: PaperRun, printed: Mapping[Key, Sequence[Cell]], note: str) -> Iterator[dict[str, object]]:
     """Yield ours and theirs; Tables 7 to 9 come before the ablations, which print the same jobs with fewer digits."""
     job = run.job
     origin = {

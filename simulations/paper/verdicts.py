@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulations.paper.printed import TABLES, Cell, Job
-from simulations.paper.runs import Run, Score
+from simulations.paper.runs import PaperRun, Score
 from simulations.statistics import PERCENT, PERPLEXITY, Interval, Summary, summarise
 
 AGREES, DIFFERS, TOO_FEW = "agrees", "differs", "too few seeds"
@@ -20,7 +20,7 @@ class Group:
 
     job: Job
     metric: str
-    runs: tuple[tuple[Run, Score], ...]  # by seed
+    runs: tuple[tuple[PaperRun, Score], ...]  # by seed
     final: Summary  # after the last round
     best: Summary  # in the round that the paper would have chosen
 
@@ -68,9 +68,9 @@ def possible(metric: str) -> Interval:
     return PERPLEXITY if metric == "perplexity" else PERCENT
 
 
-def group_runs(runs: Iterable[Run]) -> dict[Key, Group]:
+def group_runs(runs: Iterable[PaperRun]) -> dict[Key, Group]:
     """Return runs by job and metric, with their means."""
-    found: dict[Key, list[tuple[Run, Score]]] = {}
+    found: dict[Key, list[tuple[PaperRun, Score]]] = {}
     for run in runs:
         for metric in run.metrics:
             if (score := run.score(metric)) is not None:

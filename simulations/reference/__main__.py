@@ -15,10 +15,11 @@ from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine
 from simulations.paper.printed import CLIENTS_A_ROUND
-from simulations.paper.runs import Run, portable, read_run, write_authors
+from simulations.paper.runs import PaperRun, read_paper_run, write_authors
 from simulations.program import parser_of, status_of
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import Experiment, Parts
+from simulations.results.runs import portable
 
 EXAMPLES = """
 examples:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def arbitrate(options: argparse.Namespace) -> None:
     """Run the authors' code, and write what it has reached whenever it was tested."""
-    run = read_run(options.run)
+    run = read_paper_run(options.run)
     check(run)
     number = number_of(run, options.rounds)
     origin = {
@@ -71,7 +72,7 @@ def arbitrate(options: argparse.Namespace) -> None:
                 )
 
 
-def check(run: Run) -> None:
+def check(run: PaperRun) -> None:
     """Refuse a run that the authors' code cannot repeat."""
     what = run.job.data, run.settings.model.name
     if what != ("mnist", "cnn"):
@@ -83,7 +84,7 @@ def check(run: Run) -> None:
         )
 
 
-def number_of(run: Run, asked: int | None) -> int:
+def number_of(run: PaperRun, asked: int | None) -> int:
     """Return how many rounds to do: all of the run, or as many as were asked for."""
     whole = run.settings.num_rounds
     if asked is not None and not 1 <= asked <= whole:
@@ -91,7 +92,7 @@ def number_of(run: Run, asked: int | None) -> int:
     return asked or whole
 
 
-def authors_of(run: Run, options: argparse.Namespace) -> Authors:
+def authors_of(run: PaperRun, options: argparse.Namespace) -> Authors:
     """Return their side of a run."""
     settings, job = run.settings, run.job
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction)

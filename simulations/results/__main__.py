@@ -17,11 +17,11 @@ from heterofl_flwr.report.drawing import to_svg_file
 from heterofl_flwr.runs.files import remove, write_atomic
 from heterofl_flwr.runs.metrics import mode_of
 from heterofl_flwr.runs.origin import command
-from simulations.paper.runs import Run, file_name, portable, read_runs
 from simulations.program import parser_of, status_of
 from simulations.results.configurations import Configuration, configurations, is_finished
 from simulations.results.curves import axes_of
 from simulations.results.figures import draw_curves, draw_reached
+from simulations.results.runs import Run, file_name, portable, read_run, read_runs
 from simulations.results.tables import (
     Places,
     curves_csv,
@@ -39,7 +39,8 @@ HEADER = """# Results
 
 `{command}` wrote this.
 
-Bytes are those of the training messages, measured on them, both ways. Multiplications are those of all clients'
+Bytes are those of the training messages, measured on them, both ways; the seed set of FedH2L is charged once to each
+client that takes part. Multiplications are those of all clients'
 training, where all have equally many examples; a backward pass counts as two forward passes. Seconds are those of the
 machine that ran it, evaluation included. Where each client has a model of its own (Standalone, LG-FedAvg, FedH2L),
 global accuracy is the mean of theirs on the whole test set.
@@ -48,7 +49,7 @@ global accuracy is the mean of theirs on the whole test set.
 
 def read(paths: Sequence[Path]) -> tuple[Places, list[str]]:
     """Return the configurations in some folders, and what was left out and why, in lines."""
-    runs, unreadable = read_runs(paths)
+    runs, unreadable = read_runs(paths, read_run)
     found = configurations(runs)
     if not found:
         raise ConfigError(

@@ -5,23 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
-from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.settings import Flat, Settings, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES, architectures, client_settings
-from simulations.paper.printed import FREE, short_mix
-from simulations.paper.runs import Run
-from simulations.sweep.cost import profile_at, sizes_of
+from simulations.results.runs import FREE, Run, method_of, short_mix
+from simulations.sweep.cost import profile_at, sizes_of, values_of
 from simulations.sweep.job import INCIDENTAL
-
-SLICE_METHODS = {
-    "prefix": "HeteroFL",
-    "rolling": "FedRolex",
-    "random-level": "random slices by level",
-    "random-client": "Federated Dropout",
-}
-EXCHANGE_METHODS = {"fedh2l": "FedH2L", "hybrid": "HeteroFL and FedH2L"}
 
 Identity = tuple[tuple[str, Flat], ...]
 """The settings that the runs of one configuration have in common."""
@@ -35,20 +25,6 @@ class Configuration:
     runs: tuple[Run, ...]  # a run for each seed, in their order
 
 
-def method_of(settings: Settings) -> str:
-    """Return the name of a method."""
-    server = settings.server
-    if server.strategy in EXCHANGE_METHODS:
-        return EXCHANGE_METHODS[server.strategy]
-    if server.shared != ALL:
-        return "LG-FedAvg" if server.shared else "Standalone"
-    if settings.train.ordered_dropout:
-        return "FjORD"
-    if server.weights == "examples" and len(settings.mix.rates) == 1:
-        return "FedAvg"
-    return SLICE_METHODS[server.choose]
-
-
 def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configuration]]:
     """Return finished runs by data and split, and there by what they have in common beside the seed.
 
@@ -57,7 +33,7 @@ def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configurat
     """
     places: dict[tuple[str, str], dict[Identity, list[Run]]] = {}
     for run in sorted(filter(is_finished, runs), key=lambda run: run.started):
-        place = places.setdefault((run.job.data, run.job.split), {})
+        place = places.setdefault(run.place, {})
         place.setdefault(_identify(run.settings, *FREE), []).append(run)
     found = {place: _labelled(dict(_by_seed(groups))) for place, groups in places.items()}
     return {place: sorted(own, key=lambda one: one.label) for place, own in found.items()}
@@ -104,6 +80,22 @@ def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterable[Configur
         for identity in identities:
             more = "".join(f", {key}={value}" for key, value in identity if len(values[key]) > 1)
             yield Configuration(f"{label}{more}", tuple(run for _, run in sorted(groups[identity].items())))
+
+
+def bytes_sent(run: Run) -> list[int]:
+    """Return the bytes of training messages up to the end of each round, both ways.
+
+    Where there is a seed set, it is charged once to each client that takes part: a byte for each value of an example,
+    and one for its label. No message of a simulation has it, as all clients read it from the data set.
+    """
+    settings, known, sent = run.settings, set[int](), []
+    seed_set = 0
+    if settings.server.strategy in EXCHANGES:
+        seed_set = settings.distill.seed_size * (values_of(settings) + 1)
+    for record in run.records:
+        sent.append(record.bytes_down + record.bytes_up + seed_set * len(record.rates.keys() - known))
+        known |= record.rates.keys()
+    return list(accumulate(sent))
 
 
 def multiplications(run: Run) -> list[float]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import mode_of
-from simulations.paper.runs import Run
-from simulations.results.configurations import Configuration, multiplications
+from simulations.results.configurations import Configuration, bytes_sent, multiplications
+from simulations.results.runs import Run
 from simulations.statistics import ANYTHING, PERPLEXITY, SHARE, Interval, Summary, summarise
 
 UNCERTAIN = ("multiplications", "simulated-seconds", "joules")  # the last two are of simulated devices
@@ -23,16 +23,14 @@ class Axis(NamedTuple):
     label: str
 
 
-def _summed(*fields: str) -> Callable[[Run], Sequence[float]]:
-    """Return a function from a run to the sums of some fields of its records by the end of each round."""
-    return lambda run: list(accumulate(sum(getattr(record, name) for name in fields) for record in run.records))
+def _summed(field: str) -> Callable[[Run], Sequence[float]]:
+    """Return a function from a run to the sums of a field of its records by the end of each round."""
+    return lambda run: list(accumulate(getattr(record, field) for record in run.records))
 
 
 AXES: Mapping[str, Axis] = {
     "rounds": Axis(lambda run: [record.server_round for record in run.records], formatting.number, "round"),
-    "bytes": Axis(
-        _summed("bytes_down", "bytes_up"), formatting.size, "bytes sent and received for training, all clients"
-    ),
+    "bytes": Axis(bytes_sent, formatting.size, "bytes sent and received for training, all clients"),
     "multiplications": Axis(multiplications, formatting.count, "multiplications of training, all clients"),
     "seconds": Axis(_summed("seconds"), formatting.duration, "seconds on the machine that ran it, evaluation included"),
     "simulated-seconds": Axis(_summed("simulated_seconds"), formatting.duration, "seconds on the simulated devices"),

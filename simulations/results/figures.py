@@ -9,8 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.evaluation import is_share
-from heterofl_flwr.report.drawing import add_legend, new_axes, series
-from simulations.paper.figures import add_band
+from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, series
 from simulations.results.configurations import Configuration
 from simulations.results.curves import AXES, curve
 from simulations.results.tables import Reached
@@ -57,7 +56,7 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
             axes.axhline(means[-1], color=colour, linestyle=":", label=f"{label} (for nothing)")
         elif points:
             axes.plot(spent, means, dash, color=colour, label=label, marker="o", markersize=2.5)
-            add_band(axes, spent, [point.reached for point in points], colour)
+            add_band(axes, spent, [point.reached.ends for point in points], colour)
     if wide:
         axes.set_xscale("log")
     else:

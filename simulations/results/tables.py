@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
-from simulations.paper.runs import Run, portable
 from simulations.results.configurations import Configuration
 from simulations.results.curves import AXES, axes_of, bounds, spent_until
+from simulations.results.runs import Run, portable
 from simulations.statistics import PERCENT, Summary, summarise
 from simulations.tables import Table, show_summary, to_csv
 
@@ -79,9 +79,8 @@ def spent_table(configurations: Sequence[Configuration]) -> Table:
     """Return what each configuration spent, in the mean over seeds."""
     axes, rows = axes_of(configurations), []
     for one in configurations:
-        # Measured on the messages, both ways.
-        records = [record for run in one.runs for record in run.records]
-        sent = sum(record.bytes_down + record.bytes_up for record in records) / sum(len(own.rates) for own in records)
+        asked = sum(len(record.rates) for run in one.runs for record in run.records)
+        sent = sum(AXES["bytes"].spent(run)[-1] for run in one.runs) / asked
         totals = (_mean(axis, [AXES[axis].spent(run)[-1] for run in one.runs]) for axis in axes)
         rows.append((one.label, formatting.size(sent), *totals))
     header = ("configuration", "bytes a client and round", *axes)

@@ -67,6 +67,11 @@ class _Task(Task):
         return setup.example() if setup else torch.zeros_like(super().example())
 
 
+def values_of(settings: Settings) -> int:
+    """Return of how many values an example consists."""
+    return _Task(settings).example().numel()
+
+
 def profile_at(settings: Settings, rate: float) -> Profile:
     """Return what one example costs in a rate's model."""
     return _profile(_model_at(settings, rate))

@@ -7,7 +7,7 @@ from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
 from simulations.paper import collect as module
 from simulations.paper.collect import collect
-from simulations.paper.runs import gather, read_run
+from simulations.paper.runs import gather, read_paper_run
 from tests.simulations.conftest import make_record
 
 
@@ -36,7 +36,7 @@ def test_a_finished_run_is_copied_under_the_name_of_its_job(make_run, into):
 
 def test_a_copy_tells_the_same_run(make_run, into):
     folder = make_run(mix="a1-e9", assignment="fix")
-    run, copy = read_run(folder.path), read_run(one(folder, into).target)
+    run, copy = read_paper_run(folder.path), read_paper_run(one(folder, into).target)
     assert (copy.records, copy.job, copy.commit, copy.machine) == (run.records, run.job, run.commit, run.machine)
     assert (copy.parameters, copy.started, copy.seconds) == (run.parameters, run.started, run.seconds)
     assert len(gather([folder.path.parent, into]).counted) == 1
@@ -60,7 +60,7 @@ def test_an_unfinished_run_is_refused_unless_asked_for(make_run, into):
     )
     assert not into.exists()
     assert one(folder, into, unfinished=True).reason == ""
-    assert read_run(one(folder, into, unfinished=True).target).rounds == 120
+    assert read_paper_run(one(folder, into, unfinished=True).target).rounds == 120
 
 
 @pytest.mark.parametrize("commit", ["0123abc-dirty", "unknown"])
@@ -76,7 +76,7 @@ def test_a_run_may_be_copied_again_and_further_on(make_run, into):
     one(folder, into, unfinished=True)
     folder.append(make_record(200, {"global-accuracy": 0.9}))
     target = one(folder, into).target
-    assert read_run(target).rounds == 200
+    assert read_paper_run(target).rounds == 200
     assert one(folder, into).reason == ""
 
 
@@ -86,7 +86,7 @@ def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
     one(first, into)
     outcome = one(second, into)
     assert "mnist/iid_e_fix_seed-0 holds another run of this job and seed" in outcome.reason
-    assert read_run(one(second, into, replace=True).target).started == "2030-01-01T00:00:00+00:00"
+    assert read_paper_run(one(second, into, replace=True).target).started == "2030-01-01T00:00:00+00:00"
 
 
 def test_a_folder_that_cannot_be_read_is_named(make_run, into):

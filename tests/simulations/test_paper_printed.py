@@ -8,7 +8,8 @@ import pytest
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import from_flat
-from simulations.paper.printed import FILES, VARIABLE, Job, differences, job_of, paper_folder, read_cells, short_mix
+from simulations.paper.printed import FILES, VARIABLE, Job, differences, job_of, paper_folder, read_cells
+from simulations.results.runs import short_mix
 
 
 @pytest.mark.parametrize(

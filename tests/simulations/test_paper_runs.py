@@ -2,12 +2,13 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
-from simulations.paper.runs import Score, file_name, gather, portable, read_run, run_folders
+from simulations.paper.runs import Score, gather, read_paper_run
+from simulations.results.runs import file_name, portable, run_folders
 from tests.simulations.conftest import COMMIT, PARAMETERS, make_record
 
 
 def test_a_run_tells_where_it_comes_from(make_run):
-    run = read_run(make_run(seed=3).path)
+    run = read_paper_run(make_run(seed=3).path)
     assert (run.seed, run.rounds, run.finished, run.seconds, run.failures) == (3, 200, True, 400.0, 0)
     assert (run.commit, run.machine, run.dirty) == (COMMIT, "a machine, 2 cores, no GPU", False)
     assert run.differences == ()
@@ -16,7 +17,7 @@ def test_a_run_tells_where_it_comes_from(make_run):
 def test_rounds_appended_one_by_one_are_read(make_run):
     folder = make_run(rounds=0)
     folder.append(make_record(1, {"global-accuracy": 0.5}))
-    assert read_run(folder.path).score("accuracy") == Score(0.5, 0.5, 1)
+    assert read_paper_run(folder.path).score("accuracy") == Score(0.5, 0.5, 1)
 
 
 def test_the_best_round_is_that_of_the_global_metric(make_run):
@@ -26,7 +27,7 @@ def test_the_best_round_is_that_of_the_global_metric(make_run):
         300: {"global-accuracy": 0.7, "local-accuracy": 0.9},
         400: {"global-accuracy": 0.6, "local-accuracy": 0.95},
     }
-    run = read_run(make_run(evaluated=evaluated, data__split="non-iid-2").path)
+    run = read_paper_run(make_run(evaluated=evaluated, data__split="non-iid-2").path)
     assert run.metrics == ("local", "global")
     assert run.score("global") == Score(0.6, 0.7, 200)
     assert run.score("local") == Score(0.95, 0.8, 200)
@@ -34,7 +35,7 @@ def test_the_best_round_is_that_of_the_global_metric(make_run):
 
 def test_without_the_global_metric_a_metric_chooses_for_itself(make_run):
     evaluated = {200: {"local-accuracy": 0.9}, 400: {"local-accuracy": 0.8}}
-    run = read_run(make_run(evaluated=evaluated, data__split="non-iid-2").path)
+    run = read_paper_run(make_run(evaluated=evaluated, data__split="non-iid-2").path)
     assert run.score("local") == Score(0.8, 0.9, 200)
     assert run.score("global") is None
 
@@ -45,13 +46,13 @@ def test_the_best_perplexity_is_the_lowest_number(make_run):
         100: {"global-perplexity": 4.0},
         200: {"global-perplexity": 5.0},
     }
-    run = read_run(make_run(evaluated=evaluated, data__name="wikitext2").path)
+    run = read_paper_run(make_run(evaluated=evaluated, data__name="wikitext2").path)
     assert run.metrics == ("perplexity",)
     assert run.score("perplexity") == Score(5.0, 4.0, 100)
 
 
 def test_mean_parameters_are_those_of_a_client(make_run):
-    run = read_run(make_run(mix="a1-e9", assignment="fix").path)
+    run = read_paper_run(make_run(mix="a1-e9", assignment="fix").path)
     assert run.parameters == pytest.approx(0.1 * PARAMETERS["a"] + 0.9 * PARAMETERS["e"])
 
 
@@ -59,32 +60,37 @@ def test_without_costs_the_mean_parameters_are_not_known(make_run):
     path = make_run().path
     text = (path / "settings.json").read_text(encoding="utf-8")
     (path / "settings.json").write_text(text.replace('"model": {', '"other": {'), encoding="utf-8")
-    assert read_run(path).parameters is None
+    assert read_paper_run(path).parameters is None
 
 
 def test_a_run_that_went_on_with_other_code_names_both_commits(make_run, monkeypatch):
     folder = make_run(rounds=3)
     folder.note(commits=["first", "first", "second-dirty"])
-    run = read_run(folder.path)
+    run = read_paper_run(folder.path)
     assert (run.commit, run.dirty) == ("first + second-dirty", True)
 
 
 def test_a_run_from_before_commits_were_kept_is_of_none(make_run):
     folder = make_run()
     folder.note(commits=[], machines=None)
-    run = read_run(folder.path)
+    run = read_paper_run(folder.path)
     assert (run.commit, run.machine, run.dirty) == ("unknown", "unknown", True)
 
 
 def test_a_name_tells_what_was_run(make_run):
-    run = read_run(make_run(mix="a1-e1", model__norm="gn", model__scaler=False, train__clip=0.0, seed=2).path)
+    run = read_paper_run(make_run(mix="a1-e1", model__norm="gn", model__scaler=False, train__clip=0.0, seed=2).path)
     assert run.name == "iid_a-e_dynamic_norm-gn_no-Scaler_train.clip-0-not-1_seed-2"
+
+
+def test_a_name_tells_another_method(make_run):
+    run = read_paper_run(make_run(mix="b1-e1", server__choose="rolling").path)
+    assert run.name == "iid_b-e_fedrolex_dynamic_server.choose-rolling-not-prefix_seed-0"
 
 
 def test_a_name_fits_a_file_system(make_run):
     changes = {"train__lr": 0.5, "train__momentum": 0.1, "train__clip": 0.0, "train__weight_decay": 0.0}
     runs = [
-        read_run(make_run(str(seed), seed=seed, fidelity__default="fixed", num_rounds=1, **changes).path)
+        read_paper_run(make_run(str(seed), seed=seed, fidelity__default="fixed", num_rounds=1, **changes).path)
         for seed in (0, 1)
     ]
     assert len({run.name for run in runs}) == 2
@@ -118,11 +124,11 @@ def names(runs):
 
 def test_a_run_that_lacks_a_round_is_unfinished(make_run):
     folder = make_run()
-    assert read_run(folder.path).finished
+    assert read_paper_run(folder.path).finished
     lines = (folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     for kept in (lines[:-1], lines[1:]):
         (folder.path / "history.jsonl").write_text("".join(kept), encoding="utf-8")
-        assert not read_run(folder.path).finished
+        assert not read_paper_run(folder.path).finished
 
 
 def test_of_runs_of_one_job_and_seed_the_latest_counts(make_run):

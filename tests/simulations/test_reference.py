@@ -8,7 +8,7 @@ import pytest
 from heterofl_flwr.errors import ConfigError
 from simulations.paper.collect import collect
 from simulations.paper.pages import make_pages
-from simulations.paper.runs import AUTHORS_COLUMNS, AUTHORS_FILE, read_authors, read_run, write_authors
+from simulations.paper.runs import AUTHORS_COLUMNS, AUTHORS_FILE, read_authors, read_paper_run, write_authors
 from simulations.paper.tables import authors_table
 from simulations.paper.verdicts import group_runs
 from simulations.reference import __main__ as reference
@@ -67,11 +67,11 @@ def test_only_tested_rounds_are_kept_with_the_time_of_all_before():
 
 def test_what_was_written_is_read(run):
     assert read_authors(run) == named(THEIRS)
-    assert read_run(run).authors == named(THEIRS)
+    assert read_paper_run(run).authors == named(THEIRS)
 
 
 def test_without_the_file_there_is_nothing(make_run):
-    assert read_run(make_run().path).authors == {}
+    assert read_paper_run(make_run().path).authors == {}
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_without_the_file_there_is_nothing(make_run):
 def test_a_file_that_is_not_as_expected_is_named(run, text):
     (run / AUTHORS_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"authors\.csv is not as expected .* simulations\.reference write it again"):
-        read_run(run)
+        read_paper_run(run)
 
 
 def test_both_are_the_best_of_the_rounds_that_both_tested(run):
-    table = authors_table(group_runs([read_run(run)]))
+    table = authors_table(group_runs([read_paper_run(run)]))
     # Of rounds 10 and 20, ours is best in 20 and theirs in 10, by the global metric; local is of the same rounds.
     assert [row[4:] for row in table.rows if row[6] == "best of 2"] == [
         ("local, non-IID", "1, theirs 1", "best of 2", "80.00", "70.00", "+10.00"),
@@ -95,7 +95,7 @@ def test_both_are_the_best_of_the_rounds_that_both_tested(run):
 def test_no_round_that_both_tested_is_no_row(make_run):
     folder = make_run(evaluated=named(OURS)).path
     write_authors(folder, [row(40, (0.5, 0.5))])
-    assert authors_table(group_runs([read_run(folder)])).rows == ()
+    assert authors_table(group_runs([read_paper_run(folder)])).rows == ()
 
 
 def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
@@ -106,7 +106,7 @@ def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
         folder = make_run(f"seed-{seed}", scores, seed=seed).path
         # One of theirs did not do the last round, so none counts it.
         write_authors(folder, [row(number, (theirs[seed], 0.5)) for number in (10, 20, 30, 40)[: 4 - (seed == 2)]])
-        runs.append(read_run(folder))
+        runs.append(read_paper_run(folder))
     table = authors_table(group_runs(runs))
     rounds = [cells[6] for cells in table.rows]
     assert rounds == ["10 to 10", "20 to 30", "best of 3"]
@@ -135,12 +135,12 @@ def test_it_is_kept_with_a_run_and_for_the_run_that_takes_its_place(run, make_ru
 
 def test_another_data_set_is_refused(make_run):
     with pytest.raises(ConfigError, match="a run of cifar10 and preresnet18; expected mnist and cnn"):
-        reference.check(read_run(make_run(data__name="cifar10").path))
+        reference.check(read_paper_run(make_run(data__name="cifar10").path))
 
 
 def test_other_settings_are_refused(make_run):
     with pytest.raises(ConfigError, match=r"not as published \(train\.lr 0\.5 instead of 0\.01\)"):
-        reference.check(read_run(make_run(train__lr=0.5).path))
+        reference.check(read_paper_run(make_run(train__lr=0.5).path))
 
 
 @pytest.mark.parametrize("asked", [0, -1, 201])
@@ -151,7 +151,7 @@ def test_a_number_of_rounds_that_the_run_has_not_is_refused(make_run, tmp_path, 
 
 
 def test_all_rounds_of_the_run_are_done_unless_fewer_are_asked_for(make_run):
-    run = read_run(make_run().path)
+    run = read_paper_run(make_run().path)
     assert (reference.number_of(run, None), reference.number_of(run, 7)) == (200, 7)
 
 
@@ -174,7 +174,7 @@ def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys
 def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, settings, control):
     made = {}
     monkeypatch.setattr(reference, "Authors", lambda *given, **own: made.update(own, control=given[2]))
-    run = read_run(make_run(seed=3, **settings).path)
+    run = read_paper_run(make_run(seed=3, **settings).path)
     reference.authors_of(run, reference.argparse.Namespace(authors=tmp_path, root="", work=tmp_path))
     assert made["control"] == control
     assert made["seed"] == 3

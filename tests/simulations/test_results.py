@@ -9,11 +9,11 @@ from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.report.drawing import to_svg_file
 from heterofl_flwr.settings import from_flat
-from simulations.paper.runs import read_runs
 from simulations.results import __main__ as command
-from simulations.results.configurations import configurations, method_of, multiplications
+from simulations.results.configurations import bytes_sent, configurations, multiplications
 from simulations.results.curves import axes_of, curve, spent_until
 from simulations.results.figures import draw_curves, draw_reached
+from simulations.results.runs import method_of, read_run, read_runs
 from simulations.results.tables import reached
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
@@ -22,7 +22,7 @@ MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
 
 
 def runs_in(tmp_path):
-    return read_runs([tmp_path / "runs"])[0]
+    return read_runs([tmp_path / "runs"], read_run)[0]
 
 
 def points(*values):
@@ -74,6 +74,14 @@ def test_what_is_spent_adds_up_until_a_target_is_reached(make_run, tmp_path):
     assert spent_until(run, "global-accuracy", 0.4, "rounds") == 2
     assert spent_until(run, "global-accuracy", 0.9, "rounds") is None
     assert spent_until(text, "global-perplexity", 8.0, "rounds") == 2  # from above
+
+
+def test_the_seed_set_is_charged_once_to_each_client_that_takes_part(make_run, tmp_path):
+    own = {"server__strategy": "fedh2l", "distill__models": "mlp", "distill__seed_size": 50}
+    make_run("run", points((2, 0.5)), num_rounds=2, **own)
+    (run,) = runs_in(tmp_path)
+    # Ten clients, the same in both rounds, get 50 images of 784 bytes with labels; messages have 200 bytes a round.
+    assert bytes_sent(run) == [10 * 50 * 785 + 200, 10 * 50 * 785 + 400]
 
 
 def keywords(settings):

@@ -1,0 +1,196 @@
+"""Run folders as they are: settings, history and origin of each run, however it was started."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from heterofl_flwr.core.levels import LEVELS, Mix, level_name
+from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.report import ModelCosts, RunFolder
+from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
+from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+SPLITS = MappingProxyType({"iid": "iid", "non-iid-2": "noniid"})
+"""From the setting to the name of a split in the tables; other splits keep their own."""
+
+FREE = (
+    "data.name",  # it may be written as the hub has it
+    "data.root",
+    "engine.",
+    "evaluate.central",
+    "evaluate.every",
+    "evaluate.levels",
+    "evaluate.metric",
+    "fidelity.default",  # each quirk is a setting of its own
+    "run.",
+    "sample.min-nodes",
+    "sample.min-replies",
+    "sample.wait",
+    "seed",
+)
+"""Settings, or groups of them, that leave a published job what it is."""
+
+SLICE_METHODS = {
+    "prefix": "HeteroFL",
+    "rolling": "FedRolex",
+    "random-level": "random slices by level",
+    "random-client": "Federated Dropout",
+}
+EXCHANGE_METHODS = {"fedh2l": "FedH2L", "hybrid": "HeteroFL and FedH2L"}
+
+PLACES = ("data.root", "run.dir", "run.resume")
+"""Settings in which a copy of a run differs from it."""
+
+_FOLDERS = re.compile(r"(?<![\w./~-])[/~][^\s'\"=,:]*/(?=[^\s'\"=,:/])")
+
+
+def portable(text: str, project: str = str(PROJECT)) -> str:
+    """Return text in which paths within the project are relative to it, and of others only the last part is left."""
+    return _FOLDERS.sub(".../", text.replace(f"{project}/", ""))
+
+
+def file_name(text: str) -> str:
+    """Return text as part of a name of a file."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())
+
+
+def short_mix(mix: Mix) -> str:
+    """Return a mix as the paper writes it; mixes with equal shares have equal names."""
+    divisor = math.gcd(*mix.counts)
+    shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts))
+    names = [level_name(rate) for rate in shares.rates]
+    return "-".join(names) if set(shares.counts) == {1} and set(names) <= set(LEVELS) else str(shares)
+
+
+def method_of(settings: Settings) -> str:
+    """Return the name of a method."""
+    server = settings.server
+    if server.strategy in EXCHANGE_METHODS:
+        return EXCHANGE_METHODS[server.strategy]
+    if server.shared != ALL:
+        return "LG-FedAvg" if server.shared else "Standalone"
+    if settings.train.ordered_dropout:
+        return "FjORD"
+    if server.weights == "examples" and len(settings.mix.rates) == 1:
+        return "FedAvg"
+    return SLICE_METHODS[server.choose]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it."""
+
+    path: Path
+    settings: Settings
+    about: Mapping[str, Any]
+    records: Sequence[RoundRecord]
+    costs: ModelCosts | None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The short names of data and split, within which runs are compared."""
+        data = self.settings.data
+        return short_name(data.name), SPLITS.get(data.split, data.split)
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def rounds(self) -> int:
+        return self.records[-1].server_round if self.records else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.rounds == len(self.records) == self.settings.num_rounds
+
+    @property
+    def started(self) -> str:
+        return str(next(iter(self.about.get("starts", [])), ""))
+
+    @property
+    def commit(self) -> str:
+        """The commit of the code; those of a run that was resumed with other code are joined."""
+        return " + ".join(dict.fromkeys(self.about.get("commits") or [UNKNOWN]))
+
+    @property
+    def command(self) -> str:
+        return str(self.about.get("command", ""))
+
+    @property
+    def machine(self) -> str:
+        return " + ".join(dict.fromkeys(self.about.get("machines") or [UNKNOWN]))
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the code was not that of a commit, as far as is known."""
+        return CHANGED in self.commit or self.commit == UNKNOWN
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.records)
+
+    @property
+    def failures(self) -> int:
+        return sum(len(record.failures) for record in self.records)
+
+    @property
+    def parameters(self) -> float | None:
+        """Mean parameters of a client, if the folder has the costs of the models."""
+        known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
+        mix = self.settings.mix
+        return mix.mean(known) if set(mix.rates) <= set(known) else None
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+def read_run(path: Path) -> Run:
+    """Return the run in a folder."""
+    folder = RunFolder(path)
+    values = folder.settings()
+    if not values:
+        raise ConfigError(f"{path} does not tell its settings, so it is no run of 'heterofl run'")
+    return Run(path, from_flat(values), folder.about(), tuple(folder.history()), folder.costs())
+
+
+def read_runs(paths: Sequence[Path], read: Callable[[Path], AnyRun]) -> tuple[list[AnyRun], list[str]]:
+    """Return the runs in or below some paths, and what is wrong with other folders.
+
+    Of several folders that hold the same run, as after ``collect``, the one that came furthest is returned.
+    """
+    found: dict[tuple[str, ...], AnyRun] = {}
+    unreadable = []
+    for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
+        try:
+            run = read(folder)
+            flat = {key: portable(str(value)) for key, value in to_flat(run.settings).items() if key not in PLACES}
+            same = (run.started, *flat.values())
+            if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
+                found[same] = run
+        except HeteroFLError as error:
+            text = one_line(error)
+            unreadable.append(text if str(folder) in text else f"{folder}: {text}")
+    return list(found.values()), unreadable
+
+
+def run_folders(path: Path) -> Iterator[Path]:
+    """Yield the run folders in or below a path, in the order of their names; hidden folders are left out."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder; name the folders that hold runs, such as runs/")
+    for settings in sorted(path.rglob("settings.json")):
+        if not any(part.startswith(".") for part in settings.relative_to(path).parts):
+            yield settings.parent
