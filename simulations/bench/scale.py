@@ -38,6 +38,9 @@ MIX = "a1-b1-c1-d1-e1"
 ROUNDS = 2
 """Of each run."""
 
+Measured = tuple[float, float, float]
+"""Of a run: milliseconds of a round for each of its clients, bytes that the server adds, those of replies under way."""
+
 
 class Records(RoundCallback):
     """Keeps the records of all rounds."""
@@ -53,9 +56,8 @@ class Records(RoundCallback):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=10_000, help="clients that are registered")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500, 1000], help="clients of a round")
-    parser.add_argument(
-        "--model", choices=["cifar10", "mnist"], default="cifar10", help="the paper's model of this data"
-    )
+    model = "the paper's model of this data"
+    parser.add_argument("--model", choices=["cifar10", "mnist"], default="cifar10", help=model)
     parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
     parser.add_argument("--ray", action="store_true", help="run the clients in as many Ray actors instead")
     parser.add_argument("--window", type=int, default=16, help="messages that may be sent and not answered")
@@ -71,10 +73,9 @@ def run(options: argparse.Namespace) -> list[Goal]:
         f"{options.nodes} clients, {options.processes} processes, a window of {options.window} messages; mix {MIX}, "
         f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
     )
-    found: dict[int, list[tuple[float, float, float]]] = {size: [] for size in options.sizes}
-    make = (
-        partial(RayGrid, at_once=options.processes) if options.ray else partial(LocalGrid, processes=options.processes)
-    )
+    found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
+    at_once = options.processes
+    make = partial(RayGrid, at_once=at_once) if options.ray else partial(LocalGrid, processes=at_once)
     with make(APP, options.nodes) as grid:
         start = time.perf_counter()
         available_nodes(grid, strategy.engine)
@@ -83,26 +84,18 @@ def run(options: argparse.Namespace) -> list[Goal]:
         windowed = Windowed(grid, options.window)
         measure = partial(measure_run, strategy, windowed, nodes=options.nodes, window=options.window)
         measure(min(options.sizes), 2)  # warms up
-        for number in range(options.rounds * len(options.sizes)):
-            size = options.sizes[number % len(options.sizes)]
-            found[size].append(measure(size, 2 + ROUNDS * (number + 1)))
+        for number, size in enumerate(options.sizes * options.rounds, 1):
+            found[size].append(measure(size, 2 + ROUNDS * number))
     return report(found, model)
 
 
 def make_strategy(model: str, mix: str) -> HeteroFL:
-    return HeteroFL(
-        PAPER[model].build(), mix, assignment="dynamic", evaluation=Evaluation(every=0), callbacks=[Records()]
-    )
+    build, never = PAPER[model].build(), Evaluation(every=0)
+    return HeteroFL(build, mix, assignment="dynamic", evaluation=never, callbacks=[Records()])
 
 
-def measure_run(
-    strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, nodes: int, window: int
-) -> tuple[float, float, float]:
-    """Run rounds of so many clients.
-
-    Return the milliseconds of a round for each of its clients, the bytes that the server adds at the most, and those of
-    the replies that may be under way at once.
-    """
+def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, nodes: int, window: int) -> Measured:
+    """Run rounds of so many clients."""
     sampling = replace(strategy.options.sampling, fraction_train=size / nodes)
     strategy.federation.options = replace(strategy.options, sampling=sampling)
     results: list[Result] = []
@@ -116,9 +109,8 @@ def measure_run(
     peak = peak_of(play)
     for record in records.all:
         if len(record.rates) != size or record.failures:
-            raise RuntimeError(
-                f"{len(record.failures)} of {len(record.rates)} clients failed, expected {size} good ones"
-            )
+            failed = f"{len(record.failures)} of {len(record.rates)} clients failed"
+            raise RuntimeError(f"{failed}, expected {size} good ones")
     check_same(results[0].arrays, strategy)
     seconds = statistics.mean(record.seconds for record in records.all)
     bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
@@ -137,7 +129,7 @@ def check_same(arrays: ArrayRecord, strategy: HeteroFL) -> None:
         torch.testing.assert_close(arrays[name].numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def report(found: dict[int, list[tuple[float, float, float]]], model: int) -> list[Goal]:
+def report(found: dict[int, list[Measured]], model: int) -> list[Goal]:
     print(f"{'clients':>7}{'ms each':>10}{'memory':>16}{'window':>16}{'memory less window':>20}")
     milliseconds, rests = [], []
     for size, runs in found.items():
@@ -147,13 +139,10 @@ def report(found: dict[int, list[tuple[float, float, float]]], model: int) -> li
         print(
             f"{size:>7}{each:>10.2f}{peak / model:>9.2f} models{window / model:>9.2f} models{rests[-1]:>13.2f} models"
         )
+    largest = "a client's time in the largest rounds, in times that in the smallest"
     return [
         Goal("memory beside the window in models, most", max(rests), most=3),
-        Goal(
-            "a client's time in the largest rounds, in times that in the smallest",
-            milliseconds[-1] / milliseconds[0],
-            most=1.25,
-        ),
+        Goal(largest, milliseconds[-1] / milliseconds[0], most=1.25),
     ]
 
 

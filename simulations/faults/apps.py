@@ -6,7 +6,6 @@
 import itertools
 import logging
 import os
-import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,6 @@ from heterofl_flwr import messages
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.server_app import run
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.runs import checkpoint, models
@@ -32,14 +30,13 @@ from heterofl_flwr.strategies.size_guard import Relay
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
 from simulations.faults.fault import VARIABLE, Fault
 from simulations.faults.kinds import KINDS
+from simulations.program import status_of
 
 CLIENT = "simulations.faults.apps:client"
 SERVER = "simulations.faults.apps:server"
 STEP = 3  # training steps that are done when a client is in the midst of them
 SUPERLINK = 1  # the node id under which a SuperLink answers for a node that is gone
 UNAVAILABLE = 5  # Flower's code for it
-FAILED = 2
-INTERRUPTED = 130
 
 
 def round_of(message: Message) -> int | None:
@@ -263,26 +260,18 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(folder: str, resume: bool) -> None:
-    """Run or resume a run without a network, and end this process with the exit code of the command ``heterofl``."""
+    """Run or resume a run without a network, and end this process as the command ``heterofl`` does."""
     os.environ[VARIABLE] = folder
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     fault = Fault.read(folder)
-    kind, config = KINDS[fault.kind], settings_of(fault, resume=resume)
-    try:
-        with (
-            half_written(fault),
-            LocalGrid(CLIENT, fault.clients, processes=kind.processes, run_config=config) as grid,
-        ):
+    config, processes = settings_of(fault, resume=resume), KINDS[fault.kind].processes
+
+    def work() -> None:
+        with half_written(fault), LocalGrid(CLIENT, fault.clients, processes=processes, run_config=config) as grid:
             run(Unsteady(grid, fault), load_task(config), [Watcher(fault)])
             fault.note("ended", fault.num_rounds)
-    except HeteroFLError as error:
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # else a full disk has no room for the log either
-        print(f"heterofl: {error}", flush=True)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        print("heterofl: interrupted", flush=True)
-        sys.exit(INTERRUPTED)
+
+    sys.exit(status_of("heterofl", work))
 
 
 if __name__ == "__main__":

@@ -214,6 +214,9 @@ def _serve(folder: str) -> None:
     from simulations.faults.apps import serve
 
     with Path(folder, "log.txt").open("ab") as log:
-        for descriptor in (1, 2):
-            os.dup2(log.fileno(), descriptor)
+        # Another process writes what this one prints: where the fault is a full disk, this one has no room for it.
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    assert writer.stdin
+    for descriptor in (1, 2):
+        os.dup2(writer.stdin.fileno(), descriptor)
     serve(folder, False)

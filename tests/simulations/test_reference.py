@@ -65,13 +65,10 @@ def test_only_tested_rounds_are_kept_with_the_time_of_all_before():
     ]
 
 
-def test_what_was_written_is_read(run):
+def test_what_was_written_is_read(run, make_run):
     assert read_authors(run) == named(THEIRS)
     assert read_paper_run(run).authors == named(THEIRS)
-
-
-def test_without_the_file_there_is_nothing(make_run):
-    assert read_paper_run(make_run().path).authors == {}
+    assert read_paper_run(make_run("other").path).authors == {}
 
 
 @pytest.mark.parametrize(
@@ -133,14 +130,16 @@ def test_it_is_kept_with_a_run_and_for_the_run_that_takes_its_place(run, make_ru
     assert read_authors(outcome.target) == named(THEIRS)
 
 
-def test_another_data_set_is_refused(make_run):
-    with pytest.raises(ConfigError, match="a run of cifar10 and preresnet18; expected mnist and cnn"):
-        reference.check(read_paper_run(make_run(data__name="cifar10").path))
-
-
-def test_other_settings_are_refused(make_run):
-    with pytest.raises(ConfigError, match=r"not as published \(train\.lr 0\.5 instead of 0\.01\)"):
-        reference.check(read_paper_run(make_run(train__lr=0.5).path))
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"data__name": "cifar10"}, "a run of cifar10 and preresnet18; expected mnist and cnn"),
+        ({"train__lr": 0.5}, r"not as published \(train\.lr 0\.5 instead of 0\.01\)"),
+    ],
+)
+def test_what_their_code_cannot_repeat_is_refused(make_run, settings, error):
+    with pytest.raises(ConfigError, match=error):
+        reference.check(read_paper_run(make_run(**settings).path))
 
 
 @pytest.mark.parametrize("asked", [0, -1, 201])
