@@ -15,12 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import APP, PAGES, TUTORIAL, Block, blocks, fences, name_of
+from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, fences, name_of
 
 CHECKED = {"python", "bash", "toml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
 EXTRAS = ("transformers",)
 WIDEST = 88
+
+
+SLOW = (DOCS / "howto" / "export.md", DOCS / "howto" / "simulate.md")  # three formats twice; worker processes
+
+
+def page_param(page: Path):
+    return pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page in SLOW else [])
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def write(folder: Path, block: Block) -> None:
     importlib.invalidate_caches()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+@pytest.mark.parametrize("page", [page_param(page) for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run(page, folder, monkeypatch):
     for extra in EXTRAS:
         if any(f"from {extra} import" in block.code for block in blocks(page, "python")):

@@ -38,7 +38,7 @@ def compute(model, inputs):
         return model(inputs)
 
 
-@pytest.mark.parametrize("level", "ad")
+@pytest.mark.parametrize("level", [pytest.param("a", marks=pytest.mark.slow), "d"])
 @pytest.mark.parametrize("name", CASES)
 def test_onnx_computes_what_the_model_computes(name, level, tmp_path):
     build, inputs, dynamic = CASES[name]

@@ -92,6 +92,7 @@ def test_the_converted_app_trains_mixed_levels(app, monkeypatch):
 
 def test_the_converted_app_repeats_itself_and_leaves_its_model(app, monkeypatch):
     server, client = app(converted=True)
+    monkeypatch.setitem(CONFIG, "num-server-rounds", 1)
     states = [run(server, client, monkeypatch)[0].arrays.to_torch_state_dict() for _ in range(2)]
     saved = torch.load("final_model.pt", weights_only=True)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

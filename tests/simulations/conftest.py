@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from heterofl_flwr import report
 from heterofl_flwr.core.levels import LEVELS, level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import LevelCost, ModelCosts, RunFolder
@@ -42,7 +43,12 @@ def costs(global_rate: float) -> ModelCosts:
 @pytest.fixture
 def make_run(tmp_path, monkeypatch) -> MakeRun:
     """Return a function that makes a run folder: settings, what was evaluated by round, and where it stopped."""
-    monkeypatch.setattr(run_folders, "machine", lambda: "a machine, 2 cores, no GPU")
+    return run_maker(tmp_path, monkeypatch)
+
+
+def run_maker(parent: Path, patch: pytest.MonkeyPatch) -> MakeRun:
+    """Return a function that makes run folders below a folder."""
+    patch.setattr(run_folders, "machine", lambda: "a machine, 2 cores, no GPU")
 
     def make(
         name: str = "run",
@@ -57,9 +63,9 @@ def make_run(tmp_path, monkeypatch) -> MakeRun:
         given = {"data.name": "mnist", "mix": "e1", "assignment": "dynamic", **named}
         given = {key.replace("_", "-"): own for key, own in given.items()}
         concrete = from_flat(given)
-        monkeypatch.setattr(run_folders, "commit", lambda: commit)
-        folder = RunFolder(tmp_path / "runs" / name)
-        folder.start(to_flat(concrete) | {"run.dir": str(folder.path), "data.root": str(tmp_path / "data")})
+        patch.setattr(run_folders, "commit", lambda: commit)
+        folder = RunFolder(parent / "runs" / name)
+        folder.start(to_flat(concrete) | {"run.dir": str(folder.path), "data.root": str(parent / "data")})
         folder.write_costs(costs(concrete.mix.global_rate))
         done = concrete.num_rounds if rounds is None else rounds
         points = {done: {"global-accuracy": 0.9, "local-accuracy": 0.95}} if evaluated is None else evaluated
@@ -70,6 +76,12 @@ def make_run(tmp_path, monkeypatch) -> MakeRun:
         return folder
 
     return make
+
+
+@pytest.fixture
+def without_reports(monkeypatch) -> None:
+    """Let runs in this process draw no report, which takes most of the time of a short one."""
+    monkeypatch.setattr(report, "write_report", lambda folder: folder.report)
 
 
 @pytest.fixture
@@ -89,7 +101,11 @@ def paper(shared) -> Path:
 @pytest.fixture
 def printed(tmp_path) -> Path:
     """Return a folder with a paper of a few numbers, so that tests need no other."""
-    folder = tmp_path / "paper"
+    return write_printed(tmp_path / "paper")
+
+
+def write_printed(folder: Path) -> Path:
+    """Write such a folder."""
     folder.mkdir()
     tables = [
         "dataset,method,ratio,parameters,flops_as_printed,space_mb,iid,noniid_local,noniid_global",

@@ -1,6 +1,8 @@
 import csv
-import subprocess
-import sys
+import io
+import shutil
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,24 +10,40 @@ import pytest
 from simulations.paper import __main__ as command
 from simulations.paper import printed as cells
 from simulations.paper.tables import COLUMNS
-from tests.simulations.conftest import COMMIT
+from tests.simulations.conftest import COMMIT, run_maker, write_printed
 
-ROOT = Path(__file__).parents[2]
 ASKED = ("dataset", "mix", "split", "metric", "final", "best", "paper", "seed", "commit")
 
 
-@pytest.fixture
-def runs(make_run, tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
     """Make runs of every kind; return their folder."""
-    for seed, accuracy in enumerate([0.985, 0.987, 0.986]):
-        evaluated = {100: {"global-accuracy": accuracy}, 200: {"global-accuracy": accuracy - 0.001}}
-        make_run(f"e{seed}", evaluated, seed=seed)
-    make_run("noniid", {400: {"global-accuracy": 0.5, "local-accuracy": 0.99}}, data__split="non-iid-2")
-    make_run("ablation", {200: {"global-accuracy": 0.98}}, mix="a1-e1", model__scaler=False)
-    make_run("figure", mix="a1-e9", assignment="fix")
-    make_run("short", num_rounds=3, mix="b1")
-    make_run("unfinished", rounds=120, mix="c1")
-    return tmp_path / "runs"
+    parent = tmp_path_factory.mktemp("parent")
+    with pytest.MonkeyPatch.context() as patch:
+        make_run = run_maker(parent, patch)
+        for seed, accuracy in enumerate([0.985, 0.987, 0.986]):
+            evaluated = {100: {"global-accuracy": accuracy}, 200: {"global-accuracy": accuracy - 0.001}}
+            make_run(f"e{seed}", evaluated, seed=seed)
+        make_run("noniid", {400: {"global-accuracy": 0.5, "local-accuracy": 0.99}}, data__split="non-iid-2")
+        make_run("ablation", {200: {"global-accuracy": 0.98}}, mix="a1-e1", model__scaler=False)
+        make_run("figure", mix="a1-e9", assignment="fix")
+        make_run("short", num_rounds=3, mix="b1")
+        make_run("unfinished", rounds=120, mix="c1")
+    return parent / "runs"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    return write_printed(tmp_path_factory.mktemp("printed") / "paper")
+
+
+@pytest.fixture(scope="module")
+def made(runs, printed, tmp_path_factory):
+    """Return what the command makes of them beside the paper's numbers: the rows, the folder and the console."""
+    out, shown = tmp_path_factory.mktemp("out"), io.StringIO()
+    with redirect_stdout(shown):
+        rows = gathered(runs, out, "--paper", printed)
+    return Made(rows, out, shown.getvalue())
 
 
 def gathered(runs, out, *options):
@@ -34,14 +52,23 @@ def gathered(runs, out, *options):
         return list(csv.DictReader(file))
 
 
+@dataclass(frozen=True)
+class Made:
+    rows: list[dict[str, str]]
+    out: Path
+    shown: str
+
+    def text(self, name: str = "tables.md") -> str:
+        return (self.out / name).read_text(encoding="utf-8")
+
+
 def section(text, title):
     return text.partition(f"## {title}")[2].partition("\n## ")[0]
 
 
-def test_the_file_has_a_row_for_each_run_and_metric(runs, printed, tmp_path):
-    rows = gathered(runs, tmp_path / "out", "--paper", printed)
-    assert tuple(rows[0])[:9] == COLUMNS[:9] == ASKED
-    found = {(row["mix"], row["split"], row["metric"], row["seed"]): row for row in rows}
+def test_the_file_has_a_row_for_each_run_and_metric(made):
+    assert tuple(made.rows[0])[:9] == COLUMNS[:9] == ASKED
+    found = {(row["mix"], row["split"], row["metric"], row["seed"]): row for row in made.rows}
     assert found.keys() == {
         *(("e", "iid", "accuracy", seed) for seed in "012"),
         ("e", "noniid", "local", "0"),
@@ -75,26 +102,19 @@ def test_the_file_has_a_row_for_each_run_and_metric(runs, printed, tmp_path):
     assert found["e", "noniid", "local", "0"]["paper"] == "99.07"
 
 
-def test_an_ablation_has_its_own_number(runs, printed, tmp_path):
-    rows = gathered(runs, tmp_path / "out", "--paper", printed)
-    (row,) = [row for row in rows if row["scaler"] == "no"]
+def test_an_ablation_has_its_own_number(made):
+    (row,) = [row for row in made.rows if row["scaler"] == "no"]
     assert (row["paper"], row["paper_ablation"], row["table"]) == ("99.0", "", "4")
 
 
-def test_a_run_that_is_not_as_published_has_no_number_of_the_paper(runs, printed, tmp_path):
-    rows = gathered(runs, tmp_path / "out", "--paper", printed)
-    (row,) = [row for row in rows if row["note"]]
+def test_a_run_that_is_not_as_published_has_no_number_of_the_paper(made):
+    (row,) = [row for row in made.rows if row["note"]]
     assert (row["mix"], row["paper"], row["rounds"]) == ("b", "", "3")
     assert row["note"] == "not as published: num-rounds 3 instead of 200"
 
 
-def test_unfinished_runs_are_in_no_row(runs, printed, tmp_path):
-    assert not [row for row in gathered(runs, tmp_path / "out", "--paper", printed) if row["mix"] == "c"]
-
-
-def test_tables_are_beside_the_papers(runs, printed, tmp_path):
-    gathered(runs, tmp_path / "out", "--paper", printed)
-    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+def test_tables_are_beside_the_papers(made):
+    text = made.text()
     # Deviation 0.1; half the interval is 4.3027 * 0.1 / sqrt(3) = 0.2484.
     assert (
         "| e | accuracy, IID | 0, 1, 2 | 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] "
@@ -112,9 +132,8 @@ def test_tables_are_beside_the_papers(runs, printed, tmp_path):
     assert "## Table 8" not in text
 
 
-def test_what_does_not_count_is_listed_with_the_reason(runs, printed, tmp_path):
-    gathered(runs, tmp_path / "out", "--paper", printed)
-    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+def test_what_does_not_count_is_listed_with_the_reason(made):
+    text = made.text()
     assert "| unfinished | mnist | iid_c_fix_seed-0 | 120 of 200 rounds |" in section(text, "Unfinished")
     assert "num-rounds 3 instead of 200" in section(text, "Not as published")
     missing = section(text, "Printed numbers without a run")
@@ -122,24 +141,21 @@ def test_what_does_not_count_is_listed_with_the_reason(runs, printed, tmp_path):
     assert "| Table 5 | cifar10 | local, non-IID | 2 | e (no mask), a-e (norm none, no Scaler) |" in missing
 
 
-def test_reproduced_cells_are_counted(runs, printed, tmp_path, capsys):
-    gathered(runs, tmp_path / "out", "--paper", printed)
-    shown = capsys.readouterr().out
-    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+def test_reproduced_cells_are_counted(made):
+    text = made.text()
     for line in (
         "Runs that count: 6; finished but not as published: 1; unfinished: 1",
         "5 of 21 printed numbers have a run: 2 agree, 0 differ, 3 have too few seeds to tell",
         "HeteroFL: 3 of 7 printed numbers have a run: 1 agree, 0 differ, 2 have too few seeds to tell",
     ):
-        assert line in shown
+        assert line in made.shown
         assert f"- {line}" in text
     assert f"- With commit: {COMMIT}" in text
     assert "- Made on: a machine, 2 cores, no GPU" in text
 
 
-def test_latex_has_the_same_tables(runs, printed, tmp_path):
-    gathered(runs, tmp_path / "out", "--paper", printed)
-    text = (tmp_path / "out" / "tables.tex").read_text(encoding="utf-8")
+def test_latex_has_the_same_tables(made):
+    text = made.text("tables.tex")
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
     assert r"98.60 $\pm$ 0.10 [98.35, 98.85] & 2 & [98.10, 99.10] & 98.66 & -0.06 & agrees \\" in text
 
@@ -148,7 +164,7 @@ def test_figures_are_drawn_and_old_ones_removed(runs, printed, tmp_path):
     old = tmp_path / "out" / "figures" / "figure-2a.png"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"old")
-    gathered(runs, tmp_path / "out", "--paper", printed)
+    gathered(runs / "figure", tmp_path / "out", "--paper", printed)
     assert sorted(path.name for path in old.parent.iterdir()) == ["figure-3a.png", "figure-3a.svg"]
 
 
@@ -176,12 +192,10 @@ def test_without_any_run_all_is_missing(tmp_path, paper, capsys):
     assert "ablations: 0 of 134" in shown
 
 
-def test_results_can_be_gathered_from_what_was_collected(runs, printed, tmp_path):
+def test_results_can_be_gathered_from_what_was_collected(made, runs, printed, tmp_path):
     into = tmp_path / "results"
     assert command.main(["collect", str(runs), "--into", str(into)]) == 1
-    both = gathered(runs, tmp_path / "both", "--paper", printed)
-    alone = gathered(into, tmp_path / "alone", "--paper", printed)
-    assert both == alone
+    assert gathered(into, tmp_path / "alone", "--paper", printed) == made.rows
 
 
 def test_collect_says_what_became_of_each_run(runs, tmp_path, capsys):
@@ -198,17 +212,17 @@ def test_collect_without_a_run_fails(tmp_path, capsys):
     assert "no run folder found" in capsys.readouterr().out
 
 
-def test_without_a_folder_it_prints_and_writes_nothing(runs, printed, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
+def test_without_a_folder_it_prints_and_writes_nothing(runs, printed, monkeypatch, capsys):
+    monkeypatch.chdir(runs.parent)
+    before = sorted(runs.parent.rglob("*"))
     assert command.main(["runs", "--paper", str(printed)]) == 0
     assert "| e | accuracy, IID | 0, 1, 2 | 98.50 ± 0.10" in capsys.readouterr().out
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(runs.parent.rglob("*")) == before
 
 
-def test_tables_of_more_runs_are_not_replaced_unless_asked(runs, printed, tmp_path, capsys):
+def test_tables_of_more_runs_are_not_replaced_unless_asked(made, runs, printed, tmp_path, capsys):
     out = tmp_path / "out"
-    gathered(runs, out, "--paper", printed)
+    shutil.copytree(made.out, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     fewer = [str(runs / "e0"), "--paper", str(printed), "--out", str(out)]
     assert command.main(fewer) == 2
@@ -217,7 +231,6 @@ def test_tables_of_more_runs_are_not_replaced_unless_asked(runs, printed, tmp_pa
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert command.main([*fewer, "--replace"]) == 0
     assert "Runs that count: 1\n" in (out / "tables.md").read_text(encoding="utf-8")
-    gathered(runs, out, "--paper", printed)
     assert len(gathered(runs, out, "--paper", printed)) == 8
 
 
@@ -238,13 +251,7 @@ def test_a_paper_that_lacks_files_is_an_error(tmp_path, capsys):
     assert "lacks tables.csv, ablation_iid.csv, ablation_noniid.csv" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_command_shows_examples():
-    done = subprocess.run(
-        [sys.executable, "-m", "simulations.paper", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert "python -m simulations.paper collect runs/ --into results/paper" in done.stdout
+def test_the_command_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "python -m simulations.paper collect runs/ --into results/paper" in capsys.readouterr().out

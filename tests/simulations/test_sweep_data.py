@@ -1,4 +1,4 @@
-"""Each data set of the paper with each method that ``conf/`` has: two rounds on shrunken data, as a sweep runs them."""
+"""Data sets of the paper with the methods that ``conf/`` has: two rounds on shrunken data, as a sweep runs them."""
 
 import math
 
@@ -11,6 +11,12 @@ from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 OF_IMAGES = ("fedh2l", "hybrid", "lg-fedavg")  # by the classes of examples, and by the names of layers
+TRIED = [(data, "heterofl") for data in FOLDERS] + [
+    pytest.param(data, method, marks=pytest.mark.slow)
+    for data, left_out in (("cifar10", ()), ("wikitext2", OF_IMAGES))
+    for method in METHODS
+    if method not in ("heterofl", *left_out)
+]
 PEERS = ("distill.models='mlp,lenet'", "distill.seed-size=50", "distill.seed-batch=20", "distill.steps=2")
 MORE = {"fedh2l": PEERS, "hybrid": PEERS}
 OPTIONS = {
@@ -21,11 +27,10 @@ OPTIONS = {
 CLIENTS = 10
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("data", FOLDERS)
-def test_two_rounds(data, method, tmp_path, monkeypatch, capsys):
-    if data == "wikitext2" and method in OF_IMAGES:
-        pytest.skip(f"{method} is for images")
+@pytest.mark.parametrize(("data", "method"), TRIED)
+def test_two_rounds(data, method, tmp_path, monkeypatch, capsys, request):
+    if method != "heterofl":
+        request.getfixturevalue("without_reports")
     write_tiny(data, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
@@ -40,7 +45,7 @@ def test_two_rounds(data, method, tmp_path, monkeypatch, capsys):
     kind = "perplexity" if data == "wikitext2" else "accuracy"
     found = [last.evaluate[f"{scope}-{kind}"] for scope in ("global", "local")]
     assert all(math.isfinite(value) and value > 0 for value in found)
-    assert folder.report.exists()
+    assert folder.report.exists() == (method == "heterofl")
     assert (folder.deal() is None) == (data == "wikitext2")
     if deal := folder.deal():
         assert len(deal.train) == CLIENTS

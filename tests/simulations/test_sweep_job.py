@@ -3,13 +3,10 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
 
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.gpus import Measured
@@ -21,14 +18,8 @@ from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.checkpoint import Checkpoint
 from heterofl_flwr.settings import from_flat, to_flat
 from simulations.sweep import job as module
-from simulations.sweep.__main__ import CONF
-from simulations.sweep.job import INCIDENTAL, LOCKS, Job, build_job, flat, is_done, read_metric, run_once
-from tests.simulations.sweeping import SHRUNKEN, planned
-
-
-def job(*overrides: str, path: Path = Path()) -> Job:
-    (own,) = planned(*overrides).values()
-    return replace(own, path=path)
+from simulations.sweep.job import INCIDENTAL, LOCKS, Job, build_job, is_done, read_metric, run_once
+from tests.simulations.sweeping import SHRUNKEN, composed, job
 
 
 def test_the_name_tells_data_split_mix_assignment_and_seed():
@@ -134,11 +125,6 @@ def test_the_run_config_is_that_of_heterofl_run(monkeypatch, tmp_path):
 
 def test_incidental_settings_exist():
     assert set(INCIDENTAL) <= job().config.keys()
-
-
-def composed() -> dict[str, object]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return flat(compose("config"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 from pyarrow import parquet
 
 SIZES = {"train": 400, "test": 200}
+LINES = {"train": 200, "test": 20}  # of a text: 60 words, and 6, in each of its rows
 FOLDERS = {
     "mnist": Path("ylecun", "mnist", "mnist"),
     "cifar10": Path("uoft-cs", "cifar10", "plain_text"),
@@ -23,7 +24,7 @@ def write_tiny(name: str, root: Path) -> None:
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     for part, size in SIZES.items():
-        table = _text(draw, size) if name == "wikitext2" else _images(draw, size, name)
+        table = _text(draw, LINES[part]) if name == "wikitext2" else _images(draw, size, name)
         parquet.write_table(table, folder / f"{part}-00000-of-00001.parquet")
 
 
