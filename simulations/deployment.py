@@ -28,7 +28,7 @@ from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.settings import Flat
 from simulations.guard import MARK, guarded, marked
 
-STARTUP = 120.0
+STARTUP = 300.0
 POLL = 0.2
 
 ROOT = str(Path(__file__).parents[1])
@@ -97,7 +97,7 @@ class Processes:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), secure)
 
         def has_started_or_ended() -> bool:
-            with suppress(OSError), opener.open(f"https://127.0.0.1:{port}/health", timeout=1):
+            with suppress(OSError), opener.open(f"https://127.0.0.1:{port}/health", timeout=10):
                 return True
             return process.poll() is not None
 

@@ -167,7 +167,7 @@ class Follower(Processes):
         """Return the status of the answer to a request through the open port, its path as it is written here."""
         host, _, port = self.page.open_address.partition(":")
         context = ssl.create_default_context(cafile=self.folder / "keys" / "ca.crt")
-        with closing(http.client.HTTPSConnection(host, int(port), context=context, timeout=60)) as connection:
+        with closing(http.client.HTTPSConnection(host, int(port), context=context, timeout=300)) as connection:
             connection.request("POST", path, headers={"content-type": "application/protobuf"})
             return connection.getresponse().status
 

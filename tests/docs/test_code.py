@@ -72,7 +72,7 @@ def test_the_tutorials_app_runs_by_its_command(folder):
     (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     heterofl = str(Path(sys.executable).parent / "heterofl")
     command = [heterofl, "run", "--app", ".", "--clients", "5", "--grid", "local", "--set", "num-rounds=1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

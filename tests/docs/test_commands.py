@@ -108,7 +108,7 @@ def test_options_of_other_programs_exist(words):
 @cache
 def help_of(program: str, *subcommand: str) -> str:
     done = subprocess.run(
-        [path_of(program), *subcommand, "--help"], capture_output=True, text=True, check=True, timeout=120
+        [path_of(program), *subcommand, "--help"], capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout
 

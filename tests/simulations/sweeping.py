@@ -31,7 +31,7 @@ SHRUNKEN = (
 )
 """For digits: two rounds of a second in this process."""
 
-LONGEST = 300.0
+LONGEST = 600.0
 """Seconds that a process has."""
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -13,6 +13,7 @@ from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, start
 
 SWEEP = ("mix=a-e", "assignment=fix,dynamic", *SHRUNKEN, "num-rounds=3", "run.checkpoint-every=1")
 RAY = ("engine=ray", "engine.parallel=2")
+RAYS = pytest.mark.filterwarnings("ignore:Exception ignored in")  # Ray leaves files and processes to the system
 
 
 def run(monkeypatch, folder: Path, *arguments: str) -> None:
@@ -38,7 +39,7 @@ def results(folder: Path, names: Sequence[str]) -> dict[str, object]:
     ("killed", "resumed"),
     [
         pytest.param(("engine.parallel=2",), (), id="with worker processes, and then without"),
-        pytest.param(RAY, RAY, id="on ray", marks=[pytest.mark.slow, pytest.mark.simulation]),
+        pytest.param(RAY, RAY, id="on ray", marks=[pytest.mark.slow, pytest.mark.simulation, RAYS]),
     ],
 )
 def test_goes_on_where_it_was(killed, resumed, tmp_path, monkeypatch, capsys, without_reports):
