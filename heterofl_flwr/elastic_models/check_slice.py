@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
 
 from heterofl_flwr.elastic_models.channels import Places, kept_positions
 from heterofl_flwr.elastic_models.rules import Call, Operators
@@ -30,10 +29,9 @@ class Step(NamedTuple):
 
 
 def check_slice(
-    steps: Sequence[Step] | None, kept: Sequence[int], small: nn.Module, example_inputs: object, rate: float
+    steps: Sequence[Step] | None, kept: Sequence[int], skeleton: Skeleton, example_inputs: object, rate: float
 ) -> None:
     """Run a smaller model, beside the steps of the trace if given; raise an error where it does anything else."""
-    skeleton = Skeleton(small)
     expected = _expected(steps or (), kept)
 
     def compare(called: Call) -> None:

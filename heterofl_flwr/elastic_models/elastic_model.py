@@ -13,7 +13,7 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.slice_rules import prefix
 from heterofl_flwr.elastic_models.channels import kept_positions
 from heterofl_flwr.elastic_models.check_slice import check_slice
-from heterofl_flwr.elastic_models.skeleton import copy_with, without_values
+from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_values
 from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler, sliced_class
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
@@ -78,7 +78,8 @@ class Elastic:
         if part.kept not in self.known:
             # torch calls other operators for a width of 1, as einsum does; then only that the model runs is checked
             thin = any(few == 1 < of for few, of in zip(part.kept, self.traced.channels.sizes, strict=True))
-            check_slice(None if thin else self.traced.steps, part.kept, model, self.example_inputs, rate)
+            skeleton = Skeleton(model, self.traced.says_tracing)
+            check_slice(None if thin else self.traced.steps, part.kept, skeleton, self.example_inputs, rate)
             self.known.add(part.kept)
         return model
 

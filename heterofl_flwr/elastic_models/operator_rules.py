@@ -30,6 +30,7 @@ _POOLS = (
     *("avg_pool{}d", "max_pool{}d_with_indices", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
     *("upsample_nearest{}d", "upsample_linear{}d", "upsample_bilinear{}d", "upsample_bicubic{}d"),
     *("upsample_trilinear{}d", "reflection_pad{}d", "replication_pad{}d"),
+    *("_upsample_bilinear{}d_aa", "_upsample_bicubic{}d_aa", "_upsample_nearest_exact{}d"),
 )
 
 

@@ -52,9 +52,14 @@ def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Modu
 
 
 class Skeleton:
-    """A copy of a model on torch's meta device, which knows the layer that is at work."""
+    """A copy of a model on torch's meta device, which knows the layer that is at work.
 
-    def __init__(self, model: nn.Module) -> None:
+    With ``says_tracing`` it runs while ``torch.jit.is_tracing()`` says yes. Code asks this before it looks at values,
+    such as whether a mask masks anything; but some code then computes lengths by tensors, so it is not always best.
+    """
+
+    def __init__(self, model: nn.Module, says_tracing: bool) -> None:
+        self.says_tracing = says_tracing
         self.model = copy_with(model, lambda name, tensor: torch.empty_like(tensor, device="meta"))
         self._names = {id(tensor): name for name, tensor in reversed(named_tensors(self.model).items())}
         self._path: list[str] = []
@@ -111,9 +116,9 @@ class Skeleton:
         for layer in self._layers.values():
             layer.training = mode and not isinstance(layer, _NormBase)
         given = without_values(example_inputs)
-        # Code asks this before it looks at values, such as whether a mask masks anything.
-        tracing = mock.patch.object(torch.jit, "is_tracing", return_value=True)
-        with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous(), tracing:
+        with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous():
+            if self.says_tracing:
+                stack.enter_context(mock.patch.object(torch.jit, "is_tracing", return_value=True))
             for one in watching:
                 stack.enter_context(one)
             return call(self.model, given)

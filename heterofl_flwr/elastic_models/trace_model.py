@@ -36,6 +36,7 @@ class Traced:
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
     products: Mapping[str, Sequence[str]]  # of layers, the parameters by which their own code multiplies, if cut
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
+    says_tracing: bool  # see Skeleton
 
     @property
     def normalises(self) -> bool:
@@ -61,7 +62,19 @@ def trace_model(
                 f"layer {name or '(the model itself)'} is compiled by torch.jit, so its code cannot be followed: "
                 f"give the model from before it was compiled"
             )
-    tracer = Tracer(model, fixed, lenient)
+    try:
+        return _trace(Skeleton(model, False), example_inputs, fixed, outputs, lenient)
+    except UnsupportedLayerError as refused:
+        try:
+            return _trace(Skeleton(model, True), example_inputs, fixed, outputs, lenient)
+        except UnsupportedLayerError:
+            raise refused from refused.__cause__
+
+
+def _trace(
+    skeleton: Skeleton, example_inputs: object, fixed: Sequence[str], outputs: Sequence[str], lenient: bool
+) -> Traced:
+    tracer = Tracer(skeleton, fixed, lenient)
     for mode in MODES:
         tracer.run(example_inputs, mode, outputs)
     return tracer.find()
@@ -70,8 +83,8 @@ def trace_model(
 class Tracer:
     """One trace of a model, and what it takes note of."""
 
-    def __init__(self, model: nn.Module, fixed: Sequence[str], lenient: bool) -> None:
-        self._skeleton = Skeleton(model)
+    def __init__(self, skeleton: Skeleton, fixed: Sequence[str], lenient: bool) -> None:
+        self._skeleton = skeleton
         self._trace = Trace(lambda: self._skeleton.place, lenient)
         self._sources = self._skeleton.remember(self._trace)
         self._named = named_tensors(self._skeleton.model)
@@ -134,6 +147,7 @@ class Tracer:
             unused,
             {layer: names for layer, names in products.items() if names},
             [reason for reason, _ in trace.reasons.most_common()],
+            self._skeleton.says_tracing,
         )
 
 
