@@ -6,11 +6,8 @@ milliseconds and no image is copied.
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -217,18 +214,26 @@ def matching_test(targets: Tensor, deal: Deal, seed: int, *, fidelity: Variant =
 
 def by_partitioner(targets: Tensor, kind: str, clients: int, seed: int) -> tuple[Tensor, ...]:
     """Return each client's rows from a partitioner of flwr-datasets: ``dirichlet-...`` or ``pathological-...``."""
+    with extra("data"):  # here, as they load slowly
+        from datasets import Dataset as Table  # type: ignore[import-untyped]
+        from flwr_datasets import partitioner as flower  # type: ignore[import-untyped]
+
     _check_clients(clients)
-    match = check_kind(kind)
     name, _, number = kind.partition("-")
-    own: dict[str, Any] = {"num_partitions": clients, "partition_by": "value", "seed": derive(seed, "split", name)}
-    if match["alpha"]:
-        remedy = "use fewer clients or a larger alpha"
-        own |= {"alpha": float(number), "min_partition_size": LEAST}
-    else:
-        remedy = "change the number of clients or of classes"
-        own |= {"num_classes_per_partition": int(number), "class_assignment_mode": "first-deterministic"}
+    own = {"num_partitions": clients, "partition_by": "label", "seed": derive(seed, "split", name)}
     try:
-        rows = _load_partitions(f"{name.title()}Partitioner", own, targets, clients)
+        if name == "dirichlet":
+            remedy = f"use fewer clients or a larger alpha; each client has {LEAST} or more"
+            partitioner = flower.DirichletPartitioner(alpha=float(number), min_partition_size=LEAST, **own)
+        else:
+            remedy, how = "change the number of clients or of classes", "first-deterministic"
+            partitioner = flower.PathologicalPartitioner(
+                num_classes_per_partition=int(number), class_assignment_mode=how, **own
+            )
+        partitioner.dataset = Table.from_dict({"label": targets.numpy(), "row": range(len(targets))})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
+            rows = tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
         if sum(map(len, rows)) < len(targets):
             raise ValueError("some classes would go to no client")
     except ValueError as error:
@@ -239,33 +244,24 @@ def by_partitioner(targets: Tensor, kind: str, clients: int, seed: int) -> tuple
 
 
 def by_owner(dataset: Dataset, clients: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return each client's rows of both splits: those of one owner, as ``NaturalIdPartitioner`` numbers them."""
+    """Return each client's rows of both splits: those of one owner.
+
+    The rows are those of flwr-datasets' ``NaturalIdPartitioner``, which goes through them one by one in Python.
+    """
     _check_clients(clients)
     if dataset.owners is None:
         raise ConfigError(f"split is natural, but {dataset.name} does not say whose each example is: use another split")
     train, test = dataset.owners
-    number = len(train.unique())
-    if clients > number:
+    names, sizes = train.unique(return_counts=True)
+    if clients > (number := len(names)):
         raise DataError(
             f"{clients} clients are too many for the {number} owners of {dataset.name}: use {number} or fewer"
         )
-    rows = _load_partitions("NaturalIdPartitioner", {"partition_by": "value"}, train, clients)
-    tested = tuple(torch.nonzero(test == train[mine[0]]).flatten() for mine in rows)
+    rows = train.argsort(stable=True).split(sizes.tolist())[:clients]
+    tested = tuple(torch.nonzero(test == name).flatten() for name in names[:clients])
     if not any(map(len, tested)):
         raise DataError(f"none of the {clients} clients has test examples: use more clients, or raise data.test-share")
     return rows, tested
-
-
-def _load_partitions(name: str, own: Mapping[str, Any], values: Tensor, clients: int) -> tuple[Tensor, ...]:
-    """Return the rows of the first partitions of a partitioner of flwr-datasets, by the column ``value``."""
-    with extra("data"):  # here, as they load slowly
-        from datasets import Dataset as Table  # type: ignore[import-untyped]
-        from flwr_datasets import partitioner as partitioners  # type: ignore[import-untyped]
-    partitioner = getattr(partitioners, name)(**own)
-    partitioner.dataset = Table.from_dict({"value": values.numpy(), "row": range(len(values))})
-    with warnings.catch_warnings(), redirect_stderr(StringIO()):  # a progress bar
-        warnings.simplefilter("ignore")  # one for each draw that is done again; it says no more than that
-        return tuple(torch.tensor(partitioner.load_partition(client)["row"][:]) for client in range(clients))
 
 
 def matching_shares(targets: Tensor, rows: Sequence[Tensor], test_targets: Tensor, seed: int) -> tuple[Tensor, ...]:

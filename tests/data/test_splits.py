@@ -165,7 +165,7 @@ def owned(train_owners, test_owners):
     return replace(data, owners=(torch.tensor(train_owners), torch.tensor(test_owners)))
 
 
-def test_natural_is_flwr_datasets_partitioner_with_the_tests_of_the_same_owner():
+def test_natural_gives_the_partitions_of_flwr_datasets_and_the_tests_of_the_same_owner():
     """Owner 4 is in the train split alone, owner 9 in the test split alone."""
     train, test = [7, 4, 7, 2, 4, 7], [9, 7, 2, 7]
     partitioner = NaturalIdPartitioner("who")
