@@ -2,10 +2,9 @@
 
 import pytest
 
-from heterofl_flwr.app import server_app
-from heterofl_flwr.app.cli import run as run_command
+from heterofl_flwr import report
 from heterofl_flwr.grids.apps import Identity
-from heterofl_flwr.report import write_report
+from heterofl_flwr.report.page import write_report
 
 
 @pytest.fixture
@@ -20,12 +19,11 @@ def identity():
 def _no_page():
     """Leave out the page and its figures, which take longer than these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (server_app, run_command):
-            patch.setattr(module, "write_report", lambda folder: folder.report)
+        patch.setattr(report, "write_report", lambda folder: folder.report)
         yield
 
 
 @pytest.fixture
 def page(monkeypatch):
     """Let the runs of a test write their page."""
-    monkeypatch.setattr(server_app, "write_report", write_report)
+    monkeypatch.setattr(report, "write_report", write_report)
