@@ -27,6 +27,11 @@ def _distilbert():
     return transformers.DistilBertForSequenceClassification(config)
 
 
+def _gpt2():
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_inner": 48, "n_positions": 16, "vocab_size": WORDS}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False, **shape))
+
+
 def _bert_with_tied_words():
     return transformers.BertForMaskedLM(transformers.BertConfig(num_hidden_layers=1, **SHAPE, **SMALL))
 
@@ -36,7 +41,9 @@ def words():
     return torch.randint(WORDS, (2, 10), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("make", "outputs"), [(_bert, LABELS), (_distilbert, LABELS), (_bert_with_tied_words, WORDS)])
+@pytest.mark.parametrize(
+    ("make", "outputs"), [(_bert, LABELS), (_distilbert, LABELS), (_bert_with_tied_words, WORDS), (_gpt2, WORDS)]
+)
 def test_all_holds_that_holds_of_torchvisions_models(make, outputs, words):
     model = make().double()
     draw_weights(model, 0)
