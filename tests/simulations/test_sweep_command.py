@@ -124,7 +124,7 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, argume
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
-        ("data=imagenet", "data: found 'imagenet', expected one of cifar10, digits, mnist, wikitext2"),
+        ("data=imagenet", "data: found 'imagenet', expected one of cifar10, "),
         ("experiment=table6", "experiment: found 'table6', expected one of all, "),
         ("training.lr=3", "training.lr: no setting has this name; did you mean train.lr?"),
         ("train.lr=fast", "train.lr: found 'fast' (str), expected a number above 0, or 'auto'"),
@@ -173,7 +173,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
     [
         (
             ["--help"],
-            ["python -m simulations.sweep -m experiment=table7 seed=0,1,2", "data: cifar10, digits, mnist, wiki"],
+            ["python -m simulations.sweep -m experiment=table7 seed=0,1,2", "data: cifar10, "],
         ),
         (["--cfg", "job", "experiment=table7"], ["mix: a1-b1-c1-d1-e1", "moments-batch-size: 0"]),
     ],
