@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.settings import Flat, Settings, to_flat
@@ -106,12 +107,12 @@ def multiplications(run: Run) -> list[float]:
     """
     try:
         return list(accumulate(_of_round(run.settings, record) for record in run.records))
-    except Exception:  # a user's own model or data set raises what it likes
+    except HeteroFLError:
         return [math.nan] * len(run.records)
 
 
 def _of_round(settings: Settings, record: RoundRecord) -> float:
-    train, _ = sizes_of(settings.data.name, settings.data.root)
+    train, _ = sizes_of(settings.data)
     examples = train * settings.sample.fraction / max(len(record.rates), 1)
     clients = (_of_client(client_settings(settings, who), rate, examples) for who, rate in record.rates.items())
     return math.fsum(clients)
