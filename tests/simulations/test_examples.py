@@ -37,6 +37,7 @@ def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     assert shapes == {(width, width, 3, 3) for width in (512, 256, 128, 64, 32)}
 
 
+@pytest.mark.slow
 def test_an_lstm_learns_what_texts_are_about(capsys):
     grid = run(text_app, nodes=5, rounds=2)
     last = lines(capsys)[-1]
