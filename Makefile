@@ -1,4 +1,5 @@
-# Everything a developer runs. The first target that needs it makes .venv; after that nothing here uses the network.
+# Everything a developer runs. The first target that needs it makes .venv; after that nothing here but 'flower', once,
+# uses the network.
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check audit docs bench format clean
+.PHONY: help install demo test test-all flower check audit docs bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +36,14 @@ test: $(READY)  ## tests of every capability, five minutes on two cores; all lin
 
 test-all: test  ## test, then the long ones: Ray, whole runs, deployments, every model and every fault
 	$(PYTEST) -m slow
+
+flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed
+	@for version in 1.32.1 1.42.0; do \
+		own=$(CURDIR)/build/flwr-$$version; echo "Flower $$version"; \
+		{ test -d $$own || $(PIP) install --quiet --no-deps --target $$own flwr==$$version; } && \
+		PYTHONPATH=$$own:$(CURDIR) $(PY) -m pytest -q -p no:cacheprovider -m "not slow and not simulation" \
+			tests/test_compat.py tests/client/test_client.py tests/federation/test_replies.py || exit 1; \
+	done
 
 check: $(READY)  ## format, lint, types, spelling, metadata, dependencies: whether they fit, and are known as vulnerable
 	$(PY) -m ruff format --check .

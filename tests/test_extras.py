@@ -97,7 +97,7 @@ for name, call in {
     "digits": lambda: load_dataset("digits"),
     "folder": lambda: load_dataset("."),
     "hub": lambda: load_dataset("user/set"),
-    "dirichlet": lambda: splits.dirichlet(images.targets, 1, 0.5, 0),
+    "dirichlet": lambda: splits.by_partitioner(images.targets, "dirichlet-0.5", 1, 0),
     "rotated": lambda: splits.rotated(images, 15.0),
     "partitioners": lambda: importlib.import_module("heterofl_flwr.data.partitioners"),
     "ray": lambda: RayGrid("own_data:app", 2),
@@ -148,5 +148,5 @@ def test_what_needs_an_extra_names_it_and_everything_else_can_be_imported(folder
 def test_all_contains_every_extra_but_those_of_services():
     extras = PROJECT["optional-dependencies"]
     (everything,) = map(Requirement, extras["all"])
-    assert everything.extras == extras.keys() - {"all", "dev", "mlflow", "wandb"}
+    assert everything.extras == extras.keys() - {"all", "dev", "mlflow", "sweep-plugins", "wandb"}
     assert "heterofl-flwr[all]" in extras["dev"]

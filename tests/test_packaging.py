@@ -88,6 +88,8 @@ def test_source_archive_holds_tests_and_licence_and_no_leftovers(archives):
     with tarfile.open(archives[1]) as source:
         names = {name.partition("/")[2] for name in source.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "heterofl_flwr/py.typed", "tests/test_packaging.py"} <= names
+    tracked = run("git", "-C", str(ROOT), "ls-files").split()
+    assert set(tracked) - names <= {".gitignore", ".pre-commit-config.yaml"}
     assert not [name for name in names if name.startswith((".venv", ".git/", "runs/")) or "__pycache__" in name]
 
 
