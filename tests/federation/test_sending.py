@@ -90,8 +90,8 @@ def test_a_round_ends_at_its_deadline_when_enough_never_come():
     with Late(make_app(), 4, {0: 10**9, 1: 10**9}) as grid:
         strategy = HeteroFL(build, "a1", evaluation=NEVER, fraction_train=0.75, spare=0.3)
         began = time.monotonic()
-        strategy.start(grid, num_rounds=1, timeout=0.3)
-        assert 0.3 <= time.monotonic() - began < 5
+        strategy.start(grid, num_rounds=1, timeout=1.5)
+        assert 1.5 <= time.monotonic() - began < 120
     assert strategy.log.failures == dict.fromkeys((0, 1), "no reply in time")
 
 

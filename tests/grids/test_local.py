@@ -119,8 +119,8 @@ def test_clients_run_when_their_replies_are_pulled(ask):
 
 
 def test_clients_not_begun_at_the_timeout_are_left_out(grid, ask):
-    messages = [ask(node_id, "sleep", seconds=0.3) for node_id in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(messages, timeout=0.5))
+    messages = [ask(node_id, "sleep", seconds=1.0) for node_id in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=1.5))
     assert [reply.metadata.reply_to_message_id for reply in replies] == [
         message.metadata.message_id for message in messages[:2]
     ]
