@@ -19,24 +19,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from flwr.app import Context, RecordDict
-from flwr.client import NumPyClient
-from flwr.clientapp import ClientApp
-from flwr.common import parameters_to_ndarrays
 
-from heterofl_flwr import Evaluation, LocalGrid
 from heterofl_flwr.app.launch.running import LOG
-from heterofl_flwr.app.task import load_task
-from heterofl_flwr.classic import labels_text, parameters_of, properties_of, submodel
-from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.federation.server_optimizer import multi_step
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import from_flat, to_flat
-from heterofl_flwr.training import TrainingJob, train_together
 from simulations.deployment import Processes, free_port
 from simulations.guard import MARK, marked
-from tests.classic import digits_clients
-from tests.classic.digits_clients import Kept
 
 pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 
@@ -262,46 +249,6 @@ def test_a_run_on_two_raylets_trains_the_bits_of_the_local_grid_though_one_is_ki
     assert re.search(
         r"The process that ran node \d+ \(partition \d\) died: .* Another one is given its messages", run.log
     )
-
-
-class ClassicClient(NumPyClient):
-    """Trains as our own ClientApp does, for the classic API."""
-
-    def __init__(self, context: Context):
-        self.context = context
-        self.task = load_task(TASK)
-
-    def get_properties(self, config):
-        return properties_of(self.context)
-
-    def fit(self, parameters, config):
-        partition = config["partition"]
-        split, _, classes = self.task.part(partition, CLIENTS)
-        model = submodel(parameters, config, self.task.build, seed_torch=True)
-        seed = derive(config["seed"], "client", config["server-round"], partition)
-        job = TrainingJob(model=model, split=split, seed=seed, classes=torch.tensor(classes))
-        (result,) = train_together([job], self.task.options(config["lr"]), engine="plain")
-        return parameters_of(model), result.examples, {"labels": labels_text(classes)}
-
-
-TASK = to_flat(from_flat(SETTINGS))
-
-
-def test_the_classic_api_trains_the_same_bits_with_the_same_clients(ended):
-    train = load_task(TASK).settings.train
-    strategy = Kept(
-        load_task(TASK).build,
-        load_task(TASK).mix,
-        min_available_clients=CLIENTS,
-        learning_rate=multi_step(train.lr, train.milestones, train.factor),
-        evaluation=Evaluation(every=0),
-    )
-    with LocalGrid(ClientApp(client_fn=lambda context: ClassicClient(context).to_client()), CLIENTS) as grid:
-        server = digits_clients.make_server(strategy, SETTINGS["num-rounds"])
-        server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {}))
-    names = [name for name, _ in load_task(TASK).build(1.0).named_parameters()]
-    arrays = map(torch.from_numpy, parameters_to_ndarrays(strategy.last))
-    assert same(dict(zip(names, arrays, strict=True)), ended["local"].state)
 
 
 def test_the_classic_api_trains_mixed_levels_with_a_numpyclient_on_either_grid(ended):
