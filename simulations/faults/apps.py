@@ -104,6 +104,8 @@ class Watched(Relay):
 
     def __getattr__(self, name: str) -> Any:
         """Return what a grid may have beside Flower's interface."""
+        if name.startswith("__"):  # a copy is asked for these before it has a grid
+            raise AttributeError(name)
         return getattr(self._grid, name)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
