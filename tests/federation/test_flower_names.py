@@ -151,7 +151,7 @@ def test_options_may_be_given_in_groups_or_alone():
 
 def test_each_option_of_a_group_is_a_keyword():
     names = {own.name for kind in (*GROUPS.values(), RecordOptions) for own in fields(kind)}
-    others = {*GROUPS, "limits", "privacy", "evaluation", "assignment", "seed", "callbacks"}
+    others = {*GROUPS, "limits", "privacy", "evaluation", "assignment", "global_rate", "seed", "callbacks"}
     assert Keywords.__annotations__.keys() == names | others
 
 
