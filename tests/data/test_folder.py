@@ -69,7 +69,10 @@ def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
     ("names", "message"),
     [
         (["train.csv", "valid.csv"], "has no test split, only train, validation"),
-        (["train.csv", "tets.csv"], r"has no test split, only tets\.csv, train: expected train and test, or train alo"),
+        (
+            ["train.csv", "tets.csv"],
+            r"has no test split, only tets\.csv, train: expected train and test, or train alone",
+        ),
         (["test.csv"], "has no train split, only test"),
         (["one/train.csv", "two/train.csv", "one/test.csv"], r"several data sets \(one, two\): name one of these"),
         (["notes.txt"], r"holds notes\.txt; expected train/<class>/"),
