@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,10 @@ def test_the_checker_finds_a_shell(source):
     assert len(runs_shell(source)) == 1
 
 
-def requirements() -> list[str]:
+def requirements(*, extras: bool = False) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [re.split(r"[\[<>=~ ]", line, maxsplit=1)[0] for line in project["dependencies"]]
+    lines = [*project["dependencies"], *(chain(*project["optional-dependencies"].values()) if extras else ())]
+    return [re.split(r"[\[<>=~ ]", line, maxsplit=1)[0] for line in lines]
 
 
 def test_each_dependency_is_used_and_installed():
@@ -103,6 +105,6 @@ def test_each_dependency_is_used_and_installed():
 def test_constraints_name_dependencies_and_the_versions_that_are_installed():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("~=") for line in lines if not line.startswith("#"))
-    assert pinned.keys() <= set(requirements())
+    assert pinned.keys() <= set(requirements(extras=True))
     for name, version in pinned.items():
         assert metadata.version(name).startswith(version.rpartition(".")[0])
