@@ -137,8 +137,9 @@ class Process(Worker):
             self._server.close()
             if self._connection is not None:
                 self._connection.close()
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(GRACE)
+                if hasattr(os, "killpg"):  # elsewhere what it has started is found only while it lives
+                    with suppress(subprocess.TimeoutExpired):
+                        self._process.wait(GRACE)
             kill_with_children(self._process.pid)
         return self._process.wait()
 

@@ -96,8 +96,8 @@ def leave(message, context):
 
 @app.query("start")
 def start(message, context):
-    """Start a process that would go on for a minute."""
-    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    """Start a process that would go on for ten minutes, longer than tests wait for its end."""
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     return reply(message, pid=started.pid)
 
 
