@@ -7,9 +7,9 @@ are read here directly: loading ``datasets`` would cost each process a second an
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -21,6 +21,8 @@ from heterofl_flwr.data.convert import Raw, Values
 from heterofl_flwr.data.known import ANY, Columns
 from heterofl_flwr.data.text import Texts, join_windows
 from heterofl_flwr.errors import DataError
+
+Read = TypeVar("Read")
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
 """Files that are read as images."""
@@ -41,21 +43,26 @@ def read_folder(folder: Path, columns: Columns = ANY) -> tuple[Raw | Texts, Raw 
             raise DataError(f"{folder} holds images by class: found data.label={columns.label!r}, expected ''")
         parts = [path.name for path in folder.iterdir() if path.is_dir()]
         check_splits(str(folder), parts)
-        return _read_images(folder / "train"), _read_images(folder / "test") if "test" in parts else None
+        return train_and_test(parts, lambda part: _read_images(folder / part))
     for suffix, read in _READERS.items():
         if files := sorted(folder.rglob(f"*{suffix}")):
-            splits = _by_split(folder, files)
-            train, *test = (
-                read_table(_concatenate(folder, splits[part], read), str(splits[part][0]), columns)
-                for part in ("train", "test")
-                if part in splits
-            )
-            return train, test[0] if test else None
+            return _read_tables(folder, files, read, columns)
     found = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
     raise DataError(
         f"{folder} holds {found}; expected train/<class>/*.png and test/<class>/*.png, or train and test files as "
         ".parquet or .csv"
     )
+
+
+def _read_tables(
+    folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table], columns: Columns
+) -> tuple[Raw | Texts, Raw | Texts | None]:
+    splits = _by_split(folder, files)
+
+    def read_split(part: str) -> Raw | Texts:
+        return read_table(_concatenate(folder, splits[part], read), str(splits[part][0]), columns)
+
+    return train_and_test(splits, read_split)
 
 
 def _by_split(folder: Path, files: Sequence[Path]) -> Mapping[str, list[Path]]:
@@ -89,6 +96,11 @@ def check_splits(place: str, found: Sequence[str]) -> None:
             f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(found)[:10])}: expected train "
             "and test, or train alone; a function can make them (module:function)"
         )
+
+
+def train_and_test(found: Collection[str], read: Callable[[str], Read]) -> tuple[Read, Read | None]:
+    """Return the train split, and the test split if it is there."""
+    return read("train"), read("test") if "test" in found else None
 
 
 def _concatenate(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table]) -> pa.Table:

@@ -128,7 +128,7 @@ def _ask_hub(path: str, columns: Columns) -> tuple[Raw | Texts, Raw | Texts | No
     with extra("data"):  # here, as it takes a second to load
         import datasets  # type: ignore[import-untyped]
 
-        from heterofl_flwr.data.folder import check_splits, read_table
+        from heterofl_flwr.data.folder import check_splits, read_table, train_and_test
 
     owner, name, *configuration = path.split("/", 2)
     try:
@@ -140,16 +140,13 @@ def _ask_hub(path: str, columns: Columns) -> tuple[Raw | Texts, Raw | Texts | No
             "HETEROFL_DATA; or use digits, which needs neither"
         ) from error
     check_splits(f"the hub's data set {path!r}", list(splits))
-    train, *test = (
-        read_table(
-            splits[part].with_format("arrow")[:].replace_schema_metadata(splits[part].features.arrow_schema.metadata),
-            f"{path}, split {part}",
-            columns,
-        )
-        for part in ("train", "test")
-        if part in splits
-    )
-    return train, test[0] if test else None
+
+    def read(part: str) -> Raw | Texts:
+        stated = splits[part].features.arrow_schema.metadata
+        table = splits[part].with_format("arrow")[:].replace_schema_metadata(stated)
+        return read_table(table, f"{path}, split {part}", columns)
+
+    return train_and_test(splits, read)
 
 
 def _from_function(name: str) -> Dataset:

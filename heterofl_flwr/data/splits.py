@@ -99,14 +99,14 @@ def split_dataset(dataset: Dataset, kind: str, clients: int, seed: int, fidelity
     """
     match = check_kind(kind)
     train, test = dataset.train.targets, dataset.test.targets
-    natural = kind.startswith("natural")
+    natural, is_text = kind.startswith("natural"), dataset.train.reading is not None
+    if is_text and not natural and kind != "iid":
+        raise ConfigError(
+            f"split is {kind!r}, but {dataset.name} is a text, whose rows have no class: expected iid or natural"
+        )
     if natural:
         mine, tested = by_owner(dataset, clients)
-    elif dataset.train.reading is not None:
-        if kind != "iid":
-            raise ConfigError(
-                f"split is {kind!r}, but {dataset.name} is a text, whose rows have no class: expected iid or natural"
-            )
+    elif is_text:
         mine, tested = iid(train, clients, seed), torch.arange(len(test)).tensor_split(clients)
     elif match["classes"]:
         mine, deal = noniid(train, clients, int(match["classes"]), seed, fidelity=fidelity)

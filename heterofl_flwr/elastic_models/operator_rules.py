@@ -41,11 +41,11 @@ def entrywise(trace: Trace, call: Call, rows: list[Row | None]) -> None:
         trace.mark(broadcast(trace, call.inputs, output.shape), output)
 
 
-def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Row | None]:
-    """Return the axes of tensors that are broadcast to a shape."""
+def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int], inner: int = 0) -> list[Row | None]:
+    """Return the axes of tensors that are broadcast to a shape, without the last ``inner``, which are not."""
     known = [(tensor, trace.rows(tensor)) for tensor in tensors]
     rows = []
-    for axis in range(-len(shape), 0):
+    for axis in range(-len(shape), -inner):
         found = [r[axis] for tensor, r in known if tensor.dim() >= -axis and tensor.shape[axis] == shape[axis]]
         rows.append(trace.meet(*found) if found and shape[axis] > 1 else None)
     return rows
@@ -133,24 +133,15 @@ def distances(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Let the axes meet along which distances are measured: a smaller model's are those of what it keeps."""
     others = trace.rows(call.inputs[1])
     trace.meet(rows[-1], others[-1])
-    batch = [trace.meet(one, other) for one, other in zip(rows[:-2], others[:-2], strict=True)]
-    return [*batch, rows[-2], others[-2]]
+    return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), rows[-2], others[-2]]
 
 
 @operator("linalg_solve_triangular")
 def solved(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Keep the axes of the equations whole; each column of the other side is a problem of its own."""
-    shape, others = call.outputs[0].shape, trace.rows(call.inputs[1])
+    others = trace.rows(call.inputs[1])
     trace.pin(*rows[-2:], others[-2])
-    batch = []
-    for axis in range(-len(shape), -2):
-        found = [
-            own[axis]
-            for own, tensor in ((rows, call.inputs[0]), (others, call.inputs[1]))
-            if len(own) >= -axis and tensor.shape[axis] == shape[axis] > 1
-        ]
-        batch.append(trace.meet(*found) if found else None)
-    return [*batch, None, others[-1]]
+    return [*broadcast(trace, call.inputs, call.outputs[0].shape, inner=2), None, others[-1]]
 
 
 @operator("_fft_c2c", "_fft_r2c", "_fft_c2r")

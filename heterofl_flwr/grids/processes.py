@@ -106,10 +106,12 @@ class Process(Worker):
         with self._server:
             self._server.settimeout(POLL)
             while self._process.poll() is None:
-                with suppress(TimeoutError):
+                try:
                     found, _ = self._server.accept()
-                    if _shows_key(found, self._key):
-                        return _connect(found)
+                except TimeoutError:
+                    continue
+                if _shows_key(found, self._key):
+                    return _connect(found)
         raise EOFError
 
     def has_died(self, ask: bool = False) -> bool:
@@ -137,11 +139,15 @@ class Process(Worker):
             self._server.close()
             if self._connection is not None:
                 self._connection.close()
-                if hasattr(os, "killpg"):  # elsewhere what it has started is found only while it lives
-                    with suppress(subprocess.TimeoutExpired):
-                        self._process.wait(GRACE)
+                self._wait_for_idle()
             kill_with_children(self._process.pid)
         return self._process.wait()
+
+    def _wait_for_idle(self) -> None:
+        """Let an idle process leave, where what it has started can be found when it is gone."""
+        if hasattr(os, "killpg"):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE)
 
     def _end(self) -> str:
         """End the process, and say how it ended."""
