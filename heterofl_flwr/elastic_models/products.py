@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.nn.layers import Scaler
 
 HOOKED = (nn.Linear, _ConvNd, nn.Embedding, nn.MultiheadAttention)
-"""Layers whose output is the product with their weight. A trace must not ask for that: a parametrised one is computed."""
+"""Layers whose output is the product with their weight. A trace must not ask for it: a parametrised one is computed."""
 
 _PRODUCTS = {
     *(F.linear, F.embedding, F.conv1d, F.conv2d, F.conv3d),
