@@ -29,6 +29,7 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
+from heterofl_flwr.settings.groups import AGGREGATORS
 from heterofl_flwr.settings.presets import EXCHANGES
 from heterofl_flwr.strategies.fedh2l import ExchangeKeywords, FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -149,6 +150,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "fidelity": settings.fidelity.as_options(Fidelity),
         "server_optimizer": server.build_optimizer(),
         "robust": server.build_robust_mean(),
+        "aggregator": AGGREGATORS[server.aggregator],
     }
     if server.strategy == "hybrid":
         exchange = {**averaging, **seeds}

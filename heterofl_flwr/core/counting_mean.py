@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy
 import torch
@@ -120,6 +120,9 @@ class Aggregator:
     ----------
     replies : int
         How many replies were added.
+    by_entry : bool
+        Whether each entry of the result comes from that entry of the replies alone, so that a server optimiser can
+        step along it.
 
     Examples
     --------
@@ -131,6 +134,8 @@ class Aggregator:
     tensor([[0., 0., 0., 0.],
             [1., 1., 0., 0.]])
     """
+
+    by_entry: ClassVar[bool] = True
 
     def __init__(
         self,

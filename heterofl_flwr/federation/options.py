@@ -4,17 +4,18 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Literal, get_args
 
 from heterofl_flwr.core.compression import Upload
-from heterofl_flwr.core.counting_mean import Weights
+from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.reply_checks import LabelRule
-from heterofl_flwr.core.robust import Robust
+from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
@@ -23,6 +24,9 @@ from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.server_optimizer import Momentum, Schedule, ServerOptimizer
 
 Assignment = Literal["fix", "dynamic"]
+
+OpenAggregator = Callable[..., Aggregator]
+"""Opens an aggregator, with the arguments of ``Aggregator``."""
 
 
 def one_of(literal: object) -> str:
@@ -155,6 +159,11 @@ class Averaging:
     robust
         What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean, a
         median or a clipped one. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
+    aggregator
+        What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
+        ``ProductAggregator``, ``StackAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your
+        own subclass of ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator``
+        goes neither with ``robust`` nor with noise.
     """
 
     weights: Weights = "equal"
@@ -164,6 +173,7 @@ class Averaging:
     server_optimizer: ServerOptimizer | None = None
     server_momentum: float = 0.0
     robust: Robust | None = None
+    aggregator: OpenAggregator = Aggregator
 
     def __post_init__(self) -> None:
         check_fields(
@@ -181,6 +191,27 @@ class Averaging:
         Momentum(server_momentum=self.server_momentum)
         if self.robust and self.weights != "equal":
             raise ConfigError("robust: a client that says its own weight outvotes others; expected weights='equal'")
+        self._check_aggregator()
+
+    def _check_aggregator(self) -> None:
+        """Check that the aggregator does what the other options need."""
+        name = getattr(self.aggregator, "__name__", repr(self.aggregator))
+        if not callable(self.aggregator):
+            raise ConfigError(
+                f"aggregator is {name}; expected Aggregator, a subclass of it, or a function that opens one"
+            )
+        if self.robust and self.aggregator is not Aggregator:
+            raise ConfigError(f"robust and aggregator={name} both replace the counting mean; expected one of them")
+        if self.optimizer is not None and not getattr(self.aggregator, "by_entry", True):
+            raise ConfigError(
+                f"aggregator={name} gives factors anew in each round, so that their entries have no direction for a "
+                f"server optimiser to step along; expected server_optimizer=None and server_momentum=0"
+            )
+
+    @property
+    def open_aggregator(self) -> OpenAggregator:
+        """Opens the aggregator of a round, as ``Aggregator`` does."""
+        return partial(RobustAggregator, robust=self.robust) if self.robust else self.aggregator
 
     @property
     def optimizer(self) -> ServerOptimizer | None:
@@ -207,6 +238,8 @@ class Options:
         conflicts = (
             (self.averaging.robust, "noise is measured for the sum of clipped changes; expected robust=None "
              "(server.robust=none)"),
+            (self.averaging.aggregator is not Aggregator, "noise is measured for the counting mean; expected "
+             "aggregator=Aggregator (server.aggregator=counting-mean)"),
             (self.averaging.weights != "equal", "noise fits a mean in which each client counts once; expected "
              "weights='equal'"),
             (self.limits.norm_bound, "with noise a longer change is shortened, as a refusal would show who sent it; "

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from heterofl_flwr.core.differential_privacy import clipped, in_steps, released
 from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_reply, trained_rows
-from heterofl_flwr.core.robust import RobustAggregator
 from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
@@ -99,9 +97,7 @@ class Round:
     def _open_aggregator(self) -> Aggregator:
         # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
         zeros = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in self._state.items()}
-        robust = self._options.averaging.robust
-        make = partial(RobustAggregator, robust=robust) if robust else Aggregator
-        return make(
+        return self._options.averaging.open_aggregator(
             zeros if self._step else self._state,
             self._federation.rows,
             extra_rows=self._federation.fidelity.extra_rows == "fixed",

@@ -161,6 +161,8 @@ def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> lis
          "expected server.optimizer to name the optimiser too"),
         ("server.robust", server.robust != "none" and server.strategy == "fedh2l",
          "but server.strategy=fedh2l averages nothing; expected 'none'"),
+        ("server.aggregator", server.aggregator != "counting-mean" and server.strategy == "fedh2l",
+         "but server.strategy=fedh2l averages nothing; expected 'counting-mean'"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
     )  # fmt: skip

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from heterofl_flwr.adapters.averaging import ProductAggregator, StackAggregator, ZeroPaddedAggregator
 from heterofl_flwr.core.compression import Upload
-from heterofl_flwr.core.counting_mean import Weights
+from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.reply_checks import LabelRule
 from heterofl_flwr.core.robust import Few, Robust, RobustMean
@@ -32,6 +33,16 @@ OPTIMIZERS: Mapping[str, Callable[..., ServerOptimizer]] = MappingProxyType(
     {"momentum": Momentum, "adam": Adam, "yogi": Yogi, "adagrad": Adagrad}
 )
 """By ``server.optimizer``."""
+
+AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
+    {
+        "counting-mean": Aggregator,
+        "product": ProductAggregator,
+        "stack": StackAggregator,
+        "zero-padding": ZeroPaddedAggregator,
+    }
+)
+"""By ``server.aggregator``."""
 
 Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.default
 
@@ -166,6 +177,11 @@ class ServerSettings(Group):
         Robust().trim, "share of an entry's holders that trimmed drops at each end; at least one"
     )
     robust_few: Few = setting(Robust().few, "entries of one or two clients: a shorter step, or keep the old value")
+    aggregator: Literal["counting-mean", "product", "stack", "zero-padding"] = setting(
+        "counting-mean",
+        "what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA), stack "
+        "(FLoRA, for a model of heterofl_flwr.adapters.with_updates) or zero-padding",
+    )
     norm_bound: NotNegative = setting(
         0.0, "a reply that changes its slice by more (L2 norm) is rejected; 0 for no bound"
     )

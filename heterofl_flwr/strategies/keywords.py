@@ -25,7 +25,7 @@ from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.families import Build
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import Limits, MinReplies
-from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Transfer
+from heterofl_flwr.federation.options import Assignment, Averaging, OpenAggregator, Options, Sampling, Transfer
 from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.server_optimizer import Schedule, ServerOptimizer
@@ -105,6 +105,7 @@ class CommonKeywords(TypedDict, total=False):
     server_optimizer: ServerOptimizer | None
     server_momentum: float
     robust: Robust | None
+    aggregator: OpenAggregator
 
 
 class Keywords(CommonKeywords, total=False):

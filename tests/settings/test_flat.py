@@ -164,6 +164,10 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
             {"server.strategy": "fedh2l", "server.robust": "median"},
             "server.robust: found 'median', but server.strategy",
         ),
+        (
+            {"server.strategy": "fedh2l", "server.aggregator": "product"},
+            "server.aggregator: found 'product', but server.strategy",
+        ),
         ({"run.resume": True}, "run.resume: found True, expected run.dir to name the folder"),
     ],
 )

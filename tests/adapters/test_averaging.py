@@ -1,0 +1,218 @@
+"""Averages of adapters of unequal rank against slow twins, by hand, and what sets them apart."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from heterofl_flwr.adapters.averaging import (
+    ProductAggregator,
+    StackAggregator,
+    ZeroPaddedAggregator,
+    find_adapters,
+    truncated,
+)
+from heterofl_flwr.core import Aggregator, Plan
+from heterofl_flwr.errors import ConfigError
+from tests.adapters.ranked import UPDATE, A, B, replies, state_of
+
+ALL = (Aggregator, ZeroPaddedAggregator, ProductAggregator, StackAggregator)
+
+
+def product(state):
+    return (state[B].double() @ state[A].double()).numpy()
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(drawn=replies())
+def test_each_levels_prefix_of_the_product_is_as_close_to_the_mean_as_numpys_decomposition(drawn):
+    mean, new = drawn.mean_product(), drawn.result(ProductAggregator)
+    assume(sum(drawn.weights))
+    values = np.linalg.svd(mean, compute_uv=False)
+    for rank in range(1, len(new[A]) + 1):
+        level = product({A: new[A][:rank], B: new[B][:, :rank]})
+        close(np.linalg.norm(mean - level), np.linalg.norm(values[rank:]))
+
+
+@given(drawn=replies(update=True))
+def test_stacking_adds_the_mean_of_the_products_to_the_update_and_nothing_is_lost(drawn):
+    new = drawn.result(StackAggregator)
+    learned = drawn.mean_product() if sum(drawn.weights) else 0.0
+    close(new[UPDATE].numpy(), drawn.state[UPDATE].numpy() + learned)
+    if sum(drawn.weights):
+        assert not new[B].any()
+
+
+@given(drawn=replies())
+def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
+    new, total = drawn.result(ZeroPaddedAggregator), sum(drawn.weights)
+    for name, rank_axis in ((A, 0), (B, 1)):
+        expected = np.zeros(drawn.state[name].shape)
+        for sub, weight in zip(drawn.subs, drawn.weights, strict=True):
+            missing = drawn.state[name].shape[rank_axis] - sub[name].shape[rank_axis]
+            pad = [(0, missing) if axis == rank_axis else (0, 0) for axis in (0, 1)]
+            expected += weight * np.pad(sub[name].numpy(), pad)
+        close(new[name].numpy(), expected / total if total else drawn.state[name].numpy())
+
+
+@given(drawn=replies(equal_ranks=True))
+def test_zero_padding_is_the_counting_mean_where_all_ranks_are_equal(drawn):
+    padded, counted = drawn.result(ZeroPaddedAggregator), drawn.result(Aggregator)
+    for name in (A, B):
+        torch.testing.assert_close(padded[name], counted[name])
+
+
+@given(drawn=replies(update=True), data=st.data())
+def test_another_order_of_replies_changes_nothing_but_the_signs_of_directions(drawn, data):
+    order = data.draw(st.permutations(range(len(drawn.subs))))
+    for aggregate in ALL:
+        one, other = drawn.result(aggregate), drawn.result(aggregate, order)
+        close(product(one), product(other))
+        close(one[UPDATE].numpy(), other[UPDATE].numpy())
+
+
+@given(drawn=replies(most=1, equal_ranks=True, weights=(2.0,)))
+def test_one_client_of_the_full_rank_keeps_its_product(drawn):
+    close(product(drawn.result(ProductAggregator)), product(drawn.subs[0]))
+
+
+def add(aggregate, state, *clients, rows=(), **options):
+    """Return the new state from the factors (A, B) of some clients, given as lists."""
+    aggregator = aggregate(state, rows)
+    for a, b in clients:
+        sub = {**state, **state_of(torch.tensor(a), torch.tensor(b))}
+        aggregator.add(Plan.between(state, sub), sub, **options)
+    return aggregator.result()
+
+
+ONES = ([[2.0, 0.0]], [[1.0], [0.0]]), ([[0.0, 2.0]], [[0.0], [1.0]])
+"""Two clients of rank 1: one learned twice the first input for the first output, the other the same of the second."""
+
+
+def test_the_mean_of_products_is_not_the_product_of_means():
+    state = state_of(torch.zeros(2, 2), torch.zeros(2, 2))
+    assert product(add(Aggregator, state, *ONES)).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    close(product(add(ProductAggregator, state, *ONES)), np.eye(2))
+
+
+def test_an_entry_that_one_of_two_holds_is_halved_by_zero_padding_alone():
+    state = state_of(torch.ones(2, 1), torch.ones(1, 2))
+    clients = ([[4.0], [4.0]], [[4.0, 4.0]]), ([[2.0]], [[2.0]])
+    for aggregate, second in ((Aggregator, 4.0), (ZeroPaddedAggregator, 2.0)):
+        new = add(aggregate, state, *clients)
+        assert (new[A].flatten().tolist(), new[B].flatten().tolist()) == ([3.0, second], [3.0, second])
+    assert add(ZeroPaddedAggregator, state, clients[1])[A].flatten().tolist() == [2.0, 0.0]
+
+
+def test_directions_that_no_client_has_can_still_learn():
+    new = add(
+        ProductAggregator, state_of(torch.randn(3, 5), torch.zeros(4, 3)), ([[1.0, 0, 0, 0, 0]], [[2.0], [0], [0], [0]])
+    )
+    close(new[B][:, 1:].numpy(), np.zeros((4, 2)))
+    close((new[A] @ new[A].T).numpy(), np.eye(3))
+
+
+def test_ranks_beyond_the_layers_size_are_zeros():
+    b, a = truncated(torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double(), 3)
+    close((b @ a).numpy(), [[1, 2, 0]])
+    assert (tuple(b.shape), tuple(a.shape)) == ((1, 3), (3, 3))
+    assert not a[1:].any()
+
+
+def test_a_fresh_adapter_is_drawn_as_pefts_own_and_differs_from_round_to_round():
+    first = state_of(torch.rand(4, 100), torch.zeros(2, 4), **{UPDATE: torch.zeros(2, 100)})
+    client = (torch.ones(2, 100).tolist(), torch.ones(2, 2).tolist())
+    second, again = (add(StackAggregator, first, client) for _ in range(2))
+    third = add(StackAggregator, second, client)
+    assert torch.equal(second[A], again[A])
+    assert not torch.equal(second[A], third[A])
+    assert second[A].abs().max() <= 0.1  # 1 / sqrt(inputs)
+    assert abs(second[A].std().item() - 0.1 / 3**0.5) < 0.01
+    assert third[UPDATE].unique().tolist() == [4.0]
+
+
+def test_an_embeddings_fresh_adapter_has_its_zeros_in_a():
+    names = "word.lora_embedding_A.default", "word.lora_embedding_B.default", "word.lora_update.default"
+    state = dict(zip(names, (torch.zeros(2, 5), torch.randn(3, 2), torch.zeros(3, 5)), strict=True))
+    aggregator = StackAggregator(state)
+    sub = {names[0]: torch.ones(1, 5), names[1]: torch.ones(3, 1), names[2]: torch.full((3, 5), 9.0)}
+    aggregator.add(Plan.between(state, sub), sub)
+    new = aggregator.result()
+    assert not new[names[0]].any()
+    assert (new[names[1]] != state[names[1]]).all()
+    assert new[names[2]].unique().tolist() == [1.0]  # what the client says of the update is not used
+
+
+def test_a_convolutions_kernel_counts_as_inputs():
+    state = {"c.lora_A.x.weight": torch.zeros(2, 1, 3, 3), "c.lora_B.x.weight": torch.zeros(4, 2, 1, 1)}
+    sub = {name: torch.randn(own.shape) for name, own in state.items()}
+    aggregator = ProductAggregator(state)
+    aggregator.add(Plan.between(state, sub), sub)
+    (a, b), (new_a, new_b) = sub.values(), aggregator.result().values()
+    close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
+
+
+@pytest.mark.parametrize("aggregate", [ProductAggregator, StackAggregator])
+def test_outputs_of_classes_that_nobody_has_keep_what_they_compute(aggregate):
+    state = state_of(torch.ones(1, 2), torch.ones(3, 1), **{UPDATE: torch.zeros(3, 2)})
+    new = add(aggregate, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B], labels=[1])
+    if aggregate is ProductAggregator:
+        # Rank 1 holds the three rows exactly, for they are multiples of one another.
+        close(product(new), [[1, 1], [3, 3], [1, 1]])
+    else:
+        close(new[UPDATE].numpy(), [[0, 0], [3, 3], [0, 0]])
+
+
+@pytest.mark.parametrize("aggregate", ALL)
+def test_other_parameters_go_by_the_counting_mean_and_arguments_stay(aggregate):
+    state = state_of(torch.rand(2, 3), torch.rand(2, 2), bias=torch.zeros(2), **{UPDATE: torch.zeros(2, 3)})
+    before = {name: own.clone() for name, own in state.items()}
+    aggregator = aggregate(state)
+    for value in (1.0, 3.0):
+        sub = {name: torch.full_like(own, value) for name, own in state.items()}
+        aggregator.add(Plan.between(state, sub), sub)
+        for own in sub.values():
+            own.zero_()  # what the aggregator keeps is its own
+    assert aggregator.result()["bias"].tolist() == [2.0, 2.0]
+    assert all(torch.equal(own, before[name]) for name, own in state.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("aggregate", ALL)
+def test_results_have_the_types_of_the_state(aggregate, dtype):
+    state = state_of(torch.rand(2, 3), torch.rand(2, 2), **{UPDATE: torch.zeros(2, 3)})
+    state = {name: own.to(dtype) for name, own in state.items()}
+    aggregator = aggregate(state)
+    aggregator.add(Plan.between(state, state), state)
+    assert {own.dtype for own in aggregator.result().values()} == {dtype}
+
+
+def test_adapters_are_found_by_both_factors_and_in_families():
+    names = [
+        "small.q.lora_A.default.weight",
+        "small.q.lora_B.default.weight",
+        "v.lora_A.default.weight",
+        "mylora_A.x",
+        "mylora_B.x",
+    ]
+    (found,) = find_adapters(names)
+    assert (found.b, found.update) == ("small.q.lora_B.default.weight", "small.q.lora_update.default")
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "state", "sub", "text"),
+    [
+        (ProductAggregator, {"w": (2,)}, {}, "averages LoRA adapters, and none is shared"),
+        (StackAggregator, {A: (2, 3), B: (2, 2)}, {}, r"no layer.lora_update.default.*with_updates\(build\)"),
+        (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3), B: (2, 1)}, "lora_B.*cut along the rank alone"),
+        (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3)}, "needs both factors"),
+    ],
+)
+def test_what_has_no_adapters_to_average_is_refused(aggregate, state, sub, text):
+    state, sub = ({name: torch.zeros(shape) for name, shape in own.items()} for own in (state, sub))
+    with pytest.raises(ConfigError, match=text):
+        aggregate(state).add(Plan.between(state, sub), sub)
