@@ -31,7 +31,6 @@ examples:
   python -m simulations.bench step --model preresnet18 --cohort 10
   python -m simulations.bench round --root data                      our rounds alone
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
-  python -m simulations.bench round --root data --authors HeteroFL --target 0.99 --work runs/target
   python -m simulations.bench scale
   python -m simulations.bench edge
   python -m simulations.bench noise

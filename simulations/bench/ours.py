@@ -19,12 +19,10 @@ from heterofl_flwr.app.launch.request import App, Request
 from heterofl_flwr.app.launch.running import count_processes, open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.client import load_parameters
 from heterofl_flwr.errors import DataError
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.nn import PAPER, with_static_norm
-from simulations.reference.rounds import Experiment, Model, Parts, balanced_seed, is_balanced
+from simulations.reference.rounds import Experiment, Parts, balanced_seed, is_balanced
 
 APP = "simulations.bench.ours:app"
 READY = "query.ready"
@@ -46,8 +44,7 @@ def build_our_request(
     own: dict[str, object] = {"data.root": experiment.root, "data.split": experiment.split, "mix": experiment.mix}
     own |= {"sample.fraction": experiment.fraction, "engine.device": "cpu"}
     words = [word for key, value in {**own, **settings}.items() for word in ("--set", f"{key}={value}")]
-    where = ["--resume" if (folder / "history.jsonl").exists() else "--out", str(folder)]
-    line = ["run", "--data", "mnist", "--clients", str(experiment.clients), *where, *options, *words]
+    line = ["run", "--data", "mnist", "--clients", str(experiment.clients), "--out", str(folder), *options, *words]
     return build_request(parser().parse_args(line))
 
 
@@ -89,7 +86,7 @@ class Ours:
         self._strategy = make_strategy(load_task({**request.config, **same}), [self._last])
         self._grid = TimedGrid(grid, self.task.settings.engine.window)
 
-    def round(self) -> tuple[Parts, Model]:
+    def play(self) -> Parts:
         """Run the first round, from the initial model."""
         seconds = self._grid.seconds = defaultdict(float)
         self._strategy.start(self._grid, num_rounds=1)
@@ -97,12 +94,9 @@ class Ours:
         if record.failures or not is_balanced(record.rates.values()):
             raise RuntimeError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
         moments, test, found = seconds["query.moments"], seconds["evaluate"], record.evaluate
-        module = PAPER["mnist"].build()(1.0)
-        load_parameters(module, self._last.progress.state)
-        model = Model.of(with_static_norm(module, self._strategy.moments[1.0]))
         # What is neither asking for moments nor testing counts as training: slicing, sending, averaging.
         rest = record.seconds - moments - test
-        return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"]), model
+        return Parts(rest, moments, test, found["global-accuracy"], found["local-accuracy"])
 
     def time_default_evaluation(self, *, levels: bool) -> float:
         """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""

@@ -7,8 +7,7 @@ then run beside ours. Each side uses all cores in its own way: they with as many
 one thread. Both have their data in memory before the time starts. What a round takes beside training is measured with
 ten clients of level e, where training takes least.
 
-``--target`` runs both until the global accuracy reaches it, ours at its defaults. ``--work`` is a folder that keeps how
-far they are: the same command goes on after a break. Whole runs beside the authors' are ``simulations.reference``'s.
+Whole runs beside the authors', up to any accuracy, are ``simulations.reference``'s.
 """
 
 import argparse
@@ -37,11 +36,10 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import QueuedGrid
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.training import TrainResult, train_together
-from simulations.bench import target
 from simulations.bench.measure import Goal
 from simulations.bench.ours import Ours, build_our_request, open_ours
 from simulations.reference.authors import Authors
-from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, check, median, members
+from simulations.reference.rounds import MIX, TRAINED, Experiment, Parts, median, members
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,18 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="measurements of both sides, taking turns")
     parser.add_argument("--overhead", type=int, default=5, metavar="N", help="rounds of level e; 0 leaves them out")
     parser.add_argument("--ray", action="store_true", help="measure the overhead on RayGrid as well")
-    until = parser.add_argument_group("until an accuracy")
-    until.add_argument("--target", type=float, metavar="ACCURACY", help="such as 0.99; measures this and nothing else")
-    until.add_argument("--every", type=int, default=5, metavar="N", help="both evaluate after every N rounds")
-    until.add_argument("--most", type=int, default=200, metavar="N", help="give up after so many rounds")
-    until.add_argument("--work", type=Path, metavar="DIR", help="where both sides keep how far they are")
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round
     experiment = Experiment(options.root, options.clients)
-    if options.target is not None:
-        return target.run(experiment, options)
     with ExitStack() as stack:
         ours = stack.enter_context(open_ours(experiment))
         theirs = options.authors and stack.enter_context(
@@ -84,12 +75,9 @@ def compare(ours: Ours, authors: Authors | None, experiment: Experiment, rounds:
     sides: list[Ours | Authors] = [ours, *([authors] if authors else [])]
     found: dict[str, list[Parts]] = {side.name: [] for side in sides}
     evaluations, last = [], []
-    for number in range(rounds):
+    for _ in range(rounds):
         for side in sides:
-            parts, model = side.round()
-            if number == 0:
-                check(side.name, model, parts.accuracy, experiment.data())
-            found[side.name].append(parts)
+            found[side.name].append(side.play())
         evaluations.append(ours.time_default_evaluation(levels=False))
         last.append(ours.time_default_evaluation(levels=True))
     medians = {name: median(parts) for name, parts in found.items()}

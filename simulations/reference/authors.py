@@ -16,7 +16,7 @@ import numpy as np
 from heterofl_flwr.data import Dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from simulations.bench.plain_loop import MNIST
-from simulations.reference.rounds import Model, Parts
+from simulations.reference.rounds import Parts
 
 DRIVER = Path(__file__).with_name("driver.py")
 PATIENCE = 10.0  # seconds in which their process ends by itself
@@ -70,7 +70,7 @@ class Authors:
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             self._write_data(work / "data.npz")
-            self._model, self._log = work / "model.npz", work / "log.txt"
+            self._log = work / "log.txt"
             log = stack.enter_context(self._log.open("w"))
             self._process = stack.enter_context(
                 subprocess.Popen(
@@ -96,20 +96,10 @@ class Authors:
             self._process.kill()
         self._stack.close()
 
-    def round(self) -> tuple[Parts, Model]:
-        """Run the next round, and evaluate."""
-        parts = self.play(evaluate=True, model=self._model)
-        with np.load(self._model) as arrays:
-            values = [
-                [arrays[f"{kind}{number}"] for number in range(sum(name.startswith(kind) for name in arrays.files))]
-                for kind in ("parameter", "mean", "variance")
-            ]
-        return parts, Model(*values)
-
-    def play(self, *, evaluate: bool, model: Path | None = None) -> Parts:
-        """Run the next round."""
+    def play(self, *, evaluate: bool = True) -> Parts:
+        """Run the next round, and maybe evaluate."""
         assert self._process.stdin
-        print(json.dumps({"evaluate": evaluate, "model": model and str(model)}), file=self._process.stdin, flush=True)
+        print(json.dumps({"evaluate": evaluate}), file=self._process.stdin, flush=True)
         self.history.append(Parts(**self._answer()))
         return self.history[-1]
 

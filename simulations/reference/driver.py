@@ -86,7 +86,7 @@ class Experiment:
 
         self.theirs.make_local = make_and_note
 
-    def round(self, *, evaluate: bool, model: str | None) -> dict[str, float]:
+    def round(self, *, evaluate: bool) -> dict[str, float]:
         """Run a round and return the seconds of its parts, and its accuracies."""
         if self.seed is not None:
             torch.manual_seed(self.seed)
@@ -109,8 +109,6 @@ class Experiment:
             done |= {"moments": times[2] - times[1], "test": times[3] - times[2]}
             done |= {"accuracy": self.logger.mean["test/Global-Accuracy"] / 100}
             done |= {"local_accuracy": self.logger.mean["test/Local-Accuracy"] / 100}
-            if model:
-                write_model(tested, model)
         self.scheduler.step()
         self.logger.safe(False)
         self.logger.reset()
@@ -154,17 +152,6 @@ def write_data(theirs: Any, folder: Path) -> None:
         for part in ("train", "test"):
             theirs.save((arrays[f"{part}_images"], {"label": arrays[f"{part}_labels"]}), str(folder / f"{part}.pt"))
     theirs.save(({"label": None}, {"label": 10}), str(folder / "meta.pt"))
-
-
-def write_model(model: Any, path: str) -> None:
-    """Write a model's parameters, and the statistics of its batch norm layers, by number."""
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    values = {
-        "parameter": [parameter.detach() for parameter in model.parameters()],
-        "mean": [torch.as_tensor(layer.running_mean) for layer in layers],
-        "variance": [torch.as_tensor(layer.running_var) for layer in layers],
-    }
-    np.savez(path, **{f"{kind}{own}": value.numpy() for kind, all_ in values.items() for own, value in enumerate(all_)})
 
 
 def main() -> None:
