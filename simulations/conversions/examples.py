@@ -35,8 +35,6 @@ class Example:
     # settings of each node, in which `{number}` stands for 1, 2 and so on
     node_config: dict[str, str] = field(default_factory=dict)
     prepare: Sequence[str] = ()  # a script of the app that makes its data, and its arguments
-    # whether each client begins with random numbers that follow from its partition and round, or with new ones
-    repeatable: bool = True
     personal: bool = False  # whether clients keep layers of their own, so that only their evaluation counts
     remark: str = ""  # what the conversion changes beside sizes
 

@@ -3,15 +3,14 @@
 ``python -m simulations.conversions`` runs it in the app's folder, in a process of its own.
 """
 
-import hashlib
 import json
 import pkgutil
 import random
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.server import History
 from flwr.serverapp.strategy import Result
-from safetensors.torch import save_file
 from torch.utils.data import RandomSampler
 
 from heterofl_flwr import LocalGrid
@@ -29,15 +27,15 @@ from heterofl_flwr.app.launch.request import Request, read_app
 from heterofl_flwr.core.randomness import derive
 from simulations.conversions.examples import EXAMPLES, Example
 from simulations.conversions.stand_ins import install
-from simulations.conversions.trial import MODEL, OUTCOME, Outcome
+from simulations.conversions.trial import OUTCOME, Outcome
 
 
 class Recorder(ClientApp):
     """A ClientApp that notes what goes through it, and sets the random state before each message."""
 
-    def __init__(self, app: ClientApp, outcome: Outcome, *, repeatable: bool) -> None:
+    def __init__(self, app: ClientApp, outcome: Outcome) -> None:
         super().__init__()
-        self.app, self.outcome, self.repeatable = app, outcome, repeatable
+        self.app, self.outcome = app, outcome
         self.calls: Counter[tuple[str, int]] = Counter()
         self.shuffle = random.Random(0)
         # Loaders get an order that follows from the client and its round alone, whatever else was drawn before.
@@ -53,23 +51,14 @@ class Recorder(ClientApp):
         call = self.calls[kind, partition]
         _set_random_state(derive(0, kind, partition, call))
         self.shuffle.seed(derive(0, "shuffle", kind, partition, call))
-        if not self.repeatable:
-            torch.seed()
-        if kind == "train" and (size := sum(array.numpy().size for array in _arrays(message))):
+        arrays = (array for record in message.content.array_records.values() for array in record.values())
+        if kind == "train" and (size := sum(array.numpy().size for array in arrays)):
             self.outcome.sizes = sorted({*self.outcome.sizes, size})
         try:
-            reply = self.app(message, context)
+            return self.app(message, context)
         except Exception as error:
             self.outcome.failures.append(f"{kind}: {type(error).__name__}: {error}".splitlines()[0])
             raise
-        if kind == "train":
-            digest = hashlib.sha256(b"".join(array.data for array in _arrays(reply)))
-            self.outcome.replies[f"{partition}/{call}"] = digest.hexdigest()
-        return reply
-
-
-def _arrays(message: Message) -> Iterable[Any]:
-    return (array for record in message.content.array_records.values() for array in record.values())
 
 
 def play(example: Example, root: str) -> Outcome:
@@ -89,12 +78,10 @@ def play(example: Example, root: str) -> Outcome:
     def node_config(partition: int) -> dict[str, str]:
         return {key: value.format(number=partition + 1) for key, value in example.node_config.items()}
 
-    recorder = Recorder(client, outcome, repeatable=example.repeatable)
+    recorder = Recorder(client, outcome)
     with LocalGrid(recorder, example.nodes, run_config=app.config, node_config=node_config) as grid:
         _set_random_state(0)
         server(grid, Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.config)))
-    if isinstance(records[-1], Result):
-        save_file(records[-1].arrays.to_torch_state_dict(), MODEL)
     for name, server_round, value in _values(records[-1]):
         if isinstance(value, int | float):
             outcome.metrics.setdefault(name, {})[str(server_round)] = float(value)
@@ -133,8 +120,8 @@ def _set_random_state(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - what the examples draw from
 
 
-def main(short: str, root: str, changes: str) -> None:
-    outcome = play(replace(EXAMPLES[short], **json.loads(changes)), root)
+def main(short: str, root: str) -> None:
+    outcome = play(EXAMPLES[short], root)
     Path(OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 

@@ -17,7 +17,6 @@ from simulations.conversions.examples import Edit, Example
 
 ROOT = Path(__file__).parents[2]
 OUTCOME = "outcome.json"
-MODEL = "arrays.safetensors"
 LIMITS = {"message": 16, "classic": 20}
 """How many lines a conversion may add, by Flower's interface."""
 
@@ -78,7 +77,6 @@ class Outcome:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    replies: dict[str, str] = field(default_factory=dict)  # a digest of each
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -165,8 +163,8 @@ def try_example(example: Example, checkout: Path, work: Path, root: str) -> Tria
     return Trial(example, added, *outcomes)
 
 
-def run(example: Example, folder: Path, root: str, **changes: object) -> Outcome:
-    """Run an app in a process of its own, some of the example's fields changed; an error has its last words."""
+def run(example: Example, folder: Path, root: str) -> Outcome:
+    """Run an app in a process of its own; an error has its last words."""
     log = folder / "log.txt"
     own = {  # nothing is asked of the network, and nothing is written elsewhere
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")]),
@@ -177,7 +175,7 @@ def run(example: Example, folder: Path, root: str, **changes: object) -> Outcome
         "WANDB_MODE": "disabled",
     }
     root = str(Path(root).resolve()) if root else ""
-    words = [sys.executable, "-m", "simulations.conversions.play", example.short, root, json.dumps(changes)]
+    words = [sys.executable, "-m", "simulations.conversions.play", example.short, root]
     with log.open("w", encoding="utf-8") as printed:
         environment = {**os.environ, **own}
         done = subprocess.run(words, cwd=folder, env=environment, stdout=printed, stderr=printed, check=False)

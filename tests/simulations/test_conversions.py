@@ -7,7 +7,6 @@ import pytest
 
 from heterofl_flwr.errors import ConfigError
 from simulations.conversions import __main__ as program
-from simulations.conversions.__main__ import check_fedavg, check_noise
 from simulations.conversions.examples import EXAMPLES, Edit, Example
 from simulations.conversions.trial import LIMITS, Outcome, Trial, convert, count_added, made, missing
 
@@ -126,14 +125,6 @@ def test_each_conversion_keeps_to_its_limit_of_lines(checkout, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.simulation
-def test_a_converted_example_trains_and_with_one_level_equals_fedavg(checkout, tmp_path, capsys):
+def test_a_converted_example_trains_at_five_levels(checkout, tmp_path, capsys):
     assert program.main([str(checkout), "quickstart-pytorch", "--out", str(tmp_path)]) == 0
     assert "| 3 | 434 1,189 4,257 15,888 62,006 |" in capsys.readouterr().out
-    assert check_fedavg(checkout, tmp_path, root="") <= 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.simulation
-def test_private_replies_of_two_runs_differ(checkout, tmp_path):
-    pytest.importorskip("opacus")
-    assert check_noise(checkout, tmp_path, root="") == 0
