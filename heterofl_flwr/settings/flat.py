@@ -174,18 +174,6 @@ def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
     return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
 
 
-def differences(table: Mapping[str, object]) -> list[str]:
-    """Return in what a ``[tool.flwr.app.config]`` table differs from the defaults, a line for each setting."""
-    found = flatten(table)
-    lines = [f"{key}: unknown" for key in found if key not in DEFAULTS]
-    for key, default in DEFAULTS.items():
-        if key not in found:
-            lines.append(f"{key}: missing, expected {default!r}")
-        elif repr(found[key]) != repr(default):  # 1, 1.0 and True are equal, and not the same
-            lines.append(f"{key}: found {found[key]!r}, expected {default!r}")
-    return lines
-
-
 def to_json_schema() -> str:
     """Return the JSON schema of a run config with nested tables."""
     return json.dumps(Settings.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False)

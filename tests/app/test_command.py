@@ -89,15 +89,6 @@ def test_settings_are_printed(capsys, options, texts):
     assert options or out.count(" = ") == len(DEFAULTS)
 
 
-def test_settings_check_a_pyproject(capsys, tmp_path):
-    assert main(["settings", "--check", str(ROOT / "pyproject.toml")]) == 0
-    stale = tmp_path / "pyproject.toml"
-    stale.write_text("[tool.flwr.app.config]\nseed = 1\n")
-    assert main(["settings", "--check", str(stale)]) == 1
-    assert "seed: found 1, expected 0" in capsys.readouterr().out
-    assert main(["settings", "--check", str(tmp_path / "none.toml")]) == 2
-
-
 def test_all_faults_of_the_command_line_are_told(capsys):
     assert main(["settings", "--set", "train.lr=fast", "--set", "lr=1"]) == 2
     err = capsys.readouterr().err

@@ -182,8 +182,6 @@ def _add_settings(subparsers: Subparsers) -> None:
         "json-schema: for editors and other programs"
     )
     this.add_argument("--format", choices=("text", "toml", "markdown", "json-schema"), default="text", help=formats)
-    check = "say where the defaults in a pyproject.toml are not these"
-    this.add_argument("--check", type=Path, metavar="FILE", help=check)
 
 
 PROFILE = """

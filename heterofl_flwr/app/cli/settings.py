@@ -13,7 +13,6 @@ from heterofl_flwr.settings import (
     Flat,
     accepts,
     describe,
-    differences,
     flatten,
     from_flat,
     to_flat,
@@ -24,8 +23,6 @@ from heterofl_flwr.settings import (
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings."""
-    if args.check:
-        return _check_defaults(args.check)
     given = read_assignments(args.set)
     values = to_flat(from_flat(given))
     texts = {
@@ -41,16 +38,6 @@ def run(args: argparse.Namespace) -> int:
 def _explain(key: str, value: Flat, written: Flat) -> str:
     stands_for = "" if written == value else f"   (from {written!r})"
     return f"{to_toml({key: value}).rstrip()}{stands_for}\n    {SPECS[key].help} [{SPECS[key].expected}]\n"
-
-
-def _check_defaults(path: Path) -> int:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} has no [tool.flwr.app.config]: {error!r}") from error
-    lines = differences(table)
-    print("\n".join(lines) if lines else f"{path} has the defaults")
-    return 1 if lines else 0
 
 
 def read_config(path: Path) -> dict[str, Any]:
