@@ -17,7 +17,8 @@ from heterofl_flwr.runs.files import to_json, write_atomic
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, scores
 from heterofl_flwr.settings import flatten
 
-# The page may load nothing at all, from anywhere: everything it shows is in it.
+# The page may load nothing at all, from anywhere: everything it shows is in it. The template is here, and no file of
+# its own, because Flower's bundles have no HTML.
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en">
 <head>
