@@ -1,8 +1,6 @@
 """One cell of the matrix: a run with a fault, and what became of it."""
 
 import itertools
-import multiprocessing
-import os
 import re
 import subprocess
 from collections import Counter
@@ -17,8 +15,8 @@ from torch import Tensor
 
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
-from simulations.faults.fault import VARIABLE, Event, Fault, Pair
-from simulations.faults.kinds import KINDS, Kind, resuming
+from simulations.faults.fault import Event, Fault, Pair
+from simulations.faults.kinds import KINDS, Kind, server_of
 
 GRACE = 5.0
 """Seconds beyond a round's deadline in which a run must have recovered."""
@@ -26,7 +24,8 @@ GRACE = 5.0
 MOST_LOST = 1
 SERVER_LONGEST = 300.0  # seconds after which a server counts as hanging
 ROOT = Path(__file__).parents[2]
-PRELOADED = ["simulations.faults.apps", "sklearn.datasets", "torch._dynamo"]
+# Another process writes what the server prints: where the fault is a full disk, the server has no room for it.
+LOGGED = ("bash", "-c", 'exec > >(exec cat >>"$0") 2>&1; exec "$@"')
 State = dict[str, Tensor]
 
 
@@ -91,7 +90,7 @@ class Cells:
             folder = str(self._folder / f"without-{next(self._numbers)}")
             fault = replace(self._none, folder=folder, missing=key)
             fault.write()
-            code, state = start_forked(fault), final_model(fault)
+            code, state = start(fault), final_model(fault)
             if code or state is None:
                 raise HeteroFLError(f"a run without any fault ended with exit code {code}; see {fault.path}/log.txt")
             self._known[key] = state
@@ -102,11 +101,11 @@ class Cells:
         fault, kind = self.fault(name, moment), KINDS[name]
         fault.write()
         broken = []
-        code = start_forked(fault)
+        code = start(fault)
         if kind.restarts:
             broken += [] if code else ["the server went on as if nothing had happened"]
             broken += down(fault, kind)
-            code = start_again(fault)
+            code = start(fault, resume=True)
         broken += [f"the server ended with exit code {code}"] if code else []
         return assess(fault, self.expected(fault), broken)
 
@@ -185,38 +184,12 @@ def _record_faults(fault: Fault) -> Iterator[str]:
         yield f"the log does not say {kind.says!r}"
 
 
-def start_forked(fault: Fault) -> int:
-    """Run a cell's server in a fork of a process that has loaded torch, which saves time; return its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_serve, args=(fault.folder,), daemon=True)
-    process.start()
-    process.join(SERVER_LONGEST)
-    if process.is_alive():
+def start(fault: Fault, *, resume: bool = False) -> int:
+    """Run a cell's server in a new interpreter, or resume its run; return its exit code."""
+    log = str(fault.path / "log.txt")
+    process = subprocess.Popen([*LOGGED, log, *server_of(fault, resume=resume)], cwd=ROOT)
+    try:
+        return process.wait(SERVER_LONGEST)
+    except subprocess.TimeoutExpired:
         process.kill()
-        process.join()
-    return process.exitcode or 0
-
-
-def start_again(fault: Fault) -> int:
-    """Resume a cell's run in a new interpreter, because its time counts; return its exit code."""
-    environment = {**os.environ, VARIABLE: fault.folder}
-    with (fault.path / "log.txt").open("ab") as log:
-        process = subprocess.Popen(resuming(fault), stdout=log, stderr=log, cwd=ROOT, env=environment)
-        try:
-            return process.wait(SERVER_LONGEST)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-
-
-def _serve(folder: str) -> None:
-    from simulations.faults.apps import serve
-
-    with Path(folder, "log.txt").open("ab") as log:
-        # Another process writes what this one prints: where the fault is a full disk, this one has no room for it.
-        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
-    assert writer.stdin
-    for descriptor in (1, 2):
-        os.dup2(writer.stdin.fileno(), descriptor)
-    serve(folder, False)
+        return process.wait()

@@ -51,13 +51,13 @@ def limit_files(share: float, fault: Fault) -> None:
 
 def start_another(fault: Fault) -> None:
     """Start a second server on the run's folder, wait for its end, and show what it printed."""
-    done = subprocess.run(resuming(fault), capture_output=True, text=True, check=False)
+    done = subprocess.run(server_of(fault, resume=True), capture_output=True, text=True, check=False)
     print(f"another server ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}", flush=True)
 
 
-def resuming(fault: Fault) -> list[str]:
-    """Return the command of a server that goes on with a cell's run."""
-    return [sys.executable, "-m", "simulations.faults.apps", fault.folder, "--resume"]
+def server_of(fault: Fault, *, resume: bool) -> list[str]:
+    """Return the command of a cell's server."""
+    return [sys.executable, "-m", "simulations.faults.apps", fault.folder, *(["--resume"] if resume else [])]
 
 
 def meet(fault: Fault) -> None:
