@@ -61,6 +61,8 @@ def _attention_axes(full: MultiHeadAttention, local: MultiHeadAttention) -> dict
     """Cut q, k, v by row and o by column within each head; their other axes are the residual stream, a prefix."""
     if full.heads != local.heads:
         raise ShapeError(f"attention has {full.heads} heads in the full model and {local.heads} in the local one")
+    if full.linear_o.out_features == local.linear_o.out_features:
+        return {}  # No head is cut. The projections have rules of their own, also those that peft has wrapped.
     parts = {f"linear_{letter}.{kind}": {0: full.heads} for letter in "qkv" for kind in ("weight", "bias")}
     parts |= {"linear_o.weight": {1: full.heads}, "linear_o.bias": {}}
     return axes_by_name(full, local, parts.__getitem__)
