@@ -2,12 +2,14 @@
 
 import argparse
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 from heterofl_flwr.app.cli.main import status_of as status_of
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs.files import remove, write_atomic
 
 
 def parser_of(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
@@ -37,6 +39,14 @@ def chosen(what: str, names: Collection[str], known: Sequence[str]) -> list[str]
 def words(text: str) -> list[str]:
     """Return the values of an option, between commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def write_files(out: Path, files: Mapping[str, bytes], stale: str) -> None:
+    """Write files into a folder, and remove those of an earlier call that match a pattern and are not among them."""
+    for name, data in files.items():
+        write_atomic(out / name, data)
+    for path in set(out.glob(stale)) - {out / name for name in files}:
+        remove(path)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 from torch import nn
@@ -36,8 +36,6 @@ BOUND = 20.0
 HIDDEN, CLASSES = 8, 4
 HOSTILE = 1
 UPLOADS: Sequence[Upload] = ("float32", "float16", "int8")
-KINDS = (*MUTATIONS, "twice", "of another", "of before", "an error", "none")
-"""What is wrong with what a reply holds, or with the message itself."""
 
 Act = Callable[[random.Random, Message, Sequence[Message], Message], list[Outgoing]]
 """From a good reply, the messages of all three nodes and an old reply to what a node sends."""
@@ -121,15 +119,16 @@ class Server:
         self._without = self._aggregate([self._seal(0), self._seal(2)])
         self._old = self._seal(HOSTILE)
         self.targets = [
-            Target(f"reply in {upload}", KINDS, self._try_reply),
+            Target(f"reply in {upload}", list(MUTATIONS), self._try_reply),
             Target(f"bytes of {upload}", list(OBJECTS), self._try_objects),
         ]
 
     def _try_reply(self, kind: str, draw: random.Random) -> str:
-        """Forge what a reply holds, or the message."""
+        """Forge what a reply holds."""
         self._ask()
         envelope = self._good[HOSTILE].copy()
-        replies = [self._seal(0), *self._hostile(kind, draw, envelope), self._seal(2)]
+        MUTATIONS[kind](draw, envelope)
+        replies = [self._seal(0), envelope.seal(self._asked[HOSTILE]), self._seal(2)]
         return self._outcome(replies, lambda: envelope, kind)
 
     def _try_objects(self, kind: str, draw: random.Random) -> str:
@@ -163,34 +162,6 @@ class Server:
         if not np.isfinite(self.strategy.log.train["loss"]):
             return "changed: the metrics"
         return "harmless" if self._as_it_says(state, envelope()) else "changed: other than it says"
-
-    def _hostile(self, kind: str, draw: random.Random, envelope: Envelope) -> list[Message]:
-        """Return what the second client sends."""
-        asked = self._asked[HOSTILE]
-        if kind in MUTATIONS:
-            MUTATIONS[kind](draw, envelope)
-            return [envelope.seal(asked)]
-        if kind == "twice":
-            return [envelope.seal(asked), self._far(draw)]
-        if kind == "of another":
-            claimed, ids = draw.choice([0, 2, 10**9]), [own.metadata.dst_node_id for own in self._asked]
-            other = self._far(draw)
-            other.metadata.__dict__["_src_node_id"] = ids[claimed] if claimed < len(ids) else claimed
-            return [other, envelope.seal(asked)]
-        if kind == "of before":
-            before = envelope.seal(asked)
-            before.metadata.__dict__["_reply_to_message_id"] = draw.choice(["", "before", "0-1"])
-            return [before]
-        if kind == "an error":
-            reason = draw.choice(["", "x" * 10**5, "\x1b[2J", "a\nb"])
-            return [Message(Error(draw.choice([0, 2, 5, 8, 99]), reason), reply_to=asked)]
-        return []
-
-    def _far(self, draw: random.Random) -> Message:
-        """Return a reply of the second client that must not count."""
-        envelope = self._good[HOSTILE].copy()
-        MUTATIONS["far"](draw, envelope)
-        return envelope.seal(self._asked[HOSTILE])
 
     def _ask(self) -> None:
         self._asked = self.strategy.configure_train(1, self._arrays, ConfigRecord(), self._grid)

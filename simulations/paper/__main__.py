@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.origin import command
 from simulations.paper.collect import collect
 from simulations.paper.pages import make_pages
@@ -45,17 +44,9 @@ def _tables(words: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write tables and figures there; default: print the tables"
     )
-    parser.add_argument(
-        "--replace", action="store_true", help="also in the place of tables that were made of more runs"
-    )
     options = parser.parse_args(words)
-    if options.replace and options.out is None:
-        raise ConfigError("--replace has no effect without --out: name the folder whose tables to replace")
     pages = make_pages(options.runs, paper_folder(options.paper), command())
-    if options.out is None:
-        print(pages.texts["tables.md"])
-    else:
-        print(pages.write(options.out, replace=options.replace))
+    print(pages.texts["tables.md"] if options.out is None else pages.write(options.out))
     return 0
 
 

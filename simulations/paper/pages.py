@@ -4,19 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.runs.files import remove, write_atomic
 from simulations.paper import figures
 from simulations.paper.claims import claims_page
 from simulations.paper.figures import Panel, panels
 from simulations.paper.printed import read_cells
 from simulations.paper.runs import Gathered, gather
-from simulations.paper.tables import authors_table, counted_in, further_tables, lists, paper_tables, runs_csv
+from simulations.paper.tables import authors_table, further_tables, lists, paper_tables, runs_csv
 from simulations.paper.verdicts import Result, describe_count, group_runs, results
+from simulations.program import write_files
 from simulations.results.runs import portable
 from simulations.tables import Table, to_latex, to_markdown
 
-ROWS = "runs.csv"
 HEADER = """# Our runs beside the paper
 
 `{command}` wrote this.
@@ -39,25 +37,14 @@ NO_PAPER = (
 class Pages:
     """What was made of some runs."""
 
-    runs: int  # the number of runs that count
     texts: Mapping[str, str]  # runs.csv, tables.md, tables.tex and claims.md
     panels: Sequence[Panel]
     status: Sequence[str]  # how many runs count, and how much of the paper they repeat, in lines
 
-    def write(self, out: Path, *, replace: bool = False) -> str:
+    def write(self, out: Path) -> str:
         """Write all of it, and ``figures.md`` and ``figures/``; return what it amounts to."""
-        before = counted_in(out / ROWS)
-        if before > self.runs and not replace:
-            raise ConfigError(
-                f"{out} has tables made of {before} runs that count, and these folders have {self.runs}: name another "
-                f"folder (--out), or the folders of all runs, or replace those tables (--replace)"
-            )
         drawn = figures.files(self.panels)
-        for name, data in {**{name: text.encode() for name, text in self.texts.items()}, **drawn}.items():
-            write_atomic(out / name, data)
-        for path in (out / "figures").glob("figure-*"):
-            if f"figures/{path.name}" not in drawn:  # its runs are no longer among those that count
-                remove(path)
+        write_files(out, {**{name: text.encode() for name, text in self.texts.items()}, **drawn}, "figures/figure-*")
         made = f"{', '.join(self.texts)}, figures.md and {(len(drawn) - 1) // 2} figures in {out}"
         return "\n".join([*self.status, made])
 
@@ -72,12 +59,12 @@ def make_pages(paths: Sequence[Path], paper: Path | None, command: str) -> Pages
     tables = [table for table in tables if table.rows]
     status, command = _status(gathered, found), portable(command)
     texts = {
-        ROWS: runs_csv(gathered, cells),
+        "runs.csv": runs_csv(gathered, cells),
         "tables.md": HEADER.format(command=command) + _markdown(gathered, status, [*tables, *lists(gathered, found)]),
         "tables.tex": "\n".join(map(to_latex, tables)),
         "claims.md": claims_page(groups, cells, command),
     }
-    return Pages(len(gathered.counted), texts, panels(groups), status)
+    return Pages(texts, panels(groups), status)
 
 
 def _status(gathered: Gathered, found: Sequence[Result]) -> list[str]:

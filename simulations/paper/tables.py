@@ -1,8 +1,6 @@
 """The tables that set runs beside the paper and beside the authors' code: for pages, and as values."""
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
 from heterofl_flwr.core.formatting import NOTHING
@@ -142,8 +140,6 @@ COLUMNS = (
     *("best_round", "rounds", "assignment", "norm", "scaler", "mask", "parameters", "seconds", "failures"),
     *("machine", "command", "note"),
 )
-IDENTITY = ("dataset", "mix", "split", "seed", "assignment", "norm", "scaler", "mask")
-"""What tells one run that counts from another; it has a row for each of its metrics."""
 
 
 def runs_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
@@ -153,15 +149,6 @@ def runs_csv(gathered: Gathered, cells: Sequence[Cell]) -> str:
     for run in gathered.different:
         rows += _values(run, {}, f"not as published: {'; '.join(run.differences)}")
     return to_csv(COLUMNS, rows)
-
-
-def counted_in(path: Path) -> int:
-    """Return how many runs count in a file that ``runs_csv`` made; 0 where there is none."""
-    if not path.exists():
-        return 0
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if not row.get("note")]
-    return len({tuple(row.get(column) for column in IDENTITY) for row in rows})
 
 
 def _values(run: PaperRun, printed: Mapping[Key, Sequence[Cell]], note: str) -> Iterator[dict[str, object]]:

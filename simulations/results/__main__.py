@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from heterofl_flwr.core.formatting import FORMATS, render
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.drawing import to_svg_file
-from heterofl_flwr.runs.files import remove, write_atomic
 from heterofl_flwr.runs.metrics import mode_of
 from heterofl_flwr.runs.origin import command
-from simulations.program import parser_of, status_of
+from simulations.program import parser_of, status_of, write_files
 from simulations.results.configurations import Configuration, configurations, is_finished
 from simulations.results.curves import axes_of
 from simulations.results.figures import draw_curves, draw_reached
@@ -80,11 +79,7 @@ def write(places: Places, left_out: Sequence[str], out: Path, targets: Sequence[
         parts += _section(place, own, targets, files)
     parts += [f"- {line}" for line in left_out]
     files["results.md"] = ("\n".join(parts) + "\n").encode()
-    for name, content in files.items():
-        write_atomic(out / name, content)
-    for path in (out / "figures").glob("results-*"):
-        if f"figures/{path.name}" not in files:  # its runs are gone
-            remove(path)
+    write_files(out, files, "figures/results-*")
     number = sum(len(own) for own in places.values())
     return f"{number} configurations on {len(places)} splits: {len(files)} files in {out}"
 

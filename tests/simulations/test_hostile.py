@@ -10,13 +10,14 @@ from heterofl_flwr.federation.records import RoundRecord
 from simulations.fuzz import __main__ as hostile
 from simulations.fuzz.attacks import ATTACKS, LIES, REFUSED
 from simulations.fuzz.forgeries import FORGERIES
-from simulations.fuzz.replies import KINDS, OBJECTS, UPLOADS
+from simulations.fuzz.mutations import MUTATIONS
+from simulations.fuzz.replies import OBJECTS, UPLOADS
 from simulations.fuzz.wire import CASES, Case, Result, run_case
 
 
 @pytest.fixture(scope="module")
 def tried():
-    return list(hostile.trials(2 * len(KINDS) * len(UPLOADS), seed=1))
+    return list(hostile.trials(2 * len(MUTATIONS) * len(UPLOADS), seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def found(tried):
 def test_what_is_forged_in_each_way_is_refused_or_harmless(found):
     assert set().union(*found.values()) == {"refused", "harmless"}
     for upload in UPLOADS:
-        assert {(f"reply in {upload}", kind) for kind in KINDS} <= found.keys()
+        assert {(f"reply in {upload}", kind) for kind in MUTATIONS} <= found.keys()
         assert {(f"bytes of {upload}", kind) for kind in OBJECTS} <= found.keys()
     others = {"capability", "moments", "posteriors", "settings", "mix", "checkpoint", "run folder", "data in images"}
     assert others <= {what for what, _ in found}
@@ -37,9 +38,8 @@ def test_what_is_forged_in_each_way_is_refused_or_harmless(found):
 @pytest.mark.parametrize("upload", UPLOADS)
 def test_good_replies_count_and_those_of_other_shapes_do_not(found, upload):
     for target, outcome, kinds in (
-        ("reply in", "harmless", ("nothing", "keys", "labels on arrays", "twice")),
-        ("reply in", "refused", ("shapes", "claims", "entries", "far", "headers", "stypes", "sizes", "none")),
-        ("reply in", "refused", ("of before",)),
+        ("reply in", "harmless", ("nothing", "keys", "labels on arrays")),
+        ("reply in", "refused", ("shapes", "claims", "entries", "far", "headers", "stypes", "sizes")),
         ("bytes of", "harmless", ("nothing", "again")),
         ("bytes of", "refused", ("late", "old, as new", "others' names", *FORGERIES)),
     ):
@@ -55,7 +55,7 @@ def test_equal_seeds_give_equal_outcomes(tried):
 
 def test_a_fault_is_found_and_ends_the_command_with_status_1(monkeypatch, capsys):
     monkeypatch.setattr(aggregate, "check_reply", lambda *arguments, **limits: None)
-    assert hostile.main(["--replies", str(len(KINDS))]) == 1
+    assert hostile.main(["--replies", str(len(MUTATIONS))]) == 1
     printed = capsys.readouterr().out
     assert "crashed: " in printed or "changed: " in printed
 
@@ -88,7 +88,7 @@ def test_a_case_whose_promise_is_broken_says_so():
 @pytest.mark.slow
 def test_hostile_nodes_over_tls_leave_the_model_as_when_they_are_silent(tmp_path):
     attacks = ["objects withheld", "a config that never closes", "one chunk many times", "an old reply again"]
-    result = run_case(Case(name="some", attacks=attacks, honest=2, own_supernodes=True, deadline=30.0), tmp_path)
+    result = run_case(Case(name="some", attacks=attacks, honest=2, deadline=30.0), tmp_path)
     assert result.faults(0) == []
     assert result.equal
     assert [set(record.failures) for record in result.history] == [{2, 3, 4}, {2, 3, 4, 5}, {2, 3, 4, 5}]

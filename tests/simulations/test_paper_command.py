@@ -1,6 +1,5 @@
 import csv
 import io
-import shutil
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,25 +217,6 @@ def test_without_a_folder_it_prints_and_writes_nothing(runs, printed, monkeypatc
     assert command.main(["runs", "--paper", str(printed)]) == 0
     assert "| e | accuracy, IID | 0, 1, 2 | 98.50 ± 0.10" in capsys.readouterr().out
     assert sorted(runs.parent.rglob("*")) == before
-
-
-def test_tables_of_more_runs_are_not_replaced_unless_asked(made, runs, printed, tmp_path, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(made.out, out)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    fewer = [str(runs / "e0"), "--paper", str(printed), "--out", str(out)]
-    assert command.main(fewer) == 2
-    error = capsys.readouterr().err
-    assert "has tables made of 6 runs that count, and these folders have 1: name another folder" in error
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert command.main([*fewer, "--replace"]) == 0
-    assert "Runs that count: 1\n" in (out / "tables.md").read_text(encoding="utf-8")
-    assert len(gathered(runs, out, "--paper", printed)) == 8
-
-
-def test_to_replace_needs_a_folder(runs, capsys):
-    assert command.main([str(runs), "--replace"]) == 2
-    assert "--replace has no effect without --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["collect", "nowhere", "--into", "results"]])
