@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from heterofl_flwr.adapters.lora import lora
     from heterofl_flwr.core.counting_mean import Aggregator
     from heterofl_flwr.core.fidelity import Fidelity
     from heterofl_flwr.core.levels import Mix
@@ -63,11 +64,13 @@ __all__ = [
     "Yogi",
     "__version__",
     "elastic",
+    "lora",
     "multi_step",
 ]
 
 # Where each public name lies. A new one is added here, to __all__ and to the imports for type checkers.
 _HOMES = {
+    "adapters.lora": ("lora",),
     "core.counting_mean": ("Aggregator",),
     "core.fidelity": ("Fidelity",),
     "core.levels": ("Mix",),

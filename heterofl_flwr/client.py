@@ -24,6 +24,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.differential_privacy import clipped
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
@@ -236,7 +237,7 @@ def answer_moments(
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters as they travel."""
-    return {name: own.detach().cpu() for name, own in model.named_parameters()}
+    return {name: own.detach().cpu() for name, own in exchanged_parameters(model).items()}
 
 
 def _read_state(message: Message) -> dict[str, Tensor]:
@@ -290,7 +291,7 @@ def _personal_part(
         own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
     model = fresh_model(build, rate)
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
-    expected = {name: one for name, one in model.named_parameters() if not is_shared(name, shared)}
+    expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
     if wrong := _misfits(kept, expected):
         raise ReplyError(
             f"the parameters that this client kept do not fit its model at rate {rate:g} ({wrong}): a client keeps its "
@@ -323,8 +324,8 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy parameters into a model; buffers stay. Refuse what does not fit, naming it."""
-    own = dict(model.named_parameters())
+    """Copy the exchanged parameters into a model; buffers stay. Refuse what does not fit, naming it."""
+    own = exchanged_parameters(model)
     if wrong := _misfits(state, own):
         raise ReplyError(
             f"{messages.SERVER} sent parameters that do not fit the model this node builds ({wrong}): give both the "

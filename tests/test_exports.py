@@ -40,6 +40,7 @@ PUBLIC = [
     "Yogi",
     "__version__",
     "elastic",
+    "lora",
     "multi_step",
 ]
 

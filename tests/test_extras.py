@@ -98,6 +98,7 @@ for name, call in {
     "folder": lambda: load_dataset("."),
     "hub": lambda: load_dataset("user/set"),
     "dirichlet": lambda: splits.by_partitioner(images.targets, "dirichlet-0.5", 1, 0),
+    "lora": lambda: heterofl_flwr.lora(None),
     "rotated": lambda: splits.rotated(images, 15.0),
     "partitioners": lambda: importlib.import_module("heterofl_flwr.data.partitioners"),
     "ray": lambda: RayGrid("own_data:app", 2),
@@ -139,6 +140,7 @@ def test_what_needs_an_extra_names_it_and_everything_else_can_be_imported(folder
         **dict.fromkeys(("page", "picture", "tensorboard"), "report"),
         "ray": "simulation",
         "onnx": "export",
+        "lora": "lora",
         "wandb": "wandb",
         "mlflow": "mlflow",
     }

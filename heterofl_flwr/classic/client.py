@@ -11,6 +11,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import measures_itself, read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
 from heterofl_flwr.client import Batches, Build, first_tensor, for_evaluation, model_at
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
@@ -67,7 +68,7 @@ def answer_moments(
 
 def parameters_of(model: nn.Module) -> NDArrays:
     """Return a model's parameters in the order in which the strategy expects them."""
-    return [own.detach().cpu().numpy() for _, own in model.named_parameters()]
+    return [own.detach().cpu().numpy() for own in exchanged_parameters(model).values()]
 
 
 def labels_text(labels: Iterable[int]) -> str:
@@ -90,7 +91,7 @@ def _build_models(
     parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
     top = float(config[messages.RATE])
-    names = [name for name, _ in fresh_model(build, top).named_parameters()]
+    names = list(exchanged_parameters(fresh_model(build, top)))
     kind = config.get(messages.MOMENTS_KIND) if config.get(messages.TASK) == messages.TASK_EVALUATE else None
     own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
     state = name_arrays(names, own)

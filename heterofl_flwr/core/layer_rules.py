@@ -10,6 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 
 Rule = Callable[[Any, Any], Mapping[str, Axes]]
@@ -150,7 +151,7 @@ def recurrent(full: nn.RNNBase | nn.RNNCellBase, local: nn.RNNBase | nn.RNNCellB
 
 
 def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
-    """Return the axes of every parameter of ``local``, in its order; a tied one has those of its first name alone."""
+    """Return the axes of every parameter of ``local`` that is exchanged, a tied one under its first name alone."""
     expected, found = _find_shapes(full), _find_shapes(local)
     unknown = [name for name in found if name not in expected]
     if unknown:
@@ -169,7 +170,8 @@ def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
             raise ShapeError(
                 f"parameter {name}: its rule gives {axes.get(name)}, but the model has {shape} of {expected[name]}"
             )
-    return _without_tied(full, local, axes)
+    exchanged = exchanged_parameters(full)
+    return {name: own for name, own in _without_tied(full, local, axes).items() if name in exchanged}
 
 
 def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

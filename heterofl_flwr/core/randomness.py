@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.core.exchange import exchanged_parameters
+
 
 def derive(seed: int, *purpose: int | str) -> int:
     """Return a 63-bit seed that depends on all arguments, the same on every platform and Python version."""
@@ -48,7 +50,7 @@ def kept_random_state(seed: int | None = None) -> Iterator[None]:
 
 
 def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -> dict[str, Tensor]:
-    """Return the parameters of a newly built model, the same for equal seeds."""
+    """Return the exchanged parameters of a newly built model, the same for equal seeds."""
     with kept_random_state(seed):
         model = build(rate)
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in exchanged_parameters(model).items()}

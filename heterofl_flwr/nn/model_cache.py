@@ -12,6 +12,7 @@ from weakref import ReferenceType, WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
 
@@ -28,8 +29,8 @@ def fresh_model(build: Build, rate: float) -> nn.Module:
     """Return a model of a rate as if just built; the global random generators stay as they are.
 
     It is kept from earlier messages, as long as ``build`` itself exists, with buffers, gradients, modes and device set
-    back. One with other layers, hooks or attributes than when it was built is built anew. Parameters keep their values,
-    or have none: load some.
+    back. One with other layers, hooks or attributes than when it was built is built anew. Parameters that are
+    exchanged keep their values, or have none: load some.
     """
     models, _ = _find_memory(build)
     kept = models.get(rate)
@@ -81,6 +82,8 @@ class _CachedModel:
         if self._contents.found is None or self._contents.found != _Contents(self.model).found:
             return False
         if any(tensor.device != self._device for tensor in self.model.parameters()):
+            if len(exchanged_parameters(self.model)) < len(self._trainable):
+                return False  # nobody sends the values of the others
             self.model.to_empty(device=self._device)
             self._places = self._find_places()
         if self._find_places() != self._places:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
@@ -37,7 +38,7 @@ class LevelCost:
     parameters: int  #: Number of parameters.
     macs: int  #: Multiplications of one forward pass of one sample.
     printed_flops: int  #: What the paper prints as FLOPs.
-    bytes: int  #: The size of its parameters in a message, one way.
+    bytes: int  #: The size of its parameters in a message, one way: of those that are exchanged.
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ class Costs:
             found = []
             for build in self.builds.values():
                 model, cost = build_and_profile(build, rate, self._example)
-                size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+                sent = exchanged_parameters(model).values()
+                size = sum(parameter.numel() * parameter.element_size() for parameter in sent)
                 found.append((cost.parameters, cost.macs, cost.printed_flops, size))
             means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
             self._known[rate] = LevelCost(level_name(rate), rate, *means)
@@ -214,7 +216,7 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
         model = build(rate)
     state = untied(model, _load_tensors(folder.models / f"{name}.safetensors"))
     found = {key: tuple(value.shape) for key, value in state.items()}
-    expected = {key: tuple(value.shape) for key, value in model.named_parameters()}
+    expected = {key: tuple(value.shape) for key, value in exchanged_parameters(model).items()}
     wrong = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
     if wrong:
         shown = "; ".join(f"{key}: found {found.get(key)}, expected {expected.get(key)}" for key in wrong[:3])

@@ -14,7 +14,19 @@ from simulations.model_zoo import models as torchvisions
 from tests.docs.pages import DOCS, ROOT, name_of
 
 PICTURE = DOCS / "figures" / "plans.svg"
-PUBLIC = ("", ".classic", ".client", ".core", ".data", ".elastic_models", ".errors", ".export", ".grids", ".nn")
+PUBLIC = (
+    "",
+    ".adapters",
+    ".classic",
+    ".client",
+    ".core",
+    ".data",
+    ".elastic_models",
+    ".errors",
+    ".export",
+    ".grids",
+    ".nn",
+)
 PUBLIC += (".report", ".training")
 GENERATED = [page for page in sorted(DOCS.rglob("*.md")) if "<!-- generated: " in page.read_text(encoding="utf-8")]
 _CREATOR = re.compile(r"Matplotlib v([\d.]+)")

@@ -1,0 +1,5 @@
+"""Adapters of unequal rank on one frozen model that all levels share."""
+
+from heterofl_flwr.adapters.lora import LoraLevels, lora
+
+__all__ = ["LoraLevels", "lora"]

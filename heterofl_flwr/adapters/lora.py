@@ -1,0 +1,121 @@
+"""From a model with LoRA adapters to the function from a rate to the same model with adapters of a lower rank."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from heterofl_flwr.adapters import peft_layers as layers
+from heterofl_flwr.core.exchange import exclude_parameters
+from heterofl_flwr.core.levels import exact_rate, width
+from heterofl_flwr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(eq=False, kw_only=True)
+class LoraLevels:
+    """The function from a rate to a model with adapters of that share of their rank; ``lora`` makes it.
+
+    Attributes
+    ----------
+    model : peft.PeftModel
+        The model at the full rank, with the adapters that every level begins with.
+    rank_axes : Mapping[str, int]
+        By the name of each adapter parameter, which of its axes is the rank.
+    frozen : tuple[str, ...]
+        The parameters that all levels share and nobody exchanges.
+    """
+
+    model: "PeftModel"
+    rank_axes: Mapping[str, int]
+    frozen: tuple[str, ...]
+    multiple_of: int  # ranks are rounded up to such a multiple
+    label_rows: tuple[str, ...]  # the parameters whose rows belong to classes
+    device: torch.device  # of the frozen parameters when the adapters were made
+
+    def __call__(self, rate: float) -> "PeftModel":
+        """Return a new model of this rate: its adapters are copies of the first rows or columns of the full ones."""
+        exact_rate(rate)
+        # A deep copy takes what its memo already holds.
+        memo: dict[int, object] = {id(own): own for own in map(self.model.get_parameter, self.frozen)}
+        for name, axis in self.rank_axes.items():
+            own = self.model.get_parameter(name)
+            kept = own.detach().narrow(axis, 0, self.rank(own.shape[axis], rate))
+            memo[id(own)] = nn.Parameter(kept.clone(memory_format=torch.contiguous_format), own.requires_grad)
+        model = copy.deepcopy(self.model, memo)
+        layers.set_ranks(self.model, model)
+        exclude_parameters(model, self.frozen)
+        vars(model)["label_rows"] = self.label_rows  # the strategy asks the model itself for them
+        place = self._find_device()
+        return model if place == self.device else model.to(place)
+
+    def rank(self, full: int, rate: float) -> int:
+        """Return the rank at a rate of adapters that have this rank in full."""
+        return min(math.ceil(width(full, rate) / self.multiple_of) * self.multiple_of, full)
+
+    def _find_device(self) -> torch.device:
+        return next((self.model.get_parameter(name).device for name in self.frozen), self.device)
+
+
+def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
+    """Return ``build``, the function from a rate to a model whose adapters have that share of their rank.
+
+    All models that it builds share the frozen parameters with the given one: they are in memory once, and are not
+    exchanged, averaged or stored. Clients and server exchange the adapters, and what else is trained
+    (``modules_to_save``, biases) whole. An adapter of rank r has the first ``ceil(rate * r)`` rows of A and columns of
+    B. Its scaling stays that of the full rank, so it computes what the full model would if the other rows and columns
+    were zero. Each model is a ``PeftModel``: ``save_pretrained`` writes its adapters as peft loads them.
+
+    Parameters
+    ----------
+    peft_model : peft.PeftModel
+        A model with one LoRA adapter, as ``peft.get_peft_model`` returns it, at the largest rank. Ranks and alphas may
+        differ by layer; rsLoRA and DoRA are allowed.
+    multiple_of : int
+        Ranks are rounded up to such a multiple.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such model.
+    UnsupportedLayerError
+        If the rank of a layer's adapter cannot be cut, such as that of a grouped convolution.
+    MissingExtraError
+        If peft is missing.
+
+    Notes
+    -----
+    The frozen parameters must be the same on every client and on the server: load the same checkpoint. As levels share
+    them, moving one level to another device, or to another precision, moves those of all.
+
+    Examples
+    --------
+    ::
+
+        model = AutoModelForCausalLM.from_pretrained(...)
+        build = lora(get_peft_model(model, LoraConfig(r=16, lora_alpha=32)))
+        strategy = HeteroFL(build, mix="a1-b1-c1-d1")  # ranks 16, 8, 4, 2
+    """
+    if multiple_of < 1:
+        raise ConfigError(f"multiple_of is {multiple_of}; expected a whole number from 1")
+    layers.check_model(peft_model)
+    layers.register_layers(peft_model)
+    adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
+    of_adapters = {id(own) for _, layer in adapted for own in layers.adapter_parameters(layer).values()}
+    named = list(peft_model.named_parameters())
+    frozen = tuple(name for name, own in named if not own.requires_grad and id(own) not in of_adapters)
+    build = LoraLevels(
+        model=peft_model,
+        rank_axes={f"{name}.{own}": axis for name, layer in adapted for own, axis in layers.rank_axes(layer).items()},
+        frozen=frozen,
+        multiple_of=multiple_of,
+        label_rows=layers.find_label_rows(peft_model),
+        device=next((own.device for name, own in named if name in set(frozen)), torch.device("cpu")),
+    )
+    return replace(build, model=build(1.0))  # what is done with the given model changes no adapter

@@ -1,0 +1,147 @@
+"""What this package knows of peft's layers: which parameters have a rank, and the numbers that a lower one changes."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.layer_rules import register
+from heterofl_flwr.elastic_models.sliced_model import adjust_layers
+from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Layer = Any
+"""A ``torch.nn.Module`` that is a ``LoraLayer`` of peft too, which no type says."""
+
+RANK_AXES = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
+"""By the name of a layer's part, which axis of its weight is the rank: a layer adds ``scaling * B @ A``."""
+
+STARTS = (True, False, "gaussian", "eva")
+"""Ways to begin adapters (``init_lora_weights``) in which the frozen weights stay those of the model."""
+
+BASE = "base_model.model"
+"""Where a ``PeftModel`` has the model that it adapts; names in a ``LoraConfig`` begin below."""
+
+
+def check_model(model: object) -> None:
+    """Raise an error, with all faults, unless a model has one LoRA adapter whose rank can be cut."""
+    with extra("lora"):  # here, as it takes seconds to load
+        from peft import LoraConfig, PeftModel
+    if not isinstance(model, PeftModel):
+        raise ConfigError(f"lora takes a PeftModel, as peft.get_peft_model returns one, got {type(model).__name__}")
+    configs: Mapping[str, Any] = model.peft_config
+    if len(configs) != 1:
+        raise ConfigError(
+            f"the model has the adapters {', '.join(configs)}; expected one: delete the others with delete_adapter"
+        )
+    (config,) = configs.values()
+    if type(config) is not LoraConfig:
+        raise ConfigError(f"the adapter's config is a {type(config).__name__}; expected a LoraConfig")
+    if config.init_lora_weights not in STARTS:
+        raise ConfigError(
+            f"init_lora_weights is {config.init_lora_weights!r}, which changes the frozen weights or needs all of the "
+            f"rank; expected one of {', '.join(map(str, STARTS))}"
+        )
+    if getattr(config, "ensure_weight_tying", False):
+        raise ConfigError("ensure_weight_tying ties adapters to each other; expected a LoraConfig without it")
+    layers = dict(lora_layers(model))
+    faults = [
+        f"layer {name} of type {type(own).__name__} {fault}"
+        for name, own in layers.items()
+        if (fault := find_fault(own))
+    ]
+    if faults:
+        raise UnsupportedLayerError(
+            f"{'; '.join(faults[:5])}: leave such layers out of target_modules (or exclude_modules names them)"
+        )
+    if not any(own.requires_grad for layer in layers.values() for own in adapter_parameters(layer).values()):
+        raise ConfigError("no adapter can be trained: load it with is_trainable=True, or set inference_mode=False")
+
+
+def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
+    """Yield the layers that have an adapter, by the names that they have in the adapted model."""
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, layer) for name, layer in model.get_submodule(BASE).named_modules() if isinstance(layer, LoraLayer))
+
+
+def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
+    """Return all parameters that a layer's adapter has, by their names in the layer."""
+    parts = tuple(layer.adapter_layer_names)
+    return {name: own for name, own in layer.named_parameters() if name.partition(".")[0] in parts}
+
+
+def rank_axes(layer: Layer) -> dict[str, int]:
+    """Return which axis of each of a layer's adapter parameters is the rank; those without a rank stay whole."""
+    parts = {name: name.partition(".")[0] for name in adapter_parameters(layer) if not name.endswith(".bias")}
+    return {name: RANK_AXES[part] for name, part in parts.items() if part in RANK_AXES}
+
+
+def find_fault(layer: Layer) -> str:
+    """Return why the rank of a layer's adapter cannot be cut; nothing if it can."""
+    ((name, rank),) = layer.r.items()
+    variant = type(getattr(layer, "lora_variant", {}).get(name)).__name__
+    own = dict(layer.named_parameters())
+    wrong = [path for path, axis in rank_axes(layer).items() if own[path].shape[axis] != rank]
+    if layer.merged:
+        return "has its adapter merged into its weight (unmerge_adapter takes it out)"
+    if isinstance(layer.get_base_layer(), nn.MultiheadAttention):
+        return "overwrites its frozen weight in each forward pass, which other levels share"
+    if variant != "NoneType" and not variant.startswith("Dora"):
+        return f"has an adapter of the kind {variant}, expected plain LoRA or DoRA"
+    if wrong:
+        return f"has {', '.join(f'{path} {tuple(own[path].shape)}' for path in wrong)}, expected one axis of {rank}"
+    return ""
+
+
+def set_ranks(full: "PeftModel", model: "PeftModel") -> None:
+    """Set all that a model says of its ranks by its weights; ``alpha`` follows, so that the scaling stays.
+
+    The adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA), and a level with an equal alpha would have
+    another scaling than the full model, of which it is a part.
+    """
+    adjust_layers(full, model)
+    (name,) = model.peft_config
+    config: Any = model.peft_config[name]
+    found: dict[str, tuple[int, float]] = {}
+    for (path, whole), (_, layer) in zip(lora_layers(full), lora_layers(model), strict=True):
+        own = dict(layer.named_parameters())
+        rank = next(own[one].shape[axis] for one, axis in rank_axes(layer).items())
+        share = rank / whole.r[name]
+        alpha = whole.lora_alpha[name] * (math.sqrt(share) if config.use_rslora else share)
+        alpha = int(alpha) if float(alpha).is_integer() else alpha
+        layer.r[name], layer.lora_alpha[name] = found[path] = rank, alpha
+    (config.r, config.lora_alpha), _ = Counter(found.values()).most_common(1)[0]
+    patterns = {f"^{re.escape(path)}": own for path, own in found.items()}
+    config.rank_pattern = {path: rank for path, (rank, _) in patterns.items() if rank != config.r}
+    config.alpha_pattern = {path: alpha for path, (_, alpha) in patterns.items() if alpha != config.lora_alpha}
+
+
+def find_axes(full: Layer, local: Layer) -> dict[str, Axes]:
+    """Return the axes of the adapter's parameters: a prefix of the rank, and all of everything else."""
+    if fault := find_fault(full):
+        raise ShapeError(fault)
+    kept = dict(local.named_parameters())
+    return {name: axes_between(own.shape, kept[name].shape) for name, own in adapter_parameters(full).items()}
+
+
+def register_layers(model: "PeftModel") -> None:
+    """Add the rule for this model's types of layers; peft has no module that they all derive from."""
+    register(*{type(layer) for _, layer in lora_layers(model)})(find_axes)
+
+
+def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
+    """Return the parameters of the last linear layer among those that are trained whole (``modules_to_save``)."""
+    (name,) = model.peft_config
+    heads = [
+        path
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and f".modules_to_save.{name}" in path
+    ]
+    return tuple(f"{path}.{own}" for path in heads[-1:] for own, _ in model.get_submodule(path).named_parameters())

@@ -1,0 +1,45 @@
+"""Which parameters are exchanged: those that the model does not exclude, frozen or not."""
+
+import copy
+
+import pytest
+from torch import nn
+
+from heterofl_flwr.core import Plan
+from heterofl_flwr.core.exchange import exchanged_parameters, exclude_parameters
+from heterofl_flwr.core.randomness import initial_state
+
+
+def build(rate: float) -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+def excluding(rate: float) -> nn.Module:
+    model = build(rate)
+    exclude_parameters(model, ["0.weight"])
+    return model
+
+
+def test_frozen_parameters_are_exchanged_unless_the_model_excludes_them():
+    assert list(exchanged_parameters(build(1.0))) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert list(exchanged_parameters(excluding(1.0))) == ["0.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("wrap", [copy.deepcopy, lambda model: nn.ModuleDict({"one": model})])
+def test_a_copy_and_a_model_around_it_exclude_the_same(wrap):
+    found = exchanged_parameters(wrap(excluding(1.0)))
+    assert [name.removeprefix("one.") for name in found] == ["0.bias", "1.weight", "1.bias"]
+
+
+def test_what_is_excluded_is_in_no_plan_and_in_no_state():
+    assert list(Plan.of(excluding(1.0), excluding(1.0)).axes) == ["0.bias", "1.weight", "1.bias"]
+    assert list(initial_state(excluding, 1.0, 0)) == ["0.bias", "1.weight", "1.bias"]
+
+
+def test_a_tied_parameter_is_excluded_under_all_of_its_names():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    exclude_parameters(model, ["1.weight"])
+    assert list(exchanged_parameters(model)) == ["0.bias", "1.bias"]
