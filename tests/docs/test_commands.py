@@ -55,10 +55,15 @@ def python(words: Sequence[str]) -> None:
 
 def pip(words: Sequence[str]) -> None:
     assert words[0] == "install"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for name in words[1:]:
         own = re.fullmatch(r"heterofl-flwr\[(.+)\]", name)
-        assert own is None or set(own[1].split(",")) <= set(extras)
+        assert own is None or set(own[1].split(",")) <= extras()
+
+
+@cache
+def extras() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return set(project["optional-dependencies"])
 
 
 KNOWN: Mapping[str, Callable[[Sequence[str]], None]] = {
@@ -111,6 +116,13 @@ def help_of(program: str, *subcommand: str) -> str:
         [path_of(program), *subcommand, "--help"], capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout
+
+
+def test_the_install_page_has_every_extra():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("| extra |")
+    firsts = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[2:]]
+    assert set(re.findall(r"`([\w-]+)`", " ".join(firsts))) == extras() - {"all", "dev"}
 
 
 def path_of(program: str) -> str | None:
