@@ -29,6 +29,7 @@ extensions = ["myst_nb"]
 templates_path: list[str] = []
 
 myst_heading_anchors = 4
+smartquotes = False  # '' is the value of some settings
 
 # A notebook is stored without outputs and run when it has changed; the rest is kept.
 nb_execution_mode = "cache"
@@ -40,6 +41,7 @@ nb_merge_streams = True
 html_theme = "furo"
 html_title = f"heterofl-flwr {__version__}"
 html_static_path = ["static"]
+html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["copy.js"]
 html_copy_source = False

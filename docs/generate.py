@@ -128,9 +128,9 @@ def _describe(module: ModuleType, name: str) -> str:
                 f"- `{entry}`{f' (`{kind}`)' if kind else ''}: {_plain(said)}"
                 for entry, kind, said in _entries(text)
             ]
-        elif title == "Returns":
+        elif title in ("Returns", "Raises"):
             lines += [
-                f"- returns `{entry}`: {_plain(said)}"
+                f"- {title.lower()} `{entry}`: {_plain(said)}"
                 for entry, _, said in _entries(text)
             ]
         elif title == "Examples":

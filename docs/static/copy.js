@@ -7,7 +7,7 @@ document.addEventListener("DOMContentLoaded", () => {
     button.type = "button";
     button.textContent = "Copy";
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(block.querySelector("pre").textContent.replace(/^\$ /gm, ""));
+      await navigator.clipboard.writeText(block.querySelector("pre").textContent.replace(/^\$ /gm, "").trimEnd());
       button.textContent = "Copied";
       setTimeout(() => (button.textContent = "Copy"), 1500);
     });
