@@ -83,13 +83,6 @@ def test_models_to_evaluate_are_cut_from_what_came():
         assert equal({name: parameter.detach() for name, parameter in model.named_parameters()}, expected)
 
 
-def test_without_moments_an_evaluation_normalises_by_batch():
-    model = submodel(parameters_of(build_normed(1.0)), config(task="evaluate"), build_normed)
-    assert not model.training
-    hidden = model.norm(model.hidden(inputs(2)))
-    torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
 def test_moments_there_and_back(kind):
     moments = {rate: collect_moments(build_normed(rate), [inputs(0)], kind) for rate in RATES}
@@ -233,10 +226,3 @@ def test_moments_of_clients_on_other_machines_are_merged_robustly_by_default(rem
 def test_where_all_that_promised_moments_give_none_the_run_ends():
     with pytest.raises(RoundError, match=r"none of 2 nodes gave usable .*asks_for_moments.*no data"):
         evaluated([Normed(str(cid), moments=crash) for cid in range(2)])
-
-
-def test_a_rate_without_moments_is_not_evaluated():
-    fakes = [Normed("0", moments=crash, level="a"), Normed("1", level="c")]
-    strategy, _, instructions, _ = evaluated(fakes, nodes="capable", levels=True)
-    assert [ins.config["rates"] for _, ins in instructions] == ["0.25", "0.25"]
-    assert list(strategy.log.evaluate_by_level) == ["c"]

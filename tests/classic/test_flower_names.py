@@ -80,6 +80,8 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
         ({"arrayrecord_key": "model"}, "no arrayrecord_key: it has no records"),
         ({"devices": None}, "no devices: simulated devices go around a grid"),
         ({"callbacks": [RoundCallback()]}, r"no callbacks: .* use heterofl_flwr\.HeteroFL"),
+        ({"spare": 0.5}, "no spare: it waits for all clients"),
+        ({"shared": ("hidden.*",)}, "none can stay with a client"),
         ({"upload": "int8"}, r"no upload: it sends parameters as they are; use heterofl_flwr\.HeteroFL"),
         ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
     ],

@@ -1,6 +1,5 @@
 """What a ClientApp calls: the model of a message, its seed, its answer."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -23,8 +22,7 @@ from heterofl_flwr.client import (
 )
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.compression import restore
-from heterofl_flwr.errors import ConfigError, DataError, ReplyError, ShapeError
-from heterofl_flwr.nn.model_cache import fresh_model
+from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
 
@@ -144,58 +142,6 @@ class TestSubmodel:
             submodel(message, build)
 
 
-class TestKeptModels:
-    """A model is kept from message to message; nothing of the earlier ones may show."""
-
-    def used(self, rate=1.0):
-        model = submodel(instruction(rate, build=build_normed), build_normed)
-        model(inputs(2)).sum().backward()
-        torch.optim.SGD(model.parameters(), 0.1).step()
-        return model
-
-    def test_it_is_the_same_object_with_fresh_buffers_gradients_and_modes(self):
-        model = self.used()
-        model.norm.eval()
-        assert model.norm.num_batches_tracked == 1
-        again = submodel(instruction(build=build_normed), build_normed)
-        assert again is model
-        assert again.norm.num_batches_tracked == 0
-        assert torch.equal(again.norm.running_mean, torch.zeros(8))
-        assert torch.equal(again.norm.running_var, torch.ones(8))
-        assert all(parameter.grad is None for parameter in again.parameters())
-        assert all(module.training for module in again.modules())
-
-    def test_layers_that_are_frozen_when_built_stay_so(self):
-        def frozen(rate):
-            model = Tiny(rate)
-            model.hidden.requires_grad_(False)
-            return model
-
-        for _ in range(2):
-            model = submodel(instruction(), frozen)
-            assert not model.hidden.weight.requires_grad
-            model.hidden.requires_grad_(True)
-
-    def test_models_of_different_rates_and_builders_are_apart(self):
-        models = {id(fresh_model(own, rate)) for own in (build, build_normed) for rate in (1.0, 0.5)}
-        assert len(models) == 4
-
-    def test_few_are_kept(self):
-        first = fresh_model(build, 1.0)
-        for number in range(1, 40):
-            fresh_model(build, number / 100)
-        assert fresh_model(build, 1.0) is not first
-        recent = fresh_model(build, 0.39)
-        assert fresh_model(build, 0.39) is recent
-
-    def test_threads_share_no_model(self):
-        """Clients may run in threads of one process, as ``start_client`` in a notebook."""
-        with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(fresh_model, build, 1.0).result()
-        assert fresh_model(build, 1.0) is not other
-        assert fresh_model(build, 1.0) is fresh_model(build, 1.0)
-
-
 class TestModelsToEvaluate:
     RATES = (1.0, 0.5, 0.0625)
 
@@ -277,10 +223,6 @@ class TestReply:
         message = instruction(upload=upload)
         with pytest.raises(ReplyError, match=r"the server sent .* as upload, expected one of float32, float16, int8"):
             reply(message, submodel(message, build), num_examples=1)
-
-    def test_changes_of_another_model_are_refused(self):
-        with pytest.raises(ShapeError, match=r"classifier.weight: \(4, 4\), expected \(4, 8\)"):
-            reply(instruction(upload="int8"), build(0.5), num_examples=1)
 
     def test_changes_need_what_the_message_brought(self):
         message = instruction(upload="int8")

@@ -182,6 +182,7 @@ HOSTILE = {
     "shape": (Changes({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
     "sparse": (Changes({**HALVES, "w": HALVES["w"].to_sparse()}), "expected a dense tensor"),
     "few scales": (scales(1, 2), r"of shape \(2,\), expected torch.float32 of shape \(3,\)"),
+    "double scales": (scales(1, 2, 3, dtype=torch.float64), "scales are torch.float64"),
     "scales in two dimensions": (scales([1], [2], [3]), r"of shape \(3, 1\), expected"),
     "NaN scale": (scales(1, 2, torch.nan), "scales of w are no finite numbers from 0 up"),
     "negative scale": (scales(-1, 2, -3), "scales of b, w are no finite numbers from 0 up"),

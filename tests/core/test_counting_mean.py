@@ -86,15 +86,6 @@ def test_half_precision_is_summed_in_single(dtype):
         assert torch.equal(aggregator.result()["w"], torch.ones(3, 2, dtype=dtype))
 
 
-def test_plans_that_cut_label_rows_count_for_the_rows_they_hold():
-    state = {"w": torch.zeros(4, 4)}
-    cut, whole = Plan.between(state, {"w": (2, 2)}), Plan.between(state, {"w": (4, 4)})
-    both = Aggregator(state, label_rows=["w"])
-    both.add(cut, {"w": torch.ones(2, 2)})
-    both.add(whole, {"w": torch.full((4, 4), 3.0)}, labels=[1, 3])
-    assert both.result()["w"].tolist() == [[1, 1, 0, 0], [2, 2, 3, 3], [0, 0, 0, 0], [3, 3, 3, 3]]
-
-
 def test_classes_may_be_fewer_than_the_rows():
     state = {"w": torch.zeros(5)}
     plan = Plan.between(state, state)

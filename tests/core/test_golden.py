@@ -11,7 +11,7 @@ level 2 and three have level 3; every entry that a client holds has that client'
 import pytest
 import torch
 
-from heterofl_flwr.core import Aggregator, Fidelity, Mix, Plan, rates_of_ratio, width
+from heterofl_flwr.core import Aggregator, Fidelity, Plan, rates_of_ratio, width
 
 LEVELS = rates_of_ratio(0.5, 3)
 CLIENTS = (("a", 60.0), ("b", 6.0), ("b", 12.0), ("c", 1.0), ("c", 2.0), ("c", 3.0))
@@ -94,13 +94,3 @@ def test_heads_are_averaged_each_by_itself():
     aggregator.add(small, {"q": torch.tensor([5.0, 9.0])})
     # Row 0 (1 + 5) / 2 = 3, row 2 (3 + 9) / 2 = 6.
     assert aggregator.result()["q"].tolist() == [3, 2, 6, 4]
-
-
-def test_the_sizes_of_figure_1():
-    # |W^p| = r^(2(p-1)) |W_g|: 16, 4, 1, in the mean over the six clients (16 + 2 * 4 + 3 * 1) / 6 = 4.5.
-    sizes = {}
-    for rate in LEVELS.values():
-        side = width(4, rate)
-        sizes[rate] = Plan.between({"w": (4, 4)}, {"w": (side, side)}).parameters
-    assert list(sizes.values()) == [16, 4, 1]
-    assert Mix.parse("a1-b2-c3", LEVELS).mean(sizes) == 4.5

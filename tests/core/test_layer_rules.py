@@ -288,40 +288,26 @@ def test_a_rule_that_does_not_fit_the_models_raises(axes, found):
         Plan.of(Model(4), Model(2))
 
 
-class Pair(nn.Module):
-    """A container whose children are coupled, so that only it can say how they are cut."""
+def test_a_containers_rule_speaks_for_children_whatever_their_own_rules_say_or_refuse():
+    class Pair(nn.Module):
+        """A container whose children are coupled, so that only it can say how they are cut."""
 
-    def __init__(self, width):
-        super().__init__()
-        self.gain = Gain(width)
-        self.linear = nn.Linear(width, 3)
+        def __init__(self, width):
+            super().__init__()
+            self.conv = nn.Conv1d(width, width, 1, groups=2, bias=False)
+            self.linear = nn.Linear(width, 3)
 
+    with pytest.raises(ShapeError, match="groups must shrink"):
+        Plan.of(Pair(8), Pair(4))
 
-def test_a_containers_rule_speaks_for_children_whatever_their_own_rules_say():
     @register(Pair)
     def pair(full, local):
         return {
-            "gain.kernel": axes_between(full.gain.kernel.shape, local.gain.kernel.shape, {0: 4}),
+            "conv.weight": axes_between(full.conv.weight.shape, local.conv.weight.shape, {0: 4}),
             "linear.weight": axes_between(full.linear.weight.shape, local.linear.weight.shape, {1: 2}),
         }
 
     plan = Plan.of(nn.Sequential(Pair(8)), nn.Sequential(Pair(4)))
-    assert plan.axes["0.gain.kernel"] == (Axis(8, 4, 4),)
+    assert plan.axes["0.conv.weight"][0] == Axis(8, 4, 4)
     assert plan.axes["0.linear.weight"] == (Axis(3, 3), Axis(8, 4, 2))
     assert plan.axes["0.linear.bias"] == (Axis(3, 3),)
-
-
-def test_a_containers_rule_may_speak_for_a_child_whose_own_rule_would_refuse():
-    class Shuffle(nn.Module):
-        def __init__(self, width):
-            super().__init__()
-            self.conv = nn.Conv1d(width, width, 1, groups=2, bias=False)
-
-    with pytest.raises(ShapeError, match="groups must shrink"):
-        Plan.of(Shuffle(8), Shuffle(4))
-
-    @register(Shuffle)
-    def shuffle(full, local):
-        return {"conv.weight": axes_between(full.conv.weight.shape, local.conv.weight.shape, {0: 2})}
-
-    assert Plan.of(Shuffle(8), Shuffle(4)).axes["conv.weight"][0] == Axis(8, 4, 2)

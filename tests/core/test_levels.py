@@ -195,15 +195,6 @@ def test_a_width_is_the_ceiling_of_the_exact_product(full, rate):
     assert 1 <= kept <= full
 
 
-def test_a_width_of_the_papers_levels_can_be_cut_step_by_step():
-    # Why the authors' two formulas agree on the paper's levels: halving twice is quartering, rounded up or not.
-    for full in range(1, 600):
-        for large in LEVELS.values():
-            for small in LEVELS.values():
-                if small <= large:
-                    assert width(width(full, large), Fraction(small) / Fraction(large)) == width(full, small)
-
-
 def test_widths_that_do_not_divide_in_heads_raise():
     for full, heads in ((0, 1), (-4, 1), (8, 3), (8, 0), (8, -2), (4, 8)):
         with pytest.raises(ConfigError, match=f"a width of {full} in {heads} heads is not usable"):

@@ -83,16 +83,6 @@ def test_shells_share_out_a_tensor_by_the_smallest_slice_that_holds_each_entry(d
     assert torch.equal(found, expected)
 
 
-def test_in_two_dimensions_a_shell_is_an_l():
-    tensor = torch.arange(16).view(4, 4)
-    chain = build_chain(((Axis(4, 3), Axis(4, 4)), (Axis(4, 1), Axis(4, 2))))
-    outside, (below, beside), (core,) = chain.shells(tensor)
-    assert [view.tolist() for view in outside] == [[[12, 13, 14, 15]]]
-    assert below.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
-    assert beside.tolist() == [[2, 3]]
-    assert core.tolist() == [[0, 1]]
-
-
 def test_slices_that_cross_or_choose_positions_are_no_chain():
     assert build_chain(((Axis(2, 1), Axis(2, 2)), (Axis(2, 2), Axis(2, 1)))) is None
     assert build_chain(((Axis(4, 2, 1, (1, 3)),),)) is None

@@ -219,18 +219,36 @@ def test_names_alone_can_be_checked():
         check_names(plan, ["v"])
 
 
-def test_label_rows_are_those_of_the_last_linear_layer_whose_outputs_stay():
-    def build(rate, last=nn.Linear):
-        return nn.Sequential(nn.Linear(3, width(8, rate)), nn.Linear(width(8, rate), 5), last(5, width(2, rate)))
+class Encoder(nn.Module):
+    """All of its outputs scale, and it names its label rows itself."""
 
-    mix = Mix.parse("a1-b1")
-    assert find_label_rows(build, mix) == ("1.weight", "1.bias")
+    label_rows = ("layer.bias",)
+
+    def __init__(self, rate):
+        super().__init__()
+        self.layer = nn.Linear(4, width(8, rate))
+
+
+def stack(rate, last=nn.Linear):
+    return nn.Sequential(nn.Linear(3, width(8, rate)), nn.Linear(width(8, rate), 5), last(5, width(2, rate)))
+
+
+@pytest.mark.parametrize(
+    ("build", "mix", "rows"),
+    [
+        (stack, "a1-b1", ("1.weight", "1.bias")),
+        (stack, "a1", ("2.weight", "2.bias")),
+        (lambda rate: nn.Linear(3, 5), "a1-b1", ("weight", "bias")),
+        (lambda rate: nn.Sequential(nn.Linear(3, 5, bias=False)), "a1-b1", ("0.weight",)),
+        (lambda rate: nn.Sequential(nn.Linear(4, width(8, rate))), "a1-b1", ()),
+        (lambda rate: nn.Conv2d(3, width(8, rate), 3), "a1-b1", ()),
+        (Encoder, "a1-b1", ("layer.bias",)),
+    ],
+)
+def test_label_rows_are_named_or_those_of_the_last_linear_layer_that_stays(build, mix, rows):
+    assert find_label_rows(build, Mix.parse(mix)) == rows
+
+
+def test_layers_of_another_type_in_a_smaller_model_are_refused():
     with pytest.raises(ShapeError, match="layer 2 is Linear in the global model, but Identity in a smaller"):
-        find_label_rows(lambda rate: build(rate, nn.Linear if rate == 1 else nn.Identity), mix)
-
-    def named(rate):
-        model = build(rate)
-        model.label_rows = ["own"]
-        return model
-
-    assert find_label_rows(named, mix) == ("own",)
+        find_label_rows(lambda rate: stack(rate, nn.Linear if rate == 1 else nn.Identity), Mix.parse("a1-b1"))

@@ -22,11 +22,6 @@ def test_a_split_has_a_length_and_gives_rows_as_copies():
     assert whole.inputs.flatten().tolist() == [0, 1, 2, 3]
 
 
-def test_a_split_may_be_empty_and_may_hold_tokens():
-    assert len(split().select(torch.tensor([], dtype=torch.int64))) == 0
-    assert Split(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)).inputs.dtype == torch.int64
-
-
 def test_a_split_on_its_device_is_itself():
     here = split()
     assert here.to("cpu") is here

@@ -14,6 +14,7 @@ from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.load import _load
 from heterofl_flwr.errors import DataError
+from tests.data.files import png
 
 
 @pytest.fixture
@@ -60,6 +61,7 @@ def test_digits_are_split_by_class_and_normalised():
     assert data.train.inputs.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     assert data.train.inputs.min().item() == data.train.black.item()
     assert load_dataset("digits") is data
+    assert Facts.of(data) == Facts.known("digits")
 
 
 def test_a_function_may_return_a_data_set(users_module):
@@ -120,18 +122,10 @@ def test_a_missing_module_or_function_is_named(users_module):
         load_dataset("users_data:make")
 
 
-def of_the_hub(images, labels, **columns) -> datasets.Dataset:
-    from io import BytesIO
-
-    from PIL import Image
-
-    def encoded(value):
-        file = BytesIO()
-        Image.fromarray(np.full((2, 2), value, np.uint8)).save(file, "PNG")
-        return {"bytes": file.getvalue(), "path": None}
-
+def of_the_hub(images, labels) -> datasets.Dataset:
     features = datasets.Features({"picture": datasets.Image(), "digit": datasets.ClassLabel(names=["a", "b"])})
-    return datasets.Dataset.from_dict({"picture": [encoded(value) for value in images], "digit": labels}, features)
+    pictures = [{"bytes": png(value, size=(2, 2)), "path": None} for value in images]
+    return datasets.Dataset.from_dict({"picture": pictures, "digit": labels}, features)
 
 
 def test_the_hubs_features_tell_the_columns(hub):
@@ -199,7 +193,3 @@ def test_real_images(shared, tmp_path, name, hub_name, config, shape, first):
     assert data.train.inputs.std((0, 2, 3)).sub(1).abs().max() < 0.35  # the published deviations of CIFAR10 are low
     parts = split_dataset(data, "non-iid-2", 100, 0)
     assert {len(classes) for classes in parts.classes} == {1, 2}
-
-
-def test_what_is_known_of_the_digits_before_they_are_loaded_is_so():
-    assert Facts.of(load_dataset("digits")) == Facts.known("digits")

@@ -1,7 +1,6 @@
 """Which client holds which examples."""
 
 import math
-import time
 from dataclasses import replace
 
 import datasets
@@ -220,14 +219,6 @@ def test_no_global_random_state_is_read_or_written():
         splits.append([split_dataset(data, kind, 5, 3) for kind in ("iid", "non-iid-2", "dirichlet-1")])
         assert torch.equal(before, torch.get_rng_state())
     assert all(same(a.train, b.train) for a, b in zip(*splits, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["iid", "non-iid-2"])
-def test_a_hundred_clients_are_dealt_60_000_examples_at_once(kind):
-    data = dataset(uneven(60_000), uneven(10_000, seed=1))
-    started = time.process_time()
-    split_dataset(data, kind, 100, 0)
-    assert time.process_time() - started < 2.0
 
 
 def test_unknown_kinds_raise_an_error():

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr import HeteroFL, LocalGrid
+from heterofl_flwr import LocalGrid
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import NEVER, Watched, bare_reply, build, config, make_app, play
+from tests.federation.tiny import Watched, bare_reply, config, make_app, play
 
 
 class Arriving(Watched):
@@ -71,28 +71,10 @@ def test_a_node_that_answers_no_query_trains_at_the_smallest_rate_with_one_warni
     assert "No query function registered with name 'capability'" in warning
 
 
-@pytest.mark.parametrize(
-    ("node_config", "named"),
-    [
-        ({"level": "q"}, "'q' is no level: expected one of a (1), b (0.5)"),
-        ({"level": "a", "rate": 0.5}, "has both level and rate"),
-        ({"rate": 1.5}, "1.5 is no level"),
-        ({"partition-id": "first"}, "partition-id='first'; expected a whole number"),
-        ({"partition-id": -1}, "partition -1 does not exist"),
-    ],
-)
-def test_a_node_config_that_means_nothing_is_named_and_the_node_trains_at_the_smallest_rate(caplog, node_config, named):
-    def config_of(partition):
-        return node_config if partition == 0 else {}
-
-    app = make_app(lambda message, context: None)  # nobody trains: partition-id may be a word here
-    with LocalGrid(app, 3, node_config=config_of) as grid:
-        strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
-        with pytest.raises(RoundError):
-            strategy.start(grid, num_rounds=1)
-    assert strategy.log.rates[0] == 0.25
-    assert sorted(strategy.log.rates) == [0, 1, 2]
-    assert named in caplog.text
+def test_a_node_config_that_means_nothing_is_named_and_the_node_trains_at_the_smallest_rate(caplog):
+    node_config = {0: {"level": "a", "rate": 0.5}, 1: {}, 2: {}}.__getitem__
+    assert run(mix="a2-c1", node_config=node_config).log.rates == {0: 0.25, 1: 1.0, 2: 0.25}
+    assert "has both level and rate" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -158,25 +140,22 @@ def test_dynamic_draws_among_what_a_node_can_hold():
 
 
 class TestNodes:
-    def test_a_number_stays_with_its_node(self):
+    @pytest.mark.parametrize(
+        ("first", "then", "present", "partitions"),
+        [
+            ({7: 1, 5: 0}, {3: 2}, [3, 5, 7], {5: 0, 7: 1, 3: 2}),  # a number stays with its node
+            ({7: 0, 5: 1}, {9: 0}, [5, 9], {9: 0, 5: 1}),  # node 7 was started anew as 9
+            ({7: None, 5: None, 6: None}, {1: None}, [1, 5, 7], {5: 0, 1: 1, 7: 2}),  # node 6 has left
+            ({1: None, 2: 1, 3: None, 4: 5}, {}, [1, 2, 3, 4], {1: 0, 2: 1, 3: 2, 4: 5}),  # free ones are filled
+        ],
+    )
+    def test_a_node_keeps_its_number_until_it_leaves(self, caplog, first, then, present, partitions):
         nodes = Nodes()
-        nodes.register({7: Capability(partition=1), 5: Capability(partition=0)})
-        nodes.register({3: Capability(partition=2)}, present=[3, 5, 7])
-        assert [nodes.partition(node_id) for node_id in (5, 7, 3)] == [0, 1, 2]
-
-    def test_a_node_that_was_started_anew_takes_its_partition_back(self, caplog):
-        nodes = Nodes()
-        nodes.register({7: Capability(partition=0), 5: Capability(partition=1)})
-        nodes.register({9: Capability(partition=0)}, present=[5, 9])
-        assert nodes.partition(9) == 0
-        assert 7 not in nodes
-        assert not caplog.records
-
-    def test_numbers_of_nodes_that_left_are_given_again(self):
-        nodes = Nodes()
-        nodes.register({7: Capability(), 5: Capability(), 6: Capability()})
-        nodes.register({1: Capability()}, present=[1, 5, 7])  # node 6 had number 1
-        assert nodes.partition(1) == 1
+        for new, there in ((first, list(first)), (then, present)):
+            nodes.register({node: Capability(partition=own) for node, own in new.items()}, present=there)
+        assert {node: nodes.partition(node) for node in partitions} == partitions
+        assert [node for node in first if node in nodes] == [node for node in first if node in present]
+        assert "says partition" not in caplog.text
 
     def test_a_node_that_comes_back_is_asked_again(self):
         nodes = Nodes()
@@ -184,11 +163,6 @@ class TestNodes:
         nodes.register({9: Capability(partition=0)}, present=[5, 9])
         nodes.register({7: Capability(partition=0)}, present=[5, 7, 9])  # now 9 has it
         assert sorted(nodes.partition(node_id) for node_id in (5, 7, 9)) == [0, 1, 2]
-
-    def test_free_numbers_are_filled_around_those_that_are_said(self):
-        nodes = Nodes()
-        nodes.register({1: Capability(), 2: Capability(partition=1), 3: Capability(), 4: Capability(partition=5)})
-        assert [nodes.partition(node_id) for node_id in (1, 2, 3, 4)] == [0, 1, 2, 5]
 
     def test_sampling_goes_by_partition(self):
         one, two = Nodes(), Nodes()

@@ -7,11 +7,11 @@ from flwr.app import MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.common import Code, EvaluateRes, Status
 
-from heterofl_flwr import Evaluation, HeteroFL
+from heterofl_flwr import Evaluation
 from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import answer_queries
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
-from tests.federation.tiny import Keep, Watched, add_one, build, build_normed, inputs, judge, make_app
+from tests.federation.tiny import add_one, build, build_normed, inputs, judge, make_app, play
 
 
 def _data(context):
@@ -28,14 +28,12 @@ def bare_app(*, evaluates=False, moments=False):
     return app
 
 
-def run(app, build=build, nodes=3, num_rounds=3, evaluate_fn=None, **options):
+def run(app, build=build, nodes=3, evaluate_fn=None, **options):
     """Return how often each kind of message was sent in each round, and the records."""
-    keep = Keep()
-    with Watched(app, nodes) as grid:
-        strategy = HeteroFL(build, "a1", callbacks=[keep], **options)
-        strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
-        sent = [message for message in grid.sent if message.metadata.message_type != "query.capability"]
-    return Counter((m.metadata.message_type, m.content["config"]["server-round"]) for m in sent), keep.records
+    options = {"evaluation": Evaluation(), "start": {"evaluate_fn": evaluate_fn}, **options}
+    found = play(app, nodes=nodes, num_rounds=3, build=build, **options)
+    sent = [message for message in found.grid.sent if message.metadata.message_type != "query.capability"]
+    return Counter((m.metadata.message_type, m.content["config"]["server-round"]) for m in sent), found.records
 
 
 def test_with_a_fraction_of_none_the_server_evaluates_alone():

@@ -6,21 +6,17 @@ import re
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, Limits, LocalGrid, Windowed, messages
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, Limits, LocalGrid, messages
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.compression import compress
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.records import Tally
-from tests.federation.tiny import add_one, bare_reply, build, check_gain, config, equal, make_app, play
+from tests.federation.tiny import add_one, bare_reply, build, check_gain, config, crash, equal, make_app, play
 
 GOOD = MetricRecord({"num-examples": 1})
-
-
-def crash(message, context):
-    raise RuntimeError("the disk is full")
 
 
 def trained(message, change=lambda state: state, metrics=GOOD, **said):
@@ -53,6 +49,11 @@ def raw(name, array):
         return answer
 
     return train
+
+
+def of_bytes(data, dtype="float32"):
+    """Return a client whose array is these bytes."""
+    return raw("hidden.bias", Array(dtype, (8,), "numpy.ndarray", data))
 
 
 def without(record):
@@ -106,116 +107,66 @@ def with_record(name):
 FAULTS = {
     "raises": (crash, "error 2: .*the disk is full"),
     "gives up": (lambda message, context: None, "error 2: .*returned a NoneType"),
-    "wrong shape": (
-        with_entry("hidden.weight", torch.ones(8, 1)),
-        r"hidden.weight has shape \(8, 1\), expected \(8, 3",
-    ),
     "broadcastable": (with_entry("hidden.bias", torch.ones(1)), r"hidden.bias has shape \(1,\), expected \(8,\)"),
     "NaN": (with_entry("hidden.bias", torch.full((8,), torch.nan)), "hidden.bias contains NaN or infinity"),
-    "infinite": (with_entry("hidden.bias", torch.full((8,), torch.inf)), "hidden.bias contains NaN or infinity"),
-    "double": (
-        with_entry("hidden.bias", torch.ones(8).double()),
-        "hidden.bias is torch.float64, expected torch.float32",
-    ),
-    "unknown name": (with_entry("extra", torch.ones(8)), "1 names are not in its plan .*'extra'"),
-    "lacks one": (
-        with_state(lambda state: {"hidden.bias": state["hidden.bias"]}),
-        "3 parameters of its plan are missing",
-    ),
     "text array": (raw("hidden.bias", Array(np.array(["a"] * 8))), "arrays that cannot be read: TypeError"),
-    "pickled": (
-        raw("hidden.bias", Array("object", (8,), "numpy.ndarray", b"\x80\x04.")),
-        "cannot be read: .*magic string",
-    ),
-    "truncated": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", npy("(8,)", b"12"))), "cannot be read"),
-    "huge": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", npy("(99999999999999,)"))), "cannot be read"),
-    "a zip": (raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", b"PK\x03\x04junk")), "cannot be read"),
+    "pickled": (of_bytes(b"\x80\x04.", "object"), "cannot be read: .*magic string"),
+    "truncated": (of_bytes(npy("(8,)", b"12")), "cannot be read"),
+    "huge": (of_bytes(npy("(99999999999999,)")), "cannot be read"),
+    "a zip": (of_bytes(b"PK\x03\x04junk"), "cannot be read"),
+    "large": (of_bytes(b"x" * 5000), "sent 5,000 bytes as 'hidden.bias', expected up to 1,088"),
     "no arrays": (without("arrays"), r"sent records \[\], expected arrays alone"),
     "no metrics": (without("metrics"), "sent no metrics record"),
-    "no config": (without("config"), "its ClientApp is not converted"),
+    "no config": (without("config"), "its ClientApp is not converted: let it call answer_queries once, submodel"),
     "other schema": (says(heterofl_schema=2), "schema 2, expected 1: install the same version"),
     "no number": (with_numbers(loss=1.0), "None as num-examples, expected a whole number from 0 up"),
     "half a number": (with_numbers(num_examples=1.5), "1.5 as num-examples"),
     "negative number": (with_numbers(num_examples=-1), "-1 as num-examples"),
     "number list": (with_numbers(num_examples=[1, 2]), r"\[1, 2\] as num-examples"),
+    "all examples": (with_numbers(num_examples=10**15), "10{15} as num-examples, expected .* up to 10,000,000"),
+    "no float": (with_numbers(num_examples=10**400), "sent 1000.* as num-examples"),
     "label too large": (says(labels=[0, 4]), r"labels \[4\] are out of range: expected whole numbers from 0 to 3"),
-    "label negative": (says(labels=[-1]), r"labels \[-1\] are out of range"),
-    "label fraction": (says(labels=[0.5]), "labels of type torch.float32"),
-    "label text": (says(labels=["cat"]), "labels cannot be read"),
     "labels no list": (says(labels="0,1"), "'0,1' as labels, expected a list"),
+    "many labels": (says(labels=[1] * 5000), "5000 labels, expected up to 4"),
     "capacity text": (says(capacity="b"), "'b' as capacity, expected float"),
     "capacity zero": (says(capacity=0.0), "the capacity it reports is not usable: a rate of 0.0"),
     "capacity NaN": (says(capacity=float("nan")), "the capacity it reports is not usable"),
-    "large": (
-        raw("hidden.bias", Array("float32", (8,), "numpy.ndarray", b"x" * 5000)),
-        "sent 5,000 bytes as 'hidden.bias', expected up to 1,088",
-    ),
     "many names": (
         with_state(lambda state: {**state, **{f"junk{number}": torch.zeros(0) for number in range(5000)}}),
         "5000 names are not in its plan",
     ),
-    "huge entries": (
-        with_state(lambda state: {**state, "hidden.bias": torch.full((8,), 3e38)}),
-        r"hidden.bias has entries up to 3e\+38, expected up to 1e\+15",
-    ),
-    "all examples": (
-        with_numbers(num_examples=10**15),
-        "sent 1000000000000000 as num-examples, expected .* up to 10,000,000",
-    ),
-    "no float": (with_numbers(num_examples=10**400), "sent 1000.* as num-examples"),
+    "huge entries": (with_entry("hidden.bias", torch.full((8,), 3e38)), r"entries up to 3e\+38, expected up to 1e\+15"),
     "many metrics": (
         with_numbers(num_examples=1, **{f"metric{number}": 1.0 for number in range(1000)}),
         "sent 1000 metrics, expected up to 100",
     ),
     "long name": (with_numbers(num_examples=1, **{"x" * 1000: 1.0}), "sent a metric named 'xxx"),
     "escape": (with_numbers(num_examples=1, **{"\x1b[2J": 1.0}), r"sent a metric named '\\x1b"),
-    "many labels": (says(labels=[1] * 5000), "5000 labels, expected up to 4"),
     "far": (
         with_state(lambda state: {name: own + 10 for name, own in state.items()}),
         "its change has an L2 norm of 82.46, expected up to 50",
     ),
 }
-ROWS = 14  # the scales of a whole model: one for each bias, 8 and 4 rows
+CHANGES, BOTH = "expected changes alone", "expected changes and scales alone"
 COMPRESSED = {
     "unknown form": ("int8", calls_itself("int4"), "'int4' as upload, expected one of float32, float16, int8"),
     "no text": ("int8", calls_itself([1]), r"\[1\] as upload"),
-    "calls itself float32": (
-        "int8",
-        calls_itself("float32"),
-        r"sent records \['changes', 'scales'\], expected arrays alone",
-    ),
-    "calls itself float16": ("int8", calls_itself("float16"), r"expected changes alone"),
-    "calls itself int8": (
-        "float16",
-        calls_itself("int8"),
-        r"sent records \['changes'\], expected changes and scales alone",
-    ),
-    "parameters": ("int8", with_record("arrays"), r"'arrays'\], expected changes and scales alone"),
-    "no changes": ("float16", lacks("changes"), r"sent records \[\], expected changes alone"),
-    "no scales": ("int8", lacks("scales"), r"expected changes and scales alone"),
-    "extra record": ("float16", with_record("more"), r"'more'\], expected changes alone"),
+    "calls itself float32": ("int8", calls_itself("float32"), r"\['changes', 'scales'\], expected arrays alone"),
+    "calls itself float16": ("int8", calls_itself("float16"), CHANGES),
+    "calls itself int8": ("float16", calls_itself("int8"), rf"sent records \['changes'\], {BOTH}"),
+    "parameters": ("int8", with_record("arrays"), rf"'arrays'\], {BOTH}"),
+    "no changes": ("float16", lacks("changes"), rf"sent records \[\], {CHANGES}"),
+    "no scales": ("int8", lacks("scales"), BOTH),
+    "extra record": ("float16", with_record("more"), rf"'more'\], {CHANGES}"),
     "extra scales": ("int8", with_array("scales", "more", [1.0]), r"\['scales', 'more'\] in record scales"),
-    "extra parameter": ("int8", with_array("changes", "more", np.int8([1])), "1 names are not in its plan .'more'"),
-    "wrong type": ("int8", with_array("changes", "hidden.bias", np.float32([1] * 8)), "hidden.bias is torch.float32"),
-    "half for int8": (
-        "int8",
-        with_array("changes", "hidden.bias", np.float16([1] * 8)),
-        "hidden.bias is torch.float16",
-    ),
     "broadcastable": ("int8", with_array("changes", "hidden.bias", np.int8([1])), r"hidden.bias has shape \(1,\)"),
     "no number": ("int8", with_array("changes", "hidden.bias", np.int8(1)), r"hidden.bias has shape \(\)"),
-    "NaN": ("float16", with_array("changes", "hidden.bias", np.float16([np.nan] * 8)), "hidden.bias contains NaN"),
-    "infinite": ("float16", with_array("changes", "hidden.bias", np.float16([np.inf] * 8)), "hidden.bias contains NaN"),
     "text": ("int8", with_array("changes", "hidden.bias", ["a"] * 8), "arrays that cannot be read"),
     "junk": ("int8", raw_array("changes", "hidden.bias", b"junk"), "arrays that cannot be read"),
     "junk scales": ("int8", raw_array("scales", "scales", b"junk"), "arrays that cannot be read"),
-    "few scales": ("int8", with_array("scales", "scales", np.float32([1, 2])), r"of shape \(2,\), expected .*\(14,\)"),
     "one scale": ("int8", with_array("scales", "scales", np.float32(1)), r"of shape \(\), expected .*\(14,\)"),
-    "double scales": ("int8", with_array("scales", "scales", np.ones(ROWS)), "scales are torch.float64"),
-    "NaN scales": ("int8", with_array("scales", "scales", np.float32([np.nan] * ROWS)), "scales of classifier.bias, "),
-    "infinite scales": ("int8", with_array("scales", "scales", np.float32([np.inf] * ROWS)), "no finite numbers"),
-    "negative scales": ("int8", with_array("scales", "scales", np.float32([-1] * ROWS)), "no finite numbers"),
-    "huge scales": ("int8", with_array("scales", "scales", np.float32([3e38] * ROWS)), "contains NaN or infinity"),
+    "double scales": ("int8", with_array("scales", "scales", np.ones(14)), "scales are torch.float64"),
+    "huge scales": ("int8", with_array("scales", "scales", np.float32([3e38] * 14)), "contains NaN or infinity"),
 }
 BAD = [*FAULTS.values(), *((compressed(upload, change), cause) for upload, change, cause in COMPRESSED.values())]
 
@@ -255,84 +206,9 @@ def test_a_client_that_counts_no_examples_still_counts_as_one_client():
     assert strategy.log.train["loss"] == 0.0
 
 
-def test_metrics_that_are_no_numbers_are_left_out():
-    train = with_numbers(num_examples=2, loss=0.5, curve=[1.0, 0.5])
-    strategy = play(make_app(train), nodes=2).strategy
-    assert strategy.log.train == {"loss": 0.5}
-
-
-def test_metrics_that_are_not_finite_are_shown():
-    strategy = play(make_app(with_numbers(num_examples=2, loss=float("nan"))), nodes=2).strategy
-    assert np.isnan(strategy.log.train["loss"])
-
-
 def test_a_floor_above_the_number_of_clients_says_so():
     with pytest.raises(RoundError, match=r"3 of 3 clients gave a usable reply, expected at least 4: .* which is 4\)$"):
         play(make_app(), min_replies=4)
-
-
-def test_labels_where_no_rows_belong_to_classes_are_refused():
-    with pytest.raises(RoundError, match="names labels, but the aggregator has no label_rows"):
-        play(make_app(says(labels=[0])), label_rows=())
-
-
-def test_label_rows_that_do_not_exist_are_refused_by_name():
-    with pytest.raises(HeteroFLError, match=r"label_rows names head\.weight"):
-        play(make_app(), label_rows=["head.weight"])
-
-
-def test_a_failing_client_takes_part_again_in_the_next_round():
-    def sometimes(message, context):
-        if message.content["config"]["server-round"] == 1:
-            crash(message, context)
-        return add_one(message, context)
-
-    records = play(make_app(odd={1: sometimes}), num_rounds=2).records
-    assert [sorted(record.failures) for record in records] == [[1], []]
-
-
-def test_faults_and_a_window_go_together():
-    app = make_app(odd={1: crash, 3: with_entry("hidden.bias", torch.ones(1))})
-    runs = [play(app, "a1-c1", 6, 2, wrap=wrap) for wrap in (None, lambda grid: Windowed(grid, 2))]
-    assert [sorted(run.log.failures) for run in runs] == [[1, 3]] * 2
-    assert equal(*(run.state for run in runs))
-
-
-def test_a_client_that_is_late_is_left_out():
-    class Lossy(LocalGrid):
-        """The last reply to an instruction to train never comes."""
-
-        def send_and_receive(self, messages, *, timeout=None):
-            messages = list(messages)
-            replies = list(super().send_and_receive(messages, timeout=timeout))
-            return replies[:-1] if messages[0].metadata.message_type == "train" else replies
-
-    assert play(grid=Lossy).log.failures == {2: "no reply in time"}
-
-
-def test_a_client_without_our_functions_is_told_apart():
-    def stranger(message, context):
-        return Message(RecordDict({"arrays": message.content["arrays"], "metrics": GOOD}), reply_to=message)
-
-    with pytest.raises(RoundError, match="its ClientApp is not converted: let it call answer_queries once, submodel"):
-        play(make_app(stranger))
-
-
-def test_a_client_that_loads_the_whole_model_itself_is_told_apart():
-    def stranger(message, context):
-        build(1.0).load_state_dict(message.content["arrays"].to_torch_state_dict())
-
-    with pytest.raises(RoundError, match=r"size mismatch for .*its ClientApp is not converted"):
-        play(make_app(stranger), mix="c1")
-
-
-def test_a_config_of_the_servers_that_a_client_cannot_read_is_named_on_its_side():
-    def train(message, context):
-        message.content["config"] = ConfigRecord({"heterofl-schema": 1, "rate": "large"})
-        return add_one(message, context)
-
-    with pytest.raises(RoundError, match="the server sent 'large' as rate, expected float"):
-        play(make_app(train))
 
 
 def test_replies_to_what_was_not_configured_are_refused():
@@ -344,12 +220,6 @@ def test_replies_to_what_was_not_configured_are_refused():
         strategy.aggregate_train(1, grid.send_and_receive(sent))
         with pytest.raises(RoundError, match="round 1 was not configured"):
             strategy.aggregate_train(1, [])
-
-
-def test_a_reply_within_the_bound_counts():
-    # Node 2 adds 3 to each of 68 entries.
-    for slack, failed in ((1e-3, []), (-1e-3, [2])):
-        assert list(play(limits=Limits(norm_bound=3 * math.sqrt(68) + slack)).log.failures) == failed
 
 
 def test_a_reply_in_few_bits_is_held_to_the_bound_too():

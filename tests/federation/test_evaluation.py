@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.federation.evaluation import means_and_worst, split_metric, weighted_means
-from tests.federation.tiny import Keep, Watched, bare_reply, build, config, make_app
+from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
 
 
 def run(grid, mix="a1-c1", num_rounds=1, evaluate_fn=None, **evaluation):
@@ -48,14 +48,9 @@ def test_levels_are_cut_out_of_what_is_sent_once():
     with Watched(make_app(), 3) as grid:
         strategy, _ = run(grid, "a1-b1-c1", levels=True)
         sent = grid.of("evaluate")
-        states = {
-            rate: strategy.federation.plan(rate).extract(sent[0].content["arrays"].to_torch_state_dict())
-            for rate in (1.0, 0.5)
-        }
     assert [list(message.content["config"]["rates"]) for message in sent] == [[1.0, 0.5, 0.25]] * 3
     assert set(strategy.log.evaluate_by_level) == {"a", "b", "c"}
     assert all(set(own) == {"output"} for own in strategy.log.evaluate_by_level.values())
-    assert states[0.5]["hidden.bias"].shape == (4,)
 
 
 LEVELS = {0: "a", 1: "b", 2: "e", 3: "b"}
@@ -76,14 +71,10 @@ def test_capable_nodes_alone_evaluate_and_the_coverage_says_how_many():
     assert strategy.log.evaluate["coverage"] == 0.25
 
 
-def test_capable_nodes_evaluate_the_levels_that_they_can_hold():
+def test_capable_nodes_evaluate_the_levels_that_they_can_hold_apart_from_the_global_models_metrics():
     strategy, asked = capable(levels=True)
     assert asked == {0: [1.0, 0.5, 0.25], 1: [0.5, 0.25], 3: [0.5, 0.25]}
     assert strategy.log.evaluate["coverage"] == 0.25
-
-
-def test_what_a_smaller_model_scores_is_not_mixed_into_the_global_models_metrics():
-    strategy, _ = capable(levels=True)
     assert strategy.log.evaluate["local-accuracy"] == 1.0  # of partition 0, which alone held the global model
     assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
     assert set(strategy.log.evaluate_by_level["a"]) == {"output"}
@@ -100,16 +91,12 @@ def test_the_coverage_counts_all_nodes_sampled_or_not():
     assert capable({0: "a", 1: "a", 2: "a", 3: "a"}, fraction=0.5)[0].log.evaluate["coverage"] == 0.5
 
 
-def crash(message, context):
-    raise RuntimeError("no test data")
-
-
 def bad(**metrics):
     return lambda message, context: bare_reply(message, metrics=MetricRecord(metrics), config=config())
 
 
 BAD = [
-    (crash, "error 2.*no test data"),
+    (crash, "error 2.*the disk is full"),
     (lambda message, context: bare_reply(message, config=config()), "sent no metrics record"),
     (bad(loss=0.5), "None as num-examples"),
     (bad(**{"num-examples": -3}), "-3 as num-examples"),
@@ -139,19 +126,16 @@ def test_where_all_evaluations_fail_the_run_goes_on_without():
     assert strategy.log.evaluate == {"coverage": 0.0}
 
 
-def judged(answering, nodes=5, mix="a1", num_rounds=1, evaluate_fn=None, node_config=None, **options):
+def judged(answering, nodes=5, evaluate_fn=None, **options):
     """Return the last record of a run in which only these partitions answer an evaluation."""
-    keep = Keep()
 
     def evaluate(message, context):
         if context.node_config["partition-id"] not in answering:
             crash(message, context)
         return reply(message, num_examples=1, metrics={"local-accuracy": 1.0, "global-accuracy": 0.9})
 
-    with LocalGrid(make_app(evaluate=evaluate), nodes, node_config=node_config) as grid:
-        strategy = HeteroFL(build, mix, callbacks=[keep], **options)
-        strategy.start(grid, num_rounds=num_rounds, evaluate_fn=evaluate_fn)
-    return keep.records[-1]
+    options = {"evaluation": Evaluation(), **options}
+    return play(make_app(evaluate=evaluate), nodes=nodes, start={"evaluate_fn": evaluate_fn}, **options).log
 
 
 def test_metrics_of_fewer_than_half_of_the_clients_asked_are_marked(caplog):
@@ -185,10 +169,8 @@ def test_those_that_were_drawn_and_not_asked_because_they_did_not_train_in_time_
             replies = list(super().send_and_receive(messages, timeout=timeout))
             return replies[:2] if messages[0].metadata.message_type == "train" else replies
 
-    with Lossy(make_app(), 5) as grid:
-        strategy = HeteroFL(build, "a1", min_replies=1)
-        strategy.start(grid, num_rounds=1)
-    assert (strategy.log.evaluate_answers, strategy.log.evaluate_asked) == (2, 5)
+    log = play(nodes=5, grid=Lossy, min_replies=1, evaluation=Evaluation()).log
+    assert (log.evaluate_answers, log.evaluate_asked) == (2, 5)
 
 
 def test_few_answers_about_the_global_model_are_few_whoever_else_answers():
@@ -215,8 +197,7 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
     def evaluate(message, context):
         return reply(message, num_examples=4, metrics=metrics)
 
-    with LocalGrid(make_app(evaluate=evaluate), 2) as grid:
-        strategy, _ = run(grid)
+    strategy = play(make_app(evaluate=evaluate), "a1-c1", 2, evaluation=Evaluation()).strategy
     assert strategy.log.evaluate == {"coverage": 1.0, "eval/loss": 2.0, "top/5": 0.9, "precision/class 1": 0.7}
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
 
@@ -266,8 +247,5 @@ def test_means_leave_out_clients_that_do_not_report_a_metric():
 
 
 def test_levels_may_be_evaluated_after_the_last_round_alone():
-    keep = Keep()
-    with LocalGrid(make_app(), 3) as grid:
-        evaluation = Evaluation(every=2, levels="last")
-        HeteroFL(build, "a1-b1-c1", evaluation=evaluation, callbacks=[keep]).start(grid, num_rounds=5)
-    assert [set(record.evaluate_by_level) for record in keep.records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
+    records = play(mix="a1-b1-c1", num_rounds=5, evaluation=Evaluation(every=2, levels="last")).records
+    assert [set(record.evaluate_by_level) for record in records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]

@@ -8,12 +8,13 @@ from flwr.app import MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid
+from heterofl_flwr import Evaluation, Limits
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.data import load_dataset, split_dataset
 from heterofl_flwr.federation.evaluation import example_bound, medians, weighted_means
 from heterofl_flwr.federation.limits import read_numbers
 from heterofl_flwr.report import EarlyStopping, Recorder
+from tests.federation import tiny
 from tests.federation.tiny import build, make_app
 
 HONEST = {"global-accuracy": 0.9, "local-accuracy": 0.8, "global-loss": 0.5, "accuracy": 93.2}
@@ -36,10 +37,9 @@ def lying(metrics=None, number=10, rounds=(1, 2, 3, 4)):
 
 
 def play(evaluate, num_rounds=1, nodes=5, callbacks=(), **options):
-    with LocalGrid(make_app(evaluate=evaluate), nodes) as grid:
-        strategy = HeteroFL(build, "a1", callbacks=callbacks, **options)
-        result = strategy.start(grid, num_rounds=num_rounds)
-    return strategy.log, result
+    options = {"evaluation": Evaluation(), "callbacks": callbacks, **options}
+    found = tiny.play(make_app(evaluate=evaluate), "a1", nodes, num_rounds, **options)
+    return found.log, found.result
 
 
 def test_a_client_that_claims_ten_million_examples_weighs_ten_at_most(caplog):
@@ -67,11 +67,9 @@ def test_training_metrics_are_capped_alike_in_the_run_and_in_its_level():
     def honest(message, context):
         return reply(message, submodel(message, build), num_examples=10, metrics={"loss": 1.0})
 
-    with LocalGrid(make_app(honest, odd={LIAR: train}), 5) as grid:
-        strategy = HeteroFL(build, "a1", evaluation=Evaluation(every=0))
-        strategy.start(grid, num_rounds=1)
-    assert strategy.log.train == {"loss": pytest.approx(4 / 14)}
-    assert strategy.log.train_by_level == {"a": {"loss": pytest.approx(4 / 14)}}
+    log = tiny.play(make_app(honest, odd={LIAR: train}), nodes=5).log
+    assert log.train == {"loss": pytest.approx(4 / 14)}
+    assert log.train_by_level == {"a": {"loss": pytest.approx(4 / 14)}}
 
 
 def test_sizes_that_do_not_differ_more_count_in_full_to_the_bit():
@@ -197,7 +195,5 @@ def test_what_the_server_or_the_users_own_function_finds_decides_in_place_of_the
     record, _ = play(lying({"global-loss": 3.0}), evaluate_metrics_aggr_fn=largest)
     assert record.comparable["global-loss"] == 3.0
     assert record.comparable["accuracy"] == record.evaluate_medians["accuracy"]
-    with LocalGrid(make_app(evaluate=lying()), 2) as grid:
-        strategy = HeteroFL(build, "a1")
-        strategy.start(grid, num_rounds=1, evaluate_fn=lambda number, arrays: MetricRecord({"global-loss": 9.0}))
-    assert strategy.log.comparable["global-loss"] == 9.0
+    central = {"evaluate_fn": lambda number, arrays: MetricRecord({"global-loss": 9.0})}
+    assert play(lying(), nodes=2, start=central)[0].comparable["global-loss"] == 9.0

@@ -1,7 +1,5 @@
 """Families: whose rates, names, plans and means are whose."""
 
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,15 +34,6 @@ def test_each_family_has_the_mix_as_if_it_were_alone(number, clients, mix):
         alone = [fixed_rate(Mix.parse(mix), place, len(own)) for place in range(len(own))]
         assert list(own.values()) == alone
         assert not own or max(own.values()) == Mix.parse(mix).global_rate
-
-
-def test_levels_do_not_go_with_families():
-    # Blocks over all partitions would leave two of these four families without the largest level.
-    blocks = {(partition % 4, fixed_rate(Mix.parse(MIX), partition, 10)) for partition in range(10)}
-    assert {family for family, rate in blocks if rate == 1.0} == {0, 1}
-    assert all(max(own.values()) == 1.0 for own in rates_by_family(4, 10))
-    counts = [Counter(own.values()) for own in rates_by_family(3, 30)]
-    assert counts == [Counter(dict.fromkeys((1.0, 0.5, 0.25, 0.125, 0.0625), 2))] * 3
 
 
 def test_a_client_that_knows_its_rate_has_it():

@@ -1,41 +1,16 @@
-"""What the strategies share: whose rows belong to classes, and models of odd shapes."""
+"""What the strategies share: plans by rate, rows that count, and models of odd shapes."""
 
-import numpy as np
 import pytest
 import torch
-from flwr.common import parameters_to_ndarrays
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Mix
-from heterofl_flwr.classic import HeteroFL as Classic
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
-from heterofl_flwr.core.reply_checks import find_label_rows
-from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
-from heterofl_flwr.nn import CNN, build_model
-from tests.classic.fakes import Fake, fit_all, manager_of
-from tests.federation.tiny import build, build_normed, equal, make_app
-
-MIX = Mix.parse("a1-b1")
-
-
-def rows_of(build, mix=MIX):
-    return set(find_label_rows(build, mix))
-
-
-class Encoder(nn.Module):
-    """All of its outputs scale."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.layer = nn.Linear(4, width(8, rate))
-
-
-class Named(Encoder):
-    label_rows = ("layer.bias",)
+from tests.federation.tiny import build, make_app
 
 
 class Odd(nn.Module):
@@ -53,33 +28,6 @@ class Odd(nn.Module):
 
     def forward(self, x):
         return self.two(self.again(x)) / self.temperature
-
-
-def test_the_classifier_is_the_last_linear_layer_whose_outputs_do_not_scale():
-    assert rows_of(build) == {"classifier.weight", "classifier.bias"}
-    assert rows_of(lambda rate: CNN(1, 10, hidden=(8,), rate=rate)) == {"linear.weight", "linear.bias"}
-    assert rows_of(build, Mix.parse("a1")) == {"classifier.weight", "classifier.bias"}
-
-
-def test_a_bare_linear_layer_and_one_without_bias():
-    assert rows_of(lambda rate: nn.Linear(3, 5)) == {"weight", "bias"}
-    assert rows_of(lambda rate: nn.Sequential(nn.Linear(3, 5, bias=False))) == {"0.weight"}
-
-
-def test_a_model_without_classifier_has_none():
-    assert rows_of(Encoder) == set()
-    assert rows_of(lambda rate: nn.Conv2d(3, width(8, rate), 3)) == set()
-
-
-def test_a_model_may_name_its_rows():
-    assert rows_of(Named) == {"layer.bias"}
-    # The paper's Transformer counts its token embedding by word too.
-    assert any("embedding" in name for name in rows_of(build_model("transformer", vocabulary=20)))
-
-
-def test_layers_of_another_type_in_a_smaller_model_are_refused():
-    with pytest.raises(ShapeError, match="layer 0 is Linear in the global model, but Conv2d in a smaller"):
-        rows_of(lambda rate: nn.Sequential(nn.Linear(1, 1) if rate == 1 else nn.Conv2d(1, 1, 1)))
 
 
 def add_one(message, context):
@@ -101,23 +49,6 @@ def test_parameters_of_odd_shapes_travel_and_count():
     for name, tensor in state.items():
         torch.testing.assert_close(tensor, before[name] + 2.5)
     assert "again.weight" not in state  # it is one.weight
-
-
-def test_so_they_do_in_the_classic_api():
-    fakes = [Fake(str(cid)) for cid in range(3)]
-    strategy = Classic(Odd, "a1-c1", wait=1.0)
-    manager = manager_of(*fakes)
-    before = strategy.initialize_parameters(manager)
-    after, _ = strategy.aggregate_fit(1, fit_all(strategy.configure_fit(1, before, manager)), [])
-    for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True):
-        np.testing.assert_allclose(new, old + 1, rtol=1e-6)
-
-
-def test_what_is_kept_of_a_state_are_parameters():
-    federation = HeteroFL(build_normed).federation
-    model = build_normed(1.0)
-    kept = federation.check_state(model.state_dict())
-    assert equal(kept, {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
 def test_each_slice_is_worked_out_once():

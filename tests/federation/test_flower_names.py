@@ -7,13 +7,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Sampling
+from heterofl_flwr import Evaluation, HeteroFL, Hybrid, Sampling
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.strategies.keywords import GROUPS, Keywords, RecordOptions
-from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app
-
-NEVER = Evaluation(every=0)
+from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app, play
 
 
 def plain_train(message, context):
@@ -64,14 +62,12 @@ def test_metrics_functions_see_no_reply_that_did_not_count_and_are_noted_in_the_
         return MetricRecord({"clients": len(records)})
 
     app = make_app(odd={0: lambda message, context: bare_reply(message)})
-    strategy = HeteroFL(build, "a1-c1", train_metrics_aggr_fn=count, evaluation=NEVER)
-    with LocalGrid(app, 4) as grid:
-        strategy.start(grid, num_rounds=1)
-    assert strategy.log.train["clients"] == 3
+    assert play(app, "a1-c1", 4, train_metrics_aggr_fn=count).log.train["clients"] == 3
 
 
-def test_another_key_weights_means_and_parameters():
-    (theirs, *_), (ours, *_) = both(weighted_by_key="weight")
+@pytest.mark.parametrize("key", ["num-examples", "weight"])
+def test_one_level_is_fedavg_whichever_key_weights_means_and_parameters(key):
+    (theirs, *_), (ours, *_) = both(weighted_by_key=key)
     assert ours.train_metrics_clientapp[2] == pytest.approx(dict(theirs.train_metrics_clientapp[2]))
     expected, found = (one.arrays.to_torch_state_dict() for one in (theirs, ours))
     for name, tensor in expected.items():
@@ -83,10 +79,8 @@ def test_a_weight_that_a_client_reports_as_a_metric_counts():
         partition = context.node_config["partition-id"]
         return reply(message, submodel(message, build), num_examples=1, metrics={"rows": partition, "loss": partition})
 
-    strategy = HeteroFL(build, "a1-c1", weighted_by_key="rows", evaluation=NEVER)
-    with LocalGrid(make_app(train), 3) as grid:
-        strategy.start(grid, num_rounds=1)
-    assert strategy.log.train == {"loss": pytest.approx((0 + 1 * 1 + 2 * 2) / 3), "num-examples": 1}
+    found = play(make_app(train), "a1-c1", weighted_by_key="rows")
+    assert found.log.train == {"loss": pytest.approx((0 + 1 * 1 + 2 * 2) / 3), "num-examples": 1}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +99,8 @@ def test_as_many_take_part_as_with_fedavg(fraction, least, nodes):
 
 @pytest.mark.parametrize("name", ["min_train_nodes", "min_evaluate_nodes"])
 def test_a_round_waits_for_as_many_nodes_as_are_to_take_part(name):
-    with LocalGrid(make_app(), 2) as grid, pytest.raises(RoundError, match="3"):
-        HeteroFL(build, "a1", wait=0.0, **{name: 3}).start(grid, num_rounds=1)
+    with pytest.raises(RoundError, match="3"):
+        play(nodes=2, wait=0.0, **{name: 3})
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -114,12 +108,12 @@ def test_records_under_other_names_give_the_same_model(static):
     models = build_normed if static else build
     states, evaluated = [], []
     for names in ({}, {"arrayrecord_key": "model", "configrecord_key": "settings"}):
-        strategy = HeteroFL(models, "a1-c1", upload="int8" if static else "float32", **names)
-        with Watched(make_app(build=models), 4) as grid:
-            states.append(strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict())
-            sent = [*grid.of("train"), *grid.of("evaluate")]
-        evaluated.append(strategy.log.evaluate)
-        assert strategy.log.failures == strategy.log.evaluate_failures == {}
+        options = {"upload": "int8" if static else "float32", "evaluation": Evaluation(), **names}
+        found = play(None, "a1-c1", 4, 2, build=models, **options)
+        states.append(found.state)
+        sent = [*found.grid.of("train"), *found.grid.of("evaluate")]
+        evaluated.append(found.log.evaluate)
+        assert found.log.failures == found.log.evaluate_failures == {}
     assert equal(*states)
     assert evaluated[0] == evaluated[1]
     for message in sent:
@@ -135,10 +129,7 @@ def test_replies_are_read_under_any_name_of_their_records():
         answer.content["settings"] = answer.content.pop("config")
         return answer
 
-    strategy = HeteroFL(build, "a1-c1", evaluation=NEVER)
-    with LocalGrid(make_app(train), 4) as grid:
-        strategy.start(grid, num_rounds=1)
-    assert strategy.log.failures == {}
+    assert play(make_app(train), "a1-c1", 4).log.failures == {}
 
 
 def test_options_may_be_given_in_groups_or_alone():

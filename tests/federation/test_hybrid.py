@@ -191,24 +191,15 @@ def test_bytes_are_those_of_the_messages():
     assert strategy.log.bytes_up == slices + NODES * one
 
 
-NOT_POSTERIORS = {"no distribution": 1.0, "NaN": math.nan, "negative": -0.25}
-
-
-@pytest.mark.parametrize("kind", NOT_POSTERIORS)
-def test_who_publishes_no_posteriors_takes_no_part_in_what_follows(kind):
-    strategy, grid, state = play({"only": Deep}, {2: torch.full((BATCH, CLASSES), NOT_POSTERIORS[kind])})
-    assert list(strategy.log.failures) == [2]
-    assert "sent posteriors" in strategy.log.failures[2]
-    assert 2 not in map(grid.partition_of, grid.of("train.learn"))
-    _, _, without = play({"only": Deep}, odd={2: lambda message: reply(message, build(1.0), num_examples=1)})
-    assert equal(state, without)
-
-
-def test_posteriors_of_another_size_are_refused_and_not_averaged():
-    strategy, grid, _ = play(said={3: posterior(3)[1:]})
+def test_who_publishes_no_posteriors_takes_no_part_in_what_follows():
+    strategy, grid, state = play(said={3: posterior(3)[1:]})
+    assert list(strategy.log.failures) == [3]
     assert "expected torch.float32 of shape (5, 4)" in strategy.log.failures[3]
+    assert 3 not in map(grid.partition_of, grid.of("train.learn"))
     (mean,) = grid.of("train.learn")[0].content[messages.POSTERIORS].to_torch_state_dict()[messages.POSTERIORS]
     torch.testing.assert_close(mean, (posterior(1) + posterior(5)) / 2)
+    _, _, without = play(odd={3: lambda message: reply(message, build(1.0), num_examples=1)})
+    assert equal(state, without)
 
 
 def test_a_slice_that_does_not_fit_its_family_is_refused():

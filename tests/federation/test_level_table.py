@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import HeteroFL, Levels, Limits, LocalGrid, Mix
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
+from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.assignment import fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
@@ -18,7 +19,7 @@ from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
 from tests.classic.fakes import Fake, fit_all, manager_of
-from tests.federation.tiny import build, make_app
+from tests.federation.tiny import build, make_app, play
 
 MIXES = ["a1-b1-c1-d1-e1", "a1-e1", "a1-e9", "b2-c3"]
 NEVER = Evaluation(every=0)
@@ -114,24 +115,18 @@ class Named(LocalGrid):
         return [SimpleNamespace(node_id=own, name=name) for own, name in zip(self.get_node_ids(), names, strict=True)]
 
 
-def play(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
+def rates(levels, said=("c", "a", "a"), mix="a1-b1-e1", capacity=None, num_rounds=1, **options):
     def train(message, context):
-        from heterofl_flwr.client import reply, submodel
-
         return reply(message, submodel(message, build), num_examples=1, capacity=capacity)
 
-    def node_config(partition):
-        return {"level": said[partition]} if said[partition] else {}
-
-    strategy = HeteroFL(build, mix, limits=Limits(levels=levels), evaluation=NEVER, **options)
-    with Named(make_app(train), 3, node_config=node_config) as grid:
-        strategy.start(grid, num_rounds=num_rounds)
-    return list(strategy.log.rates.values())
+    node_config = [{"level": level} if level else {} for level in said].__getitem__
+    options |= {"limits": Limits(levels=levels), "grid": Named, "node_config": node_config}
+    return list(play(make_app(train), mix, 3, num_rounds, **options).log.rates.values())
 
 
 def test_the_table_wins_over_what_nodes_say_and_bounds_the_others(caplog):
     levels = Levels(table={"alice": "b", "bob": "0.25"}, others="e")
-    assert play(levels) == [0.5, 0.25, 0.0625]
+    assert rates(levels) == [0.5, 0.25, 0.0625]
     warned = [record.getMessage() for record in caplog.records if "by the server's levels" in record.getMessage()]
     assert sorted(warned) == [
         "node alice gets rate 0.5 by the server's levels, in place of 0.25",
@@ -141,7 +136,7 @@ def test_the_table_wins_over_what_nodes_say_and_bounds_the_others(caplog):
 
 
 def test_the_bound_holds_for_nodes_that_say_nothing_and_lowers_nobody_else():
-    assert play(Levels(others="b"), [None, None, None]) == [0.5, 0.5, 0.0625]
+    assert rates(Levels(others="b"), [None, None, None]) == [0.5, 0.5, 0.0625]
 
 
 def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
@@ -157,10 +152,10 @@ def test_dynamic_draws_among_what_the_table_and_the_bound_allow():
 @pytest.mark.parametrize(("reported", "expected"), [("a", [0.5, 0.25, 0.25]), ("e", [0.0625] * 3)])
 def test_a_later_report_lowers_a_level_and_never_raises_it_above_what_the_server_says(reported, expected, assignment):
     levels, mix = Levels(table={"alice": "b"}, others="c"), "a1-b1-c1-e1"
-    rates = play(levels, mix=mix, capacity=reported, num_rounds=2, assignment=assignment)
+    found = rates(levels, mix=mix, capacity=reported, num_rounds=2, assignment=assignment)
     if assignment == "fix":
-        assert rates == expected
-    assert all(rate <= most for rate, most in zip(rates, expected, strict=True))
+        assert found == expected
+    assert all(rate <= most for rate, most in zip(found, expected, strict=True))
 
 
 def test_a_bounded_node_evaluates_what_it_may_hold():
@@ -176,7 +171,7 @@ def test_a_node_id_stands_in_the_table_as_well():
 
 
 def test_names_in_the_table_that_no_node_has_are_warned_of_once(caplog):
-    play(Levels(table={"alice": "b", "alcie": "a", "zoe": "e"}), num_rounds=2)
+    rates(Levels(table={"alice": "b", "alcie": "a", "zoe": "e"}), num_rounds=2)
     assert caplog.text.count("levels name alcie, zoe, but no node there has this registered name or node id") == 1
 
 

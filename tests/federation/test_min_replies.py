@@ -1,18 +1,11 @@
 """How many replies a round needs, and what happens where fewer come."""
 
-import re
-
 import pytest
 
-from heterofl_flwr import DeviceProfile, Devices, HeteroFL, SimulatedDevices
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr import DeviceProfile, Devices, SimulatedDevices
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.limits import least_replies
-from heterofl_flwr.settings import from_flat, to_flat
-from tests.federation.tiny import build, make_app, play
-
-
-def crash(message, context):
-    raise RuntimeError("the worker is gone")
+from tests.federation.tiny import crash, make_app, play
 
 
 def start(nodes, crashing, **options):
@@ -28,7 +21,7 @@ def test_with_fewer_than_half_of_the_replies_a_round_fails_and_says_why_and_what
     said = str(info.value)
     assert f"round 1: {good} of {nodes} clients gave a usable reply, expected at least {least}" in said
     assert f"partition {good}: error 2: " in said
-    assert "the worker is gone" in said
+    assert "the disk is full" in said
     assert "min_replies" in said
     assert "sample.min-replies" in said
     assert said.count("partition ") == min(crashing, 3)
@@ -80,23 +73,3 @@ def test_simulated_devices_leave_the_number_or_share_that_is_asked_for():
 @pytest.mark.parametrize(("value", "needed", "least"), [("auto", 1, 1), ("auto", 7, 4), (3, 9, 3), (0.7, 10, 7)])
 def test_the_least_number_of_replies(value, needed, least):
     assert least_replies(value, needed) == least
-
-
-@pytest.mark.parametrize("value", [0, -1, True, 0.0, 1.0, 1.5, float("nan"), "half"])
-def test_what_is_neither_number_nor_share_is_refused_by_strategy_and_setting_alike(value):
-    expected = "a whole number of 1 or more, or a share between 0 and 1"
-    with pytest.raises(ConfigError, match=rf"min_replies is {re.escape(repr(value))}; expected 'auto', {expected}"):
-        HeteroFL(build, min_replies=value)
-    with pytest.raises(ConfigError, match=rf"sample.min-replies: found .*, expected {expected}, or 'auto'"):
-        from_flat({"sample.min-replies": value})
-
-
-@pytest.mark.parametrize("value", ["auto", 3, 0.25])
-def test_the_setting_is_read_and_written_as_it_is(value):
-    settings = from_flat({"sample.min-replies": value})
-    assert settings.sample.min_replies == value
-    assert to_flat(settings)["sample.min-replies"] == value
-
-
-def test_half_is_the_default():
-    assert from_flat({}).sample.min_replies == HeteroFL(build).options.sampling.min_replies == "auto"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, RoundCallback, Windowed, messages
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, messages
 from heterofl_flwr.client import answer_moments, load_parameters, reply, submodel
 from heterofl_flwr.errors import DataError, HeteroFLError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
@@ -17,67 +17,44 @@ from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
 from tests.federation import digits_app
-from tests.federation.tiny import Tiny, Watched, bare_reply, build_normed, config, equal, inputs, make_app, play
+from tests.federation.tiny import Keep, bare_reply, build_normed, config, crash, equal, inputs, judge, make_app, play
 
 logger = logging.getLogger(__name__)
 KEY = "1.0/paper.norm.first"
 
 
-def run(grid, mix="a1-c1", num_rounds=1, fidelity=None, **evaluation):
-    strategy = HeteroFL(build_normed, mix, fidelity=fidelity, evaluation=Evaluation(**evaluation))
-    return strategy, strategy.start(grid, num_rounds=num_rounds)
+def run(
+    number,
+    mix="a1-c1",
+    num_rounds=1,
+    wrap=None,
+    fidelity=None,
+    node_config=None,
+    evaluate=judge,
+    moments=None,
+    **evaluation,
+):
+    """Return a run of the model with batch norm that evaluates."""
+    app = make_app(evaluate=evaluate, build=build_normed, moments=moments)
+    options = {"build": build_normed, "wrap": wrap, "fidelity": fidelity, "node_config": node_config}
+    return play(app, mix, number, num_rounds, evaluation=Evaluation(**evaluation), **options)
 
 
 @pytest.mark.parametrize("moments", ["paper", "fixed"])
-@pytest.mark.parametrize("wrap", [lambda grid: grid, lambda grid: Windowed(grid, 2)], ids=["plain", "windowed"])
+@pytest.mark.parametrize("wrap", [None, lambda grid: Windowed(grid, 2)], ids=["plain", "windowed"])
 def test_merged_moments_are_those_of_all_clients_data_in_one_process(moments, wrap):
-    fidelity = Fidelity.of("paper", moments=moments)
-    with LocalGrid(make_app(build=build_normed), 4) as grid:
-        strategy, result = run(wrap(grid), "a1-b1-c1", fidelity=fidelity, levels=True)
-    state = result.arrays.to_torch_state_dict()
-    assert sorted(strategy.moments) == [0.25, 0.5, 1.0]
-    for rate, merged in strategy.moments.items():
+    found = run(4, "a1-b1-c1", wrap=wrap, fidelity=Fidelity.of("paper", moments=moments), levels=True)
+    assert sorted(found.strategy.moments) == [0.25, 0.5, 1.0]
+    for rate, merged in found.strategy.moments.items():
         model = build_normed(rate)
-        load_parameters(model, strategy.federation.plan(rate).extract(state))
+        load_parameters(model, found.strategy.federation.plan(rate).extract(found.state))
         central = collect_moments(model, [inputs(partition) for partition in range(4)], kind=moments)
         for one, two in zip(merged.statistics("norm"), central.statistics("norm"), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
-def test_clients_evaluate_with_the_merged_moments():
-    outputs = {}
-
-    def evaluate(message, context):
-        partition = context.node_config["partition-id"]
-        model = submodel(message, build_normed)
-        outputs[partition] = model(inputs(partition)).detach()
-        return reply(message, num_examples=1)
-
-    with LocalGrid(make_app(build=build_normed, evaluate=evaluate), 3) as grid:
-        strategy, result = run(grid)
-    model = build_normed(1.0)
-    load_parameters(model, result.arrays.to_torch_state_dict())
-    static = with_static_norm(model, strategy.moments[1.0])
-    for partition, output in outputs.items():
-        torch.testing.assert_close(output, static(inputs(partition)))
-
-
-def test_a_model_without_batch_norm_is_asked_for_nothing():
-    with Watched(make_app(), 2) as grid:
-        strategy = HeteroFL(Tiny, "a1-c1")
-        strategy.start(grid, num_rounds=1)
-        assert grid.of("query.moments") == []
-        assert "moments" not in grid.of("evaluate")[0].content
-    assert strategy.moments == strategy.moment_tensors() == {}
-
-
-def test_moments_are_asked_only_when_an_evaluation_is_due():
-    with Watched(make_app(build=build_normed), 2) as grid:
-        run(grid, num_rounds=3, every=2)
-        assert [m.content["config"]["server-round"] for m in grid.of("query.moments")] == [2, 2, 3, 3]
-
-
-def test_without_moments_batch_norm_normalises_by_batch():
+@pytest.mark.parametrize("static_norm", [True, False])
+def test_clients_evaluate_with_the_merged_moments_or_normalise_by_batch(static_norm):
     outputs = {}
 
     def evaluate(message, context):
@@ -85,33 +62,39 @@ def test_without_moments_batch_norm_normalises_by_batch():
         outputs[partition] = submodel(message, build_normed)(inputs(partition)).detach()
         return reply(message, num_examples=1)
 
-    with Watched(make_app(build=build_normed, evaluate=evaluate), 2) as grid:
-        _, result = run(grid, static_norm=False)
-        assert grid.of("query.moments") == []
+    found = run(3, evaluate=evaluate, static_norm=static_norm)
     model = build_normed(1.0).train()
-    load_parameters(model, result.arrays.to_torch_state_dict())
+    load_parameters(model, found.state)
+    if static_norm:
+        model = with_static_norm(model, found.strategy.moments[1.0])
+    else:
+        assert found.grid.of("query.moments") == []
     for partition, output in outputs.items():
         torch.testing.assert_close(output, model(inputs(partition)).detach())
 
 
+def test_a_model_without_batch_norm_is_asked_for_nothing():
+    found = play(None, "a1-c1", 2, evaluation=Evaluation())
+    assert found.grid.of("query.moments") == []
+    assert "moments" not in found.grid.of("evaluate")[0].content
+    assert found.strategy.moments == found.strategy.moment_tensors() == {}
+
+
+def test_moments_are_asked_only_when_an_evaluation_is_due():
+    asked = run(2, num_rounds=3, every=2).grid.of("query.moments")
+    assert [message.content["config"]["server-round"] for message in asked] == [2, 2, 3, 3]
+
+
 def test_moments_stay_until_the_next_evaluation_and_a_new_run():
-    seen = []
-
-    class Spy(RoundCallback):
-        def on_round_end(self, progress):
-            seen.append(progress.moments)
-            return False
-
-    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(every=2), callbacks=[Spy()])
+    keep = Keep()
+    strategy = HeteroFL(build_normed, "a1", evaluation=Evaluation(every=2), callbacks=[keep])
     with LocalGrid(make_app(build=build_normed), 2) as grid:
         strategy.start(grid, num_rounds=3)
-        assert [set(moments) for moments in seen] == [
-            set(),
-            *[{f"1.0/paper.norm.{part}" for part in ("count", "first", "second")}] * 2,
-        ]
-        assert not equal(seen[1], seen[2])  # the last round ends with an evaluation too
         strategy.start(grid, num_rounds=2)
-    assert seen[3] == {}
+    seen = [progress.moments for progress in keep.progress]
+    layer = {f"1.0/paper.norm.{part}" for part in ("count", "first", "second")}
+    assert [set(moments) for moments in seen] == [set(), layer, layer, set(), layer]
+    assert not equal(seen[1], seen[2])  # the last round ends with an evaluation too
 
 
 def changed(change):
@@ -131,32 +114,21 @@ def put(key, value):
 
 def other_layers(message, context):
     own = Moments("paper", {"other": collect_moments(build_normed(1.0), [inputs(0)]).layers["norm"]})
-    record = ArrayRecord({f"1.0/{name}": tensor for name, tensor in own.to_tensors().items()})
-    return bare_reply(message, moments=record, config=config())
+    return bare_reply(message, moments=messages.pack_moments({1.0: own}), config=config())
 
 
 def fixed_kind(message, context):
-    record = ArrayRecord(
-        {
-            f"1.0/{key}": value
-            for key, value in collect_moments(build_normed(1.0), [inputs(0)], "fixed").to_tensors().items()
-        }
-    )
+    record = messages.pack_moments({1.0: collect_moments(build_normed(1.0), [inputs(0)], "fixed")})
     return bare_reply(message, moments=record, config=config())
 
 
-def crash(message, context):
-    raise RuntimeError("no data")
-
-
 BAD = {
-    "raises": (crash, "error 2.*no data"),
+    "raises": (crash, "error 2.*the disk is full"),
     "no record": (lambda message, context: bare_reply(message, config=config()), "sent no moments record"),
     "empty": (
         lambda message, context: bare_reply(message, config=config(), moments=ArrayRecord()),
         "sent no moments of rate 1.0",
     ),
-    "NaN": (put(KEY, torch.full((8,), torch.nan).double()), "moments of norm are not finite"),
     "other width": (
         changed(
             lambda record: [
@@ -182,7 +154,7 @@ BAD = {
 
 def test_moments_that_cannot_be_used_are_left_out_and_named():
     """One client for each fault, before and after a good one."""
-    faults = {number + number // 7: own for number, own in enumerate(BAD.values())}  # partitions 7 and 15 are good
+    faults = {number + number // 7: own for number, own in enumerate(BAD.values())}  # partitions 7 and 14 are good
 
     def moments(message, context):
         partition = context.node_config["partition-id"]
@@ -190,10 +162,10 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
             return faults[partition][0](message, context)
         return answer_moments(message, build_normed, lambda: [inputs(partition)])
 
-    found = play(make_app(build=build_normed, moments=moments), nodes=16, build=build_normed, evaluation=Evaluation())
+    found = play(make_app(build=build_normed, moments=moments), nodes=15, build=build_normed, evaluation=Evaluation())
     model = build_normed(1.0)
     load_parameters(model, found.state)
-    good = collect_moments(model, [inputs(partition) for partition in (7, 15)])
+    good = collect_moments(model, [inputs(partition) for partition in (7, 14)])
     torch.testing.assert_close(found.strategy.moments[1.0].layers["norm"].first, good.layers["norm"].first)
     assert sorted(found.log.evaluate_failures) == sorted(faults)
     for partition, (_, named) in faults.items():
@@ -202,11 +174,8 @@ def test_moments_that_cannot_be_used_are_left_out_and_named():
 
 
 def test_where_nobody_gives_moments_the_run_ends_and_says_what_to_do():
-    with (
-        LocalGrid(make_app(build=build_normed, moments=crash), 2) as grid,
-        pytest.raises(RoundError, match=r"none of 2 nodes .*moments.*data=.*static_norm=False.*no data"),
-    ):
-        run(grid)
+    with pytest.raises(RoundError, match=r"none of 2 nodes .*moments.*data=.*static_norm=False.*disk is full"):
+        run(2, moments=crash)
 
 
 def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
@@ -216,20 +185,18 @@ def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
         return answer_moments(message, build_normed, lambda: [inputs(1)])
 
     node_config = {0: {"level": "a"}, 1: {"level": "c"}}.__getitem__
-    with Watched(make_app(build=build_normed, moments=moments), 2, node_config=node_config) as grid:
-        strategy, _ = run(grid, nodes="capable", levels=True)
-        asked = {grid.partition_of(m): list(m.content["config"]["rates"]) for m in grid.of("evaluate")}
-        shapes = [m.content["arrays"]["hidden.bias"].shape for m in grid.of("evaluate")]
+    found = run(2, moments=moments, node_config=node_config, nodes="capable", levels=True)
+    sent = found.grid.of("evaluate")
+    asked = {found.grid.partition_of(message): list(message.content["config"]["rates"]) for message in sent}
     assert asked == {0: [0.25], 1: [0.25]}
-    assert shapes == [(2,), (2,)]
+    assert [message.content["arrays"]["hidden.bias"].shape for message in sent] == [(2,), (2,)]
     assert "only rates [0.25] are evaluated" in caplog.text
-    assert list(strategy.log.evaluate_by_level) == ["c"]
+    assert list(found.log.evaluate_by_level) == ["c"]
 
 
 def test_clients_of_equal_rates_share_their_moments_record():
-    with Watched(make_app(build=build_normed), 4) as grid:
-        run(grid, "a1-c1", levels=True)
-        assert len({id(message.content["moments"]) for message in grid.of("evaluate")}) == 1
+    sent = run(4, levels=True).grid.of("evaluate")
+    assert len({id(message.content["moments"]) for message in sent}) == 1
 
 
 def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
@@ -240,8 +207,7 @@ def test_data_that_shuffles_gives_equal_moments_in_equal_runs():
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)  # another state of torch's generator, as in another process
-        with LocalGrid(make_app(build=build_normed, moments=moments), 3) as grid:
-            found.append(run(grid, "a1-c1", levels=True)[0].moment_tensors())
+        found.append(run(3, moments=moments, levels=True).strategy.moment_tensors())
     assert equal(*found)
 
 
@@ -276,9 +242,8 @@ def test_a_weight_that_is_no_number_of_examples_bounds_no_moments():
         model = submodel(message, build_normed)
         return reply(message, model, num_examples=9, metrics={"weight": 1.0})
 
-    with LocalGrid(make_app(train, build=build_normed, moments=moments), 2) as grid:
-        strategy = HeteroFL(build_normed, "a1", weighted_by_key="weight")
-        strategy.start(grid, num_rounds=1)
+    app, options = make_app(train, build=build_normed, moments=moments), {"weighted_by_key": "weight"}
+    strategy = play(app, nodes=2, build=build_normed, evaluation=Evaluation(), **options).strategy
     assert strategy.moments[1.0].layers["norm"].count == 8
 
 
@@ -288,17 +253,15 @@ class Remote(LocalGrid):
     _runtime_client = None
 
 
+def said(count, mean, variance):
+    return build_layer_moments("paper", count, mean, torch.full_like(mean, variance))
+
+
 LIES = {
     "nothing": None,
-    "mean 30": lambda own: build_layer_moments(
-        "paper", own.count, torch.full_like(own.first, 30), torch.ones_like(own.first)
-    ),
-    "count": lambda own: build_layer_moments(
-        "paper", 10_000_000, torch.full_like(own.first, 30), torch.ones_like(own.first)
-    ),
-    "signs": lambda own: build_layer_moments(
-        "paper", 10_000_000, 1e4 * own.first.sign(), torch.full_like(own.first, 1e10)
-    ),
+    "mean 30": lambda own: said(own.count, torch.full_like(own.first, 30), 1.0),
+    "count": lambda own: said(10_000_000, torch.full_like(own.first, 30), 1.0),
+    "signs": lambda own: said(10_000_000, 1e4 * own.first.sign(), 1e10),
 }
 
 

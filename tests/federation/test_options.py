@@ -4,11 +4,14 @@ import math
 
 import pytest
 
-from heterofl_flwr import Adagrad, Adam, Evaluation, FedH2L, HeteroFL, Limits, Momentum, Privacy, Yogi
+from heterofl_flwr import Adagrad, Adam, Evaluation, FedH2L, HeteroFL, Limits, Momentum, Privacy, Robust, Yogi
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
 from tests.federation.tiny import build
 
+CLIP, NOISE = Privacy(clip=1), Privacy(clip=1, noise=1)
+ROBUST_MOMENTS, BODY = Evaluation(moments_merge="robust"), ("hidden.*",)
+COUNT = "a whole number of 1 or more, or a share between 0 and 1"
 DECAY = "expected 0 or more, and less than 1"
 INVALID = [
     (Evaluation, {"every": -1}, "every is -1, expected a whole number from 0 up"),
@@ -30,6 +33,9 @@ INVALID = [
     (FedH2L, {"classes": 1}, "classes is 1, expected 2 or more"),
     (FedH2L, {"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
     (FedH2L, {"classes": 3, "temperature": 0}, "temperature is 0, expected a number above 0"),
+    (FedH2L, {"classes": 3, "seed_size": 10, "seed_batch": 5, "privacy": CLIP}, "FedH2L exchanges posteriors"),
+    (FedH2L, {"classes": 3, "spare": 0.5}, "clients learn from all others"),
+    (FedH2L, {"classes": 3, "robust": Robust()}, "share no parameters"),
     (Capability, {"num_examples": -1}, "-1 examples are not possible"),
     (Capability, {"partition": -1}, "partition -1 does not exist"),
     (Capability, {"num_partitions": 0}, "0 partitions are not possible"),
@@ -49,6 +55,22 @@ STRATEGY = [
     ({"arrayrecord_key": "x", "configrecord_key": "x"}, "expected another name than arrayrecord_key"),
     ({"weighted_by_key": ""}, "weighted_by_key is '', expected a name"),
     ({"min_train_nodes": -1}, "min_train_nodes is -1, expected a whole number from 0 up"),
+    *(
+        ({"min_replies": own}, f"min_replies is {own!r}; expected 'auto', {COUNT}")
+        for own in (0, -1, True, 0.0, 1.0, 1.5, math.nan, "half")
+    ),
+    *(({"spare": own}, "expected a number of 0 or more") for own in (-0.1, math.nan, math.inf)),
+    ({"server_momentum": 0.5, "server_optimizer": Adam()}, "give one of them"),
+    ({"shared": BODY, "assignment": "dynamic"}, "parameters that are not shared stay with a client"),
+    ({"shared": BODY, "slice_rule": "rolling"}, "parameters that are not shared stay with a client"),
+    ({"privacy": NOISE, "weights": "examples"}, "expected weights='equal'"),
+    ({"privacy": NOISE, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0"),
+    ({"privacy": NOISE, "evaluation": ROBUST_MOMENTS}, r"expected evaluation\.moments_merge='auto'"),
+    ({"privacy": NOISE, "robust": Robust()}, "robust=None"),
+    ({"robust": Robust(), "weights": "examples"}, "weights='equal'"),
+    ({"robust": Robust(), "shared": ()}, "share no parameters"),
+    ({"mix": "b1-c1", "global_rate": 1.0}, "with slice_rule='prefix' nobody trains the rest; expected rolling"),
+    ({"mix": "b1-c1", "global_rate": "c", "slice_rule": "rolling"}, r"largest of the mix b1-c1: expected 0\.5 or more"),
 ]
 
 

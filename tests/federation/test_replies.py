@@ -8,6 +8,8 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.federation.limits import read_number, read_numbers, short
 from heterofl_flwr.strategies.read_replies import in_order, read_fault
 from tests.federation.tiny import build, equal, make_app
 
@@ -53,13 +55,29 @@ def test_no_replies_at_all():
     assert list(in_order([], [])) == []
 
 
-def test_unknown_and_second_repliers_are_dropped_with_a_warning(caplog):
-    sent, (stranger,) = messages(30, 10), messages(99)
+def test_unknown_and_second_repliers_and_replies_to_another_message_are_dropped_with_a_warning(caplog):
+    sent, (stranger,), (earlier,) = messages(30, 10), messages(99), messages(10)
+    earlier.metadata.__dict__["_message_id"] = "before"
     first = answer(sent[0])
-    replies = [answer(stranger), first, answer(sent[0]), answer(sent[1])]
-    assert list(in_order(sent, replies)) == [(30, first), (10, replies[3])]
+    replies = [answer(stranger), first, answer(sent[0]), answer(earlier), answer(sent[1])]
+    assert list(in_order(sent, replies)) == [(30, first), (10, replies[4])]
     dropped = [record.getMessage() for record in caplog.records]
-    assert [("99" in text, "30" in text) for text in dropped] == [(True, False), (False, True)]
+    assert [("99" in text, "30" in text) for text in dropped[:2]] == [(True, False), (False, True)]
+    assert "was not asked this" in dropped[2]
+
+
+def test_numbers_are_read_within_their_limits():
+    assert read_number(3, 3, "x") == 3
+    assert read_numbers([("a", 1), ("b", 2.5), ("c", True), ("d", "text"), ("e", [1.0])], "x") == {"a": 1.0, "b": 2.5}
+    for value in (4, -1, True, 1.0, "3", None):
+        with pytest.raises(ReplyError, match="as num-examples"):
+            read_number(value, 3, "x")
+
+
+def test_a_fault_is_kept_short_and_plain():
+    assert short("a\x1b[31mb\nc") == "a�[31mb\nc"
+    assert len(short("x" * 10**6)) < 1010
+    assert short("start" + "x" * 10**6 + "end").endswith("end")
 
 
 def test_an_error_of_the_superlink_is_that_of_the_message_it_answers(caplog):

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from heterofl_flwr import Adam, HeteroFL, Hybrid, Momentum, Privacy, Robust
+from heterofl_flwr import Adam, Hybrid, Momentum, Robust
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.strategies.fedh2l import FedH2L
 from tests.federation.tiny import build, make_app, play
 
 MEANS = ["trimmed", "median", "clip"]
@@ -61,16 +60,6 @@ def test_old_values_stay_where_the_option_says_so():
     assert sorted(set(found.mul(2).round().tolist())) == [0.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("make", "remedy"),
-    [
-        (lambda **own: HeteroFL(build, privacy=Privacy(clip=1.0, noise=1.0), **own), "robust=None"),
-        (lambda **own: HeteroFL(build, weights="examples", **own), "weights='equal'"),
-        (lambda **own: HeteroFL(build, shared=(), **own), "share no parameters"),
-        (lambda **own: FedH2L(4, **own), "share no parameters"),
-        (lambda **own: Hybrid({"one": build}, classes=4, weights="examples", **own), "weights='equal'"),
-    ],
-)
-def test_what_does_not_go_with_robust_means_is_refused(make, remedy):
-    with pytest.raises(ConfigError, match=remedy):
-        make(robust=Robust())
+def test_families_do_not_go_with_weights_and_robust_means():
+    with pytest.raises(ConfigError, match="weights='equal'"):
+        Hybrid({"one": build}, classes=4, weights="examples", robust=Robust())

@@ -114,13 +114,7 @@ def test_all_clients_come_by_partition_when_all_are_asked():
 
 def test_dynamic_rates_are_redrawn_each_round_and_repeat_with_the_seed():
     def rates(seed):
-        with LocalGrid(make_app(), 20) as grid:
-            records = []
-            strategy = HeteroFL(build, "a1-e1", assignment="dynamic", seed=seed, evaluation=NEVER)
-            for _ in range(2):
-                strategy.start(grid, num_rounds=1 + len(records), first_round=1 + len(records))
-                records.append(strategy.log.rates)
-            return records
+        return [record.rates for record in run(20, "a1-e1", 2, assignment="dynamic", seed=seed).records]
 
     first, second = rates(0)
     assert set(first.values()) == {1.0, 0.0625}

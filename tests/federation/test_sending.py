@@ -5,11 +5,10 @@ import time
 import pytest
 import torch
 
-import heterofl_flwr.classic
-from heterofl_flwr import Evaluation, FedH2L, HeteroFL, LocalGrid
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.strategies import instructions as sending
-from tests.federation.tiny import NEVER, Watched, build, make_app, play
+from tests.federation.tiny import NEVER, Watched, build, crash, make_app, play
 
 
 class Late(Watched):
@@ -76,12 +75,8 @@ def test_replies_that_are_there_by_then_count_too():
     torch.testing.assert_close(found.change, torch.full((8,), 2.5))
 
 
-def fail(message, context):
-    raise RuntimeError("broken")
-
-
 def test_an_error_is_no_answer_that_is_waited_for():
-    found = run(make_app(odd={1: fail}), late={0: 2})
+    found = run(make_app(odd={1: crash}), late={0: 2})
     assert list(found.log.failures) == [1]
     torch.testing.assert_close(found.change, torch.full((8,), (1 + 3 + 4) / 3))
 
@@ -97,7 +92,7 @@ def test_a_round_ends_at_its_deadline_when_enough_never_come():
 
 def test_a_round_ends_at_once_when_all_have_answered_with_errors():
     with pytest.raises(RoundError, match="0 of 3 clients gave a usable reply"):
-        run(make_app(fail), fraction_train=0.5, spare=0.5)
+        run(make_app(crash), fraction_train=0.5, spare=0.5)
 
 
 def test_who_is_late_takes_part_in_the_next_round():
@@ -124,16 +119,6 @@ def test_new_nodes_are_not_waited_for_beyond_the_deadline():
         with Noted(make_app(), 2) as grid:
             HeteroFL(build, "a1", evaluation=NEVER).start(grid, num_rounds=1, timeout=timeout)
     assert given == [7.0, 7.0, 120.0, 900.0]
-
-
-def test_who_needs_all_replies_refuses_spare_ones():
-    with pytest.raises(ConfigError, match="the classic API has no spare: it waits for all clients"):
-        heterofl_flwr.classic.HeteroFL(build, spare=0.5)
-    with pytest.raises(ConfigError, match="clients learn from all others"):
-        FedH2L(10, spare=0.5)
-    for wrong in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="expected a number of 0 or more"):
-            HeteroFL(build, spare=wrong)
 
 
 def test_without_spare_ones_the_grid_itself_waits():

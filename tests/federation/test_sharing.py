@@ -1,18 +1,15 @@
 """Parameters that stay with their clients: LG-FedAvg with either part shared, and Standalone; and FedAvg's weights."""
 
-import logging
-
 import pytest
 import torch
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, messages
-from heterofl_flwr.classic import HeteroFL as Classic
+from heterofl_flwr import Evaluation
 from heterofl_flwr.client import own_part, reply, submodel
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import ConfigError, RoundError
-from tests.federation.tiny import Watched, build, inputs, make_app
+from tests.federation import tiny
+from tests.federation.tiny import build, inputs, make_app
 
 NODES = 4
 BODY, HEAD = ("hidden.*",), ("classifier.*",)
@@ -38,14 +35,10 @@ def judge(message, context):
 
 
 def play(shared, mix="a1-c1", num_rounds=2, **options):
-    strategy = HeteroFL(build, mix, shared=shared, **{"evaluation": Evaluation(every=0), **options})
-    with Watched(make_app(train, judge), NODES) as grid:
-        result = strategy.start(grid, num_rounds=num_rounds)
-        kept = {
-            context.node_config["partition-id"]: context.state["kept"].to_torch_state_dict()
-            for context in grid._contexts.values()
-        }
-    return strategy, grid, result.arrays.to_torch_state_dict(), kept
+    found = tiny.play(make_app(train, judge), mix, NODES, num_rounds, shared=shared, **options)
+    contexts = found.grid._contexts.values()
+    kept = {own.node_config["partition-id"]: own.state["kept"].to_torch_state_dict() for own in contexts}
+    return found.strategy, found.grid, found.state, kept
 
 
 @pytest.mark.parametrize("shared", [BODY, HEAD])
@@ -99,10 +92,9 @@ def test_each_client_evaluates_its_own_model():
 
 def test_evaluate_fn_gets_what_is_shared_whatever_the_run_began_with():
     seen = []
-    with LocalGrid(make_app(train, judge), NODES) as grid:
-        strategy = HeteroFL(build, "a1", shared=BODY, evaluation=Evaluation(every=1))
-        arrays = ArrayRecord(initial_state(build, 1.0, 0))
-        strategy.start(grid, arrays, num_rounds=2, evaluate_fn=lambda number, arrays: seen.append(list(arrays)))
+    arrays = ArrayRecord(initial_state(build, 1.0, 0))
+    start = {"initial_arrays": arrays, "evaluate_fn": lambda number, arrays: seen.append(list(arrays))}
+    play(BODY, "a1", evaluation=Evaluation(every=1), start=start)
     body = ["hidden.weight", "hidden.bias"]
     assert seen == [list(arrays), body, body]
 
@@ -121,54 +113,10 @@ def test_what_a_client_kept_for_another_model_is_told_apart(kept, found):
         return reply(message, submodel(message, build, kept), num_examples=1)
 
     expected = rf"parameters that this client kept do not fit its model at rate 1 \({found}\): a client keeps its rate"
-    with LocalGrid(make_app(keeps), 2) as grid, pytest.raises(RoundError, match=expected):
-        HeteroFL(build, "a1", shared=BODY).start(grid, num_rounds=1)
+    with pytest.raises(RoundError, match=expected):
+        tiny.play(make_app(keeps), nodes=2, shared=BODY)
 
 
-def test_what_cannot_be_is_refused():
-    for options in ({"assignment": "dynamic"}, {"slice_rule": "rolling"}):
-        with pytest.raises(ConfigError, match="parameters that are not shared stay with a client"):
-            HeteroFL(build, shared=BODY, **options)
+def test_names_that_no_parameter_has_are_refused():
     with pytest.raises(ConfigError, match=r"shared: no parameter matches body\.\*; the parameters are hidden.weight"):
         play(("body.*",))
-    with pytest.raises(ConfigError, match="none can stay with a client"):
-        Classic(build, shared=BODY)
-
-
-def weigh(message, context):
-    model = submodel(message, build)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn(
-                parameter.shape,
-                generator=torch.Generator().manual_seed(len(inputs(context.node_config["partition-id"]))),
-            )
-    return reply(message, model, num_examples=len(inputs(context.node_config["partition-id"])))
-
-
-def for_flower(message, context):
-    """Train for Flower's own FedAvg, whose messages are not ours."""
-    model = build(1.0)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    told = messages.new_config(
-        {"rate": 1.0, "global-rate": 1.0, "server-round": 1, "seed": 0, "partition": 0, **message.content["config"]}
-    )
-    message.content["config"] = told
-    return weigh(message, context)
-
-
-def test_weighted_by_examples_it_is_flower_s_own_fedavg(caplog):
-    caplog.set_level(logging.WARNING, "flwr")
-    start = initial_state(build, 1.0, 0)
-    with LocalGrid(make_app(weigh), NODES) as grid:
-        ours = HeteroFL(build, "a1", weights="examples", label_rows=[], evaluation=Evaluation(every=0))
-        found = ours.start(grid, ArrayRecord(start), num_rounds=3).arrays.to_torch_state_dict()
-    with LocalGrid(make_app(for_flower), NODES) as grid:
-        flower = FedAvg(fraction_evaluate=0.0, min_train_nodes=NODES, min_available_nodes=NODES)
-        expected = flower.start(grid, ArrayRecord(start), num_rounds=3).arrays.to_torch_state_dict()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
-    equal = HeteroFL(build, "a1", label_rows=[], evaluation=Evaluation(every=0))
-    with LocalGrid(make_app(weigh), NODES) as grid:
-        other = equal.start(grid, ArrayRecord(start), num_rounds=3).arrays.to_torch_state_dict()
-    assert any((other[name] - tensor).abs().max() > 1e-3 for name, tensor in expected.items())

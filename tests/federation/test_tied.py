@@ -8,21 +8,20 @@ from flwr.common import parameters_to_ndarrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, elastic
+from heterofl_flwr import Evaluation, elastic
 from heterofl_flwr import classic as legacy
 from heterofl_flwr.client import models_to_evaluate, own_part, reply, submodel
 from heterofl_flwr.core import Plan, width
-from heterofl_flwr.errors import ShapeError
 from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, save_models
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.core.twin import Reply, counting_mean, held
-from tests.federation.tiny import Watched, make_app
+from tests.federation import tiny
+from tests.federation.tiny import NEVER, make_app
 
 NAMES = ["embedding.weight", "hidden.weight", "hidden.bias", "decoder.bias"]
 ROWS = {"label_rows": ["decoder.weight", "decoder.bias"]}
-NEVER = Evaluation(every=0)
 
 
 class Words(nn.Module):
@@ -51,11 +50,10 @@ def train(message, context):
 
 
 def play(mix="a1-c1", clients=2, num_rounds=1, arrays=None, app=train, **options):
-    strategy = HeteroFL(Words, mix, **{"evaluation": NEVER, **options})
-    with Watched(make_app(app, build=Words), clients) as grid:
-        result = strategy.start(grid, arrays, num_rounds=num_rounds)
-    assert strategy.log.failures == {}
-    return strategy, grid, result.arrays.to_torch_state_dict()
+    start = {"initial_arrays": arrays}
+    found = tiny.play(make_app(app, build=Words), mix, clients, num_rounds, build=Words, start=start, **options)
+    assert found.log.failures == {}
+    return found.strategy, found.grid, found.state
 
 
 def numbers(model):
@@ -94,8 +92,7 @@ def test_evaluated_models_are_tied_at_each_rate():
         ties.extend(model.decoder.weight is model.embedding.weight for _, model in models_to_evaluate(message, Words))
         return reply(message, num_examples=1)
 
-    with LocalGrid(make_app(train, judge), 2) as grid:
-        HeteroFL(Words, "a1-c1", evaluation=Evaluation(levels=True)).start(grid, num_rounds=1)
+    tiny.play(make_app(train, judge), "a1-c1", 2, build=Words, evaluation=Evaluation(levels=True))
     assert ties == [True] * 4
 
 
@@ -163,17 +160,6 @@ def test_final_models_have_them_once_and_files_of_earlier_versions_load(tmp_path
         model = load_model(folder, "b", Words)
         assert model.decoder.weight is model.embedding.weight
         torch.testing.assert_close(model.decoder.weight.detach(), state["decoder.weight"][:, :4])
-
-
-def test_models_that_tie_at_one_rate_alone_are_refused():
-    def build(rate):
-        model = Words(rate)
-        if rate < 1:
-            model.decoder = nn.Linear(width(8, rate), 7)
-        return model
-
-    with LocalGrid(make_app(), 2) as grid, pytest.raises(ShapeError, match=r"decoder\.weight is tied to embedding"):
-        HeteroFL(build, "a1-c1").start(grid, num_rounds=1)
 
 
 def test_ordered_dropout_trains_the_smaller_models_tied_too():

@@ -99,6 +99,11 @@ def make_app(
     return app
 
 
+def crash(message: Message, context: Context) -> Message:
+    """Fail, whatever is asked."""
+    raise RuntimeError("the disk is full")
+
+
 def bare_reply(message: Message, **records) -> Message:
     """Return a reply with these records alone."""
     return Message(RecordDict(records), reply_to=message)

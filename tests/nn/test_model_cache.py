@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from weakref import ref
 
@@ -74,8 +75,35 @@ def test_what_can_be_set_back_is_given_out_again(use):
     model = fresh_model(Full, 1.0)
     use(model)
     assert fresh_model(Full, 1.0) is model
-    assert model.training
     assert all(own.requires_grad and own.grad is None and own.device.type == "cpu" for own in model.parameters())
+    fresh_buffers = dict(Full(1.0).named_buffers())
+    assert all(torch.equal(own, fresh_buffers[name]) for name, own in model.named_buffers())
+    assert all(module.training for module in model.modules())
+
+
+def test_layers_that_are_frozen_when_built_stay_so():
+    def frozen(rate):
+        model = Tiny(rate)
+        model.hidden.requires_grad_(False)
+        return model
+
+    for _ in range(2):
+        model = fresh_model(frozen, 1.0)
+        assert not model.hidden.weight.requires_grad
+        model.hidden.requires_grad_(True)
+
+
+def test_few_models_are_kept_one_for_each_rate_function_and_thread():
+    models = {id(fresh_model(own, rate)) for own in (Tiny, build_normed) for rate in (1.0, 0.5)}
+    assert len(models) == 4
+    first = fresh_model(Tiny, 1.0)
+    with ThreadPoolExecutor(1) as pool:  # clients may run in threads of one process, as ``start_client`` in a notebook
+        assert pool.submit(fresh_model, Tiny, 1.0).result() is not first
+    assert fresh_model(Tiny, 1.0) is first
+    for number in range(1, 40):
+        recent = fresh_model(Tiny, number / 100)
+    assert fresh_model(Tiny, 1.0) is not first
+    assert fresh_model(Tiny, 0.39) is recent
 
 
 def swap(model):

@@ -89,16 +89,6 @@ def test_layers_stand_in_the_papers_order():
     assert [len(stage) for stage in PreResNet(hidden=HIDDEN).stages] == [1, 1, 1, 2]  # as published
 
 
-def test_stages_after_the_first_halve_the_image():
-    model = PreResNet(hidden=HIDDEN).eval()
-    x = model.stem(torch.randn(1, 3, 32, 32))
-    sizes = []
-    for stage in model.stages:
-        x = stage(x)
-        sizes.append(x.shape[-1])
-    assert sizes == [32, 16, 8, 4]
-
-
 def test_a_block_adds_its_raw_input_where_the_shape_stays():
     block = PreResNet(hidden=HIDDEN).stages[0][0]
     assert block.shortcut is None

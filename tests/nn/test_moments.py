@@ -7,8 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.errors import ConfigError, DataError, ShapeError
-from heterofl_flwr.nn.moments import CLOSE, SPREAD, WEIGHT, LayerMoments, Moments, build_layer_moments, sum_robust
+from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, ShapeError
+from heterofl_flwr.nn.moments import (
+    CLOSE,
+    SPREAD,
+    WEIGHT,
+    LayerMoments,
+    Moments,
+    build_layer_moments,
+    check_possible,
+    sum_robust,
+)
+from heterofl_flwr.nn.static_norm import collect_moments
 
 
 def _moments(kind="fixed", count=4, channels=2, name="bn", seed=0):
@@ -81,6 +91,42 @@ def test_moments_of_other_models_do_not_add_and_all_faults_are_told():
         _moments() + _moments(name="other")
     with pytest.raises(ShapeError, match="bn has 3 channels, expected 2"):
         _moments() + _moments(channels=3)
+
+
+IMPOSSIBLE = {
+    "sums of nothing": ("paper", 0, 1.0, 1.0),
+    "negative variance": ("paper", 2, 1.0, -1.0),
+    "huge": ("paper", 2, 1e100, 1e300),
+    "huge mean": ("paper", 2, 1e300, 1.0),
+    "infinite variance in float32": ("paper", 2, 0.0, 1e39),
+    "pooled variance below zero": ("fixed", 4, 4.0, 3.9),
+    "pooled over a single value": ("fixed", 1, 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize(("kind", "count", "first", "second"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_moments_of_no_data_are_refused(kind, count, first, second):
+    sums = torch.tensor([[first], [second]], dtype=torch.float64)
+    for own in {kind, "fixed"}:  # what no batches can have, no values have either
+        with pytest.raises(HeteroFLError, match="moments of norm are those of no data"):
+            check_possible(Moments(own, {"norm": LayerMoments(count, *sums)}), 10)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("paper", 10), ("fixed", 10 * 2**23)])
+def test_counts_that_no_such_number_of_examples_has_are_refused(kind, most):
+    good, bad = (
+        Moments(kind, {"norm": LayerMoments(count, torch.zeros(2), torch.ones(2))}) for count in (most, most + 1)
+    )
+    check_possible(good, 10)
+    with pytest.raises(HeteroFLError, match=rf"norm count {most + 1:,} .*expected up to {most:,}.* 10 examples"):
+        check_possible(bad, 10)
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_measured_moments_are_possible_even_without_any_variance(kind, offset):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8))
+    check_possible(collect_moments(model, [torch.full((number, 3), offset) for number in (6, 7)], kind), 20)
 
 
 def test_pooled_variances_never_fall_below_zero():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core import Plan, prefix
 from heterofl_flwr.nn.models import build_model
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
@@ -34,25 +34,29 @@ def test_a_smaller_model_loads_its_slice(name, options):
         assert all(len(sub[row]) == len(state[row]) for row in full.label_rows)
 
 
+SLICE_FUNCTIONS = {"prefix": prefix, "rolling": twin.rolling(2), "scattered": twin.scattered(8)}
+
+
+@pytest.mark.parametrize("slice_function", SLICE_FUNCTIONS.values(), ids=SLICE_FUNCTIONS)
 @pytest.mark.parametrize("name", ["cnn", "preresnet18", "preresnet50"])
-def test_with_static_norm_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, name):
+def test_with_static_norm_a_smaller_model_is_the_global_one_with_the_rest_zeroed(small, inputs, name, slice_function):
     build, x = small(name), inputs(name)
     full = build(1.0)
     moments = collect_moments(full, [x])
     for rate in RATES[1:]:
         local, masked = build(rate), copy.deepcopy(full)
-        plan = Plan.of(full, local)
+        plan = Plan.of(full, local, slice_function=slice_function)
         local.load_state_dict(plan.extract(full.state_dict()))
         twin.zero_extend(plan, masked, local)
-        found = with_static_norm(local, _cut(moments, local))(x)
+        found = with_static_norm(local, _cut(moments, plan))(x)
         torch.testing.assert_close(found, with_static_norm(masked, moments)(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(found, with_static_norm(full, moments)(x), rtol=1e-4, atol=1e-5)
 
 
-def _cut(moments, local):
+def _cut(moments, plan):
     """Return the moments of the channels that a smaller model keeps."""
-    widths = {name.removesuffix(".weight"): len(value) for name, value in local.named_parameters()}
-    layers = {
-        name: LayerMoments(layer.count, layer.first[: widths[name]], layer.second[: widths[name]])
-        for name, layer in moments.layers.items()
-    }
+    layers = {}
+    for name, layer in moments.layers.items():
+        (places,) = twin.held(plan.axes[f"{name}.weight"])
+        layers[name] = LayerMoments(layer.count, layer.first[list(places)], layer.second[list(places)])
     return Moments(moments.kind, layers)

@@ -21,6 +21,7 @@ def test_words_are_axis_one_of_the_logits_and_the_mask_token_is_one_past_the_wor
     model = Transformer(20, SHAPE, rate=rate)
     assert model.mask_token == 20
     assert len(model.embedding.token.weight) == 21
+    assert "embedding.token.weight" in model.label_rows  # the paper counts its rows by word too
     assert model(torch.full((2, length), model.mask_token)).shape == (2, 20, length)
 
 

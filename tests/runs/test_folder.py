@@ -49,11 +49,6 @@ def test_each_start_has_its_commit_and_machine(used, monkeypatch):
     assert used.about()["machines"] == [machine(), "another"]
 
 
-def test_a_run_with_the_same_settings_is_not_overwritten(used):
-    with pytest.raises(ConfigError, match="holds a run with these settings already: resume it, or choose another"):
-        RunFolder(used.path).start(SETTINGS)
-
-
 def test_another_run_is_not_overwritten_and_each_difference_is_named(used):
     other = {"model": "preresnet18", "optim": {"lr": 0.1, "milestones": [60, 90]}, "rounds": 10, "seed": 1}
     with pytest.raises(ConfigError, match="holds another run") as caught:

@@ -354,14 +354,6 @@ def test_vmap_leaves_bfloat16_to_others(monkeypatch):
     assert train_cohort(make_jobs(Net), options) == train_plain(make_jobs(Net), options)
 
 
-def test_hooks_are_called():
-    calls = []
-    clients = make_jobs(Net, (10, 10))
-    clients[1].model.register_forward_hook(lambda *_: calls.append(1))
-    train_cohort(clients, OPTIONS)
-    assert len(calls) == 4
-
-
 def test_a_model_given_twice_is_trained_twice():
     first, second = make_jobs(Net, (10, 10))
     second = replace(second, model=first.model)

@@ -69,14 +69,6 @@ def test_what_is_no_distribution_raises_an_error_that_names_the_sender(said, fau
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-@pytest.mark.parametrize("temperature", [0.5, 5.0])
-def test_identical_models_have_no_divergence(direction, temperature):
-    logits = torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(1))
-    peers = (logits / temperature).softmax(1).expand(3, -1, -1)
-    assert abs(divergence(logits, peers, temperature, direction).item()) < 1e-6
-
-
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_divergence_by_hand(direction):
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
     peers = torch.tensor([[[0.25, 0.5, 0.25]], [[1.0, 0.0, 0.0]]])
@@ -130,15 +122,6 @@ def test_seed_steps_are_a_plain_loop(projection, labels):
         optimizer.step()
     for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_peers_bring_a_model_nearer_to_them():
-    model = mlp()
-    teacher = posteriors(mlp(seed=9), SEEDS[0]).unsqueeze(0)
-    distill = DistillOptions(steps=60, weight=5.0, labels=False, projection="none")
-    before = learn_from_peers(job(model), SEEDS, teacher, OPTIONS, distill)
-    after = divergence(model(SEEDS[0]), teacher).item()
-    assert after < 0.5 * before
 
 
 def test_without_peers_there_are_labels_alone():

@@ -123,19 +123,6 @@ def test_parameters_may_be_of_several_types(changes):
 
 
 @pytest.mark.usefixtures("devices")
-def test_frozen_and_unused_parameters_stay_as_they_are():
-    used, frozen, unused = parameters([(3, 2), (2,), (4,)])
-    frozen.requires_grad_(False)
-    kept = frozen.clone(), unused.detach().clone()
-    own = ParameterSGD([used, frozen, unused], replace(OPTIONS, proximal=0.1))
-    for _ in range(3):
-        own.minimise((used * frozen).square().sum())
-    assert torch.equal(frozen, kept[0])
-    assert torch.equal(unused, kept[1])
-    assert unused.grad is None
-
-
-@pytest.mark.usefixtures("devices")
 def test_a_parameter_that_is_used_later_begins_with_no_momentum():
     early, late = parameters([(3,), (3,)])
     twin = nn.Parameter(late.detach().clone())

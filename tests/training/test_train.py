@@ -1,11 +1,10 @@
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr.data import Split, load_dataset
+from heterofl_flwr.data import load_dataset
 from heterofl_flwr.errors import DataError, HeteroFLError
 from heterofl_flwr.nn import CNN, collect_moments, with_static_norm
 from heterofl_flwr.training import DivergedError, TrainOptions, evaluate, input_batches, train
@@ -33,25 +32,6 @@ def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
     assert same(one, two)
     assert result == again
     assert not same(one, other)
-
-
-def test_each_call_starts_a_new_optimiser(build, split):
-    once, twice = build(), build()
-    train(once, split, replace(OPTIONS, epochs=1), seed=3)
-    copied = copy.deepcopy(once)
-    for model in (once, copied):
-        train(model, split, replace(OPTIONS, epochs=1), seed=4)
-    assert same(state(once), state(copied))
-    train(twice, split, replace(OPTIONS, epochs=2), seed=3)
-    assert not same(state(once), state(twice))
-
-
-@pytest.mark.parametrize(
-    ("number", "batch_size", "steps"), [(11, 5, 2), (10, 5, 2), (12, 5, 3), (1, 5, 1), (6, 5, 1), (3, 1, 3)]
-)
-def test_a_last_example_alone_joins_the_batch_before_it(build, number, batch_size, steps):
-    result = train(build(norm="gn"), images(number), replace(OPTIONS, epochs=1, batch_size=batch_size), seed=1)
-    assert (result.examples, result.steps) == (number, steps)
 
 
 def test_a_leftover_example_does_not_stop_batch_norm():
@@ -94,11 +74,6 @@ def test_the_model_is_as_usable_after_an_error_as_before(build, split):
         train(model, split, OPTIONS, classes=[7], seed=1)
     assert {name: value.stride() for name, value in model.state_dict().items()} == strides
     assert same(state(model), state(build()))
-
-
-def test_targets_beyond_the_models_classes_raise_an_error(build):
-    with pytest.raises(DataError, match="targets do not fit 5 classes"):
-        train(build(), Split(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 5])), OPTIONS, seed=1)
 
 
 def test_learns_digits():

@@ -1,0 +1,154 @@
+"""Records: one a round, handed over to callbacks in order, and logged as one line in any Flower app."""
+
+import logging
+
+import pytest
+
+from heterofl_flwr import Evaluation, RoundCallback, multi_step
+from heterofl_flwr.classic import HeteroFL as Classic
+from heterofl_flwr.core.formatting import size
+from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.report import Console
+from tests.classic.fakes import Fake, fit_all, manager_of
+from tests.federation.tiny import build, build_normed, crash, equal, make_app, play
+
+
+class Spy(RoundCallback):
+    def __init__(self, stop_after=99):
+        self.calls = []
+        self.progress = []
+        self.stop_after = stop_after
+
+    def on_start(self, first_round, num_rounds, state):
+        self.calls.append(("start", first_round, num_rounds))
+        self.first = dict(state)
+
+    def on_round_end(self, progress):
+        self.calls.append(("round", progress.record.server_round))
+        self.progress.append(progress)
+        return progress.record.server_round >= self.stop_after
+
+    def on_end(self, state):
+        self.calls.append(("end",))
+        self.last = dict(state)
+
+
+def run(*callbacks, num_rounds=3, app=None, **options):
+    found = play(app, "a1-c1", 4, num_rounds, callbacks=callbacks, **{"evaluation": Evaluation(), **options})
+    return found.strategy, found.result
+
+
+def test_every_callback_sees_start_rounds_and_end():
+    spies = Spy(), Spy()
+    strategy, result = run(*spies)
+    for spy in spies:
+        assert spy.calls == [("start", 1, 3), ("round", 1), ("round", 2), ("round", 3), ("end",)]
+        assert equal(spy.first, strategy.federation.initial_state())
+        assert equal(spy.last, result.arrays.to_torch_state_dict())
+        assert equal(spy.progress[-1].state, spy.last)
+        assert {progress.num_rounds for progress in spy.progress} == {3}
+
+
+def test_a_callback_ends_the_run_and_the_others_still_see_the_round():
+    stops, sees = Spy(stop_after=2), Spy()
+    _, result = run(stops, sees, num_rounds=10)
+    assert stops.calls == sees.calls == [("start", 1, 10), ("round", 1), ("round", 2), ("end",)]
+    assert list(result.train_metrics_clientapp) == [1, 2]
+
+
+def test_a_record_holds_all_that_is_known_of_a_round():
+    spy = Spy()
+    strategy, _ = run(
+        spy,
+        num_rounds=2,
+        build=build_normed,
+        app=make_app(build=build_normed, odd={3: crash}),
+        learning_rate=multi_step(0.1, [1]),
+        evaluation=Evaluation(every=2, levels=True),
+    )
+    one, two = (progress.record for progress in spy.progress)
+    assert (one.server_round, two.server_round) == (1, 2)
+    assert (one.learning_rate, two.learning_rate) == (0.1, pytest.approx(0.01))
+    assert one.rates == {0: 1.0, 1: 1.0, 2: 0.25, 3: 0.25}
+    assert list(one.failures) == [3]
+    assert one.train == {"loss": pytest.approx((0 * 1 + 1 * 2 + 2 * 3) / 6)}
+    assert one.evaluate == one.evaluate_by_level == {}
+    assert set(two.evaluate) == {"coverage", "local-accuracy", "worst-accuracy"}
+    assert set(two.evaluate_by_level) == {"a", "c"}
+    assert one.seconds > 0
+    assert (spy.progress[0].moments, set(spy.progress[1].moments)) == ({}, set(strategy.moment_tensors()))
+    values = {1.0: 8 * 3 + 3 * 8 + 8 * 4 + 4, 0.25: 2 * 3 + 3 * 2 + 2 * 4 + 4}
+    headers = 6 * 128  # numpy's, for each array of the normed model
+    assert one.bytes_down == 2 * (4 * values[1.0] + headers) + 2 * (4 * values[0.25] + headers)
+    assert one.bytes_up == one.bytes_down - (4 * values[0.25] + headers)
+
+
+@pytest.fixture
+def lines(caplog):
+    """Return a function that gives what Flower's log shows of rounds."""
+    caplog.set_level(logging.INFO, logger="flwr")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "flwr" and "round" in r.getMessage().lower()]
+
+
+def run_four(**options):
+    return play(make_app(odd={2: crash}), "a1-c1", 4, 2, evaluation=Evaluation(every=2), **options)
+
+
+def test_levels_with_their_clients_and_bytes_and_who_failed(lines):
+    log = run_four().log
+    sizes = {level: log.bytes_by_level[level] // 2 for level in ("a", "c")}
+    assert sum(log.bytes_by_level.values()) == log.bytes_down
+    assert sizes["a"] > sizes["c"]
+    found = [line for line in lines() if line.startswith("round ")]
+    sent = f"a 2x{size(sizes['a'])} (clients 0-1), c 2x{size(sizes['c'])} (clients 2-3)"
+    up = size(2 * sizes["a"] + sizes["c"])
+    assert found == [f"round {number}: {sent}; up {up}, 1 failed" for number in (1, 2)]
+
+
+def test_metrics_have_a_line_of_their_own(lines):
+    run_four()
+    first, second = [line for line in lines() if line.startswith("[ROUND")]
+    assert first.startswith("[ROUND 1/2] loss ")
+    assert "coverage 1" in second
+
+
+def test_a_callback_that_prints_rounds_does_it_instead(lines, capsys):
+    run_four(callbacks=[Console()])
+    assert lines() == []
+    assert "round 2/2 took=" in capsys.readouterr().out
+
+
+def test_in_the_classic_api_too(lines):
+    fakes = [Fake(str(number), 1.0 + number) for number in range(3)]
+    strategy, manager = Classic(build, "a1-c1", wait=1.0), manager_of(*fakes)
+    parameters = strategy.initialize_parameters(client_manager=manager)
+    strategy.aggregate_fit(1, fit_all(strategy.configure_fit(1, parameters, manager)), [])
+    assert [line.partition(":")[0] for line in lines()] == ["round 1"]
+    assert "c 2x" in lines()[0]
+
+
+def filled(rates):
+    log = RoundRecord(
+        server_round=10,
+        seconds=0.0,
+        learning_rate=0.1,
+        rates=rates,
+        failures=dict.fromkeys(range(3), "lost"),
+        bytes_up=329_000_000,
+    )
+    for rate in rates.values():
+        log.note_sent(rate, int(12_345_678 * rate**2))
+    return log
+
+
+def test_a_hundred_clients_fit_a_hundred_columns():
+    line = filled({number: 0.5 ** (number % 5) for number in range(100)}).line()
+    assert line == ("round 10: a 20x12.3 MB, b 20x3.09 MB, c 20x772 kB, d 20x193 kB, e 20x48.2 kB; up 329 MB, 3 failed")
+    assert len(line) <= 100
+
+
+def test_many_rates_are_cut():
+    line = filled({number: (1 + number) / 40 for number in range(40)}).line()
+    assert line.startswith("round 10: a 1x12.3 MB, 0.975 1x")
+    assert "35 more levels" in line
+    assert len(line) <= 130
