@@ -1,12 +1,16 @@
 """A SuperLink and SuperNodes on this machine, with TLS and known nodes: what the tests and the faults are tried on.
 
-All processes carry a mark, and a guard ends them also when this one is killed.
+All processes carry a mark in their environment, by which they are ended. If this one is killed, the system ends those
+that it has started (on Linux), and what Flower has started ends with these.
 """
 
+import ctypes
 import json
 import os
 import re
 import secrets
+import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -16,7 +20,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -26,12 +30,18 @@ from heterofl_flwr.app.cli.app import write_app
 from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.settings import Flat
-from simulations.guard import MARK, guarded, marked
+
+MARK = "HETEROFL_LAUNCH"
+"""The environment variable that holds the mark."""
+
+PATIENCE = 5.0
+"""Seconds in which killed processes end."""
 
 STARTUP = 300.0
 POLL = 0.2
 
 ROOT = str(Path(__file__).parents[1])
+_C = ctypes.CDLL(None)  # loaded here, as a process that was just forked had better not
 
 _CONNECTION = """[superlink]
 default = "own"
@@ -55,19 +65,23 @@ class Processes:
         self.folder = folder
         self._more = more or {}
         self._mark = secrets.token_hex(16)
-        self._stack = ExitStack()
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         self.home = Path(tempfile.mkdtemp(prefix="heterofl-"))
         self.environment = {**environment(self.home), **self._more, MARK: self._mark}
-        self._stack.enter_context(guarded(self._mark, self.home))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        for process in self._started:
-            process.wait(STARTUP)
+        deadline = time.monotonic() + PATIENCE
+        while (left := marked(self._mark)) and time.monotonic() < deadline:
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=1)
+        for started in self._started:
+            started.wait(STARTUP)
+        shutil.rmtree(self.home, ignore_errors=True)
 
     def wait_for(self, happened: Callable[[], object], what: str, seconds: float = STARTUP) -> None:
         """Wait until something has happened; raise if it does not."""
@@ -118,9 +132,25 @@ class Processes:
                 env={**self.environment, **variables},
                 cwd=folder,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         self._started.append(process)
         return process
+
+
+def marked(mark: str) -> set[psutil.Process]:
+    """Return all living processes with a mark, and their descendants: Ray's workers overwrite their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if process.environ().get(MARK) == mark:
+                found |= {process, *process.children(recursive=True)}
+    return found
+
+
+def _end_with_parent() -> None:
+    """Let the system kill this process when the one that started it dies."""
+    _C.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Deployment(Processes):
