@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.ray_grid import RayGrid
     from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
+    from heterofl_flwr.nn.depth import shallow
+    from heterofl_flwr.strategies.block_momentum import BlockMomentum
     from heterofl_flwr.strategies.fedh2l import FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL
     from heterofl_flwr.strategies.hybrid import Hybrid
@@ -39,6 +41,7 @@ __all__ = [
     "Adam",
     "Aggregator",
     "Averaging",
+    "BlockMomentum",
     "DeviceProfile",
     "Devices",
     "Evaluation",
@@ -66,6 +69,7 @@ __all__ = [
     "elastic",
     "lora",
     "multi_step",
+    "shallow",
 ]
 
 # Where each public name lies. A new one is added here, to __all__ and to the imports for type checkers.
@@ -90,6 +94,8 @@ _HOMES = {
     "grids.ray_grid": ("RayGrid",),
     "grids.simulated": ("SimulatedDevices",),
     "grids.windowed": ("Windowed",),
+    "nn.depth": ("shallow",),
+    "strategies.block_momentum": ("BlockMomentum",),
     "strategies.fedh2l": ("FedH2L",),
     "strategies.heterofl": ("HeteroFL",),
     "strategies.hybrid": ("Hybrid",),

@@ -15,6 +15,7 @@ PUBLIC = [
     "Adam",
     "Aggregator",
     "Averaging",
+    "BlockMomentum",
     "DeviceProfile",
     "Devices",
     "Evaluation",
@@ -42,6 +43,7 @@ PUBLIC = [
     "elastic",
     "lora",
     "multi_step",
+    "shallow",
 ]
 
 

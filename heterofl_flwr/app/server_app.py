@@ -25,12 +25,14 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.grids.windowed import Watched
+from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
 from heterofl_flwr.settings.presets import EXCHANGES
+from heterofl_flwr.strategies.block_momentum import BlockMomentum
 from heterofl_flwr.strategies.fedh2l import ExchangeKeywords, FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.hybrid import Hybrid
@@ -150,12 +152,19 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "fidelity": settings.fidelity.as_options(Fidelity),
         "server_optimizer": server.build_optimizer(),
         "robust": server.build_robust_mean(),
-        "aggregator": AGGREGATORS[server.aggregator],
+        "aggregator": _block_momentum(task) if server.block_momentum else AGGREGATORS[server.aggregator],
     }
     if server.strategy == "hybrid":
         exchange = {**averaging, **seeds}
         return Hybrid(task.families, settings.mix, classes=task.dataset.classes, **exchange)
     return HeteroFL(task.build, settings.mix, **averaging)
+
+
+def _block_momentum(task: Task) -> BlockMomentum:
+    """Return what moves the last block of shallower models; heads are classifiers, which are left alone."""
+    blocks = BLOCKS[task.settings.model.name]
+    whole = f"{blocks}.body" if blocks == "exits.*" else blocks
+    return BlockMomentum(task.build, task.mix, whole, task.settings.server.block_momentum)
 
 
 def build_devices(task: Task) -> Devices | None:

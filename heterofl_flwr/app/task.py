@@ -5,7 +5,7 @@ A task is made once in each process and kept, so data and models survive the rou
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_d
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.splits import owner_column
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.depth import Rates, read_levels, shallow
+from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.runs import Deal
@@ -25,6 +27,8 @@ from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
 from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
+from heterofl_flwr.training.exits import EXIT_LOSSES, ramp_up
+from heterofl_flwr.training.options import ExitLoss
 
 MOST_DEALT = 1_000_000
 """Clients times classes up to which a run's folder tells who was dealt what."""
@@ -80,7 +84,19 @@ class Task:
         channels = facts.shape[0] if len(facts.shape) == 3 else 1
         depends = {"channels": channels, "inputs": facts.shape, "classes": facts.classes, "vocabulary": facts.classes}
         own = {name: value for name, value in depends.items() if model_has(model, name)}
-        return build_model(model, **model_options(self.settings), **own)
+        return self._with_depth(build_model(model, **model_options(self.settings), **own))
+
+    def _with_depth(self, build: Build) -> Build:
+        """Return the function from a rate to a model that may also have fewer blocks (``model.shrink``)."""
+        model = self.settings.model
+        levels = read_levels(model.shrink)
+        if levels is None:
+            return build
+        if BLOCKS[model.name] == "exits.*":
+            last = self.settings.train.exits == "last"
+            build = with_exits(build, ensemble=model.ensemble, deepest_only=last)
+        held: dict[str | float, Rates] = {rate: own for rate, own in levels.items() if rate <= self.mix.global_rate}
+        return shallow(build, BLOCKS[model.name], levels=held)
 
     @cached_property
     def families(self) -> Mapping[str, Build]:
@@ -187,6 +203,14 @@ class Task:
         """Return what is trained of a client's model: with ordered dropout, the smaller ones inside it too."""
         smaller = (build(other).to(self.device) for other in self.mix.rates if other < rate)
         return OrderedDropout(model, [*smaller]) if self.settings.train.ordered_dropout else model
+
+    def exit_loss(self, server_round: int) -> ExitLoss | None:
+        """Return the loss of a model's exits in a round; None where the deepest alone is trained."""
+        kind, distill = self.settings.train.exits, self.settings.distill
+        if kind not in EXIT_LOSSES:
+            return None
+        weight = distill.weight * ramp_up(kind, server_round, distill.ramp * self.settings.num_rounds)
+        return partial(EXIT_LOSSES[kind], weight=weight, temperature=distill.temperature)
 
     def evaluate_centrally(self, model: nn.Module, test: Split, server_round: int) -> EvaluateResult:
         """Return what the server finds of a model on test examples; what it draws depends on the round alone."""

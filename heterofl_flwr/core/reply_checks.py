@@ -192,7 +192,9 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
     for name, layer in full.named_modules():
         if not isinstance(layer, nn.Linear):
             continue
-        partner = partners.get(name)
+        if name not in partners:
+            continue  # the smaller model has fewer blocks
+        partner = partners[name]
         if not isinstance(partner, nn.Linear):
             raise ShapeError(f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller")
         if partner.out_features == layer.out_features:

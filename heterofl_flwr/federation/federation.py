@@ -65,6 +65,7 @@ class Federation:
         # Nodes say what they can hold, so the rates that are kept are counted.
         self.plan = lru_cache(maxsize=KEPT_RATES)(self._build_plan)
         self.norms = lru_cache(maxsize=KEPT_RATES)(self._read_norms)
+        self.untrained = lru_cache(maxsize=KEPT_RATES)(self._find_untrained)
         self._round_plans: tuple[int, dict[float, Plan]] = (0, {})
 
     def reset(self) -> None:
@@ -125,6 +126,11 @@ class Federation:
     def _read_norms(self, rate: float) -> Mapping[str, int]:
         """Return the batch norm layers of a rate, each with its channels; ``norms`` caches them."""
         return {name: layer.num_features for name, layer in batch_norms(self.build(rate)).items()}
+
+    def _find_untrained(self, rate: float) -> frozenset[str]:
+        """Return what clients of a rate hold and do not train, as their model says; ``untrained`` caches it."""
+        patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
+        return frozenset(name for name in self.plan(rate).axes if is_shared(name, patterns))
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""

@@ -153,6 +153,9 @@ class Round:
                 sub = in_steps({name: one.double() - before[name] for name, one in sub.items()}, clip, self._step)
             else:
                 sub = clipped(before, sub, clip)
+        if untrained := self._federation.untrained(own.rate):
+            plan = Plan({name: axes for name, axes in plan.axes.items() if name not in untrained})
+            sub = {name: tensor for name, tensor in sub.items() if name not in untrained}
         self._aggregator.add(plan, sub, labels=labels, weight=weight)
 
     def _infer_labels(self, plan: Plan, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:

@@ -1,5 +1,7 @@
 """The paper's models and what they are made of, in plain PyTorch. Imports no flwr."""
 
+from heterofl_flwr.nn.depth import shallow
+from heterofl_flwr.nn.exits import Exits, with_exits
 from heterofl_flwr.nn.layers import NORMS, Scaler, make_norm
 from heterofl_flwr.nn.loss import class_mask, fill_of, mask_logits, masked_cross_entropy, perplexity
 from heterofl_flwr.nn.models import CNN, MODELS, PAPER, build_model
@@ -14,6 +16,7 @@ __all__ = [
     "MODELS",
     "NORMS",
     "PAPER",
+    "Exits",
     "Moments",
     "PreResNet",
     "Profile",
@@ -29,5 +32,7 @@ __all__ = [
     "perplexity",
     "profile",
     "profile_mix",
+    "shallow",
+    "with_exits",
     "with_static_norm",
 ]

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from heterofl_flwr.core.levels import rate_of
+from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import Limits
+from heterofl_flwr.nn.depth import read_levels
+from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import OPTIMIZERS, Settings
 from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS, model_has, preset
@@ -133,16 +135,34 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     return values | {key: value for key, value in follow.items() if values[key] == AUTO}
 
 
+_NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
+
+
 def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> list[str]:
     """Return what does not go together, a line for each setting."""
     model, server, devices, sample = settings.model.name, settings.server, settings.devices, settings.sample
     options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
+    train, levels = settings.train, read_levels(settings.model.shrink)
+    has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
+    unnamed = [level_name(rate) for rate in settings.mix.rates if levels and rate not in levels]
     largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     rules: Iterable[tuple[str, object, str]] = (
         ("model.name", ":" not in model and model not in MODELS,
          f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"),
         *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
+        ("model.shrink", levels is not None and model not in BLOCKS,
+         f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
+        ("model.shrink", unnamed, f"but the mix also has {', '.join(unnamed)}; add widths and depths for them"),
+        ("model.shrink", levels is not None and server.strategy != "heterofl",
+         f"but server.strategy is {server.strategy}; expected 'width'"),
+        ("model.ensemble", settings.model.ensemble and not has_exits, _NO_EXITS),
+        ("train.exits", train.exits != "last" and not has_exits, _NO_EXITS),
+        ("train.exits", train.exits != "last" and train.ordered_dropout,
+         "but train.ordered-dropout trains one model at a time; expected 'last'"),
+        ("server.block-momentum", server.block_momentum and levels is None, "expected model.shrink to be depth"),
+        ("server.block-momentum", server.block_momentum and server.aggregator != "counting-mean",
+         f"but server.aggregator is {server.aggregator}; expected 0"),
         ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
         ("global-rate", whole > largest and server.choose == "prefix",
          "but with server.choose=prefix nobody trains more than the mix's largest level; expected rolling slices, "

@@ -28,6 +28,7 @@ from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, NotNegative, Positive, Share, setting
 from heterofl_flwr.training.device import Precision
 from heterofl_flwr.training.distill import Direction, Projection
+from heterofl_flwr.training.exits import TrainedExits
 
 OPTIMIZERS: Mapping[str, Callable[..., ServerOptimizer]] = MappingProxyType(
     {"momentum": Momentum, "adam": Adam, "yogi": Yogi, "adagrad": Adagrad}
@@ -91,6 +92,12 @@ class ModelSettings(Group):
         AUTO, "norm of an image model: static batch, instance, group (4), layer, none"
     )
     scaler: bool = setting(True, "divide activations of smaller models by their rate while they train")
+    shrink: types.Shrink = setting(
+        "width",
+        "what smaller models lack: channels (width), their last stages or Transformer layers (depth), or both; an "
+        "image model of unequal depth has an exit after each stage",
+    )
+    ensemble: bool = setting(False, "evaluate the mean of all exits' logits (DepthFL) instead of the deepest exit")
 
 
 class TrainSettings(Group):
@@ -106,6 +113,11 @@ class TrainSettings(Group):
     clip: NotNegative = setting(1.0, "largest norm of a step's gradient; 0 for no limit")
     proximal: NotNegative = setting(0.0, "weight of FedProx's pull towards the round's global model")
     ordered_dropout: bool = setting(False, "each batch trains the client's model or a smaller one inside it (FjORD)")
+    exits: TrainedExits = setting(
+        "last",
+        "exits of its model that a client trains: the deepest alone (last: InclusiveFL), all with distillation among "
+        "them (mutual: DepthFL), or all with distillation from the deepest (deepest: ScaleFL)",
+    )
     mask_fill: Fill = setting(AUTO, "logits of classes that a client lacks, in its loss; auto: as fidelity.mask-fill")
     precision: Precision = setting(
         "float32", "bits of a step's products; parameters and their averages stay in float32"
@@ -165,6 +177,9 @@ class ServerSettings(Group):
     momentum: Decay = setting(0.0, "velocity that momentum keeps from round to round")
     beta_1: Decay = setting(0.9, "first moment that adam and yogi keep from round to round")
     beta_2: Decay = setting(0.99, "second moment that adam and yogi keep from round to round")
+    block_momentum: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "share of deeper blocks in what the last block of a shallower level's model changes by (InclusiveFL: 0.2)"
+    )
     tau: Positive = setting(
         1e-3, "what adam, yogi and adagrad add to the root of the second moment: the larger, the less steps adapt"
     )
@@ -231,15 +246,19 @@ class PrivacySettings(Group):
 
 
 class DistillSettings(Group):
-    """How clients learn from one another with ``server.strategy=fedh2l`` or ``hybrid``."""
+    """How clients learn from one another (``server.strategy=fedh2l`` or ``hybrid``), and exits (``train.exits``)."""
 
     models: types.Architectures = setting("", "the architectures, which clients have in turns")
     seed_size: Count = setting(1000, "examples of the seed set, which every client has")
     seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
     steps: Natural = setting(10, "seed steps of a client in a round")
-    temperature: Positive = setting(1.0, "divides the logits before softmax")
+    temperature: Positive = setting(1.0, "divides the logits before softmax, also those of exits")
     direction: Direction = setting("forward", "divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)")
-    weight: NotNegative = setting(1.0, "weight of the mean divergence")
+    weight: NotNegative = setting(1.0, "weight of the mean divergence, also of that between exits")
+    ramp: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0,
+        "share of the rounds over which the weight between exits grows (mutual), or before which it is 0 (deepest)",
+    )
     labels: bool = setting(True, "the labels of the seed set count too")
     projection: Projection = setting("gem", "what happens to gradients of own and of seed data that conflict")
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from heterofl_flwr.data.known import short_name
+from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.types import AUTO, Flat
@@ -71,8 +72,14 @@ def model_options(settings: Settings) -> dict[str, object]:
     """
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
-    options |= {"encoder_init": settings.fidelity.encoder_init, "global_rate": settings.mix.global_rate}
+    options |= {"encoder_init": settings.fidelity.encoder_init, "global_rate": global_width(settings)}
     return {name: value for name, value in options.items() if value != () and model_has(model.name, name)}
+
+
+def global_width(settings: Settings) -> float:
+    """Return the width rate of the global model, by which the Scaler divides."""
+    levels, rate = read_levels(settings.model.shrink), settings.mix.global_rate
+    return rate if levels is None else levels[rate][0] if levels else 1.0
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:

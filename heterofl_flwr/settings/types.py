@@ -13,6 +13,7 @@ from heterofl_flwr.data import check_kind
 from heterofl_flwr.errors import DECAY
 from heterofl_flwr.federation.limits import REPLIES
 from heterofl_flwr.grids.devices import BUNDLED
+from heterofl_flwr.nn.depth import read_levels
 
 Flat = bool | int | float | str
 """A value of a run config."""
@@ -184,6 +185,11 @@ SplitName = Annotated[
     check(check_kind),
     "'iid', 'non-iid-2' or 'pathological-2' (classes a client), 'dirichlet-0.3', 'rotated-15' (degrees), 'natural' or "
     "'natural-<column of owners>'",
+]
+Shrink = Annotated[
+    str,
+    check(lambda text: [read_levels(text)]),  # which raises what is wrong
+    "'width', 'depth', or both by level as 'b=0.7:0.75,c=0.7:0.5' (width rate:depth rate)",
 ]
 Level = Annotated[
     str,

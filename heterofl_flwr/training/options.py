@@ -1,7 +1,7 @@
 """How a client trains, and the results of training and evaluation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import get_args
@@ -13,6 +13,9 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training.device import Precision
+
+ExitLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""From the masked logits of all exits of a model, the shallowest first, and the targets to the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,9 @@ class TrainingJob:
         The classes that the client has: the loss is masked to them. None for all.
     step_share
         The share of its steps after which the client stops, over 0 and up to 1; rounded up to whole steps.
+    exit_loss
+        For a model with early exits (``heterofl_flwr.nn.Exits``), its loss, where not the deepest exit alone is
+        trained. The engine ``plain`` trains it.
     """
 
     model: nn.Module
@@ -151,6 +157,7 @@ class TrainingJob:
     seed: int
     classes: Sequence[int] | Tensor | None = None
     step_share: float = 1.0
+    exit_loss: ExitLoss | None = None
 
     def __post_init__(self) -> None:
         """Validate the share."""

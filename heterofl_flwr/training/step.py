@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.nn.exits import Exits
 from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
 from heterofl_flwr.training.device import Precision, autocast
-from heterofl_flwr.training.options import TrainOptions
+from heterofl_flwr.training.options import ExitLoss, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Where torch's fused SGD divides by the scale that it is given: on MPS it ignores the scale without an error."""
@@ -44,13 +45,19 @@ class Masking:
 
 
 def compute_loss(
-    model: nn.Module, inputs: Tensor, targets: Tensor, masking: Masking, precision: Precision = "float32"
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    masking: Masking,
+    precision: Precision = "float32",
+    exit_loss: ExitLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a batch, and for each target whether the model predicts it."""
+    """Return the loss of a batch, and for each target whether the model, or its deepest exit, predicts it."""
     with autocast(precision, targets.device):
-        logits = model(inputs)
-    logits = masking(logits.float())
-    return masked_cross_entropy(logits, targets), logits.detach().argmax(1) == targets
+        outputs = [model(inputs)] if exit_loss is None else cast("Exits", model).all_logits(inputs)
+    logits = [masking(one.float()) for one in outputs]
+    loss = masked_cross_entropy(logits[-1], targets) if exit_loss is None else exit_loss(logits, targets)
+    return loss, logits[-1].detach().argmax(1) == targets
 
 
 class SGD:

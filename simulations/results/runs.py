@@ -84,6 +84,11 @@ def method_of(settings: Settings) -> str:
         return "LG-FedAvg" if server.shared else "Standalone"
     if settings.train.ordered_dropout:
         return "FjORD"
+    if settings.model.shrink != "width":
+        momentum = bool(settings.server.block_momentum)
+        return {"mutual": "DepthFL", "deepest": "ScaleFL"}.get(
+            settings.train.exits, "InclusiveFL" if momentum else "depth"
+        )
     if server.weights == "examples" and len(settings.mix.rates) == 1:
         return "FedAvg"
     return SLICE_METHODS[server.choose]

@@ -16,10 +16,10 @@ from torch import nn
 from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.errors import ConfigError, HeteroFLError, MissingExtraError, ShapeError
 from heterofl_flwr.export import FORMATS, export, export_model, formats, load_state
-from heterofl_flwr.nn import CNN, PreResNet
+from heterofl_flwr.nn import CNN, PreResNet, build_model, shallow, with_exits
 from simulations.examples.export_mobilenet import export_levels
 from tests.elastic_models.families import Then
-from tests.export.models import BATCH, CASES, cnn, images, preresnet, text, transformer
+from tests.export.models import BATCH, CASES, cnn, images, measured, preresnet, text, transformer
 
 
 def in_onnxruntime(path, inputs):
@@ -108,6 +108,19 @@ def test_program_and_tensors_compute_what_the_model_computes(exported):
     fresh = PreResNet(3, 10, (1, 1), (16, 16), rate=0.25)  # its batch norm keeps no statistics
     assert compute(load_state(fresh, folder / "model.safetensors"), inputs).equal(compute(model, inputs))
     assert fresh.norm.running_mean is None
+
+
+def test_a_level_with_fewer_stages_is_exported_in_every_format(tmp_path):
+    """Also one whose earlier exits have batch norm that its answer makes no use of."""
+    torch.manual_seed(0)
+    build = shallow(with_exits(build_model("preresnet18", hidden=(4, 4, 8, 8))), "exits.*")
+    model, inputs = measured(build(0.5), images(3)), images(3)
+    export_model(model, inputs, tmp_path / "b", runs=0)
+    expected = compute(model, inputs)
+    torch.testing.assert_close(in_onnxruntime(tmp_path / "b" / "model.onnx", inputs), expected, atol=1e-4, rtol=0)
+    program = torch.export.load(tmp_path / "b" / "model.pt2").module()
+    torch.testing.assert_close(compute(program, inputs), expected, atol=1e-4, rtol=0)
+    assert compute(load_state(build(0.5), tmp_path / "b" / "model.safetensors"), inputs).equal(expected)
 
 
 def test_neither_examples_nor_paths_are_in_the_files(exported):

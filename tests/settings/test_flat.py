@@ -167,6 +167,23 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
             {"server.strategy": "fedh2l", "server.aggregator": "product"},
             "server.aggregator: found 'product', but server.strategy",
         ),
+        ({"model.shrink": "b=2:1"}, "model.shrink: a rate of 2 is not usable"),
+        (
+            {"model.shrink": "depth", "model.name": "mlp"},
+            "model.shrink: found 'depth', but model.name is mlp; expected",
+        ),
+        ({"model.shrink": "b=1:0.5", "mix": "a1-b1-c1"}, "model.shrink: found 'b=1:0.5', but the mix also has c"),
+        ({"model.shrink": "depth", "server.strategy": "fedh2l"}, "model.shrink: found 'depth', but server.strategy is"),
+        ({"model.ensemble": True}, "model.ensemble: found True, but the model has no exits: expected model.shrink"),
+        (
+            {"train.exits": "mutual", "model.shrink": "depth", "model.name": "transformer"},
+            "train.exits: found 'mutual', but the model has no exits",
+        ),
+        (
+            {"train.exits": "mutual", "model.shrink": "depth", "train.ordered-dropout": True},
+            "train.exits: found 'mutual', but train.ordered-dropout trains one model at a time; expected 'last'",
+        ),
+        ({"server.block-momentum": 0.2}, "server.block-momentum: found 0.2, expected model.shrink to be depth"),
         ({"run.resume": True}, "run.resume: found True, expected run.dir to name the folder"),
     ],
 )

@@ -14,6 +14,7 @@ CLIENTS = 10
 TRAIN = ("train.epochs=2", "train.batch-size=16", "train.lr=0.1")
 COMMON = ("data=digits", "model=mlp", "model.hidden='32'", *TRAIN, "num-rounds=3", "evaluate.every=3")
 SMALL = "tests.app.test_hybrid:small_cnn,tests.app.test_hybrid:small_mlp"
+DEEP = ("split=iid", "model=cnn", "model.hidden='16,16,16,16'", "evaluate.levels=true")
 LEARNS = {
     # By method: the command, the metric, and what it is well above.
     "heterofl": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
@@ -22,6 +23,9 @@ LEARNS = {
     "fedrolex": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "fjord": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
+    "depthfl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
+    "inclusivefl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
+    "scalefl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
     "standalone": (("mix=a", "split=non-iid-2"), "local-accuracy", 0.9),
     "lg-fedavg": (("mix=a", "split=non-iid-2", "model=cnn", "model.hidden='8,16'"), "local-accuracy", 0.8),
     "fedh2l": (

@@ -35,6 +35,8 @@ def fastest_engine(jobs: Sequence[TrainingJob], engines: Collection[str]) -> str
         return "plain"
     model = jobs[0].model
     device = device_of(model).type
+    if jobs[0].exit_loss:
+        return "plain"
     if len(jobs) == 1:
         return "graph" if device == "cuda" and "graph" in engines else "plain"
     small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU

@@ -1,0 +1,193 @@
+"""Models of unequal depth: the first blocks of each stack of any model."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from heterofl_flwr.core.levels import exact_rate, level_name, rate_of, width
+from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.errors import ConfigError, ShapeError, first_line
+from heterofl_flwr.nn.execution import call
+
+Build = Callable[[float], nn.Module]
+Rates = tuple[float, float]
+"""The width rate and the depth rate of a level."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shallow:
+    """The function from a rate to a model with the first blocks of each stack; ``shallow`` makes it."""
+
+    build: Build
+    blocks: str
+    levels: Mapping[float, Rates]  # empty: the rate is the depth rate
+
+    def __call__(self, rate: float) -> nn.Module:
+        """Return a new model of this rate; of each stack it has ``width(number of blocks, depth rate)`` blocks."""
+        width_rate, depth_rate = self.rates(rate)
+        model = self.build(width_rate)
+        for parent, names in find_stacks(model, self.blocks).items():
+            _drop(model, parent, names[width(len(names), depth_rate) :])
+        return model
+
+    def rates(self, rate: float) -> Rates:
+        """Return the width rate and the depth rate of a rate."""
+        if not self.levels:
+            return 1.0, float(exact_rate(rate))
+        if rate not in self.levels:
+            known = ", ".join(map(level_name, self.levels))
+            raise ConfigError(f"level {level_name(rate)} has no widths and depths; levels names {known}: add it there")
+        return self.levels[rate]
+
+
+def shallow(
+    model: nn.Module | Build,
+    blocks: str,
+    example_inputs: object = None,
+    *,
+    levels: Mapping[str | float, Rates] | None = None,
+) -> Shallow:
+    """Return ``build``, the function from a rate to a model with fewer blocks, for ``HeteroFL`` and all that takes one.
+
+    The blocks that are kept are the first of each stack, at least one, under the names that they have in the full
+    model. So the parameters of a shallower model are some of those of a deeper one, and the counting mean averages
+    each over the clients that have its block.
+
+    Parameters
+    ----------
+    model : nn.Module | Callable[[float], nn.Module]
+        The full model, or the function from a width rate to a model with all blocks: your own, or what ``elastic``
+        returns.
+    blocks : str
+        The pattern (``fnmatch``, part by part) of the blocks' names: ``"layers.*"``, or ``"stages.*.*"`` for several
+        stacks. They are children of ``nn.Sequential`` or ``nn.ModuleList``.
+    example_inputs : object
+        What the model is called with: a tensor, a tuple of arguments, or a mapping of named ones. With it, every depth
+        is run once; a block whose output has another shape than its input, so that the model does not work without
+        it, raises ``ShapeError``.
+    levels : Mapping[str | float, tuple[float, float]] | None
+        From a level or rate to its width rate and its depth rate, as ``{"a": (1, 1), "b": (0.7, 0.75)}``. By default a
+        model has its full width, and its rate is the depth rate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> build = shallow(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))), "*", torch.zeros(1, 3))
+    >>> len(build(0.5))
+    2
+    """
+    known = {rate_of(level): own for level, own in (levels or {}).items()}
+    if isinstance(model, nn.Module):
+        if any(own != 1 for own, _ in known.values()):
+            raise ConfigError(
+                "a single model has one width: where levels differ in width, give elastic(model, example)"
+            )
+        model = _Copies(copy.deepcopy(model))
+    build = Shallow(model, blocks, known)
+    with kept_random_state():
+        full = model(max((own for own, _ in known.values()), default=1.0))
+    if not find_stacks(full, blocks):
+        stacks = ", ".join(f"{name}.*" if name else "*" for name, own in full.named_modules() if _is_stack(own))
+        raise ConfigError(f"{blocks!r} names no blocks of {type(full).__name__}; it has {stacks or 'no stack of any'}")
+    if example_inputs is not None:
+        _check_depths(full.eval(), blocks, example_inputs)
+    return build
+
+
+def read_levels(text: str) -> Mapping[float, Rates] | None:
+    """Read what smaller models lack: widths (None), blocks (no levels), or both, as ``b=0.7:0.75,c=0.7:0.5``.
+
+    Each level or rate has its width rate and its depth rate; level a is whole without being named.
+    """
+    if text in ("width", "depth"):
+        return None if text == "width" else {}
+    found = {1.0: (1.0, 1.0)}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([^=:]+)=([^=:]+):([^=:]+)", part)
+        if match is None:
+            raise ConfigError(
+                f"{part.strip()!r} is no level with a width rate and a depth rate: write one like 'b=0.7:0.75', or "
+                f"'width' or 'depth' for all levels"
+            )
+        found[rate_of(match[1])] = float(exact_rate(match[2])), float(exact_rate(match[3]))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Copies:
+    """From a width rate, which can only be 1, to a copy of a model."""
+
+    model: nn.Module
+
+    def __call__(self, rate: float) -> nn.Module:
+        return copy.deepcopy(self.model)
+
+
+def find_blocks(model: nn.Module, pattern: str) -> list[str]:
+    """Return the names of the modules that fit a pattern, part by part, in the model's order."""
+    names = (name for name, _ in model.named_modules() if name)
+    return [name for name in names if name.count(".") == pattern.count(".") and fnmatchcase(name, pattern)]
+
+
+def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
+    """Return the stacks of the blocks that fit a pattern: by the name of each, the names of the blocks in it."""
+    stacks: dict[str, list[str]] = {}
+    for name in find_blocks(model, pattern):
+        parent, _, own = name.rpartition(".")
+        if _is_stack(model.get_submodule(parent)):
+            stacks.setdefault(parent, []).append(own)
+    return stacks
+
+
+def _is_stack(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList)
+
+
+def _drop(model: nn.Module, parent: str, names: list[str]) -> None:
+    # Not del stack[...]: nn.Sequential would give the blocks that are left other names.
+    for name in names:
+        del model.get_submodule(parent)._modules[name]
+
+
+@torch.no_grad()
+@kept_random_state()
+def _check_depths(model: nn.Module, blocks: str, inputs: object) -> None:
+    """Run a model at every depth; name the block without which it does not work. The model is used up."""
+    shapes: dict[str, tuple[object, object]] = {}  # of each block's input and output
+    stacks = find_stacks(model, blocks)
+    for name in find_blocks(model, blocks):
+
+        def note(_: nn.Module, args: object, named: object, out: object, name: str = name) -> None:
+            shapes[name] = _shape((args, named)), _shape(out)
+
+        model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
+    expected = _shape(call(model, inputs))
+    full = dict(shapes)
+    for kept in range(max(map(len, stacks.values())) - 1, 0, -1):
+        dropped = [f"{parent}.{own}".strip(".") for parent, names in stacks.items() for own in names[kept : kept + 1]]
+        for parent, names in stacks.items():
+            _drop(model, parent, names[kept : kept + 1])
+        try:
+            found, reason = _shape(call(model, inputs)), ""
+        except Exception as error:  # whatever the model's code raises
+            found, reason = None, f" ({first_line(error)})"
+        if found != expected:
+            unequal = [name for name in dropped if name in full and full[name][0] != full[name][1]]
+            block = (unequal or dropped)[0]
+            before, after = full.get(block, (None, None))
+            raise ShapeError(
+                f"the model does not work without block {block}{reason}: its input is {before}, its output {after}. "
+                f"Only a block whose input and output have the same shape can be dropped: name others, or give each "
+                f"depth a head of its own (heterofl_flwr.nn.with_exits)"
+            )
+
+
+def _shape(tree: object) -> tuple[int, ...] | None:
+    """Return the shape of the first tensor among some values."""
+    return next((tuple(leaf.shape) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)), None)

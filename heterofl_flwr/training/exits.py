@@ -1,0 +1,68 @@
+"""The losses of models with early exits: what the exits of one client's model learn from one another."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.nn.loss import masked_cross_entropy
+from heterofl_flwr.training.distill import divergence
+
+TrainedExits = Literal["last", "mutual", "deepest"]
+"""Which exits of its model a client trains: its deepest; all, from one another; or all, from the deepest."""
+
+
+def mutual_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 1.0) -> Tensor:
+    """Return DepthFL's loss (Kim et al., ICLR 2023): all exits learn from the labels and from one another.
+
+    With d exits it is ``sum_i CE_i + weight / (d - 1) * sum_i sum_{j != i} T^2 KL(p_j, p_i)``; p_j gets no gradient.
+    In the authors' code T is 1.
+    """
+    taught = [_posteriors(own, temperature) for own in logits]
+    total = torch.stack([masked_cross_entropy(own, targets) for own in logits]).sum()
+    for number, own in enumerate(logits):
+        peers = taught[:number] + taught[number + 1 :]
+        if peers:
+            total = total + weight * temperature**2 * divergence(_finite(own), torch.stack(peers), temperature)
+    return total
+
+
+def deepest_loss(logits: Sequence[Tensor], targets: Tensor, *, weight: float = 1.0, temperature: float = 3.0) -> Tensor:
+    """Return ScaleFL's loss (Ilhan et al., CVPR 2023): the deepest exit teaches the others, and deeper ones weigh more.
+
+    With d exits it is ``2 / (d (d + 1)) * sum_j j (CE_j + [j < d] weight * T^2 KL(p_d, p_j))``. Two things differ from
+    the authors' code: there p_d gets a gradient too, and the divergence is divided by the number of classes.
+    """
+    teacher, exits = _posteriors(logits[-1], temperature)[None], len(logits)
+    total = exits * masked_cross_entropy(logits[-1], targets)
+    for number, own in enumerate(logits[:-1], 1):
+        apart = weight * temperature**2 * divergence(_finite(own), teacher, temperature)
+        total = total + number * (masked_cross_entropy(own, targets) + apart)
+    return total / (exits * (exits + 1) / 2)
+
+
+EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_loss, "deepest": deepest_loss}
+"""By ``train.exits``; ``last`` has the usual loss of the deepest exit."""
+
+
+def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
+    """Return what the weight of the divergence is multiplied by in a round, where it grows over so many rounds.
+
+    DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0 on, over 300 of the authors' 1000 rounds. ScaleFL: nothing
+    before, all of it after; in the authors' code after a quarter of the rounds.
+    """
+    left = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
+    if exits == "deepest":
+        return float(left == 0)
+    return math.exp(-5 * left**2)
+
+
+def _posteriors(logits: Tensor, temperature: float) -> Tensor:
+    return (_finite(logits.detach()) / temperature).softmax(1)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Return logits in which absent classes have no probability, but none that is exactly 0 (0 times infinity)."""
+    return logits.nan_to_num(neginf=-1e4)

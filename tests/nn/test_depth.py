@@ -1,0 +1,136 @@
+"""Models with fewer blocks: nested plans, the counting mean over them, and what is refused."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from heterofl_flwr.core import Aggregator, Mix, Plan, width
+from heterofl_flwr.core.reply_checks import find_label_rows
+from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.nn import build_model, shallow
+from heterofl_flwr.nn.depth import read_levels
+from tests.core import twin
+
+X = torch.linspace(-1, 1, 6).view(2, 3)
+
+
+def stack(blocks: int = 4) -> nn.Sequential:
+    """Return a model with blocks of equal shape in the middle."""
+    torch.manual_seed(0)
+    middle = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)) for _ in range(blocks)))
+    return nn.Sequential(nn.Linear(3, 6), middle, nn.Linear(6, 2))
+
+
+class Steps(nn.Module):
+    """A model that calls its blocks one by one, with a keyword, and returns more than a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x):
+        seen = [x := layer(input=x) for layer in self.layers]
+        return {"logits": x, "hidden": seen}
+
+
+@given(blocks=st.integers(1, 6), rates=st.lists(st.integers(1, 1000), min_size=1, max_size=4))
+def test_shallower_models_are_nested_in_deeper_ones_and_have_exact_numbers_of_blocks(blocks, rates):
+    model = stack(blocks)
+    build = shallow(model, "1.*")
+    plans = []
+    for rate in sorted({*rates, 1000}):
+        smaller = build(rate / 1000)
+        assert list(dict(smaller[1].named_children())) == [str(number) for number in range(width(blocks, rate / 1000))]
+        plans.append(Plan.of(model, smaller))
+        assert plans[-1] == Plan.between(dict(model.named_parameters()), dict(smaller.named_parameters()))
+    assert all(outer.contains(inner) for inner, outer in pairwise(plans))
+    assert plans[-1] == Plan.of(model, model)
+
+
+def test_a_shallow_model_computes_what_its_first_blocks_do():
+    model = stack()
+    build = shallow(model, "1.*", X)
+    torch.testing.assert_close(build(0.5)(X), model[2](model[1][1](model[1][0](model[0](X)))), rtol=0, atol=0)
+    torch.testing.assert_close(build(1.0)(X), model(X), rtol=0, atol=0)
+    build(1.0)[0].weight.data.zero_()
+    assert model[0].weight.any()
+    assert len(model[1]) == 4
+
+
+def test_the_mean_of_depths_is_the_twins_and_who_lacks_a_block_changes_nothing_in_it():
+    model, build = stack(), shallow(stack(), "1.*")
+    state = {name: own.detach() for name, own in model.named_parameters()}
+    aggregator, replies = Aggregator(state), []
+    for seed, rate in enumerate((0.25, 0.5, 0.5, 0.75)):
+        torch.manual_seed(seed + 1)
+        plan = Plan.of(model, build(rate))
+        values = {name: torch.randn(shape) for name, shape in plan.shapes.items()}
+        aggregator.add(plan, values)
+        replies.append(twin.Reply({name: twin.held(axes) for name, axes in plan.axes.items()}, values))
+    means, held = twin.counting_mean(state, replies)
+    new = aggregator.result()
+    for name, own in new.items():
+        np.testing.assert_allclose(own.double().numpy(), means[name], rtol=1e-6, atol=1e-6)
+        assert held[name].all() != name.startswith("1.3.")
+    assert all(torch.equal(new[name], state[name]) for name in state if name.startswith("1.3."))
+    assert torch.equal(new["1.2.0.weight"], replies[-1].values["1.2.0.weight"])
+
+
+def test_several_stacks_keep_the_first_blocks_of_each():
+    build = shallow(build_model("preresnet18-later", hidden=(4, 4, 8, 8)), "stages.*.*", torch.zeros(2, 3, 16, 16))
+    assert [len(stage) for stage in build(0.5).stages] == [1, 1, 1, 1]
+    assert build(0.5)(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_levels_may_differ_in_width_and_depth():
+    build = shallow(elastic(stack(), X), "1.*", X, levels={"a": (1, 1), "b": (0.5, 0.75), 0.1: (0.5, 0.25)})
+    full, both, least = (build(rate) for rate in (1.0, 0.5, 0.1))
+    assert [(len(own[1]), own[0].out_features) for own in (full, both, least)] == [(4, 6), (3, 3), (1, 3)]
+    assert Plan.of(full, both).contains(Plan.of(full, least))
+    assert Plan.of(full, both).axes["1.2.0.weight"][0].kept == 3
+    with pytest.raises(ConfigError, match=r"level c has no widths and depths; levels names a, b, 0\.1: add it there"):
+        build(0.25)
+
+
+def test_a_block_may_be_called_by_keyword_and_the_model_return_a_mapping():
+    assert len(shallow(Steps(), "layers.*", X)(0.4).layers) == 2
+
+
+def test_a_block_that_changes_the_shape_is_named_with_both_shapes():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 2))
+    with pytest.raises(ShapeError, match=r"without block 3: its input is \(2, 5\), its output \(2, 2\)\. Only a block"):
+        shallow(model, "*", X)
+    with pytest.raises(
+        ShapeError, match=r"block 2 \(RuntimeError: mat1 .*\): its input is \(2, 4\), its output \(2, 5"
+    ):
+        shallow(model, "[0-2]", X)
+    assert len(shallow(model, "[0-1]", X)(0.5)) == 3
+
+
+def test_wrong_blocks_and_widths_of_a_single_model_are_refused():
+    with pytest.raises(ConfigError, match=r"'layers\.\*' names no blocks of Sequential; it has \*, 1\.\*, 1\.0\.\*"):
+        shallow(stack(1), "layers.*")
+    with pytest.raises(ConfigError, match="a single model has one width"):
+        shallow(stack(), "1.*", levels={"a": (1, 1), "b": (0.5, 1)})
+
+
+def test_a_dropped_block_is_no_head():
+    build = shallow(stack(), "1.*")
+    assert find_label_rows(build, Mix.parse("a1-c1")) == ("2.weight", "2.bias")
+
+
+def test_levels_are_read_from_text():
+    assert read_levels("width") is None
+    assert read_levels("depth") == {}
+    assert read_levels("b=0.7:0.75, 0.1=1:0.25") == {1.0: (1.0, 1.0), 0.5: (0.7, 0.75), 0.1: (1.0, 0.25)}
+    for wrong in ("deep", "b=0.7", "b=0.7:0.5:1", ""):
+        with pytest.raises(ConfigError, match="is no level with a width rate and a depth rate"):
+            read_levels(wrong)
+    with pytest.raises(ConfigError, match="a rate of 2 is not usable"):
+        read_levels("b=2:1")

@@ -1,0 +1,74 @@
+"""The losses of early exits, by hand, and training with them."""
+
+import math
+
+import pytest
+import torch
+
+from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.nn import build_model, with_exits
+from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
+from heterofl_flwr.training.engines import fastest_engine
+from heterofl_flwr.training.exits import deepest_loss, mutual_loss, ramp_up
+
+LOGITS = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]])]
+"""Three exits whose posteriors are (1/4, 3/4), (1/2, 1/2) and (4/5, 1/5)."""
+POSTERIORS = [(0.25, 0.75), (0.5, 0.5), (0.8, 0.2)]
+TARGETS = torch.tensor([0])
+
+
+def divergence(teacher, own):
+    return sum(p * math.log(p / q) for p, q in zip(teacher, own, strict=True))
+
+
+def softened(posterior, temperature):
+    powers = [p ** (1 / temperature) for p in posterior]
+    return [p / sum(powers) for p in powers]
+
+
+def test_depthfls_loss_is_the_cross_entropies_and_the_mean_divergence_from_the_others():
+    cross_entropies = -math.log(0.25) - math.log(0.5) - math.log(0.8)
+    pairs = [(one, other) for one in POSTERIORS for other in POSTERIORS if one is not other]
+    expected = cross_entropies + 0.7 * sum(divergence(*pair) for pair in pairs) / 2
+    assert mutual_loss(LOGITS, TARGETS, weight=0.7).item() == pytest.approx(expected)
+    assert mutual_loss(LOGITS[:1], TARGETS).item() == pytest.approx(-math.log(0.25))
+
+
+def test_scalefls_loss_weighs_deeper_exits_more_and_learns_from_the_deepest():
+    teacher = softened(POSTERIORS[-1], 3)
+    apart = [0.5 * 9 * divergence(teacher, softened(own, 3)) for own in POSTERIORS[:2]]
+    expected = (-math.log(0.25) + apart[0]) + 2 * (-math.log(0.5) + apart[1]) + 3 * -math.log(0.8)
+    assert deepest_loss(LOGITS, TARGETS, weight=0.5, temperature=3).item() == pytest.approx(expected / 6)
+    assert deepest_loss(LOGITS[:1], TARGETS).item() == pytest.approx(-math.log(0.25))
+
+
+@pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
+def test_teachers_get_no_gradient_and_absent_classes_no_share(loss):
+    logits = [torch.tensor([[1.0, 2.0, -math.inf]], requires_grad=True) for _ in range(2)]
+    loss(logits, TARGETS, weight=3.0).backward()
+    (plain,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits[1], TARGETS), logits[1])
+    share = 1 if loss is mutual_loss else 2 / 3  # equal exits do not diverge, and deeper ones weigh more
+    torch.testing.assert_close(logits[1].grad, share * plain)
+    assert all(own.grad.isfinite().all() for own in logits)
+
+
+def test_the_divergence_begins_as_in_the_authors_code():
+    assert [ramp_up("mutual", 1 + done, 300) for done in (0, 150, 300, 999)] == pytest.approx(
+        [math.exp(-5), math.exp(-5 * 0.25), 1, 1]
+    )
+    assert [ramp_up("deepest", server_round, 25) for server_round in (1, 25, 26)] == [0, 0, 1]
+    assert ramp_up("mutual", 1, 0) == ramp_up("deepest", 1, 0) == 1
+
+
+@pytest.mark.parametrize("loss", [None, mutual_loss, deepest_loss])
+def test_clients_train_the_exits_of_their_method(loss):
+    build = with_exits(build_model("cnn", hidden=(4, 4), norm="none"))
+    split = Split(torch.randn(8, 1, 8, 8), torch.arange(8) % 3)
+    jobs = [TrainingJob(model=build(1.0), split=split, seed=number, exit_loss=loss) for number in range(2)]
+    before = [{name: own.clone() for name, own in job.model.named_parameters()} for job in jobs]
+    results = train_together(jobs, TrainOptions(learning_rate=0.1, epochs=1, weight_decay=0.0))
+    for job, old in zip(jobs, before, strict=True):
+        still = {name for name, own in job.model.named_parameters() if torch.equal(own, old[name])}
+        assert still == (set() if loss else {"exits.0.head.linear.weight", "exits.0.head.linear.bias"})
+    assert [result.steps for result in results] == [1, 1]
+    assert (fastest_engine(jobs, ("plain", "cohort")) == "plain") or loss is None
