@@ -1,5 +1,7 @@
 """Adapters of unequal rank on one frozen model that all levels share."""
 
+from heterofl_flwr.adapters.averaging import ProductAggregator, StackAggregator, ZeroPaddedAggregator
 from heterofl_flwr.adapters.lora import LoraLevels, lora
+from heterofl_flwr.adapters.stacking import with_updates
 
-__all__ = ["LoraLevels", "lora"]
+__all__ = ["LoraLevels", "ProductAggregator", "StackAggregator", "ZeroPaddedAggregator", "lora", "with_updates"]

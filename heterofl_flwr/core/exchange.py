@@ -1,10 +1,13 @@
-"""Which of a model's parameters server and clients exchange: all but those that the model itself excludes."""
+"""Which of a model's parameters server and clients exchange: all but those that the model itself excludes.
+
+Some may go one way only, from the server to the clients.
+"""
 
 from collections.abc import Iterable
 
 from torch import nn
 
-_EXCLUDED = "not_exchanged"
+_EXCLUDED, _NOT_RETURNED = "not_exchanged", "not_returned"
 
 
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
@@ -19,5 +22,27 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a model that server and clients exchange; a tied one has its first name."""
-    excluded = {id(layer.get_parameter(name)) for layer in model.modules() for name in vars(layer).get(_EXCLUDED, ())}
-    return {name: own for name, own in model.named_parameters() if id(own) not in excluded}
+    return _unmarked(model, _EXCLUDED)
+
+
+def exclude_from_replies(model: nn.Module, names: Iterable[str]) -> None:
+    """Mark parameters that the server sends and clients do not return, because the server alone changes them.
+
+    They are sent, evaluated and stored as others; a client must not train them.
+    """
+    model.__dict__[_NOT_RETURNED] = tuple(names)
+
+
+def returned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a model that clients return after training."""
+    return _unmarked(model, _EXCLUDED, _NOT_RETURNED)
+
+
+def _unmarked(model: nn.Module, *marks: str) -> dict[str, nn.Parameter]:
+    marked = {
+        id(layer.get_parameter(name))
+        for layer in model.modules()
+        for mark in marks
+        for name in vars(layer).get(mark, ())
+    }
+    return {name: own for name, own in model.named_parameters() if id(own) not in marked}

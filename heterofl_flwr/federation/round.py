@@ -59,12 +59,18 @@ class Slice:
 
     rate: float
     plan: Plan
+    returned: Plan  # the part of the slice that the client returns
     family: str
 
     @property
     def sent_plan(self) -> Plan:
         """The slice with the names that parameters have in messages: those in the family's own model."""
         return Plan(within(self.family, self.plan.axes)) if self.family else self.plan
+
+    @property
+    def returned_plan(self) -> Plan:
+        """What the client returns, with these names."""
+        return Plan(within(self.family, self.returned.axes)) if self.family else self.returned
 
 
 class Round:
@@ -91,7 +97,8 @@ class Round:
         for node_id in engine.sample(server_round, trainable, "train"):
             rate = self._federation.rate(server_round, node_id)
             plan = self._federation.train_plan(server_round, node_id, rate)
-            self.slices[node_id] = Slice(rate, plan, self._federation.family(node_id))
+            returned = self._federation.returned_part(plan)
+            self.slices[node_id] = Slice(rate, plan, returned, self._federation.family(node_id))
             self.log.rates[self._federation.nodes.partition(node_id)] = rate
 
     def _open_aggregator(self) -> Aggregator:
@@ -132,7 +139,7 @@ class Round:
 
     def _add_parameters(self, own: Slice, reply: TrainReply, weight: float) -> None:
         """Add the parameters to the mean; in HeteroFL every client counts once (section 3.1)."""
-        rows, plan = self._federation.rows, own.plan
+        rows, plan = self._federation.rows, own.returned
         classes = max((len(self._state[name]) for name in rows), default=0)
         if reply.labels is not None and rows and len(reply.labels) > classes:
             raise ReplyError(f"{len(reply.labels)} labels, expected up to {classes}: each class once")

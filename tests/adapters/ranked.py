@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from heterofl_flwr.core import Plan, width
+from heterofl_flwr.core.exchange import exclude_from_replies
 
 A, B, UPDATE = "layer.lora_A.default.weight", "layer.lora_B.default.weight", "layer.lora_update.default"
 
@@ -23,6 +24,7 @@ class Adapted(nn.Module):
         self.layer.lora_update = nn.ParameterDict({"default": nn.Parameter(torch.zeros(2, 3), requires_grad=False)})
         self.bias = nn.Parameter(torch.zeros(2))
         nn.init.zeros_(self.layer.lora_B["default"].weight)
+        exclude_from_replies(self, [UPDATE])
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.layer.lora_B["default"](self.layer.lora_A["default"](x))

@@ -6,9 +6,10 @@ from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 
 from heterofl_flwr import Adam, HeteroFL, Privacy, Robust, classic
 from heterofl_flwr.adapters.averaging import ProductAggregator, StackAggregator, ZeroPaddedAggregator
+from heterofl_flwr.classic.client import parameters_of, submodel
 from heterofl_flwr.errors import ConfigError
 from tests.adapters.ranked import UPDATE, A, Adapted, B
-from tests.classic.fakes import Fake, fit_all, manager_of
+from tests.classic.fakes import Fake, fit_all, fit_res, manager_of
 from tests.federation.tiny import make_app, play
 
 MIX, RANKS = "a1-c1", (4, 1)
@@ -28,14 +29,28 @@ def test_a_round_averages_products(upload, tolerance):
     torch.testing.assert_close(found["bias"], torch.full((2,), 1.5), atol=tolerance, rtol=0)
 
 
-def test_a_round_of_the_classic_api_averages_products():
+class Client(Fake):
+    """A client of the classic API that adds to what it returns."""
+
+    def fit(self, ins, timeout, group_id):
+        model = submodel(parameters_to_ndarrays(ins.parameters), ins.config, Adapted)
+        with torch.no_grad():
+            for own in model.parameters():
+                own += self.amount
+        return fit_res(parameters_of(model), 1)
+
+
+def test_a_round_of_the_classic_api_averages_products_and_gets_no_update_back():
     strategy = classic.HeteroFL(Adapted, MIX, aggregator=ProductAggregator, wait=0.0)
     state = strategy.federation.initial_state()
     parameters = ndarrays_to_parameters([own.numpy() for own in state.values()])
-    sent = strategy.configure_fit(1, parameters, manager_of(Fake("0", 1), Fake("1", 2)))
-    new, _ = strategy.aggregate_fit(1, fit_all(sent), [])
+    sent = strategy.configure_fit(1, parameters, manager_of(Client("0", 1), Client("1", 2)))
+    results = fit_all(sent)
+    assert [len(result.parameters.tensors) for _, result in results] == [len(state) - 1] * 2
+    new, _ = strategy.aggregate_fit(1, results, [])
     found = dict(zip(state, map(torch.from_numpy, parameters_to_ndarrays(new)), strict=True))
     torch.testing.assert_close(found[B] @ found[A], expected(state))
+    assert not found[UPDATE].any()
 
 
 def test_rounds_that_stack_add_up_all_that_was_learned():

@@ -6,7 +6,12 @@ import pytest
 from torch import nn
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.exchange import exchanged_parameters, exclude_parameters
+from heterofl_flwr.core.exchange import (
+    exchanged_parameters,
+    exclude_from_replies,
+    exclude_parameters,
+    returned_parameters,
+)
 from heterofl_flwr.core.randomness import initial_state
 
 
@@ -31,6 +36,14 @@ def test_frozen_parameters_are_exchanged_unless_the_model_excludes_them():
 def test_a_copy_and_a_model_around_it_exclude_the_same(wrap):
     found = exchanged_parameters(wrap(excluding(1.0)))
     assert [name.removeprefix("one.") for name in found] == ["0.bias", "1.weight", "1.bias"]
+
+
+def test_what_the_server_alone_changes_is_exchanged_and_not_returned():
+    model = excluding(1.0)
+    assert returned_parameters(model).keys() == exchanged_parameters(model).keys()
+    exclude_from_replies(model, ["1.weight"])
+    assert list(exchanged_parameters(model)) == ["0.bias", "1.weight", "1.bias"]
+    assert list(returned_parameters(copy.deepcopy(model))) == ["0.bias", "1.bias"]
 
 
 def test_what_is_excluded_is_in_no_plan_and_in_no_state():

@@ -1,0 +1,69 @@
+"""Models with what adapters of earlier rounds have learned, for rounds that stack adapters (``StackAggregator``)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heterofl_flwr.core.exchange import exclude_from_replies
+from heterofl_flwr.errors import UnsupportedLayerError, extra
+
+Build = Callable[[float], nn.Module]
+
+
+def with_updates(build: Build) -> Build:
+    """Return the function from a rate to a peft model whose adapted layers hold an update too.
+
+    The update, ``lora_update`` beside ``lora_A`` and ``lora_B``, is what adapters of earlier rounds have learned, at
+    first zeros. It is added to what the layer computes with the scaling of its adapter and takes as much memory as the
+    layer's weight. The server sends it; clients do not train it, and do not return it.
+
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module]
+        From a rate to the peft model, such as ``lora`` returns; the scaling of an adapter is the same at all rates.
+    """
+    return partial(_build, build)
+
+
+def _build(build: Build, rate: float) -> nn.Module:
+    with extra("lora"):
+        from peft.tuners.lora import Embedding, Linear, LoraLayer
+
+    model = build(rate)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in layers.items():
+        if not isinstance(layer, Linear | Embedding):
+            raise UnsupportedLayerError(
+                f"layer {name} is {type(layer).__name__}; expected adapters of linear layers and embeddings: leave the "
+                f"others out of target_modules, or use another aggregator"
+            )
+        layer.lora_update = nn.ParameterDict({adapter: _zeros(layer, adapter) for adapter in layer.scaling})
+        layer.register_forward_hook(_add_update)
+    exclude_from_replies(model, [name for name, _ in model.named_parameters() if ".lora_update." in name])
+    return model
+
+
+def _zeros(layer: nn.Module, adapter: str) -> nn.Parameter:
+    """Return an update of zeros, (outputs, inputs), with the type and on the device of an adapter's factor."""
+    a, b = (_factor(layer, letter, adapter) for letter in "AB")
+    return nn.Parameter(a.new_zeros(b.shape[0], a.shape[1]), requires_grad=False)
+
+
+def _factor(layer: nn.Module, letter: str, adapter: str) -> Tensor:
+    """Return a factor: the weight of a layer, or, for an embedding, a parameter."""
+    embedding = getattr(layer, f"lora_embedding_{letter}")
+    found: Tensor = embedding[adapter] if adapter in embedding else getattr(layer, f"lora_{letter}")[adapter].weight
+    return found
+
+
+def _add_update(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Add the updates of the active adapters to what a layer computes."""
+    for adapter in [] if layer.disable_adapters else layer.active_adapters:
+        update, given = layer.lora_update[adapter], inputs[0]
+        embedding = adapter in layer.lora_embedding_A
+        added = F.embedding(given, update.mT) if embedding else F.linear(given.to(update.dtype), update)
+        output = output + (layer.scaling[adapter] * added).to(output.dtype)
+    return output
