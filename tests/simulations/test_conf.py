@@ -14,7 +14,7 @@ from simulations.sweep.__main__ import CONF
 from simulations.sweep.job import LAUNCH
 from tests.simulations.sweeping import EXPERIMENTS, composed, planned
 
-OURS = ("baselines", "choice", "clipping", "compare", "mask-fill", "ratio")
+OURS = ("baselines", "choice", "clipping", "compare", "depth", "mask-fill", "ratio")
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
 COMPARE = pytest.param("compare", marks=pytest.mark.slow)  # which has more choices of groups than all others
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
