@@ -7,7 +7,7 @@ measured. Machines are noisy: close other programs, and look at ratios, never at
 import argparse
 import sys
 
-from simulations.bench import aggregate, edge, gpu, messages, noise, round, scale, step
+from simulations.bench import adapters, aggregate, edge, gpu, messages, noise, round, scale, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "scale": scale,
     "edge": edge,
     "noise": noise,
+    "adapters": adapters,
     "gpu": gpu,
 }
 
@@ -34,6 +35,7 @@ examples:
   python -m simulations.bench scale
   python -m simulations.bench edge
   python -m simulations.bench noise
+  python -m simulations.bench adapters                               needs peft and transformers
   python -m simulations.bench gpu                                    needs a CUDA device
 """
 

@@ -1,0 +1,84 @@
+"""The example of an app that fine-tunes a language model with adapters of unequal rank."""
+
+import copy
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from safetensors.torch import load_file
+
+from tests.adapters.nets import peft
+from tests.federation.tiny import Watched
+
+NODES, ROUNDS = 4, 2
+
+
+@pytest.fixture(scope="module")
+def app():
+    with torch.random.fork_rng():  # it draws a model when it is loaded
+        return import_module("simulations.examples.lora_app")
+
+
+def run(app, folder, client, **options):
+    """Run the app; return the grid, which has kept what was sent."""
+    with Watched(client, NODES, **options) as grid:
+        config = {"num-rounds": ROUNDS, "folder": str(folder)}
+        app.server(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
+    return grid
+
+
+@pytest.fixture(scope="module")
+def folder(app, tmp_path_factory):
+    return tmp_path_factory.mktemp("levels")
+
+
+@pytest.fixture(scope="module")
+def grid(app, folder):
+    return run(app, folder, app.client)
+
+
+def test_the_app_has_less_than_80_lines(app):
+    assert len(Path(app.__file__).read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_clients_train_adapters_of_their_ranks_and_send_nothing_else(grid):
+    arrays = [message.content["arrays"] for message in grid.of("train")]
+    assert all(".lora_" in name for own in arrays for name in own)
+    name = "base_model.model.transformer.h.1.mlp.c_fc.lora_A.default.weight"
+    assert [own[name].shape for own in arrays] == [(rank, 64) for rank in (16, 8, 4, 2)] * ROUNDS
+
+
+def test_the_adapters_learn_the_clients_texts(app, grid, folder):
+    rows = torch.cat([app.load(Context(1, 1, {"partition-id": part}, RecordDict(), {}), test=True) for part in (0, 1)])
+    with torch.inference_mode():
+        trained, before = (
+            model.eval()(input_ids=rows, labels=rows).loss for model in (load(app, folder / "a"), app.build(1.0))
+        )
+    assert trained < before - 0.02
+
+
+def test_peft_loads_each_rank_by_itself(app, grid, folder):
+    rows = app.rows_of("pickle")[:2]
+    for level, rank in {"a": 16, "d": 2}.items():
+        saved = load_file(folder / level / "adapter_model.safetensors")
+        assert {own.shape[0] for name, own in saved.items() if "lora_A" in name} == {rank}
+        model = app.build(rank / 16)
+        peft.set_peft_model_state_dict(model, saved)
+        with torch.inference_mode():
+            torch.testing.assert_close(load(app, folder / level)(rows).logits, model.eval()(rows).logits)
+
+
+@pytest.mark.slow
+def test_worker_processes_build_the_same_base_and_compute_the_same(app, grid, folder, tmp_path):
+    run(app, tmp_path, f"{app.__name__}:client", processes=2)
+    for level in "abcd":
+        one, two = (load_file(own / level / "adapter_model.safetensors") for own in (folder, tmp_path))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def load(app, folder):
+    """Return what peft makes of the base and a folder with adapters."""
+    base = copy.deepcopy(app.build(1.0)).unload()
+    return peft.PeftModel.from_pretrained(base, folder).eval()
