@@ -74,7 +74,8 @@ def page(cells: Sequence[Mapping[str, Any]]) -> str:
     for row in rows.values():
         last = max(row.values(), key=lambda cell: cell["date"])
         counts = [describe(row[own]) if own in row else "not run" for own in flowers]
-        own = [last["python"], last["torch"].partition("+")[0], *counts, last["date"], last["commit"][:7]]
+        commits = ", ".join(dict.fromkeys(cell["commit"][:7] for cell in row.values()))
+        own = [last["python"], last["torch"].partition("+")[0], *counts, last["date"], commits]
         lines.append(f"| {' | '.join(own)} |")
     machines = ", ".join(sorted({cell["machine"] for cell in cells}))
     return "\n".join([HEAD, *lines, "", f"Machine: {machines}.", ""])

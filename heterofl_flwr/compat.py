@@ -32,7 +32,6 @@ __all__ = [
     "PullAppMessagesRequest",
     "PullObjectRequest",
     "Run",
-    "TaskIdentity",
     "connect_length_check",
     "get_identity",
     "get_nodes",

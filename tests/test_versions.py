@@ -36,9 +36,14 @@ def test_counts_are_those_of_pytest(versions, tmp_path):
 
 
 def test_a_row_has_each_version_of_flower_and_says_what_failed_and_what_was_not_run(versions):
-    cells = [cell("1.32.1"), cell("1.42.0", failed=2, skipped=1, date="2026-01-03"), cell("1.36.0", python="3.12.1")]
+    cells = [
+        cell("1.32.1"),
+        cell("1.42.0", failed=2, skipped=1, date="2026-01-03", commit="ab12cd3456"),
+        cell("1.36.0", python="3.12.1"),
+    ]
     lines = versions.page(sorted(cells, key=versions.place)).splitlines()
     assert (
-        "| 3.11.7 | 2.15.0 | 4 passed | not run | **2 failed**, 4 passed, 1 skipped | 2026-01-03 | 0123456 |" in lines
+        "| 3.11.7 | 2.15.0 | 4 passed | not run | **2 failed**, 4 passed, 1 skipped | 2026-01-03 | 0123456, ab12cd3 |"
+        in lines
     )
     assert "| 3.12.1 | 2.15.0 | not run | 4 passed | not run | 2026-01-02 | 0123456 |" in lines

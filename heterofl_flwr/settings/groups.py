@@ -51,7 +51,7 @@ Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.
 class FidelitySettings(Group):
     """Where the authors' code and what is right differ; see ``Fidelity``."""
 
-    default: Variant = setting("paper", "what the quirks below are where they are ''")
+    default: Variant = setting("paper", "the variant of each setting below that is ''")
     encoder_init: Quirk = setting("", "Transformer layers start as copies (paper) or are drawn one by one (fixed)")
     mask_fill: Quirk = setting("", "logits of classes that a client lacks become 0 (paper) or -inf (fixed)")
     label_rows: Quirk = setting("", "classifier rows count by label always (paper) or only with a masked loss (fixed)")
@@ -154,7 +154,7 @@ class ServerSettings(Group):
 
     strategy: Literal["heterofl", "fedh2l", "hybrid"] = setting(
         "heterofl",
-        "what clients exchange: parameters (heterofl, with the settings below also FedAvg and its kin), posteriors "
+        "what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), posteriors "
         "(fedh2l), or parameters within the families of distill.models and posteriors between them (hybrid)",
     )
     choose: SliceRule = setting(
@@ -248,7 +248,7 @@ class PrivacySettings(Group):
 class DistillSettings(Group):
     """How clients learn from one another (``server.strategy=fedh2l`` or ``hybrid``), and exits (``train.exits``)."""
 
-    models: types.Architectures = setting("", "the architectures, which clients have in turns")
+    models: types.Architectures = setting("", "the architectures, assigned to clients in turn")
     seed_size: Count = setting(1000, "examples of the seed set, which every client has")
     seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
     steps: Natural = setting(10, "seed steps of a client in a round")
@@ -328,7 +328,7 @@ class RunSettings(Group):
 class Settings(Group):
     """All settings of a run, read and checked; every value is concrete."""
 
-    mix: types.MixText = setting("a1-b1-c1-d1-e1", "levels and how many parts of the clients have each")
+    mix: types.MixText = setting("a1-b1-c1-d1-e1", "which levels the clients have, and in which proportions")
     global_rate: types.OptionalLevel = setting(
         "",
         "level or rate of the global model; '' for the largest of the mix. One that is larger than every client "

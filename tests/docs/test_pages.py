@@ -23,7 +23,7 @@ QUESTIONS = {
     "GPU": (["docs/howto/simulate.md"], "--gpus 0.25"),
     "own data": (["docs/howto/data.md"], "train/<class>/"),
     "own model": (["docs/howto/any-model.md"], "elastic(model"),
-    "which method": (["docs/explain/methods.md"], "## Which method?"),
+    "which method": (["docs/explain/methods.md#which-method"], "## Which method?"),
     "resume": (["docs/howto/runs.md"], "heterofl run --resume"),
     "cluster": (["docs/howto/simulate.md", "sweeps.md"], "Slurm"),
     "deployment": (["docs/howto/deployment.md"], "flower-superlink"),
