@@ -13,8 +13,10 @@ Every error raised on purpose derives from ``HeteroFLError``, so a caller can ca
     └── UnsupportedLayerError  (TypeError)   no rule says how to slice a layer
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
+from typing import Any
 
 __all__ = [
     "ConfigError",
@@ -83,6 +85,20 @@ def extra(name: str, otherwise: str = "") -> Iterator[None]:
     except ImportError as error:
         remedy = f"pip install 'heterofl-flwr[{name}]'" + (f", or {otherwise}" if otherwise else "")
         raise MissingExtraError(f"{error}: {remedy}") from error
+
+
+def load_function(reference: str, what: str, kind: type[HeteroFLError] = ConfigError) -> Callable[..., Any]:
+    """Return what is named as ``module:function``; an error begins with ``what`` this is, such as a setting's key."""
+    try:
+        found = resolve_name(reference)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise kind(
+            f"{what} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' and put "
+            f"its folder on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise kind(f"{what} is {reference!r}, which is {type(found).__name__}; expected a function")
+    return found  # type: ignore[no-any-return]
 
 
 def first_line(error: Exception) -> str:

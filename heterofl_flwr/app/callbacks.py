@@ -9,9 +9,9 @@ from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.launch.gpus import cores
-from heterofl_flwr.app.task import Task, load_function
+from heterofl_flwr.app.task import Task
 from heterofl_flwr.client import Build, load_parameters
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.nn.execution import torch_threads

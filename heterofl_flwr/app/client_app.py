@@ -11,11 +11,10 @@ from torch import nn
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import load_function
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, parameters_of, reply
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
+from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError, load_function
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import DistillOptions, learn_from_peers, posteriors
 

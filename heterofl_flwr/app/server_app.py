@@ -13,9 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
-from heterofl_flwr.app.task import Task, load_function, load_task
+from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.options import Sampling, Transfer
 from heterofl_flwr.federation.privacy import Privacy

@@ -3,8 +3,7 @@
 A task is made once in each process and kept, so data and models survive the rounds of a simulation.
 """
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Partitions, Split, load_dataset, split_dataset
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.splits import owner_column
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.layers import OrderedDropout
@@ -255,18 +254,3 @@ def load_task(run_config: Mapping[str, Any]) -> Task:
 @lru_cache(maxsize=4)
 def _load_task(items: tuple[tuple[str, Any], ...]) -> Task:
     return Task(from_flat(dict(items)))
-
-
-def load_function(reference: str, key: str) -> Callable[..., Any]:
-    """Return what a setting names as ``module:function``."""
-    module, _, name = reference.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{key} is {reference!r}, which cannot be loaded ({error}): name a function as 'module:function' and put "
-            f"its folder on PYTHONPATH"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{key} is {reference!r}, which is {type(found).__name__}; expected a function")
-    return found  # type: ignore[no-any-return]

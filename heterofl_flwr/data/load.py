@@ -3,7 +3,6 @@
 What reads files is loaded where it is needed: it brings libraries that a client with other data can do without.
 """
 
-import importlib
 import os
 import threading
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from heterofl_flwr.data.convert import TEST_SHARE, Raw, to_dataset
 from heterofl_flwr.data.dataset import Dataset, Split
 from heterofl_flwr.data.known import SOURCES, UNKNOWN, Columns, Source, short_name
 from heterofl_flwr.data.text import Texts, to_text
-from heterofl_flwr.errors import DataError, extra
+from heterofl_flwr.errors import DataError, extra, load_function
 
 ROOT_VARIABLE = "HETEROFL_DATA"
 """The environment variable that stands in for ``root``."""
@@ -155,17 +154,7 @@ def _from_function(name: str) -> Dataset:
     It may return a ``Dataset``, or two pairs of arrays or tensors. These are used as they are, only floats and bytes
     become float32: normalise them first. The number of classes is the largest target plus one.
     """
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(
-            f"{name}: the module {module_name} cannot be imported ({error}); is it on PYTHONPATH?"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise DataError(f"{name}: {module.__file__} has no function {function_name}")
-    made = function()
+    made = load_function(name, "the data set", DataError)()
     if isinstance(made, Dataset):
         return made
     pairs = (made, *(made if isinstance(made, Sequence) else ()))

@@ -11,8 +11,8 @@ from flwr.app import Context, RecordDict
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import Instruction
-from heterofl_flwr.app.task import Task, load_function, load_task
-from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.errors import ConfigError, RoundError, load_function
 from heterofl_flwr.federation import round as federation
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder

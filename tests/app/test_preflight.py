@@ -55,7 +55,7 @@ def started(monkeypatch):
         (["--set", "devices.profile=nowhere:mine"], "devices.profile is 'nowhere:mine', which cannot"),
         (["--cpus", "99"], "cpus is 99, and this machine has 2 cores: ask for 2 or fewer"),
         (["--data", "digitz"], "no data set 'digitz'; did you mean digits?"),
-        (["--data", "nowhere:data"], "the module nowhere cannot be imported"),
+        (["--data", "nowhere:data"], "the data set is 'nowhere:data', which cannot be loaded"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
         (["--set", "model.name=nowhere:model"], "model.name is 'nowhere:model', which cannot be loaded"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
