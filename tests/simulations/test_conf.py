@@ -83,6 +83,7 @@ def test_each_experiment_has_jobs_and_each_job_can_be_run(experiment):
         ("choice", 2 * 2 * 3 * 2 * 4),
         ("clipping", 3 * 6 * 2),
         ("compare", 3 * 2 * (4 * 2 + 5)),
+        ("depth", 2 * 6),
         ("mask-fill", 2 * 4 * 3),
         ("ratio", 2 * 2 * 7),
         ("all", 31 * 5 + 10 * 9 * 5 + (17 - 3) * 2 + (25 - 3) * 2),
