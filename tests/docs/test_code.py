@@ -19,7 +19,7 @@ from tests.docs.pages import APP, DOCS, PAGES, TUTORIAL, Block, blocks, fences, 
 
 CHECKED = {"python", "bash", "toml"}  # the first two here and in test_commands.py
 SHOWN = {"diff", "text"}
-EXTRAS = ("transformers",)
+EXTRAS = ("peft", "transformers")
 WIDEST = 88
 
 
