@@ -1,64 +1,52 @@
-"""The classification models of torchvision, drawn at random, and what was found of each of them."""
+"""What was found of each model: checked with drawn weights, and kept as a line of a file."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.model_zoo.check import Checked, check
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from simulations.model_zoo.check import BrokenPropertyError, Checked, check
+from simulations.model_zoo.sources import SOURCES, NotBuiltError
 
-SIZE = 64
-ENDS = (3, 1000)
-"""The channels of an image, and the classes."""
 DOUBLE = 30_000_000
 """Up to so many parameters a model is checked in double precision; beyond, only if its family asks for it."""
 
 # At small rates little of the input arrives at the end of these; beside the rest it would be lost in single precision.
 _FADING = ("efficientnet", "vgg")
 
-# Those that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
-_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(Checked):
+    """What was measured on a model, or why it does not work."""
+
+    key: str  # the package, and what was asked for of it
+    name: str
+    family: str
+    made: str  # when, on which machine, with which versions, at which commit
+    verdict: str  # exact, unproven, refused, wrong or not built
+    reason: str = ""
+    double: bool = True  # in double precision
+    parameters: dict[float, int] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The package that the model is of."""
+        return self.key.partition(":")[0]
+
+    @property
+    def half(self) -> float:
+        """The share of the parameters that a slice of rate 0.5 has."""
+        return self.parameters[0.5] / self.parameters[1.0]
 
 
-class _Undrawn(TorchFunctionMode):
-    """Puts zeros where numbers are drawn: all parameters are drawn anew, and twice would take long for large models."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0].zero_()
-        return func(*args, **(kwargs or {}))
-
-
-def names() -> list[str]:
-    """Return the names of all of them."""
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
-
-
-def make(name: str, seed: int) -> tuple[nn.Module, Tensor]:
-    """Return a model with drawn weights and two images."""
-    torch.manual_seed(seed)
-    size = _SIZES.get(name, SIZE)
-    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # by a slow generator, and all weights are drawn anew
-    with _Undrawn():
-        model = torchvision.models.get_model(name, weights=None, **options)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    dtype = torch.float64 if parameters <= DOUBLE or name.startswith(_FADING) else torch.float32
-    model = model.to(dtype)
-    draw_weights(model, seed)
-    return model, torch.randn(2, 3, size, size, dtype=dtype)
+def key_of(source: str, name: str) -> str:
+    """Return under which key the finding of a model is kept."""
+    return f"{source}:{name}"
 
 
 @torch.no_grad()
@@ -81,35 +69,56 @@ def draw_weights(model: nn.Module, seed: int) -> None:
                 buffer.uniform_(0.5, 1.5, generator=generator)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding(Checked):
-    """What was measured on a model, or why it does not work."""
-
-    name: str
-    made: str  # on which machine, with which versions, at which commit
-    size: int  # the side of the images
-    reason: str = ""  # empty if everything holds
-
-
-def find(name: str, made: str, seed: int) -> Finding:
-    """Check one model of torchvision."""
-    model, inputs = make(name, seed)
-    facts: dict[str, Any] = {"name": name, "made": made, "size": inputs.shape[-1]}
-    number = sum(parameter.numel() for parameter in model.parameters())
+def find(key: str, made: str, seed: int) -> Finding:
+    """Check one model."""
+    torch.manual_seed(seed)
+    source, _, name = key.partition(":")
+    facts: dict[str, Any] = {"key": key, "name": name, "family": SOURCES[source].family(name), "made": made}
     try:
-        return Finding(**facts, **asdict(check(model, inputs, ENDS)))
-    except (HeteroFLError, RuntimeError) as error:  # torch raises the latter where shapes do not fit
-        return Finding(**facts, parameters={1.0: number}, reason=str(error))
+        case = SOURCES[source].make(name)
+    except NotBuiltError as error:
+        return Finding(**facts, verdict="not built", reason=str(error))
+    model, inputs = _drawn(case.model, case.inputs, seed)
+    facts["name"], facts["double"] = case.name, next(model.parameters()).dtype == torch.float64
+    verdict, reason = "refused", ""
+    for multiple_of in (1, 4):  # products of experts want multiples of 4, and say so
+        try:
+            found = check(model, inputs, multiple_of=multiple_of)
+        except (UnsupportedLayerError, BrokenPropertyError) as error:
+            verdict, reason = "wrong" if isinstance(error, BrokenPropertyError) else "refused", str(error)
+            if "multiple_of" not in reason:
+                break
+        else:
+            note = f"multiple_of={multiple_of}" if multiple_of > 1 else ""
+            return Finding(**facts, verdict="unproven" if found.unproven else "exact", reason=note, **asdict(found))
+    number = sum(parameter.numel() for parameter in model.parameters())
+    return Finding(**facts, verdict=verdict, reason=reason, parameters={1.0: number})
+
+
+def _drawn(model: nn.Module, inputs: Tensor, seed: int) -> tuple[nn.Module, Tensor]:
+    """Return a model with drawn weights and its inputs, in double precision if it runs in that."""
+    small = sum(parameter.numel() for parameter in model.parameters()) <= DOUBLE
+    if small or type(model).__name__.lower().startswith(_FADING):
+        draw_weights(model.double(), seed)
+        exact = inputs.double() if inputs.is_floating_point() else inputs
+        try:
+            with torch.no_grad():
+                model.eval()(exact)
+            return model, exact
+        except RuntimeError:  # an operator that has no double precision, or code that mixes both
+            model.float()
+    draw_weights(model, seed)
+    return model, inputs
 
 
 def read(path: Path) -> dict[str, Finding]:
-    """Return the findings in a file by the models' names; of two of one model the later. No file, no findings."""
+    """Return the findings in a file by their keys; of two of one model the later. No file, no findings."""
     findings = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
         try:
             found = json.loads(line)
             found["parameters"] = {float(rate): count for rate, count in found["parameters"].items()}
-            findings[found["name"]] = Finding(**found)
+            findings[found["key"]] = Finding(**found)
         except (ValueError, TypeError, KeyError) as error:
             what = f"line {number} of {path} is no finding of this command ({error})"
             raise ConfigError(f"{what}; remove it, or name another file with --findings") from error

@@ -10,7 +10,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.app.cli.main import COMMANDS
 from heterofl_flwr.settings import SPECS
 from simulations.examples.plan_picture import main as draw_picture
-from simulations.model_zoo import models as torchvisions
+from simulations.model_zoo.sources import SOURCES
 from tests.docs.pages import DOCS, ROOT, name_of
 
 PICTURE = DOCS / "figures" / "plans.svg"
@@ -96,7 +96,9 @@ def test_models_page_has_every_model_of_torchvision():
     rows = re.findall(r"^\| `(\w+)`[^|]*\| [\d,]+ \| (.+) \|$", said, re.MULTILINE)
     working = [rest.split(" | ") for _, rest in rows if re.match(r"[\d,]+ \|", rest)]
     assert [int(number) for number in re.search(r"\*\*(\d+) of (\d+) work", said).groups()] == [len(working), len(rows)]
-    assert {name for name, _ in rows} == set(torchvisions.names()), "python -m simulations.model_zoo writes the page"
+    assert {name for name, _ in rows} == set(SOURCES["torchvision"].names()), (
+        "python -m simulations.model_zoo writes the page"
+    )
     assert len(working) >= 75
     assert all(float(cells[3].removesuffix(" s")) < 5 for cells in working)  # a trace
 

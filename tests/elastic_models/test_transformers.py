@@ -41,14 +41,13 @@ def words():
     return torch.randint(WORDS, (2, 10), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    ("make", "outputs"), [(_bert, LABELS), (_distilbert, LABELS), (_bert_with_tied_words, WORDS), (_gpt2, WORDS)]
-)
-def test_all_holds_that_holds_of_torchvisions_models(make, outputs, words):
+@pytest.mark.parametrize("make", [_bert, _distilbert, _bert_with_tied_words, _gpt2])
+def test_all_holds_that_holds_of_torchvisions_models(make, words):
     model = make().double()
     draw_weights(model, 0)
-    found = check(model, words, (0, outputs))
-    assert found.explained == ["layer norm"]
+    found = check(model, words)
+    assert found.difference < 1e-12
+    assert not found.unproven
     assert found.parameters[0.25] < 0.2 * found.parameters[1.0]
 
 

@@ -1,0 +1,217 @@
+"""Which entries of each tensor of a full model a slice has: a mask beside every tensor, by a rule for each operator.
+
+What the slice lacks is zero after each operator, so that it adds nothing to a sum. An operator that counts entries (a
+mean, a variance) counts those that its mask has. Norms, softmaxes and many others are run as torch writes them out.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from heterofl_flwr.errors import HeteroFLError
+
+aten = torch.ops.aten
+Rule = Callable[["Masks", Any, Sequence[Any], Mapping[str, Any]], Any]
+RULES: dict[str, Rule] = {}
+
+# Operators that work entry by entry, though torch has no tag that says so.
+_ENTRYWISE = (
+    *("_to_copy", "zero", "fill", "cumsum", "hardswish", "hardtanh", "relu6", "_prelu_kernel", "polar", "tril", "triu"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "native_dropout"),
+)
+# What an operator finds in the place of what the slice lacks.
+_INSTEAD = {
+    **dict.fromkeys(("sum", "any", "linalg_vector_norm", "_fft_r2c", "_fft_c2c", "_fft_c2r"), 0.0),
+    **dict.fromkeys(("amax", "max", "argmax", "topk", "sort", "argsort"), -math.inf),
+    **dict.fromkeys(("amin", "min", "argmin"), math.inf),
+    **dict.fromkeys(("prod", "all"), 1.0),
+}
+_POOLS = (
+    *("avg_pool{}d", "max_pool{}d_with_indices", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d"),
+    *("upsample_nearest{}d", "upsample_linear{}d", "upsample_bilinear{}d", "upsample_bicubic{}d"),
+    *("reflection_pad{}d", "replication_pad{}d", "_upsample_bilinear{}d_aa", "_upsample_bicubic{}d_aa"),
+)
+
+
+class UnprovenError(HeteroFLError):
+    """Masks cannot be followed through an operator, so nobody knows what a slice should compute."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Make the decorated function the rule of these operators, and of the same in place."""
+
+    def add(function: Rule) -> Rule:
+        RULES.update({form: function for name in names for form in (name, f"{name}_")})
+        return function
+
+    return add
+
+
+class Masks(TorchDispatchMode):
+    """Calls each operator on values and on masks; what is known from the start are the parameters' masks."""
+
+    def __init__(self, known: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = dict(known)  # the tensors too: a number of one that is gone is given again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+        """Call the operator by its rule, or by those of the operators that it is made of."""
+        name, given = func.overloadpacket.__name__, dict(kwargs or {})
+        if name in RULES:
+            return RULES[name](self, func, args, given)
+        plain = getattr(aten, name.removesuffix("_"), func.overloadpacket)  # the form in place may lack the tag
+        if any(
+            torch.Tag.pointwise in one.tags for one in (func, *(getattr(plain, form) for form in plain.overloads()))
+        ):
+            return entrywise(self, func, args, given)
+        if all(bool(self.of(one).all()) for one in tree_leaves((args, given)) if isinstance(one, Tensor)):
+            return func(*args, **given)
+        parts = decomposition_table.get(func) or (func.decompose if func._can_decompose() else None)
+        if parts is None:
+            raise UnprovenError(f"no rule says which entries of a result of {func.overloadpacket} a slice has")
+        with self:
+            return parts(*args, **given)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return a tensor's mask; of one that was never seen, a slice has everything."""
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = tensor, torch.ones_like(tensor, dtype=torch.bool)
+        return self._known[id(tensor)][1]
+
+    def length(self, tensor: Tensor, axis: int) -> int:
+        """Return how many entries of an axis a slice has."""
+        return int(self.of(tensor).movedim(axis, 0).flatten(1).any(1).sum())
+
+    def set(self, output: Any, mask: Tensor) -> Any:
+        """Give tensors their mask, and make zero what a slice lacks; a mask lies in memory as its tensor does."""
+        for tensor in tree_leaves(output):
+            own = torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
+            if id(tensor) in self._known:  # it was changed in place, so that its views are changed too
+                own = self.of(tensor).copy_(own)
+            self._known[id(tensor)] = tensor, own
+            if not own.all():
+                tensor.masked_fill_(~own, 0)
+        return output
+
+    def pair(self, output: Any, masks: Any) -> Any:
+        """Give tensors masks that were made as they were, so that views of a tensor have views of its mask."""
+        for tensor, mask in zip(tree_leaves(output), tree_leaves(masks), strict=True):
+            self._known[id(tensor)] = tensor, mask
+        return output
+
+
+def _named(func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments by their names in the operator's schema, with defaults."""
+    arguments = func._schema.arguments
+    defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
+    return {**defaults, **dict(zip((one.name for one in arguments), args, strict=False)), **given}
+
+
+@rule(*_ENTRYWISE)
+def entrywise(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Let a result have the entries that all operands have."""
+    mask = torch.ones((), dtype=torch.bool)
+    for one in tree_leaves((args, given)):
+        mask = mask & masks.of(one) if isinstance(one, Tensor) else mask
+    return masks.set(func(*args, **given), mask)
+
+
+@rule("new_zeros", "new_empty", "new_ones", "new_full", "new_empty_strided")
+def created(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Let a slice have all of a new tensor, until something is written there."""
+    return func(*args, **given)
+
+
+@rule("view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "slice", "select", "split", "unbind")
+@rule("split_with_sizes", "unsafe_split", "expand", "squeeze", "unsqueeze", "alias", "detach", "clone", "flip", "roll")
+@rule("stack", "index", "_unsafe_index", "index_select", "gather", "embedding", "repeat", "as_strided", "unfold")
+@rule("diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "lift_fresh")
+@rule("copy", "index_copy", "index_put", "_index_put_impl", "_unsafe_index_put", "scatter")
+def moved(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Move masks as entries; a slice has what is added around them."""
+    output, its = func(*args, **given), _of_masks(masks, func, args, given)
+    its.update({name: value for name, value in (("value", True), ("accumulate", False)) if name in its})
+    found = func(**its)
+    return masks.set(output, found) if any(output is one for one in args) else masks.pair(output, found)
+
+
+@rule("cat", "constant_pad_nd")
+def joined(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Let a slice have of what is added, as zeros are, what it has of the rest, but all of it along that axis."""
+    if func.overloadpacket is aten.cat:
+        parts, dims = [masks.of(one) for one in args[0]], [_named(func, args, given)["dim"]]
+        found = torch.cat(parts, dims[0])
+    else:
+        parts, dims = [masks.of(args[0])], sorted({-1 - place // 2 for place, width in enumerate(args[1]) if width})
+        found = func(parts[0], args[1], True)
+    for part in parts:
+        found = found & part.any(dims, keepdim=True) if part.numel() and dims else found
+    return masks.set(func(*args, **given), found)
+
+
+@rule(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)), "convolution", "_convolution")
+@rule("mm", "bmm", "_trilinear", "_grouped_mm", "index_add", "scatter_add")
+def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Let a slice have each sum that has an entry: one that is not 0 if all entries are 1."""
+    bias = _named(func, args, given).get("bias")
+    its = {**_of_masks(masks, func, args, given), **({} if bias is None else {"bias": None})}
+    its = {
+        name: one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for name, one in its.items()
+    }
+    found, output = tree_leaves(func(**its))[0] != 0, func(*args, **given)
+    if bias is not None:
+        found = found & masks.of(bias).view(-1, *[1] * (output.dim() - 2))
+    masks.set(tree_leaves(output)[0], found)
+    return output
+
+
+def _of_masks(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with masks in the place of tensors, but of indices."""
+
+    def mask_of(one: Any) -> Any:
+        return masks.of(one) if isinstance(one, Tensor) else one
+
+    said = _named(func, args, given)
+    return {name: one if name in ("index", "indices", "offs") else tree_map(mask_of, one) for name, one in said.items()}
+
+
+@rule("view_as_complex", "view_as_real", "linalg_solve_triangular", "_cdist_forward")
+def others(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Let real and imaginary parts go together, and columns, and rows of two tensors whose distances are measured."""
+    first, name = masks.of(args[0]), func.overloadpacket.__name__
+    if name == "_cdist_forward":
+        mask = first.any(-1).unsqueeze(-1) & masks.of(args[1]).any(-1).unsqueeze(-2)
+    elif name == "linalg_solve_triangular":
+        mask = masks.of(args[1])
+    else:
+        mask = first.unsqueeze(-1) if name == "view_as_real" else first.all(-1)
+    return masks.set(func(*args, **given), mask)
+
+
+@rule(*_INSTEAD, "mean", "var", "var_mean")
+def reduced(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
+    """Let a slice have a result if it has anything of what that is of."""
+    x, mask, name, said = args[0], masks.of(args[0]), func.overloadpacket.__name__, _named(func, args, given)
+    dim = said.get("dim")
+    dims = list(range(x.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+    if name in _INSTEAD:
+        whole = _INSTEAD[name] == 0 or mask.all()
+        output = func(x if whole else x.masked_fill(~mask, _INSTEAD[name]), *args[1:], **given)
+    else:
+        count = mask.sum(dims, keepdim=True)
+        mean = x.sum(dims, keepdim=True, dtype=said.get("dtype")) / count.clamp(min=1)
+        correction = said.get("correction", said.get("unbiased"))
+        correction = 1 if correction is None else int(correction)
+        variance = ((x - mean) ** 2 * mask).sum(dims, keepdim=True) / (count - correction).clamp(min=1e-9)
+        output = {"mean": mean, "var": variance, "var_mean": (variance, mean)}[name]
+        output = output if said.get("keepdim") else tree_map(lambda one: one.squeeze(tuple(dims)), output)
+    there = mask.any(dims, keepdim=True) if dims else mask
+    for one in tree_leaves(output):
+        masks.set(one, there if one.dim() == x.dim() or not dims else there.squeeze(tuple(dims)))
+    return output

@@ -1,0 +1,214 @@
+"""Models that others wrote: of torchvision, of timm and of transformers, by a rule for each and without a download."""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+
+SIZE = 64
+LARGEST = 30_000_000
+"""The most parameters of a model of timm; those of transformers have a tenth of that at most."""
+CLASSES = 10
+
+# Those of torchvision that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
+_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 56}
+# The auto classes of transformers, and what their models take.
+_TASKS = {
+    "CAUSAL_LM": "input_ids",
+    "MASKED_LM": "input_ids",
+    "SEQ_TO_SEQ_CAUSAL_LM": "input_ids",
+    "IMAGE_CLASSIFICATION": "pixel_values",
+}
+# What a small configuration has, under the names that configurations have for it.
+_SMALL = {
+    64: "hidden_size d_model n_embd dim embed_dim word_embed_proj_dim d_embed "
+    "max_position_embeddings n_positions n_ctx",
+    2: "n_layer n_layers num_hidden_layers num_layers encoder_layers decoder_layers num_decoder_layers "
+    "num_key_value_heads eos_token_id",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads",
+    96: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff hidden_dim n_inner ffn_hidden_size d_inner",
+    16: "d_kv head_dim kv_channels d_head",
+    120: "vocab_size",
+    32: "image_size embedding_size",
+    8: "patch_size rotary_dim",
+    CLASSES: "num_labels",
+    0: "pad_token_id",
+    1: "bos_token_id decoder_start_token_id",
+}
+
+
+class NotBuiltError(HeteroFLError):
+    """The rule builds no model that runs, or none that is small enough."""
+
+
+class Case(NamedTuple):
+    """A model to check, with two examples."""
+
+    name: str
+    model: nn.Module
+    inputs: Tensor
+
+
+class Source(NamedTuple):
+    """A package of models: what is to be checked of it, the family of each of these, and how they are built."""
+
+    names: Callable[[], Sequence[str]]
+    family: Callable[[str], str]
+    make: Callable[[str], Case]
+    rule: str
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        top = name.partition(".")[0]
+        raise ConfigError(f"{top} is not installed, and its models are to be checked: pip install {top}") from error
+
+
+def version_of(source: str) -> str:
+    """Return the version of a package."""
+    return version(source).partition("+")[0]
+
+
+def _prefix(name: str) -> str:
+    """Return the letters with which a name begins."""
+    return re.match("[a-z]*", name)[0]  # type: ignore[index]  # it matches nothing at all, too
+
+
+def _torchvision_names() -> list[str]:
+    models = _package("torchvision.models")
+    return list(models.list_models(module=models))
+
+
+def _torchvision(name: str) -> Case:
+    size = _SIZES.get(name, SIZE)
+    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # by a slow generator, and all weights are drawn anew
+    return Case(
+        name, _package("torchvision.models").get_model(name, weights=None, **options), torch.randn(2, 3, size, size)
+    )
+
+
+def _timm_families() -> list[str]:
+    return sorted({_prefix(name) for name in _package("timm").list_models()} - {"test"})
+
+
+def _timm(family: str) -> Case:
+    """Return the first architecture of a family, by name, that is small enough, on the smallest images it takes."""
+    timm, reason = _package("timm"), f"none has at most {LARGEST:,} parameters"
+    for name in sorted(one for one in timm.list_models() if _prefix(one) == family):
+        create = partial(timm.create_model, name, num_classes=CLASSES)
+        with torch.device("meta"), _OnProcessor():
+            planned = create()
+        if sum(parameter.numel() for parameter in planned.parameters()) > LARGEST:
+            continue
+        own = planned.default_cfg["input_size"][-1]
+        for size, options in ((SIZE, {}), (SIZE, {"img_size": SIZE}), (2 * SIZE, {}), (own, {})):
+            try:
+                model = create(**options).eval()
+                images = torch.randn(2, 3, size, size)
+                with torch.no_grad():
+                    model(images)
+                return Case(name, model, images)
+            except Exception as error:  # whatever a model raises that does not take this size
+                reason = f"{name}: {type(error).__name__}: {error}"
+    raise NotBuiltError(reason)
+
+
+class _OnProcessor(TorchFunctionMode):
+    """Keeps numbers that code reads out where they have values, while parameters have none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.linspace, torch.arange, torch.tensor):
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
+def _transformers_classes() -> dict[str, tuple[str, str]]:
+    """Return the type of model and the task of each class, the first of each type in each task."""
+    auto = _package("transformers.models.auto.modeling_auto")
+    found: dict[str, tuple[str, str]] = {}
+    for task in _TASKS:
+        for kind, name in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
+            found.setdefault(name if isinstance(name, str) else name[0], (kind, task))
+    return found
+
+
+def small_config(kind: str) -> Any:
+    """Return a configuration of a type of models, in which the numbers of ``_SMALL`` stand."""
+    config = _package("transformers").CONFIG_MAPPING[kind]
+    usual = vars(config()) | {name: getattr(config(), name) for name in config.attribute_map if hasattr(config(), name)}
+    optional = ("num_key_value_heads", "head_dim")
+    small = {name: number for number, names in _SMALL.items() for name in names.split()}
+    own = {name: number for name, number in small.items() if type(usual.get(name)) is int}
+    own.update({name: small[name] for name in optional if name in usual and usual[name] is None})
+    made = config(**own)
+    made.use_cache = False
+    return made
+
+
+def _transformers(name: str) -> Case:
+    kind, task = _transformers_classes()[name]
+    try:
+        config = small_config(kind)
+        create = partial(getattr(_package("transformers"), name), config)
+        with torch.device("meta"):
+            number = sum(parameter.numel() for parameter in create().parameters())
+        if number > LARGEST / 2:
+            raise NotBuiltError(f"it has {number:,} parameters")
+        model = LogitsOnly(create(), _TASKS[task]).eval()
+        size = getattr(config, "image_size", SIZE)
+        size = size if isinstance(size, int) else size[0]
+        images = task == "IMAGE_CLASSIFICATION"
+        shape = 2, getattr(config, "num_channels", 3), size, size
+        inputs = torch.randn(shape) if images else torch.randint(3, 100, (2, 10))
+        with torch.no_grad():
+            model(inputs)
+    except Exception as error:  # whatever configurations and models raise
+        raise NotBuiltError(f"{type(error).__name__}: {error}") from error
+    return Case(name, model, inputs)
+
+
+class LogitsOnly(nn.Module):
+    """A model of transformers whose output is its logits: its hidden states are nobody's to read."""
+
+    def __init__(self, model: nn.Module, takes: str) -> None:
+        super().__init__()
+        self.model, self.takes = model, takes
+        self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the logits; a decoder gets words too."""
+        decoder = {"decoder_input_ids": x[:, :7]} if getattr(self.model.config, "is_encoder_decoder", False) else {}
+        return self.model(**{self.takes: x}, **decoder, **self.options).logits
+
+
+SOURCES = {
+    "torchvision": Source(_torchvision_names, _prefix, _torchvision, "every classification model, at its own size"),
+    "timm": Source(
+        _timm_families,
+        lambda family: family,
+        _timm,
+        f"of each family (names that begin with the same letters) the first architecture by name with at most "
+        f"{LARGEST // 1_000_000} million parameters",
+    ),
+    "transformers": Source(
+        lambda: list(_transformers_classes()),
+        lambda name: _transformers_classes()[name][0],
+        _transformers,
+        "every class of the auto classes for causal, masked and sequence-to-sequence language models and for image "
+        "classification, from its type's own configuration made small: 64 wide, 2 layers, 4 heads",
+    ),
+}

@@ -1,0 +1,215 @@
+"""The zoo: what it checks, that it notices each fault, and its command."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from simulations.model_zoo import __main__ as zoo
+from simulations.model_zoo import check as checking
+from simulations.model_zoo import models
+from simulations.model_zoo.check import BrokenPropertyError, check
+from simulations.model_zoo.models import Finding
+from simulations.model_zoo.sources import SOURCES, Case, NotBuiltError, Source
+from tests.elastic_models.families import Then
+
+X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _around(function=lambda self, x: x, **layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 20), Then(function, **layers), nn.Linear(20, 2)).double()
+
+
+def test_a_plain_model_works():
+    found = check(_around(), X, (1.0, 0.5, 0.25, 0.3))
+    assert found.parameters == {1.0: 122, 0.5: 62, 0.25: 32, 0.3: 38}
+    assert found.difference < 1e-12
+    assert (found.unproven, found.large) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        lambda self, x: x * x.pow(2).mean(-1, keepdim=True).rsqrt(),
+        lambda self, x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1).sqrt(),
+        lambda self, x: x / x.std(-1, correction=0, keepdim=True),
+        lambda self, x: nn.functional.rms_norm(x, (x.shape[-1],)),
+        lambda self, x: nn.functional.group_norm(x, 2),
+        lambda self, x: x + x.softmax(-1) + x.log_softmax(-1),
+        lambda self, x: x - x.exp().amax(-1, keepdim=True) + (-x).amin(-1, keepdim=True),
+        lambda self, x: x * x.shape[1],
+        lambda self, x: x * x.shape[1] ** -0.5,
+        lambda self, x: x / (x.shape[1] // 2),
+        lambda self, x: nn.functional.scaled_dot_product_attention(x[None], x[None].exp(), x[None])[0],
+        lambda self, x: nn.functional.pad(x, (0, 0, 1, 1)).mean(-1, keepdim=True)[1:-1] + x,
+        lambda self, x: x + torch.cat([x, torch.zeros(1, x.shape[1]).to(x)]).exp().mean(-1, keepdim=True)[:-1],
+    ],
+)
+def test_what_counts_channels_counts_those_of_the_slice(counts):
+    assert check(_around(counts), X).difference < 1e-10
+
+
+def test_writing_in_place_writes_in_the_mask_too():
+    def write(self, x):
+        new = torch.zeros_like(x).unsqueeze(0)
+        new[0, :, :] = x.exp()
+        return new[0] / new[0].mean(-1, keepdim=True)
+
+    assert check(_around(write), X).difference < 1e-12
+
+
+def test_a_number_that_a_layer_holds_counts_as_the_slices():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).view(-1, self.out_features) / self.out_features**0.5
+
+    model = nn.Sequential(nn.Linear(3, 20), Scaled(20, 20), nn.Linear(20, 2)).double()
+    assert check(model, X).difference < 1e-12
+
+
+def test_an_operator_without_a_rule_leaves_the_difference_open():
+    model = _around(lambda self, x: x + x.median(0).values)
+    assert "aten.median" in check(model, X).unproven
+
+
+def test_what_may_not_depend_on_the_width_does_not():
+    model = _around(lambda self, x: torch.relu(x) + (int(x.shape[1]) & 8))
+    with pytest.raises(BrokenPropertyError, match="the output differs from that of the full model without the rest by"):
+        check(model, X)
+
+
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        (lambda self, x: nn.functional.dropout(x, 0.5, True), "the output is not the model's own at rate 1"),
+        (lambda self, x: x * torch.inf if self.training else x, "a gradient that is not finite at rate 1"),
+    ],
+)
+def test_faults_of_models_are_noticed(function, fault):
+    with pytest.raises(BrokenPropertyError, match=fault):
+        check(_around(function), X)
+
+
+class _Altered:
+    """A build that does something wrong to each smaller model, or to the model given."""
+
+    def __init__(self, build, alter, model):
+        self._build, self._alter = build, alter
+        alter(model, 0)
+
+    def __getattr__(self, name):
+        return getattr(self._build, name)
+
+    def __call__(self, rate):
+        model = self._build(rate)
+        with torch.no_grad():
+            self._alter(model, rate)
+        return model
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "change", "fault"),
+    [
+        (1, 1, lambda layer: layer.weight.mul_(2), "0.weight is not the model's own at rate 1"),
+        (0.1, 0.9, lambda layer: layer.weight.mul_(2), "0.weight is not the plan's slice"),
+        (0.1, 0.9, lambda layer: layer.register_forward_hook(lambda *given: 2 * given[-1]), "the output differs"),
+        (0.1, 0.9, lambda layer: layer.requires_grad_(False), "0.bias, 0.weight has no gradient at rate 0.5"),
+        (0, 0, lambda layer: layer.bias.data.add_(1), "the trace changed the model given"),
+        (0, 0, lambda layer: layer.register_forward_hook(lambda *_: None), "the trace changed the model given"),
+    ],
+    ids=["whole", "slice", "output", "gradient", "given", "hook"],
+)
+def test_faults_of_builds_are_noticed(first, last, change, fault, monkeypatch):
+    elastic = checking.elastic
+
+    def alter(model, rate):
+        if first <= rate <= last:
+            change(model[0])
+
+    monkeypatch.setattr(
+        checking, "elastic", lambda model, x, **given: _Altered(elastic(model, x, **given), alter, model)
+    )
+    with pytest.raises(BrokenPropertyError, match=fault):
+        check(_around(), X)
+
+
+def _make(name):
+    if name == "huge":
+        raise NotBuiltError("it has 10 parameters")
+    function = {
+        "plain": lambda self, x: x,
+        "odd": lambda self, x: x * float(x.sum()),
+        "thin": lambda self, x: x.flip(0),
+    }
+    return Case(name, _around(function[name]).float(), X.float())
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Let a package of four models be all that there is."""
+    source = Source(lambda: ["huge", "odd", "plain", "thin"], lambda name: name[:2], _make, "four of them")
+    monkeypatch.setattr(models, "SOURCES", {"torch": source})
+    monkeypatch.setattr(zoo, "SOURCES", {"torch": source})
+
+
+def test_the_command_goes_on_where_it_was_and_writes_the_pages(tmp_path, capsys, monkeypatch, small):
+    findings = tmp_path / "new" / "findings.jsonl"
+    given = ["--findings", str(findings), "--out", str(tmp_path)]
+    assert zoo.main(given) == 0
+    said = capsys.readouterr().out
+    assert "[2/4] odd                  refused: layer 1 of type Then cannot be traced" in said
+    assert "2 exact, 0 unproven, 1 refused, 0 wrong, 1 not built" in said
+    assert [json.loads(one)["name"] for one in findings.read_text().splitlines()] == ["huge", "odd", "plain", "thin"]
+    assert "| [torch](models-torch.md) | 2 | 0 | 1 | 0 | 1 |" in (tmp_path / "models.md").read_text()
+    page = (tmp_path / "models-torch.md").read_text()
+    assert "## 2 exact\n\n" in page
+    assert "| `plain` | pl | 51% | `thin` | th | 51% |" in page
+    assert "| `odd` | od | layer 1 of type Then cannot be traced" in page
+    assert "## 1 not built\n\n`huge`" in page
+    monkeypatch.setattr(models, "find", lambda *_: pytest.fail("made again"))
+    assert zoo.main(given) == 0
+    assert (tmp_path / "models-torch.md").read_text() == page
+    assert zoo.main(["torch:odd", "--findings", str(findings)]) == 1
+
+
+def test_models_that_are_not_there_are_named(capsys, small):
+    assert zoo.main(["torch:plan"]) == 2
+    assert "no model 'torch:plan'; expected one of" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_list_of_findings_is_named(tmp_path, capsys, small):
+    path = tmp_path / "findings.jsonl"
+    path.write_text('{"name": "resnet18"}\n')
+    assert zoo.main(["torch:plain", "--findings", str(path)]) == 2
+    assert f"line 1 of {path} is no finding" in capsys.readouterr().err
+
+
+def test_pages_name_where_they_were_made_and_mark_large_slices(small, monkeypatch):
+    monkeypatch.setattr(zoo, "version_of", lambda source: "1.2")
+    facts = {"family": "x", "verdict": "exact", "parameters": {1.0: 8, 0.5: 4}}
+    one = Finding(key="torch:plain", name="plain", made="2026, here; commit 12ab", large="sorted, in layer 1", **facts)
+    pages = zoo.pages([one], ["torch"], 0)
+    assert "on: 2026, here; at 12ab." in pages["models.md"]
+    assert "- torch 1.2: four of them" in pages["models.md"]
+    assert "| `plain` | x | 50% * |" in pages["models-torch.md"]
+    assert "| `plain` | sorted, in layer 1 |" in pages["models-torch.md"]
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "BertLMHeadModel"])
+def test_models_of_packages_are_made_without_a_download(name):
+    source = "torchvision" if name.islower() else "transformers"
+    pytest.importorskip(source)
+    assert name in SOURCES[source].names()
+    case = SOURCES[source].make(name)
+    assert SOURCES[source].family(name) in ("squeezenet", "bert")
+    with torch.no_grad():
+        assert case.model.eval()(case.inputs).shape[0] == 2
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(checking.HeteroFLError, match=r"timm is not installed, .*: pip install timm"):
+        SOURCES["timm"].names()
