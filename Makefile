@@ -37,8 +37,9 @@ test: $(READY)  ## tests of every capability, five minutes on two cores; all lin
 test-all: test  ## test, then the long ones: Ray, whole runs, deployments, every model and every fault
 	$(PYTEST) -m slow
 
-flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed
-	@for version in 1.32.1 1.42.0; do \
+FLOWERS ?= 1.32.1 1.42.0
+flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed, or with FLOWERS="1.36.0 1.38.0"
+	@for version in $(FLOWERS); do \
 		own=$(CURDIR)/build/flwr-$$version; echo "Flower $$version"; \
 		{ test -d $$own || $(PIP) install --quiet --no-deps --target $$own flwr==$$version; } && \
 		PYTHONPATH=$$own:$(CURDIR) $(PY) -m pytest -q -p no:cacheprovider -m "not slow and not simulation" \

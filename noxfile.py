@@ -1,11 +1,11 @@
 """The tests of what touches Flower, torch and Python, on the versions of them that are allowed.
 
-``nox -s flower`` borrows all but Flower from ``.venv``: a minute for each version. ``nox -s matrix`` makes an
-environment for each Python and each torch, in a folder beside the project: some gigabytes for each, and what each
-version of Flower requires on top of it. It writes its result into ``docs/reference/versions.md``.
+``nox -s matrix`` makes an environment for each Python and each torch, in a folder beside the project: some gigabytes
+for each, and what each version of Flower requires on top of it. It writes its result into
+``docs/reference/versions.md``.
+``make flower`` tries versions of Flower alone, with the packages of ``.venv``.
 """
 
-import sys
 from pathlib import Path
 
 import nox
@@ -30,38 +30,10 @@ AHEAD = {"1.42.0"}  # asks for a newer certifi than some registries have, so its
 ROOT = Path(__file__).parent
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 
-nox.options.sessions = ["flower"]
+nox.options.sessions = []  # the matrix downloads much, so it runs only where it is named
 nox.options.default_venv_backend = "uv|virtualenv"  # uv keeps one copy of what environments share
 nox.options.envdir = str(ROOT.parent / f".{ROOT.name}-nox")
 nox.options.reuse_venv = "yes"
-
-
-def run_tests(session: nox.Session, flower: str, *options: str) -> dict[str, str]:
-    """Install a version of Flower in a folder of its own, and run the tests with it; return their environment."""
-    layer = Path(session.virtualenv.location, f"flwr-{flower}")
-    if not layer.is_dir():
-        session.install("--target", str(layer), *(["--no-deps"] if flower in AHEAD else []), f"flwr=={flower}")
-    environment = {**QUIET, "PYTHONPATH": f"{layer}:{ROOT}"}
-    session.run(
-        *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not simulation"),
-        *options,
-        *(session.posargs or TESTS),
-        env=environment,
-        success_codes=[0, 1] if options else [0],
-    )
-    return environment
-
-
-@nox.session
-@nox.parametrize("flower", FLOWERS)
-def flower(session: nox.Session, flower: str) -> None:
-    """Test a version of Flower with all other packages as they are in ``.venv``."""
-    site = "python{}.{}/site-packages".format(*sys.version_info)
-    shared = ROOT / ".venv" / "lib" / site
-    if not shared.is_dir():
-        session.error(f"{shared} is not there: run 'make install', and nox with the Python of .venv")
-    Path(session.virtualenv.location, "lib", site, "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
-    run_tests(session, flower)
 
 
 @nox.session(python=PYTHONS)
@@ -70,6 +42,14 @@ def matrix(session: nox.Session, torch: str) -> None:
     """Test all versions of Flower with a version of torch on a version of Python, and write what was found."""
     session.install(".", f"torch=={torch}", *TOOLS)
     for flower in FLOWERS:
-        report = Path(session.create_tmp(), "junit.xml")
-        environment = run_tests(session, flower, f"--junit-xml={report}")
+        layer, report = Path(session.virtualenv.location, f"flwr-{flower}"), Path(session.create_tmp(), "junit.xml")
+        if not layer.is_dir():
+            session.install("--target", str(layer), *(["--no-deps"] if flower in AHEAD else []), f"flwr=={flower}")
+        environment = {**QUIET, "PYTHONPATH": f"{layer}:{ROOT}"}
+        session.run(
+            *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not simulation"),
+            *(f"--junit-xml={report}", *(session.posargs or TESTS)),
+            env=environment,
+            success_codes=[0, 1],
+        )
         session.run("python", str(ROOT / ".ci" / "versions.py"), str(report), env=environment)
