@@ -92,8 +92,8 @@ def ended(home):
         wait_for(home / "hangs" / LOG, "result: 1", started["hangs"])
         started["hangs"].send_signal(signal.SIGINT)
         started["hangs"].wait(LONGEST)
-        begin("classic-ray")
         with cluster(home) as (address, raylets):
+            begin("classic-ray", RAY_ADDRESS=address).wait(LONGEST)
             run = begin("node-killed", RAY_ADDRESS=address)
             for raylet in raylets:
                 wait_for_actors(raylet, run)

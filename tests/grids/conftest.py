@@ -81,6 +81,12 @@ def machine() -> Iterator[ModuleType]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def configs() -> Callable[..., list[dict[str, object]]]:
+    """Return a function that gives the configurations that replies hold."""
+    return lambda replies: [dict(reply.content["config"]) for reply in replies]
+
+
 def is_running(pid: int, zombies: bool) -> bool:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE or zombies

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ GROUPS = [[0, 3, 6], [1, 2, 4], [5, 7, 8, 9], [10]]  # at most four
 GROUPS_IN_SIX = [[0, 3], [1, 2, 4, 5], [6], [7, 8], [9], [10]]  # with a window: the first six, then three, then two
 
 
+def cost(message):
+    return {0.5: 2.0, 1.0: 4.0, 0.25: 1.0}[message.content["config"]["rate"]] if "config" in message.content else 0.0
+
+
 @pytest.fixture(scope="module")
 def pool():
     """Return a grid of eleven nodes whose clients train together, in two processes."""
-    with LocalGrid("cohort_clients:app", len(RATES), processes=2, cohort=4) as grid:
+    with LocalGrid("cohort_clients:app", len(RATES), processes=2, cohort=4, cost=cost) as grid:
         yield grid
 
 
@@ -53,15 +58,16 @@ def bits(replies):
     return [reply.content["arrays"]["w"].data for reply in replies]
 
 
-def test_any_number_of_processes_gives_the_same_bits():
-    def rounds(processes, window):
-        with LocalGrid("cohort_clients:app", len(RATES), processes=processes, cohort=4) as grid:
+def test_any_number_of_processes_gives_the_same_bits(pool):
+    def rounds(made, window):
+        with made as grid:
             through = Windowed(grid, window) if window else grid
             replies = [list(through.send_and_receive(sent_to(grid, start=start))) for start in (2.0, 3.0)]
             return [bits(each) for each in replies], [groups_of(grid, each) for each in replies]
 
-    for window, groups, several in ((0, GROUPS, 2), (6, GROUPS_IN_SIX, 3)):
-        inline = rounds(0, window)
+    three = LocalGrid("cohort_clients:app", len(RATES), processes=3, cohort=4)
+    for window, groups, several in ((0, GROUPS, nullcontext(pool)), (6, GROUPS_IN_SIX, three)):
+        inline = rounds(LocalGrid("cohort_clients:app", len(RATES), cohort=4), window)
         assert inline[1] == [[next(group for group in groups if own in group) for own in range(len(RATES))]] * 2
         assert rounds(several, window) == inline
 
@@ -149,15 +155,11 @@ def test_a_group_at_work_that_nobody_waits_for_is_ended(pool, gone):
     assert groups_of(pool, pool.send_and_receive(sent_to(pool)))[0] == [0, 3, 6]
 
 
-def test_groups_that_together_take_longest_begin_first():
-    rates = (0.5, 0.5, 0.5, 1.0, 1.0, 0.25)
-    costs = {0.5: 2.0, 1.0: 4.0, 0.25: 1.0}  # in groups 6, 8 and 1
-    options = {"processes": 2, "cohort": 3, "cost": lambda message: costs[message.content["config"]["rate"]]}
-    with LocalGrid("cohort_clients:app", len(rates), **options) as grid:
-        changes = {partition: {"seconds": 0.1} for partition in range(len(rates))}
-        began: dict[int, float] = {}
-        for reply in grid.send_and_receive(sent_to(grid, rates, changes=changes)):
-            began.setdefault(len(reply.content["config"]["with"]), reply.content["config"]["began"])
+def test_groups_that_together_take_longest_begin_first(pool):
+    rates = (0.25, 0.5, 0.5, 0.5, 1.0, 1.0)  # in groups that cost 1, 6 and 8
+    began: dict[int, float] = {}
+    for reply in pool.send_and_receive(sent_to(pool, rates, changes={own: {"seconds": 0.1} for own in range(6)})):
+        began.setdefault(len(reply.content["config"]["with"]), reply.content["config"]["began"])
     assert max(began[3], began[2]) < began[1]
 
 

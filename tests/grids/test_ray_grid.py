@@ -27,12 +27,12 @@ pytestmark = [
 ]
 
 
-def configs(replies):
-    return [dict(reply.content["config"]) for reply in replies]
-
-
-def processes_of(grid, ask):
-    return configs(grid.send_and_receive([ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]))
+@pytest.fixture
+def processes_of(ask, configs):
+    """Return a function that gives what each node of a grid tells of its process."""
+    return lambda grid: configs(
+        grid.send_and_receive([ask(own, "process", seconds=0.1) for own in grid.get_node_ids()])
+    )
 
 
 def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors, ask, caplog):
@@ -65,23 +65,20 @@ def test_groups_and_bits_are_those_of_a_local_grid(machine):
     assert list(rounds(RayGrid, at_once=2)) == list(rounds(LocalGrid))
 
 
-def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, monkeypatch):
+def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, actors, monkeypatch):
     puts = []
     put = machine.put
     monkeypatch.setattr(machine, "put", lambda value: puts.append(len(value)) or put(value))
-    with RayGrid("odd_clients:app", 12, at_once=2) as grid:
-        slices = [ArrayRecord({"w": Array(np.full(50_000, value)), "v": Array(np.zeros(50_000))}) for value in (1, 2)]
-        messages = [
-            Message(RecordDict({"arrays": slices[i % 2]}), node_id, "evaluate")
-            for i, node_id in enumerate(grid.get_node_ids())
-        ]
-        replies = list(grid.send_and_receive(messages))
-        assert [reply.content["metrics"]["mean"] for reply in replies] == [1.0, 2.0] * 6
-        assert puts == [2, 2]
-        slices[0]["w"] = Array(np.full(50_000, 5.0))
-        (reply,) = grid.send_and_receive([messages[0]])
-        assert reply.content["metrics"]["mean"] == 5.0
-        assert not grid._runner._slices
+    slices = [ArrayRecord({"w": Array(np.full(50_000, value)), "v": Array(np.zeros(50_000))}) for value in (1, 2)]
+    pairs = zip(actors.get_node_ids(), slices * 2, strict=True)
+    messages = [Message(RecordDict({"arrays": slice_}), node_id, "evaluate") for node_id, slice_ in pairs]
+    replies = list(actors.send_and_receive(messages))
+    assert [reply.content["metrics"]["mean"] for reply in replies] == [1.0, 2.0] * 2
+    assert puts == [2, 2]
+    slices[0]["w"] = Array(np.full(50_000, 5.0))
+    (reply,) = actors.send_and_receive([messages[0]])
+    assert reply.content["metrics"]["mean"] == 5.0
+    assert not actors._runner._slices
 
 
 MORTAL = """
@@ -135,15 +132,15 @@ def test_five_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_pa
 
 
 @pytest.mark.slow
-def test_actors_share_gpus_as_asked(actors, ask):
-    assert {one["CUDA_VISIBLE_DEVICES"] for one in processes_of(actors, ask)} == {""}
+def test_actors_share_gpus_as_asked(actors, processes_of):
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in processes_of(actors)} == {""}
     with RayGrid("odd_clients:app", 8, num_gpus=0.5) as grid:
-        seen = {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid, ask)}
+        seen = {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid)}
     assert sorted(seen.values()) == ["0", "0", "1", "1"]
 
 
 @pytest.mark.slow
-def test_a_grid_waits_with_a_warning_while_others_use_the_cluster(machine, ask, monkeypatch, caplog):
+def test_a_grid_waits_with_a_warning_while_others_use_the_cluster(machine, processes_of, monkeypatch, caplog):
     class Other:
         pass
 
@@ -156,7 +153,7 @@ def test_a_grid_waits_with_a_warning_while_others_use_the_cluster(machine, ask, 
             time.sleep(0.05)
         machine.kill(others[0])
         with started.result() as grid:
-            assert len(processes_of(grid, ask)) == 1
+            assert len(processes_of(grid)) == 1
     machine.kill(others[1])
 
 

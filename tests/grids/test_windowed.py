@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-import heterofl_flwr.grids
 from heterofl_flwr.compat import Run, make_message
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import Windowed
@@ -185,18 +183,6 @@ def test_a_window_below_one_raises(window):
         Windowed(Recorder(), window)
 
 
-@pytest.mark.parametrize("kind", ["grid", "processes"])
-def test_flowers_fedavg_learns_the_same_through_a_window(kind, request):
-    grid = request.getfixturevalue(kind)
-
-    def final(own):
-        random.seed(2)
-        result = FedAvg().start(own, ArrayRecord({"w": Array(np.ones(3))}), num_rounds=2)
-        return result.arrays["w"].numpy().tolist(), result.evaluate_metrics_clientapp
-
-    assert final(grid) == final(Windowed(grid, 1)) == final(Windowed(grid, 3))
-
-
 def test_a_local_grid_runs_only_the_client_whose_reply_is_taken(grid, ask):
     first, second, *_ = grid.get_node_ids()
     replies = iter(Windowed(grid, 4).send_and_receive([ask(node_id, "count") for node_id in (first, second, first)]))
@@ -211,10 +197,6 @@ def test_replies_that_nobody_takes_are_cancelled(grid, ask):
     next(iter(replies))
     replies.close()
     assert list(grid.pull_messages([message.metadata.message_id for message in messages])) == []
-
-
-def test_the_public_names_are_pinned():
-    assert heterofl_flwr.grids.__all__ == ["LocalGrid", "RayGrid", "Windowed"]
 
 
 class Events:

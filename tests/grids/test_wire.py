@@ -1,15 +1,12 @@
 """What travels to a worker process: the same messages, and what several of them share only once."""
 
-import gc
 import socket
-import weakref
 from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from heterofl_flwr.grids import LocalGrid, Windowed
 from heterofl_flwr.grids.apps import Envelope
 from heterofl_flwr.grids.payloads import LARGE, Wire, find_slice
 
@@ -121,37 +118,3 @@ def test_what_does_not_pickle_leaves_the_wire_as_it_was(ends):
     assert sent == []
     near.send([Envelope(messages[1])], slices[1:])
     assert [values(own) for own in far.receive()] == [{"w": 1.0}]
-
-
-def test_clients_that_spoil_what_they_got_spoil_nobody_elses():
-    with LocalGrid("odd_clients:app", 12, processes=2) as grid:
-        shared = RecordDict({"arrays": ArrayRecord({"w": Array(np.full(100_000, 3.0))}), "config": ConfigRecord()})
-        kinds = ("query.spoil", "evaluate")
-        messages = [Message(shared, node_id, kinds[i % 2]) for i, node_id in enumerate(grid.get_node_ids())]
-        replies = list(grid.send_and_receive(messages))
-        assert not any(reply.has_error() for reply in replies)
-        assert [reply.content["metrics"]["mean"] for reply in replies[1::2]] == [3.0] * 6
-
-
-@pytest.mark.parametrize("processes", [0, 2])
-def test_a_reply_that_was_taken_is_freed_at_once(processes):
-    gc.disable()
-    try:
-        with LocalGrid("odd_clients:app", 8, processes=processes) as grid:
-            arrays = ArrayRecord({"w": Array(np.zeros(100_000))})
-            messages = [Message(RecordDict({"arrays": arrays}), node_id, "train") for node_id in grid.get_node_ids()]
-            sent = [weakref.ref(one) for one in messages]
-            replies = Windowed(grid, 4).send_and_receive(messages)
-            slice_ = weakref.ref(arrays)
-            del messages, arrays
-            traces = []
-            for reply in replies:
-                traces.append(weakref.ref(reply.content["arrays"]))
-                del reply
-                assert traces[-1]() is None
-            assert len(traces) == 8
-            del replies
-            assert [trace() for trace in sent] == [None] * 8
-            assert slice_() is None
-    finally:
-        gc.enable()

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, worker_pool
 from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.processes import KEY, Process
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_an_app_that_no_worker_can_load_raises(client_app, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        LocalGrid(client_app, 2, processes=2)
+        LocalGrid(client_app, 1, processes=2)  # a process for a node, and no more
 
 
 @pytest.mark.parametrize(
@@ -64,17 +64,19 @@ def test_an_app_of_a_notebook_is_not_found(monkeypatch):
 
 
 def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, monkeypatch, ask):
+    monkeypatch.setattr(worker_pool, "LOADS", 1)  # each takes seconds; test_worker_pool.py has more of them
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "fleeting_clients.py"
     module.write_text("from odd_clients import app")
     with LocalGrid("fleeting_clients:app", 1, processes=2) as grid:
         node_id = next(iter(grid.get_node_ids()))
+        module.rename(tmp_path / "gone.py")  # the process has loaded it
         grid.send_and_receive([ask(node_id, "die")])
-        module.rename(tmp_path / "gone.py")
         (reply,) = grid.send_and_receive([ask(node_id, "process")])
         assert reply.error.code == ErrorCode.LOAD_CLIENT_APP_EXCEPTION
         assert "'fleeting_clients:app' cannot be loaded" in reply.error.reason
         (tmp_path / "gone.py").rename(module)
+        grid.send_and_receive([ask(node_id, "process")])  # the process for this one may have been started before
         assert not any(reply.has_error() for reply in grid.send_and_receive([ask(node_id, "process")]))
 
 

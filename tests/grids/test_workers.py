@@ -1,19 +1,21 @@
 """``LocalGrid`` with and without worker processes, and ``RayGrid``: the same answers, whatever happens to workers."""
 
+import gc
 import os
 import random
 import signal
 import time
+import weakref
 from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr.compat import FLOWER, SUPERLINK_NODE_ID, ErrorCode
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, Windowed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. .function Popen")  # Ray's processes
 WORKERS = ["processes", pytest.param("actors", marks=[pytest.mark.simulation, pytest.mark.slow])]
@@ -31,13 +33,9 @@ def any_grid(request):
     return request.getfixturevalue(request.param)
 
 
-def configs(replies):
-    return [dict(reply.content["config"]) for reply in replies]
-
-
 def pids_of(grid, ask):
     messages = [ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]
-    return {reply["pid"] for reply in configs(grid.send_and_receive(messages))}
+    return {reply.content["config"]["pid"] for reply in grid.send_and_receive(messages)}
 
 
 def test_two_processes_train_the_same_bits_as_none():
@@ -59,7 +57,7 @@ def test_two_processes_train_the_same_bits_as_none():
     assert inline_metrics == metrics
 
 
-def test_workers_last_use_one_thread_and_keep_what_their_modules_cache(workers, ask):
+def test_workers_last_use_one_thread_and_keep_what_their_modules_cache(workers, ask, configs):
     messages = [ask(node_id, "process", seconds=0.1) for node_id in workers.get_node_ids()]
     first, _, last = [configs(workers.send_and_receive(messages)) for _ in range(3)]
     pids = {reply["pid"] for reply in (*first, *last)}
@@ -142,6 +140,51 @@ def test_large_and_small_arrays_arrive_whole(any_grid):
     assert list(hoarded) == ["w", "b"]
     np.testing.assert_array_equal(hoarded["w"].numpy(), np.full((300, 400), 1.0))
     np.testing.assert_array_equal(hoarded["b"].numpy(), np.full(3, 1.0))
+
+
+@pytest.fixture(params=["grid", "processes"])
+def local(request):
+    """Return a grid on this machine, with or without workers."""
+    return request.getfixturevalue(request.param)
+
+
+def test_flowers_fedavg_learns_the_same_through_a_window(local):
+    def final(own):
+        random.seed(2)
+        result = FedAvg().start(own, ArrayRecord({"w": Array(np.ones(3))}), num_rounds=2)
+        return result.arrays["w"].numpy().tolist(), result.evaluate_metrics_clientapp
+
+    assert final(local) == final(Windowed(local, 1)) == final(Windowed(local, 3))
+
+
+def test_clients_that_spoil_what_they_got_spoil_nobody_elses(local):
+    shared = RecordDict({"arrays": ArrayRecord({"w": Array(np.full(100_000, 3.0))}), "config": ConfigRecord({"a": 1})})
+    kinds = ("query.spoil", "evaluate") * 2
+    messages = [Message(shared, node_id, kind) for node_id, kind in zip(local.get_node_ids(), kinds, strict=True)]
+    replies = list(local.send_and_receive(messages))
+    assert [reply.content["config"]["size"] for reply in replies[::2]] == [1, 1]
+    assert [reply.content["metrics"]["mean"] for reply in replies[1::2]] == [3.0, 3.0]
+    assert dict(shared["config"]) == {"a": 1}
+
+
+def test_a_reply_that_was_taken_is_freed_at_once(local):
+    gc.disable()
+    try:
+        arrays = ArrayRecord({"w": Array(np.zeros(100_000))})
+        messages = [Message(RecordDict({"arrays": arrays}), node_id, "train") for node_id in local.get_node_ids()]
+        sent, slice_, traces = [weakref.ref(one) for one in messages], weakref.ref(arrays), []
+        replies = Windowed(local, 2).send_and_receive(messages)
+        del messages, arrays
+        for reply in replies:
+            traces.append(weakref.ref(reply.content["arrays"]))
+            del reply
+            assert traces[-1]() is None
+        assert len(traces) == 4
+        del replies
+        assert [trace() for trace in sent] == [None] * 4
+        assert slice_() is None
+    finally:
+        gc.enable()
 
 
 def test_the_death_of_a_process_names_the_node_and_the_grid_goes_on(processes, ask):

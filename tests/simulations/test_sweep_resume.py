@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ from heterofl_flwr.report import RunFolder
 from simulations.sweep import __main__ as sweep
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, start
 
-SWEEP = ("mix=a-e", "assignment=fix,dynamic", *SHRUNKEN, "num-rounds=3", "run.checkpoint-every=1")
-RAY = ("engine=ray", "engine.parallel=2")
-RAYS = pytest.mark.filterwarnings("ignore:Exception ignored in")  # Ray leaves files and processes to the system
+SWEEP = ("mix=a-e", "assignment=fix,dynamic", "sample.fraction=0.3", *SHRUNKEN, "run.checkpoint-every=1")
 
 
 def run(monkeypatch, folder: Path, *arguments: str) -> None:
@@ -26,23 +23,24 @@ def stamps(path: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
 
 
-def results(folder: Path, names: Sequence[str]) -> dict[str, object]:
-    """Return all that runs measured and made, without times."""
-    found: dict[str, object] = {}
-    for name in names:
-        found[name] = [{**record.to_json(), "seconds": 0.0} for record in RunFolder(folder / name).history()]
-        found |= {f"{name}/{own.name}": own.read_bytes() for own in (folder / name / "models").glob("*.safetensors")}
-    return found
+def results(path: Path) -> dict[str, object]:
+    """Return all that a run measured and made, without times."""
+    history = [{**record.to_json(), "seconds": 0.0} for record in RunFolder(path).history()]
+    return {"history": history, **{own.name: own.read_bytes() for own in (path / "models").glob("*.safetensors")}}
 
 
 @pytest.mark.parametrize(
-    ("killed", "resumed"),
+    "killed",
     [
-        pytest.param(("engine.parallel=2",), (), id="with worker processes, and then without"),
-        pytest.param(RAY, RAY, id="on ray", marks=[pytest.mark.slow, pytest.mark.simulation, RAYS]),
+        pytest.param(("engine.parallel=2",), id="with worker processes, and then without"),
+        pytest.param(
+            ("engine=ray", "engine.parallel=2"),
+            id="on ray, and then without",
+            marks=[pytest.mark.slow, pytest.mark.simulation],
+        ),
     ],
 )
-def test_goes_on_where_it_was(killed, resumed, tmp_path, monkeypatch, capsys, without_reports):
+def test_goes_on_where_it_was(killed, tmp_path, monkeypatch, capsys, without_reports):
     folder, names = tmp_path / "killed", list(planned(*SWEEP))
     first, second = (RunFolder(folder / name) for name in names)
     run(monkeypatch, folder, *SWEEP, "assignment=fix")
@@ -55,7 +53,7 @@ def test_goes_on_where_it_was(killed, resumed, tmp_path, monkeypatch, capsys, wi
 
     capsys.readouterr()
     monkeypatch.setenv(PLACE, str(folder))
-    run(monkeypatch, folder, *SWEEP, *resumed)
+    run(monkeypatch, folder, *SWEEP)
     out = capsys.readouterr().out
     assert "2 jobs in" in out
     assert "1 done before" in out
@@ -63,7 +61,7 @@ def test_goes_on_where_it_was(killed, resumed, tmp_path, monkeypatch, capsys, wi
     assert stamps(first.path) == before
     assert [len(own.about()["starts"]) for own in (first, second)] == [1, 2]
 
-    run(monkeypatch, tmp_path / "whole", *SWEEP)
-    ours = results(folder, names)
-    assert len(ours) == len(names) * 4  # a history, both models, and the moments of the larger one
-    assert ours == results(tmp_path / "whole", names)
+    run(monkeypatch, tmp_path / "whole", *SWEEP, "assignment=dynamic")
+    ours = results(second.path)
+    assert len(ours) == 4  # a history, both models, and the moments of the larger one
+    assert ours == results(tmp_path / "whole" / second.path.name)
