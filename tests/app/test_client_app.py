@@ -19,17 +19,8 @@ from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.training import evaluate
 from tests.app.runs import node_context, run_rounds
 
-SMALL = {
-    **DEFAULTS,
-    "mix": "a1-e1",
-    "assignment": "dynamic",
-    "model.hidden": "8,16",
-    "train.epochs": 1,
-    "evaluate.every": 0,
-    "run.callbacks": "",
-    "num-rounds": 2,
-    "data.split": "non-iid-2",
-}
+SMALL = {**DEFAULTS, "mix": "a1-e1", "assignment": "dynamic", "model.hidden": "8,16", "train.epochs": 1}
+SMALL |= {"evaluate.every": 0, "run.callbacks": "", "num-rounds": 2, "data.split": "non-iid-2"}
 CLIENTS = 6
 
 
@@ -179,9 +170,8 @@ def test_the_server_evaluates_on_all_cores_and_gives_them_back(monkeypatch):
     monkeypatch.setattr("heterofl_flwr.app.task.evaluate", noted)
     monkeypatch.setattr(central, "cores", lambda: 2)
     task = Task(from_flat({**SMALL, "run.callbacks": ""}))
-    found = CentralEvaluation(server_app.make_strategy(task, ()), task)(
-        1, ArrayRecord(dict(task.build(1.0).named_parameters()))
-    )
+    arrays = ArrayRecord(dict(task.build(1.0).named_parameters()))
+    found = CentralEvaluation(server_app.make_strategy(task, ()), task)(1, arrays)
     assert 0 < found["global-accuracy"] < 1
     assert threads == [2]
     assert torch.get_num_threads() == 1
@@ -202,9 +192,8 @@ def _classes_by_batch(task, partition=0):
 
 
 def test_batches_mix_the_classes_of_a_client_whose_data_lie_class_by_class():
-    stored = _classes_by_batch(
-        Task(from_flat(NON_IID | {"fidelity.moments": "fixed", "evaluate.moments-batch-size": 5}))
-    )
+    fixed = {"fidelity.moments": "fixed", "evaluate.moments-batch-size": 5}
+    stored = _classes_by_batch(Task(from_flat(NON_IID | fixed)))
     mixed = _classes_by_batch(Task(from_flat(NON_IID)))
     assert sum(len(classes) == 2 for classes in stored) <= 1
     assert sum(len(classes) == 2 for classes in mixed) > len(mixed) / 2
@@ -224,15 +213,8 @@ def test_the_batches_are_a_function_of_the_round():
     parameters = dict(load_task(settings).build(1.0).named_parameters())
 
     def answer(grid, server_round):
-        config = {
-            wire.SEED: 0,
-            wire.GLOBAL_RATE: 1.0,
-            wire.SERVER_ROUND: server_round,
-            wire.PARTITION: 2,
-            wire.MOMENTS_KIND: "paper",
-            wire.RATE: 1.0,
-            wire.RATES: [1.0],
-        }
+        config = {wire.SEED: 0, wire.GLOBAL_RATE: 1.0, wire.SERVER_ROUND: server_round, wire.PARTITION: 2}
+        config |= {wire.MOMENTS_KIND: "paper", wire.RATE: 1.0, wire.RATES: [1.0]}
         content = RecordDict({wire.ARRAYS: ArrayRecord(parameters), wire.CONFIG: wire.new_config(config)})
         (reply,) = grid.send_and_receive([Message(content, list(grid.get_node_ids())[2], wire.QUERY_MOMENTS)])
         return next(iter(wire.unpack_moments(reply.content[wire.MOMENTS], 1.0, "it").layers.values())).second
@@ -244,10 +226,8 @@ def test_the_batches_are_a_function_of_the_round():
 
 
 def test_a_levels_metrics_are_the_means_over_its_slices(monkeypatch):
-    models = [(1.0, 0.9), (0.5, 0.5), (0.5, 0.7)]
-    monkeypatch.setattr(
-        client_app, "models_to_evaluate", lambda *_, **__: ((one, torch.tensor(v)) for one, v in models)
-    )
+    models = [(1.0, torch.tensor(0.9)), (0.5, torch.tensor(0.5)), (0.5, torch.tensor(0.7))]
+    monkeypatch.setattr(client_app, "models_to_evaluate", lambda *_, **__: models)
     monkeypatch.setattr(client_app, "_evaluate", lambda _, model, classes: {"global-accuracy": model.item()})
     task = SimpleNamespace(device="cpu")
     instruction = SimpleNamespace(config={wire.CLASSES: [0]}, message=None, build=None, task=task)

@@ -83,14 +83,8 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path):
 
 
 def test_clients_have_the_levels_of_the_mix(tmp_path):
-    small = {
-        "distill.models": f"{HERE}:small_cnn,mlp",
-        "mix": "d1-e1",
-        "distill.steps": 1,
-        "num-rounds": 1,
-        "evaluate.every": 1,
-    }
-    (record,) = run(tmp_path, **{**H2L, **small}).history()
+    small = {"distill.models": f"{HERE}:small_cnn,mlp", "mix": "d1-e1", "distill.steps": 1}
+    (record,) = run(tmp_path, **{**H2L, **small, "num-rounds": 1, "evaluate.every": 1}).history()
     assert record.failures == {}
     assert [record.rates[partition] for partition in range(CLIENTS)] == [0.125, 0.125, 0.0625, 0.0625, 0.0625]
     assert record.evaluate_by_level.keys() == {"d", "e"}

@@ -11,17 +11,12 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost, count_processes
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.settings import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
 
 
-@pytest.fixture(autouse=True)
-def identity():
-    lent = Identity(3)
-    yield
-    lent.release()
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.fixture

@@ -127,25 +127,17 @@ def test_step_measures_each_side_and_ends_with_its_verdict(monkeypatch, capsys):
     code = bench.main(["step", "--rounds", "1", "--steps", "2", "--cohort", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("FAIL" if code else "PASS")
-    rows = {
-        words[0]: [float(word) for word in words[1:]]
-        for words in map(str.split, lines)
-        if words[:1] and words[0] in LEVELS
-    }
+    found = (words for words in map(str.split, lines) if words[:1] and words[0] in LEVELS)
+    rows = {words[0]: [float(word) for word in words[1:]] for words in found}
     assert list(rows) == list(LEVELS)
     assert all(len(values) == 6 and min(values) > 0 for values in rows.values())
 
 
-def test_peak_counts_what_a_call_allocates_and_frees():
-    size = 64 * 2**20
-    peak = peak_of(lambda: torch.ones(size // 4).sum().item())
-    assert math.isnan(peak) or 0.9 * size < peak < 1.5 * size
-
-
-def test_peak_does_not_count_what_was_there():
-    before = torch.ones(2**24)
-    peak = peak_of(lambda: float(before[0]))
-    assert math.isnan(peak) or peak < 2**24
+def test_peak_counts_what_a_call_allocates_and_frees_and_not_what_was_there():
+    before, size = torch.ones(2**24), 64 * 2**20
+    own, other = peak_of(lambda: torch.ones(size // 4).sum().item()), peak_of(lambda: float(before[0]))
+    assert math.isnan(own) or 0.9 * size < own < 1.5 * size
+    assert math.isnan(other) or other < 2**24
 
 
 @pytest.mark.parametrize(("number", "most"), [(1, 9), (2, 10), (4, 15), (9, 15)])
@@ -206,10 +198,8 @@ def test_the_plain_loop_returns_loss_and_accuracy_as_seen():
     torch.manual_seed(2)
     model = CNN(hidden=(4, 8))
     expected = evaluate(model.eval(), Split(plain_loop.MNIST.inputs(PIXELS), LABELS), batch_size=40)
-    still, data = (
-        TrainOptions(learning_rate=1e-12, epochs=2, batch_size=40),
-        plain_loop.Pictures(PIXELS, LABELS, plain_loop.MNIST),
-    )
+    still = TrainOptions(learning_rate=1e-12, epochs=2, batch_size=40)
+    data = plain_loop.Pictures(PIXELS, LABELS, plain_loop.MNIST)
     loss, accuracy = plain_loop.train(model, data, range(10), still)
     assert loss == pytest.approx(expected.loss, rel=1e-4)
     assert accuracy == pytest.approx(expected.accuracy)

@@ -85,9 +85,7 @@ def test_a_gpu_has_a_goal_for_a_whole_run(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.simulation
-@pytest.mark.parametrize("grid", ["local", "ray"])
-def test_whole_rounds_run(grid):
-    seconds, loss = gpu.measure(grid, "plain", SMALL)
+def test_whole_rounds_run():
+    seconds, loss = gpu.measure("local", "plain", SMALL)
     assert seconds > 0
     assert math.isfinite(loss)

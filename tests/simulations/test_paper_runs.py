@@ -4,7 +4,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 from simulations.paper.runs import Score, gather, read_paper_run
 from simulations.results.runs import file_name, portable, run_folders
-from tests.simulations.conftest import COMMIT, PARAMETERS, make_record
+from tests.simulations.conftest import COMMIT, PARAMETERS
 
 
 def test_a_run_tells_where_it_comes_from(make_run):
@@ -12,12 +12,6 @@ def test_a_run_tells_where_it_comes_from(make_run):
     assert (run.seed, run.rounds, run.finished, run.seconds, run.failures) == (3, 200, True, 400.0, 0)
     assert (run.commit, run.machine, run.dirty) == (COMMIT, "a machine, 2 cores, no GPU", False)
     assert run.differences == ()
-
-
-def test_rounds_appended_one_by_one_are_read(make_run):
-    folder = make_run(rounds=0)
-    folder.append(make_record(1, {"global-accuracy": 0.5}))
-    assert read_paper_run(folder.path).score("accuracy") == Score(0.5, 0.5, 1)
 
 
 def test_the_best_round_is_that_of_the_global_metric(make_run):
@@ -54,13 +48,6 @@ def test_the_best_perplexity_is_the_lowest_number(make_run):
 def test_mean_parameters_are_those_of_a_client(make_run):
     run = read_paper_run(make_run(mix="a1-e9", assignment="fix").path)
     assert run.parameters == pytest.approx(0.1 * PARAMETERS["a"] + 0.9 * PARAMETERS["e"])
-
-
-def test_without_costs_the_mean_parameters_are_not_known(make_run):
-    path = make_run().path
-    text = (path / "settings.json").read_text(encoding="utf-8")
-    (path / "settings.json").write_text(text.replace('"model": {', '"other": {'), encoding="utf-8")
-    assert read_paper_run(path).parameters is None
 
 
 def test_a_run_that_went_on_with_other_code_names_both_commits(make_run, monkeypatch):

@@ -9,19 +9,12 @@ from simulations.statistics import PERCENT, Summary, contrast, summarise
 from simulations.tables import Table, escape, show_contrast, show_summary, to_latex, to_markdown
 
 
-def test_one_value_has_no_spread():
+def test_one_value_has_no_spread_two_have_a_deviation_and_three_an_interval():
     assert summarise([3.0]) == Summary(1, 3.0)
     assert summarise([3.0]).interval is None
-
-
-def test_two_values_have_a_deviation_and_no_interval():
-    two = summarise([1.0, 3.0])
+    two, three = summarise([1.0, 3.0]), summarise([1.0, 2.0, 3.0])
     assert (two.number, two.mean, two.half_width) == (2, 2.0, None)
     assert two.deviation == pytest.approx(math.sqrt(2))
-
-
-def test_three_values_have_an_interval():
-    three = summarise([1.0, 2.0, 3.0])
     # Deviation 1; the quantile of t with 2 degrees of freedom is 4.3027.
     assert three.deviation == pytest.approx(1.0)
     assert three.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
@@ -72,14 +65,8 @@ def test_markdown_has_the_numbers_on_the_right():
         "## Table 7: a_b\n\n| model | seeds | best |\n| --- | ---: | ---: |\n"
         "| a-e | 0, 1 | 98.66 ± 0.03 |\n| [x] | & | % |\n"
     )
-
-
-def test_markdown_keeps_bars_within_a_cell():
-    assert r"a\|b" in to_markdown(Table("tab:x", "x", ("model",), (("a|b",),)))
-
-
-def test_a_note_follows_the_rows():
-    assert to_markdown(Table("tab:x", "x", ("model",), (("a",),), "A note.")).endswith("| a |\n\nA note.\n")
+    text = to_markdown(Table("tab:x", "x", ("model",), (("a|b",),), "A note."))
+    assert text.endswith("| a\\|b |\n\nA note.\n")  # the bar stays within its cell
 
 
 def test_latex_has_the_same_table():
