@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path, shared, processes):
 
 @pytest.mark.usefixtures("page")
 def test_standalone_is_good_at_home_and_bad_elsewhere(tmp_path):
-    settings = {"server.shared": "", "sample.fraction": 1.0, "num-rounds": 6, "train.epochs": 3, "mix": "a"}
+    settings = {"server.shared": "", "sample.fraction": 1.0, "num-rounds": 4, "train.epochs": 3, "mix": "a"}
     last = RunFolder(run(tmp_path / "run", **settings)).history()[-1]
     assert last.failures == {}
     assert last.evaluate["local-accuracy"] > 0.9

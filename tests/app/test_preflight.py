@@ -60,6 +60,13 @@ def started(monkeypatch):
         (["--set", "model.name=nowhere:model"], "model.name is 'nowhere:model', which cannot be loaded"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
+        (["--out", "a", "--resume", "b"], "name it once"),
+        (["--app", "a", "--resume", "b"], "--resume is for this package's own app"),
+        (["--clients", "0"], "--clients is 0; expected an integer of 1 or more"),
+        (["--gpus=-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
+        (["--gpus=1.5"], "--gpus is '1.5'"),
+        (["--set", "lr=1"], "did you mean train.lr?"),
+        (["--resume", "nowhere"], "is no folder of a run"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_line(tmp_path, capsys, started, arguments, text):

@@ -123,25 +123,6 @@ def test_ray_runs_what_local_processes_cannot(asked, monkeypatch):
     assert asked("--grid", "local", "--out", "c")[0].grid == "local"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["--out", "a", "--resume", "b"], "name it once"),
-        (["--app", "a", "--resume", "b"], "--resume is for this package's own app"),
-        (["--clients", "0"], "--clients is 0; expected an integer of 1 or more"),
-        (["--gpus=-1"], "--gpus is '-1'; expected auto, a share such as 0.25, or a whole number"),
-        (["--gpus=1.5"], "--gpus is '1.5'"),
-        (["--set", "lr=1"], "did you mean train.lr?"),
-        (["--resume", "nowhere"], "is no folder of a run"),
-    ],
-)
-def test_misuse_is_one_line(capsys, asked, arguments, text):
-    assert main(["run", *arguments]) == 2
-    err = capsys.readouterr().err
-    assert text in err
-    assert err.count("\n") == 1
-
-
 def test_a_run_that_fails_says_why_where_and_where_to_read_on(asked, capsys):
     request, _ = asked("--out", "x")
     assert capsys.readouterr().err.splitlines() == [

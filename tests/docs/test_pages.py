@@ -41,12 +41,8 @@ def prose(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_page_is_short(page):
+def test_page_is_short_and_needs_no_building(page):
     assert len(page.read_text(encoding="utf-8").splitlines()) <= LONGEST
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_page_needs_no_building(page):
     assert [block.line for block in fences(page) if block.language.startswith("{")] == []
     assert re.findall(r"\{(?:eval-rst|include|ref|doc|py:\w+)\}", prose(page)) == []
 

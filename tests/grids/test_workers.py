@@ -165,6 +165,7 @@ def test_clients_that_spoil_what_they_got_spoil_nobody_elses(local):
     assert [reply.content["config"]["size"] for reply in replies[::2]] == [1, 1]
     assert [reply.content["metrics"]["mean"] for reply in replies[1::2]] == [3.0, 3.0]
     assert dict(shared["config"]) == {"a": 1}
+    local.set_run(local.run)  # every node begins it anew, for the next test
 
 
 def test_a_reply_that_was_taken_is_freed_at_once(local):

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from pyarrow import parquet
 
-from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.records import RoundRecord
@@ -136,9 +135,3 @@ def test_a_listing_has_a_row_for_each_job_and_finished_jobs_correct_the_times_of
     assert "?" in lines[6]
     assert lines[-1].startswith("5 jobs, 1 of them done; the others take about 1 h ")
     assert lines[-1].endswith(", without 1 unknown")
-
-
-def test_every_level_costs_less_than_the_one_before():
-    jobs = [job("data=cifar10", f"mix={level}") for level in LEVELS]
-    macs = [compute_macs(own, compute_cost(own)) for own in jobs]
-    assert macs == sorted(macs, reverse=True)
