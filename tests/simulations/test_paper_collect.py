@@ -7,7 +7,7 @@ from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
 from simulations.paper import collect as module
 from simulations.paper.collect import collect
-from simulations.paper.runs import gather, read_paper_run
+from simulations.paper.runs import read_paper_run
 from tests.simulations.conftest import make_record
 
 
@@ -34,14 +34,6 @@ def test_a_finished_run_is_copied_under_the_name_of_its_job(make_run, into):
     assert files(into) == [f"mnist/noniid_a-e_dynamic_seed-1/{name}" for name in ("history.jsonl", "settings.json")]
 
 
-def test_a_copy_tells_the_same_run(make_run, into):
-    folder = make_run(mix="a1-e9", assignment="fix")
-    run, copy = read_paper_run(folder.path), read_paper_run(one(folder, into).target)
-    assert (copy.records, copy.job, copy.commit, copy.machine) == (run.records, run.job, run.commit, run.machine)
-    assert (copy.parameters, copy.started, copy.seconds) == (run.parameters, run.started, run.seconds)
-    assert len(gather([folder.path.parent, into]).counted) == 1
-
-
 def test_a_copy_names_no_folder_of_the_machine(make_run, into, tmp_path):
     folder = make_run()
     folder.note(command=f"{tmp_path}/simulations/run.py data.root={tmp_path}/data")
@@ -50,17 +42,6 @@ def test_a_copy_names_no_folder_of_the_machine(make_run, into, tmp_path):
     assert str(tmp_path) not in text
     assert not re.search(r'"/', text)
     assert RunFolder(target).about()["command"] == ".../run.py data.root=.../data"
-
-
-def test_an_unfinished_run_is_refused_unless_asked_for(make_run, into):
-    folder = make_run(rounds=120)
-    outcome = one(folder, into)
-    assert outcome.reason == (
-        "unfinished: it has done 120 of 200 rounds; resume it, or copy it as it is with --unfinished"
-    )
-    assert not into.exists()
-    assert one(folder, into, unfinished=True).reason == ""
-    assert read_paper_run(one(folder, into, unfinished=True).target).rounds == 120
 
 
 @pytest.mark.parametrize("commit", ["0123abc-dirty", "unknown"])

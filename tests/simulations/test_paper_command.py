@@ -211,9 +211,3 @@ def test_an_error_is_one_line(words, capsys):
 def test_a_paper_that_lacks_files_is_an_error(tmp_path, capsys):
     assert command.main([str(tmp_path), "--paper", str(tmp_path)]) == 2
     assert "lacks tables.csv, ablation_iid.csv, ablation_noniid.csv" in capsys.readouterr().err
-
-
-def test_the_command_shows_examples(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["--help"])
-    assert "python -m simulations.paper collect runs/ --into results/paper" in capsys.readouterr().out

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.nn.models import PAPER
-from heterofl_flwr.nn.profile import profile
 from simulations.paper.printed import BASELINES, read_cells, rows_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "explain" / "paper.md"
@@ -76,29 +74,6 @@ def test_baselines_have_two_flops_for_each_parameter(paper):
         if row["method"] in BASELINES:
             assert float(row["flops_as_printed"]) / float(row["parameters"]) == pytest.approx(2, abs=0.06)
             assert float(row["parameters"]) * 4 / 2**20 == pytest.approx(float(row["space_mb"]), abs=0.02)
-
-
-def test_all_costs_of_the_papers_rows_follow_from_our_models(paper):
-    rows = [row for row in rows_of(paper / "tables.csv") if row["method"] not in BASELINES]
-    assert len(rows) == 93
-    costs = {
-        data: {rate: profile(setup.build()(rate), setup.example()) for rate in LEVELS.values()}
-        for data, setup in PAPER.items()
-    }
-    for row in rows:
-        mix, known = Mix.parse(row["method"]), costs[row["dataset"]]
-        parameters = mix.mean({rate: own.parameters for rate, own in known.items()})
-        flops = mix.mean({rate: own.printed_flops for rate, own in known.items()})
-        assert rounded(parameters) == pytest.approx(float(row["parameters"]))
-        assert rounded(flops) == pytest.approx(float(row["flops_as_printed"]))
-        assert f"{parameters / known[mix.global_rate].parameters:.2f}" == row["ratio"]
-        assert f"{parameters * 4 / 2**20:.2f}" == row["space_mb"]
-
-
-def rounded(value: float) -> float:
-    """Round as the paper does: one digit after the comma, in thousands, millions or billions."""
-    unit = next(unit for unit in (1e9, 1e6, 1e3) if value >= unit)
-    return round(value / unit, 1) * unit
 
 
 def test_the_vocabulary_is_that_of_the_printed_space(text, paper):

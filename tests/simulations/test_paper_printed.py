@@ -1,7 +1,6 @@
 """The paper's jobs and its printed numbers."""
 
 import csv
-from collections import Counter
 
 import pytest
 
@@ -100,10 +99,6 @@ def test_data_and_splits_of_our_own_are_none_of_the_papers():
         "data.split dirichlet-0.3 is none of the paper's",
         "train.lr 1 instead of 0.05",
     )
-
-
-def test_no_table_prints_a_job_twice(paper):
-    assert set(Counter((cell.table, cell.job, cell.metric) for cell in read_cells(paper)).values()) == {1}
 
 
 def test_cells_are_those_of_the_files(printed):

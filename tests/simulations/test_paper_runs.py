@@ -1,10 +1,9 @@
 import pytest
 
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
 from simulations.paper.runs import Score, gather, read_paper_run
-from simulations.results.runs import file_name, portable, run_folders
-from tests.simulations.conftest import COMMIT, PARAMETERS
+from simulations.results.runs import portable, run_folders
+from tests.simulations.conftest import COMMIT
 
 
 def test_a_run_tells_where_it_comes_from(make_run):
@@ -43,11 +42,6 @@ def test_the_best_perplexity_is_the_lowest_number(make_run):
     run = read_paper_run(make_run(evaluated=evaluated, data__name="wikitext2").path)
     assert run.metrics == ("perplexity",)
     assert run.score("perplexity") == Score(5.0, 4.0, 100)
-
-
-def test_mean_parameters_are_those_of_a_client(make_run):
-    run = read_paper_run(make_run(mix="a1-e9", assignment="fix").path)
-    assert run.parameters == pytest.approx(0.1 * PARAMETERS["a"] + 0.9 * PARAMETERS["e"])
 
 
 def test_a_run_that_went_on_with_other_code_names_both_commits(make_run, monkeypatch):
@@ -161,11 +155,6 @@ def test_a_folder_without_settings_of_ours_is_named(tmp_path):
     assert "\n" not in unreadable[1]
 
 
-def test_a_path_that_is_no_folder_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere is no folder; name the folders that hold runs"):
-        gather([tmp_path / "nowhere"])
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -177,7 +166,3 @@ def test_a_path_that_is_no_folder_is_an_error(tmp_path):
 )
 def test_folders_of_a_machine_are_left_out(text, expected):
     assert portable(text, "/home/me/project") == expected
-
-
-def test_a_name_of_a_file_is_plain():
-    assert file_name("train.clip 0 not 1/2 ''") == "train.clip-0-not-1-2"

@@ -19,12 +19,6 @@ from simulations.sweep.job import INCIDENTAL, Job, build_job, is_done, read_metr
 from tests.simulations.sweeping import SHRUNKEN, composed, job
 
 
-def test_the_name_tells_data_split_mix_assignment_and_seed():
-    found = job("data=mnist", "split=non-iid-2", "mix=e-a", "assignment=dynamic", "seed=7")
-    assert found.name.startswith("mnist-non-iid-2-a1-e1-dynamic-s7-")
-    assert len(found.name.rpartition("-")[2]) == 8
-
-
 def test_names_stay_as_they_are():
     # A name that changes makes all runs of earlier versions be made again.
     dynamic = "assignment=dynamic"
@@ -122,18 +116,6 @@ def test_all_faults_are_told_together():
     assert all(key in str(error.value) for key in ("engine.clients", "dry", "train.lr", "seed"))
 
 
-def test_minus_infinity_is_a_word_for_masks():
-    assert job("train.mask-fill=-inf").settings.train.mask_fill == "-inf"
-
-
-def test_the_share_of_the_machine_is_what_was_said():
-    assert job().engine.share == Share()
-    assert job("engine.gpus=0.25", "engine.parallel=2", "engine.cpus=3").engine.share == Share(
-        cpus=3, gpus=0.25, at_once=2
-    )
-    assert job("engine=ray", "engine.gpus=0").engine.grid == "ray"
-
-
 @pytest.mark.parametrize(
     ("overrides", "device"),
     [
@@ -229,3 +211,4 @@ def test_clients_get_what_the_job_says_and_gpus_are_measured_on_ray_alone(monkey
     assert share("engine=ray", "engine.parallel=1").at_once == 1
     assert share("engine=ray", "engine.gpus=0.25") == Share(gpus=0.25)
     assert share("engine=ray", "engine.device=cpu") == Share()
+    assert request_of(job("engine=ray", "engine.gpus=0", path=tmp_path / "jobs" / "one")).grid == "ray"
