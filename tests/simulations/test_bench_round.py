@@ -12,7 +12,7 @@ from simulations.bench import __main__ as bench
 from simulations.bench import round as benchmark
 from simulations.bench.ours import build_our_request
 from simulations.reference.authors import Authors
-from simulations.reference.rounds import Experiment, Parts, balanced_seed, is_balanced, median, members
+from simulations.reference.rounds import Experiment, Parts, balanced_seed, median, members
 from tests.simulations.tiny_data import write_tiny
 
 CLIENTS = 20
@@ -35,14 +35,6 @@ def test_ten_clients_train_two_of_each_level():
     assert Counter(rates.values()) == dict.fromkeys(LEVELS.values(), 2)
     assert len(rates) == 10
     assert all(rate == [*LEVELS.values()][partition // 20] for partition, rate in rates.items())
-
-
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [([*LEVELS.values()], True), ([*LEVELS.values(), 1.0], False), ([1.0, 0.5], False), ([], False)],
-)
-def test_balance_needs_each_level_equally_often(rates, expected):
-    assert is_balanced(rates) is expected
 
 
 def test_median_is_taken_of_each_part():
