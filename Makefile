@@ -16,7 +16,8 @@ export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
 # Tests start many processes: with compiled modules beside the sources, each of them is ready a second earlier.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(PY) -m pytest -n 2 --dist worksteal
+# A file's tests stay in one process, which starts what they share (Ray, workers, whole runs) once.
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all flower check audit docs bench format clean
