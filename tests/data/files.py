@@ -12,11 +12,12 @@ from pyarrow import parquet
 SIZE = (4, 5)  # height, width
 
 
-def png(value: int, mode: str = "L", size: tuple[int, int] = SIZE) -> bytes:
+def png(value: int | np.ndarray, mode: str = "L", size: tuple[int, int] = SIZE) -> bytes:
+    """Return a picture of one value, or of an array's."""
     file = io.BytesIO()
     shape = size if mode in ("L", "I;16") else (*size, len(mode))
     kind = np.uint16 if mode == "I;16" else np.uint8
-    Image.fromarray(np.full(shape, value, kind)).save(file, "PNG")
+    Image.fromarray(value if isinstance(value, np.ndarray) else np.full(shape, value, kind)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -22,26 +22,9 @@ def _imported() -> Authors:
 def authors(_imported: Authors) -> Iterator[Authors]:
     """Return the authors' code with the settings of small models; what a test changes is undone."""
     before = copy.deepcopy(_imported.cfg)
-    _imported.cfg.update(
-        {
-            "device": "cpu",
-            "scale": True,
-            "mask": True,
-            "norm": "bn",
-            "data_shape": [3, 16, 16],
-            "classes_size": CLASSES,
-            "num_tokens": WORDS,
-            "bptt": 12,
-            "mask_rate": 0.0,
-            "transformer": {
-                "embedding_size": 128,
-                "num_heads": HEADS,
-                "hidden_size": 96,
-                "num_layers": 2,
-                "dropout": 0.0,
-            },
-        }
-    )
+    text = {"embedding_size": 128, "num_heads": HEADS, "hidden_size": 96, "num_layers": 2, "dropout": 0.0}
+    _imported.cfg.update(device="cpu", scale=True, mask=True, norm="bn", data_shape=[3, 16, 16], classes_size=CLASSES)
+    _imported.cfg.update(num_tokens=WORDS, bptt=12, mask_rate=0.0, transformer=text)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
         yield _imported

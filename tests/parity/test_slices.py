@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from heterofl_flwr.core import Aggregator, Mix, Plan, fixed_rate, width
-from tests.core import twin
 from tests.parity.theirs import OURS, THEIR_HEADS, randomise
 
 pytestmark = pytest.mark.parity
@@ -107,88 +106,37 @@ def test_the_row_of_mask_is_never_averaged_by_them(authors):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", OURS)
 def test_full_size(authors, model):
-    authors.cfg["num_tokens"] = 33_279
-    authors.cfg["bptt"] = 64
-    authors.cfg["transformer"] = {
-        "embedding_size": 256,
-        "num_heads": 8,
-        "hidden_size": 512,
-        "num_layers": 4,
-        "dropout": 0.2,
-    }
+    sizes = {"embedding_size": 256, "num_heads": 8, "hidden_size": 512, "num_layers": 4, "dropout": 0.2}
+    authors.cfg.update(num_tokens=33_279, bptt=64, transformer=sizes)
     mix = Mix.parse("a1-b1-c1-d1-e2")
     rates, module = _case(authors, model, mix, hidden=(64, 128, 256, 512))
     _check_slices(authors, sorted(set(rates), reverse=True), module)
     _check_means(authors, rates, _state(module), _labels(authors, 0))
 
 
-def _widths(full, global_rate, rate):
-    """Return a width as their slicer, their model builder and we have it."""
-    sliced = math.ceil(math.ceil(global_rate * full) * (rate / global_rate))
-    return sliced, math.ceil(rate * full), width(full, rate)
+def _agree(full, global_rate, rate):
+    """Return whether their slicer, their model builder and we give the same widths."""
+    sliced, built = math.ceil(math.ceil(global_rate * full) * (rate / global_rate)), math.ceil(rate * full)
+    return math.ceil(global_rate * full) == width(full, global_rate) and sliced == built == width(full, rate)
 
 
 # Rates whose quotient is no round number, so that their floats round up now and then.
-UNEVEN = [(0.7, 0.3), (0.6, 0.2), (0.9, 0.07)]
-
-
-def _by_agreement(global_rate, rate):
-    agreeing, differing = [], []
-    for full in range(8, 200):
-        sliced, built, ours = _widths(full, global_rate, rate)
-        whole = math.ceil(global_rate * full) == width(full, global_rate)
-        (agreeing if whole and sliced == built == ours else differing).append(full)
-    return agreeing, differing
-
-
-@pytest.mark.parametrize(("global_rate", "rate"), UNEVEN)
+@pytest.mark.parametrize(("global_rate", "rate"), [(0.7, 0.3), (0.6, 0.2), (0.9, 0.07)])
 @pytest.mark.parametrize("model", ["conv", "resnet18"])
 def test_uneven_rates_are_theirs_where_their_floats_agree(authors, model, global_rate, rate):
-    hidden = _by_agreement(global_rate, rate)[0][:4]
+    hidden = [full for full in range(8, 200) if _agree(full, global_rate, rate)][:4]
     mix = Mix.parse(f"{global_rate}x1-{rate}x1")
     rates, module = _case(authors, model, mix, hidden=hidden)
     _check_slices(authors, rates, module)
     _check_means(authors, rates, _state(module), _labels(authors, 2))
 
 
-@pytest.mark.parametrize(("global_rate", "rate"), UNEVEN)
-def test_where_their_floats_disagree_our_models_fit_our_slices(authors, global_rate, rate):
-    hidden = _by_agreement(global_rate, rate)[1][:4]
-    assert any(len(set(_widths(full, global_rate, rate))) > 1 for full in hidden)
-    mix = Mix.parse(f"{global_rate}x1-{rate}x1")
-    authors.configure("conv", global_rate=global_rate, hidden=hidden)
-    build = authors.ours()
-    full, locals_ = randomise(build(global_rate), 1), [build(one) for one in mix.rates]
-    state = _state(full)
-    # Their counting mean is the twin's; only the widths differ.
-    replies, aggregator = [], Aggregator(state)
-    for number, local in enumerate(locals_):
-        plan = Plan.of(full, local)
-        sub = plan.extract(state)
-        local.load_state_dict(sub)
-        values = dict(zip(sub, _trained(sub.values(), number), strict=True))
-        replies.append(twin.Reply({name: twin.held(axes) for name, axes in plan.axes.items()}, values))
-        aggregator.add(plan, values)
-    expected, _ = twin.counting_mean(state, replies)
-    for name, found in aggregator.result().items():
-        torch.testing.assert_close(found.double(), torch.from_numpy(expected[name]), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("text", ["a1-b1-c1-d1-e1", "a1-e9", "a9-b1", "a1-b1-c1", "a3-c4", "b2-e5", "a1"])
 @pytest.mark.parametrize("number", [10, 97, 100])
 def test_fixed_levels_are_theirs(authors, text, number):
-    authors.cfg["control"] = {
-        "fed": "1",
-        "num_users": str(number),
-        "frac": "0.1",
-        "data_split_mode": "iid",
-        "model_split_mode": "fix",
-        "model_mode": text,
-        "norm": "bn",
-        "scale": "1",
-        "mask": "1",
-    }
-    authors.cfg["data_name"] = "MNIST"
+    control = {"fed": "1", "num_users": str(number), "frac": "0.1", "data_split_mode": "iid", "norm": "bn"}
+    control |= {"model_split_mode": "fix", "model_mode": text, "scale": "1", "mask": "1"}
+    authors.cfg.update(control=control, data_name="MNIST")
     authors.utils.process_control()
     mix = Mix.parse(text)
     assert [fixed_rate(mix, partition, number) for partition in range(number)] == authors.cfg["model_rate"]

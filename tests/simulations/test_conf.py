@@ -52,7 +52,7 @@ def test_each_data_set_and_each_model_has_an_option():
 def test_files_are_short_and_say_what_they_are_for():
     for path in CONF.rglob("*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= (45 if path.parent == CONF or "hydra" in path.parts else 25), path
+        assert len(lines) <= (45 if path.parent == CONF or "hydra" in path.parts else 30), path
         if path.parent.name == "experiment":  # it says which rows there are, no more
             assert [line.partition(" ")[0] for line in lines[:2]] == ["#", "#"], path
             assert lines[0].startswith("# @package hydra.sweeper."), path

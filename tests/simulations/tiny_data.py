@@ -1,14 +1,12 @@
 """The paper's data sets, laid out as on the hub, but small and easy."""
 
-import io
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
-from pyarrow import parquet
 
+from tests.data.files import png, write_table
+
+Columns = tuple[dict[str, object], dict[str, object] | None]
 SIZES = {"train": 400, "test": 200}
 LINES = {"train": 200, "test": 20}  # of a text: 60 words, and 6, in each of its rows
 FOLDERS = {
@@ -20,30 +18,21 @@ FOLDERS = {
 
 def write_tiny(name: str, root: Path) -> None:
     """Write a data set of a few hundred images, the brighter the larger their number, or lines of twenty words."""
-    folder = root / FOLDERS[name]
-    folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     for part, size in SIZES.items():
-        table = _text(draw, LINES[part]) if name == "wikitext2" else _images(draw, size, name)
-        parquet.write_table(table, folder / f"{part}-00000-of-00001.parquet")
+        columns = _text(draw, LINES[part]) if name == "wikitext2" else _images(draw, size, name)
+        write_table(root / FOLDERS[name] / f"{part}-00000-of-00001.parquet", *columns)
 
 
-def _images(draw: np.random.Generator, size: int, name: str) -> pa.Table:
+def _images(draw: np.random.Generator, size: int, name: str) -> Columns:
     shape, image, label = ((28, 28), "image", "label") if name == "mnist" else ((32, 32, 3), "img", "label")
     labels = np.arange(size) % 10
     bright = (20 + 22 * labels).reshape(-1, *[1] * len(shape))
     images = np.clip(draw.normal(bright, 10, (size, *shape)), 0, 255).astype(np.uint8)
     features = {image: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": list("0123456789")}}
-    table = pa.table({image: [{"bytes": _png(one), "path": None} for one in images], label: labels})
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return {image: [{"bytes": png(one), "path": None} for one in images], label: labels}, features
 
 
-def _text(draw: np.random.Generator, size: int) -> pa.Table:
+def _text(draw: np.random.Generator, size: int) -> Columns:
     words = np.array([f"word{number}" for number in range(20)])
-    return pa.table({"text": [" ".join(words[draw.integers(0, 20, 30)]) for _ in range(size)]})
-
-
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
+    return {"text": [" ".join(words[draw.integers(0, 20, 30)]) for _ in range(size)]}, None
