@@ -1,10 +1,11 @@
-"""How many clients fit on a GPU, with its memory simulated."""
+"""What each client gets of the machine, and how many fit on a GPU, with its memory simulated."""
 
 import pytest
 import torch
 
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.gpus import CONTEXT, FILL, Measured, measure, measure_peaks, plan
+from heterofl_flwr.app.launch.request import Share, gpu_share
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.settings import from_flat
@@ -66,3 +67,41 @@ def test_a_real_gpu_is_measured_larger_levels_take_more():
     measured = measure({"model.hidden": "512,1024,2048"})
     assert measured.devices >= 1
     assert measured.peaks[1.0] > measured.peaks[0.0625] > 0
+
+
+@pytest.mark.parametrize(
+    ("share", "cores", "devices", "clients"),
+    [
+        (Share(), 8, 0, 8),
+        (Share(cpus=3), 8, 0, 2),
+        (Share(cpus=16), 8, 0, 1),
+        (Share(at_once=3), 8, 0, 3),
+        (Share(gpus=0.25), 16, 1, 4),
+        (Share(gpus=0.25), 2, 4, 2),
+        (Share(gpus=0.3), 16, 2, 6),
+        (Share(gpus=1.0), 16, 2, 2),
+        (Share(gpus=2.0), 16, 4, 2),
+    ],
+)
+def test_how_many_clients_run_at_once(share, cores, devices, clients):
+    assert share.clients(cores, devices) == clients
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_share_lets_at_least_so_many_clients_run(devices):
+    for clients in range(1, 40):
+        share = Share(gpus=gpu_share(devices, clients))
+        assert clients <= share.clients(1000, devices) < clients + devices
+
+
+def test_fewer_is_half_until_there_is_one():
+    share = Share(gpus=0.1)
+    seen = [share.clients(16, 1)]
+    while seen[-1] > 1:
+        share = share.fewer(16, 1)
+        seen.append(share.clients(16, 1))
+    assert seen == [10, 5, 2, 1]
+    assert share.gpus == 1.0
+    with pytest.raises(ConfigError, match="one client alone"):
+        share.fewer(16, 1)
+    assert Share().fewer(8, 0) == Share(at_once=4)

@@ -95,6 +95,14 @@ def test_newcomers_question_is_answered_within_two_clicks(question):
     assert answer in page.read_text(encoding="utf-8")
 
 
+def test_every_changed_line_in_the_readme_is_in_the_tested_diff():
+    (shown,) = re.findall(r"```diff\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    changed = [line for line in shown.splitlines() if line.startswith(("+", "-"))]
+    tested = (DOCS / "dropin.diff").read_text(encoding="utf-8").splitlines()
+    assert len(changed) > 5
+    assert [line for line in changed if line not in tested] == []
+
+
 def test_quoted_errors_occur_in_the_code():
     said = TROUBLES.read_text(encoding="utf-8").partition("## Without a message")[0]
     quoted = re.findall(r"^\| `(.+?)` \|", said, re.MULTILINE)
