@@ -43,7 +43,7 @@ def interrupted(monkeypatch, owner, name, die, **settings):
 
 
 def test_digits_are_learnt_by_clients_of_five_sizes():
-    config = {"train__epochs": 3, "model__hidden": "32,64", "num_rounds": 2}
+    config = {"train__epochs": 3, "model__hidden": "32,64", "num_rounds": 3}
     last = run(clients=20, evaluate__levels=True, **config)[-1].record
     assert min(last.evaluate["global-accuracy"], last.evaluate["local-accuracy"]) > 0.9
     assert set(last.evaluate_by_level) == set("abcde")
