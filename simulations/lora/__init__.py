@@ -1,0 +1,1 @@
+"""Ways to average LoRA adapters of unequal rank, compared on a text."""
