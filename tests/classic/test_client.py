@@ -175,12 +175,6 @@ def test_clients_that_do_not_promise_moments_are_not_asked():
     assert loss == 1.0
 
 
-def test_static_norm_can_be_left_out():
-    fakes = [Normed(str(cid)) for cid in range(2)]
-    evaluated(fakes, static_norm=False)
-    assert fakes[0].asked == ["properties", "train", "evaluate"]
-
-
 def crash(ins):
     raise ValueError("no data")
 

@@ -120,12 +120,6 @@ def test_a_client_that_says_nothing_usable_trains_at_the_smallest_rate(caplog, s
     assert "1 new clients did not say what they can hold and train at the smallest rate, 0.25: 2" in caplog.text
 
 
-@pytest.mark.parametrize("capacity", ["b", 0.5])
-def test_a_client_may_say_its_level_or_its_rate(capacity):
-    strategy, _, _, _ = begin([Fake("0", says={"capacity": capacity, "partition": 0}), Fake("1")])
-    assert strategy.log.rates == {0: 0.5, 1: 0.25}
-
-
 @pytest.mark.parametrize("capacity", ["e", 0.0625])
 def test_a_reported_capacity_counts_from_the_next_round_on(capacity):
     fakes = [Fake("0", metrics={"capacity": capacity}), Fake("1")]
@@ -290,12 +284,6 @@ class TestEvaluation:
         assert loss == pytest.approx((1 + 4) / 3)
         assert "node 2 did not evaluate: client 2 sent" in caplog.text
 
-    def test_metrics_that_are_no_numbers_are_left_out(self):
-        def results(asked):
-            return [(proxy, EvaluateRes(OK, 1.0, 2, {"x": 3, "note": "good", "done": True})) for proxy, _ in asked]
-
-        assert self.evaluate(clients(2), results=results)[2] == (1.0, {"coverage": 1.0, "x": 3.0})
-
     def test_where_all_fail_there_is_no_result_and_the_causes_are_logged(self, caplog):
         failures = [ValueError("the disk is full")]
         assert self.evaluate(clients(2), results=lambda asked: [], failures=failures)[2] == (None, {})
@@ -329,14 +317,6 @@ class TestArrivals:
 
         strategy = HeteroFL(build, wait=0.2)
         assert len(strategy.configure_fit(1, strategy.initialize_parameters(SimpleClientManager()), Lazy())) == 2
-
-    def test_a_client_that_comes_back_under_another_name_keeps_its_partition(self):
-        strategy, manager, parameters, instructions = begin(clients(2))
-        parameters, _ = strategy.aggregate_fit(1, fit_all(instructions), [])
-        manager.unregister(manager.all()["0"])
-        manager.register(Fake("9", says={"partition": 0}))
-        strategy.configure_fit(2, parameters, manager)
-        assert strategy.log.rates == {0: 1.0, 1: 0.25}
 
     def test_a_client_that_was_away_is_asked_again(self):
         strategy, manager, parameters, instructions = begin(clients(3))

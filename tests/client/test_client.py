@@ -74,10 +74,6 @@ class TestSubmodel:
         assert model.training
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
-    def test_to_evaluate_it_is_in_evaluation_mode(self):
-        assert not submodel(instruction(kind="evaluate"), build).training
-        assert not submodel(instruction(kind="evaluate", build=build_normed), build_normed).training
-
     def test_static_moments_come_with_an_evaluation_and_stay_out_of_training(self):
         moments = {1.0: collect_moments(build_normed(1.0), [inputs(0)])}
         model = submodel(instruction(kind="evaluate", build=build_normed, moments=moments), build_normed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from heterofl_flwr.data import Dataset, Split, load_dataset, split_dataset
+from heterofl_flwr.data import load_dataset, split_dataset
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.load import _load
 from heterofl_flwr.errors import DataError
@@ -62,12 +62,6 @@ def test_digits_are_split_by_class_and_normalised():
     assert data.train.inputs.min().item() == data.train.black.item()
     assert load_dataset("digits") is data
     assert Facts.of(data) == Facts.known("digits")
-
-
-def test_a_function_may_return_a_data_set(users_module):
-    split = Split(torch.zeros(2, 3), torch.tensor([0, 1]))
-    users_module.make = lambda: Dataset("mine", split, split, 2, "none")
-    assert load_dataset("users_data:make").name == "mine"
 
 
 def test_a_function_may_load_another_data_set(users_module):

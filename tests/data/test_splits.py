@@ -95,14 +95,6 @@ def test_shards_are_cut_in_order_and_the_rest_goes_to_the_first():
     assert sorted(mine.tolist() for mine in rows) == [[0, 1, 2, 6], [3, 4, 5]]
 
 
-def test_shards_that_do_not_divide_evenly_leave_out_no_class():
-    targets = uneven(2_000)
-    rows, deal = noniid(targets, 7, 2, 1, fidelity="fixed")
-    counts = torch.bincount(torch.tensor(deal).flatten())
-    assert sorted(counts.tolist()) == [1] * 6 + [2] * 4
-    assert sum(map(len, rows)) == 2_000
-
-
 def test_a_test_class_with_fewer_examples_than_shards_leaves_some_without():
     deal = ((0, 1), (0, 1), (0, 1))
     tested = matching_test(torch.tensor([0, 0, 0, 1]), deal, 0)

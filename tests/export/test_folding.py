@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from heterofl_flwr.export.program import fold_batch_norms, out_of_place
 from tests.elastic_models.families import Then
-from tests.export.models import cnn, images, measured
+from tests.export.models import images, measured
 
 
 def fold(model, inputs):
@@ -45,14 +45,6 @@ def test_a_norm_behind_a_layer_becomes_part_of_it(layer, norm, shape):
     assert norms_in(module) == 0
     assert set(module.state_dict()) == {"0.weight", "0.bias"}
     torch.testing.assert_close(module(inputs), model(inputs), atol=1e-13, rtol=1e-13)
-
-
-def test_a_scaler_between_is_no_obstacle():
-    model, inputs = cnn(0.25), images(1)
-    assert list(model.features._modules)[:3] == ["conv1", "scaler1", "norm1"]
-    module, folded, _ = fold(model, inputs)
-    assert folded == {"features.norm1": "features.conv1", "features.norm2": "features.conv2"}
-    torch.testing.assert_close(module(inputs), model(inputs), atol=1e-5, rtol=0)
 
 
 CONV = {"conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3)}

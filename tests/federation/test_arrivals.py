@@ -134,11 +134,6 @@ def test_dynamic_fails_where_no_node_can_hold_a_rate_of_the_mix():
         run(None, 2, "a1-b1", node_config=lambda partition: {"level": "e"}, assignment="dynamic")
 
 
-def test_dynamic_draws_among_what_a_node_can_hold():
-    strategy = run(None, 20, "a1-b1-c1", node_config=lambda partition: {"level": "b"}, assignment="dynamic")
-    assert set(strategy.log.rates.values()) == {0.5, 0.25}
-
-
 class TestNodes:
     @pytest.mark.parametrize(
         ("first", "then", "present", "partitions"),

@@ -71,13 +71,6 @@ def test_an_app_without_a_handler_for_moments_is_asked_once_and_evaluates(caplog
     assert records[-1].evaluate["coverage"] == 1.0
 
 
-def test_an_app_with_neither_trains_on():
-    sent, records = run(bare_app(), build_normed)
-    assert (sent["query.moments", 1], sent["evaluate", 1]) == (3, 3)
-    assert len(sent) == 3 + 2
-    assert len(records) == 3
-
-
 def test_where_no_client_evaluates_none_is_asked_for_moments():
     sent, _ = run(bare_app(moments=True), build_normed)
     assert (sent["query.moments", 1], sent["query.moments", 2]) == (3, 0)

@@ -80,12 +80,6 @@ def test_a_global_model_larger_than_every_client_is_the_mean_over_those_that_hel
         torch.testing.assert_close(found.state[name], torch.from_numpy(expected).float())
 
 
-def test_a_window_that_rolls_reaches_all_of_a_larger_global_model():
-    found = play(None, "c1", 2, 8, slice_rule="rolling", global_rate=1.0)
-    before = found.strategy.federation.initial_state()
-    assert all((found.state[name] != before[name]).all() for name in before)
-
-
 def test_the_larger_global_model_is_evaluated_beside_the_levels():
     evaluation = Evaluation(every=1, levels=True)
     found = play(None, "b1-c1", 4, slice_rule="rolling", global_rate="a", evaluation=evaluation)

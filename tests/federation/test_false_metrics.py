@@ -149,12 +149,6 @@ def test_a_converted_apps_accuracy_in_percent_counts_as_it_is(caplog):
     assert "counts in no mean" not in caplog.text
 
 
-def test_the_worst_client_is_named_by_its_partition():
-    record, _ = play(lying({"local-accuracy": 0.1}))
-    assert record.evaluate["worst-accuracy"] == 0.1
-    assert record.worst_client == LIAR
-
-
 def test_the_middle_of_clients_that_measured_stands_beside_the_mean():
     def evaluate(message, context):
         number = context.node_config["partition-id"]

@@ -43,21 +43,6 @@ def levels_of(federation, node_ids, server_round=1):
     return {node: federation.rate(server_round, node) for node in node_ids if federation.can_train(node)}
 
 
-@pytest.mark.parametrize("lie", [Capability(num_partitions=10**6), Capability(partition=10**6)])
-def test_a_huge_number_of_one_node_moves_no_other(lie):
-    federation = federation_of()
-    federation.register(dict.fromkeys(range(9), SILENT) | {9: lie})
-    assert list(levels_of(federation, range(9)).values()) == [1.0] * 5 + [0.0625] * 4
-
-
-def test_a_node_that_says_anothers_partition_first_does_not_lower_its_level():
-    federation = federation_of()
-    federation.register({9: Capability(partition=0, num_partitions=4)})
-    federation.register({node: Capability(partition=node, num_partitions=4) for node in range(4)})
-    assert list(levels_of(federation, range(4)).values()) == [1.0, 1.0, 0.0625, 0.0625]
-    assert federation.nodes.partition(0) == 4
-
-
 @given(
     st.data(),
     st.sampled_from(MIXES),

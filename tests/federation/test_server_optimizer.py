@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
 from heterofl_flwr import Adagrad, Adam, Evaluation, HeteroFL, LocalGrid, Momentum, Yogi, multi_step
-from heterofl_flwr.client import reply, submodel
 from tests.federation.tiny import Keep, bare_reply, build, build_normed, config, equal, make_app
 
 NODES = 6
@@ -86,24 +85,6 @@ def test_entries_that_nobody_held_do_not_move_and_keep_their_moments(optimizer):
             for name in {"second/hidden.bias", "hidden.bias"} & set(two):
                 assert torch.equal(one[name][largest:], two[name][largest:])
                 assert not torch.equal(one[name][:largest], two[name][:largest])
-
-
-def test_an_entry_that_was_held_and_did_not_change_goes_on_and_its_velocity_decays():
-    """Two rounds of one client: the first changes all entries, the second none."""
-
-    def train(message, context):
-        model = submodel(message, build)
-        if message.content["config"]["server-round"] == 1:
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter += 1
-        return reply(message, model, num_examples=1)
-
-    options = {"app": make_app(train), "fraction_train": 1.0, "assignment": "fix"}
-    _, _, (first, second) = run(2, Momentum(server_momentum=0.5), **options)
-    for name, tensor in second.state.items():
-        torch.testing.assert_close(tensor, first.state[name] + 0.5)
-        torch.testing.assert_close(second.optimizer[name], torch.full_like(tensor, 0.5))
 
 
 def test_momentum_in_short_is_the_momentum_optimizer():

@@ -16,7 +16,6 @@ from tests.federation.tiny import (
     Keep,
     add_one,
     build,
-    config,
     equal,
     inputs,
     make_app,
@@ -104,40 +103,27 @@ def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
     assert torch.equal(found["classifier.weight"][2], two.federation.initial_state()["classifier.weight"][2])
 
 
-class TestClientsThatAnswerOtherwise:
-    def test_one_that_knows_of_no_forms_answers_as_ever(self):
-        """As a client of an earlier version, or one in another language."""
+@pytest.mark.parametrize("upload", ["float32", *FORMS])
+def test_a_client_may_choose_another_form_as_long_as_it_says_so(upload):
+    def own_way(message, context):
+        message.content["config"]["upload"] = upload
+        return descend(message, context)
 
-        def older(message, context):
-            message.content["config"] = config(
-                **{key.replace("-", "_"): value for key, value in message.content["config"].items() if key != "upload"}
-            )
-            return descend(message, context)
-
-        strategy, state = state_after("int8", older, mix="a1")
+    _, expected = state_after(upload)
+    for asked in ("float32", *FORMS):
+        strategy, state = state_after(asked, own_way)
         assert strategy.log.failures == {}
-        assert equal(state, state_after("float32", mix="a1")[1])
+        assert equal(state, expected)
 
-    @pytest.mark.parametrize("upload", ["float32", *FORMS])
-    def test_one_may_choose_another_form_as_long_as_it_says_so(self, upload):
-        def own_way(message, context):
-            message.content["config"]["upload"] = upload
-            return descend(message, context)
 
-        _, expected = state_after(upload)
-        for asked in ("float32", *FORMS):
-            strategy, state = state_after(asked, own_way)
-            assert strategy.log.failures == {}
-            assert equal(state, expected)
-
-    @pytest.mark.parametrize("upload", FORMS)
-    def test_a_mod_that_takes_changes_for_parameters_fails_loudly(self, upload):
-        app = ClientApp()
-        noise = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=10.0, delta=1e-5)
-        app.train(mods=[noise])(lambda message, context: descend(message, context))
-        answer_queries(app, build)
-        with pytest.raises(RoundError, match="0 of 2 clients"):
-            run(app, upload=upload)
+@pytest.mark.parametrize("upload", FORMS)
+def test_a_mod_that_takes_changes_for_parameters_fails_loudly(upload):
+    app = ClientApp()
+    noise = LocalDpMod(clipping_norm=1.0, sensitivity=1.0, epsilon=10.0, delta=1e-5)
+    app.train(mods=[noise])(lambda message, context: descend(message, context))
+    answer_queries(app, build)
+    with pytest.raises(RoundError, match="0 of 2 clients"):
+        run(app, upload=upload)
 
 
 @pytest.mark.parametrize("upload", ["float32", *FORMS])

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from heterofl_flwr.report.drawing import COLOURS, light, series, to_png, to_svg
+from heterofl_flwr.report.drawing import COLOURS, light, to_png, to_svg
 from heterofl_flwr.report.figures import draw_deal, draw_run
 from heterofl_flwr.runs import Deal
 
@@ -113,11 +113,6 @@ def test_an_svg_has_ids_of_its_own_and_the_pages_colours(records):
     assert "font-family" not in svg
     assert "<style" not in svg
     assert all(part.startswith("levels-") for part in svg.split(' id="')[1:])
-
-
-def test_colours_differ_from_one_another():
-    assert all(len(set(ground)) == len(COLOURS) for ground in zip(*COLOURS.values(), strict=True))
-    assert len({series(number) for number in range(18)}) == 18
 
 
 def test_families_have_a_curve_each_however_long_their_names(record):

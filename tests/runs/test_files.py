@@ -29,12 +29,6 @@ def path(tmp_path):
     return path
 
 
-def test_a_file_is_replaced(path):
-    write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert os.listdir(path.parent) == ["file"]
-
-
 def test_a_link_that_somebody_planted_is_not_followed(path, monkeypatch):
     """Whoever may write into the folder must not choose what else is written."""
     other = path.with_name("other")

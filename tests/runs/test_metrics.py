@@ -7,16 +7,11 @@ from heterofl_flwr.runs.metrics import (
     headline,
     headline_kind,
     is_better,
-    mode_of,
     pick_metric,
     scalars,
     scores,
     seconds_to,
 )
-
-
-def test_losses_and_perplexities_are_better_when_smaller():
-    assert [mode_of(name) for name in ("global-accuracy", "loss", "local-perplexity")] == ["max", "min", "min"]
 
 
 def test_what_is_not_a_number_beats_nothing_and_loses_to_everything():

@@ -21,13 +21,6 @@ def test_each_rate_is_measured(build, costs):
     assert ModelCosts.from_json(model.to_json()) == model
 
 
-def test_a_new_rate_is_added_once(costs_of):
-    costs = costs_of("a1-e1")
-    assert costs.add((0.3, 1.0))
-    assert not costs.add((0.3, 1.0))
-    assert [cost.level for cost in costs.model().levels] == ["a", "0.3", "e"]
-
-
 def test_measuring_uses_up_no_random_number_and_says_why_a_model_cannot_run():
     def build(rate: float) -> nn.Module:
         model = nn.Linear(4, math.ceil(8 * rate))

@@ -191,11 +191,6 @@ def test_settings_that_contradict_one_another_are_rejected(mapping, text):
     assert complaint(mapping).startswith(text)
 
 
-def test_nested_tables_are_flattened_with_dots():
-    nested = {"mix": "a", "train": {"lr": 1, "deep": {"er": 2}}, "run": {}}
-    assert flatten(nested) == {"mix": "a", "train.lr": 1, "train.deep.er": 2}
-
-
 def test_pyproject_has_the_defaults():
     table = PYPROJECT.read_text(encoding="utf-8").partition("[tool.flwr.app.config]\n")[2].partition("\n\n")[0]
     assert f"{table}\n" == to_toml(), "run: heterofl settings --format toml, and paste it under [tool.flwr.app.config]"

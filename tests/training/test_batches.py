@@ -5,7 +5,6 @@ import torch
 
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn import CNN, collect_moments
 from heterofl_flwr.training import input_batches
 from heterofl_flwr.training.batches import batch_rows
 
@@ -39,12 +38,6 @@ def test_inputs_may_be_varied():
     assert set(batch.unique().tolist()) == {-2.0, 1.0}
     with pytest.raises(ConfigError, match="augment is 'x'"):
         next(input_batches(split, 6, augment="x"))
-
-
-def test_moments_can_be_collected_from_them(split):
-    model = CNN(3, 5, hidden=(4, 4))
-    moments = collect_moments(model, input_batches(split, 10))
-    assert [layer.count for layer in moments.layers.values()] == [3, 3]
 
 
 def test_an_empty_split_has_no_batches_and_a_batch_one_input_or_more():

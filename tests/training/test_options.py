@@ -13,11 +13,6 @@ def test_the_defaults_are_the_papers():
     assert (options.mask_fill, options.augment) == ("zero", "none")
 
 
-@pytest.mark.parametrize("clip", [None, 0, 0.0])
-def test_clipping_can_be_off(clip):
-    assert not TrainOptions(learning_rate=1, clip=clip).clip
-
-
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

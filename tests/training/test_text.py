@@ -45,13 +45,6 @@ def test_about_the_share_is_hidden():
     assert share == pytest.approx(0.15, abs=3 * math.sqrt(0.15 * 0.85 / rows.numel()))
 
 
-def test_training_takes_a_step_for_each_piece_of_each_row(text, model):
-    options = TrainOptions(learning_rate=0.1, epochs=2, batch_size=1)
-    result = train(model, text, options, classes=[1, 2, 3], seed=5)
-    assert result.steps == 2 * 3 * 3
-    assert result.examples == 3
-
-
 def test_the_loss_falls(text, model):
     before = evaluate(model, text).loss
     train(model, text, TrainOptions(learning_rate=0.1, epochs=30, batch_size=1), seed=0)
@@ -85,7 +78,3 @@ def test_both_hide_the_same_words(text, model):
     plain, masked = evaluate_both(model, text, classes=[1, 2], seed=3)
     assert plain == evaluate(model, text, seed=3)
     assert masked == evaluate(model, text, classes=[1, 2], seed=3)
-
-
-def test_images_have_no_perplexity(split, build):
-    assert evaluate(build(), split).perplexity is None

@@ -8,16 +8,7 @@ from heterofl_flwr.data import load_dataset
 from heterofl_flwr.errors import DataError, HeteroFLError
 from heterofl_flwr.nn import CNN, collect_moments, with_static_norm
 from heterofl_flwr.training import DivergedError, TrainOptions, evaluate, input_batches, train
-from tests.training.conftest import OPTIONS, images, same, state, train_slowly
-
-
-@pytest.mark.parametrize("norm", ["none", "sbn"])
-def test_equals_the_slow_twin_in_float32(build, split, norm):
-    model, twin = build(norm=norm), build(norm=norm)
-    train(model, split, OPTIONS, seed=3)
-    train_slowly(twin, split, OPTIONS, None, 3)
-    for name, value in twin.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+from tests.training.conftest import OPTIONS, images, same, state
 
 
 def test_is_the_same_bit_for_bit_whatever_was_drawn_before(build, split):
