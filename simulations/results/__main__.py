@@ -25,6 +25,7 @@ from simulations.results.tables import (
     Places,
     curves_csv,
     jobs_csv,
+    levels_table,
     metrics_of,
     reached,
     reached_table,
@@ -91,7 +92,7 @@ def _section(
     place: tuple[str, str], own: Sequence[Configuration], targets: Sequence[float], files: dict[str, bytes]
 ) -> Iterator[str]:
     """Yield the text about one data set and split, and put its figures into ``files``."""
-    metrics, tables = metrics_of(own), [reached_table(own), spent_table(own)]
+    metrics, tables = metrics_of(own), [*filter(None, (reached_table(own), levels_table(own), spent_table(own)))]
     for metric in metrics[:1]:
         tables += [target_table(own, metric, target) for target in targets or _usual(metric)]
     yield f"## {', '.join(place)}\n"

@@ -75,6 +75,22 @@ def reached_table(configurations: Sequence[Configuration]) -> Table:
     return Table("tab:reached", "Reached", header, tuple(rows), NOTE)
 
 
+def levels_table(configurations: Sequence[Configuration]) -> Table | None:
+    """Return what each level's own model reached after the last round, over seeds; None where none was evaluated."""
+    metric, rows = metrics_of(configurations)[0], []
+    possible, factor = (PERCENT, 100) if is_share(metric) else (bounds(metric), 1)
+    for one in configurations:
+        by_level = [run.records[-1].evaluate_by_level for run in one.runs]
+        costs = {cost.level: cost for cost in (one.runs[0].costs.levels if one.runs[0].costs else ())}
+        for level in by_level[0]:
+            values = [factor * own[level][metric] for own in by_level if metric in own.get(level, {})]
+            if values:
+                size = f"{costs[level].parameters:,}" if level in costs else formatting.NOTHING
+                rows.append((one.label, level, size, show_summary(summarise(values, possible))))
+    header = ("configuration", "level", "parameters", metric.replace("-", " "))
+    return Table("tab:levels", "Each level's own model", header, tuple(rows)) if rows else None
+
+
 def spent_table(configurations: Sequence[Configuration]) -> Table:
     """Return what each configuration spent, in the mean over seeds."""
     axes, rows = axes_of(configurations), []

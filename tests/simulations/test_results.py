@@ -1,6 +1,7 @@
 """Results of sweeps, from run folders whose numbers one can check by hand."""
 
 import csv
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from simulations.results.configurations import bytes_sent, configurations, multi
 from simulations.results.curves import axes_of, curve, spent_until
 from simulations.results.figures import draw_curves, draw_reached
 from simulations.results.runs import method_of, read_run, read_runs
-from simulations.results.tables import reached
+from simulations.results.tables import levels_table, reached
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
@@ -140,6 +141,19 @@ def test_the_command_prints_final_and_best_over_seeds(make_run, tmp_path, capsys
     ]
     assert command.main([str(tmp_path / "runs"), "--format", "markdown"]) == 0
     assert "| HeteroFL e, cnn | local accuracy | 0, 1, 2 | 2 | 50.00 ± 0.00 [50.00, 50.00] |" in capsys.readouterr().out
+
+
+def test_each_levels_own_model_is_shown_where_it_was_evaluated(make_run, tmp_path):
+    three_seeds(make_run, 0.90, 0.91, 0.92)
+    (own,) = configurations(runs_in(tmp_path)).values()
+    assert levels_table(own) is None
+
+    def with_levels(run):
+        found = {"a": {"global-accuracy": 0.5 + run.seed / 10}, "e": {"other": 1.0}}
+        return replace(run, records=[*run.records[:-1], replace(run.records[-1], evaluate_by_level=found)])
+
+    table = levels_table([replace(own[0], runs=tuple(map(with_levels, own[0].runs)))])
+    assert table.rows == (("HeteroFL e, cnn", "a", "1,556,874", "60.00 ± 10.00 [35.16, 84.84]"),)
 
 
 def test_no_interval_leaves_0_to_100(make_run, tmp_path):
