@@ -11,7 +11,6 @@
         return reply(message, model, num_examples=n, labels=classes, metrics={"train-loss": loss})
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
@@ -24,7 +23,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import copy_exchanged, exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
@@ -318,7 +317,7 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
         return with_static_norm(model, moments)
     if any(layer.running_mean is not None for layer in batch_norms(model).values()):
         # The running statistics are those of a fresh model. They mean nothing, and none ever travel.
-        model = copy.deepcopy(model)
+        model = copy_exchanged(model)
         for layer in batch_norms(model).values():
             layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
     return model.eval()

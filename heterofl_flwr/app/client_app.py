@@ -1,6 +1,5 @@
 """The ClientApp behind ``flwr run``: trains and evaluates our models on a client's part of a data set."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -13,6 +12,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, parameters_of, reply
+from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError, load_function
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
@@ -112,7 +112,7 @@ def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
         if not models or instruction.task.personal or not same:
             model = instruction.load_model()
         previous = brought
-        models.append(copy.deepcopy(model))  # the next model may be this very module
+        models.append(copy_exchanged(model))  # the next model may be this very module
     return models
 
 

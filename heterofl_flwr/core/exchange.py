@@ -3,6 +3,7 @@
 Some may go one way only, from the server to the clients.
 """
 
+import copy
 from collections.abc import Iterable
 
 from torch import nn
@@ -36,6 +37,12 @@ def exclude_from_replies(model: nn.Module, names: Iterable[str]) -> None:
 def returned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a model that clients return after training."""
     return _unmarked(model, _EXCLUDED, _NOT_RETURNED)
+
+
+def copy_exchanged(model: nn.Module) -> nn.Module:
+    """Return a deep copy that shares with the model the parameters that are never exchanged."""
+    own = set(map(id, exchanged_parameters(model).values()))
+    return copy.deepcopy(model, {id(other): other for other in model.parameters() if id(other) not in own})
 
 
 def _unmarked(model: nn.Module, *marks: str) -> dict[str, nn.Parameter]:

@@ -1,6 +1,5 @@
 """What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.static_norm import batch_norms
@@ -88,7 +88,7 @@ def profile(model: nn.Module, example_input: object) -> Profile:
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    probe = copy.deepcopy(model).eval()
+    probe = copy_exchanged(model).eval()
     for norm in batch_norms(probe).values():
         # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.
         if norm.running_mean is None:

@@ -1,6 +1,5 @@
 """Static batch norm (section 3.2): no running statistics in training, measured ones in evaluation."""
 
-import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn.execution import channels_last
@@ -67,7 +67,7 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
 
     The model itself stays as it is. A layer that the data never reached keeps the statistics it had.
     """
-    static = copy.deepcopy(model).eval()
+    static = copy_exchanged(model).eval()
     layers = batch_norms(static)
     check_layers(moments, {name: layer.num_features for name, layer in layers.items()})
     for name, layer in layers.items():

@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ from heterofl_flwr.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 COPIES = 5
-"""Of the parameters: the message's, the model's own, gradients, momentum, and the reply's."""
+"""Of the parameters that are exchanged: the message's, the model's own, gradients, momentum, and the reply's."""
 
 FILL = 0.8
 """Share of the free memory that a client may take; other programs run on a node too."""
@@ -73,6 +74,7 @@ class Trial:
         room of their own to compute in.
         """
         model, parameters = self._on_meta(rate)
+        trained = sum(own.numel() for own in exchanged_parameters(model).values())
         saved = 0
 
         def pack(tensor: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class Trial:
 
         with _explained_failure(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model.train()(self.inputs.to("meta"))
-        return COPIES * 4 * parameters + 2 * saved
+        return 4 * (COPIES * trained + parameters - trained) + 2 * saved
 
     @kept_random_state()
     def seconds(self, rate: float) -> float:

@@ -1,5 +1,7 @@
 """Rounds with LoRA adapters of unequal rank, in both APIs: what travels, what the server computes, what is stored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,12 @@ from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.classic.client import parameters_of as arrays_of
 from heterofl_flwr.classic.client import submodel as classic_submodel
 from heterofl_flwr.client import load_parameters, reply, submodel
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchange import exchanged_parameters, exclude_parameters
+from heterofl_flwr.nn.model_cache import _find_memory as find_memory
 from heterofl_flwr.nn.model_cache import fresh_model
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
+from heterofl_flwr.training.capacity import Trial
+from heterofl_flwr.training.engines.cohort import find_obstacle
 from tests.adapters.nets import CASES, adapted, gpt2, outputs, peft, words
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation.tiny import Watched, equal, make_app, play
@@ -155,6 +160,28 @@ def test_a_client_keeps_the_model_of_a_rate_on_the_shared_base():
     model, other = fresh_model(build, 1.0), fresh_model(build, 0.5)
     assert fresh_model(build, 1.0) is model
     assert all(other.get_parameter(name) is build.model.get_parameter(name) for name in frozen)
+
+
+def test_a_level_on_another_device_is_built_anew_and_the_base_keeps_its_values(monkeypatch):
+    model = fresh_model(build, 0.5)
+    (cached,) = (own for own in find_memory(build)[0].values() if own.model is model)
+    monkeypatch.setattr(cached, "_device", torch.device("meta"))  # as if it had been moved since it was built
+    assert fresh_model(build, 0.5) is not model
+    assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
+    moved = replace(build, device=torch.device("meta"))(0.5)
+    assert {own.device.type for own in moved.parameters()} == {"cpu"}
+
+
+def test_clients_with_adapters_train_one_by_one_and_count_the_base_once():
+    assert find_obstacle(build(1.0)) == "it shares parameters with other models"
+
+    def unmarked(rate):
+        model = build(rate)
+        exclude_parameters(model, ())
+        return model
+
+    found, more = (Trial(one, words(), 1, torch.device("cpu")).memory(0.5) for one in (build, unmarked))
+    assert more - found == 4 * 4 * sum(own.numel() for own in frozen.values())
 
 
 def test_a_language_model_generates_at_every_level():

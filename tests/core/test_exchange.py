@@ -7,6 +7,7 @@ from torch import nn
 
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.exchange import (
+    copy_exchanged,
     exchanged_parameters,
     exclude_from_replies,
     exclude_parameters,
@@ -30,6 +31,14 @@ def excluding(rate: float) -> nn.Module:
 def test_frozen_parameters_are_exchanged_unless_the_model_excludes_them():
     assert list(exchanged_parameters(build(1.0))) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert list(exchanged_parameters(excluding(1.0))) == ["0.bias", "1.weight", "1.bias"]
+
+
+def test_a_copy_shares_what_is_never_exchanged():
+    model = excluding(1.0)
+    twin = copy_exchanged(nn.Sequential(model, model[1]))
+    assert twin[0][0].weight is model[0].weight
+    assert twin[0][0].bias is not model[0].bias
+    assert twin[1] is twin[0][1]
 
 
 @pytest.mark.parametrize("wrap", [copy.deepcopy, lambda model: nn.ModuleDict({"one": model})])
