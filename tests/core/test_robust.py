@@ -48,35 +48,26 @@ def combined(*replies, old=0.0, **options):
     return aggregator.result()["w"].tolist()
 
 
-def test_the_largest_and_the_smallest_are_dropped():
-    replies = [[1.0], [2.0], [3.0], [100.0], [-100.0]]
-    assert combined(*replies)[0] == 2.0
-    assert combined(*replies, [4.0], [5.0], [6.0], [-50.0], [50.0], trim=0.2)[0] == pytest.approx(3.5)
-    assert combined([1.0], [2.0], [9.0], trim=0.0)[0] == 2.0  # one at each end, whatever the share
+FIVE = [[1.0], [2.0], [3.0], [100.0], [-100.0]]
+WIDE = [1.0, 50.0, 50.0, 50.0]  # moves its last three entries far more than others move the first
+BY_HAND = {
+    "the largest and the smallest are dropped": ({}, FIVE, [2.0]),
+    "a share of each end": ({"trim": 0.2}, [*FIVE, [4.0], [5.0], [6.0], [-50.0], [50.0]], [3.5]),
+    "one at each end, whatever the share": ({"trim": 0.0}, [[1.0], [2.0], [9.0]], [2.0]),
+    "the median of four": ({"mean": "median"}, [[1.0], [2.0], [9.0], [30.0]], [5.5]),
+    "the median of five": ({"mean": "median"}, [[1.0], [2.0], [9.0], [30.0], [-7.0]], [2.0]),
+    "clipped to the median length": ({"mean": "clip"}, [[3.0, 4.0], [0.0, 5.0], [30.0, 40.0]], [6 / 3, 13 / 3]),
+    "clipping compares what as many hold": ({"mean": "clip"}, [WIDE, WIDE, WIDE, [1.0], [1.0]], WIDE),
+    "one holder goes no further than three did": ({}, [[1.0, 8.0, -8.0], [1.0], [1.0]], [1.0, 1.0, -1.0]),
+    "one holder that contradicts the others": ({}, [[-1.0, 8.0, -8.0], [1.0], [1.0]], [1.0, 0.0, 0.0]),
+    "two holders": ({}, [[1.0, 0.5], [1.0, 8.0], [1.0], [1.0]], [1.0, 0.75]),
+    "few keep the old values": ({"few": "keep", "old": 3.0}, [[4.0, 8.0], [4.0], [4.0]], [4.0, 3.0, 3.0, 3.0]),
+}
 
 
-def test_the_median_is_the_middle_or_the_mean_of_the_middle_two():
-    assert combined([1.0], [2.0], [9.0], [30.0], mean="median")[0] == 5.5
-    assert combined([1.0], [2.0], [9.0], [30.0], [-7.0], mean="median")[0] == 2.0
-
-
-def test_clipping_shortens_to_the_median_length():
-    found = combined([3.0, 4.0], [0.0, 5.0], [30.0, 40.0], mean="clip")
-    assert found[:2] == pytest.approx([(3 + 0 + 3) / 3, (4 + 5 + 4) / 3])
-
-
-def test_clipping_compares_only_what_as_many_hold():
-    # The holder of all four entries moves the last three far more than others move the first: nobody is shortened.
-    wide = [1.0, 50.0, 50.0, 50.0]
-    assert combined(wide, wide, wide, [1.0], [1.0], mean="clip") == pytest.approx(wide)
-
-
-def test_two_holders_or_one_move_no_further_than_three_did_and_only_as_they_agree():
-    many = [[1.0], [1.0]]
-    assert combined([1.0, 8.0, -8.0], *many)[1:3] == pytest.approx([1.0, -1.0])
-    assert combined([-1.0, 8.0, -8.0], *many)[1:3] == [0.0, 0.0]  # it contradicts the others
-    assert combined([1.0, 0.5], [1.0, 8.0], *many)[1] == pytest.approx((0.5 + 1.0) / 2)
-    assert combined([4.0, 8.0], [4.0], [4.0], old=3.0, few="keep") == pytest.approx([4.0, 3.0, 3.0, 3.0])
+@pytest.mark.parametrize(("options", "replies", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_robust_means_by_hand(options, replies, expected):
+    assert combined(*replies, **options)[: len(expected)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mean", ["trimmed", "median", "clip"])

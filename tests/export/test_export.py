@@ -19,7 +19,7 @@ from heterofl_flwr.export import FORMATS, export, export_model, formats, load_st
 from heterofl_flwr.nn import CNN, PreResNet, build_model, shallow, with_exits
 from simulations.examples.export_mobilenet import export_levels
 from tests.elastic_models.families import Then
-from tests.export.models import BATCH, CASES, cnn, images, measured, preresnet, text, transformer
+from tests.export.models import BATCH, CASES, cnn, images, measured, preresnet, text
 
 
 def in_onnxruntime(path, inputs):
@@ -132,14 +132,6 @@ def test_neither_examples_nor_paths_are_in_the_files(exported):
                 content += b"".join(map(archive.read, archive.namelist()))
         assert inputs[0].numpy().tobytes()[:64] not in content
         assert b".py" not in content
-
-
-def test_a_text_model_takes_any_length(tmp_path):
-    dynamic = {0: "batch", 1: "sequence"}
-    content = export_model(transformer(0.25), text(), tmp_path / "c", formats=["pt2"], dynamic=dynamic, runs=0)
-    shapes = [port["shape"] for port in (*content["inputs"], *content["outputs"])]
-    assert shapes == [("batch", "sequence"), ("batch", 20, "sequence")]
-    assert content["check"]["inputs"] == [[[4, 12]], [[1, 12]], [[2, 12]], [[4, 6]]]
 
 
 class Two(nn.Module):

@@ -72,13 +72,6 @@ def test_both_exchanges_are_about_the_same_seed_examples_drawn_anew_each_round()
     assert all(0 <= row < 10 for row in rows[0])
 
 
-def test_bytes_are_those_of_posteriors():
-    strategy, _, _ = play()
-    one = 4 * BATCH * CLASSES
-    assert NODES * one <= strategy.log.bytes_up <= NODES * (one + 256)
-    assert NODES * (NODES - 1) * one <= strategy.log.bytes_down <= NODES * ((NODES - 1) * one + 256)
-
-
 def test_what_is_no_posterior_is_refused_named_and_not_relayed():
     strategy, grid, _ = play({1: torch.full((BATCH, CLASSES), 1.0)})
     assert list(strategy.log.failures) == [1]

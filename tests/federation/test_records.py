@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from flwr.app import ArrayRecord
 
 from heterofl_flwr import Evaluation, RoundCallback, multi_step
 from heterofl_flwr.classic import HeteroFL as Classic
@@ -47,6 +48,14 @@ def test_every_callback_sees_start_rounds_and_end():
         assert equal(spy.last, result.arrays.to_torch_state_dict())
         assert equal(spy.progress[-1].state, spy.last)
         assert {progress.num_rounds for progress in spy.progress} == {3}
+
+
+def test_a_run_that_has_done_all_rounds_only_tells_its_callbacks():
+    spy, arrays = Spy(), ArrayRecord(build(1.0).state_dict())
+    found = play(nodes=2, num_rounds=3, callbacks=[spy], start={"initial_arrays": arrays, "first_round": 4})
+    assert spy.calls == [("start", 4, 3), ("end",)]
+    assert equal(spy.last, arrays.to_torch_state_dict())
+    assert equal(spy.last, found.state)
 
 
 def test_a_callback_ends_the_run_and_the_others_still_see_the_round():

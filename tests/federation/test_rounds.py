@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, RoundCallback, Windowed, multi_step
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, multi_step
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
 from tests.federation.tiny import (
@@ -229,25 +229,6 @@ def test_a_global_rate_below_one_is_the_mixs_largest():
 def test_a_first_round_out_of_range_is_refused(first_round):
     with LocalGrid(make_app(), 2) as grid, pytest.raises(ConfigError, match=f"first_round is {first_round}"):
         HeteroFL(build).start(grid, num_rounds=3, first_round=first_round)
-
-
-def test_a_run_that_has_done_all_rounds_only_tells_its_callbacks():
-    told = []
-
-    class Tell(RoundCallback):
-        def on_start(self, first_round, num_rounds, state):
-            told.append((first_round, num_rounds))
-
-        def on_end(self, state):
-            told.append(state)
-
-    with LocalGrid(make_app(), 2) as grid:
-        strategy = HeteroFL(build, callbacks=[Tell()])
-        arrays = ArrayRecord(Tiny(1.0).state_dict())
-        result = strategy.start(grid, initial_arrays=arrays, num_rounds=3, first_round=4)
-    assert told[0] == (4, 3)
-    assert equal(told[1], arrays.to_torch_state_dict())
-    assert equal(result.arrays.to_torch_state_dict(), told[1])
 
 
 def test_initial_arrays_of_another_model_are_refused():

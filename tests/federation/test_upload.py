@@ -79,11 +79,6 @@ def test_bytes_are_those_that_travelled(upload):
 
     strategy, _ = state_after(upload, train)
     assert strategy.log.bytes_up == sum(sizes)
-    parameters = sum(strategy.federation.plan(rate).parameters for rate in strategy.log.rates.values())
-    headers = 128 * 4 * (4 if upload != "int8" else 5)  # of four clients' four parameters and, in int8, their scales
-    rows = 4 * sum(2 + strategy.federation.plan(rate).shapes["hidden.bias"][0] + 4 for rate in (1.0, 1.0, 0.25, 0.25))
-    width = {"float32": 4, "float16": 2, "int8": 1}[upload]
-    assert strategy.log.bytes_up == width * parameters + headers + (rows if upload == "int8" else 0)
 
 
 @pytest.mark.parametrize("upload", FORMS)

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -122,6 +123,7 @@ def test_a_run_that_has_not_ended_has_a_report(folder, fake):
     assert "3 of 9 rounds · not finished" in page.text
     assert "None were recorded." in page.text
     assert "bytes sent" in page.text
+    assert "on devices" not in page.text
 
 
 def test_a_run_without_rounds_has_a_report_and_a_folder_without_a_run_has_none(folder, tmp_path):
@@ -134,21 +136,12 @@ def test_a_run_without_rounds_has_a_report_and_a_folder_without_a_run_has_none(f
     assert not (tmp_path / "none").exists()
 
 
-def write_page(folder, records) -> str:
+def test_the_page_marks_metrics_of_few_clients_and_has_time_and_energy_of_simulated_devices(few, folder):
     folder.start({})
-    for record in records:
-        folder.append(record)
-    return write_report(folder).read_text(encoding="utf-8")
-
-
-def test_the_page_marks_metrics_of_few_clients(few, folder):
-    page = write_page(folder, few[:3])
+    for record in few[:3]:
+        folder.append(replace(record, simulated_seconds=90.0, joules=1500.0))
+    page = write_report(folder).read_text(encoding="utf-8")
     assert "100.0 % *" in page
     assert "(at worst 1 of 20): never the best" in page
-    assert "on devices" not in page
-
-
-def test_the_page_has_time_and_energy_of_simulated_devices(simulated, folder):
-    page = write_page(folder, simulated[:2])
-    assert "time on devices, simulated</small><b>3 min 0 s</b>" in page
-    assert "energy, an estimate</small><b>3.00 kJ</b>" in page
+    assert "time on devices, simulated</small><b>4 min 30 s</b>" in page
+    assert "energy, an estimate</small><b>4.50 kJ</b>" in page

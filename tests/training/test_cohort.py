@@ -213,9 +213,6 @@ def test_errors_of_data_are_those_of_plain(classes, shift, changes, message):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_plain_on_a_gpu(together, name):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-
     def clients(build):
         made = make_jobs(build)
         return [replace(job, model=job.model.to("cuda"), split=job.split.to("cuda")) for job in made]

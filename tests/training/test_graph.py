@@ -58,8 +58,6 @@ class Bench:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def bench(request, monkeypatch) -> Bench:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     return Bench(request.param, monkeypatch)
 
 
@@ -323,8 +321,6 @@ def test_a_cpu_raises_an_error(build, split):
 
 @pytest.mark.gpu
 def test_is_an_engine_on_a_gpu(build, split):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     jobs = [TrainingJob(model=build(norm="gn").to("cuda"), split=split, seed=3) for _ in range(2)]
     results = train_together(jobs, OPTIONS, engine="graph")
     assert results[0].loss == pytest.approx(train(build(norm="gn").to("cuda"), split, OPTIONS, seed=3).loss, rel=1e-2)

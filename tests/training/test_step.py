@@ -185,8 +185,6 @@ def test_the_fused_kernel_gets_what_it_can_take():
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_equals_clipping_and_sgd_on_a_gpu(changes):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     shapes = [(4, 3, 2, 2), (5,), (), (3, 4)]
     check([nn.Parameter(value.to("cuda")) for value in tensors(shapes)], replace(OPTIONS, **changes))
     last = tensors([(4, 3, 2, 2)])[0].to("cuda", memory_format=torch.channels_last)

@@ -81,8 +81,6 @@ def test_learns_digits():
 
 @pytest.mark.gpu
 def test_equals_the_cpu_on_a_gpu(build, split):
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     here, there = build(), build().to("cuda")
     options = replace(OPTIONS, augment="crop-flip")
     one = train(here, split, options, classes=range(4), seed=1)
