@@ -1,9 +1,11 @@
 """Models with what adapters of earlier rounds have learned, for rounds that stack adapters (``StackAggregator``)."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +20,8 @@ def with_updates(build: Build) -> Build:
 
     The update, ``lora_update`` beside ``lora_A`` and ``lora_B``, is what adapters of earlier rounds have learned, at
     first zeros. It is added to what the layer computes with the scaling of its adapter and takes as much memory as the
-    layer's weight. The server sends it; clients do not train it, and do not return it.
+    layer's weight. The server sends it; clients do not train it, and do not return it. peft does not know of it: to
+    use the model elsewhere, call ``merge_updates``.
 
     Parameters
     ----------
@@ -44,6 +47,22 @@ def _build(build: Build, rate: float) -> nn.Module:
         layer.register_forward_hook(_add_update)
     exclude_from_replies(model, [name for name, _ in model.named_parameters() if ".lora_update." in name])
     return model
+
+
+@torch.no_grad()
+def merge_updates(model: nn.Module) -> nn.Module:
+    """Return a copy of a model of ``with_updates`` as a plain model, whose weights have the updates and the adapters.
+
+    ``merge_and_unload`` of peft leaves the updates out, and peft loads what ``save_pretrained`` wrote without them.
+    """
+    whole: Any = copy.deepcopy(model)
+    for layer in [own for own in whole.modules() if hasattr(own, "lora_update")]:
+        for adapter in layer.active_adapters:
+            update = layer.scaling[adapter] * layer.lora_update[adapter]
+            turned = adapter in layer.lora_embedding_A or layer.fan_in_fan_out
+            layer.get_base_layer().weight += update.mT if turned else update
+    merged: nn.Module = whole.merge_and_unload()
+    return merged
 
 
 def _zeros(layer: nn.Module, adapter: str) -> nn.Parameter:

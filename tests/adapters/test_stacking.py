@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heterofl_flwr import lora
-from heterofl_flwr.adapters import StackAggregator, with_updates
+from heterofl_flwr.adapters import StackAggregator, merge_updates, with_updates
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import UnsupportedLayerError
 from tests.adapters.nets import adapted, gpt2, outputs
@@ -38,6 +38,19 @@ def test_a_fresh_update_changes_nothing_and_a_full_one_takes_the_place_of_its_ad
     torch.testing.assert_close(outputs(model), outputs(plain))
     with model.disable_adapter(), plain.disable_adapter():
         torch.testing.assert_close(outputs(model), outputs(plain))
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_a_merged_model_computes_the_same_without_peft_and_leaves_the_base_as_it_was(name):
+    plain, model = LEVELS[name](0.5), with_updates(LEVELS[name])(0.5)
+    before = outputs(plain)
+    with torch.no_grad():
+        for part in parts_of(model).values():
+            part["update"].normal_()
+    merged = merge_updates(model)
+    assert not any("lora" in key for key in merged.state_dict())
+    torch.testing.assert_close(outputs(merged), outputs(model))
+    torch.testing.assert_close(outputs(plain), before)
 
 
 def test_convolutions_are_refused():
