@@ -10,7 +10,8 @@ from simulations.sweep.__main__ import CONF
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
 METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")} - {"heterofl"}
-OF_IMAGES = {"fedh2l", "hybrid", "lg-fedavg"}  # by the classes of examples, and by the names of layers
+# By the classes of examples, by the names of layers, and by the stages of models of images.
+OF_IMAGES = {"fedh2l", "hybrid", "lg-fedavg", "depthfl", "inclusivefl", "scalefl"}
 # All methods learn the images of test_methods_learn.py; here are those of them that see colours or layers otherwise.
 SLOW = [
     *(("cifar10", own) for own in ("fedh2l", "fjord", "lg-fedavg")),
