@@ -16,8 +16,7 @@ export VALIDATE_PYPROJECT_NO_NETWORK := 1
 
 # Tests start many processes: with compiled modules beside the sources, each of them is ready a second earlier.
 unexport PYTHONDONTWRITEBYTECODE
-# A file's tests stay in one process, which starts what they share (Ray, workers, whole runs) once.
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all flower check audit docs bench format clean
@@ -35,8 +34,9 @@ test: $(READY)  ## tests of every capability, five minutes on two cores; all lin
 	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 	$(PYTEST) -m "not slow" --ignore=tests/core
 
+# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start.
 test-all: test  ## test, then the long ones: Ray, whole runs, deployments, every model and every fault
-	$(PYTEST) -m slow
+	$(PYTEST) --dist loadfile -m slow
 
 FLOWERS ?= 1.32.1 1.42.0
 flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed, or with FLOWERS="1.36.0 1.38.0"
