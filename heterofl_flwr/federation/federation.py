@@ -130,6 +130,8 @@ class Federation:
 
     def _find_untrained(self, rate: float) -> frozenset[str]:
         """Return what clients of a rate hold and do not train, as their model says; ``untrained`` caches it."""
+        if not hasattr(self.model, "untrained"):
+            return frozenset()
         patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
         return frozenset(name for name in self.plan(rate).axes if is_shared(name, patterns))
 
