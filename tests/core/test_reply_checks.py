@@ -242,6 +242,11 @@ def stack(rate, last=nn.Linear):
         (lambda rate: nn.Sequential(nn.Linear(3, 5, bias=False)), "a1-b1", ("0.weight",)),
         (lambda rate: nn.Sequential(nn.Linear(4, width(8, rate))), "a1-b1", ()),
         (lambda rate: nn.Conv2d(3, width(8, rate), 3), "a1-b1", ()),
+        (
+            lambda rate: nn.Sequential(*[nn.Linear(5, 5) for _ in range(1 + (rate == 1))]),
+            "a1-b1",
+            ("0.weight", "0.bias"),
+        ),
         (Encoder, "a1-b1", ("layer.bias",)),
     ],
 )
