@@ -14,8 +14,8 @@ _EXCLUDED, _NOT_RETURNED = "not_exchanged", "not_returned"
 def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
     """Mark parameters that are never exchanged, because server and clients build the same ones.
 
-    Those of a pre-trained model under adapters are such. They are in no plan, so nobody sends, averages, stores or
-    counts them. The mark is the model's: a copy of the model has it too. That a parameter is frozen does not exclude
+    Those of a pre-trained model under adapters are such. They are in no plan, so nobody sends, averages or stores
+    them. The mark is the model's: a copy of the model has it too. That a parameter is frozen does not exclude
     it, for its values may be random, and then every client would draw others.
     """
     model.__dict__[_EXCLUDED] = tuple(names)
