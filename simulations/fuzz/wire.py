@@ -51,6 +51,7 @@ class Case:
     name: str  # for the table
     attacks: Sequence[str]  # of each node that attacks; the good ones come first
     honest: int = 4  # how many good nodes there are
+    own_supernodes: bool = False  # whether the good nodes are Flower's own processes, not members of the crowd
     rounds: int = 3  # of the run; a deadline in seconds
     deadline: float = 60.0
     settings: Mapping[str, Flat] = field(default_factory=dict)  # how the run differs from the others
@@ -160,9 +161,7 @@ def run_case(case: Case, parent: Path) -> Result:
         deployment.database = IN_MEMORY
         superlink = deployment.start_superlink()
         deployment.register(*(member.name for member in case.members))
-        path = folder / "crowd.json"
-        Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), CLIENT_APP, case.members).write(path)
-        deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", str(path)], "crowd")
+        start_nodes(case, deployment)
         run_id = deployment.submit(case.config(run.path))
         server, status = watch(deployment, run_id)
         peak = peak_of(superlink.pid)
@@ -171,6 +170,18 @@ def run_case(case: Case, parent: Path) -> Result:
     if case.refused and status == "finished:completed":
         equal = models(run) == models(run_silent(case, folder / "silent"))
     return Result(case=case, status=status, history=run.history(), server=server, superlink=peak, equal=equal)
+
+
+def start_nodes(case: Case, deployment: Deployment) -> None:
+    own = case.honest if case.own_supernodes else 0
+    for member in case.members[:own]:
+        words = (
+            f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in member.config.items()
+        )
+        deployment.start_node(member.name, " ".join(words))
+    path = deployment.folder / "crowd.json"
+    Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), CLIENT_APP, case.members[own:]).write(path)
+    deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", str(path)], "crowd")
 
 
 def run_silent(case: Case, folder: Path) -> RunFolder:
