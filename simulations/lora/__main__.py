@@ -18,6 +18,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import append_line, write_atomic
+from heterofl_flwr.training import give_back_freed_memory
 from simulations.lora.experiment import METHODS, Size, jobs, load_articles, run_cell, total_bytes, train_base
 from simulations.lora.page import draw, write_page
 from simulations.program import chosen, parser_of, status_of, words
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> in
     parser.add_argument("--seeds", default="0,1,2", metavar="N,...", help="default: %(default)s")
     parser.add_argument("--methods", default="", metavar="NAME,...", help=f"default: {', '.join(METHODS)}")
     parser.add_argument("--show", action="store_true", help="run nothing")
+    give_back_freed_memory()  # else each step's logits leave a gap that is too small for the next ones
     with torch_threads(1):
         return status_of(PROGRAM, lambda: run(parser.parse_args(arguments), size or Size()))
 
