@@ -117,22 +117,13 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
 def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
-    train, sample, server, distill = settings.train, settings.sample, settings.server, settings.distill
+    train, server, distill = settings.train, settings.server, settings.distill
     if server.strategy in EXCHANGES and task.dataset.train.reading is not None:
         raise ConfigError(
             f"server.strategy={server.strategy} exchanges what models say of the classes of examples, and the data "
             f"set {settings.data.name} is text: choose one with classes"
         )
-    waits = {"fraction_train": sample.fraction, "min_available_nodes": sample.min_nodes}
-    common: Keywords = {
-        "seed": settings.seed,
-        "callbacks": callbacks,
-        "sampling": sample.as_options(Sampling, **waits),
-        "transfer": Transfer(learning_rate=multi_step(train.lr, train.milestones, train.factor)),
-        "privacy": settings.privacy.as_options(Privacy),
-        "limits": server.build_limits(),
-        "evaluation": settings.evaluate.as_options(Evaluation),
-    }
+    common = _common_keywords(settings, callbacks)
     seeds: ExchangeKeywords = {
         "seed_size": distill.seed_size,
         "seed_batch": distill.seed_batch,
@@ -158,6 +149,21 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         exchange = {**averaging, **seeds}
         return Hybrid(task.families, settings.mix, classes=task.dataset.classes, **exchange)
     return HeteroFL(task.build, settings.mix, **averaging)
+
+
+def _common_keywords(settings: Settings, callbacks: Sequence[RoundCallback]) -> Keywords:
+    """Return the keywords that all strategies have."""
+    train, sample = settings.train, settings.sample
+    waits = {"fraction_train": sample.fraction, "min_available_nodes": sample.min_nodes}
+    return {
+        "seed": settings.seed,
+        "callbacks": callbacks,
+        "sampling": sample.as_options(Sampling, **waits),
+        "transfer": Transfer(learning_rate=multi_step(train.lr, train.milestones, train.factor)),
+        "privacy": settings.privacy.as_options(Privacy),
+        "limits": settings.server.build_limits(),
+        "evaluation": settings.evaluate.as_options(Evaluation),
+    }
 
 
 def _block_momentum(task: Task) -> BlockMomentum:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import groupby
+from itertools import chain, groupby
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -138,15 +138,23 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
 _NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
 
 
+Rule = tuple[str, object, str]
+"""A setting, whether it contradicts others, and what was expected."""
+
+
 def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> list[str]:
     """Return what does not go together, a line for each setting."""
-    model, server, devices, sample = settings.model.name, settings.server, settings.devices, settings.sample
+    rules = chain(_model_rules(settings, given), _server_rules(settings))
+    return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
+
+
+def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Rule]:
+    model, server = settings.model.name, settings.server
     options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
     train, levels = settings.train, read_levels(settings.model.shrink)
     has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
     unnamed = [level_name(rate) for rate in settings.mix.rates if levels and rate not in levels]
-    largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
-    rules: Iterable[tuple[str, object, str]] = (
+    return (
         ("model.name", ":" not in model and model not in MODELS,
          f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"),
         *((f"model.{option}", value not in (AUTO, "", "none") and model in MODELS and not model_has(model, option),
@@ -163,6 +171,13 @@ def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> lis
         ("server.block-momentum", server.block_momentum and levels is None, "expected model.shrink to be depth"),
         ("server.block-momentum", server.block_momentum and server.aggregator != "counting-mean",
          f"but server.aggregator is {server.aggregator}; expected 0"),
+    )  # fmt: skip
+
+
+def _server_rules(settings: Settings) -> Iterable[Rule]:
+    server, devices, sample = settings.server, settings.devices, settings.sample
+    largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
+    return (
         ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
         ("global-rate", whole > largest and server.choose == "prefix",
          "but with server.choose=prefix nobody trains more than the mix's largest level; expected rolling slices, "
@@ -186,7 +201,6 @@ def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> lis
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
     )  # fmt: skip
-    return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
 
 def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:
