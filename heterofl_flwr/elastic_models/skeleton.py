@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
 from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
-from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous
+from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous, LoneDraws
 from heterofl_flwr.errors import UnsupportedLayerError, first_line
 from heterofl_flwr.nn.execution import call
 
@@ -116,7 +116,7 @@ class Skeleton:
         for layer in self._layers.values():
             layer.training = mode and not isinstance(layer, _NormBase)
         given = without_values(example_inputs)
-        with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous():
+        with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous(), LoneDraws():
             if self.says_tracing:
                 stack.enter_context(mock.patch.object(torch.jit, "is_tracing", return_value=True))
             for one in watching:

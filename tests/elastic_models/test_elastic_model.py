@@ -297,6 +297,17 @@ def test_weight_norm_is_that_of_what_is_kept():
     assert torch.allclose(small.weight, kept / kept.norm(dim=1, keepdim=True) * length)
 
 
+def test_a_layer_that_is_left_out_by_chance_is_cut_with_the_others():
+    def forward(self, x):
+        left_out = self.training and torch.rand([]) < self.chance
+        return x if left_out else x + self.layer(x)
+
+    block = Then(forward, layer=nn.Linear(12, 12))
+    block.chance = 0.9
+    build = elastic(nn.Sequential(nn.Linear(3, 12), block, nn.Linear(12, 2)), X)
+    assert build.plan(0.5).shapes["1.layer.weight"] == (6, 6)
+
+
 def test_a_model_with_tensors_that_were_computed_is_refused():
     model = nn.Sequential(nn.Linear(4, 4))
     model.kept = model[0].weight * 2
