@@ -16,7 +16,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 
 SIZE = 64
 LARGEST = 30_000_000
-"""The most parameters of a model of timm; those of transformers have a tenth of that at most."""
+"""The most parameters of a model of timm or transformers."""
 CLASSES = 10
 
 # Those of torchvision that do not take 64 x 64: auxiliary heads, windows and patches of a fixed size.
@@ -36,10 +36,10 @@ _SMALL = {
     "num_key_value_heads eos_token_id",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads",
     96: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff hidden_dim n_inner ffn_hidden_size d_inner",
-    16: "d_kv head_dim kv_channels d_head",
+    16: "d_kv head_dim kv_channels d_head v_head_dim qk_rope_head_dim qk_nope_head_dim",
     120: "vocab_size",
-    32: "image_size embedding_size",
-    8: "patch_size rotary_dim",
+    32: "image_size embedding_size moe_intermediate_size shared_expert_intermediate_size q_lora_rank kv_lora_rank",
+    8: "patch_size rotary_dim num_experts num_local_experts n_routed_experts",
     CLASSES: "num_labels",
     0: "pad_token_id",
     1: "bos_token_id decoder_start_token_id",
@@ -166,7 +166,7 @@ def _transformers(name: str) -> Case:
         create = partial(getattr(_package("transformers"), name), config)
         with torch.device("meta"):
             number = sum(parameter.numel() for parameter in create().parameters())
-        if number > LARGEST / 2:
+        if number > LARGEST:
             raise NotBuiltError(f"it has {number:,} parameters")
         model = LogitsOnly(create(), _TASKS[task]).eval()
         size = getattr(config, "image_size", SIZE)
@@ -209,6 +209,7 @@ SOURCES = {
         lambda name: _transformers_classes()[name][0],
         _transformers,
         "every class of the auto classes for causal, masked and sequence-to-sequence language models and for image "
-        "classification, from its type's own configuration made small: 64 wide, 2 layers, 4 heads",
+        f"classification, from its type's own configuration made small (64 wide, 2 layers, 4 heads); with at most "
+        f"{LARGEST // 1_000_000} million parameters",
     ),
 }
