@@ -11,7 +11,7 @@ from torch import nn
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.training import give_back_freed_memory, keep_freed_memory, resolve_device
-from heterofl_flwr.training.device import device_of, seeded
+from heterofl_flwr.training.device import device_of, give_back_gaps, seeded
 from tests.training.conftest import run_python
 
 
@@ -152,13 +152,39 @@ def test_large_blocks_go_back_when_they_are_freed():
     assert int(left) < 4 << 20
 
 
+def test_gaps_between_blocks_in_use_go_back():
+    code = """if True:
+        from pathlib import Path
+        from heterofl_flwr.training import keep_freed_memory
+        from heterofl_flwr.training.device import give_back_gaps
+
+        def in_use():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+        keep_freed_memory()
+        before = in_use()
+        blocks = [(bytearray(4 << 20), bytearray(1 << 10)) for _ in range(8)]
+        small = [one for _, one in blocks]
+        del blocks
+        kept = in_use() - before
+        print(give_back_gaps(), kept, in_use() - before)
+    """
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux")
+    changed, kept, left = run_python(code)
+    if changed == "False":
+        pytest.skip("needs glibc")
+    assert int(kept) > 24 << 20
+    assert int(left) < 4 << 20
+
+
 @pytest.mark.parametrize(
     "library",
     [
         {"return_value": object()},
         {"side_effect": OSError},
         {"side_effect": TypeError},
-        {"return_value": Mock(mallopt=lambda *_: 0)},
+        {"return_value": Mock(mallopt=lambda *_: 0, malloc_trim=lambda _: 0)},
     ],
     ids=["without the switch", "not loaded", "needs a name", "refuses"],
 )
@@ -166,3 +192,4 @@ def test_without_the_switch_nothing_is_changed(monkeypatch, library):
     monkeypatch.setattr(ctypes, "CDLL", Mock(**library))
     assert keep_freed_memory() is False
     assert give_back_freed_memory() is False
+    assert give_back_gaps() is False

@@ -12,11 +12,15 @@ from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.training.batches import training_epochs
-from heterofl_flwr.training.device import seeded
+from heterofl_flwr.training.device import give_back_gaps, seeded
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
 
 _logger = logging.getLogger(__name__)
+
+
+STEPS_BETWEEN_GAPS = 50
+"""After so many steps a client gives memory back that it cannot use again."""
 
 
 class DivergedError(HeteroFLError):
@@ -57,6 +61,8 @@ def run_epochs(
         for inputs, targets in batches:
             losses.append(step(inputs, targets))
             sizes.append(targets.numel())
+            if len(sizes) % STEPS_BETWEEN_GAPS == 0:
+                give_back_gaps()
         epochs.append(torch.stack(losses))
         bad = (~epochs[-1].isfinite()).nonzero()  # once an epoch: reading a value waits for a GPU
         if len(bad):
