@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from heterofl_flwr.errors import UnsupportedLayerError
 from simulations.model_zoo import __main__ as zoo
 from simulations.model_zoo import check as checking
 from simulations.model_zoo import models
@@ -173,6 +174,28 @@ def test_the_command_goes_on_where_it_was_and_writes_the_pages(tmp_path, capsys,
     assert zoo.main(given) == 0
     assert (tmp_path / "models-torch.md").read_text() == page
     assert zoo.main(["torch:odd", "--findings", str(findings)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "tried"),
+    [
+        (BrokenPropertyError("the output differs"), "wrong", [(1, 2), (1, 1)]),
+        (UnsupportedLayerError("unknown"), "refused", [(1, 2)]),
+        (UnsupportedLayerError("give multiple_of=4"), "refused", [(1, 2), (1, 1), (4, 2)]),
+    ],
+)
+def test_a_model_is_checked_again_with_smaller_weights_or_other_multiples(error, verdict, tried, monkeypatch, small):
+    found, gains = [], []
+
+    def check(model, inputs, multiple_of):
+        found.append((multiple_of, gains[-1]))
+        raise error
+
+    monkeypatch.setattr(models, "draw_weights", lambda model, seed, gain: gains.append(gain))
+    monkeypatch.setattr(models, "check", check)
+    finding = models.find("torch:plain", "here", 0)
+    assert (finding.verdict, finding.reason) == (verdict, str(error))
+    assert found == tried
 
 
 def test_models_that_are_not_there_are_named(capsys, small):
