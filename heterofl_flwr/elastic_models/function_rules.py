@@ -101,12 +101,22 @@ def _index(trace: Trace, one: object, row: Row | None) -> None:
         return
     if isinstance(one, slice):
         if one.step not in (None, 1):
-            trace.pin(row, why=f"a slice has the step {one.step}")
+            _use_step(trace, one, row)
+            return
         for end in (one.start, one.stop):
             if end is not None:
                 _use_before(trace, end, row)
     elif isinstance(one, int):
         trace.pin(row[: one + 1] if one >= 0 else row[one:])
+
+
+def _use_step(trace: Trace, one: slice, row: Row) -> None:
+    """Cut together the entries from one step to the next, if the slice takes one of each, as of pairs that turn."""
+    if one.stop is None and 0 <= (one.start or 0) < one.step and len(row) % one.step == 0:
+        parts = row.reshape(-1, one.step)
+        trace.positions.unite(parts, parts[:, :1])
+    else:
+        trace.pin(row, why=f"a slice has the step {one.step}")
 
 
 def _use_before(trace: Trace, end: int, row: Row) -> None:
