@@ -1,4 +1,4 @@
-"""LoRA adapters of eight ranks on one frozen model: the memory of a process that holds all of them.
+"""LoRA adapters of eight ranks on one frozen model: the memory that a process takes.
 
 The model is a GPT-2 with random weights. A level is what a client of that rate loads from a message of the full rank.
 """

@@ -102,7 +102,7 @@ def test_the_table_has_means_and_differences_of_equal_seeds():
 
 def test_without_data_the_error_names_the_option(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
-    assert main(["--out", str(tmp_path)]) == 1
+    assert main(["--out", str(tmp_path)]) == 2
     assert "--data is missing" in capsys.readouterr().err
-    assert main(["--out", str(tmp_path), "--methods", "products"]) == 1
+    assert main(["--out", str(tmp_path), "--methods", "products"]) == 2
     assert f"expected one of {', '.join(METHODS)}" in capsys.readouterr().err
