@@ -203,6 +203,18 @@ def unfolded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     return [*batch, None if channels is None else channels.repeat(taps), None]
 
 
+@operator("col2im")
+def folded(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
+    """Cut the entries of the kernel together that are added to one channel."""
+    *batch, channels, windows = rows
+    trace.pin(windows)
+    if channels is not None:
+        parts = channels.reshape(-1, call.args[2][0] * call.args[2][1])
+        trace.positions.unite(parts, parts[:, :1])
+        channels = parts[:, 0]
+    return [*batch, channels, None, None]
+
+
 @operator("pixel_shuffle", "pixel_unshuffle")
 def between_space_and_channels(trace: Trace, call: Call, rows: list[Row | None]) -> Rows:
     """Cut channels: those that become one another's space are cut together."""

@@ -75,11 +75,14 @@ rate 0.5 has: about a quarter, and more where inputs, outputs or embeddings have
 def pages(findings: Sequence[Finding], sources: Sequence[str], seed: int) -> dict[str, str]:
     """Return the pages by their file names; findings come in the order of the tables."""
     counts = Counter((one.source, one.verdict) for one in findings)
-    rows = [[f"[{one}](models-{one}.md)", *(str(counts[one, verdict]) for verdict in VERDICTS)] for one in sources]
-    rows.append(["all", *(str(sum(counts[one, verdict] for one in sources)) for verdict in VERDICTS)])
     exact = [one for one in findings if one.verdict == "exact"]
+    rows = []
+    for source in sources:
+        families = {one.family for one in exact if one.source == source}
+        numbers = [*(counts[source, verdict] for verdict in VERDICTS), len(families)]
+        rows.append([f"[{source}](models-{source}.md)", *map(str, numbers)])
     introduction = _INTRODUCTION.format(
-        counts=_table(["package", *VERDICTS], rows),
+        counts=_table(["package", *VERDICTS, "families of exact ones"], rows),
         rates=", ".join(f"{rate:g}" for rate in RATES),
         exact=max((one.difference for one in exact if one.double), default=0),
         single=max(MOST_DIFFERENT.values()),

@@ -156,7 +156,7 @@ def joined(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
 
 
 @rule(*(name.format(dimensions) for name in _POOLS for dimensions in (1, 2, 3)), "convolution", "_convolution")
-@rule("mm", "bmm", "_trilinear", "_grouped_mm", "index_add", "scatter_add")
+@rule("mm", "bmm", "_trilinear", "_grouped_mm", "index_add", "scatter_add", "col2im")
 def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]) -> Any:
     """Let a slice have each sum that has an entry: one that is not 0 if all entries are 1."""
     bias = _named(func, args, given).get("bias")

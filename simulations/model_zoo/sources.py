@@ -137,12 +137,15 @@ class _OnProcessor(TorchFunctionMode):
 
 
 def _transformers_classes() -> dict[str, tuple[str, str]]:
-    """Return the type of model and the task of each class, the first of each type in each task."""
+    """Return the type of model and the task of each class; of several types the one that it is named after."""
     auto = _package("transformers.models.auto.modeling_auto")
     found: dict[str, tuple[str, str]] = {}
     for task in _TASKS:
         for kind, name in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
-            found.setdefault(name if isinstance(name, str) else name[0], (kind, task))
+            own = name if isinstance(name, str) else name[0]
+            named = own.lower().startswith(re.sub(r"\W|_", "", kind)) and found.get(own, ("", task))[1] == task
+            if named or own not in found:
+                found[own] = kind, task
     return found
 
 

@@ -10,6 +10,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.app.cli.main import COMMANDS
 from heterofl_flwr.settings import SPECS
 from simulations.examples import part_picture, plan_picture
+from simulations.model_zoo.__main__ import VERDICTS
 from simulations.model_zoo.sources import SOURCES
 from tests.docs.pages import DOCS, ROOT, name_of
 
@@ -91,16 +92,18 @@ def test_message_page_has_every_key():
     assert set(rows) <= names
 
 
-def test_models_page_has_every_model_of_torchvision():
+def test_model_pages_count_what_they_list_and_no_model_is_sliced_wrongly():
     said = (DOCS / "reference" / "models.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)`[^|]*\| [\d,]+ \| (.+) \|$", said, re.MULTILINE)
-    working = [rest.split(" | ") for _, rest in rows if re.match(r"[\d,]+ \|", rest)]
-    assert [int(number) for number in re.search(r"\*\*(\d+) of (\d+) work", said).groups()] == [len(working), len(rows)]
-    assert {name for name, _ in rows} == set(SOURCES["torchvision"].names()), (
-        "python -m simulations.model_zoo writes the page"
-    )
-    assert len(working) >= 75
-    assert all(float(cells[3].removesuffix(" s")) < 5 for cells in working)  # a trace
+    counts = re.findall(r"^\| \[(\w+)\]\(models-\w+\.md\) \| ([\d |]+) \| \d+ \|$", said, re.MULTILINE)
+    assert [name for name, _ in counts] == list(SOURCES)
+    for name, numbers in counts:
+        page = (DOCS / "reference" / f"models-{name}.md").read_text(encoding="utf-8")
+        sections = dict(re.findall(r"^## \d+ ([\w ]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+        listed = {verdict: re.findall(r"(?:^|\| |, )`(\w+)`", text, re.MULTILINE) for verdict, text in sections.items()}
+        assert [len(listed.get(verdict, ())) for verdict in VERDICTS] == list(map(int, numbers.split(" | ")))
+        assert "wrong" not in listed
+        if name == "torchvision":
+            assert {one for own in listed.values() for one in own} == set(SOURCES[name].names())
 
 
 @pytest.mark.parametrize("name", PICTURES)

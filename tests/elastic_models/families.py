@@ -66,6 +66,12 @@ def unfolded() -> Case:
 
 
 @family
+def folded() -> Case:
+    layers = conv(3, 8), nn.Unfold(2, stride=2), nn.Conv1d(32, 32, 1), nn.Fold(8, 2, stride=2), nn.ReLU()
+    return classifier(*layers), images()
+
+
+@family
 def viewed_by_size() -> Case:
     def forward(self: Then, x: Tensor) -> Tensor:
         x = F.adaptive_max_pool2d(self.conv(x), 2)

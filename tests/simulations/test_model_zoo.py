@@ -164,7 +164,7 @@ def test_the_command_goes_on_where_it_was_and_writes_the_pages(tmp_path, capsys,
     assert "[2/4] odd                  refused: layer 1 of type Then cannot be traced" in said
     assert "2 exact, 0 unproven, 1 refused, 0 wrong, 1 not built" in said
     assert [json.loads(one)["name"] for one in findings.read_text().splitlines()] == ["huge", "odd", "plain", "thin"]
-    assert "| [torch](models-torch.md) | 2 | 0 | 1 | 0 | 1 |" in (tmp_path / "models.md").read_text()
+    assert "| [torch](models-torch.md) | 2 | 0 | 1 | 0 | 1 | 2 |" in (tmp_path / "models.md").read_text()
     page = (tmp_path / "models-torch.md").read_text()
     assert "## 2 exact\n\n" in page
     assert "| `plain` | pl | 51% | `thin` | th | 51% |" in page
