@@ -68,7 +68,9 @@ def lora_layers(model: "PeftModel") -> Iterator[tuple[str, Layer]]:
     """Yield the layers that have an adapter, by the names that they have in the adapted model."""
     from peft.tuners.lora import LoraLayer
 
-    return ((name, layer) for name, layer in model.get_submodule(BASE).named_modules() if isinstance(layer, LoraLayer))
+    named = model.get_submodule(BASE).named_modules()
+    # A layer whose adapter was deleted is still a LoraLayer.
+    return ((name, layer) for name, layer in named if isinstance(layer, LoraLayer) and layer.r)
 
 
 def adapter_parameters(layer: Layer) -> dict[str, nn.Parameter]:
@@ -125,7 +127,7 @@ def set_ranks(full: "PeftModel", model: "PeftModel") -> None:
 
 def find_axes(full: Layer, local: Layer) -> dict[str, Axes]:
     """Return the axes of the adapter's parameters: a prefix of the rank, and all of everything else."""
-    if fault := find_fault(full):
+    if full.r and (fault := find_fault(full)):
         raise ShapeError(fault)
     kept = dict(local.named_parameters())
     return {name: axes_between(own.shape, kept[name].shape) for name, own in adapter_parameters(full).items()}

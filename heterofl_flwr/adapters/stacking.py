@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from heterofl_flwr.adapters.peft_layers import adapter_parameters
 from heterofl_flwr.core.exchange import exclude_from_replies
-from heterofl_flwr.errors import UnsupportedLayerError, extra
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, extra
 
 Build = Callable[[float], nn.Module]
 
@@ -36,14 +37,16 @@ def _build(build: Build, rate: float) -> nn.Module:
         from peft.tuners.lora import Embedding, Linear, LoraLayer
 
     model = build(rate)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    layers = {name: own for name, own in model.named_modules() if isinstance(own, LoraLayer) and own.scaling}
     for name, layer in layers.items():
-        if not isinstance(layer, Linear | Embedding):
+        # DoRA divides by the norm of the weight and the adapter together: what is added behind it would not count.
+        if not isinstance(layer, Linear | Embedding) or len(layer.lora_magnitude_vector):
+            kind = f"{type(layer).__name__}{' with DoRA' if len(layer.lora_magnitude_vector) else ''}"
             raise UnsupportedLayerError(
-                f"layer {name} is {type(layer).__name__}; expected adapters of linear layers and embeddings: leave the "
+                f"layer {name} is {kind}; expected adapters of linear layers and embeddings, without DoRA: leave the "
                 f"others out of target_modules, or use another aggregator"
             )
-        layer.lora_update = nn.ParameterDict({adapter: _zeros(layer, adapter) for adapter in layer.scaling})
+        layer.lora_update = nn.ParameterDict({adapter: _zeros(layer) for adapter in layer.scaling})
         layer.register_forward_hook(_add_update)
     exclude_from_replies(model, [name for name, _ in model.named_parameters() if ".lora_update." in name])
     return model
@@ -56,7 +59,10 @@ def merge_updates(model: nn.Module) -> nn.Module:
     ``merge_and_unload`` of peft leaves the updates out, and peft loads what ``save_pretrained`` wrote without them.
     """
     whole: Any = copy.deepcopy(model)
-    for layer in [own for own in whole.modules() if hasattr(own, "lora_update")]:
+    layers = [own for own in whole.modules() if hasattr(own, "lora_update")]
+    if not layers:
+        raise ConfigError(f"merge_updates takes a model of with_updates, got {type(model).__name__} without updates")
+    for layer in layers:
         for adapter in layer.active_adapters:
             update = layer.scaling[adapter] * layer.lora_update[adapter]
             turned = adapter in layer.lora_embedding_A or layer.fan_in_fan_out
@@ -65,24 +71,20 @@ def merge_updates(model: nn.Module) -> nn.Module:
     return merged
 
 
-def _zeros(layer: nn.Module, adapter: str) -> nn.Parameter:
-    """Return an update of zeros, (outputs, inputs), with the type and on the device of an adapter's factor."""
-    a, b = (_factor(layer, letter, adapter) for letter in "AB")
-    return nn.Parameter(a.new_zeros(b.shape[0], a.shape[1]), requires_grad=False)
-
-
-def _factor(layer: nn.Module, letter: str, adapter: str) -> Tensor:
-    """Return a factor: the weight of a layer, or, for an embedding, a parameter."""
-    embedding = getattr(layer, f"lora_embedding_{letter}")
-    found: Tensor = embedding[adapter] if adapter in embedding else getattr(layer, f"lora_{letter}")[adapter].weight
-    return found
+def _zeros(layer: Any) -> nn.Parameter:
+    """Return an update of zeros, (outputs, inputs), with the type and on the device of the adapter."""
+    own = next(iter(adapter_parameters(layer).values()))
+    return nn.Parameter(own.new_zeros(layer.out_features, layer.in_features), requires_grad=False)
 
 
 def _add_update(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Add the updates of the active adapters to what a layer computes."""
     for adapter in [] if layer.disable_adapters else layer.active_adapters:
         update, given = layer.lora_update[adapter], inputs[0]
-        embedding = adapter in layer.lora_embedding_A
-        added = F.embedding(given, update.mT) if embedding else F.linear(given.to(update.dtype), update)
+        if adapter in layer.lora_embedding_A:
+            scale = getattr(layer.get_base_layer(), "embed_scale", 1.0)  # by which an embedding may scale its output
+            added = F.embedding(given, update.mT) * scale
+        else:
+            added = F.linear(given.to(update.dtype), update)
         output = output + (layer.scaling[adapter] * added).to(output.dtype)
     return output

@@ -2,18 +2,36 @@
 
 import pytest
 import torch
+from torch import nn
 
-from heterofl_flwr import lora
+from heterofl_flwr import Plan, lora
 from heterofl_flwr.adapters import StackAggregator, merge_updates, with_updates
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import UnsupportedLayerError
-from tests.adapters.nets import adapted, gpt2, outputs
+from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
+from tests.adapters.nets import Net, adapted, gpt2, outputs, peft, ranks_of, without_rows
 from tests.federation.tiny import make_app, play
+
+
+class ScaledEmbedding(nn.Embedding):
+    """An embedding that scales its output, as Gemma's."""
+
+    embed_scale = 3.0
+
+    def forward(self, words):
+        return super().forward(words) * self.embed_scale
+
+
+class ScaledNet(Net):
+    def __init__(self):
+        super().__init__()
+        self.words = ScaledEmbedding(*self.words.weight.shape)
+
 
 LEVELS = {
     "linear": lora(adapted(target_modules=["words", "hidden"])),
     "gpt2": lora(adapted(gpt2, fan_in_fan_out=True)),
     "rslora": lora(adapted(target_modules=["words", "hidden"], use_rslora=True)),
+    "scaled": lora(adapted(ScaledNet, target_modules=["words"])),
 }
 
 
@@ -53,9 +71,34 @@ def test_a_merged_model_computes_the_same_without_peft_and_leaves_the_base_as_it
     torch.testing.assert_close(outputs(plain), before)
 
 
-def test_convolutions_are_refused():
-    with pytest.raises(UnsupportedLayerError, match=r"conv is Conv1d; expected adapters of linear layers"):
-        with_updates(lora(adapted()))(1.0)
+def test_layers_whose_adapter_was_deleted_have_no_level_and_no_update():
+    whole = adapted(target_modules=["hidden"])
+    whole.add_adapter("second", peft.LoraConfig(r=8, target_modules=["words"]))
+    whole.set_adapter("second")
+    whole.delete_adapter("default")
+    nn.init.normal_(whole.double().get_parameter("base_model.model.words.lora_embedding_A.second"))
+    build = with_updates(lora(whole))
+    level = build(0.5)
+    found = Plan.of(build(1.0), level).shapes
+    assert {name.partition(".words.")[2]: shape for name, shape in found.items()} == {
+        "lora_embedding_A.second": (4, 20),
+        "lora_embedding_B.second": (6, 4),
+        "lora_update.second": (6, 20),
+    }
+    torch.testing.assert_close(outputs(level), outputs(without_rows(whole, ranks_of(level))))
+
+
+@pytest.mark.parametrize(
+    ("config", "found"), [({}, "conv is Conv1d"), ({"target_modules": ["hidden"], "use_dora": True}, "with DoRA")]
+)
+def test_layers_to_which_an_update_cannot_be_added_are_rejected(config, found):
+    with pytest.raises(UnsupportedLayerError, match=f"{found}; expected adapters of linear layers and embeddings"):
+        with_updates(lora(adapted(**config)))(1.0)
+
+
+def test_a_model_without_updates_cannot_be_merged():
+    with pytest.raises(ConfigError, match="takes a model of with_updates, got Net without updates"):
+        merge_updates(Net())
 
 
 @pytest.mark.parametrize("upload", ["float32", "float16"])
