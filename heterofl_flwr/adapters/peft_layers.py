@@ -139,11 +139,8 @@ def register_layers(model: "PeftModel") -> None:
 
 
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
-    """Return the parameters of the last linear layer among those that are trained whole (``modules_to_save``)."""
+    """Return the parameters of the last linear layer if it is trained whole (``modules_to_save``); else none."""
     (name,) = model.peft_config
-    heads = [
-        path
-        for path, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and f".modules_to_save.{name}" in path
-    ]
-    return tuple(f"{path}.{own}" for path in heads[-1:] for own, _ in model.get_submodule(path).named_parameters())
+    last = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1:]
+    heads = [(path, layer) for path, layer in last if f".modules_to_save.{name}" in path]
+    return tuple(f"{path}.{own}" for path, layer in heads for own, _ in layer.named_parameters())

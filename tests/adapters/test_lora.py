@@ -92,7 +92,8 @@ def test_only_adapters_and_what_else_is_trained_are_exchanged():
     assert list(initial_state(build, 0.5, 0)) == list(plan.axes)
     rows = find_label_rows(build, Mix.parse("a1-e1"))
     assert rows == (f"{prefix}head.modules_to_save.default.weight", f"{prefix}head.modules_to_save.default.bias")
-    assert find_label_rows(lora(adapted()), Mix.parse("a1-e1")) == ()
+    for config in ({}, {"target_modules": ["conv"], "modules_to_save": ["hidden"]}):
+        assert find_label_rows(lora(adapted(**config)), Mix.parse("a1-e1")) == ()  # the last layer is not trained
 
 
 def test_a_level_loads_its_part_of_the_full_models_parameters():
