@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,15 +52,17 @@ class LoraLevels:
         layers.set_ranks(self.model, model)
         exclude_parameters(model, self.frozen)
         vars(model)["label_rows"] = self.label_rows  # the strategy asks the model itself for them
-        place = self._find_device()
+        place = _find_device(self.model, self.frozen)
         return model if place == self.device else model.to(place)
 
     def rank(self, full: int, rate: float) -> int:
         """Return the rank at a rate of adapters that have this rank in full."""
         return min(math.ceil(width(full, rate) / self.multiple_of) * self.multiple_of, full)
 
-    def _find_device(self) -> torch.device:
-        return next((self.model.get_parameter(name).device for name in self.frozen), self.device)
+
+def _find_device(model: nn.Module, frozen: Sequence[str]) -> torch.device:
+    """Return the device of the frozen parameters."""
+    return next((model.get_parameter(name).device for name in frozen), torch.device("cpu"))
 
 
 def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
@@ -102,13 +104,13 @@ def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
         build = lora(get_peft_model(model, LoraConfig(r=16, lora_alpha=32)))
         strategy = HeteroFL(build, mix="a1-b1-c1-d1")  # ranks 16, 8, 4, 2
     """
-    if multiple_of < 1:
-        raise ConfigError(f"multiple_of is {multiple_of}; expected a whole number from 1")
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise ConfigError(f"multiple_of is {multiple_of!r}; expected a whole number from 1")
     layers.check_model(peft_model)
     layers.register_layers(peft_model)
     adapted = [(f"{layers.BASE}.{name}", layer) for name, layer in layers.lora_layers(peft_model)]
     of_adapters = {id(own) for _, layer in adapted for own in layers.adapter_parameters(layer).values()}
-    named = list(peft_model.named_parameters())
+    named = peft_model.named_parameters()
     frozen = tuple(name for name, own in named if not own.requires_grad and id(own) not in of_adapters)
     build = LoraLevels(
         model=peft_model,
@@ -116,6 +118,6 @@ def lora(peft_model: "PeftModel", *, multiple_of: int = 1) -> LoraLevels:
         frozen=frozen,
         multiple_of=multiple_of,
         label_rows=layers.find_label_rows(peft_model),
-        device=next((own.device for name, own in named if name in set(frozen)), torch.device("cpu")),
+        device=_find_device(peft_model, frozen),
     )
     return replace(build, model=build(1.0))  # what is done with the given model changes no adapter

@@ -181,8 +181,9 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(case):
 
 
 def test_multiples_and_rates_are_checked():
-    with pytest.raises(ConfigError, match="multiple_of is 0; expected a whole number from 1"):
-        lora(adapted(), multiple_of=0)
+    for multiple in (0, 1.5, "2"):
+        with pytest.raises(ConfigError, match=rf"multiple_of is {multiple!r}; expected a whole number from 1"):
+            lora(adapted(), multiple_of=multiple)
     with pytest.raises(HeteroFLError, match=r"a rate of 1\.5 is not usable"):
         lora(adapted())(1.5)
 
