@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,17 +58,25 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
     return found
 
 
-class ZeroPaddedAggregator(Aggregator):
+class _AdapterAggregator(Aggregator):
+    """An ``Aggregator`` that knows the adapters among the parameters, of which there must be some."""
+
+    def __init__(self, global_state: Mapping[str, Tensor], label_rows: Sequence[str] = (), **checks: Any) -> None:
+        super().__init__(global_state, label_rows, **checks)
+        self._adapters = find_adapters(self._state)
+        if not self._adapters:
+            raise ConfigError(
+                f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(self._state)} "
+                f"parameters, expected names such as 'layer.lora_A.default.weight' and 'layer.lora_B.default.weight'"
+            )
+        self._rank_axes = {own.a: 0 for own in self._adapters} | {own.b: 1 for own in self._adapters}
+
+
+class ZeroPaddedAggregator(_AdapterAggregator):
     """An ``Aggregator`` for which a client holds zeros in the ranks that it lacks: the reference of the papers."""
 
-    @cached_property
-    def _ranks(self) -> dict[str, int]:
-        """The axis of the ranks, by the names of the factors."""
-        adapters = find_adapters(self._state)
-        return {adapter.a: 0 for adapter in adapters} | {adapter.b: 1 for adapter in adapters}
-
     def _counts(self, name: str) -> dict[Axes, Count]:
-        counts, number = super()._counts(name), self._ranks.get(name)
+        counts, number = super()._counts(name), self._rank_axes.get(name)
         if number is None:
             return counts
         padded: dict[Axes, Count] = {}
@@ -80,22 +87,15 @@ class ZeroPaddedAggregator(Aggregator):
         return padded
 
 
-class _FactorAggregator(Aggregator):
+class _FactorAggregator(_AdapterAggregator):
     """An ``Aggregator`` that keeps the factors of all replies until the end, and averages everything else."""
 
     by_entry = False
 
     def __init__(self, global_state: Mapping[str, Tensor], label_rows: Sequence[str] = (), **checks: Any) -> None:
         super().__init__(global_state, label_rows, **checks)
-        self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]] = {
-            adapter: [] for adapter in find_adapters(self._state)
-        }
+        self._factors: dict[Adapter, list[tuple[Tensor, Tensor, Tensor]]] = {own: [] for own in self._adapters}
         self._others: dict[Plan, Plan] = {}
-        if not self._factors:
-            raise ConfigError(
-                f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(self._state)} "
-                f"parameters, expected names such as 'layer.lora_A.default.weight' and 'layer.lora_B.default.weight'"
-            )
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         if plan not in self._others:

@@ -207,6 +207,7 @@ def test_adapters_are_found_by_both_factors_and_in_families():
     ("aggregate", "state", "sub", "text"),
     [
         (ProductAggregator, {"w": (2,)}, {}, "averages LoRA adapters, and none is shared"),
+        (ZeroPaddedAggregator, {A: (2, 3)}, {}, "averages LoRA adapters, and none is shared"),
         (StackAggregator, {A: (2, 3), B: (2, 2)}, {}, r"no layer.lora_update.default.*with_updates\(build\)"),
         (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3), B: (2, 1)}, "lora_B.*cut along the rank alone"),
         (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3)}, "needs both factors"),
