@@ -59,13 +59,6 @@ def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
         close(new[name].numpy(), expected / total if total else drawn.state[name].numpy())
 
 
-@given(drawn=replies(equal_ranks=True))
-def test_zero_padding_is_the_counting_mean_where_all_ranks_are_equal(drawn):
-    padded, counted = drawn.result(ZeroPaddedAggregator), drawn.result(Aggregator)
-    for name in (A, B):
-        torch.testing.assert_close(padded[name], counted[name])
-
-
 @given(drawn=replies(update=True), data=st.data())
 def test_another_order_of_replies_changes_nothing_but_the_signs_of_directions(drawn, data):
     order = data.draw(st.permutations(range(len(drawn.subs))))
@@ -73,11 +66,6 @@ def test_another_order_of_replies_changes_nothing_but_the_signs_of_directions(dr
         one, other = drawn.result(aggregate), drawn.result(aggregate, order)
         close(product(one), product(other))
         close(one[UPDATE].numpy(), other[UPDATE].numpy())
-
-
-@given(drawn=replies(most=1, equal_ranks=True, weights=(2.0,)))
-def test_one_client_of_the_full_rank_keeps_its_product(drawn):
-    close(product(drawn.result(ProductAggregator)), product(drawn.subs[0]))
 
 
 def add(aggregate, state, *clients, rows=(), **options):
