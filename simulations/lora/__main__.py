@@ -19,7 +19,7 @@ from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import append_line, write_atomic
 from heterofl_flwr.training import give_back_freed_memory
-from simulations.lora.experiment import METHODS, Size, jobs, load_articles, run_cell, total_bytes, train_base
+from simulations.lora.experiment import METHODS, Size, load_articles, run_cell, total_bytes, train_base
 from simulations.lora.page import draw, write_page
 from simulations.program import chosen, parser_of, status_of, words
 
@@ -29,7 +29,7 @@ PROGRAM = "simulations.lora"
 def run(options: argparse.Namespace, size: Size) -> int:
     """Run the federations that are not done; write the table and the figure."""
     path, names = options.out / "cells.jsonl", chosen("method", words(options.methods), list(METHODS))
-    wanted = [] if options.show else list(jobs([int(seed) for seed in words(options.seeds)], names))
+    wanted = [] if options.show else [(seed, name) for seed in options.seeds for name in names]
     if wanted and not options.data:
         raise ConfigError(f"--data is missing: name a folder laid out as the Hugging Face hub, or set {ROOT_VARIABLE}")
     for seed, name in wanted:
@@ -38,9 +38,10 @@ def run(options: argparse.Namespace, size: Size) -> int:
     lines = read(path)
     if not lines:
         raise ConfigError(f"{path} holds no federation that is done: run without --show")
-    write_atomic(options.out / "lora.md", write_page(lines).encode())
+    page = write_page(lines)
+    write_atomic(options.out / "lora.md", page.encode())
     write_atomic(options.out / "lora.svg", draw(lines))
-    print((options.out / "lora.md").read_text("utf-8"))
+    print(page)
     return 0
 
 
@@ -73,13 +74,18 @@ def read(path: Path) -> list[Mapping[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
+def numbers(text: str) -> list[int]:
+    """Return the whole numbers of an option, between commas."""
+    return [int(word) for word in words(text)]
+
+
 def main(arguments: Sequence[str] | None = None, size: Size | None = None) -> int:
     """Run the program."""
     parser = parser_of(PROGRAM, __doc__, f"python -m {PROGRAM} --data /data/hub\npython -m {PROGRAM} --show")
     data, out = os.environ.get(ROOT_VARIABLE), Path("runs", "lora")
     parser.add_argument("--data", default=data, metavar="FOLDER", help=f"with data sets; default: {ROOT_VARIABLE}")
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--seeds", default="0,1,2", metavar="N,...", help="default: %(default)s")
+    parser.add_argument("--seeds", type=numbers, default="0,1,2", metavar="N,...", help="default: %(default)s")
     parser.add_argument("--methods", default="", metavar="NAME,...", help=f"default: {', '.join(METHODS)}")
     parser.add_argument("--show", action="store_true", help="run nothing")
     give_back_freed_memory()  # else each step's logits leave a gap that is too small for the next ones

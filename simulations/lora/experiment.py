@@ -7,7 +7,7 @@ of each rank; or adapters of one rank, all of them. The scaling of all adapters 
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -185,11 +185,6 @@ def run_cell(folder: RunFolder, base: nn.Module, dataset: Dataset, method: Metho
             evaluate_fn=evaluate_levels,
             first_round=done.server_round + 1 if done else 1,
         )
-
-
-def jobs(seeds: Sequence[int], methods: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield seed and method of each federation, those of one seed before those of the next."""
-    return ((seed, name) for seed in seeds for name in methods)
 
 
 def total_bytes(history: Sequence[RoundRecord]) -> dict[str, int]:

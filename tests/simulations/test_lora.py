@@ -100,9 +100,14 @@ def test_the_table_has_means_and_differences_of_equal_seeds():
     assert b"product" in draw(lines)
 
 
-def test_without_data_the_error_names_the_option(tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_run_is_rejected_with_the_options_name(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
     assert main(["--out", str(tmp_path)]) == 2
     assert "--data is missing" in capsys.readouterr().err
     assert main(["--out", str(tmp_path), "--methods", "sum"]) == 2
     assert "there is no method 'sum'" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--show"]) == 2
+    assert "cells.jsonl holds no federation that is done" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--seeds", "0,a"])
+    assert "argument --seeds: invalid numbers value: '0,a'" in capsys.readouterr().err
