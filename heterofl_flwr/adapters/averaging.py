@@ -203,10 +203,12 @@ class StackAggregator(_FactorAggregator):
         else:
             bound = 1 / math.sqrt(right.shape[1])  # as peft, and nn.Linear
             fresh_a = torch.rand(a.shape, generator=_next_generator(adapter, a)) * 2 * bound - bound
+        # Outputs that nobody held keep their product, too: it moves into the update, as the old factors are dropped.
+        learned = (left @ right).where(held.unsqueeze(1), _matrix(b) @ _matrix(a))
         return {
             adapter.a: fresh_a,
             adapter.b: fresh_b,
-            adapter.update: _matrix(self._state[adapter.update]) + left @ right,
+            adapter.update: _matrix(self._state[adapter.update]) + learned,
         }
 
 
