@@ -1,4 +1,4 @@
-"""From a model with LoRA adapters to the function from a rate to the same model with adapters of a lower rank."""
+"""Levels of a model with LoRA adapters: the same frozen model at every rate, with adapters of a lower rank."""
 
 import copy
 import math

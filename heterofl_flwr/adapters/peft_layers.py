@@ -1,4 +1,4 @@
-"""What this package knows of peft's layers: which parameters have a rank, and the numbers that a lower one changes."""
+"""Layers of peft: which of their parameters have a rank, and the numbers that a lower rank changes."""
 
 import math
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Layer = Any
-"""A ``torch.nn.Module`` that is a ``LoraLayer`` of peft too, which no type says."""
+"""A ``torch.nn.Module`` that is a ``LoraLayer`` of peft too; no type expresses both."""
 
 RANK_AXES = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
 """By the name of a layer's part, which axis of its weight is the rank: a layer adds ``scaling * B @ A``."""
@@ -103,7 +103,7 @@ def find_fault(layer: Layer) -> str:
 
 
 def set_ranks(full: "PeftModel", model: "PeftModel") -> None:
-    """Set all that a model says of its ranks by its weights; ``alpha`` follows, so that the scaling stays.
+    """Set the ranks in a model's layers and config to those of its weights; ``alpha`` follows, so the scaling stays.
 
     The adapter adds ``alpha / r * B @ A`` (``alpha / sqrt(r)`` in rsLoRA), and a level with an equal alpha would have
     another scaling than the full model, of which it is a part.

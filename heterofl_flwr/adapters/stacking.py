@@ -1,4 +1,4 @@
-"""Models with what adapters of earlier rounds have learned, for rounds that stack adapters (``StackAggregator``)."""
+"""Updates: parameters that hold what adapters of earlier rounds have learned, for ``StackAggregator``."""
 
 import copy
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def _build(build: Build, rate: float) -> nn.Module:
 
 @torch.no_grad()
 def merge_updates(model: nn.Module) -> nn.Module:
-    """Return a copy of a model of ``with_updates`` as a plain model, whose weights have the updates and the adapters.
+    """Return a plain copy of a model of ``with_updates``, with updates and adapters merged into the weights.
 
     ``merge_and_unload`` of peft leaves the updates out, and peft loads what ``save_pretrained`` wrote without them.
     """

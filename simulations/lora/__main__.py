@@ -1,4 +1,4 @@
-"""Compare ways to average LoRA adapters of unequal rank on WikiText-2, and tell what each costs in bytes.
+"""Compare ways to average LoRA adapters of unequal rank on WikiText-2, and what each costs in bytes.
 
 A run that was cut off goes on where it stopped: each federation has a folder with its rounds and, when it is done, a
 line in ``cells.jsonl``. Table and figure are made from these lines; ``--show`` makes them at once.
@@ -48,10 +48,10 @@ def run(options: argparse.Namespace, size: Size) -> int:
 def run_job(options: argparse.Namespace, seed: int, name: str, size: Size) -> dict[str, Any]:
     """Run a federation to its end, from wherever it stopped, and return its line."""
     dataset, settings = load_articles(Path(options.data), seed, size.fewest), {"seed": seed, **asdict(size)}
-    first = RunFolder(options.out / f"base-{seed}")
-    with first.lock():
-        first.start(settings, resume=first.started)
-        base = train_base(first, dataset, seed, size)
+    base_folder = RunFolder(options.out / f"base-{seed}")
+    with base_folder.lock():
+        base_folder.start(settings, resume=base_folder.started)
+        base = train_base(base_folder, dataset, seed, size)
     folder = RunFolder(options.out / f"{name.replace(' ', '-')}-{seed}")
     with folder.lock():
         folder.start({**settings, "method": asdict(METHODS[name])}, resume=folder.started)
@@ -61,7 +61,7 @@ def run_job(options: argparse.Namespace, seed: int, name: str, size: Size) -> di
         "seed": seed,
         "method": name,
         "metrics": history[-1].evaluate,
-        "base": first.about()["perplexity"],
+        "base": base_folder.about()["perplexity"],
         "bytes": total_bytes(history),
         "rounds": len(history),
         "seconds": round(sum(own.seconds for own in history), 1),

@@ -91,7 +91,7 @@ def load_articles(root: Path, seed: int, fewest: int) -> Dataset:
     return to_text("wikitext2", read(train, own), read(test, [BASE] * len(test.texts)))
 
 
-def part_of(dataset: Dataset, owner: int) -> Split:
+def select_owner(dataset: Dataset, owner: int) -> Split:
     """Return the rows of one owner."""
     if dataset.owners is None:
         raise DataError(f"{dataset.name} has no owners")
@@ -112,15 +112,15 @@ def train_base(folder: RunFolder, dataset: Dataset, seed: int, size: Size) -> Tr
         done = checkpoint.server_round
     for epoch in range(done + 1, size.epochs + 1):
         options = TrainOptions(learning_rate=size.base_lr, epochs=1)
-        train(model, part_of(dataset, BASE), options, seed=derive(seed, "base", epoch))
+        train(model, select_owner(dataset, BASE), options, seed=derive(seed, "base", epoch))
         state = {name: own.detach() for name, own in model.named_parameters()}
         folder.save_checkpoint(Checkpoint(server_round=epoch, state=state))
     if "perplexity" not in folder.about():
-        folder.note(perplexity=perplexity_of(model, dataset))
+        folder.note(perplexity=compute_perplexity(model, dataset))
     return model
 
 
-def perplexity_of(model: nn.Module, dataset: Dataset) -> float:
+def compute_perplexity(model: nn.Module, dataset: Dataset) -> float:
     """Return a model's perplexity on the test set: exp of the mean loss of all words, of which 15 % are hidden."""
     result = evaluate(model, dataset.test, batch_size=20, perplexity_kind="fixed")
     return result.metrics("global")["global-perplexity"]
@@ -145,7 +145,7 @@ def make_app(build: Build, dataset: Dataset, size: Size) -> ClientApp:
     @app.train()
     def train_adapters(message: Message, context: Context) -> Message:
         model = submodel(message, build)
-        own = part_of(dataset, 1 + int(context.node_config["partition-id"]))
+        own = select_owner(dataset, 1 + int(context.node_config["partition-id"]))
         job = TrainingJob(model=model, split=own, seed=seed_of(message), step_share=size.step_share)
         (result,) = train_together([job], options, engine="plain")
         return reply(message, model, num_examples=result.examples, metrics={"loss": result.loss})
@@ -164,7 +164,7 @@ def run_cell(folder: RunFolder, base: nn.Module, dataset: Dataset, method: Metho
         for rate in mix.rates:
             model = build(rate)
             load_parameters(model, strategy.federation.plan(rate).extract(state))
-            found[f"rank-{round(rate * method.rank)}-perplexity"] = perplexity_of(model, dataset)
+            found[f"rank-{round(rate * method.rank)}-perplexity"] = compute_perplexity(model, dataset)
         return MetricRecord({"global-perplexity": next(iter(found.values())), **found})
 
     strategy = HeteroFL(

@@ -62,8 +62,8 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not(root, tmp_p
             raise KeyboardInterrupt
         return real(*given)
 
-    real = experiment.perplexity_of
-    monkeypatch.setattr(experiment, "perplexity_of", cut_off)
+    real = experiment.compute_perplexity
+    monkeypatch.setattr(experiment, "compute_perplexity", cut_off)
     assert main([*arguments, str(tmp_path / "cut")], SMALL) != 0
     assert not (tmp_path / "cut/cells.jsonl").exists()
     assert main([*arguments, str(tmp_path / "cut")], SMALL) == 0
