@@ -86,6 +86,6 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(PY) || { mkdir -p $(VENV) && touch $(VENV)/.unfinished && $(PYTHON) -m venv $(VENV); }
 	@echo "installing into $(VENV); the first time this takes some minutes and about 6 GB"
 	$(PIP) install --quiet "hatchling>=1.27" "editables>=0.5" "setuptools>=77"
-	$(PIP) install --quiet --no-build-isolation --constraint constraints.txt --editable ".[dev]"
+	$(PIP) install --quiet --no-compile --no-build-isolation --constraint constraints.txt --editable ".[dev]"
 	@rm -f $(VENV)/.unfinished
 	@touch $(READY)

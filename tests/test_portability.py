@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 # Python runs a module of this name when it starts, so worker processes lack the same.
@@ -69,6 +71,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_two_rounds_needs_nothing_that_linux_alone_has(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(LACKING)
     (tmp_path / "script.py").write_text(RUN)

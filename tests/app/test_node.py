@@ -78,21 +78,21 @@ def test_a_damaged_file_is_named(tmp_path):
         read(node(tmp_path), 2)
 
 
-def run(folder, processes=0, **settings):
+def run(folder, **settings):
     states = {NODE_STATES: str(folder / "clients")}
     config = {**SMALL, **settings, "run.dir": str(folder)}
-    run_app(config, CLIENTS, processes=processes, node_config=lambda partition: states)
+    run_app(config, CLIENTS, node_config=lambda partition: states)
     return folder
 
 
-@pytest.mark.parametrize(("shared", "processes"), [("", 0), ("linear.*", 2)])
-def test_a_resumed_run_equals_one_without_a_break(tmp_path, shared, processes):
+@pytest.mark.parametrize("shared", ["", "linear.*"])
+def test_a_resumed_run_equals_one_without_a_break(tmp_path, shared):
     whole = run(tmp_path / "whole", **{"num-rounds": 5, "server.shared": shared})
     broken = run(tmp_path / "broken", **{"num-rounds": 3, "server.shared": shared})
     # As if it had been killed after it had trained a round of which there is no checkpoint.
     for path in list((broken / "clients").glob("*/*.safetensors")):
         path.with_name("000004.safetensors").write_bytes(path.read_bytes())
-    run(broken, processes=processes, **{"num-rounds": 5, "server.shared": shared, "run.resume": True})
+    run(broken, **{"num-rounds": 5, "server.shared": shared, "run.resume": True})
     assert history_of(whole) == history_of(broken)
     for path in (whole / "clients").rglob("*.safetensors"):
         assert equal(load_file(path), load_file(broken / path.relative_to(whole)))

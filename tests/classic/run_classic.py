@@ -13,7 +13,6 @@ from flwr.common import Context, RecordDict, parameters_to_ndarrays
 from flwr.server import ServerConfig
 
 from heterofl_flwr import Evaluation
-from tests.classic import digits_clients
 from tests.classic.digits_clients import Client, Kept, build, client_fn
 
 NODES = 3
@@ -40,16 +39,6 @@ def simulated() -> Kept:
         ray_init_args={"num_cpus": 2, "include_dashboard": False},
     )
     ray.shutdown()
-    return own
-
-
-def virtual() -> Kept:
-    """``run_simulation`` with a ``ServerApp`` around a classic strategy."""
-    from flwr.simulation import run_simulation
-
-    own = strategy()
-    backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
-    run_simulation(digits_clients.make_server(own, ROUNDS), digits_clients.app, NODES, backend_config=backend)
     return own
 
 
@@ -86,6 +75,6 @@ def client(address: str, partition: int) -> None:
 if __name__ == "__main__" and sys.argv[1] == "client":
     client(sys.argv[2], int(sys.argv[3]))
 elif __name__ == "__main__":
-    run = {"simulated": simulated, "virtual": virtual, "served": served}[sys.argv[1]]()
+    run = {"simulated": simulated, "served": served}[sys.argv[1]]()
     arrays, rates = parameters_to_ndarrays(run.last), sorted(run.log.rates.items())
     np.savez(sys.argv[2], *arrays, accuracy=run.metrics["local-accuracy"], rates=np.array(rates))

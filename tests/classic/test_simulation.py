@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("kind", ["simulated", "virtual", "served"])
+@pytest.mark.parametrize("kind", ["simulated", "served"])
 def test_mixed_levels_train_and_evaluate(kind, tmp_path):
     file = tmp_path / "out.npz"
     command = [sys.executable, "-m", "tests.classic.run_classic", kind, str(file)]

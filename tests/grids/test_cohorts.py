@@ -58,6 +58,7 @@ def bits(replies):
     return [reply.content["arrays"]["w"].data for reply in replies]
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_bits(pool):
     def rounds(made, window):
         with made as grid:
@@ -120,9 +121,8 @@ def test_a_reply_that_cannot_be_sent_back_fails_alone(pool):
     assert "pickle" in replies[4].error.reason
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-def test_an_app_without_train_cohort_answers_one_by_one(processes):
-    with LocalGrid("cohort_clients:fit", len(RATES), processes=processes, cohort=4) as grid:
+def test_an_app_without_train_cohort_answers_one_by_one():
+    with LocalGrid("cohort_clients:fit", len(RATES), cohort=4) as grid:
         messages = sent_to(grid)
         assert groups_of(grid, grid.send_and_receive(messages)) == [[partition] for partition in range(len(RATES))]
 

@@ -48,6 +48,7 @@ def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors,
     assert caplog.text.count("Another one is given its messages") == 2
 
 
+@pytest.mark.slow
 def test_groups_and_bits_are_those_of_a_local_grid(machine):
     def rounds(make, **options):
         slices = {rate: ArrayRecord({"w": Array(np.full(40_000, 2 * rate))}) for rate in (0.5, 1.0)}

@@ -63,6 +63,7 @@ def test_an_app_of_a_notebook_is_not_found(monkeypatch):
         reference(main.app)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_be_replaced_is_an_error_until_it_can(tmp_path, monkeypatch, ask):
     monkeypatch.setattr(worker_pool, "LOADS", 1)  # each takes seconds; test_worker_pool.py has more of them
     monkeypatch.syspath_prepend(tmp_path)
@@ -116,9 +117,7 @@ def main(how):
     ids = list(grid.get_node_ids())
     replies = grid.send_and_receive([fa.Message(fa.RecordDict(), node_id, "query.pid") for node_id in ids * 4])
     print(*{reply.content["config"]["pid"] for reply in replies}, flush=True)
-    if how == "exit":
-        grid.push_messages([fa.Message(fa.RecordDict(), ids[0], "query.sleep")])
-    elif how == "idle":
+    if how == "idle":
         time.sleep(600)
     else:
         grid.send_and_receive([fa.Message(fa.RecordDict(), ids[0], "query.sleep")])
@@ -135,27 +134,20 @@ def start(folder, how, ending=GUARD):
     return subprocess.Popen([sys.executable, str(path), how], env=environment, **pipes)
 
 
-@pytest.mark.parametrize(
-    ("how", "sent"),
-    [
-        pytest.param("exit", None, marks=pytest.mark.slow),
-        pytest.param("busy", signal.SIGINT, marks=pytest.mark.slow),
-        ("idle", signal.SIGKILL),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "sent"), [("busy", signal.SIGINT), ("idle", signal.SIGKILL)])
 def test_no_process_outlives_its_script(tmp_path, gone, how, sent):
     with start(tmp_path, how) as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]
         time.sleep(0.2)
-        if sent:
-            process.send_signal(sent)
+        process.send_signal(sent)
     assert pids
     assert gone(pids)
 
 
 @pytest.mark.slow
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
-    with start(tmp_path, "exit", ending="main(sys.argv[1])\n") as process:
+    with start(tmp_path, "idle", ending="main(sys.argv[1])\n") as process:
         _, stderr = process.communicate(timeout=600)
     assert "ConfigError: in a worker process:" in stderr
     assert '`if __name__ == "__main__":`' in stderr
@@ -205,6 +197,7 @@ def test_a_busy_worker_ends_with_the_process_that_started_it():
     assert done.stdout.strip().isdigit()  # it comes only when the child, which holds the pipe too, has ended
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_process_group_ends_with_what_it_has_started(monkeypatch, gone, ask):
     monkeypatch.delattr(os, "killpg")
     with LocalGrid("odd_clients:app", 1, processes=2) as grid:

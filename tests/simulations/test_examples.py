@@ -27,6 +27,7 @@ def test_a_model_of_torchvision_is_an_app_in_less_than_60_lines():
     assert len(Path(torchvision_app.__file__).read_text(encoding="utf-8").splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_a_model_of_torchvision_trains_at_five_levels(monkeypatch, capsys):
     load = torchvision_app.load
     monkeypatch.setattr(torchvision_app, "load", lambda context, part="train": load(context, part).select(range(8)))

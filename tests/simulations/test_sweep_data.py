@@ -6,19 +6,11 @@ import pytest
 
 from heterofl_flwr.report import RunFolder
 from simulations.sweep import __main__ as sweep
-from simulations.sweep.__main__ import CONF
 from tests.simulations.tiny_data import FOLDERS, write_tiny
 
-METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")} - {"heterofl"}
-# By the classes of examples, by the names of layers, and by the stages of models of images.
-OF_IMAGES = {"fedh2l", "hybrid", "lg-fedavg", "depthfl", "inclusivefl", "scalefl"}
-# All methods learn the images of test_methods_learn.py; here are those of them that see colours or layers otherwise.
-SLOW = [
-    *(("cifar10", own) for own in ("fedh2l", "fjord", "lg-fedavg")),
-    *(("wikitext2", own) for own in sorted(METHODS - OF_IMAGES)),
-]
+# All methods learn the images of test_methods_learn.py; here are some that see colours, layers or heads otherwise.
+SLOW = [("cifar10", "lg-fedavg"), ("wikitext2", "fedrolex"), ("wikitext2", "fjord")]
 TRIED = [(data, "heterofl") for data in FOLDERS] + [pytest.param(*own, marks=pytest.mark.slow) for own in SLOW]
-PEERS = ("distill.models='mlp,lenet'", "distill.seed-size=50", "distill.seed-batch=20", "distill.steps=2")
 OPTIONS = {
     "mnist": ("model.hidden='4,8'", "split=non-iid-2", "train.batch-size=20"),
     "cifar10": ("model.hidden='4,8,8,8'", "split=non-iid-2", "train.batch-size=20"),
@@ -36,7 +28,7 @@ def test_two_rounds(data, method, tmp_path, monkeypatch, capsys, request):
     monkeypatch.chdir(tmp_path)
     line = ["mix=a-e", "num-rounds=2", "train.epochs=1", f"engine.clients={CLIENTS}", "engine.parallel=1"]
     line += [f"data={data}", f"method={method}", f"data.root={tmp_path / 'data'}", "sample.fraction=0.2"]
-    monkeypatch.setattr("sys.argv", ["sweep.py", *line, *OPTIONS[data], *(PEERS if method == "fedh2l" else ())])
+    monkeypatch.setattr("sys.argv", ["sweep.py", *line, *OPTIONS[data]])
     assert sweep.main() in (0, None), capsys.readouterr().err
     (path,) = (tmp_path / "runs" / "jobs").glob("*-s0-*")
     folder = RunFolder(path)

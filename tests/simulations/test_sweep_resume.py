@@ -4,8 +4,6 @@ import signal
 import sys
 from pathlib import Path
 
-import pytest
-
 from heterofl_flwr.report import RunFolder
 from simulations.sweep import __main__ as sweep
 from tests.simulations.sweeping import PLACE, SHRUNKEN, finish, planned, start
@@ -29,24 +27,13 @@ def results(path: Path) -> dict[str, object]:
     return {"history": history, **{own.name: own.read_bytes() for own in (path / "models").glob("*.safetensors")}}
 
 
-@pytest.mark.parametrize(
-    "killed",
-    [
-        pytest.param(("engine.parallel=2",), id="with worker processes, and then without"),
-        pytest.param(
-            ("engine=ray", "engine.parallel=2"),
-            id="on ray, and then without",
-            marks=[pytest.mark.slow, pytest.mark.simulation],
-        ),
-    ],
-)
-def test_goes_on_where_it_was(killed, tmp_path, monkeypatch, capsys, without_reports):
+def test_goes_on_where_it_was(tmp_path, monkeypatch, capsys, without_reports):
     folder, names = tmp_path / "killed", list(planned(*SWEEP))
     first, second = (RunFolder(folder / name) for name in names)
     run(monkeypatch, folder, *SWEEP, "assignment=fix")
     before = stamps(first.path)
 
-    status, out = finish(start(folder, *SWEEP, *killed, "run.callbacks=tests.simulations.sweeping:Die"))
+    status, out = finish(start(folder, *SWEEP, "engine.parallel=2", "run.callbacks=tests.simulations.sweeping:Die"))
     assert status == -signal.SIGKILL, out
     assert len(second.history()) == 1
     assert not second.about()["finished"]
