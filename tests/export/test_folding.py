@@ -103,6 +103,7 @@ def test_activations_in_place_become_others_that_are_not():
     ("forward", "changed"),
     [
         (lambda self, x: F.relu_((y := self.conv(x)).flatten(1)).sum() + y, 0),
+        (lambda self, x: ((y := self.conv(x)), (view := y.flatten(1)), F.relu_(y).flatten(1) + view)[2], 0),
         (lambda self, x: F.relu_(x + 0), 0),
         (lambda self, x: F.relu_(y := self.conv(x)) + y, 1),  # torch's trace lets it read the activation's output
     ],
