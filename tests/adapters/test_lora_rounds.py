@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.common import parameters_to_ndarrays
 from safetensors.torch import load_file
 
-from heterofl_flwr import HeteroFL, LocalGrid, Mix, lora
+from heterofl_flwr import HeteroFL, LocalGrid, Mix, Momentum, lora
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.classic.client import parameters_of as arrays_of
 from heterofl_flwr.classic.client import submodel as classic_submodel
@@ -77,6 +77,13 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
     for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 2).items():
         torch.testing.assert_close(found.state[name], torch.from_numpy(expected))
     assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
+
+
+def test_a_server_optimizer_steps_from_the_adapters_to_their_mean():
+    found = run(1, server_optimizer=Momentum(server_learning_rate=0.5))
+    mean = twin(found.strategy.federation, found.grid.get_node_ids(), 1)
+    for name, old in exchanged_parameters(build(1.0)).items():
+        torch.testing.assert_close(found.state[name], (old.detach() + torch.from_numpy(mean[name])) / 2)
 
 
 def test_messages_hold_adapters_alone_and_of_the_clients_rank():
