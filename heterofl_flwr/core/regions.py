@@ -23,10 +23,10 @@ class Region:
     __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
-        opened, place, self._shape, self._local_shape, self.whole = _find_geometry(axes)
+        opened, place, prefix, self._shape, self._local_shape, self.whole = _find_geometry(axes)
         view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
         self.view = view if self.whole else view[place]
-        self._index = None if is_prefix(axes) else _build_index(axes, tensor.device)
+        self._index = None if prefix else _build_index(axes, tensor.device)
 
     def part(self) -> Tensor:
         """Return the region in the client's shape; where it can be, a view of the tensor."""
@@ -65,8 +65,11 @@ def is_prefix(axes: Axes) -> bool:
 
 
 @lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
-def _find_geometry(axes: Axes) -> tuple[tuple[int, ...], Place, tuple[int, ...], tuple[int, ...], bool]:
-    """Return the tensor's shape with parts as dimensions, the region in it, its shape, the client's; if it is whole."""
+def _find_geometry(axes: Axes) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
+    """Return the tensor's shape with parts as dimensions, the region in it, and whether that is a prefix.
+
+    Then the region's shape, the client's, and whether the region is all of the tensor.
+    """
     dimensions: list[tuple[int, slice, int]] = []
     for axis in axes:
         full, kept = axis.part
@@ -74,7 +77,8 @@ def _find_geometry(axes: Axes) -> tuple[tuple[int, ...], Place, tuple[int, ...],
             dimensions.append((axis.parts, slice(None), axis.parts))
         dimensions.append((full, slice(kept) if axis.index is None else slice(None), kept))
     opened, place, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
-    return opened, place, shape, tuple(axis.kept for axis in axes), all(axis.kept == axis.full for axis in axes)
+    whole = all(axis.kept == axis.full for axis in axes)
+    return opened, place, is_prefix(axes), shape, tuple(axis.kept for axis in axes), whole
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
