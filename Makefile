@@ -34,9 +34,10 @@ test: $(READY)  ## tests of every capability, five minutes on two cores; all lin
 	$(PYTEST) tests/core --cov=heterofl_flwr.core --cov-report=term-missing:skip-covered --cov-fail-under=100
 	$(PYTEST) -m "not slow" --ignore=tests/core
 
-# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start.
+# The tests of a file stay in one process: what they share (whole runs, Ray) takes up to a minute to start. Three at a
+# time, as they often wait for others' processes; in their order, since the longest come early in it.
 test-all: test  ## test, then the long ones: Ray, whole runs, deployments, every model and every fault
-	$(PYTEST) --dist loadfile -m slow
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 FLOWERS ?= 1.32.1 1.42.0
 flower: $(READY)  ## a few tests with the oldest and the newest Flower that are allowed, or with FLOWERS="1.36.0 1.38.0"

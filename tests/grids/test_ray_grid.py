@@ -100,7 +100,7 @@ app = Mortal()
 """
 DIGITS = {
     "data.name": "digits",
-    "num-rounds": 5,
+    "num-rounds": 3,
     "train.epochs": 1,
     "model.hidden": "8",
     "evaluate.every": 1,
@@ -111,7 +111,7 @@ DIGITS = {
 
 
 @pytest.mark.slow
-def test_five_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, monkeypatch):
+def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, monkeypatch):
     def run(make, app="heterofl_flwr.app.client_app:app", **options):
         keep = Keep()
         with make(app, 5, run_config=DIGITS, **options) as grid:
@@ -122,10 +122,9 @@ def test_five_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_pa
     (tmp_path / "mortal_clients.py").write_text(MORTAL)
     monkeypatch.syspath_prepend(tmp_path)
     expected, state, _ = run(LocalGrid)
-    for options in ({"at_once": 1}, {"at_once": 3, "app": "mortal_clients:app"}):
-        rounds, found, deaths = run(RayGrid, **options)
-        assert rounds == expected
-        assert equal(found, state)
+    rounds, found, deaths = run(RayGrid, at_once=3, app="mortal_clients:app")
+    assert rounds == expected
+    assert equal(found, state)
     killed = {mark.name for mark in tmp_path.iterdir()} - {"mortal_clients.py", "__pycache__"}
     assert {"train", "evaluate", "query.moments"} <= killed
     assert len(deaths) == len(killed)
@@ -203,40 +202,32 @@ def test_invalid_arguments_raise(name, value):
 
 
 SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
+import signal, sys
 import psutil
 from flwr.app import ConfigRecord, Message, RecordDict
 from heterofl_flwr.grids import RayGrid
 
 handler = signal.getsignal(signal.SIGTERM)
-for turn in (1, 2):
-    grid = RayGrid("odd_clients:app", 2, at_once=1)
-    assert signal.getsignal(signal.SIGTERM) == handler
-    content = RecordDict({"config": ConfigRecord({"seconds": 600.0})})
-    grid.push_messages([Message(content, node_id, "query.sleep") for node_id in grid.get_node_ids()])
-    children = psutil.Process().children(recursive=True)
-    folder = next(argument for child in children for argument in child.cmdline() if argument.startswith("--temp-dir="))
-    print(folder.partition("=")[2], *(child.pid for child in children), flush=True)
-    if turn == 1:
-        grid.close()
-        print("closed", flush=True)
-time.sleep(600)
+grid = RayGrid("odd_clients:app", 2, at_once=1)
+assert signal.getsignal(signal.SIGTERM) == handler
+content = RecordDict({"config": ConfigRecord({"seconds": 600.0})})
+grid.push_messages([Message(content, node_id, "query.sleep") for node_id in grid.get_node_ids()])
+children = psutil.Process().children(recursive=True)
+folder = next(argument for child in children for argument in child.cmdline() if argument.startswith("--temp-dir="))
+print(folder.partition("=")[2], *(child.pid for child in children), flush=True)
+grid.close()
+print("closed", flush=True)
+sys.stdin.read()
 """
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_ray_that_the_grid_has_started(apps, gone):
-    def all_is_gone(folder, *pids, seconds):
-        return gone(map(int, pids), seconds, zombies=False) and not Path(folder).exists()
-
+def test_nothing_is_left_of_a_ray_that_a_closed_grid_has_started(apps, gone):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
     environment.pop("RAY_ADDRESS", None)
-    script = subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
-    with script:
-        closed = script.stdout.readline().split()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, **pipes) as script:
+        folder, *pids = script.stdout.readline().split()
         assert script.stdout.readline() == "closed\n"
-        assert all_is_gone(*closed, seconds=120.0)
-        killed = script.stdout.readline().split()
-        script.kill()
-    assert all_is_gone(*killed, seconds=120.0)
+        assert gone(map(int, pids), 120.0, zombies=False)
+        assert not Path(folder).exists()

@@ -1,0 +1,15 @@
+"""Hostile SuperNodes over TLS: a few of those that ``python -m simulations.fuzz --wire`` lets join."""
+
+import pytest
+
+from simulations.fuzz.wire import Case, run_case
+
+pytestmark = [pytest.mark.deployment, pytest.mark.slow]
+
+
+def test_they_leave_the_model_as_when_they_are_silent(tmp_path):
+    attacks = ["objects withheld", "a config that never closes", "one chunk many times", "an old reply again"]
+    result = run_case(Case(name="some", attacks=attacks, honest=2, own_supernodes=True, deadline=30.0), tmp_path)
+    assert result.faults(0) == []
+    assert result.equal
+    assert [set(record.failures) for record in result.history] == [{2, 3, 4}, {2, 3, 4, 5}, {2, 3, 4, 5}]
