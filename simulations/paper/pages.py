@@ -19,6 +19,11 @@ HEADER = """# Our runs beside the paper
 
 `{command}` wrote this.
 
+A model is named by its clients' levels: a has all channels, b half of them, and so on to e with a sixteenth; d-e means
+that each round draws d or e for each client. IID: accuracy on the whole test set, of clients that have examples of all
+classes. Where each client has two classes (non-IID), global is the accuracy on the whole test set, and local the mean
+of the clients' accuracies on the test examples of their own classes.
+
 Final: after the last round. Best: in the round whose global metric is best on the test set, which is what the paper
 prints; local accuracy is that round's too. Accuracies in percent. Over several seeds: mean ± standard deviation, and
 from three seeds on the 95 % interval of the mean by the t distribution. Best of: among so many evaluations of a run.
