@@ -2,9 +2,10 @@
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,13 @@ from heterofl_flwr.core.levels import exact_rate, level_name, rate_of, width
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.errors import ConfigError, ShapeError, first_line
 from heterofl_flwr.nn.execution import call
+from heterofl_flwr.nn.models import Build
 
-Build = Callable[[float], nn.Module]
 Rates = tuple[float, float]
 """The width rate and the depth rate of a level."""
+
+STACKS = nn.Sequential, nn.ModuleList
+"""The containers whose children can be dropped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +34,12 @@ class Shallow:
 
     def __call__(self, rate: float) -> nn.Module:
         """Return a new model of this rate; of each stack it has ``width(number of blocks, depth rate)`` blocks."""
-        width_rate, depth_rate = self.rates(rate)
+        width_rate, depth_rate = self._rates(rate)
         model = self.build(width_rate)
-        for parent, names in find_stacks(model, self.blocks).items():
-            _drop(model, parent, names[width(len(names), depth_rate) :])
+        _drop(model, find_stacks(model, self.blocks), depth_rate)
         return model
 
-    def rates(self, rate: float) -> Rates:
+    def _rates(self, rate: float) -> Rates:
         """Return the width rate and the depth rate of a rate."""
         if not self.levels:
             return 1.0, float(exact_rate(rate))
@@ -53,7 +56,7 @@ def shallow(
     *,
     levels: Mapping[str | float, Rates] | None = None,
 ) -> Shallow:
-    """Return ``build``, the function from a rate to a model with fewer blocks, for ``HeteroFL`` and all that takes one.
+    """Return the function from a rate to a model with fewer blocks, which ``HeteroFL`` takes as ``build``.
 
     The blocks that are kept are the first of each stack, at least one, under the names that they have in the full
     model. So the parameters of a shallower model are some of those of a deeper one, and the counting mean averages
@@ -82,18 +85,19 @@ def shallow(
     >>> len(build(0.5))
     2
     """
-    known = {rate_of(level): own for level, own in (levels or {}).items()}
+    known = _parse_levels((levels or {}).items())
+    width_rates = [width_rate for width_rate, _ in known.values()]
     if isinstance(model, nn.Module):
-        if any(own != 1 for own, _ in known.values()):
+        if any(width_rate != 1 for width_rate in width_rates):
             raise ConfigError(
                 "a single model has one width: where levels differ in width, give elastic(model, example)"
             )
         model = _Copies(copy.deepcopy(model))
     build = Shallow(model, blocks, known)
     with kept_random_state():
-        full = model(max((own for own, _ in known.values()), default=1.0))
+        full = model(max(width_rates, default=1.0))
     if not find_stacks(full, blocks):
-        stacks = ", ".join(f"{name}.*" if name else "*" for name, own in full.named_modules() if _is_stack(own))
+        stacks = ", ".join(_join(name, "*") for name, own in full.named_modules() if isinstance(own, STACKS))
         raise ConfigError(f"{blocks!r} names no blocks of {type(full).__name__}; it has {stacks or 'no stack of any'}")
     if example_inputs is not None:
         _check_depths(full.eval(), blocks, example_inputs)
@@ -101,13 +105,13 @@ def shallow(
 
 
 def read_levels(text: str) -> Mapping[float, Rates] | None:
-    """Read what smaller models lack: widths (None), blocks (no levels), or both, as ``b=0.7:0.75,c=0.7:0.5``.
+    """Return the width rate and the depth rate by level, read from ``b=0.7:0.75,c=0.7:0.5``.
 
-    Each level or rate has its width rate and its depth rate; level a is whole without being named.
+    ``width`` gives None, and ``depth`` no levels. Level a is whole without being named.
     """
     if text in ("width", "depth"):
         return None if text == "width" else {}
-    found = {1.0: (1.0, 1.0)}
+    pairs = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([^=:]+)=([^=:]+):([^=:]+)", part)
         if match is None:
@@ -115,7 +119,20 @@ def read_levels(text: str) -> Mapping[float, Rates] | None:
                 f"{part.strip()!r} is no level with a width rate and a depth rate: write one like 'b=0.7:0.75', or "
                 f"'width' or 'depth' for all levels"
             )
-        found[rate_of(match[1])] = float(exact_rate(match[2])), float(exact_rate(match[3]))
+        pairs.append((match[1], (match[2], match[3])))
+    return {1.0: (1.0, 1.0), **_parse_levels(pairs)}
+
+
+def _parse_levels(pairs: Iterable[tuple[str | float, object]]) -> dict[float, Rates]:
+    """Return the width rate and the depth rate by the rate of each level."""
+    found: dict[float, Rates] = {}
+    for level, rates in pairs:
+        if not isinstance(rates, tuple | list) or len(rates) != 2:
+            raise ConfigError(f"level {level} has {rates!r}; expected a width rate and a depth rate, as (0.7, 0.75)")
+        rate = rate_of(level)
+        if rate in found:
+            raise ConfigError(f"level {level} is given twice: leave one of them out")
+        found[rate] = float(exact_rate(rates[0])), float(exact_rate(rates[1]))
     return found
 
 
@@ -131,56 +148,68 @@ class _Copies:
 
 def find_blocks(model: nn.Module, pattern: str) -> list[str]:
     """Return the names of the modules that fit a pattern, part by part, in the model's order."""
-    names = (name for name, _ in model.named_modules() if name)
-    return [name for name in names if name.count(".") == pattern.count(".") and fnmatchcase(name, pattern)]
+    return [name for name, _ in model.named_modules() if name and _fits(name, pattern)]
 
 
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
     """Return the stacks of the blocks that fit a pattern: by the name of each, the names of the blocks in it."""
-    stacks: dict[str, list[str]] = {}
-    for name in find_blocks(model, pattern):
-        parent, _, own = name.rpartition(".")
-        if _is_stack(model.get_submodule(parent)):
-            stacks.setdefault(parent, []).append(own)
-    return stacks
+    stacks = {
+        parent: [
+            own for own, block in stack._modules.items() if block is not None and _fits(_join(parent, own), pattern)
+        ]
+        for parent, stack in model.named_modules()
+        if isinstance(stack, STACKS)
+    }
+    return {parent: names for parent, names in stacks.items() if names}
 
 
-def _is_stack(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential | nn.ModuleList)
+def _fits(name: str, pattern: str) -> bool:
+    return name.count(".") == pattern.count(".") and fnmatchcase(name, pattern)
 
 
-def _drop(model: nn.Module, parent: str, names: list[str]) -> None:
-    # Not del stack[...]: nn.Sequential would give the blocks that are left other names.
-    for name in names:
-        del model.get_submodule(parent)._modules[name]
+def _join(parent: str, own: str) -> str:
+    return f"{parent}.{own}" if parent else own
+
+
+def _drop(model: nn.Module, stacks: Mapping[str, list[str]], depth_rate: float | Fraction) -> list[str]:
+    """Drop the last blocks of each stack; return the names of those that were there."""
+    dropped = []
+    for parent, names in stacks.items():
+        # Not del stack[...]: nn.Sequential would give the blocks that are left other names.
+        modules = model.get_submodule(parent)._modules
+        for own in names[width(len(names), depth_rate) :]:
+            if modules.pop(own, None) is not None:
+                dropped.append(_join(parent, own))
+    return dropped
 
 
 @torch.no_grad()
 @kept_random_state()
 def _check_depths(model: nn.Module, blocks: str, inputs: object) -> None:
-    """Run a model at every depth; name the block without which it does not work. The model is used up."""
-    shapes: dict[str, tuple[object, object]] = {}  # of each block's input and output
+    """Run a model at every depth that a rate gives; name the block without which it does not work.
+
+    The model loses its blocks.
+    """
+    shapes: dict[str, tuple[object, object]] = {}  # of each block's input and output in the full model
     stacks = find_stacks(model, blocks)
-    for name in find_blocks(model, blocks):
+    for name in (_join(parent, own) for parent, names in stacks.items() for own in names):
 
         def note(_: nn.Module, args: object, named: object, out: object, name: str = name) -> None:
-            shapes[name] = _shape((args, named)), _shape(out)
+            shapes.setdefault(name, (_shape((args, named)), _shape(out)))
 
         model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
     expected = _shape(call(model, inputs))
-    full = dict(shapes)
-    for kept in range(max(map(len, stacks.values())) - 1, 0, -1):
-        dropped = [f"{parent}.{own}".strip(".") for parent, names in stacks.items() for own in names[kept : kept + 1]]
-        for parent, names in stacks.items():
-            _drop(model, parent, names[kept : kept + 1])
+    depth_rates = {Fraction(kept, len(names)) for names in stacks.values() for kept in range(1, len(names))}
+    for depth_rate in sorted(depth_rates, reverse=True):
+        dropped = _drop(model, stacks, depth_rate)
         try:
             found, reason = _shape(call(model, inputs)), ""
         except Exception as error:  # whatever the model's code raises
             found, reason = None, f" ({first_line(error)})"
         if found != expected:
-            unequal = [name for name in dropped if name in full and full[name][0] != full[name][1]]
+            unequal = [name for name in dropped if name in shapes and shapes[name][0] != shapes[name][1]]
             block = (unequal or dropped)[0]
-            before, after = full.get(block, (None, None))
+            before, after = shapes.get(block, (None, None))
             raise ShapeError(
                 f"the model does not work without block {block}{reason}: its input is {before}, its output {after}. "
                 f"Only a block whose input and output have the same shape can be dropped: name others, or give each "

@@ -16,7 +16,8 @@ from heterofl_flwr import elastic, lora, shallow
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.axes import positions
 from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
-from heterofl_flwr.nn.depth import Build, Rates
+from heterofl_flwr.nn.depth import Rates
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report.drawing import SMALL, light, to_svg_file
 from simulations.examples.light_and_dark import follow_mode
 

@@ -39,6 +39,20 @@ class Steps(nn.Module):
         return {"logits": x, "hidden": seen}
 
 
+class TwoStacks(nn.Module):
+    """A model with stacks of two and of four blocks, of which the second has only two different ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        one, other = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.first = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+        self.second = nn.ModuleList([one, other, one, other])
+
+    def forward(self, x, calls):
+        calls.append((len(self.first), len(self.second)))
+        return nn.Sequential(*self.first, *self.second)(x)
+
+
 @given(blocks=st.integers(1, 6), rates=st.lists(st.integers(1, 1000), min_size=1, max_size=4))
 def test_shallower_models_are_nested_in_deeper_ones_and_have_exact_numbers_of_blocks(blocks, rates):
     model = stack(blocks)
@@ -88,6 +102,14 @@ def test_several_stacks_keep_the_first_blocks_of_each():
     assert build(0.5)(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
 
 
+def test_every_depth_of_unequal_stacks_is_run_and_a_repeated_block_counts_each_time():
+    calls = []
+    build = shallow(TwoStacks(), "*.*", (X, calls))
+    assert calls == [(2, 4), (2, 3), (1, 2), (1, 1)]
+    found = [tuple(list(dict(own._modules)) for own in build(rate).children()) for rate in (0.75, 0.25)]
+    assert found == [(["0", "1"], ["0", "1", "2"]), (["0"], ["0"])]
+
+
 def test_levels_may_differ_in_width_and_depth():
     build = shallow(elastic(stack(), X), "1.*", X, levels={"a": (1, 1), "b": (0.5, 0.75), 0.1: (0.5, 0.25)})
     full, both, least = (build(rate) for rate in (1.0, 0.5, 0.1))
@@ -113,11 +135,23 @@ def test_a_block_that_changes_the_shape_is_named_with_both_shapes():
     assert len(shallow(model, "[0-1]", X)(0.5)) == 3
 
 
-def test_wrong_blocks_and_widths_of_a_single_model_are_refused():
+def test_wrong_blocks_are_refused_with_those_that_the_model_has():
     with pytest.raises(ConfigError, match=r"'layers\.\*' names no blocks of Sequential; it has \*, 1\.\*, 1\.0\.\*"):
         shallow(stack(1), "layers.*")
-    with pytest.raises(ConfigError, match="a single model has one width"):
-        shallow(stack(), "1.*", levels={"a": (1, 1), "b": (0.5, 1)})
+
+
+@pytest.mark.parametrize(
+    ("levels", "text"),
+    [
+        ({"a": (1, 1), "b": (0.5, 1)}, "a single model has one width"),
+        ({"b": (1, 0)}, "a rate of 0 is not usable"),
+        ({"b": 0.5}, r"level b has 0\.5; expected a width rate and a depth rate"),
+        ({"b": (1, 1), 0.5: (1, 0.5)}, r"level 0\.5 is given twice"),
+    ],
+)
+def test_wrong_levels_are_refused_before_a_model_is_built(levels, text):
+    with pytest.raises(ConfigError, match=text):
+        shallow(stack(), "1.*", levels=levels)
 
 
 def test_a_dropped_block_is_no_head():
@@ -132,5 +166,6 @@ def test_levels_are_read_from_text():
     for wrong in ("deep", "b=0.7", "b=0.7:0.5:1", ""):
         with pytest.raises(ConfigError, match="is no level with a width rate and a depth rate"):
             read_levels(wrong)
-    with pytest.raises(ConfigError, match="a rate of 2 is not usable"):
-        read_levels("b=2:1")
+    for wrong, text in (("b=2:1", "a rate of 2 is not usable"), ("b=1:1,0.5=1:0.5", r"level 0\.5 is given twice")):
+        with pytest.raises(ConfigError, match=text):
+            read_levels(wrong)
