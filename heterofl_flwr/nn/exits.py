@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, singledispatch
 from string import digits
 from types import MappingProxyType
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.models import CNN
+from heterofl_flwr.nn.models import CNN, Build
 from heterofl_flwr.nn.preresnet import PreResNet
 
 BLOCKS: Mapping[str, str] = MappingProxyType(
@@ -19,7 +19,6 @@ BLOCKS: Mapping[str, str] = MappingProxyType(
 )
 """The blocks by which our models differ in depth: whole exits, or those of the Transformer, which needs no exits."""
 
-Build = Callable[[float], nn.Module]
 Stage = tuple[nn.Module, nn.Module]
 """A part of a model, and the head that makes logits of what it returns."""
 
@@ -51,6 +50,8 @@ class Exits(nn.Module):
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:
         super().__init__()
         self.exits = nn.ModuleList(Exit(*stage) for stage in stages)
+        if not self.exits:
+            raise ConfigError("Exits was given no stages; expected one or more, each with its head")
         self.ensemble, self.deepest_only = ensemble, deepest_only
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,11 +75,12 @@ class Exits(nn.Module):
 
     @property
     def label_rows(self) -> tuple[str, ...]:
-        """The parameters whose rows belong to classes: those of each head's last linear layer."""
+        """The parameters whose rows belong to classes: those of each head's last linear layer, if it has one."""
         found: list[str] = []
         for number, one in enumerate(self.exits):
-            linear = [name for name, layer in one.named_modules() if isinstance(layer, nn.Linear)][-1]
-            found += [f"exits.{number}.{linear}.{own}" for own, _ in one.get_submodule(linear).named_parameters()]
+            layers = one.get_submodule("head").named_modules(prefix=f"exits.{number}.head")
+            linear = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)]
+            found += [own for name, layer in linear[-1:] for own, _ in layer.named_parameters(prefix=name)]
         return tuple(found)
 
     @property
@@ -100,7 +102,7 @@ def _build_exits(build: Build, ensemble: bool, deepest_only: bool, rate: float) 
 def split_stages(model: nn.Module) -> Sequence[Stage]:
     """Return the stages of a model, each with a new head; ``split_stages.register`` adds a rule for a class."""
     raise ConfigError(
-        f"nobody has said after which stages a {type(model).__name__} can end: add a rule with "
+        f"no rule says after which stages a {type(model).__name__} can end: add a rule with "
         f"heterofl_flwr.nn.exits.split_stages.register, or return heterofl_flwr.nn.Exits from your own build"
     )
 

@@ -74,6 +74,16 @@ def test_ones_own_stages_make_a_model_with_exits():
     )
 
 
+def test_a_head_without_a_linear_layer_has_no_rows_by_class():
+    head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert Exits([(nn.Sequential(nn.Linear(8, 8), nn.Conv2d(1, 4, 1)), head)]).label_rows == ()
+
+
+def test_exits_need_a_stage():
+    with pytest.raises(ConfigError, match="given no stages; expected one or more"):
+        Exits([])
+
+
 def test_a_model_without_a_rule_is_refused():
     with pytest.raises(
         ConfigError, match=r"after which stages a MLP can end: add a rule with .*split_stages\.register"
