@@ -153,7 +153,8 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Ru
     options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
     train, levels = settings.train, read_levels(settings.model.shrink)
     has_exits = levels is not None and BLOCKS.get(model) == "exits.*"
-    unnamed = [level_name(rate) for rate in settings.mix.rates if levels and rate not in levels]
+    rates = dict.fromkeys((rate_of(settings.global_rate or settings.mix.rates[0]), *settings.mix.rates))
+    unnamed = [level_name(rate) for rate in rates if levels and rate not in levels]
     return (
         ("model.name", ":" not in model and model not in MODELS,
          f"expected one of {', '.join(MODELS)}, 'module:function' or '{AUTO}'"),
@@ -161,7 +162,8 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Ru
            f"but the model {model} has no such option; expected '{AUTO}'") for option, value in options.items()),
         ("model.shrink", levels is not None and model not in BLOCKS,
          f"but model.name is {model}; expected one of {', '.join(BLOCKS)}, or 'width'"),
-        ("model.shrink", unnamed, f"but the mix also has {', '.join(unnamed)}; add widths and depths for them"),
+        ("model.shrink", unnamed,
+         f"but mix and global-rate also have {', '.join(unnamed)}; add widths and depths for them"),
         ("model.shrink", levels is not None and server.strategy != "heterofl",
          f"but server.strategy is {server.strategy}; expected 'width'"),
         ("model.ensemble", settings.model.ensemble and not has_exits, _NO_EXITS),

@@ -172,7 +172,14 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
             {"model.shrink": "depth", "model.name": "mlp"},
             "model.shrink: found 'depth', but model.name is mlp; expected",
         ),
-        ({"model.shrink": "b=1:0.5", "mix": "a1-b1-c1"}, "model.shrink: found 'b=1:0.5', but the mix also has c"),
+        (
+            {"model.shrink": "b=1:0.5", "mix": "a1-b1-c1"},
+            "model.shrink: found 'b=1:0.5', but mix and global-rate also have c",
+        ),
+        (
+            {"model.shrink": "b=1:0.5", "mix": "b1", "global-rate": "0.75", "server.choose": "rolling"},
+            "model.shrink: found 'b=1:0.5', but mix and global-rate also have 0.75",
+        ),
         ({"model.shrink": "depth", "server.strategy": "fedh2l"}, "model.shrink: found 'depth', but server.strategy is"),
         ({"model.ensemble": True}, "model.ensemble: found True, but the model has no exits: expected model.shrink"),
         (
