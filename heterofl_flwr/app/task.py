@@ -87,12 +87,13 @@ class Task:
 
     def _with_depth(self, build: Build) -> Build:
         """Return the function from a rate to a model that may also have fewer blocks (``model.shrink``)."""
-        model = self.settings.model
+        model, train = self.settings.model, self.settings.train
         levels = read_levels(model.shrink)
         if levels is None:
             return build
         if BLOCKS[model.name] == "exits.*":
-            last = self.settings.train.exits == "last"
+            # Ordered dropout trains the exits of smaller levels too.
+            last = train.exits == "last" and not train.ordered_dropout
             build = with_exits(build, ensemble=model.ensemble, deepest_only=last)
         held: dict[str | float, Rates] = {rate: own for rate, own in levels.items() if rate <= self.mix.global_rate}
         return shallow(build, BLOCKS[model.name], levels=held)

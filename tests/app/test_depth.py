@@ -40,6 +40,7 @@ def test_settings_say_which_exits_are_trained_and_evaluated():
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(model(images), torch.stack(model.all_logits(images)).mean(0))
     assert last.exit_loss(1) is None
+    assert task(model__shrink="depth", **{"train.ordered-dropout": True}).build(1.0).untrained == ()
     mutual = task(
         model__shrink="depth", train__exits="mutual", distill__ramp=0.5, distill__weight=2.0, **{"num-rounds": 4}
     )
