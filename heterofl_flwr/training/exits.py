@@ -48,14 +48,14 @@ EXIT_LOSSES: Mapping[TrainedExits, Callable[..., Tensor]] = {"mutual": mutual_lo
 
 
 def ramp_up(exits: TrainedExits, server_round: int, rounds: float) -> float:
-    """Return what the weight of the divergence is multiplied by in a round, where it grows over so many rounds.
+    """Return the factor of the divergence's weight in a round; it grows over ``rounds`` rounds.
 
     DepthFL: ``exp(-5 (1 - t / rounds)^2)`` with t from 0 on, over 300 of the authors' 1000 rounds. ScaleFL: nothing
     before, all of it after; in the authors' code after a quarter of the rounds.
     """
     left = max(1 - (server_round - 1) / rounds, 0.0) if rounds else 0.0
     if exits == "deepest":
-        return float(left == 0)
+        return float(left < 1e-9)  # 0.07 of 100 rounds are 7.000000000000001
     return math.exp(-5 * left**2)
 
 

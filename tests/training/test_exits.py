@@ -43,7 +43,14 @@ def test_scalefls_loss_weighs_deeper_exits_more_and_learns_from_the_deepest():
 
 
 @pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
-def test_teachers_get_no_gradient_and_absent_classes_no_share(loss):
+def test_a_class_that_a_client_lacks_counts_as_if_it_did_not_exist(loss):
+    absent = torch.tensor([[-math.inf]])
+    masked = [torch.cat([own, absent], 1) for own in LOGITS]
+    torch.testing.assert_close(loss(masked, TARGETS, weight=0.7), loss(LOGITS, TARGETS, weight=0.7))
+
+
+@pytest.mark.parametrize("loss", [mutual_loss, deepest_loss])
+def test_teachers_get_no_gradient_and_absent_classes_a_finite_one(loss):
     logits = [torch.tensor([[1.0, 2.0, -math.inf]], requires_grad=True) for _ in range(2)]
     loss(logits, TARGETS, weight=3.0).backward()
     (plain,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits[1], TARGETS), logits[1])
@@ -57,6 +64,7 @@ def test_the_divergence_begins_as_in_the_authors_code():
         [math.exp(-5), math.exp(-5 * 0.25), 1, 1]
     )
     assert [ramp_up("deepest", server_round, 25) for server_round in (1, 25, 26)] == [0, 0, 1]
+    assert [ramp_up("deepest", server_round, 0.07 * 100) for server_round in (7, 8)] == [0, 1]
     assert ramp_up("mutual", 1, 0) == ramp_up("deepest", 1, 0) == 1
 
 
