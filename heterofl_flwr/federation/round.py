@@ -152,7 +152,7 @@ class Round:
         if (self._federation.personal and not rows) or rule == "none":
             labels = None  # the classifier stays with the clients, or all of its rows count
         elif rule == "inferred":
-            labels = self._infer_labels(plan, sub, weight)
+            labels = self._infer_labels(own, sub, weight)
         if clip := self._options.privacy.clip:
             check_reply(self._state, plan, sub, weight, LARGEST_ENTRY)
             before = plan.extract(self._state)
@@ -165,9 +165,10 @@ class Round:
             sub = {name: tensor for name, tensor in sub.items() if name not in untrained}
         self._aggregator.add(plan, sub, labels=labels, weight=weight)
 
-    def _infer_labels(self, plan: Plan, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
+    def _infer_labels(self, own: Slice, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
         """Return the classes whose rows a client trained; None where its slice has none, or only some."""
-        rows = {name: plan.axes[name] for name in self._federation.rows if name in plan.axes}
+        plan, untrained = own.returned, self._federation.untrained(own.rate)
+        rows = {name: plan.axes[name] for name in self._federation.rows if name in plan.axes and name not in untrained}
         if not rows or any(axes[0].kept < axes[0].full for axes in rows.values()):
             return None
         check_reply(self._state, plan, sub, weight)
