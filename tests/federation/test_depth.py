@@ -86,8 +86,8 @@ def test_heads_that_a_client_does_not_train_say_nothing_of_its_classes():
     assert changed.tolist() == [False, False, True, False]
 
 
-def momentum(share, mix="a1-b1-c1"):
-    return BlockMomentum(build, mix, "1.*", share)
+def momentum(share):
+    return BlockMomentum(build, "a1-b1-c1", "1.*", share)
 
 
 def test_the_last_block_of_a_level_takes_a_share_of_what_deeper_blocks_change_by():
