@@ -65,7 +65,7 @@ class BlockSweeper(BasicSweeper):
         return results
 
     def _build_jobs(self, rows: list[list[str]]) -> tuple[list[Job], list[list[str]]]:
-        """Return the jobs and their rows; of rows with equal jobs, the first one."""
+        """Return the jobs and their rows; of rows with equal jobs in one folder, the first one."""
         assert self.hydra_context is not None
         assert self.config is not None
         found: dict[Path, tuple[Job, list[str]]] = {}
@@ -73,7 +73,10 @@ class BlockSweeper(BasicSweeper):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, row)
             job, config.hydra.job.num = build_job(flat(config)), len(found)
             path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
-            found.setdefault(path, (replace(job, path=path), row))
+            first, _ = found.setdefault(path, (replace(job, path=path), row))
+            if first.name != job.name:
+                names = f"{first.name} and {job.name}"
+                raise ConfigError(f"{path} would hold two jobs, {names}; expected hydra.sweep.subdir to differ in them")
         return [job for job, _ in found.values()], [row for _, row in found.values()]
 
     def rows(self, overrides: list[Override]) -> list[list[str]]:

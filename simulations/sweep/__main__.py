@@ -10,6 +10,7 @@ was asked.
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(config: DictConfig) -> float | None:
     path = Path(own.runtime.output_dir)
     job = replace(build_job(flat(config)), path=path)
     checked = own.mode is RunMode.MULTIRUN and "blocks" in own.sweeper  # our sweeper has done it
-    if config.dry and not checked:
+    if config.dry:
         raise ConfigError("dry: found true, but this sweeper chooses jobs one after the other; expected false")
     check_jobs([job] if not checked and job.stage != DONE else [])
     print("; ".join(filter(None, [f"job {path.name}", describe_changes(job)])), flush=True)
@@ -78,7 +79,8 @@ def _run() -> int:
         return FAILED
     except (HydraException, OmegaConfBaseException, OSError) as error:  # Hydra itself makes the folders of jobs
         if shown:
-            raise
+            traceback.print_exc()
+            return FAILED
         raise ConfigError(_describe_misuse(error)) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
@@ -93,10 +95,10 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if override.key_or_group == "experiment":
             names = list(override.sweep_string_iterator()) if several else override.value()
             several = names is not None
-            if isinstance(names, list):
+            if names is None or isinstance(names, list):
                 translated.remove(str(override.input_line))
-                blocks = (f"+experiment@hydra.sweeper.blocks.part{place}={name}" for place, name in enumerate(names))
-                translated += blocks
+                own = enumerate(names or [])
+                translated += [f"+experiment@hydra.sweeper.blocks.part{place}={name}" for place, name in own]
         if several or override.key_or_group == "dry":
             translated.append("hydra.mode=MULTIRUN")
     return translated

@@ -105,6 +105,7 @@ def test_what_another_process_runs_is_left_to_it(command, tmp_path):
         (("-m", "experiment=table5", "data=mnist", "mix=e"), 7),
         (("experiment=[table3,figure11]", "mix=a5-b5"), 1),
         (("experiment=table3,figure11", "mix=a5-b5", "hydra.mode=RUN"), 1),
+        (("experiment=null",), 1),
         ((), 1),
     ],
 )
@@ -119,6 +120,12 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, argume
     assert len(rows) == number
     assert all("new" in row for row in rows)
     assert histories(tmp_path / "runs" / "jobs") == {}
+
+
+def test_jobs_that_are_to_be_listed_only_in_part_are_not_run(command, tmp_path):
+    status, _, err = command("dry=true,false")
+    assert (status, "dry: found true, but " in err) == (1, True)
+    assert not list(tmp_path.rglob("settings.json"))
 
 
 @pytest.mark.parametrize(
@@ -140,23 +147,25 @@ def test_dry_lists_the_jobs_and_runs_none(command, tmp_path, monkeypatch, argume
         ("engine.clients=5000,20", "1442 examples are too few for 5000 clients"),
         ("engine.cpus=9999", "cpus is 9999, and this machine has "),
         ("engine.gpus=999", "gpus is 999, and this machine has "),
+        ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
         ("folder=/dev/null/jobs", "[Errno 20] Not a directory: '/dev/null/jobs"),
     ],
 )
 def test_a_mistake_is_described_in_one_line_and_nothing_is_run(command, tmp_path, argument, text):
     # One job is checked as it starts, when Hydra says which one it is; the jobs of a sweep before the first one starts.
-    status, _, err = command(*([] if argument.startswith(("train.", "data.split")) else ["-m"]), argument)
+    status, _, err = command(*([] if argument.startswith(("train.", "data.split")) else ["-m"]), *argument.split())
     *_, line = err.splitlines()
     assert (status, line[: len(text) + 19]) == (2, f"simulations.sweep: {text}")
     assert err.count("\n") == 1 + err.startswith("Error executing job with overrides: ")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_hydras_own_errors_are_there_for_those_who_want_them(command, monkeypatch):
+def test_hydras_own_errors_are_there_for_those_who_want_them(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep.py", "data=imagenet"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(Exception, match="Could not find 'data/imagenet'"):
-        sweep.main()
+    assert sweep.main() == 1
+    err = capsys.readouterr().err
+    assert ("Traceback" in err, "Could not find 'data/imagenet'" in err) == (True, True)
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(command, monkeypatch):
