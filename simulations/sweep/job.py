@@ -12,14 +12,13 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from heterofl_flwr.app.cli.run import WINDOW
+from heterofl_flwr.app.cli.run import WINDOW, absolute_paths
 from heterofl_flwr.app.launch.gpus import measured_share
 from heterofl_flwr.app.launch.preflight import LaunchNote, check_share, check_task
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
 from heterofl_flwr.app.server_app import MAY_DIFFER_ON_RESUME, RESUMED
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.files import to_json
@@ -28,7 +27,6 @@ from heterofl_flwr.settings import (
     AUTO,
     CLIENTS,
     DEFAULTS,
-    PRESETS,
     Flat,
     Settings,
     flatten,
@@ -126,15 +124,14 @@ class Job:
     @property
     def config(self) -> dict[str, Flat]:
         """The run config."""
-        flat = to_flat(self.settings)
-        root = str(flat["data.root"]) or os.environ.get(ROOT_VARIABLE, "")
+        data = self.settings.data
+        flat = to_flat(self.settings) | absolute_paths(data.name, data.root)
         if self.engine.gpus == 0 and flat["engine.device"] == AUTO:
             flat["engine.device"] = "cpu"
         if flat["sample.min-nodes"] == DEFAULTS["sample.min-nodes"]:
             flat["sample.min-nodes"] = self.clients  # Flower starts the server before the nodes
         return flat | {
             "run.dir": str(self.path),
-            "data.root": str(Path(root).expanduser().resolve()) if root else "",
             "engine.window": flat["engine.window"] or WINDOW,
         }
 
@@ -173,9 +170,8 @@ def build_job(config: Mapping[str, object]) -> Job:
 
 def _canonical(settings: Settings) -> Settings:
     """Return equal settings in one form."""
-    path = Path(settings.data.name).expanduser()
-    name = str(path.resolve()) if path.is_dir() and settings.data.name not in PRESETS else settings.data.name
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": short_name(name)})})
+    name = short_name(str(absolute_paths(settings.data.name, "")["data.name"]))
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
     if len(settings.mix.rates) > 1:
         return settings
     # Of a single level all clients have it, however it is assigned.

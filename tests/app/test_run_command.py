@@ -68,7 +68,13 @@ def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     assert request.config["data.root"] == str(tmp_path / "hub")
     assert request.config["run.dir"] == str(tmp_path / "here") == str(request.out)
     monkeypatch.setenv("HETEROFL_DATA", "elsewhere")
-    assert asked()[0].config["data.root"] == str(tmp_path / "elsewhere")
+    (tmp_path / "digits").mkdir()
+    config = asked()[0].config
+    assert (config["data.root"], config["data.name"]) == (str(tmp_path / "elsewhere"), "digits")
+
+
+def test_a_home_that_is_not_there_is_a_name_like_any_other(asked, tmp_path):
+    assert asked("--out", "~nobody-here/a b")[0].out == tmp_path / "~nobody-here" / "a b"
 
 
 def test_it_waits_for_all_clients_and_has_few_messages_under_way_unless_told(asked):
@@ -85,7 +91,7 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
-def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path):
+def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
     from heterofl_flwr.report import RunFolder
 
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
@@ -94,6 +100,14 @@ def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path
     changed = {"num-rounds": 4, "run.resume": True}
     assert more.config == dict(first.config) | changed
     assert (more.clients, more.out) == (9, first.out)
+    assert main(["run", "--resume", "mine", "--clients", "5"]) == 2
+    assert f"--clients is 5, but the run in {first.out} has 9" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_begun_waits_for_the_clients_that_it_now_gets(asked):
+    asked("--out", "mine", "--clients", "9")
+    again, _ = asked("--resume", "mine", "--clients", "5")
+    assert (again.clients, again.config["sample.min-nodes"]) == (5, 5)
 
 
 def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):

@@ -60,6 +60,15 @@ def test_a_setting_that_comes_later_changes_no_name(monkeypatch):
     assert found.name == before
 
 
+@pytest.mark.parametrize("name", ["mnist", "ylecun/mnist"])
+def test_a_data_set_that_is_known_is_no_folder_of_its_name(tmp_path, monkeypatch, name):
+    before = job("data=mnist").name
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert (found := job(f"data.name={name}")).name == before
+    assert found.config["data.name"] == "mnist"
+
+
 def test_long_mixes_and_paths_make_usable_names(tmp_path):
     rates = "-".join(f"0.{number}x1" for number in range(10, 60))
     folder = tmp_path / "my data (1)"

@@ -19,6 +19,8 @@ from heterofl_flwr.app.launch.preflight import CLUSTER, LaunchNote, check_folder
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.data.known import SOURCES
+from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command_known, own_command
@@ -97,9 +99,11 @@ def build_request(args: argparse.Namespace) -> Request:
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {out}), or choose another folder")
     note = LaunchNote.read(out)
     clients = args.clients or (note.clients if note else CLIENTS.get(data, 100))
-    config = to_flat(settings) | _absolute_paths(settings.data.name, settings.data.root)
+    if begun and note and clients != note.clients:
+        raise ConfigError(f"--clients is {clients}, but the run in {out} has {note.clients}; expected as many, or none")
+    config = to_flat(settings) | absolute_paths(settings.data.name, settings.data.root)
     config |= {"run.dir": str(out), "run.resume": begun}
-    if "sample.min-nodes" not in given:
+    if "sample.min-nodes" not in (now if args.clients else given):
         config["sample.min-nodes"] = clients  # Flower starts the server before the nodes
     if "engine.window" not in given:
         config["engine.window"] = WINDOW
@@ -125,7 +129,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     """Return the run's folder; one that cannot be written to raises ``ConfigError``."""
     chosen: Path = args.resume or args.out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    out = chosen.expanduser().resolve()
+    out = Path(os.path.expanduser(chosen)).resolve()
     check_folder(out, "--out")
     return out
 
@@ -137,12 +141,16 @@ def _read_resumed(path: Path) -> tuple[bool, dict[str, Any]]:
     return folder.started, dict(note.config if note and note.config else folder.settings())
 
 
-def _absolute_paths(name: str, root: str) -> dict[str, Flat]:
-    """Return the settings of where the data are as paths that hold elsewhere too, where clients run."""
-    data, root = Path(name).expanduser(), root or os.environ.get("HETEROFL_DATA", "")
+def absolute_paths(name: str, root: str) -> dict[str, Flat]:
+    """Return the settings of where the data are as paths that hold elsewhere too, where clients run.
+
+    A data set that we know is no folder, even if there is one of its name.
+    """
+    folder, root = os.path.expanduser(name), root or os.environ.get(ROOT_VARIABLE, "")
+    is_folder = short_name(name) not in SOURCES and os.path.isdir(folder)
     return {
-        "data.root": str(Path(root).expanduser().resolve()) if root else "",
-        "data.name": str(data.resolve()) if data.is_dir() else name,
+        "data.root": os.path.realpath(os.path.expanduser(root)) if root else "",
+        "data.name": os.path.realpath(folder) if is_folder else name,
     }
 
 
