@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.app.cli import profile
-from heterofl_flwr.app.cli.main import INTERRUPTED, main
+from heterofl_flwr.app.cli.main import INTERRUPTED, MISUSED, main, status_of
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import DEFAULTS, describe, to_json_schema, to_toml
@@ -40,6 +40,13 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(profile, "run", interrupt)
     assert main(["profile", "mnist"]) == INTERRUPTED
     assert capsys.readouterr().err == "heterofl: interrupted\n"
+
+
+def test_what_the_system_refuses_is_no_traceback_and_a_closed_output_is_none(monkeypatch, capsys):
+    assert status_of("mine", lambda: int(Path("/no/such").read_text())) == MISUSED
+    assert capsys.readouterr().err == "mine: [Errno 2] No such file or directory: '/no/such'\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    assert status_of("mine", lambda: 0) == 0
 
 
 @pytest.mark.parametrize("arguments", [["settings"], ["run", "--help"]])
@@ -96,6 +103,7 @@ VALUES = {
     **{"train.lr=0.5": 0.5, "train.lr=fast": "fast", "num-rounds=7": 7, "seed=1.5": 1.5, " seed =1": 1},
     **{"model.scaler=false": False, "data.name=mnist": "mnist", 'data.name="mnist"': "mnist", "run.dir=[1]": "[1]"},
     **{"data.root=2024": "2024", "data.root=/a=b c": "/a=b c", "not.ours=3": 3, "not.ours=text": "text"},
+    **{"train.lr=0.5\nseed = 3": "0.5\nseed = 3", f"seed={'9' * 5000}": "9" * 5000},
     **{"train.milestones=100": 100, "train.milestones=100,150": "100,150", "train.mask-fill=-inf": "-inf"},
 }
 
@@ -114,8 +122,9 @@ def test_a_file_may_be_nested_or_dotted_and_one_that_cannot_be_read_is_named(tmp
     path = tmp_path / "a.toml"
     with pytest.raises(ConfigError, match=r"a\.toml cannot be read"):
         read_config(path)
-    path.write_text("seed = ")
-    with pytest.raises(ConfigError, match=r"a\.toml cannot be read"):
-        read_config(path)
+    for content in (b"seed = ", b"run.dir = '\xff'"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"a\.toml cannot be read"):
+            read_config(path)
     path.write_text("seed = 3\ntrain.lr = 0.1\n[data]\nname = 'mnist'\n")
     assert read_config(path) == {"seed": 3, "train.lr": 0.1, "data.name": "mnist"}

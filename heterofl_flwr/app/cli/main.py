@@ -32,16 +32,21 @@ def status_of(program: str, work: Callable[[], int | None]) -> int:
         try:
             return work() or 0
         finally:
-            sys.stdout.flush()  # here a reader that has had enough, such as head, is noticed
+            if sys.stdout:  # None where it is closed
+                sys.stdout.flush()  # here a reader that has had enough, such as head, is noticed
     except HeteroFLError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return MISUSED
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{program}: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    except OSError as error:
+        if error.filename is None and sys.stdout:  # may be of the output, which Python would flush once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return FAILED
+        print(f"{program}: {error}", file=sys.stderr)
+        return MISUSED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

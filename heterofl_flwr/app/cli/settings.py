@@ -44,7 +44,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file, with dotted keys."""
     try:
         return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
@@ -57,8 +57,8 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Flat]:
         if not equals or not key:
             raise ConfigError(f"--set {text!r}: expected key=value, such as train.lr=0.05")
         try:
-            value = tomllib.loads(f"value = {written}")["value"]
-        except tomllib.TOMLDecodeError:
+            (value,) = tomllib.loads(f"value = {written}").values()  # a second line is not left out
+        except ValueError:
             value = written
         is_text = key in SPECS and not accepts(key, value) and accepts(key, written)
         given[key] = value if isinstance(value, bool | int | float | str) and not is_text else written
