@@ -76,3 +76,5 @@ def test_the_command_writes_an_app_for_an_account_of_flower_hub(tmp_path):
     assert config["tool"]["flwr"]["app"]["config"]["mix"] == "a1-e9"
     needs = {own.name: own for own in map(Requirement, config["project"]["dependencies"])}
     assert needs["heterofl-flwr"].specifier.contains(__version__)
+    assert main(["app", str(tmp_path / "other"), "--name", 'a "b']) == 2
+    assert not (tmp_path / "other").exists()

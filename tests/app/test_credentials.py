@@ -100,6 +100,7 @@ def test_openssl_verifies_the_chain_as_strictly_as_it_can(folder):
     [
         (lambda folder: (folder / "ca.key").unlink(), "has no ca.key beside it"),
         (lambda folder: (folder / "ca.key").write_text("no key"), "ca.key is no key that can be read"),
+        (lambda folder: (folder / "server.crt").replace(folder / "ca.crt"), "ca.crt is not of ca.key"),
         (lambda folder: (folder / "ca.crt").unlink(), "ca.crt is no certificate that can be read"),
     ],
 )
@@ -113,14 +114,15 @@ def test_a_node_has_a_plain_name_and_keeps_its_key(tmp_path):
     write_node_key(tmp_path, "phone")
     with pytest.raises(ConfigError, match="phone exists: a node keeps its key"):
         write_node_key(tmp_path, "phone")
-    for name in ("", "../phone", "a/b", "-x"):
+    for name in ("", "../phone", "a/b", "-x", "server.key", "ca.crt", "phone.pub"):  # the last ones are other files
         with pytest.raises(ConfigError, match="expected a name of letters, digits"):
             write_node_key(tmp_path, name)
 
 
 def test_hosts_that_are_no_names_and_folders_that_cannot_be_written_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="host 'bücher' is no name"):
-        write_certificates(tmp_path / "new", ["bücher"], 30)
+    for host in ("bücher", "", "superlink:9092", "https://superlink"):
+        with pytest.raises(ConfigError, match=f"host '{host}' is no name"):
+            write_certificates(tmp_path / "new", [host], 30)
     (tmp_path / "file").touch()
     with pytest.raises(HeteroFLError, match=r"cannot write .*ca\.key: "):
         write_certificates(tmp_path / "file", HOSTS, 30)
@@ -135,7 +137,12 @@ def test_the_command_writes_all_and_says_how_to_register(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"), [([], "nothing to write"), (["--host", "a", "--days", "0"], "--days is 0")]
+    ("options", "complaint"),
+    [
+        ([], "nothing to write"),
+        (["--host", "a", "--days", "0"], "--days is 0"),
+        (["--host", "a", "--days", "3651"], "--days is 3651; expected 1 to 3650"),
+    ],
 )
 def test_options_that_ask_for_nothing_are_rejected(tmp_path, capsys, options, complaint):
     assert main(["keys", str(tmp_path), *options]) == MISUSED

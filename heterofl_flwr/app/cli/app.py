@@ -1,6 +1,7 @@
 """``heterofl app``: a folder that Flower takes as an app and that names this package's own two parts."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +67,9 @@ def write_app(
     """Write an app of parts that are installed: a ``pyproject.toml``, a README and the license."""
     if any((folder / file).exists() for file in ("pyproject.toml", "README.md", "LICENSE")):
         raise ConfigError(f"{folder} has a pyproject.toml, a README.md or a LICENSE already: choose another folder")
+    for option, text in (("name", name), ("publisher", publisher)):
+        if not re.fullmatch(r"[\w.-]+", text, re.ASCII):
+            raise ConfigError(f"--{option} is {text!r}; expected letters, digits, '.', '_' and '-'")
     values = {"name": name, "version": __version__, "publisher": publisher, "client": client, "server": server}
     project = PROJECT.format(**values, flower=".".join(map(str, NEWEST_TESTED)))
     for file, text in {

@@ -22,7 +22,8 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 AUTHORITY = "heterofl authority"
 AUTHORITY_DAYS = 3650
 LOOPBACK = ("localhost", "127.0.0.1", "::1")  # where the SuperLink's own processes connect to, whatever its name is
-_NAME = re.compile(r"\w[\w.-]*")
+_NAME = re.compile(r"\w[\w.-]*(?<!\.(?:key|crt|pub))")  # other files of the folder end so
+_HOST = re.compile(r"[\w.*-]+", re.ASCII)
 _CURVE = SECP384R1()  # Flower accepts keys of NIST's curves alone
 _BEFORE = timedelta(hours=1)  # clocks of nodes may lag behind
 
@@ -31,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the files, and say how nodes are registered."""
     if not args.host and not args.node:
         raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
-    if args.days < 1:
-        raise ConfigError(f"--days is {args.days}; expected an integer of 1 or more")
+    if not 1 <= args.days <= AUTHORITY_DAYS:
+        raise ConfigError(f"--days is {args.days}; expected 1 to {AUTHORITY_DAYS}, as an authority is valid no longer")
     written = write_certificates(args.folder, args.host, args.days) if args.host else []
     pairs = [write_node_key(args.folder, name) for name in args.node]
     print(*written, *(path for pair in pairs for path in pair), sep="\n")
@@ -54,6 +55,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
         raise ConfigError(f"{ca_certificate} has no {ca_key.name} beside it: put it back, or remove both")
     authority_key = generate_private_key(_CURVE) if new else _read_authority_key(ca_key)
     authority = _sign_authority(authority_key) if new else _read_authority(ca_certificate)
+    if authority.public_key() != authority_key.public_key():
+        raise ConfigError(f"{ca_certificate} is not of {ca_key.name}: put back the one that is, or remove both")
     key = generate_private_key(_CURVE)
     certificate = _sign_server(key, hosts, days, authority, authority_key)
     contents = {}
@@ -70,7 +73,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     """Write a node's private key, and beside it the public one to register with the SuperLink; return both paths."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"node {name!r}: expected a name of letters, digits, '.', '_' and '-'")
+        expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
+        raise ConfigError(f"node {name!r}: expected a name of {expected}")
     path, public = folder / name, folder / f"{name}.pub"
     for old in (path, public):
         if old.exists():
@@ -103,8 +107,8 @@ def _sign_server(
     authority_key: EllipticCurvePrivateKey,
 ) -> x509.Certificate:
     """Return the certificate of a server that these hosts name, and its own machine."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     names = [_read_host(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
     from_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     return (
         _certificate(subject, authority.subject, key, days)
@@ -128,10 +132,9 @@ def _certificate(
 def _read_host(host: str) -> x509.GeneralName:
     with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise ConfigError(f"host {host!r} is no name: expected ASCII such as superlink.example.org") from error
+    if not _HOST.fullmatch(host):
+        raise ConfigError(f"host {host!r} is no name: expected one such as superlink.example.org, without a port")
+    return x509.DNSName(host)
 
 
 def _private(key: EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
