@@ -54,7 +54,7 @@ def setting(default: Flat, help_: str) -> Any:
     return Field(default=default, description=help_, json_schema_extra=allow_default)
 
 
-_BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}"}
+_BOUNDS = {"ge": "of {:g} or more", "gt": "above {:g}", "le": "up to {:g}", "lt": "less than {:g}"}
 
 
 def expected(field: FieldInfo) -> str:

@@ -79,6 +79,7 @@ def test_markdown_is_a_table(capsys):
         (["mnist", "--mix", "z"], "mix 'z': 'z' is no level"),
         (["mnist", "--norm", "bn"], "'bn' is no norm"),
         (["wikitext2", "--norm", "gn"], "unexpected keyword argument 'norm'"),
+        (["cnn", "--shape", "3x1x1", "--mix", "a"], "cnn of rate 1 with inputs of (3, 1, 1): Given input size"),
         (["mnist", "--shape", "64"], "--shape 64: cnn takes inputs like 1x28x28"),
     ],
 )

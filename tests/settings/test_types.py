@@ -92,6 +92,7 @@ def test_a_bad_value_is_rejected_by_its_key(key, values):
     ("key", "expected"),
     [
         ("sample.fraction", "a number above 0 and up to 1"),
+        ("data.test-share", "a number above 0 and less than 1"),
         ("train.clip", "a number of 0 or more"),
         ("server.robust-trim", "a number of 0 or more and up to 0.49"),
         ("server.momentum", "a number of 0 or more, and less than 1"),

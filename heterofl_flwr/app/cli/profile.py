@@ -65,9 +65,13 @@ def mix_costs(setup: Setup, names: Sequence[str]) -> dict[str, MixProfile]:
     mixes = {name: Mix.parse(name) for name in names}
     build, profiles = setup.build(), {}
     for rate in sorted({rate for mix in mixes.values() for rate in mix.rates}, reverse=True):
-        with torch.device("meta"):
-            model = build(rate)
-        profiles[rate] = profile(model, setup.example())
+        try:
+            with torch.device("meta"):
+                model = build(rate)
+            profiles[rate] = profile(model, setup.example())
+        except RuntimeError as error:  # such as torch's for an image that is too small
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(f"{setup.model} of rate {rate:g} with inputs of {setup.shape}: {reason}") from error
     return {name: mean_profile(profiles, mix) for name, mix in mixes.items()}
 
 
