@@ -129,11 +129,12 @@ def test_hosts_that_are_no_names_and_folders_that_cannot_be_written_are_named(tm
 
 
 def test_the_command_writes_all_and_says_how_to_register(tmp_path, capsys):
-    assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "phone"]) == 0
+    folder = tmp_path / "my keys"
+    assert main(["keys", str(folder), "--host", "localhost", "--node", "phone"]) == 0
     out = capsys.readouterr().out
-    assert f"flwr supernode register {tmp_path / 'phone.pub'} CONNECTION --name phone" in out
+    assert f"flwr supernode register '{folder / 'phone.pub'}' CONNECTION --name phone" in out
     expected = {"ca.crt", "ca.key", "server.crt", "server.key", "phone", "phone.pub"}
-    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert {path.name for path in folder.iterdir()} == expected
 
 
 @pytest.mark.parametrize(

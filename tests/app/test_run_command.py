@@ -111,10 +111,10 @@ def test_a_run_that_has_not_begun_waits_for_the_clients_that_it_now_gets(asked):
 
 
 def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "history.jsonl").write_text("")
-    assert main(["run", "--out", "mine"]) == 2
-    assert "go on with it (--resume " in capsys.readouterr().err
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "history.jsonl").write_text("")
+    assert main(["run", "--out", "my run"]) == 2
+    assert f"go on with it (--resume '{tmp_path / 'my run'}')" in capsys.readouterr().err
 
 
 def test_gpus_are_measured_unless_told(asked, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -124,7 +125,8 @@ class RunModels:
         rounds = len(self.folder.history())
         raise ConfigError(
             f"the run in {self.folder.path} has no models yet: it has done {rounds} of {self.settings['num-rounds']} "
-            f"rounds, and writes them at its end. Go on with it: heterofl run --resume {self.folder.path}"
+            f"rounds, and writes them at its end. Go on with it: heterofl run --resume "
+            f"{shlex.quote(str(self.folder.path))}"
         )
 
 

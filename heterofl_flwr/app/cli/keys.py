@@ -7,6 +7,7 @@ SuperLink's certificate is renewed, so nodes need nothing new.
 import argparse
 import ipaddress
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if pairs:
         print("register with the SuperLink, by its connection in Flower's config.toml:")
     for _, public in pairs:
-        print(f"  flwr supernode register {public} CONNECTION --name {public.stem}")
+        print(f"  flwr supernode register {shlex.quote(str(public))} CONNECTION --name {public.stem}")
     return 0
 
 
