@@ -58,6 +58,11 @@ class Families(Federation):
         """The parameters whose rows belong to classes."""
         return [f"{name}.{row}" for name, member in self.members.items() for row in member.rows]
 
+    def _find_untrained(self, rate: float) -> frozenset[str]:
+        """Return what clients of a rate hold and do not train, of every family; ``untrained`` caches it."""
+        found = (under(name, dict.fromkeys(member.untrained(rate))) for name, member in self.members.items())
+        return frozenset().union(*found)
+
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round: of its family's model."""
         family = self.family(node_id)
