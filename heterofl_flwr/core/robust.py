@@ -114,6 +114,11 @@ class RobustAggregator(Aggregator):
         self._changes = []
         return {name: (old + changes.pop(name).view(old.shape)).to(old.dtype) for name, old in self._state.items()}
 
+    def held(self, name: str) -> Tensor:
+        """Return how many clients held each entry; 0 where they are so few that it keeps its value."""
+        held = super().held(name)
+        return held if self._robust.few == "shorter" else held.where(held >= MANY, 0.0)
+
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         """Keep what a client changed; what does not count of it is NaN."""
         if weight != 1:

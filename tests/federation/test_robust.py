@@ -6,7 +6,7 @@ import torch
 from heterofl_flwr import Adam, Hybrid, Momentum, Robust
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError
-from tests.federation.tiny import build, make_app, play
+from tests.federation.tiny import build, crash, equal, make_app, play
 
 MEANS = ["trimmed", "median", "clip"]
 
@@ -58,6 +58,23 @@ def test_clients_that_all_agree_move_the_model_as_in_a_mean(mean):
 def test_old_values_stay_where_the_option_says_so():
     found = gains(Robust(few="keep"), hostile=())
     assert sorted(set(found.mul(2).round().tolist())) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
+def test_old_values_stay_with_a_server_optimizer_whose_velocity_is_of_an_earlier_round(optimizer):
+    """All six train in the first round, and one alone in the second."""
+
+    def once(message, context):
+        if message.content["config"]["server-round"] == 1:
+            return train(message, context)
+        return crash(message, context)
+
+    options = {"robust": Robust(few="keep"), "server_optimizer": optimizer, "min_replies": 1}
+    app = make_app(train, odd=dict.fromkeys(range(1, 6), once))
+    one, two = (play(app, "a1", 6, num_rounds, **options) for num_rounds in (1, 2))
+    assert list(two.log.failures) == [1, 2, 3, 4, 5]
+    assert equal(one.state, two.state)
+    assert equal(*(run.strategy.federation.optimizer_state for run in (one, two)))
 
 
 def test_families_do_not_go_with_weights_and_robust_means():
