@@ -74,6 +74,7 @@ class Federation:
         self.nodes = Nodes()
         self.absent = set(self.options.limits.levels.table)
         self.optimizer_state = {}
+        self._own_rates: dict[int, float] = {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -203,7 +204,12 @@ class Federation:
             rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
-        """Return the rate at which a client trains in a round."""
+        """Return the rate at which a client trains in a round; one with parameters of its own keeps its first one."""
+        found = self._find_rate(server_round, node_id)
+        return self._own_rates.setdefault(node_id, found) if self.personal else found
+
+    def _find_rate(self, server_round: int, node_id: int) -> float:
+        """Return the rate by the mix, and by what is known of a client now."""
         known, place = self.nodes[node_id], self.nodes.place(node_id)
         if self.assignment == "dynamic":
             return dynamic_rate(

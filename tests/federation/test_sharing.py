@@ -4,10 +4,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
-from heterofl_flwr import Evaluation
+from heterofl_flwr import Evaluation, HeteroFL
 from heterofl_flwr.client import own_part, reply, submodel
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import ConfigError, RoundError
+from heterofl_flwr.federation.nodes import Capability
 from tests.federation import tiny
 from tests.federation.tiny import build, inputs, make_app
 
@@ -64,6 +65,15 @@ def test_rows_of_a_shared_classifier_count_by_label_and_of_one_that_is_not_do_no
     torch.testing.assert_close(state["classifier.bias"][:2], whole["classifier.bias"][:2] + 5)
     assert torch.equal(state["classifier.bias"][2:], whole["classifier.bias"][2:])
     assert play(BODY, "a1")[0].log.failures == {}
+
+
+def test_a_client_keeps_its_rate_whatever_it_reports_and_whoever_comes():
+    federation = HeteroFL(build, "a1-c1", shared=BODY).federation
+    federation.register({node: Capability(partition=node) for node in (0, 1)})
+    assert [federation.rate(1, node) for node in (0, 1)] == [1.0, 0.25]
+    federation.nodes.set_capacity(0, 0.25)
+    federation.register({node: Capability(partition=node) for node in (2, 3)})
+    assert [federation.rate(2, node) for node in range(4)] == [1.0, 0.25, 0.25, 0.25]
 
 
 def test_standalone_sends_no_parameter():
