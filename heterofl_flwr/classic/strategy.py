@@ -264,6 +264,7 @@ class HeteroFL(EngineView, Strategy):
                 ", ".join(silent[:3]),
             )
         if new:
+            self.engine.no_moments -= new.keys()  # one that was away may answer for moments now
             self.engine.no_moments |= {number for number, own in answers.items() if not (own and own[1])}
             known = {number: own[0] if own else None for number, own in answers.items()}
             self.federation.register(known, present=proxies, ids={number: proxy.cid for number, proxy in new.items()})

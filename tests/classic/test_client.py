@@ -175,6 +175,18 @@ def test_clients_that_do_not_promise_moments_are_not_asked():
     assert loss == 1.0
 
 
+def test_a_client_that_was_away_may_answer_for_moments_when_it_is_back():
+    first, *others = [Normed(str(cid)) for cid in range(3)]
+    strategy, says = HeteroFL(build_normed, "a1", wait=1.0), first.says
+    parameters = strategy.initialize_parameters(manager_of())
+    first.says = RuntimeError("busy")
+    strategy.configure_fit(1, parameters, manager_of(first, *others))
+    strategy.configure_fit(2, parameters, manager_of(Normed("9"), *others))
+    first.says = says
+    strategy.configure_evaluate(2, parameters, manager_of(first, *others))
+    assert first.asked == ["properties", "properties", "moments"]
+
+
 def crash(ins):
     raise ValueError("no data")
 
