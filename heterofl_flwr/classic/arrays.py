@@ -41,7 +41,7 @@ def name_arrays(names: Iterable[str], arrays: NDArrays, sender: str = SERVER) ->
     _check_number(arrays, len(expected), sender)
     try:
         return {name: torch.from_numpy(array) for name, array in zip(expected, arrays, strict=True)}
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: of another byte order
         raise ReplyError(f"{sender} sent arrays that cannot be read: {error}") from error
 
 
@@ -72,7 +72,7 @@ def moments_from_arrays(
             rate: Moments(
                 kind,
                 {
-                    name: LayerMoments(int(count), torch.from_numpy(first), torch.from_numpy(second))
+                    name: LayerMoments(int(count), _read_sum(first), _read_sum(second))
                     for name, (count, first, second) in zip(names, triples, strict=False)
                 },
             )
@@ -80,3 +80,9 @@ def moments_from_arrays(
         }
     except (ValueError, TypeError, OverflowError) as error:
         raise ReplyError(f"{sender} sent moments that cannot be used: {error}") from error
+
+
+def _read_sum(array: np.ndarray) -> Tensor:
+    if array.dtype.kind != "f":
+        raise TypeError(f"sums of moments are {array.dtype}, expected float64")
+    return torch.from_numpy(array).double()

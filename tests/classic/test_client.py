@@ -102,6 +102,7 @@ def test_moments_there_and_back(kind):
         (lambda arrays: [arrays[0], arrays[1] * np.nan, arrays[2]], "not finite"),
         (lambda arrays: [arrays[0], arrays[1][:3], arrays[2]], "two vectors of equal length"),
         (lambda arrays: [arrays[0], arrays[1].astype(str), arrays[2]], "cannot be used"),
+        (lambda arrays: [arrays[0], arrays[1].astype(complex), arrays[2]], "sums of moments are complex128"),
     ],
 )
 def test_moments_that_mean_nothing_are_refused(change, named):
