@@ -3,6 +3,7 @@
 Nothing here knows Flower. The strategies of both of its APIs translate between it and this package.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -14,15 +15,17 @@ from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rate
 from heterofl_flwr.core.exchange import returned_parameters
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
-from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.levels import Mix, exact_rate
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.core.slice_rules import make_slice_function
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.static_norm import batch_norms
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 Value = TypeVar("Value")
@@ -189,9 +192,25 @@ class Federation:
         for node_id, answer in answers.items():
             name, own_id = names.get(node_id, ""), (ids or {}).get(node_id, str(node_id))
             admitted[node_id] = self.options.limits.levels.applied(answer or silent, name, own_id)
+            try:
+                self.check_capacity(admitted[node_id].holds)
+            except ReplyError as error:
+                logger.warning("node %s trains at the smallest rate: %s", name or own_id, error)
+                admitted[node_id] = self.options.limits.levels.applied(silent, name, own_id)
             self.absent -= {name, own_id}
         self.nodes.register(admitted, names, present)
         self._assign_seat_rates()
+
+    def check_capacity(self, capacity: float | None, limit: float = 1.0) -> None:
+        """Raise ``ReplyError`` unless a client can train at the rate it reports; under *Dynamic* it draws the mix's."""
+        if capacity is None:
+            return
+        try:
+            rate = min(float(exact_rate(capacity)), self.mix.global_rate, limit)
+            if self.assignment == "fix":
+                self.plan(rate)
+        except Exception as error:  # a user's ``build`` raises anything for a rate that it has no model of
+            raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
     def _assign_seat_rates(self) -> None:
         """Give new clients a rate each by their seats, so that what clients say of themselves changes no other's."""

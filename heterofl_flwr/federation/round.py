@@ -10,10 +10,9 @@ from torch import Tensor
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.counting_mean import Aggregator
 from heterofl_flwr.core.differential_privacy import clipped, in_steps, released
-from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_reply, trained_rows
-from heterofl_flwr.errors import ConfigError, ReplyError, RoundError
+from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.families import under, within
@@ -120,17 +119,12 @@ class Round:
 
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
-        if reply.capacity is not None:
-            try:
-                exact_rate(reply.capacity)
-            except ConfigError as error:
-                raise ReplyError(f"the capacity it reports is not usable: {error}") from error
-        own = self.slices[node_id]
+        own, nodes = self.slices[node_id], self._federation.nodes
+        self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
         weight = 1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples)
         self._add_parameters(own, reply, weight)
         self.answers[node_id] = float(reply.num_examples), reply.metrics
         self.log.bytes_up += reply.num_bytes
-        nodes = self._federation.nodes
         self._engine.tally.accept(nodes.partition(node_id))
         if self._engine.counts_examples:
             nodes.set_examples(node_id, reply.num_examples)

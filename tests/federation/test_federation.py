@@ -10,7 +10,7 @@ from heterofl_flwr.core import width
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
-from tests.federation.tiny import build, make_app
+from tests.federation.tiny import build, make_app, play
 
 
 class Odd(nn.Module):
@@ -79,6 +79,25 @@ def test_rows_count_as_the_rule_for_labels_says(labels):
     for row in range(4):
         expected = sub if row in counted else state
         assert torch.equal(new[row], expected["classifier.weight"][row])
+
+
+def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names_it(caplog):
+    def some(rate):
+        if rate not in (1.0, 0.25):
+            raise ValueError(f"no model of {rate}")
+        return build(rate)
+
+    def train(message, context):
+        capacity = 0.4 if context.node_config["partition-id"] == 1 else None
+        return reply(message, submodel(message, some), num_examples=1, capacity=capacity)
+
+    node_config = [{"rate": 0.3}, {}, {}].__getitem__
+    found = play(make_app(train), "a1-c1", 3, 2, build=some, node_config=node_config, label_rows=())
+    assert found.log.rates == {0: 0.25, 1: 0.25, 2: 0.25}
+    assert found.log.failures == {1: "the capacity it reports is not usable: no model of 0.4"}
+    assert "trains at the smallest rate: the capacity it reports is not usable: no model of 0.3" in caplog.text
+    dynamic = play(make_app(build=some), "a1-c1", 3, build=some, node_config=node_config, assignment="dynamic")
+    assert dynamic.log.rates[0] == 0.25
 
 
 def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
