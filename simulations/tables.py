@@ -32,8 +32,8 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     """Return a section with the table."""
-    rows = [tuple(cell.replace("|", r"\|") for cell in row) for row in table.rows]
-    parts = [f"## {table.title}", *([render(table.header, rows, "markdown")] if rows else []), table.note]
+    shown = render(table.header, table.rows, "markdown") if table.rows else ""
+    parts = [f"## {table.title}", shown, table.note]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -85,7 +85,8 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
         return file.getvalue().rstrip("\n")
     if style == "markdown":
         rule = ["---", *["---:"] * (len(header) - 1)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+        lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in [header, rule, *rows]]
+        return "\n".join(f"| {line} |" for line in lines)
     first, *widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join([row[0].strip().ljust(first), *map(str.rjust, row[1:], widths)]).rstrip() for row in [header, *rows]

@@ -52,3 +52,7 @@ def test_long_lists_of_numbers_are_short():
 )
 def test_tables(style, expected):
     assert text.render(["name", "n"], [["a", "1"], ["long", "22"]], style) == expected
+
+
+def test_a_bar_stays_within_its_cell_in_markdown():
+    assert text.render(["a|b"], [["fc|bn"]], "markdown") == "| a\\|b |\n| --- |\n| fc\\|bn |"
