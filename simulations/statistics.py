@@ -49,12 +49,12 @@ class Summary:
 
 
 def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary:
-    """Return mean, standard deviation and intervals of one or more values."""
+    """Return mean, standard deviation and intervals of one or more values; NaN where they diverged."""
     number = len(values)
-    mean = math.fsum(values) / number
+    mean = _total(values) / number
     if number < 2:
         return Summary(number, mean, possible=possible)
-    deviation = statistics.stdev(values)
+    deviation = statistics.stdev(values) if math.isfinite(mean) else math.nan
     quantile = float(stdtrit(number - 1, 0.975))
     half_width = quantile * deviation / math.sqrt(number) if number >= FEWEST else None
     return Summary(number, mean, deviation, half_width, possible)
@@ -65,7 +65,7 @@ def contrast(terms: Sequence[tuple[float, Summary]]) -> tuple[float, float | Non
 
     With weights 1 and -1 it is the difference of two means, and its interval that of Welch.
     """
-    value = math.fsum(weight * own.mean for weight, own in terms)
+    value = _total([weight * own.mean for weight, own in terms])
     if min(own.number for _, own in terms) < FEWEST:
         return value, None
     shares = [(weight**2 * (own.deviation or 0.0) ** 2 / own.number, own.number - 1) for weight, own in terms]
@@ -74,3 +74,8 @@ def contrast(terms: Sequence[tuple[float, Summary]]) -> tuple[float, float | Non
         return value, 0.0
     freedom = variance**2 / math.fsum(share**2 / number for share, number in shares)
     return value, float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
+
+
+def _total(values: Sequence[float]) -> float:
+    """Return the sum; ``fsum`` raises where infinities of both signs meet."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -42,7 +42,7 @@ def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configurat
 
 def is_finished(run: Run) -> bool:
     """Whether a run has done all its rounds, or has stopped before because nothing improved (``run.patience``)."""
-    return run.finished or bool(run.about.get("finished"))
+    return bool(run.records) and (run.finished or bool(run.about.get("finished")))
 
 
 def _identify(settings: Settings, *left_out: str) -> Identity:

@@ -77,7 +77,7 @@ def reached_table(configurations: Sequence[Configuration]) -> Table:
 
 def levels_table(configurations: Sequence[Configuration]) -> Table | None:
     """Return what each level's own model reached after the last round, over seeds; None where none was evaluated."""
-    metric, rows = metrics_of(configurations)[0], []
+    metric, rows = next(iter(metrics_of(configurations)), ""), []
     possible, factor = (PERCENT, 100) if is_share(metric) else (bounds(metric), 1)
     for one in configurations:
         by_level = [run.records[-1].evaluate_by_level for run in one.runs]

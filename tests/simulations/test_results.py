@@ -222,6 +222,20 @@ def test_a_run_that_stopped_because_nothing_improved_counts(make_run, tmp_path):
     assert [one.final.mean for one in reached(own)] == [50, 50]
 
 
+def test_a_run_without_its_history_or_without_evaluation_does_not_hide_the_others(make_run, tmp_path, capsys):
+    lost = make_run("lost", rounds=2, num_rounds=2)
+    lost.note(finished="now")
+    (lost.path / "history.jsonl").unlink()
+    for seed, loss in enumerate(("nan", "7.0")):
+        make_run(f"text{seed}", {2: {"global-perplexity": float(loss)}}, num_rounds=2, seed=seed, data__split="natural")
+    make_run("blind", {2: {}}, num_rounds=2, evaluate__every=0)
+    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "left out, unfinished: lost, 0 of 2 rounds" in capsys.readouterr().err
+    text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "| HeteroFL e, cnn | global perplexity | 0, 1 | 2 | nan ± nan | nan ± nan |" in text
+    assert "| HeteroFL e, cnn | 20 B | 2 | 400 B |" in text
+
+
 def test_a_data_set_that_is_gone_leaves_out_the_multiplications_alone(make_run, tmp_path):
     make_run("run", points((2, 0.5)), num_rounds=2, data__name=str(tmp_path / "gone"))
     (own,) = configurations(runs_in(tmp_path)).values()

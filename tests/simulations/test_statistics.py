@@ -50,6 +50,14 @@ def test_a_contrast_with_what_never_varies_is_the_interval_of_one_mean():
     assert (value - half_width, value + half_width) == pytest.approx((low - 90, high - 90))
 
 
+@pytest.mark.parametrize("values", [[math.nan, 1.0, 2.0], [math.inf, 1.0, 2.0], [math.inf, -math.inf, 1.0]])
+def test_a_run_that_diverged_leaves_no_interval_of_use(values):
+    found = summarise(values, PERCENT)
+    assert found.mean == pytest.approx(sum(values) / 3, nan_ok=True)
+    assert all(map(math.isnan, (found.deviation, *found.interval)))
+    assert all(map(math.isnan, contrast([(1, found), (-1, found)])))
+
+
 def test_a_summary_is_shown_as_far_as_it_is_known():
     assert [show_summary(summarise(own)) for own in ([3.0], [1.0, 3.0], [1.0, 2.0, 3.0])] == [
         *("3.00", "2.00 ± 1.41", "2.00 ± 1.00 [-0.48, 4.48]"),
