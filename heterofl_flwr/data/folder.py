@@ -6,6 +6,7 @@ are read here directly: loading ``datasets`` would cost each process a second an
 
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +28,8 @@ Read = TypeVar("Read")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
 """Files that are read as images."""
 
-_WORDS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation"}
-"""How the names of files and folders begin, and the split that they hold."""
+_SPLIT = re.compile(r"(train|test|valid)(ing|ation|set)?(?![a-z])")
+"""How the names of files and folders begin that hold a split: ``train1``, ``test-00000``, ``validation_set``."""
 
 
 def read_folder(folder: Path, columns: Columns = ANY) -> tuple[Raw | Texts, Raw | Texts | None]:
@@ -71,12 +72,12 @@ def _by_split(folder: Path, files: Sequence[Path]) -> Mapping[str, list[Path]]:
     others = []
     for file in files:
         parts = file.relative_to(folder).parts
-        words = [part.lower().replace("-", ".").replace("_", ".").split(".")[0] for part in parts]
-        place = next((place for place, word in enumerate(words) if word in _WORDS), None)
-        if place is None:
+        named = ((place, match[1]) for place, part in enumerate(parts) if (match := _SPLIT.match(part.lower())))
+        if (first := next(named, None)) is None:
             others.append(file)
         else:
-            configurations["/".join(parts[:place])][_WORDS[words[place]]].append(file)
+            place, split = first
+            configurations["/".join(parts[:place])][split].append(file)
     if len(configurations) > 1:
         raise DataError(
             f"{folder} holds several data sets ({', '.join(sorted(configurations))}): name one of these folders"
@@ -196,7 +197,7 @@ def read_table(table: pa.Table, place: str, columns: Columns = ANY) -> Raw | Tex
     if not images:
         return Raw(_read_numbers(table, inputs, place), labels, classes, place, tuple(inputs), owners)
     encoded = (
-        value if isinstance(value, bytes) else Path(value["path"]) if value["bytes"] is None else value["bytes"]
+        value if isinstance(value, bytes) else Path(value["path"] or "") if value["bytes"] is None else value["bytes"]
         for value in table.column(images[0]).to_pylist()
     )
     pixels = _decode(encoded, table.num_rows, f"{place}, column {images[0]}")

@@ -101,6 +101,7 @@ class ClassShardPartitioner(_RowsPartitioner):
             raise DataError(f"the data set has no column {self._partition_by}; it has {', '.join(columns)}")
         # Only this column is read, so that no image is decoded.
         targets = self.dataset.select_columns(self._partition_by).with_format("torch")[:][self._partition_by]
-        if targets.is_floating_point() or targets.dim() != 1:
-            raise DataError(f"column {self._partition_by} holds no class numbers, but {targets.dtype}")
+        if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.dim() != 1:
+            found = self.dataset.features[self._partition_by]
+            raise DataError(f"column {self._partition_by} holds no class numbers, but {found}: see class_encode_column")
         return noniid(targets, self._num_partitions, self._classes, self._seed, fidelity=self._fidelity)[0]

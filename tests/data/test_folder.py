@@ -29,11 +29,20 @@ def test_csv_has_columns_of_numbers_and_a_label(tmp_path, lines, labels):
     assert (data.classes, data.train.black) == (2, None)
 
 
-def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path):
-    write(tmp_path / "train" / "1.csv", "a,label\n1,0\n")
-    write(tmp_path / "train" / "2.csv", "a,label\n2,1\n3,1\n")
-    write(tmp_path / "test" / "1.csv", "a,label\n2,1\n")
-    assert load_dataset(str(tmp_path)).train.targets.tolist() == [0, 1, 1]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/1", "train/2", "test/1"),
+        ("train1", "train2", "test1"),
+        ("trainset/1", "trainset/2", "testset/1"),
+        ("Training_1", "train (2)", "testing-1"),
+    ],
+)
+def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path, names):
+    for name, lines in zip(names, ("1,0\n", "2,1\n3,1\n", "2,1\n"), strict=True):
+        write(tmp_path / f"{name}.csv", f"a,label\n{lines}")
+    data = load_dataset(str(tmp_path))
+    assert (sorted(data.train.targets.tolist()), data.test.targets.tolist()) == ([0, 1, 1], [1])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ def test_csv_that_does_not_fit_raises_an_error(tmp_path, train, test, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.csv", "valid.csv"], "has no test split, only train, validation"),
+        (["train.csv", "valid.csv"], "has no test split, only train, valid"),
         (
             ["train.csv", "tets.csv"],
             r"has no test split, only tets\.csv, train: expected train and test, or train alone",
@@ -119,6 +128,9 @@ def test_images_may_be_plain_bytes_and_labels_dictionaries_or_the_only_class_col
     assert load_dataset("b", tmp_path).train.targets.tolist() == [0, 1]
 
 
+PATHS = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -129,6 +141,7 @@ def test_images_may_be_plain_bytes_and_labels_dictionaries_or_the_only_class_col
         ({"text": ["a"], "label": [0]}, "column text of type string among the columns text, label"),
         ({"image": [b"x"], "label": [0]}, r"train\.parquet, column image, image 0: this is no image"),
         ({"image": [{"bytes": None, "path": "no/such.png"}], "label": [0]}, r"no/such\.png"),
+        ({"image": pa.array([(None, None)], PATHS), "label": [0]}, "column image, image 0: this is no image"),
     ],
 )
 def test_tables_that_do_not_fit_name_the_column(tmp_path, columns, message):

@@ -56,7 +56,8 @@ def test_partitions_that_do_not_exist_raise_an_error():
 def test_a_column_that_is_missing_or_has_no_class_numbers_raises_an_error():
     with pytest.raises(DataError, match="has no column digit; it has label, row"):
         rows_of(ClassShardPartitioner(3, "digit"), table())
-    with pytest.raises(DataError, match=r"column share holds no class numbers, but torch\.float32"):
-        rows_of(ClassShardPartitioner(3, "share"), table(share=[0.5] * 403))
+    for kind, own in (("float64", 0.5), ("string", "cat")):
+        with pytest.raises(DataError, match=rf"column other holds no class numbers, but Value\('{kind}'\)"):
+            rows_of(ClassShardPartitioner(3, "other"), table(other=[own] * 403))
     with pytest.raises(ConfigError, match="fidelity is 'best'"):
         ClassShardPartitioner(3, "label", fidelity="best")
