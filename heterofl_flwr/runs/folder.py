@@ -117,7 +117,12 @@ class RunFolder:
 
         The folder is made where there is none. The system unlocks it when this process ends in any way.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the folder {self.path} cannot be made: {error.strerror}; grant access, or choose another"
+            ) from error
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()
@@ -238,7 +243,8 @@ class RunFolder:
     def costs(self) -> ModelCosts | None:
         """Return what the models cost, if that was written."""
         model = self._read().get("model")
-        return None if model is None else ModelCosts.from_json(model)
+        with reading(self._settings, "remove its model part: reports then say nothing of costs"):
+            return None if model is None else ModelCosts.from_json(model)
 
     def write_deal(self, deal: Deal) -> None:
         """Write what clients were dealt."""
@@ -246,7 +252,8 @@ class RunFolder:
 
     def deal(self) -> Deal | None:
         """Return what clients were dealt, if that was written."""
-        return Deal.from_csv(self._deal.read_text(encoding="utf-8")) if self._deal.exists() else None
+        with reading(self._deal, "remove it: reports then say nothing of clients' classes"):
+            return Deal.from_csv(self._deal.read_text(encoding="utf-8")) if self._deal.exists() else None
 
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history; it is on the disk when this returns."""

@@ -112,6 +112,12 @@ def test_a_folder_is_locked_once_and_unlocked(folder):
             pass
     with folder.lock():
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
+    below = folder.path / ".lock" / "run"
+    with (
+        pytest.raises(ConfigError, match=rf"the folder {below} cannot be made: Not a directory"),
+        RunFolder(below).lock(),
+    ):
+        pass
 
 
 def test_a_process_that_dies_unlocks_its_folder(folder):
@@ -141,6 +147,15 @@ def test_settings_that_cannot_be_read_are_an_error(folder, text):
     (folder.path / "settings.json").write_text(text)
     with pytest.raises(ConfigError, match=r"settings\.json cannot be read"):
         folder.settings()
+
+
+def test_costs_and_deals_that_cannot_be_read_name_their_file(used):
+    used._write({**used._read(), "model": {"global_rate": 1.0}})
+    with pytest.raises(ConfigError, match=r"(?s)settings\.json cannot be read: .*levels"):
+        used.costs()
+    (used.path / "deal.csv").write_bytes(b"client,class,train,test\n\xff")
+    with pytest.raises(ConfigError, match=r"deal\.csv cannot be read: .*remove it"):
+        used.deal()
 
 
 @pytest.mark.parametrize("linked", ["clients", "clients/00001"])
