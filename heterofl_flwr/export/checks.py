@@ -1,5 +1,6 @@
 """The examples that a model is exported with, and whether a file computes on them what the model computes."""
 
+import math
 import statistics
 import timeit
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.errors import DataError, HeteroFLError, first_line
+from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line
 from heterofl_flwr.nn.execution import call, torch_threads
 
 TOLERANCE = 1e-4
@@ -32,16 +33,21 @@ Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 Run = Callable[[Inputs], list[Tensor]]
 
 
-def read_inputs(given: object) -> Inputs:
+def read_inputs(given: object, axes: Axes) -> Inputs:
     """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
     found = dict(given) if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
     leaves = list(found.values()) if isinstance(found, dict) else list(found) if isinstance(found, tuple) else []
-    if not leaves or not all(isinstance(one, Tensor) and one.dim() for one in leaves):
-        kinds = ", ".join(type(one).__name__ for one in leaves) or type(given).__name__
-        raise DataError(
-            f"the inputs are {kinds}; expected what the model is called with: a tensor of some examples, a tuple "
-            f"of such tensors, or a mapping of named ones"
+    if not leaves or not all(isinstance(one, Tensor) and one.dim() and one.numel() for one in leaves):
+        kinds = ", ".join(
+            f"Tensor{tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in leaves
         )
+        raise DataError(
+            f"the inputs are {kinds or type(given).__name__}; expected what the model is called with: a "
+            f"tensor of some examples, a tuple of such tensors, or a mapping of named ones"
+        )
+    most = max(one.dim() for one in leaves)
+    if wrong := [axis for axis in axes if not 0 <= axis < most]:
+        raise ConfigError(f"dynamic has axis {wrong[0]}; expected 0 to {most - 1}, the axes of the inputs")
     own = [one.detach().cpu() for one in leaves]
     return dict(zip(map(str, found), own, strict=True)) if isinstance(found, dict) else tuple(own)
 
@@ -107,8 +113,10 @@ def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequ
                 f"the {name} file puts out {kinds[0]} {where}; the model puts out {kinds[1]}. Nothing was written"
             )
         for one, other in zip(found, outputs, strict=True):
-            distance = (one.double() - other.double()).abs().max().item()
-            share = distance / other.double().abs().max().item() if distance else 0.0
+            if not one.numel():
+                continue
+            distance, largest = (own.abs().max().item() for own in (one.double() - other.double(), other.double()))
+            share = 0.0 if not distance else distance / largest if largest else math.inf
             absolute, relative = max(absolute, distance), max(relative, share)
             if not share <= TOLERANCE:  # NaN is not
                 raise HeteroFLError(
@@ -119,8 +127,10 @@ def compare(name: str, run: Run, cuts: Sequence[Inputs], expected: Sequence[Sequ
     return {"absolute": absolute, "relative": relative}
 
 
-def median_milliseconds(run: Run, inputs: Inputs, runs: int) -> float:
-    """Return the median time of so many runs on the first example, on one thread."""
+def median_milliseconds(inputs: Inputs, runs: int, run: Run) -> float | None:
+    """Return the median time of so many runs, on one thread; None without any."""
+    if not runs:
+        return None
     with torch_threads(1):
-        times = timeit.repeat(partial(run, first_example(inputs)), number=1, repeat=WARM_UP + runs)
+        times = timeit.repeat(partial(run, inputs), number=1, repeat=WARM_UP + runs)
     return 1000 * statistics.median(times[WARM_UP:])

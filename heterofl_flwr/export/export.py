@@ -1,8 +1,9 @@
 """Write a model in several formats, checked, with a manifest."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.export import checks
-from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs
+from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs, Run
 from heterofl_flwr.export.formats import FORMATS, Format, formats_named
 from heterofl_flwr.export.program import Traced, trace
 from heterofl_flwr.nn.profile import profile
@@ -69,9 +70,11 @@ def export_model(
     if runs < 0:
         raise ConfigError(f"runs is {runs}; expected 0 or more")
     chosen = formats_named(formats)
-    given = checks.read_inputs(inputs)
+    given = checks.read_inputs(inputs, dynamic)
     traced = trace(model, given, dynamic, outputs)
-    cost = profile(traced.model, checks.first_example(given) if 0 in dynamic else given)
+    measured = checks.first_example(given) if 0 in dynamic else given  # fewer do not run where their number is fixed
+    cost = profile(traced.model, measured)
+    examples = len(tree_leaves(measured)[0])
     cuts = checks.build_cuts(given, dynamic)
     packages = ["heterofl-flwr", "torch", *(package for one in chosen.values() for package in one.needs)]
     with whole_folder(Path(folder), marked_by=MANIFEST) as new:
@@ -83,12 +86,12 @@ def export_model(
             "inputs": list(traced.inputs),
             "outputs": list(traced.outputs),
             "batch_norm": traced.folding,
-            "files": _write(traced, cuts, chosen, new, runs),
+            "files": _write(traced, cuts, chosen, new, partial(checks.median_milliseconds, measured, runs)),
             "check": {
                 "tolerance": TOLERANCE,
                 "inputs": [[list(one.shape) for one in tree_leaves(cut)] for cut in cuts],
             },
-            "latency": {"runs": runs, "threads": 1, "examples": 1, "machine": machine()} if runs else None,
+            "latency": {"runs": runs, "threads": 1, "examples": examples, "machine": machine()} if runs else None,
             "versions": {name: metadata.version(name) for name in packages},
             "commit": commit(),
         }
@@ -97,7 +100,11 @@ def export_model(
 
 
 def _write(
-    traced: Traced, cuts: Sequence[Inputs], formats: Mapping[str, Format], folder: Path, runs: int
+    traced: Traced,
+    cuts: Sequence[Inputs],
+    formats: Mapping[str, Format],
+    folder: Path,
+    time: Callable[[Run], float | None],
 ) -> dict[str, object]:
     """Write and check one file a format; return the manifest's facts about each."""
     expected = [checks.compute_outputs(traced.model, cut) for cut in cuts]
@@ -117,7 +124,7 @@ def _write(
             "bytes": sum(part.stat().st_size for part in folder.glob(f"{one.file}*")),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "difference": checks.compare(name, run, cuts, expected),
-            "milliseconds": checks.median_milliseconds(run, cuts[0], runs) if runs else None,
+            "milliseconds": time(run),
         }
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from heterofl_flwr.core import formatting
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.export.export import MANIFEST
-from heterofl_flwr.runs.files import write_atomic
+from heterofl_flwr.runs.files import reading, write_atomic
 
 Manifest = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -18,8 +18,9 @@ Column = tuple[str, str, Callable[[Any], str], Sequence[Any]]
 
 CSV, PAGE = "table.csv", "README.md"
 _SCORES = ("perplexity", "accuracy", "loss")
+_NEEDED = ("parameters", "macs", "files", "check", "latency")
 
-_LATENCY = "The median over {runs} runs of one example on {threads} thread: {machine}."
+_LATENCY = "The median over {runs} runs; examples: {examples}, threads: {threads}; {machine}."
 _TEXT = """\
 # Exported models
 
@@ -46,11 +47,9 @@ def write_table(folder: str | Path, about: str = "") -> tuple[Table, Table]:
     """
     found: dict[str, Manifest] = {}
     for path in sorted(Path(folder).glob(f"[!.]*/{MANIFEST}")):
-        try:
-            found[path.parent.name] = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            said = f"{path} cannot be read: {error}; export that model anew, or remove its folder"
-            raise ConfigError(said) from error
+        with reading(path, "export that model anew, or remove its folder"):
+            own = json.loads(path.read_text(encoding="utf-8"))
+            found[path.parent.name] = {**own, **{name: own[name] for name in _NEEDED}}
     if not found:
         raise ConfigError(f"{folder} holds no exports; expected folders with a {MANIFEST}")
     # The largest model of a family comes first.

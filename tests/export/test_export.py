@@ -210,9 +210,10 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
         ),
         (FOR_TWO, [torch.zeros(1)], "the inputs are list"),
         (FOR_TWO, (), "the inputs are tuple"),
-        (FOR_TWO, (torch.zeros(2, 1), 3), "the inputs are Tensor, int"),
+        (FOR_TWO, (torch.zeros(2, 1), 3), r"the inputs are Tensor\(2, 1\), int"),
         (FOR_TWO, {}, "the inputs are dict"),
-        (FOR_TWO, torch.zeros(()), "the inputs are Tensor"),
+        (FOR_TWO, torch.zeros(()), r"the inputs are Tensor\(\)"),
+        (FOR_TWO, torch.zeros(0, 3), r"the inputs are Tensor\(0, 3\); expected .* some examples"),
     ],
 )
 def test_a_model_or_inputs_that_cannot_be_exported_raise(model, inputs, message, tmp_path):
@@ -222,9 +223,16 @@ def test_a_model_or_inputs_that_cannot_be_exported_raise(model, inputs, message,
 
 
 def test_lengths_may_be_fixed(tmp_path):
-    content = export_model(FOR_TWO, torch.ones(2, 3), tmp_path / "a", formats=["pt2", "onnx"], dynamic={}, runs=0)
+    content = export_model(FOR_TWO, torch.ones(2, 3), tmp_path / "a", formats=["pt2", "onnx"], dynamic={}, runs=1)
     assert content["inputs"][0]["shape"] == (2, 3)
+    assert content["latency"]["examples"] == 2
     assert content["check"]["inputs"] == [[[2, 3]]]
+
+
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_an_axis_that_no_input_has_raises(axis, tmp_path):
+    with pytest.raises(ConfigError, match=f"dynamic has axis {axis}; expected 0 to 1"):
+        export_model(*small(), tmp_path / "a", formats=["pt2"], dynamic={0: "batch", axis: "time"}, runs=0)
 
 
 def test_invalid_or_missing_formats_raise(tmp_path, monkeypatch):
