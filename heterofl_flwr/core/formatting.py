@@ -47,7 +47,7 @@ def tick(label: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time as its two largest units."""
-    if seconds < 60:
+    if not 60 <= seconds < math.inf:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -55,11 +55,18 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def plain(text: str) -> str:
+    """Return text that matplotlib shows as it is, and does not read as a formula between two dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def add_legend(axes: Axes) -> None:
     """Put the legend above the axes, where it covers nothing; in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
+            handles,
+            [plain(name) for name in names],
             loc="lower left",
             bbox_to_anchor=(0, 1),
             ncols=min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1)),

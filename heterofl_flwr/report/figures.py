@@ -165,7 +165,7 @@ def _draw_curves(
         axes.set_yscale("log")
         label = formatting.number
     else:
-        axes.set_ylim(min(0, low), high + 0.05 * (high - min(0, low)) or 1)
+        axes.set_ylim(min(0, low), high + 0.05 * (max(0, high) - min(0, low)) or 1)
     if is_share and (high > 0.5 or ylabel.endswith("model")):
         axes.set_ylim(top=1.04)
         axes.hlines(1, 0, 1, colors=light("muted"), linewidth=0.8, transform=axes.get_yaxis_transform())

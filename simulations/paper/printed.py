@@ -136,7 +136,7 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
     for name, read in zip(FILES, (_main, _ablation, _ablation), strict=True):
         try:
             cells += [cell for row in rows_of(folder / name) for cell in read(row)]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:  # a row that is cut off ends in None
             raise ConfigError(f"{folder / name} is not as expected: {error!r}; restore it") from error
     return tuple(cells)
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.evaluation import is_share
-from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, series
+from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, plain, series
 from simulations.results.configurations import Configuration
 from simulations.results.curves import AXES, curve
 from simulations.results.tables import Reached
@@ -23,7 +23,7 @@ def draw_reached(found: Sequence[Reached]) -> Figure:
     """Draw what each configuration reached by one metric: final and best, means with their intervals."""
     metric = found[0].metric
     figure, axes = new_axes(metric.replace("-", " ") + (", %" if is_share(metric) else ""), "")
-    labels = [fill(own.label, LONGEST) for own in found]
+    labels = [plain(fill(own.label, LONGEST)) for own in found]
     most = max(label.count("\n") + 1 for label in labels)
     figure.set_size_inches(WIDTH, 1 + LINE * max(most + 0.5, 2) * len(found))
     for number, when in enumerate(("final", "best")):

@@ -93,6 +93,11 @@ def test_a_run_that_diverged_and_one_of_a_single_round_are_drawn(record, costs):
     assert figures([record(2)], costs).keys() >= {"learning-curves", "bytes", "trained"}
 
 
+def test_losses_below_0_that_are_equal_have_an_axis(record):
+    (axes,) = figures([replace(record(1), train={"loss": -1.0}, train_by_level={})])["loss"].axes
+    assert axes.get_ylim() == pytest.approx((-1, -0.95))
+
+
 def test_large_ranges_are_drawn_on_a_logarithmic_axis(record):
     records = [
         replace(record(number), evaluate={"global-perplexity": 30_000 / number**3}, evaluate_by_level={})
@@ -116,10 +121,11 @@ def test_an_svg_has_ids_of_its_own_and_the_pages_colours(records):
 
 
 def test_families_have_a_curve_each_however_long_their_names(record):
-    names = ("preresnet18-later", "a_function_with_a_long_name", "mlp", "cnn")
+    names = ("$net_{$", "preresnet18-later", "a_function_with_a_long_name", "mlp", "cnn")
     found = {f"{name}/global-accuracy": 0.5 + 0.1 * number for number, name in enumerate(names)}
     (drawn,) = (one for one in draw_run([replace(record(1), evaluate=found)], None) if one.name == "families")
     assert [line.get_label() for line in drawn.figure.axes[0].get_lines()] == list(names)
+    assert drawn.figure.axes[0].get_legend().get_texts()[0].get_text() == r"\$net_{\$"  # as it is, no formula
     assert to_png(drawn.figure)  # where a legend leaves no room for the curves, matplotlib warns
 
 

@@ -134,12 +134,12 @@ def test_missing_files_are_named(printed):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("wrong", ["column,other\n1,2\n", None])
+@pytest.mark.parametrize("wrong", ["column,other\n1,2\n", "much", "cut"])
 def test_files_that_are_not_as_expected_are_named(printed, name, wrong):
     path = printed / name
     with path.open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    rows[1][-1] = "much"
-    path.write_text(wrong or "\n".join(map(",".join, rows)), encoding="utf-8")
+    rows[1][1 if wrong == "cut" else len(rows[1]) - 1 :] = ["much"] * (wrong == "much")
+    path.write_text(wrong if "," in wrong else "\n".join(map(",".join, rows)), encoding="utf-8")
     with pytest.raises(ConfigError, match=rf"{name} is not as expected: "):
         read_cells(printed)
