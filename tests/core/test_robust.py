@@ -39,6 +39,15 @@ def test_another_order_of_replies_changes_nothing(drawn, robust, data):
         torch.testing.assert_close(value, expected[name], rtol=SPACING[value.dtype], atol=1e-5)
 
 
+@pytest.mark.parametrize(("few", "expected"), [("shorter", [3, 2, 1, 0]), ("keep", [3, 0, 0, 0])])
+def test_entries_that_keep_their_values_count_as_held_by_nobody(few, expected):
+    state = {"w": torch.zeros(4)}
+    aggregator = RobustAggregator(state, robust=Robust(few=few))
+    for kept in (1, 2, 3):
+        aggregator.add(Plan.between(state, {"w": (kept,)}), {"w": torch.ones(kept)})
+    assert aggregator.held("w").tolist() == expected
+
+
 def combined(*replies, old=0.0, **options):
     """Return what becomes of four equal entries of which each client holds the first few."""
     state = {"w": torch.full((4,), old)}
