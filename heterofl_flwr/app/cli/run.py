@@ -96,8 +96,8 @@ def build_request(args: argparse.Namespace) -> Request:
     data = short_name(settings.data.name)
     out = _choose_folder(args, Path(data).name.replace(":", "-"))
     if not args.resume and (out / HISTORY).exists():
-        again = f"--resume {shlex.quote(str(out))}"
-        raise ConfigError(f"{out} holds a run already: go on with it ({again}), or choose another folder")
+        own = shlex.quote(str(out))
+        raise ConfigError(f"{out} holds a run already: go on with it (--resume {own}), or choose another folder")
     note = LaunchNote.read(out)
     clients = args.clients or (note.clients if note else CLIENTS.get(data, 100))
     if begun and note and clients != note.clients:
