@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,11 +70,15 @@ class _AdapterAggregator(Aggregator):
                 f"{type(self).__name__} averages LoRA adapters, and none is shared: found {len(self._state)} "
                 f"parameters, expected names such as 'layer.lora_A.default.weight' and 'layer.lora_B.default.weight'"
             )
-        self._rank_axes = {own.a: 0 for own in self._adapters} | {own.b: 1 for own in self._adapters}
 
 
 class ZeroPaddedAggregator(_AdapterAggregator):
     """An ``Aggregator`` for which a client holds zeros in the ranks that it lacks: the reference of the papers."""
+
+    @cached_property
+    def _rank_axes(self) -> dict[str, int]:
+        """The axis of the ranks, by the names of the factors."""
+        return {own.a: 0 for own in self._adapters} | {own.b: 1 for own in self._adapters}
 
     def _counts(self, name: str) -> dict[Axes, Count]:
         counts, number = super()._counts(name), self._rank_axes.get(name)

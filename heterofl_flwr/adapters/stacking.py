@@ -1,7 +1,6 @@
 """Updates: parameters that hold what adapters of earlier rounds have learned, for ``StackAggregator``."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch.nn import functional as F
 from heterofl_flwr.adapters.peft_layers import adapter_parameters
 from heterofl_flwr.core.exchange import exclude_from_replies
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, extra
-
-Build = Callable[[float], nn.Module]
+from heterofl_flwr.nn.models import Build
 
 
 def with_updates(build: Build) -> Build:
