@@ -76,9 +76,9 @@ def show_summary(summary: Summary) -> str:
     return f"{show_spread(summary)} {show_interval(summary.interval)}" if summary.interval else show_spread(summary)
 
 
-def show_spread(summary: Summary) -> str:
+def show_spread(summary: Summary, digits: int = 2) -> str:
     """Return a mean with its standard deviation, if there are two values or more."""
-    return f"{summary.mean:.2f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.2f}")
+    return f"{summary.mean:.{digits}f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.{digits}f}")
 
 
 def show_interval(interval: Interval | None) -> str:
@@ -86,7 +86,8 @@ def show_interval(interval: Interval | None) -> str:
     return f"[{', '.join(f'{end:.2f}' for end in interval)}]" if interval else NOTHING
 
 
-def show_contrast(value: float, half_width: float | None) -> str:
+def show_contrast(value: float, half_width: float | None, digits: int = 2) -> str:
     """Return a difference of means with its 95 % interval, as far as there are enough values for it."""
-    interval = "" if half_width is None else f" [{value - half_width:+.2f}, {value + half_width:+.2f}]"
-    return f"{value:+.2f}{interval}"
+    ends = () if half_width is None else (value - half_width, value + half_width)
+    interval = f" [{', '.join(f'{end:+.{digits}f}' for end in ends)}]" if ends else ""
+    return f"{value:+.{digits}f}{interval}"

@@ -22,6 +22,7 @@ from heterofl_flwr.training import give_back_freed_memory
 from simulations.lora.experiment import METHODS, Size, load_articles, run_cell, total_bytes, train_base
 from simulations.lora.page import draw, write_page
 from simulations.program import chosen, parser_of, status_of, words
+from simulations.results.runs import portable
 
 PROGRAM = "simulations.lora"
 
@@ -65,7 +66,8 @@ def run_job(options: argparse.Namespace, seed: int, name: str, size: Size) -> di
         "bytes": total_bytes(history),
         "rounds": len(history),
         "seconds": round(sum(own.seconds for own in history), 1),
-        **{fact: about[fact] for fact in ("command", "commits", "machines")},
+        "command": portable(about["command"]),
+        **{fact: about[fact] for fact in ("commits", "machines")},
     }
 
 

@@ -1,4 +1,4 @@
-"""The table of all methods, and the figure: perplexity over bytes."""
+"""The table of all methods, and the figure: the perplexity of each seed, with the bytes beside it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from simulations.statistics import PERPLEXITY, contrast, summarise
 from simulations.tables import Table, show_contrast, show_spread, to_markdown
 
 REFERENCE = "counting mean"
+DIGITS = 4  # methods differ by thousandths
 HEADER = ("adapters", "seeds", "perplexity", f"less {REFERENCE}", "of its rank 2", "bytes down", "bytes up")
 Lines = Sequence[Mapping[str, Any]]
 
@@ -31,14 +32,14 @@ def _row(lines: Lines, name: str) -> tuple[str, ...]:
     small = {line["seed"]: line["metrics"].get("rank-2-perplexity") for line in own}
     reference = {line["seed"]: line["metrics"]["global-perplexity"] for line in lines if line["method"] == REFERENCE}
     pairs = [found[seed] - reference[seed] for seed in found if seed in reference and name != REFERENCE]
-    beside = show_contrast(*contrast([(1.0, summarise(pairs))])) if pairs else ""
+    beside = show_contrast(*contrast([(1.0, summarise(pairs))]), DIGITS) if pairs else ""
     sizes = [formatting.size(sum(line["bytes"][way] for line in own) / len(own)) for way in ("down", "up")]
     return (name, *_spread(found), beside, "" if None in small.values() else _spread(small)[1], *sizes)
 
 
 def _spread(by_seed: Mapping[int, float]) -> tuple[str, str]:
     """Return the number of seeds, and mean and deviation over them."""
-    return str(len(by_seed)), show_spread(summarise(list(by_seed.values()), PERPLEXITY))
+    return str(len(by_seed)), show_spread(summarise(list(by_seed.values()), PERPLEXITY), DIGITS)
 
 
 def _names(lines: Lines) -> list[str]:
@@ -46,21 +47,27 @@ def _names(lines: Lines) -> list[str]:
 
 
 def draw(lines: Lines) -> bytes:
-    """Return an SVG file with a point for each method: its mean, and a bar from the least to the most of its seeds."""
+    """Return an SVG file with a row for each method, which names its bytes, and a line for each seed."""
     with extra("report"):
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-
         from heterofl_flwr.report.drawing import add_legend, new_axes, series, to_svg_file
 
-    figure, axes = new_axes("bytes that clients got and sent", "perplexity")
-    for number, name in enumerate(_names(lines)):
-        own = [line for line in lines if line["method"] == name]
-        values = [line["metrics"]["global-perplexity"] for line in own]
-        spent, (colour, _) = sum(sum(line["bytes"].values()) for line in own) / len(own), series(number)
-        axes.plot(spent, sum(values) / len(values), "o", color=colour, label=name, markersize=5)
-        axes.plot((spent, spent), (min(values), max(values)), color=colour, linewidth=1.2)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.size(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    figure, axes = new_axes("perplexity", "")
+    figure.set_figwidth(5.2)  # the methods' names need the room
+    names = _names(lines)
+    for number, seed in enumerate(sorted({line["seed"] for line in lines})):
+        own = {line["method"]: line["metrics"]["global-perplexity"] for line in lines if line["seed"] == seed}
+        colour, dashes = series(number)
+        rows = [row for row, name in enumerate(names) if name in own]
+        values = [own[names[row]] for row in rows]
+        axes.plot(values, rows, dashes, color=colour, label=f"seed {seed}", marker="o", markersize=4, linewidth=1)
+    axes.set_yticks(range(len(names)), [f"{name}, {_spent(lines, name)}" for name in names])
+    axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=6)
     add_legend(axes)
     return to_svg_file(figure, "lora")
+
+
+def _spent(lines: Lines, name: str) -> str:
+    """Return the mean of what the clients of a federation got and sent."""
+    spent = [sum(line["bytes"].values()) for line in lines if line["method"] == name]
+    return formatting.size(sum(spent) / len(spent))

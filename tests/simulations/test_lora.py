@@ -94,10 +94,12 @@ def test_the_table_has_means_and_differences_of_equal_seeds():
     assert "| none" in text
     row = next(row for row in text.splitlines() if row.startswith("| product"))
     assert [cell.strip() for cell in row.split("|")[2:-1]] == [
-        "3", "5.53 ± 1.00", "-0.47 [-0.61, -0.32]", "5.50 ± 0.00", "2.00 kB", "1.00 kB"
+        "3", "5.5333 ± 1.0017", "-0.4667 [-0.6101, -0.3232]", "5.5000 ± 0.0000", "2.00 kB", "1.00 kB"
     ]  # fmt: skip
     assert "3.0 hours of rounds, on two cores; commit 0123456" in text
-    assert b"product" in draw(lines)
+    figure = draw(lines).decode()
+    assert "product, 3.00 kB" in figure
+    assert "seed 2" in figure
 
 
 def test_what_cannot_be_run_is_rejected_with_the_options_name(tmp_path, capsys, monkeypatch):
