@@ -8,7 +8,6 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -118,18 +117,9 @@ for name, call in {
 """
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
+def test_without_extras_a_client_trains_and_what_needs_one_names_it(tmp_path):
     (tmp_path / "own_data.py").write_text(OWN_DATA)
-    return tmp_path
-
-
-def test_a_client_with_data_of_its_own_trains_without_any_extra(folder):
-    run_thin(TRAIN, folder)
-
-
-def test_what_needs_an_extra_names_it_and_everything_else_can_be_imported(folder):
-    lines = run_thin(PARTS, folder).splitlines()
+    lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
     assert fails == {"data.folder", "data.partitioners"} | {
         f"report.{name}" for name in ("drawing", "figures", "page", "plan_picture")

@@ -43,8 +43,7 @@ RUNS = {
     "local": [*OWN, "--grid", "local", "--parallel", "2"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
     "node-killed": [*OWN, "--grid", "ray", "--parallel", "3"],
-    "classic-local": ["--app", str(CLASSIC), "--clients", "5"],
-    "classic-ray": ["--app", str(CLASSIC), "--clients", "5", "--grid", "ray"],
+    "classic": ["--app", str(CLASSIC), "--clients", "5"],
     "hangs": ["--app", str(SAMPLE), "--set", "fault=hangs", "--grid", "ray"],
 }
 CONNECTION = '[superlink]\ndefault = "own"\n\n[superlink.own]\naddress = "127.0.0.1:{}"\ninsecure = true\n'
@@ -83,7 +82,7 @@ def ended(home):
 
     try:
         begin("local")
-        begin("classic-local")
+        begin("classic")
         begin("killed")
         wait_for(home / "killed" / "history.jsonl", "\n", started["killed"])
         started["killed"].kill()
@@ -93,7 +92,6 @@ def ended(home):
         started["hangs"].send_signal(signal.SIGINT)
         started["hangs"].wait(LONGEST)
         with cluster(home) as (address, raylets):
-            begin("classic-ray", RAY_ADDRESS=address).wait(LONGEST)
             run = begin("node-killed", RAY_ADDRESS=address)
             for raylet in raylets:
                 wait_for_actors(raylet, run)
@@ -250,14 +248,11 @@ def test_a_run_on_two_raylets_trains_the_bits_of_the_local_grid_though_one_is_ki
     )
 
 
-def test_the_classic_api_trains_mixed_levels_with_a_numpyclient_on_either_grid(ended):
-    told = []
-    for run in (ended["classic-local"], ended["classic-ray"]):
-        assert run.code == 0, run.err
-        assert run.log.count("rates [0.0625, 0.125, 0.25, 0.5, 1.0]") >= 3
-        told.append(re.findall(r"classic round \d: accuracy [\d.]+|classic parameters \w+", run.log))
-    assert len(told[0]) == 6
-    assert told[0] == told[1]
+def test_the_classic_api_trains_mixed_levels_with_a_numpyclient(ended):
+    run = ended["classic"]
+    assert run.code == 0, run.err
+    assert run.log.count("rates [0.0625, 0.125, 0.25, 0.5, 1.0]") >= 3
+    assert len(re.findall(r"classic round \d: accuracy 0\.\d+", run.log)) == 3
 
 
 def test_an_interrupt_ends_the_run_at_once(ended):

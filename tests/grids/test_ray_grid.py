@@ -35,6 +35,7 @@ def processes_of(ask, configs):
     )
 
 
+@pytest.mark.slow
 def test_an_actor_that_always_dies_is_an_error_that_tells_its_last_words(actors, ask, caplog):
     ids = list(actors.get_node_ids())
     before = len(actors.deaths)

@@ -33,7 +33,7 @@ def test_goes_on_where_it_was(tmp_path, monkeypatch, capsys, without_reports):
     run(monkeypatch, folder, *SWEEP, "assignment=fix")
     before = stamps(first.path)
 
-    status, out = finish(start(folder, *SWEEP, "engine.parallel=2", "run.callbacks=tests.simulations.sweeping:Die"))
+    status, out = finish(start(folder, *SWEEP, "run.callbacks=tests.simulations.sweeping:Die"))
     assert status == -signal.SIGKILL, out
     assert len(second.history()) == 1
     assert not second.about()["finished"]

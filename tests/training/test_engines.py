@@ -25,7 +25,6 @@ from tests.training.conftest import (
     images,
     make_jobs,
     make_text,
-    run_python,
     same,
     small,
     state,
@@ -263,23 +262,3 @@ def test_auto_is_the_fastest_engine(monkeypatch):
     assert train_together(linear_jobs(2), OPTIONS) == ["cohort"] * 2
     assert train_together(linear_jobs(1), OPTIONS) == ["plain"]
     assert train_together([], OPTIONS) == []
-
-
-def test_training_loads_neither_torchs_compiler_nor_flower():
-    """``torch.optim.SGD`` would load the compiler: two seconds and 150 MB in every process."""
-    code = """if True:
-        import sys, torch
-        from heterofl_flwr.data import Split
-        from heterofl_flwr.training import TrainingJob, TrainOptions, evaluate, train
-        from heterofl_flwr.training.engines.cohort import Cohort
-        from heterofl_flwr.training.engines.joint_models import vmapped, wide
-        model, options = torch.nn.Linear(2, 2), TrainOptions(learning_rate=0.1)
-        split = Split(torch.ones(3, 2), torch.tensor([0, 1, 1]))
-        train(model, split, options, seed=0)
-        evaluate(model, split)
-        for way in (wide, vmapped):
-            jobs = [TrainingJob(model=torch.nn.Linear(2, 2), split=split, seed=seed) for seed in range(2)]
-            Cohort(jobs, options, way).train()
-        print(*{"torch._dynamo", "flwr", "flwr_datasets", "datasets", "torchvision"} & set(sys.modules))
-    """
-    assert run_python(code) == []
