@@ -19,11 +19,10 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import Checkpoint, RunFolder
 from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
-from simulations.fuzz.mutations import ANY
+from simulations.fuzz.mutations import ANY, damage
 from simulations.fuzz.target import Target
 
 CSV = "first,second,label\n" + "".join(f"{number},{number % 3}.5,{number % 2}\n" for number in range(12))
-PIECES = (b"", b"\x00", b"nan", b"inf", b",", b"\n", *b'" { [[[[ -1 1e999 null \xff\xfe'.split(), b"9" * 400)
 WORDS = ["a", "1", "b9", "-", "--", "x", ".", "0.5", "1.0x1", "0", "e999999999", "z1", "9" * 50]
 WORDS += ["\x00", "\u0661", " ", "nan"]
 
@@ -66,7 +65,7 @@ def damaged(name: str, folder: Path, pattern: str, read: Callable[[], str]) -> T
     def trial(kind: str, draw: random.Random) -> str:
         path = draw.choice(sorted(folder.glob(pattern)))
         good = path.read_bytes()
-        path.write_bytes(_damage(draw, good))
+        path.write_bytes(damage(draw, good))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -75,22 +74,6 @@ def damaged(name: str, folder: Path, pattern: str, read: Callable[[], str]) -> T
             path.write_bytes(good)
 
     return Target(name, ["damaged"], trial, (HeteroFLError,))
-
-
-def _damage(draw: random.Random, good: bytes) -> bytes:
-    data = bytearray(good)
-    for _ in range(draw.randrange(1, 4)):
-        place = draw.randrange(len(data) + 1)
-        what = draw.randrange(4)
-        if what == 0 and place < len(data):
-            data[place] = draw.randrange(256)
-        elif what == 1:
-            del data[place : place + draw.randrange(1, 50)]
-        elif what == 2:
-            data[place:place] = draw.choice(PIECES)
-        else:
-            data[place : place + 4] = draw.randbytes(4)
-    return bytes(data)
 
 
 def write_run(folder: Path) -> RunFolder:

@@ -69,6 +69,8 @@ ANY: tuple[object, ...] = (*NUMBERS, *OTHERS)
 VALUES = (nan, inf, -inf, 3e38, -3e38, 1e16, 1e30)
 DTYPES = ("f8", "f2", "i1", "i8", "u1", "?", "c8", ">f4", "U3", "S5", "M8[s]", "V7", "u8", "f4,i4")
 MAGIC = b"\x93NUMPY"
+PIECES = (b"", b"\x00", b"nan", b"inf", b",", b"\n", *b'" { {} [ [[[[ -1 1e999 {"a":1e999} null \xff\xfe'.split())
+PIECES += (b"9" * 400, b"[[[[" * 9000, b"\x80\x04.", b"PK\x03\x04", MAGIC, MAGIC + b"\x09\x09", MAGIC + b"\x02\x00")
 HEADERS = (
     "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30,), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': (-8,), }",
@@ -84,6 +86,16 @@ HEADERS = (
     "\x00" * 200,
     "9" * 9000,
 )
+
+
+def damage(draw: random.Random, good: bytes) -> bytes:
+    """Return bytes of which some are removed, or have others in their place or between them."""
+    data = bytearray(good)
+    for _ in range(draw.randrange(1, 4)):
+        first = draw.choice([0, draw.randrange(len(data) + 1)])
+        last = min(draw.choice([first, first + 1, first + 4, first + draw.randrange(50), len(data)]), len(data))
+        data[first:last] = draw.choice([b"", draw.randbytes(last - first), draw.randbytes(50), draw.choice(PIECES)])
+    return bytes(data)
 
 
 def _array(change: Callable[[random.Random, Array], Array]) -> Mutation:
@@ -119,25 +131,6 @@ def _shape(draw: random.Random, array: Array) -> Array:
         np.ones((1,) * values.ndim, values.dtype),
     ]
     return Array(np.ascontiguousarray(draw.choice(shapes)))
-
-
-def _octets(draw: random.Random, array: Array) -> Array:
-    data = bytearray(array.data)
-    what = draw.randrange(6)
-    if what == 0:
-        for _ in range(draw.randrange(1, 20)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
-    elif what == 1:
-        del data[draw.randrange(len(data)) :]
-    elif what == 2:
-        data += draw.randbytes(draw.randrange(1, 100))
-    elif what == 3:
-        data[:] = draw.randbytes(draw.randrange(0, 300))
-    elif what == 4:
-        data[:] = draw.choice([b"", b"\x80\x04.", b"PK\x03\x04", MAGIC, MAGIC + b"\x09\x09", MAGIC + b"\x02\x00"])
-    else:
-        data[6:10] = draw.randbytes(4)  # the version, and the length of the header
-    return _raw(array, bytes(data))
 
 
 def _header(draw: random.Random, array: Array) -> Array:
@@ -230,7 +223,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "dtypes": _array(lambda draw, array: Array(np.zeros(array.numpy().shape, np.dtype(draw.choice(DTYPES))))),
     "entries": _entries,
     "far": _far,
-    "octets": _array(_octets),
+    "octets": _array(lambda draw, array: _raw(array, damage(draw, array.data))),
     "headers": _array(_header),
     "stypes": _array(
         lambda draw, array: Array(array.dtype, array.shape, draw.choice(["", "pickle", "torch", "x" * 999]), array.data)

@@ -26,7 +26,7 @@ from heterofl_flwr.core.levels import width
 from heterofl_flwr.strategies import size_guard
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
-from simulations.fuzz.mutations import MUTATIONS, Envelope
+from simulations.fuzz.mutations import MUTATIONS, Envelope, damage
 from simulations.fuzz.superlink import connected
 from simulations.fuzz.target import Target
 
@@ -45,18 +45,7 @@ def _damaged(draw: random.Random, good: Message) -> Uploaded:
     """Change some bytes of an object's body, and name it by what it has become."""
     whole = as_it_is(good)
     old = draw.choice(sorted(whole.objects))
-    body = bytearray((whole.objects[old] or b"").partition(b"\x00")[2])
-    what = draw.randrange(4)
-    if what == 0 and body:
-        for _ in range(draw.randrange(1, 9)):
-            body[draw.randrange(len(body))] = draw.randrange(256)
-    elif what == 1:
-        del body[draw.randrange(len(body) + 1) :]
-    elif what == 2:
-        body += draw.randbytes(draw.randrange(1, 100))
-    else:
-        body[:] = draw.choice([b"", b"[", b"{}", b"null", b"[[[[" * 9000, b'{"a":1e999}', draw.randbytes(50)])
-    return replaced(whole, old, bytes(body))
+    return replaced(whole, old, damage(draw, (whole.objects[old] or b"").partition(b"\x00")[2]))
 
 
 def _holes(draw: random.Random, good: Message) -> Uploaded:
@@ -75,9 +64,8 @@ def _named(draw: random.Random, good: Message, asked: Sequence[Message], old: Me
     out, upload = outgoing(good)
     other = draw.choice([asked[0], asked[2]]).metadata
     change = {"_src_node_id": other.dst_node_id, "_reply_to_message_id": other.message_id}
-    chosen = draw.sample(sorted(change), draw.randrange(1, 2))
-    where = draw.choice([out, good])
-    where.metadata.__dict__.update({key: change[key] for key in chosen})
+    key, where = draw.choice(sorted(change)), draw.choice([out, good])
+    where.metadata.__dict__[key] = change[key]
     return [outgoing(good)] if where is good else [(out, upload)]
 
 
