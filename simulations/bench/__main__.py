@@ -7,34 +7,21 @@ measured. Machines are noisy: close other programs, and look at ratios, never at
 import argparse
 import sys
 
+from heterofl_flwr.errors import ConfigError
 from simulations.bench import adapters, aggregate, edge, gpu, messages, noise, round, scale, step
 from simulations.bench.measure import describe_machine, print_verdict
 from simulations.program import formatter, parser_of, status_of
 
-BENCHMARKS = {
-    "aggregate": aggregate,
-    "messages": messages,
-    "step": step,
-    "round": round,
-    "scale": scale,
-    "edge": edge,
-    "noise": noise,
-    "adapters": adapters,
-    "gpu": gpu,
-}
-
+MODULES = (aggregate, messages, step, round, scale, edge, noise, adapters, gpu)
+BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROGRAM = "simulations.bench"
 
 EXAMPLES = """
 examples:
   python -m simulations.bench aggregate --threads 2
-  python -m simulations.bench step
-  python -m simulations.bench step --model preresnet18 --cohort 10
+  python -m simulations.bench step --cohort 10
   python -m simulations.bench round --root data                      our rounds alone
   python -m simulations.bench round --root data --authors HeteroFL   beside a checkout of the authors' repository
-  python -m simulations.bench scale
-  python -m simulations.bench edge
-  python -m simulations.bench noise
   python -m simulations.bench adapters                               needs peft and transformers
   python -m simulations.bench gpu                                    needs a CUDA device
 """
@@ -46,16 +33,21 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="benchmarks", dest="benchmark", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
         text = module.__doc__ or ""
-        module.add_arguments(
-            commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=formatter)
-        )
+        own = commands.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=formatter)
+        module.add_arguments(own)
     return top
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    for name in ("rounds", "steps"):
+        if getattr(options, name, 1) < 1:
+            raise ConfigError(f"--{name} is {getattr(options, name)}; expected at least 1")
     print(describe_machine(), flush=True)
-    return status_of(PROGRAM, lambda: 0 if print_verdict(BENCHMARKS[options.benchmark].run(options)) else 1)
+    return 0 if print_verdict(BENCHMARKS[options.benchmark].run(options)) else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return status_of(PROGRAM, lambda: run(parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ import torch
 
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import Dataset, Split
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import PAPER, profile
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.training.device import Precision
+from heterofl_flwr.training.device import Precision, resolve_device
 from simulations.bench.measure import Goal
 
 ROUNDS, STEPS, BATCH, CLIENTS = 400, 250, 10, 10
@@ -49,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Goal]:
-    on_gpu = torch.device(options.device).type == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise ConfigError(
-            f"this needs a CUDA device, and torch {torch.__version__} finds none: --device cpu --steps 1 tries the code"
-        )
+    on_gpu = resolve_device(options.device).type == "cuda"
     work = tera_flop(options.steps)
     print(
         f"{options.steps} steps of {BATCH} random images, {options.precision}; {options.device}; median of "

@@ -5,7 +5,6 @@ stacked; the mask of classes is built in each step; loss and accuracy are read a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -19,45 +18,32 @@ from heterofl_flwr.training import TrainOptions
 Example = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How the pictures of a data set are normalised, and whether they are varied."""
+MEAN, DEVIATION = 0.1307, 0.3081
+"""Of the pixels of MNIST."""
 
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
-    varied: bool = False
-
-    def transform(self) -> transforms.Compose:
-        """Return what turns one picture into a tensor."""
-        vary = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if self.varied else []
-        return transforms.Compose([*vary, transforms.ToTensor(), transforms.Normalize(self.mean, self.deviation)])
-
-    def pixels(self, inputs: Tensor) -> Tensor:
-        """Return normalised inputs as the bytes they were made of."""
-        deviation, mean = torch.tensor(self.deviation).view(-1, 1, 1), torch.tensor(self.mean).view(-1, 1, 1)
-        return ((inputs * deviation + mean) * 255).round().clamp(0, 255).byte()
-
-    def inputs(self, pixels: Tensor) -> Tensor:
-        """Return bytes as normalised inputs."""
-        deviation, mean = torch.tensor(self.deviation).view(-1, 1, 1), torch.tensor(self.mean).view(-1, 1, 1)
-        return (pixels.float() / 255 - mean) / deviation
+TRANSFORM = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (DEVIATION,))])
+"""What turns one picture into a tensor."""
 
 
-MNIST = Look((0.1307,), (0.3081,))
-CIFAR10 = Look((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), varied=True)
+def to_pixels(inputs: Tensor) -> Tensor:
+    """Return normalised inputs as the bytes they were made of."""
+    return ((inputs * DEVIATION + MEAN) * 255).round().clamp(0, 255).byte()
+
+
+def to_inputs(pixels: Tensor) -> Tensor:
+    """Return bytes as normalised inputs."""
+    return (pixels.float() / 255 - MEAN) / DEVIATION
 
 
 class Pictures(Dataset[Example]):
-    """Pictures (number, channels, height, width) in bytes, with their labels."""
+    """Grey pictures (number, 1, height, width) in bytes, with their labels."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, look: Look) -> None:
-        self._images = pixels.movedim(1, -1).squeeze(-1).contiguous().numpy()
-        self._labels = labels.numpy()
-        self._transform = look.transform()
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = pixels.squeeze(1).numpy(), labels.numpy()
 
     def __getitem__(self, index: int) -> Example:
         picture = Image.fromarray(self._images[index])
-        return {"img": self._transform(picture), "label": torch.tensor(self._labels[index])}
+        return {"img": TRANSFORM(picture), "label": torch.tensor(self._labels[index])}
 
     def __len__(self) -> int:
         return len(self._labels)

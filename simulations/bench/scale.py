@@ -26,7 +26,7 @@ from heterofl_flwr import messages as wire
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
-from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
+from heterofl_flwr.grids import LocalGrid, Windowed
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import available_nodes
@@ -59,7 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = "the paper's model of this data"
     parser.add_argument("--model", choices=["cifar10", "mnist"], default="cifar10", help=model)
     parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
-    parser.add_argument("--ray", action="store_true", help="run the clients in as many Ray actors instead")
     parser.add_argument("--window", type=int, default=16, help="messages that may be sent and not answered")
     parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
 
@@ -74,9 +73,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
         f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
     )
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
-    at_once = options.processes
-    make = partial(RayGrid, at_once=at_once) if options.ray else partial(LocalGrid, processes=at_once)
-    with make(APP, options.nodes) as grid:
+    with LocalGrid(APP, options.nodes, processes=options.processes) as grid:
         start = time.perf_counter()
         available_nodes(grid, strategy.engine)
         seconds = time.perf_counter() - start

@@ -30,7 +30,6 @@ CHECKED_STEPS = 5
 CLASSES = 7
 """Of ten; so there is something to mask."""
 
-MODELS = {"cnn": ("mnist", plain_loop.MNIST), "preresnet18": ("cifar10", plain_loop.CIFAR10)}
 SIDES = ("plain loop", "plain", "cohort")
 """The reference, and our engines."""
 
@@ -39,30 +38,26 @@ SIDES = ("plain loop", "plain", "cohort")
 class Case:
     """What clients train."""
 
-    model: str  # a name in `MODELS`
     rate: float  # the model's
     steps: int  # batches of ten; a client trains on each once
     together: int  # how many clients a cohort has
     seed: int = 0  # of parameters, pictures and order
-    varied: bool = True  # whether pictures that can be are varied
 
     def train(self, side: str, *, ordered: bool = False) -> tuple[list[nn.Module], float]:
         """Train a client, or a cohort of them, on one side; return the models and the seconds.
 
         With ``ordered`` the plain loop reads the batches in the order that our engines draw.
         """
-        paper, look = PAPER[MODELS[self.model][0]], MODELS[self.model][1]
-        varied = self.varied and look.varied
-        options = TrainOptions(learning_rate=0.01, epochs=1, augment="crop-flip" if varied else "none")
+        paper, options = PAPER["mnist"], TrainOptions(learning_rate=0.01, epochs=1)
         number, jobs, pictures = self.steps * options.batch_size, [], []
         for seed in range(self.seed, self.seed + (self.together if side == "cohort" else 1)):
             torch.manual_seed(seed)
             generator = torch.Generator().manual_seed(seed)
             pixels = torch.randint(256, (number, *paper.shape), dtype=torch.uint8, generator=generator)
             labels = torch.randint(CLASSES, (number,), generator=generator)
-            model, split = paper.build()(self.rate), Split(look.inputs(pixels), labels)
+            model, split = paper.build()(self.rate), Split(plain_loop.to_inputs(pixels), labels)
             jobs.append(TrainingJob(model=model, split=split, seed=seed, classes=torch.arange(CLASSES)))
-            pictures.append(plain_loop.Pictures(pixels, labels, replace(look, varied=varied)))
+            pictures.append(plain_loop.Pictures(pixels, labels))
         start = time.perf_counter()
         if side == "plain loop":
             draw = torch.Generator().manual_seed(derive(self.seed, "batches"))
@@ -74,7 +69,6 @@ class Case:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=list(MODELS), default="cnn", help="preresnet18 trains on CIFAR10's sizes")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, for both sides")
     parser.add_argument("--cohort", type=int, default=5, metavar="K", help="clients that engine cohort trains together")
     parser.add_argument("--rounds", type=int, default=5, help="measurements, after one that is thrown away")
@@ -83,10 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> list[Goal]:
     print(
-        f"{options.model}, batches of ten; {options.threads} threads; seed 0; median of {options.rounds} alternating "
+        f"batches of ten MNIST images; {options.threads} threads; seed 0; median of {options.rounds} alternating "
         f"measurements of {options.steps} steps; cohorts of {options.cohort}\n"
     )
-    cases = {level: Case(options.model, rate, options.steps, options.cohort) for level, rate in LEVELS.items()}
+    cases = {level: Case(rate, options.steps, options.cohort) for level, rate in LEVELS.items()}
     for case in cases.values():
         check_equal(case)
     print(f"{'level':<5}" + "".join(f"{side + ' ms':>18}{'ratio':>7}" for side in SIDES))
@@ -128,7 +122,7 @@ def milliseconds(side: str, case: Case) -> float:
 
 def check_equal(case: Case) -> None:
     """Raise if a few steps from the same start on the same batches end elsewhere: then they are not the same work."""
-    case = replace(case, steps=CHECKED_STEPS, varied=False)  # each side draws in its own way how pictures are varied
+    case = replace(case, steps=CHECKED_STEPS)
     for engine in ("plain", "cohort"):
         for number, model in enumerate(case.train(engine)[0]):
             (reference,), _ = replace(case, seed=case.seed + number).train("plain loop", ordered=True)

@@ -1,7 +1,7 @@
 """Nodes of a SuperLink that share a process and speak its protocol themselves, so that they can break it.
 
 Each has a key, a connection with TLS and the ClientApp of a good node; what it does with the replies is its attack.
-Start it with a JSON file of what :class:`Crowd` holds.
+Start it with what :class:`Crowd` holds, as JSON.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,10 @@ class Crowd:
     app: str
     members: Sequence[Member]
 
-    def write(self, path: Path) -> None:
-        """Write what a process of this module reads."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
     @classmethod
-    def read(cls, path: Path) -> "Crowd":
-        found = json.loads(path.read_text(encoding="utf-8"))
+    def of(cls, said: str) -> "Crowd":
+        """Return what is written as JSON."""
+        found = json.loads(said)
         return cls(**{**found, "members": [Member(**own) for own in found["members"]]})
 
     def run(self, stop: threading.Event) -> None:
@@ -132,7 +129,7 @@ def round_of(message: Message) -> int:
 
 
 def main() -> None:
-    crowd, stop = Crowd.read(Path(sys.argv[1])), threading.Event()
+    crowd, stop = Crowd.of(sys.argv[1]), threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     identity = Identity(1)
     crowd.run(stop)

@@ -1,11 +1,12 @@
 """Hostile nodes against a SuperLink with TLS: the cases, how one is run, and what must come of it."""
 
+import json
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flwr.app import Error, Message
@@ -179,9 +180,8 @@ def start_nodes(case: Case, deployment: Deployment) -> None:
             f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in member.config.items()
         )
         deployment.start_node(member.name, " ".join(words))
-    path = deployment.folder / "crowd.json"
-    Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), CLIENT_APP, case.members[own:]).write(path)
-    deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", str(path)], "crowd")
+    crowd = Crowd(f"127.0.0.1:{deployment.port}", str(deployment.keys), CLIENT_APP, case.members[own:])
+    deployment.popen([sys.executable, "-m", "simulations.fuzz.crowd", json.dumps(asdict(crowd))], "crowd")
 
 
 def run_silent(case: Case, folder: Path) -> RunFolder:

@@ -15,7 +15,7 @@ import numpy as np
 
 from heterofl_flwr.data import Dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from simulations.bench.plain_loop import MNIST
+from simulations.bench.plain_loop import to_pixels
 from simulations.reference.rounds import Parts
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -126,6 +126,6 @@ class Authors:
         """Write images as bytes, and labels."""
         data, arrays = self._load(), {}
         for part, split in (("train", data.train), ("test", data.test)):
-            arrays[f"{part}_images"] = MNIST.pixels(split.inputs).movedim(1, -1).squeeze(-1).contiguous().numpy()
+            arrays[f"{part}_images"] = to_pixels(split.inputs).squeeze(1).numpy()
             arrays[f"{part}_labels"] = split.targets.numpy()
         np.savez(path, allow_pickle=False, **arrays)

@@ -48,8 +48,10 @@ def test_runs_are_asked_for_a_round_of_the_paper(tmp_path, monkeypatch, grid):
 
 def test_without_a_gpu_it_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"needs a CUDA device, and torch .* --device cpu --steps 1 tries the code"):
+    with pytest.raises(ConfigError, match=r"device is 'cuda', but torch .* finds none here: use auto or cpu"):
         gpu.run(parse())
+    with pytest.raises(ConfigError, match="device is 'gpu'; expected one of"):
+        gpu.run(parse("--device", "gpu"))
 
 
 @pytest.mark.parametrize(
