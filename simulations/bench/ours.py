@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from heterofl_flwr.app import client_app
@@ -20,7 +20,6 @@ from heterofl_flwr.app.launch.running import count_processes, open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import DataError
-from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import Windowed
 from simulations.reference.rounds import Experiment, Parts, balanced_seed, is_balanced
 
@@ -61,16 +60,6 @@ class TimedGrid(Windowed):
         self.seconds[sent[0].metadata.message_type] += time.perf_counter() - start
 
 
-class Last(RoundCallback):
-    """Keeps what is known after the last round."""
-
-    progress: Progress
-
-    def on_round_end(self, progress: Progress) -> bool:
-        self.progress = progress
-        return False
-
-
 class Ours:
     """Rounds of ours, each with the same evaluation as the authors': static batch norm, global and local.
 
@@ -81,16 +70,16 @@ class Ours:
     name = "heterofl-flwr"
 
     def __init__(self, request: Request, grid: Grid) -> None:
-        self.config, self.task, self._last = request.config, load_task(request.config), Last()
+        self.config, self.task = request.config, load_task(request.config)
         same = {"evaluate.every": 1, "evaluate.levels": False, "evaluate.central": False}
-        self._strategy = make_strategy(load_task({**request.config, **same}), [self._last])
+        self._strategy = make_strategy(load_task({**request.config, **same}), ())
         self._grid = TimedGrid(grid, self.task.settings.engine.window)
 
     def play(self) -> Parts:
         """Run the first round, from the initial model."""
         seconds = self._grid.seconds = defaultdict(float)
-        self._strategy.start(self._grid, num_rounds=1)
-        record = self._last.progress.record
+        self._arrays = self._strategy.start(self._grid, num_rounds=1).arrays
+        record = self._strategy.log
         if record.failures or not is_balanced(record.rates.values()):
             raise RuntimeError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
         moments, test, found = seconds["query.moments"], seconds["evaluate"], record.evaluate
@@ -101,7 +90,7 @@ class Ours:
     def time_default_evaluation(self, *, levels: bool) -> float:
         """Return the seconds of our default evaluation of the last round's model, centrally too, and maybe by level."""
         strategy = make_strategy(load_task({**self.config, "evaluate.levels": levels}), ())
-        arrays, due = ArrayRecord(dict(self._last.progress.state)), self.task.settings.evaluate.every
+        arrays, due = self._arrays, self.task.settings.evaluate.every
         start = time.perf_counter()
         messages = strategy.configure_evaluate(due, arrays, ConfigRecord(), self._grid)
         strategy.aggregate_evaluate(due, self._grid.send_and_receive(messages))

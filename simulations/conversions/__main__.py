@@ -19,7 +19,13 @@ PROGRAM = "simulations.conversions"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    own = parser_of(PROGRAM, __doc__)
+    own.add_argument("checkout", type=Path, help="a checkout of Flower's repository, or a folder with its examples/")
+    own.add_argument("names", nargs="*", help="examples; without any, all of them")
+    own.add_argument("--out", type=Path, help="a folder for the converted apps and their logs (a new temporary one)")
+    root = "data sets, laid out as on the hub; else HETEROFL_DATA; else made ones"
+    own.add_argument("--root", default=os.environ.get("HETEROFL_DATA", ""), metavar="DIR", help=root)
+    options = own.parse_args(arguments)
     return status_of(PROGRAM, lambda: run(options))
 
 
@@ -36,16 +42,6 @@ def run(options: argparse.Namespace) -> int:
         print(trial.row(), flush=True)
     print(f"apps and logs: {work}")
     return 0 if good else 1
-
-
-def parser() -> argparse.ArgumentParser:
-    own = parser_of(PROGRAM, __doc__)
-    own.add_argument("checkout", type=Path, help="a checkout of Flower's repository, or a folder with its examples/")
-    own.add_argument("names", nargs="*", help="examples; without any, all of them")
-    own.add_argument("--out", type=Path, help="a folder for the converted apps and their logs (a new temporary one)")
-    root = "data sets, laid out as on the hub; else HETEROFL_DATA; else made ones"
-    own.add_argument("--root", default=os.environ.get("HETEROFL_DATA", ""), metavar="DIR", help=root)
-    return own
 
 
 if __name__ == "__main__":

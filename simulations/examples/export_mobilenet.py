@@ -13,8 +13,10 @@ from torchvision.models import mobilenet_v3_small  # type: ignore[import-untyped
 
 from heterofl_flwr import elastic
 from heterofl_flwr.core import LEVELS, formatting
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.export import FORMATS, export_model, write_table
 from heterofl_flwr.nn import collect_moments, with_static_norm
+from simulations.program import status_of
 
 SEED = 0
 
@@ -28,9 +30,10 @@ def export_levels(folder: Path, levels: Sequence[str], formats: Sequence[str] = 
             layer.reset_parameters()
     build = elastic(model, images[:1])
     for level in levels:
-        part = build(LEVELS[level])
+        rate = rate_of(level)
+        part = build(rate)
         static = with_static_norm(part, collect_moments(part, [images]))
-        facts = {"level": level, "rate": LEVELS[level]}
+        facts = {"level": level, "rate": rate}
         export_model(static, images, folder / level, formats=formats, facts=facts)
 
 
@@ -41,4 +44,4 @@ def main(folder: str, *levels: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(status_of("export_mobilenet", lambda: main(*sys.argv[1:])))

@@ -85,7 +85,17 @@ PROGRAM = "simulations.faults"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    own = parser_of(PROGRAM, __doc__, EXAMPLES)
+    own.add_argument("--kinds", default="", metavar="KIND,...", help="default: all; --list names them")
+    own.add_argument("--moments", default="", metavar="MOMENT,...", help=f"default: {','.join(MOMENTS)}")
+    own.add_argument("--deadline", type=float, help="seconds of a round; default: 15, under a SuperLink 60")
+    under = "the kinds under a SuperLink with TLS, and two SuperNodes"
+    own.add_argument("--deployment", action="store_true", help=under)
+    own.add_argument("--seed", type=int, default=0, help="of the runs")
+    own.add_argument("--out", type=Path, metavar="FILE", help="write the table, in Markdown")
+    own.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs and their logs here")
+    own.add_argument("--list", action="store_true", help="name the kinds of faults and end")
+    options = own.parse_args(arguments)
     if options.list:
         print(*(f"{name:<20}{kind.what}" for name, kind in KINDS.items() if kind.actor != "none"), sep="\n")
         return 0
@@ -124,20 +134,6 @@ def run(cells: Cells, names: Sequence[str], moments: Sequence[str]) -> list[Outc
         done = f"[{len(outcomes)}/{len(names) * len(moments)}, {time.monotonic() - started:.0f} s]"
         print(f"{done:<16}{line_of(outcomes[-1])}", flush=True)
     return outcomes
-
-
-def parser() -> argparse.ArgumentParser:
-    own = parser_of(PROGRAM, __doc__, EXAMPLES)
-    own.add_argument("--kinds", default="", metavar="KIND,...", help="default: all; --list names them")
-    own.add_argument("--moments", default="", metavar="MOMENT,...", help=f"default: {','.join(MOMENTS)}")
-    own.add_argument("--deadline", type=float, help="seconds of a round; default: 15, under a SuperLink 60")
-    under = "the kinds under a SuperLink with TLS, and two SuperNodes"
-    own.add_argument("--deployment", action="store_true", help=under)
-    own.add_argument("--seed", type=int, default=0, help="of the runs")
-    own.add_argument("--out", type=Path, metavar="FILE", help="write the table, in Markdown")
-    own.add_argument("--work", type=Path, metavar="FOLDER", help="keep the runs and their logs here")
-    own.add_argument("--list", action="store_true", help="name the kinds of faults and end")
-    return own
 
 
 if __name__ == "__main__":

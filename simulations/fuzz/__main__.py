@@ -8,7 +8,6 @@ With --wire nodes attack a SuperLink with TLS and known nodes instead: with all 
 stalling, with bombs, and with lies that fit, which count. It takes many minutes.
 """
 
-import argparse
 import random
 import sys
 import tempfile
@@ -30,7 +29,12 @@ Row = tuple[str, str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    own = parser_of(PROGRAM, __doc__)
+    own.add_argument("--replies", type=int, default=1000, help="replies to instructions to train")
+    over = f"over a SuperLink; default: {','.join(CASES)}"
+    own.add_argument("--wire", nargs="?", const="", metavar="GROUP,...", help=over)
+    own.add_argument("--seed", type=int, default=0, help="of every change")
+    options = own.parse_args(arguments)
     print(describe_machine(), flush=True)
     if options.wire is not None:
         return status_of(PROGRAM, lambda: cross(chosen("group of cases", words(options.wire), list(CASES))))
@@ -89,15 +93,6 @@ def table(found: dict[Row, Counter[str]]) -> str:
         for (what, kind), own in rows.items()
     ]
     return f"\n{render(('what              kind', 'number', *OUTCOMES), cells, 'table')}\n"
-
-
-def parser() -> argparse.ArgumentParser:
-    own = parser_of(PROGRAM, __doc__)
-    own.add_argument("--replies", type=int, default=1000, help="replies to instructions to train")
-    over = f"over a SuperLink; default: {','.join(CASES)}"
-    own.add_argument("--wire", nargs="?", const="", metavar="GROUP,...", help=over)
-    own.add_argument("--seed", type=int, default=0, help="of every change")
-    return own
 
 
 if __name__ == "__main__":

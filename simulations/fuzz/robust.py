@@ -36,7 +36,7 @@ from heterofl_flwr.runs.files import append_line, write_atomic
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import parser_of, status_of, without_logs
+from simulations.program import chosen, parser_of, status_of, without_logs, words
 
 PROGRAM = "simulations.fuzz.robust"
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the cells that are not done, and write the tables."""
     path = options.out / "cells.jsonl"
     done = read(path)
-    wanted = list(cells(options.data.split(",")))
+    wanted = list(cells(chosen("data set", words(options.data), list(BOUNDS))))
     for number, cell in enumerate(wanted, 1):
         if cell not in done:
             started = time.monotonic()
@@ -195,7 +195,8 @@ def read(path: Path) -> dict[Cell, dict[str, float]]:
 def page(found: Mapping[Cell, Mapping[str, float]]) -> str:
     """Return the tables."""
     seconds = sum(own["seconds"] for own in found.values())
-    parts = [HEADER.format(command=command(), machine=describe_machine(), runs=len(found), seconds=seconds)]
+    about = f"{describe_machine()}. {len(found)} runs, {seconds:.0f} seconds in all."
+    parts = [f"{HEADER}\n    {command()}\n\n{about}\n"]
     for data, mix in dict.fromkeys((cell.data, cell.mix) for cell in found):
         for end in ("largest", "smallest")[: 1 + ("-" in mix)]:
             own = {cell: one[end] for cell, one in found.items() if (cell.data, cell.mix) == (data, mix)}
@@ -220,16 +221,12 @@ def _spread(values: Sequence[float]) -> str:
 HEADER = """# Hostile clients, and how replies are combined
 
 Accuracy in per cent: mean (least..most) of the seeds.
-
-    {command}
-
-{machine}. {runs} runs, {seconds:.0f} seconds in all.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(PROGRAM, __doc__)
-    parser.add_argument("--data", default=",".join(BOUNDS), metavar="NAME,...", help="default: %(default)s")
+    parser.add_argument("--data", default="", metavar="NAME,...", help=f"default: {','.join(BOUNDS)}")
     out = Path("runs", "robust")
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="default: %(default)s")
     with without_logs(), torch_threads(1):

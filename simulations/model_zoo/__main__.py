@@ -22,7 +22,7 @@ from heterofl_flwr.runs.files import append_line, write_atomic
 from simulations.bench.measure import describe_machine
 from simulations.model_zoo import models
 from simulations.model_zoo.check import MOST_DIFFERENT, RATES
-from simulations.model_zoo.models import DOUBLE, Finding, key_of
+from simulations.model_zoo.models import DOUBLE, Finding
 from simulations.model_zoo.sources import SOURCES, version_of
 from simulations.program import chosen, parser_of, status_of
 
@@ -150,13 +150,20 @@ PROGRAM = "simulations.model_zoo"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    own = parser_of(PROGRAM, __doc__)
+    own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
+    own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
+    own.add_argument("--out", type=Path, help="write the pages to this folder; give no names, for whole ones")
+    findings = "where to keep what was found, and to read what is there already (%(default)s)"
+    own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
+    own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")
+    options = own.parse_args(arguments)
     return status_of(PROGRAM, lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> int:
     sources = options.source or list(SOURCES)
-    every = [key_of(source, name) for source in sources for name in SOURCES[source].names()]
+    every = [f"{source}:{name}" for source in sources for name in SOURCES[source].names()]
     keys = chosen("model", options.names, every)
     kept = models.read(options.findings)
     made = f"{time.strftime('%Y-%m-%d')}, {describe_machine()}"
@@ -176,17 +183,6 @@ def run(options: argparse.Namespace) -> int:
         write_atomic(options.out / name, page.encode())
         print(f"wrote {options.out / name}")
     return int(counts["wrong"] > 0 or (bool(options.names) and counts["exact"] < len(found)))
-
-
-def parser() -> argparse.ArgumentParser:
-    own = parser_of(PROGRAM, __doc__)
-    own.add_argument("names", nargs="*", help="models to check, as package:model; without any, all of them")
-    own.add_argument("--source", action="append", choices=SOURCES, help="a package to take; without any, all of them")
-    own.add_argument("--out", type=Path, help="write the pages to this folder; give no names, for whole ones")
-    findings = "where to keep what was found, and to read what is there already (%(default)s)"
-    own.add_argument("--findings", type=Path, default=Path("runs/zoo/findings.jsonl"), help=findings)
-    own.add_argument("--seed", type=int, default=0, help="of the weights and the images (%(default)s)")
-    return own
 
 
 if __name__ == "__main__":

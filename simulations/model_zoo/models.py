@@ -49,11 +49,6 @@ class Finding(Checked):
         return self.parameters[0.5] / self.parameters[1.0]
 
 
-def key_of(source: str, name: str) -> str:
-    """Return under which key the finding of a model is kept."""
-    return f"{source}:{name}"
-
-
 @torch.no_grad()
 def draw_weights(model: nn.Module, seed: int, gain: float = 2) -> None:
     """Draw all parameters and batch norm statistics so that every one matters: fresh models have heads of zeros.
