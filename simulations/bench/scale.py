@@ -42,14 +42,11 @@ Measured = tuple[float, float, float]
 """Of a run: milliseconds of a round for each of its clients, bytes that the server adds, those of replies under way."""
 
 
-class Records(RoundCallback):
+class Records(list[RoundRecord], RoundCallback):
     """Keeps the records of all rounds."""
 
-    def __init__(self) -> None:
-        self.all: list[RoundRecord] = []
-
     def on_round_end(self, progress: Progress) -> bool:
-        self.all.append(progress.record)
+        self.append(progress.record)
         return False
 
 
@@ -97,21 +94,21 @@ def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, 
     strategy.federation.options = replace(strategy.options, sampling=sampling)
     results: list[Result] = []
     records: Records = strategy.callbacks[0]  # type: ignore[assignment]
-    records.all.clear()
+    records.clear()
 
     def play() -> None:
         # Without initial arrays it begins with the initial model, and from round 2 on without asking the clients anew.
         results.append(strategy.start(grid, num_rounds=first_round + ROUNDS - 1, first_round=first_round))
 
     peak = peak_of(play)
-    for record in records.all:
+    for record in records:
         if len(record.rates) != size or record.failures:
             failed = f"{len(record.failures)} of {len(record.rates)} clients failed"
             raise RuntimeError(f"{failed}, expected {size} good ones")
     check_same(results[0].arrays, strategy)
-    seconds = statistics.mean(record.seconds for record in records.all)
+    seconds = statistics.mean(record.seconds for record in records)
     bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}
-    replies = ([bytes_by_rate[rate] for rate in record.rates.values()] for record in records.all)
+    replies = ([bytes_by_rate[rate] for rate in record.rates.values()] for record in records)
     return seconds * 1e3 / size, peak, max(most_in_a_row(sizes, window) for sizes in replies)
 
 

@@ -113,11 +113,6 @@ def _says(record: str, key: str, *values: object) -> Mutation:
     return lambda draw, envelope: getattr(envelope, record).update({key: draw.choice(values)})
 
 
-def _raw(like: Array, data: bytes) -> Array:
-    """Return an array of other bytes that claims to be like this one."""
-    return Array(like.dtype, like.shape, like.stype, data)
-
-
 def _shape(draw: random.Random, array: Array) -> Array:
     values = array.numpy()
     shapes: Sequence[np.ndarray[Any, Any]] = [
@@ -136,7 +131,8 @@ def _shape(draw: random.Random, array: Array) -> Array:
 def _header(draw: random.Random, array: Array) -> Array:
     header = (draw.choice(HEADERS) + "\n").encode("latin1")
     version, size = draw.choice([(b"\x01\x00", 2), (b"\x02\x00", 4), (b"\x03\x00", 4)])
-    return _raw(array, MAGIC + version + len(header).to_bytes(size, "little") + header + array.numpy().tobytes())
+    data = MAGIC + version + len(header).to_bytes(size, "little") + header + array.numpy().tobytes()
+    return Array(array.dtype, array.shape, array.stype, data)
 
 
 def _names(draw: random.Random, envelope: Envelope) -> None:
@@ -223,7 +219,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "dtypes": _array(lambda draw, array: Array(np.zeros(array.numpy().shape, np.dtype(draw.choice(DTYPES))))),
     "entries": _entries,
     "far": _far,
-    "octets": _array(lambda draw, array: _raw(array, damage(draw, array.data))),
+    "octets": _array(lambda draw, array: Array(array.dtype, array.shape, array.stype, damage(draw, array.data))),
     "headers": _array(_header),
     "stypes": _array(
         lambda draw, array: Array(array.dtype, array.shape, draw.choice(["", "pickle", "torch", "x" * 999]), array.data)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
@@ -55,22 +56,18 @@ class Questions:
         self._h2l = FedH2L(3, seed_size=4, seed_batch=2)
         self._h2l.configure_train(1, ArrayRecord(), ConfigRecord(), grid)  # it registers its nodes
         self.targets = [
-            Target("capability", ("says", "schemas", "keys", "records"), self._forged(self._capability)),
-            Target("moments", (*FORMS, "possible"), self._forged(self._moments)),
-            Target("posteriors", (*FORMS, "values"), self._forged(self._posteriors)),
+            Target("capability", ("says", "schemas", "keys", "records"), partial(self._try, self._capability)),
+            Target("moments", (*FORMS, "possible"), partial(self._try, self._moments)),
+            Target("posteriors", (*FORMS, "values"), partial(self._try, self._posteriors)),
         ]
 
-    def _forged(self, ask: Callable[[random.Random], str]) -> Callable[[str, random.Random], str]:
-        """Return the trial that asks a question, of which an answer is forged."""
-
-        def trial(kind: str, draw: random.Random) -> str:
-            self._grid.change = lambda message: _forge(message, kind, draw)
-            try:
-                return ask(draw)
-            finally:
-                self._grid.change = None
-
-        return trial
+    def _try(self, ask: Callable[[random.Random], str], kind: str, draw: random.Random) -> str:
+        """Ask a question, of which an answer is forged."""
+        self._grid.change = lambda message: _forge(message, kind, draw)
+        try:
+            return ask(draw)
+        finally:
+            self._grid.change = None
 
     def _capability(self, draw: random.Random) -> str:
         federation = HeteroFL(Net, "a1-c2", assignment=draw.choice(["fix", "dynamic"])).federation

@@ -18,6 +18,7 @@ from heterofl_flwr.app.launch.request import CLIENT_APP
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.federation.round import SILENT
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, from_flat, to_flat
 from simulations.deployment import Deployment, kill_with_all
@@ -110,12 +111,20 @@ class Result:
         training = [record for record in self.history if record.server_round > 1 and not record.evaluate_asked]
         return max((record.seconds for record in training), default=float("inf"))
 
+    @property
+    def unseen(self) -> set[str]:
+        """The attacks whose replies must be refused, of which the server had none: their nodes were only silent."""
+        failed = [failure for record in self.history for failure in record.failures.items()]
+        seen = {self.case.members[partition].attack for partition, reason in failed if reason != SILENT}
+        return {name for name in self.case.attacks if name in REFUSED and REFUSED[name].answers} - seen
+
     def faults(self, server_before: int) -> list[str]:
         """Return what is not as promised; in the case before, the server had so many bytes in memory."""
         server, before = self.server // MEBIBYTE, server_before // MEBIBYTE
         broken = {
             f"the run is {self.status}": self.status != "finished:completed",
             "the model is another": self.equal is False,
+            f"nothing came of {', '.join(sorted(self.unseen))}": bool(self.unseen),
             f"a round took {self.longest:.0f} s": self.longest > self.case.deadline + GRACE,
             f"the server had {server} MiB, before {before}": self.case.as_before and self.server > 1.1 * server_before,
         }

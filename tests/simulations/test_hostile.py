@@ -79,10 +79,14 @@ def test_a_case_whose_promise_is_broken_says_so():
     case = CASES["bombs"][1]
     record = RoundRecord(server_round=2, seconds=case.deadline + 6, learning_rate=0.1, rates={0: 1.0})
     bad = Result(case=case, status="finished:failed", history=[record], server=111, superlink=1, equal=False)
-    assert len(bad.faults(100)) == 4
-    good = replace(bad, status="finished:completed", history=[replace(record, seconds=1.0)], server=110, equal=True)
+    assert len(bad.faults(100)) == 5
+    record = replace(record, seconds=1.0, failures=dict.fromkeys(range(4, 54), "refused"))
+    good = replace(bad, status="finished:completed", history=[record], server=110, equal=True)
     assert good.faults(100) == []
     assert "| equal |" in good.row
+    alone = {partition: "no reply in time" for partition in record.failures if partition % 5 == 4}
+    silent = replace(good, history=[replace(record, failures={**record.failures, **alone})])
+    assert silent.faults(100) == [f"nothing came of {case.attacks[0]}"]
 
 
 def test_a_group_that_nobody_knows_is_named(capsys):
