@@ -2,7 +2,7 @@
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.app.client_app import app
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core.levels import rate_of
@@ -17,10 +17,10 @@ def main(folder: str, level: str) -> None:
     context = Context(1, 1, node, RecordDict(), dict(config))
     build, rate = load_task(config).build, rate_of(level)
     state = Plan.of(build(1.0), build(rate)).extract(dict(build(1.0).named_parameters()))
-    sent = {wire.RATE: rate, wire.GLOBAL_RATE: 1.0, wire.SERVER_ROUND: 1, wire.SEED: 0, wire.PARTITION: 0}
-    sent[wire.LEARNING_RATE] = 0.01
+    sent = dict.fromkeys((messages.SEED, messages.PARTITION), 0) | {messages.RATE: rate, messages.GLOBAL_RATE: 1.0}
+    sent |= {messages.SERVER_ROUND: 1, messages.LEARNING_RATE: 0.01}
     Identity(1)
-    content = RecordDict({wire.ARRAYS: ArrayRecord(state), wire.CONFIG: wire.new_config(sent)})
+    content = RecordDict({messages.ARRAYS: ArrayRecord(state), messages.CONFIG: messages.new_config(sent)})
     reply = app(Message(content, 2, MessageType.TRAIN), context)
     if reply.has_error():
         raise RuntimeError(reply.error.reason)

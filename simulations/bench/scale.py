@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
@@ -151,6 +151,6 @@ def capability_query(message: Message, context: Context) -> Message:
 @app.train()
 def train_message(message: Message, context: Context) -> Message:
     del context
-    content = RecordDict({wire.ARRAYS: message.content[wire.ARRAYS], wire.CONFIG: wire.new_config({})})
-    content[wire.METRICS] = MetricRecord({wire.NUM_EXAMPLES: 1})
+    content = RecordDict({messages.ARRAYS: message.content[messages.ARRAYS], messages.CONFIG: messages.new_config({})})
+    content[messages.METRICS] = MetricRecord({messages.NUM_EXAMPLES: 1})
     return Message(content, reply_to=message)

@@ -26,6 +26,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.origin import command
 from simulations.bench.measure import describe_machine
+from simulations.deployment import Deployment
 from simulations.faults.cells import Cells, Outcome
 from simulations.faults.deployed import DeployedCells
 from simulations.faults.fault import MOMENTS
@@ -114,10 +115,11 @@ def assess(options: argparse.Namespace) -> int:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty: name another folder with --work")
         folder.mkdir(parents=True, exist_ok=True)
-        make, deadline = (DeployedCells, 60.0) if options.deployment else (Cells, 15.0)
-        cells = make(folder.resolve(), deadline=options.deadline or deadline, seed=options.seed)
-        if isinstance(cells, DeployedCells):
-            stack.enter_context(cells)
+        if options.deployment:
+            deployment = stack.enter_context(Deployment(folder.resolve()))
+            cells: Cells = DeployedCells(deployment, deadline=options.deadline or 60.0, seed=options.seed)
+        else:
+            cells = Cells(folder.resolve(), deadline=options.deadline or 15.0, seed=options.seed)
         outcomes = run(cells, names, moments)
     if options.out:
         write_atomic(options.out, f"{heading}\n\n{to_markdown(outcomes)}".encode())

@@ -4,9 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Self
 
 from heterofl_flwr.report import RunFolder
 from simulations.deployment import Deployment, kill, kill_with_all
@@ -21,23 +18,15 @@ PAUSE = 1.0
 
 
 class DeployedCells(Cells):
-    """Makes cells of few rounds; a context manager that ends all processes."""
+    """Makes cells of few rounds, all in one deployment."""
 
-    def __init__(self, folder: Path, *, deadline: float, seed: int) -> None:
-        super().__init__(folder, deadline=deadline, seed=seed, num_rounds=3, clients=len(NODES))
-        self._now = folder / "now"
-        self._stack = ExitStack()
-        self._deployment = Deployment(folder, {"OMP_NUM_THREADS": "1", VARIABLE: str(self._now)})
-
-    def __enter__(self) -> Self:
-        self._stack.enter_context(self._deployment)
-        self._superlink = self._deployment.start_superlink()
-        self._deployment.register(*NODES)
+    def __init__(self, deployment: Deployment, *, deadline: float, seed: int) -> None:
+        super().__init__(deployment.folder, deadline=deadline, seed=seed, num_rounds=3, clients=len(NODES))
+        self._now, self._deployment = deployment.folder / "now", deployment
+        deployment.environment |= {"OMP_NUM_THREADS": "1", VARIABLE: str(self._now)}
+        self._superlink = deployment.start_superlink()
+        deployment.register(*NODES)
         self._nodes = [self._start_node(number) for number in range(len(NODES))]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def expected(self, fault: Fault) -> State | None:
         """Return the model that a run must end with: without the replies that its own history lacks.

@@ -1,1 +1,1 @@
-"""Answers of bad faith, made from good ones by chance, and what must come of them."""
+"""Fuzzing: hostile replies, texts and files, made from valid ones at random, and what must come of them."""

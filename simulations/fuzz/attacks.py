@@ -1,4 +1,4 @@
-"""What a hostile node does with its good reply before it crosses the wire."""
+"""What a hostile node does with its good reply before it is sent."""
 
 import copy
 import random
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.compat import make_message
 from simulations.fuzz.forgeries import (
     BOMBS,
@@ -123,33 +123,33 @@ def further(factor: float, examples: int | None = None) -> Change:
     """Return how a node says that it went so many times as far, maybe with more examples."""
 
     def change(envelope: Envelope, turn: Turn) -> None:
-        sent = turn.asked.content[wire.ARRAYS]
+        sent = turn.asked.content[messages.ARRAYS]
         assert isinstance(sent, ArrayRecord)
         each(envelope, lambda name, value: sent[name].numpy() + factor * (value - sent[name].numpy()))
-        envelope.metrics |= {} if examples is None else {wire.NUM_EXAMPLES: examples}
+        envelope.metrics |= {} if examples is None else {messages.NUM_EXAMPLES: examples}
 
     return change
 
 
 def shift_rows(envelope: Envelope, turn: Turn) -> None:
     """Send each class's row of the classifier as the next one's."""
-    classes = list(envelope.arrays[wire.ARRAYS].values())[-1].shape[0]
+    classes = list(envelope.arrays[messages.ARRAYS].values())[-1].shape[0]
     each(envelope, lambda name, value: np.roll(value, 1, 0) if value.shape[:1] == (classes,) else value)
 
 
 def shift_moments(envelope: Envelope, turn: Turn) -> None:
     """Send moments of one batch of mean 30, as if of very many."""
     parts = {"count": 1.0, "first": 30.0, "second": 1.0}
-    each(envelope, lambda name, value: np.full_like(value, parts[name.rpartition(".")[2]] * 2**40), wire.MOMENTS)
+    each(envelope, lambda name, value: np.full_like(value, parts[name.rpartition(".")[2]] * 2**40), messages.MOMENTS)
 
 
 def boast(envelope: Envelope, turn: Turn) -> None:
     """Report an accuracy of 1 on ten million examples."""
     numbers = {name for name, value in envelope.metrics.items() if isinstance(value, float)}
-    envelope.metrics |= {name: float("accuracy" in name) for name in numbers} | {wire.NUM_EXAMPLES: 10_000_000}
+    envelope.metrics |= {name: float("accuracy" in name) for name in numbers} | {messages.NUM_EXAMPLES: 10_000_000}
 
 
-def each(envelope: Envelope, change: Callable[[str, Any], Any], record: str = wire.ARRAYS) -> None:
+def each(envelope: Envelope, change: Callable[[str, Any], Any], record: str = messages.ARRAYS) -> None:
     """Change all arrays of a record."""
     for name, array in envelope.arrays[record].items():
         value = array.numpy()
@@ -179,7 +179,7 @@ LIES: Mapping[str, Attack] = {
     "moments of mean 30": lie(shift_moments, "query.moments"),
     "metrics of ten million": lie(boast, "evaluate"),
     "a million partitions": lie(
-        lambda envelope, turn: envelope.config.update({wire.NUM_PARTITIONS: 10**6}), "query.capability"
+        lambda envelope, turn: envelope.config.update({messages.NUM_PARTITIONS: 10**6}), "query.capability"
     ),
     "ten million examples": lie(further(-5.0, 10_000_000)),
     "as others, ids known": Attack(partial(to_others, own_name=False), silent_from=0),

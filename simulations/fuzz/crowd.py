@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from heterofl_flwr import messages as wire
+from heterofl_flwr import messages
 from heterofl_flwr.compat import inflate_object_from_contents
 from heterofl_flwr.grids.apps import Identity, answer, load
 from simulations.flower_internals import (
@@ -123,8 +123,8 @@ class Node:
 
 def round_of(message: Message) -> int:
     """Return the round that a message names; 0 where it names none."""
-    config = message.content.get(wire.CONFIG)
-    number = config.get(wire.SERVER_ROUND, 0) if isinstance(config, ConfigRecord) else 0
+    config = message.content.get(messages.CONFIG)
+    number = config.get(messages.SERVER_ROUND, 0) if isinstance(config, ConfigRecord) else 0
     return number if isinstance(number, int) else 0
 
 

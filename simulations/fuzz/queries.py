@@ -1,4 +1,4 @@
-"""Answers to the server's questions, and FedH2L's posteriors: one of three nodes answers in bad faith."""
+"""Answers to the server's questions, and FedH2L's posteriors: one of three nodes is hostile."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Replies against the strategy: three clients answer a round, and the reply of one is of bad faith.
+"""Fuzzed replies to a strategy: three clients answer a round, and one of them is hostile.
 
 A slow and plain reader says what the model may be afterwards: either to the bit that without the client, or, where the
 reply was taken, the mean with what its bytes say.

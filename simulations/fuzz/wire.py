@@ -48,7 +48,7 @@ LARGE: Mapping[str, Flat] = {"model.name": "mlp", "model.hidden": "1024,1024", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A run with nodes of good and of bad faith."""
+    """A run with honest and hostile nodes."""
 
     name: str  # for the table
     attacks: Sequence[str]  # of each node that attacks; the good ones come first

@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--work", type=Path, default=Path("runs", "reference"), metavar="DIR", help="default: %(default)s"
     )
     options = parser.parse_args(arguments)
-    return status_of(PROGRAM, lambda: arbitrate(options))
+    return status_of(PROGRAM, lambda: run_reference(options))
 
 
-def arbitrate(options: argparse.Namespace) -> None:
+def run_reference(options: argparse.Namespace) -> None:
     """Run the authors' code, and write what it has reached whenever it was tested."""
     run = read_paper_run(options.run)
     check(run)
