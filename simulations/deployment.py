@@ -29,6 +29,7 @@ import psutil
 from heterofl_flwr.app.cli.app import write_app
 from heterofl_flwr.app.cli.keys import write_certificates, write_node_key
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.settings import Flat
 
 MARK = "HETEROFL_LAUNCH"
@@ -88,7 +89,7 @@ class Processes:
         deadline = time.monotonic() + seconds
         while not happened():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
+                raise HeteroFLError(f"{what} does not come in {seconds:g} s; the logs are in {self.folder}")
             time.sleep(POLL)
 
     def numbers_of(self, name: str) -> list[int]:
@@ -117,7 +118,7 @@ class Processes:
 
         self.wait_for(has_started_or_ended, "the SuperLink")
         if process.poll() is not None:
-            raise RuntimeError(f"the SuperLink does not start:\n{self.log('superlink')[-2000:]}")
+            raise HeteroFLError(f"the SuperLink does not start:\n{self.log('superlink')[-2000:]}")
 
     def popen(
         self, words: Sequence[str], log: str, folder: Path | None = None, **variables: str
@@ -197,18 +198,18 @@ class Deployment(Processes):
         words = [sys.executable, "-c", _CALLS, json.dumps(calls)]
         done = subprocess.run(words, capture_output=True, text=True, env=self.environment, timeout=STARTUP)
         if done.returncode:
-            raise RuntimeError(f"flwr {calls}\n{done.stdout}{done.stderr}")
+            raise HeteroFLError(f"flwr {calls}\n{done.stdout}{done.stderr}")
         return done.stdout
 
     def wait_for_end(self, run_id: str, seconds: float) -> tuple[str, str]:
         """Wait until a run's ServerApp has ended, or so many seconds; return the run's status."""
         ended = rf"Finished task \d+ of run {run_id}"
-        with suppress(RuntimeError):
+        with suppress(HeteroFLError):
             self.wait_for(lambda: re.search(ended, self.log("superlink")), f"the end of run {run_id}", seconds)
         try:
             run = json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]
             return str(run["status"]), str(run["status-details"])
-        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        except (HeteroFLError, ValueError, KeyError, IndexError) as error:
             return "unknown", str(error)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from heterofl_flwr.errors import HeteroFLError
 from simulations.bench.measure import Goal, in_turns
 
 CLASSES = 10
@@ -58,7 +59,9 @@ def measure(program: str) -> Used:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"a process that was to be measured failed with exit status {process.returncode}: {program}")
+        raise HeteroFLError(
+            f"a process that was to be measured failed with exit status {process.returncode}: {program}"
+        )
     return time.monotonic() - started, usage.ru_utime + usage.ru_stime, int(printed.split()[-1]) * 1024
 
 

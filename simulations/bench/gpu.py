@@ -11,7 +11,6 @@ import argparse
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,10 +20,11 @@ import torch
 
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import Dataset, Split
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn import PAPER, profile
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.training.device import Precision, resolve_device
-from simulations.bench.measure import Goal
+from simulations.bench.measure import Goal, output_of
 
 ROUNDS, STEPS, BATCH, CLIENTS = 400, 250, 10, 10
 IMAGES = "HETEROFL_BENCH_IMAGES"
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
             continue
         try:
             each, loss = measure(grid, engine, options)
-        except RuntimeError as error:  # the others are measured all the same
+        except HeteroFLError as error:  # the others are measured all the same
             each = loss = math.nan
             print(f"{name} failed: {error}")
         print(f"{name:<26}{each:>10.3f}{ROUNDS * each / 60:>10.1f} min{work / each:>9.2f}{loss:>8.3f}", flush=True)
@@ -81,17 +81,11 @@ def measure(grid: str, engine: str, options: argparse.Namespace) -> tuple[float,
     """Return the median seconds of a run's rounds but for the first, and its loss in the first."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
-        done = subprocess.run(
+        output_of(
             [sys.executable, "-m", "heterofl_flwr", *list_arguments(grid, engine, options, out)],
-            capture_output=True,
-            text=True,
-            check=False,
             cwd=REPOSITORY,  # where clients find the function that makes the data
             env={**os.environ, IMAGES: str(BATCH * options.steps // count_epochs(options.steps))},
-            timeout=3600,
         )
-        if done.returncode:
-            raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
         history = RunFolder(out).history()
     return statistics.median(record.seconds for record in history[1:]), history[0].train["loss"]
 

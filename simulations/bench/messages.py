@@ -1,7 +1,6 @@
 """A message there and back: LocalGrid and RayGrid beside Flower's Ray backend."""
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from simulations.bench.measure import Goal
+from simulations.bench.measure import Goal, output_of
 
 NODES = 20
 APP = "simulations.bench.messages:app"
@@ -34,8 +34,7 @@ def run(options: argparse.Namespace) -> list[Goal]:
             found[name] = measure(grid, options.rounds)
     # In a process of its own: Ray leaves threads and handlers behind.
     command = [sys.executable, "-c", f"from simulations.bench import messages; messages.by_flower({options.rounds})"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found["Flower on Ray, 2 actors"] = float(done.stdout.split()[-1])
+    found["Flower on Ray, 2 actors"] = float(output_of(command).split()[-1])
     for name, milliseconds in found.items():
         print(f"{name:<28}{milliseconds:8.3f} ms a message")
     return [
@@ -77,7 +76,7 @@ def send(grid: Grid) -> None:
     replies = list(grid.send_and_receive(messages))
     failed = [reply for reply in replies if reply.has_error()]
     if len(replies) < len(messages) or failed:
-        raise RuntimeError(f"{len(messages) - len(replies)} messages had no reply, {len(failed)} failed")
+        raise HeteroFLError(f"{len(messages) - len(replies)} messages had no reply, {len(failed)} failed")
 
 
 app = ClientApp()

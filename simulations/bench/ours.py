@@ -19,7 +19,7 @@ from heterofl_flwr.app.launch.request import App, Request
 from heterofl_flwr.app.launch.running import count_processes, open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.errors import DataError
+from heterofl_flwr.errors import DataError, HeteroFLError
 from heterofl_flwr.grids import Windowed
 from simulations.reference.rounds import Experiment, Parts, balanced_seed, is_balanced
 
@@ -81,7 +81,7 @@ class Ours:
         self._arrays = self._strategy.start(self._grid, num_rounds=1).arrays
         record = self._strategy.log
         if record.failures or not is_balanced(record.rates.values()):
-            raise RuntimeError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
+            raise HeteroFLError(f"expected two good clients of each level: {record.rates}, failed: {record.failures}")
         moments, test, found = seconds["query.moments"], seconds["evaluate"], record.evaluate
         # What is neither asking for moments nor testing counts as training: slicing, sending, averaging.
         rest = record.seconds - moments - test

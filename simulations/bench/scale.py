@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import Result
 
 from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
 from heterofl_flwr.grids import LocalGrid, Windowed
@@ -104,7 +105,7 @@ def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, 
     for record in records:
         if len(record.rates) != size or record.failures:
             failed = f"{len(record.failures)} of {len(record.rates)} clients failed"
-            raise RuntimeError(f"{failed}, expected {size} good ones")
+            raise HeteroFLError(f"{failed}, expected {size} good ones")
     check_same(results[0].arrays, strategy)
     seconds = statistics.mean(record.seconds for record in records)
     bytes_by_rate = {rate: 4 * strategy.federation.plan(rate).parameters for rate in strategy.federation.mix.rates}

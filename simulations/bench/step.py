@@ -20,6 +20,7 @@ from torch import nn
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Split
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.training import TrainingJob, TrainOptions, keep_freed_memory, train_together
 from simulations.bench import plain_loop
@@ -129,7 +130,7 @@ def check_equal(case: Case) -> None:
             for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
                 difference = float((mine - theirs).detach().abs().max())
                 if not difference <= TOLERANCE:
-                    raise RuntimeError(
+                    raise HeteroFLError(
                         f"engine {engine} and the plain loop differ by {difference:.2g} in {name} after "
                         f"{CHECKED_STEPS} steps (expected at most {TOLERANCE:g}), so their times cannot be compared"
                     )

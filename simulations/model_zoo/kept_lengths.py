@@ -1,6 +1,7 @@
 """Lengths of a full model that count, where its code computes with them, as those of a slice."""
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 from unittest import mock
 
@@ -60,14 +61,10 @@ def kept_length(full: Any, few: Any) -> Any:
     """Return what a layer of the full model holds, as a length, or a sequence of them, if it is less in the slice."""
     if type(full) in (tuple, list, torch.Size) and isinstance(few, tuple | list) and len(full) == len(few):
         held = [kept_length(*pair) for pair in zip(full, few, strict=True)]
-        return full if all(map(_same, held, full)) else type(full)(held)
+        return full if all(map(is_, held, full)) else type(full)(held)
     if type(full) in (int, KeptLength) and type(few) is int and few != full:
         return KeptLength.of(int(full), lambda: few)
     return full
-
-
-def _same(one: object, two: object) -> bool:
-    return one is two
 
 
 class Counting(TorchFunctionMode):

@@ -3,6 +3,7 @@
 import argparse
 import math
 import shlex
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,11 +13,12 @@ from flwr.app import ArrayRecord
 from heterofl_flwr import training
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.data import Split
+from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn import CNN
 from heterofl_flwr.training import TrainOptions, evaluate
 from simulations.bench import __main__ as bench
 from simulations.bench import edge, noise, plain_loop, scale, step
-from simulations.bench.measure import Goal, describe_machine, in_turns, peak_of, print_verdict
+from simulations.bench.measure import Goal, describe_machine, in_turns, output_of, peak_of, print_verdict
 from simulations.bench.step import Case
 
 EXAMPLES = [line.split("  ")[1] for line in bench.EXAMPLES.splitlines() if line.startswith("  python")]
@@ -87,8 +89,12 @@ def test_processes_are_measured_by_themselves():
     assert 0 < small[1] < small[0] + 1
 
 
-def test_a_process_that_fails_is_no_measurement():
-    with pytest.raises(RuntimeError, match="exit status 3: raise SystemExit"):
+def test_a_process_that_fails_is_no_measurement(monkeypatch, capsys):
+    program = "print('what went wrong'); raise SystemExit(3)"
+    monkeypatch.setattr(edge, "run", lambda options: output_of([sys.executable, "-c", program]))
+    assert bench.main(["edge"]) == 2
+    assert "a process failed:\nwhat went wrong" in capsys.readouterr().err
+    with pytest.raises(HeteroFLError, match="exit status 3: raise SystemExit"):
         edge.measure("raise SystemExit(3)")
 
 
@@ -106,7 +112,7 @@ def test_sides_that_differ_are_not_compared(monkeypatch, engine):
         return results
 
     monkeypatch.setitem(training.ENGINES, engine, train_wrongly)
-    with pytest.raises(RuntimeError, match=rf"engine {engine} and the plain loop differ by .* in linear.bias after 5"):
+    with pytest.raises(HeteroFLError, match=rf"engine {engine} and the plain loop differ by .* in linear.bias after 5"):
         step.check_equal(SMALL)
 
 
@@ -155,7 +161,7 @@ def test_a_run_of_another_size_raises_an_error():
     with scale.LocalGrid(scale.APP, 3) as grid:
         scale.available_nodes(grid, strategy.engine)
         # Said to be 3 of 6, but there are 3, of which half is 2.
-        with pytest.raises(RuntimeError, match="0 of 2 clients failed, expected 3"):
+        with pytest.raises(HeteroFLError, match="0 of 2 clients failed, expected 3"):
             scale.measure_run(strategy, grid, 3, 2, nodes=6, window=16)
         assert scale.measure_run(strategy, grid, 2, 4, nodes=3, window=16)[0] > 0
 

@@ -9,7 +9,7 @@ import torch
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
 from heterofl_flwr.data import load_dataset
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.settings import from_flat
 from simulations.bench import gpu
 from simulations.bench.measure import print_verdict
@@ -65,7 +65,7 @@ def test_sides_must_run_and_agree(monkeypatch, capsys, losses, passed):
     def measure(*_):
         loss = next(found)
         if loss is None:
-            raise RuntimeError("no room")
+            raise HeteroFLError("no room")
         return 0.5, loss
 
     monkeypatch.setattr(gpu, "measure", measure)

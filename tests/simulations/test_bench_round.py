@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.core import LEVELS
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import HeteroFLError
 from simulations.bench import __main__ as bench
 from simulations.bench import round as benchmark
 from simulations.bench.ours import build_our_request
@@ -107,8 +107,3 @@ def test_authors_go_on_as_if_there_was_no_break_and_with_no_other_experiment(che
         Authors(checkout, experiment.data, experiment.control(), 1, balanced=False, state=state),
     ):
         pass
-
-
-def test_a_folder_without_their_code_is_named(experiment, tmp_path):
-    with pytest.raises(ConfigError, match="expected a checkout of the authors' repository"):
-        Authors(tmp_path, experiment.data, experiment.control(), 1)
