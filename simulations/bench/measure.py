@@ -58,7 +58,7 @@ def describe_machine() -> str:
 
 def output_of(command: Sequence[str], **options: Any) -> str:
     """Return what a process prints; one that fails is an error with its last lines."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    done: subprocess.CompletedProcess[str] = subprocess.run(command, capture_output=True, text=True, **options)
     if done.returncode:
         raise HeteroFLError("\n".join(["a process failed:", *(done.stdout + done.stderr).splitlines()[-15:]]))
     return done.stdout

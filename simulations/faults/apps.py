@@ -21,6 +21,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.app import client_app
 from heterofl_flwr.app.server_app import run
 from heterofl_flwr.app.task import load_task
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.federation.records import Progress, RoundCallback
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.runs import checkpoint, models
@@ -35,8 +36,6 @@ from simulations.program import status_of
 CLIENT = "simulations.faults.apps:client"
 SERVER = "simulations.faults.apps:server"
 STEP = 3  # training steps that are done when a client is in the midst of them
-SUPERLINK = 1  # the node id under which a SuperLink answers for a node that is gone
-UNAVAILABLE = 5  # Flower's code for it
 
 
 def round_of(message: Message) -> int | None:
@@ -179,8 +178,8 @@ class Unsteady(Watched):
         """Report the node that left, as the SuperLink does while a node works; nobody does later."""
         if moment == "during":
             asked = next(message for message in messages if message.metadata.dst_node_id == self._node)
-            error = Message(Error(UNAVAILABLE, "Node Unavailable"), reply_to=asked)
-            error.metadata.__dict__["_src_node_id"] = SUPERLINK
+            error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=asked)
+            error.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID  # which answers for a node that is gone
             yield error
 
     def _delayed(self, replies: list[Message], own: list[Message]) -> list[Message]:
