@@ -32,6 +32,7 @@ from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.slice_rules import SliceFunction, make_window, prefix
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.model_cache import fresh_model, plan_between
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments, join_windows
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.training.capacity import Trial
@@ -49,7 +50,6 @@ __all__ = [
     "submodel",
 ]
 
-Build = Callable[[float], nn.Module]
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 

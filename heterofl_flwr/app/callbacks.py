@@ -10,11 +10,12 @@ from torch import Tensor
 from heterofl_flwr import messages
 from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import Build, load_parameters
+from heterofl_flwr.client import load_parameters
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.nn.execution import torch_threads
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import with_static_norm
 from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
-from heterofl_flwr.client import Build, own_part, seed_of, share_of_work, submodel
+from heterofl_flwr.client import own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.records import State
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic

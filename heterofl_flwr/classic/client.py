@@ -10,12 +10,13 @@ from torch import nn
 from heterofl_flwr import messages
 from heterofl_flwr.capability import measures_itself, read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
-from heterofl_flwr.client import Batches, Build, first_tensor, for_evaluation, model_at
+from heterofl_flwr.client import Batches, first_tensor, for_evaluation, model_at
 from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn.model_cache import fresh_model
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
 

@@ -37,10 +37,10 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import HeteroFLError, ReplyError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound, Rates
-from heterofl_flwr.federation.families import Build
 from heterofl_flwr.federation.limits import short
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, check_open
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.instructions import client_config
 from heterofl_flwr.strategies.keywords import ClassicKeywords, build_classic_federation
 from heterofl_flwr.strategies.read_replies import as_flower_error, check_wrappers

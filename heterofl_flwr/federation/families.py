@@ -6,7 +6,7 @@ checkpoints need not know of families.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from statistics import fmean
@@ -17,8 +17,7 @@ from heterofl_flwr.core.levels import LEVELS
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.federation import Federation, State, Value
-
-Build = Callable[[float], nn.Module]
+from heterofl_flwr.nn.models import Build
 
 OF_ALL = "global-"
 """How metrics begin that are about a family's model, not about clients."""

@@ -4,7 +4,6 @@ import io
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
-
-Build = Callable[[float], nn.Module]
+from heterofl_flwr.nn.models import Build
 
 Memory = tuple[OrderedDict[float, "_CachedModel"], dict[tuple[float, float], Plan]]
 """The models of a function by their rates, and its plans by two rates."""

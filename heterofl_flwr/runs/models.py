@@ -1,7 +1,7 @@
 """The models of a run: what each level's model costs, and the final model of each level in the run's folder."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.nn.static_norm import batch_norms, with_static_norm
@@ -25,8 +26,6 @@ from heterofl_flwr.runs.files import reading, to_json, write_atomic
 
 if TYPE_CHECKING:
     from heterofl_flwr.runs.folder import RunFolder
-
-Build = Callable[[float], nn.Module]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from heterofl_flwr import messages
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
-from heterofl_flwr.federation.families import Build
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.keywords import Keywords, pick

@@ -16,9 +16,10 @@ from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.families import Build, under
+from heterofl_flwr.federation.families import under
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, first_replies, instruction
 from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, RecordOptions, build_federation, pick
 from heterofl_flwr.strategies.read_replies import (

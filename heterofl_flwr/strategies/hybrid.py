@@ -23,7 +23,8 @@ from torch import Tensor, stack
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.engine import Engine
-from heterofl_flwr.federation.families import Build, Families, side_by_side
+from heterofl_flwr.federation.families import Families, side_by_side
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.strategies.fedh2l import Exchange, ExchangeKeywords
 

@@ -22,13 +22,13 @@ from heterofl_flwr.core.robust import Robust
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.families import Build
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import Limits, MinReplies
 from heterofl_flwr.federation.options import Assignment, Averaging, OpenAggregator, Options, Sampling, Transfer
 from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.federation.server_optimizer import Schedule, ServerOptimizer
+from heterofl_flwr.nn.models import Build
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 """From the records of replies and the key of their weights to one record of metrics."""
