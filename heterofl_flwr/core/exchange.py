@@ -18,7 +18,7 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
     them. The mark is the model's: a copy of the model has it too. That a parameter is frozen does not exclude
     it, for its values may be random, and then every client would draw others.
     """
-    model.__dict__[_EXCLUDED] = tuple(names)
+    _mark(model, _EXCLUDED, names)
 
 
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -31,7 +31,7 @@ def exclude_from_replies(model: nn.Module, names: Iterable[str]) -> None:
 
     They are sent, evaluated and stored as others; a client must not train them.
     """
-    model.__dict__[_NOT_RETURNED] = tuple(names)
+    _mark(model, _NOT_RETURNED, names)
 
 
 def returned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -45,11 +45,17 @@ def copy_exchanged(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(other): other for other in model.parameters() if id(other) not in own})
 
 
+def _mark(model: nn.Module, mark: str, names: Iterable[str]) -> None:
+    vars(model)[mark] = tuple(names)
+    for name in vars(model)[mark]:
+        model.get_parameter(name)  # raises an error if there is none
+
+
 def _unmarked(model: nn.Module, *marks: str) -> dict[str, nn.Parameter]:
-    marked = {
-        id(layer.get_parameter(name))
-        for layer in model.modules()
-        for mark in marks
-        for name in vars(layer).get(mark, ())
-    }
+    marked: set[int] = set()
+    for layer in model.modules():
+        names = {name for mark in marks for name in vars(layer).get(mark, ())}
+        if names:
+            # Some may be gone: those of blocks that a shallower model lacks.
+            marked |= {id(own) for name, own in layer.named_parameters(remove_duplicate=False) if name in names}
     return {name: own for name, own in model.named_parameters() if id(own) not in marked}

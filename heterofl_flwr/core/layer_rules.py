@@ -201,7 +201,7 @@ def _find_layer_axes(name: str, full: nn.Module, local: nn.Module) -> dict[str, 
     try:
         ruled = (rule or prefix_of_every_axis)(full, local)
     except ShapeError as error:
-        raise ShapeError(f"layer {name} of type {kind}: {error}") from error
+        raise ShapeError(f"layer {where} of type {kind}: {error}") from error
     return {f"{name}.{own}" if name else own: axes for own, axes in ruled.items()}
 
 

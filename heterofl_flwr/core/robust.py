@@ -101,8 +101,9 @@ class RobustAggregator(Aggregator):
         sums = torch.zeros(4, len(self._changes), dtype=torch.float64)
         for name in self._state:
             holders, stack = self._stack(name)
-            changes[name] = combine(stack, self._robust)  # (entries,)
-            sums[:, holders] += _compare(stack, changes[name]).cpu()
+            if holders:
+                changes[name] = combine(stack, self._robust)  # (entries,)
+                sums[:, holders] += _compare(stack, changes[name]).cpu()
         if self._robust.few == "shorter":
             products, own, theirs, entries = sums  # each (replies,)
             # The cosine of each reply and what many agree on, and the length of that; 0 where they do not meet.
@@ -112,7 +113,10 @@ class RobustAggregator(Aggregator):
                 holders, stack = self._stack(name)
                 add_few(change, stack, shares[holders], lengths[holders])
         self._changes = []
-        return {name: (old + changes.pop(name).view(old.shape)).to(old.dtype) for name, old in self._state.items()}
+        return {
+            name: (old + changes.pop(name).view(old.shape)).to(old.dtype) if name in changes else old.clone()
+            for name, old in self._state.items()
+        }
 
     def held(self, name: str) -> Tensor:
         """Return how many clients held each entry; 0 where they are so few that it keeps its value."""

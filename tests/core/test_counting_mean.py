@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.core import Aggregator, Axis, Plan, counting_mean, prefix
+from heterofl_flwr.core import Aggregator, Axis, Plan, Robust, RobustAggregator, counting_mean, prefix
 from heterofl_flwr.core.counting_mean import empty_sum, mean_in_place
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from tests.core import strategies, twin
@@ -112,10 +113,11 @@ def test_label_rows_that_do_not_exist_are_refused(rows, classes, reason):
         Aggregator({"w": torch.zeros(4, 2), "v": torch.zeros(3), "s": torch.zeros(())}, rows, classes=classes)
 
 
+@pytest.mark.parametrize("aggregate", [Aggregator, partial(RobustAggregator, robust=Robust())])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_only_floating_point_is_averaged_and_what_no_plan_names_stays(dtype):
-    state = {"w": torch.zeros(2), "count": torch.ones(2, dtype=dtype)}
-    aggregator = Aggregator(state)
+def test_only_floating_point_is_averaged_and_what_no_plan_names_stays(dtype, aggregate):
+    state = {"w": torch.zeros(2), "count": torch.full((2,), 2**24 + 1).to(dtype)}
+    aggregator = aggregate(state)
     with pytest.raises(ConfigError, match=f"only floating point can be averaged; leave count \\({dtype}\\) out"):
         aggregator.add(Plan.between(state, state), state)
     aggregator.add(Plan.between(state, {"w": (2,)}), {"w": torch.ones(2)})

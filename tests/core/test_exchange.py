@@ -60,6 +60,16 @@ def test_what_is_excluded_is_in_no_plan_and_in_no_state():
     assert list(initial_state(excluding, 1.0, 0)) == ["0.bias", "1.weight", "1.bias"]
 
 
+def test_marks_name_parameters_that_the_model_has_though_it_may_lose_some_later():
+    model = build(1.0)
+    exclude_parameters(model, ["0.weight", "1.weight"])
+    del model[1]
+    assert list(exchanged_parameters(model)) == ["0.bias"]
+    for exclude in (exclude_parameters, exclude_from_replies):
+        with pytest.raises(AttributeError):
+            exclude(model, ["1.kernel"])
+
+
 def test_a_tied_parameter_is_excluded_under_all_of_its_names():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
