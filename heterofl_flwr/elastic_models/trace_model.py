@@ -6,6 +6,7 @@ layers. Here the model's own code runs on tensors without values, what it does t
 code of a smaller model is the very same.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from heterofl_flwr.elastic_models.rules import Call, Functions, Operators, follo
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, named_tensors
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
 
+_NORM = re.compile("norm(?!al)|rsqrt")
+
 
 @dataclass(frozen=True, eq=False)
 class Traced:
@@ -36,12 +39,8 @@ class Traced:
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
     products: Mapping[str, Sequence[str]]  # of layers, the parameters by which their own code multiplies, if cut
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
+    normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
     says_tracing: bool  # see Skeleton
-
-    @property
-    def normalises(self) -> bool:
-        """Whether the model has norms: torch's, or written out with a reciprocal root, as RMS norms are."""
-        return any("norm" in step.operator or "rsqrt" in step.operator for step in self.steps)
 
 
 def trace_model(
@@ -93,6 +92,7 @@ class Tracer:
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
         self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]]]] = []
         self._products: list[tuple[str, str, Row]] = []
+        self._normalises = False
 
     def run(self, example_inputs: object, mode: bool, outputs: Sequence[str]) -> None:
         """Run the model, and keep what leaves it whole."""
@@ -109,6 +109,9 @@ class Tracer:
         if called.name not in QUIET:
             outputs = [(one.shape, self._trace.known(one)) for one in called.outputs]
             self._calls.append((called.name, tensors, outputs))
+        if _NORM.search(called.name):
+            # Norms of weights leave activations as they are.
+            self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
 
     def _note(self, name: str, product: Tensor) -> Tensor:
         layer, module = self._skeleton.at_work
@@ -147,6 +150,7 @@ class Tracer:
             unused,
             {layer: names for layer, names in products.items() if names},
             [reason for reason, _ in trace.reasons.most_common()],
+            self._normalises,
             self._skeleton.says_tracing,
         )
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from heterofl_flwr.core import Plan, prefix, width
 from heterofl_flwr.elastic_models import elastic
@@ -110,7 +111,11 @@ def test_the_scaler_divides_in_training_what_shrinks():
 
 @pytest.mark.parametrize(
     ("norm", "scaled"),
-    [(nn.Identity(), False), (nn.BatchNorm1d(8), True), (nn.LayerNorm(8), True), (nn.RMSNorm(8), True)],
+    [
+        *((make(8), True) for make in (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)),
+        *((layer, False) for layer in (nn.Identity(), Then(lambda self, x: x + torch.empty_like(x).normal_()))),
+        *((make(nn.Linear(8, 8)), False) for make in (parametrizations.weight_norm, parametrizations.spectral_norm)),
+    ],
 )
 def test_the_scaler_is_there_where_the_model_normalises(norm, scaled):
     """Without norms each narrow layer would enlarge what the next one sees, and a plain network diverges."""
@@ -290,7 +295,7 @@ def test_wide_groups_keep_the_first_of_each():
 
 
 def test_weight_norm_is_that_of_what_is_kept():
-    layer = nn.utils.parametrizations.weight_norm(nn.Linear(12, 8))
+    layer = parametrizations.weight_norm(nn.Linear(12, 8))
     small = elastic(nn.Sequential(nn.Linear(5, 12), layer, nn.Linear(8, 3)), torch.zeros(1, 5))(0.5)[1]
     length, direction = (getattr(layer.parametrizations.weight, name)[:4] for name in ("original0", "original1"))
     kept = direction[:, :6]
