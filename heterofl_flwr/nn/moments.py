@@ -221,8 +221,9 @@ def _median(values: torch.Tensor) -> torch.Tensor:
 
 
 def _read_layer(count: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> LayerMoments:
-    if count.numel() != 1:
-        raise ShapeError(f"a count of moments has shape {tuple(count.shape)}, expected one number")
+    if count.numel() != 1 or count.dtype != torch.int64:
+        found = f"{count.dtype} of shape {tuple(count.shape)}"
+        raise ShapeError(f"a count of moments is {found}, expected one number of torch.int64")
     if not first.is_floating_point() or not second.is_floating_point():
         raise DataError(f"sums of moments are {first.dtype} and {second.dtype}, expected torch.float64")
     return LayerMoments(int(count), first.double(), second.double())

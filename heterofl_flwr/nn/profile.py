@@ -1,7 +1,7 @@
 """What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import Mix
+from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import call
+from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms
 
 
@@ -110,25 +112,21 @@ def profile(model: nn.Module, example_input: object) -> Profile:
     return Profile(parameters, counter.flops // 2, sum(printed.values()), parameters * 4 / 1024**2)
 
 
-def build_and_profile(
-    build: Callable[[float], nn.Module], rate: float, example_input: torch.Tensor
-) -> tuple[nn.Module, Profile]:
-    """Return the model of a rate and its profile. Torch's global generators are left as they were.
+def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:
+    """Return the model of a rate and its profile. The global random generators are left as they were.
 
     It is built on the CPU: on ``meta``, torch loads its compiler for batch norm, which takes longer than to compute it.
     """
-    with torch.random.fork_rng(devices=[]):  # building draws weights, and no one must notice
+    with kept_random_state():
         model = build(rate)
         return model, profile(model, example_input)
 
 
-def profile_mix(
-    build: Callable[[float], nn.Module], mix: Mix, example_input: torch.Tensor, *, device: str = "meta"
-) -> MixProfile:
+def profile_mix(build: Build, mix: Mix, example_input: torch.Tensor, *, device: str = "meta") -> MixProfile:
     """Return the mean cost of the models of a mix, each of which is built on ``device`` and profiled."""
     profiles = {}
     for rate in mix.all_rates:
-        with torch.device(device):
+        with kept_random_state(), torch.device(device):
             model = build(rate)
         profiles[rate] = profile(model, example_input)
     return mean_profile(profiles, mix)

@@ -58,6 +58,14 @@ BAD_MESSAGES = {
     "no count": (lambda good: {**good} | {"fixed.x.first": torch.ones(2)}, DataError, "incomplete or unknown"),
     "unknown part": (lambda good: good | {"fixed.bn.third": torch.ones(2)}, DataError, r"fixed\.bn\.third"),
     "count": (lambda good: good | {"fixed.bn.count": torch.ones(2)}, ShapeError, r"shape \(2,\), expected one number"),
+    **{
+        f"count {count}": (
+            lambda good, count=count: good | {"fixed.bn.count": torch.tensor(count)},
+            ShapeError,
+            "int64",
+        )
+        for count in (torch.nan, 2.5, True)
+    },
     "negative": (lambda good: good | {"fixed.bn.count": torch.tensor(-1)}, DataError, "a count of -1"),
     "unknown kind": (lambda good: {f"new{key[5:]}": own for key, own in good.items()}, ConfigError, "moments is 'new'"),
     "nan": (

@@ -1,13 +1,15 @@
 import csv
+import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.nn.models import CNN, PAPER, build_model
-from heterofl_flwr.nn.profile import mean_profile, profile, profile_mix
+from heterofl_flwr.nn.profile import build_and_profile, mean_profile, profile, profile_mix
 
 # Cells of the paper's Tables 7 to 9, (data set, mix, column), that differ from ours, and why: none of 372 does.
 OFF: dict[tuple[str, str, str], str] = {}
@@ -120,6 +122,23 @@ def test_macs_of_torchs_own_transformer_layer_are_counted_on_every_device():
     with torch.device("meta"):
         layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     assert profile(layer, torch.zeros(1, 5, 8)).macs == expected
+
+
+def test_a_build_that_draws_leaves_no_trace_in_the_global_generators():
+    def build(rate):
+        return nn.Linear(3, 1 + round(random.random() + np.random.rand()))  # noqa: NPY002 - as a user's build may
+
+    def draw():
+        return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002
+
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    build_and_profile(build, 1.0, torch.zeros(1, 3))
+    profile_mix(build, Mix.parse("a1-b1"), torch.zeros(1, 3), device="cpu")
+    after = draw()
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])  # noqa: NPY002
+    assert draw() == after
 
 
 def test_layers_that_return_more_than_a_tensor_count_nothing():
