@@ -23,7 +23,9 @@ class Region:
     __slots__ = ("_index", "_local_shape", "_shape", "view", "whole")
 
     def __init__(self, tensor: Tensor, axes: Axes) -> None:
-        opened, place, prefix, self._shape, self._local_shape, self.whole = _find_geometry(axes)
+        opened, place, prefix, self._shape, self._local_shape, self.whole = _find_geometry(
+            tuple((axis.full, axis.kept, axis.parts, axis.index is None) for axis in axes)
+        )
         view = tensor if len(opened) == tensor.dim() else tensor.view(opened)
         self.view = view if self.whole else view[place]
         self._index = None if prefix else _build_index(axes, tensor.device)
@@ -64,21 +66,25 @@ def is_prefix(axes: Axes) -> bool:
     return all(axis.index is None for axis in axes)
 
 
-@lru_cache(maxsize=4096)  # a model has few distinct shapes, and every round asks about the same ones
-def _find_geometry(axes: Axes) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
+# A model has few distinct shapes, and every round asks about the same ones. Positions are no part of the key: random
+# slices have others in each round, which would all be kept.
+@lru_cache(maxsize=4096)
+def _find_geometry(
+    axes: tuple[tuple[int, int, int, bool], ...],
+) -> tuple[tuple[int, ...], Place, bool, tuple[int, ...], tuple[int, ...], bool]:
     """Return the tensor's shape with parts as dimensions, the region in it, and whether that is a prefix.
 
-    Then the region's shape, the client's, and whether the region is all of the tensor.
+    Then the region's shape, the client's, and whether the region is all of the tensor. An axis is given by its full
+    and its kept length, its parts, and whether it keeps a prefix.
     """
     dimensions: list[tuple[int, slice, int]] = []
-    for axis in axes:
-        full, kept = axis.part
-        if axis.parts > 1:
-            dimensions.append((axis.parts, slice(None), axis.parts))
-        dimensions.append((full, slice(kept) if axis.index is None else slice(None), kept))
+    for full, kept, parts, prefix in axes:
+        if parts > 1:
+            dimensions.append((parts, slice(None), parts))
+        dimensions.append((full // parts, slice(kept // parts) if prefix else slice(None), kept // parts))
     opened, place, shape = zip(*dimensions, strict=True) if dimensions else ((), (), ())
-    whole = all(axis.kept == axis.full for axis in axes)
-    return opened, place, is_prefix(axes), shape, tuple(axis.kept for axis in axes), whole
+    local = tuple(kept for _, kept, *_ in axes)
+    return opened, place, all(prefix for *_, prefix in axes), shape, local, local == tuple(full for full, *_ in axes)
 
 
 def _build_index(axes: Axes, device: torch.device) -> tuple[Tensor, ...]:
@@ -111,16 +117,20 @@ class Chain(NamedTuple):
             yield [view[place] for place in places]
 
 
-@lru_cache(maxsize=4096)
 def build_chain(slices: tuple[Axes, ...]) -> Chain | None:
     """Return the slices as a chain, or None if they are not nested prefixes."""
+    return _chain_prefixes(slices) if all(map(is_prefix, slices)) else None
+
+
+@lru_cache(maxsize=4096)
+def _chain_prefixes(slices: tuple[Axes, ...]) -> Chain | None:
     ordered = sorted(slices, key=lambda axes: [axis.kept for axis in axes], reverse=True)
     parts: list[int] = []
     bounds: list[tuple[int, ...]] = []
     for column in zip(*ordered, strict=True):
         kept = [axis.kept for axis in column]
         divided = {axis.parts for axis in column if axis.kept < axis.full} or {1}
-        if not is_prefix(column) or kept != sorted(kept, reverse=True) or len(divided) > 1:
+        if kept != sorted(kept, reverse=True) or len(divided) > 1:
             return None
         parts += divided
     # How far the whole tensor and each slice reach on each dimension.

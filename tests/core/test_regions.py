@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heterofl_flwr.core import regions
 from heterofl_flwr.core.axes import Axis
 from heterofl_flwr.core.regions import Region, build_chain
 from tests.core import strategies, twin
@@ -81,6 +82,17 @@ def test_shells_share_out_a_tensor_by_the_smallest_slice_that_holds_each_entry(d
         for _, origin in twin.entries(twin.held(axes)):
             expected[origin] += 1
     assert torch.equal(found, expected)
+
+
+def test_positions_that_clients_keep_are_not_kept_after_them():
+    caches = regions._find_geometry, regions._chain_prefixes
+    sizes = set()
+    for start in range(1, 20):
+        axes = (Axis(30, 2, 1, (start, start + 1)),)
+        Region(torch.zeros(30), axes)
+        build_chain((axes,))
+        sizes.add(tuple(cache.cache_info().currsize for cache in caches))
+    assert len(sizes) == 1
 
 
 def test_slices_that_cross_or_choose_positions_are_no_chain():
