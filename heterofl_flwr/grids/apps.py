@@ -5,12 +5,12 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, get_identity, set_identity, set_metadata
@@ -74,6 +74,7 @@ def reference(client_app: ClientApp | str) -> str:
     """Return a ``"module:attribute"`` by which another process can import the ClientApp."""
     if isinstance(client_app, str):
         return client_app
+    load(client_app)  # raises if it is something else: under some name, a module holds almost any value
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     # Of the script, or of the module that was started with ``python -m``; a notebook has no name.
@@ -154,7 +155,7 @@ def _set_id(reply: Message) -> None:
 
 
 def _copy_message(message: Message) -> Message:
-    """Return a message whose records a client may change; the server's messages share theirs. Values are not copied."""
+    """Return a message whose records a client may change; the server's messages share theirs."""
     own = copy(message)
     if message.has_content():
         own.content = _copy_records(message.content)
@@ -170,7 +171,8 @@ def _copy_context(context: Context) -> Context:
 
 
 def _copy_records(records: RecordDict) -> RecordDict:
+    """Return copies of records, and of the lists in them; arrays, which are large, are shared."""
     own = records.copy()
     for name, record in records.items():
-        own[name] = record.copy()
+        own[name] = record.copy() if isinstance(record, ArrayRecord) else deepcopy(record)
     return own

@@ -158,13 +158,15 @@ def test_flowers_fedavg_learns_the_same_through_a_window(local):
 
 
 def test_clients_that_spoil_what_they_got_spoil_nobody_elses(local):
-    shared = RecordDict({"arrays": ArrayRecord({"w": Array(np.full(100_000, 3.0))}), "config": ConfigRecord({"a": 1})})
+    shared = RecordDict(
+        {"arrays": ArrayRecord({"w": Array(np.full(100_000, 3.0))}), "config": ConfigRecord({"a": [1]})}
+    )
     kinds = ("query.spoil", "evaluate") * 2
     messages = [Message(shared, node_id, kind) for node_id, kind in zip(local.get_node_ids(), kinds, strict=True)]
     replies = list(local.send_and_receive(messages))
     assert [reply.content["config"]["size"] for reply in replies[::2]] == [1, 1]
     assert [reply.content["metrics"]["mean"] for reply in replies[1::2]] == [3.0, 3.0]
-    assert dict(shared["config"]) == {"a": 1}
+    assert dict(shared["config"]) == {"a": [1]}
     local.set_run(local.run)  # every node begins it anew, for the next test
 
 

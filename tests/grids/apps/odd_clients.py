@@ -59,11 +59,11 @@ def sleep(message, context):
 @app.query("count")
 def count(message, context):
     """Count this node's messages in its state; fail where told to, after counting."""
-    counts = context.state.config_records.setdefault("counts", ConfigRecord({"seen": 0}))
-    counts["seen"] += 1
+    counts = context.state.config_records.setdefault("counts", ConfigRecord({"seen": []}))
+    counts["seen"].append(1)
     if message.content["config"].get("fail", False):
         raise RuntimeError("counted, then failed")
-    return reply(message, seen=counts["seen"], pid=os.getpid())
+    return reply(message, seen=len(counts["seen"]), pid=os.getpid())
 
 
 @app.query("hoard")
@@ -77,7 +77,8 @@ def hoard(message, context):
 @app.query("spoil")
 def spoil(message, context):
     """Empty the records that came, as ``to_torch_state_dict(keep_input=False)`` does."""
-    size = len(message.content["config"])
+    size = len(message.content["config"]["a"])
+    message.content["config"]["a"].append(2)
     message.content["config"].clear()
     message.content.clear()
     context.node_config.clear()
