@@ -114,7 +114,7 @@ class Process(Worker):
                     return _connect(found)
         raise EOFError
 
-    def has_died(self, ask: bool = False) -> bool:
+    def has_died(self, ask: bool) -> bool:
         """Return whether the process has ended; ``stop`` must follow soon, before its number is another's."""
         return self._process.poll() is not None
 
@@ -125,6 +125,9 @@ class Process(Worker):
             return [envelope for _ in contexts for envelope in self._wire.receive()]
         except (EOFError, OSError) as error:
             raise WorkerDeathError(self._end()) from error
+        except Exception:
+            self.kill()  # replies that it has yet to send would be taken for those to its next messages
+            raise
 
     def kill(self) -> None:
         """End the process, and all that it has started, at once. Callable from any thread; ``stop`` must follow."""
@@ -182,7 +185,7 @@ def kill_with_children(pid: int) -> None:
     has started, so there what a worker leaves behind that has died by itself is not found.
     """
     if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # the latter on macOS, if all of the group have ended
             os.killpg(pid, signal.SIGKILL)
         return
     with suppress(psutil.NoSuchProcess):

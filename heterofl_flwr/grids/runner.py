@@ -118,8 +118,11 @@ class Runner(ABC):
                 logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
             if context is not None:
                 self._contexts[node_id] = context
-            self.listener(reply)
             self._done[id_] = reply
+            try:
+                self.listener(reply)
+            except Exception:  # a worker's thread has to go on
+                logger.exception("the listener to replies raised an error")
 
 
 class Inline(Runner):

@@ -132,12 +132,10 @@ class Pool(Runner):
                 self._queue_if_first(group)
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Wait for these replies."""
+        """Wait for these replies, while there is a message among these that somebody waits for."""
         with self._answers:
-            self._answers.wait_for(
-                lambda: self._closed or all(id_ in self._done for id_ in ids),
-                None if deadline is None else max(0.0, deadline - time.monotonic()),
-            )
+            seconds = None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+            self._answers.wait_for(lambda: self._closed or self._groups.keys().isdisjoint(ids), seconds)
             return [id_ for id_ in ids if id_ in self._done]
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -148,6 +146,7 @@ class Pool(Runner):
             for number, group in groups.items():
                 if not self._is_awaited(group) and (worker := self._running.get(number)):
                     worker.kill()
+            self._answers.notify_all()
 
     def close(self) -> None:
         """End the workers and the threads."""
@@ -203,8 +202,8 @@ class Pool(Runner):
             self._answers.notify_all()
         return True
 
-    def _make_ready(self, worker: Worker) -> ConfigError | None:
-        """Replace a worker that has died; return why it cannot load the ClientApp, if it still cannot after some tries.
+    def _make_ready(self, worker: Worker) -> Exception | None:
+        """Replace a worker that has died; return why it cannot be started or load the ClientApp, even after some tries.
 
         A single try is not enough: what is started may die with a machine whose end is not known yet.
         """
@@ -214,7 +213,7 @@ class Pool(Runner):
                 break
             try:
                 worker.revive()
-            except ConfigError as error:
+            except Exception as error:  # such as an OSError: the machine has no memory left for another process
                 trouble = error
             else:
                 return None

@@ -1,7 +1,9 @@
 """The pool of workers, with workers that do as they are told: orders of events that real ones show rarely."""
 
+import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -19,8 +21,10 @@ pytestmark = pytest.mark.usefixtures("identity")
 class Scripted(Worker):
     """A worker whose first answer waits for ``answers``, and that may die of it; its replacements fail, or wait."""
 
-    def __init__(self, dies: bool = False, failures: int = 0, has_room: bool = True) -> None:
-        self.dies, self.failures, self.has_room = dies, failures, has_room
+    def __init__(
+        self, dies: bool = False, failures: int = 0, has_room: bool = True, error: type[Exception] = ConfigError
+    ) -> None:
+        self.dies, self.failures, self.has_room, self.error = dies, failures, has_room, error
         self.answers, self.waits, self.killed = threading.Event(), threading.Event(), threading.Event()
         self.starts = 0
         super().__init__()
@@ -31,7 +35,7 @@ class Scripted(Worker):
     def load(self) -> bool:
         if 1 < self.starts <= 1 + self.failures:
             self._is_ended = True
-            raise ConfigError(f"it died while it loaded, start {self.starts}")
+            raise self.error(f"it died while it loaded, start {self.starts}")
         if self.starts > 1 and not self.has_room:
             self.waits.set()
             self.killed.wait(LONGEST)
@@ -98,9 +102,12 @@ def test_a_worker_whose_replacement_finds_no_room_holds_no_message(ask):
     assert len(pool.deaths) == 1
 
 
-@pytest.mark.parametrize(("failures", "fails"), [(LOADS - 1, False), (LOADS, True)])
-def test_a_replacement_that_fails_to_load_is_tried_again_before_a_message_fails(ask, failures, fails):
-    worker = Scripted(dies=True, failures=failures)
+@pytest.mark.parametrize(
+    ("failures", "error", "fails"),
+    [(LOADS - 1, ConfigError, False), (LOADS, ConfigError, True), (LOADS, OSError, True)],
+)
+def test_a_replacement_that_fails_to_load_is_tried_again_before_a_message_fails(ask, failures, error, fails):
+    worker = Scripted(dies=True, failures=failures, error=error)
     worker.answers.set()
     pool = pool_of(worker)
     try:
@@ -112,3 +119,32 @@ def test_a_replacement_that_fails_to_load_is_tried_again_before_a_message_fails(
     assert reply.has_error() == fails
     if fails:
         assert f"it died while it loaded, start {1 + LOADS}" in reply.error.reason
+
+
+def test_a_listener_that_raises_costs_no_reply(ask, caplog):
+    worker = Scripted()
+    pool = pool_of(worker)
+    pool.listener = lambda reply: 1 / 0
+    try:
+        groups = groups_of(ask, 2)
+        begin(pool, groups, worker)
+        threading.Timer(0.1, worker.answers.set).start()
+        replies = pool.collect([id_ for group in groups for id_ in group.ids], math.inf)
+    finally:
+        pool.close()
+    assert [reply.has_error() for reply in replies] == [False] * 2
+    assert caplog.text.count("ZeroDivisionError") == 2
+
+
+def test_nobody_waits_for_messages_that_another_thread_has_cancelled(ask):
+    worker = Scripted()
+    pool = pool_of(worker)
+    with ThreadPoolExecutor() as executor:
+        try:
+            groups = groups_of(ask, 1)
+            begin(pool, groups, worker)
+            waiting = executor.submit(pool.wait, groups[0].ids, None)
+            pool.cancel(groups[0].ids)
+            assert waiting.result(LONGEST) == []
+        finally:
+            pool.close()

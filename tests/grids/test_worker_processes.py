@@ -19,7 +19,7 @@ from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.grids import LocalGrid, worker_pool
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.processes import KEY, Process
+from heterofl_flwr.grids.processes import KEY, Process, kill_with_children
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
     ("client_app", "complaint"),
     [
         (ClientApp(), "no module holds under a name"),
+        (None, "client_app is None; expected a ClientApp or 'module:attribute'"),
         ("raises_on_import:app", "in a worker process: (?s:.*)no data set here"),
         ("dies_on_import:app", "ended with exit code 5 while it loaded client_app 'dies_on_import:app'"),
     ],
@@ -209,6 +210,14 @@ def test_a_worker_without_a_process_group_ends_with_what_it_has_started(monkeypa
     assert gone([own.content["config"]["pid"]])
     with suppress(psutil.NoSuchProcess):  # it may still run
         psutil.Process(reply.content["config"]["pid"]).kill()
+
+
+def test_on_macos_a_group_of_which_all_have_ended_is_no_error(monkeypatch):
+    def killpg(pid, sent):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    kill_with_children(5)
 
 
 def test_whoever_connects_without_the_key_is_no_worker():
