@@ -145,7 +145,7 @@ def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:
         raise ReplyError(f"{sender} sent a message without the config of HeteroFL: {cause}")
     if config[SCHEMA_KEY] != SCHEMA:
         raise ReplyError(
-            f"{sender} sent messages of schema {config[SCHEMA_KEY]!r}, expected {SCHEMA}: "
+            f"{sender} sent messages of schema {shown(config[SCHEMA_KEY])}, expected {SCHEMA}: "
             f"install the same version of heterofl-flwr on the server and on every node"
         )
 

@@ -46,7 +46,7 @@ class QueuedGrid(Grid):
         check_count("num_nodes", num_nodes, 1)
         if not callable(cohort):
             check_count("cohort", cohort, 1)
-        self._cohort = cohort if callable(cohort) else lambda message, most=cohort: most
+        self._cohort = cohort
         self._cost = cost or (lambda message: 0.0)
         self._node_configs = {
             derive(seed, "node", partition): {
@@ -113,7 +113,11 @@ class QueuedGrid(Grid):
         messages = list(messages)
         ids = [self._set_id(message) for message in messages]
         push = next(self._numbers)
-        groups = together(messages, self._cohort) if self._runner.takes_groups else [[message] for message in messages]
+        groups = (
+            together(messages, self._most_together)
+            if self._runner.takes_groups
+            else [[message] for message in messages]
+        )
         self._runner.submit([Group(push, -sum(map(self._cost, some)), next(self._numbers), some) for some in groups])
         return ids
 
@@ -155,6 +159,12 @@ class QueuedGrid(Grid):
         self._run = run
         for node_id, config in self._node_configs.items():
             self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
+
+    def _most_together(self, message: Message) -> int:
+        """Return how many clients may train together with that of a message."""
+        most = self._cohort(message) if callable(self._cohort) else self._cohort
+        check_count("cohort", most, 1)
+        return most
 
     def _set_id(self, message: Message) -> str:
         """Give a message its id and, for Flower before 1.38, its run and its sender."""

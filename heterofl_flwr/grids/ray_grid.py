@@ -98,6 +98,8 @@ class RayGrid(QueuedGrid):
         for name, share in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
                 raise ConfigError(f"{name} is {share!r}; expected a number of 0 or more")
+        if num_gpus > 1 and num_gpus % 1:
+            raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
         path = reference(client_app)
         super().__init__(num_nodes, **options)
         environment = _Session.enter()

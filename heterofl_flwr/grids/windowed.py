@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids.local import check_count
 from heterofl_flwr.strategies.size_guard import Relay
 
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies
@@ -34,8 +34,7 @@ class Windowed(Relay):
     """
 
     def __init__(self, grid: Grid, window: int) -> None:
-        if not isinstance(window, int) or window < 1:
-            raise ConfigError(f"window is {window!r}; expected an integer of 1 or more")
+        check_count("window", window, 1)
         super().__init__(grid)
         self._window = window
 

@@ -9,7 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.grids import LocalGrid, Windowed, payloads
 
 RATES = (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 0.25)
 GROUPS = [[0, 3, 6], [1, 2, 4], [5, 7, 8, 9], [10]]  # at most four
@@ -153,6 +154,22 @@ def test_a_group_at_work_that_nobody_waits_for_is_ended(pool, gone):
     assert time.monotonic() - began < 120
     assert gone([reply.content["config"]["pid"]])
     assert groups_of(pool, pool.send_and_receive(sent_to(pool)))[0] == [0, 3, 6]
+
+
+def test_replies_that_cannot_be_read_are_not_taken_for_those_to_the_next_messages(pool, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(payloads, "unpack", lambda *arguments: 1 / 0)
+        replies = list(pool.send_and_receive(sent_to(pool, (0.5, 0.5, 0.5))))
+    assert ["ZeroDivisionError" in reply.error.reason for reply in replies] == [True] * 3
+    messages = sent_to(pool)
+    answered = [reply.metadata.reply_to_message_id for reply in pool.send_and_receive(messages)]
+    assert answered == [message.metadata.message_id for message in messages]
+
+
+def test_a_cohort_of_nobody_raises():
+    grid = LocalGrid("cohort_clients:app", 2, cohort=lambda message: 0)
+    with grid, pytest.raises(ConfigError, match="cohort is 0; expected an integer of 1 or more"):
+        grid.push_messages(sent_to(grid, (1.0, 1.0)))
 
 
 def test_groups_that_together_take_longest_begin_first(pool):

@@ -195,7 +195,8 @@ def test_actors_that_cannot_start_raise(machine, client_app, num_gpus, complaint
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("at_once", 0), ("num_cpus", -1), ("num_gpus", "half"), ("num_gpus", True), ("cohort", 0)]
+    ("name", "value"),
+    [("at_once", 0), ("num_cpus", -1), ("num_gpus", "half"), ("num_gpus", True), ("num_gpus", 1.5), ("cohort", 0)],
 )
 def test_invalid_arguments_raise(name, value):
     with pytest.raises(ConfigError, match=f"{name} is {value!r}; expected"):
