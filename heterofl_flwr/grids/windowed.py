@@ -63,8 +63,12 @@ class _Flight:
         self._cancel: Callable[[list[str]], None] = getattr(grid, "cancel", lambda ids: None)
 
     def refill(self) -> None:
-        """Send what the window has room for, if that is half of it."""
-        while self._waiting and 2 * (room := self._window - len(self.out)) >= self._window:
+        """Send what the window has room for, if that is half of it and there is time."""
+        while (
+            self._waiting
+            and 2 * (room := self._window - len(self.out)) >= self._window
+            and time.monotonic() < self._deadline
+        ):
             # A list, because HttpGrid reads it twice. An id is empty or missing where the message could not be sent.
             batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             self.out.extend(id_ for id_ in self._grid.push_messages(batch) if id_)
