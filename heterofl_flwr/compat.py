@@ -82,7 +82,7 @@ def warn_if_untested(version: tuple[int, ...] = FLOWER) -> None:
 
 
 def set_identity(run_id: int | None, node_id: int | None, task_id: int | None = 1) -> None:
-    """Say which node of which run this process is; from Flower 1.38 the messages that it makes bear that."""
+    """Say which node of which run this process is; from Flower 1.38 the messages that it makes carry that."""
     identity: Any = TaskIdentity  # whose properties can neither be read as None nor set to it
     identity._run_id, identity._node_id, identity._task_id = run_id, node_id, task_id
 

@@ -221,15 +221,15 @@ def read_windows(config: Mapping[str, object]) -> tuple[SliceRule, list[int]]:
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Return the array records among what a message carries; a single one of a strange name is that of parameters.
+    """Return the array records among what a message carries; a single one of an unknown name is that of parameters.
 
     Flower's ``content.array_records`` makes an object that refers to itself, so each use would keep the whole message
     alive until the garbage collector runs.
     """
     found = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-    strange = [name for name in found if name not in RECORDS]
-    if len(strange) == 1 and ARRAYS not in found and CHANGES not in found:
-        found[ARRAYS] = found.pop(strange[0])
+    unknown = [name for name in found if name not in RECORDS]
+    if len(unknown) == 1 and ARRAYS not in found and CHANGES not in found:
+        found[ARRAYS] = found.pop(unknown[0])
     return found
 
 
@@ -242,7 +242,7 @@ def move_to_record(state: dict[str, Tensor]) -> ArrayRecord:
 
 
 def check_sizes(record: ArrayRecord, entries: Mapping[str, int], sender: str) -> None:
-    """Reject a record with more bytes than so many entries in double precision, before anything of it is read."""
+    """Reject a record with an array larger than its entries in double precision, before anything of it is read."""
     for name, array in record.items():
         most = 8 * entries.get(name, 0) + HEADER_BYTES
         if len(array.data) > most:

@@ -1,7 +1,7 @@
 """Grids behind Flower's ``Grid`` interface: two that run clients, and one that bounds memory.
 
-``LocalGrid`` runs a ClientApp in this machine's processes, ``RayGrid`` in Ray actors; ``Windowed`` lets any grid keep
-only so many messages out.
+``LocalGrid`` runs a ClientApp in this machine's processes, ``RayGrid`` in Ray actors; ``Windowed`` limits how many
+messages of any grid are under way.
 """
 
 from heterofl_flwr.grids.local import LocalGrid

@@ -43,7 +43,7 @@ class Identity:
         set_identity(run_id, SUPERLINK_NODE_ID)
 
     def release(self) -> None:
-        """Let go; to be called once."""
+        """Give the identity back; to be called once."""
         Identity._held -= 1
         if Identity._held == 0:
             set_identity(*Identity._before)

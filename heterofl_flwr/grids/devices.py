@@ -129,7 +129,7 @@ class Devices:
         return nearest[: max(least, sum(value < 1 for value in far.values()))]
 
     def drop_outs(self, turns: Mapping[int, Turn], least: int) -> list[int]:
-        """Return which of a round's clients, by node, drop out; ``least`` of them, the luckiest, always stay."""
+        """Return which of a round's clients, by node, drop out; at least ``least`` of them, the luckiest, stay."""
         chances = {node: self.profile(turn.rate).drop_out for node, turn in turns.items()}
         luck = {node: turns[node].draws("drop-out").random() / chance for node, chance in chances.items() if chance}
         unlucky = [node for node, value in luck.items() if value < 1]
@@ -141,7 +141,7 @@ class Devices:
         return turn.draws("work").uniform(self.profile(turn.rate).least_work, 1.0)
 
     def costs(self, turn: Turn, macs: float, down: int, up: int) -> tuple[float, float]:
-        """Return the seconds and joules of receiving, computing and sending so much."""
+        """Return the seconds and joules of receiving, computing and sending these amounts."""
         profile = self.profile(turn.rate)
         pace = turn.draws("pace").lognormvariate(0.0, profile.jitter)
         computing = macs / (profile.macs_per_second * pace)

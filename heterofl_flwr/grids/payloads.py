@@ -1,4 +1,4 @@
-"""How messages and their nodes' contexts travel to workers and back: large arrays beside the pickle, slices once."""
+"""How messages and nodes' contexts travel to workers and back: large arrays outside the pickle, each slice once."""
 
 import copyreg
 import io

@@ -11,6 +11,7 @@ from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any, cast
 
+import ray
 from flwr.app import Context
 
 from heterofl_flwr.errors import ConfigError
@@ -40,8 +41,6 @@ class ActorOptions:
 
     def room(self) -> int:
         """Return how many actors the cluster's machines have room for, if nobody else uses them."""
-        import ray
-
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(self.fit(own.get("CPU", 0.0), own.get("GPU", 0.0)) for own in machines)
 
@@ -56,8 +55,6 @@ class ActorOptions:
 
     def lack(self) -> str:
         """Say what an actor needs, and what the cluster has."""
-        import ray
-
         has, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it needs num_cpus={self.num_cpus:g} and num_gpus={self.num_gpus:g}; the cluster has "
@@ -92,8 +89,6 @@ class Actor(Worker):
 
     def start(self) -> None:
         """Start an actor; it runs when the cluster has room for it."""
-        import ray
-
         self._stderr = ""
         self._takes_groups: bool | None = None  # until it has loaded the ClientApp
         own = self._options
@@ -111,15 +106,11 @@ class Actor(Worker):
         self._loading: Any = self._actor.ready.remote()
 
     def is_ready(self, seconds: float) -> bool:
-        """Wait until the actor has loaded the ClientApp, or so many seconds."""
-        import ray
-
+        """Wait at most so long until the actor has loaded the ClientApp; return whether it has."""
         return bool(ray.wait([self._loading], timeout=seconds)[0])
 
     def load(self) -> bool:
         """Wait until the actor has loaded the ClientApp, which needs room, or until another thread ends it."""
-        import ray
-
         if self._takes_groups is not None:
             return self._takes_groups
         warn_at = time.monotonic() + PATIENCE
@@ -139,8 +130,6 @@ class Actor(Worker):
 
     def has_died(self, ask: bool) -> bool:
         """Return whether the actor gives no sign of life, if it is asked for one."""
-        import ray
-
         try:
             if ask:
                 ray.get(self._actor.ready.remote())
@@ -150,8 +139,6 @@ class Actor(Worker):
 
     def run(self, group: Group, contexts: Sequence[Context]) -> list[Envelope]:
         """Let the actor answer messages together."""
-        import ray
-
         packed, references = [], []
         for message, context, own in zip(group.messages, contexts, group.slices, strict=True):
             pickled, arrays = pack(Envelope(message, context))
@@ -174,8 +161,6 @@ class Actor(Worker):
 
     def stop(self) -> None:
         """End the actor, idle or not: it has nothing to lose."""
-        import ray
-
         with suppress(Exception):  # it is gone already, or Ray is
             ray.kill(self._actor)
 
@@ -222,8 +207,6 @@ class Clients:
 
 def _store(own: Slice) -> object:
     """Return the reference to a slice's arrays, which Ray stores once."""
-    import ray
-
     with own.lock:
         if own.reference is None:
             own.reference = ray.put(_buffers(own.arrays))

@@ -22,7 +22,6 @@ from heterofl_flwr.errors import ConfigError, extra
 from heterofl_flwr.grids.apps import reference
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid, check_count
 from heterofl_flwr.grids.processes import worker_environment
-from heterofl_flwr.grids.ray_actors import ActorOptions, start_actors
 from heterofl_flwr.grids.worker_pool import Pool
 
 RETRIES = 2
@@ -102,6 +101,8 @@ class RayGrid(QueuedGrid):
             raise ConfigError(f"num_gpus is {num_gpus!r}; expected a share of one GPU, or a number of whole ones")
         path = reference(client_app)
         super().__init__(num_nodes, **options)
+        with extra("simulation", "use LocalGrid(processes=...), which is --grid local"):  # here, as Ray loads slowly
+            from heterofl_flwr.grids.ray_actors import ActorOptions, start_actors
         environment = _Session.enter()
         try:
             same = ActorOptions(path, num_cpus, num_gpus, environment)
@@ -129,8 +130,8 @@ class _Session:
     @classmethod
     def enter(cls) -> Mapping[str, str]:
         """Join or start Ray, for one more grid; return what its actors need in their environment."""
-        with extra("simulation", "use LocalGrid(processes=...), which is --grid local"):
-            import ray
+        import ray
+
         own = worker_environment()
         with cls._lock:
             if cls._grids == 0:
@@ -140,7 +141,7 @@ class _Session:
 
     @classmethod
     def leave(cls) -> None:
-        """Let go; the last grid ends what was started."""
+        """Leave Ray; the last grid ends what was started."""
         with cls._lock:
             cls._grids -= 1
             if cls._grids == 0:

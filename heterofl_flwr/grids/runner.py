@@ -140,7 +140,7 @@ class Inline(Runner):
         self._groups.update({id_: group for group in groups for id_ in group.ids})
 
     def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
-        """Run these clients until the deadline, in the order sent; those at work then are let finish."""
+        """Run these clients until the deadline, in the order sent; one that has begun is not interrupted."""
         with self._lock:
             asked = {group.number: group for id_ in ids if (group := self._groups.get(id_))}
             for _, group in sorted(asked.items()):

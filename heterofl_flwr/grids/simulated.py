@@ -36,7 +36,7 @@ DROPPED_OUT = f"{SIMULATED}dropped out"
 class SimulatedDevices(Relay):
     """Let clients train on simulated devices: some are not available, drop out or are late, and all take time.
 
-    A client that is away, drops out or is late is answered for by an error; no message reaches one that is not
+    An error stands for the reply of a client that is away, drops out or is late; no message reaches one that is not
     available or drops out. The others get their share of the work. The cost of a round is in ``costs``, and in its
     ``RoundRecord``. Messages other than those to train pass as they are.
 
@@ -127,13 +127,13 @@ class _Exchange:
         self._joules: list[float] = []
         self._in_time: list[float] = []
         self._late: list[tuple[float, int, int]] = []  # seconds, partition and node of late ones that may be needed
-        self._refused = False
+        self._rejected = False
 
     @property
     def seconds(self) -> float:
         """How long the server waits: for the replies that count, or until the deadline where others do not come."""
         waits = [*self._in_time, *(seconds for seconds, _, _ in self._late)]
-        if math.isfinite(self._devices.deadline) and (self._dropped or self._refused):
+        if math.isfinite(self._devices.deadline) and (self._dropped or self._rejected):
             waits.append(self._devices.deadline)
         return max(waits, default=0.0)
 
@@ -157,13 +157,13 @@ class _Exchange:
         """
         waiting: list[Message] = []
         for reply in replies:
-            refused = self._note(reply)
+            rejected = self._note(reply)
             waiting.append(reply)
             del reply  # the consumer alone decides how long a reply lives
-            if refused:
+            if rejected:
                 fault = SimulatedFault(f"{SIMULATED}later than the deadline of {self._devices.deadline:g} s")
                 waiting = [
-                    make_message(own.metadata, error=fault) if own.metadata.src_node_id in refused else own
+                    make_message(own.metadata, error=fault) if own.metadata.src_node_id in rejected else own
                     for own in waiting
                 ]
             undecided = {node for _, _, node in self._late}
@@ -185,9 +185,9 @@ class _Exchange:
         else:
             self._in_time.append(seconds)
         needed = max(self.least - len(self._in_time), 0)
-        refused, self._late = self._late[needed:], self._late[:needed]
-        self._refused = self._refused or bool(refused)
-        return {node for _, _, node in refused}
+        rejected, self._late = self._late[needed:], self._late[:needed]
+        self._rejected = self._rejected or bool(rejected)
+        return {node for _, _, node in rejected}
 
     def _costs(self, node: int, examples: int, up: int, done: float = 1.0) -> tuple[float, float]:
         """Return the seconds and joules of a device for its share of the work, or for the part that it has done."""

@@ -23,7 +23,7 @@ class Windowed(Relay):
     of clients needs memory for ``window`` of them, if the strategy adds replies up as they come. More are sent when
     half of the window is free, so that a ``LocalGrid`` has messages to group.
 
-    All else is the other grid's; it stays the caller's to close.
+    Everything else is done by the other grid, which the caller has to close.
 
     Parameters
     ----------

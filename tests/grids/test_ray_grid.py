@@ -16,9 +16,10 @@ from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed, ray_actors
-from heterofl_flwr.grids.ray_actors import ActorOptions
+from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from tests.federation.tiny import Keep, equal
+
+ray_actors = pytest.importorskip("heterofl_flwr.grids.ray_actors", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -173,7 +174,7 @@ def test_a_grid_waits_with_a_warning_while_others_use_the_cluster(machine, proce
     ],
 )
 def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
-    assert ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
+    assert ray_actors.ActorOptions("a:b", cpus, gpus, {}).fit(*has) == expected
 
 
 @pytest.mark.parametrize(
