@@ -146,16 +146,6 @@ def test_a_group_goes_on_for_those_who_are_waited_for(pool):
     pool.cancel(ids)
 
 
-def test_a_group_at_work_that_nobody_waits_for_is_ended(pool, gone):
-    (reply,) = pool.send_and_receive([Message(RecordDict(), next(iter(pool.get_node_ids())), "query")])
-    messages = sent_to(pool, (1.0, 1.0, 0.5, 0.5), changes={0: {"seconds": 600.0}, 2: {"seconds": 600.0}})
-    began = time.monotonic()
-    assert list(pool.send_and_receive(messages, timeout=0.5)) == []
-    assert time.monotonic() - began < 120
-    assert gone([reply.content["config"]["pid"]])
-    assert groups_of(pool, pool.send_and_receive(sent_to(pool)))[0] == [0, 3, 6]
-
-
 def test_replies_that_cannot_be_read_are_not_taken_for_those_to_the_next_messages(pool, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(payloads, "unpack", lambda *arguments: 1 / 0)

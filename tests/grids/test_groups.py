@@ -40,12 +40,6 @@ def test_how_many_may_be_together_can_depend_on_the_message():
     assert len(together(messages[:4], lambda one: 1 if one is messages[2] else 4)) == 4  # the smallest counts
 
 
-def test_a_nodes_second_message_is_in_a_later_group():
-    # Were they grouped by rate alone, each of the two groups would wait for the other.
-    messages = [message(2, 1.0), message(2, 0.5), message(3, 0.5), message(3, 1.0)]
-    assert shown(together(messages, lambda one: 9)) == [[2], [3], [2], [3]]
-
-
 @given(st.lists(st.tuples(st.integers(2, 9), st.sampled_from([1.0, 0.5, None])), max_size=40), st.integers(1, 6))
 def test_groups_are_whole_even_alike_and_in_order(sent, most):
     messages = [message(*one) for one in sent]

@@ -154,36 +154,6 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
     assert '`if __name__ == "__main__":`' in stderr
 
 
-NO_RAY = """
-import sys
-
-class NoRay:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ray":
-            raise ImportError("ray is blocked")
-
-sys.meta_path.insert(0, NoRay())
-import numpy as np
-from flwr.app import Array, ArrayRecord
-from flwr.serverapp.strategy import FedAvg
-from heterofl_flwr.grids import LocalGrid, Windowed
-
-for processes in (0, 2):
-    with LocalGrid("odd_clients:app", 2, processes=processes) as grid:
-        for each in (grid, Windowed(grid, 1)):
-            result = FedAvg().start(each, ArrayRecord({"w": Array(np.zeros(1))}), num_rounds=1)
-            print("RESULT", result.arrays["w"].numpy())
-assert "ray" not in sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_nothing_needs_ray(apps):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(apps)])}
-    done = subprocess.run([sys.executable, "-c", NO_RAY], env=environment, capture_output=True, text=True)
-    assert done.stdout.count("RESULT [1.66666667]") == 4, done.stderr
-
-
 def test_a_busy_worker_ends_with_the_process_that_started_it():
     code = (
         "import sys, psutil; from heterofl_flwr.grids.processes import _end_with; "
