@@ -75,6 +75,11 @@ class Relay(Grid):
     pull_messages = _forward(Grid.pull_messages)
     send_and_receive = _forward(Grid.send_and_receive)
 
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Drop messages and their replies, if the grid can: Flower's own grids cannot."""
+        if hasattr(self._grid, "cancel"):
+            self._grid.cancel(message_ids)
+
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
     """Return the grid, guarded if it is the one of a SuperLink: others bring replies that this machine made."""

@@ -220,6 +220,14 @@ def test_replies_that_nobody_takes_are_cancelled(grid, ask):
     assert list(grid.pull_messages([message.metadata.message_id for message in messages])) == []
 
 
+def test_messages_are_cancelled_through_the_grids_around_a_local_grid(grid, ask):
+    outer = Windowed(Relay(grid), 2)
+    ids = list(outer.push_messages([ask(node_id, "count") for node_id in grid.get_node_ids()]))
+    outer.cancel(ids)
+    assert list(grid.pull_messages(ids)) == []
+    Windowed(Recorder(), 2).cancel(ids)  # a grid of Flower has nothing to cancel
+
+
 class Events:
     def __init__(self):
         self.events = []

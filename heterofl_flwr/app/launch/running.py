@@ -85,7 +85,7 @@ class Checked(Relay):
     def __init__(self, grid: QueuedGrid) -> None:
         super().__init__(grid)
         # What our grids have beyond Flower's interface.
-        self.wait_for_replies, self.cancel, self.listen = grid.wait_for_replies, grid.cancel, grid.listen
+        self.wait_for_replies, self.listen = grid.wait_for_replies, grid.listen
         self._good: Counter[tuple[str, str]] = Counter()
         self._bad: dict[tuple[str, str], list[str]] = {}
 
