@@ -77,8 +77,8 @@ class Relay(Grid):
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Drop messages and their replies, if the grid can: Flower's own grids cannot."""
-        if hasattr(self._grid, "cancel"):
-            self._grid.cancel(message_ids)
+        if cancel := getattr(self._grid, "cancel", None):
+            cancel(message_ids)
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
