@@ -84,7 +84,8 @@ def submodel(
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
     shared = messages.read_shared(messages.read_config(message))
-    return {name: tensor for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
+    # Copies, as the next message of this process may bring its parameters into the same model.
+    return {name: tensor.clone() for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
 def seed_of(message: Message) -> int:
@@ -194,9 +195,10 @@ def answer_queries(
 
     def trial(context: Context) -> Trial:
         """Return what this node does in a round."""
-        inputs = [first_tensor(batch) for batch in data(context)] if data else []
-        first = inputs[0] if inputs else torch.empty(0)
-        return Trial(build_of(context), first, epochs * len(inputs), resolve_device())
+        inputs = map(first_tensor, data(context) if data else ())
+        first = next(inputs, torch.empty(0))
+        steps = 1 + sum(1 for _ in inputs)  # one batch in memory at a time
+        return Trial(build_of(context), first, epochs * steps, resolve_device())
 
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -122,6 +123,21 @@ def test_a_converted_app_measures_itself_on_its_own_batches(measured):
     reply = app(query(1.0, 0.25), node())
     assert reply.content["config"]["capacity"] == 0.25
     assert measured == [((1.0, 0.25), 60.0, 12)]
+
+
+def test_a_node_that_measures_itself_has_one_batch_in_memory_at_a_time(measured):
+    alive = WeakSet()
+
+    def batches(context):
+        for number in range(6):
+            alive.add(batch := inputs(number))
+            assert len(alive) <= 3  # the first, the last one and this one
+            yield batch
+
+    app = ClientApp()
+    answer_queries(app, build, batches)
+    app(query(1.0, 0.25), node())
+    assert measured == [((1.0, 0.25), 60.0, 6)]
 
 
 def test_a_run_gives_each_node_what_it_measured():

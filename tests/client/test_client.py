@@ -16,6 +16,7 @@ from heterofl_flwr.client import (
     for_evaluation,
     load_parameters,
     models_to_evaluate,
+    own_part,
     reply,
     seed_of,
     submodel,
@@ -136,6 +137,17 @@ class TestSubmodel:
         message.content["arrays"]["hidden.bias"] = Array("float32", (8,), "numpy.ndarray", b"junk")
         with pytest.raises(ReplyError, match="the server sent arrays that cannot be read"):
             submodel(message, build)
+
+
+def test_what_a_client_keeps_does_not_change_with_the_next_message():
+    state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
+    told = {"shared": ["hidden.*"], "global_rate": 1.0, "state": state}
+    model = submodel(message := instruction(**told), build)
+    nn.init.constant_(model.classifier.weight, 5.0)
+    own = own_part(message, model)
+    submodel(instruction(**told, partition=1), build)  # another client of the same process
+    assert own.keys() == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(own["classifier.weight"], torch.full((4, 8), 5.0))
 
 
 class TestModelsToEvaluate:
