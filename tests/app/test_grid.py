@@ -39,10 +39,19 @@ def message_of(number):
 
 
 @pytest.mark.parametrize(
-    ("device", "at_once", "processes"), [("cpu", None, 8), ("cpu", 2, 2), ("cuda", None, 0), ("cuda", 4, 4)]
+    ("device", "share", "processes"),
+    [
+        ("cpu", Share(), 8),
+        ("cpu", Share(at_once=2), 2),
+        ("cuda", Share(), 0),
+        ("cuda", Share(at_once=4), 4),
+        ("cuda", Share(gpus=0.5), 4),
+        ("cuda", Share(gpus=0.5, at_once=3), 3),
+    ],
 )
-def test_each_core_has_a_process_but_a_gpu_has_one_unless_asked_for_more(asked, device, at_once, processes):
-    assert count_processes(asked(device=device, share=Share(at_once=at_once))) == processes
+def test_each_core_has_a_process_but_a_gpu_has_one_unless_asked_for_more(asked, monkeypatch, device, share, processes):
+    monkeypatch.setattr(gpus, "devices", lambda: 2)
+    assert count_processes(asked(device=device, share=share)) == processes
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app.launch import gpus, running
 from heterofl_flwr.app.launch.request import Request, Share
-from heterofl_flwr.app.launch.running import LOG, RunError, run_request
-from heterofl_flwr.errors import ConfigError, OutOfMemoryError
+from heterofl_flwr.app.launch.running import LOG, Checked, RunError, run_request
+from heterofl_flwr.app.task import load_task
+from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
+from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat, to_flat
 
@@ -82,6 +87,18 @@ def test_where_fewer_cannot_run_at_once_the_run_ends(request_, served, monkeypat
         run_request(replace(request_, share=Share(gpus=1.0)))
 
 
+def test_on_a_gpu_the_local_grid_never_goes_on_with_more_processes(request_, served, monkeypatch):
+    requests, ends = served
+    monkeypatch.setitem(vars(load_task(request_.config)), "device", torch.device("cuda"))
+    monkeypatch.setenv("RAY_ADDRESS", "host:6379")  # of a cluster that this grid does not use
+    ends += [SHORT, SHORT, None, SHORT]
+    run_request(replace(request_, grid="local", share=Share(at_once=4)))
+    assert [running.count_processes(one) for one in requests] == [4, 2, 1]
+    with pytest.raises(RunError, match="one client alone"):
+        run_request(replace(request_, grid="local", share=Share()))
+    assert running.count_processes(requests[-1]) == 0
+
+
 def test_without_an_app_or_its_setting_nothing_starts(request_, served, tmp_path):
     with pytest.raises(ConfigError, match=r"no pyproject\.toml that describes a Flower app: Cannot find"):
         run_request(replace(request_, app=tmp_path, config={}))
@@ -114,6 +131,16 @@ def test_what_an_app_raises_is_how_its_run_ends_and_its_log_has_it_all(tmp_path)
 def test_clients_that_all_raise_fail_the_run_though_flower_says_completed(tmp_path):
     with pytest.raises(RunError, match=r"in a round all 2 clients that were asked failed; .*the client's own fault"):
         run_request(sample(tmp_path, fault="client"))
+
+
+def test_a_round_that_no_client_answered_is_a_failure_and_a_query_is_none():
+    with LocalGrid(ClientApp(), 2) as grid:
+        checked = Checked(grid)
+        for kind in ("query.moments", "train"):
+            checked.raise_for_rounds_without_a_result()
+            checked.send_and_receive([Message(RecordDict(), node_id, kind) for node_id in grid.get_node_ids()])
+        with pytest.raises(HeteroFLError, match="in a round all 2 clients that were asked failed"):
+            checked.raise_for_rounds_without_a_result()
 
 
 @pytest.mark.parametrize("processes", [1, 2])

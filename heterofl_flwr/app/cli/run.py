@@ -15,8 +15,8 @@ from rich.console import Console
 from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
 from heterofl_flwr.app.launch import gpus, preflight, running
-from heterofl_flwr.app.launch.preflight import CLUSTER, LaunchNote, check_folder, check_share
-from heterofl_flwr.app.launch.request import Request, Share
+from heterofl_flwr.app.launch.preflight import LaunchNote, check_folder, check_share
+from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
 from heterofl_flwr.app.server_app import find_start
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.data.known import SOURCES

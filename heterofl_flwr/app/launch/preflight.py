@@ -1,4 +1,4 @@
-"""How a run was launched, noted in its folder before it starts: a run that ends at once can go on all the same."""
+"""What is checked before a run starts, and the note with which one that ended at once can be resumed."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, HeteroFLError
@@ -39,10 +39,6 @@ class LaunchNote:
     def write(self, out: Path) -> None:
         """Write the note; the folder is made with it."""
         write_atomic(out / FILE, to_json({"clients": self.clients, "config": dict(self.config)}).encode())
-
-
-CLUSTER = "RAY_ADDRESS"
-"""The environment variable that names a Ray cluster; what its machines have is not known here."""
 
 
 def check_folder(out: Path, option: str) -> None:

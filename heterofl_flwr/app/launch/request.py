@@ -14,6 +14,9 @@ from heterofl_flwr.settings import flatten
 
 Flat = bool | int | float | str
 
+CLUSTER = "RAY_ADDRESS"
+"""The environment variable that names a Ray cluster; what its machines have is not known here."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
@@ -23,9 +26,8 @@ class Share:
     gpus: float = 0.0  # a share of a GPU, or a number of whole ones; 0 for none
     at_once: int | None = None  # how many clients may run at once; None for as many as the cores and GPUs allow
 
-    def fewer(self, cores: int, devices: int) -> "Share":
-        """Return a share that lets half as many clients run at once; raise ConfigError if only one does already."""
-        now = self.clients(cores, devices)
+    def fewer(self, now: int, devices: int) -> "Share":
+        """Return a share that lets half as many clients run at once as now; raise ConfigError if that is one."""
         if now <= 1:
             raise ConfigError("one client alone is too large for this machine: use a smaller model or batch")
         half = max(now // 2, 1)

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
 from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.launch.request import App, Request, read_app
+from heterofl_flwr.app.launch.request import CLUSTER, App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import load_app
@@ -98,7 +98,7 @@ class Checked(Relay):
         return self._check(super().send_and_receive(messages, timeout=timeout))
 
     def raise_for_rounds_without_a_result(self) -> None:
-        """Raise if all clients that were asked for something in a round failed."""
+        """Raise if all clients that were to train, or to evaluate, in a round failed."""
         for call, reasons in self._bad.items():
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
@@ -113,16 +113,19 @@ class Checked(Relay):
             reason = reply.error.reason or "no reason given"
             if any(sign in reason for sign in SHORT_OF_MEMORY):
                 raise OutOfMemoryError(f"a client ran out of memory: {reason}")
-            self._bad.setdefault(call, []).append(reason)
+            if not call[1].startswith(MessageType.QUERY):  # which the strategy may do without
+                self._bad.setdefault(call, []).append(reason)
         return replies
 
 
 def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:
     """Return the request with half as many clients at once; our own app goes on where it was."""
-    if "RAY_ADDRESS" in os.environ:
+    on_ray = request.grid == "ray"
+    if on_ray and CLUSTER in os.environ:
         raise RunError(f"{error}; how many clients a cluster runs at once is not known here: raise --gpus or --cpus")
+    now = request.share.clients(gpus.cores(), gpus.devices()) if on_ray else count_processes(request)
     try:
-        share = request.share.fewer(gpus.cores(), gpus.devices())
+        share = request.share.fewer(now, gpus.devices())
     except ConfigError as too_large:
         raise RunError(f"{error}, and {too_large}") from error
     print(f"heterofl: {error}; going on with {share.at_once} at once", file=sys.stderr, flush=True)
@@ -166,9 +169,10 @@ def count_processes(request: Request) -> int:
 
     On a GPU one process is best, unless the user asks for more: clients that train together keep it busy.
     """
-    if request.app is None and load_task(request.config).device.type != "cpu" and request.share.at_once is None:
+    asked = request.share.at_once or request.share.gpus
+    if request.app is None and not asked and load_task(request.config).device.type != "cpu":
         return 0
-    return request.share.clients(gpus.cores(), 0)
+    return request.share.clients(gpus.cores(), gpus.devices())
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:
