@@ -13,7 +13,7 @@ from heterofl_flwr.app.cli.app import write_app
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import from_flat, to_flat
+from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
 from simulations.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +73,15 @@ def test_the_command_writes_an_app_for_an_account_of_flower_hub(tmp_path):
     assert main(["app", str(folder), "--name", "mine", "--publisher", "me", "--set", "mix=a1-e9"]) == 0
     config, _ = load_and_validate(folder / "pyproject.toml")
     assert (config["project"]["name"], config["tool"]["flwr"]["app"]["publisher"]) == ("mine", "me")
-    assert config["tool"]["flwr"]["app"]["config"]["mix"] == "a1-e9"
+    assert flatten_dict(config["tool"]["flwr"]["app"]["config"]) == {**DEFAULTS, "mix": "a1-e9"}
     needs = {own.name: own for own in map(Requirement, config["project"]["dependencies"])}
     assert needs["heterofl-flwr"].specifier.contains(__version__)
-    assert main(["app", str(tmp_path / "other"), "--name", 'a "b']) == 2
+    for wrong in (
+        ["--name", 'a "b'],
+        ["--name", "my_app"],
+        ["--name", "a" * 33],
+        ["--publisher", ""],
+        ["--set", "a=1"],
+    ):
+        assert main(["app", str(tmp_path / "other"), *wrong]) == 2
     assert not (tmp_path / "other").exists()

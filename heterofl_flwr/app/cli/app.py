@@ -12,7 +12,7 @@ from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.compat import NEWEST_TESTED
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
-from heterofl_flwr.settings import Flat, from_flat, to_flat, to_toml
+from heterofl_flwr.settings import DEFAULTS, Flat, from_flat, to_toml
 
 PROJECT = """[project]
 name = "{name}"
@@ -49,8 +49,9 @@ flwr run . --stream
 
 def run(args: argparse.Namespace) -> int:
     """Write the app."""
-    folder: Path = args.folder
-    write_app(folder, to_flat(from_flat(read_assignments(args.set))), name=args.name, publisher=args.publisher)
+    folder, given = args.folder, read_assignments(args.set)
+    from_flat(given)  # raises what is wrong; the file has the values as given, as auto follows data.name in each run
+    write_app(folder, {**DEFAULTS, **given}, name=args.name, publisher=args.publisher)
     print(f"{folder}: start it with 'flwr run {folder}', bundle it with 'flwr build --app {folder}'")
     return 0
 
@@ -67,9 +68,12 @@ def write_app(
     """Write an app of parts that are installed: a ``pyproject.toml``, a README and the license."""
     if any((folder / file).exists() for file in ("pyproject.toml", "README.md", "LICENSE")):
         raise ConfigError(f"{folder} has a pyproject.toml, a README.md or a LICENSE already: choose another folder")
-    for option, text in (("name", name), ("publisher", publisher)):
-        if not re.fullmatch(r"[\w.-]+", text, re.ASCII):
-            raise ConfigError(f"--{option} is {text!r}; expected letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(r"[a-zA-Z]([a-zA-Z\d-]{0,30}[a-zA-Z\d])?", name, re.ASCII):  # what Flower and pip accept
+        raise ConfigError(
+            f"--name is {name!r}; expected a letter, then up to 31 letters, digits and '-', the last no '-'"
+        )
+    if not re.fullmatch(r"[\w.-]+", publisher, re.ASCII):
+        raise ConfigError(f"--publisher is {publisher!r}; expected letters, digits, '.', '_' and '-'")
     values = {"name": name, "version": __version__, "publisher": publisher, "client": client, "server": server}
     project = PROJECT.format(**values, flower=".".join(map(str, NEWEST_TESTED)))
     for file, text in {
