@@ -9,6 +9,7 @@ from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch import gpus, preflight, running
 from heterofl_flwr.app.launch.gpus import Measured
 from heterofl_flwr.app.launch.request import Share
+from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat, to_flat
 
 SAMPLE = Path(__file__).parent / "sample_app"
@@ -28,6 +29,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(gpus, "devices", lambda: 0)
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
 
     def ask(*arguments: str):
@@ -73,8 +75,11 @@ def test_paths_are_made_absolute(asked, tmp_path, monkeypatch):
     assert (config["data.root"], config["data.name"]) == (str(tmp_path / "elsewhere"), "digits")
 
 
-def test_a_home_that_is_not_there_is_a_name_like_any_other(asked, tmp_path):
+def test_a_home_may_be_written_as_shells_do_and_one_that_is_not_there_is_a_name_like_any_other(asked, tmp_path):
     assert asked("--out", "~nobody-here/a b")[0].out == tmp_path / "~nobody-here" / "a b"
+    first, _ = asked("--out=~/a")
+    again, _ = asked("--resume=~/a")
+    assert first.out == again.out == tmp_path / "home" / "a"
 
 
 def test_it_waits_for_all_clients_and_has_few_messages_under_way_unless_told(asked):
@@ -92,8 +97,6 @@ def test_another_app_gets_only_what_is_said(asked):
 
 
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
-    from heterofl_flwr.report import RunFolder
-
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
     RunFolder(tmp_path / "mine").start(first.config)
     more, _ = asked("--resume", "mine", "--rounds", "4")
@@ -102,6 +105,15 @@ def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path
     assert (more.clients, more.out) == (9, first.out)
     assert main(["run", "--resume", "mine", "--clients", "5"]) == 2
     assert f"--clients is 5, but the run in {first.out} has 9" in capsys.readouterr().err
+
+
+def test_a_run_without_a_note_of_its_clients_goes_on_with_those_that_are_named(asked, tmp_path, capsys):
+    first, _ = asked("--out", "mine", "--clients", "9")
+    RunFolder(tmp_path / "mine").start(first.config)
+    (tmp_path / "mine" / preflight.FILE).unlink()  # as in the folder of `flwr run`
+    assert main(["run", "--resume", "mine"]) == 2
+    assert "does not tell how many clients it has: name as many with --clients" in capsys.readouterr().err
+    assert asked("--resume", "mine", "--clients", "9")[0].clients == 9
 
 
 def test_a_run_that_has_not_begun_waits_for_the_clients_that_it_now_gets(asked):

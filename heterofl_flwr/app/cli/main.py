@@ -85,6 +85,11 @@ def _add_command(
     return this
 
 
+def _path(text: str) -> Path:
+    """Read a path that may begin with ``~``, which shells leave as it is in ``--out=~/runs``."""
+    return Path(os.path.expanduser(text))
+
+
 HOW = MappingProxyType({"grid": None, "gpus": "auto", "cpus": 1, "parallel": None})
 """What the options of how to run are by default."""
 
@@ -111,11 +116,13 @@ def _add_run(subparsers: Subparsers) -> None:
     what.add_argument("--rounds", type=int, metavar="N", help="short for --set num-rounds=N")
     what.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
-    what.add_argument("--config", type=Path, metavar="FILE", help="settings in a TOML file; the options above go first")
+    what.add_argument(
+        "--config", type=_path, metavar="FILE", help="settings in a TOML file; the options above go first"
+    )
     what.add_argument("--clients", type=int, metavar="N", help="virtual clients; by default 20 for digits, else 100")
-    what.add_argument("--out", type=Path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
-    what.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    what.add_argument("--app", type=Path, metavar="DIR", help="another Flower app, in place of this package's own")
+    what.add_argument("--out", type=_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
+    what.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in this folder")
+    what.add_argument("--app", type=_path, metavar="DIR", help="another Flower app, in place of this package's own")
     this.set_defaults(**HOW)
     how = this.add_argument_group("how")
     where = "local: processes of this machine; ray: Ray's, by default where RAY_ADDRESS or --gpus SHARE is given"
@@ -132,7 +139,7 @@ REPORT = "Make a run's report.html and figures anew from its folder, and print i
 def _add_report(subparsers: Subparsers) -> None:
     summary = "make the report of a run, and print its tables"
     this = _add_command(subparsers, "report", "run:report", summary, REPORT)
-    this.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
 
 
 EXPORT = """
@@ -157,12 +164,12 @@ examples:
 def _add_export(subparsers: Subparsers) -> None:
     summary = "write a run's models as safetensors, torch.export and ONNX"
     this = _add_command(subparsers, "export", "export:run", summary, EXPORT, EXPORT_EXAMPLES)
-    this.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    this.add_argument("folder", type=_path, metavar="RUN", help="the run's folder")
     level = "such as c, or a rate; repeatable; by default all"
     this.add_argument("--level", action="append", metavar="LEVEL", help=level)
     formats = "some of safetensors, pt2 and onnx, with commas; by default all three"
     this.add_argument("--formats", default="safetensors,pt2,onnx", metavar="NAMES", help=formats)
-    this.add_argument("--out", type=Path, metavar="DIR", help="where to; by default RUN/exports")
+    this.add_argument("--out", type=_path, metavar="DIR", help="where to; by default RUN/exports")
     this.add_argument("--no-latency", action="store_true", help="do not measure how long an example takes")
 
 
@@ -256,7 +263,7 @@ examples:
 def _add_keys(subparsers: Subparsers) -> None:
     summary = "make certificates and keys for a deployment with TLS and known nodes"
     this = _add_command(subparsers, "keys", "keys:run", summary, KEYS, KEYS_EXAMPLES)
-    this.add_argument("folder", type=Path, help="where to")
+    this.add_argument("folder", type=_path, help="where to")
     host = "name or address by which the SuperLink is reached; repeatable"
     this.add_argument("--host", action="append", default=[], metavar="NAME", help=host)
     this.add_argument("--days", type=int, default=365, help="how long its certificate is valid (%(default)s)")
@@ -269,7 +276,7 @@ APP = "Write a folder that 'flwr run' and Flower Hub take as an app: this packag
 def _add_app(subparsers: Subparsers) -> None:
     summary = "write a Flower app of this package's own parts"
     this = _add_command(subparsers, "app", "app:run", summary, APP)
-    this.add_argument("folder", type=Path, help="where to; Flower wants letters, digits and hyphens in its name")
+    this.add_argument("folder", type=_path, help="where to; Flower wants letters, digits and hyphens in its name")
     this.add_argument("--name", default="heterofl", help="the app's name (%(default)s)")
     this.add_argument("--publisher", default="heterofl", metavar="NAME", help="your Flower account (%(default)s)")
     this.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable")

@@ -99,6 +99,8 @@ def build_request(args: argparse.Namespace) -> Request:
         own = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {own}), or choose another folder")
     note = LaunchNote.read(out)
+    if begun and not note and not args.clients:
+        raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
     clients = args.clients or (note.clients if note else CLIENTS.get(data, 100))
     if begun and note and clients != note.clients:
         raise ConfigError(f"--clients is {clients}, but the run in {out} has {note.clients}; expected as many, or none")
@@ -130,7 +132,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
     """Return the run's folder; one that cannot be written to raises ``ConfigError``."""
     chosen: Path = args.resume or args.out or Path("runs", f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    out = Path(os.path.expanduser(chosen)).resolve()
+    out = chosen.resolve()
     check_folder(out, "--out")
     return out
 
