@@ -137,6 +137,14 @@ def test_the_command_writes_all_and_says_how_to_register(tmp_path, capsys):
     assert {path.name for path in folder.iterdir()} == expected
 
 
+def test_a_command_that_cannot_write_every_key_writes_none(tmp_path, capsys):
+    assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "phone", "--node", "phone"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["keys", str(tmp_path), "--host", "localhost", "--node", "camera", "--node", "phone"]) == MISUSED
+    assert "phone exists: a node keeps its key" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

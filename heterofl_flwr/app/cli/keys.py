@@ -35,8 +35,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("nothing to write: name the SuperLink (--host NAME), nodes (--node NAME), or both")
     if not 1 <= args.days <= AUTHORITY_DAYS:
         raise ConfigError(f"--days is {args.days}; expected 1 to {AUTHORITY_DAYS}, as an authority is valid no longer")
+    for name in args.node:
+        _new_paths(args.folder, name)  # before the SuperLink's key is replaced
     written = write_certificates(args.folder, args.host, args.days) if args.host else []
-    pairs = [write_node_key(args.folder, name) for name in args.node]
+    pairs = [write_node_key(args.folder, name) for name in dict.fromkeys(args.node)]
     print(*written, *(path for pair in pairs for path in pair), sep="\n")
     if pairs:
         print("register with the SuperLink, by its connection in Flower's config.toml:")
@@ -73,6 +75,16 @@ def write_certificates(folder: Path, hosts: Sequence[str], days: int) -> list[Pa
 
 def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     """Write a node's private key, and beside it the public one to register with the SuperLink; return both paths."""
+    path, public = _new_paths(folder, name)
+    key = generate_private_key(_CURVE)
+    openssh = serialization.PublicFormat.OpenSSH
+    _write(path, _private(key, serialization.PrivateFormat.OpenSSH), secret=True)
+    _write(public, key.public_key().public_bytes(serialization.Encoding.OpenSSH, openssh) + b"\n")
+    return path, public
+
+
+def _new_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return where a node's two keys go; ``ConfigError`` where the name is invalid, or the node has keys."""
     if not _NAME.fullmatch(name):
         expected = "letters, digits, '.', '_' and '-', which does not end in .key, .crt or .pub"
         raise ConfigError(f"node {name!r}: expected a name of {expected}")
@@ -80,10 +92,6 @@ def write_node_key(folder: Path, name: str) -> tuple[Path, Path]:
     for old in (path, public):
         if old.exists():
             raise ConfigError(f"{old} exists: a node keeps its key; choose another name, or remove it first")
-    key = generate_private_key(_CURVE)
-    openssh = serialization.PublicFormat.OpenSSH
-    _write(path, _private(key, serialization.PrivateFormat.OpenSSH), secret=True)
-    _write(public, key.public_key().public_bytes(serialization.Encoding.OpenSSH, openssh) + b"\n")
     return path, public
 
 
