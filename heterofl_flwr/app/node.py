@@ -192,7 +192,9 @@ class Instruction:
         size, epochs, reading = task.settings.train.batch_size, task.settings.train.epochs, split.reading
         inputs = split.inputs[:size] if reading is None else split.inputs[:size, : reading.length]
         pieces = 1 if reading is None else math.ceil(split.inputs.shape[1] / reading.length)
-        return Trial(task.build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
+        said = read_capability(self.context).get(messages.PARTITION)
+        build = task.client_build(said if isinstance(said, int) else 0)
+        return Trial(build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
 
 
 @lru_cache(maxsize=2)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from heterofl_flwr import messages
 from heterofl_flwr.app import client_app, server_app
+from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data.dataset import Reading, Split
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
@@ -156,6 +157,11 @@ def test_a_node_that_lost_its_slice_says_so(exchange):
     client_app.publish_message(message(messages.TRAIN_PUBLISH, **{"server-round": 2}), context)
     with pytest.raises(HeteroFLError, match="no slice that it trained in round 3"):
         client_app.learn_message(message(messages.TRAIN_LEARN), context)
+
+
+def test_a_node_measures_itself_with_the_model_that_it_trains(exchange):
+    context, _ = exchange
+    assert Instruction(None, context).trial().build is load_task(HYBRID).families[MLP]
 
 
 def test_a_family_that_is_unknown_is_named(exchange):
