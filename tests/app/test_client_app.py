@@ -1,10 +1,12 @@
 """The ClientApp: cohorts that train together, and what static batch norm is measured on."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
+from torch import nn
 
 from heterofl_flwr import messages as wire
 from heterofl_flwr.app import callbacks as central
@@ -175,6 +177,24 @@ def test_the_server_evaluates_on_all_cores_and_gives_them_back(monkeypatch):
     assert 0 < found["global-accuracy"] < 1
     assert threads == [2]
     assert torch.get_num_threads() == 1
+
+
+def with_statistics(rate, track=True):
+    """Return a model of a user's own, whose batch norm has running statistics, as torch's has by default."""
+    norm = nn.BatchNorm2d(4, track_running_stats=track)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+without_statistics = partial(with_statistics, track=False)
+
+
+def test_before_any_moments_the_server_normalises_by_batch_as_clients_do():
+    parameters = ArrayRecord(dict(with_statistics(1.0).named_parameters()))
+    found = []
+    for name in ("with_statistics", "without_statistics"):
+        task = Task(from_flat({**SMALL, "mix": "a", "model.hidden": "auto", "model.name": f"{__name__}:{name}"}))
+        found.append(dict(CentralEvaluation(server_app.make_strategy(task, ()), task)(0, parameters)))
+    assert found[0] == found[1]
 
 
 NON_IID = {"data.split": "non-iid-2", "train.batch-size": 5}
