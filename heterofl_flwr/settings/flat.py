@@ -144,7 +144,7 @@ Rule = tuple[str, object, str]
 
 def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> list[str]:
     """Return what does not go together, a line for each setting."""
-    rules = chain(_model_rules(settings, given), _server_rules(settings))
+    rules = chain(_model_rules(settings, given), _server_rules(settings), _fedh2l_rules(settings))
     return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
 
@@ -196,13 +196,33 @@ def _server_rules(settings: Settings) -> Iterable[Rule]:
          f"but server.optimizer is {server.optimizer}; expected 0"),
         ("server.eta", server.eta != 1 and server.optimizer == "none",
          "expected server.optimizer to name the optimiser too"),
-        ("server.robust", server.robust != "none" and server.strategy == "fedh2l",
-         "but server.strategy=fedh2l averages nothing; expected 'none'"),
-        ("server.aggregator", server.aggregator != "counting-mean" and server.strategy == "fedh2l",
-         "but server.strategy=fedh2l averages nothing; expected 'counting-mean'"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
+        ("run.patience", settings.run.patience and not settings.evaluate.every,
+         "but evaluate.every is 0, so there is no evaluation to wait for; expected 0"),
     )  # fmt: skip
+
+
+def _fedh2l_rules(settings: Settings) -> Iterable[Rule]:
+    """Return the rules for what is about parameters that travel, which FedH2L has none of.
+
+    ``server.weights`` is not among it: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.
+    """
+    server = settings.server
+    values: Mapping[str, tuple[object, object]] = {
+        "assignment": (settings.assignment if len(settings.mix.rates) > 1 else "fix", "fix"),
+        "train.upload": (settings.train.upload, "float32"),
+        "server.choose": (server.choose, "prefix"),
+        "server.shared": (",".join(server.shared), ",".join(ALL)),
+        "server.momentum": (server.momentum, 0.0),
+        "server.optimizer": ("none" if server.momentum else server.optimizer, "none"),
+        "server.robust": (server.robust, "none"),
+        "server.aggregator": (server.aggregator, "counting-mean"),
+        "server.norm-bound": (server.norm_bound, 0.0),
+    }
+    for key, (found, usual) in values.items():
+        wrong = server.strategy == "fedh2l" and found != usual
+        yield key, wrong, f"but with server.strategy=fedh2l no parameters travel; expected {usual!r}"
 
 
 def to_toml(values: Mapping[str, Flat] = DEFAULTS) -> str:

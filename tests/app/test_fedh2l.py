@@ -52,7 +52,9 @@ def test_clients_have_architectures_in_turns():
 @pytest.mark.usefixtures("identity")
 @pytest.mark.parametrize(("strategy", "seeds"), [("fedh2l", 200), ("heterofl", 0)])
 def test_a_model_is_evaluated_with_the_moments_of_the_seed_set_too(strategy, seeds):
-    context = node_context({**H2L, "server.strategy": strategy, "server.shared": ""}, partition_id=0, num_partitions=5)
+    shared = "*" if strategy == "fedh2l" else ""
+    config = {**H2L, "server.strategy": strategy, "server.shared": shared}
+    context = node_context(config, partition_id=0, num_partitions=5)
     asked = Instruction(
         instruction("evaluate", 2, ArrayRecord(), {"seed": 0, "server-round": 1, "partition": 0}), context
     )

@@ -159,14 +159,7 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
         ({"mix": "b1", "global-rate": "c"}, "global-rate: found 'c', expected 0.5 or more, as the mix is b1"),
         ({"mix": "b1", "global-rate": "a"}, "global-rate: found 'a', but with server.choose=prefix nobody trains more"),
         ({"server.eta": 0.1}, "server.eta: found 0.1, expected server.optimizer to name the optimiser too"),
-        (
-            {"server.strategy": "fedh2l", "server.robust": "median"},
-            "server.robust: found 'median', but server.strategy",
-        ),
-        (
-            {"server.strategy": "fedh2l", "server.aggregator": "product"},
-            "server.aggregator: found 'product', but server.strategy",
-        ),
+        ({"run.patience": 2, "evaluate.every": 0}, "run.patience: found 2, but evaluate.every is 0"),
         ({"model.shrink": "b=2:1"}, "model.shrink: a rate of 2 is not usable"),
         (
             {"model.shrink": "depth", "model.name": "mlp"},
@@ -196,6 +189,19 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
 )
 def test_settings_that_contradict_one_another_are_rejected(mapping, text):
     assert complaint(mapping).startswith(text)
+
+
+AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "server.choose": "rolling", "server.shared": "a.*"}
+AVERAGING |= {"server.optimizer": "adam", "server.robust": "median", "server.aggregator": "product"}
+AVERAGING |= {"server.norm-bound": 2.0}
+
+
+def test_what_is_about_parameters_that_travel_is_rejected_where_none_do():
+    lines = complaint({"server.strategy": "fedh2l", **AVERAGING}).splitlines()[1:]
+    assert [line.strip().partition(":")[0] for line in lines] == list(AVERAGING)
+    assert all("but with server.strategy=fedh2l no parameters travel; expected " in line for line in lines)
+    momentum = complaint({"server.strategy": "fedh2l", "server.momentum": 0.5})
+    assert momentum.startswith("server.momentum: found 0.5, but with server.strategy=fedh2l")
 
 
 def test_pyproject_has_the_defaults():
