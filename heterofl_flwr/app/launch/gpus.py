@@ -19,7 +19,7 @@ CONTEXT = 1024**3
 """Bytes that CUDA and its libraries take in each process, on the safe side."""
 
 FILL = 0.9
-"""Share of the free memory that is handed out; caches break into pieces."""
+"""Share of the free memory that is handed out; the rest is lost to fragmentation."""
 
 EVALUATED = 100
 """Examples of a batch of evaluation."""
