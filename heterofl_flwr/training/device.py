@@ -16,8 +16,8 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 
 def resolve_device(name: str = "auto") -> torch.device:
     """Return an available device: ``auto`` is CUDA, else Apple's MPS, else the CPU."""
-    kind, _, number = name.partition(":")
-    if kind not in KINDS or (number and (kind != "cuda" or not number.isdecimal())):
+    kind, colon, number = name.partition(":")
+    if kind not in KINDS or (colon and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"device is {name!r}; expected one of {', '.join(KINDS)}, or cuda:<number>")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind == "auto":

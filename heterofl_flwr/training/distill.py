@@ -30,28 +30,18 @@ def _drop_opposed(gradient: Tensor, other: Tensor) -> Tensor:
 
 
 def _project_gem(private: Tensor, shared: Tensor) -> Tensor:
-    """Return the gradient that is nearest to the sum of two and at odds with neither.
+    """Return the gradient that is nearest to the sum of two and opposes neither.
 
-    That is the sum plus a combination, with no negative weight, of those that stay active: of the three subsets, the
-    one whose combination fits (the conditions of Karush, Kuhn and Tucker).
+    At most one of the two opposes their sum. Without its component against that one, the sum does not oppose the other
+    either: their product is at least 0 by the inequality of Cauchy and Schwarz.
     """
-    gradient, rows = private + shared, [row for row in (private, shared) if row.dot(row) > 0]
-    if all(row.dot(gradient) >= 0 for row in rows):
-        return gradient
-    # In units of their own lengths and in double precision, as the two may be nearly alike.
-    units = torch.stack([row.double() / row.double().norm() for row in rows])  # (1 or 2, parameters)
-    exact = gradient.double()
-    found: list[tuple[float, Tensor]] = []
-    for subset in ([0], [1], [0, 1]) if len(rows) == 2 else ([0],):
-        active = units[subset]
-        weights = torch.linalg.lstsq(active @ active.T, -(active @ exact)).solution
-        moved = exact + weights @ active
-        worst = float((units @ moved).min()) / max(float(exact.norm()), 1e-300)
-        if bool((weights >= -1e-9).all()) and worst >= -1e-7:
-            found.append((float((moved - exact).norm()), moved))
-    # Where rounding hides the subset that fits, nothing of the gradient is left rather than a wrong one.
-    nearest = min(found, key=lambda one: one[0])[1] if found else torch.zeros_like(exact)
-    return nearest.to(gradient.dtype)
+    gradient = private + shared
+    for one in (private, shared):
+        if one.dot(gradient) < 0:
+            # In units of its own length and in double precision, as the two may be nearly alike.
+            unit, exact = (one.double() / one.double().norm())[None], gradient.double()  # (1, parameters)
+            return (exact - (unit @ exact) / (unit @ unit.T)[0] @ unit).to(gradient.dtype)
+    return gradient
 
 
 JOIN: dict[Projection, Callable[[Tensor, Tensor], Tensor]] = {

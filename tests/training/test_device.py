@@ -46,7 +46,7 @@ def test_a_device_that_is_there_may_be_named(machine):
         (2, ("cuda:2",), "device is '{}', but there are 2, counted from 0"),
         (
             2,
-            ("gpu", "", "cpu:0", "mps:1", "cuda:x", "cuda:-1", "auto:1"),
+            ("gpu", "", "cpu:0", "mps:1", "cuda:x", "cuda:-1", "cuda:", "cpu:", "auto:1"),
             "'{}'; expected one of auto, cpu, cuda, mps, or cuda:<number>",
         ),
     ],

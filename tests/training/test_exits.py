@@ -8,7 +8,6 @@ import torch
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
-from heterofl_flwr.training.engines import fastest_engine
 from heterofl_flwr.training.exits import deepest_loss, mutual_loss, ramp_up
 
 LOGITS = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]])]
@@ -68,15 +67,17 @@ def test_the_divergence_begins_as_in_the_authors_code():
     assert ramp_up("mutual", 1, 0) == ramp_up("deepest", 1, 0) == 1
 
 
-@pytest.mark.parametrize("loss", [None, mutual_loss, deepest_loss])
-def test_clients_train_the_exits_of_their_method(loss):
+@pytest.mark.parametrize(
+    ("loss", "engine"),
+    [(None, "auto"), (mutual_loss, "auto"), (deepest_loss, "auto"), (mutual_loss, "graph"), (mutual_loss, "cohort")],
+)
+def test_clients_train_the_exits_of_their_method_with_any_engine(loss, engine):
     build = with_exits(build_model("cnn", hidden=(4, 4), norm="none"))
     split = Split(torch.randn(8, 1, 8, 8), torch.arange(8) % 3)
     jobs = [TrainingJob(model=build(1.0), split=split, seed=number, exit_loss=loss) for number in range(2)]
     before = [{name: own.clone() for name, own in job.model.named_parameters()} for job in jobs]
-    results = train_together(jobs, TrainOptions(learning_rate=0.1, epochs=1, weight_decay=0.0))
+    results = train_together(jobs, TrainOptions(learning_rate=0.1, epochs=1, weight_decay=0.0), engine=engine)
     for job, old in zip(jobs, before, strict=True):
         still = {name for name, own in job.model.named_parameters() if torch.equal(own, old[name])}
         assert still == (set() if loss else {"exits.0.head.linear.weight", "exits.0.head.linear.bias"})
     assert [result.steps for result in results] == [1, 1]
-    assert (fastest_engine(jobs, ("plain", "cohort")) == "plain") or loss is None

@@ -1,6 +1,6 @@
 """Engines: the ways to run the training steps of one client or of several, and the choice among them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -29,19 +29,17 @@ ENGINES: dict[str, Engine] = {"plain": train_plain, "graph": train_graph, "cohor
 """Engines by name."""
 
 
-def fastest_engine(jobs: Sequence[TrainingJob], engines: Collection[str]) -> str:
-    """Return which of these engines, ``plain`` among them, is likely the fastest for clients with one kind of model."""
+def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
+    """Return the engine that is likely the fastest for clients with one kind of model."""
     if not jobs:
         return "plain"
     model = jobs[0].model
     device = device_of(model).type
-    if jobs[0].exit_loss:
-        return "plain"
     if len(jobs) == 1:
-        return "graph" if device == "cuda" and "graph" in engines else "plain"
+        return "graph" if device == "cuda" else "plain"
     small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
     gains = device in WAYS and (device != "cpu" or small)
-    return "cohort" if "cohort" in engines and gains and find_obstacle(model) is None else "plain"
+    return "cohort" if gains and find_obstacle(model) is None else "plain"
 
 
 def train(
@@ -91,9 +89,11 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         ``auto``, or a name in ``ENGINES``.
     """
     if engine == AUTO:
-        engine = fastest_engine(jobs, ENGINES)
+        engine = fastest_engine(jobs)
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
         raise DataError("there are no examples to train on")
-    return ENGINES[engine]([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)
+    # The others know no loss of exits: it grows with the round, and a recorded step would stay as it was.
+    run = train_plain if any(job.exit_loss for job in jobs) else ENGINES[engine]
+    return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)

@@ -66,7 +66,7 @@ def train_cohort(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Tra
     CohortDivergedError
         If a loss is NaN or infinite. The other clients are trained.
     """
-    if len(jobs) < 2 or any(job.exit_loss for job in jobs):
+    if len(jobs) < 2:
         return train_plain(jobs, options)
     outcomes: list[TrainResult | DivergedError] = []
     for job, result in zip(jobs, _train_together(jobs, options), strict=True):

@@ -215,8 +215,8 @@ def train_graph(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
     started, model = perf_counter(), job.model.train()
-    # An ordered dropout draws which operations run, and a loss of exits grows with the round: a recording fixes both.
-    if model in _UNCAPTURABLE or isinstance(model, OrderedDropout) or job.exit_loss:
+    # An ordered dropout draws which operations run, and a recording fixes them.
+    if model in _UNCAPTURABLE or isinstance(model, OrderedDropout):
         return train_plain([job], options)[0]
     step = _STEPS.pop(model, None)  # it comes back only after success: nobody knows its state after an error
     if step is not None and not step.fits(model, options):
