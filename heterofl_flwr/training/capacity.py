@@ -67,6 +67,7 @@ class Trial:
         sizes = [f"{rate:g}:{self._on_meta(rate)[1]}" for rate in sorted(rates)]
         return f"{' '.join(sizes)}; inputs {tuple(self.inputs.shape)}; {self.steps} steps; {self.device}"
 
+    @kept_random_state()
     def memory(self, rate: float) -> int:
         """Estimate the most bytes that training at a rate needs, without allocating them.
 
@@ -147,5 +148,12 @@ def free_bytes(device: torch.device) -> int:
     available: int = psutil.virtual_memory().available
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        return min(available, max(int(text) - int(used.read_text()), 0))
+        return min(available, max(int(text) - int(used.read_text()) + _cached_bytes(), 0))
     return available
+
+
+def _cached_bytes() -> int:
+    """Return how many bytes of files the control group holds in memory and has not used lately; they make room."""
+    stat = _CGROUP / "memory.stat"
+    facts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    return int(facts.get("inactive_file", 0))

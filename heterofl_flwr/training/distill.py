@@ -15,7 +15,7 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.nn.loss import masked_cross_entropy
 from heterofl_flwr.training.batches import training_batches
-from heterofl_flwr.training.device import evaluating, seeded
+from heterofl_flwr.training.device import autocast, evaluating, seeded
 from heterofl_flwr.training.engines.plain import DivergedError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
@@ -177,9 +177,10 @@ def learn_from_peers(
 
     with seeded(derive(job.seed, "seed-model"), seeds[0].device):
         for number in range(job.limit_steps(distill.steps)):
-            private, _ = compute_loss(model, *next(batches), masking)
+            private, _ = compute_loss(model, *next(batches), masking, options.precision)
             own = gradient(private)
-            logits = model(seeds[0]).float()
+            with autocast(options.precision, seeds[0].device):
+                logits = model(seeds[0]).float()
             apart = 0 * logits.sum()
             if len(peers):
                 apart = divergence(logits, peers, distill.temperature, distill.direction)

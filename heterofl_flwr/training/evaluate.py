@@ -91,7 +91,7 @@ def _evaluate(
         batches = (piece for rows, _ in batches for piece in read_tokens(rows, reading, generator))
     with evaluating(model), channels_last(model), torch.inference_mode():
         for inputs, targets in batches:
-            outputs = model(inputs)
+            outputs = model(inputs).float()
             sizes.append(targets.numel())
             for number, masking in enumerate(maskings):
                 logits = masking(outputs)

@@ -99,8 +99,13 @@ def test_memory_is_at_least_what_a_step_takes_and_not_far_more():
     assert 0.9 * peak < trial.memory(0.25) < 4 * peak
 
 
-def test_a_step_is_timed_without_touching_torchs_random_state(trial):
-    before = torch.get_rng_state()
+def test_a_step_is_estimated_and_timed_without_touching_torchs_random_state():
+    class Noisy(Dense):
+        def forward(self, x):
+            return super().forward(x) * torch.rand(())
+
+    before, trial = torch.get_rng_state(), Trial(Noisy, torch.ones(10, 8), 5, CPU)
+    assert trial.memory(1.0) > 0
     assert 0 < trial.seconds(1.0) < 5
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -131,6 +136,10 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         (tmp_path / "memory.current").write_text(f"{used}\n")
         assert free_bytes(CPU) == free
+    (tmp_path / "memory.max").write_text("600\n")
+    (tmp_path / "memory.current").write_text("500\n")
+    (tmp_path / "memory.stat").write_text("anon 100\nactive_file 150\ninactive_file 250\n")
+    assert free_bytes(CPU) == 350  # files that were read make room
 
 
 def test_a_model_that_cannot_be_estimated_says_what_to_do():

@@ -1,6 +1,7 @@
 """FedH2L on a client: posteriors, divergences, seed steps, the seed set, and the projection of gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ CLASSES = 4
 DRAW = torch.Generator().manual_seed(0)
 INPUTS, TARGETS = torch.randn(20, 1, 6, 6, generator=DRAW), torch.arange(20) % CLASSES
 SEEDS = torch.randn(8, 1, 6, 6, generator=DRAW), torch.arange(8) % CLASSES
+PEERS = torch.randn(2, 8, CLASSES, generator=DRAW).softmax(2)
 OPTIONS = TrainOptions(learning_rate=0.1, batch_size=5, clip=None, mask_fill="none")
 
 
@@ -92,10 +94,9 @@ def test_divergence_is_torch_s():
 @pytest.mark.parametrize("labels", [True, False])
 def test_seed_steps_are_a_plain_loop(projection, labels):
     model, twin = mlp(), mlp()
-    peers = torch.randn(2, 8, CLASSES, generator=torch.Generator().manual_seed(1)).softmax(2)
     distill = DistillOptions(steps=6, temperature=2.0, weight=0.5, labels=labels, projection=projection)
-    apart = learn_from_peers(job(model), SEEDS, peers, OPTIONS, distill)
-    assert apart == pytest.approx(divergence(twin(SEEDS[0]), peers, 2.0).item(), rel=1e-5)
+    apart = learn_from_peers(job(model), SEEDS, PEERS, OPTIONS, distill)
+    assert apart == pytest.approx(divergence(twin(SEEDS[0]), PEERS, 2.0).item(), rel=1e-5)
 
     optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     order = torch.Generator().manual_seed(derive(3, "seed-batches"))
@@ -106,7 +107,7 @@ def test_seed_steps_are_a_plain_loop(projection, labels):
         own = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
         optimizer.zero_grad()
         logits = twin(SEEDS[0])
-        loss = 0.5 * 4 * divergence(logits, peers, 2.0)
+        loss = 0.5 * 4 * divergence(logits, PEERS, 2.0)
         (loss + F.cross_entropy(logits, SEEDS[1]) if labels else loss).backward()
         shared = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()])
         step = JOIN[projection](own, shared)
@@ -117,6 +118,13 @@ def test_seed_steps_are_a_plain_loop(projection, labels):
         optimizer.step()
     for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_products_of_seed_steps_have_the_precision_of_training():
+    model, seen = mlp(), []
+    model.register_forward_hook(lambda layer, args, logits: seen.append(logits.dtype))
+    learn_from_peers(job(model), SEEDS, PEERS, replace(OPTIONS, precision="bfloat16"), DistillOptions(steps=1))
+    assert seen == [torch.bfloat16] * 2  # of own data, and of the seed batch
 
 
 def test_without_peers_there_are_labels_alone():

@@ -37,6 +37,15 @@ def test_masks_to_any_classes(fill, classes, correct):
     assert result.loss == pytest.approx(F.cross_entropy(masked, targets).item())
 
 
+def test_the_loss_of_a_model_in_half_precision_is_in_float32():
+    class Half(nn.Module):
+        def forward(self, x):
+            return x.bfloat16()  # which holds these logits exactly
+
+    data = Split(LOGITS, torch.tensor([0, 1, 0]))
+    assert evaluate(Half(), data) == evaluate(nn.Identity(), data)
+
+
 def test_an_absent_class_makes_the_loss_infinite_with_minus_infinity():
     result = evaluate(nn.Identity(), Split(LOGITS, torch.tensor([0, 1, 2])), classes=[0, 1], fill="-inf")
     assert result.loss == torch.inf
