@@ -10,6 +10,7 @@ from torch import nn
 
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.layer_rules import register
+from heterofl_flwr.core.reply_checks import last_linear
 from heterofl_flwr.elastic_models.sliced_model import adjust_layers
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError, extra
 
@@ -141,6 +142,4 @@ def register_layers(model: "PeftModel") -> None:
 def find_label_rows(model: "PeftModel") -> tuple[str, ...]:
     """Return the parameters of the last linear layer if it is trained whole (``modules_to_save``); else none."""
     (name,) = model.peft_config
-    last = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1:]
-    heads = [(path, layer) for path, layer in last if f".modules_to_save.{name}" in path]
-    return tuple(f"{path}.{own}" for path, layer in heads for own, _ in layer.named_parameters())
+    return tuple(own for own in last_linear(model) if f".modules_to_save.{name}." in own)

@@ -177,6 +177,12 @@ def trained_rows(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clas
     return trained
 
 
+def last_linear(model: nn.Module, prefix: str = "") -> list[str]:
+    """Return the names of the parameters of a model's last linear layer, after a prefix; none where it has none."""
+    layers = [(name, layer) for name, layer in model.named_modules(prefix=prefix) if isinstance(layer, nn.Linear)]
+    return [own for name, layer in layers[-1:] for own, _ in layer.named_parameters(prefix=name)]
+
+
 def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str, ...]:
     """Return the parameters whose rows belong to classes.
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from heterofl_flwr.core.reply_checks import last_linear
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import CNN, Build
 from heterofl_flwr.nn.preresnet import PreResNet
@@ -76,12 +77,8 @@ class Exits(nn.Module):
     @property
     def label_rows(self) -> tuple[str, ...]:
         """The parameters whose rows belong to classes: those of each head's last linear layer, if it has one."""
-        found: list[str] = []
-        for number, one in enumerate(self.exits):
-            layers = one.get_submodule("head").named_modules(prefix=f"exits.{number}.head")
-            linear = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)]
-            found += [own for name, layer in linear[-1:] for own, _ in layer.named_parameters(prefix=name)]
-        return tuple(found)
+        heads = {f"exits.{number}.head": one.get_submodule("head") for number, one in enumerate(self.exits)}
+        return tuple(own for name, head in heads.items() for own in last_linear(head, name))
 
     @property
     def untrained(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class SeedSet:
             (
                 ("classes", self.classes >= 2, "2 or more"),
                 ("seed_batch", 1 <= self.seed_batch <= self.seed_size, f"1 up to seed_size, {self.seed_size}"),
-                ("temperature", self.temperature > 0, "a number above 0"),
+                ("temperature", 0 < self.temperature < math.inf, "a number above 0"),
             ),
         )
 

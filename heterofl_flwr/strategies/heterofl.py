@@ -127,11 +127,9 @@ class HeteroFL(EngineView, Strategy):
             initial_arrays = messages.move_to_record(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays  # else this frame would keep them to the end of the run
-        grid, configs = (
-            guard(grid, self.largest_reply),
-            (train_config or ConfigRecord(), evaluate_config or ConfigRecord()),
-        )
-        Rounds(self, grid, result, first_round, num_rounds, timeout, configs, evaluate_fn).run()
+        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        guarded = guard(grid, self.largest_reply)
+        Rounds(self, guarded, result, first_round, num_rounds, timeout, configs, evaluate_fn).run()
         return result
 
     def largest_reply(self, message: Message) -> int:

@@ -112,7 +112,7 @@ def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], 
     return True
 
 
-def first_replies(grid: Grid, sent: Sequence[Message], enough: int, timeout: float) -> list[Message]:
+def first_replies(grid: Grid, sent: Sequence[Message], enough: float, timeout: float) -> list[Message]:
     """Send messages; return the replies as soon as ``enough`` of them are no errors, or ``timeout`` seconds later."""
     deadline = time.monotonic() + timeout
     waiting = [id_ for id_ in grid.push_messages(sent) if id_]

@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from heterofl_flwr import compat
 from heterofl_flwr.compat import ErrorCode, Run, make_message
 from heterofl_flwr.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.strategies.instructions import first_replies
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,6 @@ LargestReply = Callable[[Message], int]
 
 OBJECT_BYTES = 128  # what the server keeps of an object beside its content, so that many empty ones are not for nothing
 JSON_GROWTH = 8  # times the bytes of numbers in JSON is what they take in memory
-POLL_SECONDS = 1.0
 FETCH_SECONDS, TURN_SECONDS = 3.0, 0.2
 """How long objects are fetched in one look for replies, and of one reply before the next has its turn.
 
@@ -182,22 +183,7 @@ class Guarded(Relay):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that are there after ``timeout`` seconds, whatever any node does."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = [id_ for id_ in self.push_messages(messages) if id_]
-        del messages
-        replies: list[Message] = []
-        while waiting:
-            new = list(self.pull_messages(waiting))
-            replies += new
-            answered = {reply.metadata.reply_to_message_id for reply in new}
-            waiting = [id_ for id_ in waiting if id_ not in answered]
-            left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                break
-            if waiting:
-                time.sleep(min(POLL_SECONDS, left))
-        self.cancel(waiting)
-        return replies
+        return first_replies(self, list(messages), math.inf, math.inf if timeout is None else timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget messages, and what was fetched of their replies."""

@@ -40,7 +40,8 @@ def _project_gem(private: Tensor, shared: Tensor) -> Tensor:
         if one.dot(gradient) < 0:
             # In units of its own length and in double precision, as the two may be nearly alike.
             unit, exact = (one.double() / one.double().norm())[None], gradient.double()  # (1, parameters)
-            return (exact - (unit @ exact) / (unit @ unit.T)[0] @ unit).to(gradient.dtype)
+            nearest: Tensor = exact - (unit @ exact) / (unit @ unit.T)[0] @ unit
+            return nearest.to(gradient.dtype)
     return gradient
 
 

@@ -23,7 +23,7 @@ from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.compat import inflate_object_from_contents
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.levels import width
-from heterofl_flwr.strategies import size_guard
+from heterofl_flwr.strategies import instructions, size_guard
 from simulations.fuzz.attacks import Outgoing, outgoing
 from simulations.fuzz.forgeries import FORGERIES, Forgery, Uploaded, as_it_is, many_small_objects, replaced
 from simulations.fuzz.mutations import MUTATIONS, Envelope, damage
@@ -135,7 +135,7 @@ class Server:
         grid, link = connected(answer)
         guard = size_guard.guard(grid, self.strategy.largest_reply)
         try:
-            with mock.patch.object(size_guard, "time", link.clock):
+            with mock.patch.object(size_guard, "time", link.clock), mock.patch.object(instructions, "time", link.clock):
                 replies = guard.send_and_receive(self._asked, timeout=1.0)
                 return self._outcome(replies, lambda: _envelope_in(said[0][1].head, link.objects), kind)
         finally:

@@ -5,7 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from heterofl_flwr.grids import Windowed
-from heterofl_flwr.strategies import size_guard
+from heterofl_flwr.strategies import instructions, size_guard
 from heterofl_flwr.strategies.size_guard import Guarded, guard
 from simulations.fuzz import superlink
 from simulations.fuzz.attacks import outgoing
@@ -109,7 +109,9 @@ def test_no_more_of_a_reply_is_fetched_than_it_may_have():
 def test_ten_of_twenty_nodes_hold_up_neither_the_others_nor_the_deadline(forge, monkeypatch):
     stalling, honest_nodes = range(10), range(10, 20)
     grid = connected(lambda node_id, reply: (forge if node_id in stalling else as_it_is)(reply))
-    monkeypatch.setattr(size_guard, "time", clock := grid._client.clock)
+    clock = grid._client.clock
+    for module in (size_guard, instructions):
+        monkeypatch.setattr(module, "time", clock)
     found = replies_of(guard(grid, lambda message: LARGEST), nodes=range(20), timeout=30)
     assert set(honest_nodes) <= {node_id for node_id, reply in found.items() if not reply.has_error()}
     assert clock.now <= 30 + 5  # Flower's own grid: 500 tries of up to 10 s for each object
