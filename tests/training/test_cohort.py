@@ -140,6 +140,15 @@ def test_clients_with_an_odd_last_batch_soon_go_with_the_others_again(steps):
     assert steps == [[0, 1, 2, 3]] * 4 + [[1]] + [[0, 1, 2]] * 4 + [[1]]
 
 
+@pytest.mark.parametrize("way", [wide, vmapped])
+def test_what_computes_other_numbers_of_clients_holds_no_memory(way):
+    own = Cohort(make_jobs(small(norm="gn"), (5, 10, 15, 20)), OPTIONS, way)
+    own.train()
+    held = [parameter for joint in own._joints.values() for parameter in joint._parameters]
+    assert sorted(own._joints) == [1, 2, 3, 4]
+    assert all(one.grad is None and one.untyped_storage().nbytes() == one.element_size() for one in held)
+
+
 def test_time_is_shared_out_by_steps():
     results = train_cohort(make_jobs(small()), OPTIONS)
     each = [result.seconds / result.steps for result in results]

@@ -178,6 +178,7 @@ class Cohort:
         steps: list[tuple[Tensor, Tensor]] = []
         while len(steps) < self._longest and self._next() == together:
             steps.append(self._step(joint, sgd, together))
+        joint.release()  # there may be one for each number of clients
         if not all_of_them:
             self._sgd.write(rows, sgd)
         losses, right = (torch.stack(parts) for parts in zip(*steps, strict=True))  # (steps, clients)

@@ -118,6 +118,11 @@ class Joint:
         for layout, parameter, rows in zip(self.layouts, self._parameters, values, strict=True):
             parameter.data = layout.shaped(rows, parameter.shape)
 
+    def release(self) -> None:
+        """Hold no values and gradients until others are placed."""
+        for parameter in self._parameters:
+            parameter.grad, parameter.data = None, parameter.data.new_empty(()).expand_as(parameter)
+
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """Return a loss's gradients, as (clients, values), for the trained parameters; None for one without any."""
         for parameter in self._parameters:
