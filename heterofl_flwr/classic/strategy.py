@@ -136,7 +136,7 @@ class HeteroFL(EngineView, Strategy):
         if failures and not self._keywords.get("accept_failures", True):
             logger.warning("round %d changes nothing: %d clients failed", server_round, len(failures))
             return None, {}
-        current = check_open(self._round, server_round)
+        current = check_open(self._round)
         answers = self._first_results(results)
         faults, unnamed, _ = read_failures(failures, self._numbers)
         for number, own in current.slices.items():

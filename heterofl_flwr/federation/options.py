@@ -77,6 +77,7 @@ class Sampling:
                 ("min_train_nodes", (self.min_train_nodes or 0) >= 0, least),
                 ("min_evaluate_nodes", (self.min_evaluate_nodes or 0) >= 0, least),
                 ("spare", 0 <= self.spare < math.inf, "a number of 0 or more"),
+                ("wait", self.wait >= 0, "a number of 0 or more"),
             ),
         )
         reply_floor("min_replies", self.min_replies)

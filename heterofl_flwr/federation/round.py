@@ -221,8 +221,8 @@ class Round:
         return apply_optimizer(optimizer, self._state, new, self._federation.optimizer_state, held, self.server_round)
 
 
-def check_open(current: Round | None, server_round: int | str = "") -> Round:
+def check_open(current: Round | None) -> Round:
     """Return the round that is open; fail if none was configured."""
     if current is None:
-        raise RoundError(f"round {server_round} was not configured: configure it before aggregating")
+        raise RoundError("the round was not configured: call configure_train (configure_fit) before aggregating")
     return current

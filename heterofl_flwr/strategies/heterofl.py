@@ -181,7 +181,7 @@ class HeteroFL(EngineView, Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the replies one by one, in the order of the messages, and return the new global model."""
-        current = check_open(self._round, server_round)
+        current = check_open(self._round)
         function = self.records.train_metrics_aggr_fn
 
         def read(node_id: int, reply: Message) -> None:

@@ -33,6 +33,7 @@ INVALID = [
     (FedH2L, {"classes": 1}, "classes is 1, expected 2 or more"),
     (FedH2L, {"classes": 3, "seed_batch": 20, "seed_size": 10}, "seed_batch is 20, expected 1 up to seed_size, 10"),
     (FedH2L, {"classes": 3, "temperature": 0}, "temperature is 0, expected a number above 0"),
+    (FedH2L, {"classes": 3, "temperature": math.inf}, "temperature is inf, expected a number above 0"),
     (FedH2L, {"classes": 3, "seed_size": 10, "seed_batch": 5, "privacy": CLIP}, "FedH2L exchanges posteriors"),
     (FedH2L, {"classes": 3, "spare": 0.5}, "clients learn from all others"),
     (FedH2L, {"classes": 3, "robust": Robust()}, "share no parameters"),
@@ -59,6 +60,7 @@ STRATEGY = [
         ({"min_replies": own}, f"min_replies is {own!r}; expected 'auto', {COUNT}")
         for own in (0, -1, True, 0.0, 1.0, 1.5, math.nan, "half")
     ),
+    ({"wait": math.nan}, "wait is nan, expected a number of 0 or more"),  # it would never end
     *(({"spare": own}, "expected a number of 0 or more") for own in (-0.1, math.nan, math.inf)),
     ({"server_momentum": 0.5, "server_optimizer": Adam()}, "give one of them"),
     ({"shared": BODY, "assignment": "dynamic"}, "parameters that are not shared stay with a client"),

@@ -27,7 +27,7 @@ WARM_UP = 3
 MOST_SHAPES = 32
 """Shapes of batches that are recorded for one model; further ones run as they are."""
 
-_ALONE = threading.Lock()  # torch captures one graph at a time in a process
+_CAPTURE_LOCK = threading.Lock()  # torch captures one graph at a time in a process
 
 
 class UncapturableError(HeteroFLError):
@@ -67,7 +67,7 @@ class CudaRecorder:
         capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         first: Exception | None = None
         try:
-            with _ALONE, capture:
+            with _CAPTURE_LOCK, capture:
                 try:
                     step()
                 except Exception as error:
@@ -102,11 +102,11 @@ class StaticStep:
         self._masking = Masking(None, options.mask_fill, static=True)
         device = device_of(model)
         with recorder.place():
-            self._homes = [tensor.detach().clone() for tensor in _tensors(model).values()]
+            self._static = [tensor.detach().clone() for tensor in _tensors(model).values()]
             self._learning_rate = torch.zeros((), device=device)
             self._loss = torch.zeros((), device=device)
             self.correct = torch.zeros((), dtype=torch.int64, device=device)
-            with _living_in(model, self._homes):
+            with _placed_in(model, self._static):
                 self._sgd = ParameterSGD(self._parameters, options, self._learning_rate)
 
     def fits(self, model: nn.Module, options: TrainOptions) -> bool:
@@ -117,7 +117,7 @@ class StaticStep:
     @contextmanager
     def client(self, job: TrainingJob, options: TrainOptions) -> Iterator[None]:
         """Run a client's steps in this context; after an error the model is as it was received."""
-        with self._recorder.place(), _living_in(job.model, self._homes):
+        with self._recorder.place(), _placed_in(job.model, self._static):
             self._model = job.model
             try:
                 self._masking.set_classes(job.classes)
@@ -134,8 +134,8 @@ class StaticStep:
         shape = (inputs.shape, inputs.dtype)
         self._seen[shape] += 1
         if shape not in self._recordings and self._seen[shape] > WARM_UP and len(self._recordings) < MOST_SHAPES:
-            homes = inputs.clone(), targets.clone()
-            self._recordings[shape] = *homes, self._recorder.record(partial(self._step, *homes))
+            batch = inputs.clone(), targets.clone()
+            self._recordings[shape] = *batch, self._recorder.record(partial(self._step, *batch))
         if shape in self._recordings:
             own_inputs, own_targets, replay = self._recordings[shape]
             own_inputs.copy_(inputs)
@@ -164,7 +164,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _living_in(model: nn.Module, homes: Sequence[Tensor]) -> Iterator[None]:
+def _placed_in(model: nn.Module, static: Sequence[Tensor]) -> Iterator[None]:
     """Hold a model's values in these tensors for a while; after an error they are again what they were before."""
     tensors = _tensors(model)
 
@@ -173,14 +173,14 @@ def _living_in(model: nn.Module, homes: Sequence[Tensor]) -> Iterator[None]:
         return [name for name, tensor in tensors.items() if now.get(name) is not tensor]
 
     own = [tensor.data for tensor in tensors.values()]
-    for tensor, value, home in zip(tensors.values(), own, homes, strict=True):
-        tensor.data = home.copy_(value)
+    for tensor, value, place in zip(tensors.values(), own, static, strict=True):
+        tensor.data = place.copy_(value)
     try:
         yield
         if names := replaced():
             raise UncapturableError(f"{', '.join(names[:3])} became another tensor instead of changing in place")
-        for value, home in zip(own, homes, strict=True):
-            value.copy_(home)
+        for value, place in zip(own, static, strict=True):
+            value.copy_(place)
     finally:
         for name in replaced():
             layer, _, attribute = name.rpartition(".")
