@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.levels import level_name
@@ -64,7 +65,7 @@ class Trial:
 
     def key(self, rates: Iterable[float]) -> str:
         """Return what the time and memory of these rates depend on, as text."""
-        sizes = [f"{rate:g}:{self._on_meta(rate)[1]}" for rate in sorted(rates)]
+        sizes = [f"{rate:g}:{_count(self._build_on_meta(rate).parameters())}" for rate in sorted(rates)]
         return f"{' '.join(sizes)}; inputs {tuple(self.inputs.shape)}; {self.steps} steps; {self.device}"
 
     @kept_random_state()
@@ -74,8 +75,8 @@ class Trial:
         It counts what operations save for the backward pass twice: gradients as large flow back, and convolutions take
         room of their own to compute in.
         """
-        model, parameters = self._on_meta(rate)
-        trained = sum(own.numel() for own in exchanged_parameters(model).values())
+        model = self._build_on_meta(rate)
+        trained, parameters = _count(exchanged_parameters(model).values()), _count(model.parameters())
         saved = 0
 
         def pack(tensor: Tensor) -> Tensor:
@@ -84,7 +85,9 @@ class Trial:
             return tensor
 
         with _explained_failure(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.train()(self.inputs.to("meta"))
+            # A model that is cut from another one, as by ``elastic``, has real values wherever it is built.
+            values = {name: _move_to_meta(own) for name, own in (*model.named_parameters(), *model.named_buffers())}
+            functional_call(model.train(), values, (self.inputs.to("meta"),))
         return 4 * (COPIES * trained + parameters - trained) + 2 * saved
 
     @kept_random_state()
@@ -105,11 +108,18 @@ class Trial:
         return statistics.median(times[1:])
 
     @kept_random_state()
-    def _on_meta(self, rate: float) -> tuple[nn.Module, int]:
-        """Return the model on torch's meta device, and the number of its parameters."""
+    def _build_on_meta(self, rate: float) -> nn.Module:
+        """Return the model on torch's meta device, as far as its builder makes its parameters anew."""
         with _explained_failure(), torch.device("meta"):
-            model = self.build(rate)
-        return model, sum(parameter.numel() for parameter in model.parameters())
+            return self.build(rate)
+
+
+def _move_to_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def largest_rate(trial: Trial, rates: Iterable[float], budget: float, free: int | None = None) -> float:

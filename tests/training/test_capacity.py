@@ -2,12 +2,14 @@
 
 import logging
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from heterofl_flwr import elastic, shallow
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.models import PAPER
@@ -88,6 +90,21 @@ def test_memory_counts_parameters_and_what_the_backward_pass_needs(trial):
     assert trial.memory(1.0) >= 4 * (5 * (8 * 64 + 64) + 10 * 64)
     many = Trial(Dense, torch.ones(1000, 8), 5, CPU)
     assert many.memory(1.0) - trial.memory(1.0) >= 4 * 990 * 64
+
+
+def test_the_memory_of_a_model_that_is_cut_from_another_is_that_of_one_that_is_built(trial):
+    def two(rate):
+        return nn.Sequential(Dense(rate), nn.Linear(int(64 * rate), 4))
+
+    def blocks(rate):
+        return nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(int(4 * rate)))))
+
+    for cut, built in ((elastic(two(1.0), trial.inputs), two), (shallow(blocks(1.0), "0.*"), blocks)):
+        values = {name: own.clone() for name, own in cut(1.0).state_dict().items()}
+        for rate in (1.0, 0.25):
+            one, other = (replace(trial, build=build) for build in (cut, built))
+            assert one.memory(rate) == other.memory(rate)
+        assert all(torch.equal(own, values[name]) for name, own in cut(1.0).state_dict().items())
 
 
 def test_memory_is_at_least_what_a_step_takes_and_not_far_more():
