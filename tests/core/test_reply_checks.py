@@ -10,7 +10,7 @@ from torch import nn
 from heterofl_flwr.core import Aggregator, Mix, Plan, width
 from heterofl_flwr.core.compression import compress, restore
 from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.reply_checks import check_names, find_label_rows, norm_between, trained_rows
+from heterofl_flwr.core.reply_checks import check_names, find_label_rows, last_linear, norm_between, trained_rows
 from heterofl_flwr.errors import ReplyError, ShapeError
 from heterofl_flwr.nn.loss import class_mask, masked_cross_entropy
 from tests.core import strategies
@@ -231,6 +231,13 @@ class Encoder(nn.Module):
 
 def stack(rate, last=nn.Linear):
     return nn.Sequential(nn.Linear(3, width(8, rate)), nn.Linear(width(8, rate), 5), last(5, width(2, rate)))
+
+
+def test_the_last_linear_layer_is_the_last_at_any_depth():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.LayerNorm(4))
+    assert last_linear(model) == ["1.0.weight", "1.0.bias"]
+    assert last_linear(nn.Linear(2, 3, bias=False), "head") == ["head.weight"]
+    assert last_linear(nn.ReLU()) == []
 
 
 @pytest.mark.parametrize(
