@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all flower check audit docs bench format clean
+.PHONY: help install demo test test-all flower check check-types check-rest audit docs bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,9 +49,14 @@ flower: $(READY)  ## a few tests with the oldest and the newest Flower that are 
 	done
 
 check: $(READY)  ## format, lint, types, spelling, metadata, dependencies: whether they fit, and are known as vulnerable
+	@$(MAKE) --no-print-directory -j 2 check-types check-rest
+
+check-types:
+	$(PY) -m mypy
+
+check-rest:
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(PY) -m codespell_lib
 	$(PY) -m validate_pyproject pyproject.toml

@@ -61,6 +61,7 @@ def test_any_engine_comes_close_to_the_plain_one(sizes):
         torch.testing.assert_close(auto.state[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_worker_processes_train_the_same_cohorts():
     inline, parallel = last_round(3), last_round(3, processes=2)
     assert all(torch.equal(tensor, parallel.state[name]) for name, tensor in inline.state.items())

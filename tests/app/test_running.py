@@ -143,7 +143,7 @@ def test_a_round_that_no_client_answered_is_a_failure_and_a_query_is_none():
             checked.raise_for_rounds_without_a_result()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, capsys, processes):
     monkeypatch.setattr(gpus, "cores", lambda: 2)
     with pytest.raises(RunError, match=r"MemoryError.*no room.*, and one client alone is too large"):

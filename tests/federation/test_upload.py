@@ -136,27 +136,19 @@ def test_a_window_changes_nothing_and_replies_are_freed_one_by_one(upload):
     assert equal(windowed, state_after(upload, train)[1])
 
 
-def digits(upload, processes):
+def digits(upload):
     keep = Keep()
-    with LocalGrid("tests.federation.digits_app:app", 6, processes=processes) as grid:
+    with LocalGrid(digits_app.app, 6) as grid:
         strategy = HeteroFL(digits_app.build, upload=upload, evaluation=Evaluation(every=3), callbacks=[keep])
-        result = strategy.start(grid, num_rounds=3)
-    sent = [(record.bytes_down, record.bytes_up) for record in keep.records]
-    return result.arrays.to_torch_state_dict(), sent, strategy.log.evaluate["local-accuracy"]
-
-
-@pytest.mark.slow
-def test_worker_processes_give_the_same_model_bit_for_bit():
-    one, two = digits("int8", 0), digits("int8", 2)
-    assert equal(one[0], two[0])
-    assert one[1:] == two[1:]
+        strategy.start(grid, num_rounds=3)
+    return strategy.log.evaluate["local-accuracy"], (keep.records[0].bytes_down, keep.records[0].bytes_up)
 
 
 @pytest.mark.slow
 def test_digits_are_learnt_as_well_from_fewer_bytes():
-    found = {upload: digits(upload, 0) for upload in ("float32", *FORMS)}
-    accuracy = {upload: own[2] for upload, own in found.items()}
+    found = {upload: digits(upload) for upload in ("float32", *FORMS)}
+    accuracy = {upload: own[0] for upload, own in found.items()}
     assert accuracy["float32"] > 0.6
     assert [accuracy[upload] for upload in FORMS] == pytest.approx([accuracy["float32"]] * 2, abs=0.05)
-    (down, whole), (_, half), (_, byte) = (found[upload][1][0] for upload in ("float32", *FORMS))
+    (down, whole), (_, half), (_, byte) = (found[upload][1] for upload in ("float32", *FORMS))
     assert down == whole > 1.5 * half > 1.5 * 1.25 * byte  # of such small tensors Flower's headers are a good part

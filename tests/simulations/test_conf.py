@@ -1,7 +1,8 @@
 """conf/: every file composes, every job of every experiment can be run, and the paper's jobs are all there, once."""
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, groupby, zip_longest
+from operator import itemgetter
 
 import pytest
 
@@ -36,9 +37,13 @@ def test_the_defaults_are_those_of_the_settings():
     assert found.keys() - settings.keys() == LAUNCH.keys()
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_each_option_composes_to_usable_settings_under_the_same_keys(group, option):
-    found = composed(f"{group}={option}")
+ROWS = list(zip_longest(*([*own] for _, own in groupby(OPTIONS, itemgetter(0)))))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_each_option_composes_to_usable_settings_under_the_same_keys(row):
+    """An option of each group at once, the first of each, then the second: Hydra takes 0.2 s to compose any."""
+    found = composed(*(f"{group}={option}" for group, option in filter(None, row)))
     assert found.keys() == DEFAULTS.keys() | LAUNCH.keys()
     from_flat({key: value for key, value in found.items() if key not in LAUNCH})
 
