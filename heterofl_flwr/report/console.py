@@ -52,8 +52,9 @@ class Console(RoundCallback):
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Print the rounds of the run and the size of its model."""
         self._round = first_round
-        size = formatting.count(sum(value.numel() for value in state.values()))
-        self._print(f"rounds {first_round} to {num_rounds}, a model of {size} parameters")
+        size = sum(value.numel() for value in state.values())
+        model = f"a model of {formatting.count(size)} parameters" if size else "no model on the server"
+        self._print(f"rounds {first_round} to {num_rounds}, {model}")
 
     def on_messages(self, messages: Iterable[Message]) -> None:
         """Count the clients of each level that a message goes to."""

@@ -26,6 +26,12 @@ def plain_environment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
+def test_where_the_server_has_no_model_it_says_so():
+    stream = io.StringIO()
+    Console(RichConsole(file=stream)).on_start(1, 3, {})
+    assert stream.getvalue() == "rounds 1 to 3, no model on the server\n"
+
+
 def test_without_a_terminal_that_can_do_anything_a_round_is_one_plain_line(fake, monkeypatch):
     lines = shown(fake).splitlines()
     monkeypatch.setenv("TERM", "dumb")
