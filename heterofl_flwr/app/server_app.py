@@ -136,6 +136,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         **common,
         "assignment": settings.assignment,
         "slice_rule": server.choose,
+        "roll_by": server.roll_by,
         "shared": server.shared,
         "upload": train.upload,
         "weights": server.weights,

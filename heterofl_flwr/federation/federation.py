@@ -19,7 +19,7 @@ from heterofl_flwr.core.levels import Mix, exact_rate
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
-from heterofl_flwr.core.slice_rules import make_slice_function
+from heterofl_flwr.core.slice_rules import make_slice_function, window_number
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
@@ -141,7 +141,8 @@ class Federation:
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""
-        rule = self.options.transfer.slice_rule
+        transfer = self.options.transfer
+        rule = transfer.slice_rule
         if rule == "prefix":
             return self.plan(rate)
         partition = self.nodes.partition(node_id) if rule == "random-client" else 0
@@ -149,9 +150,8 @@ class Federation:
             self._round_plans = server_round, {}
         known = {} if rule == "random-client" else self._round_plans[1]
         if rate not in known:
-            function = make_slice_function(
-                rule, seed=self.seed, server_round=server_round, rate=rate, partition=partition
-            )
+            number = window_number(server_round, transfer.roll_by)
+            function = make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
             known[rate] = self.plan(rate).sliced(function)
         return known[rate]
 

@@ -111,6 +111,8 @@ class Transfer:
         Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by one each round
         (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
         (``random-client``).
+    roll_by
+        By how many entries a rolling window moves on each round.
     shared
         Patterns (``fnmatch``) of the parameters that travel and are averaged, by default all. The others stay with
         their clients: LG-FedAvg, or Standalone where none travel. Each client then evaluates a model of its own.
@@ -122,6 +124,7 @@ class Transfer:
     """
 
     slice_rule: SliceRule = "prefix"
+    roll_by: int = 1
     shared: Sequence[str] = ALL
     upload: Upload = "float32"
     learning_rate: Schedule | None = None
@@ -131,6 +134,8 @@ class Transfer:
             self,
             (
                 ("slice_rule", self.slice_rule in get_args(SliceRule), one_of(SliceRule)),
+                ("roll_by", isinstance(self.roll_by, int) and self.roll_by >= 1, "an integer of 1 or more"),
+                ("roll_by", self.roll_by == 1 or self.slice_rule == "rolling", "slice_rule='rolling' beside it"),
                 ("upload", self.upload in get_args(Upload), one_of(Upload)),
             ),
         )

@@ -10,6 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from heterofl_flwr.grids.local import check_count
+from heterofl_flwr.strategies.instructions import cancel
 from heterofl_flwr.strategies.size_guard import Relay
 
 LONGEST_PAUSE = 1.0  # seconds between two looks for replies
@@ -58,9 +59,8 @@ class _Flight:
         self.out: deque[str] = deque()
         self._grid, self._waiting, self._window, self._deadline = grid, waiting, window, deadline
         self._here: dict[str, Message] = {}
-        # A LocalGrid has these two.
+        # A LocalGrid has it.
         self._wait: Callable[[list[str], float | None], list[str]] | None = getattr(grid, "wait_for_replies", None)
-        self._cancel: Callable[[list[str]], None] = getattr(grid, "cancel", lambda ids: None)
 
     def refill(self) -> None:
         """Send what the window has room for, if that is half of it and there is time."""
@@ -86,7 +86,7 @@ class _Flight:
                 if late in self._here:
                     yield self._here.pop(late)
         finally:
-            self._cancel(list(self.out))
+            cancel(self._grid, list(self.out))
 
     def _await(self, first: str) -> bool:
         """Wait until a reply is here; False if there will be none in time."""

@@ -184,6 +184,8 @@ def _server_rules(settings: Settings) -> Iterable[Rule]:
         ("global-rate", whole > largest and server.choose == "prefix",
          "but with server.choose=prefix nobody trains more than the mix's largest level; expected rolling slices, "
          "random-level or random-client"),
+        ("server.roll-by", server.roll_by > 1 and server.choose != "rolling",
+         f"but server.choose is {server.choose}; expected 1"),
         ("devices.deadline", devices.deadline and not devices.profile,
          "expected devices.profile to name the devices too"),
         ("sample.spare", sample.spare and devices.profile,

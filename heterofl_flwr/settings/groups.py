@@ -159,9 +159,10 @@ class ServerSettings(Group):
     )
     choose: SliceRule = setting(
         "prefix",
-        "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on by one each round), "
+        "which slices clients get: prefix (HeteroFL), rolling (FedRolex: moves on each round), "
         "random-level or random-client (drawn each round for each rate, or for each client)",
     )
+    roll_by: Count = setting(1, "by how many entries rolling slices move on each round")
     shared: types.Patterns = setting(
         "*", "what travels and is averaged; all else stays with its client, which then has a model of its own"
     )

@@ -211,9 +211,9 @@ class HeteroFL(EngineView, Strategy):
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
         nodes = available_nodes(grid, self.engine, self._timeout)
-        rule = self.options.transfer.slice_rule
+        rule, roll_by = self.options.transfer.slice_rule, self.options.transfer.roll_by
         # Only who has the whole model can cut other slices than prefixes.
-        windows = evaluated_windows(rule, server_round) if evaluation.nodes == "all" else (0,)
+        windows = evaluated_windows(rule, server_round, roll_by) if evaluation.nodes == "all" else (0,)
         self._evaluation = current = EvaluationRound(self.engine, server_round, nodes, windows)
         asked = {} if windows == (0,) else {messages.SLICE_RULE: rule, messages.WINDOWS: list(windows)}
         slices = Slices(self.federation, arrays)

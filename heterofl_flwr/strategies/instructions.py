@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -127,7 +127,11 @@ def first_replies(grid: Grid, sent: Sequence[Message], enough: float, timeout: f
         if good >= enough or not waiting or left <= 0:
             break
         time.sleep(min(POLL_SECONDS, left))
-    cancel: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)  # a LocalGrid has it
-    if cancel:
-        cancel(waiting)
+    cancel(grid, waiting)
     return replies
+
+
+def cancel(grid: Grid, message_ids: Sequence[str]) -> None:
+    """Drop messages and their replies, if the grid can: LocalGrid can, Flower's own grids cannot."""
+    if drop := getattr(grid, "cancel", None):
+        drop(message_ids)

@@ -98,6 +98,7 @@ class CommonKeywords(TypedDict, total=False):
     wait: float
     learning_rate: Schedule | None
     slice_rule: SliceRule
+    roll_by: int
     weights: Weights
     label_rows: Sequence[str] | None
     labels: LabelRule

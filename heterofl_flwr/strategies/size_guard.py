@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -25,7 +25,7 @@ from heterofl_flwr import compat
 from heterofl_flwr.compat import ErrorCode, Run, make_message
 from heterofl_flwr.compat import get_object_head_values_from_object_content as head_of
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.strategies.instructions import first_replies
+from heterofl_flwr.strategies.instructions import cancel, first_replies
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,9 @@ class Relay(Grid):
     pull_messages = _forward(Grid.pull_messages)
     send_and_receive = _forward(Grid.send_and_receive)
 
-    def cancel(self, message_ids: Iterable[str]) -> None:
-        """Drop messages and their replies, if the grid can: Flower's own grids cannot."""
-        if cancel := getattr(self._grid, "cancel", None):
-            cancel(message_ids)
+    def cancel(self, message_ids: Sequence[str]) -> None:
+        """Drop messages and their replies, if the grid can."""
+        cancel(self._grid, message_ids)
 
 
 def guard(grid: Grid, largest_reply: LargestReply) -> Grid:
@@ -178,14 +177,14 @@ class Guarded(Relay):
                 found[announced.about] = reply
             elif len(announced.contents) > before:
                 turns.append(announced)
-        self.cancel(found)
+        self.cancel(list(found))
         return [found[id_] for id_ in ids if id_ in found]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that are there after ``timeout`` seconds, whatever any node does."""
         return first_replies(self, list(messages), math.inf, math.inf if timeout is None else timeout)
 
-    def cancel(self, message_ids: Iterable[str]) -> None:
+    def cancel(self, message_ids: Sequence[str]) -> None:
         """Forget messages, and what was fetched of their replies."""
         for id_ in message_ids:
             self._announced.pop(id_, None)

@@ -3,7 +3,7 @@
 import pytest
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.slice_rules import evaluated_windows, make_slice_function, make_window
+from heterofl_flwr.core.slice_rules import evaluated_windows, make_slice_function, make_window, window_number
 from heterofl_flwr.nn import build_model
 
 RULES = ("prefix", "rolling", "random-level", "random-client")
@@ -18,6 +18,12 @@ def kept(rule, full, number, **told):
 def test_a_window_moves_on_by_one_and_goes_round():
     windows = [kept("rolling", 4, 2, server_round=number) for number in range(1, 6)]
     assert windows == [[0, 1], [1, 2], [2, 3], [0, 3], [0, 1]]
+
+
+def test_a_window_may_move_on_by_more():
+    windows = [kept("rolling", 8, 2, server_round=window_number(number, 3)) for number in range(1, 5)]
+    assert windows == [[0, 1], [3, 4], [6, 7], [1, 2]]
+    assert evaluated_windows("rolling", 4, 3) == (0, *(window_number(number, 3) for number in (2, 3, 4)))
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,18 @@ def test_what_changed_is_added_to_the_slice_that_was_sent(upload):
 
 
 def test_it_is_a_setting():
-    task = Task(from_flat({"server.choose": "rolling"}))
-    assert make_strategy(task, ()).options.transfer.slice_rule == "rolling"
+    task = Task(from_flat({"server.choose": "rolling", "server.roll-by": 6}))
+    transfer = make_strategy(task, ()).options.transfer
+    assert (transfer.slice_rule, transfer.roll_by) == ("rolling", 6)
+
+
+def test_a_window_that_moves_on_by_more_is_trained_and_evaluated_where_it_was():
+    evaluation = Evaluation(every=2, levels=True)
+    found = play(None, "a1-c1", 2, 2, slice_rule="rolling", roll_by=3, evaluation=evaluation)
+    federation, (node,) = found.strategy.federation, [own for own, rate in found.strategy.log.rates.items() if rate < 1]
+    kept = [federation.train_plan(own, found.grid.get_node_ids()[node], 0.25).axes for own in (1, 2, 3)]
+    assert [axes["hidden.weight"][0].index or (0, 1) for axes in kept] == [(0, 1), (3, 4), (6, 7)]
+    assert found.grid.of("evaluate")[0].content["config"]["windows"] == [0, 4]
 
 
 @pytest.mark.parametrize("rule", RULES)

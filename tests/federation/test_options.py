@@ -49,6 +49,8 @@ STRATEGY = [
     ({"assignment": "random"}, "assignment is 'random'"),
     ({"mix": "a1-z1"}, "'z' is no level"),
     ({"upload": "int4"}, "upload is 'int4', expected one of float32, float16, int8"),
+    ({"roll_by": 2}, "roll_by is 2, expected slice_rule='rolling' beside it"),
+    ({"slice_rule": "rolling", "roll_by": 1.5}, r"roll_by is 1\.5, expected an integer of 1 or more"),
     ({"slice_rule": "random"}, "slice_rule is 'random', expected one of prefix, rolling, random-level, random-client"),
     ({"weights": "size"}, "weights is 'size', expected one of equal, examples"),
     ({"arrayrecord_key": "moments"}, "arrayrecord_key is 'moments', expected a name other than arrays, "),

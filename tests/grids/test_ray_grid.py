@@ -102,7 +102,7 @@ app = Mortal()
 """
 DIGITS = {
     "data.name": "digits",
-    "num-rounds": 3,
+    "num-rounds": 2,
     "train.epochs": 1,
     "model.hidden": "8",
     "evaluate.every": 1,
@@ -124,7 +124,7 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, m
     (tmp_path / "mortal_clients.py").write_text(MORTAL)
     monkeypatch.syspath_prepend(tmp_path)
     expected, state, _ = run(LocalGrid)
-    rounds, found, deaths = run(RayGrid, at_once=3, app="mortal_clients:app")
+    rounds, found, deaths = run(RayGrid, at_once=2, app="mortal_clients:app")
     assert rounds == expected
     assert equal(found, state)
     killed = {mark.name for mark in tmp_path.iterdir()} - {"mortal_clients.py", "__pycache__"}

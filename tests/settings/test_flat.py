@@ -158,6 +158,7 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
         ({"server.optimizer": "adam", "server.momentum": 0.9}, "server.momentum: found 0.9, but server.optimizer is"),
         ({"mix": "b1", "global-rate": "c"}, "global-rate: found 'c', expected 0.5 or more, as the mix is b1"),
         ({"mix": "b1", "global-rate": "a"}, "global-rate: found 'a', but with server.choose=prefix nobody trains more"),
+        ({"server.roll-by": 6}, "server.roll-by: found 6, but server.choose is prefix; expected 1"),
         ({"server.eta": 0.1}, "server.eta: found 0.1, expected server.optimizer to name the optimiser too"),
         ({"run.patience": 2, "evaluate.every": 0}, "run.patience: found 2, but evaluate.every is 0"),
         ({"model.shrink": "b=2:1"}, "model.shrink: a rate of 2 is not usable"),
