@@ -107,12 +107,10 @@ class Transfer:
 
     Attributes
     ----------
-    slice_rule
-        Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by one each round
-        (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
+    slice_rule, roll_by
+        Which slices clients get: HeteroFL's ``prefix``; FedRolex's window, which moves on by ``roll_by`` entries each
+        round (``rolling``); or random ones, drawn each round for each rate (``random-level``) or for each client
         (``random-client``).
-    roll_by
-        By how many entries a rolling window moves on each round.
     shared
         Patterns (``fnmatch``) of the parameters that travel and are averaged, by default all. The others stay with
         their clients: LG-FedAvg, or Standalone where none travel. Each client then evaluates a model of its own.

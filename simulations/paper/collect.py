@@ -1,4 +1,4 @@
-"""Copy what is small of finished runs to the folder of results, which is kept with the code."""
+"""Copy what is small of runs to the folder of results, which is kept with the code."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs import Checkpoint, RunFolder
 from heterofl_flwr.runs.files import to_json, write_atomic
 from heterofl_flwr.settings import to_flat
 from simulations.paper.runs import AUTHORS_FILE, read_paper_run
@@ -55,13 +56,17 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
         there = read_paper_run(target)
         if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
+    checkpoint = None
+    if not run.finished and RunFolder(folder).has_checkpoint:  # with its last one, the run can go on from the copy
+        checkpoint = RunFolder(folder).load_checkpoint()
+        run = read_paper_run(folder)  # again: it may go on meanwhile
     files = {SETTINGS: _settings(run)}
     files[HISTORY] = "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode()
     # The authors' scores are of the job: those of the run's folder, else of the one whose place it takes.
     for authors in (target / AUTHORS_FILE, folder / AUTHORS_FILE):
         if authors.exists():
             files[AUTHORS_FILE] = authors.read_bytes()
-    _write(target, files)
+    _write(target, files, checkpoint)
     return target
 
 
@@ -74,12 +79,14 @@ def _settings(run: Run) -> bytes:
     return f"{to_json(content, indent=2)}\n".encode()
 
 
-def _write(target: Path, files: Mapping[str, bytes]) -> None:
+def _write(target: Path, files: Mapping[str, bytes], checkpoint: Checkpoint | None) -> None:
     """Write a folder under a hidden name, which ``gather`` ignores, and only then rename it."""
     hidden = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         for name, data in files.items():
             write_atomic(hidden / name, data)
+        if checkpoint:
+            RunFolder(hidden).save_checkpoint(checkpoint)
         if target.exists():
             shutil.rmtree(target)
         hidden.rename(target)

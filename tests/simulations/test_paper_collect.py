@@ -2,9 +2,10 @@ import json
 import re
 
 import pytest
+import torch
 
 from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.report import RunFolder
+from heterofl_flwr.runs import Checkpoint, RunFolder
 from simulations.paper import collect as module
 from simulations.paper.collect import collect
 from simulations.paper.runs import read_paper_run
@@ -59,6 +60,20 @@ def test_a_run_may_be_copied_again_and_further_on(make_run, into):
     target = one(folder, into).target
     assert read_paper_run(target).rounds == 200
     assert one(folder, into).reason == ""
+
+
+def test_an_unfinished_run_can_go_on_from_its_copy(make_run, into):
+    folder = make_run(rounds=120)
+    for number in (119, 120):
+        folder.save_checkpoint(Checkpoint(server_round=number, state={"w": torch.full((2,), float(number))}))
+    copy = RunFolder(one(folder, into, unfinished=True).target)
+    found = copy.load_checkpoint()
+    assert (found.server_round, found.state["w"].tolist()) == (120, [120.0, 120.0])
+    assert [record.server_round for record in copy.history()][-1] == 120
+    for number in range(121, 201):
+        folder.append(make_record(number, {"global-accuracy": 0.9}))
+    one(folder, into)
+    assert files(into) == [f"mnist/iid_e_fix_seed-0/{name}" for name in ("history.jsonl", "settings.json")]
 
 
 def test_another_run_of_the_job_is_refused_unless_asked_for(make_run, into):
