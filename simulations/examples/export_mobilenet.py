@@ -16,7 +16,7 @@ from heterofl_flwr.core import LEVELS, formatting
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.export import FORMATS, export_model, write_table
 from heterofl_flwr.nn import collect_moments, with_static_norm
-from simulations.program import status_of
+from simulations.program import parser_of, status_of
 
 SEED = 0
 
@@ -37,11 +37,15 @@ def export_levels(folder: Path, levels: Sequence[str], formats: Sequence[str] = 
         export_model(static, images, folder / level, formats=formats, facts=facts)
 
 
-def main(folder: str, *levels: str) -> None:
-    export_levels(Path(folder), levels or tuple(LEVELS))
-    for table in write_table(folder, "torchvision's mobilenet_v3_small, not trained, on images of 3x64x64."):
+def main() -> None:
+    parser = parser_of("simulations.examples.export_mobilenet", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to")
+    parser.add_argument("levels", nargs="*", metavar="LEVEL", help="a to e, or rates")
+    args = parser.parse_args()
+    export_levels(args.folder, args.levels or tuple(LEVELS))
+    for table in write_table(args.folder, "torchvision's mobilenet_v3_small, not trained, on images of 3x64x64."):
         print(formatting.render(*table, "table"), end="\n\n")
 
 
 if __name__ == "__main__":
-    sys.exit(status_of("export_mobilenet", lambda: main(*sys.argv[1:])))
+    sys.exit(status_of("export_mobilenet", main))

@@ -1,6 +1,24 @@
 """Pictures of the pages: legible in the reader's light or dark mode."""
 
-from heterofl_flwr.report.drawing import COLOURS
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from heterofl_flwr.report.drawing import COLOURS, to_svg_file
+from simulations.program import parser_of, status_of
+
+
+def write_picture(program: str, description: str | None, draw: Callable[[], Figure]) -> int:
+    """Write a picture to the file that the command line names; return the exit status."""
+
+    def work() -> None:
+        parser = parser_of(f"simulations.examples.{program}", description)
+        parser.add_argument("file", type=Path, metavar="FILE", help="the SVG file to write")
+        file: Path = parser.parse_args().file
+        file.write_text(follow_mode(to_svg_file(draw(), "heterofl-flwr", transparent=True).decode()), encoding="utf-8")
+
+    return status_of(program, work)
 
 
 def follow_mode(svg: str) -> str:

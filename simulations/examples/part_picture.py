@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from heterofl_flwr.core.axes import positions
 from heterofl_flwr.core.slice_rules import SliceRule, make_slice_function
 from heterofl_flwr.nn.depth import Rates
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.report.drawing import SMALL, light, to_svg_file
-from simulations.examples.light_and_dark import follow_mode
+from heterofl_flwr.report.drawing import SMALL, light
+from simulations.examples.light_and_dark import write_picture
 
 WIDTH, BLOCKS, RANK = 16, 4, 8
 RATES = (1.0, 0.5, 0.25)
@@ -121,10 +120,5 @@ def _draw(place: Place, counts: Picture, title: str, below: str) -> None:
     place.spines[:].set_visible(False)
 
 
-def main(path: str) -> None:
-    svg = to_svg_file(draw_parts(), "heterofl-flwr", transparent=True).decode()
-    Path(path).write_text(follow_mode(svg), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(write_picture("part_picture", __doc__, draw_parts))

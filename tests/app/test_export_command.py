@@ -74,7 +74,7 @@ def test_the_manifest_says_how_to_use_the_model(run):
 
 
 def test_a_level_may_be_a_rate_and_go_elsewhere(run, tmp_path):
-    assert main(["export", str(run), "--level", "0.25", "--out", str(tmp_path / "out"), *QUICK]) == 0
+    assert main(["export", str(run), "--level", "1/4", "--out", str(tmp_path / "out"), *QUICK]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"c", "table.csv", "README.md"}
     assert not (run / "exports").exists()
     assert main(["export", str(run), "--level", "all", "--out", str(tmp_path / "out"), *QUICK]) == 0

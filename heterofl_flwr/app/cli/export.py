@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.formatting import render
+from heterofl_flwr.core.levels import exact_rate
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Dataset, Split
 from heterofl_flwr.errors import ConfigError
@@ -60,8 +61,7 @@ class RunModels:
         """Return the names of models: of levels, of rates, or of themselves; ``all`` is every one."""
         found: list[str] = []
         for level in levels:
-            names = {name: ("all", name, facts["level"], f"{facts['rate']:g}") for name, facts in self.facts.items()}
-            if not (own := [name for name, known in names.items() if level in known]):
+            if not (own := [name for name, facts in self.facts.items() if _means(level, name, facts)]):
                 known = ", ".join(f"{name} ({facts['rate']:g})" for name, facts in self.facts.items())
                 raise ConfigError(f"--level {level}: the run has no such model; expected all, or some of {known}")
             found += own
@@ -128,6 +128,14 @@ class RunModels:
             f"rounds, and writes them at its end. Go on with it: heterofl run --resume "
             f"{shlex.quote(str(self.folder.path))}"
         )
+
+
+def _means(level: str, name: str, facts: Mapping[str, Any]) -> bool:
+    """Return whether what is asked for is this model; a rate may be written in any way, as 1, 1.0 or 2/2."""
+    try:
+        return float(exact_rate(level)) == facts["rate"]
+    except ConfigError:
+        return level in ("all", name, facts["level"])
 
 
 def checked_inputs(test: Split, seed: int) -> Tensor:
