@@ -82,8 +82,9 @@ def _build_callback(name: str, task: Task, folder: RunFolder | None) -> RoundCal
     if name == "tensorboard" and folder is not None:
         return TensorBoard(folder)
     settings = to_flat(task.settings)
-    if name == "wandb":  # a run that is resumed in its folder goes on there as well
-        return WandB(PROJECT, settings=settings, run_id=folder.path.resolve().name if folder else None)
+    own_name = folder.path.resolve().name if folder else None
+    if name == "wandb":
+        return WandB(PROJECT, settings=settings, folder=folder, options={"name": own_name})
     if name == "mlflow":
-        return MLflow(PROJECT, settings=settings, options={"run_name": folder.path.name} if folder else {})
+        return MLflow(PROJECT, settings=settings, folder=folder, options={"run_name": own_name})
     raise ConfigError(f"run.callbacks names {name!r}; expected tensorboard, wandb, mlflow or 'module:name'")

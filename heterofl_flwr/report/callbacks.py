@@ -129,8 +129,8 @@ class WandB(_Tracker):
         The project.
     settings : Mapping[str, object] | None
         The run's settings, to be shown there.
-    run_id : str | None
-        An id of your choice; a run that goes on under the same id goes on there as well.
+    folder : RunFolder | None
+        The run's folder, which keeps the id there, so that a run that goes on does so there as well.
     options : Mapping[str, object] | None
         More arguments of ``wandb.init``.
     """
@@ -140,17 +140,18 @@ class WandB(_Tracker):
         project: str,
         *,
         settings: Mapping[str, object] | None = None,
-        run_id: str | None = None,
+        folder: RunFolder | None = None,
         options: Mapping[str, object] | None = None,
     ) -> None:
-        self._module = _load("wandb")
+        self._module, self._folder = _load("wandb"), folder
         self._arguments = {"project": project, "config": flatten(settings or {}), **(options or {})}
-        if run_id:
-            self._arguments |= {"id": run_id, "resume": "allow"}
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Open the run there."""
-        run = self._module.init(**self._arguments)
+        known = _known_id("wandb", self._folder)
+        run = self._module.init(**self._arguments, **({"id": known, "resume": "allow"} if known else {}))
+        if self._folder:
+            self._folder.note(wandb=run.id)
         self._log, self._close = run.log, run.finish
 
 
@@ -165,8 +166,10 @@ class MLflow(_Tracker):
         The server or folder; by default MLflow's own choice.
     settings : Mapping[str, object] | None
         The run's settings, to be shown there.
+    folder : RunFolder | None
+        As for ``WandB``.
     options : Mapping[str, object] | None
-        More arguments of ``mlflow.start_run``: a ``run_name``, or the ``run_id`` of a run that goes on.
+        More arguments of ``mlflow.start_run``, such as a ``run_name``.
     """
 
     def __init__(
@@ -175,9 +178,10 @@ class MLflow(_Tracker):
         *,
         tracking_uri: str | None = None,
         settings: Mapping[str, object] | None = None,
+        folder: RunFolder | None = None,
         options: Mapping[str, object] | None = None,
     ) -> None:
-        self._module = _load("mlflow")
+        self._module, self._folder = _load("mlflow"), folder
         self._experiment, self._tracking_uri = experiment, tracking_uri
         self._settings, self._options = flatten(settings or {}), dict(options or {})
 
@@ -186,10 +190,18 @@ class MLflow(_Tracker):
         if self._tracking_uri:
             self._module.set_tracking_uri(self._tracking_uri)
         self._module.set_experiment(self._experiment)
-        self._module.start_run(**self._options)
-        if first_round == 1:  # a run that goes on has its parameters, and MLflow lets no one change them
+        known = _known_id("mlflow", self._folder)
+        run = self._module.start_run(**self._options, **({"run_id": known} if known else {}))
+        if self._folder:
+            self._folder.note(mlflow=run.info.run_id)
+        if not known:  # a run that goes on has its parameters, and MLflow lets no one change them
             self._module.log_params(self._settings)
         self._log, self._close = self._module.log_metrics, self._module.end_run
+
+
+def _known_id(service: str, folder: RunFolder | None) -> str | None:
+    """Return the id that a run has at a service, if it has been there before."""
+    return folder.about().get(service) if folder else None
 
 
 def _load(name: str) -> Any:

@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import Progress
 from heterofl_flwr.report import EarlyStopping, MLflow, TensorBoard, WandB
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.metrics import scalars
 
 NAN = float("nan")
@@ -107,26 +108,42 @@ def calls(monkeypatch):
     def noting(name):
         return lambda *args, **kwargs: notes.append((name, args, kwargs))
 
-    run = SimpleNamespace(log=noting("log"), finish=noting("finish"))
+    run = SimpleNamespace(id="one", info=SimpleNamespace(run_id="one"), log=noting("log"), finish=noting("finish"))
     wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
     wandb.init = lambda **kwargs: notes.append(("init", (), kwargs)) or run
-    for name in ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run"):
+    for name in ("set_tracking_uri", "set_experiment", "log_params", "log_metrics", "end_run"):
         setattr(mlflow, name, noting(name))
+    mlflow.start_run = lambda **kwargs: notes.append(("start_run", (), kwargs)) or run
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     return notes
 
 
 def test_wandb_gets_every_number_of_every_round(calls, fake):
-    fake.run([WandB("heterofl", settings=SETTINGS, run_id="one", options={"mode": "offline"})], 1, 2)
-    expected = {"project": "heterofl", "config": {"optim.lr": 0.1}, "mode": "offline", "id": "one", "resume": "allow"}
+    fake.run([WandB("heterofl", settings=SETTINGS, options={"mode": "offline"})], 1, 2)
+    expected = {"project": "heterofl", "config": {"optim.lr": 0.1}, "mode": "offline"}
     assert calls[0] == ("init", (), expected)
     records = [fake.progress(number, 2).record for number in (1, 2)]
     assert calls[1:3] == [("log", (scalars(record),), {"step": record.server_round}) for record in records]
     assert [name for name, *_ in calls] == ["init", "log", "log", "finish"]
 
 
-def test_mlflow_gets_every_number_of_every_round_and_the_settings_once(calls, fake):
+@pytest.mark.parametrize(
+    ("tracker", "opens", "goes_on"),
+    [(WandB, "init", {"id": "one", "resume": "allow"}), (MLflow, "start_run", {"run_id": "one"})],
+)
+def test_a_run_that_goes_on_does_so_at_the_service(calls, fake, tmp_path, tracker, opens, goes_on):
+    folder = RunFolder(tmp_path)
+    folder.start({"mix": "a1"})
+    for first_round in (1, 3):
+        fake.run([tracker("heterofl", settings=SETTINGS, folder=folder)], first_round, first_round + 1)
+    first, second = (kwargs for name, _, kwargs in calls if name == opens)
+    assert first.keys().isdisjoint(goes_on)
+    assert second == {**first, **goes_on}
+    assert [name for name, *_ in calls].count("log_params") == (tracker is MLflow)
+
+
+def test_mlflow_gets_every_number_of_every_round_and_the_settings(calls, fake):
     tracker = MLflow("heterofl", tracking_uri="file:runs", settings=SETTINGS, options={"run_name": "one"})
     fake.run([tracker], 1, 2)
     assert calls[:4] == [
@@ -138,6 +155,3 @@ def test_mlflow_gets_every_number_of_every_round_and_the_settings_once(calls, fa
     records = [fake.progress(number, 2).record for number in (1, 2)]
     assert calls[4:6] == [("log_metrics", (scalars(record),), {"step": record.server_round}) for record in records]
     assert [name for name, *_ in calls[6:]] == ["end_run"]
-    calls.clear()
-    fake.run([MLflow("heterofl", settings=SETTINGS)], 3, 4)
-    assert [name for name, *_ in calls] == ["set_experiment", "start_run", "log_metrics", "log_metrics", "end_run"]
