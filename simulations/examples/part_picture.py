@@ -120,5 +120,9 @@ def _draw(place: Place, counts: Picture, title: str, below: str) -> None:
     place.spines[:].set_visible(False)
 
 
+def main() -> int:
+    return write_picture("part_picture", __doc__, draw_parts)
+
+
 if __name__ == "__main__":
-    sys.exit(write_picture("part_picture", __doc__, draw_parts))
+    sys.exit(main())
