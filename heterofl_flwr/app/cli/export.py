@@ -133,7 +133,7 @@ class RunModels:
 def _means(level: str, name: str, facts: Mapping[str, Any]) -> bool:
     """Return whether what is asked for is this model; a rate may be written in any way, as 1, 1.0 or 2/2."""
     try:
-        return float(exact_rate(level)) == facts["rate"]
+        return bool(float(exact_rate(level)) == facts["rate"])
     except ConfigError:
         return level in ("all", name, facts["level"])
 
