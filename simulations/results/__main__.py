@@ -19,7 +19,7 @@ from heterofl_flwr.runs.origin import command
 from simulations.program import parser_of, status_of, write_files
 from simulations.results.configurations import Configuration, configurations, is_finished
 from simulations.results.curves import axes_of
-from simulations.results.figures import draw_curves, draw_reached
+from simulations.results.figures import draw_curves, draw_levels, draw_reached
 from simulations.results.runs import Run, file_name, portable, read_run, read_runs
 from simulations.results.tables import (
     Places,
@@ -28,6 +28,7 @@ from simulations.results.tables import (
     levels_table,
     metrics_of,
     reached,
+    reached_by_level,
     reached_table,
     results_csv,
     spent_table,
@@ -100,6 +101,7 @@ def _section(
     drawn: dict[str, Figure | None] = {
         metric: draw_reached(list(found)) for metric, found in groupby(reached(own), lambda own: own.metric)
     }
+    drawn |= {f"{metric}-levels": draw_levels(reached_by_level(own), metric) for metric in metrics}
     drawn |= {f"{metric}-{axis}": draw_curves(own, metric, axis) for metric, axis in product(metrics, axes_of(own))}
     for what, figure in drawn.items():
         if figure is None:

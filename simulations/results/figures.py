@@ -1,4 +1,4 @@
-"""Figures of what configurations reached: at the end, and over what they spent."""
+"""Figures of what configurations reached: at the end, by level, and over what they spent."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, plain, series
 from simulations.results.configurations import Configuration
 from simulations.results.curves import AXES, curve
-from simulations.results.tables import Reached
+from simulations.results.tables import LevelReached, Reached
+from simulations.statistics import Summary
 
 WIDTH, HEIGHT = 6.4, 4.2  # inches
 LINE = 0.17  # inches for a line of a label
@@ -67,3 +68,27 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     add_legend(axes)
     return figure if axes.lines else None
+
+
+def draw_levels(found: Sequence[LevelReached], metric: str) -> Figure | None:
+    """Draw what levels' own models reached over what they compute, a line for each configuration of several levels."""
+    points: dict[str, list[tuple[int, Summary]]] = {}
+    for own in found:
+        if own.cost and metric in own.metrics:
+            points.setdefault(own.label, []).append((own.cost.macs, own.metrics[metric]))
+    lines = {label: sorted(own, key=lambda point: point[0]) for label, own in points.items() if len(own) > 1}
+    if not lines:
+        return None
+    figure, axes = new_axes("multiplications of a forward pass of one example", metric.replace("-", " "))
+    figure.set_size_inches(WIDTH, HEIGHT)
+    for number, (label, line) in enumerate(lines.items()):
+        colour, dash = series(number)
+        places, summaries = zip(*line, strict=True)
+        axes.plot(places, [own.mean for own in summaries], dash, color=colour, marker="o", markersize=4, label=label)
+        add_band(axes, places, [own.ends for own in summaries], colour)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.count(value))))
+    if is_share(metric):
+        axes.yaxis.set_major_formatter(PercentFormatter(100.0, 0, " %"))
+    add_legend(axes)
+    return figure

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
+from heterofl_flwr.runs.models import LevelCost
 from simulations.results.configurations import Configuration
 from simulations.results.curves import AXES, axes_of, bounds, spent_until
 from simulations.results.runs import Run, portable
@@ -16,6 +17,10 @@ from simulations.tables import Table, show_summary, to_csv
 NOTE = (
     "Final: after the last round. Best: in the best round by this metric. Accuracies in percent. Over several seeds: "
     "mean ± standard deviation, and from three seeds on the 95 % interval of the mean by the t distribution."
+)
+LEVELS_NOTE = (
+    "Multiplications are those of a forward pass of one example; bytes those of the parameters in a message, one way. "
+    "After the last round: mean ± standard deviation over seeds, and the interval as above."
 )
 JOB = ("dataset", "split", "configuration", "metric")
 MOMENTS = ("mean", "deviation", "low", "high")
@@ -75,20 +80,58 @@ def reached_table(configurations: Sequence[Configuration]) -> Table:
     return Table("tab:reached", "Reached", header, tuple(rows), NOTE)
 
 
-def levels_table(configurations: Sequence[Configuration]) -> Table | None:
-    """Return what each level's own model reached after the last round, over seeds; None where none was evaluated."""
-    metric, rows = next(iter(metrics_of(configurations)), ""), []
-    possible, factor = (PERCENT, 100) if is_share(metric) else (bounds(metric), 1)
+@dataclass(frozen=True, slots=True)
+class LevelReached:
+    """What a level's own model reached by some metrics after the last round, over seeds. Shares are in percent."""
+
+    label: str  # of the configuration
+    level: str
+    cost: LevelCost | None
+    metrics: Mapping[str, Summary]
+
+
+def reached_by_level(configurations: Sequence[Configuration]) -> list[LevelReached]:
+    """Return what each level's own model reached, where it was evaluated."""
+    metrics, found = metrics_of(configurations), []
     for one in configurations:
-        by_level = [run.records[-1].evaluate_by_level for run in one.runs]
+        last = [run.records[-1].evaluate_by_level for run in one.runs]
         costs = {cost.level: cost for cost in (one.runs[0].costs.levels if one.runs[0].costs else ())}
-        for level in by_level[0]:
-            values = [factor * own[level][metric] for own in by_level if metric in own.get(level, {})]
-            if values:
-                size = f"{costs[level].parameters:,}" if level in costs else formatting.NOTHING
-                rows.append((one.label, level, size, show_summary(summarise(values, possible))))
-    header = ("configuration", "level", "parameters", metric.replace("-", " "))
-    return Table("tab:levels", "Each level's own model", header, tuple(rows)) if rows else None
+        for level in last[0]:
+            by_seed = [by_level.get(level, {}) for by_level in last]
+            values = {metric: [own[metric] for own in by_seed if metric in own] for metric in metrics}
+            if summaries := {metric: _summary(metric, own) for metric, own in values.items() if own}:
+                found.append(LevelReached(one.label, level, costs.get(level), summaries))
+    return found
+
+
+def levels_table(configurations: Sequence[Configuration]) -> Table | None:
+    """Return what each level's own model costs and reached; None where none was evaluated."""
+    if not (found := reached_by_level(configurations)):
+        return None
+    metrics = [metric for metric in metrics_of(configurations) if any(metric in own.metrics for own in found)]
+    rows = []
+    for own in found:
+        costs = (formatting.NOTHING,) * 3
+        if cost := own.cost:
+            costs = (f"{cost.parameters:,}", formatting.count(cost.macs), formatting.size(cost.bytes))
+        values = (
+            show_summary(own.metrics[metric]) if metric in own.metrics else formatting.NOTHING for metric in metrics
+        )
+        rows.append((own.label, own.level, *costs, *values))
+    header = (
+        "configuration",
+        "level",
+        "parameters",
+        "multiplications",
+        "bytes",
+        *(m.replace("-", " ") for m in metrics),
+    )
+    return Table("tab:levels", "Each level's own model", header, tuple(rows), LEVELS_NOTE)
+
+
+def _summary(metric: str, values: Sequence[float]) -> Summary:
+    possible, factor = (PERCENT, 100) if is_share(metric) else (bounds(metric), 1)
+    return summarise([factor * value for value in values], possible)
 
 
 def spent_table(configurations: Sequence[Configuration]) -> Table:

@@ -9,13 +9,15 @@ import pytest
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.report.drawing import to_svg_file
+from heterofl_flwr.runs.models import LevelCost
 from heterofl_flwr.settings import from_flat
 from simulations.results import __main__ as command
 from simulations.results.configurations import bytes_sent, configurations, multiplications
 from simulations.results.curves import axes_of, curve, spent_until
-from simulations.results.figures import draw_curves, draw_reached
+from simulations.results.figures import draw_curves, draw_levels, draw_reached
 from simulations.results.runs import method_of, read_run, read_runs
-from simulations.results.tables import levels_table, reached
+from simulations.results.tables import LevelReached, levels_table, reached
+from simulations.statistics import PERCENT, Summary
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
@@ -153,7 +155,22 @@ def test_each_levels_own_model_is_shown_where_it_was_evaluated(make_run, tmp_pat
         return replace(run, records=[*run.records[:-1], replace(run.records[-1], evaluate_by_level=found)])
 
     table = levels_table([replace(own[0], runs=tuple(map(with_levels, own[0].runs)))])
-    assert table.rows == (("HeteroFL e, cnn", "a", "1,556,874", "60.00 ± 10.00 [35.16, 84.84]"),)
+    assert table.header == ("configuration", "level", "parameters", "multiplications", "bytes", "global accuracy")
+    assert table.rows == (("HeteroFL e, cnn", "a", "1,556,874", "10", "6.23 MB", "60.00 ± 10.00 [35.16, 84.84]"),)
+
+
+def test_levels_are_drawn_over_what_they_compute():
+    def level(label, macs, mean):
+        cost = LevelCost("b", 0.5, 1, macs, 1, 1)
+        return LevelReached(label, "b", cost, {"global-accuracy": Summary(3, mean, 1.0, 2.0, PERCENT)})
+
+    found = [level("one", 2000, 90), level("one", 100, 99), level("other", 100, 50)]
+    axes = draw_levels(found, "global-accuracy").axes[0]
+    (line,), (band,) = axes.lines, axes.collections
+    assert line.get_xydata().tolist() == [[100, 99], [2000, 90]]
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(100, 97), (100, 100), (2000, 88), (2000, 92)}
+    assert draw_levels(found, "local-accuracy") is None
+    assert draw_levels(found[2:], "global-accuracy") is None
 
 
 def test_no_interval_leaves_0_to_100(make_run, tmp_path):
