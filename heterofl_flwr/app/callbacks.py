@@ -8,13 +8,11 @@ from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
 from heterofl_flwr import messages
-from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.client import for_evaluation, load_parameters
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
-from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
@@ -50,10 +48,8 @@ class CentralEvaluation:
             model = build(rate)
         load_parameters(model, state)
         model = for_evaluation(model, moments.get(rate))
-        with torch_threads(cores()):  # clients wait while the server evaluates
-            test = self._task.whole_test(self._strategy.federation.nodes.dealt())
-            result = self._task.evaluate_centrally(model.to(self._task.device), test, server_round)
-        return result.metrics("global")
+        test = self._task.whole_test(self._strategy.federation.nodes.dealt())
+        return self._task.evaluate_centrally(model.to(self._task.device), test, server_round).metrics("global")
 
 
 def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:

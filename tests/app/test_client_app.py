@@ -9,7 +9,6 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch import nn
 
 from heterofl_flwr import messages as wire
-from heterofl_flwr.app import callbacks as central
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.node import Instruction
@@ -18,7 +17,6 @@ from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.settings import DEFAULTS, from_flat
-from heterofl_flwr.training import evaluate
 from tests.app.runs import node_context, run_rounds
 
 SMALL = {**DEFAULTS, "mix": "a1-e1", "assignment": "dynamic", "model.hidden": "8,16", "train.epochs": 1}
@@ -161,23 +159,6 @@ def test_the_data_are_moved_to_the_device_once():
     assert train.inputs.device.type == test.inputs.device.type == "meta"
     assert len(classes) == 10
     assert task.dataset.train.inputs.device.type == "cpu"  # other tasks have it too
-
-
-def test_the_server_evaluates_on_all_cores_and_gives_them_back(monkeypatch):
-    threads = []
-
-    def noted(*arguments, **options):
-        threads.append(torch.get_num_threads())
-        return evaluate(*arguments, **options)
-
-    monkeypatch.setattr("heterofl_flwr.app.task.evaluate", noted)
-    monkeypatch.setattr(central, "cores", lambda: 2)
-    task = Task(from_flat({**SMALL, "run.callbacks": ""}))
-    arrays = ArrayRecord(dict(task.build(1.0).named_parameters()))
-    found = CentralEvaluation(server_app.make_strategy(task, ()), task)(1, arrays)
-    assert 0 < found["global-accuracy"] < 1
-    assert threads == [2]
-    assert torch.get_num_threads() == 1
 
 
 def with_statistics(rate, track=True):
