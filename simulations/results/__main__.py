@@ -93,7 +93,8 @@ def _section(
     place: tuple[str, str], own: Sequence[Configuration], targets: Sequence[float], files: dict[str, bytes]
 ) -> Iterator[str]:
     """Yield the text about one data set and split, and put its figures into ``files``."""
-    metrics, tables = metrics_of(own), [*filter(None, (reached_table(own), levels_table(own), spent_table(own)))]
+    metrics, levels = metrics_of(own), reached_by_level(own)
+    tables = [*filter(None, (reached_table(own), levels_table(levels, metrics), spent_table(own)))]
     for metric in metrics[:1]:
         tables += [target_table(own, metric, target) for target in targets or _usual(metric)]
     yield f"## {', '.join(place)}\n"
@@ -101,7 +102,7 @@ def _section(
     drawn: dict[str, Figure | None] = {
         metric: draw_reached(list(found)) for metric, found in groupby(reached(own), lambda own: own.metric)
     }
-    drawn |= {f"{metric}-levels": draw_levels(reached_by_level(own), metric) for metric in metrics}
+    drawn |= {f"{metric}-levels": draw_levels(levels, metric) for metric in metrics}
     drawn |= {f"{metric}-{axis}": draw_curves(own, metric, axis) for metric, axis in product(metrics, axes_of(own))}
     for what, figure in drawn.items():
         if figure is None:

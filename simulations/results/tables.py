@@ -43,12 +43,11 @@ def reached(configurations: Sequence[Configuration]) -> list[Reached]:
     """Return what each configuration reached by each metric of which it has values."""
     found = []
     for metric in metrics_of(configurations):
-        possible = PERCENT if is_share(metric) else bounds(metric)
         for one in configurations:
             own = [(run, score) for run in one.runs for score in scores(run.records) if score.name == metric]
             if own:
                 final, best = (
-                    summarise(values, possible) for values in zip(*(_ends(score) for _, score in own), strict=True)
+                    _summary(metric, values) for values in zip(*(_ends(score) for _, score in own), strict=True)
                 )
                 found.append(Reached(one.label, metric, tuple(own), final, best))
     return found
@@ -64,7 +63,17 @@ def metrics_of(configurations: Sequence[Configuration]) -> list[str]:
 def _ends(score: Score) -> tuple[float, float]:
     """Return the final and the best value; a run whose values are all of too few clients has no other than its last."""
     best = score.final if score.best is None else score.best
-    return (100 * score.final, 100 * best) if is_share(score.name) else (score.final, best)
+    return _shown(score.name, score.final), _shown(score.name, best)
+
+
+def _shown(metric: str, value: float) -> float:
+    """Return a value as tables have it, shares in percent."""
+    return 100 * value if is_share(metric) else value
+
+
+def _summary(metric: str, values: Sequence[float]) -> Summary:
+    """Return mean, deviation and interval of values as tables have them."""
+    return summarise(values, PERCENT if is_share(metric) else bounds(metric))
 
 
 def reached_table(configurations: Sequence[Configuration]) -> Table:
@@ -98,18 +107,17 @@ def reached_by_level(configurations: Sequence[Configuration]) -> list[LevelReach
         costs = {cost.level: cost for cost in (one.runs[0].costs.levels if one.runs[0].costs else ())}
         for level in last[0]:
             by_seed = [by_level.get(level, {}) for by_level in last]
-            values = {metric: [own[metric] for own in by_seed if metric in own] for metric in metrics}
+            values = {m: [_shown(m, own[m]) for own in by_seed if m in own] for m in metrics}
             if summaries := {metric: _summary(metric, own) for metric, own in values.items() if own}:
                 found.append(LevelReached(one.label, level, costs.get(level), summaries))
     return found
 
 
-def levels_table(configurations: Sequence[Configuration]) -> Table | None:
-    """Return what each level's own model costs and reached; None where none was evaluated."""
-    if not (found := reached_by_level(configurations)):
+def levels_table(found: Sequence[LevelReached], metrics: Sequence[str]) -> Table | None:
+    """Return what each level's own model costs and reached by some metrics; None where none was evaluated."""
+    if not found:
         return None
-    metrics = [metric for metric in metrics_of(configurations) if any(metric in own.metrics for own in found)]
-    rows = []
+    metrics, rows = [metric for metric in metrics if any(metric in own.metrics for own in found)], []
     for own in found:
         costs = (formatting.NOTHING,) * 3
         if cost := own.cost:
@@ -127,11 +135,6 @@ def levels_table(configurations: Sequence[Configuration]) -> Table | None:
         *(m.replace("-", " ") for m in metrics),
     )
     return Table("tab:levels", "Each level's own model", header, tuple(rows), LEVELS_NOTE)
-
-
-def _summary(metric: str, values: Sequence[float]) -> Summary:
-    possible, factor = (PERCENT, 100) if is_share(metric) else (bounds(metric), 1)
-    return summarise([factor * value for value in values], possible)
 
 
 def spent_table(configurations: Sequence[Configuration]) -> Table:

@@ -16,7 +16,7 @@ from simulations.results.configurations import bytes_sent, configurations, multi
 from simulations.results.curves import axes_of, curve, spent_until
 from simulations.results.figures import draw_curves, draw_levels, draw_reached
 from simulations.results.runs import method_of, read_run, read_runs
-from simulations.results.tables import LevelReached, levels_table, reached
+from simulations.results.tables import LevelReached, levels_table, metrics_of, reached, reached_by_level
 from simulations.statistics import PERCENT, Summary
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
@@ -148,13 +148,14 @@ def test_the_command_prints_final_and_best_over_seeds(make_run, tmp_path, capsys
 def test_each_levels_own_model_is_shown_where_it_was_evaluated(make_run, tmp_path):
     three_seeds(make_run, 0.90, 0.91, 0.92)
     (own,) = configurations(runs_in(tmp_path)).values()
-    assert levels_table(own) is None
+    assert levels_table(reached_by_level(own), metrics_of(own)) is None
 
     def with_levels(run):
         found = {"a": {"global-accuracy": 0.5 + run.seed / 10}, "e": {"other": 1.0}}
         return replace(run, records=[*run.records[:-1], replace(run.records[-1], evaluate_by_level=found)])
 
-    table = levels_table([replace(own[0], runs=tuple(map(with_levels, own[0].runs)))])
+    evaluated = [replace(own[0], runs=tuple(map(with_levels, own[0].runs)))]
+    table = levels_table(reached_by_level(evaluated), metrics_of(evaluated))
     assert table.header == ("configuration", "level", "parameters", "multiplications", "bytes", "global accuracy")
     assert table.rows == (("HeteroFL e, cnn", "a", "1,556,874", "10", "6.23 MB", "60.00 ± 10.00 [35.16, 84.84]"),)
 
