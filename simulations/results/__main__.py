@@ -102,7 +102,8 @@ def _section(
     drawn: dict[str, Figure | None] = {
         metric: draw_reached(list(found)) for metric, found in groupby(reached(own), lambda own: own.metric)
     }
-    drawn |= {f"{metric}-levels": draw_levels(levels, metric) for metric in metrics}
+    labels = [one.label for one in own]
+    drawn |= {f"{metric}-levels": draw_levels(levels, metric, labels) for metric in metrics}
     drawn |= {f"{metric}-{axis}": draw_curves(own, metric, axis) for metric, axis in product(metrics, axes_of(own))}
     for what, figure in drawn.items():
         if figure is None:

@@ -70,8 +70,11 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
     return figure if axes.lines else None
 
 
-def draw_levels(found: Sequence[LevelReached], metric: str) -> Figure | None:
-    """Draw what levels' own models reached over what they compute, a line for each configuration of several levels."""
+def draw_levels(found: Sequence[LevelReached], metric: str, labels: Sequence[str]) -> Figure | None:
+    """Draw what levels' own models reached over what they compute, a line for each configuration of several levels.
+
+    Its place among all labels gives a configuration its colour, the same as in the figures of curves.
+    """
     points: dict[str, list[tuple[int, Summary]]] = {}
     for own in found:
         if own.cost and metric in own.metrics:
@@ -81,8 +84,8 @@ def draw_levels(found: Sequence[LevelReached], metric: str) -> Figure | None:
         return None
     figure, axes = new_axes("multiplications of a forward pass of one example", metric.replace("-", " "))
     figure.set_size_inches(WIDTH, HEIGHT)
-    for number, (label, line) in enumerate(lines.items()):
-        colour, dash = series(number)
+    for label, line in lines.items():
+        colour, dash = series(labels.index(label))
         places, summaries = zip(*line, strict=True)
         axes.plot(places, [own.mean for own in summaries], dash, color=colour, marker="o", markersize=4, label=label)
         add_band(axes, places, [own.ends for own in summaries], colour)

@@ -8,7 +8,7 @@ import pytest
 
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.report.drawing import to_svg_file
+from heterofl_flwr.report.drawing import series, to_svg_file
 from heterofl_flwr.runs.models import LevelCost
 from heterofl_flwr.settings import from_flat
 from simulations.results import __main__ as command
@@ -166,12 +166,14 @@ def test_levels_are_drawn_over_what_they_compute():
         return LevelReached(label, "b", cost, {"global-accuracy": Summary(3, mean, 1.0, 2.0, PERCENT)})
 
     found = [level("one", 2000, 90), level("one", 100, 99), level("other", 100, 50)]
-    axes = draw_levels(found, "global-accuracy").axes[0]
+    labels = ["without levels", "one", "other"]
+    axes = draw_levels(found, "global-accuracy", labels).axes[0]
     (line,), (band,) = axes.lines, axes.collections
+    assert (line.get_color(), line.get_linestyle()) == series(1)
     assert line.get_xydata().tolist() == [[100, 99], [2000, 90]]
     assert {tuple(point) for point in band.get_paths()[0].vertices} == {(100, 97), (100, 100), (2000, 88), (2000, 92)}
-    assert draw_levels(found, "local-accuracy") is None
-    assert draw_levels(found[2:], "global-accuracy") is None
+    assert draw_levels(found, "local-accuracy", labels) is None
+    assert draw_levels(found[2:], "global-accuracy", labels) is None
 
 
 def test_no_interval_leaves_0_to_100(make_run, tmp_path):
