@@ -12,6 +12,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.exchange import copy_exchanged, exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
@@ -34,7 +35,7 @@ from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.model_cache import fresh_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments, join_windows
-from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
+from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm, without_statistics
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.device import resolve_device
 
@@ -59,8 +60,8 @@ def submodel(
     """Return the model at the message's rate with the parameters it brings.
 
     In an instruction to evaluate, batch norm gets the static moments that the message brings, or normalises by batch
-    where it brings none. Make a new optimizer each time: the model may be one that an earlier message of this process
-    used.
+    where it brings none. Make a new optimizer each time: a model that nobody holds any more is used again, and may be
+    that of an earlier message of this process.
 
     Parameters
     ----------
@@ -101,16 +102,15 @@ def share_of_work(message: Message) -> float:
 
 
 def models_to_evaluate(
-    message: Message, build: Build, *, seed_torch: bool = False
+    message: Message, build: Build, own: Mapping[str, Tensor] | None = None, *, seed_torch: bool = False
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate that the message asks about and its model, cut from the parameters it brings.
 
-    The models are as ``submodel`` returns them; ``seed_torch`` is that of ``submodel``, before each. Where clients
-    train other slices than prefixes, a smaller rate comes several times, each time with another slice: its result is
-    the mean over them.
+    The models are as ``submodel`` returns them; ``own`` and ``seed_torch`` are those of ``submodel``, the seed before
+    each. Where clients train other slices than prefixes, a smaller rate comes several times, each time with another
+    slice: its result is the mean over them.
     """
-    for rate, _, model in _build_models(message, build, _read_rates(message), None, seed_torch):
-        yield rate, model
+    yield from map(itemgetter(0, 2), _build_models(message, build, _read_rates(message), own, seed_torch))
 
 
 def _read_rates(message: Message) -> Sequence[float]:
@@ -231,6 +231,7 @@ def answer_moments(
         inputs = map(first_tensor, batches())
         own = collect_moments(model.to(device), inputs, kind=cast("Variant", kind), together=together)
         found.setdefault(rate, {})[window] = own
+        del model  # one that nobody holds is used again
     moments = {rate: join_windows(own) for rate, own in found.items()}
     content = RecordDict({messages.MOMENTS: messages.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
@@ -273,7 +274,8 @@ def _build_models(
     moments = messages.array_records(message.content).get(messages.MOMENTS)
     seed, (rule, windows) = seed_of(message), messages.read_windows(config)
     asked = [(rate, window) for rate in rates for window in (windows if rate < top else [0])]
-    for rate, window in asked:
+
+    def build_one(rate: float, window: int) -> nn.Module:
         function = make_window(rule, window, seed=cast("int", config[messages.SEED]), rate=rate)
         model = model_at(build, state, top, rate, function)
         if message.metadata.message_type.startswith("evaluate"):
@@ -281,7 +283,10 @@ def _build_models(
             model = for_evaluation(model, known)
         if seed_torch:
             torch.manual_seed(seed)
-        yield rate, window, model
+        return model
+
+    for rate, window in asked:
+        yield rate, window, build_one(rate, window)  # held by the caller alone
 
 
 def _personal_part(
@@ -317,12 +322,7 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
     """Return the model in evaluation mode; its batch norm uses these moments or, without any, those of each batch."""
     if moments is not None:
         return with_static_norm(model, moments)
-    if any(layer.running_mean is not None for layer in batch_norms(model).values()):
-        # The running statistics are those of a fresh model. They mean nothing, and none ever travel.
-        model = copy_exchanged(model)
-        for layer in batch_norms(model).values():
-            layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
-    return model.eval()
+    return without_statistics(model).eval()
 
 
 @torch.no_grad()

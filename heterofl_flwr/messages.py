@@ -22,7 +22,7 @@ from heterofl_flwr.core.compression import Changes, Upload
 from heterofl_flwr.core.plan import ALL, Plan
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.slice_rules import SliceRule
-from heterofl_flwr.errors import ReplyError
+from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.nn.moments import Moments
 
 SCHEMA = 1
@@ -61,6 +61,11 @@ FAMILY = "family"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
+
+RESERVED = frozenset(
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOWS, MOMENTS_KIND, UPLOAD, CLIP, SHARED, FAMILY, WORK}
+)
+"""Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
 # Keys of metrics.
 NUM_EXAMPLES = "num-examples"
@@ -127,6 +132,15 @@ Value = TypeVar("Value")
 def new_config(values: Mapping[str, object]) -> ConfigRecord:
     """Return a fresh config with the schema version."""
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
+
+
+def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESERVED) -> None:
+    """Raise ``ConfigError`` if what a user sends along has keys that mean something else here."""
+    if taken := sorted(reserved.intersection(config)):
+        raise ConfigError(
+            f"the config that goes with instructions has {', '.join(taken)}: by that name clients get what HeteroFL "
+            f"itself asks of them; choose another name, as my-{taken[0]}"
+        )
 
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:

@@ -109,10 +109,10 @@ def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
         record = instruction.message.content.get(messages.ARRAYS)
         brought: Mapping[str, Array] = record if isinstance(record, ArrayRecord) else {}
         same = brought.keys() == previous.keys() and all(brought[name].data is previous[name].data for name in brought)
-        if not models or instruction.task.personal or not same:
-            model = instruction.load_model()
+        read = not models or instruction.task.personal or not same
         previous = brought
-        models.append(copy_exchanged(model))  # the next model may be this very module
+        # A copy, held by nobody else, so that the next clients need not build theirs anew.
+        models.append(copy_exchanged(instruction.load_model() if read else models[-1]))
     return models
 
 
@@ -132,6 +132,7 @@ def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
     found: dict[float, list[dict[str, float]]] = {}
     for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
         found.setdefault(rate, []).append(_evaluate(instruction, model.to(instruction.task.device), classes))
+        del model  # one that nobody holds is used again
     metrics: dict[str, float] = {}
     for rate, slices in found.items():
         means = {name: fmean(own[name] for own in slices) for name in slices[0]}

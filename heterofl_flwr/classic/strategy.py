@@ -47,6 +47,9 @@ from heterofl_flwr.strategies.read_replies import as_flower_error, check_wrapper
 
 logger = logging.getLogger(__name__)
 
+RESERVED = messages.RESERVED | {messages.TASK}
+"""Keys of instructions of the classic API, which a user's own config cannot have."""
+
 CentralEvaluation = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 Result = TypeVar("Result")
 
@@ -118,6 +121,7 @@ class HeteroFL(EngineView, Strategy):
         sent = {plan: pack(plan.extract(state).values()) for plan in {own.plan for own in current.slices.values()}}
         config_fn = self._keywords.get("on_fit_config_fn")
         asked = config_fn(server_round) if config_fn else {}
+        messages.check_own_keys(asked, RESERVED)
         instructions = []
         for number, own in current.slices.items():
             self.log.note_sent(own.rate, count_bytes(sent[own.plan]))
@@ -168,7 +172,9 @@ class HeteroFL(EngineView, Strategy):
         kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
         self._collect_moments(current, server_round, state, proxies, kind)
         config_fn = self._keywords.get("on_evaluate_config_fn")
-        asked = {**(config_fn(server_round) if config_fn else {}), **(kind if self.moments else {})}
+        asked = config_fn(server_round) if config_fn else {}
+        messages.check_own_keys(asked, RESERVED)
+        asked = {**asked, **(kind if self.moments else {})}
         sent = self._pack_models(state, current.rates.values())
         instructions = []
         for number, own in current.rates.items():
@@ -229,7 +235,7 @@ class HeteroFL(EngineView, Strategy):
         if not current.answers:
             return None, {}
         function = self._keywords.get("evaluate_metrics_aggregation_fn")
-        found = self._aggregated(function, [came[number] for number in current.answers], self.log.evaluate)
+        found = self._aggregated(function, [came[number] for number in current.whole_answers()], self.log.evaluate)
         return summary.get("loss"), {key: own for key, own in found.items() if function or key != "loss"}
 
     def evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Scalar]] | None:
@@ -292,7 +298,7 @@ class HeteroFL(EngineView, Strategy):
         }
 
     def _config(self, server_round: int, number: int, rates: Rates, asked: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Return a client's config: first what the caller asked for, then what no caller may change."""
+        """Return a client's config: what the caller asked for, and what no caller may change."""
         return {
             **asked,
             **cast("dict[str, Scalar]", client_config(self.engine, server_round, number, rates[0])),
@@ -307,7 +313,7 @@ class HeteroFL(EngineView, Strategy):
         self, function: MetricsAggregationFn | None, answers: Sequence[FitRes | EvaluateRes], means: dict[str, float]
     ) -> dict[str, Scalar]:
         """Return what a metrics function computes from clients' answers, and note it; without one, the means."""
-        if function is None:
+        if function is None or not answers:
             return dict(means)
         found = function([(answer.num_examples, answer.metrics) for answer in answers])
         self.log.note_computed(means, found)

@@ -236,6 +236,10 @@ class EvaluationRound:
         log.evaluate = {**scores, **log.evaluate}
         return dict(log.evaluate)
 
+    def whole_answers(self) -> list[int]:
+        """Return the clients whose answers are about the global model, or their own, and not about a smaller rate's."""
+        return [node_id for node_id in self.answers if self._is_whole(self.rates[node_id])]
+
     def _note_coverage(self) -> bool:
         """Note how many clients were asked and answered; return whether those are fewer than half."""
         log = self._log
@@ -244,7 +248,7 @@ class EvaluationRound:
             if self._whole:  # an app without evaluation covers nothing
                 log.evaluate.pop("coverage", None)
             return False
-        whole = sum(self._is_whole(self.rates[node_id]) for node_id in self.answers)
+        whole = len(self.whole_answers())
         log.evaluate["coverage"] = whole / len(self._present)
         counts = [(len(self.answers), len(asked)), (whole, sum(asked.values()))]
         log.evaluate_answers, log.evaluate_asked = min(

@@ -186,7 +186,8 @@ class LocalGrid(QueuedGrid):
     or the death of its process, becomes an error reply, as with Flower's other backends, and the grid goes on. Clients
     use one torch thread. Messages do not expire: their ``ttl`` is not looked at.
 
-    Use it as a context manager, or call ``close``.
+    Use it as a context manager, or call ``close``. Until then, or until ``set_run`` begins another run, nodes keep what
+    clients leave in ``Context.state``.
 
     Parameters
     ----------

@@ -24,7 +24,8 @@ class Windowed(Relay):
     of clients needs memory for ``window`` of them, if the strategy adds replies up as they come. More are sent when
     half of the window is free, so that a ``LocalGrid`` has messages to group.
 
-    Everything else is done by the other grid, which the caller has to close.
+    Everything else is done by the other grid, which the caller has to close: ``push_messages`` too, by which rounds
+    with spare clients send theirs, all at once.
 
     Parameters
     ----------

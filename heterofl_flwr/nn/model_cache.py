@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 import threading
 from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
@@ -27,13 +28,14 @@ def fresh_model(build: Build, rate: float) -> nn.Module:
     """Return a model of a rate as if just built; the global random generators stay as they are.
 
     It is kept from earlier messages, as long as ``build`` itself exists, with buffers, gradients, modes and device set
-    back. One with other layers, hooks or attributes than when it was built is built anew. Parameters that are
-    exchanged keep their values, or have none: load some.
+    back. One with other layers, hooks or attributes than when it was built is built anew, and so is one that somebody
+    still holds. Parameters that are exchanged keep their values, or have none: load some.
     """
     models, _ = _find_memory(build)
     kept = models.get(rate)
-    if kept is None or not kept.renew():
+    if kept is None or kept.references() > kept.idle or not kept.renew():
         kept = models[rate] = _CachedModel(_build(build, rate))
+        kept.idle = kept.references()  # only now, as nothing but the cache holds it
     models.move_to_end(rate)
     while len(models) > _KEPT_MODELS:
         models.popitem(last=False)
@@ -73,6 +75,11 @@ class _CachedModel:
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._places = self._find_places()
         self._contents = _Contents(model)
+        self.idle = 0
+
+    def references(self) -> int:
+        """Return how many references there are to the model, its own among them."""
+        return sys.getrefcount(self.model)
 
     @torch.no_grad()
     def renew(self) -> bool:

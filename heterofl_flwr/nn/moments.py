@@ -11,7 +11,7 @@ import torch
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError, ShapeError
 
-_AT = "@"  # stands before the window in the name of a layer
+_AT = ".."  # stands before the window in the name of a layer, where torch has no two dots
 
 _PARTS = ("count", "first", "second")
 

@@ -6,7 +6,8 @@ from itertools import chain
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.fidelity import Fidelity, Variant
@@ -65,9 +66,10 @@ def collect_moments(
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode, whose batch norm layers use these statistics.
 
-    The model itself stays as it is. A layer that the data never reached keeps the statistics it had.
+    The model itself stays as it is. A layer that the data never reached keeps the statistics it had; instance norm
+    normalises by example, as in training.
     """
-    static = copy_exchanged(model).eval()
+    static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
     check_layers(moments, {name: layer.num_features for name, layer in layers.items()})
     for name, layer in layers.items():
@@ -79,6 +81,25 @@ def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
             layer.running_var = variance.to(place)
             layer.num_batches_tracked = torch.tensor(moments.layers[name].count, device=place.device)
     return static
+
+
+def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> nn.Module:
+    """Return the model, or a copy where norm layers of a kind have running statistics, without them.
+
+    No running statistics travel, so those are a fresh model's and mean nothing. Without any, a layer normalises by
+    batch, or by example, in evaluation too.
+    """
+
+    def found(own: nn.Module) -> list[_NormBase]:
+        layers = [layer for layer in own.modules() if isinstance(layer, kind)]
+        return [layer for layer in layers if layer.running_mean is not None]
+
+    if found(model):
+        model = copy_exchanged(model)
+        for layer in found(model):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return model
 
 
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:

@@ -20,7 +20,7 @@ from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.profile import build_and_profile
-from heterofl_flwr.nn.static_norm import batch_norms, with_static_norm
+from heterofl_flwr.nn.static_norm import batch_norms, with_static_norm, without_statistics
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import reading, to_json, write_atomic
 
@@ -227,12 +227,12 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     moments = folder.models / f"{name}.moments.safetensors"
     if moments.exists():
         return with_static_norm(model, Moments.from_tensors(_load_tensors(moments)))
-    if any(layer.running_mean is None for layer in batch_norms(model).values()):
+    if batch_norms(model):
         raise ConfigError(
             f"model {name} of {folder.path} has batch norm that was not measured: let the run evaluate each level's "
             f'model in its last round (evaluate.levels=last, or Evaluation(levels="last"))'
         )
-    return model.eval()
+    return without_statistics(model).eval()
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -138,7 +138,7 @@ class SampleSettings(Group):
     spare: NotNegative = setting(
         0.0,
         "share of clients that are asked to train beyond those that are needed; a round ends as soon as enough "
-        "have answered, so which of them count is no longer the same in each run",
+        "have answered, so which of them count is no longer the same in each run, and engine.window does not hold",
     )
     min_nodes: Count = setting(2, "nodes to wait for before the first round; 'heterofl run' waits for all")
     min_replies: types.Replies = setting(

@@ -1,6 +1,6 @@
 """HeteroFL as a strategy of Flower's Message API."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Unpack
@@ -119,6 +119,14 @@ class HeteroFL(EngineView, Strategy):
         """
         if not 1 <= first_round <= num_rounds + 1:
             raise ConfigError(f"first_round is {first_round}; expected 1 to one after the last round, {num_rounds}")
+        if initial_arrays is None and first_round > 1:
+            raise ConfigError(
+                f"first_round is {first_round} without initial_arrays, so it would begin with a fresh model; give "
+                f"those that the run had after round {first_round - 1}"
+            )
+        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        for config in configs:
+            messages.check_own_keys(config)
         self.summary()
         self.engine.num_rounds, self._timeout = num_rounds, timeout
         if first_round == 1:
@@ -127,7 +135,6 @@ class HeteroFL(EngineView, Strategy):
             initial_arrays = messages.move_to_record(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays  # else this frame would keep them to the end of the run
-        configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         guarded = guard(grid, self.largest_reply)
         Rounds(self, guarded, result, first_round, num_rounds, timeout, configs, evaluate_fn).run()
         return result
@@ -146,6 +153,7 @@ class HeteroFL(EngineView, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return a message for each client of the round, with its slice and its rate."""
+        messages.check_own_keys(config)
         slices = Slices(self.federation, arrays)
         nodes = available_nodes(grid, self.engine, self._timeout)
         self._round = current = Round(self.engine, server_round, nodes, slices.state)
@@ -210,6 +218,7 @@ class HeteroFL(EngineView, Strategy):
         evaluation = self.options.evaluation
         if not self.options.sampling.fraction_evaluate or not evaluation.due(server_round, self.engine.num_rounds):
             return []
+        messages.check_own_keys(config)
         nodes = available_nodes(grid, self.engine, self._timeout)
         rule, roll_by = self.options.transfer.slice_rule, self.options.transfer.roll_by
         # Only who has the whole model can cut other slices than prefixes.
@@ -279,7 +288,7 @@ class HeteroFL(EngineView, Strategy):
         read_each(self._sent, replies, read, refuse)
         self._sent, self._evaluation = [], None
         current.close()
-        return self._aggregated(function, current.answers, self.log.evaluate) if current.answers else None
+        return self._aggregated(function, current.whole_answers(), self.log.evaluate) if current.answers else None
 
     def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
         """Keep what a metrics function is to see of a reply: all records but those of parameters."""
@@ -288,9 +297,11 @@ class HeteroFL(EngineView, Strategy):
                 {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
             )
 
-    def _aggregated(self, function: MetricsFn | None, node_ids: Iterable[int], means: dict[str, float]) -> MetricRecord:
+    def _aggregated(
+        self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]
+    ) -> MetricRecord:
         """Return what a metrics function computes from some clients' replies, and note it; without one, the means."""
-        if function is None:
+        if function is None or not node_ids:
             return MetricRecord(dict(means))
         found = function([self._replied[node_id] for node_id in node_ids], self.records.weighted_by_key)
         self.log.note_computed(means, found)

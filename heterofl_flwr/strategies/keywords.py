@@ -42,7 +42,8 @@ class RecordOptions:
     ----------
     train_metrics_aggr_fn, evaluate_metrics_aggr_fn
         As in ``FedAvg``: from what clients replied, and ``weighted_by_key``, to metrics. Records of parameters are left
-        out, for they are dropped as soon as they are added up. None: the means, weighted by examples.
+        out, for they are dropped as soon as they are added up, and so are replies of clients that evaluate a smaller
+        rate's model alone. None: the means, weighted by examples.
     weighted_by_key
         As in ``FedAvg``: the metric by which means are weighted, and parameters too with ``weights="examples"``.
     arrayrecord_key, configrecord_key
@@ -189,9 +190,7 @@ def build_federation(build: Build, mix: str | Mix, keywords: Mapping[str, Any], 
 
 def build_classic_federation(build: Build, mix: str | Mix, keywords: Mapping[str, Any]) -> Federation:
     """Return the federation that the arguments of the classic strategy describe."""
-    for name in keywords.keys() & NOT_CLASSIC.keys():
-        if name not in DEFAULTS or keywords[name] != DEFAULTS[name]:
-            raise ConfigError(f"the classic API has no {name}: {NOT_CLASSIC[name]}")
+    _check_classic(keywords)
     own = {name: value for name, value in keywords.items() if name not in DEFAULTS}
     for name, new in CLASSIC.items():
         value = own.pop(name, None)
@@ -199,4 +198,14 @@ def build_classic_federation(build: Build, mix: str | Mix, keywords: Mapping[str
             raise ConfigError(f"{name} and {new} are the same option: give one of them")
         if value is not None:
             own[new] = value
-    return build_federation(build, mix, own, ClassicKeywords)
+    federation = build_federation(build, mix, own, ClassicKeywords)
+    transfer, sampling = federation.options.transfer, federation.options.sampling
+    _check_classic({"upload": transfer.upload, "shared": tuple(transfer.shared), "spare": sampling.spare})
+    return federation
+
+
+def _check_classic(options: Mapping[str, object]) -> None:
+    """Raise ``ConfigError`` for an option that the classic API has no place for, unless it changes nothing."""
+    for name in options.keys() & NOT_CLASSIC.keys():
+        if name not in DEFAULTS or options[name] != DEFAULTS[name]:
+            raise ConfigError(f"the classic API has no {name}: {NOT_CLASSIC[name]}")

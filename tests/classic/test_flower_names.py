@@ -3,7 +3,7 @@
 import pytest
 from flwr.server.strategy import FedAvg
 
-from heterofl_flwr import RoundCallback
+from heterofl_flwr import RoundCallback, Sampling, Transfer
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.errors import ConfigError
 from tests.classic.fakes import Fake, evaluate_all, fit_all, manager_of
@@ -81,6 +81,8 @@ def test_failures_that_are_not_accepted_leave_the_model_as_it_is():
         ({"devices": None}, "no devices: simulated devices go around a grid"),
         ({"callbacks": [RoundCallback()]}, r"no callbacks: .* use heterofl_flwr\.HeteroFL"),
         ({"spare": 0.5}, "no spare: it waits for all clients"),
+        ({"sampling": Sampling(spare=0.5)}, "no spare: it waits for all clients"),
+        ({"transfer": Transfer(upload="int8")}, "no upload: it sends parameters as they are"),
         ({"shared": ("hidden.*",)}, "none can stay with a client"),
         ({"upload": "int8"}, r"no upload: it sends parameters as they are; use heterofl_flwr\.HeteroFL"),
         ({"fraction_fit": 0.5, "fraction_train": 0.5}, "fraction_fit and fraction_train are the same option"),
@@ -93,6 +95,14 @@ def test_what_the_classic_api_has_no_place_for_is_refused(options, fault):
 
 def test_what_it_has_no_place_for_may_be_given_where_it_changes_nothing():
     HeteroFL(build, callbacks=(), upload="float32", shared=("*",), spare=0.0)
+
+
+@pytest.mark.parametrize("key", ["task", "rate", "seed"])
+def test_a_users_config_cannot_have_the_keys_by_which_clients_are_told_what_to_do(key):
+    strategy = HeteroFL(build, "a1", on_fit_config_fn=lambda server_round: {"lr": 0.1, key: 1})
+    manager = manager_of(Fake("0", 1.0), Fake("1", 1.0))
+    with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, as my-{key}"):
+        strategy.configure_fit(1, strategy.initialize_parameters(manager), manager)
 
 
 def test_an_unknown_argument_is_refused_by_name():

@@ -51,7 +51,7 @@ def test_parameters_of_another_model_are_refused():
 
 def test_instructions_share_one_packet_a_level_and_have_configs_of_their_own():
     def asked(server_round):
-        return {"epochs": 2 * server_round, "rate": 0.9}
+        return {"epochs": 2 * server_round}
 
     _, _, _, instructions = begin(
         clients(4), seed=5, server_round=3, learning_rate=multi_step(0.1, [2]), on_fit_config_fn=asked

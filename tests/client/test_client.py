@@ -89,6 +89,13 @@ class TestSubmodel:
         hidden = model.norm(model.hidden(inputs(3)))
         torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
+    def test_one_that_somebody_holds_does_not_change_with_the_next(self):
+        message = instruction()
+        model, before = submodel(message, build), submodel(message, build)
+        nn.init.constant_(model.classifier.weight, 5.0)
+        assert not torch.equal(before.classifier.weight, model.classifier.weight)
+        assert equal(dict(before.named_parameters()), message.content["arrays"].to_torch_state_dict())
+
     def test_the_seed_says_what_it_is_for(self):
         seeds = {
             seed_of(instruction(seed=seed, server_round=server_round, partition=partition))
@@ -171,6 +178,15 @@ class TestModelsToEvaluate:
             assert all(not model.training for model in at_once)
             for output, model in zip(one_by_one, at_once, strict=True):
                 assert torch.equal(output, model(inputs(1)))
+
+    def test_what_a_client_kept_is_in_each_of_them(self):
+        shared = {"shared": ["hidden.*"], "global_rate": 1.0}
+        state = {name: own for name, own in state_of(1.0).items() if name.startswith("hidden")}
+        own = {name: one for name, one in state_of(1.0, fill=5.0).items() if name not in state}
+        message = instruction(kind="evaluate", rates=list(self.RATES), state=state, **shared)
+        found = dict(models_to_evaluate(message, build, own))
+        assert [found[rate].classifier.weight.unique().tolist() for rate in self.RATES] == [[5.0]] * 3
+        assert torch.equal(found[1.0].hidden.weight, state["hidden.weight"])
 
     def test_without_rates_it_is_the_rate_of_the_message(self):
         assert [rate for rate, _ in models_to_evaluate(instruction(0.5, "evaluate"), build)] == [0.5]
@@ -352,6 +368,16 @@ class Running(nn.Module):
 
     def forward(self, x):
         return self.norm(x)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_instance_norm_normalises_by_example_in_evaluation_too(batch_norm):
+    layers = [nn.BatchNorm1d(2)] if batch_norm else []
+    model = nn.Sequential(nn.InstanceNorm1d(2, track_running_stats=True), *layers)
+    moments = collect_moments(model, [torch.randn(9, 2, 5)]) if batch_norm else None
+    output = for_evaluation(model, moments)[0](torch.randn(9, 2, 5) + 5)
+    torch.testing.assert_close(output.mean(2), torch.zeros(9, 2), atol=1e-5, rtol=0)
+    assert model[0].running_mean is not None
 
 
 def test_for_evaluation_leaves_the_model_itself_as_it_is():

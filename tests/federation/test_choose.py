@@ -11,6 +11,7 @@ from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.client import load_parameters, models_to_evaluate, reply
 from heterofl_flwr.core.slice_rules import evaluated_windows, make_window
+from heterofl_flwr.nn.moments import Moments, build_layer_moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.settings import from_flat
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play
@@ -70,6 +71,15 @@ def test_it_is_a_setting():
     task = Task(from_flat({"server.choose": "rolling", "server.roll-by": 6}))
     transfer = make_strategy(task, ()).options.transfer
     assert (transfer.slice_rule, transfer.roll_by) == ("rolling", 6)
+
+
+def test_moments_of_slices_are_told_apart_whatever_a_layer_is_called():
+    one, other = (
+        Moments("paper", {"bn@1": build_layer_moments("paper", 1, values, values)}) for values in torch.eye(2)
+    )
+    joined = join_windows({0: one, 3: other})
+    assert torch.equal(joined.of_window(0).layers["bn@1"].first, one.layers["bn@1"].first)
+    assert torch.equal(joined.of_window(3).layers["bn@1"].first, other.layers["bn@1"].first)
 
 
 def test_a_window_that_moves_on_by_more_is_trained_and_evaluated_where_it_was():

@@ -56,10 +56,12 @@ def test_levels_are_cut_out_of_what_is_sent_once():
 LEVELS = {0: "a", 1: "b", 2: "e", 3: "b"}
 
 
-def capable(nodes=LEVELS, fraction=1.0, mix="a1-b1-c1", **options):
+def capable(nodes=LEVELS, fraction=1.0, mix="a1-b1-c1", metrics=None, **options):
     node_config = {number: {"level": level} for number, level in nodes.items()}.__getitem__
     with Watched(make_app(), len(nodes), node_config=node_config) as grid:
-        strategy = HeteroFL(build, mix, fraction_evaluate=fraction, evaluation=Evaluation(nodes="capable", **options))
+        evaluation = Evaluation(nodes="capable", **options)
+        more = {"evaluation": evaluation, "evaluate_metrics_aggr_fn": metrics}
+        strategy = HeteroFL(build, mix, fraction_evaluate=fraction, **more)
         strategy.start(grid, num_rounds=1)
         asked = {grid.partition_of(m): list(m.content["config"]["rates"]) for m in grid.of("evaluate")}
     return strategy, asked
@@ -78,6 +80,16 @@ def test_capable_nodes_evaluate_the_levels_that_they_can_hold_apart_from_the_glo
     assert strategy.log.evaluate["local-accuracy"] == 1.0  # of partition 0, which alone held the global model
     assert strategy.log.evaluate_by_level["b"]["local-accuracy"] == pytest.approx((2 / 2 + 4 / 4) / (2 + 4))
     assert set(strategy.log.evaluate_by_level["a"]) == {"output"}
+
+
+def test_a_users_metrics_function_sees_what_is_said_of_the_global_model_alone():
+    def count(records, key):
+        return MetricRecord({"clients": len(records), "local-accuracy": records[0]["metrics"]["local-accuracy"]})
+
+    strategy, asked = capable(levels=True, metrics=count)
+    assert len(asked) == 3
+    assert (strategy.log.evaluate["clients"], strategy.log.evaluate["local-accuracy"]) == (1, 1.0)
+    assert "clients" not in capable({0: "b", 1: "c"}, levels=True, metrics=count)[0].log.evaluate
 
 
 def test_where_no_node_is_capable_the_run_goes_on(caplog):

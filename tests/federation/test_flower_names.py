@@ -9,9 +9,20 @@ from flwr.serverapp.strategy import FedAvg
 
 from heterofl_flwr import Evaluation, HeteroFL, Hybrid, Sampling
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.strategies.keywords import GROUPS, Keywords, RecordOptions
-from tests.federation.tiny import Watched, add_one, bare_reply, build, build_normed, config, equal, make_app, play
+from tests.federation.tiny import (
+    Watched,
+    add_one,
+    bare_reply,
+    build,
+    build_normed,
+    config,
+    equal,
+    judge,
+    make_app,
+    play,
+)
 
 
 def plain_train(message, context):
@@ -127,9 +138,23 @@ def test_replies_are_read_under_any_name_of_their_records():
         answer = add_one(message, context)
         answer.content["model"] = answer.content.pop("arrays")
         answer.content["settings"] = answer.content.pop("config")
+        return rename(answer)
+
+    def rename(answer):
+        answer.content["numbers"] = answer.content.pop("metrics")
         return answer
 
-    assert play(make_app(train), "a1-c1", 4).log.failures == {}
+    log = play(make_app(train, lambda *asked: rename(judge(*asked))), "a1-c1", 4, evaluation=Evaluation()).log
+    assert (log.failures, log.evaluate_failures) == ({}, {})
+    assert log.train["loss"] > 0
+    assert log.evaluate["local-accuracy"] > 0
+
+
+@pytest.mark.parametrize("which", ["train_config", "evaluate_config"])
+@pytest.mark.parametrize("key", ["clip", "seed", "shared", "upload", "windows"])
+def test_a_users_config_cannot_have_the_keys_by_which_clients_are_told_what_to_do(which, key):
+    with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, as my-{key}"):
+        play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
 
 
 def test_options_may_be_given_in_groups_or_alone():

@@ -57,11 +57,11 @@ def test_levels_get_their_rate_and_share_one_record_each():
 
 
 def test_every_message_has_a_config_of_its_own_and_keeps_the_callers_keys():
-    asked = ConfigRecord({"epochs": 3, "rate": 0.9})
+    asked = ConfigRecord({"epochs": 3})
     sent = run(3, train_config=asked, seed=5, num_rounds=2, learning_rate=multi_step(0.1, [1])).grid.of("train")
     configs = [dict(message.content["config"]) for message in sent]
     assert len({id(message.content["config"]) for message in sent}) == 6
-    assert asked == ConfigRecord({"epochs": 3, "rate": 0.9})
+    assert asked == ConfigRecord({"epochs": 3})
     assert configs[0] == {
         "heterofl-schema": 1,
         "epochs": 3,
@@ -229,6 +229,14 @@ def test_a_global_rate_below_one_is_the_mixs_largest():
 def test_a_first_round_out_of_range_is_refused(first_round):
     with LocalGrid(make_app(), 2) as grid, pytest.raises(ConfigError, match=f"first_round is {first_round}"):
         HeteroFL(build).start(grid, num_rounds=3, first_round=first_round)
+
+
+def test_a_run_that_goes_on_needs_what_it_had():
+    with (
+        LocalGrid(make_app(), 2) as grid,
+        pytest.raises(ConfigError, match="give those that the run had after round 2"),
+    ):
+        HeteroFL(build).start(grid, num_rounds=3, first_round=3)
 
 
 def test_initial_arrays_of_another_model_are_refused():

@@ -74,11 +74,23 @@ def look(model):
 def test_what_can_be_set_back_is_given_out_again(use):
     model = fresh_model(Full, 1.0)
     use(model)
-    assert fresh_model(Full, 1.0) is model
+    number = id(model)
+    del model
+    model = fresh_model(Full, 1.0)
+    assert id(model) == number
     assert all(own.requires_grad and own.grad is None and own.device.type == "cpu" for own in model.parameters())
     fresh_buffers = dict(Full(1.0).named_buffers())
     assert all(torch.equal(own, fresh_buffers[name]) for name, own in model.named_buffers())
     assert all(module.training for module in model.modules())
+
+
+def test_a_model_that_somebody_holds_is_never_given_out_again():
+    model = fresh_model(Full, 1.0)
+    values = parameters_to_vector(model.parameters()).clone()
+    other = fresh_model(Full, 1.0)
+    assert other is not model
+    measure(other)
+    assert torch.equal(parameters_to_vector(model.parameters()), values)
 
 
 def test_layers_that_are_frozen_when_built_stay_so():
@@ -96,14 +108,15 @@ def test_layers_that_are_frozen_when_built_stay_so():
 def test_few_models_are_kept_one_for_each_rate_function_and_thread():
     models = {id(fresh_model(own, rate)) for own in (Tiny, build_normed) for rate in (1.0, 0.5)}
     assert len(models) == 4
-    first = fresh_model(Tiny, 1.0)
+    first = id(fresh_model(Tiny, 1.0))
     with ThreadPoolExecutor(1) as pool:  # clients may run in threads of one process, as ``start_client`` in a notebook
-        assert pool.submit(fresh_model, Tiny, 1.0).result() is not first
-    assert fresh_model(Tiny, 1.0) is first
+        assert id(pool.submit(fresh_model, Tiny, 1.0).result()) != first
+    assert id(fresh_model(Tiny, 1.0)) == first
+    kept = ref(fresh_model(Tiny, 1.0))
     for number in range(1, 40):
-        recent = fresh_model(Tiny, number / 100)
-    assert fresh_model(Tiny, 1.0) is not first
-    assert fresh_model(Tiny, 0.39) is recent
+        recent = id(fresh_model(Tiny, number / 100))
+    assert kept() is None
+    assert id(fresh_model(Tiny, 0.39)) == recent
 
 
 def swap(model):
@@ -145,9 +158,12 @@ CHANGES = {
 def test_a_model_that_came_back_otherwise_is_built_anew(change):
     model = fresh_model(Full, 0.5)
     change(model)
-    again = fresh_model(Full, 0.5)
-    assert again is not model
-    assert fresh_model(Full, 0.5) is again
+    gone = ref(model)
+    del model
+    again = id(fresh_model(Full, 0.5))
+    gc.collect()
+    assert gone() is None  # so it cannot be this one
+    assert id(fresh_model(Full, 0.5)) == again
 
 
 def test_a_model_of_which_nothing_can_be_told_is_never_given_out_again():
@@ -156,7 +172,10 @@ def test_a_model_of_which_nothing_can_be_told_is_never_given_out_again():
             super().__init__(2, 2)
             self.stream = (number for number in range(3))
 
-    assert fresh_model(Odd, 1.0) is not fresh_model(Odd, 1.0)
+    first = ref(fresh_model(Odd, 1.0))
+    fresh_model(Odd, 1.0)
+    gc.collect()
+    assert first() is None
 
 
 def test_models_go_with_the_function_that_builds_them():
