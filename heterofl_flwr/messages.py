@@ -61,6 +61,7 @@ FAMILY = "family"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
+RUN_KEY = "run-key"
 
 RESERVED = frozenset(
     {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOWS, MOMENTS_KIND, UPLOAD, CLIP, SHARED, FAMILY, WORK}

@@ -1,5 +1,6 @@
 """The ClientApp behind ``flwr run``: trains and evaluates our models on a client's part of a data set."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -65,13 +66,12 @@ def _answer(cohort: Sequence[Instruction]) -> list[Message]:
     """Train clients of one rate, and return their replies."""
     replies = []
     for instruction, (model, result) in zip(cohort, _train(cohort), strict=True):
-        labels = instruction.task.counts_labels and instruction.task.settings.train.labels == "sent"
         replies.append(
             reply(
                 instruction.message,
                 model,
                 num_examples=result.examples,
-                labels=instruction.data[2] if labels else None,
+                labels=instruction.data[2] if instruction.task.sends_labels else None,
                 metrics={"loss": result.loss, "accuracy": result.accuracy},
             )
         )
@@ -159,11 +159,13 @@ def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[obje
         model,
         split,
         classes=torch.tensor(classes),
-        fill="zero" if task.masked else "none",
+        fill=task.settings.train.mask_fill,
         seed=instruction.seed,
         perplexity_kind=task.settings.fidelity.perplexity,
     )
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
+    if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf
+        del metrics["local-loss"]
     if task.settings.evaluate.metric:
         function = load_function(task.settings.evaluate.metric, "evaluate.metric")
         with torch.inference_mode():
@@ -201,31 +203,35 @@ def learn_message(message: Message, context: Context) -> Message:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
     peers = messages.read_tensors(record)[messages.POSTERIORS].to(task.device)
     split, _, classes = instruction.data
-    model = instruction.load_model() if task.personal else _load_waiting_slice(instruction)
+    trained = None if task.personal else _take_waiting_slice(instruction)
+    model = instruction.load_model()
     temperature = instruction.value(messages.TEMPERATURE, float)
     distill = task.settings.distill.as_options(DistillOptions, temperature=temperature)
     divergence = learn_from_peers(
-        instruction.training_job(model), _load_seed_examples(instruction), peers, instruction.options, distill
+        instruction.training_job(model),
+        _load_seed_examples(instruction),
+        peers,
+        instruction.options,
+        distill,
+        trained=trained,
     )
     instruction.keep_own(model)
-    labels = classes if task.counts_labels and not task.personal else None
+    labels = classes if task.sends_labels and not task.personal else None
     return reply(message, model, num_examples=len(split), labels=labels, metrics={"divergence": divergence})
 
 
-def _load_waiting_slice(instruction: Instruction) -> nn.Module:
+def _take_waiting_slice(instruction: Instruction) -> dict[str, torch.Tensor]:
     """Return the slice that waits; the message then brings what it was before, as an instruction to train does."""
     server_round, content = instruction.value(messages.SERVER_ROUND, int), instruction.message.content
     waiting, received, since = (instruction.context.state.pop(name, None) for name in (WAITING, RECEIVED, SINCE))
     current = isinstance(since, ConfigRecord) and since[messages.SERVER_ROUND] == server_round
-    if not current or waiting is None or received is None:
+    if not current or not isinstance(waiting, ArrayRecord) or received is None:
         raise HeteroFLError(
             f"this node has no slice that it trained in round {server_round}: it was started anew between the two "
             f"exchanges of the round; it takes part again when it is next drawn"
         )
-    content[messages.ARRAYS] = waiting
-    model = instruction.load_model()
     content[messages.ARRAYS] = received
-    return model
+    return messages.read_tensors(waiting, "this node's context")
 
 
 def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:

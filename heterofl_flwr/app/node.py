@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -42,14 +43,24 @@ _RECORD = "own"
 Value = TypeVar("Value", int, float, str)
 
 
-def _state_folder(context: Context, partition: int) -> Path | None:
-    folder = context.node_config.get(NODE_STATES)
-    return Path(str(folder)) / f"{partition:05d}" if folder else None
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose own parameters a node keeps: a client's in a run, which stays the same when the run is resumed."""
+
+    partition: int
+    run_key: int | None = None  # an older server sends none
+
+    def folder(self, context: Context) -> Path | None:
+        """Return where they are, if the node has a folder: of another run they would fit too, and mean nothing."""
+        if not (folder := context.node_config.get(NODE_STATES)):
+            return None
+        run = "" if self.run_key is None else f"{self.run_key:016x}"
+        return Path(str(folder)) / run / f"{self.partition:05d}"
 
 
-def read_own_state(context: Context, partition: int, before: int) -> State | None:
+def read_own_state(context: Context, owner: Owner, before: int) -> State | None:
     """Return a client's own parameters as the rounds before one have left them; None if there are none yet."""
-    folder = _state_folder(context, partition)
+    folder = owner.folder(context)
     if folder is None:
         record = context.state.get(_RECORD)
         return messages.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
@@ -65,9 +76,9 @@ def read_own_state(context: Context, partition: int, before: int) -> State | Non
         ) from error
 
 
-def keep_own_state(context: Context, partition: int, server_round: int, state: dict[str, Tensor], every: int) -> None:
+def keep_own_state(context: Context, owner: Owner, server_round: int, state: dict[str, Tensor], every: int) -> None:
     """Keep the own parameters that a round ended with; the run has a checkpoint after each ``every`` rounds."""
-    folder = _state_folder(context, partition)
+    folder = owner.folder(context)
     if folder is None:
         context.state[_RECORD] = ArrayRecord(dict(state))
         return
@@ -104,6 +115,12 @@ class Instruction:
     def seed(self) -> int:
         """A function of the run's seed, the round and the client."""
         return seed_of(self.message)
+
+    @property
+    def owner(self) -> Owner:
+        """Whose own parameters this node keeps."""
+        run_key = messages.read_optional(self.config, messages.RUN_KEY, int)
+        return Owner(self.value(messages.PARTITION, int), run_key)
 
     @property
     def options(self) -> TrainOptions:
@@ -148,15 +165,14 @@ class Instruction:
         if self.task.personal:
             after = self.message.metadata.message_type not in OPENS_ROUND
             server_round = self.value(messages.SERVER_ROUND, int)
-            own = read_own_state(self.context, self.value(messages.PARTITION, int), server_round + after)
+            own = read_own_state(self.context, self.owner, server_round + after)
         return submodel(self.message, self.build, own, seed_torch=True).to(self.task.device)
 
     def keep_own(self, model: nn.Module) -> None:
         """Keep what stays here of a model that was trained, where clients keep parameters of their own."""
         if self.task.personal:
-            partition, server_round = (self.value(key, int) for key in (messages.PARTITION, messages.SERVER_ROUND))
-            every = self.task.settings.run.checkpoint_every
-            keep_own_state(self.context, partition, server_round, own_part(self.message, model), every)
+            server_round, every = self.value(messages.SERVER_ROUND, int), self.task.settings.run.checkpoint_every
+            keep_own_state(self.context, self.owner, server_round, own_part(self.message, model), every)
 
     def training_job(self, model: nn.Module) -> TrainingJob:
         """Return the training of a model on this client's examples, with the mask of its classes where there is one."""

@@ -2,13 +2,15 @@
 
 import logging
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from heterofl_flwr import messages
@@ -91,12 +93,18 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     if folder is not None:  # only now, when everything has been checked
         from heterofl_flwr.report import write_report  # not after hours that what draws is missing
 
-        about = {"title": f"HeteroFL on {settings.data.name}, {settings.mix}", "device": device_name(task.device)}
+        about = {
+            "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
+            "device": device_name(task.device),
+            messages.RUN_KEY: start.run_key,
+        }
         folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
         strategy.spent.keep_in(folder)
         if start.first_round > 1:
             strategy.engine.tally = Tally(one for one in folder.history() if one.server_round < start.first_round)
     strategy.federation.optimizer_state = dict(start.optimizer_state)
+    # So that nodes do not take what an earlier run left with them for this run's.
+    told = {} if start.run_key is None or not task.personal else {messages.RUN_KEY: start.run_key}
     strategy.start(
         SimulatedDevices(watched, devices, min_replies=settings.sample.min_replies) if devices else watched,
         initial_arrays=start.arrays,
@@ -105,6 +113,8 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         # Where clients have models of their own, there is none for the server to evaluate.
         evaluate_fn=CentralEvaluation(strategy, task) if settings.evaluate.central and not task.personal else None,
         first_round=start.first_round,
+        train_config=ConfigRecord(dict(told)),
+        evaluate_config=ConfigRecord(dict(told)),
     )
     if folder is not None:
         number = strategy.federation.nodes.dealt()
@@ -214,6 +224,8 @@ class Start:
     first_round: int = 1
     arrays: ArrayRecord | None = None
     optimizer_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    # Another in each run; None in one that an older version began.
+    run_key: int | None = field(default_factory=partial(secrets.randbits, 63))
     finished: str = ""
 
 
@@ -238,4 +250,10 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
         raise ConfigError(
             f"the run in {folder.path} has done {done} rounds, and num-rounds is {rounds}: ask for {done} or more"
         )
-    return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer)
+    if settings.train.exits != "last" and settings.distill.ramp and rounds != about.get("num_rounds"):
+        raise ConfigError(
+            f"num-rounds: found {rounds}, but the run in {folder.path} was to have {about.get('num_rounds')}, and "
+            f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
+        )
+    run_key = about.get(messages.RUN_KEY)
+    return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer, run_key)

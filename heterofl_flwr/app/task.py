@@ -133,6 +133,11 @@ class Task:
         return self.masked or self.settings.fidelity.label_rows == "paper"
 
     @property
+    def sends_labels(self) -> bool:
+        """Whether clients name their classes to the server."""
+        return self.counts_labels and self.settings.train.labels == "sent"
+
+    @property
     def cohort(self) -> int:
         """How many clients may train together."""
         engine = self.settings.engine

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class RunFolder:
     ``events/``         for TensorBoard
     ``models/``         each level's final model, in safetensors and JSON
     ``exports/``        what ``heterofl export`` made of the models
-    ``clients/``        what clients keep for themselves, by client and round, where parameters are not shared
+    ``clients/``        what clients keep for themselves, by run, client and round, where parameters are not shared
     ``figures/``        PNG
     ``deal.csv``        how many examples of each class each client was dealt
     ``report.html``     the page
@@ -284,9 +285,8 @@ class RunFolder:
         write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
         later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())
         # What links lead to is not of this run.
-        folders = [] if self.clients.is_symlink() else [own for own in self.clients.glob("*") if not own.is_symlink()]
-        for folder in folders:
-            later += files_by_round(folder, CLIENT_STATES).items()
+        for folder, *_ in () if self.clients.is_symlink() else os.walk(self.clients):
+            later += files_by_round(Path(folder), CLIENT_STATES).items()
         for path in [path for server_round, path in later if server_round > last_round]:
             remove(path)
 

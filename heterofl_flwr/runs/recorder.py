@@ -93,8 +93,9 @@ class Recorder(RoundCallback):
         """Write the round, and a checkpoint when it is time for one."""
         record = progress.record
         self.folder.append(record)
-        self._last, self._moments = progress, progress.moments
-        self._note_evaluation(record)
+        self._last = progress
+        if self._note_evaluation(record):
+            self._moments = progress.moments
         name = self._metric or (self.best.metric if self.best else headline(record))
         value = record.comparable.get(name) if name else None
         if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
@@ -119,9 +120,11 @@ class Recorder(RoundCallback):
             log.warning("no evaluation gave %s, so there is no best state", self._metric)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))
 
-    def _note_evaluation(self, record: RoundRecord) -> None:
-        if record.evaluate or record.evaluate_by_level:
+    def _note_evaluation(self, record: RoundRecord) -> bool:
+        """Keep the record of the last evaluation; return whether this is one."""
+        if evaluated := bool(record.evaluate or record.evaluate_by_level):
             self._evaluated = record
+        return evaluated
 
     def _save(self, progress: Progress) -> None:
         self._saved_round = progress.record.server_round
@@ -129,7 +132,7 @@ class Recorder(RoundCallback):
             Checkpoint(
                 server_round=self._saved_round,
                 state=progress.state,
-                moments=progress.moments,
+                moments=self._moments,
                 optimizer=progress.optimizer,
                 best=self.best,
                 random_state=self._random_state(),

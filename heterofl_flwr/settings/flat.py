@@ -214,6 +214,7 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Rule]:
     values: Mapping[str, tuple[object, object]] = {
         "assignment": (settings.assignment if len(settings.mix.rates) > 1 else "fix", "fix"),
         "train.upload": (settings.train.upload, "float32"),
+        "train.proximal": (settings.train.proximal, 0.0),
         "server.choose": (server.choose, "prefix"),
         "server.shared": (",".join(server.shared), ",".join(ALL)),
         "server.momentum": (server.momentum, 0.0),

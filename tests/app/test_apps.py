@@ -99,6 +99,14 @@ def test_a_resume_that_has_nothing_to_do_or_is_rejected_changes_nothing(tmp_path
     assert rounds_of(run(**settings, num_rounds=3, run__resume=True)) == [3]
 
 
+def test_a_run_whose_weights_depend_on_its_number_of_rounds_goes_on_to_that_number_alone(tmp_path):
+    settings = {"clients": 2, "run__dir": str(tmp_path), "model__hidden": "4,6", "mix": "a1-b1"}
+    settings |= {"model__shrink": "depth", "train__exits": "mutual", "distill__ramp": 0.5}
+    run(**settings, num_rounds=2)
+    with pytest.raises(ConfigError, match=r"num-rounds: found 4, but the run in .* was to have 2, and distill\.ramp"):
+        run(**settings, num_rounds=4, run__resume=True)
+
+
 def test_a_run_that_died_before_its_first_checkpoint_is_resumed_from_the_beginning(tmp_path, monkeypatch):
     settings = {"clients": 2, "num_rounds": 2, "run__checkpoint_every": 2, "run__dir": str(tmp_path / "run")}
 

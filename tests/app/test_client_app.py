@@ -81,9 +81,10 @@ def test_one_client_without_data_costs_the_others_nothing(monkeypatch, sizes):
     assert "its disk is gone" in record.failures[2]
 
 
-def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None):
+def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None, **changes):
     """Return messages to train, and their nodes' contexts."""
-    task = load_task(SMALL)
+    settings = {**SMALL, **changes}
+    task = load_task(settings)
     config = {wire.SEED: 0, wire.SERVER_ROUND: 1, wire.GLOBAL_RATE: 1.0}
     messages, contexts = [], []
     for partition, (rate, learning_rate) in enumerate(zip(rates, learning_rates, strict=True)):
@@ -91,7 +92,7 @@ def asked(rates=(1.0, 1.0), learning_rates=(0.1, 0.1), arrays=None):
         told = {**config, wire.RATE: rate, wire.PARTITION: partition, wire.LEARNING_RATE: learning_rate}
         content = RecordDict({wire.ARRAYS: own, wire.CONFIG: wire.new_config(told)})
         messages.append(Message(content, partition + 2, "train"))
-        contexts.append(node_context(SMALL, partition_id=partition, num_partitions=CLIENTS))
+        contexts.append(node_context(settings, partition_id=partition, num_partitions=CLIENTS))
     return messages, contexts
 
 
@@ -225,6 +226,27 @@ def test_the_batches_are_a_function_of_the_round():
         first, again, later = answer(grid, 1), answer(grid, 1), answer(grid, 2)
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
+
+
+class Below(nn.Module):
+    """All logits are below 0, the largest that of the last class."""
+
+    def forward(self, x):
+        return (torch.arange(10.0) - 20).expand(len(x), -1)
+
+
+@pytest.mark.usefixtures("identity")
+@pytest.mark.parametrize(("fill", "answered"), [("zero", False), ("-inf", True), ("none", False)])
+def test_local_metrics_have_the_mask_of_training(fill, answered):
+    instruction = Instruction(*(own[0] for own in asked((1.0,), (0.1,), **{"train.mask-fill": fill})))
+    _, test, classes = instruction.data
+    absent = [number for number in range(10) if number not in classes]
+    found = client_app._evaluate(instruction, Below(), classes)
+    answer = max(classes) if answered or (fill == "none" and 9 in classes) else -1
+    expected = (test.targets == answer).float().mean().item()
+    assert found["local-accuracy"] == pytest.approx(expected)
+    foreign = client_app._evaluate(instruction, Below(), absent)
+    assert ("local-loss" in foreign) == (fill != "-inf")
 
 
 def test_a_levels_metrics_are_the_means_over_its_slices(monkeypatch):

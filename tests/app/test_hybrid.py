@@ -150,6 +150,15 @@ def test_a_slice_waits_in_its_node_for_the_second_exchange_alone(exchange):
     assert list(answer.content[messages.CONFIG][messages.LABELS]) == list(load_task(HYBRID).part(1, CLIENTS)[2])
 
 
+@pytest.mark.parametrize("labels", ["inferred", "none"])
+def test_classes_travel_in_neither_exchange_unless_they_are_asked_for(exchange, labels):
+    context, message = exchange
+    context.run_config["train.labels"] = labels
+    client_app.publish_message(message(messages.TRAIN_PUBLISH), context)
+    answer = client_app.learn_message(message(messages.TRAIN_LEARN), context)
+    assert messages.LABELS not in answer.content[messages.CONFIG]
+
+
 def test_a_node_that_lost_its_slice_says_so(exchange):
     context, message = exchange
     with pytest.raises(HeteroFLError, match="no slice that it trained in round 3: it was started anew"):

@@ -5,7 +5,7 @@ import torch
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
-from heterofl_flwr.app.node import NODE_STATES, keep_own_state, read_own_state
+from heterofl_flwr.app.node import NODE_STATES, Owner, keep_own_state, read_own_state
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import DEFAULTS
@@ -30,11 +30,11 @@ def node(folder=None):
 
 
 def keep(context, number, every=1):
-    keep_own_state(context, 3, number, {"weight": torch.full((2,), float(number))}, every)
+    keep_own_state(context, Owner(3), number, {"weight": torch.full((2,), float(number))}, every)
 
 
 def read(context, before, partition=3):
-    found = read_own_state(context, partition, before)
+    found = read_own_state(context, Owner(partition), before)
     return None if found is None else found["weight"][0].item()
 
 
@@ -45,6 +45,13 @@ def test_a_round_begins_with_what_the_last_one_before_it_left(tmp_path):
         keep(own, number)
     assert [read(own, number) for number in (8, 7, 5)] == [7, 4, 4]
     assert read(own, 9, partition=4) is None
+
+
+def test_another_run_in_the_same_folder_begins_with_nothing(tmp_path):
+    own, state = node(tmp_path), {"weight": torch.ones(2)}
+    keep_own_state(own, Owner(3, 7), 1, state, 1)
+    assert read_own_state(own, Owner(3, 8), 5) is None
+    assert equal(read_own_state(own, Owner(3, 7), 5), state)
 
 
 @pytest.mark.parametrize("every", [1, 5])
@@ -90,12 +97,27 @@ def test_a_resumed_run_equals_one_without_a_break(tmp_path, shared):
     whole = run(tmp_path / "whole", **{"num-rounds": 5, "server.shared": shared})
     broken = run(tmp_path / "broken", **{"num-rounds": 3, "server.shared": shared})
     # As if it had been killed after it had trained a round of which there is no checkpoint.
-    for path in list((broken / "clients").glob("*/*.safetensors")):
+    for path in list((broken / "clients").rglob("*.safetensors")):
         path.with_name("000004.safetensors").write_bytes(path.read_bytes())
     run(broken, **{"num-rounds": 5, "server.shared": shared, "run.resume": True})
     assert history_of(whole) == history_of(broken)
-    for path in (whole / "clients").rglob("*.safetensors"):
-        assert equal(load_file(path), load_file(broken / path.relative_to(whole)))
+    (ours,), (theirs,) = (list((folder / "clients").iterdir()) for folder in (whole, broken))
+    assert ours.name != theirs.name
+    for path in ours.rglob("*.safetensors"):
+        assert equal(load_file(path), load_file(theirs / path.relative_to(ours)))
+
+
+@pytest.mark.usefixtures("page")
+def test_a_second_run_does_not_begin_with_what_the_nodes_have_of_the_first(tmp_path):
+    """Nodes of a deployment name one folder for all runs."""
+    histories = []
+    for name, states in (("alone", "alone"), ("first", "nodes"), ("second", "nodes")):
+        config = {**SMALL, "num-rounds": 2, "server.shared": "", "run.dir": str(tmp_path / name)}
+        config |= {"train.lr": 0.2} if name == "first" else {}
+        kept = {NODE_STATES: str(tmp_path / f"states-{states}")}
+        run_app(config, CLIENTS, node_config=lambda partition, kept=kept: kept)
+        histories.append(history_of(tmp_path / name))
+    assert histories[2] == histories[0]
 
 
 @pytest.mark.usefixtures("page")

@@ -217,10 +217,11 @@ def test_a_broken_line_before_the_last_is_an_error(folder, record, line):
         folder.history()
 
 
-def test_rewinding_drops_later_rounds_checkpoints_and_client_states(used, records):
+@pytest.mark.parametrize("run", ["", "00000000000000ff"])  # older versions wrote all in one folder
+def test_rewinding_drops_later_rounds_checkpoints_and_client_states(used, records, run):
     used.append(records[1])
     used.save_checkpoint(Checkpoint(server_round=2, state={"w": torch.ones(1)}))
-    states = used.clients / "00001"
+    states = used.clients / run / "00001"
     states.mkdir(parents=True)
     for name in ("000001.safetensors", "000002.safetensors", "copy-000002.safetensors"):
         (states / name).touch()

@@ -85,6 +85,20 @@ def test_the_checkpoint_holds_what_the_run_needs(folder, fake):
     assert moments_by_rate({"fixed.bn.count": 1}, 0.5) == {0.5: {"fixed.bn.count": 1}}  # the global model's
 
 
+def test_moments_of_the_last_evaluation_outlive_rounds_without_one_after_a_resume(folder, fake):
+    recorder = Recorder(folder)
+    recorder.on_start(1, 3, fake.state(0))
+    recorder.on_round_end(fake.progress(1, 3, evaluate={"loss": 0.5}))
+    kept = folder.load_checkpoint().moments
+    again = Recorder(folder)
+    again.on_start(2, 3, fake.state(1))
+    again.on_round_end(replace(fake.progress(2, 3, evaluate={}, evaluate_by_level={}), moments={}))
+    found = folder.load_checkpoint()
+    assert found.server_round == 2
+    assert kept
+    assert all(torch.equal(found.moments[name], value) for name, value in kept.items())
+
+
 @pytest.mark.parametrize(("metric", "expected"), [(None, 0.7), ("loss", 0.2), ("global-accuracy", 0.7)])
 def test_the_best_state_is_that_of_the_best_round(folder, fake, metric, expected):
     recorder = Recorder(folder, metric=metric)
