@@ -239,6 +239,8 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
     resume, rounds = settings.run.resume, settings.num_rounds
     folder.check(to_flat(settings), resume=resume, **RESUMED)
     if not resume or not folder.has_checkpoint:
+        if resume and (records := folder.history()):
+            logger.warning("%s has no checkpoint: its %d rounds are done again", folder.path, len(records))
         return Start()
     checkpoint, about = folder.load_checkpoint(), folder.about()
     done = checkpoint.server_round

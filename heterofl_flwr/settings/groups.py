@@ -140,7 +140,9 @@ class SampleSettings(Group):
         "share of clients that are asked to train beyond those that are needed; a round ends as soon as enough "
         "have answered, so which of them count is no longer the same in each run, and engine.window does not hold",
     )
-    min_nodes: Count = setting(2, "nodes to wait for before the first round; 'heterofl run' waits for all")
+    min_nodes: Count = setting(
+        2, "nodes that each round waits for, sample.wait seconds at most; 'heterofl run' waits for all"
+    )
     min_replies: types.Replies = setting(
         AUTO,
         "good replies below which a round, and with it the run, fails: a number, a share of the clients that it "

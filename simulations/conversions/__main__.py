@@ -1,8 +1,8 @@
 """Convert Flower's own examples to HeteroFL by small edits, and run each beside its original.
 
-Give a checkout of Flower's repository (github.com/adap/flower, commit fdef7af). Data come from copies laid out as on
-Hugging Face's hub (``--root`` or HETEROFL_DATA); where there is none, and in place of pretrained weights, small made
-ones are used. The exit status is 0 if each example keeps to its limit of lines and learns where FedAvg learns.
+Give a checkout of Flower's repository (github.com/flwrlabs/flower, commit fdef7af). Data come from copies laid out as
+on Hugging Face's hub (``--root`` or HETEROFL_DATA); where there is none, and in place of pretrained weights, small
+made ones are used. The exit status is 0 if each example keeps to its limit of lines and learns where FedAvg learns.
 """
 
 import argparse

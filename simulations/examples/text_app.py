@@ -4,6 +4,7 @@
 Python's own modules; from 24 words in a row the model tells which module they are about.
 """
 
+import argparse
 import decimal
 import inspect
 import logging
@@ -93,5 +94,6 @@ def main(grid: Grid, context: Context) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with LocalGrid(client, num_nodes=5) as local:
         server(local, Context(local.run.run_id, 1, {}, RecordDict(), {}))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import types
 
@@ -105,6 +106,14 @@ def test_a_run_whose_weights_depend_on_its_number_of_rounds_goes_on_to_that_numb
     run(**settings, num_rounds=2)
     with pytest.raises(ConfigError, match=r"num-rounds: found 4, but the run in .* was to have 2, and distill\.ramp"):
         run(**settings, num_rounds=4, run__resume=True)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_done_again_and_says_so(tmp_path, caplog):
+    settings = {"clients": 2, "num_rounds": 2, "run__dir": str(tmp_path)}
+    run(**settings)
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert rounds_of(run(**settings, run__resume=True)) == [1, 2]
+    assert "has no checkpoint: its 2 rounds are done again" in caplog.text
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_resumed_from_the_beginning(tmp_path, monkeypatch):

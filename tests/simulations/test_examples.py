@@ -1,5 +1,7 @@
 """The examples of models that nobody wrote for this package, as Flower apps."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,15 @@ def test_an_lstm_learns_what_texts_are_about(capsys):
     assert float(last["local"].removesuffix("%")) > 50  # of three kinds of texts
     shapes = {message.content["arrays"]["lstm.weight_hh_l0_reverse"].shape for message in grid.of("train")}
     assert shapes == {(4 * width, width) for width in (64, 32, 16, 8, 4)}
+
+
+@pytest.mark.slow
+def test_an_argument_that_it_does_not_know_trains_nothing():
+    command = [sys.executable, "-m", text_app.__name__, "--rounds=9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unrecognized arguments: --rounds=9" in done.stderr
+    assert "round" not in done.stdout
 
 
 @pytest.mark.parametrize("app", [text_app, torchvision_app])

@@ -117,9 +117,11 @@ def _add_run(subparsers: Subparsers) -> None:
     what.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable")
     what.add_argument(
-        "--config", type=_path, metavar="FILE", help="settings in a TOML file; the options above go first"
+        "--config", type=_path, metavar="FILE", help="settings in a TOML file; the options above override it"
     )
-    what.add_argument("--clients", type=int, metavar="N", help="virtual clients; by default 20 for digits, else 100")
+    what.add_argument(
+        "--clients", type=int, metavar="N", help="virtual clients; by default 20 for digits, else 100; 2 with --app"
+    )
     what.add_argument("--out", type=_path, metavar="DIR", help="the run's folder; by default runs/<data>-<time>")
     what.add_argument("--resume", type=_path, metavar="DIR", help="go on with the run in this folder")
     what.add_argument("--app", type=_path, metavar="DIR", help="another Flower app, in place of this package's own")
