@@ -66,8 +66,7 @@ def collect_moments(
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
     """Return a copy of the model in evaluation mode, whose batch norm layers use these statistics.
 
-    The model itself stays as it is. A layer that the data never reached keeps the statistics it had; instance norm
-    normalises by example, as in training.
+    The model itself stays as it is. Layers that no data reached keep theirs; instance norm normalises by example.
     """
     static = copy_exchanged(without_statistics(model, _InstanceNorm)).eval()
     layers = batch_norms(static)
