@@ -55,17 +55,17 @@ class CentralEvaluation:
 def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
     run, strategy = task.settings.run, task.settings.server.strategy
+    metric = run.metric or None  # without one, the recorder and early stopping follow the same
     found: list[RoundCallback] = []
     if folder is not None:
         builds = task.families if strategy == "hybrid" else task.build
         # The models of FedH2L have no levels, and travel nowhere.
         costs = None if strategy == "fedh2l" else Costs(builds, task.mix, task.example())
-        every, metric = run.checkpoint_every, run.metric or None
-        found.append(Recorder(folder, every, metric=metric, costs=costs, models=not task.personal))
+        found.append(Recorder(folder, run.checkpoint_every, metric=metric, costs=costs, models=not task.personal))
     if run.patience:
         # A run that is resumed must stop in the round in which it would have stopped without a break.
         history = folder.history() if folder is not None and run.resume else ()
-        found.append(EarlyStopping(run.metric or "global-accuracy", run.patience, history=history))
+        found.append(EarlyStopping(metric, run.patience, history=history))
     # Without a folder the default, tensorboard, has nowhere to write.
     names = [name for name in run.callbacks if folder is not None or name != "tensorboard"]
     return found + [_build_callback(name, task, folder) for name in names]

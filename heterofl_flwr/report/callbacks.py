@@ -8,7 +8,7 @@ from typing import Any
 from heterofl_flwr.errors import ConfigError, extra
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.runs.metrics import is_better, mode_of, scalars
+from heterofl_flwr.runs.metrics import headline, is_better, mode_of, scalars
 from heterofl_flwr.settings import flatten
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,9 @@ class EarlyStopping(RoundCallback):
 
     Parameters
     ----------
-    metric : str
-        A metric of evaluation, such as ``global-accuracy``.
+    metric : str | None
+        A metric of evaluation, such as ``global-accuracy``; by default that by which ``Recorder`` chooses the best
+        round: of a text the perplexity, else the accuracy, else the loss of the global model.
     patience : int | None
         Evaluations without a new best value; None for a target alone.
     mode : str | None
@@ -34,7 +35,7 @@ class EarlyStopping(RoundCallback):
 
     def __init__(
         self,
-        metric: str = "global-accuracy",
+        metric: str | None = None,
         patience: int | None = 10,
         mode: str | None = None,
         target: float | None = None,
@@ -47,14 +48,15 @@ class EarlyStopping(RoundCallback):
             raise ConfigError("early stopping needs a patience or a target")
         if patience is not None and patience < 1:
             raise ConfigError(f"early stopping: a patience of {patience} is not usable; expected 1 or more")
-        self._metric, self._patience, self._target = metric, patience, target
-        self._mode, self._history = mode or mode_of(metric), history
+        self._metric, self._patience, self._target = metric or None, patience, target
+        self._mode, self._history = mode, history
+        self._followed = self._metric
         self._best: float | None = None
         self._waited, self._warned = 0, False
 
     def on_start(self, first_round: int, num_rounds: int, state: State) -> None:
         """Count the evaluations before the first round."""
-        self._best, self._waited = None, 0
+        self._best, self._waited, self._followed = None, 0, self._metric
         for record in self._history:
             if record.server_round < first_round:
                 self._stops_after(record)
@@ -64,18 +66,21 @@ class EarlyStopping(RoundCallback):
         return self._stops_after(progress.record)
 
     def _stops_after(self, record: RoundRecord) -> bool:
-        value, target = record.evaluate.get(self._metric), self._target
-        if value is None and record.evaluate and not self._warned:
-            log.warning("early stopping waits for %s; evaluation gives %s", self._metric, ", ".join(record.evaluate))
+        self._followed = self._followed or headline(record)
+        name, target = self._followed or "", self._target
+        if name not in record.evaluate and record.evaluate and not self._warned:
+            wanted = name or "a perplexity, an accuracy or a loss"
+            log.warning("early stopping waits for %s; evaluation gives %s", wanted, ", ".join(record.evaluate))
             self._warned = True
-        value = record.comparable.get(self._metric)
+        value = record.comparable.get(name)
         if value is None:
             return False  # or it is from so few clients that it is neither a gain nor a lack of one
-        if is_better(value, self._best, self._mode):
+        mode = self._mode or mode_of(name)
+        if is_better(value, self._best, mode):
             self._best, self._waited = value, 0
         else:
             self._waited += 1
-        reached = target is not None and (value == target or is_better(value, target, self._mode))
+        reached = target is not None and (value == target or is_better(value, target, mode))
         return reached or (self._patience is not None and self._waited >= self._patience)
 
 

@@ -9,7 +9,9 @@ from heterofl_flwr.federation.evaluation import WORST_ACCURACY
 from heterofl_flwr.federation.records import RoundRecord
 
 SCOPES = ("global", "local", "worst")
-KINDS = ("accuracy", "perplexity", "loss")
+KINDS = ("perplexity", "accuracy", "loss")
+"""What models are compared by: the first that a run has. Only texts have a perplexity; they have an accuracy too."""
+UNKNOWN = "accuracy"  # the kind where a run has none of them
 
 
 class Score(NamedTuple):
@@ -37,9 +39,9 @@ def is_better(value: float, than: float | None, mode: str) -> bool:
 
 
 def headline_kind(records: Sequence[RoundRecord]) -> str:
-    """Return the kind of metric by which the run is compared: accuracy, else perplexity, else loss."""
+    """Return the kind of metric by which the run is compared: perplexity (of texts), else accuracy, else loss."""
     found = [own for record in records for own in (record.evaluate, *record.evaluate_by_level.values())]
-    return next((kind for kind in KINDS if any(name.endswith(kind) for own in found for name in own)), KINDS[0])
+    return next((kind for kind in KINDS if any(name.endswith(kind) for own in found for name in own)), UNKNOWN)
 
 
 def headline(record: RoundRecord) -> str | None:

@@ -15,6 +15,7 @@ from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.errors import ConfigError, RoundError, load_function
 from heterofl_flwr.federation import round as federation
+from heterofl_flwr.federation.records import Progress, RoundRecord
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder
 from heterofl_flwr.runs.origin import device_name
@@ -80,6 +81,15 @@ def test_a_run_stops_early_when_nothing_improves_and_is_finished(tmp_path):
     assert done < 9
     assert run(**stopped, run__resume=True) == []
     assert len(RunFolder(tmp_path).history()) == done
+
+
+def test_a_run_of_texts_stops_early_by_perplexity():
+    (stopping,) = server_app.build_callbacks(load_task({**SMALL, "run.patience": 1}), None)
+    stopping.on_start(1, 9, {})
+    for number, stops in ((1, False), (2, True)):
+        evaluate = {"global-accuracy": 0.8 + number / 100, "global-perplexity": 4.0 + number}
+        record = RoundRecord(server_round=number, seconds=1.0, learning_rate=0.1, rates={}, evaluate=evaluate)
+        assert stopping.on_round_end(Progress(record, {}, {}, {}, 9)) is stops
 
 
 def test_a_resume_that_has_nothing_to_do_or_is_rejected_changes_nothing(tmp_path, caplog):

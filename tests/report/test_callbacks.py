@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.records import Progress
-from heterofl_flwr.report import EarlyStopping, MLflow, TensorBoard, WandB
+from heterofl_flwr.report import EarlyStopping, MLflow, Recorder, TensorBoard, WandB
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.metrics import scalars
 
@@ -45,6 +45,22 @@ def test_it_stops_after_so_many_evaluations_without_a_new_best_or_at_the_target(
     assert stops_at(EarlyStopping(**options), fake, values, metric) == expected
 
 
+def test_without_a_metric_it_follows_that_by_which_the_best_round_is_chosen(fake, folder):
+    stopping, recorder = EarlyStopping(patience=2), Recorder(folder)
+    recorder.on_start(1, 9, fake.state(0))
+    for evaluations, expected in (
+        ([{"global-accuracy": 0.8 + number / 100, "global-perplexity": 4.0 + number} for number in range(4)], 3),
+        ([{"test-loss": 4.0 + number} for number in range(4)], 3),
+        ([{"global-accuracy": 0.8 + number / 100, "global-loss": 4.0 + number} for number in range(4)], None),
+    ):
+        stopping.on_start(1, 9, {})
+        rounds = [fake.progress(number, 9, evaluate=own) for number, own in enumerate(evaluations, 1)]
+        assert next((one.record.server_round for one in rounds if stopping.on_round_end(one)), None) == expected
+    texts = {"global-accuracy": 0.9, "global-perplexity": 4.0}
+    recorder.on_round_end(fake.progress(1, 9, evaluate=texts))
+    assert recorder.best.metric == "global-perplexity"
+
+
 @pytest.mark.parametrize("first", [1, 3, 5])
 def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, first):
     values = [0.5, 0.6, None, 0.55, 0.58, 0.59, 0.4]
@@ -60,6 +76,8 @@ def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, first):
 def test_a_metric_that_evaluation_lacks_is_logged_once(fake, caplog):
     assert stops_at(EarlyStopping("glbal", patience=1), fake, [0.1, 0.2, 0.3]) is None
     assert caplog.text.count("early stopping waits for glbal; evaluation gives global-accuracy") == 1
+    assert stops_at(EarlyStopping(patience=1), fake, [0.1, 0.2], metric="f1") is None
+    assert "early stopping waits for a perplexity, an accuracy or a loss; evaluation gives f1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,14 @@ def test_what_is_not_a_number_beats_nothing_and_loses_to_everything():
     [
         ({"local-accuracy": 1, "global-loss": 1, "global-accuracy": 1}, "accuracy", "global-accuracy"),
         ({"global-loss": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
+        ({"global-accuracy": 1, "local-accuracy": 1, "global-perplexity": 1}, "perplexity", "global-perplexity"),
         ({"global-loss": 1}, "loss", "global-loss"),
         ({"coverage": 1, "test-loss": 1}, "loss", "test-loss"),
         ({"coverage": 1, "f1": 1}, "accuracy", None),
         ({}, "accuracy", None),
     ],
 )
-def test_the_headline_is_accuracy_else_perplexity_else_loss(record, evaluate, kind, name):
+def test_the_headline_is_perplexity_which_texts_have_else_accuracy_else_loss(record, evaluate, kind, name):
     one = replace(record(1), evaluate=evaluate, evaluate_by_level={})
     assert headline_kind([one]) == kind
     assert headline(one) == name

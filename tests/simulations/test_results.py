@@ -242,6 +242,14 @@ def test_a_run_that_stopped_because_nothing_improved_counts(make_run, tmp_path):
     assert [one.final.mean for one in reached(own)] == [50, 50]
 
 
+def test_texts_are_judged_by_perplexity_though_they_have_an_accuracy_too(make_run, tmp_path, capsys):
+    evaluated = {1: {"global-accuracy": 0.85, "global-perplexity": 9.0, "local-perplexity": 8.0}}
+    make_run("run", evaluated | {2: {**evaluated[1], "global-perplexity": 9.5}}, num_rounds=2, data__name="wikitext2")
+    assert command.main([str(tmp_path / "runs"), "--format", "csv"]) == 0
+    found = {row["metric"]: row["best-mean"] for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    assert found == {"global-perplexity": "9.0", "local-perplexity": "8.0"}
+
+
 def test_a_run_without_its_history_or_without_evaluation_does_not_hide_the_others(make_run, tmp_path, capsys):
     lost = make_run("lost", rounds=2, num_rounds=2)
     lost.note(finished="now")
