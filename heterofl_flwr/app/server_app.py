@@ -118,6 +118,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     )
     if folder is not None:
         number = strategy.federation.nodes.dealt()
+        folder.note(clients=number or None)  # which no setting tells
         if number and (deal := task.deal(number)):
             folder.write_deal(deal)
         logger.info("Report: %s", write_report(folder))

@@ -12,6 +12,7 @@ from zlib import crc32
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.metrics import is_better, mode_of
+from heterofl_flwr.settings import CLIENTS
 from simulations.paper.printed import CLIENTS_A_ROUND, Job, differences, job_of
 from simulations.results.runs import Run, file_name, method_of, read_run, read_runs
 from simulations.tables import to_csv
@@ -60,7 +61,9 @@ class PaperRun(Run):
     def differences(self) -> tuple[str, ...]:
         """Where the run is not as published."""
         sizes = sorted({len(record.rates) for record in self.records} - {CLIENTS_A_ROUND})
-        found = differences(self.settings)
+        found, published = differences(self.settings), CLIENTS.get(self.job.data, 100)
+        if self.clients != published:
+            found = (*found, f"clients {self.clients}{INSTEAD}{published}")
         return (*found, *(f"clients a round {size} instead of {CLIENTS_A_ROUND}" for size in sizes))
 
     @cached_property

@@ -35,7 +35,7 @@ def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configurat
     places: dict[tuple[str, str], dict[Identity, list[Run]]] = {}
     for run in sorted(filter(is_finished, runs), key=lambda run: run.started):
         place = places.setdefault(run.place, {})
-        place.setdefault(_identify(run.settings, *FREE), []).append(run)
+        place.setdefault(_identify(run, *FREE), []).append(run)
     found = {place: _labelled(dict(_by_seed(groups))) for place, groups in places.items()}
     return {place: sorted(own, key=lambda one: one.label) for place, own in found.items()}
 
@@ -45,11 +45,11 @@ def is_finished(run: Run) -> bool:
     return bool(run.records) and (run.finished or bool(run.about.get("finished")))
 
 
-def _identify(settings: Settings, *left_out: str) -> Identity:
+def _identify(run: Run, *left_out: str) -> Identity:
     """Return all settings that may change a result, but for the seed and those that begin with what is left out."""
     skipped = (*INCIDENTAL, "seed", "data.name", "fidelity.default")  # data have several names, quirks a setting each
-    flat = {key: value for key, value in to_flat(settings).items() if key not in skipped}
-    flat["clients"] = settings.sample.min_nodes  # a run's nodes, for which its server waits
+    flat = {key: value for key, value in to_flat(run.settings).items() if key not in skipped}
+    flat["clients"] = run.clients
     return tuple((key, value) for key, value in flat.items() if not key.startswith(left_out))
 
 
@@ -58,7 +58,7 @@ def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterable[tuple[Identit
     for identity, runs in groups.items():
         exact: dict[Identity, dict[int, Run]] = {}
         for run in runs:
-            exact.setdefault(_identify(run.settings), {})[run.seed] = run
+            exact.setdefault(_identify(run), {})[run.seed] = run
         seeds = [seed for own in exact.values() for seed in own]
         if len(seeds) == len(set(seeds)):
             yield identity, {seed: run for own in exact.values() for seed, run in own.items()}
@@ -106,15 +106,15 @@ def multiplications(run: Run) -> list[float]:
     Not numbers where the data set or the model is no longer there.
     """
     try:
-        return list(accumulate(_of_round(run.settings, record) for record in run.records))
+        return list(accumulate(_of_round(run, record) for record in run.records))
     except HeteroFLError:
         return [math.nan] * len(run.records)
 
 
-def _of_round(settings: Settings, record: RoundRecord) -> float:
-    train, _ = sizes_of(settings.data)
-    examples = train * settings.sample.fraction / max(len(record.rates), 1)
-    clients = (_of_client(client_settings(settings, who), rate, examples) for who, rate in record.rates.items())
+def _of_round(run: Run, record: RoundRecord) -> float:
+    train, _ = sizes_of(run.settings.data)
+    examples = train / run.clients
+    clients = (_of_client(client_settings(run.settings, who), rate, examples) for who, rate in record.rates.items())
     return math.fsum(clients)
 
 

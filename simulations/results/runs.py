@@ -115,6 +115,14 @@ class Run:
         return self.settings.seed
 
     @property
+    def clients(self) -> int:
+        """The number of clients: as many as the data were dealt to, else those for which the server waited.
+
+        Folders of earlier versions, unfinished runs and those whose clients have data of their own do not tell it.
+        """
+        return int(self.about.get("clients") or self.settings.sample.min_nodes)
+
+    @property
     def rounds(self) -> int:
         return self.records[-1].server_round if self.records else 0
 
@@ -183,7 +191,7 @@ def read_runs(paths: Sequence[Path], read: Callable[[Path], AnyRun]) -> tuple[li
         try:
             run = read(folder)
             flat = {key: portable(str(value)) for key, value in to_flat(run.settings).items() if key not in PLACES}
-            same = (run.started, *flat.values())
+            same = (run.started, str(run.clients), *flat.values())
             if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
                 found[same] = run
         except HeteroFLError as error:

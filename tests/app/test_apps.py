@@ -72,6 +72,7 @@ def test_a_run_folder_tells_all_about_its_run(tmp_path):
     assert {path.stem for path in (folder / "models").glob("*.json")} == set("abcde")
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert list((folder / "events").iterdir())
+    assert RunFolder(folder).about()["clients"] == CLIENTS
     assert RunFolder(folder).about()["device"] == device_name(load_task(SMALL).device) != "auto"
 
 

@@ -85,15 +85,17 @@ def test_runs_are_sorted_by_whether_they_count(make_run):
     make_run("short", num_rounds=3)
     make_run("stopped", rounds=120, seed=1)
     make_run("few", clients=2, seed=2)
+    make_run("fewer", seed=5).note(clients=95)
     (make_run("broken", seed=3).path / "history.jsonl").write_text("no\nrecord\n", encoding="utf-8")
     make_run("other", seed=4)
     gathered = gather([runs])
     assert names(gathered.counted) == ["good", "other"]
-    assert names(gathered.different) == ["few", "short"]
+    assert names(gathered.different) == ["few", "fewer", "short"]
     assert names(gathered.unfinished) == ["stopped"]
     assert {run.path.name: run.differences for run in gathered.different} == {
         "short": ("num-rounds 3 instead of 200",),
         "few": ("clients a round 2 instead of 10",),
+        "fewer": ("clients 95 instead of 100",),
     }
     assert len(gathered.unreadable) == 1
     assert "history.jsonl, line 1 is no record of a round" in gathered.unreadable[0]

@@ -102,6 +102,15 @@ def test_multiplications_of_training_are_three_forward_passes_of_each_example(ma
     assert multiplications(run) == pytest.approx([3 * 30_000 * MLP, 6 * 30_000 * MLP])
 
 
+@pytest.mark.parametrize(("asked", "dealt"), [(3, 5), (11, 100)])
+def test_each_client_that_was_asked_trains_on_its_own_share_of_the_examples(make_run, tmp_path, asked, dealt):
+    # Half of five clients are three; with sample.spare more are asked than sample.fraction says.
+    more = {"model__name": "mlp", "train__epochs": 1, "sample__min_nodes": 2, **keywords(WHOLE)}
+    make_run("run", num_rounds=1, clients=asked, **more).note(clients=dealt)
+    (run,) = runs_in(tmp_path)
+    assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MLP])
+
+
 def test_seed_steps_count_too_and_each_client_has_its_own_architecture(make_run, tmp_path):
     settings = {**WHOLE, "server.strategy": "fedh2l", "distill.models": "mlp", "distill.steps": 7}
     settings |= {"distill.seed-batch": 50, "train.epochs": 1, "train.batch-size": 10}
@@ -222,6 +231,8 @@ def test_the_command_writes_tables_values_and_figures(make_run, tmp_path, capsys
 def test_runs_that_differ_in_what_is_no_setting_of_the_paper_are_told_apart(make_run, tmp_path):
     for nodes in (20, 50):
         make_run(f"c{nodes}", points((2, 0.7)), num_rounds=2, sample__min_nodes=nodes)
+    for dealt in (5, 10):  # two jobs of a sweep over engine.clients
+        make_run(f"d{dealt}", points((2, 0.7)), num_rounds=2, sample__min_nodes=2).note(clients=dealt)
     for name in ("plain", "cohort"):
         make_run(name, points((2, 0.7)), num_rounds=2, mix="d1", engine__name=name)
     make_run("again", points((2, 0.8)), num_rounds=2, mix="d1", engine__name="plain", run__callbacks="")
@@ -230,8 +241,7 @@ def test_runs_that_differ_in_what_is_no_setting_of_the_paper_are_told_apart(make
     assert list(found) == [
         "HeteroFL d, cnn, engine.name=cohort",
         "HeteroFL d, cnn, engine.name=plain",
-        "HeteroFL e, cnn, clients=20",
-        "HeteroFL e, cnn, clients=50",
+        *(f"HeteroFL e, cnn, clients={number}" for number in (10, 20, 5, 50)),
     ]
     assert len(found["HeteroFL d, cnn, engine.name=plain"]) == 1
 
