@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
 from heterofl_flwr.runs.models import LevelCost
@@ -20,7 +21,7 @@ NOTE = (
 )
 LEVELS_NOTE = (
     "Multiplications are those of a forward pass of one example; bytes those of the parameters in a message, one way. "
-    "After the last round: mean ± standard deviation over seeds, and the interval as above."
+    "After the last round: mean ± standard deviation over the seeds that evaluated it, and the interval as above."
 )
 JOB = ("dataset", "split", "configuration", "metric")
 MOMENTS = ("mean", "deviation", "low", "high")
@@ -97,19 +98,22 @@ class LevelReached:
     level: str
     cost: LevelCost | None
     metrics: Mapping[str, Summary]
+    seeds: tuple[int, ...]  # of the runs that evaluated it
 
 
 def reached_by_level(configurations: Sequence[Configuration]) -> list[LevelReached]:
     """Return what each level's own model reached, where it was evaluated."""
     metrics, found = metrics_of(configurations), []
     for one in configurations:
-        last = [run.records[-1].evaluate_by_level for run in one.runs]
-        costs = {cost.level: cost for cost in (one.runs[0].costs.levels if one.runs[0].costs else ())}
-        for level in last[0]:
-            by_seed = [by_level.get(level, {}) for by_level in last]
-            values = {m: [_shown(m, own[m]) for own in by_seed if m in own] for m in metrics}
+        last = {run.seed: run.records[-1].evaluate_by_level for run in one.runs}
+        known = (cost for run in reversed(one.runs) for cost in (run.costs.levels if run.costs else ()))
+        costs = {cost.level: cost for cost in known}  # of the first run that has them
+        for level in sorted({level for by_level in last.values() for level in by_level}, key=rate_of, reverse=True):
+            by_seed = {seed: by_level.get(level, {}) for seed, by_level in last.items()}
+            values = {m: [_shown(m, own[m]) for own in by_seed.values() if m in own] for m in metrics}
             if summaries := {metric: _summary(metric, own) for metric, own in values.items() if own}:
-                found.append(LevelReached(one.label, level, costs.get(level), summaries))
+                seeds = tuple(seed for seed, own in by_seed.items() if own.keys() & summaries.keys())
+                found.append(LevelReached(one.label, level, costs.get(level), summaries, seeds))
     return found
 
 
@@ -125,10 +129,11 @@ def levels_table(found: Sequence[LevelReached], metrics: Sequence[str]) -> Table
         values = (
             show_summary(own.metrics[metric]) if metric in own.metrics else formatting.NOTHING for metric in metrics
         )
-        rows.append((own.label, own.level, *costs, *values))
+        rows.append((own.label, own.level, ", ".join(map(str, own.seeds)), *costs, *values))
     header = (
         "configuration",
         "level",
+        "seeds",
         "parameters",
         "multiplications",
         "bytes",

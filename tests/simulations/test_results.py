@@ -165,14 +165,33 @@ def test_each_levels_own_model_is_shown_where_it_was_evaluated(make_run, tmp_pat
 
     evaluated = [replace(own[0], runs=tuple(map(with_levels, own[0].runs)))]
     table = levels_table(reached_by_level(evaluated), metrics_of(evaluated))
-    assert table.header == ("configuration", "level", "parameters", "multiplications", "bytes", "global accuracy")
-    assert table.rows == (("HeteroFL e, cnn", "a", "1,556,874", "10", "6.23 MB", "60.00 ± 10.00 [35.16, 84.84]"),)
+    heads = ("configuration", "level", "seeds", "parameters", "multiplications", "bytes", "global accuracy")
+    assert table.header == heads
+    cost = ("1,556,874", "10", "6.23 MB")
+    assert table.rows == (("HeteroFL e, cnn", "a", "0, 1, 2", *cost, "60.00 ± 10.00 [35.16, 84.84]"),)
+
+
+def test_a_level_that_some_seeds_did_not_evaluate_is_shown_with_those_that_did(make_run, tmp_path):
+    three_seeds(make_run, 0.90, 0.91, 0.92)
+    ((one,),) = configurations(runs_in(tmp_path)).values()
+    by_seed = ({}, {"e": 0.5}, {"e": 0.7, "a": 0.9})
+
+    def with_levels(run):
+        levels = {level: {"global-accuracy": value} for level, value in by_seed[run.seed].items()}
+        last = replace(run.records[-1], evaluate_by_level=levels)
+        return replace(run, records=[*run.records[:-1], last], costs=run.costs if run.seed == 2 else None)
+
+    table = levels_table(reached_by_level([replace(one, runs=tuple(map(with_levels, one.runs)))]), ["global-accuracy"])
+    assert [(row[1], row[2], row[3], row[-1]) for row in table.rows] == [
+        ("a", "2", "1,556,874", "90.00"),
+        ("e", "1, 2", "6,594", "60.00 ± 14.14"),
+    ]
 
 
 def test_levels_are_drawn_over_what_they_compute():
     def level(label, macs, mean):
         cost = LevelCost("b", 0.5, 1, macs, 1, 1)
-        return LevelReached(label, "b", cost, {"global-accuracy": Summary(3, mean, 1.0, 2.0, PERCENT)})
+        return LevelReached(label, "b", cost, {"global-accuracy": Summary(3, mean, 1.0, 2.0, PERCENT)}, (0, 1, 2))
 
     found = [level("one", 2000, 90), level("one", 100, 99), level("other", 100, 50)]
     labels = ["without levels", "one", "other"]
