@@ -72,6 +72,7 @@ def values_of(settings: Settings) -> int:
     return _Task(settings).example().numel()
 
 
+@lru_cache(maxsize=1024)  # as _profile is, whose key takes longer to find than what results do with it
 def profile_at(settings: Settings, rate: float) -> Profile:
     """Return what one example costs in a rate's model."""
     return _profile(_model_at(settings, rate))

@@ -102,6 +102,15 @@ def test_each_model_is_measured_once_whatever_else_differs_and_clients_share_the
     assert len(set(measured)) == 3
 
 
+def test_equal_settings_are_read_once_for_the_cost_of_a_model(monkeypatch):
+    read = []
+    monkeypatch.setattr(module, "from_flat", lambda flat: read.append(flat) or from_flat(flat))
+    given = {"data.name": "mnist", "model.hidden": "3,5,7,9"}
+    one, other = (profile_at(from_flat(given), 0.5) for _ in range(2))
+    assert one == other
+    assert len(read) == 1
+
+
 def test_small_models_of_images_can_be_measured():
     images = job(*SHRUNKEN, "mix=a")
     assert 0 < estimate_seconds(images, compute_cost(images)) < 60
