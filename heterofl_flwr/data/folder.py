@@ -218,8 +218,12 @@ def _check_named(table: pa.Table, columns: Columns, place: str) -> None:
 
 def _check_filled(table: pa.Table, names: Iterable[str], place: str) -> None:
     for name in names:
-        if missing := table.column(name).null_count:
-            raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
+        _refuse_missing(table.column(name).null_count, table, name, place)
+
+
+def _refuse_missing(missing: int, table: pa.Table, name: str, place: str) -> None:
+    if missing:
+        raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
 
 
 def _read_features(table: pa.Table) -> Mapping[str, Mapping[str, Any]]:
@@ -276,8 +280,9 @@ def _read_values(table: pa.Table, column: str, what: str, place: str) -> Values:
             f"{place}: the {what} column {column} is of type {kind}; expected whole numbers or texts: name another "
             "column (data.label, or natural-<column> in data.split)"
         )
-    _check_filled(table, [column], place)
-    return [int(value) if isinstance(value, bool) else value for value in table.column(column).to_pylist()]
+    values = table.column(column).to_pylist()
+    _refuse_missing(sum(value is None or value == "" for value in values), table, column, place)  # '': a gap in a CSV
+    return [int(value) if isinstance(value, bool) else value for value in values]
 
 
 def _read_numbers(table: pa.Table, columns: Sequence[str], place: str) -> torch.Tensor:

@@ -55,6 +55,7 @@ def test_a_split_may_lie_in_several_files_and_in_a_folder(tmp_path, names):
         ),
         ("a,label\n1,0\n,1\n", None, "1 of 2 values of column a are missing"),
         ("a,label\n1,0\n2,\n", None, "1 of 2 values of column label are missing"),
+        ("a,label\n1,yes\n2,\n3,no\n", None, "1 of 3 values of column label are missing; fill them in"),
         ("a,label\n1,0\ninf,1\n", None, "column a holds NaN or infinities"),
         ("a,label\n1,0.5\n2,1.5\n", None, "label column label is of type double; expected whole numbers or texts"),
         ("label\n0\n1\n", None, "found no column beside the label"),
@@ -262,6 +263,12 @@ def test_a_single_file_is_the_train_split_and_of_each_class_or_owner_a_part_is_h
     data = load_dataset(str(tmp_path), label="kind", owner="who", test_share=0.5)
     assert data.columns == ("value",)
     assert [own.bincount().tolist() for own in data.owners] == [[10, 5, 5]] * 2
+
+
+def test_an_owner_that_is_missing_is_refused_as_a_gap_among_numbers_is(tmp_path):
+    write(tmp_path / "data.csv", "value,kind,who\n1,a,north\n2,b,\n3,a,south\n")
+    with pytest.raises(DataError, match="1 of 3 values of column who are missing; fill them in"):
+        load_dataset(str(tmp_path), label="kind", owner="who")
 
 
 def test_without_a_test_folder_a_part_of_each_class_of_images_is_held_out(tmp_path):
