@@ -104,7 +104,7 @@ class TrainSettings(Group):
     """What a client does in a round."""
 
     lr: Positive = setting(AUTO, "learning rate of SGD in the first round")
-    milestones: types.Rounds = setting(AUTO, "rounds from which on the learning rate is multiplied by train.factor")
+    milestones: types.Rounds = setting(AUTO, "rounds after which the learning rate is multiplied by train.factor")
     factor: Share = setting(0.1, "what a milestone multiplies the learning rate by")
     epochs: Count = setting(AUTO, "passes over a client's data in a round")
     batch_size: Count = setting(AUTO, "samples in a step; rows of text for a Transformer")
