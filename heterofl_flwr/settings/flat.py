@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.plan import ALL
+from heterofl_flwr.data.known import short_name
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import OPTIMIZERS, Settings
-from heterofl_flwr.settings.presets import NOT_IID, OTHER, PRESETS, model_has, preset
+from heterofl_flwr.settings.presets import BALANCED, NOT_IID, OTHER, PRESETS, model_has, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group, expected
 
 GroupType = TypeVar("GroupType", bound=Group)
@@ -126,11 +127,12 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     if values["server.optimizer"] == AUTO:
         values["server.optimizer"] = "momentum" if values["server.momentum"] else "none"
     optimizer = OPTIMIZERS.get(str(values["server.optimizer"]))
-    unequal = str(values["data.split"]).startswith(("dirichlet", "natural"))
+    by_class = ("non-iid", "pathological") if short_name(str(values["data.name"])) in BALANCED else ()
+    equal = str(values["data.split"]).startswith(("iid", "rotated", *by_class))
     follow: dict[str, object] = {
         "train.mask-fill": "-inf" if values["fidelity.mask-fill"] == "fixed" else "zero",
         "server.eta": getattr(optimizer(), "eta", 1.0) if optimizer else 1.0,
-        "server.max-examples-ratio": 0.0 if unequal else Limits().examples_ratio,
+        "server.max-examples-ratio": Limits().examples_ratio if equal else 0.0,
     }
     return values | {key: value for key, value in follow.items() if values[key] == AUTO}
 

@@ -210,7 +210,8 @@ class ServerSettings(Group):
     max_examples_ratio: NotNegative = setting(
         AUTO,
         "in means of metrics a client counts at most this many times the examples of the median client; 0 for no "
-        "bound; auto: 10, or 0 where data.split deals parts of unequal size (dirichlet, natural)",
+        "bound; auto: 10, or 0 where data.split deals parts of unequal size: dirichlet, natural, and by class "
+        "(non-iid, pathological) but for digits, mnist, cifar10 and cifar100, whose classes are equally large",
     )
     max_refusals: Natural = setting(0, "rejected replies in a row after which a client is not drawn again; 0: never")
     levels: types.NodeLevels = setting(

@@ -57,7 +57,13 @@ def test_another_model_has_its_own_widths():
 @pytest.mark.parametrize(
     ("given", "ratio"),
     [
+        ({}, 10.0),
         ({"data.split": "non-iid-2"}, 10.0),
+        ({"data.split": "pathological-2", "data.name": "ylecun/mnist"}, 10.0),
+        ({"data.split": "rotated-15", "data.name": "my/set"}, 10.0),
+        ({"data.split": "iid", "data.name": "my/set"}, 10.0),
+        ({"data.split": "non-iid-2", "data.name": "my/set"}, 0.0),  # its classes may be of any size
+        ({"data.split": "pathological-2", "data.name": "femnist"}, 0.0),
         ({"data.split": "dirichlet-0.3"}, 0.0),
         ({"data.split": "natural-who"}, 0.0),
         ({"data.split": "dirichlet-0.3", "server.max-examples-ratio": 3}, 3.0),
