@@ -17,7 +17,9 @@ from pathlib import Path
 
 import hydra
 from filelock import Timeout
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -89,11 +91,13 @@ def _run() -> int:
 
 def translate(arguments: Sequence[str]) -> list[str]:
     """Return the arguments for Hydra: an experiment is a sweep also without ``-m``, and several are blocks of one."""
-    translated = list(arguments)
-    for override in OverridesParser.create().parse_overrides(get_args_parser().parse_args(arguments).overrides):
+    translated, given = list(arguments), get_args_parser().parse_args(arguments)
+    for override in OverridesParser.create(_config_loader(given.config_dir)).parse_overrides(given.overrides):
         several = override.is_sweep_override()
         if override.key_or_group == "experiment":
             names = list(override.sweep_string_iterator()) if several else override.value()
+            if several and not names:
+                raise ConfigError(f"{override.input_line}: no experiment matches it; conf/experiment/ has them all")
             several = names is not None
             if names is None or isinstance(names, list):
                 translated.remove(str(override.input_line))
@@ -102,6 +106,14 @@ def translate(arguments: Sequence[str]) -> list[str]:
         if several or override.key_or_group == "dry":
             translated.append("hydra.mode=MULTIRUN")
     return translated
+
+
+def _config_loader(config_dir: str | None) -> ConfigLoader:
+    """Return what knows the groups of ``conf/`` and of a user's own folder, from which ``glob(...)`` picks."""
+    search_path = create_config_search_path(str(CONF))
+    if config_dir is not None:
+        search_path.append("command-line", f"file://{os.path.abspath(config_dir)}")
+    return ConfigLoaderImpl(search_path)
 
 
 def _describe_misuse(error: Exception) -> str:

@@ -105,6 +105,7 @@ def test_what_another_process_runs_is_left_to_it(command, tmp_path):
         (("-m", "experiment=table5", "data=mnist", "mix=e"), 7),
         (("experiment=[table3,figure11]", "mix=a5-b5"), 1),
         (("experiment=table3,figure11", "mix=a5-b5", "hydra.mode=RUN"), 1),
+        (("-m", "experiment=glob([table3,fig*11])", "mix=a5-b5"), 1),
         (("experiment=null",), 1),
         ((), 1),
     ],
@@ -133,6 +134,7 @@ def test_jobs_that_are_to_be_listed_only_in_part_are_not_run(command, tmp_path):
     [
         ("data=imagenet", "data: found 'imagenet', expected one of cifar10, "),
         ("experiment=table6", "experiment: found 'table6', expected one of all, "),
+        ("experiment=glob(none-*)", "experiment=glob(none-*): no experiment matches it; conf/experiment/ has them all"),
         ("training.lr=3", "training.lr: no setting has this name; did you mean train.lr?"),
         ("train.lr=fast", "train.lr: found 'fast' (str), expected a number above 0, or 'auto'"),
         ("engine.clients=0", "engine.clients: found 0 (int), expected an integer of 1 or more, or 'auto'"),
