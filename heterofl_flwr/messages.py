@@ -269,6 +269,14 @@ def count_bytes(arrays: ArrayRecord) -> int:
     return sum(len(array.data) for array in arrays.values())
 
 
+def count_packed(tensor: Tensor) -> int:
+    """Return the bytes that a tensor has in a record, those of a ``.npy`` file, without packing it."""
+    scalar = torch.zeros((), dtype=tensor.dtype).numpy()
+    array, header = np.broadcast_to(scalar, tuple(tensor.shape)), io.BytesIO()  # which needs no memory of that size
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.tell() + array.nbytes
+
+
 def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
     """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
     try:

@@ -17,6 +17,7 @@ from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
+from heterofl_flwr.messages import count_packed
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.profile import build_and_profile
@@ -37,7 +38,7 @@ class LevelCost:
     parameters: int  #: Number of parameters.
     macs: int  #: Multiplications of one forward pass of one sample.
     printed_flops: int  #: What the paper prints as FLOPs.
-    bytes: int  #: The size of its parameters in a message, one way: of those that are exchanged.
+    bytes: int  #: The size of its parameters in a message, headers included, one way: of those that are exchanged.
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Costs:
             for build in self.builds.values():
                 model, cost = build_and_profile(build, rate, self._example)
                 sent = exchanged_parameters(model).values()
-                size = sum(parameter.numel() * parameter.element_size() for parameter in sent)
+                size = sum(map(count_packed, sent))  # as measured of messages, to which it is compared
                 found.append((cost.parameters, cost.macs, cost.printed_flops, size))
             means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
             self._known[rate] = LevelCost(level_name(rate), rate, *means)

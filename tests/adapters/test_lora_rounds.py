@@ -122,7 +122,7 @@ def test_the_server_evaluates_with_the_adapters_on_its_own_base():
 
 def test_a_checkpoint_holds_adapters_alone_and_a_run_goes_on_from_it(tmp_path):
     costs = Costs(build, Mix.parse(MIX), words())
-    assert costs.model().full.bytes == 8 * sum(own.numel() for own in exchanged_parameters(build(1.0)).values())
+    assert costs.model().full.bytes == sum(128 + 8 * own.numel() for own in exchanged_parameters(build(1.0)).values())
     folder = RunFolder(tmp_path / "run")
     run(1, callbacks=[Recorder(folder, costs=costs)])
     checkpoint = folder.load_checkpoint()

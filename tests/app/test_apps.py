@@ -18,6 +18,7 @@ from heterofl_flwr.federation import round as federation
 from heterofl_flwr.federation.records import Progress, RoundRecord
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder
+from heterofl_flwr.report.summary import savings
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -62,6 +63,12 @@ def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
         assert torch.equal(tensor, resumed[-1].state[name]), name
     assert RunFolder(tmp_path / "whole").deal() == load_task(SMALL).deal(CLIENTS)
     assert history_of(tmp_path / "whole") == history_of(tmp_path / "broken")
+
+
+def test_a_run_of_full_size_sends_as_much_as_full_size_fedavg(tmp_path):
+    run(clients=2, num_rounds=1, mix="a1", run__dir=str(tmp_path))
+    folder = RunFolder(tmp_path)
+    assert savings(folder.history(), folder.costs()).bytes_share == 1
 
 
 @pytest.mark.usefixtures("page")

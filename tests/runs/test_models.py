@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from torch import nn
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ShapeError
+from heterofl_flwr.messages import count_bytes, count_packed
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.runs import Costs, ModelCosts, load_model, save_models
 
@@ -15,7 +17,9 @@ def test_each_rate_is_measured(build, costs):
     assert [cost.level for cost in model.levels] == list("abcde")
     for cost in model.levels:
         expected = profile(build(cost.rate), torch.zeros(1, 1, 8, 8))
-        assert (cost.parameters, cost.bytes) == (expected.parameters, 4 * expected.parameters)
+        assert cost.parameters == expected.parameters
+        sent = dict(build(cost.rate).named_parameters())
+        assert cost.bytes == count_bytes(ArrayRecord(sent)) == 4 * cost.parameters + 128 * len(sent)
         assert (cost.macs, cost.printed_flops) == (expected.macs, expected.printed_flops)
     assert model.full == model.levels[0]
     assert ModelCosts.from_json(model.to_json()) == model
@@ -46,7 +50,15 @@ def test_with_families_a_rate_costs_the_mean_over_them(build):
         single = [profile(one(cost.rate), torch.zeros(1, 1, 8, 8)) for one in (build, linear)]
         assert cost.parameters == round(sum(own.parameters for own in single) / 2)
         assert cost.macs == round(sum(own.macs for own in single) / 2)
-        assert cost.bytes == pytest.approx(4 * cost.parameters, abs=4)
+        arrays = sum(len(list(one(cost.rate).parameters())) for one in (build, linear)) / 2
+        assert cost.bytes == pytest.approx(4 * cost.parameters + 128 * arrays, abs=4)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (64, 3, 3, 3), (1,) * 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_the_size_of_a_tensor_is_that_which_it_has_in_a_message(shape, dtype):
+    tensor = torch.zeros(shape, dtype=dtype)
+    assert count_packed(tensor) == count_bytes(ArrayRecord({"name": tensor}))
 
 
 def linear(rate: float, inputs: int = 4) -> nn.Module:
