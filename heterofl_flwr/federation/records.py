@@ -209,6 +209,12 @@ class RoundCallback:
         del progress
         return False
 
+    def on_last_evaluation(self, progress: Progress) -> None:
+        """Run after ``on_round_end`` where a callback stopped the run: the round was evaluated once more, as the last.
+
+        So it is where more is evaluated then: each level's own model (``levels="last"``), or anything at all.
+        """
+
     def on_end(self, state: State) -> None:
         """Run after the last round, also when it was stopped early."""
 

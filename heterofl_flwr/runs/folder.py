@@ -260,6 +260,11 @@ class RunFolder:
         """Add a round to the history; it is on the disk when this returns."""
         append_line(self._history, to_json(record.to_json()))
 
+    def drop_last(self) -> None:
+        """Remove the last round from the history, where it is written again; its checkpoint stays."""
+        lines = [f"{to_json(record.to_json())}\n" for record in self.history()[:-1]]
+        write_atomic(self._history, "".join(lines).encode())
+
     def history(self) -> list[RoundRecord]:
         """Return all rounds' records; a last line that was cut off, as by a power cut, is ignored with a warning."""
         text = self._history.read_text(encoding="utf-8", errors="replace") if self._history.exists() else ""

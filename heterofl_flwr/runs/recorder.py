@@ -106,6 +106,11 @@ class Recorder(RoundCallback):
             self._save(progress)
         return False
 
+    def on_last_evaluation(self, progress: Progress) -> None:
+        """Write the last round again, with what it was evaluated for as the last."""
+        self.folder.drop_last()
+        self.on_round_end(progress)
+
     def on_end(self, state: State) -> None:
         """Write the last checkpoint and the final models."""
         if self._last and self._last.record.server_round != self._saved_round:

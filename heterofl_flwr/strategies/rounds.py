@@ -51,6 +51,7 @@ class Rounds:
             if metrics and not strategy.prints_rounds:
                 host_log.info("[ROUND %d/%d] %s", server_round, self.num_rounds, metrics)
             if self._call_back():
+                self._evaluate_as_last(server_round)
                 break
         for callback in strategy.callbacks:
             callback.on_end(result.arrays.to_torch_state_dict())
@@ -83,13 +84,37 @@ class Rounds:
         """Call the callbacks with a round, and keep no state of it; return whether one ends the run."""
         if not self.strategy.callbacks:
             return False
-        progress = Progress(
+        progress = self._progress()
+        # Every callback sees every round, so all are called before any of them may end the run.
+        stops = [callback.on_round_end(progress) for callback in self.strategy.callbacks]
+        return any(stops)
+
+    def _progress(self) -> Progress:
+        """Return where the run stands."""
+        return Progress(
             record=self.strategy.log,
             state=self.result.arrays.to_torch_state_dict(),
             moments=self.strategy.moment_tensors(),
             optimizer=dict(self.strategy.federation.optimizer_state),
             num_rounds=self.num_rounds,
         )
-        # Every callback sees every round, so all are called before any of them may end the run.
-        stops = [callback.on_round_end(progress) for callback in self.strategy.callbacks]
-        return any(stops)
+
+    def _evaluate_as_last(self, server_round: int) -> None:
+        """Evaluate a round again that callbacks have made the last one, where it would have been evaluated for more."""
+        strategy, evaluation = self.strategy, self.strategy.options.evaluation
+        federation, record = strategy.federation, strategy.log
+        levels = len(federation.mix.all_rates) > 1 and not federation.personal
+        done, due = (
+            (evaluation.due(server_round, last), levels and evaluation.levels_due(server_round, last))
+            for last in (self.num_rounds, server_round)
+        )
+        if done == due or not evaluation.every:
+            return
+        started = time.monotonic()
+        strategy.engine.num_rounds = server_round
+        record.evaluate, record.evaluate_failures, record.partial = {}, {}, ()
+        self._evaluate(server_round)
+        record.seconds += time.monotonic() - started
+        progress = self._progress()
+        for callback in strategy.callbacks:
+            callback.on_last_evaluation(progress)

@@ -17,7 +17,7 @@ from heterofl_flwr.errors import ConfigError, RoundError, load_function
 from heterofl_flwr.federation import round as federation
 from heterofl_flwr.federation.records import Progress, RoundRecord
 from heterofl_flwr.grids import LocalGrid
-from heterofl_flwr.report import Recorder, RunFolder
+from heterofl_flwr.report import Recorder, RunFolder, load_model
 from heterofl_flwr.report.summary import savings
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
@@ -89,6 +89,20 @@ def test_a_run_stops_early_when_nothing_improves_and_is_finished(tmp_path):
     assert done < 9
     assert run(**stopped, run__resume=True) == []
     assert len(RunFolder(tmp_path).history()) == done
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_a_run_that_stops_early_evaluates_the_levels_of_which_it_writes_models(tmp_path, every):
+    stopped = {"mix": "a1-e1", "num_rounds": 9, "run__patience": 1, "train__lr": 1e-12, "run__dir": str(tmp_path)}
+    done = len(run(clients=2, evaluate__levels="last", run__checkpoint_every=every, **stopped))
+    folder = RunFolder(tmp_path)
+    assert [set(record.evaluate_by_level) for record in folder.history()] == [*[{"a"}] * (done - 1), {"a", "e"}]
+    checkpoint = folder.load_checkpoint()
+    assert checkpoint.server_round == done < 9
+    assert {name.partition("/")[0] for name in checkpoint.moments} == {"1.0", "0.0625"}
+    facts = json.loads((folder.models / "e.json").read_text())
+    assert facts["metrics"] == folder.history()[-1].evaluate_by_level["e"]
+    load_model(folder, "e", load_task({**SMALL, "mix": "a1-e1"}).build)
 
 
 def test_a_run_of_texts_stops_early_by_perplexity():

@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.federation.evaluation import means_and_worst, split_metric, weighted_means
+from heterofl_flwr.federation.records import RoundCallback
 from tests.federation.tiny import Watched, bare_reply, build, config, crash, make_app, play
 
 
@@ -261,3 +262,48 @@ def test_means_leave_out_clients_that_do_not_report_a_metric():
 def test_levels_may_be_evaluated_after_the_last_round_alone():
     records = play(mix="a1-b1-c1", num_rounds=5, evaluation=Evaluation(every=2, levels="last")).records
     assert [set(record.evaluate_by_level) for record in records] == [set(), {"a"}, set(), {"a"}, {"a", "b", "c"}]
+
+
+class Stop(RoundCallback):
+    """Stops a run after a round, and keeps what its last evaluation found."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.evaluated = after, []
+
+    def on_round_end(self, progress):
+        return progress.record.server_round == self.after
+
+    def on_last_evaluation(self, progress):
+        record = progress.record
+        self.evaluated.append((record.server_round, set(record.evaluate_by_level), record.evaluate["coverage"]))
+
+
+@pytest.mark.parametrize(
+    ("after", "evaluation", "evaluated"),
+    [
+        (2, {"every": 2, "levels": "last"}, [(2, {"a", "b", "c"}, 1.0)]),
+        (3, {"every": 2, "levels": "last"}, [(3, {"a", "b", "c"}, 1.0)]),
+        (3, {"every": 2}, [(3, {"a"}, 1.0)]),
+        (2, {"every": 2, "levels": True}, []),  # nothing is left to evaluate
+        (2, {"every": 2}, []),
+        (2, {"every": 0, "levels": "last"}, []),
+        (5, {"every": 2, "levels": "last"}, []),  # the last round in any case
+    ],
+)
+def test_a_round_that_callbacks_make_the_last_is_evaluated_as_the_last(after, evaluation, evaluated):
+    stop, central = Stop(after), []
+    start = {"evaluate_fn": lambda number, _: central.append(number)}
+    options = {"callbacks": [stop], "start": start, "num_rounds": 5}
+    found = play(mix="a1-b1-c1", evaluation=Evaluation(**evaluation), **options)
+    assert stop.evaluated == evaluated
+    assert found.log.server_round == after
+    assert found.strategy.log.evaluate_failures == {}
+    rounds = [message.content["config"]["server-round"] for message in found.grid.of("evaluate")]
+    assert max(rounds, default=after) == after
+    assert central.count(after) == (rounds.count(after) > 0) + (len(evaluated) > 0 and after % 2 == 0)
+
+
+def test_a_single_level_is_evaluated_once_in_a_round_that_callbacks_make_the_last():
+    stop = Stop(2)
+    play(num_rounds=5, evaluation=Evaluation(every=2, levels="last"), callbacks=[stop])
+    assert stop.evaluated == []

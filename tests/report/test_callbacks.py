@@ -113,6 +113,19 @@ def test_tensorboard_gets_every_number_of_every_round_once_also_of_a_resumed_run
     assert "train/a/loss" in events.Tags()["scalars"]
 
 
+def test_tensorboard_gets_what_a_round_is_evaluated_for_as_the_last(folder, fake):
+    tracker, progress = TensorBoard(folder), fake.progress(2, 6)
+    levels, progress.record.evaluate_by_level = progress.record.evaluate_by_level, {}
+    tracker.on_start(1, 6, {})
+    tracker.on_round_end(progress)
+    progress.record.evaluate_by_level = levels
+    tracker.on_last_evaluation(progress)
+    tracker.on_end({})
+    events = EventAccumulator(str(folder.events))
+    events.Reload()
+    assert [event.step for event in events.Scalars("evaluate/b/global-accuracy")] == [2]
+
+
 def test_a_tensorboard_that_ends_without_a_start_writes_nothing(folder):
     TensorBoard(folder).on_end({})
     assert not folder.events.exists()
