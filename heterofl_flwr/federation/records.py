@@ -194,10 +194,7 @@ class Progress:
 
 
 class RoundCallback:
-    """Override what you need; every method does nothing by default.
-
-    One that prints each round itself has ``prints_rounds = True``: the strategy then logs no lines of its own.
-    """
+    """Override what you need; where you print each round, ``prints_rounds = True`` leaves out the strategy's lines."""
 
     prints_rounds: ClassVar[bool] = False
 
