@@ -1,7 +1,7 @@
 """What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +17,8 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import call
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,22 @@ class MixProfile:
     ratio: float
 
 
+_UNKNOWN_TO_TORCH: Mapping[object, Callable[..., int]] = {
+    aten.mv: lambda matrix, *_, **__: 2 * matrix.numel(),
+    aten.dot: lambda vector, *_, **__: 2 * vector.numel(),
+    aten.addmv: lambda _, matrix, *__, **___: 2 * matrix.numel(),
+    # One layer of an LSTM on a CPU, in one direction; x is (time, batch, features).
+    aten.mkldnn_rnn_layer: lambda x, of_x, of_hidden, *_, **__: (
+        2 * math.prod(x.shape[:-1]) * (of_x.numel() + of_hidden.numel())
+    ),
+    # A mixture of experts: each row of x is multiplied by the matrix of one expert.
+    aten._grouped_mm: lambda x, *_, out_val, **__: 2 * out_val.numel() * x.shape[-1],
+    # nn.Bilinear: for each output, (outputs, first, second), the first input times a matrix, and that times the second.
+    aten._trilinear: lambda x, weight, y, *_, **__: 2 * len(x) * (weight.numel() + len(weight) * y.shape[-1]),
+}
+"""The floating point operations of operators of which torch's registry says nothing."""
+
+
 class _Counter(TorchDispatchMode):
     """Counts floating point operations as torch's ``FlopCounterMode`` does, which loads a compiler for seconds."""
 
@@ -62,7 +80,7 @@ class _Counter(TorchDispatchMode):
         from torch.utils.flop_counter import flop_registry  # brings triton, which no client needs to start
 
         self.flops = 0
-        self._registry = flop_registry
+        self._registry = {**_UNKNOWN_TO_TORCH, **flop_registry}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

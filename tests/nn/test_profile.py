@@ -124,6 +124,62 @@ def test_macs_of_torchs_own_transformer_layer_are_counted_on_every_device():
     assert profile(layer, torch.zeros(1, 5, 8)).macs == expected
 
 
+class _OneInput(nn.Module):
+    """Calls a function of the input and a vector, or a matrix for each of two experts."""
+
+    def __init__(self, function, *shape):
+        super().__init__()
+        self.function, self.weight = function, nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+class _Words(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(11, 8), nn.LSTM(8, 16, 2, **options)
+        self.linear = nn.Linear(32 if self.lstm.bidirectional else 16, 11)
+
+    def forward(self, words):
+        return self.linear(self.lstm(self.embedding(words))[0][:, -1])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("options", "rows", "macs"),
+    [
+        ({"batch_first": True}, 2, 2 * (9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16)) + 16 * 11)),
+        ({}, 2, 2 * 9 * (4 * 16 * (8 + 16) + 4 * 16 * (16 + 16)) + 2 * 16 * 11),
+        ({"bidirectional": True}, 1, 9 * 2 * (4 * 16 * (8 + 16) + 4 * 16 * (32 + 16)) + 32 * 11),
+    ],
+)
+def test_macs_of_an_lstm_are_counted_on_every_device(options, rows, macs, device):
+    model, words = _Words(**options).to(device), torch.zeros(rows, 9, dtype=torch.int64)
+    assert profile(model, words).macs == macs
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("model", "macs"),
+    [
+        (_OneInput(lambda x, w: x @ w, 5), 3 * 7 * 5),
+        (_OneInput(lambda x, w: x[0, 0] @ w, 5), 5),
+        (_OneInput(lambda x, w: torch.addmv(x[0, :, 0], x[0], w), 5), 7 * 5),
+        (_OneInput(lambda x, w: nn.functional.bilinear(x, x, w), 6, 5, 5), 3 * 7 * 6 * (5 * 5 + 5)),
+    ],
+)
+def test_macs_of_products_with_a_vector_and_of_bilinear_layers_are_counted(model, macs, device):
+    assert profile(model.to(device), torch.zeros(3, 7, 5)).macs == macs
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_each_row_that_goes_to_an_expert_counts_once(device):
+    ends = torch.tensor([3, 7], dtype=torch.int32, device=device)
+    model = _OneInput(lambda x, w: torch._grouped_mm(x, w, ends), 2, 16, 24).to(device, torch.bfloat16)
+    assert profile(model, torch.zeros(7, 16, dtype=torch.bfloat16)).macs == 7 * 16 * 24
+
+
 def test_a_build_that_draws_leaves_no_trace_in_the_global_generators():
     def build(rate):
         return nn.Linear(3, 1 + round(random.random() + np.random.rand()))  # noqa: NPY002 - as a user's build may
