@@ -32,6 +32,7 @@ from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.slice_rules import SliceFunction, make_window, prefix
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.model_cache import fresh_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments, join_windows
@@ -327,7 +328,10 @@ def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy the exchanged parameters into a model; buffers stay. Refuse what does not fit, naming it."""
+    """Copy the exchanged parameters into a model; buffers stay, but for the vectors of spectral norm.
+
+    Refuse what does not fit, naming it.
+    """
     own = exchanged_parameters(model)
     if wrong := _misfits(state, own):
         raise ReplyError(
@@ -336,6 +340,7 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
     for name, parameter in own.items():
         parameter.copy_(state[name])
+    renew_spectral_norms(model)
 
 
 def _misfits(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:

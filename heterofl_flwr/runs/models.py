@@ -18,6 +18,7 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.messages import count_packed
+from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.profile import build_and_profile
@@ -124,7 +125,8 @@ def save_models(
 ) -> None:
     """Write the model of each rate, cut from the global one by its plan, as safetensors with a JSON file beside it.
 
-    Load one with ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``.
+    ``load_model`` loads one; so does ``build(rate).load_state_dict(safetensors.torch.load_file(path), strict=False)``
+    where no layer has batch norm or spectral norm.
 
     Parameters
     ----------
@@ -225,6 +227,7 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
             f"with the run's settings?"
         )
     model.load_state_dict(state, strict=False)
+    renew_spectral_norms(model)
     moments = folder.models / f"{name}.moments.safetensors"
     if moments.exists():
         return with_static_norm(model, Moments.from_tensors(_load_tensors(moments)))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ShapeError
@@ -71,6 +72,16 @@ def test_the_final_model_of_a_level_is_loaded(folder):
     model = load_model(folder, "b", linear)
     assert not model.training
     assert torch.equal(model[0].weight, state["0.weight"][:4])
+
+
+def test_a_final_model_with_spectral_norm_is_normed(folder):
+    def build(rate: float) -> nn.Module:
+        return nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 3))
+
+    state = {name: 5 * torch.randn_like(own) for name, own in build(1.0).named_parameters()}
+    save_models(folder, build, [1.0], state)
+    weight = load_model(folder, "a", build)[0].weight.detach()
+    torch.testing.assert_close(torch.linalg.matrix_norm(weight, 2), torch.tensor(1.0), atol=0.05, rtol=0)
 
 
 def test_a_model_that_cannot_be_loaded_says_why(folder, build, fake):

@@ -1,0 +1,46 @@
+"""Buffers, which do not travel with parameters: the vectors of spectral norm are computed anew."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+_STEPS = 15  # as many as torch takes when such a layer is made
+
+
+@torch.no_grad()
+def renew_spectral_norms(model: nn.Module) -> None:
+    """Find the largest singular vectors of each layer with spectral norm anew, by the power method.
+
+    They are a function of the parameters alone, not of those that the layer had before, so every process that loads
+    equal parameters has equal ones. Both of torch's forms are known, that of ``parametrizations`` and the older one.
+    """
+    for layer in model.modules():
+        if isinstance(layer, ParametrizationList) and any(isinstance(one, _SpectralNorm) for one in layer):
+            _renew(layer)
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                _start(getattr(layer, f"{hook.name}_u"))
+                for _ in range(_STEPS):
+                    hook.compute_weight(layer, do_power_iteration=True)
+
+
+def _renew(chain: ParametrizationList) -> None:
+    """Compute a parametrized tensor several times; only in training does spectral norm step."""
+    modes = {one: one.training for one in chain.modules()}
+    chain.eval()  # other parametrizations in the chain might draw
+    for one in chain:
+        if isinstance(one, _SpectralNorm) and hasattr(one, "_v"):  # a vector is normalised without any
+            _start(one._v)
+            one.train()
+    for _ in range(_STEPS):
+        chain()
+    for one, mode in modes.items():
+        one.training = mode
+
+
+def _start(vector: Tensor) -> None:
+    """Set a vector to the same random direction each time."""
+    fixed = torch.Generator("cpu").manual_seed(0)
+    vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))

@@ -1,0 +1,65 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, spectral_norm
+
+from heterofl_flwr.client import load_parameters
+from heterofl_flwr.nn.buffers import renew_spectral_norms
+
+FORMS = pytest.mark.parametrize("form", [spectral_norm, parametrizations.spectral_norm], ids=["older", "newer"])
+
+
+def build(form):
+    """Return a model whose vectors are drawn anew each time."""
+    return nn.Sequential(form(nn.Conv2d(3, 6, 3)), nn.Flatten(), form(nn.Linear(6, 4)), form(nn.Linear(4, 2), dim=1))
+
+
+def norms(model, x):
+    """Return the largest singular value of each layer's weight as the layer uses it."""
+    model(x)
+    return [torch.linalg.matrix_norm(model[place].weight.detach().flatten(1), 2) for place in (0, 2, 3)]
+
+
+@FORMS
+def test_layers_are_normed_after_parameters_of_another_model_were_loaded(form):
+    torch.manual_seed(0)
+    model, x = build(form), torch.ones(2, 3, 3, 3)
+    state = {name: 5 * torch.randn_like(own) for name, own in model.named_parameters()}
+    load_parameters(model.eval(), state)
+    torch.testing.assert_close(norms(model, x), [torch.tensor(1.0)] * 3, atol=0.05, rtol=0)
+
+
+@FORMS
+def test_what_was_loaded_alone_decides(form):
+    torch.manual_seed(0)
+    one, other, x = build(form), build(form).train(), torch.ones(2, 3, 3, 3)
+    other(x)
+    state = {name: own.detach().clone() for name, own in one.named_parameters()}
+    generator = torch.get_rng_state()
+    for model in (one, other):
+        load_parameters(model, state)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(layer.training for model in (one, other) for layer in model.modules())
+    assert torch.equal(one.eval()(x), other.eval()(x))
+
+
+def test_other_parametrizations_and_vectors_are_left_alone():
+    class Drop(nn.Module):
+        def forward(self, weight):
+            return nn.functional.dropout(weight, 0.5, self.training)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+    parametrizations.spectral_norm(model[0])
+    parametrize.register_parametrization(model[1], "weight", Drop())
+    parametrizations.spectral_norm(model[1])
+    before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    model.eval()[1].parametrizations.weight[0].train()
+    modes = [layer.training for layer in model.modules()]
+    renew_spectral_norms(model)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [layer.training for layer in model.modules()] == modes
+    changed = {name for name, own in model.state_dict().items() if not torch.equal(own, before[name])}
+    assert changed == {"1.parametrizations.weight.1._u", "1.parametrizations.weight.1._v"}
