@@ -23,6 +23,7 @@ from heterofl_flwr.core.slice_rules import make_slice_function, window_number
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
+from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.static_norm import batch_norms
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,10 @@ class Federation:
     @cached_property
     def model(self) -> nn.Module:
         """The global model's architecture; its weights are only a start."""
-        return self.build(self.mix.global_rate)
+        model, smallest = self.build(self.mix.global_rate), self.mix.rates[-1]
+        if self.options.transfer.slice_rule != "prefix":
+            self._check_tables(model, self.build(smallest), smallest)  # now, as Dynamic may draw that rate late
+        return model
 
     @property
     def fidelity(self) -> Fidelity:
@@ -126,7 +130,20 @@ class Federation:
 
     def _build_plan(self, rate: float) -> Plan:
         """Return the prefix of a rate, of what is shared; ``plan`` caches it."""
-        return shared_part(Plan.of(self.model, self.build(rate)), self.shared)
+        model = self.build(rate)
+        if self.options.transfer.slice_rule != "prefix":
+            self._check_tables(self.model, model, rate)
+        return shared_part(Plan.of(self.model, model), self.shared)
+
+    def _check_tables(self, full: nn.Module, local: nn.Module, rate: float) -> None:
+        """Raise an error where a client would train other channels than those that its buffers are about."""
+        if tables := find_channel_tables(full, local):
+            raise ConfigError(
+                f"slice_rule is {self.options.transfer.slice_rule!r}, but the model's buffers {', '.join(tables[:5])} "
+                f"have entries by channel, of which build({rate:g}) holds the first: they are not sent, so a client "
+                f"would train other channels with them. Expected slice_rule='prefix', or in place of the buffer a "
+                f"parameter, torch.nn.Parameter(..., requires_grad=False), which is cut as the others"
+            )
 
     def _read_norms(self, rate: float) -> Mapping[str, int]:
         """Return the batch norm layers of a rate, each with its channels; ``norms`` caches them."""

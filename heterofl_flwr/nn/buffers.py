@@ -1,7 +1,10 @@
-"""Buffers, which do not travel with parameters: the vectors of spectral norm are computed anew."""
+"""Buffers, which do not travel: the vectors of spectral norm are computed anew, and tables by channel are found."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -19,11 +22,14 @@ def renew_spectral_norms(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, ParametrizationList) and any(isinstance(one, _SpectralNorm) for one in layer):
             _renew(layer)
-        for hook in layer._forward_pre_hooks.values():
-            if isinstance(hook, SpectralNorm):
-                _start(getattr(layer, f"{hook.name}_u"))
-                for _ in range(_STEPS):
-                    hook.compute_weight(layer, do_power_iteration=True)
+        for hook in _older_norms(layer):
+            _start(getattr(layer, f"{hook.name}_u"))
+            for _ in range(_STEPS):
+                hook.compute_weight(layer, do_power_iteration=True)
+
+
+def _older_norms(layer: nn.Module) -> Iterator[SpectralNorm]:
+    yield from (hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
 
 
 def _renew(chain: ParametrizationList) -> None:
@@ -44,3 +50,24 @@ def _start(vector: Tensor) -> None:
     """Set a vector to the same random direction each time."""
     fixed = torch.Generator("cpu").manual_seed(0)
     vector.copy_(nn.functional.normalize(torch.randn(len(vector), generator=fixed, device="cpu"), dim=0))
+
+
+def find_channel_tables(full: nn.Module, local: nn.Module) -> list[str]:
+    """Return the buffers that say something else of each channel, and of which a smaller model has only some.
+
+    Sines of positions and random features are such. Statistics of norms and vectors of spectral norm are not, as they
+    are measured or computed anew; nor are buffers that are the same for all channels.
+    """
+    shapes = {name: buffer.shape for name, buffer in local.named_buffers()}
+    renewed: set[int] = set()
+    for layer in full.modules():
+        if isinstance(layer, _NormBase | _SpectralNorm):
+            renewed.update(map(id, layer.buffers()))
+        renewed.update(id(getattr(layer, f"{hook.name}_{end}")) for hook in _older_norms(layer) for end in "uv")
+
+    def tells_apart(buffer: Tensor, shape: torch.Size) -> bool:
+        axes = [axis for axis, (full, few) in enumerate(zip(buffer.shape, shape, strict=True)) if few < full]
+        return any(not torch.equal(buffer, buffer.roll(1, axis)) for axis in axes)
+
+    named = full.named_buffers()
+    return [name for name, one in named if name in shapes and id(one) not in renewed and tells_apart(one, shapes[name])]

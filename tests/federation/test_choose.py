@@ -1,16 +1,23 @@
 """Slices that are no prefixes: the mean of what came back, in both APIs, and the settings that lead there."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from heterofl_flwr import Evaluation, Windowed
+from heterofl_flwr import Evaluation, HeteroFL, Windowed
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.client import load_parameters, models_to_evaluate, reply
+from heterofl_flwr.core import width
 from heterofl_flwr.core.slice_rules import evaluated_windows, make_window
+from heterofl_flwr.elastic_models import elastic
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.nn.moments import Moments, build_layer_moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.settings import from_flat
@@ -138,3 +145,53 @@ def test_where_clients_train_prefixes_or_cannot_hold_the_model_a_level_is_its_pr
     evaluation = Evaluation(every=2, levels=True, nodes="capable")
     found = play(None, "a1-c1", 2, 2, slice_rule="rolling", evaluation=evaluation)
     assert all("windows" not in message.content["config"] for message in found.grid.of("evaluate"))
+
+
+class Waves(nn.Module):
+    """Words and sines of their positions; ``table`` holds those, a function of them."""
+
+    def __init__(self, rate, hold):
+        super().__init__()
+        hidden = width(8, rate)
+        self.words = nn.Embedding(11, hidden)
+        self.head = nn.Linear(hidden, 3)
+        table = torch.outer(torch.arange(6.0), torch.logspace(0, -3, 8)).sin()[:, :hidden]
+        hold(self, table)
+
+    def forward(self, x):
+        return self.head(self.words(x) + self.table[: x.shape[1]])
+
+
+def as_buffer(model, table):
+    model.register_buffer("table", table)
+
+
+def as_parameter(model, table):
+    model.table = nn.Parameter(table, requires_grad=False)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tables_by_channel_that_would_not_move_with_the_slice_are_refused(rule):
+    build = partial(Waves, hold=as_buffer)
+    text = rf"slice_rule is '{rule}', but the model's buffers table have entries by channel, of which build\(0.25\)"
+    with pytest.raises(ConfigError, match=text):
+        play(make_app(build=build), "a1-c1", 2, build=build, slice_rule=rule, assignment="dynamic")
+    level = HeteroFL(build, "a1", slice_rule=rule)  # a node may have a smaller rate than the mix
+    level.federation.plan(1.0)
+    with pytest.raises(ConfigError, match=text):
+        level.federation.plan(0.25)
+    assert HeteroFL(build, "a1-c1").federation.plan(0.25).parameters == 2 * (11 + 3) + 3
+
+
+def test_a_table_that_is_a_parameter_moves_with_the_slice():
+    build = elastic(Waves(1.0, as_parameter), torch.zeros(1, 6, dtype=torch.int64))
+    federation = HeteroFL(build, "a1-c1", slice_rule="rolling").federation
+    federation.register({0: Capability(capacity=0.25)})
+    state, part = federation.initial_state(), federation.train_plan(4, 0, 0.25)
+    assert torch.equal(part.extract(state)["table"], state["table"][:, 3:5])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_of_this_package_may_have_slices_that_move(name):
+    build = build_model(name, **({"vocabulary": 11} if name == "transformer" else {}))
+    assert HeteroFL(build, "a1-e1", slice_rule="rolling").federation.plan(0.0625).parameters

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
 from heterofl_flwr.client import load_parameters
-from heterofl_flwr.nn.buffers import renew_spectral_norms
+from heterofl_flwr.nn.buffers import find_channel_tables, renew_spectral_norms
 
 FORMS = pytest.mark.parametrize("form", [spectral_norm, parametrizations.spectral_norm], ids=["older", "newer"])
 
@@ -63,3 +63,22 @@ def test_other_parametrizations_and_vectors_are_left_alone():
     assert [layer.training for layer in model.modules()] == modes
     changed = {name for name, own in model.state_dict().items() if not torch.equal(own, before[name])}
     assert changed == {"1.parametrizations.weight.1._u", "1.parametrizations.weight.1._v"}
+
+
+def test_tables_by_channel_are_told_from_other_buffers():
+    def build(hidden):
+        model = nn.Sequential(
+            *(parametrizations.spectral_norm(nn.Linear(3, hidden)), nn.BatchNorm1d(hidden)),
+            *(spectral_norm(nn.Linear(hidden, hidden)), nn.InstanceNorm1d(hidden, track_running_stats=True)),
+            nn.Linear(hidden, 3),
+        )
+        for norm in (model[1], model[3]):
+            norm.running_mean.normal_()
+        model.register_buffer("gain", torch.full((hidden,), 2.0))
+        model.register_buffer("mask", torch.ones(6, 6).tril())
+        model[4].register_buffer("waves", torch.arange(6.0).outer(torch.arange(hidden)))
+        return model
+
+    assert find_channel_tables(build(8), build(2)) == ["4.waves"]
+    assert find_channel_tables(build(8), build(8)) == []
+    assert find_channel_tables(build(8), nn.Sequential(nn.Linear(3, 2))) == []
