@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from heterofl_flwr.elastic_models.channels import Positions, Row, Rows
+from heterofl_flwr.errors import UnsupportedLayerError
 
 
 class Source:
@@ -43,12 +44,18 @@ def _computed(name: str) -> Callable[..., Any]:
 
 
 def _compared(name: str) -> Callable[..., Any]:
-    """Return a comparison of whole numbers of which the trace takes note."""
+    """Return a comparison of whole numbers of which the trace takes note.
+
+    Numbers of different traces are never equal. So a function that keeps its results by its arguments, as those of
+    einops do with ``functools.lru_cache``, computes anew what it has kept from an earlier trace.
+    """
     plain = getattr(int, name)
 
     def compare(self: "Dependent", other: object) -> Any:
+        if name in ("__eq__", "__ne__") and isinstance(other, Dependent) and other.trace is not self.trace:
+            return name == "__ne__"
         if isinstance(other, int | float):
-            self.sources[0].trace.compare(self, other)
+            self.trace.compare(self, other)
         return plain(self, other)
 
     return compare
@@ -66,6 +73,11 @@ class Dependent(int):
         number = cls(value)
         number.sources, number.divisors = sources, divisors
         return number
+
+    @property
+    def trace(self) -> "Trace":
+        """The trace in which it was read."""
+        return self.sources[0].trace
 
     __add__ = __radd__ = _computed("__add__")
     __sub__, __rsub__, __neg__ = map(_computed, ("__sub__", "__rsub__", "__neg__"))
@@ -173,6 +185,11 @@ class Trace:
 
     def use(self, length: object, row: Row | None) -> None:
         """Take note that code wants an axis of this length; a plain number keeps it whole."""
+        if isinstance(length, Dependent) and any(one.trace is not self for one in length.sources + length.divisors):
+            raise UnsupportedLayerError(
+                f"the code uses the length {int(length)} that it has kept from an earlier call (functools.lru_cache?), "
+                f"so it cannot be told which axis it is that of: clear what is kept before each trace (cache_clear())"
+            )
         if isinstance(length, Length):
             self.tie(row, self._variable(length))
         else:
@@ -186,7 +203,7 @@ class Trace:
         """
         if not self.listening:
             return
-        if isinstance(two, Dependent) and two.sources[0].trace is not self:
+        if isinstance(two, Dependent) and two.trace is not self:
             two = int(two)  # the model's code has kept it from an earlier trace
         if isinstance(one, Length) and isinstance(two, Length):
             self.tie(self._variable(one), self._variable(two))

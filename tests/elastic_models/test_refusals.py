@@ -1,6 +1,7 @@
 """What cannot be followed: one error that names the layer and says what to do; or the axis stays whole."""
 
 import warnings
+from functools import lru_cache
 
 import pytest
 import torch
@@ -255,3 +256,41 @@ def test_what_is_used_in_one_mode_only_is_used():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert elastic(model, X12).plan(0.5).shapes["extra.weight"] == (3, 4)
+
+
+class Heads(nn.Module):
+    """Attention whose shapes come from a function that keeps what it returned, and behind other layers."""
+
+    def __init__(self, shape, before=0):
+        super().__init__()
+        self.before = nn.Sequential(*(nn.Linear(3, 3) for _ in range(before)))
+        self.query, self.key, self.out = nn.Linear(3, 16), nn.Linear(3, 16), nn.Linear(16, 2)
+        self.heads, self.shape = 4, shape
+
+    def forward(self, x):
+        x = self.before(x)
+        query, key = (own.view(self.shape(tuple(own.shape), self.heads)) for own in (self.query(x), self.key(x)))
+        return self.out((query @ key.mT @ key).flatten(1))
+
+
+def test_slices_do_not_depend_on_what_was_traced_before():
+    @lru_cache
+    def shape(whole, heads):
+        return whole[0], heads, whole[1] // heads
+
+    expected = elastic(Heads(shape), X).plan(0.5)
+    shape.cache_clear()
+    elastic(Heads(shape, before=5), X)
+    assert elastic(Heads(shape), X).plan(0.5) == expected
+    assert expected.parameters == 2 * 8 * 4 + 8 * 2 + 2
+
+
+def test_a_length_of_an_earlier_trace_is_refused():
+    kept = {}
+
+    def shape(whole, heads):
+        return whole[0], heads, kept.setdefault(int(whole[1]), whole[1] // heads)
+
+    elastic(Heads(shape), X)
+    with pytest.raises(UnsupportedLayerError, match="the length 4 that it has kept from an earlier call"):
+        elastic(Heads(shape), X)
