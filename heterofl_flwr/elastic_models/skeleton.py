@@ -1,17 +1,20 @@
 """A model without values, in which every number that a layer holds remembers what it is."""
 
 import copy
+import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
+from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
 from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous, LoneDraws
 from heterofl_flwr.errors import UnsupportedLayerError, first_line
@@ -111,15 +114,23 @@ class Skeleton:
         return sources
 
     def run(self, example_inputs: object, mode: bool, *watching: AbstractContextManager[object]) -> object:
-        """Return what comes out; batch norm stays in evaluation: in training it raises an error for small batches."""
+        """Return what comes out; batch norm stays in evaluation: in training it raises an error for small batches.
+
+        All runs make the same draws, such as those of layers that are left out by chance, and einsum multiplies from
+        left to right.
+        """
         self._path.clear()
         for layer in self._layers.values():
             layer.training = mode and not isinstance(layer, _NormBase)
         given = without_values(example_inputs)
-        with ExitStack() as stack, torch.no_grad(), torch.device("meta"), Contiguous(), LoneDraws():
+        with ExitStack() as stack, kept_random_state(0), torch.no_grad():
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002 - the model's code may draw from the old generator
+            if torch.backends.opt_einsum.enabled:  # then the order follows from the widths
+                stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:
                 stack.enter_context(mock.patch.object(torch.jit, "is_tracing", return_value=True))
-            for one in watching:
+            for one in (torch.device("meta"), Contiguous(), LoneDraws(), *watching):
                 stack.enter_context(one)
             return call(self.model, given)
 

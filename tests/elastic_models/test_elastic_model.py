@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -318,3 +320,46 @@ def test_a_model_with_tensors_that_were_computed_is_refused():
     model.kept = model[0].weight * 2
     with pytest.raises(UnsupportedLayerError, match=r"the model cannot be copied: .* Give it as it was built"):
         elastic(model, torch.zeros(1, 4))
+
+
+def _dropped(draw):
+    """Return a model that leaves each of four layers out by chance, as the wav2vec 2.0 of transformers does."""
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            if not self.training or draw() >= 0.5:
+                x = x + torch.relu(layer(x))
+        return self.last(x)
+
+    layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+    return Then(forward, first=nn.Linear(3, 8), layers=layers, last=nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1, device="cpu").item()])
+def test_layers_that_are_left_out_by_chance_are_the_same_in_every_check(draw):
+    draw()
+
+    def states():
+        return random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()  # noqa: NPY002
+
+    before = states()
+    for _ in range(3):
+        build = elastic(_dropped(draw), torch.zeros(1, 3))
+        for rate in (0.5, 0.25):
+            assert build(rate).first.out_features == 8 * rate
+    assert repr(states()) == repr(before)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_product_of_three_is_computed_in_the_same_order_at_every_rate(enabled):
+    def forward(self, x):
+        return self.last(torch.einsum("bi,bj,ijk->bk", self.one(x), self.two(x), self.pairs))
+
+    model = Then(forward, one=nn.Linear(3, 12), two=nn.Linear(3, 7), last=nn.Linear(5, 2))
+    model.pairs = nn.Parameter(torch.ones(12, 7, 5))
+    with torch.backends.opt_einsum.flags(enabled=enabled):
+        build = elastic(model, X)
+        for rate in (0.9, 0.6, 0.4, 0.2):
+            assert build(rate)(X).shape == (4, 2)
+        assert torch.backends.opt_einsum.enabled is enabled
