@@ -27,6 +27,8 @@ _UNUSED = (
 )
 _TOO_LARGE = 1.5
 """How many times the possible share of parameters a slice may keep without a warning."""
+_NOT_SMALLER = 0.9
+"""The share of parameters above which a slice of rate 0.5 is no smaller in effect."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -149,8 +151,8 @@ def elastic(
     Warns
     -----
     UserWarning
-        If parameters take no part on the example inputs: they stay whole. Or if a slice of rate 0.5 is more than 1.5
-        times as large as it might be, with the reasons.
+        If parameters take no part on the example inputs: they stay whole. If a slice of rate 0.5 is more than 1.5
+        times as large as it might be, with the reasons. Or if it keeps more than nine tenths of the parameters.
 
     Examples
     --------
@@ -184,15 +186,11 @@ def elastic(
 
 
 def _warn_if_large(build: Elastic, fixed: Sequence[str], outputs: Sequence[str]) -> None:
-    """Say why a slice is much larger than it might be, if its code says what it need not."""
+    """Say why a slice is much larger than it might be, if its code says what it need not; or that it is no smaller."""
     number, half = build.plan(1.0).parameters, build.plan(0.5).parameters
-    if half <= _TOO_LARGE * number / 4 or not build.traced.reasons:
+    if half <= _TOO_LARGE * number / 4:
         return
-    try:
-        possible = trace_model(build.model, build.example_inputs, fixed, outputs, lenient=True)
-    except UnsupportedLayerError:  # channels that cannot be cut need not fit one another
-        return
-    least = replace(build, traced=possible).plan(0.5).parameters
+    least = _least(build, fixed, outputs) if build.traced.reasons else half
     if half > _TOO_LARGE * least:
         reasons = "".join(f"\n- {reason}" for reason in build.traced.reasons[:5])
         warnings.warn(
@@ -201,3 +199,19 @@ def _warn_if_large(build: Elastic, fixed: Sequence[str], outputs: Sequence[str])
             f"that a layer holds are cut with it.",
             stacklevel=3,
         )
+    elif not fixed and (kept := replace(build, multiple_of=1).plan(0.5).parameters) > _NOT_SMALLER * number:
+        warnings.warn(
+            f"at rate 0.5 a slice keeps {kept / number:.0%} of the parameters: nearly all channels of the model are "
+            f"inputs or outputs, or its code ties them to one another so that none can be left out, as a convolution "
+            f"along channels does, or local response norm. Smaller rates save nothing.",
+            stacklevel=3,
+        )
+
+
+def _least(build: Elastic, fixed: Sequence[str], outputs: Sequence[str]) -> int:
+    """Return how many parameters a slice of rate 0.5 would keep if the code said no lengths; or how many it does."""
+    try:
+        possible = trace_model(build.model, build.example_inputs, fixed, outputs, lenient=True)
+    except UnsupportedLayerError:  # channels that cannot be cut need not fit one another
+        possible = build.traced
+    return replace(build, traced=possible).plan(0.5).parameters

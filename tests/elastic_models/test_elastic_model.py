@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -283,7 +284,8 @@ def test_a_number_of_groups_that_stands_in_the_code_stays(groups, kept):
         return self.head(F.conv2d(self.stem(x), self.own.weight, groups=groups))
 
     own = nn.Conv2d(16, 16, 3, groups=groups, bias=False)
-    small = elastic(Then(forward, stem=conv(3, 16), own=own, head=conv(16, 4, 1)), images())(0.5)
+    with pytest.warns(UserWarning, match="keeps 100%") if kept == 16 else nullcontext():
+        small = elastic(Then(forward, stem=conv(3, 16), own=own, head=conv(16, 4, 1)), images())(0.5)
     assert small.stem.out_channels == kept
     assert small(images()).shape[1] == 4
 
@@ -363,3 +365,27 @@ def test_a_product_of_three_is_computed_in_the_same_order_at_every_rate(enabled)
         for rate in (0.9, 0.6, 0.4, 0.2):
             assert build(rate)(X).shape == (4, 2)
         assert torch.backends.opt_einsum.enabled is enabled
+
+
+def _rolled(self, x):
+    return self.last(self.first(x).roll(1, 1))
+
+
+def _channel_attention(self, x):
+    x = self.first(x)
+    return self.last(x * self.along(x[:, None])[:, 0].sigmoid())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Then(_rolled, first=nn.Linear(3, 12), last=nn.Linear(12, 2)),
+        Then(_channel_attention, first=nn.Linear(3, 12), along=nn.Conv1d(1, 1, 3, padding=1), last=nn.Linear(12, 2)),
+        nn.Linear(3, 2),
+    ],
+    ids=["roll", "convolution along channels", "nothing hidden"],
+)
+def test_a_model_that_cannot_be_cut_is_a_warning(model):
+    with pytest.warns(UserWarning, match="at rate 0.5 a slice keeps 100% of the parameters: nearly all") as caught:
+        elastic(model, X)
+    assert [one.filename for one in caught] == [__file__]
