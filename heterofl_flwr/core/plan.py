@@ -39,6 +39,10 @@ class Plan:
     ) -> "Plan":
         """Return the plan between a global and a local module, by the rules of their layers' types.
 
+        It compares layers and shapes, and does not run the models. So it cannot notice where an axis is made of parts,
+        as behind a concatenation or a bidirectional LSTM, whose first entries are not the first of each part: say so
+        by ``heads``, or by a rule for the module around both layers (``register``), which every strategy then knows.
+
         Parameters
         ----------
         full, local : nn.Module
