@@ -4,8 +4,8 @@ Torch's own layers have hooks instead. What is left is code that multiplies by a
 ``functional.linear(x, layer.weight)``, ``x @ self.table``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,34 +27,65 @@ _PRODUCTS = {
 }
 
 
+class Product(NamedTuple):
+    """A product with a parameter, as the code says it: which parameter, and what was done with it."""
+
+    parameter: str
+    steps: tuple[str, ...]
+
+
+class LayerProducts(NamedTuple):
+    """The parameters by which a layer's own code multiplies, if a product with them shrinks; and those that do not."""
+
+    parameters: Sequence[str]
+    whole: Collection[Product]
+
+
 class Products(TorchFunctionMode):
     """Replaces the result of each product with some parameters, or with a view or a cast of one."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], replace: Callable[[str, Tensor], Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], replace: Callable[[Product, Tensor], Tensor]) -> None:
         super().__init__()
-        self._known = {id(parameter): (name, parameter) for name, parameter in parameters.items()}
+        self._known = {id(parameter): (Product(name, ()), parameter) for name, parameter in parameters.items()}
         self._replace = replace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         """Call the function."""
         result = func(*args, **(kwargs or {}))
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        names = [self._known[id(one)][0] for one in operands if id(one) in self._known]
-        if not names or not isinstance(result, Tensor):
+        leaves = tree_leaves((args, kwargs))
+        operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        place = next((place for place, one in enumerate(operands) if id(one) in self._known), None)
+        if place is None or not isinstance(result, Tensor):
             return result
+        known, _ = self._known[id(operands[place])]
+        # Of a property, such as Tensor.T, the function is its getter. The text is an equation of einsum.
+        name = getattr(func, "__name__", "")
+        name = func.__self__.__name__ if name == "__get__" else name
+        steps = (*known.steps, name, str(place), *(leaf for leaf in leaves if isinstance(leaf, str)))
         if func in _PRODUCTS:
-            return self._replace(names[0], result)
+            return self._replace(known._replace(steps=steps), result)
         if len(operands) == 1:
-            self._known[id(result)] = names[0], result
+            self._known[id(result)] = known._replace(steps=steps), result
         return result
 
 
 class ScaledProducts:
-    """Hooks of a layer that scale its products with these parameters in training: each a layer and a name in it."""
+    """Hooks of a layer that scale the products that its own code calls, in training.
 
-    def __init__(self, scaler: Scaler, parameters: Sequence[tuple[nn.Module, str]]) -> None:
-        self._scaler, self._parameters = scaler, parameters
-        self._running: list[Products] = []
+    ``parameters`` are, by name, each a layer and a name in it. All of a model's share ``running``, as a product belongs
+    to the innermost layer that is at work: one of torch's own has none here, because it has a hook of its own.
+    """
+
+    def __init__(
+        self,
+        scaler: Scaler,
+        parameters: Mapping[str, tuple[nn.Module, str]],
+        whole: Collection[Product],
+        running: list["ScaledProducts"],
+    ) -> None:
+        self._scaler, self._parameters, self._whole = scaler, parameters, whole
+        self._running = running
+        self._modes: list[Products] = []
 
     def attach(self, layer: nn.Module) -> None:
         """Begin before a layer's forward, and end after it, also where that raises an error."""
@@ -63,13 +94,23 @@ class ScaledProducts:
 
     def begin(self, layer: nn.Module, args: object) -> None:
         """Scale from here on."""
-        if layer.training:
+        if not layer.training:
+            return
+        self._running.append(self)
+        if self._parameters:
             # By attribute, since torch.func puts other tensors there.
-            tensors = {str(number): getattr(owner, name) for number, (owner, name) in enumerate(self._parameters)}
-            self._running.append(Products(tensors, lambda _, product: self._scaler(product)))
-            self._running[-1].__enter__()  # type: ignore[no-untyped-call]
+            tensors = {name: getattr(owner, own) for name, (owner, own) in self._parameters.items()}
+            self._modes.append(Products(tensors, self._scale))
+            self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
+
+    def _scale(self, product: Product, result: Tensor) -> Tensor:
+        if self._running[-1] is not self or product in self._whole:
+            return result
+        return self._scaler(result)  # type: ignore[no-any-return]
 
     def end(self, layer: nn.Module, args: object, output: object) -> None:
         """Scale no more."""
         if layer.training and self._running:
-            self._running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._running.pop()
+            if self._modes:
+                self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]

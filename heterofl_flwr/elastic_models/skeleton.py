@@ -123,14 +123,14 @@ class Skeleton:
         for layer in self._layers.values():
             layer.training = mode and not isinstance(layer, _NormBase)
         given = without_values(example_inputs)
-        with ExitStack() as stack, kept_random_state(0), torch.no_grad():
+        with ExitStack() as stack, kept_random_state(0), torch.no_grad(), torch.device("meta"):
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002 - the model's code may draw from the old generator
             if torch.backends.opt_einsum.enabled:  # then the order follows from the widths
                 stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             if self.says_tracing:
                 stack.enter_context(mock.patch.object(torch.jit, "is_tracing", return_value=True))
-            for one in (torch.device("meta"), Contiguous(), LoneDraws(), *watching):
+            for one in (Contiguous(), LoneDraws(), *watching):
                 stack.enter_context(one)
             return call(self.model, given)
 

@@ -1,6 +1,6 @@
 """Models that are slices of another: they know which, so that ``Plan.of`` needs no rule for their layers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from heterofl_flwr.core.axes import Axes, Axis, build_channel_axis
 from heterofl_flwr.core.layer_rules import register
 from heterofl_flwr.elastic_models.channels import Channels, Places, kept_positions
-from heterofl_flwr.elastic_models.products import ScaledProducts
+from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, ScaledProducts
 from heterofl_flwr.elastic_models.rules import ADJUSTMENTS, adjust
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.nn.layers import Scaler
@@ -97,10 +97,10 @@ def axes_of_slices(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     return one.axes(full.named_parameters(remove_duplicate=False), local.__dict__["slice_"])
 
 
-def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, Sequence[str]]) -> None:
+def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: Mapping[str, LayerProducts]) -> None:
     """Let a Scaler follow each product of a slice that has fewer outputs than in the full model.
 
-    ``products`` are, of each layer, the parameters by which its own code multiplies, beside torch's own layers.
+    ``products`` are those that the code of each layer calls itself, beside torch's own layers.
     """
     if ratio > 1:
         raise ConfigError(f"the rate is {float(ratio):g} times the global rate; the global rate is the largest")
@@ -112,9 +112,13 @@ def attach_scaler(full: nn.Module, model: nn.Module, ratio: Fraction, products: 
         outputs = _outputs(layer)
         if outputs is not None and outputs != _outputs(layers[name]):
             layers[name].register_forward_hook(hook)
-    for name, parameters in products.items():
-        owners = [path.rpartition(".") for path in parameters]
-        ScaledProducts(Scaler(ratio), [(layers[owner], own) for owner, _, own in owners]).attach(layers[name])
+    running: list[ScaledProducts] = []
+    for name, layer in layers.items():
+        if name in products or (products and isinstance(layer, HOOKED)):
+            called, whole = products.get(name, LayerProducts((), ()))
+            owners = {path: path.rpartition(".") for path in called}
+            parameters = {path: (layers[owner], own) for path, (owner, _, own) in owners.items()}
+            ScaledProducts(Scaler(ratio), parameters, whole, running).attach(layer)
 
 
 def _scale(scaler: Scaler, layer: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from heterofl_flwr.elastic_models.channels import Channels, Grouping, Places, Row, Rows
 from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
-from heterofl_flwr.elastic_models.products import HOOKED, Products
+from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, Product, Products
 from heterofl_flwr.elastic_models.rules import Call, Functions, Operators, follow
 from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, named_tensors
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
@@ -37,7 +37,7 @@ class Traced:
     numbers: Mapping[Number, Places]  # whole numbers that layers hold and that shrink, each with the axis it belongs to
     steps: Sequence[Step]  # what the model did, in all modes
     unused: Sequence[str]  # layers, or single parameters, that could be cut but took no part; they are kept whole
-    products: Mapping[str, Sequence[str]]  # of layers, the parameters by which their own code multiplies, if cut
+    products: Mapping[str, LayerProducts]  # of layers whose own code multiplies by parameters
     reasons: Sequence[str]  # why axes stay whole that might have been cut, that of most channels first
     normalises: bool  # whether it has norms: torch's, or written out with a reciprocal root, as RMS norms are
     says_tracing: bool  # see Skeleton
@@ -91,7 +91,7 @@ class Tracer:
             self._trace.pin(*self._trace.rows(self._named[name]))
         self._used: set[str] = set()  # the model's parameters and buffers that went into any operator
         self._calls: list[tuple[str, list[str], list[tuple[torch.Size, Rows | None]]]] = []
-        self._products: list[tuple[str, str, Row]] = []
+        self._products: list[tuple[str, Product, list[Row]]] = []  # with the axes that come from the parameter
         self._normalises = False
 
     def run(self, example_inputs: object, mode: bool, outputs: Sequence[str]) -> None:
@@ -113,15 +113,15 @@ class Tracer:
             # Norms of weights leave activations as they are.
             self._normalises |= "parametrizations" not in self._skeleton.at_work[0].split(".")
 
-    def _note(self, name: str, product: Tensor) -> Tensor:
+    def _note(self, product: Product, result: Tensor) -> Tensor:
         layer, module = self._skeleton.at_work
         if not isinstance(module, HOOKED):
             roots = self._trace.positions.roots
-            own = [roots(row) for row in self._trace.rows(self._named[name]) if row is not None]
-            for row in self._trace.rows(product):
-                if row is not None and any(np.array_equal(roots(row), one) for one in own):
-                    self._products.append((layer, name, row))
-        return product
+            own = [roots(row) for row in self._trace.rows(self._named[product.parameter]) if row is not None]
+            rows = [row for row in self._trace.rows(result) if row is not None]
+            from_it = [row for row in rows if any(np.array_equal(roots(row), one) for one in own)]
+            self._products.append((layer, product, from_it))
+        return result
 
     def find(self) -> Traced:
         """Return what was found."""
@@ -133,10 +133,11 @@ class Tracer:
         axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
         numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
-        products: dict[str, list[str]] = {}
-        for layer, name, row in self._products:
-            if grouping.places(trace.open(row)) is not None and name not in products.setdefault(layer, []):
-                products[layer].append(name)
+        shrinks: dict[str, dict[Product, bool]] = {}
+        for layer, product, rows in self._products:
+            own = shrinks.setdefault(layer, {})
+            cut = any(grouping.places(trace.open(row)) is not None for row in rows)
+            own[product] = own.get(product, False) or cut
 
         def lengths(shape: torch.Size, rows: Rows | None) -> list[int | Places | None]:
             if rows is None:
@@ -148,11 +149,17 @@ class Tracer:
             {number: places for number, places in numbers.items() if places is not None},
             [Step(name, tensors, [lengths(*output) for output in outputs]) for name, tensors, outputs in self._calls],
             unused,
-            {layer: names for layer, names in products.items() if names},
+            {layer: _layer_products(own) for layer, own in shrinks.items() if any(own.values())},
             [reason for reason, _ in trace.reasons.most_common()],
             self._normalises,
             self._skeleton.says_tracing,
         )
+
+
+def _layer_products(shrinks: Mapping[Product, bool]) -> LayerProducts:
+    """Sort a layer's products by whether they shrink; those of parameters with none that does do not matter."""
+    parameters = list(dict.fromkeys(product.parameter for product, cut in shrinks.items() if cut))
+    return LayerProducts(parameters, [one for one, cut in shrinks.items() if not cut and one.parameter in parameters])
 
 
 def _outputs(

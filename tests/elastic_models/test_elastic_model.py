@@ -162,6 +162,40 @@ def test_the_scaler_follows_products_that_the_models_own_code_calls(again):
     assert torch.allclose(small(x), small.last(small.held(x @ small.table @ small.column)))
 
 
+class Tied(nn.Module):
+    """Uses each of its parameters twice, of which one product or both shrink with the rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm = nn.Parameter(torch.randn(11, 16)), nn.LayerNorm(16)
+        self.code, self.mixed = nn.Parameter(torch.randn(16, 8)), nn.Linear(16, 16, bias=False)
+
+    def forward(self, words):
+        x = self.norm(F.embedding(words, self.words))
+        code = torch.einsum("bnd,dc->bnc", x, self.code)
+        x = self.mixed(torch.einsum("bnc,dc->bnd", code, self.code)) + F.linear(x, self.mixed.weight)
+        return F.linear(x, self.words), x @ self.words.T, code @ self.code.T @ self.words.t()
+
+
+@pytest.mark.parametrize("again", [lambda one: one, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_the_scaler_follows_each_product_once_and_only_if_it_shrinks(again):
+    torch.manual_seed(0)
+    small, words = again(elastic(Tied(), torch.zeros(1, 4, dtype=torch.int64))(0.5)), torch.randint(11, (2, 4))
+    own = dict(small.named_parameters())
+    x = small.norm(own["words"][words] / 0.5)
+    code = x @ own["code"] / 0.5
+    x = 2 * code @ own["code"].T @ own["mixed.weight"].T / 0.5 + x @ own["mixed.weight"].T / 0.5
+    expected = x @ own["words"].T, x @ own["words"].T, 2 * code @ own["code"].T @ own["words"].T
+    for found, one in zip(small(words), expected, strict=True):
+        torch.testing.assert_close(found, one)
+    found = small.eval()(words)
+    small.train()
+    with pytest.raises(IndexError):
+        small(words + 11)  # its hooks end where it does not
+    assert all(map(torch.equal, small.eval()(words), found))
+    torch.testing.assert_close(small.train()(words)[0], expected[0])
+
+
 def test_outputs_that_are_named_keep_their_width_and_others_are_cut():
     class Both(nn.Module):
         def __init__(self):
