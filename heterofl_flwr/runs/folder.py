@@ -260,10 +260,12 @@ class RunFolder:
         """Add a round to the history; it is on the disk when this returns."""
         append_line(self._history, to_json(record.to_json()))
 
-    def drop_last(self) -> None:
-        """Remove the last round from the history, where it is written again; its checkpoint stays."""
-        lines = [f"{to_json(record.to_json())}\n" for record in self.history()[:-1]]
-        write_atomic(self._history, "".join(lines).encode())
+    def replace_last(self, record: RoundRecord) -> None:
+        """Write the last round of the history anew."""
+        self._write_history([*self.history()[:-1], record])
+
+    def _write_history(self, records: Sequence[RoundRecord]) -> None:
+        write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
 
     def history(self) -> list[RoundRecord]:
         """Return all rounds' records; a last line that was cut off, as by a power cut, is ignored with a warning."""
@@ -287,7 +289,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self._history} ends with round {found}, but the run is to go on after round {last_round}"
             )
-        write_atomic(self._history, "".join(f"{to_json(record.to_json())}\n" for record in records).encode())
+        self._write_history(records)
         later = list(files_by_round(self._checkpoints, checkpoints.PATTERN).items())
         # What links lead to is not of this run.
         for folder, *_ in () if self.clients.is_symlink() else os.walk(self.clients):

@@ -91,9 +91,12 @@ class Recorder(RoundCallback):
 
     def on_round_end(self, progress: Progress) -> bool:
         """Write the round, and a checkpoint when it is time for one."""
-        record = progress.record
-        self.folder.append(record)
-        self._last = progress
+        self.folder.append(progress.record)
+        self._follow(progress)
+        return False
+
+    def _follow(self, progress: Progress) -> None:
+        record, self._last = progress.record, progress
         if self._note_evaluation(record):
             self._moments = progress.moments
         name = self._metric or (self.best.metric if self.best else headline(record))
@@ -104,12 +107,11 @@ class Recorder(RoundCallback):
             self.folder.write_costs(self._costs.model())
         if record.server_round % self._every == 0:
             self._save(progress)
-        return False
 
     def on_last_evaluation(self, progress: Progress) -> None:
         """Write the last round again, with what it was evaluated for as the last."""
-        self.folder.drop_last()
-        self.on_round_end(progress)
+        self.folder.replace_last(progress.record)
+        self._follow(progress)
 
     def on_end(self, state: State) -> None:
         """Write the last checkpoint and the final models."""
