@@ -98,8 +98,9 @@ def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, 
     records.clear()
 
     def play() -> None:
-        # Without initial arrays it begins with the initial model, and from round 2 on without asking the clients anew.
-        results.append(strategy.start(grid, num_rounds=first_round + ROUNDS - 1, first_round=first_round))
+        # From round 2 on it does not ask the clients anew.
+        last, initial = first_round + ROUNDS - 1, strategy.federation.initial_state
+        results.append(strategy.start(grid, messages.move_to_record(initial()), last, first_round=first_round))
 
     peak = peak_of(play)
     for record in records:
