@@ -21,7 +21,8 @@ HEAD = """# Tested versions
 
 This table shows with which versions of Python, PyTorch and Flower this plugin for federated learning was tested.
 `nox -s matrix` runs a short selection of tests (`TESTS` in `noxfile.py`) on each combination, on Linux, and writes this
-page. Installed is what the package requires, without its extras.
+page. Installed is what the package requires, without its extras; Flower 1.42 is laid over it without what it requires
+itself.
 """
 
 
