@@ -17,7 +17,7 @@ from heterofl_flwr.elastic_models.skeleton import Skeleton, copy_with, without_v
 from heterofl_flwr.elastic_models.sliced_model import Slice, adjust_layers, attach_scaler, sliced_class
 from heterofl_flwr.elastic_models.trace_model import Traced, trace_model
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError
-from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.nn.static_norm import batch_norms, drop_statistics
 
 _CHECKED = 0.3  # a rate at which most widths do not come out even; the others are checked when they are first built
 _UNUSED = (
@@ -59,9 +59,7 @@ class Elastic:
             ratio = exact_rate(rate) / exact_rate(self.global_rate)
             attach_scaler(self.model, model, ratio, self.traced.products)
         if self.static_norm:
-            for layer in batch_norms(model).values():
-                layer.track_running_stats = False
-                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+            drop_statistics(batch_norms(model).values())
         return model
 
     def checked(self, rate: float) -> nn.Module:

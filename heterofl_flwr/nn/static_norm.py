@@ -95,10 +95,15 @@ def without_statistics(model: nn.Module, kind: type[_NormBase] = _NormBase) -> n
 
     if found(model):
         model = copy_exchanged(model)
-        for layer in found(model):
-            layer.track_running_stats = False
-            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        drop_statistics(found(model))
     return model
+
+
+def drop_statistics(layers: Iterable[_NormBase]) -> None:
+    """Let norm layers keep no running statistics."""
+    for layer in layers:
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
 def _alike(batches: Iterable[torch.Tensor], most: int) -> Iterator[list[torch.Tensor]]:
