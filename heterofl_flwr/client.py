@@ -33,7 +33,7 @@ from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.slice_rules import SliceFunction, make_window, prefix
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.buffers import renew_spectral_norms
-from heterofl_flwr.nn.model_cache import fresh_model, plan_between
+from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm, without_statistics
@@ -52,6 +52,7 @@ __all__ = [
     "submodel",
 ]
 
+MakeModel = Callable[[Build, float], nn.Module]
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 
@@ -61,8 +62,7 @@ def submodel(
     """Return the model at the message's rate with the parameters it brings.
 
     In an instruction to evaluate, batch norm gets the static moments that the message brings, or normalises by batch
-    where it brings none. Make a new optimizer each time: a model that nobody holds any more is used again, and may be
-    that of an earlier message of this process.
+    where it brings none. The model is new each time, and so must be its optimizer.
 
     Parameters
     ----------
@@ -79,8 +79,15 @@ def submodel(
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
+    return build_submodel(message, build, own, seed_torch, new_model)
+
+
+def build_submodel(
+    message: Message, build: Build, own: Mapping[str, Tensor] | None, seed_torch: bool, make: MakeModel
+) -> nn.Module:
+    """Return the model of ``submodel``, made by ``make`` instead of anew."""
     rate = messages.read_value(messages.read_config(message), messages.RATE, float)
-    return next(model for *_, model in _build_models(message, build, [rate], own, seed_torch))
+    return next(model for *_, model in _build_models(message, build, [rate], own, seed_torch, make))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
@@ -125,7 +132,7 @@ def reply(
     *,
     num_examples: int,
     labels: Iterable[int] | None = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | Sequence[float]] | None = None,
     capacity: str | float | None = None,
 ) -> Message:
     """Return the answer to an instruction; parameters travel in the form that it asks for, and clipped if it does.
@@ -139,18 +146,23 @@ def reply(
     num_examples : int
         How many examples were used.
     labels : Iterable[int] | None
-        The classes of this client's data. Rows of the classifier count for these alone; None means all.
+        The classes of this client's data. Rows of the classifier count for these alone; None means all. It is for
+        training: in an answer to an evaluation it changes nothing.
     metrics : Mapping[str, float] | None
-        Numbers to report.
+        Numbers to report. Of lists there are no means: only the server's own function of metrics sees them.
     capacity : str | float | None
-        A level or rate, if what this node can hold has changed; it counts from the next round on.
+        A level or rate, if what this node can hold has changed; it counts from the next round on. It is for training
+        too.
     """
     config: dict[str, object] = {}
     if labels is not None:
         config[messages.LABELS] = sorted({int(label) for label in labels})
     if capacity is not None:
         config[messages.CAPACITY] = rate_of(capacity)
-    numbers = {key: float(value) for key, value in (metrics or {}).items()}
+    numbers = {
+        key: list(map(float, value)) if isinstance(value, Sequence) else float(value)
+        for key, value in (metrics or {}).items()
+    }
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
         upload = messages.read_upload(messages.read_config(message))
@@ -232,7 +244,6 @@ def answer_moments(
         inputs = map(first_tensor, batches())
         own = collect_moments(model.to(device), inputs, kind=cast("Variant", kind), together=together)
         found.setdefault(rate, {})[window] = own
-        del model  # one that nobody holds is used again
     moments = {rate: join_windows(own) for rate, own in found.items()}
     content = RecordDict({messages.MOMENTS: messages.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
@@ -264,7 +275,12 @@ def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[st
 
 
 def _build_models(
-    message: Message, build: Build, rates: Iterable[float], own: Mapping[str, Tensor] | None, seed_torch: bool
+    message: Message,
+    build: Build,
+    rates: Iterable[float],
+    own: Mapping[str, Tensor] | None,
+    seed_torch: bool,
+    make: MakeModel = new_model,
 ) -> Iterator[tuple[float, int, nn.Module]]:
     """Yield each rate, each slice of it that is asked for (0: the prefix), and its model."""
     config = messages.read_config(message)
@@ -278,7 +294,7 @@ def _build_models(
 
     def build_one(rate: float, window: int) -> nn.Module:
         function = make_window(rule, window, seed=cast("int", config[messages.SEED]), rate=rate)
-        model = model_at(build, state, top, rate, function)
+        model = model_at(build, state, top, rate, function, make)
         if message.metadata.message_type.startswith("evaluate"):
             known = None if moments is None else messages.unpack_moments(moments, rate).of_window(window)
             model = for_evaluation(model, known)
@@ -298,7 +314,7 @@ def _personal_part(
         top = messages.read_value(config, messages.GLOBAL_RATE, float)
         seed = messages.read_value(config, messages.SEED, int)
         own = plan_between(build, top, rate).extract(initial_state(build, top, seed))
-    model = fresh_model(build, rate)
+    model = new_model(build, rate)
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
     expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
     if wrong := _misfits(kept, expected):
@@ -311,10 +327,15 @@ def _personal_part(
 
 
 def model_at(
-    build: Build, state: Mapping[str, Tensor], top: float, rate: float, function: SliceFunction = prefix
+    build: Build,
+    state: Mapping[str, Tensor],
+    top: float,
+    rate: float,
+    function: SliceFunction = prefix,
+    make: MakeModel = new_model,
 ) -> nn.Module:
     """Return the model of a rate with parameters cut from a state of rate ``top``."""
-    model = fresh_model(build, rate)
+    model = make(build, rate)
     load_parameters(model, state if rate == top else plan_between(build, top, rate).sliced(function).extract(state))
     return model
 

@@ -35,7 +35,7 @@ class CentralEvaluation:
         if not isinstance(strategy, Hybrid):
             return MetricRecord(dict(self._evaluate(server_round, self._task.build, state, strategy.moments)))
         found = {
-            name: self._evaluate(server_round, build, within(name, state), strategy.family_moments.get(name, {}))
+            name: self._evaluate(server_round, build, within(name, state), strategy.engine.prefix_moments.get(name, {}))
             for name, build in self._task.families.items()
         }
         return MetricRecord(dict(with_families(found)))

@@ -132,7 +132,6 @@ def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
     found: dict[float, list[dict[str, float]]] = {}
     for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
         found.setdefault(rate, []).append(_evaluate(instruction, model.to(instruction.task.device), classes))
-        del model  # one that nobody holds is used again
     metrics: dict[str, float] = {}
     for rate, slices in found.items():
         means = {name: fmean(own[name] for own in slices) for name in slices[0]}

@@ -11,11 +11,11 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import measures_itself, read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
 from heterofl_flwr.client import Batches, first_tensor, for_evaluation, model_at
-from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.nn.model_cache import fresh_model
+from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments
@@ -92,13 +92,13 @@ def _build_models(
     parameters: NDArrays, config: Mapping[str, Scalar], build: Build, rates: Iterable[float], seed_torch: bool
 ) -> Iterator[tuple[float, nn.Module]]:
     top = float(config[messages.RATE])
-    names = list(exchanged_parameters(fresh_model(build, top)))
+    names = list(plan_between(build, top, top).axes)
     kind = config.get(messages.MOMENTS_KIND) if config.get(messages.TASK) == messages.TASK_EVALUATE else None
     own, more = (parameters, []) if kind is None else (parameters[: len(names)], parameters[len(names) :])
     state = name_arrays(names, own)
     moments: Mapping[float, Moments] = {}
     if kind is not None:
-        layers = {rate: list(batch_norms(fresh_model(build, rate))) for rate in _read_rates(config)}
+        layers = {rate: list(batch_norms(new_model(build, rate))) for rate in _read_rates(config)}
         moments = moments_from_arrays(more, cast("Variant", kind), layers)
     seed, *purpose = (int(config[key]) for key in (messages.SEED, messages.SERVER_ROUND, messages.PARTITION))
     for rate in rates:

@@ -105,6 +105,9 @@ class HeteroFL(EngineView, Strategy):
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters:
         """Return the parameters of the global model to start from."""
         del client_manager
+        if self._numbers:  # it ran before
+            self.engine.reset()
+            self._numbers.clear()
         self.summary()
         return self._initial_parameters or pack(self.federation.initial_state().values())
 

@@ -5,7 +5,7 @@ A strategy opens a ``Round`` of training and an ``EvaluationRound`` on it, and t
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from heterofl_flwr.core.levels import level_name
@@ -50,6 +50,7 @@ class Engine:
         self.no_evaluate: set[int] = set()  # the clients whose app has no handler for evaluations
         self.no_moments: set[int] = set()  # those that have none for queries for moments
         self._capped: set[int] = set()
+        self._warned_of_lists = False
         self._warned_of_few = False
 
     @property
@@ -112,6 +113,16 @@ class Engine:
                 clients,
                 sum(mix.counts),
                 mix,
+            )
+
+    def warn_of_lists(self, names: Collection[str]) -> None:
+        """Warn once of metrics that are lists, of which there are no means."""
+        if names and not self._warned_of_lists:
+            self._warned_of_lists = True
+            logger.warning(
+                "there are no means of metrics that are lists (%s): report a number for each entry, or give a function "
+                "that joins them (train_metrics_aggr_fn, evaluate_metrics_aggr_fn)",
+                ", ".join(sorted(names)),
             )
 
     def warn_of_absent(self) -> None:

@@ -1,7 +1,7 @@
 """The options of evaluation, and the means of the clients' metrics."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Literal, get_args
@@ -79,12 +79,17 @@ def split_metric(key: str) -> tuple[str, float | None]:
     return (metric, rate) if metric and 0 < rate <= 1 and f"{metric}/{rate}" == key else (key, None)
 
 
-def split_metrics(metrics: Mapping[str, float], plain: float | None) -> dict[float | None, dict[str, float]]:
-    """Return metrics by the rate that their keys name; ``plain`` is the rate of those whose keys name none."""
+def split_metrics(
+    metrics: Mapping[str, float], rates: Collection[float], plain: float | None
+) -> dict[float | None, dict[str, float]]:
+    """Return metrics by the rate that their keys name, of these rates; ``plain`` is the rate of all other metrics."""
     found: dict[float | None, dict[str, float]] = {}
     for key, value in metrics.items():
         metric, rate = split_metric(key)
-        found.setdefault(plain if rate is None else rate, {})[metric] = value
+        if rate in rates:
+            found.setdefault(rate, {})[metric] = value
+        else:  # a metric of the user's, such as ap/0.5, may look like one of a rate
+            found.setdefault(plain, {})[key] = value
     return found
 
 

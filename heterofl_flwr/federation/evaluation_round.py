@@ -257,13 +257,11 @@ class EvaluationRound:
         return log.few_answered
 
     def _split_answers(self) -> SplitAnswers:
-        """Return the answers with their metrics by rate: those of rates that are none of the run are dropped."""
+        """Return the answers with their metrics by rate."""
         found = {}
         for node_id, (number, metrics) in self._engine.cap_examples(self._server_round, self.answers).items():
             rates = self.rates[node_id]
-            own = split_metrics(metrics, None if self._is_whole(rates) else rates[0])
-            known = (None, *self._federation.mix.all_rates, *rates)
-            found[node_id] = number, {rate: values for rate, values in own.items() if rate in known}
+            found[node_id] = number, split_metrics(metrics, rates, None if self._is_whole(rates) else rates[0])
         return found
 
     def _scores(

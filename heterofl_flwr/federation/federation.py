@@ -52,6 +52,8 @@ class Federation:
     def __post_init__(self) -> None:
         if self.assignment not in ("fix", "dynamic"):
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; expected less than 2^63, as messages hold 64 bits")
         slice_rule = self.options.transfer.slice_rule
         if self.mix.global_rate > self.mix.rates[0] and slice_rule == "prefix":
             raise ConfigError(
@@ -255,8 +257,12 @@ class Federation:
             return min(self.nodes.seat_rates[node_id], known.limit)
         families = len(self.members)
         own, turn = divmod(place, families)
-        number = max(len(range(turn, self.nodes.places(node_id), families)), 1)
-        own = min(own, number - 1)  # a number beyond those that there are is a mistake, or a lie
+        if known.num_partitions is None:  # levels go round the mix, so that nobody who joins changes another's
+            number = sum(self.mix.counts)
+            own %= number
+        else:
+            number = max(len(range(turn, known.num_partitions, families)), 1)
+            own = min(own, number - 1)  # a number beyond those that there are is a mistake, or a lie
         return min(fixed_rate(self.mix, own, number, capacity=known.capacity), known.limit)
 
     def can_train(self, node_id: int) -> bool:

@@ -52,7 +52,6 @@ class Nodes:
         self._known: dict[int, Capability] = {}
         self._partitions: dict[int, int] = {}
         self._seats: dict[int, int] = {}
-        self._most = 0  # clients at once, so far
         self.seat_rates: dict[int, float] = {}
 
     def __contains__(self, node_id: int) -> bool:
@@ -83,11 +82,12 @@ class Nodes:
         self._known.update(answers)
         names = names or {}
         _number(self._seats, _by_name(answers, names))
-        self._most = max(self._most, len(self._known))
         claimed = {partition: node for node, partition in self._partitions.items()}
         unnumbered = []
         for node_id in sorted(answers):
-            wanted = answers[node_id].partition
+            wanted, number = answers[node_id].partition, answers[node_id].num_partitions
+            if wanted is not None and number is not None and wanted >= number:
+                logger.warning("node %s says partition %d of %d: numbers begin with 0", node_id, wanted, number)
             if wanted is None or claimed.setdefault(wanted, node_id) != node_id:
                 if wanted is not None:
                     logger.warning("node %s says partition %s, which node %s has", node_id, wanted, claimed[wanted])
@@ -122,10 +122,6 @@ class Nodes:
         """Return the number by which a client's level and family are found: its own word, or its seat."""
         said = self._known[node_id].partition
         return self._seats[node_id] if said is None else said
-
-    def places(self, node_id: int) -> int:
-        """Return how many such numbers there are: as many as this client says, or as clients have been there."""
-        return self._known[node_id].num_partitions or self._most
 
     def most_said(self) -> int:
         """Return the largest number of partitions that a client says there are; 0 if none says any."""

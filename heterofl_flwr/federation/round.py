@@ -88,6 +88,7 @@ class Round:
         self.slices: dict[int, Slice] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self._lost = 0
+        self._unheard: list[int] = []
         schedule = self._options.transfer.learning_rate
         learning_rate = schedule(server_round) if schedule else 0.0
         self.log = engine.log = RoundRecord(
@@ -128,7 +129,8 @@ class Round:
         self._engine.tally.accept(nodes.partition(node_id))
         if self._engine.counts_examples:
             nodes.set_examples(node_id, reply.num_examples)
-        if reply.capacity is not None:
+        if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
+            logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
 
     def _add_parameters(self, own: Slice, reply: TrainReply, weight: float) -> None:
@@ -169,14 +171,20 @@ class Round:
         return trained_rows(Plan(rows).extract(self._state), sub, min(axes[0].kept for axes in rows.values()))
 
     def refuse(self, node_id: int, fault: Fault) -> None:
-        """Note why a client's reply is not used, and warn of it."""
+        """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
+        if fault.reason == SILENT:
+            self._engine.silent.add(node_id)
+            if self._options.sampling.spare:  # whether it was waited for shows when all replies are read
+                self._unheard.append(node_id)
+                return
+        self._note_fault(node_id, fault)
+
+    def _note_fault(self, node_id: int, fault: Fault) -> None:
         partition = self._federation.nodes.partition(node_id)
         self.log.failures[partition] = fault.reason
         if fault.simulated:
             self._lost += 1
             return
-        if fault.reason == SILENT:
-            self._engine.silent.add(node_id)
         rate, limit = self.slices[node_id].rate, self._options.limits.refusals
         logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
         if fault.replied:
@@ -187,6 +195,9 @@ class Round:
 
     def close(self) -> State:
         """Return the new global state; fail if too few clients gave a usable reply."""
+        if len(self.answers) < self.needed:
+            for node_id in self._unheard:
+                self._note_fault(node_id, Fault(SILENT))
         self._check_replies()
         self._engine.warn_of_absent()
         new = self._result()

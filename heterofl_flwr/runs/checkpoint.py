@@ -6,7 +6,6 @@ found when it is read.
 
 import json
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -50,8 +49,6 @@ class Checkpoint:
         As in ``Progress``.
     best
         The best state so far, if any round was evaluated.
-    random_state
-        What the run's random generators need to go on, if they need anything: values of JSON.
     """
 
     server_round: int
@@ -59,7 +56,6 @@ class Checkpoint:
     moments: State = field(default_factory=dict)
     optimizer: State = field(default_factory=dict)
     best: Best | None = None
-    random_state: Mapping[str, object] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -72,7 +68,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "server_round": checkpoint.server_round,
         "best": [best.metric, best.value, best.server_round] if best else None,
-        "random_state": checkpoint.random_state,
         "tensors": sha256(tensors).hexdigest(),
     }
     signed = {"content": content, "sha256": sha256(to_json(content).encode()).hexdigest()}
@@ -136,5 +131,4 @@ def _read(path: Path) -> Checkpoint:
         moments=parts["moments"],
         optimizer=parts["momentum"],
         best=Best(str(best[0]), float(best[1]), int(best[2]), parts["best"]) if best else None,
-        random_state=content["random_state"],
     )

@@ -1,7 +1,6 @@
 """The callback that writes a run to disk: history, checkpoints, costs and final models."""
 
 import logging
-from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -35,8 +34,6 @@ class Recorder(RoundCallback):
         written.
     models : bool
         Whether to write these models; not where the global state holds only some of a model's parameters.
-    random_state : Callable[[], Mapping[str, object]] | None
-        Returns what the run's random generators need to go on, for the checkpoints.
     """
 
     def __init__(
@@ -47,14 +44,12 @@ class Recorder(RoundCallback):
         metric: str | None = None,
         costs: Costs | None = None,
         models: bool = True,
-        random_state: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         if every < 1:
             raise ConfigError(f"a checkpoint every {every} rounds is not possible: expected 1 or more")
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.best: Best | None = None
         self._every, self._metric, self._costs, self._models = every, metric or None, costs, models
-        self._random_state = random_state or dict
         self._last: Progress | None = None
         self._moments: State = {}
         self._evaluated: RoundRecord | None = None
@@ -142,6 +137,5 @@ class Recorder(RoundCallback):
                 moments=self._moments,
                 optimizer=progress.optimizer,
                 best=self.best,
-                random_state=self._random_state(),
             )
         )

@@ -26,6 +26,7 @@ from heterofl_flwr.strategies.read_replies import (
     as_flower_error,
     check_wrappers,
     lacks_handler,
+    list_metrics,
     read_each,
     read_metrics,
     read_moments,
@@ -292,10 +293,12 @@ class HeteroFL(EngineView, Strategy):
 
     def _keep_records(self, function: MetricsFn | None, node_id: int, reply: Message) -> None:
         """Keep what a metrics function is to see of a reply: all records but those of parameters."""
-        if function is not None:
-            self._replied[node_id] = RecordDict(
-                {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
-            )
+        if function is None:
+            self.engine.warn_of_lists(list_metrics(reply))
+            return
+        self._replied[node_id] = RecordDict(
+            {name: record for name, record in reply.content.items() if not isinstance(record, ArrayRecord)}
+        )
 
     def _aggregated(
         self, function: MetricsFn | None, node_ids: Collection[int], means: dict[str, float]

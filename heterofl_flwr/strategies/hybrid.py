@@ -25,7 +25,6 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.families import Families, side_by_side
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.strategies.fedh2l import Exchange, ExchangeKeywords
 
 
@@ -62,11 +61,6 @@ class Hybrid(Exchange):
                 "heterofl_flwr.HeteroFL or FedH2L, or leave shared"
             )
         self.engine = Engine(Families(builds, self.federation), counts_examples=self.engine.counts_examples)
-
-    @property
-    def family_moments(self) -> Mapping[str, dict[float, Moments]]:
-        """The static batch norm moments of the last evaluation, by family and rate."""
-        return self.engine.prefix_moments
 
     def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
         """Return for each client what the other families say, one mean a family; a family shares a record."""

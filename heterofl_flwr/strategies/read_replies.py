@@ -12,6 +12,7 @@ from flwr.app import Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import messages
+from heterofl_flwr.compat import SUPERLINK_NODE_ID
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
 from heterofl_flwr.federation.evaluation_round import Norms
@@ -93,7 +94,6 @@ def check_converted(reply: Message, plan: Plan, sender: str) -> None:
 
 
 _NO_HANDLER = re.compile(r"No (?:evaluate|query) function registered with name")
-_SUPERLINK = 1  # the node id under which Flower's SuperLink answers for a node that is gone
 
 
 def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
@@ -109,7 +109,7 @@ def in_order(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tu
     position = 0
     for reply in replies:
         node_id = reply.metadata.src_node_id
-        if node_id == _SUPERLINK:
+        if node_id == SUPERLINK_NODE_ID:  # which answers for a node that is gone
             # Looked up now: a message gets its id when it is sent, which may be after the first replies came.
             about = reply.metadata.reply_to_message_id
             node_id = next((own.metadata.dst_node_id for own in sent if own.metadata.message_id == about), node_id)
@@ -196,10 +196,16 @@ def read_metrics(
     if not isinstance(record, MetricRecord):
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")
     number = record.get(weight_key)
-    if weight_key != messages.NUM_EXAMPLES and isinstance(number, float) and number.is_integer():
+    if isinstance(number, float) and number.is_integer():
         number = int(number)  # ``reply`` sends the user's own metrics as floats
     num_examples = read_number(number, limits.examples, sender, weight_key)
     return num_examples, read_numbers(((key, own) for key, own in record.items() if key != weight_key), sender)
+
+
+def list_metrics(reply: Message) -> set[str]:
+    """Return the names of a reply's metrics that are lists."""
+    records = (own for own in reply.content.values() if isinstance(own, MetricRecord))
+    return {short(name) for record in records for name, value in record.items() if isinstance(value, list)}
 
 
 def read_capability(reply: Message, sender: str) -> Capability:

@@ -155,7 +155,8 @@ class Guarded(Relay):
         messages = list(messages)
         largest = [self._largest_reply(message) for message in messages]
         ids = list(self._grid.push_messages(messages)) if messages else []
-        self._largest.update((id_, most) for id_, most in zip(ids, largest, strict=True) if id_)
+        # Flower returns none at all where the SuperLink takes no message of this size, and has logged why.
+        self._largest.update((id_, most) for id_, most in zip(ids, largest, strict=False) if id_)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -12,7 +12,7 @@ from heterofl_flwr import lora
 from heterofl_flwr.client import model_at
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import extra
-from heterofl_flwr.nn.model_cache import plan_between
+from heterofl_flwr.nn.build import plan_between
 from simulations.bench.measure import Goal, peak_of
 
 RATES = tuple(number / 8 for number in range(8, 0, -1))

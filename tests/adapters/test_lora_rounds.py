@@ -10,13 +10,13 @@ from flwr.common import parameters_to_ndarrays
 from safetensors.torch import load_file
 
 from heterofl_flwr import HeteroFL, LocalGrid, Mix, Momentum, lora
+from heterofl_flwr.app.model_cache import _find_models as find_models
+from heterofl_flwr.app.model_cache import kept_model
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.classic.client import parameters_of as arrays_of
 from heterofl_flwr.classic.client import submodel as classic_submodel
 from heterofl_flwr.client import load_parameters, reply, submodel
 from heterofl_flwr.core.exchange import exchanged_parameters, exclude_parameters
-from heterofl_flwr.nn.model_cache import _find_memory as find_memory
-from heterofl_flwr.nn.model_cache import fresh_model
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.engines.cohort import find_obstacle
@@ -164,16 +164,16 @@ def test_the_classic_api_sends_adapters_alone_too():
 
 
 def test_a_client_keeps_the_model_of_a_rate_on_the_shared_base():
-    number, other = id(fresh_model(build, 1.0)), fresh_model(build, 0.5)
-    assert id(fresh_model(build, 1.0)) == number
+    number, other = id(kept_model(build, 1.0)), kept_model(build, 0.5)
+    assert id(kept_model(build, 1.0)) == number
     assert all(other.get_parameter(name) is build.model.get_parameter(name) for name in frozen)
 
 
 def test_a_level_on_another_device_is_built_anew_and_the_base_keeps_its_values(monkeypatch):
-    model = fresh_model(build, 0.5)
-    (cached,) = (own for own in find_memory(build)[0].values() if own.model is model)
+    model = kept_model(build, 0.5)
+    (cached,) = (own for own in find_models(build).values() if own.model is model)
     monkeypatch.setattr(cached, "_device", torch.device("meta"))  # as if it had been moved since it was built
-    assert fresh_model(build, 0.5) is not model
+    assert kept_model(build, 0.5) is not model
     assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
     moved = replace(build, device=torch.device("meta"))(0.5)
     assert {own.device.type for own in moved.parameters()} == {"cpu"}

@@ -143,6 +143,26 @@ def test_a_round_that_no_client_answered_is_a_failure_and_a_query_is_none():
             checked.raise_for_rounds_without_a_result()
 
 
+def test_a_good_round_hides_no_bad_one_and_an_app_may_lack_an_evaluation():
+    app, fails = ClientApp(), [False]
+
+    @app.train()
+    def train(message, context):
+        if fails[0]:
+            raise ValueError
+        return Message(RecordDict(), reply_to=message)
+
+    with LocalGrid(app, 2) as grid:
+        checked = Checked(grid)
+        for kind in ("evaluate", "train"):
+            checked.send_and_receive([Message(RecordDict(), node_id, kind) for node_id in grid.get_node_ids()])
+        checked.raise_for_rounds_without_a_result()
+        fails[0] = True
+        checked.send_and_receive([Message(RecordDict(), node_id, "train") for node_id in grid.get_node_ids()])
+        with pytest.raises(HeteroFLError, match="in a round all 2 clients that were asked failed"):
+            checked.raise_for_rounds_without_a_result()
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, capsys, processes):
     monkeypatch.setattr(gpus, "cores", lambda: 2)

@@ -89,12 +89,25 @@ class TestSubmodel:
         hidden = model.norm(model.hidden(inputs(3)))
         torch.testing.assert_close(hidden.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
 
-    def test_one_that_somebody_holds_does_not_change_with_the_next(self):
+    @pytest.mark.parametrize(
+        "keep",
+        [lambda model: list(model.parameters()), lambda model: list(model.state_dict().values())],
+        ids=["parameters", "state"],
+    )
+    def test_what_somebody_keeps_of_one_does_not_change_with_the_next(self, keep):
         message = instruction()
-        model, before = submodel(message, build), submodel(message, build)
-        nn.init.constant_(model.classifier.weight, 5.0)
-        assert not torch.equal(before.classifier.weight, model.classifier.weight)
-        assert equal(dict(before.named_parameters()), message.content["arrays"].to_torch_state_dict())
+        kept = keep(submodel(message, build))
+        nn.init.constant_(submodel(message, build).classifier.weight, 5.0)
+        sent = message.content["arrays"].to_torch_state_dict()
+        assert equal(dict(zip(sent, kept, strict=True)), sent)
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+    def test_one_that_was_built_to_evaluate_does_not_spoil_those_to_train(self, mode):
+        with mode():
+            submodel(instruction(kind="evaluate"), build)
+            model = submodel(instruction(), build)
+        assert not any(own.is_inference() for own in model.parameters())
+        trained(instruction())
 
     def test_the_seed_says_what_it_is_for(self):
         seeds = {

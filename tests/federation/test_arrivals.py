@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from heterofl_flwr import LocalGrid
+from heterofl_flwr import HeteroFL, LocalGrid
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.nodes import Capability, Nodes
-from tests.federation.tiny import Watched, bare_reply, config, make_app, play
+from tests.federation.tiny import Watched, bare_reply, build, config, make_app, play
 
 
 class Arriving(Watched):
@@ -46,6 +46,21 @@ def test_nodes_that_never_come_are_not_waited_for():
     strategy = run(nodes=2, node_config=lambda partition: {"num-partitions": 100}, wait=600)
     assert strategy.log.rates == {0: 1.0, 1: 1.0}  # the first block of a hundred partitions
     assert time.monotonic() - began < 300
+
+
+def test_a_partition_without_their_number_has_a_level_that_nobody_who_joins_changes(caplog):
+    federation = HeteroFL(build, "a1-b1-c2").federation
+    expected = [1.0, 0.5, 0.25, 0.25, 1.0, 0.5]
+    for joined in range(1, 7):
+        federation.register({joined - 1: Capability(partition=99 + joined)})
+        assert [federation.rate(1, node) for node in range(joined)] == expected[:joined]
+    assert "numbers begin with 0" not in caplog.text
+
+
+def test_a_partition_beyond_their_number_is_told(caplog):
+    config = {"node_config": lambda number: {"partition-id": number + 1, "num-partitions": 2}}
+    assert run(nodes=2, **config).log.rates == {1: 0.25, 2: 0.25}
+    assert "says partition 2 of 2: numbers begin with 0" in caplog.text
 
 
 @pytest.mark.parametrize("number", [0, 1])

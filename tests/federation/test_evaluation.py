@@ -211,8 +211,34 @@ def test_a_users_own_names_of_metrics_may_hold_slashes():
         return reply(message, num_examples=4, metrics=metrics)
 
     strategy = play(make_app(evaluate=evaluate), "a1-c1", 2, evaluation=Evaluation()).strategy
-    assert strategy.log.evaluate == {"coverage": 1.0, "eval/loss": 2.0, "top/5": 0.9, "precision/class 1": 0.7}
+    assert strategy.log.evaluate == {"coverage": 1.0, **metrics}
+    assert strategy.log.evaluate_by_level == {}
+    strategy = play(make_app(evaluate=evaluate), "a1-c1", 2, evaluation=Evaluation(levels=True)).strategy
+    del metrics["accuracy/0.25"]  # which these clients were asked for
+    assert strategy.log.evaluate == {"coverage": 1.0, **metrics}
     assert strategy.log.evaluate_by_level == {"c": {"accuracy": 0.5}}
+
+
+def test_whole_numbers_of_examples_may_be_floats_and_lists_are_left_out_with_a_warning(caplog):
+    def evaluate(message, context):
+        message = reply(message, num_examples=4, metrics={"accuracy": 0.5, "by-class": [0.25, 0.75]})
+        message.content["metrics"]["num-examples"] = 4.0
+        return message
+
+    strategy = play(make_app(evaluate=evaluate), "a1", 2, evaluation=Evaluation()).strategy
+    assert strategy.log.evaluate == {"coverage": 1.0, "accuracy": 0.5}
+    assert [record.message for record in caplog.records].count(
+        "there are no means of metrics that are lists (by-class): report a number for each entry, or give a function "
+        "that joins them (train_metrics_aggr_fn, evaluate_metrics_aggr_fn)"
+    ) == 1
+    caplog.clear()
+
+    def join(records, key):
+        return MetricRecord({"by-class": records[0]["metrics"]["by-class"]})
+
+    found = play(make_app(evaluate=evaluate), "a1", 2, evaluation=Evaluation(), evaluate_metrics_aggr_fn=join)
+    assert found.result.evaluate_metrics_clientapp[1]["by-class"] == [0.25, 0.75]
+    assert "lists" not in caplog.text
 
 
 def test_an_evaluation_in_flowers_own_form_counts():

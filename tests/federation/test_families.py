@@ -19,7 +19,10 @@ def families_of(number, clients=0, mix=MIX, capacities=(), **options):
     builds = {f"family-{turn}": build for turn in range(number)}
     found = Families(builds, Federation(build=build, mix=Mix.parse(mix), **options))
     known = dict.fromkeys(range(clients)) | dict(enumerate(capacities))
-    found.register({node: Capability(partition=node, capacity=own) for node, own in known.items()})
+    said = {
+        node: Capability(partition=node, num_partitions=clients or None, capacity=own) for node, own in known.items()
+    }
+    found.register(said)
     return found
 
 

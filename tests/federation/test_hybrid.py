@@ -242,7 +242,7 @@ def test_each_family_is_evaluated_by_its_own_clients_with_its_own_moments():
     builds = {"tiny": build_normed, "deep": Deep}
     strategy, grid, state = evaluated(builds)
     assert sorted(map(grid.partition_of, grid.of("query.moments"))) == [0, 2, 4]
-    assert list(strategy.family_moments) == ["tiny"]
+    assert list(strategy.engine.prefix_moments) == ["tiny"]
     for message in grid.of("evaluate"):
         family = list(builds)[grid.partition_of(message) % 2]
         assert equal(message.content["arrays"].to_torch_state_dict(), within(family, state))
@@ -252,7 +252,7 @@ def test_each_family_is_evaluated_by_its_own_clients_with_its_own_moments():
     model.load_state_dict(within("tiny", state), strict=False)
     batches = [model.hidden(inputs(partition)) for partition in (0, 2, 4)]
     means = torch.stack([batch.mean(0) for batch in batches]).mean(0)
-    layer = strategy.family_moments["tiny"][1.0].layers["norm"]
+    layer = strategy.engine.prefix_moments["tiny"][1.0].layers["norm"]
     torch.testing.assert_close((layer.first / layer.count).float(), means, rtol=1e-4, atol=1e-5)
     assert all(name.startswith("tiny.") for name in strategy.moment_tensors())
 

@@ -133,7 +133,7 @@ def test_in_the_classic_api_too(lines):
     parameters = strategy.initialize_parameters(client_manager=manager)
     strategy.aggregate_fit(1, fit_all(strategy.configure_fit(1, parameters, manager)), [])
     assert [line.partition(":")[0] for line in lines()] == ["round 1"]
-    assert "c 2x" in lines()[0]
+    assert "c 1x" in lines()[0]
 
 
 def filled(rates):

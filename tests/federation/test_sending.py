@@ -63,7 +63,7 @@ def test_the_spare_share_is_of_those_that_are_needed_rounded_up(share, spare, as
 def test_a_round_ends_as_soon_as_enough_have_answered():
     found = run(late={0: 3, 2: 10**9})
     assert found.grid.looks == 4  # at once those of 1 and 3, with the fourth look that of 0
-    assert found.log.failures == {2: "no reply in time"}
+    assert found.log.failures == {}  # nobody waited for 2
     assert len(found.grid.dropped) == 1
     # Clients add 1 more than their partition: 0, 1 and 3 count, in the order of the messages.
     torch.testing.assert_close(found.change, torch.full((8,), (1 + 2 + 4) / 3))

@@ -73,7 +73,7 @@ def test_a_client_keeps_its_rate_whatever_it_reports_and_whoever_comes():
     assert [federation.rate(1, node) for node in (0, 1)] == [1.0, 0.25]
     federation.nodes.set_capacity(0, 0.25)
     federation.register({node: Capability(partition=node) for node in (2, 3)})
-    assert [federation.rate(2, node) for node in range(4)] == [1.0, 0.25, 0.25, 0.25]
+    assert [federation.rate(2, node) for node in range(4)] == [1.0, 0.25, 1.0, 0.25]
 
 
 def test_standalone_sends_no_parameter():

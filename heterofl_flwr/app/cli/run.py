@@ -90,6 +90,9 @@ def build_request(args: argparse.Namespace) -> Request:
         return Request(
             config=now, out=_choose_folder(args, app.name), clients=args.clients or 2, share=share, app=app, grid=grid
         )
+    for key, option in (("run.dir", "--out"), ("run.resume", "--resume")):
+        if now.get(key):
+            raise ConfigError(f"{key} is {now[key]!r}: here {option} FOLDER says it; leave the setting out")
     begun, before = _read_resumed(args.resume) if args.resume else (False, {})
     given = {**before, **now}
     settings = from_flat(given)

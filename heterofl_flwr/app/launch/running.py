@@ -24,6 +24,7 @@ from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
 from heterofl_flwr.messages import count_bytes
 from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.strategies.read_replies import lacks_handler
 from heterofl_flwr.strategies.size_guard import Relay
 from heterofl_flwr.training.engines import MOST_ON_CPU
 
@@ -86,16 +87,20 @@ class Checked(Relay):
         super().__init__(grid)
         # What our grids have beyond Flower's interface.
         self.wait_for_replies, self.listen = grid.wait_for_replies, grid.listen
+        self._calls = 0
         self._good: Counter[tuple[str, str]] = Counter()
         self._bad: dict[tuple[str, str], list[str]] = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that the grid has."""
-        return self._check(super().pull_messages(message_ids))
+        replies = list(super().pull_messages(message_ids))
+        return [self._check(reply, reply.metadata.group_id) for reply in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages, and return their replies."""
-        return self._check(super().send_and_receive(messages, timeout=timeout))
+        self._calls += 1
+        replies = super().send_and_receive(messages, timeout=timeout)
+        return [self._check(reply, f"call {self._calls}") for reply in replies]
 
     def raise_for_rounds_without_a_result(self) -> None:
         """Raise if all clients that were to train, or to evaluate, in a round failed."""
@@ -103,19 +108,19 @@ class Checked(Relay):
             if not self._good[call]:
                 raise HeteroFLError(f"in a round all {len(reasons)} clients that were asked failed; {reasons[-1]}")
 
-    def _check(self, replies: Iterable[Message]) -> list[Message]:
-        replies = list(replies)
-        for reply in replies:
-            call = reply.metadata.group_id, reply.metadata.message_type
-            if not reply.has_error():
-                self._good[call] += 1
-                continue
-            reason = reply.error.reason or "no reason given"
-            if any(sign in reason for sign in SHORT_OF_MEMORY):
-                raise OutOfMemoryError(f"a client ran out of memory: {reason}")
-            if not call[1].startswith(MessageType.QUERY):  # which the strategy may do without
-                self._bad.setdefault(call, []).append(reason)
-        return replies
+    def _check(self, reply: Message, group: str) -> Message:
+        """Count a reply for those to messages of one kind that were sent together; return it."""
+        call = group, reply.metadata.message_type
+        if not reply.has_error():
+            self._good[call] += 1
+            return reply
+        reason = reply.error.reason or "no reason given"
+        if any(sign in reason for sign in SHORT_OF_MEMORY):
+            raise OutOfMemoryError(f"a client ran out of memory: {reason}")
+        # Answers to queries, and functions that an app does not have, are what a strategy may do without.
+        if not call[1].startswith(MessageType.QUERY) and not lacks_handler(reason):
+            self._bad.setdefault(call, []).append(reason)
+        return reply
 
 
 def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
 
-from heterofl_flwr.nn import model_cache as fresh
-from heterofl_flwr.nn.model_cache import fresh_model, plan_between
+from heterofl_flwr.app import model_cache
+from heterofl_flwr.app.model_cache import kept_model
+from heterofl_flwr.core.exchange import exclude_parameters
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation.tiny import Tiny, build_normed, inputs
 
@@ -72,11 +73,11 @@ def look(model):
     ids=["train", "freeze", "a hook that is gone", "move", "moments"],
 )
 def test_what_can_be_set_back_is_given_out_again(use):
-    model = fresh_model(Full, 1.0)
+    model = kept_model(Full, 1.0)
     use(model)
     number = id(model)
     del model
-    model = fresh_model(Full, 1.0)
+    model = kept_model(Full, 1.0)
     assert id(model) == number
     assert all(own.requires_grad and own.grad is None and own.device.type == "cpu" for own in model.parameters())
     fresh_buffers = dict(Full(1.0).named_buffers())
@@ -85,9 +86,9 @@ def test_what_can_be_set_back_is_given_out_again(use):
 
 
 def test_a_model_that_somebody_holds_is_never_given_out_again():
-    model = fresh_model(Full, 1.0)
+    model = kept_model(Full, 1.0)
     values = parameters_to_vector(model.parameters()).clone()
-    other = fresh_model(Full, 1.0)
+    other = kept_model(Full, 1.0)
     assert other is not model
     measure(other)
     assert torch.equal(parameters_to_vector(model.parameters()), values)
@@ -100,23 +101,23 @@ def test_layers_that_are_frozen_when_built_stay_so():
         return model
 
     for _ in range(2):
-        model = fresh_model(frozen, 1.0)
+        model = kept_model(frozen, 1.0)
         assert not model.hidden.weight.requires_grad
         model.hidden.requires_grad_(True)
 
 
 def test_few_models_are_kept_one_for_each_rate_function_and_thread():
-    models = {id(fresh_model(own, rate)) for own in (Tiny, build_normed) for rate in (1.0, 0.5)}
+    models = {id(kept_model(own, rate)) for own in (Tiny, build_normed) for rate in (1.0, 0.5)}
     assert len(models) == 4
-    first = id(fresh_model(Tiny, 1.0))
+    first = id(kept_model(Tiny, 1.0))
     with ThreadPoolExecutor(1) as pool:  # clients may run in threads of one process, as ``start_client`` in a notebook
-        assert id(pool.submit(fresh_model, Tiny, 1.0).result()) != first
-    assert id(fresh_model(Tiny, 1.0)) == first
-    kept = ref(fresh_model(Tiny, 1.0))
+        assert id(pool.submit(kept_model, Tiny, 1.0).result()) != first
+    assert id(kept_model(Tiny, 1.0)) == first
+    kept = ref(kept_model(Tiny, 1.0))
     for number in range(1, 40):
-        recent = id(fresh_model(Tiny, number / 100))
+        recent = id(kept_model(Tiny, number / 100))
     assert kept() is None
-    assert id(fresh_model(Tiny, 0.39)) == recent
+    assert id(kept_model(Tiny, 0.39)) == recent
 
 
 def swap(model):
@@ -156,14 +157,14 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_model_that_came_back_otherwise_is_built_anew(change):
-    model = fresh_model(Full, 0.5)
+    model = kept_model(Full, 0.5)
     change(model)
     gone = ref(model)
     del model
-    again = id(fresh_model(Full, 0.5))
+    again = id(kept_model(Full, 0.5))
     gc.collect()
     assert gone() is None  # so it cannot be this one
-    assert id(fresh_model(Full, 0.5)) == again
+    assert id(kept_model(Full, 0.5)) == again
 
 
 def test_a_model_of_which_nothing_can_be_told_is_never_given_out_again():
@@ -172,22 +173,33 @@ def test_a_model_of_which_nothing_can_be_told_is_never_given_out_again():
             super().__init__(2, 2)
             self.stream = (number for number in range(3))
 
-    first = ref(fresh_model(Odd, 1.0))
-    fresh_model(Odd, 1.0)
+    first = ref(kept_model(Odd, 1.0))
+    kept_model(Odd, 1.0)
     gc.collect()
     assert first() is None
+
+
+def test_one_that_trains_what_is_not_exchanged_is_built_anew():
+    def build(rate):
+        model = Tiny(rate)
+        exclude_parameters(model, ["classifier.bias"])
+        return model
+
+    nn.init.ones_(kept_model(build, 1.0).classifier.bias)
+    assert not torch.equal(kept_model(build, 1.0).classifier.bias, torch.ones(4))
 
 
 def test_models_go_with_the_function_that_builds_them():
     """An app may make a new one of each message's context; their models must not pile up."""
     build = partial(Tiny, norm=True)
-    model = ref(fresh_model(build, 1.0))
-    plan_between(build, 1.0, 0.5)
+    model = ref(kept_model(build, 1.0))
     del build
     gc.collect()
     assert model() is None
     assert not [
-        own for own in fresh._own.memories if isinstance(own, partial) and own.func is Tiny and own is not build_normed
+        own
+        for own in model_cache._own.models
+        if isinstance(own, partial) and own.func is Tiny and own is not build_normed
     ]
 
 
@@ -199,5 +211,4 @@ def test_a_function_that_cannot_be_referred_to_weakly_builds_each_time():
             return Tiny(rate)
 
     build = Builder()
-    assert fresh_model(build, 1.0) is not fresh_model(build, 1.0)
-    assert plan_between(build, 1.0, 0.5) == plan_between(Tiny, 1.0, 0.5)
+    assert kept_model(build, 1.0) is not kept_model(build, 1.0)

@@ -1,4 +1,4 @@
-"""A cache of models: each is built once in a process and reused as if just built."""
+"""A cache of models on a GPU: each is built once in a process, as the CUDA graph of its steps is recorded once."""
 
 import io
 import pickle
@@ -13,28 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr.core.exchange import exchanged_parameters
-from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.models import Build
 
-Memory = tuple[OrderedDict[float, "_CachedModel"], dict[tuple[float, float], Plan]]
-"""The models of a function by their rates, and its plans by two rates."""
+Models = OrderedDict[float, "_CachedModel"]
+"""The models of a function by their rates."""
 
 _KEPT_MODELS = 16
 _own = threading.local()  # clients that run in threads of one process must not share a model
 
 
-def fresh_model(build: Build, rate: float) -> nn.Module:
+def kept_model(build: Build, rate: float) -> nn.Module:
     """Return a model of a rate as if just built; the global random generators stay as they are.
 
     It is kept from earlier messages, as long as ``build`` itself exists, with buffers, gradients, modes and device set
     back. One with other layers, hooks or attributes than when it was built is built anew, and so is one that somebody
     still holds. Parameters that are exchanged keep their values, or have none: load some.
     """
-    models, _ = _find_memory(build)
+    models = _find_models(build)
     kept = models.get(rate)
     if kept is None or kept.references() > kept.idle or not kept.renew():
-        kept = models[rate] = _CachedModel(_build(build, rate))
+        kept = models[rate] = _CachedModel(new_model(build, rate))
         kept.idle = kept.references()  # only now, as nothing but the cache holds it
     models.move_to_end(rate)
     while len(models) > _KEPT_MODELS:
@@ -42,34 +41,20 @@ def fresh_model(build: Build, rate: float) -> nn.Module:
     return kept.model
 
 
-def plan_between(build: Build, top: float, rate: float) -> Plan:
-    """Return the plan of a rate within the model of rate ``top``; each is worked out once."""
-    _, plans = _find_memory(build)
-    if (top, rate) not in plans:
-        plans[top, rate] = Plan.of(_build(build, top), _build(build, rate))
-    return plans[top, rate]
-
-
-def _build(build: Build, rate: float) -> nn.Module:
-    with kept_random_state():
-        return build(rate)
-
-
-def _find_memory(build: Build) -> Memory:
-    """Return this thread's models and plans of a function; they go with it, as there may be one for each message."""
-    memories: WeakKeyDictionary[Build, Memory] = _own.__dict__.setdefault("memories", WeakKeyDictionary())
-    empty: Memory = OrderedDict(), {}
+def _find_models(build: Build) -> Models:
+    """Return this thread's models of a function; they go with it."""
+    models: WeakKeyDictionary[Build, Models] = _own.__dict__.setdefault("models", WeakKeyDictionary())
     try:
-        return memories.setdefault(build, empty)
+        return models.setdefault(build, OrderedDict())
     except TypeError:  # what cannot be a key, or be referred to weakly
-        return empty
+        return OrderedDict()
 
 
 class _CachedModel:
     """A model, and its state when it was built."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model.train()
+        self.model = model
         self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -86,8 +71,11 @@ class _CachedModel:
         """Set everything but the parameters back; False if the model is no longer the one that was built."""
         if self._contents.found is None or self._contents.found != _Contents(self.model).found:
             return False
+        exchanged = exchanged_parameters(self.model)
+        if any(self._trainable[name] for name in self._trainable.keys() - exchanged.keys()):
+            return False  # they have the values of the client before
         if any(tensor.device != self._device for tensor in self.model.parameters()):
-            if len(exchanged_parameters(self.model)) < len(self._trainable):
+            if len(exchanged) < len(self._trainable):
                 return False  # nobody sends the values of the others
             self.model.to_empty(device=self._device)
             self._places = self._find_places()

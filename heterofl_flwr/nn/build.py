@@ -1,0 +1,33 @@
+"""What ``build`` gives: a new model for each message, and the plan of a rate, which is worked out once."""
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.nn.models import Build
+
+Plans = dict[tuple[float, float], Plan]
+
+_plans: WeakKeyDictionary[Build, Plans] = WeakKeyDictionary()
+"""The plans of each function by two rates; they go with it, as there may be one for each message."""
+
+
+def new_model(build: Build, rate: float) -> nn.Module:
+    """Return a new model of a rate, to train; the global random generators stay as they are."""
+    # What is built in inference mode can never be trained.
+    with torch.inference_mode(False), kept_random_state():
+        return build(rate).train()
+
+
+def plan_between(build: Build, top: float, rate: float) -> Plan:
+    """Return the plan of a rate within the model of rate ``top``; each is worked out once."""
+    try:
+        plans = _plans.setdefault(build, {})
+    except TypeError:  # what cannot be a key, or be referred to weakly
+        plans = {}
+    if (top, rate) not in plans:
+        plans[top, rate] = Plan.of(new_model(build, top), new_model(build, rate))
+    return plans[top, rate]
