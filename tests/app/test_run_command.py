@@ -96,6 +96,12 @@ def test_another_app_gets_only_what_is_said(asked):
     assert request.out.name.startswith("sample_app-")
 
 
+@pytest.mark.parametrize(("setting", "option"), [("run.dir=mine", "--out"), ("run.resume=true", "--resume")])
+def test_a_setting_that_an_option_replaces_is_rejected_with_its_name(setting, option, capsys):
+    assert main(["run", "--set", setting]) == 2
+    assert f"here {option} FOLDER says it" in capsys.readouterr().err
+
+
 def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9", "--seed", "5", "--rounds", "2")
     RunFolder(tmp_path / "mine").start(first.config)

@@ -37,6 +37,18 @@ def gain(before, after):
     return [new - old for old, new in zip(parameters_to_ndarrays(before), parameters_to_ndarrays(after), strict=True)]
 
 
+def test_a_strategy_that_runs_again_begins_anew():
+    strategy, found = HeteroFL(build, "a1-c1", wait=1.0, server_momentum=0.9), []
+    for run in range(2):
+        manager = manager_of(*(Fake(f"{run}{number}", says={"partition": number}) for number in range(2)))
+        parameters = strategy.initialize_parameters(client_manager=manager)
+        instructions = strategy.configure_fit(1, parameters, manager)
+        found.append((strategy.aggregate_fit(1, fit_all(instructions), [])[0], strategy.log.rates))
+    (first, rates), (second, again) = found
+    assert rates == again
+    assert all(not own.any() for own in gain(first, second))
+
+
 def test_initial_parameters_may_be_given():
     given = ndarrays_to_parameters([np.zeros(1)])
     strategy = HeteroFL(build, initial_parameters=given)

@@ -47,6 +47,7 @@ STRATEGY = [
     ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
     ({"server_momentum": 1.0}, "server_momentum is 1.0"),
     ({"assignment": "random"}, "assignment is 'random'"),
+    ({"seed": 2**63}, "seed is 9223372036854775808; expected less than 2"),
     ({"mix": "a1-z1"}, "'z' is no level"),
     ({"upload": "int4"}, "upload is 'int4', expected one of float32, float16, int8"),
     ({"roll_by": 2}, "roll_by is 2, expected slice_rule='rolling' beside it"),
