@@ -100,8 +100,6 @@ def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]
 
 def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
     """Return a model for each message, on the device. A slice that several of them bring is read once."""
-    if len(cohort) == 1:
-        return [cohort[0].load_model()]
     models: list[nn.Module] = []
     previous: Mapping[str, Array] = {}
     for instruction in cohort:
@@ -111,8 +109,7 @@ def _load_models(cohort: Sequence[Instruction]) -> list[nn.Module]:
         same = brought.keys() == previous.keys() and all(brought[name].data is previous[name].data for name in brought)
         read = not models or instruction.task.personal or not same
         previous = brought
-        # A copy, held by nobody else, so that the next clients need not build theirs anew.
-        models.append(copy_exchanged(instruction.load_model() if read else models[-1]))
+        models.append(instruction.load_model() if read else copy_exchanged(models[-1]))
     return models
 
 
