@@ -108,6 +108,7 @@ def _index(trace: Trace, one: object, row: Row | None) -> None:
                 _use_before(trace, end, row)
     elif isinstance(one, int):
         trace.pin(row[: one + 1] if one >= 0 else row[one:])
+        trace.sliced.append(row)
 
 
 def _use_step(trace: Trace, one: slice, row: Row) -> None:
@@ -123,8 +124,15 @@ def _use_before(trace: Trace, end: int, row: Row) -> None:
     """Let what lies before an end, or after one that is counted from the back, be as long as the code says."""
     if end < 0:
         trace.pin(row[end:])
+        trace.sliced.append(row)
     elif 0 < end < len(row):
-        trace.use(end, row[:end])
+        _use_part(trace, end, row, slice(end))
+
+
+def _use_part(trace: Trace, length: int, row: Row, part: slice) -> None:
+    trace.use(length, row[part])
+    if not isinstance(length, Length):
+        trace.sliced.append(row)
 
 
 @function(Tensor.chunk, torch.chunk, Tensor.tensor_split, torch.tensor_split)
@@ -159,7 +167,7 @@ def narrow(trace: Trace, run: Run, input: Tensor, dim: int, start: int, length: 
     row = trace.rows(input)[dim]
     if row is not None:
         _use_before(trace, start, row)
-        trace.use(length, row[start : start + length])
+        _use_part(trace, length, row, slice(start, start + length))
     return run()
 
 

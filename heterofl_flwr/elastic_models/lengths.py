@@ -123,6 +123,7 @@ class Trace:
     def __init__(self, place: Callable[[], str] = str, lenient: bool = False) -> None:
         self.positions = Positions()
         self.reasons: Counter[str] = Counter()  # why channels stay whole that might have been cut, and how many
+        self.sliced: list[Row] = []  # axes that the code slices at a plain number
         self._place, self._lenient = place, lenient  # which layer is at work, and whether such channels are cut
         self.listening = False  # whether it is the model's own code that runs, and not torch's
         self.flexible: Sequence[bool] = ()  # which axes of the view that comes next may shrink, as its code says

@@ -129,7 +129,9 @@ class Tracer:
         trace.listening = False
         unused = _pin_unused(self._skeleton.model, trace, self._used)
         parameters = [trace.rows(parameter) for parameter in self._skeleton.model.parameters()]
-        grouping = Grouping(trace.positions, [row for rows in parameters for row in rows if row is not None])
+        rows = [row for own in parameters for row in own if row is not None]
+        _pin_tables(trace, rows)
+        grouping = Grouping(trace.positions, rows)
         axes = {name: tuple(map(grouping.places, trace.rows(tensor))) for name, tensor in self._named.items()}
         used = {number: source.row for number, source in self._sources.items() if "row" in vars(source)}
         numbers = {number: grouping.places(trace.open(row)) for number, row in used.items()}
@@ -214,6 +216,21 @@ def _pin_unused(model: nn.Module, trace: Trace, used: set[str]) -> list[str]:
     paths = [accumulate(name.split("."), "{}.{}".format) for name in idle]
     found = [next(path for path in own if not any(one.startswith(f"{path}.") for one in busy)) for own in paths]
     return list(dict.fromkeys(found))
+
+
+def _pin_tables(trace: Trace, axes: Sequence[Row]) -> None:
+    """Keep tables whole of which the code takes a part, as of positions: a longer input may reach what lies beyond.
+
+    These are the axes that are sliced at a plain number and of which some positions are kept. What occurs in a further
+    axis of the parameters, as a part of packed weights does, is no part of a table.
+    """
+    roots = trace.positions.roots
+    numbers = np.zeros(trace.positions.number, np.int64)  # by its root, in how many axes each position is
+    for row in axes:
+        numbers[np.unique(roots(row))] += 1
+    for row in trace.sliced:
+        if not roots(row).all():
+            trace.pin(row[numbers[roots(row)] == 1])
 
 
 def _names_fixed(model: nn.Module, fixed: Sequence[str]) -> Iterator[str]:

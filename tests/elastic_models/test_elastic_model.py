@@ -401,6 +401,42 @@ def test_a_product_of_three_is_computed_in_the_same_order_at_every_rate(enabled)
         assert torch.backends.opt_einsum.enabled is enabled
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda table, number: table[:number],
+        lambda table, number: table[-number:],
+        lambda table, number: table.narrow(0, 1, number),
+        lambda table, number: table[None, :number][0],
+        lambda table, number: table[number],
+    ],
+    ids=["first", "last", "narrow", "view", "one"],
+)
+def test_a_table_that_is_longer_than_the_example_stays_whole_but_for_its_width(read):
+    def forward(self, x):
+        return self.last(self.first(x) + read(self.table, x.shape[1]))
+
+    model = Then(forward, first=nn.Linear(3, 12), last=nn.Linear(12, 2))
+    model.table = nn.Parameter(torch.randn(9, 12))
+    small = elastic(model, torch.zeros(1, 2, 3))(0.5)
+    assert torch.equal(small.table, model.table[:, :6])
+    assert small(torch.zeros(1, 8, 3)).shape == (1, 8, 2)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_packed_weights_are_no_table(plain):
+    def forward(self, x):
+        width, weight = 12 if plain else self.last.in_features, self.packed.weight
+        query, key, value = (F.linear(x, weight[n * width : (n + 1) * width]) for n in range(3))
+        return self.last((query @ key.mT).softmax(-1) @ value)
+
+    model = Then(forward, packed=nn.Linear(5, 36, bias=False), last=nn.Linear(12, 2))
+    with pytest.warns(UserWarning, match="the code says the length 12") if plain else nullcontext():
+        small = elastic(model, torch.zeros(1, 4, 5))(0.5)
+    assert small.packed.weight.shape == (30 if plain else 18, 5)  # the values are cut in both
+    assert small(torch.zeros(1, 7, 5)).shape == (1, 7, 2)
+
+
 def _rolled(self, x):
     return self.last(self.first(x).roll(1, 1))
 
