@@ -37,22 +37,28 @@ def read_folder(folder: Path, columns: Columns = ANY) -> tuple[Raw | Texts, Raw 
 
     Read are, in this order: images as ``train/<class>/*.png`` and ``test/<class>/*.png``; parquet files; CSV files.
     Of these, the name, or that of a folder above, begins with ``train`` or ``test``, and a split may lie in several;
-    where none does, all of them are the train split.
+    where none does, all of them are the train split. Hidden files and folders are not read.
     """
-    if any(file.suffix.lower() in SUFFIXES for file in folder.glob("train/*/*")):
+    if any(file.suffix.lower() in SUFFIXES for file in _visible(folder, "train/*/*")):
         if columns.label:
             raise DataError(f"{folder} holds images by class: found data.label={columns.label!r}, expected ''")
-        parts = [path.name for path in folder.iterdir() if path.is_dir()]
+        parts = [path.name for path in _visible(folder, "*") if path.is_dir()]
         check_splits(str(folder), parts)
         return train_and_test(parts, lambda part: _read_images(folder / part))
     for suffix, read in _READERS.items():
-        if files := sorted(folder.rglob(f"*{suffix}")):
+        if files := _visible(folder, f"**/*{suffix}"):
             return _read_tables(folder, files, read, columns)
     found = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
     raise DataError(
         f"{folder} holds {found}; expected train/<class>/*.png and test/<class>/*.png, or train and test files as "
         ".parquet or .csv"
     )
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Return what matches below a folder, sorted, without what is hidden, such as the copies of a notebook server."""
+    found = ((path, path.relative_to(folder).parts) for path in folder.glob(pattern))
+    return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
 
 
 def _read_tables(
@@ -134,7 +140,7 @@ _READERS: Mapping[str, Callable[[Path], pa.Table]] = {
 
 def _read_images(folder: Path) -> Raw:
     """Read ``<folder>/<class>/*.png`` (or another kind of image); the folders' names are the classes."""
-    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in SUFFIXES)
+    files = [file for file in _visible(folder, "*/*") if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DataError(f"{folder}: there are no examples; expected images as {folder}/<class>/*.png")
     return Raw(_decode(files, len(files), str(folder)), [file.parent.name for file in files], None, str(folder))
