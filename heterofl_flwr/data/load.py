@@ -63,7 +63,8 @@ def load_dataset(
     """
     root = root or os.environ.get(ROOT_VARIABLE) or None
     key = None if root is None else str(Path(root).expanduser().absolute())
-    if name.startswith((".", "~")) or (key is None and name not in SOURCES and Path(name).is_dir()):
+    below_root = key is not None and (Path(key) / name).is_dir()
+    if name.startswith((".", "~")) or (short_name(name) not in SOURCES and not below_root and Path(name).is_dir()):
         name = str(Path(name).expanduser().absolute())
     with _lock:  # threads that ask at once must not read twice
         return _load(name, key, Columns(label, owner), test_share)

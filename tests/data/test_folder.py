@@ -193,6 +193,10 @@ def test_a_relative_folder_is_found_before_the_hub_but_not_before_short_names(tm
     (tmp_path / "digits").mkdir()
     assert load_dataset("my/pictures").name == str(tmp_path / "my" / "pictures")
     assert len(load_dataset("digits").train) > 1000
+    monkeypatch.setenv("HETEROFL_DATA", str(tmp_path / "hub"))
+    assert load_dataset("my/pictures").name == str(tmp_path / "my" / "pictures")
+    image_folder(tmp_path / "hub" / "my" / "pictures")
+    assert load_dataset("my/pictures").name == "my/pictures"  # that below the root comes first
 
 
 def test_an_image_folder_has_its_folders_as_classes_and_is_normalised_by_the_train_split(tmp_path):
