@@ -74,9 +74,12 @@ class BlockSweeper(BasicSweeper):
             job, config.hydra.job.num = build_job(flat(config)), len(found)
             path = Path(os.path.abspath(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)))
             first, _ = found.setdefault(path, (replace(job, path=path), row))
-            if first.name != job.name:
-                names = f"{first.name} and {job.name}"
-                raise ConfigError(f"{path} would hold two jobs, {names}; expected hydra.sweep.subdir to differ in them")
+            # The folder of the data is no part of a job's name, as on another machine equal data lie elsewhere.
+            one, other = (f"{own.name} with data.root={own.config['data.root']!r}" for own in (first, job))
+            if one != other:
+                raise ConfigError(
+                    f"{path} would hold two jobs, {one} and {other}; expected hydra.sweep.subdir to differ in them"
+                )
         return [job for job, _ in found.values()], [row for _, row in found.values()]
 
     def rows(self, overrides: list[Override]) -> list[list[str]]:

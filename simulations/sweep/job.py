@@ -79,7 +79,10 @@ LAUNCH: Mapping[str, Setting] = read_specs(LaunchOptions)
 KEPT = ("engine.timeout", "run.callbacks", "run.checkpoint-every", "sample.min-nodes", "sample.wait")
 """Settings that change no result, and that a run which is resumed has to keep all the same."""
 
-INCIDENTAL = (*(key for key in MAY_DIFFER_ON_RESUME if key != "num-rounds"), *KEPT)
+MAY_DIFFER = (*(key for key in MAY_DIFFER_ON_RESUME if key != "num-rounds"), *KEPT)
+"""Settings in which a job may differ from what its folder holds of it."""
+
+INCIDENTAL = tuple(key for key in MAY_DIFFER if key != "sample.min-replies")
 """Settings that change no result; jobs that differ in nothing else are one."""
 
 IN_NAME = ("data.name", "data.split", "mix", "assignment", "seed")
@@ -188,7 +191,7 @@ def is_done(job: Job) -> bool:
     folder = RunFolder(job.path)
     if not folder.started:
         return False
-    folder.check(job.config, **{**RESUMED, "resume": True, "may_differ": INCIDENTAL})
+    folder.check(job.config, **{**RESUMED, "resume": True, "may_differ": MAY_DIFFER})
     return folder.about().get("finished") is not None
 
 

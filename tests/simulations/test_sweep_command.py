@@ -150,6 +150,7 @@ def test_jobs_that_are_to_be_listed_only_in_part_are_not_run(command, tmp_path):
         ("engine.cpus=9999", "cpus is 9999, and this machine has "),
         ("engine.gpus=999", "gpus is 999, and this machine has "),
         ("seed=0,1 hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
+        ("data.root=/a,/b hydra.sweep.dir=/no hydra.sweep.subdir=x", "/no/x would hold two jobs, digits-"),
         ("folder=/dev/null/jobs", "[Errno 20] Not a directory: '/dev/null/jobs"),
     ],
 )

@@ -37,6 +37,7 @@ sample.wait=99 sample.min-nodes=10
 OTHER = """
 seed=1 mix=d split=non-iid-2 num-rounds=3 model=preresnet18 model.norm=gn model.scaler=false method=heterofl-fixed
 train.clip=0 engine.name=plain engine.clients=50 evaluate=each-round run.patience=3
+sample.min-replies=8
 """
 
 
@@ -200,7 +201,17 @@ def test_a_new_job_notes_its_clients_for_heterofl_run(tiny, request_of):
 
 
 def test_a_resumed_job_keeps_what_changes_no_result_as_the_folder_has_it(tiny, request_of):
-    ran(tiny, 2, **{"run.checkpoint_every": 2, "engine.timeout": 5.0, "data.root": "/before", "engine.device": "cuda"})
+    ran(
+        tiny,
+        2,
+        **{
+            "run.checkpoint_every": 2,
+            "engine.timeout": 5.0,
+            "data.root": "/before",
+            "engine.device": "cuda",
+            "sample.min_replies": 3,
+        },
+    )
     config = request_of(tiny).config
     assert (config["run.checkpoint-every"], config["engine.timeout"]) == (2, 5.0)
     assert (config["data.root"], config["engine.device"]) == (tiny.config["data.root"], "auto")
