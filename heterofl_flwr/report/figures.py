@@ -76,8 +76,13 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Deal | None = None) -> list[Drawing]:
-    """Return every figure for which the records, or the classes of the clients, hold something."""
+def draw_run(
+    records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Deal | None = None, *, nested: bool = True
+) -> list[Drawing]:
+    """Return every figure for which the records, or the classes of the clients, hold something.
+
+    Slices that move are not ``nested``: of which parameters were trained how often, nothing is drawn then.
+    """
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
     sent = list(accumulate(summary.bytes_sent(records)))
@@ -97,7 +102,7 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Dea
         "for-time": _draw_scopes(records, kind, times, f"simulated {unit_name}"),
         "for-energy": _draw_scopes(records, kind, joules, "estimated energy", formatting.energy),
         "multiplications": _draw_multiplications(records, costs),
-        "trained": _draw_shells(records, costs),
+        "trained": _draw_shells(records, costs) if nested else None,
         "time": _draw_curves([("", (rounds, [record.seconds for record in records]))], "seconds"),
         "deal": draw_deal(deal.train) if deal else None,
     }

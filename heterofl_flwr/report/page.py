@@ -160,8 +160,9 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     A run need not be finished: the page then shows the rounds so far.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-    about, records, costs = folder.about(), folder.history(), folder.costs()
-    drawings = draw_run(records, costs, folder.deal())
+    about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
+    nested = flatten(settings).get("server.choose", "prefix") == "prefix"
+    drawings = draw_run(records, costs, folder.deal(), nested=nested)
     done, planned = records[-1].server_round if records else 0, about.get("num_rounds")
     rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
     page = _ENVIRONMENT.from_string(TEMPLATE).render(
@@ -170,7 +171,7 @@ def write_report(folder: RunFolder | str | Path) -> Path:
         status=" · ".join([*_dates(about)[:1], rounds, *([] if about.get("finished") else ["not finished"])]),
         cards=list(_cards(records, costs)),
         figures=[(own, Markup(to_svg(own.figure, own.name, own.title))) for own in drawings],  # noqa: S704
-        tables=list(_tables(about, folder.settings(), records, costs)),
+        tables=list(_tables(about, settings, records, costs)),
         command=about.get("command", ""),
         version=about.get("versions", {}).get("heterofl-flwr", ""),
     )

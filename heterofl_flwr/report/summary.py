@@ -117,8 +117,8 @@ def macs_shares(records: Sequence[RoundRecord], costs: ModelCosts) -> tuple[list
 def shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[Shell]:
     """Return how often each share of the parameters was trained, from the outermost shell to the innermost.
 
-    Levels are nested, so a client of a rate holds the shells of its own rate and of all smaller ones. A client that
-    failed held nothing.
+    Levels are nested, as slices are prefixes, so a client of a rate holds the shells of its own rate and of all smaller
+    ones. A client that failed held nothing.
     """
     rounds = [record for record in records if record.rates]
     if costs is None or not rounds:

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -114,6 +115,19 @@ def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
     figures = sorted((other / "figures").iterdir())
     assert len(figures) == 8
     assert all(path.suffix == ".png" and path.stat().st_size > 5000 for path in figures)
+
+
+def test_what_was_trained_how_often_is_shown_of_prefixes_alone(run, tmp_path):
+    other = tmp_path / "rolling"
+    other.mkdir()
+    for name in ("settings.json", "history.jsonl"):
+        (other / name).write_bytes((run.path / name).read_bytes())
+    before = json.loads((other / "settings.json").read_text())
+    for rule, shown in (("prefix", True), ("rolling", False)):
+        settings = {**before["settings"], "server": {"choose": rule}}
+        (other / "settings.json").write_text(json.dumps({**before, "settings": settings}))
+        page = Page(write_report(other).read_text(encoding="utf-8"))
+        assert ("How often each share of the parameters was trained" in page.text) == shown
 
 
 def test_a_run_that_has_not_ended_has_a_report(folder, fake):
