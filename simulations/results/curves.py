@@ -74,6 +74,6 @@ def spent_until(run: Run, metric: str, target: float, axis: str) -> float | None
 
 
 def _evaluations(run: Run, metric: str, axis: str) -> dict[int, tuple[float, float]]:
-    """Return, by round with a metric, what was spent by then and the metric."""
+    """Return, by round with a metric, what was spent by then and the metric; without those of too few clients."""
     rounds = zip(run.records, AXES[axis].spent(run), strict=True)
-    return {own.server_round: (spent, own.evaluate[metric]) for own, spent in rounds if metric in own.evaluate}
+    return {own.server_round: (spent, own.evaluate[metric]) for own, spent in rounds if metric in own.comparable}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.evaluation import is_share
+from heterofl_flwr.report.summary import marked
 from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
 from heterofl_flwr.runs.models import LevelCost
 from simulations.results.configurations import Configuration
@@ -19,6 +20,7 @@ NOTE = (
     "Final: after the last round. Best: in the best round by this metric. Accuracies in percent. Over several seeds: "
     "mean ± standard deviation, and from three seeds on the 95 % interval of the mean by the t distribution."
 )
+PARTIAL_NOTE = " With *: of a seed at least, fewer than half of the clients that were asked evaluated."
 LEVELS_NOTE = (
     "Multiplications are those of a forward pass of one example; bytes those of the parameters in a message, one way. "
     "After the last round: mean ± standard deviation over the seeds that evaluated it, and the interval as above."
@@ -38,6 +40,16 @@ class Reached:
     runs: tuple[tuple[Run, Score], ...]  # by seed
     final: Summary  # after the last round
     best: Summary  # in the best round
+
+    @property
+    def final_partial(self) -> bool:
+        """Whether a final value comes from too few clients."""
+        return any(score.partial for _, score in self.runs)
+
+    @property
+    def best_partial(self) -> bool:
+        """Whether all values of a run come from too few clients, so that the last one stands for the best."""
+        return any(score.best_round is None for _, score in self.runs)
 
 
 def reached(configurations: Sequence[Configuration]) -> list[Reached]:
@@ -85,9 +97,11 @@ def reached_table(configurations: Sequence[Configuration]) -> Table:
             *((run.seed, run.rounds) for run, _ in own.runs), strict=True
         ))  # fmt: skip
         metric = own.metric.replace("-", " ")
-        rows.append((own.label, metric, seeds, rounds, show_summary(own.final), show_summary(own.best)))
+        ends = marked(show_summary(own.final), own.final_partial), marked(show_summary(own.best), own.best_partial)
+        rows.append((own.label, metric, seeds, rounds, *ends))
     header = ("configuration", "metric", "seeds", "rounds", "final", "best")
-    return Table("tab:reached", "Reached", header, tuple(rows), NOTE)
+    note = NOTE + PARTIAL_NOTE * any("*" in cell for row in rows for cell in row[-2:])
+    return Table("tab:reached", "Reached", header, tuple(rows), note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +191,10 @@ Places = Mapping[tuple[str, str], Sequence[Configuration]]
 
 
 def results_csv(places: Places) -> str:
-    """Return a row for each configuration and metric: mean, deviation and interval over seeds."""
+    """Return a row for each configuration and metric: mean, deviation and interval over seeds.
+
+    Here and in the other values, what too few clients gave is left out.
+    """
     return to_csv(RESULTS, [row for place, own in places.items() for row in _results(place, own)])
 
 
@@ -185,9 +202,12 @@ def _results(place: tuple[str, str], configurations: Sequence[Configuration]) ->
     for own in reached(configurations):
         row: dict[str, object] = dict(zip(JOB, (*place, own.label, own.metric), strict=True))
         row["seeds"] = " ".join(str(run.seed) for run, _ in own.runs)
-        for when, summary in (("final", own.final), ("best", own.best)):
+        for when, summary, partial in (("final", own.final, own.final_partial), ("best", own.best, own.best_partial)):
             values = (summary.mean, summary.deviation, *(summary.interval or (None, None)))
-            row |= {f"{when}-{name}": _rounded(value) for name, value in zip(MOMENTS, values, strict=True)}
+            row |= {
+                f"{when}-{name}": _rounded(None if partial else value)
+                for name, value in zip(MOMENTS, values, strict=True)
+            }
         yield row
 
 
@@ -197,13 +217,15 @@ def jobs_csv(places: Places) -> str:
     for place, configurations in places.items():
         for own in reached(configurations):
             for run, score in own.runs:
+                final, best = _ends(score)
                 values = (
                     *place,
                     own.label,
                     own.metric,
                     run.seed,
                     run.rounds,
-                    *map(_rounded, _ends(score)),
+                    _rounded(None if score.partial else final),
+                    _rounded(None if score.best_round is None else best),
                     score.best_round,
                 )
                 origin = (round(run.seconds, 1), run.commit, run.machine, portable(str(run.path)))
@@ -227,7 +249,7 @@ def curves_csv(places: Places) -> str:
 def _evaluations(run: Run, metrics: Sequence[str]) -> Iterator[dict[str, object]]:
     spent = zip(*(axis.spent(run) for axis in AXES.values()), strict=True)
     for record, so_far in zip(run.records, spent, strict=True):
-        found = {metric: record.evaluate[metric] for metric in metrics if metric in record.evaluate}
+        found = {metric: record.evaluate[metric] for metric in metrics if metric in record.comparable}
         if found:
             yield {name: f"{value:.10g}" for name, value in (*zip(AXES, so_far, strict=True), *found.items())}
 

@@ -16,7 +16,17 @@ from simulations.results.configurations import bytes_sent, configurations, multi
 from simulations.results.curves import axes_of, curve, spent_until
 from simulations.results.figures import draw_curves, draw_levels, draw_reached
 from simulations.results.runs import method_of, read_run, read_runs
-from simulations.results.tables import LevelReached, levels_table, metrics_of, reached, reached_by_level
+from simulations.results.tables import (
+    LevelReached,
+    curves_csv,
+    jobs_csv,
+    levels_table,
+    metrics_of,
+    reached,
+    reached_by_level,
+    reached_table,
+    results_csv,
+)
 from simulations.statistics import PERCENT, Summary
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
@@ -81,6 +91,41 @@ def test_what_is_spent_adds_up_until_a_target_is_reached(make_run, tmp_path):
     assert spent_until(run, "global-accuracy", 0.4, "rounds") == 2
     assert spent_until(run, "global-accuracy", 0.9, "rounds") is None
     assert spent_until(text, "global-perplexity", 8.0, "rounds") == 2  # from above
+
+
+def test_what_too_few_clients_gave_reaches_no_target_and_is_marked_or_left_out(make_run, tmp_path):
+    def with_few(run, rounds):
+        return replace(
+            run,
+            records=[
+                replace(one, partial=("global-accuracy",)) if one.server_round in rounds else one for one in run.records
+            ],
+        )
+
+    make_run("run", points((1, 0.9), (2, 0.5), (3, 0.7)), num_rounds=3)
+    (run,) = runs_in(tmp_path)
+    first, last, every = (with_few(run, rounds) for rounds in ((1,), (3,), (1, 2, 3)))
+    assert spent_until(first, "global-accuracy", 0.6, "rounds") == 3
+    assert spent_until(every, "global-accuracy", 0.6, "rounds") is None
+
+    def places(own):
+        return {("mnist", "iid"): configurations([own])["mnist", "iid"]}
+
+    shown = {name: reached_table(places(own)["mnist", "iid"]) for name, own in (("first", first), ("last", last))}
+    assert [(row[-2:], "With *" in table.note) for table in shown.values() for row in table.rows[:1]] == [
+        (("70.00", "70.00"), False),
+        (("70.00 *", "90.00"), True),
+    ]
+    assert reached_table(places(every)["mnist", "iid"]).rows[0][-2:] == ("70.00 *", "70.00 *")
+    (job, _) = csv.DictReader(jobs_csv(places(last)).splitlines())
+    assert (job["final"], job["best"], job["best-round"]) == ("", "90.0", "1")
+    (result, _) = csv.DictReader(results_csv(places(last)).splitlines())
+    assert (result["final-mean"], result["best-mean"]) == ("", "90.0")
+    assert [row["global-accuracy"] for row in csv.DictReader(curves_csv(places(last)).splitlines())] == [
+        "0.9",
+        "0.5",
+        "",
+    ]
 
 
 def test_the_seed_set_is_charged_once_to_each_client_that_takes_part(make_run, tmp_path):
