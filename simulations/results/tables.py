@@ -17,8 +17,9 @@ from simulations.statistics import PERCENT, Summary, summarise
 from simulations.tables import Table, show_summary, to_csv
 
 NOTE = (
-    "Final: after the last round. Best: in the best round by this metric. Accuracies in percent. Over several seeds: "
-    "mean ± standard deviation, and from three seeds on the 95 % interval of the mean by the t distribution."
+    "Final: after the last round. Best: in the best round by this metric; by the median client's, of perplexities and "
+    "losses that clients report. Both are means over clients, accuracies in percent. Over several seeds: mean ± "
+    "standard deviation, and from three seeds on the 95 % interval of the mean by the t distribution."
 )
 PARTIAL_NOTE = " With *: of a seed at least, fewer than half of the clients that were asked evaluated."
 LEVELS_NOTE = (
@@ -60,7 +61,7 @@ def reached(configurations: Sequence[Configuration]) -> list[Reached]:
             own = [(run, score) for run in one.runs for score in scores(run.records) if score.name == metric]
             if own:
                 final, best = (
-                    _summary(metric, values) for values in zip(*(_ends(score) for _, score in own), strict=True)
+                    _summary(metric, values) for values in zip(*(_ends(run, score) for run, score in own), strict=True)
                 )
                 found.append(Reached(one.label, metric, tuple(own), final, best))
     return found
@@ -73,9 +74,13 @@ def metrics_of(configurations: Sequence[Configuration]) -> list[str]:
     return [f"{scope}-{kind}" for scope in SCOPES if any(f"{scope}-{kind}" in record.evaluate for record in records)]
 
 
-def _ends(score: Score) -> tuple[float, float]:
-    """Return the final and the best value; a run whose values are all of too few clients has no other than its last."""
-    best = score.final if score.best is None else score.best
+def _ends(run: Run, score: Score) -> tuple[float, float]:
+    """Return the value after the last and in the best round, both means over clients, by whatever the round was chosen.
+
+    A run whose values are all of too few clients has no other than its last.
+    """
+    found = (record.evaluate[score.name] for record in run.records if record.server_round == score.best_round)
+    best = next(found, score.final)
     return _shown(score.name, score.final), _shown(score.name, best)
 
 
@@ -217,7 +222,7 @@ def jobs_csv(places: Places) -> str:
     for place, configurations in places.items():
         for own in reached(configurations):
             for run, score in own.runs:
-                final, best = _ends(score)
+                final, best = _ends(run, score)
                 values = (
                     *place,
                     own.label,

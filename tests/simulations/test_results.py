@@ -324,6 +324,18 @@ def test_texts_are_judged_by_perplexity_though_they_have_an_accuracy_too(make_ru
     assert found == {"global-perplexity": "9.0", "local-perplexity": "8.0"}
 
 
+def test_the_best_round_is_the_median_clients_and_its_value_the_mean_as_that_of_the_last(make_run, tmp_path):
+    make_run("run", {1: {"local-perplexity": 30.0}, 2: {"local-perplexity": 20.0}}, num_rounds=2)
+    (run,) = runs_in(tmp_path)
+    medians = ({"local-perplexity": 9.0}, {"local-perplexity": 12.0})
+    records = [replace(one, evaluate_medians=own) for one, own in zip(run.records, medians, strict=True)]
+    found = configurations([replace(run, records=records)])
+    (own,) = reached(found["mnist", "iid"])
+    assert (own.final.mean, own.best.mean) == (20, 30)
+    (job,) = csv.DictReader(jobs_csv(found).splitlines())
+    assert (job["final"], job["best"], job["best-round"]) == ("20.0", "30.0", "1")
+
+
 def test_a_run_without_its_history_or_without_evaluation_does_not_hide_the_others(make_run, tmp_path, capsys):
     lost = make_run("lost", rounds=2, num_rounds=2)
     lost.note(finished="now")
