@@ -14,7 +14,7 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.errors import HeteroFLError
+from heterofl_flwr.errors import HeteroFLError, first_line
 
 aten = torch.ops.aten
 Rule = Callable[["Masks", Any, Sequence[Any], Mapping[str, Any]], Any]
@@ -137,7 +137,7 @@ def moved(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any]
     """Move masks as entries; a slice has what is added around them."""
     output, its = func(*args, **given), _of_masks(masks, func, args, given)
     its.update({name: value for name, value in (("value", True), ("accumulate", False)) if name in its})
-    found = func(**its)
+    found = _call_on_masks(func, its)
     return masks.set(output, found) if any(output is one for one in args) else masks.pair(output, found)
 
 
@@ -164,7 +164,7 @@ def summed(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, Any
     its = {
         name: one.float() if isinstance(one, Tensor) and one.dtype == torch.bool else one for name, one in its.items()
     }
-    found, output = tree_leaves(func(**its))[0] != 0, func(*args, **given)
+    output, found = func(*args, **given), tree_leaves(_call_on_masks(func, its))[0] != 0
     if bias is not None:
         found = found & masks.of(bias).view(-1, *[1] * (output.dim() - 2))
     masks.set(tree_leaves(output)[0], found)
@@ -179,6 +179,16 @@ def _of_masks(masks: Masks, func: Any, args: Sequence[Any], given: Mapping[str, 
 
     said = _named(func, args, given)
     return {name: one if name in ("index", "indices", "offs") else tree_map(mask_of, one) for name, one in said.items()}
+
+
+def _call_on_masks(func: Any, its: Mapping[str, Any]) -> Any:
+    """Call an operator with masks; of a mask that lies otherwise in memory than its tensor, a view is a copy."""
+    try:
+        return func(**its)
+    except RuntimeError as error:
+        if func.overloadpacket in (aten.view, aten._unsafe_view, aten._reshape_alias) and "size" in its:
+            return its["self"].reshape(its["size"])
+        raise UnprovenError(f"the mask of {func.overloadpacket} cannot be computed: {first_line(error)}") from error
 
 
 @rule("view_as_complex", "view_as_real", "linalg_solve_triangular", "_cdist_forward")

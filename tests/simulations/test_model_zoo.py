@@ -10,7 +10,7 @@ from torch import nn
 from heterofl_flwr.errors import UnsupportedLayerError
 from simulations.model_zoo import __main__ as zoo
 from simulations.model_zoo import check as checking
-from simulations.model_zoo import models
+from simulations.model_zoo import masks, models
 from simulations.model_zoo.check import BrokenPropertyError, check
 from simulations.model_zoo.models import Finding
 from simulations.model_zoo.sources import SOURCES, Case, NotBuiltError, Source
@@ -60,6 +60,29 @@ def test_writing_in_place_writes_in_the_mask_too():
         return new[0] / new[0].mean(-1, keepdim=True)
 
     assert check(_around(write), X).difference < 1e-12
+
+
+def test_a_parameter_that_is_expanded_is_followed_through_views():
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries = nn.Parameter(torch.randn(6, 20))
+            self.attention = nn.MultiheadAttention(20, 4, batch_first=True)
+
+        def forward(self, x):
+            queries = self.queries.expand(x.shape[0], -1, -1)
+            return queries + self.attention(queries, x, x)[0]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 20), Queries(), nn.Linear(20, 2)).double()
+    found = check(model, torch.randn(2, 5, 3, dtype=torch.float64))
+    assert (found.difference < 1e-12, found.unproven) == (True, "")
+
+
+def test_a_mask_that_cannot_be_computed_leaves_the_difference_open(monkeypatch):
+    monkeypatch.setitem(masks.RULES, "median", masks.moved)  # torch has no median of truth values
+    model = _around(lambda self, x: x + x.median(0).values)
+    assert "the mask of aten.median cannot be computed" in check(model, X).unproven
 
 
 def test_a_number_that_a_layer_holds_counts_as_the_slices():
