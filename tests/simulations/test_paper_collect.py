@@ -37,12 +37,12 @@ def test_a_finished_run_is_copied_under_the_name_of_its_job(make_run, into):
 
 def test_a_copy_names_no_folder_of_the_machine(make_run, into, tmp_path):
     folder = make_run()
-    folder.note(command=f"{tmp_path}/simulations/run.py data.root={tmp_path}/data")
+    folder.note(command=f"{tmp_path}/simulations/sweep.py data.root={tmp_path}/data")
     target = one(folder, into).target
     text = (target / "settings.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text
     assert not re.search(r'"/', text)
-    assert RunFolder(target).about()["command"] == ".../run.py data.root=.../data"
+    assert RunFolder(target).about()["command"] == ".../sweep.py data.root=.../data"
 
 
 @pytest.mark.parametrize("commit", ["0123abc-dirty", "unknown"])

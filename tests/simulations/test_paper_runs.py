@@ -160,7 +160,7 @@ def test_a_folder_without_settings_of_ours_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("/home/me/project/simulations/run.py mix=a-e", "simulations/run.py mix=a-e"),
+        ("/home/me/project/simulations/sweep.py mix=a-e", "simulations/sweep.py mix=a-e"),
         ("run.py data.root=/mnt/data/sets run.dir='/tmp/a b/c'", "run.py data.root=.../sets run.dir='.../a b/c'"),
         ("run.py ~/data/x a/b/c Salesforce/wikitext 1/2", "run.py .../x a/b/c Salesforce/wikitext 1/2"),
         ("/usr/bin/heterofl run --data mnist", ".../heterofl run --data mnist"),
