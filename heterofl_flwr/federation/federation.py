@@ -153,10 +153,13 @@ class Federation:
 
     def _find_untrained(self, rate: float) -> frozenset[str]:
         """Return what clients of a rate hold and do not train, as their model says; ``untrained`` caches it."""
-        if not hasattr(self.model, "untrained"):
-            return frozenset()
-        patterns: tuple[str, ...] = getattr(self.build(rate), "untrained", ())
-        return frozenset(name for name in self.plan(rate).axes if is_shared(name, patterns))
+        patterns: tuple[str, ...] = (
+            getattr(self.build(rate), "untrained", ()) if hasattr(self.model, "untrained") else ()
+        )
+        frozen: set[str] = set()
+        if self.options.privacy.noise:  # without it, the mean of what nobody changed is what it was
+            frozen = {name for name, own in self.model.named_parameters() if not own.requires_grad}
+        return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages
+from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.plan import Plan
@@ -99,6 +100,20 @@ def test_noise_differs_from_run_to_run_whatever_seed_is_set_and_leaves_alone_wha
         held = torch.zeros_like(before[name], dtype=torch.bool)
         held[tuple(slice(axis.kept) for axis in own)] = True
         assert ((states[0][name] != before[name]) == held).all()
+
+
+def test_a_frozen_parameter_gets_no_noise():
+    def frozen(rate):
+        model = build(rate)
+        model.hidden.requires_grad_(False)
+        return model
+
+    def train(message, context):
+        return reply(message, submodel(message, frozen), num_examples=1)
+
+    strategy, state, _ = run(Privacy(clip=1, noise=1), build=frozen, train=train, mix="a1-b1")
+    same = {name for name, own in strategy.federation.initial_state().items() if torch.equal(state[name], own)}
+    assert same == {"hidden.weight", "hidden.bias"}
 
 
 @pytest.mark.parametrize("slice_rule", ["prefix", "rolling", "random-client"])
