@@ -46,6 +46,7 @@ class Engine:
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})  # of the current round
         self.tally = Tally()
         self.moments: dict[str, dict[float, Moments]] = {}  # of the last evaluation, by family and rate
+        self.has_had_moments = False  # whether any evaluation of this run had some
         self.silent: set[int] = set()  # the clients that did not answer in time when they were to train in this round
         self.no_evaluate: set[int] = set()  # the clients whose app has no handler for evaluations
         self.no_moments: set[int] = set()  # those that have none for queries for moments

@@ -161,7 +161,8 @@ class EvaluationRound:
     def close_moments(self) -> None:
         """Join the moments, with noise where there is any, and drop the rates of which nobody gave any."""
         asked, faults = self._asked_moments, self._moment_faults
-        if faults and len(faults) + len(self._no_handler) == len(asked):
+        none = len(faults) + len(self._no_handler) == len(asked)
+        if faults and none and not self._engine.has_had_moments:
             raise RoundError(
                 f"none of {len(asked)} nodes gave usable static batch norm moments: let clients answer for them "
                 f"(answer_queries(app, build, data=...); asks_for_moments in fit of a NumPyClient), or evaluate "
@@ -176,7 +177,8 @@ class EvaluationRound:
                 self._log.privacy = self._engine.spent.facts()
                 moments[name] = noise_moments(own, privacy)
         self._engine.moments = moments
-        if any(moments.values()):
+        self._engine.has_had_moments |= any(moments.values())
+        if faults or any(moments.values()):
             self._restrict_rates()
 
     def _restrict_rates(self) -> None:

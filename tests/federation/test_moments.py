@@ -178,6 +178,18 @@ def test_where_nobody_gives_moments_the_run_ends_and_says_what_to_do():
         run(2, moments=crash)
 
 
+def test_a_round_without_moments_ends_no_run_in_which_there_were_some():
+    def moments(message, context):
+        if message.content["config"]["server-round"] == 2:
+            crash(message, context)
+        return answer_moments(message, build_normed, lambda: [inputs(0)])
+
+    app = make_app(build=build_normed, moments=moments)
+    found = play(app, "a1", 4, 3, build=build_normed, evaluation=Evaluation(), fraction_evaluate=0.25)
+    assert [record.evaluate["coverage"] for record in found.records] == [0.25, 0.0, 0.25]
+    assert [record.few_answered for record in found.records] == [False, True, False]
+
+
 def test_a_rate_that_nobody_gives_moments_of_is_not_evaluated(caplog):
     def moments(message, context):
         if context.node_config["partition-id"] == 0:
