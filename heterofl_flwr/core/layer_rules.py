@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from heterofl_flwr.core.axes import Axes, axes_between
 from heterofl_flwr.core.exchange import exchanged_parameters
@@ -74,11 +76,14 @@ def axes_by_name(
     full: nn.Module, local: nn.Module, parts: Callable[[str], Mapping[int, int]], *, recurse: bool = True
 ) -> dict[str, Axes]:
     """Return the axes of each parameter of a layer; ``parts`` gives those of a name."""
-    kept = dict(local.named_parameters(recurse=recurse))
-    return {
-        name: axes_between(parameter.shape, kept[name].shape, parts(name))
-        for name, parameter in full.named_parameters(recurse=recurse)
-    }
+    whole, kept = (dict(layer.named_parameters(recurse=recurse)) for layer in (full, local))
+    chains = any(isinstance(child, ParametrizationList) for child in full.modules())
+    if recurse and chains and any(own.shape != kept[name].shape for name, own in whole.items()):
+        raise ShapeError(
+            "the tensors of its parametrizations (weight_norm, say) do not say where its gates or heads are: leave "
+            "them out of this layer"
+        )
+    return {name: axes_between(own.shape, kept[name].shape, parts(name)) for name, own in whole.items()}
 
 
 @register(nn.Linear, nn.Embedding, nn.EmbeddingBag)
@@ -104,6 +109,15 @@ def convolution(full: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
             f"{full.in_channels} to {full.out_channels} channels in {full.groups} groups became {local.in_channels} to "
             f"{local.out_channels} in {local.groups}: groups must shrink with the channels and keep their size"
         )
+    return prefix_of_every_axis(full, local)
+
+
+@register(ParametrizationList)
+def parametrized_tensor(full: ParametrizationList, local: ParametrizationList) -> dict[str, Axes]:
+    """Keep a prefix of every axis of what a tensor is computed from, as in weight norm and spectral norm."""
+    # The vectors of spectral norm are computed anew, but other buffers, such as a random basis, do not travel.
+    if any(not isinstance(one, _SpectralNorm) and list(one.buffers()) for one in full):
+        raise ShapeError(f"{full[0]} has a buffer, which is not sent: clients would compute another tensor")
     return prefix_of_every_axis(full, local)
 
 
@@ -185,10 +199,12 @@ def _find_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _find_layer_axes(name: str, full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     mine, its = (dict(layer.named_parameters(recurse=False)) for layer in (full, local))
-    kind, where, rule = type(full).__name__, name or "(the model itself)", _rules.find(full)
-    if type(full) is not type(local) or mine.keys() != its.keys():
+    # Each parametrized layer has a class of its own.
+    types = type_before_parametrizations(full), type_before_parametrizations(local)
+    kind, where, rule = types[0].__name__, name or "(the model itself)", _rules.find(full)
+    if types[0] is not types[1] or mine.keys() != its.keys():
         raise ShapeError(
-            f"layer {where} is {kind} with {list(mine)} in the global model, but {type(local).__name__} with "
+            f"layer {where} is {kind} with {list(mine)} in the global model, but {types[1].__name__} with "
             f"{list(its)} in the local one"
         )
     if rule is None and any(mine[own].shape != its[own].shape for own in mine):

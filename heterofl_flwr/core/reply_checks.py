@@ -204,6 +204,7 @@ def find_label_rows(build: Callable[[float], nn.Module], mix: Mix) -> tuple[str,
         if not isinstance(partner, nn.Linear):
             raise ShapeError(f"layer {name} is Linear in the global model, but {type(partner).__name__} in a smaller")
         if partner.out_features == layer.out_features:
-            prefix = f"{name}." if name else ""
-            found = tuple(prefix + own for own, _ in layer.named_parameters(recurse=False))
+            # Of a layer with weight norm, what its weight is computed from.
+            named_own = layer.named_parameters(prefix=name)
+            found = tuple(own for own, tensor in named_own if tensor.shape[:1] == (layer.out_features,))
     return found

@@ -9,6 +9,8 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from heterofl_flwr.core import Axis, Plan, axes_between, prefix, register
 from heterofl_flwr.core import layer_rules as registry
@@ -42,10 +44,15 @@ def _sequence(features=3):
     return lambda n: (2, 5, features * n)
 
 
+def _attention(n):
+    return nn.MultiheadAttention(4 * n, 2)
+
+
 _last = partial(Case, axis=-1, out_axis=-1)
 _recurrent = partial(_last, shape=_sequence())
 CASES = {
     "linear": Case(lambda n: nn.Linear(3 * n, 2 * n), lambda n: (5, 3 * n)),
+    "weight norm": Case(lambda n: weight_norm(nn.Linear(3 * n, 2)), lambda n: (5, 3 * n)),  # a row of zeros has no norm
     "conv1d": Case(lambda n: nn.Conv1d(2 * n, 3 * n, 3, stride=2, padding=1), _image(1)),
     "conv2d": Case(lambda n: nn.Conv2d(2 * n, 3 * n, (3, 2), dilation=2, bias=False), _image(2)),
     "transposed 2d": Case(lambda n: nn.ConvTranspose2d(2 * n, 3 * n, 3, output_padding=1, stride=2), _image(2)),
@@ -145,7 +152,7 @@ def test_a_slice_computes_what_the_global_layer_does_with_the_rest_zeroed(case, 
 
 def test_every_registered_layer_is_tested():
     made = {kind for case in CASES.values() for kind in type(case.make(FULL)).__mro__}
-    only_by_shape = {nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm}
+    only_by_shape = {nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm, ParametrizationList}
     ours = {kind for kind in _rules if kind.__module__.startswith("torch.")}
     assert ours - made == only_by_shape
 
@@ -186,6 +193,30 @@ def test_attention_with_keys_and_values_of_their_own_widths():
         value,
     )
     torch.testing.assert_close(found[..., : 4 * unit], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_a_parametrized_layer_keeps_a_prefix_of_each_of_its_tensors(norm):
+    def make(n):
+        return nn.Sequential(norm(nn.Conv2d(3, 2 * n, 3)), nn.Flatten(), norm(nn.Linear(2 * n, 5)))
+
+    for unit in (2, FULL):
+        plan = Plan.of(make(FULL), make(unit))
+        assert plan.is_prefix
+        assert plan.shapes == {name: own.shape for name, own in make(unit).named_parameters()}
+
+
+@pytest.mark.parametrize(("make", "name"), [(lambda n: nn.LSTM(3, n), "weight_ih_l0"), (_attention, "in_proj_weight")])
+def test_a_parametrized_layer_of_gates_or_heads_is_not_cut(make, name):
+    full, again, local = (weight_norm(make(n), name) for n in (4, 4, 2))
+    assert Plan.of(full, again).parameters
+    with pytest.raises(ShapeError, match=r"parametrizations.* do not say where its gates or heads are"):
+        Plan.of(full, local)
+
+
+def test_a_parametrization_with_a_buffer_of_its_own_raises():
+    with pytest.raises(ShapeError, match=r"layer 0\.parametrizations\.weight .*: _Orthogonal\(\) has a buffer"):
+        Plan.of(*(nn.Sequential(orthogonal(nn.Linear(3, 4))) for _ in range(2)))
 
 
 GROUPS = "groups must shrink with the channels and keep their size"

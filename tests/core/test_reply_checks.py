@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from heterofl_flwr.core import Aggregator, Mix, Plan, width
 from heterofl_flwr.core.compression import compress, restore
@@ -247,6 +248,11 @@ def test_the_last_linear_layer_is_the_last_at_any_depth():
         (stack, "a1", ("2.weight", "2.bias")),
         (lambda rate: nn.Linear(3, 5), "a1-b1", ("weight", "bias")),
         (lambda rate: nn.Sequential(nn.Linear(3, 5, bias=False)), "a1-b1", ("0.weight",)),
+        (
+            lambda rate: weight_norm(nn.Linear(3, 5)),
+            "a1-b1",
+            ("bias", *(f"parametrizations.weight.original{number}" for number in (0, 1))),
+        ),
         (lambda rate: nn.Sequential(nn.Linear(4, width(8, rate))), "a1-b1", ()),
         (lambda rate: nn.Conv2d(3, width(8, rate), 3), "a1-b1", ()),
         (
