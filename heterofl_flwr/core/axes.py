@@ -91,6 +91,11 @@ def axes_between(full: Sequence[int], local: Sequence[int], parts: Mapping[int, 
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixAxis(Axis):
+    """An axis of a layer whose last groups or heads are dropped whole: other entries would be of several of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class CoupledAxis(Axis):
     """An axis that keeps channels of some groups. Entries of group -1 are always kept."""
 

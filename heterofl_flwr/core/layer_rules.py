@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
-from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.errors import ConfigError, ShapeError, UnsupportedLayerError
 
@@ -80,8 +80,8 @@ def axes_by_name(
     chains = any(isinstance(child, ParametrizationList) for child in full.modules())
     if recurse and chains and any(own.shape != kept[name].shape for name, own in whole.items()):
         raise ShapeError(
-            "the tensors of its parametrizations (weight_norm, say) do not say where its gates or heads are: leave "
-            "them out of this layer"
+            "the tensors of its parametrizations (weight_norm, say) do not say where its gates, heads or groups are: "
+            "leave them out of this layer"
         )
     return {name: axes_between(own.shape, kept[name].shape, parts(name)) for name, own in whole.items()}
 
@@ -109,7 +109,17 @@ def convolution(full: _ConvNd, local: _ConvNd) -> dict[str, Axes]:
             f"{full.in_channels} to {full.out_channels} channels in {full.groups} groups became {local.in_channels} to "
             f"{local.out_channels} in {local.groups}: groups must shrink with the channels and keep their size"
         )
+    if full.groups != local.groups and sizes[0] != (1, 1):
+        return _prefix_only(axes_by_name(full, local, lambda name: {}))
     return prefix_of_every_axis(full, local)
+
+
+def _prefix_only(axes: Mapping[str, Axes]) -> dict[str, Axes]:
+    """Return the axes of a layer whose last groups or heads are dropped."""
+    return {
+        name: tuple(PrefixAxis(axis.full, axis.kept, axis.parts) if axis.kept < axis.full else axis for axis in own)
+        for name, own in axes.items()
+    }
 
 
 @register(ParametrizationList)
@@ -142,9 +152,11 @@ def multihead_attention(full: nn.MultiheadAttention, local: nn.MultiheadAttentio
             f"{full.num_heads} heads of {full.head_dim} became {local.num_heads} heads of {local.head_dim}: "
             f"keep either the number of heads or their dimension"
         )
-    heads = full.num_heads if full.num_heads == local.num_heads else 1
+    dropped = full.num_heads != local.num_heads
+    heads = 1 if dropped else full.num_heads
     parts = {name: {axis: heads * times} for name, (axis, times) in _HEADED.items()}
-    return axes_by_name(full, local, lambda name: parts.get(name, {}))
+    axes = axes_by_name(full, local, lambda name: parts.get(name, {}))
+    return _prefix_only(axes) if dropped else axes
 
 
 _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3, nn.RNN: 1, nn.RNNCell: 1}

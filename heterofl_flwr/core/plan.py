@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from heterofl_flwr.core.axes import Axes, axes_between
+from heterofl_flwr.core.axes import Axes, PrefixAxis, axes_between
 from heterofl_flwr.core.layer_rules import find_module_axes
 from heterofl_flwr.core.regions import Region, is_prefix
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
@@ -117,7 +117,19 @@ class Plan:
 
     def sliced(self, function: SliceFunction) -> "Plan":
         """Return the plan that keeps as many entries of each axis as this one, and these."""
+        if function is not prefix:
+            self.check_groups()
         return Plan({name: tuple(axis.sliced(function) for axis in axes) for name, axes in self.axes.items()})
+
+    def check_groups(self) -> None:
+        """Raise ``ConfigError`` if only a prefix keeps the groups or heads of each layer apart."""
+        dropped = [name for name, axes in self.axes.items() if any(isinstance(axis, PrefixAxis) for axis in axes)]
+        if dropped:
+            raise ConfigError(
+                f"{_some(dropped)} keep a prefix of their groups or heads, with all channels of each; other slices "
+                f"would have channels of several. Expected slice_rule='prefix', attention that keeps its heads and "
+                f"makes them narrower, or a model made by elastic, which knows the channels of each group"
+            )
 
     def contains(self, other: "Plan") -> bool:
         """Whether every entry that ``other`` holds is held here too."""

@@ -133,9 +133,11 @@ class Federation:
     def _build_plan(self, rate: float) -> Plan:
         """Return the prefix of a rate, of what is shared; ``plan`` caches it."""
         model = self.build(rate)
+        plan = Plan.of(self.model, model)
         if self.options.transfer.slice_rule != "prefix":
             self._check_tables(self.model, model, rate)
-        return shared_part(Plan.of(self.model, model), self.shared)
+            plan.check_groups()
+        return shared_part(plan, self.shared)
 
     def _check_tables(self, full: nn.Module, local: nn.Module, rate: float) -> None:
         """Raise an error where a client would train other channels than those that its buffers are about."""

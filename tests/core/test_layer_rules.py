@@ -210,7 +210,7 @@ def test_a_parametrized_layer_keeps_a_prefix_of_each_of_its_tensors(norm):
 def test_a_parametrized_layer_of_gates_or_heads_is_not_cut(make, name):
     full, again, local = (weight_norm(make(n), name) for n in (4, 4, 2))
     assert Plan.of(full, again).parameters
-    with pytest.raises(ShapeError, match=r"parametrizations.* do not say where its gates or heads are"):
+    with pytest.raises(ShapeError, match=r"parametrizations.* do not say where its gates, heads or groups are"):
         Plan.of(full, local)
 
 
@@ -235,6 +235,15 @@ REFUSED = {
 def test_layers_that_are_no_slices_raise(full, local, reason):
     with pytest.raises(ShapeError, match=reason):
         Plan.of(full, local)
+
+
+@pytest.mark.parametrize("name", ["depthwise, three each", "groups of constant size", "attention of fewer heads"])
+def test_groups_and_heads_that_are_dropped_are_the_last_ones(name):
+    plan = Plan.of(CASES[name].make(FULL), CASES[name].make(2))
+    with pytest.raises(ConfigError, match=r"weight.* keep a prefix of their groups or heads, .*elastic"):
+        plan.sliced(SLICE_FUNCTIONS["rolling"])
+    assert plan.sliced(prefix) == plan
+    Plan.of(CASES[name].make(FULL), CASES[name].make(FULL)).sliced(SLICE_FUNCTIONS["rolling"])
 
 
 @pytest.fixture(autouse=True)

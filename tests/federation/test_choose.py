@@ -183,6 +183,20 @@ def test_tables_by_channel_that_would_not_move_with_the_slice_are_refused(rule):
     assert HeteroFL(build, "a1-c1").federation.plan(0.25).parameters == 2 * (11 + 3) + 3
 
 
+def grouped(rate):
+    groups = width(4, rate)
+    middle = nn.Conv2d(2 * groups, 2 * groups, 3, groups=groups)
+    return nn.Sequential(nn.Conv2d(3, 2 * groups, 1), middle, nn.Conv2d(2 * groups, 2, 1))
+
+
+def test_groups_that_moving_slices_would_mix_are_refused_before_a_round():
+    with pytest.raises(ConfigError, match=r"1.weight, 1.bias keep a prefix of their groups or heads"):
+        HeteroFL(grouped, "a1-b1", slice_rule="rolling").federation.plan(0.5)
+    assert HeteroFL(grouped, "a1-b1").federation.plan(0.5).is_prefix
+    build = elastic(grouped(1.0), torch.zeros(1, 3, 3, 3))
+    assert HeteroFL(build, "a1-b1", slice_rule="rolling").federation.plan(0.5).parameters
+
+
 def test_a_table_that_is_a_parameter_moves_with_the_slice():
     build = elastic(Waves(1.0, as_parameter), torch.zeros(1, 6, dtype=torch.int64))
     federation = HeteroFL(build, "a1-c1", slice_rule="rolling").federation
