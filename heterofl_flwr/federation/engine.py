@@ -5,7 +5,7 @@ A strategy opens a ``Round`` of training and an ``EvaluationRound`` on it, and t
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from typing import Literal
 
 from heterofl_flwr.core.levels import level_name
@@ -53,6 +53,7 @@ class Engine:
         self._capped: set[int] = set()
         self._warned_of_lists = False
         self._warned_of_few = False
+        self._warned_of_small: set[int] = set()
 
     @property
     def prefix_moments(self) -> dict[str, dict[float, Moments]]:
@@ -151,7 +152,25 @@ class Engine:
                 f"{self.options.limits.refusals} replies refused in a row, and {len(eligible)} can hold no rate of the "
                 f"mix {self.federation.mix}: add a smaller rate to it, or find out what the others send"
             )
+        self._warn_of_small(set(eligible).difference(trainable))
         return trainable
+
+    def _warn_of_small(self, node_ids: Set[int]) -> None:
+        """Warn once of each client that is never drawn, as it is smaller than all rates of the mix."""
+        held = {node_id: self.federation.nodes[node_id].holds or 0.0 for node_id in node_ids - self._warned_of_small}
+        self._warned_of_small |= node_ids
+        if held:
+            smallest, mix = min(held, key=held.__getitem__), self.federation.mix
+            logger.warning(
+                "%d nodes are not drawn: node %s can hold rate %g, but the smallest rate of the mix %s is %g; add "
+                "that rate to the mix (-%gx1)",
+                len(held),
+                smallest,
+                held[smallest],
+                mix,
+                mix.rates[-1],
+                held[smallest],
+            )
 
     def sample(self, server_round: int, node_ids: Sequence[int], purpose: Literal["train", "evaluate"]) -> list[int]:
         """Return the clients that take part in a round, drawn without replacement; to train, with spare ones."""

@@ -1,6 +1,7 @@
 """A round of the Message API on LocalGrid: who trains at which rate, on what, and what becomes of it."""
 
 import gc
+import re
 import weakref
 from collections import Counter
 from functools import partial
@@ -110,6 +111,18 @@ def test_evaluation_draws_clients_of_its_own():
 def test_all_clients_come_by_partition_when_all_are_asked():
     grid = run(5, grid=partial(Watched, seed=3)).grid
     assert [grid.partition_of(message) for message in grid.of("train")] == [0, 1, 2, 3, 4]
+
+
+def test_nodes_that_hold_no_rate_of_the_mix_are_not_drawn_and_warned_of_once(caplog):
+    node_config = [{"rate": 0.4}, {}, {"rate": 0.3}].__getitem__
+    found = run(3, "a1-b1", 2, node_config=node_config, assignment="dynamic")
+    assert [list(record.rates) for record in found.records] == [[1], [1]]
+    warned = [own.message for own in caplog.records if "can hold rate" in own.message]
+    assert len(warned) == 1
+    assert re.fullmatch(
+        r"2 nodes are not drawn: node \d+ can hold rate 0.3, but the smallest rate of the mix a1-b1 is 0.5; .*-0.3x1.*",
+        warned[0],
+    )
 
 
 def test_dynamic_rates_are_redrawn_each_round_and_repeat_with_the_seed():
