@@ -170,9 +170,12 @@ def trained_rows(before: Mapping[str, Tensor], after: Mapping[str, Tensor], clas
     shrunk = (new * old).sum(1) / (old * old).sum(1).clamp(min=torch.finfo(old.dtype).tiny)  # (classes,)
     left = (new - shrunk.unsqueeze(1) * old).norm(dim=1)
     copied = left <= ROUNDING * old.norm(dim=1) + SHARE * (new - old).norm(dim=1)
-    # A trained row may by chance point to where it came from, but it is not shrunk as all the others.
-    common = shrunk[copied].median() if copied.any() else shrunk.new_ones(())
-    copied &= (shrunk - common).abs() <= ROUNDING + SHARE * (1 - common).abs()
+    # A trained row may by chance point to where it came from, but it is not shrunk as all the others. A row of zeros,
+    # as in a head that starts from zero, stays zero unless it is trained, and says nothing of the others.
+    zero = old.norm(dim=1) == 0
+    others = shrunk[copied & ~zero]
+    common = others.median() if len(others) else shrunk.new_ones(())
+    copied &= zero | ((shrunk - common).abs() <= ROUNDING + SHARE * (1 - common).abs())
     trained: list[int] = (~copied).nonzero().flatten().tolist()
     return trained
 

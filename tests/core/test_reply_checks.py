@@ -205,6 +205,16 @@ def test_rows_of_zeros_that_stay_and_rows_beyond_the_classes_were_not_trained():
     assert trained_rows({"w": torch.ones(3, 2)}, {"w": torch.tensor([[1.0, 1.0], [1.0, 2.0], [5.0, 1.0]])}, 2) == [1]
 
 
+@pytest.mark.parametrize("zeros", [[0, 2], [1, 2, 3, 5]])  # of rows of which 1 and 4 are trained
+def test_rows_of_zeros_do_not_hide_by_how_much_the_others_shrink(zeros):
+    before, after = train([1, 4], weight_decay=0.1)
+    for name, own in before.items():
+        after[name][zeros] -= own[zeros]
+        own[zeros] = 0
+        after[name][[row for row in zeros if row not in (1, 4)]] = 0
+    assert trained_rows(before, after, CLASSES) == [1, 4]
+
+
 @pytest.mark.parametrize("clip", [0.01, 0.2])
 def test_rows_of_a_change_that_its_client_shortened_are_told_apart(clip):
     before, after = train([1, 4], weight_decay=0.1)
