@@ -237,6 +237,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.averaging.robust and not self.transfer.shared:
             raise ConfigError("robust: clients share no parameters, so none are averaged; expected robust=None")
+        if self.privacy.clip and self.limits.norm_bound:
+            raise ConfigError(
+                "privacy: with clip a longer change is shortened, as a refusal would show who sent it; expected "
+                "limits.norm_bound=0 (server.norm-bound)"
+            )
         if not self.privacy.noise:
             return
         conflicts = (
@@ -246,8 +251,6 @@ class Options:
              "aggregator=Aggregator (server.aggregator=counting-mean)"),
             (self.averaging.weights != "equal", "noise fits a mean in which each client counts once; expected "
              "weights='equal'"),
-            (self.limits.norm_bound, "with noise a longer change is shortened, as a refusal would show who sent it; "
-             "expected limits.norm_bound=0 (server.norm-bound)"),
             (self.evaluation.moments_merge == "robust", "with noise each client's moments are shortened already, and a "
              "median would let one client move what others count for; expected evaluation.moments_merge='auto' "
              "(evaluate.moments-merge)"),

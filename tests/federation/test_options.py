@@ -69,7 +69,7 @@ STRATEGY = [
     ({"shared": BODY, "assignment": "dynamic"}, "parameters that are not shared stay with a client"),
     ({"shared": BODY, "slice_rule": "rolling"}, "parameters that are not shared stay with a client"),
     ({"privacy": NOISE, "weights": "examples"}, "expected weights='equal'"),
-    ({"privacy": NOISE, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0"),
+    *(({"privacy": own, "limits": Limits(norm_bound=1)}, r"expected limits\.norm_bound=0") for own in (CLIP, NOISE)),
     ({"privacy": NOISE, "evaluation": ROBUST_MOMENTS}, r"expected evaluation\.moments_merge='auto'"),
     ({"privacy": NOISE, "robust": Robust()}, "robust=None"),
     ({"robust": Robust(), "weights": "examples"}, "weights='equal'"),
