@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
-from heterofl_flwr.core.exchange import returned_parameters
+from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, exact_rate
@@ -126,9 +126,10 @@ class Federation:
     def rows(self) -> list[str]:
         """The shared parameters whose rows belong to classes."""
         given = self.options.averaging.label_rows
-        rows = find_label_rows(self.build, self.mix) if given is None else given
-        first = first_names(self.model)
-        return [name for name in dict.fromkeys(first.get(name, name) for name in rows) if is_shared(name, self.shared)]
+        found = find_label_rows(self.build, self.mix) if given is None else given
+        first, exchanged = first_names(self.model), exchanged_parameters(self.model)
+        rows = [name for name in dict.fromkeys(first.get(name, name) for name in found) if is_shared(name, self.shared)]
+        return [name for name in rows if given or name in exchanged]
 
     def _build_plan(self, rate: float) -> Plan:
         """Return the prefix of a rate, of what is shared; ``plan`` caches it."""

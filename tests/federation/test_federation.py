@@ -7,6 +7,7 @@ from torch import nn
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Mix
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
+from heterofl_flwr.core.exchange import exclude_parameters
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
@@ -79,6 +80,18 @@ def test_rows_count_as_the_rule_for_labels_says(labels):
     for row in range(4):
         expected = sub if row in counted else state
         assert torch.equal(new[row], expected["classifier.weight"][row])
+
+
+def test_a_classifier_that_is_not_exchanged_has_no_rows_that_count():
+    def frozen(rate):
+        model = build(rate)
+        exclude_parameters(model, ["classifier.weight", "classifier.bias"])
+        return model
+
+    engine = HeteroFL(frozen, "a1").engine
+    engine.federation.register({7: None})
+    assert engine.federation.rows == []
+    Round(engine, 1, [7], engine.federation.initial_state())
 
 
 def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names_it(caplog):
