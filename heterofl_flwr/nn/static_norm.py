@@ -52,15 +52,16 @@ def collect_moments(
     if not sums:
         return Moments(kind, {})
     some: Sequence[torch.Tensor] = ()
+    number = 0
     with torch.no_grad(), channels_last(model), _measuring(model, sums.values()):
         for some in _alike(batches, together):
             for total in sums.values():
                 total.batches = len(some)
             model(some[0] if len(some) == 1 else torch.cat(some))
+            number += len(some)
     if not some:
         raise DataError("there are no batches to measure moments on")
-    layers = {name: LayerMoments(own.count, own.first.cpu(), own.second.cpu()) for name, own in sums.items()}
-    return Moments(kind, layers)
+    return Moments(kind, {name: own.moments(number) for name, own in sums.items()})
 
 
 def with_static_norm(model: nn.Module, moments: Moments) -> nn.Module:
@@ -132,6 +133,12 @@ class _Sums:
         self.batches = 1  # in what comes next
         self.count = 0
         self.first = self.second = torch.zeros(layer.num_features, dtype=torch.float64)
+
+    def moments(self, batches: int) -> LayerMoments:
+        """Return the sums over so many batches; one for which the layer was called several times counts once."""
+        count = min(self.count, batches) if self.kind == "paper" else self.count
+        calls = self.count / count if count else 1
+        return LayerMoments(count, (self.first / calls).cpu(), (self.second / calls).cpu())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # so torch calls it
         """Normalise each batch by its own statistics, and add them up; takes the place of the layer's ``forward``."""

@@ -6,7 +6,7 @@ from torch import nn
 
 from heterofl_flwr.errors import DataError, ShapeError
 from heterofl_flwr.nn.models import CNN
-from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.nn.moments import Moments, check_possible
 from heterofl_flwr.nn.static_norm import _alike, batch_norms, collect_moments, with_static_norm
 
 
@@ -64,6 +64,27 @@ def test_paper_moments_are_torchs_cumulative_averages(small, name):
     for key, value in expected.items():
         torch.testing.assert_close(static.state_dict()[key], value, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(static(batches[0]), reference(batches[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["paper", "fixed"])
+def test_a_layer_that_is_called_several_times_for_a_batch_counts_it_once(kind):
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return torch.stack([self.norm(step) for step in x.unbind(1)], 1)
+
+    batches = torch.randn(8, 12, 3).split(4)
+    found = collect_moments(Steps(), batches, kind)
+    assert found.layers["norm"].count == {"paper": 2, "fixed": 8 * 12}[kind]
+    check_possible(found, 8)
+    steps = [step for batch in batches for step in batch.unbind(1)]
+    for own, expected in zip(
+        found.statistics("norm"), collect_moments(nn.BatchNorm1d(3), steps, kind).statistics(""), strict=True
+    ):
+        torch.testing.assert_close(own, expected)
 
 
 @pytest.mark.parametrize("kind", ["paper", "fixed"])
