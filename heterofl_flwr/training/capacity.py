@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.levels import level_name
@@ -39,7 +40,7 @@ def _explained_failure() -> Iterator[None]:
     """Say what to do where a model cannot run on torch's meta device."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, ValueError) as error:
         raise ConfigError(
             f"the memory of this model cannot be estimated without running it ({error}): name this node's level "
             "instead of level='auto'"
@@ -100,7 +101,7 @@ class Trial:
         for _ in range(1 + STEPS):  # the first one warms up
             began = time.perf_counter()
             optimizer.zero_grad()
-            loss = model(inputs).float().square().mean()
+            loss = _find_output(model(inputs)).float().square().mean()
             loss.backward()
             optimizer.step()
             loss.item()  # waits for a GPU
@@ -112,6 +113,17 @@ class Trial:
         """Return the model on torch's meta device, as far as its builder makes its parameters anew."""
         with _explained_failure(), torch.device("meta"):
             return self.build(rate)
+
+
+def _find_output(outputs: object) -> Tensor:
+    """Return the first tensor of a model's outputs that gradients can come from."""
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise ConfigError(
+        f"the model returns {type(outputs).__name__}, in which there are no outputs to train on: name this node's "
+        "level instead of level='auto'"
+    )
 
 
 def _move_to_meta(tensor: Tensor) -> Tensor:

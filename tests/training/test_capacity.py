@@ -174,6 +174,27 @@ def test_a_model_that_cannot_be_estimated_says_what_to_do():
         Trial(lambda rate: Peeks(2, 2), torch.ones(1, 2), 1, CPU).memory(1.0)
 
 
+def test_a_step_is_timed_whatever_the_model_returns_its_outputs_in():
+    class Named(Dense):
+        def forward(self, x):
+            return {"number": len(x), "logits": super().forward(x)}
+
+    assert Trial(Named, torch.ones(10, 8), 5, CPU).seconds(1.0) > 0
+
+    class Nothing(Dense):
+        def forward(self, x):
+            return {"classes": super().forward(x).argmax(1)}
+
+    with pytest.raises(ConfigError, match=r"returns dict, in which there are no outputs to train on.*name this node's"):
+        Trial(Nothing, torch.ones(10, 8), 5, CPU).seconds(1.0)
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_normalise_is_a_clear_error():
+    trial = Trial(lambda rate: nn.BatchNorm1d(8), torch.ones(1, 8), 5, CPU)
+    with pytest.raises(ConfigError, match=r"Expected more than 1 value per channel.*name this node's level"):
+        largest_rate(trial, RATES, 1.0, PLENTY)
+
+
 @pytest.mark.parametrize(("inputs", "steps"), [(torch.empty(0, 8), 5), (torch.ones(1, 8), 0)])
 def test_no_data_is_an_error(inputs, steps):
     with pytest.raises(DataError, match="no examples to try"):
