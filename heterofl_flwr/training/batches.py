@@ -1,6 +1,7 @@
 """Batches of a client's data."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data.augment import AUGMENTS, check_augment
 from heterofl_flwr.data.dataset import Reading, Split
-from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.training.options import TrainingJob, TrainOptions
 
 AT_ONCE = 1024
@@ -26,6 +27,20 @@ def batch_rows(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     if batch_size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
         pieces[-2:] = [torch.cat(pieces[-2:])]
     return pieces
+
+
+@contextmanager
+def explained_single() -> Iterator[None]:
+    """Say what to do where torch finds a batch of one value per channel, which batch norm cannot normalise."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"batch norm cannot normalise a single example ({error}): give this client more of them, batches of "
+            "two or more, or a model with another norm"
+        ) from error
 
 
 def read_tokens(tokens: Tensor, reading: Reading, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

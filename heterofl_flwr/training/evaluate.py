@@ -11,7 +11,7 @@ from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.execution import channels_last
 from heterofl_flwr.nn.loss import Fill, masked_cross_entropy, perplexity
-from heterofl_flwr.training.batches import read_tokens
+from heterofl_flwr.training.batches import batch_rows, explained_single, read_tokens
 from heterofl_flwr.training.device import device_of, evaluating
 from heterofl_flwr.training.options import EvaluateResult
 from heterofl_flwr.training.step import Masking
@@ -84,12 +84,12 @@ def _evaluate(
     losses: list[list[Tensor]] = [[] for _ in maskings]
     correct = torch.zeros(len(maskings), dtype=torch.int64, device=device)
     sizes: list[int] = []
-    batches: Iterable[tuple[Tensor, Tensor]] = zip(
-        split.inputs.split(batch_size), split.targets.split(batch_size), strict=True
-    )
+    cuts = [len(rows) for rows in batch_rows(torch.arange(len(split)), batch_size)]
+    batches: Iterable[tuple[Tensor, Tensor]] = zip(split.inputs.split(cuts), split.targets.split(cuts), strict=True)
     if reading is not None:
-        batches = (piece for rows, _ in batches for piece in read_tokens(rows, reading, generator))
-    with evaluating(model), channels_last(model), torch.inference_mode():
+        groups = split.inputs.split(batch_size)
+        batches = (piece for rows in groups for piece in read_tokens(rows, reading, generator))
+    with explained_single(), evaluating(model), channels_last(model), torch.inference_mode():
         for inputs, targets in batches:
             outputs = model(inputs).float()
             sizes.append(targets.numel())

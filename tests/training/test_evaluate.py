@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.training import EvaluateResult, evaluate, evaluate_both
+from heterofl_flwr.training import EvaluateResult, evaluate, evaluate_both, train
+from tests.training.conftest import OPTIONS, images
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0], [0.5, 1.0, 2.0], [-1.0, -2.0, -3.0]])
 
@@ -84,6 +85,21 @@ def test_nothing_is_evaluated_to_zero(build):
 def test_a_batch_size_below_one_raises_an_error(build, split):
     with pytest.raises(ConfigError, match="batch_size is 0, expected 1 or more"):
         evaluate(build(), split, batch_size=0)
+
+
+def test_a_last_example_is_joined_to_the_batch_before_it_as_in_training(build):
+    model = build(norm="sbn")
+    assert evaluate(model, images(11), batch_size=10) == evaluate(model, images(11), batch_size=11)
+
+
+def test_a_client_with_one_example_is_told_that_batch_norm_cannot_normalise_it():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    text = r"batch norm cannot normalise a single example \(.*\[1, 4\]\).*batches of two or more"
+    with pytest.raises(DataError, match=text):
+        evaluate(model, images(1))
+    with pytest.raises(DataError, match=text):
+        train(model, images(1), OPTIONS, seed=0)
+    assert evaluate(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), images(1)).examples == 1
 
 
 @pytest.mark.parametrize("fill", ["zero", "-inf", "none"])

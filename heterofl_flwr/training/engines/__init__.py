@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.device import device_of
 from heterofl_flwr.training.engines.cohort import WAYS, find_obstacle, train_cohort
 from heterofl_flwr.training.engines.graph import train_graph
@@ -96,4 +97,5 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         raise DataError("there are no examples to train on")
     # The others know no loss of exits: it grows with the round, and a recorded step would stay as it was.
     run = train_plain if any(job.exit_loss for job in jobs) else ENGINES[engine]
-    return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)
+    with explained_single():
+        return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)
