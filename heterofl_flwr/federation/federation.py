@@ -17,7 +17,7 @@ from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, exact_rate
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
-from heterofl_flwr.core.randomness import initial_state
+from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.core.slice_rules import make_slice_function, window_number
 from heterofl_flwr.errors import ConfigError, ReplyError
@@ -66,6 +66,7 @@ class Federation:
                 f"and slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
         self.options.limits.levels.check(self.mix, self.assignment)
+        self.build = kept_random_state()(self.build)  # the user may draw from the global generators too
         self.nodes: Nodes
         self.optimizer_state: State
         self.reset()

@@ -66,6 +66,14 @@ def test_each_slice_is_worked_out_once():
     assert len(calls) == 3
 
 
+def test_building_models_leaves_the_global_random_generators_as_they_were():
+    torch.manual_seed(0)
+    before, own = torch.get_rng_state(), HeteroFL(build, "a1-b1").federation
+    for use in (own.plan, own.norms, own.untrained, own.build, lambda rate: own.rows):
+        use(0.5)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("labels", ["sent", "inferred", "none"])
 def test_rows_count_as_the_rule_for_labels_says(labels):
     engine = HeteroFL(build, "a1", labels=labels).engine
