@@ -197,10 +197,10 @@ class Federation:
         return {name: tensor for name, tensor in whole.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the parameters of the model in a state; what else it holds, running statistics say, is not kept."""
+        """Return the parameters of the model in a state, in its types; running statistics, say, are not kept."""
         plan, own = self.plan(self.mix.global_rate), untied(self.model, state)
         plan.check_state(own)
-        return {name: own[name] for name in plan.axes}
+        return {name: own[name].to(self.model.get_parameter(name).dtype) for name in plan.axes}
 
     def register(
         self,

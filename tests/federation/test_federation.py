@@ -11,7 +11,7 @@ from heterofl_flwr.core.exchange import exclude_parameters
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
-from tests.federation.tiny import build, make_app, play
+from tests.federation.tiny import build, equal, make_app, play
 
 
 class Odd(nn.Module):
@@ -72,6 +72,14 @@ def test_building_models_leaves_the_global_random_generators_as_they_were():
     for use in (own.plan, own.norms, own.untrained, own.build, lambda rate: own.rows):
         use(0.5)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initial_arrays_take_the_types_of_the_models_parameters():
+    federation = HeteroFL(build, "a1").federation
+    state = federation.initial_state()
+    found = federation.check_state({name: own.double() for name, own in state.items()})
+    assert equal(found, state)
+    assert {own.dtype for own in found.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("labels", ["sent", "inferred", "none"])
