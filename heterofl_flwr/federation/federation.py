@@ -132,6 +132,12 @@ class Federation:
         rows = [name for name in dict.fromkeys(first.get(name, name) for name in found) if is_shared(name, self.shared)]
         return [name for name in rows if given or name in exchanged]
 
+    @cached_property
+    def keeps_rows(self) -> bool:
+        """Whether no rows that belong to classes travel, because not all parameters do."""
+        exchanged = exchanged_parameters(self.model)
+        return not self.rows and (self.personal or len(exchanged) < len(list(self.model.parameters())))
+
     def _build_plan(self, rate: float) -> Plan:
         """Return the prefix of a rate, of what is shared; ``plan`` caches it."""
         model = self.build(rate)

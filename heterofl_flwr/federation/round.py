@@ -145,7 +145,7 @@ class Round:
         else:
             sub = under(own.family, sub)
         labels, rule = reply.labels, self._options.averaging.labels
-        if (self._federation.personal and not rows) or rule == "none":
+        if self._federation.keeps_rows or rule == "none":
             labels = None  # the classifier stays with the clients, or all of its rows count
         elif rule == "inferred":
             labels = self._infer_labels(own, sub, weight)

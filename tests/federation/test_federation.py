@@ -107,7 +107,10 @@ def test_a_classifier_that_is_not_exchanged_has_no_rows_that_count():
     engine = HeteroFL(frozen, "a1").engine
     engine.federation.register({7: None})
     assert engine.federation.rows == []
-    Round(engine, 1, [7], engine.federation.initial_state())
+    state = engine.federation.initial_state()
+    current = Round(engine, 1, [7], state)
+    current.add(7, TrainReply(state, num_examples=1, labels=[1], capacity=None, metrics={}, num_bytes=0))
+    assert equal(current.close(), state)
 
 
 def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names_it(caplog):
