@@ -148,7 +148,7 @@ def reply(
     labels : Iterable[int] | None
         The classes of this client's data. Rows of the classifier count for these alone; None means all. It is for
         training: in an answer to an evaluation it changes nothing.
-    metrics : Mapping[str, float] | None
+    metrics : Mapping[str, float | Sequence[float]] | None
         Numbers to report. Of lists there are no means: only the server's own function of metrics sees them.
     capacity : str | float | None
         A level or rate, if what this node can hold has changed; it counts from the next round on. It is for training

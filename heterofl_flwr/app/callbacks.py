@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import for_evaluation, load_parameters
+from heterofl_flwr.client import for_evaluation, model_at
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
@@ -44,10 +43,7 @@ class CentralEvaluation:
         self, server_round: int, build: Build, state: Mapping[str, Tensor], moments: Mapping[float, Moments]
     ) -> dict[str, float]:
         rate = self._task.mix.global_rate
-        with torch.random.fork_rng(devices=[]):
-            model = build(rate)
-        load_parameters(model, state)
-        model = for_evaluation(model, moments.get(rate))
+        model = for_evaluation(model_at(build, state, rate, rate), moments.get(rate))
         test = self._task.whole_test(self._strategy.federation.nodes.dealt())
         return self._task.evaluate_centrally(model.to(self._task.device), test, server_round).metrics("global")
 

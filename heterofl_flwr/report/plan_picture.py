@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes as Place
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from heterofl_flwr.core.axes import Axis, positions
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.report.drawing import SMALL, light
 
 Counts = NDArray[np.int64]
@@ -41,8 +41,7 @@ def draw_plans(build: Callable[[float], nn.Module], rates: Sequence[float], para
     if not rates:
         raise ConfigError("a picture of plans needs the rate of at least one client")
     clients = Counter(sorted(rates, reverse=True))
-    with torch.random.fork_rng(devices=[]):  # building draws weights, which must not change the caller's draws
-        models = {rate: build(rate) for rate in clients}
+    models = {rate: new_model(build, rate) for rate in clients}
     plans = {rate: Plan.of(models[max(rates)], model) for rate, model in models.items()}
     name = _find_weight(plans, parameter)
     slices = {rate: (plan.axes[name][0], plan.axes[name][1]) for rate, plan in plans.items()}

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -15,10 +14,12 @@ from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
+from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.messages import count_packed
 from heterofl_flwr.nn.buffers import renew_spectral_norms
+from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.profile import build_and_profile
@@ -147,8 +148,7 @@ def save_models(
         The model's family, where there are several (``Hybrid``): part of the files' names.
     """
     largest, prefix = max(rates), f"{family}/" if family else ""
-    with torch.random.fork_rng(devices=[]):  # building draws weights, which must not change the caller's draws
-        models = {rate: build(rate) for rate in rates}
+    models = {rate: new_model(build, rate) for rate in rates}
     for rate, model in models.items():
         level, plan = level_name(rate), Plan.of(models[largest], model)
         own = plan.extract(untied(models[largest], state))
@@ -214,7 +214,7 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     if name not in facts:
         raise ConfigError(f"{folder.path} has no model {name!r}; expected one of {', '.join(facts) or 'none'}")
     rate = facts[name]["rate"]
-    with torch.random.fork_rng(devices=[]):
+    with kept_random_state():
         model = build(rate)
     state = untied(model, _load_tensors(folder.models / f"{name}.safetensors"))
     found = {key: tuple(value.shape) for key, value in state.items()}

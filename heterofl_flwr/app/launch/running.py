@@ -93,7 +93,7 @@ class Checked(Relay):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that the grid has."""
-        replies = list(super().pull_messages(message_ids))
+        replies = super().pull_messages(message_ids)
         return [self._check(reply, reply.metadata.group_id) for reply in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
