@@ -4,8 +4,8 @@
 The model is a small GPT-2 of bytes, trained here on a module of Python; each client has another module.
 """
 
+import argparse
 import inspect
-import sys
 from importlib import import_module
 
 import torch
@@ -75,5 +75,8 @@ def main(grid: Grid, context: Context) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="where the adapters of each rank are written")
+    run_config = vars(parser.parse_args())
     with LocalGrid(client, num_nodes=4) as local:
-        server(local, Context(local.run.run_id, 1, {}, RecordDict(), {"folder": sys.argv[1]}))
+        server(local, Context(local.run.run_id, 1, {}, RecordDict(), run_config))
