@@ -39,7 +39,7 @@ class RoundRecord:
     seconds
         Wall-clock time of the round, evaluation included.
     learning_rate
-        The learning rate that the clients were sent.
+        The learning rate that the clients were sent; 0 where the server has none to send.
     rates
         The rate of each client that was asked to train, by partition.
     failures

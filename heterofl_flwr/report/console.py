@@ -173,4 +173,5 @@ def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     if record.simulated_seconds:
         yield "simulated", formatting.duration(record.simulated_seconds)
     yield "sent", formatting.size(record.bytes_down + record.bytes_up)
-    yield "lr", formatting.number(record.learning_rate)
+    if record.learning_rate:
+        yield "lr", formatting.number(record.learning_rate)

@@ -2,11 +2,13 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from rich.console import Console as RichConsole
 
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.report import Console
 from heterofl_flwr.report.console import plain_line
@@ -54,6 +56,12 @@ def test_a_terminal_shows_a_round_on_a_line_of_80_columns(fake):
     assert re.search(expected, plain, re.MULTILINE)
     assert "left  failed 1  train-loss" in plain  # round 3
     assert max(map(len, plain.splitlines())) <= 80
+
+
+def test_a_learning_rate_is_shown_where_clients_are_sent_one():
+    record = RoundRecord(server_round=1, seconds=2.0, learning_rate=0.05, rates={0: 1.0})
+    assert plain_line(record, 3, None) == "round 1/3 took=2.0s sent=0B lr=0.05"
+    assert plain_line(replace(record, learning_rate=0.0), 3, None) == "round 1/3 took=2.0s sent=0B"
 
 
 def messages(*rates):
