@@ -112,7 +112,7 @@ def multiplications(run: Run) -> list[float]:
 
 
 def _of_round(run: Run, record: RoundRecord) -> float:
-    train, _ = sizes_of(run.settings.data)
+    train, _ = sizes_of(run.settings.data, run.clients)
     examples = train / run.clients
     clients = (_of_client(client_settings(run.settings, who), rate, examples) for who, rate in record.rates.items())
     return math.fsum(clients)

@@ -17,6 +17,7 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.data.known import Facts
+from heterofl_flwr.data.splits import by_owner, owner_column
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.nn.models import PAPER
@@ -39,14 +40,18 @@ SIZES: Mapping[str, tuple[int, int]] = {
 
 
 @lru_cache(maxsize=8)
-def sizes_of(data: DataSettings) -> tuple[int, int]:
-    """Return the sizes of train and test; other data than the paper's are loaded for it."""
+def sizes_of(data: DataSettings, clients: int) -> tuple[int, int]:
+    """Return the sizes of train and test that clients share; other data than the paper's are loaded for it."""
     if (short := short_name(data.name)) in SIZES:
         return SIZES[short]
     dataset = load_data(data)
+    splits = (dataset.train, dataset.test)
+    numbers: Sequence[int] = [len(own) for own in splits]
+    if owner_column(data.split) is not None:  # what belongs to other owners takes no part
+        numbers = [sum(map(len, rows)) for rows in by_owner(dataset, clients)]
     train, test = (
-        len(own) * (math.ceil(own.inputs.shape[1] / PIECE) if own.reading else 1)
-        for own in (dataset.train, dataset.test)
+        number * (math.ceil(own.inputs.shape[1] / PIECE) if own.reading else 1)
+        for number, own in zip(numbers, splits, strict=True)
     )
     return train, test
 
@@ -81,16 +86,19 @@ def profile_at(settings: Settings, rate: float) -> Profile:
 def _model_at(settings: Settings, rate: float) -> Settings:
     """Return settings that describe a rate's model, and nothing else: the key under which its cost is cached."""
     flat = to_flat(settings)
-    own = {key: value for key, value in flat.items() if key.startswith(("data.", "model.")) and key != "data.split"}
+    own = {key: value for key, value in flat.items() if key.startswith(("data.", "model."))}
+    if owner_column(settings.data.split) is None:  # else it says which column is no input
+        del own["data.split"]
     return from_flat({**own, "mix": str(Mix((rate,), (1,)))})
 
 
 @lru_cache(maxsize=1024)
 def _profile(model: Settings) -> Profile:
     task = _Task(model)
+    build, example = task.build, task.example()  # a user's module and data have values, so not on "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        module = task.build(model.mix.global_rate)
-    return profile(module, task.example())
+        module = build(model.mix.global_rate)
+    return profile(module, example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,7 @@ class JobCost:
 def compute_cost(job: Job, done: int = 0) -> JobCost:
     """Return what a job computes after the rounds that are done, of which there are fewer than all."""
     settings, mix, every = job.settings, job.settings.mix, job.settings.evaluate.every
-    train, test = sizes_of(settings.data)
+    train, test = sizes_of(settings.data, job.clients)
     sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.clients), 1)
     in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (train // job.clients)
     trained = {rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)}

@@ -81,9 +81,28 @@ def test_sizes_are_those_of_the_data(shared, name):
 
 
 def test_other_data_are_looked_at():
-    assert sum(sizes_of(from_flat({}).data)) == 1797
+    assert sum(sizes_of(from_flat({}).data, 20)) == 1797
     # Three widths of 3 x 3 convolutions with norms, and ten classes: by hand, 9 * (1 * 4 + 4 * 8) and their biases.
     assert profile_at(job(*SHRUNKEN).settings, 1.0).parameters == 9 * (4 + 32) + 3 * (4 + 8) + 10 * 8 + 10
+
+
+def test_only_the_examples_of_owners_that_take_part_count_and_their_column_is_no_input(tmp_path):
+    lines = [f"{row % 9},{'ab'[row % 2]},site-{row % 5}" for row in range(100)]
+    (tmp_path / "visits.csv").write_text("\n".join(["dose,outcome,site", *lines]))
+    data = {"data.name": str(tmp_path), "data.label": "outcome", "model.name": "mlp", "model.hidden": "8"}
+    settings = from_flat({**data, "data.split": "natural-site"})
+    assert profile_at(settings, 1.0).macs == 1 * 8 + 8 * 2  # before anything else has loaded the data
+    # Of each site's 20 examples, 4 are held out.
+    assert [sizes_of(settings.data, clients) for clients in (2, 5)] == [(32, 8), (80, 20)]
+
+
+def test_a_users_module_is_loaded_with_its_values(tmp_path, monkeypatch):
+    (tmp_path / "scaled_net.py").write_text(
+        "import torch\nfrom torch import nn\nSIZE = torch.tensor(3)\n"
+        "def build(rate):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, int(SIZE)), nn.Linear(3, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert profile_at(from_flat({"model.name": "scaled_net:build"}), 1.0).macs == 64 * 3 + 3 * 10
 
 
 def test_each_model_is_measured_once_whatever_else_differs_and_clients_share_the_cores(monkeypatch):
