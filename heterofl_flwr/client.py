@@ -24,7 +24,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
@@ -251,7 +251,7 @@ def answer_moments(
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters as they travel."""
-    return {name: own.detach().cpu() for name, own in exchanged_parameters(model).items()}
+    return {name: own.detach().to("cpu", exchanged_dtype(own)) for name, own in exchanged_parameters(model).items()}
 
 
 def _read_state(message: Message) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.compression import Changes, Upload
+from heterofl_flwr.core.exchange import exchanged_dtype
 from heterofl_flwr.core.plan import ALL, Plan
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.core.slice_rules import SliceRule
@@ -271,7 +272,7 @@ def count_bytes(arrays: ArrayRecord) -> int:
 
 def count_packed(tensor: Tensor) -> int:
     """Return the bytes that a tensor has in a record, those of a ``.npy`` file, without packing it."""
-    scalar = torch.zeros((), dtype=tensor.dtype).numpy()
+    scalar = torch.zeros((), dtype=exchanged_dtype(tensor)).numpy()
     array, header = np.broadcast_to(scalar, tuple(tensor.shape)), io.BytesIO()  # which needs no memory of that size
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return header.tell() + array.nbytes

@@ -6,7 +6,8 @@ Some may go one way only, from the server to the clients.
 import copy
 from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _EXCLUDED, _NOT_RETURNED = "not_exchanged", "not_returned"
 
@@ -24,6 +25,11 @@ def exclude_parameters(model: nn.Module, names: Iterable[str]) -> None:
 def exchanged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters of a model that server and clients exchange; a tied one has its first name."""
     return _unmarked(model, _EXCLUDED)
+
+
+def exchanged_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the type in which a parameter travels and is averaged: that of bfloat16, which numpy lacks, is float32."""
+    return torch.float32 if parameter.dtype == torch.bfloat16 else parameter.dtype
 
 
 def exclude_from_replies(model: nn.Module, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
 
 
 def derive(seed: int, *purpose: int | str) -> int:
@@ -53,4 +53,5 @@ def initial_state(build: Callable[[float], nn.Module], rate: float, seed: int) -
     """Return the exchanged parameters of a newly built model, the same for equal seeds."""
     with kept_random_state(seed):
         model = build(rate)
-    return {name: parameter.detach().clone() for name, parameter in exchanged_parameters(model).items()}
+    named = exchanged_parameters(model).items()
+    return {name: own.detach().to(exchanged_dtype(own), copy=True) for name, own in named}

@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
-from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, exact_rate
@@ -203,10 +203,10 @@ class Federation:
         return {name: tensor for name, tensor in whole.items() if is_shared(name, self.shared)}
 
     def check_state(self, state: Mapping[str, Tensor]) -> State:
-        """Return the parameters of the model in a state, in its types; running statistics, say, are not kept."""
+        """Return the parameters of the model in a state, as they travel; running statistics, say, are not kept."""
         plan, own = self.plan(self.mix.global_rate), untied(self.model, state)
         plan.check_state(own)
-        return {name: own[name].to(self.model.get_parameter(name).dtype) for name in plan.axes}
+        return {name: own[name].to(exchanged_dtype(self.model.get_parameter(name))) for name in plan.axes}
 
     def register(
         self,

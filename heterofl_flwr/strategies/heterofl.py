@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from heterofl_flwr import messages
+from heterofl_flwr.core.exchange import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.errors import ConfigError, HeteroFLError
@@ -146,7 +147,7 @@ class HeteroFL(EngineView, Strategy):
         if message.metadata.message_type.startswith(MessageType.TRAIN) and self._round is not None:
             own = self._round.slices.get(message.metadata.dst_node_id)
             plan = own.plan if own else plan
-        entry = max((own.element_size() for own in self.federation.model.parameters()), default=0)
+        entry = max((exchanged_dtype(own).itemsize for own in self.federation.model.parameters()), default=0)
         return plan.parameters * entry + len(plan.axes) * NAME_BYTES + BESIDE_BYTES
 
     @as_flower_error()

@@ -179,6 +179,8 @@ class ParameterSGD(SGD):
         """Take a step along one gradient for each parameter."""
         dense: list[Tensor | None] = []
         for parameter, stride, gradient in zip(self.parameters, self._strides, gradients, strict=True):
+            if gradient is not None and gradient.is_sparse:  # of an embedding, say, whose weight all steps decay
+                gradient = gradient.to_dense()
             # A hook may have changed the layout, which otherwise is that of the parameter.
             if gradient is not None and gradient.stride() != stride:
                 gradient = torch.empty_like(parameter).copy_(gradient)

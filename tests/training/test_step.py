@@ -107,6 +107,18 @@ def test_a_gradient_may_have_another_layout_than_its_parameter(own, others):
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_gradients_of_embeddings_may_be_sparse(changes):
+    words, found = torch.tensor([[1, 1, 3]]), []
+    for sparse in (True, False):
+        model = nn.Embedding(5, 2, _weight=torch.arange(10.0).view(5, 2), sparse=sparse)
+        own = ParameterSGD(model.parameters(), replace(OPTIONS, **changes))
+        for _ in range(3):
+            own.minimise(model(words).square().sum())
+        found.append(model.weight)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_a_parameter_may_have_gaps_in_memory(changes):
     wide, tall = tensors([(4, 6), (4, 3, 6, 2)])
     values = [nn.Parameter(wide[:, ::2]), nn.Parameter(tall[:, :, ::3])]
