@@ -112,10 +112,7 @@ def _history(groups: Mapping[Key, Group], what: tuple[str, str, str], mix: str, 
     if group is None:
         return Curve(mix, (), (mix,))
     metric, name = group.metric, RECORDED[group.metric]
-    values = [
-        {record.server_round: record.evaluate[name] for record in run.records if name in record.evaluate}
-        for run, _ in group.runs
-    ]
+    values = [{number: own[name] for number, own in run.scores(metric).items()} for run, _ in group.runs]
     rounds = sorted(set.intersection(*(set(own) for own in values)))
     points = ((one, summarise([as_printed(metric, own[one]) for own in values], possible(metric))) for one in rounds)
     return Curve(mix, tuple(points))

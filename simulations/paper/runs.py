@@ -99,8 +99,8 @@ class PaperRun(Run):
         return Score(scores[max(scores)][RECORDED[metric]], scores[best][RECORDED[metric]], best)
 
     def scores(self, metric: str) -> Scores:
-        """Return what was measured, by round, where a metric was and on enough clients."""
-        found = {own.server_round: own.comparable for own in self.records}
+        """Return what was measured, by round, where a metric was and on enough clients; means over clients."""
+        found = {own.server_round: {name: own.evaluate[name] for name in own.comparable} for own in self.records}
         return {number: own for number, own in found.items() if RECORDED[metric] in own}
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from heterofl_flwr.report import RunFolder
@@ -42,6 +44,13 @@ def test_the_best_perplexity_is_the_lowest_number(make_run):
     run = read_paper_run(make_run(evaluated=evaluated, data__name="wikitext2").path)
     assert run.metrics == ("perplexity",)
     assert run.score("perplexity") == Score(5.0, 4.0, 100)
+
+
+def test_perplexities_that_clients_report_are_means_over_them(make_run):
+    evaluated = {100: {"global-perplexity": 4.0}, 200: {"global-perplexity": 5.0}}
+    run = read_paper_run(make_run(evaluated=evaluated, data__name="wikitext2", evaluate__central=False).path)
+    records = [replace(own, evaluate_medians=dict.fromkeys(own.evaluate, 3.0)) for own in run.records]
+    assert replace(run, records=records).score("perplexity") == Score(5.0, 4.0, 100)
 
 
 def test_a_run_that_went_on_with_other_code_names_both_commits(make_run, monkeypatch):
