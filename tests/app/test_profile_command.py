@@ -51,6 +51,11 @@ def test_a_model_is_profiled_as_it_is_asked_for(capsys):
     assert int(row["MACs"]) == 64 * 9 * 3 * 4 + 16 * 9 * 4 * 8 + 8 * 2
 
 
+def test_the_models_of_the_papers_baselines_are_profiled_too(capsys):
+    assert [int(row["parameters"]) for row in table(capsys, "lenet", "--mix", "a")] == [64_102]
+    assert [int(row["parameters"]) for row in table(capsys, "mlp", "--shape", "1x28x28", "--mix", "a")] == [633_226]
+
+
 def test_the_quickstarts_model_is_profiled_too(capsys):
     (row,) = table(capsys, "digits", "--mix", "a")
     assert int(row["parameters"]) == 94_410
