@@ -93,15 +93,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     if folder is not None:  # only now, when everything has been checked
         from heterofl_flwr.report import write_report  # not after hours that what draws is missing
 
-        about = {
-            "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
-            "device": device_name(task.device),
-            messages.RUN_KEY: start.run_key,
-        }
-        folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
-        strategy.spent.keep_in(folder)
-        if start.first_round > 1:
-            strategy.engine.tally = Tally(one for one in folder.history() if one.server_round < start.first_round)
+        _start_folder(folder, task, start, strategy)
     strategy.federation.optimizer_state = dict(start.optimizer_state)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.personal else {messages.RUN_KEY: start.run_key}
@@ -260,3 +252,17 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
         )
     run_key = about.get(messages.RUN_KEY)
     return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer, run_key)
+
+
+def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL) -> None:
+    """Begin a run in its folder, and go on from what the folder knows of the rounds that are over."""
+    settings = task.settings
+    about = {
+        "title": f"HeteroFL on {settings.data.name}, {settings.mix}",
+        "device": device_name(task.device),
+        messages.RUN_KEY: start.run_key,
+    }
+    folder.start(to_flat(settings), resume=settings.run.resume, about=about, **RESUMED)
+    strategy.spent.keep_in(folder)
+    if start.first_round > 1:
+        strategy.engine.tally = Tally(one for one in folder.history() if one.server_round < start.first_round)

@@ -112,11 +112,13 @@ def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int,
     for failure in failures:
         if isinstance(failure, BaseException):
             unnamed.add(explained(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT]))
-        elif (number := ids.get(failure[0].cid)) is not None:
-            status = failure[1].status
-            by_number[number] = short(explained(status.message or status.code.name))
-            if status.code == Code.EVALUATE_NOT_IMPLEMENTED:
-                lacking.add(number)
+            continue
+        proxy, answer = failure
+        if (number := ids.get(proxy.cid)) is None:
+            continue
+        by_number[number] = short(explained(answer.status.message or answer.status.code.name))
+        if answer.status.code == Code.EVALUATE_NOT_IMPLEMENTED:
+            lacking.add(number)
     return by_number, "; ".join(["no result", *sorted(unnamed)[:3]]), lacking
 
 

@@ -140,21 +140,26 @@ def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            new = Path(temporary, "new")
             new.mkdir()
             yield new
             for file in new.iterdir():
                 sync(file)
-            if path.exists():
-                path.rename(old)
-            try:
-                new.rename(path)
-            except BaseException:
-                if old.exists():
-                    old.rename(path)
-                raise
+            _replace(path, new, old=Path(temporary, "old"))
             sync(path.parent)
     except OSError as error:
         raise HeteroFLError(
             f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
         ) from error
+
+
+def _replace(path: Path, new: Path, old: Path) -> None:
+    """Move a folder to a path; what is there moves to ``old``, and back after an error."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise

@@ -194,12 +194,7 @@ def learn_from_peers(
             own = gradient(private)
             with autocast(options.precision, seeds[0].device):
                 logits = model(seeds[0]).float()
-            apart = 0 * logits.sum()
-            if len(peers):
-                apart = divergence(logits, peers, distill.temperature, distill.direction)
-            shared = distill.weight * distill.temperature**2 * apart
-            if distill.labels:
-                shared = shared + masked_cross_entropy(logits, seeds[1])
+            shared, apart = _seed_loss(logits, seeds[1], peers, distill)
             theirs = gradient(shared)
             if not bool((private + shared).isfinite()):
                 raise DivergedError(
@@ -210,6 +205,17 @@ def learn_from_peers(
             parts = JOIN[distill.projection](own, theirs).split([parameter.numel() for parameter in sgd.parameters])
             sgd.step([part.view(value.shape) for part, value in zip(parts, sgd.parameters, strict=True)])
     return first
+
+
+def _seed_loss(logits: Tensor, labels: Tensor, peers: Tensor, distill: DistillOptions) -> tuple[Tensor, Tensor]:
+    """Return the loss on the seed batch, and the divergence from the peers, which is 0 where there are none."""
+    apart = 0 * logits.sum()
+    if len(peers):
+        apart = divergence(logits, peers, distill.temperature, distill.direction)
+    loss = distill.weight * distill.temperature**2 * apart
+    if distill.labels:
+        loss = loss + masked_cross_entropy(logits, labels)
+    return loss, apart
 
 
 def seed_set(split: Split, size: int, classes: int, seed: int) -> Tensor:

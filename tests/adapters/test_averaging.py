@@ -24,7 +24,7 @@ def product(state):
     return (state[B].double() @ state[A].double()).numpy()
 
 
-def close(found, expected):
+def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -35,14 +35,14 @@ def test_each_levels_prefix_of_the_product_is_as_close_to_the_mean_as_numpys_dec
     values = np.linalg.svd(mean, compute_uv=False)
     for rank in range(1, len(new[A]) + 1):
         level = product({A: new[A][:rank], B: new[B][:, :rank]})
-        close(np.linalg.norm(mean - level), np.linalg.norm(values[rank:]))
+        assert_close(np.linalg.norm(mean - level), np.linalg.norm(values[rank:]))
 
 
 @given(drawn=replies(update=True))
 def test_stacking_adds_the_mean_of_the_products_to_the_update_and_nothing_is_lost(drawn):
     new = drawn.result(StackAggregator)
     learned = drawn.mean_product() if sum(drawn.weights) else 0.0
-    close(new[UPDATE].numpy(), drawn.state[UPDATE].numpy() + learned)
+    assert_close(new[UPDATE].numpy(), drawn.state[UPDATE].numpy() + learned)
     if sum(drawn.weights):
         assert not new[B].any()
 
@@ -56,7 +56,7 @@ def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
             missing = drawn.state[name].shape[rank_axis] - sub[name].shape[rank_axis]
             pad = [(0, missing) if axis == rank_axis else (0, 0) for axis in (0, 1)]
             expected += weight * np.pad(sub[name].numpy(), pad)
-        close(new[name].numpy(), expected / total if total else drawn.state[name].numpy())
+        assert_close(new[name].numpy(), expected / total if total else drawn.state[name].numpy())
 
 
 @given(drawn=replies(update=True), data=st.data())
@@ -64,8 +64,8 @@ def test_another_order_of_replies_changes_nothing_but_the_signs_of_directions(dr
     order = data.draw(st.permutations(range(len(drawn.subs))))
     for aggregate in ALL:
         one, other = drawn.result(aggregate), drawn.result(aggregate, order)
-        close(product(one), product(other))
-        close(one[UPDATE].numpy(), other[UPDATE].numpy())
+        assert_close(product(one), product(other))
+        assert_close(one[UPDATE].numpy(), other[UPDATE].numpy())
 
 
 def add(aggregate, state, *clients, rows=(), **options):
@@ -84,7 +84,7 @@ ONES = ([[2.0, 0.0]], [[1.0], [0.0]]), ([[0.0, 2.0]], [[0.0], [1.0]])
 def test_the_mean_of_products_is_not_the_product_of_means():
     state = state_of(torch.zeros(2, 2), torch.zeros(2, 2))
     assert product(add(Aggregator, state, *ONES)).tolist() == [[0.5, 0.5], [0.5, 0.5]]
-    close(product(add(ProductAggregator, state, *ONES)), np.eye(2))
+    assert_close(product(add(ProductAggregator, state, *ONES)), np.eye(2))
 
 
 def test_an_entry_that_one_of_two_holds_is_halved_by_zero_padding_alone():
@@ -100,13 +100,13 @@ def test_directions_that_no_client_has_can_still_learn():
     new = add(
         ProductAggregator, state_of(torch.randn(3, 5), torch.zeros(4, 3)), ([[1.0, 0, 0, 0, 0]], [[2.0], [0], [0], [0]])
     )
-    close(new[B][:, 1:].numpy(), np.zeros((4, 2)))
-    close((new[A] @ new[A].T).numpy(), np.eye(3))
+    assert_close(new[B][:, 1:].numpy(), np.zeros((4, 2)))
+    assert_close((new[A] @ new[A].T).numpy(), np.eye(3))
 
 
 def test_ranks_beyond_the_layers_size_are_zeros():
     b, a = truncated(torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double(), 3)
-    close((b @ a).numpy(), [[1, 2, 0]])
+    assert_close((b @ a).numpy(), [[1, 2, 0]])
     assert (tuple(b.shape), tuple(a.shape)) == ((1, 3), (3, 3))
     assert not a[1:].any()
 
@@ -141,7 +141,7 @@ def test_a_convolutions_kernel_counts_as_inputs():
     aggregator = ProductAggregator(state)
     aggregator.add(Plan.between(state, sub), sub)
     (a, b), (new_a, new_b) = sub.values(), aggregator.result().values()
-    close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
+    assert_close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
 
 
 @pytest.mark.parametrize("aggregate", [ProductAggregator, StackAggregator])
@@ -149,7 +149,7 @@ def test_outputs_of_classes_that_nobody_has_keep_what_they_compute(aggregate):
     state = state_of(torch.ones(1, 2), torch.ones(3, 1), **{UPDATE: torch.zeros(3, 2)})
     new = add(aggregate, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B], labels=[1])
     # Rank 1 holds the three rows exactly, for they are multiples of one another.
-    close(product(new) + new[UPDATE].numpy(), [[1, 1], [3, 3], [1, 1]])
+    assert_close(product(new) + new[UPDATE].numpy(), [[1, 1], [3, 3], [1, 1]])
 
 
 @pytest.mark.parametrize("aggregate", ALL)

@@ -94,7 +94,8 @@ def test_what_the_classic_api_has_no_place_for_is_refused(options, fault):
 
 
 def test_what_it_has_no_place_for_may_be_given_where_it_changes_nothing():
-    HeteroFL(build, callbacks=(), upload="float32", shared=("*",), spare=0.0)
+    strategy = HeteroFL(build, callbacks=(), upload="float32", shared=("*",), spare=0.0)
+    assert strategy.options == HeteroFL(build).options
 
 
 @pytest.mark.parametrize("key", ["task", "rate", "seed"])

@@ -52,7 +52,7 @@ def descend(values, options, steps=4):
         own.minimise(compute(values, number))
 
 
-def check(values, options=OPTIONS, **rounding):
+def assert_as_torch(values, options=OPTIONS, **rounding):
     """Compare with clipping and SGD by torch's own means."""
     twins, strides = copy.deepcopy(values), [value.stride() for value in values]
     descend(values, options)
@@ -76,7 +76,7 @@ def check(values, options=OPTIONS, **rounding):
 @pytest.mark.parametrize("dtype", ROUNDING)
 @given(changes=strategies.sampled_from(CHANGES), shapes=SHAPES)
 def test_equals_clipping_and_sgd(dtype, changes, shapes):
-    check(parameters(shapes, dtype), replace(OPTIONS, **changes))
+    assert_as_torch(parameters(shapes, dtype), replace(OPTIONS, **changes))
 
 
 @pytest.mark.usefixtures("devices")
@@ -89,7 +89,7 @@ def test_equals_them_in_any_layout_of_memory(changes, shape, order):
     """Channels last among them."""
     turned = torch.randn(shape, generator=torch.Generator().manual_seed(1)).permute(order)
     flat = turned.detach().clone(memory_format=torch.channels_last)
-    check([nn.Parameter(turned), nn.Parameter(flat), *parameters([(3,)])], replace(OPTIONS, **changes))
+    assert_as_torch([nn.Parameter(turned), nn.Parameter(flat), *parameters([(3,)])], replace(OPTIONS, **changes))
 
 
 @pytest.mark.usefixtures("devices")
@@ -102,7 +102,7 @@ def test_a_gradient_may_have_another_layout_than_its_parameter(own, others):
         value.register_post_accumulate_grad_hook(
             lambda held: setattr(held, "grad", held.grad.contiguous(memory_format=others))
         )
-    check(values, replace(OPTIONS, proximal=0.3))
+    assert_as_torch(values, replace(OPTIONS, proximal=0.3))
     assert values[0].grad.is_contiguous(memory_format=others)
 
 
@@ -123,14 +123,14 @@ def test_a_parameter_may_have_gaps_in_memory(changes):
     wide, tall = tensors([(4, 6), (4, 3, 6, 2)])
     values = [nn.Parameter(wide[:, ::2]), nn.Parameter(tall[:, :, ::3])]
     before = wide[:, 1::2].clone()
-    check(values, replace(OPTIONS, **changes))
+    assert_as_torch(values, replace(OPTIONS, **changes))
     assert torch.equal(wide[:, 1::2], before)
 
 
 @pytest.mark.parametrize("changes", [{}, {"proximal": 0.3, "clip": 1e-3}], ids=str)
 def test_parameters_may_be_of_several_types(changes):
     values = [*parameters([(3, 2)]), *parameters([(2, 2)], torch.float64), *parameters([(4,)], torch.bfloat16)]
-    check(values, replace(OPTIONS, **changes), rtol=2e-2, atol=1e-2)
+    assert_as_torch(values, replace(OPTIONS, **changes), rtol=2e-2, atol=1e-2)
     assert [value.dtype for value in values] == [torch.float32, torch.float64, torch.bfloat16]
 
 
@@ -198,6 +198,6 @@ def test_the_fused_kernel_gets_what_it_can_take():
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_equals_clipping_and_sgd_on_a_gpu(changes):
     shapes = [(4, 3, 2, 2), (5,), (), (3, 4)]
-    check([nn.Parameter(value.to("cuda")) for value in tensors(shapes)], replace(OPTIONS, **changes))
+    assert_as_torch([nn.Parameter(value.to("cuda")) for value in tensors(shapes)], replace(OPTIONS, **changes))
     last = tensors([(4, 3, 2, 2)])[0].to("cuda", memory_format=torch.channels_last)
-    check([nn.Parameter(last)], replace(OPTIONS, **changes))
+    assert_as_torch([nn.Parameter(last)], replace(OPTIONS, **changes))

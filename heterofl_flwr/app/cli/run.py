@@ -79,12 +79,7 @@ def build_request(args: argparse.Namespace) -> Request:
     share = Share(cpus=args.cpus, gpus=0.0 if args.gpus == "auto" else float(args.gpus), at_once=args.parallel)
     check_share(share)
     grid = args.grid or ("ray" if CLUSTER in os.environ or share.gpus else "local")
-    short = {"data.name": args.data, "mix": args.mix, "num-rounds": args.rounds, "seed": args.seed}
-    now = {
-        **(read_config(args.config) if args.config else {}),
-        **{key: value for key, value in short.items() if value is not None},
-        **read_assignments(args.set),
-    }
+    now = _read_given(args)
     if args.app:
         app = args.app.resolve()
         return Request(
@@ -101,12 +96,7 @@ def build_request(args: argparse.Namespace) -> Request:
     if not args.resume and (out / HISTORY).exists():
         own = shlex.quote(str(out))
         raise ConfigError(f"{out} holds a run already: go on with it (--resume {own}), or choose another folder")
-    note = LaunchNote.read(out)
-    if begun and not note and not args.clients:
-        raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
-    clients = args.clients or (note.clients if note else CLIENTS.get(data, 100))
-    if begun and note and clients != note.clients:
-        raise ConfigError(f"--clients is {clients}, but the run in {out} has {note.clients}; expected as many, or none")
+    clients = _count_clients(args.clients, out, begun, CLIENTS.get(data, 100))
     config = to_flat(settings) | absolute_paths(settings.data.name, settings.data.root)
     config |= {"run.dir": str(out), "run.resume": begun}
     if "sample.min-nodes" not in (now if args.clients else given):
@@ -130,6 +120,27 @@ def _check_options(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} is {value}; expected an integer of 1 or more")
     if args.gpus != "auto" and not re.fullmatch(r"0?\.\d+|\d+(\.0*)?", args.gpus):
         raise ConfigError(f"--gpus is {args.gpus!r}; expected auto, a share such as 0.25, or a whole number")
+
+
+def _read_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the arguments give."""
+    short = {"data.name": args.data, "mix": args.mix, "num-rounds": args.rounds, "seed": args.seed}
+    return {
+        **(read_config(args.config) if args.config else {}),
+        **{key: value for key, value in short.items() if value is not None},
+        **read_assignments(args.set),
+    }
+
+
+def _count_clients(asked: int | None, out: Path, begun: bool, usual: int) -> int:
+    """Return how many clients take part: in a run that has begun, as many as it has."""
+    note = LaunchNote.read(out)
+    if begun and not note and not asked:
+        raise ConfigError(f"the run in {out} does not tell how many clients it has: name as many with --clients")
+    clients = asked or (note.clients if note else usual)
+    if begun and note and clients != note.clients:
+        raise ConfigError(f"--clients is {clients}, but the run in {out} has {note.clients}; expected as many, or none")
+    return clients
 
 
 def _choose_folder(args: argparse.Namespace, name: str) -> Path:
