@@ -97,9 +97,15 @@ def _program(model: nn.Module, example: Inputs, axes: Axes) -> ExportedProgram:
     try:
         return torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch's own, and whatever the model's code raises
+        remedy = (
+            "What a model computes may not depend on its inputs' values; rewrite what does with torch's own operators"
+        )
+        if "in output, which is not a known type" in str(error):
+            remedy = (
+                "A model may return tensors alone; for a language model of transformers, set config.use_cache = False"
+            )
         raise HeteroFLError(
-            f"torch.export cannot make a program of {type(model).__name__}: {first_line(error)}. What a "
-            f"model computes may not depend on its inputs' values; rewrite what does with torch's own operators"
+            f"torch.export cannot make a program of {type(model).__name__}: {first_line(error)}. {remedy}"
         ) from error
 
 

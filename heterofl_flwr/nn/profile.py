@@ -1,7 +1,8 @@
 """What a model costs: parameters, multiplications, and what the paper prints as FLOPs and space."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -122,12 +123,22 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
     for layer in probe.modules():
         layer.register_forward_hook(record)
-    # Attention in its plain form is matrix products, which the counter knows on every device. With gradients on,
-    # torch's own Transformer layers take no fused path either.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
+    with _plain_attention(), _Counter() as counter:
         call(probe, tree_map_only(torch.Tensor, lambda one: one.to(device), example_input))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Profile(parameters, counter.flops // 2, sum(printed.values()), parameters * 4 / 1024**2)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Let attention be matrix products, which the counter knows on every device, also in torch's Transformer layers."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def build_and_profile(build: Build, rate: float, example_input: torch.Tensor) -> tuple[nn.Module, Profile]:

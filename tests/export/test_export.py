@@ -203,6 +203,7 @@ FOR_TWO = Then(lambda self, x: x * torch.ones(2, 1) if len(x) == 2 else x)
         (CNN(1, 10, (8, 8)), images(1), r"no statistics in 2 layers \(features.norm1, features.norm2\)"),
         (Then(lambda self, x: x / 0), torch.ones(2, 3), "hold NaN or infinities"),
         (Then(lambda self, x: x * 2 if x.sum() > 0 else x), torch.ones(2, 3), "cannot make a program of Then"),
+        (Then(lambda self, x: (x, range(3))), torch.ones(2, 3), "return tensors alone.*config.use_cache = False"),
         (
             FOR_TWO,
             torch.ones(2, 3),

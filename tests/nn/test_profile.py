@@ -115,13 +115,13 @@ def test_printed_flops_of_a_layer_are_its_operations_times_its_parameters(layer,
     assert profile(layer, torch.zeros(shape)).printed_flops == flops
 
 
-def test_macs_of_torchs_own_transformer_layer_are_counted_on_every_device():
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    expected = 5 * (4 * 8 * 8 + 2 * 8 * 16 + 2 * 5 * 8)
-    assert profile(layer, torch.zeros(1, 5, 8)).macs == expected
-    with torch.device("meta"):
-        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    assert profile(layer, torch.zeros(1, 5, 8)).macs == expected
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_macs_of_torchs_own_transformer_layer_are_counted_on_every_device(trained, device):
+    with torch.device(device):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).requires_grad_(trained)
+    assert profile(layer, torch.zeros(1, 5, 8)).macs == 5 * (4 * 8 * 8 + 2 * 8 * 16 + 2 * 5 * 8)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 class _OneInput(nn.Module):
