@@ -168,7 +168,10 @@ class Round:
         if not rows or any(axes[0].kept < axes[0].full for axes in rows.values()):
             return None
         check_reply(self._state, plan, sub, weight)
-        return trained_rows(Plan(rows).extract(self._state), sub, min(axes[0].kept for axes in rows.values()))
+        model, sent = self._federation.model, Plan(rows).extract(self._state)
+        # Clients begin with what their model holds of it, which in bfloat16 is rounded.
+        before = {name: one.to(model.get_parameter(name).dtype) for name, one in sent.items()}
+        return trained_rows(before, sub, min(axes[0].kept for axes in rows.values()))
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord
 from flwr.common import parameters_to_ndarrays
 from torch import nn
 
@@ -46,6 +47,24 @@ def test_bfloat16_is_exchanged_in_float32(options):
     rounding = 1e-2 if "upload" in options else 0.0
     torch.testing.assert_close(found.state["hidden.bias"][:2], torch.full((2,), 2.5 / 8), rtol=0, atol=rounding)
     torch.testing.assert_close(found.state["norm.bias"][2:], torch.full((6,), 1.5 / 8), rtol=0, atol=rounding)
+
+
+def test_rows_that_are_only_rounded_are_not_trained():
+    def train_one_row(message, context):
+        model = submodel(message, build)
+        with torch.no_grad():
+            model.classifier.weight[1] += 1
+        return reply(message, model, num_examples=1)
+
+    before = {name: own.detach() + 1e-3 for name, own in build(1.0).float().named_parameters()}
+    found = tiny.play(
+        make_app(train_one_row, build=build),
+        build=build,
+        labels="inferred",
+        start={"initial_arrays": ArrayRecord(before)},
+    )
+    changed = found.state["classifier.weight"] != before["classifier.weight"]
+    assert changed.all(1).tolist() == changed.any(1).tolist() == [False, True, False, False]
 
 
 def test_the_classic_api_sends_the_same_types():
