@@ -65,7 +65,10 @@ def compress(
                 f"parameter {name} changed by up to {change.abs().max():g}, which {upload} cannot carry: train with a "
                 f"lower learning rate, or let the server ask for upload='float32'"
             )
-    return Changes(tensors, torch.cat([scales[name] for name in sorted(scales)]) if scales else None)
+    if upload != "int8":
+        return Changes(tensors)
+    # Scales say which form it is, also where no parameter travels.
+    return Changes(tensors, torch.cat([scales[name] for name in sorted(scales)]) if scales else torch.empty(0))
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ def started(monkeypatch):
         (["--data", "nowhere:data"], "the data set is 'nowhere:data', which cannot be loaded"),
         (["--set", "model.name=transformer"], "the model transformer cannot read the data set digits, whose inputs"),
         (["--set", "model.name=nowhere:model"], "model.name is 'nowhere:model', which cannot be loaded"),
+        (["--set", "evaluate.metric=nowhere:metric"], "evaluate.metric is 'nowhere:metric', which cannot be loaded"),
+        (["--set", "server.strategy=fedh2l", "--mix=a", "--set=distill.seed-size=5000"], "a seed set of 5000 examples"),
         (["--set", "data.split=non-iid-50"], "non-iid-50 does not fit 20 clients and 10 classes"),
         (["--clients", "5000"], "1442 examples are too few for 5000 clients: use fewer clients"),
         (["--out", "a", "--resume", "b"], "name it once"),

@@ -42,6 +42,13 @@ def play(shared, mix="a1-c1", num_rounds=2, **options):
     return found.strategy, found.grid, found.state, kept
 
 
+@pytest.mark.parametrize("upload", ["float32", "float16", "int8"])
+def test_nothing_is_shared_in_any_form_of_uploads(upload):
+    strategy, _, _, kept = play((), upload=upload)
+    assert strategy.log.failures == {}
+    assert len(kept) == NODES
+
+
 @pytest.mark.parametrize("shared", [BODY, HEAD])
 def test_what_is_shared_is_averaged_and_the_rest_stays(shared):
     strategy, grid, state, kept = play(shared, "a1")

@@ -11,11 +11,11 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, load_function
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.runs.files import to_json, write_atomic
-from heterofl_flwr.settings.presets import architectures
+from heterofl_flwr.settings.presets import EXCHANGES, architectures
 
 FILE = Path("logs", "launch.json")
 
@@ -77,6 +77,10 @@ def check_task(task: Task, clients: int) -> None:
         task.partitions(clients)
         make_strategy(task, ())
         build_devices(task)
+        if task.settings.server.strategy in EXCHANGES:
+            task.seeds(clients)
+        if metric := task.settings.evaluate.metric:
+            load_function(metric, "evaluate.metric")
     except HeteroFLError:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
