@@ -30,6 +30,7 @@ from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
+from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_rules import SliceFunction, make_window, prefix
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.buffers import renew_spectral_norms
@@ -317,7 +318,7 @@ def _personal_part(
     model = new_model(build, rate)
     kept = {name: tensor for name, tensor in untied(model, own).items() if not is_shared(name, shared)}
     expected = {name: one for name, one in exchanged_parameters(model).items() if not is_shared(name, shared)}
-    if wrong := _misfits(kept, expected):
+    if wrong := name_misfits(kept, expected):
         raise ReplyError(
             f"the parameters that this client kept do not fit its model at rate {rate:g} ({wrong}): a client keeps its "
             f"rate where not all parameters are shared, so the run's mix, seed or shared has changed, or they are "
@@ -354,7 +355,7 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Refuse what does not fit, naming it.
     """
     own = exchanged_parameters(model)
-    if wrong := _misfits(state, own):
+    if wrong := name_misfits(state, own):
         raise ReplyError(
             f"{messages.SERVER} sent parameters that do not fit the model this node builds ({wrong}): give both the "
             f"same function from a rate to the model"
@@ -362,13 +363,6 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, parameter in own.items():
         parameter.copy_(state[name])
     renew_spectral_norms(model)
-
-
-def _misfits(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> str:
-    """Return which tensors of a state have other names or shapes than these parameters, as text; none if all fit."""
-    found, expected = ({name: tuple(one.shape) for name, one in own.items()} for own in (state, parameters))
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    return "; ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in wrong[:3])
 
 
 def first_tensor(batch: object) -> Tensor:

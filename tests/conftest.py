@@ -61,6 +61,16 @@ def flower_log() -> Iterator[None]:
     logger.setLevel(level)
 
 
+@pytest.fixture
+def identity() -> Iterator[None]:
+    """Let this process be the server of run 7, as Flower asks of those that make messages without a grid."""
+    from heterofl_flwr.grids.apps import Identity
+
+    lent = Identity(7)
+    yield
+    lent.release()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder beside the repository with the paper's tables and data sets; skip where there is none."""

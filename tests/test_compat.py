@@ -10,7 +10,6 @@ from flwr.app import Message, RecordDict
 
 from heterofl_flwr import compat
 from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_client, runtime_client, set_metadata
-from heterofl_flwr.grids.apps import Identity
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {"app", "client", "clientapp", "common", "server", "server.client_manager", "server.client_proxy"} | {
@@ -92,9 +91,8 @@ def test_lengths_are_known_before_an_answer_is_read_by_http_alone():
     assert not connect_length_check(OldGrid(), lengths.append)
 
 
+@pytest.mark.usefixtures("identity")
 def test_metadata_of_a_message_can_be_set_and_are_read_back():
-    own = Identity(7)
     message = Message(RecordDict(), 3, "train")
-    own.release()
     set_metadata(message, message_id="m", run_id=8, src_node_id=1)
     assert (message.metadata.message_id, message.metadata.run_id, message.metadata.src_node_id) == ("m", 8, 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.nn.build import new_model
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.models import Build
 
 Models = OrderedDict[float, "_CachedModel"]
@@ -57,7 +58,7 @@ class _CachedModel:
         self.model = model
         self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._places = self._find_places()
         self._contents = _Contents(model)
         self.idle = 0

@@ -122,9 +122,7 @@ class HeteroFL(EngineView, Strategy):
         if current.is_sliced:
             check_wrappers(server_round)
         sent = {plan: pack(plan.extract(state).values()) for plan in {own.plan for own in current.slices.values()}}
-        config_fn = self._keywords.get("on_fit_config_fn")
-        asked = config_fn(server_round) if config_fn else {}
-        messages.check_own_keys(asked, RESERVED)
+        asked = _asked(self._keywords.get("on_fit_config_fn"), server_round)
         instructions = []
         for number, own in current.slices.items():
             self.log.note_sent(own.rate, count_bytes(sent[own.plan]))
@@ -174,10 +172,7 @@ class HeteroFL(EngineView, Strategy):
         state = self._unpack(parameters)
         kind: dict[str, Scalar] = {messages.MOMENTS_KIND: self.federation.fidelity.moments}
         self._collect_moments(current, server_round, state, proxies, kind)
-        config_fn = self._keywords.get("on_evaluate_config_fn")
-        asked = config_fn(server_round) if config_fn else {}
-        messages.check_own_keys(asked, RESERVED)
-        asked = {**asked, **(kind if self.moments else {})}
+        asked = _asked(self._keywords.get("on_evaluate_config_fn"), server_round) | (kind if self.moments else {})
         sent = self._pack_models(state, current.rates.values())
         instructions = []
         for number, own in current.rates.items():
@@ -321,3 +316,10 @@ class HeteroFL(EngineView, Strategy):
         found = function([(answer.num_examples, answer.metrics) for answer in answers])
         self.log.note_computed(means, found)
         return found
+
+
+def _asked(config_fn: Callable[[int], dict[str, Scalar]] | None, server_round: int) -> dict[str, Scalar]:
+    """Return what the caller wants to go with a round's instructions."""
+    asked = dict(config_fn(server_round)) if config_fn else {}
+    messages.check_own_keys(asked, RESERVED)
+    return asked

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.core.reply_checks import check_reply
+from heterofl_flwr.core.reply_checks import check_reply, name_misfits
 from heterofl_flwr.errors import ReplyError, ShapeError
 
 Upload = Literal["float32", "float16", "int8"]
@@ -46,11 +46,8 @@ def compress(
     out in their mean. Other names or shapes raise ``ShapeError``; a change that is not finite, or too large for the
     form, raises ``ReplyError``.
     """
-    sent, found = ({name: tuple(own.shape) for name, own in state.items()} for state in (before, after))
-    wrong = sorted(name for name in sent | found if sent.get(name) != found.get(name))
-    if wrong:
-        shown = "; ".join(f"{name}: {found.get(name)}, expected {sent.get(name)}" for name in wrong[:3])
-        raise ShapeError(f"the model of the reply is not the one that the server sent ({shown})")
+    if wrong := name_misfits(after, before):
+        raise ShapeError(f"the model of the reply is not the one that the server sent ({wrong})")
     tensors: dict[str, Tensor] = {}
     scales: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(derive(seed, "upload"))

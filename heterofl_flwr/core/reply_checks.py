@@ -48,6 +48,13 @@ def check_names(plan: Plan, names: Iterable[str]) -> None:
     _raise_if_any(list(_name_faults(plan, dict.fromkeys(names))))
 
 
+def name_misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return which tensors have other names or shapes than is expected, as text; '' if all fit."""
+    shapes, wanted = ({name: tuple(one.shape) for name, one in own.items()} for own in (found, expected))
+    wrong = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    return "; ".join(f"{name}: {shapes.get(name)}, expected {wanted.get(name)}" for name in wrong[:3])
+
+
 def norm_between(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> float:
     """Return the L2 norm of the difference of two states, over all their entries, in double precision."""
     return math.hypot(*((own.double() - two[name]).norm().item() for name, own in one.items()))

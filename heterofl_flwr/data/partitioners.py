@@ -20,7 +20,7 @@ with extra("data"):
 class _RowsPartitioner(Partitioner):  # type: ignore[misc]  # flwr-datasets has no types
     """Partitions by row numbers, which are computed when the first partition is loaded."""
 
-    def __init__(self, num_partitions: int, seed: int) -> None:
+    def __init__(self, num_partitions: int, seed: int = 0) -> None:
         super().__init__()
         self._num_partitions, self._seed = num_partitions, seed
 
@@ -52,9 +52,6 @@ class BalancedIidPartitioner(_RowsPartitioner):
     seed : int
         Another seed gives another split.
     """
-
-    def __init__(self, num_partitions: int, seed: int = 0) -> None:
-        super().__init__(num_partitions, seed)
 
     @cached_property
     def _rows(self) -> tuple[torch.Tensor, ...]:

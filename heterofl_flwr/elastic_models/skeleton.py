@@ -18,7 +18,7 @@ from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.elastic_models.lengths import Length, Source, Trace
 from heterofl_flwr.elastic_models.rules import STAND_INS, Call, Contiguous, LoneDraws
 from heterofl_flwr.errors import UnsupportedLayerError, first_line
-from heterofl_flwr.nn.execution import call
+from heterofl_flwr.nn.execution import call, named_tensors
 
 _LARGEST_WIDTH = 1 << 20
 
@@ -29,12 +29,6 @@ class Number(NamedTuple):
     layer: str
     name: str
     place: int | None
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers under every name that they have."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return dict(named)
 
 
 def copy_with(model: nn.Module, new: Callable[[str, Tensor], Tensor]) -> nn.Module:

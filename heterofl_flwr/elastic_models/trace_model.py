@@ -23,8 +23,9 @@ from heterofl_flwr.elastic_models.check_slice import MODES, QUIET, Step
 from heterofl_flwr.elastic_models.lengths import Trace
 from heterofl_flwr.elastic_models.products import HOOKED, LayerProducts, Product, Products
 from heterofl_flwr.elastic_models.rules import Call, Functions, Operators, follow
-from heterofl_flwr.elastic_models.skeleton import Number, Skeleton, named_tensors
+from heterofl_flwr.elastic_models.skeleton import Number, Skeleton
 from heterofl_flwr.errors import ConfigError, UnsupportedLayerError, first_line
+from heterofl_flwr.nn.execution import named_tensors
 
 _NORM = re.compile("norm(?!al)|rsqrt")
 

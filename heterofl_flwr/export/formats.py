@@ -19,8 +19,8 @@ from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.errors import ConfigError, ShapeError, extra
 from heterofl_flwr.export.checks import Inputs, Run, compute_outputs
 from heterofl_flwr.export.program import Traced, rename
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.static_norm import batch_norms
-from heterofl_flwr.training.device import device_of
 
 
 def write_state(traced: Traced, path: Path) -> None:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from heterofl_flwr.errors import ConfigError, HeteroFLError, first_line
 from heterofl_flwr.export.checks import Axes, Inputs
+from heterofl_flwr.nn.execution import named_tensors
 from heterofl_flwr.nn.static_norm import batch_norms
 
 _aten = torch.ops.aten
@@ -167,7 +168,7 @@ def fold_batch_norms(program: ExportedProgram) -> tuple[fx.GraphModule, Folding]
     module.graph.eliminate_dead_code()
     module.recompile()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+    for name in named_tensors(module):
         if name not in used:
             owner, _, attribute = name.rpartition(".")
             delattr(module.get_submodule(owner), attribute)

@@ -1,14 +1,25 @@
-"""What a model is called with: a tensor, a tuple of arguments, or a mapping of named ones."""
+"""How a model is run: what it is called with, its tensors and their device, layouts and threads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters are; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers under every name that they have."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return dict(named)
 
 
 def call(model: nn.Module, given: object) -> object:
-    """Return what a model makes of inputs in one of the three forms."""
+    """Return what a model makes of a tensor, of a tuple of arguments, or of a mapping of named ones."""
     if isinstance(given, Mapping):
         return model(**given)
     return model(*given) if isinstance(given, tuple) else model(given)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import kept_random_state
-from heterofl_flwr.nn.execution import call
+from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -108,7 +108,7 @@ def profile(model: nn.Module, example_input: object) -> Profile:
 
     The pass runs on the model's device; on ``torch.device("meta")`` nothing is computed. The model is not changed.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     probe = copy_exchanged(model).eval()
     for norm in batch_norms(probe).values():
         # Without running statistics a batch of one would be refused wherever an image has shrunk to one pixel.

@@ -15,6 +15,7 @@ from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.messages import count_packed
@@ -217,13 +218,9 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     with kept_random_state():
         model = build(rate)
     state = untied(model, _load_tensors(folder.models / f"{name}.safetensors"))
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    expected = {key: tuple(value.shape) for key, value in exchanged_parameters(model).items()}
-    wrong = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
-    if wrong:
-        shown = "; ".join(f"{key}: found {found.get(key)}, expected {expected.get(key)}" for key in wrong[:3])
+    if wrong := name_misfits(state, exchanged_parameters(model)):
         raise ShapeError(
-            f"model {name} of {folder.path} is not what build({rate:g}) makes ({shown}): is it the run's own build, "
+            f"model {name} of {folder.path} is not what build({rate:g}) makes ({wrong}): is it the run's own build, "
             f"with the run's settings?"
         )
     model.load_state_dict(state, strict=False)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn.execution import named_tensors
 
 KINDS = ("auto", "cpu", "cuda", "mps")
 """Kinds of devices; ``cuda:1`` names one of several."""
@@ -37,14 +38,9 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters are; the CPU where it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def tensor_specs(model: nn.Module) -> list[tuple[object, ...]]:
     """Return name, shape, type, device and ``requires_grad`` of all parameters and buffers."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = named_tensors(model).items()
     return [(name, own.shape, own.dtype, own.device, own.requires_grad) for name, own in tensors]
 
 

@@ -22,7 +22,7 @@ from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.engines.cohort import find_obstacle
 from tests.adapters.nets import CASES, adapted, gpt2, outputs, peft, words
 from tests.classic.fakes import Fake, fit_all, manager_of
-from tests.federation.tiny import Watched, equal, make_app, play
+from tests.federation.tiny import Watched, equal, make_app, play, twin
 
 MIX, NODES = "a1-b1-d1", 6
 build = lora(CASES["plain"]())
@@ -49,25 +49,6 @@ def run(num_rounds=2, **options):
     return play(make_app(add_one, evaluate), MIX, NODES, num_rounds, build=build, **options)
 
 
-def twin(federation, nodes, num_rounds):
-    """Return the global adapters, entry by entry: each the mean over those who held it."""
-    state = {name: own.detach().numpy().copy() for name, own in exchanged_parameters(build(1.0)).items()}
-    for server_round in range(1, num_rounds + 1):
-        new = {}
-        for name, old in state.items():
-            total, count = np.zeros_like(old), np.zeros_like(old)
-            for partition, node_id in enumerate(nodes):
-                rate = federation.rate(server_round, node_id)
-                axes = federation.train_plan(server_round, node_id, rate).axes[name]
-                for place in np.ndindex(*old.shape):
-                    if all(at in (axis.index or range(axis.kept)) for at, axis in zip(place, axes, strict=True)):
-                        total[place] += old[place] + 1 + partition
-                        count[place] += 1
-            new[name] = np.where(count > 0, total / np.maximum(count, 1), old)
-        state = new
-    return state
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"assignment": "dynamic"}, {"slice_rule": "rolling"}, {"slice_rule": "random-client"}]
 )
@@ -75,7 +56,7 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
     found = run(**options)
     assert found.log.failures == {}
     for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 2).items():
-        torch.testing.assert_close(found.state[name], torch.from_numpy(expected))
+        torch.testing.assert_close(found.state[name], expected)
     assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
 
 
@@ -83,7 +64,7 @@ def test_a_server_optimizer_steps_from_the_adapters_to_their_mean():
     found = run(1, server_optimizer=Momentum(server_learning_rate=0.5))
     mean = twin(found.strategy.federation, found.grid.get_node_ids(), 1)
     for name, old in exchanged_parameters(build(1.0)).items():
-        torch.testing.assert_close(found.state[name], (old.detach() + torch.from_numpy(mean[name])) / 2)
+        torch.testing.assert_close(found.state[name], (old.detach() + mean[name]) / 2)
 
 
 def test_messages_hold_adapters_alone_and_of_the_clients_rank():

@@ -3,16 +3,7 @@
 import pytest
 
 from heterofl_flwr import report
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.report.page import write_report
-
-
-@pytest.fixture
-def identity():
-    """Let this process be the server of a run, as Flower asks of those that make messages."""
-    lent = Identity(3)
-    yield
-    lent.release()
 
 
 @pytest.fixture(scope="module", autouse=True)

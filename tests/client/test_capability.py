@@ -14,16 +14,10 @@ from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.classic import properties_of
 from heterofl_flwr.client import answer_queries
 from heterofl_flwr.errors import ConfigError, ReplyError
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.training.capacity import Trial
 from tests.federation.tiny import Watched, build, inputs, make_app
 
-
-@pytest.fixture(autouse=True)
-def identity():
-    lent = Identity(3)
-    yield
-    lent.release()
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 @pytest.fixture

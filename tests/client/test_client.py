@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import LocalGrid, messages
+from heterofl_flwr import messages
 from heterofl_flwr.capability import read_capability
 from heterofl_flwr.client import (
     answer_moments,
@@ -27,12 +27,7 @@ from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
 
-
-@pytest.fixture(autouse=True)
-def task():
-    """Be a server, as a grid makes this process one: messages cannot be made elsewhere."""
-    with LocalGrid(ClientApp(), 1):
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def state_of(rate, build=build, fill=None):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
 
-from heterofl_flwr import LocalGrid, client, messages
 from heterofl_flwr import classic as legacy
+from heterofl_flwr import client, messages
 from heterofl_flwr.classic import parameters_of
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.training.capacity import Trial
@@ -19,11 +18,7 @@ MODELS = {rate: Tiny(rate, norm=True) for rate in (1.0, 0.7, 0.5)}
 TOLD = {"rate": 0.5, "global-rate": 1.0, "seed": 0, "server-round": 1, "partition": 0, "heterofl-schema": 1}
 
 
-@pytest.fixture(autouse=True)
-def task():
-    """Be a server, as a grid makes this process one: messages cannot be made elsewhere."""
-    with LocalGrid(ClientApp(), 1):
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def seeding():

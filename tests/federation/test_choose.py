@@ -3,7 +3,6 @@
 import copy
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.nn.moments import Moments, build_layer_moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.settings import from_flat
-from tests.federation.tiny import build_normed, equal, inputs, make_app, play
+from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
 RULES = ("rolling", "random-level", "random-client")
 
@@ -31,31 +30,12 @@ def run(rule, num_rounds=1, **options):
     return found.strategy, found.grid, found.state
 
 
-def twin(federation, nodes, num_rounds):
-    """Return the global model, entry by entry."""
-    state = {name: tensor.double().numpy() for name, tensor in federation.initial_state().items()}
-    for server_round in range(1, num_rounds + 1):
-        new = {}
-        for name, old in state.items():
-            total, count = np.zeros_like(old), np.zeros_like(old)
-            for partition, node_id in enumerate(nodes):
-                rate = federation.rate(server_round, node_id)
-                axes = federation.train_plan(server_round, node_id, rate).axes[name]
-                for place in np.ndindex(*old.shape):
-                    if all(at in (axis.index or range(axis.kept)) for at, axis in zip(place, axes, strict=True)):
-                        total[place] += old[place] + 1 + partition
-                        count[place] += 1
-            new[name] = np.where(count > 0, total / np.maximum(count, 1), old)
-        state = new
-    return state
-
-
 @pytest.mark.parametrize("rule", ["prefix", *RULES])
 def test_each_entry_is_the_mean_over_the_clients_that_held_it(rule):
     strategy, grid, state = run(rule, 3)
     assert strategy.log.failures == {}
     for name, expected in twin(strategy.federation, grid.get_node_ids(), 3).items():
-        torch.testing.assert_close(state[name], torch.from_numpy(expected).float())
+        torch.testing.assert_close(state[name], expected)
 
 
 @pytest.mark.parametrize(("rule", "slices"), [("rolling", 1), ("random-level", 1), ("random-client", 2)])
@@ -104,7 +84,7 @@ def test_a_global_model_larger_than_every_client_is_the_mean_over_those_that_hel
     assert found.strategy.federation.model.hidden.out_features == 8  # 4 and 2 of which clients hold
     assert set(found.strategy.log.rates.values()) == {0.5, 0.25}
     for name, expected in twin(found.strategy.federation, found.grid.get_node_ids(), 3).items():
-        torch.testing.assert_close(found.state[name], torch.from_numpy(expected).float())
+        torch.testing.assert_close(found.state[name], expected)
 
 
 def test_the_larger_global_model_is_evaluated_beside_the_levels():

@@ -4,7 +4,6 @@ import weakref
 
 import pytest
 from flwr.app import Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
@@ -13,12 +12,7 @@ from heterofl_flwr.federation.limits import read_number, read_numbers, short
 from heterofl_flwr.strategies.read_replies import in_order, read_fault
 from tests.federation.tiny import build, equal, make_app
 
-
-@pytest.fixture(autouse=True)
-def task():
-    """Be a server, as a grid makes this process one: messages cannot be made elsewhere."""
-    with LocalGrid(ClientApp(), 1):
-        yield
+pytestmark = pytest.mark.usefixtures("identity")
 
 
 def messages(*node_ids):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -188,3 +189,23 @@ def untimed(strategy):
 def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
     """Whether two states are equal bit for bit."""
     return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def twin(federation, nodes, num_rounds):
+    """Return the global model after rounds of ``add_one``, entry by entry: each the mean over those who held it."""
+    initial = federation.initial_state()
+    state = {name: tensor.double().numpy() for name, tensor in initial.items()}
+    for server_round in range(1, num_rounds + 1):
+        new = {}
+        for name, old in state.items():
+            total, count = np.zeros_like(old), np.zeros_like(old)
+            for partition, node_id in enumerate(nodes):
+                rate = federation.rate(server_round, node_id)
+                axes = federation.train_plan(server_round, node_id, rate).axes[name]
+                for place in np.ndindex(*old.shape):
+                    if all(at in (axis.index or range(axis.kept)) for at, axis in zip(place, axes, strict=True)):
+                        total[place] += old[place] + 1 + partition
+                        count[place] += 1
+            new[name] = np.where(count > 0, total / np.maximum(count, 1), old)
+        state = new
+    return {name: torch.from_numpy(own).to(initial[name]) for name, own in state.items()}

@@ -15,7 +15,6 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.grids.ray_grid import shut_down
 
 APPS = Path(__file__).parent / "apps"
@@ -57,14 +56,6 @@ def actors(machine) -> Iterator[RayGrid]:
     """Return a grid of four nodes and two actors, shared by a module's tests."""
     with RayGrid("odd_clients:app", 4, at_once=2) as grid:
         yield grid
-
-
-@pytest.fixture(scope="module")
-def identity() -> Iterator[None]:
-    """Let this process be the server of run 7, so that it can make messages without a grid."""
-    own = Identity(7)
-    yield
-    own.release()
 
 
 @pytest.fixture(scope="package")

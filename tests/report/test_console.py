@@ -9,7 +9,6 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from rich.console import Console as RichConsole
 
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.grids.apps import Identity
 from heterofl_flwr.report import Console
 from heterofl_flwr.report.console import plain_line
 
@@ -80,8 +79,8 @@ def counted(console, sent):
     return re.sub(r"\x1b\[[0-9;]*[mK]", "", stream.getvalue()).split("\r")
 
 
+@pytest.mark.usefixtures("identity")
 def test_only_a_terminal_counts_who_has_answered_by_level_before_the_first_round_ends():
-    lent = Identity(3)
     assert counted(Console(RichConsole(file=io.StringIO())), messages(1.0, 0.5)) == [""]
     console = Console(RichConsole(file=io.StringIO(), force_terminal=True, width=80))
     lines = counted(console, messages(1.0, 1.0, 0.0625))
@@ -91,7 +90,6 @@ def test_only_a_terminal_counts_who_has_answered_by_level_before_the_first_round
         "round 1: training  2 of 3 clients  a 1/2  e 1/1",
         "",
     ]
-    lent.release()
 
 
 def test_a_narrow_terminal_breaks_no_value_and_no_color_is_honoured(fake, monkeypatch):

@@ -88,7 +88,7 @@ def test_a_model_that_cannot_be_loaded_says_why(folder, build, fake):
     save_models(folder, linear, [1.0, 0.5], dict(linear(1.0).named_parameters()))
     with pytest.raises(ConfigError, match="has no model 'c'; expected one of a, b"):
         load_model(folder, "c", linear)
-    with pytest.raises(ShapeError, match=r"model b .* is not what build\(0.5\) makes \(0.weight: found \(4, 4\), exp"):
+    with pytest.raises(ShapeError, match=r"model b .* is not what build\(0.5\) makes \(0.weight: \(4, 4\), expected"):
         load_model(folder, "b", lambda rate: linear(rate, inputs=5))
     (folder.models / "b.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"b.safetensors cannot be read"):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn.execution import channels_last
+from heterofl_flwr.nn.execution import channels_last, device_of
 from heterofl_flwr.training import give_back_freed_memory, keep_freed_memory, resolve_device
-from heterofl_flwr.training.device import device_of, give_back_gaps, seeded
+from heterofl_flwr.training.device import give_back_gaps, seeded
 from tests.training.conftest import run_python
 
 

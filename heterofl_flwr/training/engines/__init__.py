@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.batches import explained_single
-from heterofl_flwr.training.device import device_of
 from heterofl_flwr.training.engines.cohort import WAYS, find_obstacle, train_cohort
 from heterofl_flwr.training.engines.graph import train_graph
 from heterofl_flwr.training.engines.plain import train_plain

@@ -13,10 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
-from heterofl_flwr.training.device import device_of, seeded
+from heterofl_flwr.training.device import seeded
 from heterofl_flwr.training.engines.joint_models import Joint, Way, build_layouts, build_verified, vmapped, wide
 from heterofl_flwr.training.engines.plain import DivergedError, build_result, log_once, train_plain
 from heterofl_flwr.training.engines.wide_layers import IncompatibleError

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.layers import OrderedDropout
-from heterofl_flwr.training.device import device_of, seeded, tensor_specs
+from heterofl_flwr.training.device import seeded, tensor_specs
 from heterofl_flwr.training.engines.plain import log_once, run_epochs, train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 from heterofl_flwr.training.step import Masking, ParameterSGD, compute_loss
