@@ -201,11 +201,14 @@ class Deployment(Processes):
             raise HeteroFLError(f"flwr {calls}\n{done.stdout}{done.stderr}")
         return done.stdout
 
+    def has_ended(self, run_id: str) -> bool:
+        """Whether a run's ServerApp has ended."""
+        return re.search(rf"Finished task \d+ of run {run_id}", self.log("superlink")) is not None
+
     def wait_for_end(self, run_id: str, seconds: float) -> tuple[str, str]:
         """Wait until a run's ServerApp has ended, or so many seconds; return the run's status."""
-        ended = rf"Finished task \d+ of run {run_id}"
         with suppress(HeteroFLError):
-            self.wait_for(lambda: re.search(ended, self.log("superlink")), f"the end of run {run_id}", seconds)
+            self.wait_for(lambda: self.has_ended(run_id), f"the end of run {run_id}", seconds)
         try:
             run = json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]
             return str(run["status"]), str(run["status-details"])

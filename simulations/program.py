@@ -1,11 +1,13 @@
 """What the programs of this folder share: a parser that shows examples, names on the command line, and how they end."""
 
 import argparse
+import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from heterofl_flwr.app.cli.main import status_of as status_of
 from heterofl_flwr.errors import ConfigError
@@ -47,6 +49,11 @@ def write_files(out: Path, files: Mapping[str, bytes], stale: str) -> None:
         write_atomic(out / name, data)
     for path in set(out.glob(stale)) - {out / name for name in files}:
         remove(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return what is kept in a file, one JSON object a line; nothing where there is no file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 @contextmanager

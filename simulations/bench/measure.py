@@ -1,6 +1,5 @@
 """What all benchmarks share: the machine, measurements in turns, the memory of a call, and goals."""
 
-import ctypes
 import gc
 import math
 import platform
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.runs.origin import commit, machine
+from heterofl_flwr.training.device import give_back_gaps
 
 Result = TypeVar("Result")
 _STATUS = Path("/proc/self/status")
@@ -70,7 +70,7 @@ def peak_of(call: Callable[[], object]) -> float:
         call()
         return math.nan
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back, else the call would use it unseen
+    give_back_gaps()  # what was freed before goes back, else the call would use it unseen
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is in use now
     before = _read_bytes("VmRSS")
     call()

@@ -36,7 +36,7 @@ from heterofl_flwr.runs.files import append_line, write_atomic
 from heterofl_flwr.runs.origin import command
 from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
-from simulations.program import chosen, parser_of, status_of, without_logs, words
+from simulations.program import chosen, parser_of, read_lines, status_of, without_logs, words
 
 PROGRAM = "simulations.fuzz.robust"
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
@@ -187,9 +187,7 @@ def run(options: argparse.Namespace) -> int:
 
 def read(path: Path) -> dict[Cell, dict[str, float]]:
     """Return what is done."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
-    return {Cell(*(line.pop(one.name) for one in fields(Cell))): line for line in lines}
+    return {Cell(*(line.pop(one.name) for one in fields(Cell))): line for line in read_lines(path)}
 
 
 def page(found: Mapping[Cell, Mapping[str, float]]) -> str:

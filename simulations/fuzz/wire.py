@@ -230,8 +230,7 @@ class Silent(LocalGrid):
 def watch(deployment: Deployment, run_id: str) -> tuple[int, str]:
     """Wait for the end of a run; return the most memory that its ServerApp had, and its status."""
     peak, until = 0, time.monotonic() + LONGEST
-    ended = re.compile(rf"Finished task \d+ of run {run_id}")
-    while not ended.search(deployment.log("superlink")) and time.monotonic() < until:
+    while not deployment.has_ended(run_id) and time.monotonic() < until:
         peak = max([peak, *map(peak_of, deployment.numbers_of("flwr-serverapp"))])
         time.sleep(0.2)
     return peak, deployment.wait_for_end(run_id, 1)[0]

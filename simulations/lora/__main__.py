@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from heterofl_flwr.runs.files import append_line, write_atomic
 from heterofl_flwr.training import give_back_freed_memory
 from simulations.lora.experiment import METHODS, Size, load_articles, run_cell, total_bytes, train_base
 from simulations.lora.page import draw, write_page
-from simulations.program import chosen, parser_of, status_of, words
+from simulations.program import chosen, parser_of, read_lines, status_of, words
 from simulations.results.runs import portable
 
 PROGRAM = "simulations.lora"
@@ -34,9 +34,9 @@ def run(options: argparse.Namespace, size: Size) -> int:
     if wanted and not options.data:
         raise ConfigError(f"--data is missing: name a folder laid out as the Hugging Face hub, or set {ROOT_VARIABLE}")
     for seed, name in wanted:
-        if not any((line["seed"], line["method"]) == (seed, name) for line in read(path)):
+        if not any((line["seed"], line["method"]) == (seed, name) for line in read_lines(path)):
             append_line(path, json.dumps(run_job(options, seed, name, size)))
-    lines = read(path)
+    lines = read_lines(path)
     if not lines:
         raise ConfigError(f"{path} holds no federation that is done: run without --show")
     page = write_page(lines)
@@ -69,11 +69,6 @@ def run_job(options: argparse.Namespace, seed: int, name: str, size: Size) -> di
         "command": portable(about["command"]),
         **{fact: about[fact] for fact in ("commits", "machines")},
     }
-
-
-def read(path: Path) -> list[Mapping[str, Any]]:
-    """Return the lines of the federations that are done."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def numbers(text: str) -> list[int]:

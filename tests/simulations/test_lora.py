@@ -8,9 +8,10 @@ from pyarrow import parquet
 
 from heterofl_flwr.nn.transformer import TransformerShape
 from simulations.lora import experiment
-from simulations.lora.__main__ import main, read
+from simulations.lora.__main__ import main
 from simulations.lora.experiment import CLIENTS, Size, load_articles
 from simulations.lora.page import draw, write_page
+from simulations.program import read_lines
 
 TINY = TransformerShape(embedding=8, hidden=8, heads=2, layers=1)
 SMALL = Size(epochs=1, rounds=2, step_share=1.0, fewest=2, shape=TINY)
@@ -67,7 +68,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not(root, tmp_p
     assert main([*arguments, str(tmp_path / "cut")], SMALL) != 0
     assert not (tmp_path / "cut/cells.jsonl").exists()
     assert main([*arguments, str(tmp_path / "cut")], SMALL) == 0
-    (whole,), (cut,) = (read(tmp_path / name / "cells.jsonl") for name in ("whole", "cut"))
+    (whole,), (cut,) = (read_lines(tmp_path / name / "cells.jsonl") for name in ("whole", "cut"))
     for key in ("seed", "method", "metrics", "base", "bytes", "rounds"):
         assert whole[key] == cut[key]
     assert whole["bytes"]["down"] > whole["bytes"]["up"]
