@@ -197,8 +197,10 @@ def is_done(job: Job) -> bool:
 
 def check_jobs(jobs: Iterable[Job]) -> None:
     """Raise what would end jobs before their first round: one of each kind is checked, which loads its data."""
-    keys = ("data.name", "data.root", "data.split", "model.name", "server.strategy")
-    kinds = {(*map(to_flat(job.settings).get, keys), job.clients, job.engine.share): job for job in jobs}
+    keys = ("model.name", "server.strategy", "distill.seed-size", "evaluate.metric")
+    kinds = {
+        (job.settings.data, *map(to_flat(job.settings).get, keys), job.clients, job.engine.share): job for job in jobs
+    }
     for job in kinds.values():
         check_share(job.engine.share)
         check_task(load_task(job.config), job.clients)

@@ -140,6 +140,8 @@ def test_jobs_that_are_to_be_listed_only_in_part_are_not_run(command, tmp_path):
         ("engine.clients=0", "engine.clients: found 0 (int), expected an integer of 1 or more, or 'auto'"),
         ("+train.speed=3", "train.speed: no setting has this name"),
         ("mix=a,zz", "mix: mix 'zz': cannot read 'zz'; write one like"),
+        ("evaluate.metric=nowhere:metric,''", "evaluate.metric is 'nowhere:metric', which cannot be loaded"),
+        ("data.label=nothing,''", "digits has no columns to choose from"),
         ("seed=1,", "seed=1,: this is no override such as key=value"),
         ("table7", "table7: this is no override such as key=value"),
         ("run.dir=here", "run.dir: found 'here', but a sweep names and resumes its jobs itself; set folder"),
