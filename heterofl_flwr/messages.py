@@ -147,11 +147,15 @@ def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESE
 
 def read_config(message: Message, sender: str = SERVER) -> ConfigRecord:
     """Return a message's config, or the only one that it has; reject one of another schema, naming both sides."""
-    others = [record for record in message.content.values() if isinstance(record, ConfigRecord)]
-    config = others[0] if len(others) == 1 else message.content.get(CONFIG)
-    found = config if isinstance(config, ConfigRecord) else ConfigRecord()
-    check_schema(found, sender)
-    return found
+    config = find_record(message.content, CONFIG, ConfigRecord) or ConfigRecord()
+    check_schema(config, sender)
+    return config
+
+
+def find_record(content: RecordDict, name: str, kind: type[Value]) -> Value | None:
+    """Return the only record of a kind, or of several the one with this name."""
+    found = {own: record for own, record in content.items() if isinstance(record, kind)}
+    return next(iter(found.values())) if len(found) == 1 else found.get(name)
 
 
 def check_schema(config: Mapping[str, object], sender: str = SERVER) -> None:

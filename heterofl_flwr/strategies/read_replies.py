@@ -191,9 +191,8 @@ def read_metrics(
     reply: Message, limits: Limits, sender: str, weight_key: str = messages.NUM_EXAMPLES
 ) -> tuple[int, dict[str, float]]:
     """Return the number of examples, or what else is under its key, and the other metrics; lists are left out."""
-    found = [own for own in reply.content.values() if isinstance(own, MetricRecord)]
-    record = found[0] if len(found) == 1 else reply.content.get(messages.METRICS)
-    if not isinstance(record, MetricRecord):
+    record = messages.find_record(reply.content, messages.METRICS, MetricRecord)
+    if record is None:
         raise ReplyError(f"{sender} sent no {messages.METRICS} record")
     number = record.get(weight_key)
     if isinstance(number, float) and number.is_integer():

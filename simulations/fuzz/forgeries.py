@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 
+from heterofl_flwr.compat import set_metadata
 from simulations.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
 
 SMALL_OBJECTS = 10_000
@@ -111,7 +112,7 @@ def hoarded(reply: Message) -> Uploaded:
 
 def misattributed(reply: Message, **claims: object) -> Uploaded:
     """Say in the message that it is another node's, or answers another message."""
-    reply.metadata.__dict__.update({f"_{key}": claim for key, claim in claims.items()})
+    set_metadata(reply, **claims)
     return as_it_is(reply)
 
 
