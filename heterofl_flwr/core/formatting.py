@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 NOTHING = "-"
 
@@ -84,11 +84,16 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
         return file.getvalue().rstrip("\n")
     if style == "markdown":
-        rule = ["---", *["---:"] * (len(header) - 1)]
-        lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in [header, rule, *rows]]
-        return "\n".join(f"| {line} |" for line in lines)
+        return markdown(header, rows, "---:")
     first, *widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join([row[0].strip().ljust(first), *map(str.rjust, row[1:], widths)]).rstrip() for row in [header, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """Return a table in Markdown; ``rule`` says how the columns after the first are aligned."""
+    lines = [header, ["---", *[rule] * (len(header) - 1)], *rows]
+    texts = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
+    return "\n".join(f"| {text} |" for text in texts)

@@ -1,7 +1,7 @@
 """Between ``Settings`` and the flat, kebab-case mapping of a run config: one strict parser for every door."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, groupby
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.core.levels import level_name, rate_of
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.data.known import short_name
@@ -249,20 +250,15 @@ def describe() -> str:
             text = (Settings.model_fields[name].annotation.__doc__ or "").partition("\n")[0].rstrip(".")
             title = f"`{name}`: {text[:1].lower()}{text[1:]}"
         rows = [(f"`{key}`", f"`{_toml(SPECS[key].default)}`", SPECS[key].expected, SPECS[key].help) for key in keys]
-        sections.append(f"### {title}\n\n{_table(('setting', 'default', 'expected', 'meaning'), rows)}")
+        sections.append(f"### {title}\n\n{markdown(('setting', 'default', 'expected', 'meaning'), rows)}")
     intro = "Where two values are given, the second is for data that are not split `iid`."
     autos = []
     for key in OTHER:
         pairs = [[own[key] for own in (PRESETS[name], NOT_IID.get(name, {})) if key in own] for name in PRESETS]
         cells = [", ".join(f"`{_toml(value)}`" for value in values) for values in [*pairs, [OTHER[key]]]]
         autos.append((f"`{key}`", *cells))
-    table = _table(("setting", *PRESETS, "other data"), autos)
+    table = markdown(("setting", *PRESETS, "other data"), autos)
     return "\n\n".join([*sections, f"### What `auto` stands for\n\n{intro}\n\n{table}"]) + "\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = ([cell.replace("|", r"\|") for cell in row] for row in [header, ["---"] * len(header), *rows])
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _toml(value: Flat) -> str:

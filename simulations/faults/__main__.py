@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from itertools import groupby, product
 from pathlib import Path
 
+from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.origin import command
@@ -39,8 +40,7 @@ HEADER = ("fault", "what happens", "model", "rounds lost", *(f"{moment}: s" for 
 def to_markdown(outcomes: Sequence[Outcome]) -> str:
     """Return a row for each kind: the model, the rounds lost and the seconds to recover, at each moment."""
     rows = [_row(name, list(own)) for name, own in groupby(outcomes, lambda outcome: outcome.fault.kind)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER), *rows)]
-    return "\n".join([*lines, "", summary(outcomes), ""])
+    return "\n".join([markdown(HEADER, rows), "", summary(outcomes), ""])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

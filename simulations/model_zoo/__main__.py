@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from heterofl_flwr.core.formatting import markdown
 from heterofl_flwr.runs.files import append_line, write_atomic
 from simulations.bench.measure import describe_machine
 from simulations.model_zoo import models
@@ -133,8 +134,7 @@ def _made(findings: Sequence[Finding]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *(list(row) + [""] * (len(heads) - len(row)) for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown(heads, ([*row, *[""] * (len(heads) - len(row))] for row in rows)) + "\n"
 
 
 def line(finding: Finding) -> str:
