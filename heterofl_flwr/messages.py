@@ -111,7 +111,8 @@ NOT_HETEROFL = (
 )
 NOT_CONVERTED = (
     "its ClientApp is not converted: let it call answer_queries once, submodel in place of building and loading the "
-    "model, and reply to answer (heterofl_flwr.client)"
+    "model, and reply to answer (heterofl_flwr.client); in a NumPyClient properties_of, submodel and parameters_of "
+    "(heterofl_flwr.classic)"
 )
 
 HEADER_BYTES = 1024

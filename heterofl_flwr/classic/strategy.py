@@ -34,7 +34,7 @@ from heterofl_flwr.classic.proxies import (
     read_moments,
 )
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import HeteroFLError, ReplyError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound, Rates
 from heterofl_flwr.federation.limits import short
@@ -64,9 +64,11 @@ class HeteroFL(EngineView, Strategy):
     build, mix
         Those of ``heterofl_flwr.HeteroFL``.
     initial_parameters : Parameters | None
-        What the global model starts from; default: a freshly built one.
+        What the global model starts from, in the order of its parameters or of its ``state_dict``; default: a freshly
+        built one.
     evaluate_fn : Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None] | None
-        Evaluates the global model on the server: from round, parameters and an empty config to loss and metrics.
+        Evaluates the global model on the server: from round, parameters (no buffers) and an empty config to loss and
+        metrics.
     num_rounds : int
         The last round, after which clients evaluate whatever ``evaluation.every`` says; the classic API does not tell
         its strategies.
@@ -109,7 +111,20 @@ class HeteroFL(EngineView, Strategy):
             self.engine.reset()
             self._numbers.clear()
         self.summary()
-        return self._initial_parameters or pack(self.federation.initial_state().values())
+        return pack((self._given_state() or self.federation.initial_state()).values())
+
+    def _given_state(self) -> dict[str, Tensor] | None:
+        """Return what the caller gave to start from: arrays of parameters alone, or of buffers too."""
+        if self._initial_parameters is None:
+            return None
+        arrays, whole = parameters_to_ndarrays(self._initial_parameters), list(self.federation.model.state_dict())
+        names = list(self.federation.plan(self.federation.mix.global_rate).axes)
+        if len(arrays) not in (len(names), len(whole)):
+            raise ConfigError(
+                f"initial_parameters has {len(arrays)} arrays; expected {len(names)}, as parameters_of(model) gives of "
+                f"the global model, or all {len(whole)} of its state_dict"
+            )
+        return self.federation.check_state(name_arrays(names if len(arrays) == len(names) else whole, arrays))
 
     @as_flower_error()
     def configure_fit(

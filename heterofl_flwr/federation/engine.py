@@ -70,6 +70,15 @@ class Engine:
         for rate in federation.mix.all_rates:
             parameters = federation.plan(rate).parameters
             logger.info("\t│\t├── Level %s: rate %g, %s parameters", level_name(rate), rate, f"{parameters:,}")
+        smallest, largest = federation.mix.rates[-1], federation.mix.global_rate
+        is_cut = federation.plan(smallest) != federation.plan(largest)
+        if smallest < largest and not is_cut and not federation.personal:  # of which all sizes may share the same part
+            logger.warning(
+                "build(%g) has the shapes of build(%g), so all clients train the whole model: is its first argument "
+                "the rate, and do its widths follow from it?",
+                smallest,
+                largest,
+            )
         logger.info("\t├──> Rows by label: %s", ", ".join(federation.rows) or "none")
         logger.info("\t├──> Slices: %s", options.transfer.slice_rule)
         if federation.personal:

@@ -66,6 +66,11 @@ class Federation:
                 f"and slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
         self.options.limits.levels.check(self.mix, self.assignment)
+        if isinstance(self.build, nn.Module):
+            raise ConfigError(
+                f"build is a model, {type(self.build).__name__}; expected a function from a rate to a model, such as "
+                f"the class itself"
+            )
         self.build = kept_random_state()(self.build)  # the user may draw from the global generators too
         self.nodes: Nodes
         self.optimizer_state: State

@@ -297,6 +297,12 @@ class RunFolder:
         for path in [path for server_round, path in later if server_round > last_round]:
             remove(path)
 
+    def drop_models(self) -> None:
+        """Forget the final models; those of a run that goes on are final no more."""
+        for path in self.models.glob("*"):
+            if path.suffix in (".json", ".safetensors"):
+                remove(path)
+
     def releases(self) -> dict[str, float]:
         """Return how often something was released with noise, by kind; at least as often as the history knows."""
         known = [{name: value for name, value in record.privacy.items() if name in KINDS} for record in self.history()]

@@ -213,7 +213,10 @@ def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
     """
     facts = model_facts(folder)
     if name not in facts:
-        raise ConfigError(f"{folder.path} has no model {name!r}; expected one of {', '.join(facts) or 'none'}")
+        raise ConfigError(
+            f"{folder.path} has no model {name!r}; expected one of {', '.join(facts) or 'none'}: a run writes them "
+            f"when it ends, in code with Recorder(folder, costs=...)"
+        )
     rate = facts[name]["rate"]
     with kept_random_state():
         model = build(rate)

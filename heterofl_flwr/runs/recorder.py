@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 class Recorder(RoundCallback):
     """Writes a run's folder as the run goes.
 
-    When a run goes on from a checkpoint, what the folder holds of later rounds is dropped first.
+    When a run goes on from a checkpoint, what the folder holds of later rounds is dropped first, and with its next
+    round the models that were final before.
 
     Parameters
     ----------
@@ -87,6 +88,7 @@ class Recorder(RoundCallback):
     def on_round_end(self, progress: Progress) -> bool:
         """Write the round, and a checkpoint when it is time for one."""
         self.folder.append(progress.record)
+        self.folder.drop_models()
         self._follow(progress)
         return False
 

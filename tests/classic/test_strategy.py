@@ -9,10 +9,12 @@ import pytest
 from flwr.common import Code, EvaluateRes, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.client_manager import SimpleClientManager
 from flwr.serverapp.exception import AggregationError
+from torch import nn
 
 import heterofl_flwr
 from heterofl_flwr import Evaluation, multi_step
 from heterofl_flwr.classic import HeteroFL
+from heterofl_flwr.core import width
 from heterofl_flwr.errors import RoundError
 from tests.classic.fakes import OK, Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build
@@ -48,10 +50,23 @@ def test_a_strategy_that_runs_again_begins_anew():
     assert all(not own.any() for own in gain(first, second))
 
 
-def test_initial_parameters_may_be_given():
-    given = ndarrays_to_parameters([np.zeros(1)])
-    strategy = HeteroFL(build, initial_parameters=given)
-    assert strategy.initialize_parameters(client_manager=SimpleClientManager()) is given
+@pytest.mark.parametrize("with_buffers", [False, True])
+def test_initial_parameters_may_be_given_with_buffers_or_without(with_buffers):
+    def normed(rate):
+        return nn.Sequential(nn.Linear(3, width(4, rate)), nn.BatchNorm1d(width(4, rate)), nn.Linear(width(4, rate), 2))
+
+    model = normed(1.0)
+    parameters = [own.detach().numpy() for own in model.parameters()]
+    arrays = [own.numpy() for own in model.state_dict().values()] if with_buffers else parameters
+    strategy = HeteroFL(normed, initial_parameters=ndarrays_to_parameters(arrays))
+    found = parameters_to_ndarrays(strategy.initialize_parameters(client_manager=SimpleClientManager()))
+    assert all(np.array_equal(*pair) for pair in zip(found, parameters, strict=True))
+
+
+def test_initial_parameters_of_another_model_are_refused():
+    strategy = HeteroFL(build, initial_parameters=ndarrays_to_parameters([np.zeros(1, np.float32)] * 3))
+    with pytest.raises(heterofl_flwr.HeteroFLError, match="initial_parameters has 3 arrays; expected 4"):
+        strategy.initialize_parameters(client_manager=SimpleClientManager())
 
 
 def test_parameters_of_another_model_are_refused():

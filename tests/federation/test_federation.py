@@ -8,6 +8,7 @@ from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Mix
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.core.exchange import exclude_parameters
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
@@ -130,6 +131,19 @@ def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names
     assert "trains at the smallest rate: the capacity it reports is not usable: no model of 0.3" in caplog.text
     dynamic = play(make_app(build=some), "a1-c1", 3, build=some, node_config=node_config, assignment="dynamic")
     assert dynamic.log.rates[0] == 0.25
+
+
+def test_a_model_whose_widths_do_not_follow_the_rate_is_warned_of(caplog):
+    HeteroFL(build, "a1-c1").summary()
+    HeteroFL(lambda rate: build(1.0), "a1").summary()
+    assert not caplog.text
+    HeteroFL(lambda dropout: build(1.0), "a1-c1").summary()
+    assert "build(0.25) has the shapes of build(1), so all clients train the whole model" in caplog.text
+
+
+def test_a_model_in_place_of_the_function_that_builds_it_is_refused():
+    with pytest.raises(ConfigError, match="build is a model, Tiny; expected a function from a rate to a model"):
+        HeteroFL(build(1.0), "a1-c1")
 
 
 def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):

@@ -10,7 +10,7 @@ from heterofl_flwr.federation.records import Progress
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import EarlyStopping
 from heterofl_flwr.runs import Recorder, RunFolder, save_models
-from heterofl_flwr.runs.models import moments_by_rate
+from heterofl_flwr.runs.models import load_model, model_facts, moments_by_rate
 
 SETTINGS = {"seed": 0}
 LAST = 16
@@ -174,6 +174,14 @@ def test_a_longer_run_goes_on_from_a_finished_one_in_a_folder_given_by_its_path(
     assert folder.settings() == {}
     fake.run([Recorder(folder)], 5, 8)
     assert folder.history() == [replace(fake.progress(number, 8).record) for number in range(1, 9)]
+
+
+def test_models_of_an_earlier_end_do_not_pass_for_those_of_a_longer_run(whole, fake, build):
+    fake.run([Recorder(whole)], LAST + 1, LAST)  # nothing left to do
+    assert list(model_facts(whole)) == ["a", "b", "c", "d", "e"]
+    fake.run([Recorder(whole)], LAST + 1, LAST + 2)
+    with pytest.raises(ConfigError, match=r"has no model 'a'; expected one of none: .* Recorder\(folder, costs=...\)"):
+        load_model(whole, "a", build)
 
 
 def test_a_checkpoint_every_zero_rounds_is_an_error(tmp_path):
