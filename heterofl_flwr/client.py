@@ -74,7 +74,8 @@ def submodel(
         they were before, whatever it draws.
     own : Mapping[str, Tensor] | None
         Where the strategy shares only some parameters (``HeteroFL(shared=...)``), those that this client kept, as
-        ``own_part`` returned them when it last trained. Without, they are those of a model of the run's seed.
+        ``own_part`` returned them when it last trained, in evaluation too. Without, they are those of a model of the
+        run's seed.
     seed_torch : bool
         Whether torch's global generators are seeded with ``seed_of(message)``, so that equal runs are equal. Never with
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,

@@ -182,6 +182,12 @@ def find_module_axes(full: nn.Module, local: nn.Module) -> dict[str, Axes]:
     unknown = [name for name in found if name not in expected]
     if unknown:
         raise ShapeError(f"the local model has parameters that the global model lacks: {', '.join(unknown[:5])}")
+    empty = [name for name, shape in found.items() if 0 in shape and 0 not in expected[name]]
+    if empty:
+        raise ShapeError(
+            f"parameters {', '.join(empty[:5])} of the local model have no entries: round its widths up, as "
+            f"heterofl_flwr.core.width does, so that one channel is left at the smallest rate"
+        )
     layers = dict(local.named_modules(remove_duplicate=False))
     axes: dict[str, Axes] = {}
     for name, layer in full.named_modules(remove_duplicate=False):

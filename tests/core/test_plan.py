@@ -272,6 +272,11 @@ NOT_OF = {
     "deeper": (_mlp(4, depth=1), _mlp(2, depth=2), r"that the global model lacks: 2\.0\.weight, 2\.0\.bias"),
     "wider": (_mlp(2), _mlp(4), "layer 0 of type Linear: an axis of 2 entries cannot keep 4"),
     "lazy": (LAZY, LAZY, r"parameters 0\.weight, .* have no shape yet: run one batch"),
+    "empty": (
+        nn.BatchNorm1d(4),
+        nn.BatchNorm1d(0),
+        r"parameters weight, bias of the local model have no entries: round its widths up",
+    ),
     "names alone": (nn.Linear(4, 4), nn.Bilinear(4, 4, 4), r"layer \(the model itself\) is Linear .*, but Bilinear"),
     "bias": (nn.Linear(4, 4), nn.Linear(2, 2, bias=False), r"is Linear with \['weight', 'bias'\]"),
     "layers": (nn.LSTM(4, 4, 2), nn.LSTM(4, 2, 1), r"layer \(the model itself\) is LSTM"),
