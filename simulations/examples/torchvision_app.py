@@ -4,8 +4,6 @@
 your own, ``server`` and ``client`` are the components that ``pyproject.toml`` names.
 """
 
-import argparse
-
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -57,6 +55,5 @@ def main(grid: Grid, context: Context) -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
     with LocalGrid(client, num_nodes=10) as local:
         server(local, Context(local.run.run_id, 1, {}, RecordDict(), {}))

@@ -136,7 +136,7 @@ def test_a_damaged_model_is_an_error(run, capsys, name):
 def test_a_model_that_the_settings_do_not_make_is_an_error(run, capsys):
     rewritten(run, **{"model.hidden": "8,16"})
     assert "model a of" in (said := rejected(capsys, run, *QUICK))
-    assert "features.conv2.bias: found (8,), expected (16,)" in said
+    assert "features.conv2.bias: (8,), expected (16,)" in said
 
 
 def test_data_that_are_missing_are_an_error(run, capsys, monkeypatch, tmp_path):
