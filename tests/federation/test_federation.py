@@ -136,7 +136,7 @@ def test_a_rate_of_which_there_is_no_model_is_the_fault_of_the_client_that_names
 def test_a_model_whose_widths_do_not_follow_the_rate_is_warned_of(caplog):
     HeteroFL(build, "a1-c1").summary()
     HeteroFL(lambda rate: build(1.0), "a1").summary()
-    assert not caplog.text
+    assert "build(" not in caplog.text
     HeteroFL(lambda dropout: build(1.0), "a1-c1").summary()
     assert "build(0.25) has the shapes of build(1), so all clients train the whole model" in caplog.text
 
