@@ -15,7 +15,7 @@ from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, parameters_of, reply
 from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import level_name
-from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError, load_function
+from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import DistillOptions, learn_from_peers, posteriors
 
@@ -162,10 +162,9 @@ def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[obje
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf
         del metrics["local-loss"]
-    if task.settings.evaluate.metric:
-        function = load_function(task.settings.evaluate.metric, "evaluate.metric")
+    if task.metric:
         with torch.inference_mode():
-            metrics |= {name: float(value) for name, value in function(model, split.inputs, split.targets).items()}
+            metrics |= {name: float(value) for name, value in task.metric(model, split.inputs, split.targets).items()}
     return metrics
 
 

@@ -3,7 +3,7 @@
 A task is made once in each process and kept, so data and models survive the rounds of a simulation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.runs import Deal
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.groups import DataSettings
-from heterofl_flwr.settings.presets import architectures, model_has, with_architecture
+from heterofl_flwr.settings.presets import architectures, options_of, with_architecture
 from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.exits import EXIT_LOSSES, ramp_up
@@ -82,8 +82,13 @@ class Task:
         facts = self.facts
         channels = facts.shape[0] if len(facts.shape) == 3 else 1
         depends = {"channels": channels, "inputs": facts.shape, "classes": facts.classes, "vocabulary": facts.classes}
-        own = {name: value for name, value in depends.items() if model_has(model, name)}
-        return self._with_depth(build_model(model, **model_options(self.settings), **own))
+        return self._with_depth(build_model(model, **model_options(self.settings), **options_of(model, depends)))
+
+    @cached_property
+    def metric(self) -> Callable[..., Mapping[str, float]] | None:
+        """What computes further metrics on clients (``evaluate.metric``)."""
+        name = self.settings.evaluate.metric
+        return load_function(name, "evaluate.metric") if name else None
 
     def _with_depth(self, build: Build) -> Build:
         """Return the function from a rate to a model that may also have fewer blocks (``model.shrink``)."""

@@ -68,6 +68,11 @@ def model_has(model: str, option: str) -> bool:
     return model in MODELS and option in inspect.signature(MODELS[model]).parameters
 
 
+def options_of(model: str, values: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the values that are for options which a model of ours has."""
+    return {name: value for name, value in values.items() if model_has(model, name)}
+
+
 def model_options(settings: Settings) -> dict[str, object]:
     """Return the options for ``build_model`` that are settings; what depends on the data is the caller's to add.
 
@@ -76,7 +81,7 @@ def model_options(settings: Settings) -> dict[str, object]:
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
     options |= {"encoder_init": settings.fidelity.encoder_init, "global_rate": global_width(settings)}
-    return {name: value for name, value in options.items() if value != () and model_has(model.name, name)}
+    return options_of(model.name, {name: value for name, value in options.items() if value != ()})
 
 
 def global_width(settings: Settings) -> float:

@@ -1,7 +1,6 @@
 """LoRA adapters of unequal rank in a Flower app: clients of ranks 16, 8, 4 and 2 fine-tune one language model.
 
-``python -m simulations.examples.lora_app FOLDER`` runs it here and writes the adapters of each rank for peft.
-The model is a small GPT-2 of bytes, trained here on a module of Python; each client has another module.
+A small GPT-2 reads modules of Python; ``python -m simulations.examples.lora_app FOLDER`` writes the adapters for peft.
 """
 
 import argparse
@@ -13,20 +12,18 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from heterofl_flwr import HeteroFL, LocalGrid, Plan, lora
 from heterofl_flwr.client import answer_queries, reply, submodel
-from heterofl_flwr.core import LEVELS
 from heterofl_flwr.report import Console
 
 
-def rows_of(module: str) -> Tensor:
+def rows_of(module: str) -> torch.Tensor:
     return torch.tensor(list(inspect.getsource(import_module(module)).encode())[:32_000]).view(-1, 64)
 
 
-def fit(model: nn.Module, rows: Tensor, steps: int, lr: float) -> float:
+def fit(model: torch.nn.Module, rows: torch.Tensor, steps: int, lr: float) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for batch in torch.randint(len(rows), (steps, 16)):
         loss = model(input_ids=rows[batch], labels=rows[batch]).loss
@@ -45,7 +42,7 @@ client, server = ClientApp(), ServerApp()
 answer_queries(client, build)
 
 
-def load(context: Context, *, test: bool = False) -> Tensor:
+def load(context: Context, *, test: bool = False) -> torch.Tensor:
     rows = rows_of(["difflib", "inspect", "pickle", "optparse"][int(context.node_config["partition-id"]) % 4])
     return rows[(torch.arange(len(rows)) % 5 == 0) == test]
 
@@ -68,8 +65,8 @@ def evaluate(message: Message, context: Context) -> Message:
 def main(grid: Grid, context: Context) -> None:
     strategy = HeteroFL(build, mix="a1-b1-c1-d1", callbacks=[Console()])
     result = strategy.start(grid, num_rounds=int(context.run_config.get("num-rounds", 3)))
-    for level in "abcd":
-        model = build(LEVELS[level])
+    for number, level in enumerate("abcd"):
+        model = build(0.5**number)
         model.load_state_dict(Plan.of(build(1.0), model).extract(result.arrays.to_torch_state_dict()), strict=False)
         model.save_pretrained(f"{context.run_config['folder']}/{level}")
 
@@ -77,6 +74,6 @@ def main(grid: Grid, context: Context) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="where the adapters of each rank are written")
-    run_config = vars(parser.parse_args())
+    options = parser.parse_args()
     with LocalGrid(client, num_nodes=4) as local:
-        server(local, Context(local.run.run_id, 1, {}, RecordDict(), run_config))
+        server(local, Context(local.run.run_id, 1, {}, RecordDict(), vars(options)))

@@ -196,11 +196,14 @@ def is_done(job: Job) -> bool:
 
 
 def check_jobs(jobs: Iterable[Job]) -> None:
-    """Raise what would end jobs before their first round: one of each kind is checked, which loads its data."""
-    keys = ("model.name", "server.strategy", "distill.seed-size", "evaluate.metric")
-    kinds = {
-        (job.settings.data, *map(to_flat(job.settings).get, keys), job.clients, job.engine.share): job for job in jobs
-    }
+    """Raise what would end jobs before their first round: one of each kind is checked, which loads its data.
+
+    Jobs of one kind differ in mix, seed and rounds alone, which were checked when they were read.
+    """
+    kinds: dict[tuple[object, ...], Job] = {}
+    for job in jobs:
+        own = {**to_flat(job.settings), "mix": "", "assignment": "", "seed": 0, "num-rounds": 0}
+        kinds[*own.values(), job.clients, job.engine.share] = job
     for job in kinds.values():
         check_share(job.engine.share)
         check_task(load_task(job.config), job.clients)

@@ -58,4 +58,5 @@ def test_a_client_that_is_not_converted_is_refused_with_this_cause():
     whole = [np.asarray(tensor) for tensor in tiny.build(1.0).state_dict().values()]
     results[1] = (results[1][0], FitRes(Status(Code.OK, ""), ndarrays_to_parameters(whole), 1, {}))
     strategy.aggregate_fit(1, results, [])
+    assert "its ClientApp is not converted" in strategy.log.failures[1]
     assert "in a NumPyClient properties_of, submodel and parameters_of" in strategy.log.failures[1]

@@ -12,7 +12,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import MODELS, PAPER, Setup
 from heterofl_flwr.nn.profile import MixProfile, mean_profile, profile
 from heterofl_flwr.settings import from_flat
-from heterofl_flwr.settings.presets import model_has
+from heterofl_flwr.settings.presets import options_of
 
 HEADER = ("mix", "ratio", "parameters", "FLOPs (paper)", "MACs", "MB")
 
@@ -58,8 +58,7 @@ def build_setup(name: str, shape: tuple[int, ...] | None, given: dict[str, objec
         found, expected = ("x".join(map(str, sizes)) for sizes in (shape, base.shape))
         raise ConfigError(f"--shape {found}: {base.model} takes inputs like {expected}")
     images = {"channels": shape[0], "inputs": shape} if len(shape) > 1 else {}
-    follow = {name: value for name, value in images.items() if model_has(base.model, name)}
-    return Setup(base.model, shape, base.dtype, {**base.options, **follow, **given})
+    return Setup(base.model, shape, base.dtype, {**base.options, **options_of(base.model, images), **given})
 
 
 def mix_costs(setup: Setup, names: Sequence[str]) -> dict[str, MixProfile]:

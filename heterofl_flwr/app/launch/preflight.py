@@ -11,7 +11,7 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.errors import ConfigError, HeteroFLError, load_function
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.runs.files import to_json, write_atomic
@@ -79,8 +79,7 @@ def check_task(task: Task, clients: int) -> None:
         build_devices(task)
         if task.settings.server.strategy in EXCHANGES:
             task.seeds(clients)
-        if metric := task.settings.evaluate.metric:
-            load_function(metric, "evaluate.metric")
+        _ = task.metric  # loads the user's function
     except HeteroFLError:
         raise
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
