@@ -90,6 +90,8 @@ class Mix:
     @classmethod
     def parse(cls, text: str, levels: Mapping[str, float] = LEVELS) -> "Mix":
         """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each) or ``1.0x1-0.3x9``."""
+        if not isinstance(text, str):
+            raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
         matches = [_PART.fullmatch(part) for part in parts]
         wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None]

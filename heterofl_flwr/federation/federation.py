@@ -24,6 +24,7 @@ from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables
+from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.static_norm import batch_norms
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,7 @@ class Federation:
                 f"and slice_rule='prefix', found {self.assignment!r} and {slice_rule!r}"
             )
         self.options.limits.levels.check(self.mix, self.assignment)
-        if isinstance(self.build, nn.Module):
-            raise ConfigError(
-                f"build is a model, {type(self.build).__name__}; expected a function from a rate to a model, such as "
-                f"the class itself"
-            )
+        check_build(self.build)
         self.build = kept_random_state()(self.build)  # the user may draw from the global generators too
         self.nodes: Nodes
         self.optimizer_state: State
@@ -92,6 +89,10 @@ class Federation:
     def model(self) -> nn.Module:
         """The global model's architecture; its weights are only a start."""
         model, smallest = self.build(self.mix.global_rate), self.mix.rates[-1]
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"build({self.mix.global_rate:g}) returns a {type(model).__name__}; expected a torch.nn.Module"
+            )
         if self.options.transfer.slice_rule != "prefix":
             self._check_tables(model, self.build(smallest), smallest)  # now, as Dynamic may draw that rate late
         return model

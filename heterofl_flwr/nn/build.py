@@ -1,5 +1,6 @@
 """What ``build`` gives: a new model for each message, and the plan of a rate, which is worked out once."""
 
+import inspect
 from weakref import WeakKeyDictionary
 
 import torch
@@ -7,12 +8,31 @@ from torch import nn
 
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn.models import Build
 
 Plans = dict[tuple[float, float], Plan]
 
 _plans: WeakKeyDictionary[Build, Plans] = WeakKeyDictionary()
 """The plans of each function by two rates; they go with it, as there may be one for each message."""
+
+
+def check_build(build: Build) -> None:
+    """Raise ``ConfigError`` unless it is a function that a rate can be given to."""
+    expected = "expected a function from a rate to a model"
+    if isinstance(build, nn.Module):
+        raise ConfigError(f"build is a model, {type(build).__name__}; {expected}, such as the class itself")
+    try:
+        signature = inspect.signature(build)
+    except TypeError:
+        raise ConfigError(f"build is {build!r}; {expected}") from None
+    except ValueError:  # what is not written in Python does not tell
+        return
+    try:
+        signature.bind(1.0)
+    except TypeError as error:
+        name = getattr(build, "__name__", "build")
+        raise ConfigError(f"{name}{signature} cannot be called with a rate alone ({error}); {expected}") from None
 
 
 def new_model(build: Build, rate: float) -> nn.Module:

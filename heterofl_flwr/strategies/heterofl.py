@@ -126,6 +126,11 @@ class HeteroFL(EngineView, Strategy):
                 f"first_round is {first_round} without initial_arrays, so it would begin with a fresh model; give "
                 f"those that the run had after round {first_round - 1}"
             )
+        if initial_arrays is not None and not isinstance(initial_arrays, ArrayRecord):
+            raise ConfigError(
+                f"initial_arrays is of type {type(initial_arrays).__name__}; expected an ArrayRecord, such as "
+                f"ArrayRecord(model.state_dict())"
+            )
         configs = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         for config in configs:
             messages.check_own_keys(config)

@@ -146,6 +146,38 @@ def test_a_model_in_place_of_the_function_that_builds_it_is_refused():
         HeteroFL(build(1.0), "a1-c1")
 
 
+def without_a_rate():
+    return build(1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (without_a_rate, r"without_a_rate\(\) cannot be called with a rate alone \(too many"),
+        (
+            lambda rate, classes: build(rate),
+            r"<lambda>\(rate, classes\) cannot .*missing a required argument",
+        ),
+        (None, "build is None; expected a function from a rate to a model"),
+        (lambda rate: build(rate).state_dict(), r"build\(0.5\) returns a OrderedDict; expected a torch.nn.Module"),
+    ],
+)
+def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        HeteroFL(wrong, "b1-c1").summary()
+
+
+@pytest.mark.parametrize("wrong", [0.5, [1.0, 0.5], None])
+def test_a_mix_that_is_no_text_is_refused(wrong):
+    with pytest.raises(ConfigError, match="which is no text; write one like"):
+        HeteroFL(build, wrong)
+
+
+def test_initial_arrays_of_another_type_are_refused():
+    with pytest.raises(ConfigError, match=r"initial_arrays is of type OrderedDict; expected an ArrayRecord, such as"):
+        HeteroFL(build, "a1").start(None, initial_arrays=build(1.0).state_dict())
+
+
 def test_nodes_that_name_ever_new_rates_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr(federation, "KEPT_RATES", 4)
     own = Federation(build=build, mix=Mix.parse("a1"))
