@@ -20,24 +20,24 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
-from heterofl_flwr.core.slice_rules import SliceFunction, make_window, prefix
+from heterofl_flwr.core.slice_rules import make_window
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
-from heterofl_flwr.nn.buffers import renew_spectral_norms
+from heterofl_flwr.local_model import MakeModel, for_evaluation, model_at, parameters_of
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments, join_windows
-from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm, without_statistics
+from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.device import resolve_device
 
@@ -53,7 +53,6 @@ __all__ = [
     "submodel",
 ]
 
-MakeModel = Callable[[Build, float], nn.Module]
 Batches = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]]
 
 
@@ -247,20 +246,15 @@ def answer_moments(
         own = collect_moments(model.to(device), inputs, kind=cast("Variant", kind), together=together)
         found.setdefault(rate, {})[window] = own
     moments = {rate: join_windows(own) for rate, own in found.items()}
-    content = RecordDict({messages.MOMENTS: messages.pack_moments(moments), messages.CONFIG: messages.new_config({})})
+    content = RecordDict({messages.MOMENTS: packing.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
-
-
-def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters as they travel."""
-    return {name: own.detach().to("cpu", exchanged_dtype(own)) for name, own in exchanged_parameters(model).items()}
 
 
 def _read_state(message: Message) -> dict[str, Tensor]:
     records = messages.array_records(message.content)
     if messages.ARRAYS not in records:
         raise ReplyError(f"{messages.SERVER} sent no {messages.ARRAYS} record")
-    return messages.read_tensors(records[messages.ARRAYS])
+    return packing.read_tensors(records[messages.ARRAYS])
 
 
 def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
@@ -273,7 +267,7 @@ def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[st
     if upload == "float32":
         return {messages.ARRAYS: ArrayRecord(state)}
     before = {name: old for name, old in _read_state(message).items() if name in returned or name not in own}
-    return messages.pack_changes(compress(before, state, upload, seed=seed_of(message)))
+    return packing.pack_changes(compress(before, state, upload, seed=seed_of(message)))
 
 
 def _build_models(
@@ -298,7 +292,7 @@ def _build_models(
         function = make_window(rule, window, seed=cast("int", config[messages.SEED]), rate=rate)
         model = model_at(build, state, top, rate, function, make)
         if message.metadata.message_type.startswith("evaluate"):
-            known = None if moments is None else messages.unpack_moments(moments, rate).of_window(window)
+            known = None if moments is None else packing.unpack_moments(moments, rate).of_window(window)
             model = for_evaluation(model, known)
         if seed_torch:
             torch.manual_seed(seed)
@@ -326,44 +320,6 @@ def _personal_part(
             f"another client's; remove what it kept, or go back to the run that it is of"
         )
     return kept
-
-
-def model_at(
-    build: Build,
-    state: Mapping[str, Tensor],
-    top: float,
-    rate: float,
-    function: SliceFunction = prefix,
-    make: MakeModel = new_model,
-) -> nn.Module:
-    """Return the model of a rate with parameters cut from a state of rate ``top``."""
-    model = make(build, rate)
-    load_parameters(model, state if rate == top else plan_between(build, top, rate).sliced(function).extract(state))
-    return model
-
-
-def for_evaluation(model: nn.Module, moments: Moments | None) -> nn.Module:
-    """Return the model in evaluation mode; its batch norm uses these moments or, without any, those of each batch."""
-    if moments is not None:
-        return with_static_norm(model, moments)
-    return without_statistics(model).eval()
-
-
-@torch.no_grad()
-def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy the exchanged parameters into a model; buffers stay, but for the vectors of spectral norm.
-
-    Refuse what does not fit, naming it.
-    """
-    own = exchanged_parameters(model)
-    if wrong := name_misfits(state, own):
-        raise ReplyError(
-            f"{messages.SERVER} sent parameters that do not fit the model this node builds ({wrong}): give both the "
-            f"same function from a rate to the model"
-        )
-    for name, parameter in own.items():
-        parameter.copy_(state[name])
-    renew_spectral_norms(model)
 
 
 def first_tensor(batch: object) -> Tensor:

@@ -6,12 +6,12 @@ from typing import cast
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
-from heterofl_flwr import messages
+from heterofl_flwr import packing
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import for_evaluation, model_at
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
+from heterofl_flwr.local_model import for_evaluation, model_at
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
@@ -30,7 +30,7 @@ class CentralEvaluation:
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Return accuracy and loss without any mask."""
-        strategy, state = self._strategy, messages.read_tensors(arrays, "the server")
+        strategy, state = self._strategy, packing.read_tensors(arrays, "the server")
         if not isinstance(strategy, Hybrid):
             return MetricRecord(dict(self._evaluate(server_round, self._task.build, state, strategy.moments)))
         found = {

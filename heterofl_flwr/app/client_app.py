@@ -9,13 +9,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.client import answer_moments, models_to_evaluate, parameters_of, reply
+from heterofl_flwr.client import answer_moments, models_to_evaluate, reply
 from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
+from heterofl_flwr.local_model import parameters_of
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import DistillOptions, learn_from_peers, posteriors
 
@@ -196,7 +197,7 @@ def learn_message(message: Message, context: Context) -> Message:
     record = messages.array_records(message.content).get(messages.POSTERIORS)
     if record is None or list(record) != [messages.POSTERIORS]:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
-    peers = messages.read_tensors(record)[messages.POSTERIORS].to(task.device)
+    peers = packing.read_tensors(record)[messages.POSTERIORS].to(task.device)
     split, _, classes = instruction.data
     trained = None if task.personal else _take_waiting_slice(instruction)
     model = instruction.load_model()
@@ -226,7 +227,7 @@ def _take_waiting_slice(instruction: Instruction) -> dict[str, torch.Tensor]:
             f"exchanges of the round; it takes part again when it is next drawn"
         )
     content[messages.ARRAYS] = received
-    return messages.read_tensors(waiting, "this node's context")
+    return packing.read_tensors(waiting, "this node's context")
 
 
 def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.app.model_cache import kept_model
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
@@ -65,7 +65,7 @@ def read_own_state(context: Context, owner: Owner, before: int) -> State | None:
     folder = owner.folder(context)
     if folder is None:
         record = context.state.get(_RECORD)
-        return messages.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
+        return packing.read_tensors(record, "this node's context") if isinstance(record, ArrayRecord) else None
     paths = [path for number, path in files_by_round(folder, CLIENT_STATES).items() if number < before]
     if not paths:
         return None

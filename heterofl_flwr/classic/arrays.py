@@ -13,8 +13,9 @@ from torch import Tensor
 
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.errors import ReplyError
-from heterofl_flwr.messages import HEADER_BYTES, SERVER
+from heterofl_flwr.messages import SERVER
 from heterofl_flwr.nn.moments import LayerMoments, Moments
+from heterofl_flwr.packing import HEADER_BYTES
 
 
 def pack(tensors: Iterable[Tensor], more: Sequence[np.ndarray] = ()) -> Parameters:

@@ -10,11 +10,12 @@ from torch import nn
 from heterofl_flwr import messages
 from heterofl_flwr.capability import measures_itself, read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
-from heterofl_flwr.client import Batches, first_tensor, for_evaluation, model_at
+from heterofl_flwr.client import Batches, first_tensor
 from heterofl_flwr.core.exchange import exchanged_dtype, returned_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.local_model import for_evaluation, model_at
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments

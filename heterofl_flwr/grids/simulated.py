@@ -23,10 +23,10 @@ from heterofl_flwr.messages import (
     WORK,
     SimulatedFault,
     array_records,
-    count_bytes,
     read_config,
     read_value,
 )
+from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.strategies.size_guard import Relay
 
 AWAY = f"{SIMULATED}not available"

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn, stack, zeros
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
@@ -134,7 +134,7 @@ class Exchange(HeteroFL):
         read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, current.refuse)
         self._sent = []
         for node_id, record in self._peer_posteriors(published).items():
-            self.log.note_sent(current.slices[node_id].rate, messages.count_bytes(record))
+            self.log.note_sent(current.slices[node_id].rate, packing.count_bytes(record))
             own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
             message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
             message.content[messages.POSTERIORS] = record
@@ -163,9 +163,9 @@ def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tup
     if list(records) != [messages.POSTERIORS] or list(records[messages.POSTERIORS]) != [messages.POSTERIORS]:
         raise ReplyError(f"{sender} sent records {shown(list(records))}, expected {messages.POSTERIORS} alone")
     record = records[messages.POSTERIORS]
-    messages.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
-    found = messages.read_tensors(record, sender)[messages.POSTERIORS]
-    return check_posteriors(found, shape, sender), messages.count_bytes(record)
+    packing.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
+    found = packing.read_tensors(record, sender)[messages.POSTERIORS]
+    return check_posteriors(found, shape, sender), packing.count_bytes(record)
 
 
 class FedH2L(Exchange):

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.core.exchange import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import evaluated_windows
@@ -94,7 +94,7 @@ class HeteroFL(EngineView, Strategy):
 
     def moment_tensors(self) -> dict[str, Tensor]:
         """Return the moments of the last evaluation, by family, rate and layer: of smaller rates, the prefixes'."""
-        found = [under(family, messages.moment_tensors(own)) for family, own in self.engine.prefix_moments.items()]
+        found = [under(family, packing.moment_tensors(own)) for family, own in self.engine.prefix_moments.items()]
         return {name: tensor for own in found for name, tensor in own.items()}
 
     def start(
@@ -139,7 +139,7 @@ class HeteroFL(EngineView, Strategy):
         if first_round == 1:
             self.engine.reset()
         if initial_arrays is None:
-            initial_arrays = messages.move_to_record(self.federation.initial_state())
+            initial_arrays = packing.move_to_record(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
         del initial_arrays  # else this frame would keep them to the end of the run
         guarded = guard(grid, self.largest_reply)
@@ -169,7 +169,7 @@ class HeteroFL(EngineView, Strategy):
         self._sent, self._replied = [], {}
         for node_id, own in current.slices.items():
             record = slices.record(own.family, own.sent_plan)
-            self.log.note_sent(own.rate, messages.count_bytes(record))
+            self.log.note_sent(own.rate, packing.count_bytes(record))
             full = {**config, **self._train_config(server_round, node_id, own.rate)}
             self._sent.append(instruction(self._train_kind, node_id, record, full))
         self.records.rename_records(self._sent)
@@ -209,7 +209,7 @@ class HeteroFL(EngineView, Strategy):
         self._round = None
         if not self.prints_rounds:
             host_log.info("%s", self.log.line())
-        return messages.move_to_record(new), self._aggregated(function, current.answers, self.log.train)
+        return packing.move_to_record(new), self._aggregated(function, current.answers, self.log.train)
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return what a reply holds; refuse it if anything is missing or of another type."""
@@ -245,7 +245,7 @@ class HeteroFL(EngineView, Strategy):
 
         @cache
         def pack(family: str, rates: tuple[float, ...]) -> ArrayRecord:
-            return messages.pack_moments({rate: self.engine.moments[family][rate] for rate in rates})
+            return packing.pack_moments({rate: self.engine.moments[family][rate] for rate in rates})
 
         for family, own in self.federation.split(current.rates).items():
             for node_id, rates in own.items():

@@ -8,7 +8,7 @@ from functools import partial
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError
@@ -36,7 +36,7 @@ class Slices:
         members = federation.members  # without families, the record as it came
         self._arrays = {name: ArrayRecord(within(name, arrays)) if name else arrays for name in members}
         self._records: dict[tuple[str, Plan], ArrayRecord] = {}
-        self.state = federation.check_state(messages.read_tensors(arrays))
+        self.state = federation.check_state(packing.read_tensors(arrays))
 
     def record(self, family: str, plan: Plan) -> ArrayRecord:
         """Return the record of a slice of a family's model, under its own names; without families of the model's."""

@@ -11,7 +11,7 @@ from typing import cast
 from flwr.app import Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.compat import SUPERLINK_NODE_ID
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
@@ -172,7 +172,7 @@ def read_train_reply(
     check_converted(reply, plan, sender)
     config = messages.read_config(reply, sender)
     records = messages.array_records(reply.content)
-    sub = messages.unpack_trained(records, messages.read_upload(config, sender), plan, sender)
+    sub = packing.unpack_trained(records, messages.read_upload(config, sender), plan, sender)
     num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
     labels = config.get(messages.LABELS)  # the aggregator checks each
     if labels is not None and not isinstance(labels, list):
@@ -183,7 +183,7 @@ def read_train_reply(
         labels=cast("list[int] | None", labels),
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),
         metrics=metrics,
-        num_bytes=sum(map(messages.count_bytes, records.values())),
+        num_bytes=sum(map(packing.count_bytes, records.values())),
     )
 
 
@@ -228,5 +228,5 @@ def read_moments(reply: Message, norms: Norms, sender: str) -> dict[float, Momen
     if len(record) > most:
         raise ReplyError(f"{sender} sent {len(record)} arrays of moments, expected {most}")
     widest = max((channels for own in norms.values() for channels in own.values()), default=0)
-    messages.check_sizes(record, dict.fromkeys(record, widest), sender)
-    return {rate: messages.unpack_moments(record, rate, sender) for rate in norms}
+    packing.check_sizes(record, dict.fromkeys(record, widest), sender)
+    return {rate: packing.unpack_moments(record, rate, sender) for rate in norms}

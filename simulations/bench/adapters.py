@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from heterofl_flwr import lora
-from heterofl_flwr.client import model_at
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.errors import extra
+from heterofl_flwr.local_model import model_at
 from heterofl_flwr.nn.build import plan_between
 from simulations.bench.measure import Goal, peak_of
 

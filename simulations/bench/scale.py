@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation import Evaluation
@@ -100,7 +100,7 @@ def measure_run(strategy: HeteroFL, grid: Grid, size: int, first_round: int, *, 
     def play() -> None:
         # From round 2 on it does not ask the clients anew.
         last, initial = first_round + ROUNDS - 1, strategy.federation.initial_state
-        results.append(strategy.start(grid, messages.move_to_record(initial()), last, first_round=first_round))
+        results.append(strategy.start(grid, packing.move_to_record(initial()), last, first_round=first_round))
 
     peak = peak_of(play)
     for record in records:

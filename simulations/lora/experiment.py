@@ -18,7 +18,7 @@ from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, lora
 from heterofl_flwr.adapters import with_updates
-from heterofl_flwr.client import answer_queries, load_parameters, reply, seed_of, submodel
+from heterofl_flwr.client import answer_queries, reply, seed_of, submodel
 from heterofl_flwr.core import Mix
 from heterofl_flwr.core.randomness import derive, generator, kept_random_state
 from heterofl_flwr.data import Dataset, Split
@@ -27,6 +27,7 @@ from heterofl_flwr.data.known import SOURCES, Columns
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import DataError, extra
 from heterofl_flwr.federation.records import RoundRecord
+from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.transformer import Transformer, TransformerShape
 from heterofl_flwr.runs import Recorder, RunFolder

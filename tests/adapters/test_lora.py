@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import heterofl_flwr
-from heterofl_flwr.client import load_parameters
 from heterofl_flwr.core import Axis, Mix, Plan, width
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ShapeError, UnsupportedLayerError
+from heterofl_flwr.local_model import load_parameters
 from tests.adapters.nets import CASES, WHOLE, Net, adapted, gpt2, outputs, peft, ranks_of, without_rows
 
 lora = heterofl_flwr.lora

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.app import client_app, server_app
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.app.task import Task, load_task
@@ -127,11 +127,11 @@ def exchange(identity):
 
     def message(kind, **changes):
         brings = dict(small_mlp(0.5).named_parameters()) if kind == messages.TRAIN_PUBLISH else {}
-        arrays = messages.move_to_record({name: one.detach() for name, one in brings.items()})
+        arrays = packing.move_to_record({name: one.detach() for name, one in brings.items()})
         made = instruction(kind, 2, arrays, {**told, **changes})
         if kind == messages.TRAIN_LEARN:
             posteriors = {messages.POSTERIORS: torch.full((1, 2, 10), 0.1)}
-            made.content[messages.POSTERIORS] = messages.move_to_record(posteriors)
+            made.content[messages.POSTERIORS] = packing.move_to_record(posteriors)
         return made
 
     return node_context(HYBRID, partition_id=1, num_partitions=CLIENTS), message

@@ -17,9 +17,9 @@ from heterofl_flwr.classic import (
     submodel,
 )
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays
-from heterofl_flwr.client import load_parameters
 from heterofl_flwr.core import Plan
 from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.classic.fakes import OK, Fake, evaluate_all, fit_all, manager_of
 from tests.federation.tiny import build, build_normed, equal, inputs

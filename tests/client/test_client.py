@@ -8,13 +8,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import messages
+from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import read_capability
 from heterofl_flwr.client import (
     answer_moments,
     answer_queries,
-    for_evaluation,
-    load_parameters,
     models_to_evaluate,
     own_part,
     reply,
@@ -24,6 +22,7 @@ from heterofl_flwr.client import (
 from heterofl_flwr.core import Plan
 from heterofl_flwr.core.compression import restore
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
+from heterofl_flwr.local_model import for_evaluation, load_parameters
 from heterofl_flwr.nn.static_norm import collect_moments
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
 
@@ -44,7 +43,7 @@ def instruction(rate=1.0, kind="train", *, state=None, build=build, moments=None
     state = state_of(rate, build) if state is None else state
     content = {"arrays": ArrayRecord(state), "config": messages.new_config(config)}
     if moments:
-        content["moments"] = messages.pack_moments(moments)
+        content["moments"] = packing.pack_moments(moments)
     return Message(RecordDict(content), 7, kind)
 
 
@@ -244,7 +243,7 @@ class TestReply:
         assert list(answer.content.array_records) == records
         assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
         plan = Plan.between(before, before)
-        found = messages.unpack_trained(answer.content.array_records, upload, plan, "it")
+        found = packing.unpack_trained(answer.content.array_records, upload, plan, "it")
         assert {str(change.dtype) for change in found.tensors.values()} == {f"torch.{upload}"}
         assert list(found.tensors) == list(before)
         for name, tensor in restore(plan, before, found).items():
@@ -313,7 +312,7 @@ class TestQueries:
         asked = instruction(kind="query.moments", build=build_normed, rates=[1.0, 0.5], moments_kind="fixed")
         record = app(asked, context(partition_id=4)).content["moments"]
         for rate in (1.0, 0.5):
-            assert messages.unpack_moments(record, rate, "it").layers["norm"].count == 10
+            assert packing.unpack_moments(record, rate, "it").layers["norm"].count == 10
 
     def test_the_model_may_depend_on_the_run_config(self):
         app, seen = ClientApp(), []
@@ -325,7 +324,7 @@ class TestQueries:
         answer_queries(app, data=lambda context: [inputs(0)], build_from=build_from)
         asked = instruction(kind="query.moments", build=build_normed, moments_kind="fixed")
         record = app(asked, context({"norm": True})).content["moments"]
-        assert messages.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
+        assert packing.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
         asked = Message(RecordDict({"config": messages.new_config({"rates": [0.5]})}), 7, "query.capability")
         assert app(asked, context({"norm": False}, level="auto")).content["config"]["capacity"] == 0.5
         assert seen == [True, False]

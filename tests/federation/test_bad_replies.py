@@ -9,7 +9,7 @@ import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, Limits, LocalGrid, messages
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, Limits, LocalGrid, packing
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.compression import compress
 from heterofl_flwr.errors import RoundError
@@ -77,7 +77,7 @@ def compressed(upload, change):
     def train(message, context):
         before = message.content["arrays"].to_torch_state_dict()
         changes = compress(before, {name: tensor + 1 for name, tensor in before.items()}, upload, seed=0)
-        answer = bare_reply(message, config=config(upload=upload), metrics=GOOD, **messages.pack_changes(changes))
+        answer = bare_reply(message, config=config(upload=upload), metrics=GOOD, **packing.pack_changes(changes))
         change(answer.content)
         return answer
 

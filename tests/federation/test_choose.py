@@ -10,12 +10,13 @@ from torch import nn
 from heterofl_flwr import Evaluation, HeteroFL, Windowed
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
-from heterofl_flwr.client import load_parameters, models_to_evaluate, reply
+from heterofl_flwr.client import models_to_evaluate, reply
 from heterofl_flwr.core import width
 from heterofl_flwr.core.slice_rules import evaluated_windows, make_window
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.models import MODELS, build_model
 from heterofl_flwr.nn.moments import Moments, build_layer_moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments

@@ -9,7 +9,7 @@ from torch import nn
 
 from heterofl_flwr import Evaluation, Mix, classic
 from heterofl_flwr.client import own_part, reply, submodel
-from heterofl_flwr.messages import count_packed
+from heterofl_flwr.packing import count_packed
 from heterofl_flwr.report import Costs
 from tests.classic.fakes import Fake, fit_all, manager_of
 from tests.federation import tiny

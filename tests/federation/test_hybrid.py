@@ -8,10 +8,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, Hybrid, LocalGrid, Robust, messages
-from heterofl_flwr.client import answer_moments, model_at, parameters_of, reply, submodel
+from heterofl_flwr.client import answer_moments, reply, submodel
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.federation.families import within
+from heterofl_flwr.local_model import model_at, parameters_of
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.runs.recorder import Recorder
 from tests.federation.tiny import Watched, build, build_normed, equal, inputs, judge, make_app, untimed

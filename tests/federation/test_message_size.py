@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from heterofl_flwr import HeteroFL, LocalGrid, messages
+from heterofl_flwr import HeteroFL, LocalGrid, messages, packing
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.static_norm import collect_moments
@@ -91,7 +91,7 @@ def test_label_lists_cost_a_few_bytes_a_label(classes):
 
 def test_moments_cost_two_doubles_a_channel():
     moments = collect_moments(cnn(1.0), [torch.randn(4, 1, 28, 28)])
-    record = messages.pack_moments({1.0: moments})
+    record = packing.pack_moments({1.0: moments})
     channels = sum(len(layer.first) for layer in moments.layers.values())
     assert channels == 64 + 128 + 256 + 512
     assert sum(len(array.data) for array in record.values()) <= 16 * channels + 3 * len(moments.layers) * 160

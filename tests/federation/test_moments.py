@@ -8,12 +8,13 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, messages
-from heterofl_flwr.client import answer_moments, load_parameters, reply, submodel
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Windowed, packing
+from heterofl_flwr.client import answer_moments, reply, submodel
 from heterofl_flwr.errors import DataError, HeteroFLError, RoundError
 from heterofl_flwr.federation.evaluation_round import MomentsSum
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.nodes import Capability
+from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.moments import LayerMoments, Moments, build_layer_moments
 from heterofl_flwr.nn.static_norm import collect_moments, with_static_norm
 from tests.federation import digits_app
@@ -114,11 +115,11 @@ def put(key, value):
 
 def other_layers(message, context):
     own = Moments("paper", {"other": collect_moments(build_normed(1.0), [inputs(0)]).layers["norm"]})
-    return bare_reply(message, moments=messages.pack_moments({1.0: own}), config=config())
+    return bare_reply(message, moments=packing.pack_moments({1.0: own}), config=config())
 
 
 def fixed_kind(message, context):
-    record = messages.pack_moments({1.0: collect_moments(build_normed(1.0), [inputs(0)], "fixed")})
+    record = packing.pack_moments({1.0: collect_moments(build_normed(1.0), [inputs(0)], "fixed")})
     return bare_reply(message, moments=record, config=config())
 
 
@@ -289,9 +290,9 @@ def evaluate(arrays, lie, merge, grid=LocalGrid):
     def moments(message, context):
         answer = answer_moments(message, digits_app.build, lambda: digits_app.shard(context)[0].split(10))
         if lie and context.node_config["partition-id"] == 3:
-            own = messages.unpack_moments(answer.content["moments"], 1.0, "it")
+            own = packing.unpack_moments(answer.content["moments"], 1.0, "it")
             layers = {name: lie(layer) for name, layer in own.layers.items()}
-            answer.content["moments"] = messages.pack_moments({1.0: Moments("paper", layers)})
+            answer.content["moments"] = packing.pack_moments({1.0: Moments("paper", layers)})
         return answer
 
     strategy = HeteroFL(digits_app.build, "a1-b1", evaluation=Evaluation(moments_merge=merge))

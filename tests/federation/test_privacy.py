@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages
+from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages, packing
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
@@ -52,8 +52,8 @@ def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
     def train(message, context):
         answer = add_one(message, context)
         plan = Plan.of(build(1.0), build(message.content["config"]["rate"]))
-        sub = messages.unpack_trained(messages.array_records(answer.content), upload, plan, "it")
-        before = messages.read_tensors(message.content["arrays"], "it")
+        sub = packing.unpack_trained(messages.array_records(answer.content), upload, plan, "it")
+        before = packing.read_tensors(message.content["arrays"], "it")
         if isinstance(sub, Changes):
             sub = restore(Plan.of(build(1.0), build(1.0)), before, sub)
         lengths.append(norm_between(sub, before))
@@ -239,7 +239,7 @@ def test_statistics_with_noise_are_those_of_the_clients_shortened_moments(moment
     def answer(message, context):
         own = collect_moments(build_normed(1.0), [inputs(context.node_config["partition-id"])], moments).layers["norm"]
         found.append((own.first / own.count, own.second / own.count))
-        record = messages.pack_moments({1.0: Moments(moments, {"norm": own})})
+        record = packing.pack_moments({1.0: Moments(moments, {"norm": own})})
         return bare_reply(message, moments=record, config=config())
 
     app, fidelity = make_app(build=build_normed, moments=answer), Fidelity.of("paper", moments=moments)

@@ -8,8 +8,8 @@ from torch.nn.utils import parametrizations
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError, ShapeError
-from heterofl_flwr.messages import count_bytes, count_packed
 from heterofl_flwr.nn.profile import profile
+from heterofl_flwr.packing import count_bytes, count_packed
 from heterofl_flwr.runs import Costs, ModelCosts, load_model, save_models
 
 

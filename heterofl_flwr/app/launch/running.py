@@ -22,7 +22,7 @@ from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
-from heterofl_flwr.messages import count_bytes
+from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.strategies.read_replies import lacks_handler
 from heterofl_flwr.strategies.size_guard import Relay
