@@ -100,6 +100,16 @@ class Round:
             returned = self._federation.returned_part(plan)
             self.slices[node_id] = Slice(rate, plan, returned, self._federation.family(node_id))
             self.log.rates[self._federation.nodes.partition(node_id)] = rate
+        self._check_drawn()
+
+    def _check_drawn(self) -> None:
+        """Fail before anybody trains in vain, if there cannot be enough replies."""
+        drawn, wanted = len(self.slices), self._options.sampling.min_replies
+        if drawn and isinstance(wanted, int) and wanted > drawn:
+            raise RoundError(
+                f"round {self.server_round}: {drawn} clients take part, and it needs replies of {wanted} (min_replies "
+                f"or sample.min-replies): let more take part, or ask for fewer replies"
+            )
 
     def _open_aggregator(self) -> Aggregator:
         # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.

@@ -206,9 +206,12 @@ def test_a_client_that_counts_no_examples_still_counts_as_one_client():
     assert strategy.log.train["loss"] == 0.0
 
 
-def test_a_floor_above_the_number_of_clients_says_so():
-    with pytest.raises(RoundError, match=r"3 of 3 clients gave a usable reply, expected at least 4: .* which is 4\)$"):
-        play(make_app(), min_replies=4)
+def test_a_floor_above_the_number_of_clients_says_so_before_anybody_trains():
+    asked = []
+    app = make_app(lambda message, context: asked.append(message))
+    with pytest.raises(RoundError, match=r"round 1: 3 clients take part, and it needs replies of 4 \(min_replies or"):
+        play(app, min_replies=4)
+    assert asked == []
 
 
 def test_replies_to_what_was_not_configured_are_refused():
