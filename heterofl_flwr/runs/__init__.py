@@ -1,9 +1,10 @@
 """The folder of a run: settings, history, checkpoints, models, and where they come from."""
 
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint
+from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
 from heterofl_flwr.runs.folder import Deal, RunFolder
 from heterofl_flwr.runs.metrics import seconds_to
-from heterofl_flwr.runs.models import Costs, LevelCost, ModelCosts, load_model, save_models
+from heterofl_flwr.runs.models import load_model, save_models
 from heterofl_flwr.runs.recorder import Recorder
 
 __all__ = [

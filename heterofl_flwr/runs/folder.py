@@ -22,6 +22,7 @@ from heterofl_flwr.federation.privacy import KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.checkpoint import Checkpoint
+from heterofl_flwr.runs.costs import ModelCosts
 from heterofl_flwr.runs.files import (
     CLIENT_STATES,
     DAMAGED,
@@ -32,7 +33,6 @@ from heterofl_flwr.runs.files import (
     to_json,
     write_atomic,
 )
-from heterofl_flwr.runs.models import ModelCosts
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings import flatten
 

@@ -1,18 +1,16 @@
-"""The models of a run: what each level's model costs, and the final model of each level in the run's folder."""
+"""The final model of each level in a run's folder."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import TypeAdapter
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.layer_rules import untied
-from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.reply_checks import name_misfits
@@ -22,101 +20,14 @@ from heterofl_flwr.nn.buffers import renew_spectral_norms
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
-from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.nn.static_norm import batch_norms, with_static_norm, without_statistics
-from heterofl_flwr.packing import count_packed
 from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import reading, to_json, write_atomic
-
-if TYPE_CHECKING:
-    from heterofl_flwr.runs.folder import RunFolder
-
-
-@dataclass(frozen=True, slots=True)
-class LevelCost:
-    """The cost of one rate's model."""
-
-    level: str  #: Its letter, or its rate as text.
-    rate: float  #: Its rate.
-    parameters: int  #: Number of parameters.
-    macs: int  #: Multiplications of one forward pass of one sample.
-    printed_flops: int  #: What the paper prints as FLOPs.
-    bytes: int  #: The size of its parameters in a message, headers included, one way: of those that are exchanged.
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCosts:
-    """The costs of a run's rates, from the largest to the smallest."""
-
-    global_rate: float
-    levels: tuple[LevelCost, ...]
-
-    @property
-    def by_rate(self) -> Mapping[float, LevelCost]:
-        """The costs by rate."""
-        return {cost.rate: cost for cost in self.levels}
-
-    @property
-    def full(self) -> LevelCost:
-        """The cost of the global model."""
-        return self.by_rate[self.global_rate]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the costs as JSON can hold them."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
-        """Return what ``to_json`` gave."""
-        found = _COSTS.validate_python(values)
-        return cls(found.global_rate, tuple(sorted(found.levels, key=lambda cost: -cost.rate)))
-
-
-_COSTS = TypeAdapter(ModelCosts)
-
-
-class Costs:
-    """Measures what a user's model costs at the rates of a mix, and at any other rate that a client has.
-
-    Parameters
-    ----------
-    build : Callable[[float], nn.Module] | Mapping[str, Callable[[float], nn.Module]]
-        From a rate to a model; or that of each family by name, as ``Hybrid`` takes them. A rate's costs are then the
-        means over families, which have equally many clients.
-    mix : Mix
-        The run's mix.
-    example : torch.Tensor
-        A batch of one input.
-    """
-
-    def __init__(self, build: Build | Mapping[str, Build], mix: Mix, example: Tensor) -> None:
-        self.builds = build if isinstance(build, Mapping) else {"": build}
-        self.mix = mix
-        self._example = example
-        self._known: dict[float, LevelCost] = {}
-        self.add(mix.all_rates)
-
-    def add(self, rates: Sequence[float]) -> bool:
-        """Measure the rates that are not known yet; return whether there was one."""
-        new = set(rates) - self._known.keys()
-        for rate in new:
-            found = []
-            for build in self.builds.values():
-                model, cost = build_and_profile(build, rate, self._example)
-                sent = exchanged_parameters(model).values()
-                size = sum(map(count_packed, sent))  # as measured of messages, to which it is compared
-                found.append((cost.parameters, cost.macs, cost.printed_flops, size))
-            means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
-            self._known[rate] = LevelCost(level_name(rate), rate, *means)
-        return bool(new)
-
-    def model(self) -> ModelCosts:
-        """Return all that is known."""
-        return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
+from heterofl_flwr.runs.folder import RunFolder
 
 
 def save_models(
-    folder: "RunFolder",
+    folder: RunFolder,
     build: Build,
     rates: Sequence[float],
     state: State,
@@ -179,7 +90,7 @@ def save_models(
 _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
-def model_facts(folder: "RunFolder") -> dict[str, dict[str, Any]]:
+def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Return what was written about each final model, by its name; each family's largest first.
 
     A run writes them when it ends. Where clients keep parameters of their own there are none.
@@ -192,7 +103,7 @@ def model_facts(folder: "RunFolder") -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (item[1]["family"], -item[1]["rate"])))
 
 
-def load_model(folder: "RunFolder", name: str, build: Build) -> nn.Module:
+def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
     """Return a level's final model in evaluation mode, its batch norm with the moments that were measured on it.
 
     Parameters

@@ -8,9 +8,10 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.families import within
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint
+from heterofl_flwr.runs.costs import Costs
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import headline, is_better, mode_of
-from heterofl_flwr.runs.models import Costs, moments_by_rate, save_models
+from heterofl_flwr.runs.models import moments_by_rate, save_models
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.federation.evaluation import is_share
 from heterofl_flwr.report.summary import marked
+from heterofl_flwr.runs.costs import LevelCost
 from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
-from heterofl_flwr.runs.models import LevelCost
 from simulations.results.configurations import Configuration
 from simulations.results.curves import AXES, axes_of, bounds, spent_until
 from simulations.results.runs import Run, portable

@@ -9,7 +9,7 @@ import pytest
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
 from heterofl_flwr.report.drawing import series, to_svg_file
-from heterofl_flwr.runs.models import LevelCost
+from heterofl_flwr.runs.costs import LevelCost
 from heterofl_flwr.settings import from_flat
 from simulations.results import __main__ as command
 from simulations.results.configurations import bytes_sent, configurations, multiplications

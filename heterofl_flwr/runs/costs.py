@@ -1,0 +1,97 @@
+"""What the model of each level costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.nn.models import Build
+from heterofl_flwr.nn.profile import build_and_profile
+from heterofl_flwr.packing import count_packed
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCost:
+    """The cost of one rate's model."""
+
+    level: str  #: Its letter, or its rate as text.
+    rate: float  #: Its rate.
+    parameters: int  #: Number of parameters.
+    macs: int  #: Multiplications of one forward pass of one sample.
+    printed_flops: int  #: What the paper prints as FLOPs.
+    bytes: int  #: The size of its parameters in a message, headers included, one way: of those that are exchanged.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCosts:
+    """The costs of a run's rates, from the largest to the smallest."""
+
+    global_rate: float
+    levels: tuple[LevelCost, ...]
+
+    @property
+    def by_rate(self) -> Mapping[float, LevelCost]:
+        """The costs by rate."""
+        return {cost.rate: cost for cost in self.levels}
+
+    @property
+    def full(self) -> LevelCost:
+        """The cost of the global model."""
+        return self.by_rate[self.global_rate]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the costs as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ModelCosts":
+        """Return what ``to_json`` gave."""
+        found = _COSTS.validate_python(values)
+        return cls(found.global_rate, tuple(sorted(found.levels, key=lambda cost: -cost.rate)))
+
+
+_COSTS = TypeAdapter(ModelCosts)
+
+
+class Costs:
+    """Measures what a user's model costs at the rates of a mix, and at any other rate that a client has.
+
+    Parameters
+    ----------
+    build : Callable[[float], nn.Module] | Mapping[str, Callable[[float], nn.Module]]
+        From a rate to a model; or that of each family by name, as ``Hybrid`` takes them. A rate's costs are then the
+        means over families, which have equally many clients.
+    mix : Mix
+        The run's mix.
+    example : torch.Tensor
+        A batch of one input.
+    """
+
+    def __init__(self, build: Build | Mapping[str, Build], mix: Mix, example: Tensor) -> None:
+        self.builds = build if isinstance(build, Mapping) else {"": build}
+        self.mix = mix
+        self._example = example
+        self._known: dict[float, LevelCost] = {}
+        self.add(mix.all_rates)
+
+    def add(self, rates: Sequence[float]) -> bool:
+        """Measure the rates that are not known yet; return whether there was one."""
+        new = set(rates) - self._known.keys()
+        for rate in new:
+            found = []
+            for build in self.builds.values():
+                model, cost = build_and_profile(build, rate, self._example)
+                sent = exchanged_parameters(model).values()
+                size = sum(map(count_packed, sent))  # as measured of messages, to which it is compared
+                found.append((cost.parameters, cost.macs, cost.printed_flops, size))
+            means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
+            self._known[rate] = LevelCost(level_name(rate), rate, *means)
+        return bool(new)
+
+    def model(self) -> ModelCosts:
+        """Return all that is known."""
+        return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
