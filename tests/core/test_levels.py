@@ -129,6 +129,12 @@ def test_a_mix_that_cannot_be_read_shows_its_wrong_parts_and_a_right_one(text, r
         Mix.parse(text)
 
 
+@pytest.mark.parametrize("wrong", [0.5, [1.0, 0.5], None])
+def test_a_mix_that_is_no_text_is_refused(wrong):
+    with pytest.raises(ConfigError, match="which is no text; write one like 'a1-b1"):
+        Mix.parse(wrong)
+
+
 rates = st.integers(1, 10_000).map(lambda ticks: ticks / 10_000)
 parts = st.one_of(
     st.tuples(st.sampled_from(sorted(LEVELS)), st.integers(1, 999)).map(lambda part: f"{part[0]}{part[1]}"),

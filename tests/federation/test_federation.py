@@ -167,12 +167,6 @@ def test_what_builds_no_model_of_a_rate_is_refused(wrong, said):
         HeteroFL(wrong, "b1-c1").summary()
 
 
-@pytest.mark.parametrize("wrong", [0.5, [1.0, 0.5], None])
-def test_a_mix_that_is_no_text_is_refused(wrong):
-    with pytest.raises(ConfigError, match="which is no text; write one like"):
-        HeteroFL(build, wrong)
-
-
 def test_initial_arrays_of_another_type_are_refused():
     with pytest.raises(ConfigError, match=r"initial_arrays is of type OrderedDict; expected an ArrayRecord, such as"):
         HeteroFL(build, "a1").start(None, initial_arrays=build(1.0).state_dict())
