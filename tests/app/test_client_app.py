@@ -16,6 +16,7 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.data import Split
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.packing import unpack_moments
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from tests.app.runs import node_context, run_rounds
 
@@ -220,7 +221,7 @@ def test_the_batches_are_a_function_of_the_round():
         config |= {wire.MOMENTS_KIND: "paper", wire.RATE: 1.0, wire.RATES: [1.0]}
         content = RecordDict({wire.ARRAYS: ArrayRecord(parameters), wire.CONFIG: wire.new_config(config)})
         (reply,) = grid.send_and_receive([Message(content, list(grid.get_node_ids())[2], wire.QUERY_MOMENTS)])
-        return next(iter(wire.unpack_moments(reply.content[wire.MOMENTS], 1.0, "it").layers.values())).second
+        return next(iter(unpack_moments(reply.content[wire.MOMENTS], 1.0, "it").layers.values())).second
 
     with LocalGrid(client_app.app, 20, run_config=settings) as grid:
         first, again, later = answer(grid, 1), answer(grid, 1), answer(grid, 2)
