@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -160,17 +160,13 @@ def reply(
         config[messages.LABELS] = sorted({int(label) for label in labels})
     if capacity is not None:
         config[messages.CAPACITY] = rate_of(capacity)
-    numbers = {
-        key: list(map(float, value)) if isinstance(value, Sequence) else float(value)
-        for key, value in (metrics or {}).items()
-    }
     records: Mapping[str, ArrayRecord] = {}
     if model is not None:
         upload = messages.read_upload(messages.read_config(message))
         records = _pack_trained(message, model, upload)
         if upload != "float32":
             config[messages.UPLOAD] = upload
-    reported = MetricRecord({**numbers, messages.NUM_EXAMPLES: int(num_examples)})
+    reported = messages.new_metrics(metrics or {}, num_examples)
     content = RecordDict({messages.CONFIG: messages.new_config(config), messages.METRICS: reported, **records})
     return Message(content, reply_to=message)
 

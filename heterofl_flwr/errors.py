@@ -113,6 +113,12 @@ def check_fields(of: object, rules: Iterable[tuple[str, bool, str]], what: str =
         raise ConfigError(what + "; ".join(faults))
 
 
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise if a value is not an integer, or too small."""
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
+
+
 DECAY = "0 or more, and less than 1"
 """What is expected of a decay factor, such as momentum or one of Adam's betas."""
 

@@ -6,11 +6,11 @@ misunderstand one another say so instead. A sender is by default the server, as 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from reprlib import repr as shown
 from typing import TypeVar, cast, get_args
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
 from heterofl_flwr.core.compression import Upload
@@ -117,6 +117,20 @@ Value = TypeVar("Value")
 def new_config(values: Mapping[str, object]) -> ConfigRecord:
     """Return a fresh config with the schema version."""
     return ConfigRecord({SCHEMA_KEY: SCHEMA, **values})  # type: ignore[dict-item]
+
+
+def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int) -> MetricRecord:
+    """Return what a client reports; name what is no number, such as the losses of a whole batch in one tensor."""
+    metrics = MetricRecord()
+    for key, value in values.items():
+        try:
+            if isinstance(value, str):  # "12" would else be the list of 1 and 2
+                raise TypeError
+            metrics[key] = [float(own) for own in value] if isinstance(value, Sequence) else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
+    metrics[NUM_EXAMPLES] = int(num_examples)
+    return metrics
 
 
 def check_own_keys(config: Mapping[str, object], reserved: frozenset[str] = RESERVED) -> None:

@@ -34,7 +34,7 @@ from heterofl_flwr.classic.proxies import (
     read_moments,
 )
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, check_count
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound, Rates
 from heterofl_flwr.federation.limits import short
@@ -95,6 +95,7 @@ class HeteroFL(EngineView, Strategy):
         num_rounds: int = 0,
         **keywords: Unpack[ClassicKeywords],
     ) -> None:
+        check_count("num_rounds", num_rounds, 0)
         self.engine = Engine(build_classic_federation(build, mix, keywords))
         self.engine.num_rounds = num_rounds
         self._initial_parameters = initial_parameters

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.grids.apps import Identity, load, reference
 from heterofl_flwr.grids.processes import start_processes
 from heterofl_flwr.grids.runner import Group, Inline, Runner, together
@@ -229,12 +229,6 @@ class LocalGrid(QueuedGrid):
             self._open(Pool(*start_processes(reference(client_app), min(processes, num_nodes)), self._contexts))
         else:
             self._open(Inline(load(client_app), self._contexts))
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise if a value is not an integer, or too small."""
-    if not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; expected an integer of {least} or more")
 
 
 def _checked(config: Mapping[str, UserConfigValue], name: str) -> dict[str, UserConfigValue]:

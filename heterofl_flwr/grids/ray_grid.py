@@ -18,9 +18,9 @@ from unittest import mock
 
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.errors import ConfigError, extra
+from heterofl_flwr.errors import ConfigError, check_count, extra
 from heterofl_flwr.grids.apps import reference
-from heterofl_flwr.grids.local import GridKeywords, QueuedGrid, check_count
+from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
 from heterofl_flwr.grids.processes import worker_environment
 from heterofl_flwr.grids.worker_pool import Pool
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from heterofl_flwr.grids.local import check_count
+from heterofl_flwr.errors import check_count
 from heterofl_flwr.strategies.instructions import cancel
 from heterofl_flwr.strategies.size_guard import Relay
 

@@ -14,7 +14,7 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.core.exchange import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import evaluated_windows
-from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.families import under
@@ -119,7 +119,9 @@ class HeteroFL(EngineView, Strategy):
         parameters alone, from round 1 on whatever the initial arrays hold: the others are each client's own. Load them
         with ``strict=False``, or let the clients evaluate, each of which has a whole model.
         """
-        if not 1 <= first_round <= num_rounds + 1:
+        check_count("num_rounds", num_rounds, 0)
+        check_count("first_round", first_round, 1)
+        if first_round > num_rounds + 1:
             raise ConfigError(f"first_round is {first_round}; expected 1 to one after the last round, {num_rounds}")
         if initial_arrays is None and first_round > 1:
             raise ConfigError(

@@ -1,7 +1,10 @@
 """What a ClientApp calls: the model of a message, its seed, its answer."""
 
+import re
 from functools import partial
+from reprlib import repr as shown
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -266,6 +269,12 @@ class TestReply:
     def test_a_capacity_that_is_none_is_refused_where_it_is_made(self, capacity):
         with pytest.raises(ConfigError, match="is no level"):
             reply(instruction(), num_examples=1, capacity=capacity)
+
+    @pytest.mark.parametrize("value", ["12", None, torch.ones(2), np.ones(2), [1.0, "a"], {"a": 1.0}])
+    def test_metrics_that_are_no_numbers_are_named(self, value):
+        said = re.escape(f"metrics['loss'] is {shown(value)}; expected a number, or a list of numbers")
+        with pytest.raises(ConfigError, match=said):
+            reply(instruction(), num_examples=3, metrics={"accuracy": np.float32(0.5), "loss": value})
 
     def test_no_labels_and_no_classes_are_not_the_same(self):
         assert "labels" not in reply(instruction(), num_examples=1).content["config"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, multi_step
+from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, classic, multi_step
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
 from tests.federation.tiny import (
@@ -236,6 +236,15 @@ def test_a_global_rate_below_one_is_the_mixs_largest():
     config = found.grid.of("train")[1].content["config"]
     assert found.state["hidden.bias"].shape == (width(8, 0.5),)
     assert (config["rate"], config["global-rate"]) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize("number", ["3", 2.5, -1, None])
+def test_a_number_of_rounds_is_an_integer(number):
+    said = re.escape(f"num_rounds is {number!r}; expected an integer of 0 or more")
+    with LocalGrid(make_app(), 2) as grid, pytest.raises(ConfigError, match=said):
+        HeteroFL(build).start(grid, num_rounds=number)
+    with pytest.raises(ConfigError, match=said):
+        classic.HeteroFL(build, num_rounds=number)
 
 
 @pytest.mark.parametrize("first_round", [0, 5])
