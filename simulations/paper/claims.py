@@ -67,8 +67,9 @@ CLAIMS = (
         _near_largest,
     ),
     Claim(
-        "Large clients help small ones",
-        "Tables 1 to 3 and 7 to 9, section 4. Compared: a mix with its smallest level alone.",
+        "A mix is better than its smallest level alone",
+        "Tables 1 to 3 and 7 to 9, section 4. Compared: the global model of a mix, which is as large as its largest "
+        "level, with its smallest level alone.",
         _above_smallest,
     ),
     Claim(

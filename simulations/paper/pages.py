@@ -29,8 +29,10 @@ prints; local accuracy is that round's too. Accuracies in percent. Over several 
 from three seeds on the 95 % interval of the mean by the t distribution. Best of: among so many evaluations of a run.
 Difference: best less paper. One run, 95 %: the prediction interval, in which the best round of one more run of ours
 lies in 95 of 100 cases, chosen among as many evaluations. The paper prints the best round of one run, so its number
-agrees if it lies there, and differs if not; with fewer than three seeds nobody can tell. The authors evaluate every
-round, so theirs is the best of ten times as many, which favours theirs by a little.
+agrees if it lies there, and differs if not; with fewer than three seeds nobody can tell. With three, the interval
+reaches five standard deviations to each side, so that a number agrees says only that these runs do not contradict it.
+The authors evaluate every round, so theirs is the best of ten times as many, which favours theirs. Some jobs are
+printed in two tables, and count in both.
 Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
 """
 NO_PAPER = (

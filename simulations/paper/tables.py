@@ -109,7 +109,8 @@ def authors_table(groups: Mapping[Key, Group]) -> Table:
         tuple(row for group in own for row in _beside_authors(group)),
         "Their code on the same data, run by python -m simulations.reference; authors.csv beside a run's history says "
         "more. Each seed's value is its mean over all rounds that every run of both sides tested, or the best of "
-        "these; then mean ± standard deviation over seeds, and the 95 % interval of the difference by Welch.",
+        "these; then mean ± standard deviation over seeds, and with three seeds on both sides the 95 % interval of the "
+        "difference by Welch.",
     )
 
 
