@@ -52,7 +52,7 @@ class Pages:
         """Write all of it, and ``figures.md`` and ``figures/``; return what it amounts to."""
         drawn = figures.files(self.panels)
         write_files(out, {**{name: text.encode() for name, text in self.texts.items()}, **drawn}, "figures/figure-*")
-        made = f"{', '.join(self.texts)}, figures.md and {(len(drawn) - 1) // 2} figures in {out}"
+        made = f"{', '.join(self.texts)} and figures.md in {out}; figures drawn: {(len(drawn) - 1) // 2}"
         return "\n".join([*self.status, made])
 
 
