@@ -126,9 +126,10 @@ def new_metrics(values: Mapping[str, float | Sequence[float]], num_examples: int
         try:
             if isinstance(value, str):  # "12" would else be the list of 1 and 2
                 raise TypeError
-            metrics[key] = [float(own) for own in value] if isinstance(value, Sequence) else float(value)
+            number = [float(own) for own in value] if isinstance(value, Sequence) else float(value)
         except (TypeError, ValueError, RuntimeError):
             raise ConfigError(f"metrics[{key!r}] is {shown(value)}; expected a number, or a list of numbers") from None
+        metrics[key] = number
     metrics[NUM_EXAMPLES] = int(num_examples)
     return metrics
 
