@@ -31,7 +31,7 @@ from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import command, command_known, device_name
-from heterofl_flwr.settings import DEFAULTS, Settings, from_flat, to_flat
+from heterofl_flwr.settings import DEFAULTS, Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
 from heterofl_flwr.settings.presets import EXCHANGES
 from heterofl_flwr.strategies.block_momentum import BlockMomentum
@@ -51,7 +51,7 @@ MAY_DIFFER_ON_RESUME = (
 RESUMED: Mapping[str, Any] = {
     "may_differ": MAY_DIFFER_ON_RESUME,
     # A setting that a later version adds has a default that leaves runs as they were.
-    "complete": lambda old: to_flat(from_flat(old)),
+    "complete": lambda old: to_flat(from_stored(old)),
 }
 """How the settings of a run that goes on are compared with those that it had."""
 

@@ -77,6 +77,16 @@ def from_flat(mapping: Mapping[str, object]) -> Settings:
     return settings.model_copy(update={"mix": settings.mix.with_global_rate(settings.global_rate)})
 
 
+def from_stored(mapping: Mapping[str, object]) -> Settings:
+    """Return the settings that a run's folder holds; one error for all that this version does not have."""
+    if unknown := [key for key in mapping if key not in SPECS]:
+        raise ConfigError(
+            f"the run was made by another app or version, whose settings {', '.join(unknown)} are not known here: use "
+            f"the code that made it, whose commit its settings.json names"
+        )
+    return from_flat(mapping)
+
+
 def to_flat(settings: Settings) -> dict[str, Flat]:
     """Return the run config of these settings, every value concrete; ``from_flat`` reads it back."""
     return flatten(settings.model_dump(by_alias=True))

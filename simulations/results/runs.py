@@ -14,7 +14,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
-from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
+from heterofl_flwr.settings import Settings, from_stored, short_name, to_flat
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -177,7 +177,7 @@ def read_run(path: Path) -> Run:
     values = folder.settings()
     if not values:
         raise ConfigError(f"{path} does not tell its settings, so it is no run of 'heterofl run'")
-    return Run(path, from_flat(values), folder.about(), tuple(folder.history()), folder.costs())
+    return Run(path, from_stored(values), folder.about(), tuple(folder.history()), folder.costs())
 
 
 def read_runs(paths: Sequence[Path], read: Callable[[Path], AnyRun]) -> tuple[list[AnyRun], list[str]]:

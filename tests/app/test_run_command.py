@@ -113,6 +113,13 @@ def test_resume_goes_on_with_the_settings_and_clients_of_the_run(asked, tmp_path
     assert f"--clients is 5, but the run in {first.out} has 9" in capsys.readouterr().err
 
 
+def test_a_run_of_another_version_is_not_resumed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    RunFolder(tmp_path / "mine").start({"server.speed": 1.0})
+    assert main(["run", "--resume", "mine"]) == 2
+    assert "whose settings server.speed are not known here" in capsys.readouterr().err
+
+
 def test_a_run_without_a_note_of_its_clients_goes_on_with_those_that_are_named(asked, tmp_path, capsys):
     first, _ = asked("--out", "mine", "--clients", "9")
     RunFolder(tmp_path / "mine").start(first.config)

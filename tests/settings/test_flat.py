@@ -19,6 +19,7 @@ from heterofl_flwr.settings import (
     describe,
     flatten,
     from_flat,
+    from_stored,
     to_flat,
     to_json_schema,
     to_toml,
@@ -66,6 +67,14 @@ def test_nothing_given_is_the_quickstart():
     settings = from_flat({})
     assert settings == from_flat(DEFAULTS)
     assert (str(settings.mix), settings.data.name, settings.model.name) == ("a1-b1-c1-d1-e1", "digits", "cnn")
+
+
+def test_a_run_with_settings_of_another_version_is_not_read():
+    assert from_stored({"seed": 3}) == from_flat({"seed": 3})
+    with pytest.raises(
+        ConfigError, match=r"another app or version, whose settings server\.speed, lr are not known here"
+    ):
+        from_stored({"server.speed": 1.0, "seed": 3, "lr": 0.1})
 
 
 def test_keys_are_kebab_case_and_each_setting_is_explained():

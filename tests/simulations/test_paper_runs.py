@@ -162,7 +162,7 @@ def test_a_folder_without_settings_of_ours_is_named(tmp_path):
     RunFolder(tmp_path / "other").start({"model": "cnn", "seed": -1})
     unreadable = gather([tmp_path]).unreadable
     assert unreadable[0].endswith("mine does not tell its settings, so it is no run of 'heterofl run'")
-    assert "other: 2 settings are not usable: model: no setting has this name" in unreadable[1]
+    assert "other: the run was made by another app or version, whose settings model are not known" in unreadable[1]
     assert "\n" not in unreadable[1]
 
 

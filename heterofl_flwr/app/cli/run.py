@@ -24,7 +24,7 @@ from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder, summary_table
 from heterofl_flwr.runs.origin import command_known, own_command
-from heterofl_flwr.settings import CLIENTS, Flat, from_flat, short_name, to_flat
+from heterofl_flwr.settings import CLIENTS, Flat, from_flat, from_stored, short_name, to_flat
 
 HISTORY = "history.jsonl"
 WINDOW = 64
@@ -155,7 +155,9 @@ def _read_resumed(path: Path) -> tuple[bool, dict[str, Any]]:
     """Return whether the run to resume has begun, and its settings; before it began, they are in its note."""
     folder = RunFolder(path)
     note = None if folder.started else LaunchNote.read(path)
-    return folder.started, dict(note.config if note and note.config else folder.settings())
+    before = dict(note.config if note and note.config else folder.settings())
+    from_stored(before)
+    return folder.started, before
 
 
 def absolute_paths(name: str, root: str) -> dict[str, Flat]:
