@@ -88,7 +88,7 @@ def _train(cohort: Sequence[Instruction]) -> list[tuple[nn.Module, TrainResult]]
     try:
         models = _load_models(cohort)
         jobs = [
-            instruction.training_job(task.with_ordered_dropout(model, rate, instruction.build))
+            instruction.training_job(task.with_inner_widths(model, rate, instruction.build))
             for instruction, model in zip(cohort, models, strict=True)
         ]
         results = train_together(jobs, options, engine=task.settings.engine.name)

@@ -187,7 +187,7 @@ class Instruction:
             seed=self.seed,
             classes=torch.tensor(classes) if self.task.masked else None,
             step_share=share_of_work(self.message),
-            exit_loss=self.task.exit_loss(self.value(messages.SERVER_ROUND, int)),
+            joint_loss=self.task.joint_loss(self.value(messages.SERVER_ROUND, int)),
         )
 
     def with_own_moments(self, model: nn.Module) -> nn.Module:

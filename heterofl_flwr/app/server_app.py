@@ -192,8 +192,14 @@ def _training_cost(task: Task, build: Build) -> Training:
     """Return what it costs to train a model on a client's own examples."""
     train, settings = task.dataset.train, task.settings.train
     pieces = 1.0 if train.reading is None else train.inputs.shape[1] / train.reading.length
-    smaller = task.mix.rates if settings.ordered_dropout else ()
-    return Training(build, task.example(), epochs=settings.epochs, inputs=pieces, smaller=smaller)
+    return Training(
+        build,
+        task.example(),
+        epochs=settings.epochs,
+        inputs=pieces,
+        widths=settings.distill,
+        rates=task.mix.rates,
+    )
 
 
 def _exchange_cost(task: Task) -> Callable[[str, int, float, int], float]:

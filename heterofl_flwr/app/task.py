@@ -18,16 +18,16 @@ from heterofl_flwr.data.splits import owner_column
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
-from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.models import MODELS, Build, build_model
+from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.runs import Deal
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.settings.presets import architectures, options_of, with_architecture
 from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input_batches, resolve_device
 from heterofl_flwr.training.distill import seed_set
-from heterofl_flwr.training.exits import EXIT_LOSSES, ramp_up
-from heterofl_flwr.training.options import ExitLoss
+from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
+from heterofl_flwr.training.options import JointLoss
 
 MOST_DEALT = 1_000_000
 """Clients times classes up to which a run's folder tells who was dealt what."""
@@ -97,8 +97,8 @@ class Task:
         if levels is None:
             return build
         if BLOCKS[model.name] == "exits.*":
-            # Ordered dropout trains the exits of smaller levels too.
-            last = train.exits == "last" and not train.ordered_dropout
+            # The widths inside a model are its shallower ones here, with exits of their own.
+            last = train.exits == "last" and train.distill == "none"
             build = with_exits(build, ensemble=model.ensemble, deepest_only=last)
         held: dict[str | float, Rates] = {rate: own for rate, own in levels.items() if rate <= self.mix.global_rate}
         return shallow(build, BLOCKS[model.name], levels=held)
@@ -209,14 +209,22 @@ class Task:
         train = self.dataset.train
         return train.inputs[:1] if train.reading is None else train.inputs[:1, : train.reading.length]
 
-    def with_ordered_dropout(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
-        """Return what is trained of a client's model: with ordered dropout, the smaller ones inside it too."""
+    def with_inner_widths(self, model: nn.Module, rate: float, build: Build) -> nn.Module:
+        """Return what is trained of a client's model: where inner widths learn too, the smaller models inside it."""
+        widths = self.settings.train.distill
         smaller = (build(other).to(self.device) for other in self.mix.rates if other < rate)
-        return OrderedDropout(model, [*smaller]) if self.settings.train.ordered_dropout else model
+        return model if widths == "none" else Nested(model, [*smaller], widths)
 
-    def exit_loss(self, server_round: int) -> ExitLoss | None:
-        """Return the loss of a model's exits in a round; None where the deepest alone is trained."""
+    def joint_loss(self, server_round: int) -> JointLoss | None:
+        """Return the loss of a model's exits or widths in a round; None where its last output alone is trained."""
         kind, distill = self.settings.train.exits, self.settings.distill
+        if self.settings.train.distill != "none":
+            return partial(
+                nested_loss,
+                weight=distill.weight,
+                temperature=distill.temperature,
+                label_share=distill.label_share,
+            )
         if kind not in EXIT_LOSSES:
             return None
         weight = distill.weight * ramp_up(kind, server_round, distill.ramp * self.settings.num_rounds)

@@ -16,6 +16,7 @@ from torch import nn
 from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, check_fields
+from heterofl_flwr.nn.nested import InnerWidths, mean_passes
 from heterofl_flwr.nn.profile import build_and_profile
 
 Workload = Callable[[str, int, float, int], float]
@@ -184,8 +185,8 @@ class Training:
         Passes over a client's examples in a round.
     inputs : float
         How many such inputs an example is made of: a row of text is read piece by piece.
-    smaller : Sequence[float]
-        Rates of the models inside a client's own that its batches train as often, as ordered dropout does.
+    widths, rates : InnerWidths, Sequence[float]
+        Which of the models of these rates inside a client's own a step trains too.
     """
 
     def __init__(
@@ -195,9 +196,10 @@ class Training:
         *,
         epochs: int = 1,
         inputs: float = 1.0,
-        smaller: Sequence[float] = (),
+        widths: InnerWidths = "none",
+        rates: Sequence[float] = (),
     ) -> None:
-        self._epochs, self._inputs, self._smaller = epochs, inputs, smaller
+        self._epochs, self._inputs, self._widths, self._rates = epochs, inputs, widths, rates
         self._macs = cache(lambda rate: build_and_profile(build, rate, example)[1].macs)
 
     def __call__(self, kind: str, partition: int, rate: float, examples: int) -> float:
@@ -206,5 +208,5 @@ class Training:
 
     def forward(self, rate: float) -> float:
         """Return the multiplications of one forward pass of one example, at the widths that are trained."""
-        rates = [rate, *(other for other in self._smaller if other < rate)]
-        return self._inputs * math.fsum(map(self._macs, rates)) / len(rates)
+        passes = mean_passes(self._widths, rate, self._rates)
+        return self._inputs * math.fsum(number * self._macs(other) for other, number in passes.items())

@@ -1,16 +1,14 @@
-"""What models of several widths are made of: the Scaler (section 3.3), norms, ordered dropout."""
+"""What models of several widths are made of: the Scaler (section 3.3) and norms."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import gcd
 from types import MappingProxyType
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from heterofl_flwr.core.levels import exact_rate
-from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import ConfigError
 
 
@@ -81,34 +79,3 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     if kind not in NORMS:
         raise ConfigError(f"{kind!r} is no norm; expected one of {', '.join(NORMS)}")
     return NORMS[kind](channels)
-
-
-class OrderedDropout(nn.Module):
-    """Ordered dropout (FjORD): in training the model computes with a width drawn anew for each batch.
-
-    The smaller models are the first entries of this one's parameters, which alone are trained. The draw is torch's own.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The client's model, whose full width is used in evaluation.
-    smaller : Sequence[nn.Module]
-        The same architecture at smaller rates; their own parameters are not used.
-    """
-
-    def __init__(self, model: nn.Module, smaller: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.model = model
-        # In a tuple, so that torch does not register them as children of this module.
-        self._smaller = tuple((one, Plan.of(model, one)) for one in smaller)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of one of the widths."""
-        number = int(torch.randint(len(self._smaller) + 1, ())) if self.training else 0
-        if number == 0:
-            logits: torch.Tensor = self.model(x)
-            return logits
-        smaller, plan = self._smaller[number - 1]
-        parameters = plan.parts(dict(self.model.named_parameters()))
-        found: torch.Tensor = functional_call(smaller.train(), parameters, (x,))
-        return found

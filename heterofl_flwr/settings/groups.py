@@ -24,11 +24,12 @@ from heterofl_flwr.federation.level_table import Levels
 from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
 from heterofl_flwr.nn.loss import Fill
+from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, NotNegative, Positive, Share, setting
 from heterofl_flwr.training.device import Precision
 from heterofl_flwr.training.distill import Direction, Projection
-from heterofl_flwr.training.exits import TrainedExits
+from heterofl_flwr.training.joint_losses import TrainedExits
 
 OPTIMIZERS: Mapping[str, Callable[..., ServerOptimizer]] = MappingProxyType(
     {"momentum": Momentum, "adam": Adam, "yogi": Yogi, "adagrad": Adagrad}
@@ -112,7 +113,12 @@ class TrainSettings(Group):
     weight_decay: NotNegative = setting(5e-4, "weight decay on all parameters")
     clip: NotNegative = setting(1.0, "largest norm of a step's gradient; 0 for no limit")
     proximal: NotNegative = setting(0.0, "weight of FedProx's pull towards the round's global model")
-    ordered_dropout: bool = setting(False, "each batch trains the client's model or a smaller one inside it (FjORD)")
+    distill: InnerWidths = setting(
+        "none",
+        "widths inside its model that a step of a client trains too, on the posterior of its own width: all, the "
+        "smallest and one drawn (sandwich), one drawn (drawn: FjORD); or, in place of its own, one drawn on labels "
+        "(ordered: FjORD without distillation)",
+    )
     exits: TrainedExits = setting(
         "last",
         "exits of its model that a client trains: the deepest alone (last: InclusiveFL), all with distillation among "
@@ -250,15 +256,18 @@ class PrivacySettings(Group):
 
 
 class DistillSettings(Group):
-    """How clients learn from one another (``server.strategy=fedh2l`` or ``hybrid``), and exits (``train.exits``)."""
+    """How clients learn from one another (FedH2L, the hybrid), and exits and inner widths from a client's own model."""
 
     models: types.Architectures = setting("", "the architectures, assigned to clients in turn")
     seed_size: Count = setting(1000, "examples of the seed set, which every client has")
     seed_batch: Count = setting(100, "how many of them a round uses, drawn anew")
     steps: Natural = setting(10, "seed steps of a client in a round")
-    temperature: Positive = setting(1.0, "divides the logits before softmax, also those of exits")
+    temperature: Positive = setting(1.0, "divides the logits before softmax, also those of exits and inner widths")
     direction: Direction = setting("forward", "divergence to learn from: KL(peer, own) or, in reverse, KL(own, peer)")
-    weight: NotNegative = setting(1.0, "weight of the mean divergence, also of that between exits")
+    weight: NotNegative = setting(1.0, "weight of the mean divergence, also of that between exits, and of inner widths")
+    label_share: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "share of the labels in what inner widths (train.distill) learn from; the rest is the posterior"
+    )
     ramp: Annotated[float, Field(ge=0, le=1)] = setting(
         0.0,
         "share of the rounds over which the weight between exits grows (mutual), or before which it is 0 (deepest)",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import get_args
+from typing import Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -14,8 +14,15 @@ from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.training.device import Precision
 
-ExitLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""From the masked logits of all exits of a model, the shallowest first, and the targets to the loss."""
+JointLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""From the masked logits of all outputs of a model, its own depth and width last, and the targets to the loss."""
+
+
+class SeveralOutputs(Protocol):
+    """A model with outputs that a step trains together: those of early exits, or of smaller widths."""
+
+    def all_logits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of each output, those of the model's own depth and width last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +154,9 @@ class TrainingJob:
         The classes that the client has: the loss is masked to them. None for all.
     step_share
         The share of its steps after which the client stops, over 0 and up to 1; rounded up to whole steps.
-    exit_loss
-        For a model with early exits (``heterofl_flwr.nn.Exits``), its loss, where not the deepest exit alone is
-        trained. The engine ``plain`` trains it.
+    joint_loss
+        For a model with several outputs (``heterofl_flwr.nn.Exits``, ``Nested``), their loss, where not the last alone
+        is trained. The engine ``plain`` trains it.
     """
 
     model: nn.Module
@@ -157,7 +164,7 @@ class TrainingJob:
     seed: int
     classes: Sequence[int] | Tensor | None = None
     step_share: float = 1.0
-    exit_loss: ExitLoss | None = None
+    joint_loss: JointLoss | None = None
 
     def __post_init__(self) -> None:
         """Validate the share."""

@@ -7,10 +7,9 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.nn.exits import Exits
 from heterofl_flwr.nn.loss import Fill, class_mask, mask_logits, masked_cross_entropy
 from heterofl_flwr.training.device import Precision, autocast
-from heterofl_flwr.training.options import ExitLoss, TrainOptions
+from heterofl_flwr.training.options import JointLoss, SeveralOutputs, TrainOptions
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Where torch's fused SGD divides by the scale that it is given: on MPS it ignores the scale without an error."""
@@ -50,13 +49,13 @@ def compute_loss(
     targets: Tensor,
     masking: Masking,
     precision: Precision = "float32",
-    exit_loss: ExitLoss | None = None,
+    joint_loss: JointLoss | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a batch, and for each target whether the model, or its deepest exit, predicts it."""
+    """Return the loss of a batch, and for each target whether the model, or the last of its outputs, predicts it."""
     with autocast(precision, targets.device):
-        outputs = [model(inputs)] if exit_loss is None else cast("Exits", model).all_logits(inputs)
+        outputs = [model(inputs)] if joint_loss is None else cast("SeveralOutputs", model).all_logits(inputs)
     logits = [masking(one.float()) for one in outputs]
-    loss = masked_cross_entropy(logits[-1], targets) if exit_loss is None else exit_loss(logits, targets)
+    loss = masked_cross_entropy(logits[-1], targets) if joint_loss is None else joint_loss(logits, targets)
     return loss, logits[-1].detach().argmax(1) == targets
 
 

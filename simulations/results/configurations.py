@@ -8,6 +8,7 @@ from itertools import accumulate, chain
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
+from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.settings import Flat, Settings, to_flat
 from heterofl_flwr.settings.presets import EXCHANGES, architectures, client_settings
 from simulations.results.runs import FREE, Run, method_of, short_mix
@@ -119,11 +120,9 @@ def _of_round(run: Run, record: RoundRecord) -> float:
 
 
 def _of_client(settings: Settings, rate: float, examples: float) -> float:
-    """Return what one client computes in a round; with ordered dropout, the mean over the models of a batch."""
-    rates: Sequence[float] = [rate]
-    if settings.train.ordered_dropout:
-        rates = [other for other in settings.mix.rates if other <= rate]
-    one = math.fsum(profile_at(settings, other).macs for other in rates) / len(rates)
+    """Return what one client computes in a round, with the widths inside its model that it trains too."""
+    passes = mean_passes(settings.train.distill, rate, settings.mix.rates)
+    one = math.fsum(number * profile_at(settings, other).macs for other, number in passes.items())
     trained = settings.train.epochs * examples
     if settings.server.strategy not in EXCHANGES:
         return PASSES * one * trained

@@ -44,6 +44,13 @@ SLICE_METHODS = {
     "random-level": "random slices by level",
     "random-client": "Federated Dropout",
 }
+NESTED_METHODS = {
+    "ordered": "FjORD without distillation",
+    "drawn": "FjORD",
+    "sandwich": "HeteroFL with sandwich distillation",
+    "all": "HeteroFL with in-place distillation",
+}
+
 EXCHANGE_METHODS = {"fedh2l": "FedH2L", "hybrid": "HeteroFL and FedH2L"}
 
 PLACES = ("data.root", "run.dir", "run.resume")
@@ -82,8 +89,8 @@ def method_of(settings: Settings) -> str:
         return EXCHANGE_METHODS[server.strategy]
     if server.shared != ALL:
         return "LG-FedAvg" if server.shared else "Standalone"
-    if settings.train.ordered_dropout:
-        return "FjORD"
+    if settings.train.distill != "none":
+        return NESTED_METHODS[settings.train.distill]
     if settings.model.shrink != "width":
         momentum = bool(settings.server.block_momentum)
         return {"mutual": "DepthFL", "deepest": "ScaleFL"}.get(

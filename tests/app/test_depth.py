@@ -39,13 +39,13 @@ def test_settings_say_which_exits_are_trained_and_evaluated():
     assert len(model.untrained) == 3
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(model(images), torch.stack(model.all_logits(images)).mean(0))
-    assert last.exit_loss(1) is None
-    assert task(model__shrink="depth", **{"train.ordered-dropout": True}).build(1.0).untrained == ()
+    assert last.joint_loss(1) is None
+    assert task(model__shrink="depth", train__distill="ordered").build(1.0).untrained == ()
     mutual = task(
         model__shrink="depth", train__exits="mutual", distill__ramp=0.5, distill__weight=2.0, **{"num-rounds": 4}
     )
     assert mutual.build(1.0).untrained == ()
-    weights = [mutual.exit_loss(server_round).keywords["weight"] for server_round in (1, 2, 3)]
+    weights = [mutual.joint_loss(server_round).keywords["weight"] for server_round in (1, 2, 3)]
     assert weights == pytest.approx([2 * math.exp(-5), 2 * math.exp(-5 / 4), 2])
 
 

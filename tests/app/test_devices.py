@@ -57,7 +57,7 @@ def test_the_work_is_that_of_the_epochs_and_of_what_they_train():
     macs = build_devices(task(devices__profile="edge")).work("train", 0, 1.0, 1)
     assert build_devices(task(devices__profile="edge", train__epochs=4)).work("train", 0, 1.0, 7) == 28 * macs
     small = build_devices(task(devices__profile="edge")).work("train", 0, 0.0625, 1)
-    inside = build_devices(task(devices__profile="edge", mix="a1-e1", **{"train__ordered-dropout": True}))
+    inside = build_devices(task(devices__profile="edge", mix="a1-e1", train__distill="ordered"))
     assert inside.work("train", 0, 1.0, 1) == pytest.approx((macs + small) / 2)
 
 

@@ -12,7 +12,7 @@ from heterofl_flwr import Evaluation, elastic
 from heterofl_flwr import classic as legacy
 from heterofl_flwr.client import models_to_evaluate, own_part, reply, submodel
 from heterofl_flwr.core import Plan, width
-from heterofl_flwr.nn.layers import OrderedDropout
+from heterofl_flwr.nn.nested import Nested
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.models import load_model, save_models
 from tests.classic.fakes import Fake, fit_all, manager_of
@@ -154,13 +154,13 @@ def test_final_models_have_them_once_and_files_of_earlier_versions_load(tmp_path
         torch.testing.assert_close(model.decoder.weight.detach(), state["decoder.weight"][:, :4])
 
 
-def test_ordered_dropout_trains_the_smaller_models_tied_too():
+def test_inner_widths_train_tied_too():
     model, words = Words(1.0), torch.arange(7)
     smaller = Words(0.5)
-    ordered = OrderedDropout(model, [smaller])
+    ordered = Nested(model, [smaller], "ordered")
     whole, part = model(words), Words(0.5)
     part.load_state_dict(Plan.of(model, part).extract(dict(model.named_parameters())), strict=False)
     torch.manual_seed(0)
-    found = [ordered(words) for _ in range(10)]
+    found = [ordered.all_logits(words)[0] for _ in range(10)]
     assert {torch.equal(logits, whole) for logits in found} == {True, False}
     assert all(torch.equal(logits, whole) or torch.allclose(logits, part(words), atol=1e-6) for logits in found)

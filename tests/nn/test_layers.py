@@ -1,15 +1,10 @@
-"""The Scaler, norms, and ordered dropout."""
+"""The Scaler and norms."""
 
 import pytest
 import torch
 
-from heterofl_flwr.core import Plan
-from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.nn import build_model
-from heterofl_flwr.nn.layers import OrderedDropout, Scaler, make_norm, make_scaler
-from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
-from heterofl_flwr.training.engines.cohort import find_obstacle
+from heterofl_flwr.nn.layers import Scaler, make_norm, make_scaler
 
 
 def test_divides_by_its_rate_in_training_only():
@@ -88,64 +83,3 @@ def test_group_norms_have_the_papers_groups(kind, groups):
 def test_an_unknown_norm_names_the_known_ones():
     with pytest.raises(ConfigError, match="'bn' is no norm; expected one of none, in, gn, ln, sbn"):
         make_norm("bn", 4)
-
-
-RATES = (1.0, 0.5, 0.25)
-BUILDS = {
-    "cnn": (build_model("cnn", hidden=(8, 16)), 1),
-    "preresnet18": (build_model("preresnet18", hidden=(8, 8, 16, 16)), 3),
-    "mlp": (build_model("mlp", inputs=(1, 8, 8), hidden=(16, 8)), 1),
-}
-
-
-@pytest.fixture(params=BUILDS)
-def case(request):
-    build, channels = BUILDS[request.param]
-    model = build(1.0)
-    x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    return model, OrderedDropout(model, [build(rate) for rate in RATES[1:]]), build, x
-
-
-def smaller_model(model, build, rate):
-    smaller = build(rate)
-    plan = Plan.of(model, smaller)
-    smaller.load_state_dict(plan.extract(dict(model.named_parameters())), strict=False)
-    return smaller.train(), plan
-
-
-def test_each_width_computes_what_its_slice_does(case):
-    model, ordered, build, x = case
-    expected = {rate: smaller_model(model, build, rate)[0](x) for rate in RATES}
-    found = set()
-    torch.manual_seed(0)
-    for _ in range(40):
-        logits = ordered.train()(x)
-        (rate,) = [rate for rate in RATES if torch.allclose(logits, expected[rate], atol=1e-6)]
-        found.add(rate)
-    assert found == set(RATES)
-    assert torch.equal(ordered.eval()(x), model.eval()(x))
-
-
-def test_a_smaller_width_trains_its_own_entries_alone(case):
-    model, ordered, build, x = case
-    seed = next(number for number in range(100) if torch.manual_seed(number) and int(torch.randint(3, ())) == 2)
-    torch.manual_seed(seed)
-    ordered.train()(x).square().sum().backward()
-    smaller, plan = smaller_model(model, build, 0.25)
-    smaller(x).square().sum().backward()
-    expected = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    for name, parameter in smaller.named_parameters():
-        expected[name][tuple(slice(axis.kept) for axis in plan.axes[name])] = parameter.grad
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
-
-
-def test_clients_do_not_train_together():
-    build, _ = BUILDS["cnn"]
-    split = Split(torch.randn(24, 1, 8, 8), torch.zeros(24, dtype=torch.int64))
-    jobs = [
-        TrainingJob(model=OrderedDropout(build(1.0), [build(0.5)]), split=split, seed=number) for number in range(2)
-    ]
-    assert find_obstacle(jobs[0].model) == "layer (the model itself) draws random numbers"
-    results = train_together(jobs, TrainOptions(learning_rate=0.05, epochs=1))
-    assert [result.steps for result in results] == [3, 3]

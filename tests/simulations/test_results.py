@@ -48,7 +48,7 @@ def points(*values):
         ({}, "HeteroFL"),
         ({"server.choose": "rolling"}, "FedRolex"),
         ({"server.choose": "random-client"}, "Federated Dropout"),
-        ({"train.ordered-dropout": True}, "FjORD"),
+        ({"train.distill": "drawn"}, "FjORD"),
         ({"model.shrink": "depth"}, "depth"),
         ({"model.shrink": "depth", "train.exits": "mutual"}, "DepthFL"),
         ({"model.shrink": "depth", "server.block-momentum": 0.2}, "InclusiveFL"),
@@ -167,7 +167,7 @@ def test_seed_steps_count_too_and_each_client_has_its_own_architecture(make_run,
 
 def test_ordered_dropout_counts_the_mean_of_the_models_inside(make_run, tmp_path):
     make_run("plain", num_rounds=1, mix="a1-e1")
-    make_run("ordered", num_rounds=1, mix="a1-e1", train__ordered_dropout=True)
+    make_run("ordered", num_rounds=1, mix="a1-e1", train__distill="ordered")
     spent = {run.path.name: multiplications(run)[0] for run in runs_in(tmp_path)}
     small = 3 * 30_000 * profile(PAPER["mnist"].build()(0.0625), PAPER["mnist"].example()).macs
     assert spent["ordered"] == pytest.approx((spent["plain"] + small) / 2)  # the fixture's clients are all a

@@ -14,7 +14,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.nn.execution import device_of
-from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs
 from heterofl_flwr.training.device import seeded
@@ -100,7 +99,7 @@ def find_obstacle(model: nn.Module) -> str | None:
         what = f"layer {name or '(the model itself)'}"
         if any(getattr(layer, hooks, None) for hooks in _LAYER_HOOKS):
             return f"a hook watches {what}"
-        if isinstance(layer, OrderedDropout) or (isinstance(layer, _DropoutNd) and layer.p):
+        if isinstance(layer, _DropoutNd) and layer.p:
             return f"{what} draws random numbers"
         if isinstance(layer, _NormBase) and layer.running_mean is not None:
             return f"{what} changes its running statistics"

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.execution import device_of
-from heterofl_flwr.nn.layers import OrderedDropout
 from heterofl_flwr.training.device import seeded, tensor_specs
 from heterofl_flwr.training.engines.plain import log_once, run_epochs, train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
@@ -216,8 +215,7 @@ def train_graph(jobs: Sequence[TrainingJob], options: TrainOptions) -> list[Trai
 
 def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
     started, model = perf_counter(), job.model.train()
-    # An ordered dropout draws which operations run, and a recording fixes them.
-    if model in _UNCAPTURABLE or isinstance(model, OrderedDropout):
+    if model in _UNCAPTURABLE:
         return train_plain([job], options)[0]
     step = _STEPS.pop(model, None)  # it comes back only after success: nobody knows its state after an error
     if step is not None and not step.fits(model, options):

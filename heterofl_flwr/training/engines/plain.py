@@ -40,7 +40,7 @@ def _train(job: TrainingJob, options: TrainOptions) -> TrainResult:
         sgd = ParameterSGD(model.parameters(), options)
 
         def step(inputs: Tensor, targets: Tensor) -> Tensor:
-            loss, right = compute_loss(model, inputs, targets, masking, options.precision, job.exit_loss)
+            loss, right = compute_loss(model, inputs, targets, masking, options.precision, job.joint_loss)
             sgd.minimise(loss)
             correct.add_(right.sum())
             return loss.detach()

@@ -8,7 +8,7 @@ import torch
 from heterofl_flwr.data.dataset import Split
 from heterofl_flwr.nn import build_model, with_exits
 from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
-from heterofl_flwr.training.exits import deepest_loss, mutual_loss, ramp_up
+from heterofl_flwr.training.joint_losses import deepest_loss, mutual_loss, ramp_up
 
 LOGITS = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]])]
 """Three exits whose posteriors are (1/4, 3/4), (1/2, 1/2) and (4/5, 1/5)."""
@@ -74,7 +74,7 @@ def test_the_divergence_begins_as_in_the_authors_code():
 def test_clients_train_the_exits_of_their_method_with_any_engine(loss, engine):
     build = with_exits(build_model("cnn", hidden=(4, 4), norm="none"))
     split = Split(torch.randn(8, 1, 8, 8), torch.arange(8) % 3)
-    jobs = [TrainingJob(model=build(1.0), split=split, seed=number, exit_loss=loss) for number in range(2)]
+    jobs = [TrainingJob(model=build(1.0), split=split, seed=number, joint_loss=loss) for number in range(2)]
     before = [{name: own.clone() for name, own in job.model.named_parameters()} for job in jobs]
     results = train_together(jobs, TrainOptions(learning_rate=0.1, epochs=1, weight_decay=0.0), engine=engine)
     for job, old in zip(jobs, before, strict=True):

@@ -1,0 +1,145 @@
+"""The models inside a client's own: what each computes, what it trains, which a step draws."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from heterofl_flwr.core import Plan
+from heterofl_flwr.data.dataset import Split
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.nn import build_model
+from heterofl_flwr.nn.nested import Nested, mean_passes
+from heterofl_flwr.training import TrainingJob, TrainOptions, train_together
+from heterofl_flwr.training.joint_losses import nested_loss
+
+RATES = (1.0, 0.5, 0.25)
+BUILDS = {
+    "cnn": (build_model("cnn", hidden=(8, 16)), 1),
+    "preresnet18": (build_model("preresnet18", hidden=(8, 8, 16, 16)), 3),
+    "mlp": (build_model("mlp", inputs=(1, 8, 8), hidden=(16, 8)), 1),
+}
+
+
+@pytest.fixture(params=BUILDS)
+def case(request):
+    build, channels = BUILDS[request.param]
+    x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return build(1.0).train(), build, x
+
+
+def nested(model, build, widths="all"):
+    return Nested(model, [build(rate) for rate in RATES[1:]], widths)
+
+
+def smaller_model(model, build, rate):
+    smaller = build(rate)
+    plan = Plan.of(model, smaller)
+    smaller.load_state_dict(plan.extract(dict(model.named_parameters())), strict=False)
+    return smaller.train(), plan
+
+
+def test_each_width_computes_what_its_slice_does(case):
+    model, build, x = case
+    found = nested(model, build).all_logits(x)
+    for logits, rate in zip(found, sorted(RATES), strict=True):
+        torch.testing.assert_close(logits, smaller_model(model, build, rate)[0](x), rtol=0, atol=1e-6)
+    assert torch.equal(nested(model, build).eval()(x), model.eval()(x))
+
+
+def test_an_inner_width_trains_its_own_entries_alone(case):
+    model, build, x = case
+    nested(model, build).all_logits(x)[0].square().sum().backward()
+    smaller, plan = smaller_model(model, build, 0.25)
+    smaller(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter)
+        expected[tuple(slice(axis.kept) for axis in plan.axes[name])] = dict(smaller.named_parameters())[name].grad
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", ["none", "ordered", "drawn", "sandwich", "all"])
+def test_draws_have_the_stated_mean_number_of_passes(widths):
+    build, _ = BUILDS["mlp"]
+    rates = (1.0, 0.5, 0.25, 0.125)
+    model = Nested(build(1.0), [build(rate) for rate in rates[1:]], widths)
+    calls = Counter()
+    model.forward = lambda x: calls.update([1.0]) or x
+    model._inner_logits = lambda number, x: calls.update([rates[number + 1]]) or x
+    torch.manual_seed(0)
+    for _ in range(3000):
+        model.all_logits(torch.zeros(1))
+    expected = mean_passes(widths, 1.0, rates)
+    assert calls.keys() == expected.keys()
+    assert {rate: number / 3000 for rate, number in calls.items()} == pytest.approx(expected, abs=0.04)
+
+
+def test_the_smallest_client_has_no_inner_widths():
+    build, _ = BUILDS["mlp"]
+    for widths in ("none", "ordered", "drawn", "sandwich", "all"):
+        assert len(Nested(build(0.25), [], widths).all_logits(torch.zeros(1, 1, 8, 8))) == 1
+        assert mean_passes(widths, 0.25, RATES) == {0.25: 1.0}
+
+
+def test_unknown_widths_are_refused():
+    with pytest.raises(ConfigError, match="widths is 'some'; expected one of none, ordered"):
+        Nested(torch.nn.Linear(1, 1), [], "some")
+
+
+def train(model, widths, loss, **options):
+    generator = torch.Generator().manual_seed(1)
+    split = Split(torch.randn(24, 1, 8, 8, generator=generator), torch.randint(4, (24,), generator=generator))
+    job = TrainingJob(model=model, split=split, seed=3, classes=[0, 1, 2, 3], joint_loss=loss)
+    return train_together([job], TrainOptions(learning_rate=0.05, epochs=2, **options))[0]
+
+
+def test_weight_0_trains_as_without_distillation_bit_for_bit():
+    build, _ = BUILDS["cnn"]
+    torch.manual_seed(0)
+    plain = build(1.0)
+    distilled = build(1.0)
+    distilled.load_state_dict(plain.state_dict())
+    alone = train(plain, "none", None)
+    beside = train(nested(distilled, build), "all", lambda *both: nested_loss(*both, weight=0.0))
+    assert all(map(torch.equal, plain.parameters(), distilled.parameters()))
+    assert (alone.loss, alone.accuracy) == (beside.loss, beside.accuracy)
+
+
+def test_a_distilled_step_equals_its_slow_twin():
+    build, _ = BUILDS["mlp"]
+    torch.manual_seed(0)
+    model, classes = build(1.0), torch.tensor([0, 1, 2, 3])
+    start = {name: own.detach().clone() for name, own in model.named_parameters()}
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(10, 1, 8, 8, generator=generator), torch.randint(4, (10,), generator=generator)
+    job = TrainingJob(
+        model=nested(model, build),
+        split=Split(x, y),
+        seed=3,
+        classes=classes,
+        joint_loss=lambda *both: nested_loss(*both, weight=0.7, temperature=2.0, label_share=0.25),
+    )
+    train_together([job], TrainOptions(learning_rate=0.1, epochs=1, batch_size=10, momentum=0, weight_decay=0, clip=0))
+
+    # Each width alone, as a client of that level would compute it; gradients are added where the widths overlap.
+    total = {name: torch.zeros_like(own) for name, own in start.items()}
+    full = build(1.0).train()
+    full.load_state_dict(start, strict=False)
+
+    def masked(logits):
+        return torch.where(torch.arange(10) < 4, logits, 0.0)
+
+    teacher = (masked(full(x)) / 2).softmax(1).detach()
+    torch.nn.functional.cross_entropy(masked(full(x)), y).backward()
+    for name, own in full.named_parameters():
+        total[name] += own.grad
+    for rate in RATES[1:]:
+        inner, plan = smaller_model(full, build, rate)
+        logits = masked(inner(x))
+        labels = torch.nn.functional.cross_entropy(logits, y)
+        soft = (teacher * (teacher.log() - (logits / 2).log_softmax(1))).sum(1).mean() * 4
+        (0.7 * (0.25 * labels + 0.75 * soft)).backward()
+        for name, own in inner.named_parameters():
+            total[name][tuple(slice(axis.kept) for axis in plan.axes[name])] += own.grad
+    for name, own in model.named_parameters():
+        torch.testing.assert_close(own.detach(), start[name] - 0.1 * total[name], rtol=1e-4, atol=1e-6)
