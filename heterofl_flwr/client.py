@@ -24,7 +24,7 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.core.compression import Upload, compress
 from heterofl_flwr.core.differential_privacy import clipped
-from heterofl_flwr.core.exchange import exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of
@@ -256,14 +256,12 @@ def _read_state(message: Message) -> dict[str, Tensor]:
 def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
     config = messages.read_config(message)
     shared, clip = messages.read_shared(config), messages.read_clip(config)
-    own, returned = parameters_of(model), returned_parameters(model)
-    state = {name: tensor for name, tensor in own.items() if name in returned and is_shared(name, shared)}
+    state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
     if clip:
         state = clipped(_read_state(message), state, clip)
     if upload == "float32":
         return {messages.ARRAYS: ArrayRecord(state)}
-    before = {name: old for name, old in _read_state(message).items() if name in returned or name not in own}
-    return packing.pack_changes(compress(before, state, upload, seed=seed_of(message)))
+    return packing.pack_changes(compress(_read_state(message), state, upload, seed=seed_of(message)))
 
 
 def _build_models(

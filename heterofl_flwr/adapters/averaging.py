@@ -1,19 +1,15 @@
-"""Averages of LoRA adapters of unequal rank: product, stack and zero-padding, beside the counting mean.
+"""Averages of LoRA adapters of unequal rank: product and zero-padding, beside the counting mean.
 
 An adapter adds ``scaling * B @ A`` to what a layer computes, with ``A`` (rank, inputs) and ``B`` (outputs, rank). A
 client of a smaller rank holds the first rows of ``A`` and the first columns of ``B``, and its scaling is the same. The
 counting mean averages the entries of ``A`` and of ``B``, but mean(B) @ mean(A) is not the mean of the products B @ A.
 
 - ``ProductAggregator`` averages the products and cuts the mean to the server's rank (FlexLoRA, Bai et al., 2024).
-- ``StackAggregator`` adds the mean of the products to an update that all clients get, and adapters start anew (FLoRA,
-  Wang et al., 2024).
-- ``ZeroPaddedAggregator`` counts what a client lacks as zeros: what these papers compare with.
+- ``ZeroPaddedAggregator`` counts what a client lacks as zeros: what that paper compares with.
 
 Names are those of peft. What else is shared, such as biases, goes by the counting mean.
 """
 
-import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +21,9 @@ from torch import Tensor
 from heterofl_flwr.core.axes import Axes, Axis
 from heterofl_flwr.core.counting_mean import Aggregator, Count
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError
 
-EMBEDDING = "lora_embedding_"
-FACTORS = ("lora_", EMBEDDING)
+FACTORS = ("lora_", "lora_embedding_")
 """How peft begins the names of an adapter's factors: ``lora_A``, or ``lora_embedding_A``."""
 
 
@@ -39,12 +33,6 @@ class Adapter:
 
     a: str
     b: str
-    update: str  # of what earlier rounds have learned; see ``StackAggregator``
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether it belongs to an embedding, where peft starts with zeros in A, and not in B."""
-        return EMBEDDING in self.a
 
 
 def find_adapters(names: Iterable[str]) -> list[Adapter]:
@@ -55,7 +43,7 @@ def find_adapters(names: Iterable[str]) -> list[Adapter]:
             layer, sign, adapter = name.rpartition(f"{start}A.")
             other = f"{layer}{start}B.{adapter}"
             if sign and other in known and layer[-1:] in ("", "."):
-                found.append(Adapter(name, other, f"{layer}lora_update.{adapter.removesuffix('.weight')}"))
+                found.append(Adapter(name, other))
     return found
 
 
@@ -73,7 +61,7 @@ class _AdapterAggregator(Aggregator):
 
 
 class ZeroPaddedAggregator(_AdapterAggregator):
-    """An ``Aggregator`` for which a client holds zeros in the ranks that it lacks: the reference of the papers."""
+    """An ``Aggregator`` for which a client holds zeros in the ranks that it lacks, as in FlexLoRA's comparison."""
 
     @cached_property
     def _rank_axes(self) -> dict[str, int]:
@@ -92,8 +80,13 @@ class ZeroPaddedAggregator(_AdapterAggregator):
         return padded
 
 
-class _FactorAggregator(_AdapterAggregator):
-    """An ``Aggregator`` that keeps the factors of all replies until the end, and averages everything else."""
+class ProductAggregator(_AdapterAggregator):
+    """An ``Aggregator`` that averages the products B @ A of adapters and cuts the mean to the server's rank.
+
+    The directions come in the order of their singular values, so that the prefix that a level gets is the best
+    approximation of its rank. The memory is that of all replies' factors; the mean itself is never written out. What
+    else is shared goes by the counting mean.
+    """
 
     by_entry = False
 
@@ -126,7 +119,7 @@ class _FactorAggregator(_AdapterAggregator):
                         f"{name}: {type(self).__name__} needs both factors of an adapter, cut along the rank alone; "
                         f"found {axes or 'none'}. Use the counting mean where clients cut the layers too"
                     )
-        own = {name for adapter in self._factors for name in (adapter.a, adapter.b, adapter.update)}
+        own = {name for adapter in self._factors for name in (adapter.a, adapter.b)}
         return Plan({name: axes for name, axes in plan.axes.items() if name not in own})
 
     @torch.no_grad()
@@ -139,35 +132,14 @@ class _FactorAggregator(_AdapterAggregator):
                 continue
             left = torch.cat([left for left, *_ in kept], 1) / total.where(total > 0, 1.0).unsqueeze(1)
             right = torch.cat([right for _, right, _ in kept])
-            for name, tensor in self._renew(adapter, left, right, total > 0).items():
-                old = self._state[name]
-                new[name] = tensor.to(old.dtype).reshape(old.shape)
+            # Outputs that nobody held keep their product; and where the clients' products have fewer directions than
+            # there are ranks, the others are taken from the old A, with zeros in B.
+            a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
+            left, right = torch.cat([left, b * (total == 0).unsqueeze(1)], 1), torch.cat([right, a])
+            for name, tensor in zip((adapter.b, adapter.a), truncated(left, right, len(a)), strict=True):
+                new[name] = tensor.to(self._state[name].dtype).reshape(self._state[name].shape)
         self._factors.clear()
         return new
-
-    def _renew(self, adapter: Adapter, left: Tensor, right: Tensor, held: Tensor) -> dict[str, Tensor]:
-        """Return the adapter's new parameters.
-
-        ``left @ right``, (outputs, all ranks) and (all ranks, inputs), is the mean of the clients' products; ``held``
-        are the outputs for which somebody's counts.
-        """
-        raise NotImplementedError
-
-
-class ProductAggregator(_FactorAggregator):
-    """An ``Aggregator`` that averages the products B @ A of adapters and cuts the mean to the server's rank.
-
-    The directions come in the order of their singular values, so that the prefix that a level gets is the best
-    approximation of its rank. The memory is that of all replies' factors; the mean itself is never written out.
-    """
-
-    def _renew(self, adapter: Adapter, left: Tensor, right: Tensor, held: Tensor) -> dict[str, Tensor]:
-        a, b = (_matrix(self._state[name]) for name in (adapter.a, adapter.b))
-        # Outputs that nobody held keep their product; and where the clients' products have fewer directions than
-        # there are ranks, the others are taken from the old A, with zeros in B.
-        left, right = torch.cat([left, b * ~held.unsqueeze(1)], 1), torch.cat([right, a])
-        new_b, new_a = truncated(left, right, len(a))
-        return {adapter.a: new_a, adapter.b: new_b}
 
 
 def truncated(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -181,46 +153,6 @@ def truncated(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     b, a = (q_left @ u * values)[:, :rank], (v @ q_right.mT)[:rank]
     missing = rank - len(a)
     return torch.nn.functional.pad(b, (0, missing)), torch.nn.functional.pad(a, (0, 0, 0, missing))
-
-
-class StackAggregator(_FactorAggregator):
-    """An ``Aggregator`` that adds the mean of the products B @ A to an update; the adapters then start anew.
-
-    One client's factors stacked upon another's have the sum of their products as product, so nothing is lost, as in
-    training the layers themselves. The update is a parameter of each adapted layer, as large as the layer's weight,
-    that the server sends and clients do not train: give the strategy ``with_updates(build)``. What clients return of
-    it is not used. A fresh ``A`` is drawn from the one before it, so it is a function of the run's seed and the round.
-    """
-
-    def __init__(self, global_state: Mapping[str, Tensor], label_rows: Sequence[str] = (), **checks: Any) -> None:
-        super().__init__(global_state, label_rows, **checks)
-        if missing := [adapter.update for adapter in self._factors if adapter.update not in self._state]:
-            raise ConfigError(
-                f"the model has no {missing[0]}, which StackAggregator adds what adapters have learned to: give the "
-                f"strategy and the clients heterofl_flwr.adapters.with_updates(build), and share '*lora_*'"
-            )
-
-    def _renew(self, adapter: Adapter, left: Tensor, right: Tensor, held: Tensor) -> dict[str, Tensor]:
-        a, b = self._state[adapter.a], self._state[adapter.b]
-        fresh_a, fresh_b = torch.zeros_like(a), torch.zeros_like(b)
-        if adapter.is_embedding:
-            fresh_b = torch.randn(b.shape, generator=_next_generator(adapter, b))
-        else:
-            bound = 1 / math.sqrt(right.shape[1])  # as peft, and nn.Linear
-            fresh_a = torch.rand(a.shape, generator=_next_generator(adapter, a)) * 2 * bound - bound
-        # Outputs that nobody held keep their product, too: it moves into the update, as the old factors are dropped.
-        learned = (left @ right).where(held.unsqueeze(1), _matrix(b) @ _matrix(a))
-        return {
-            adapter.a: fresh_a,
-            adapter.b: fresh_b,
-            adapter.update: _matrix(self._state[adapter.update]) + learned,
-        }
-
-
-def _next_generator(adapter: Adapter, drawn: Tensor) -> torch.Generator:
-    """Return the generator of the draw that follows one."""
-    digest = hashlib.blake2b(drawn.double().cpu().numpy().tobytes(), digest_size=8).digest()
-    return torch.Generator().manual_seed(derive(int.from_bytes(digest, "big"), adapter.a))
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import measures_itself, read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
 from heterofl_flwr.client import Batches, first_tensor
-from heterofl_flwr.core.exchange import exchanged_dtype, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ConfigError, ReplyError
@@ -70,7 +70,7 @@ def answer_moments(
 
 def parameters_of(model: nn.Module) -> NDArrays:
     """Return a model's parameters in the order in which the strategy expects them."""
-    return [own.detach().to("cpu", exchanged_dtype(own)).numpy() for own in returned_parameters(model).values()]
+    return [own.detach().to("cpu", exchanged_dtype(own)).numpy() for own in exchanged_parameters(model).values()]
 
 
 def labels_text(labels: Iterable[int]) -> str:

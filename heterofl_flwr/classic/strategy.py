@@ -165,7 +165,7 @@ class HeteroFL(EngineView, Strategy):
                 current.refuse(number, Fault(faults.get(number, unnamed)))
                 continue
             try:
-                current.add(number, read_fit(answer, own.returned, self.options.limits, f"client {number}"))
+                current.add(number, read_fit(answer, own.plan, self.options.limits, f"client {number}"))
             except ReplyError as error:
                 current.refuse(number, Fault(short(f"{error}{likely_cause(answer, own.plan)}"), replied=True))
         new = current.close()

@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
-from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters, returned_parameters
+from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, exact_rate
@@ -192,16 +192,6 @@ class Federation:
             function = make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
             known[rate] = self.plan(rate).sliced(function)
         return known[rate]
-
-    @cached_property
-    def _returned(self) -> frozenset[str]:
-        return frozenset(returned_parameters(self.model))
-
-    def returned_part(self, plan: Plan) -> Plan:
-        """Return the part of a client's slice that it returns after training."""
-        if plan.axes.keys() <= self._returned:
-            return plan
-        return Plan({name: axes for name, axes in plan.axes.items() if name in self._returned})
 
     def initial_state(self) -> State:
         """Return the shared parameters of a freshly built global model, the same for equal seeds."""

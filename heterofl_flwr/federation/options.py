@@ -165,7 +165,7 @@ class Averaging:
         median or a clipped one. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
     aggregator
         What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
-        ``ProductAggregator``, ``StackAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your
+        ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your
         own subclass of ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator``
         goes neither with ``robust`` nor with noise.
     """

@@ -58,18 +58,12 @@ class Slice:
 
     rate: float
     plan: Plan
-    returned: Plan  # the part of the slice that the client returns
     family: str
 
     @property
     def sent_plan(self) -> Plan:
         """The slice with the names that parameters have in messages: those in the family's own model."""
         return Plan(within(self.family, self.plan.axes)) if self.family else self.plan
-
-    @property
-    def returned_plan(self) -> Plan:
-        """What the client returns, with these names."""
-        return Plan(within(self.family, self.returned.axes)) if self.family else self.returned
 
 
 class Round:
@@ -97,8 +91,7 @@ class Round:
         for node_id in engine.sample(server_round, trainable, "train"):
             rate = self._federation.rate(server_round, node_id)
             plan = self._federation.train_plan(server_round, node_id, rate)
-            returned = self._federation.returned_part(plan)
-            self.slices[node_id] = Slice(rate, plan, returned, self._federation.family(node_id))
+            self.slices[node_id] = Slice(rate, plan, self._federation.family(node_id))
             self.log.rates[self._federation.nodes.partition(node_id)] = rate
         self._check_drawn()
 
@@ -145,7 +138,7 @@ class Round:
 
     def _add_parameters(self, own: Slice, reply: TrainReply, weight: float) -> None:
         """Add the parameters to the mean; in HeteroFL every client counts once (section 3.1)."""
-        rows, plan = self._federation.rows, own.returned
+        rows, plan = self._federation.rows, own.plan
         classes = max((len(self._state[name]) for name in rows), default=0)
         if reply.labels is not None and rows and len(reply.labels) > classes:
             raise ReplyError(f"{len(reply.labels)} labels, expected up to {classes}: each class once")
@@ -173,7 +166,7 @@ class Round:
 
     def _infer_labels(self, own: Slice, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
         """Return the classes whose rows a client trained; None where its slice has none, or only some."""
-        plan, untrained = own.returned, self._federation.untrained(own.rate)
+        plan, untrained = own.plan, self._federation.untrained(own.rate)
         rows = {name: plan.axes[name] for name in self._federation.rows if name in plan.axes and name not in untrained}
         if not rows or any(axes[0].kept < axes[0].full for axes in rows.values()):
             return None

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from heterofl_flwr.adapters.averaging import ProductAggregator, StackAggregator, ZeroPaddedAggregator
+from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator
 from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
@@ -40,7 +40,6 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
     {
         "counting-mean": Aggregator,
         "product": ProductAggregator,
-        "stack": StackAggregator,
         "zero-padding": ZeroPaddedAggregator,
     }
 )
@@ -201,10 +200,10 @@ class ServerSettings(Group):
         Robust().trim, "share of an entry's holders that trimmed drops at each end; at least one"
     )
     robust_few: Few = setting(Robust().few, "entries of one or two clients: a shorter step, or keep the old value")
-    aggregator: Literal["counting-mean", "product", "stack", "zero-padding"] = setting(
+    aggregator: Literal["counting-mean", "product", "zero-padding"] = setting(
         "counting-mean",
-        "what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA), stack "
-        "(FLoRA, for a model of heterofl_flwr.adapters.with_updates) or zero-padding",
+        "what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA) or "
+        "zero-padding",
     )
     norm_bound: NotNegative = setting(
         0.0, "a reply that changes its slice by more (L2 norm) is rejected; 0 for no bound"

@@ -215,7 +215,7 @@ class HeteroFL(EngineView, Strategy):
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return what a reply holds; refuse it if anything is missing or of another type."""
-        plan, key = current.slices[node_id].returned_plan, self.records.weighted_by_key
+        plan, key = current.slices[node_id].sent_plan, self.records.weighted_by_key
         return read_train_reply(reply, plan, self.options.limits, f"node {node_id}", key)
 
     @as_flower_error()

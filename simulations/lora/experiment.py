@@ -17,7 +17,6 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, lora
-from heterofl_flwr.adapters import with_updates
 from heterofl_flwr.client import answer_queries, reply, seed_of, submodel
 from heterofl_flwr.core import Mix
 from heterofl_flwr.core.randomness import derive, generator, kept_random_state
@@ -53,7 +52,6 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "counting mean": Method(),
     "product": Method("product"),
-    "stack": Method("stack"),
     "zero-padding": Method("zero-padding"),
     "all of rank 2": Method(mix=ONE_RANK, rank=2),
     "all of rank 16": Method(mix=ONE_RANK),
@@ -135,7 +133,7 @@ def build_levels(base: nn.Module, method: Method, seed: int) -> Build:
     config = LoraConfig(r=method.rank, lora_alpha=SCALING * method.rank, target_modules=LAYERS)
     with kept_random_state(derive(seed, "adapters")):
         build: Build = lora(get_peft_model(base, config))
-    return with_updates(build) if method.aggregator == "stack" else build
+    return build
 
 
 def make_app(build: Build, dataset: Dataset, size: Size) -> ClientApp:

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from heterofl_flwr.core import Plan, width
-from heterofl_flwr.core.exchange import exclude_from_replies
 
-A, B, UPDATE = "layer.lora_A.default.weight", "layer.lora_B.default.weight", "layer.lora_update.default"
+A, B = "layer.lora_A.default.weight", "layer.lora_B.default.weight"
 
 
 class Adapted(nn.Module):
@@ -21,14 +20,11 @@ class Adapted(nn.Module):
         self.layer = nn.Module()
         self.layer.lora_A = nn.ModuleDict({"default": nn.Linear(3, rank, bias=False)})
         self.layer.lora_B = nn.ModuleDict({"default": nn.Linear(rank, 2, bias=False)})
-        self.layer.lora_update = nn.ParameterDict({"default": nn.Parameter(torch.zeros(2, 3), requires_grad=False)})
         self.bias = nn.Parameter(torch.zeros(2))
         nn.init.zeros_(self.layer.lora_B["default"].weight)
-        exclude_from_replies(self, [UPDATE])
 
     def forward(self, x: Tensor) -> Tensor:
-        low = self.layer.lora_B["default"](self.layer.lora_A["default"](x))
-        return low + x @ self.layer.lora_update["default"].T + self.bias
+        return self.layer.lora_B["default"](self.layer.lora_A["default"](x)) + self.bias
 
 
 def state_of(a: Tensor, b: Tensor, **others: Tensor) -> dict[str, Tensor]:
@@ -47,9 +43,7 @@ class Replies:
         """Return the new global state."""
         aggregator = aggregate(self.state)
         for number in range(len(self.subs)) if order is None else order:
-            sub = {**self.subs[number]}
-            if UPDATE in self.state:
-                sub[UPDATE] = self.state[UPDATE]
+            sub = self.subs[number]
             aggregator.add(Plan.between(self.state, sub), sub, weight=self.weights[number])
         return aggregator.result()
 
@@ -70,7 +64,7 @@ class Replies:
 
 
 @st.composite
-def replies(draw, update=False):
+def replies(draw):
     """Draw the sizes of a layer, the ranks of the server and of some clients, and what these send."""
     outputs, inputs, rank = (draw(st.integers(1, largest)) for largest in (5, 6, 4))
     ranks = draw(st.lists(st.integers(1, rank), min_size=1, max_size=4))
@@ -79,6 +73,5 @@ def replies(draw, update=False):
     def factors(own):
         return state_of(torch.randn(own, inputs, generator=generator), torch.randn(outputs, own, generator=generator))
 
-    others = {UPDATE: torch.randn(outputs, inputs, generator=generator)} if update else {}
     weights = [draw(st.sampled_from((1.0, 1.0, 0.5, 3.0, 0.0))) for _ in ranks]
-    return Replies({**factors(rank), **others}, [factors(own) for own in ranks], weights)
+    return Replies(factors(rank), [factors(own) for own in ranks], weights)

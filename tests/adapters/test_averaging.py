@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 
 from heterofl_flwr.adapters.averaging import (
     ProductAggregator,
-    StackAggregator,
     ZeroPaddedAggregator,
     find_adapters,
     truncated,
 )
 from heterofl_flwr.core import Aggregator, Plan
 from heterofl_flwr.errors import ConfigError
-from tests.adapters.ranked import UPDATE, A, B, replies, state_of
+from tests.adapters.ranked import A, B, replies, state_of
 
-ALL = (Aggregator, ZeroPaddedAggregator, ProductAggregator, StackAggregator)
+ALL = (Aggregator, ZeroPaddedAggregator, ProductAggregator)
 
 
 def product(state):
@@ -38,15 +37,6 @@ def test_each_levels_prefix_of_the_product_is_as_close_to_the_mean_as_numpys_dec
         assert_close(np.linalg.norm(mean - level), np.linalg.norm(values[rank:]))
 
 
-@given(drawn=replies(update=True))
-def test_stacking_adds_the_mean_of_the_products_to_the_update_and_nothing_is_lost(drawn):
-    new = drawn.result(StackAggregator)
-    learned = drawn.mean_product() if sum(drawn.weights) else 0.0
-    assert_close(new[UPDATE].numpy(), drawn.state[UPDATE].numpy() + learned)
-    if sum(drawn.weights):
-        assert not new[B].any()
-
-
 @given(drawn=replies())
 def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
     new, total = drawn.result(ZeroPaddedAggregator), sum(drawn.weights)
@@ -59,13 +49,12 @@ def test_zero_padding_counts_for_all_what_a_client_lacks_as_zero(drawn):
         assert_close(new[name].numpy(), expected / total if total else drawn.state[name].numpy())
 
 
-@given(drawn=replies(update=True), data=st.data())
+@given(drawn=replies(), data=st.data())
 def test_another_order_of_replies_changes_nothing_but_the_signs_of_directions(drawn, data):
     order = data.draw(st.permutations(range(len(drawn.subs))))
     for aggregate in ALL:
         one, other = drawn.result(aggregate), drawn.result(aggregate, order)
         assert_close(product(one), product(other))
-        assert_close(one[UPDATE].numpy(), other[UPDATE].numpy())
 
 
 def add(aggregate, state, *clients, rows=(), **options):
@@ -111,30 +100,6 @@ def test_ranks_beyond_the_layers_size_are_zeros():
     assert not a[1:].any()
 
 
-def test_a_fresh_adapter_is_drawn_as_pefts_own_and_differs_from_round_to_round():
-    first = state_of(torch.rand(4, 100), torch.zeros(2, 4), **{UPDATE: torch.zeros(2, 100)})
-    client = (torch.ones(2, 100).tolist(), torch.ones(2, 2).tolist())
-    second, again = (add(StackAggregator, first, client) for _ in range(2))
-    third = add(StackAggregator, second, client)
-    assert torch.equal(second[A], again[A])
-    assert not torch.equal(second[A], third[A])
-    assert second[A].abs().max() <= 0.1  # 1 / sqrt(inputs)
-    assert abs(second[A].std().item() - 0.1 / 3**0.5) < 0.01
-    assert third[UPDATE].unique().tolist() == [4.0]
-
-
-def test_an_embeddings_fresh_adapter_has_its_zeros_in_a():
-    names = "word.lora_embedding_A.default", "word.lora_embedding_B.default", "word.lora_update.default"
-    state = dict(zip(names, (torch.zeros(2, 5), torch.randn(3, 2), torch.zeros(3, 5)), strict=True))
-    aggregator = StackAggregator(state)
-    sub = {names[0]: torch.ones(1, 5), names[1]: torch.ones(3, 1), names[2]: torch.full((3, 5), 9.0)}
-    aggregator.add(Plan.between(state, sub), sub)
-    new = aggregator.result()
-    assert not new[names[0]].any()
-    assert (new[names[1]] != state[names[1]]).all()
-    assert new[names[2]].unique().tolist() == [1.0]  # what the client says of the update is not used
-
-
 def test_a_convolutions_kernel_counts_as_inputs():
     state = {"c.lora_A.x.weight": torch.zeros(2, 1, 3, 3), "c.lora_B.x.weight": torch.zeros(4, 2, 1, 1)}
     sub = {name: torch.randn(own.shape) for name, own in state.items()}
@@ -144,17 +109,16 @@ def test_a_convolutions_kernel_counts_as_inputs():
     assert_close((new_b.flatten(1) @ new_a.flatten(1)).numpy(), (b.flatten(1) @ a.flatten(1)).numpy())
 
 
-@pytest.mark.parametrize("aggregate", [ProductAggregator, StackAggregator])
-def test_outputs_of_classes_that_nobody_has_keep_what_they_compute(aggregate):
-    state = state_of(torch.ones(1, 2), torch.ones(3, 1), **{UPDATE: torch.zeros(3, 2)})
-    new = add(aggregate, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B], labels=[1])
+def test_outputs_of_classes_that_nobody_has_keep_what_they_compute():
+    state = state_of(torch.ones(1, 2), torch.ones(3, 1))
+    new = add(ProductAggregator, state, ([[1.0, 1.0]], [[3.0], [3.0], [3.0]]), rows=[B], labels=[1])
     # Rank 1 holds the three rows exactly, for they are multiples of one another.
-    assert_close(product(new) + new[UPDATE].numpy(), [[1, 1], [3, 3], [1, 1]])
+    assert_close(product(new), [[1, 1], [3, 3], [1, 1]])
 
 
 @pytest.mark.parametrize("aggregate", ALL)
 def test_other_parameters_go_by_the_counting_mean_and_arguments_stay(aggregate):
-    state = state_of(torch.rand(2, 3), torch.rand(2, 2), bias=torch.zeros(2), **{UPDATE: torch.zeros(2, 3)})
+    state = state_of(torch.rand(2, 3), torch.rand(2, 2), bias=torch.zeros(2))
     before = {name: own.clone() for name, own in state.items()}
     aggregator = aggregate(state)
     for value in (1.0, 3.0):
@@ -169,7 +133,7 @@ def test_other_parameters_go_by_the_counting_mean_and_arguments_stay(aggregate):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("aggregate", ALL)
 def test_results_have_the_types_of_the_state(aggregate, dtype):
-    state = state_of(torch.rand(2, 3), torch.rand(2, 2), **{UPDATE: torch.zeros(2, 3)})
+    state = state_of(torch.rand(2, 3), torch.rand(2, 2))
     state = {name: own.to(dtype) for name, own in state.items()}
     aggregator = aggregate(state)
     aggregator.add(Plan.between(state, state), state)
@@ -185,7 +149,7 @@ def test_adapters_are_found_by_both_factors_and_in_families():
         "mylora_B.x",
     ]
     (found,) = find_adapters(names)
-    assert (found.b, found.update) == ("small.q.lora_B.default.weight", "small.q.lora_update.default")
+    assert (found.a, found.b) == ("small.q.lora_A.default.weight", "small.q.lora_B.default.weight")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +157,6 @@ def test_adapters_are_found_by_both_factors_and_in_families():
     [
         (ProductAggregator, {"w": (2,)}, {}, "averages LoRA adapters, and none is shared"),
         (ZeroPaddedAggregator, {A: (2, 3)}, {}, "averages LoRA adapters, and none is shared"),
-        (StackAggregator, {A: (2, 3), B: (2, 2)}, {}, r"no layer.lora_update.default.*with_updates\(build\)"),
         (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3), B: (2, 1)}, "lora_B.*cut along the rank alone"),
         (ProductAggregator, {A: (2, 3), B: (4, 2)}, {A: (1, 3)}, "needs both factors"),
     ],

@@ -195,3 +195,19 @@ def test_a_model_that_was_built_by_hand_has_a_plan_too_but_none_for_a_grouped_co
     lora(adapted(target_modules=["conv"]))
     with pytest.raises(ShapeError, match="expected one axis of 8"):
         Plan.of(*(adapted(grouped, target_modules=["0"], r=rank) for rank in (8, 4)))
+
+
+def test_layers_whose_adapter_was_deleted_have_no_level():
+    whole = adapted(target_modules=["hidden"])
+    whole.add_adapter("second", peft.LoraConfig(r=8, target_modules=["words"]))
+    whole.set_adapter("second")
+    whole.delete_adapter("default")
+    nn.init.normal_(whole.get_parameter("base_model.model.words.lora_embedding_A.second"))
+    build = lora(whole)
+    level = build(0.5)
+    found = Plan.of(build(1.0), level).shapes
+    assert {name.partition(".words.")[2]: shape for name, shape in found.items()} == {
+        "lora_embedding_A.second": (4, 20),
+        "lora_embedding_B.second": (6, 4),
+    }
+    torch.testing.assert_close(outputs(level), outputs(without_rows(whole, ranks_of(level))))

@@ -9,9 +9,7 @@ from heterofl_flwr.core import Plan
 from heterofl_flwr.core.exchange import (
     copy_exchanged,
     exchanged_parameters,
-    exclude_from_replies,
     exclude_parameters,
-    returned_parameters,
 )
 from heterofl_flwr.core.randomness import initial_state
 
@@ -47,14 +45,6 @@ def test_a_copy_and_a_model_around_it_exclude_the_same(wrap):
     assert [name.removeprefix("one.") for name in found] == ["0.bias", "1.weight", "1.bias"]
 
 
-def test_what_the_server_alone_changes_is_exchanged_and_not_returned():
-    model = excluding(1.0)
-    assert returned_parameters(model).keys() == exchanged_parameters(model).keys()
-    exclude_from_replies(model, ["1.weight"])
-    assert list(exchanged_parameters(model)) == ["0.bias", "1.weight", "1.bias"]
-    assert list(returned_parameters(copy.deepcopy(model))) == ["0.bias", "1.bias"]
-
-
 def test_what_is_excluded_is_in_no_plan_and_in_no_state():
     assert list(Plan.of(excluding(1.0), excluding(1.0)).axes) == ["0.bias", "1.weight", "1.bias"]
     assert list(initial_state(excluding, 1.0, 0)) == ["0.bias", "1.weight", "1.bias"]
@@ -65,9 +55,8 @@ def test_marks_name_parameters_that_the_model_has_though_it_may_lose_some_later(
     exclude_parameters(model, ["0.weight", "1.weight"])
     del model[1]
     assert list(exchanged_parameters(model)) == ["0.bias"]
-    for exclude in (exclude_parameters, exclude_from_replies):
-        with pytest.raises(AttributeError):
-            exclude(model, ["1.kernel"])
+    with pytest.raises(AttributeError):
+        exclude_parameters(model, ["1.kernel"])
 
 
 def test_a_tied_parameter_is_excluded_under_all_of_its_names():
