@@ -20,7 +20,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 from heterofl_flwr.app.cli.main import COMMANDS, parser
 from heterofl_flwr.core import Fidelity
-from heterofl_flwr.settings import SPECS, describe
+from heterofl_flwr.settings import describe
 
 DOCS = Path(__file__).parent
 TABLES = DOCS.parent / "results" / "tables"
@@ -50,21 +50,12 @@ def presets() -> str:
 
 
 def fidelity() -> str:
-    """Return the table of variants, as ``Fidelity`` or the settings describe them."""
-    known = {
-        name: text for name, _, text in _entries(_sections(Fidelity)["Attributes"])
-    }
-    rows = []
-    for key, spec in SPECS.items():
-        group, _, name = key.partition(".")
-        if group == "fidelity" and name != "default":
-            text = known.pop(name.replace("-", "_"), spec.help).rstrip(".")
-            rows.append(f"| `{key}` | {text[:1].upper()}{text[1:]} |")
-    if known:
-        raise ValueError(
-            f"Fidelity documents {', '.join(known)}, which no setting is for"
-        )
-    return "\n".join(["| setting | what differs |", "|---|---|", *rows])
+    """Return the table of variants, as ``Fidelity`` describes them."""
+    rows = [
+        f"| `{name}` | {text[:1].upper()}{text[1:].rstrip('.')} |"
+        for name, _, text in _entries(_sections(Fidelity)["Attributes"])
+    ]
+    return "\n".join(["| argument of `Fidelity` | what differs |", "|---|---|", *rows])
 
 
 def commands() -> str:

@@ -144,7 +144,7 @@ def _evaluate_personal_model(instruction: Instruction) -> dict[str, float]:
     model = instruction.with_own_moments(instruction.load_model())
     metrics = _evaluate(instruction, model, instruction.data[2])
     if task.settings.evaluate.central and not instruction.has_own_data:
-        test, kind = task.whole_test(instruction.clients), task.settings.fidelity.perplexity
+        test, kind = task.whole_test(instruction.clients), task.settings.fidelity
         metrics |= evaluate(model, test, perplexity_kind=kind).metrics("global")
     return metrics | {f"{name}/{instruction.rate}": value for name, value in metrics.items()}
 
@@ -158,7 +158,7 @@ def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[obje
         classes=torch.tensor(classes),
         fill=task.settings.train.mask_fill,
         seed=instruction.seed,
-        perplexity_kind=task.settings.fidelity.perplexity,
+        perplexity_kind=task.settings.fidelity,
     )
     metrics = {**plain.metrics("global"), **masked.metrics("local")}
     if math.isinf(masked.loss):  # that of a class which is not among the client's own, with train.mask-fill=-inf

@@ -194,7 +194,7 @@ class Instruction:
         """Return this client's own model with the static batch norm moments of what it was trained on."""
         if not batch_norms(model):
             return model
-        kind = self.task.settings.fidelity.moments
+        kind = self.task.settings.fidelity
         moments = collect_moments(model, self.trained_batches(), kind, together=self.task.moments_together)
         return with_static_norm(model, moments)
 

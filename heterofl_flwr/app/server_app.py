@@ -144,7 +144,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "upload": train.upload,
         "weights": server.weights,
         "labels": train.labels if task.counts_labels else "sent",
-        "fidelity": settings.fidelity.as_options(Fidelity),
+        "fidelity": Fidelity.of(settings.fidelity),
         "server_optimizer": server.build_optimizer(),
         "robust": server.build_robust_mean(),
         "aggregator": _block_momentum(task) if server.block_momentum else AGGREGATORS[server.aggregator],

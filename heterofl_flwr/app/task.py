@@ -134,8 +134,8 @@ class Task:
 
     @property
     def counts_labels(self) -> bool:
-        """Whether classifier rows count by label (``fidelity.label-rows``)."""
-        return self.masked or self.settings.fidelity.label_rows == "paper"
+        """Whether classifier rows count by label (``Fidelity.label_rows``)."""
+        return self.masked or self.settings.fidelity == "paper"
 
     @property
     def sends_labels(self) -> bool:
@@ -158,7 +158,7 @@ class Task:
         if number not in self._partitions:
             settings = self.settings
             self._partitions[number] = split_dataset(
-                self.dataset, settings.data.split, number, settings.seed, settings.fidelity.shards
+                self.dataset, settings.data.split, number, settings.seed, settings.fidelity
             )
         return self._partitions[number]
 
@@ -234,12 +234,12 @@ class Task:
         """Return what the server finds of a model on test examples; what it draws depends on the round alone."""
         settings = self.settings
         seed = derive(settings.seed, "central", server_round)
-        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity.perplexity)
+        return evaluate(model, test, seed=seed, perplexity_kind=settings.fidelity)
 
     @property
     def moments_batch_size(self) -> int:
         """Samples in a batch whose moments are measured."""
-        paper = self.settings.train.batch_size if self.settings.fidelity.moments == "paper" else 100
+        paper = self.settings.train.batch_size if self.settings.fidelity == "paper" else 100
         return self.settings.evaluate.moments_batch_size or paper
 
     @property
@@ -254,7 +254,7 @@ class Task:
         As in the authors' pass, these are training batches: shuffled, or else those of one class alone where a deal
         stores classes one after the other, and varied as in training. Pooled moments (``fixed``) need neither.
         """
-        if self.settings.fidelity.moments == "fixed":
+        if self.settings.fidelity == "fixed":
             return input_batches(split, self.moments_batch_size)
         return input_batches(split, self.moments_batch_size, seed=seed, augment=self.facts.augment)
 

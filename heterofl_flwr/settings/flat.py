@@ -132,16 +132,13 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     """Return the values, with concrete ones for those that follow from others."""
     autos = preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"]))
     values = {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
-    # A wrong fidelity.default is reported once, not for each quirk that follows it.
-    default = "fixed" if values["fidelity.default"] == "fixed" else "paper"
-    values |= {key: default for key, value in values.items() if key.startswith("fidelity.") and value == ""}
     if values["server.optimizer"] == AUTO:
         values["server.optimizer"] = "momentum" if values["server.momentum"] else "none"
     optimizer = OPTIMIZERS.get(str(values["server.optimizer"]))
     by_class = ("non-iid", "pathological") if short_name(str(values["data.name"])) in BALANCED else ()
     equal = str(values["data.split"]).startswith(("iid", "rotated", *by_class))
     follow: dict[str, object] = {
-        "train.mask-fill": "-inf" if values["fidelity.mask-fill"] == "fixed" else "zero",
+        "train.mask-fill": "-inf" if values["fidelity"] == "fixed" else "zero",
         "server.eta": getattr(optimizer(), "eta", 1.0) if optimizer else 1.0,
         "server.max-examples-ratio": Limits().examples_ratio if equal else 0.0,
     }

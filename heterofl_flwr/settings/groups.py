@@ -45,21 +45,6 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
 )
 """By ``server.aggregator``."""
 
-Quirk = Annotated[Variant, "one of paper, fixed, ''"]  # '' stands for fidelity.default
-
-
-class FidelitySettings(Group):
-    """Where the authors' code and what is right differ; see ``Fidelity``."""
-
-    default: Variant = setting("paper", "the variant of each setting below that is ''")
-    encoder_init: Quirk = setting("", "Transformer layers start as copies (paper) or are drawn one by one (fixed)")
-    mask_fill: Quirk = setting("", "logits of classes that a client lacks become 0 (paper) or -inf (fixed)")
-    label_rows: Quirk = setting("", "classifier rows count by label always (paper) or only with a masked loss (fixed)")
-    extra_rows: Quirk = setting("", "rows beyond the classes never change (paper) or count for every holder (fixed)")
-    moments: Quirk = setting("", "static batch norm averages moments of batches (paper) or pools all samples (fixed)")
-    shards: Quirk = setting("", "a client that is dealt a class twice keeps one shard of it (paper) or both (fixed)")
-    perplexity: Quirk = setting("", "mean over chunks of exp(loss) (paper) or exp of the mean over tokens (fixed)")
-
 
 class DataSettings(Group):
     """What the clients learn from."""
@@ -123,7 +108,9 @@ class TrainSettings(Group):
         "exits of its model that a client trains: the deepest alone (last: InclusiveFL), all with distillation among "
         "them (mutual: DepthFL), or all with distillation from the deepest (deepest: ScaleFL)",
     )
-    mask_fill: Fill = setting(AUTO, "logits of classes that a client lacks, in its loss; auto: as fidelity.mask-fill")
+    mask_fill: Fill = setting(
+        AUTO, "logits of classes that a client lacks, in its loss; auto: zero, or -inf with fidelity=fixed"
+    )
     precision: Precision = setting(
         "float32", "bits of a step's products; parameters and their averages stay in float32"
     )
@@ -289,7 +276,7 @@ class EvaluateSettings(Group):
     moments_batch_size: Natural = setting(
         0,
         "samples in a batch whose moments are measured for static batch norm; 0: as train.batch-size, which the "
-        "paper's code uses, or 100 with fidelity.moments=fixed",
+        "paper's code uses, or 100 with fidelity=fixed",
     )
     moments_merge: MomentsMerge = setting(
         AUTO,
@@ -351,7 +338,9 @@ class Settings(Group):
     )
     num_rounds: Count = setting(AUTO, "rounds of the run")
     seed: Natural = setting(0, "what every random draw depends on")
-    fidelity: FidelitySettings
+    fidelity: Variant = setting(
+        "paper", "what produced the published numbers (paper), or what is right where the authors' code is not (fixed)"
+    )
     data: DataSettings
     model: ModelSettings
     train: TrainSettings

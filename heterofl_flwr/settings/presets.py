@@ -80,7 +80,7 @@ def model_options(settings: Settings) -> dict[str, object]:
     """
     model = settings.model
     options = {name: getattr(model, name) for name in ("hidden", "norm", "scaler")}
-    options |= {"encoder_init": settings.fidelity.encoder_init, "global_rate": global_width(settings)}
+    options |= {"encoder_init": settings.fidelity, "global_rate": global_width(settings)}
     return options_of(model.name, {name: value for name, value in options.items() if value != ()})
 
 

@@ -48,7 +48,7 @@ def is_finished(run: Run) -> bool:
 
 def _identify(run: Run, *left_out: str) -> Identity:
     """Return all settings that may change a result, but for the seed and those that begin with what is left out."""
-    skipped = (*INCIDENTAL, "seed", "data.name", "fidelity.default")  # data have several names, quirks a setting each
+    skipped = (*INCIDENTAL, "seed", "data.name")  # data have several names
     flat = {key: value for key, value in to_flat(run.settings).items() if key not in skipped}
     flat["clients"] = run.clients
     return tuple((key, value) for key, value in flat.items() if not key.startswith(left_out))

@@ -29,7 +29,6 @@ FREE = (
     "evaluate.every",
     "evaluate.levels",
     "evaluate.metric",
-    "fidelity.default",  # each quirk is a setting of its own
     "run.",
     "sample.min-nodes",
     "sample.min-replies",

@@ -225,7 +225,7 @@ def test_a_run_of_a_version_that_had_fewer_settings_goes_on(tmp_path):
 
 def test_masked_clients_send_their_classes_and_unmasked_ones_need_not():
     masked = Task(from_flat({"data.split": "non-iid-2"}))
-    plain = Task(from_flat({"train.mask-fill": "none", "fidelity.label-rows": "fixed"}))
+    plain = Task(from_flat({"train.mask-fill": "none", "fidelity": "fixed"}))
     assert (masked.masked, masked.counts_labels, plain.masked, plain.counts_labels) == (True, True, False, False)
     assert Task(from_flat({"train.mask-fill": "none"})).counts_labels  # as the paper's code does
     record = run(num_rounds=2, data__split="non-iid-2")[-1].record

@@ -147,7 +147,7 @@ def test_how_many_train_together_depends_on_engine_and_device(settings, cohorts)
 
 def test_moments_are_measured_in_the_papers_batches_unless_told():
     sizes = {"train.batch-size": 20}, {"evaluate.moments-batch-size": 64}
-    fixed = {"fidelity.moments": "fixed"}
+    fixed = {"fidelity": "fixed"}
     found = [Task(from_flat(settings)).moments_batch_size for one in sizes for settings in (one, one | fixed)]
     assert found == [20, 100, 64, 64]
 
@@ -196,7 +196,7 @@ def _classes_by_batch(task, partition=0):
 
 
 def test_batches_mix_the_classes_of_a_client_whose_data_lie_class_by_class():
-    fixed = {"fidelity.moments": "fixed", "evaluate.moments-batch-size": 5}
+    fixed = {"fidelity": "fixed", "evaluate.moments-batch-size": 5}
     stored = _classes_by_batch(Task(from_flat(NON_IID | fixed)))
     mixed = _classes_by_batch(Task(from_flat(NON_IID)))
     assert sum(len(classes) == 2 for classes in stored) <= 1
@@ -205,7 +205,7 @@ def test_batches_mix_the_classes_of_a_client_whose_data_lie_class_by_class():
 
 @pytest.mark.parametrize(("moments", "varied"), [("paper", True), ("fixed", False)])
 def test_images_are_varied_as_in_training_where_the_authors_vary_them(monkeypatch, moments, varied):
-    task = Task(from_flat({"fidelity.moments": moments}))
+    task = Task(from_flat({"fidelity": moments}))
     split, _, _ = task.part(0, 20)
     monkeypatch.setitem(task.__dict__, "facts", type(task.facts)((1, 8, 8), 10, "crop-flip"))
     found = torch.cat(list(task.moments_batches(split, seed=1)))

@@ -24,7 +24,7 @@ H2L = {
     "distill.seed-batch": 50,
     "distill.steps": 30,
     "train.mask-fill": "none",
-    "fidelity.label-rows": "fixed",
+    "train.labels": "none",
     "train.epochs": 1,
     "mix": "a",
     "assignment": "fix",

@@ -2,12 +2,14 @@
 
 import re
 import sys
+from dataclasses import fields
 from importlib import import_module
 
 import pytest
 
 from heterofl_flwr import messages
 from heterofl_flwr.app.cli.main import COMMANDS
+from heterofl_flwr.core import Fidelity
 from heterofl_flwr.settings import SPECS
 from simulations.examples import part_picture, plan_picture
 from simulations.model_zoo.__main__ import VERDICTS
@@ -61,9 +63,9 @@ def test_settings_page_has_every_setting():
 
 def test_fidelity_page_has_every_variant():
     page = (DOCS / "explain" / "fidelity.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(fidelity\.[\w-]+)` \| (.+) \|$", page, re.MULTILINE)
-    assert {key for key, _ in rows} == {key for key in SPECS if key.startswith("fidelity.")} - {"fidelity.default"}
-    assert all("(paper)" in text and "(fixed)" in text for _, text in rows)
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
+    assert rows.keys() == {field.name for field in fields(Fidelity)}
+    assert all("(paper)" in text and "(fixed)" in text for text in rows.values())
 
 
 def test_command_page_has_every_command():

@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Adam, Momentum, Yogi
-from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import (
     AUTO,
@@ -33,8 +31,7 @@ EXAMPLES = st.fixed_dictionaries(
     optional={
         "mix": st.sampled_from(["a1-e1", "b1", "1.0x1-0.3x9", "a-b-c"]),
         "num-rounds": st.one_of(st.just(AUTO), st.integers(1, 500)),
-        "fidelity.default": st.sampled_from(["paper", "fixed"]),
-        "fidelity.moments": st.sampled_from(["", "paper", "fixed"]),
+        "fidelity": st.sampled_from(["paper", "fixed"]),
         "data.name": st.sampled_from(["digits", "mnist", "ylecun/mnist", "cifar10", "wikitext2", "/a/folder"]),
         "data.split": st.sampled_from(["iid", "non-iid-2", "dirichlet-0.3"]),
         "model.name": st.sampled_from([AUTO, "cnn", "preresnet18", "transformer", "mine:build"]),
@@ -80,23 +77,22 @@ def test_a_run_with_settings_of_another_version_is_not_read():
 def test_keys_are_kebab_case_and_each_setting_is_explained():
     assert all(key == key.lower() and "_" not in key for key in SPECS)
     assert all(spec.help and spec.expected for spec in SPECS.values())
-    assert [key for key in SPECS if "." not in key] == ["mix", "global-rate", "assignment", "num-rounds", "seed"]
-
-
-def test_a_quirk_follows_the_default_or_stands_alone():
-    assert {f"fidelity.{one.name.replace('_', '-')}" for one in fields(Fidelity)} <= set(SPECS)
-    settings = from_flat({"fidelity.default": "fixed", "fidelity.moments": "paper"})
-    assert settings.fidelity.as_options(Fidelity) == Fidelity.of("fixed", moments="paper")
-    assert from_flat({}).fidelity.as_options(Fidelity) == Fidelity.of("paper")
+    assert [key for key in SPECS if "." not in key] == [
+        "mix",
+        "global-rate",
+        "assignment",
+        "num-rounds",
+        "seed",
+        "fidelity",
+    ]
 
 
 @pytest.mark.parametrize(
     ("mapping", "fill"),
     [
         ({}, "zero"),
-        ({"fidelity.default": "fixed"}, "-inf"),
-        ({"fidelity.mask-fill": "fixed"}, "-inf"),
-        ({"fidelity.default": "fixed", "train.mask-fill": "none"}, "none"),
+        ({"fidelity": "fixed"}, "-inf"),
+        ({"fidelity": "fixed", "train.mask-fill": "none"}, "none"),
     ],
 )
 def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
@@ -149,7 +145,7 @@ def test_an_unknown_key_is_rejected_with_the_nearest(key, hint):
     ("mapping", "text"),
     [
         ({"evaluate.every": -1}, "evaluate.every: found -1 (int), expected an integer of 0 or more, or 'auto'"),
-        ({"fidelity.default": "x"}, "fidelity.default: found 'x' (str), expected one of paper, fixed"),
+        ({"fidelity": "x"}, "fidelity: found 'x' (str), expected one of paper, fixed"),
         ({"data.name": 3}, "data.name: found 3 (int), expected a name, a folder or 'module:function'"),
         ({"model.name": 3}, "model.name: found 3 (int), expected a model's name or 'module:function', or 'auto'"),
     ],

@@ -84,7 +84,7 @@ def test_every_model_has_the_options_that_are_settings(model):
 def test_options_are_the_settings():
     settings = from_flat({"model.norm": "gn", "model.scaler": False, "model.hidden": "8,16"})
     assert model_options(settings) == {"hidden": (8, 16), "norm": "gn", "scaler": False, "global_rate": 1.0}
-    options = model_options(from_flat({"data.name": "wikitext2", "fidelity.encoder-init": "fixed"}))
+    options = model_options(from_flat({"data.name": "wikitext2", "fidelity": "fixed"}))
     assert options == {"scaler": True, "encoder_init": "fixed", "global_rate": 1.0}
     assert model_options(from_flat({"model.name": "mine:build"})) == {}
 

@@ -98,7 +98,7 @@ def test_a_bad_value_is_rejected_by_its_key(key, values):
         ("server.momentum", "a number of 0 or more, and less than 1"),
         ("num-rounds", "an integer of 1 or more"),
         ("server.max-examples", "an integer from 1 to 1,000,000,000"),
-        ("fidelity.moments", "one of paper, fixed, ''"),
+        ("fidelity", "one of paper, fixed"),
         ("model.scaler", "true or false"),
         ("evaluate.levels", "true, false or 'last'"),
     ],

@@ -75,7 +75,7 @@ def test_some_settings_are_as_published(settings):
         ({"train.clip": 0.0}, "train.clip 0 instead of 1"),
         ({"train.mask-fill": "-inf"}, "train.mask-fill -inf instead of zero"),
         ({"train.precision": "bfloat16"}, "train.precision bfloat16 instead of float32"),
-        ({"fidelity.moments": "fixed"}, "fidelity.moments fixed instead of paper"),
+        ({"evaluate.moments-batch-size": 50}, "evaluate.moments-batch-size 50 instead of 0"),
         ({"evaluate.nodes": "capable"}, "evaluate.nodes capable instead of all"),
         ({"model.name": "preresnet18"}, "model.name preresnet18 instead of cnn"),
         ({"sample.fraction": 0.5}, "sample.fraction 0.5 instead of 0.1"),
@@ -86,10 +86,10 @@ def test_other_settings_are_not_as_published(changed, difference):
 
 
 def test_every_difference_is_named():
-    found = differences(from_flat({"data.name": "mnist", "fidelity.default": "fixed", "train.momentum": 0.5}))
+    found = differences(from_flat({"data.name": "mnist", "fidelity": "fixed", "train.momentum": 0.5}))
     assert "train.momentum 0.5 instead of 0.9" in found
-    assert "fidelity.shards fixed instead of paper" in found
-    assert not any(own.startswith("fidelity.default") for own in found)
+    assert "fidelity fixed instead of paper" in found
+    assert "train.mask-fill -inf instead of zero" in found
 
 
 def test_data_and_splits_of_our_own_are_none_of_the_papers():

@@ -80,7 +80,7 @@ def test_a_name_tells_another_method(make_run):
 def test_a_name_fits_a_file_system(make_run):
     changes = {"train__lr": 0.5, "train__momentum": 0.1, "train__clip": 0.0, "train__weight_decay": 0.0}
     runs = [
-        read_paper_run(make_run(str(seed), seed=seed, fidelity__default="fixed", num_rounds=1, **changes).path)
+        read_paper_run(make_run(str(seed), seed=seed, fidelity="fixed", num_rounds=1, **changes).path)
         for seed in (0, 1)
     ]
     assert len({run.name for run in runs}) == 2
