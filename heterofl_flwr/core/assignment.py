@@ -14,13 +14,13 @@ def fixed_rate(mix: Mix, partition: int, num_partitions: int, *, capacity: float
     A client that knows its own rate (``capacity``) trains at it, or at the global rate where its own is larger. The
     others are served by ``partition``: the largest rate first, in blocks; what the division leaves over goes to the
     smallest rate. Where there are fewer partitions than parts of the mix, the rates are spread evenly from the
-    largest to the smallest.
+    largest to the smallest. Clients that take no part have rate 0.
     """
     if not 0 <= partition < num_partitions:
         raise ConfigError(f"partition {partition} of {num_partitions} does not exist: expected 0 to one less")
     if capacity is not None:
         return min(float(exact_rate(capacity)), mix.global_rate)
-    parts = [rate for rate, count in zip(mix.rates, mix.counts, strict=True) for _ in range(count)]
+    parts = mix.parts
     if num_partitions < len(parts):
         last = max(num_partitions - 1, 1)
         return parts[(2 * partition * (len(parts) - 1) + last) // (2 * last)]
@@ -51,7 +51,7 @@ def joining_rates(mix: Mix, held: Sequence[float], number: int) -> list[float]:
     """
     if not held:
         return [fixed_rate(mix, place, number) for place in range(number)]
-    clients, shares, new = Counter(held), dict(zip(mix.rates, mix.counts, strict=True)), []
+    clients, shares, new = Counter(held), Counter(mix.parts), []
     for _ in range(number):
         new.append(max(shares, key=lambda rate: shares[rate] / (clients[rate] + 1)))
         clients[new[-1]] += 1

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from heterofl_flwr.errors import ConfigError
 
+_IDLE = re.compile(r"x(\d{1,9})?")
 _PART = re.compile(r"(?:(?P<level>[a-z])(?P<count>\d{1,9})?|(?P<rate>\d*\.?\d+)(?:x(?P<times>\d{1,9}))?)")
 _NUMBER = re.compile(r"[+-]?(\d{1,9}/\d{1,9}|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.IGNORECASE)
 _EXAMPLES = "write one like 'a1-b1-c1-d1-e1', 'a1-e9' or, with rates, '1.0x1-0.3x9'"
@@ -71,11 +72,15 @@ class Mix:
     Two mixes that differ only in the order or the grouping of their parts are equal. Shares are kept as written:
     ``a2-e2`` has four parts, ``a1-e1`` two. ``global_rate`` is the width of the global model: the largest rate, but
     where ``with_global_rate`` makes the server's model larger than that of any client, as FedRolex does.
+
+    ``idle`` is the share of clients that take no part, the last ones: ``a1-x3`` is level ``a`` trained by a quarter of
+    the clients, which is what ``a1-b1-c1-d1`` is compared with ("exclusive" learning).
     """
 
     rates: tuple[float, ...]
     counts: tuple[int, ...]
     global_rate: float = 0.0  # 0 stands for the largest rate
+    idle: int = 0
 
     def __post_init__(self) -> None:
         """Check that the global model holds those of all clients."""
@@ -89,10 +94,14 @@ class Mix:
 
     @classmethod
     def parse(cls, text: str, levels: Mapping[str, float] = LEVELS) -> "Mix":
-        """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each) or ``1.0x1-0.3x9``."""
+        """Read a mix such as ``a1-b1-c1``, ``a1-e9``, ``a-e`` (one part each), ``1.0x1-0.3x9`` or ``a1-x3``."""
         if not isinstance(text, str):
             raise ConfigError(f"the mix is {text!r}, which is no text; {_EXAMPLES}")
         parts = [part.strip() for part in text.split("-")]
+        idle = [] if "x" in levels else [match for match in map(_IDLE.fullmatch, parts) if match]
+        parts = [part for part in parts if part not in {match[0] for match in idle}]
+        if not parts:
+            raise ConfigError(f"mix {text!r}: nobody takes part; {_EXAMPLES}")
         matches = [_PART.fullmatch(part) for part in parts]
         wrong = [repr(part) for part, match in zip(parts, matches, strict=True) if match is None]
         if wrong:
@@ -108,7 +117,7 @@ class Mix:
                 raise ConfigError(f"mix {text!r}: {match[0]!r} has no clients; leave it out or {_EXAMPLES}")
             counts[rate] = counts.get(rate, 0) + count
         rates = tuple(sorted(counts, reverse=True))
-        return cls(rates, tuple(counts[rate] for rate in rates))
+        return cls(rates, tuple(counts[rate] for rate in rates), idle=sum(int(match[1] or 1) for match in idle))
 
     def with_global_rate(self, level: str | float | None) -> "Mix":
         """Return the mix with a global model of a level or rate; as it is where there is none ('' or None)."""
@@ -120,8 +129,19 @@ class Mix:
         return tuple(dict.fromkeys((self.global_rate, *self.rates)))
 
     @property
+    def parts(self) -> tuple[float, ...]:
+        """The rate of each part, from the largest on; 0 for those of clients that take no part."""
+        named = zip((*self.rates, 0.0), (*self.counts, self.idle), strict=True)
+        return tuple(rate for rate, count in named for _ in range(count))
+
+    @property
+    def taking_part(self) -> Fraction:
+        """The share of all clients that can be drawn."""
+        return Fraction(sum(self.counts), sum(self.counts) + self.idle)
+
+    @property
     def shares(self) -> tuple[float, ...]:
-        """The share of clients of each rate; they add up to 1."""
+        """The share of each rate among the clients that take part; they add up to 1."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
     def mean(self, values: Mapping[float, float]) -> float:
@@ -131,7 +151,8 @@ class Mix:
     def __str__(self) -> str:
         """Return the canonical text, which ``parse`` reads back for the paper's levels."""
         named = zip(map(level_name, self.rates), self.counts, strict=True)
-        return "-".join(f"{name}{'' if name in LEVELS else 'x'}{count}" for name, count in named)
+        text = "-".join(f"{name}{'' if name in LEVELS else 'x'}{count}" for name, count in named)
+        return f"{text}-x{self.idle}" if self.idle else text
 
 
 def width(full: int, rate: float | Fraction, heads: int = 1) -> int:

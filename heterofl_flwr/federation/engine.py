@@ -116,13 +116,13 @@ class Engine:
     def warn_of_few(self, clients: int) -> None:
         """Warn once where there are fewer clients than the mix has parts."""
         mix = self.federation.mix
-        if clients < sum(mix.counts) and not self._warned_of_few:
+        if clients < len(mix.parts) and not self._warned_of_few:
             self._warned_of_few = True
             logger.warning(
                 "%d clients share the %d parts of the mix %s; for 20 virtual clients: flwr run . --federation-config "
                 "'num-supernodes=20 client-resources-num-cpus=1'",
                 clients,
-                sum(mix.counts),
+                len(mix.parts),
                 mix,
             )
 
@@ -161,7 +161,8 @@ class Engine:
                 f"{self.options.limits.refusals} replies refused in a row, and {len(eligible)} can hold no rate of the "
                 f"mix {self.federation.mix}: add a smaller rate to it, or find out what the others send"
             )
-        self._warn_of_small(set(eligible).difference(trainable))
+        if self.federation.assignment == "dynamic":
+            self._warn_of_small(set(eligible).difference(trainable))
         return trainable
 
     def _warn_of_small(self, node_ids: Set[int]) -> None:

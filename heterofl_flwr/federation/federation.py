@@ -55,6 +55,11 @@ class Federation:
             raise ConfigError(f"assignment is {self.assignment!r}; expected fix or dynamic")
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; expected less than 2^63, as messages hold 64 bits")
+        if self.mix.idle and (self.assignment == "dynamic" or self.personal):
+            raise ConfigError(
+                f"in the mix {self.mix} some clients take no part, always the same ones: expected assignment='fix' and "
+                f"everything shared"
+            )
         slice_rule = self.options.transfer.slice_rule
         if self.mix.global_rate > self.mix.rates[0] and slice_rule == "prefix":
             raise ConfigError(
@@ -267,7 +272,7 @@ class Federation:
         families = len(self.members)
         own, turn = divmod(place, families)
         if known.num_partitions is None:  # levels go round the mix, so that nobody who joins changes another's
-            number = sum(self.mix.counts)
+            number = len(self.mix.parts)
             own %= number
         else:
             number = max(len(range(turn, known.num_partitions, families)), 1)
@@ -276,5 +281,7 @@ class Federation:
 
     def can_train(self, node_id: int) -> bool:
         """Whether there is a rate that a client could be given."""
+        if self.assignment == "fix":
+            return self._find_rate(0, node_id) > 0  # under Fix it is the same in each round
         held = self.nodes[node_id].holds
-        return self.assignment == "fix" or held is None or held >= self.mix.rates[-1]
+        return held is None or held >= self.mix.rates[-1]

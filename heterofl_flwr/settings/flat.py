@@ -190,6 +190,8 @@ def _server_rules(settings: Settings) -> Iterable[Rule]:
     server, devices, sample = settings.server, settings.devices, settings.sample
     largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     return (
+        ("mix", settings.mix.idle and settings.assignment == "dynamic",
+         "in which always the same clients take no part, but assignment is dynamic; expected fix"),
         ("global-rate", whole < largest, f"expected {largest:g} or more, as the mix is {settings.mix}"),
         ("global-rate", whole > largest and server.choose == "prefix",
          "but with server.choose=prefix nobody trains more than the mix's largest level; expected rolling slices, "

@@ -327,7 +327,9 @@ class RunSettings(Group):
 class Settings(Group):
     """All settings of a run, read and checked; every value is concrete."""
 
-    mix: types.MixText = setting("a1-b1-c1-d1-e1", "which levels the clients have, and in which proportions")
+    mix: types.MixText = setting(
+        "a1-b1-c1-d1-e1", "which levels the clients have, and in which proportions; x3: three parts take no part"
+    )
     global_rate: types.OptionalLevel = setting(
         "",
         "level or rate of the global model; '' for the largest of the mix. One that is larger than every client "

@@ -75,10 +75,10 @@ def one_line(error: Exception) -> str:
 
 def short_mix(mix: Mix) -> str:
     """Return a mix as the paper writes it; mixes with equal shares have equal names."""
-    divisor = math.gcd(*mix.counts)
-    shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts))
+    divisor = math.gcd(*mix.counts, mix.idle)
+    shares = Mix(mix.rates, tuple(count // divisor for count in mix.counts), idle=mix.idle // divisor)
     names = [level_name(rate) for rate in shares.rates]
-    return "-".join(names) if set(shares.counts) == {1} and set(names) <= set(LEVELS) else str(shares)
+    return "-".join(names) if {*shares.counts, 1 + mix.idle} == {1} and set(names) <= set(LEVELS) else str(shares)
 
 
 def method_of(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """What a job has to compute, counted from its settings; the paper's data sets need not be there for it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,7 @@ from heterofl_flwr.data.splits import by_owner, owner_column
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.nn.models import PAPER
+from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.nn.profile import Profile, profile
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.settings import Settings, from_flat, short_name, to_flat
@@ -119,9 +121,12 @@ def compute_cost(job: Job, done: int = 0) -> JobCost:
     """Return what a job computes after the rounds that are done, of which there are fewer than all."""
     settings, mix, every = job.settings, job.settings.mix, job.settings.evaluate.every
     train, test = sizes_of(settings.data, job.clients)
-    sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * job.clients), 1)
+    sampled = max(math.ceil(Fraction(str(settings.sample.fraction)) * int(mix.taking_part * job.clients)), 1)
     in_all = (settings.num_rounds - done) * sampled * settings.train.epochs * (train // job.clients)
-    trained = {rate: in_all * share for rate, share in zip(mix.rates, mix.shares, strict=True)}
+    trained: Counter[float] = Counter()
+    for rate, share in zip(mix.rates, mix.shares, strict=True):
+        passes = mean_passes(settings.train.distill, rate, mix.rates)
+        trained.update({other: in_all * share * number for other, number in passes.items()})
     if not every:
         return JobCost(trained, {}, sampled)
     times = math.ceil(settings.num_rounds / every) - done // every

@@ -175,7 +175,7 @@ def _canonical(settings: Settings) -> Settings:
     """Return equal settings in one form."""
     name = short_name(str(absolute_paths(settings.data.name, "")["data.name"]))
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"name": name})})
-    if len(settings.mix.rates) > 1:
+    if len(settings.mix.rates) > 1 or settings.mix.idle:
         return settings
     # Of a single level all clients have it, however it is assigned.
     return settings.model_copy(update={"assignment": "fix", "mix": replace(settings.mix, counts=(1,))})

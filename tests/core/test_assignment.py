@@ -22,6 +22,7 @@ from heterofl_flwr.errors import ConfigError
         ("a1-b1-c1-d1-e1", 2, [(1.0, 1), (0.0625, 1)]),
         ("a1-b1-c1-d1-e1", 4, [(1.0, 1), (0.5, 1), (0.125, 1), (0.0625, 1)]),  # 0, 4/3, 8/3 and 4, rounded
         ("a1-e9", 3, [(1.0, 1), (0.0625, 2)]),
+        ("b1-x1", 5, [(0.5, 2), (0.0, 3)]),  # who takes no part comes last
     ],
 )
 def test_fix_gives_contiguous_blocks(text, number, blocks):
@@ -80,6 +81,8 @@ def test_a_client_that_can_hold_none_of_the_rates_is_an_error():
         ("a1-b1-c1-d1-e1", [1.0, 0.0625], [0.5, 0.25, 0.125]),
         ("a1-e9", [1.0], [0.0625, 0.0625, 0.0625]),
         ("a1-e2", [0.0625, 0.0625, 0.0625], [1.0, 1.0, 0.0625]),
+        ("a1-x2", [], [1.0, 0.0, 0.0]),
+        ("a1-x2", [0.0, 0.0], [1.0, 0.0, 1.0]),
     ],
 )
 def test_clients_that_join_get_what_the_mix_lacks(text, held, expected):

@@ -139,6 +139,7 @@ rates = st.integers(1, 10_000).map(lambda ticks: ticks / 10_000)
 parts = st.one_of(
     st.tuples(st.sampled_from(sorted(LEVELS)), st.integers(1, 999)).map(lambda part: f"{part[0]}{part[1]}"),
     st.tuples(rates, st.integers(1, 999)).map(lambda part: f"{Decimal(str(part[0])):f}x{part[1]}"),
+    st.integers(1, 999).map("a1-x{}".format),
 )
 
 
@@ -148,6 +149,7 @@ def test_a_mix_written_out_reads_back_the_same(texts):
     assert Mix.parse(str(mix)) == mix
     assert str(Mix.parse(str(mix))) == str(mix)
     assert str(Mix.parse("e8-0.3x2-a1-b1")) == "a1-b1-0.3x2-e8"
+    assert str(Mix.parse("x2-c1-x")) == "c1-x3"
 
 
 @given(texts=st.lists(parts, min_size=1, max_size=6), data=st.data())
@@ -168,6 +170,14 @@ def test_the_global_model_may_be_larger_than_that_of_every_client():
     assert mix.with_global_rate("") == mix.with_global_rate(0.5) == mix != mix.with_global_rate(1.0)
     with pytest.raises(ConfigError, match=r"of rate 0\.25 does not hold the largest of the mix b1-c1: expected 0\.5"):
         mix.with_global_rate("c")
+
+
+def test_clients_may_take_no_part():
+    mix = Mix.parse("b1-x3")
+    assert (mix.rates, mix.shares, mix.idle, mix.taking_part) == ((0.5,), (1.0,), 3, Fraction(1, 4))
+    assert mix.parts == (0.5, 0.0, 0.0, 0.0)
+    with pytest.raises(ConfigError, match="mix 'x2': nobody takes part; write one like"):
+        Mix.parse("x2")
 
 
 def test_the_mean_weighs_by_clients():

@@ -265,3 +265,15 @@ def test_initial_arrays_of_another_model_are_refused():
     arrays = ArrayRecord(Tiny(0.5).state_dict())
     with LocalGrid(make_app(), 2) as grid, pytest.raises(HeteroFLError, match=r"hidden.weight .* \(4, 3\)"):
         HeteroFL(build).start(grid, initial_arrays=arrays)
+
+
+def test_clients_that_take_no_part_are_never_drawn(caplog):
+    drawn = [set(record.rates) for record in run(8, "a1-x3", 6, fraction_train=0.5).records]
+    assert all(len(own) == 1 for own in drawn)
+    assert set.union(*drawn) == {0, 1}
+    assert "not drawn" not in caplog.text
+
+
+def test_who_takes_no_part_must_be_the_same_in_each_round():
+    with pytest.raises(ConfigError, match="in the mix a1-x1 some clients take no part, always the same ones"):
+        HeteroFL(build, "a1-x1", assignment="dynamic")
