@@ -22,7 +22,7 @@ from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.options import Sampling, Transfer
 from heterofl_flwr.federation.privacy import Privacy
 from heterofl_flwr.federation.records import RoundCallback, Tally
-from heterofl_flwr.federation.server_optimizer import multi_step
+from heterofl_flwr.federation.server_optimizer import multi_step, parse_optimizer
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
@@ -145,7 +145,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "weights": server.weights,
         "labels": train.labels if task.counts_labels else "sent",
         "fidelity": Fidelity.of(settings.fidelity),
-        "server_optimizer": server.build_optimizer(),
+        "server_optimizer": parse_optimizer(server.optimizer),
         "robust": server.build_robust_mean(),
         "aggregator": _block_momentum(task) if server.block_momentum else AGGREGATORS[server.aggregator],
     }

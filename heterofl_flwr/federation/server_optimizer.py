@@ -6,15 +6,18 @@ optimiser keeps of it stays.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import DECAY, check_fields, is_decay
+from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
 
 FIRST, SECOND = "", "second/"
 """What stands before a parameter's name in an optimiser's state: nothing for momentum, as old checkpoints have it."""
@@ -123,6 +126,40 @@ class Yogi(Adam):
 
 
 ServerOptimizer = Momentum | Adagrad | Adam | Yogi
+
+OPTIMIZERS: Mapping[str, tuple[Callable[..., ServerOptimizer], str]] = MappingProxyType(
+    {
+        "momentum": (Momentum, "server_momentum"),
+        "adam": (Adam, "eta"),
+        "yogi": (Yogi, "eta"),
+        "adagrad": (Adagrad, "eta"),
+    }
+)
+"""The optimisers by name, each with the argument that an unnamed number is."""
+
+
+def parse_optimizer(text: str) -> ServerOptimizer | None:
+    """Return the optimiser that a text names, such as ``adam(eta=0.1, tau=0.001)``; None for ``none``.
+
+    What is left out has its default. A number without a name, as in ``momentum(0.9)``, is what ``OPTIMIZERS`` says.
+    """
+    if text == "none":
+        return None
+    match = re.fullmatch(r"(\w+)(?:\((.*)\))?", text)
+    if match is None or match[1] not in OPTIMIZERS:
+        raise ConfigError(f"{text!r} is no optimiser; expected none, {', '.join(OPTIMIZERS)}, or such as adam(eta=0.1)")
+    kind, unnamed = OPTIMIZERS[match[1]]
+    known, given = signature(kind).parameters, dict[str, float]()
+    for part in match[2].split(",") if match[2] else ():
+        key, _, value = (own.strip() for own in part.rpartition("="))
+        key = key or unnamed
+        if key not in known or key in given:
+            raise ConfigError(f"{text}: {part.strip()!r} is no argument; expected {', '.join(known)}, each once")
+        try:
+            given[key] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"{text}: {key} is {value!r}; expected a number") from error
+    return kind(**given)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from heterofl_flwr.federation.limits import Limits
 from heterofl_flwr.nn.depth import read_levels
 from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import MODELS
-from heterofl_flwr.settings.groups import OPTIMIZERS, Settings
+from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.presets import BALANCED, NOT_IID, OTHER, PRESETS, model_has, preset
 from heterofl_flwr.settings.types import AUTO, Flat, Group, expected
 
@@ -132,14 +132,10 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
     """Return the values, with concrete ones for those that follow from others."""
     autos = preset(str(given["data.name"]), str(given["data.split"]), str(given["model.name"]))
     values = {key: autos.get(key, value) if value == AUTO else value for key, value in given.items()}
-    if values["server.optimizer"] == AUTO:
-        values["server.optimizer"] = "momentum" if values["server.momentum"] else "none"
-    optimizer = OPTIMIZERS.get(str(values["server.optimizer"]))
     by_class = ("non-iid", "pathological") if short_name(str(values["data.name"])) in BALANCED else ()
     equal = str(values["data.split"]).startswith(("iid", "rotated", *by_class))
     follow: dict[str, object] = {
         "train.mask-fill": "-inf" if values["fidelity"] == "fixed" else "zero",
-        "server.eta": getattr(optimizer(), "eta", 1.0) if optimizer else 1.0,
         "server.max-examples-ratio": Limits().examples_ratio if equal else 0.0,
     }
     return values | {key: value for key, value in follow.items() if values[key] == AUTO}
@@ -206,10 +202,6 @@ def _server_rules(settings: Settings) -> Iterable[Rule]:
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
         ("server.shared", server.strategy == "hybrid" and server.shared != ALL,
          "but server.strategy=hybrid averages everything; expected '*'"),
-        ("server.momentum", server.momentum and server.optimizer != "momentum",
-         f"but server.optimizer is {server.optimizer}; expected 0"),
-        ("server.eta", server.eta != 1 and server.optimizer == "none",
-         "expected server.optimizer to name the optimiser too"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
         ("run.patience", settings.run.patience and not settings.evaluate.every,
@@ -229,8 +221,7 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Rule]:
         "train.proximal": (settings.train.proximal, 0.0),
         "server.choose": (server.choose, "prefix"),
         "server.shared": (",".join(server.shared), ",".join(ALL)),
-        "server.momentum": (server.momentum, 0.0),
-        "server.optimizer": ("none" if server.momentum else server.optimizer, "none"),
+        "server.optimizer": (server.optimizer, "none"),
         "server.robust": (server.robust, "none"),
         "server.aggregator": (server.aggregator, "counting-mean"),
         "server.norm-bound": (server.norm_bound, 0.0),

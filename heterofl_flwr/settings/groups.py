@@ -4,7 +4,7 @@ A field's key in a run config is the name of its group and its own, in kebab-cas
 ``train.batch-size``. The fields of ``Settings`` itself have no prefix.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -22,7 +22,6 @@ from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.federation.evaluation import MomentsMerge
 from heterofl_flwr.federation.level_table import Levels
 from heterofl_flwr.federation.limits import Limits
-from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, ServerOptimizer, Yogi
 from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
@@ -30,11 +29,6 @@ from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, Not
 from heterofl_flwr.training.device import Precision
 from heterofl_flwr.training.distill import Direction, Projection
 from heterofl_flwr.training.joint_losses import TrainedExits
-
-OPTIMIZERS: Mapping[str, Callable[..., ServerOptimizer]] = MappingProxyType(
-    {"momentum": Momentum, "adam": Adam, "yogi": Yogi, "adagrad": Adagrad}
-)
-"""By ``server.optimizer``."""
 
 AGGREGATORS: Mapping[str, type[Aggregator]] = MappingProxyType(
     {
@@ -161,22 +155,13 @@ class ServerSettings(Group):
         "*", "what travels and is averaged; all else stays with its client, which then has a model of its own"
     )
     weights: Weights = setting("equal", "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)")
-    optimizer: Literal["none", "momentum", "adam", "yogi", "adagrad"] = setting(
-        AUTO,
-        "what makes a step of what the mean changes, as Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad do; "
-        "entries that nobody held keep still; auto: momentum where server.momentum is above 0, else none",
+    optimizer: types.OptimizerText = setting(
+        "none",
+        "what makes a step of what the mean changes, as Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad do, with "
+        "their arguments and defaults; entries that nobody held keep still",
     )
-    eta: Positive = setting(
-        AUTO, "learning rate of the server optimiser; auto: Flower's, 1 (momentum), 0.01 (yogi), 0.1 (adam, adagrad)"
-    )
-    momentum: Decay = setting(0.0, "velocity that momentum keeps from round to round")
-    beta_1: Decay = setting(0.9, "first moment that adam and yogi keep from round to round")
-    beta_2: Decay = setting(0.99, "second moment that adam and yogi keep from round to round")
     block_momentum: Annotated[float, Field(ge=0, le=1)] = setting(
         0.0, "share of deeper blocks in what the last block of a shallower level's model changes by (InclusiveFL: 0.2)"
-    )
-    tau: Positive = setting(
-        1e-3, "what adam, yogi and adagrad add to the root of the second moment: the larger, the less steps adapt"
     )
     robust: Literal["none", RobustMean] = setting(
         "none",
@@ -210,12 +195,6 @@ class ServerSettings(Group):
         "", "levels of nodes by registered name or node id, such as 'phone=c,camera=a', whatever the nodes say"
     )
     largest_level: types.Level = setting("a", "the largest level of nodes not in server.levels, whatever they say")
-
-    def build_optimizer(self) -> ServerOptimizer | None:
-        """Return what makes a step of what the mean changes; None for the mean as it is."""
-        if self.optimizer == "momentum":
-            return Momentum(server_learning_rate=self.eta, server_momentum=self.momentum)
-        return self.as_options(OPTIMIZERS[self.optimizer]) if self.optimizer in OPTIMIZERS else None
 
     def build_robust_mean(self) -> Robust | None:
         """Return what replaces the counting mean; None for nothing."""

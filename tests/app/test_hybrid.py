@@ -65,7 +65,7 @@ def state_of(folder):
 
 
 def test_a_resumed_run_equals_one_without_a_break_bit_for_bit(tmp_path):
-    some = {"server.momentum": 0.5, "sample.fraction": 0.5, "train.upload": "int8"}
+    some = {"server.optimizer": "momentum(0.5)", "sample.fraction": 0.5, "train.upload": "int8"}
     run(tmp_path / "whole", **some, **{"num-rounds": 3})
     run(tmp_path / "broken", **some, **{"num-rounds": 2})
     run(tmp_path / "broken", **some, **{"num-rounds": 3, "run.resume": True})

@@ -8,7 +8,7 @@ from heterofl_flwr.settings.presets import CLIENTS, NOT_IID, OTHER, with_archite
 
 
 def test_every_preset_has_a_value_for_every_auto_and_for_nothing_else():
-    followed = {"train.mask-fill", "server.optimizer", "server.eta", "server.max-examples-ratio"}  # from other settings
+    followed = {"train.mask-fill", "server.max-examples-ratio"}  # from other settings
     later = {"engine.device", "engine.name", "sample.min-replies", "evaluate.moments-merge"}  # decided during the run
     auto = {key for key, value in DEFAULTS.items() if value == AUTO}
     assert auto - followed - later == set(OTHER)
