@@ -1,18 +1,14 @@
-"""Robust means of each entry over the clients that held it: trimmed mean, median, and clipping.
+"""Robust means of each entry over the clients that held it: trimmed mean and median.
 
 A minority of a parameter's holders cannot move it far, whatever they send. In HeteroFL this has to hold entry by entry,
 as an entry that few clients hold is theirs alone.
 
 - **Three holders or more.** ``trimmed``: the largest and the smallest changes are dropped, and the others averaged
-  (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two. ``clip``: changes are compared where
-  as many clients hold a parameter, and those longer than the median are shortened to it.
-- **One or two holders** can outvote nobody. Their changes count as those of FLTrust's clients (Cao et al., 2021), with
-  what three or more agree on in the place of the server's own training. Each is shortened to the root mean square of
-  the parameter's other changes, or where there are none, of all changes of what its client shares with two others or
-  more; and then multiplied by the cosine of that client's changes and theirs, or by 0 where it is negative.
+  (Yin et al., 2018). ``median``: the middle change, or the mean of the middle two.
+- **One or two holders** can outvote nobody: the entry moves by their plain mean, or keeps its value.
 
-Every method needs all replies at once, so an aggregator holds them: the memory is the sum of the clients' slices, in
-single precision, and a few copies of one parameter of all clients while the result is worked out.
+Both need all replies at once, so an aggregator holds them: the memory is the sum of the clients' slices, in single
+precision, and a few copies of one parameter of all clients while the result is worked out.
 """
 
 import math
@@ -29,11 +25,11 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.regions import Region
 from heterofl_flwr.errors import ConfigError, check_fields
 
-RobustMean = Literal["trimmed", "median", "clip"]
+RobustMean = Literal["trimmed", "median"]
 """How three holders or more of an entry are combined."""
 
-Few = Literal["shorter", "keep"]
-"""What becomes of entries that one or two hold: a shorter step, or the old value."""
+Few = Literal["mean", "keep"]
+"""What becomes of entries that one or two hold: their plain mean, or the old value."""
 
 MANY = 3
 """Holders of which one can be outvoted."""
@@ -55,7 +51,7 @@ class Robust:
 
     mean: RobustMean = "trimmed"
     trim: float = 0.2
-    few: Few = "shorter"
+    few: Few = "mean"
 
     def __post_init__(self) -> None:
         """Validate the options."""
@@ -68,6 +64,11 @@ class Robust:
             ),
             "robust: ",
         )
+
+    @property
+    def fewest(self) -> int:
+        """Holders below which an entry keeps its value."""
+        return MANY if self.few == "keep" else 1
 
     def dropped(self, holders: int) -> int:
         """Return how many of an entry's holders are dropped at each end."""
@@ -97,31 +98,18 @@ class RobustAggregator(Aggregator):
     def result(self) -> dict[str, Tensor]:
         """Return the new global state and end the aggregation."""
         self._close()
-        changes: dict[str, Tensor] = {}
-        sums = torch.zeros(4, len(self._changes), dtype=torch.float64)
-        for name in self._state:
-            holders, stack = self._stack(name)
-            if holders:
-                changes[name] = combine(stack, self._robust)  # (entries,)
-                sums[:, holders] += _compare(stack, changes[name]).cpu()
-        if self._robust.few == "shorter":
-            products, own, theirs, entries = sums  # each (replies,)
-            # The cosine of each reply and what many agree on, and the length of that; 0 where they do not meet.
-            shares = (products / (own * theirs).sqrt()).nan_to_num(0.0).clamp(0, 1)
-            lengths = (theirs / entries.clamp(min=1)).sqrt()
-            for name, change in changes.items():
-                holders, stack = self._stack(name)
-                add_few(change, stack, shares[holders], lengths[holders])
+        new = {}
+        for name, old in self._state.items():
+            stack = self._stack(name)
+            change = combine(stack, self._robust).view(old.shape)
+            new[name] = (old + change).to(old.dtype) if len(stack) else old.clone()
         self._changes = []
-        return {
-            name: (old + changes.pop(name).view(old.shape)).to(old.dtype) if name in changes else old.clone()
-            for name, old in self._state.items()
-        }
+        return new
 
     def held(self, name: str) -> Tensor:
         """Return how many clients held each entry; 0 where they are so few that it keeps its value."""
         held = super().held(name)
-        return held if self._robust.few == "shorter" else held.where(held >= MANY, 0.0)
+        return held.where(held >= self._robust.fewest, 0.0)
 
     def _collect(self, plan: Plan, sub: Mapping[str, Tensor], rows: Tensor | None, weight: float) -> None:
         """Keep what a client changed; what does not count of it is NaN."""
@@ -138,65 +126,26 @@ class RobustAggregator(Aggregator):
             changes[name] = change
         self._changes.append((plan, changes))
 
-    def _stack(self, name: str) -> tuple[list[int], Tensor]:
-        """Return who held a parameter, and what they changed; NaN where one did not hold an entry."""
-        holders = [number for number, (plan, _) in enumerate(self._changes) if name in plan.axes]
+    def _stack(self, name: str) -> Tensor:
+        """Return what the holders of a parameter changed, (holders, entries); NaN where one did not hold an entry."""
+        holders = [(plan, changes) for plan, changes in self._changes if name in plan.axes]
         old = self._state[name]
         stack = old.new_full((len(holders), *old.shape), math.nan, dtype=_wide(old))
-        for whole, number in zip(stack, holders, strict=True):
-            plan, changes = self._changes[number]
+        for whole, (plan, changes) in zip(stack, holders, strict=True):
             Region(whole, plan.axes[name]).write(changes[name])
-        return holders, stack.flatten(1) if old.dim() else stack.unsqueeze(1)
+        return stack.flatten(1) if old.dim() else stack.unsqueeze(1)
 
 
 def combine(stack: Tensor, robust: Robust) -> Tensor:
-    """Return the robust mean of each column over the rows that are not NaN; 0 where these are fewer than ``MANY``."""
+    """Return the robust mean of each column over the rows that are not NaN; 0 where these are too few."""
     counts = (~stack.isnan()).sum(0)
     change = stack.new_zeros(stack.shape[1])
     for number in counts.unique().tolist():
-        if number < MANY:
-            continue
-        held = counts == number
-        part = stack[:, held]  # (holders, entries of so many)
-        if robust.mean == "clip":
-            # Changes that are longer than the median are shortened to it.
-            lengths = _root_mean_square(part)
-            scales = (lengths.nanmedian() / lengths).nan_to_num(1.0).clamp(max=1)
-            change[held] = (part * scales.to(part).unsqueeze(1)).nanmean(0)
-        else:
-            drop = robust.dropped(number)
-            change[held] = part.sort(0).values[drop : number - drop].mean(0)  # NaN comes last
+        if number >= robust.fewest:
+            held, drop = counts == number, robust.dropped(number)
+            ordered = stack[:, held].sort(0).values  # (holders, entries of so many); NaN comes last
+            change[held] = ordered[drop : number - drop].mean(0)
     return change
-
-
-def add_few(change: Tensor, stack: Tensor, shares: Tensor, lengths: Tensor) -> None:
-    """Add to a parameter's change, in place, the entries that one or two clients hold.
-
-    ``change`` is what ``combine`` returned, ``stack`` what the holders changed, ``shares`` the agreement of each with
-    the others (0 to 1), and ``lengths`` the step of each where nothing of the parameter is held by many.
-    """
-    counts = (~stack.isnan()).sum(0)
-    few = (counts > 0) & (counts < MANY)
-    part = stack[:, few]
-    if counts.numel() and counts.max() >= MANY:
-        lengths = _root_mean_square(change[counts >= MANY].unsqueeze(0))
-    own = _root_mean_square(part)
-    scales = shares.to(own) * (lengths.to(own) / own).nan_to_num(0.0).clamp(max=1)
-    change[few] = (part * scales.to(part).unsqueeze(1)).nansum(0) / counts[few]
-
-
-def _compare(stack: Tensor, change: Tensor) -> Tensor:
-    """Return, of the entries that many hold, each holder's inner product with the change, both squares, and a count."""
-    held = ~stack.isnan()
-    many = held.sum(0) >= MANY
-    held, own, theirs = held[:, many], stack[:, many].double().nan_to_num(0.0), change[many].double()
-    return torch.stack([own @ theirs, own.square().sum(1), held.double() @ theirs.square(), held.sum(1).double()])
-
-
-def _root_mean_square(part: Tensor) -> Tensor:
-    """Return the root mean square of each row's entries that are not NaN; NaN where there are none."""
-    found: Tensor = part.double().square().nanmean(1).sqrt()
-    return found
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

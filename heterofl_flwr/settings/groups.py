@@ -166,12 +166,12 @@ class ServerSettings(Group):
     robust: Literal["none", RobustMean] = setting(
         "none",
         "what replaces the mean of an entry's holders, so that a hostile minority cannot move it far: trimmed (a "
-        "trimmed mean), median or clip; goes with server.weights=equal, and not with privacy.noise",
+        "trimmed mean) or median; goes with server.weights=equal, and not with privacy.noise",
     )
     robust_trim: Annotated[float, Field(ge=0, le=0.49)] = setting(
         Robust().trim, "share of an entry's holders that trimmed drops at each end; at least one"
     )
-    robust_few: Few = setting(Robust().few, "entries of one or two clients: a shorter step, or keep the old value")
+    robust_few: Few = setting(Robust().few, "entries of one or two clients: their plain mean, or keep the old value")
     aggregator: Literal["counting-mean", "product", "zero-padding"] = setting(
         "counting-mean",
         "what combines replies: the counting mean; or, for LoRA adapters of unequal rank, product (FlexLoRA) or "

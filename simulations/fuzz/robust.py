@@ -62,9 +62,10 @@ COMMON: Mapping[str, float | str] = {
 BOUNDS = {"digits": 1.6, "mnist": 1.8}
 """The norm bound of each data set: a little more than the longest change of a client where nobody attacks."""
 
-ROBUST = ("trimmed", "median", "clip")
-MEANS = ("mean", "norm bound", *ROBUST)
-"""The ways to combine replies; the last three are values of ``server.robust``."""
+ROBUST = ("trimmed", "median")
+KEEP = " and keep"
+MEANS = ("mean", "norm bound", *ROBUST, *(f"{name}{KEEP}" for name in ROBUST))
+"""The ways to combine replies; the last two with ``server.robust-few=keep``."""
 
 Attack = Callable[[Tensor, torch.Generator], Tensor]
 ATTACKS: Mapping[str, Attack] = {
@@ -89,7 +90,9 @@ class Cell:
         """Return the settings of the run."""
         own: dict[str, float | str] = {"data.name": self.data, "mix": self.mix, "seed": self.seed}
         own |= {"server.norm-bound": BOUNDS[self.data]} if self.mean == "norm bound" else {}
-        return {**COMMON, **own, **({"server.robust": self.mean} if self.mean in ROBUST else {})}
+        name, keep, _ = self.mean.partition(KEEP)
+        own |= {"server.robust": name, "server.robust-few": "keep" if keep else "mean"} if name in ROBUST else {}
+        return {**COMMON, **own}
 
 
 class HostileApp(client_app.CohortApp):
@@ -166,7 +169,8 @@ def cells(data: Sequence[str]) -> Iterator[Cell]:
     """Yield all cells, those of one seed before those of the next."""
     attacks = [("none", 0), *itertools.product(ATTACKS, (1, 2))]
     for name, seed, mix, mean, (attack, attackers) in itertools.product(data, SEEDS, MIXES, MEANS, attacks):
-        yield Cell(name, mix, mean, attack, attackers, seed)
+        if "-" in mix or KEEP not in mean:  # where all hold everything, no entry has few holders
+            yield Cell(name, mix, mean, attack, attackers, seed)
 
 
 def run(options: argparse.Namespace) -> int:

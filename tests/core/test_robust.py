@@ -14,9 +14,9 @@ from tests.core import strategies, twin
 
 OPTIONS = st.builds(
     Robust,
-    mean=st.sampled_from(["trimmed", "median", "clip"]),
+    mean=st.sampled_from(["trimmed", "median"]),
     trim=st.sampled_from([0.0, 0.2, 0.45]),
-    few=st.sampled_from(["shorter", "keep"]),
+    few=st.sampled_from(["mean", "keep"]),
 )
 SPACING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 2**-20, torch.float64: 1e-12}
 
@@ -39,7 +39,7 @@ def test_another_order_of_replies_changes_nothing(drawn, robust, data):
         torch.testing.assert_close(value, expected[name], rtol=SPACING[value.dtype], atol=1e-5)
 
 
-@pytest.mark.parametrize(("few", "expected"), [("shorter", [3, 2, 1, 0]), ("keep", [3, 0, 0, 0])])
+@pytest.mark.parametrize(("few", "expected"), [("mean", [3, 2, 1, 0]), ("keep", [3, 0, 0, 0])])
 def test_entries_that_keep_their_values_count_as_held_by_nobody(few, expected):
     state = {"w": torch.zeros(4)}
     aggregator = RobustAggregator(state, robust=Robust(few=few))
@@ -58,18 +58,14 @@ def combined(*replies, old=0.0, **options):
 
 
 FIVE = [[1.0], [2.0], [3.0], [100.0], [-100.0]]
-WIDE = [1.0, 50.0, 50.0, 50.0]  # moves its last three entries far more than others move the first
 BY_HAND = {
     "the largest and the smallest are dropped": ({}, FIVE, [2.0]),
     "a share of each end": ({"trim": 0.2}, [*FIVE, [4.0], [5.0], [6.0], [-50.0], [50.0]], [3.5]),
     "one at each end, whatever the share": ({"trim": 0.0}, [[1.0], [2.0], [9.0]], [2.0]),
     "the median of four": ({"mean": "median"}, [[1.0], [2.0], [9.0], [30.0]], [5.5]),
     "the median of five": ({"mean": "median"}, [[1.0], [2.0], [9.0], [30.0], [-7.0]], [2.0]),
-    "clipped to the median length": ({"mean": "clip"}, [[3.0, 4.0], [0.0, 5.0], [30.0, 40.0]], [6 / 3, 13 / 3]),
-    "clipping compares what as many hold": ({"mean": "clip"}, [WIDE, WIDE, WIDE, [1.0], [1.0]], WIDE),
-    "one holder goes no further than three did": ({}, [[1.0, 8.0, -8.0], [1.0], [1.0]], [1.0, 1.0, -1.0]),
-    "one holder that contradicts the others": ({}, [[-1.0, 8.0, -8.0], [1.0], [1.0]], [1.0, 0.0, 0.0]),
-    "two holders": ({}, [[1.0, 0.5], [1.0, 8.0], [1.0], [1.0]], [1.0, 0.75]),
+    "one holder": ({}, [[1.0, 8.0, -8.0], [1.0], [1.0]], [1.0, 8.0, -8.0]),
+    "two holders": ({}, [[1.0, 0.5], [1.0, 8.0], [1.0], [1.0]], [1.0, 4.25]),
     "few keep the old values": ({"few": "keep", "old": 3.0}, [[4.0, 8.0], [4.0], [4.0]], [4.0, 3.0, 3.0, 3.0]),
 }
 
@@ -79,7 +75,7 @@ def test_robust_means_by_hand(options, replies, expected):
     assert combined(*replies, **options)[: len(expected)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("mean", ["trimmed", "median", "clip"])
+@pytest.mark.parametrize("mean", ["trimmed", "median"])
 @pytest.mark.parametrize("lie", [lambda own: -own, lambda own: 1e6 * own, lambda own: torch.full_like(own, -1e15)])
 def test_a_minority_of_an_entrys_holders_cannot_move_it_as_they_move_a_mean(mean, lie):
     torch.manual_seed(0)
@@ -95,10 +91,9 @@ def test_a_minority_of_an_entrys_holders_cannot_move_it_as_they_move_a_mean(mean
     found, fooled = robust.result()["w"], plain.result()["w"]
     errors = [(own[:, :2] - goal[:, :2]).norm() / goal[:, :2].norm() for own in (found, fooled)]
     assert errors[0] < 0.3
-    assert errors[0] < errors[1] + 0.01  # clipping does not see a lie of an honest length, where a mean moves as far
-    # Nobody else holds these: the only holder goes no further than the others did.
-    assert found[:, 2:].square().mean() <= 1.05 * found[:, :2].square().mean()
-    assert fooled[:, 2:].square().mean() > found[:, 2:].square().mean()
+    assert errors[0] < errors[1]
+    # Nobody else holds these, so nobody can outvote the only holder.
+    torch.testing.assert_close(found[:, 2:], fooled[:, 2:])
 
 
 def test_each_client_counts_once():

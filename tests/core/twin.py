@@ -1,6 +1,5 @@
 """The slow twin of slicing and of the counting mean: one entry at a time, in Python's own floats."""
 
-import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,58 +119,19 @@ def robust_mean(state, replies, robust, label_rows=(), *, classes=0, extra_rows=
         (name, entry): {number: value - state[name][entry].double().item() for number, value in values.items()}
         for (name, entry), values in values_by_entry(replies, label_rows, classes, extra_rows).items()
     }
-    agreed = {at: _agreed(at, given, robust) for at, own in given.items() if len(own) >= 3}
     new = {name: old.double().numpy().copy() for name, old in state.items()}
     for (name, entry), own in given.items():
-        if (name, entry) in agreed:
-            new[name][entry] += agreed[name, entry]
-        elif robust.few == "shorter":
-            steps = [
-                change * _share(number, given, agreed) * _shortened(number, name, given, agreed)
-                for number, change in own.items()
-            ]
-            new[name][entry] += sum(steps) / len(steps)
+        if len(own) >= 3:
+            new[name][entry] += _agreed(own, robust)
+        elif robust.few == "mean":
+            new[name][entry] += sum(own.values()) / len(own)
     return new
 
 
-def _agreed(at, given, robust):
+def _agreed(changes, robust):
     """Return by how much three holders or more change an entry."""
-    changes = given[at]
-    if robust.mean == "clip":
-        alike = [own for (name, _), own in given.items() if name == at[0] and len(own) == len(changes)]
-        lengths = {
-            number: root_mean_square(own[number] for own in alike if number in own)
-            for number in {number for own in alike for number in own}
-        }
-        bound = sorted(lengths.values())[(len(lengths) - 1) // 2]
-        return sum(
-            change * min(1, bound / lengths[number] if lengths[number] else 1) for number, change in changes.items()
-        ) / len(changes)
     middle = sorted(changes.values())
     most = (len(middle) - 1) // 2
     drop = most if robust.mean == "median" else min(max(1, int(robust.trim * len(middle) + 1e-9)), most)
     middle = middle[drop : len(middle) - drop]
     return sum(middle) / len(middle)
-
-
-def _share(number, given, agreed):
-    """Return the cosine of a reply's changes and the agreed ones, where it has both; at least 0."""
-    pairs = [(given[at][number], change) for at, change in agreed.items() if number in given[at]]
-    norms = math.sqrt(sum(own**2 for own, _ in pairs) * sum(other**2 for _, other in pairs))
-    return max(0.0, sum(own * other for own, other in pairs) / norms) if norms else 0.0
-
-
-def _shortened(number, name, given, agreed):
-    """Return what brings a reply's changes of entries of few holders to the length of the agreed ones."""
-    many = [change for at, change in agreed.items() if at[0] == name]
-    many = many or [change for at, change in agreed.items() if number in given[at]]
-    few = root_mean_square(
-        own[number] for at, own in given.items() if at[0] == name and number in own and at not in agreed
-    )
-    return min(1.0, root_mean_square(many) / few) if few else 0.0
-
-
-def root_mean_square(values):
-    """Return the root mean square of some numbers; 0 of none."""
-    values = list(values)
-    return math.sqrt(sum(value**2 for value in values) / len(values)) if values else 0.0
