@@ -1,28 +1,29 @@
-"""Write a model in several formats, checked, with a manifest."""
+"""Write a model in several formats, each compared once with the model."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from importlib import metadata
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import nn
-from torch.utils._pytree import tree_leaves
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves, tree_map
 
-from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.export import checks
-from heterofl_flwr.export.checks import TOLERANCE, Axes, Inputs, Run
-from heterofl_flwr.export.formats import FORMATS, Format, formats_named
-from heterofl_flwr.export.program import Traced, trace
-from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.runs.files import sync, to_json
-from heterofl_flwr.runs.origin import commit, machine
+from heterofl_flwr.errors import ConfigError, DataError, HeteroFLError, first_line
+from heterofl_flwr.export.formats import FORMATS, Axes, Inputs, Traced, formats_named
+from heterofl_flwr.nn.execution import call
+from heterofl_flwr.nn.static_norm import batch_norms
 
-MANIFEST = "manifest.json"
 BATCH: Axes = {0: "batch"}
-VERSION = 1
+
+TOLERANCE = 1e-4
+"""How far an output may be from the model's, as a share of the largest of the model's outputs.
+
+Float32 has seven digits. With additions in another order a deep model keeps about five of them; another model, or one
+with wrong statistics, none. The share is of the largest output because an error is as large as the terms that were
+added up, however small their sum.
+"""
 
 
 def export_model(
@@ -33,12 +34,10 @@ def export_model(
     formats: Sequence[str] = tuple(FORMATS),
     dynamic: Axes = BATCH,
     outputs: Sequence[str] = ("logits",),
-    facts: Mapping[str, object] | None = None,
-    runs: int = 100,
-) -> dict[str, object]:
-    """Write a model's files and ``manifest.json`` into a folder, and return what the manifest says.
+) -> dict[str, int]:
+    """Write a model's files into a folder, and return how many bytes each format takes.
 
-    The folder gets its name when every file has been opened again and said what the model says, within 1e-4 of the
+    Files get there when every one of them has been opened again and said what the model says, within 1e-4 of the
     largest output (``TOLERANCE``); until then, and after an error, what was there before is untouched.
 
     Parameters
@@ -47,119 +46,154 @@ def export_model(
         Any model; one with static batch norm as ``with_static_norm`` returns it. It is copied, never changed.
     inputs : object
         Real examples, such as some of the test data: a tensor, a tuple of the model's arguments, or a mapping of named
-        ones. Files are checked with all of them at once, with one, and with half of them. None of them is written.
+        ones. Files are compared on them. None of them is written.
     folder : str | Path
-        Where to. An earlier export is replaced.
+        Where to. The files of an earlier export are replaced.
     formats : Sequence[str]
         Some of ``FORMATS``; ``onnx`` needs ``heterofl-flwr[export]``.
     dynamic : Mapping[int, str]
         Which axes of the inputs may have any length, and their names; for a model that reads text,
         ``{0: "batch", 1: "sequence"}``.
     outputs : Sequence[str]
-        What the outputs are called.
-    facts : Mapping[str, object] | None
-        What else the manifest shall say, as JSON can hold it.
-    runs : int
-        How many runs the latency is the median of; 0 measures none.
+        What the outputs are called in ONNX.
 
     Raises
     ------
     HeteroFLError
         If the model cannot be exported, or a file says something else than it does.
     """
-    if runs < 0:
-        raise ConfigError(f"runs is {runs}; expected 0 or more")
     chosen = formats_named(formats)
-    given = checks.read_inputs(inputs, dynamic)
-    traced = trace(model, given, dynamic, outputs)
-    measured = checks.first_example(given) if 0 in dynamic else given  # fewer do not run where their number is fixed
-    cost = profile(traced.model, measured)
-    examples = len(tree_leaves(measured)[0])
-    cuts = checks.build_cuts(given, dynamic)
-    packages = ["heterofl-flwr", "torch", *(package for one in chosen.values() for package in one.needs)]
-    with whole_folder(Path(folder), marked_by=MANIFEST) as new:
-        content = {
-            "format": VERSION,
-            **(facts or {}),
-            "parameters": cost.parameters,
-            "macs": cost.macs,
-            "inputs": list(traced.inputs),
-            "outputs": list(traced.outputs),
-            "batch_norm": traced.folding,
-            "files": _write(traced, cuts, chosen, new, partial(checks.median_milliseconds, measured, runs)),
-            "check": {
-                "tolerance": TOLERANCE,
-                "inputs": [[list(one.shape) for one in tree_leaves(cut)] for cut in cuts],
-            },
-            "latency": {"runs": runs, "threads": 1, "examples": examples, "machine": machine()} if runs else None,
-            "versions": {name: metadata.version(name) for name in packages},
-            "commit": commit(),
-        }
-        (new / MANIFEST).write_text(f"{to_json(content, indent=2)}\n", encoding="utf-8")
-    return content
-
-
-def _write(
-    traced: Traced,
-    cuts: Sequence[Inputs],
-    formats: Mapping[str, Format],
-    folder: Path,
-    time: Callable[[Run], float | None],
-) -> dict[str, object]:
-    """Write and check one file a format; return the manifest's facts about each."""
-    expected = [checks.compute_outputs(traced.model, cut) for cut in cuts]
-    for cut, outputs in zip(cuts, expected, strict=True):
-        if not all(bool(one.isfinite().all()) for one in outputs):
-            raise HeteroFLError(
-                f"the model's own outputs on {checks.shapes(cut)} hold NaN or infinities: its training has "
-                f"diverged, or the inputs are not what it was trained on"
-            )
-    found: dict[str, object] = {}
-    for name, one in formats.items():
-        path = folder / one.file
-        one.write(traced, path)
-        run = one.open(traced, path)
-        found[name] = {
-            "file": one.file,
-            "bytes": sum(part.stat().st_size for part in folder.glob(f"{one.file}*")),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "difference": checks.compare(name, run, cuts, expected),
-            "milliseconds": time(run),
-        }
-    return found
-
-
-@contextmanager
-def whole_folder(path: Path, *, marked_by: str) -> Iterator[Path]:
-    """Yield a new folder that takes a path's place when all went well; after an error nothing is left of it.
-
-    A folder that is there already is replaced if it holds a file ``marked_by``; if not, it is not ours.
-    """
-    if path.exists() and not (path / marked_by).is_file():
-        raise ConfigError(f"{path} is there already and is no export (it has no {marked_by}): choose another folder")
+    given = read_inputs(inputs, dynamic)
+    own = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    _check_statistics(own)
+    expected = _compute(lambda found: call(own, found), given)
+    if not all(bool(one.isfinite().all()) for one in expected):
+        raise HeteroFLError(
+            "the model's own outputs hold NaN or infinities: its training has diverged, or the inputs are not what it "
+            "was trained on"
+        )
+    traced = Traced(own, trace(own, given, dynamic), given, dynamic, outputs)
+    target = Path(folder)
+    sizes: dict[str, int] = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            new = Path(temporary, "new")
-            new.mkdir()
-            yield new
-            for file in new.iterdir():
-                sync(file)
-            _replace(path, new, old=Path(temporary, "old"))
-            sync(path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            for name, one in chosen.items():
+                path = Path(temporary, one.file)
+                one.write(traced, path)
+                compare(name, one.open(traced, path), given, expected)
+                sizes[name] = sum(part.stat().st_size for part in path.parent.glob(f"{one.file}*"))
+            _replace(target, Path(temporary))
     except OSError as error:
         raise HeteroFLError(
-            f"cannot write {path}: {error.strerror or error}; make room or grant access, or choose another folder"
+            f"cannot write {target}: {error.strerror or error}; make room or grant access, or choose another folder"
         ) from error
+    return sizes
 
 
-def _replace(path: Path, new: Path, old: Path) -> None:
-    """Move a folder to a path; what is there moves to ``old``, and back after an error."""
-    if path.exists():
-        path.rename(old)
+def _replace(target: Path, new: Path) -> None:
+    """Move the new files to their folder; those of an earlier export go, also in formats that are not written now."""
+    target.mkdir(exist_ok=True)
+    for one in FORMATS.values():
+        for end in ("", ".data"):
+            (target / f"{one.file}{end}").unlink(missing_ok=True)
+    for path in new.iterdir():
+        path.rename(target / path.name)
+
+
+def read_inputs(given: object, axes: Axes) -> Inputs:
+    """Return a tensor, a tuple of tensors or a mapping of named ones as inputs on the CPU."""
+    found = dict(given) if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
+    leaves = list(found.values()) if isinstance(found, dict) else list(found) if isinstance(found, tuple) else []
+    if not leaves or not all(isinstance(one, Tensor) and one.dim() and one.numel() for one in leaves):
+        kinds = ", ".join(
+            f"Tensor{tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in leaves
+        )
+        raise DataError(
+            f"the inputs are {kinds or type(given).__name__}; expected what the model is called with: a "
+            f"tensor of some examples, a tuple of such tensors, or a mapping of named ones"
+        )
+    most = max(one.dim() for one in leaves)
+    if wrong := [axis for axis in axes if not 0 <= axis < most]:
+        raise ConfigError(f"dynamic has axis {wrong[0]}; expected 0 to {most - 1}, the axes of the inputs")
+    own = [one.detach().cpu() for one in leaves]
+    return dict(zip(map(str, found), own, strict=True)) if isinstance(found, dict) else tuple(own)
+
+
+def _check_statistics(model: nn.Module) -> None:
+    without = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
+    if without:
+        raise ConfigError(
+            f"batch norm has no statistics in {len(without)} layers ({', '.join(without[:3])}), so what the model says "
+            f"of an example would depend on the others beside it: measure them with "
+            f"heterofl_flwr.nn.collect_moments and export heterofl_flwr.nn.with_static_norm(model, moments)"
+        )
+
+
+def trace(model: nn.Module, inputs: Inputs, axes: Axes) -> ExportedProgram:
+    """Return a model's program, which holds none of the inputs and no path of this machine.
+
+    Raises
+    ------
+    HeteroFLError
+        If ``torch.export`` cannot follow the model, or an axis cannot have any length.
+    """
+    # Zeros, because a program keeps its example, and nobody's data may travel.
+    example: Inputs = tree_map(lambda one: one.new_zeros([2, *one.shape[1:]] if 0 in axes else one.shape), inputs)
+    dynamic = tree_map(lambda one: {axis: Dim.DYNAMIC for axis in axes if axis < one.dim()}, example)
+    args, named = ((), example) if isinstance(example, dict) else (example, {})
     try:
-        new.rename(path)
-    except BaseException:
-        if old.exists():
-            old.rename(path)
-        raise
+        program = torch.export.export(model, args, named, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch's own, and whatever the model's code raises
+        raise HeteroFLError(
+            f"torch.export cannot make a program of {type(model).__name__}: {first_line(error)}. {_remedy(error, axes)}"
+        ) from error
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+def _remedy(error: Exception, axes: Axes) -> str:
+    if "in output, which is not a known type" in str(error):
+        return "A model may return tensors alone; for a language model of transformers, set config.use_cache = False"
+    if "Constraints violated" in str(error):
+        lengths = ", ".join(f"{axis} ({name})" for axis, name in axes.items())
+        return (
+            f"The model's code fixes the length of an axis that may have any: of {lengths}. Leave it out of dynamic "
+            f"(dynamic={{}} fixes all lengths to those of the inputs given), or take lengths from the input's shape"
+        )
+    return "What a model computes may not depend on its inputs' values; rewrite what does with torch's own operators"
+
+
+def compare(name: str, run: Callable[[Inputs], object], inputs: Inputs, expected: Sequence[Tensor]) -> None:
+    """Raise ``HeteroFLError`` if a file's outputs are further than ``TOLERANCE`` off, or of other shapes."""
+    try:
+        found = _compute(run, inputs)
+    except Exception as error:  # a guard of torch's, or the runtime's own
+        raise HeteroFLError(
+            f"the {name} file does not run on the inputs: {first_line(error)}. Nothing was written; if the model's "
+            f"code asks for a certain length, leave that axis out of dynamic"
+        ) from error
+    kinds = [", ".join(f"{tuple(one.shape)} {one.dtype}" for one in own) for own in (found, expected)]
+    if kinds[0] != kinds[1]:
+        raise HeteroFLError(f"the {name} file puts out {kinds[0]}; the model puts out {kinds[1]}. Nothing was written")
+    for one, other in zip(found, expected, strict=True):
+        largest = other.double().abs().max().item() if other.numel() else 0.0
+        if not torch.allclose(one.double(), other.double(), rtol=0, atol=TOLERANCE * largest):
+            distance = (one.double() - other.double()).abs().max().item()
+            raise HeteroFLError(
+                f"the {name} file says something else than the model: its outputs are up to {distance:.3g} off, and "
+                f"the largest is {largest:.3g}; expected {TOLERANCE:g} of that at most. Nothing was written; please "
+                f"report the model and the versions of torch and onnx"
+            )
+
+
+def _compute(run: Callable[[Inputs], object], inputs: Inputs) -> list[Tensor]:
+    """Return all tensors that are put out, in their order."""
+    with torch.inference_mode():
+        output = run(inputs)
+    found = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not found:
+        raise DataError(f"the model returned {type(output).__name__}, in which no tensor was found")
+    return found

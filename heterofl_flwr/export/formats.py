@@ -1,6 +1,7 @@
-"""The formats, and what each needs."""
+"""The formats: how each is written and opened again, and what it needs."""
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,24 +12,42 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves, tree_map
 
 from heterofl_flwr.core.layer_rules import first_names
 from heterofl_flwr.errors import ConfigError, ShapeError, extra
-from heterofl_flwr.export.checks import Inputs, Run, compute_outputs
-from heterofl_flwr.export.program import Traced, rename
-from heterofl_flwr.nn.execution import device_of
+from heterofl_flwr.nn.execution import call, device_of
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.runs.checkpoint import pack
+
+Axes = Mapping[int, str]
+"""Which axes of the inputs may have any length, and what they are called."""
+
+Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is called with: tensors by position, or by name."""
+
+Run = Callable[[Inputs], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traced:
+    """A model on the CPU, in evaluation mode, and the program made of it."""
+
+    model: nn.Module
+    program: ExportedProgram
+    inputs: Inputs  # examples, of which the axes alone are read
+    axes: Axes
+    outputs: Sequence[str]
 
 
 def write_state(traced: Traced, path: Path) -> None:
     """Write a model's parameters and buffers; a tied parameter once, under the first of its names."""
     first = first_names(traced.model)
     state = {name: one for name, one in traced.model.state_dict().items() if first.get(name, name) == name}
-    # Others may share memory, which the format refuses, so each tensor is copied.
-    path.write_bytes(save({name: one.clone(memory_format=torch.contiguous_format) for name, one in state.items()}))
+    path.write_bytes(pack(state))
 
 
 def open_state(traced: Traced, path: Path) -> Run:
@@ -36,7 +55,7 @@ def open_state(traced: Traced, path: Path) -> Run:
     bare = copy.deepcopy(traced.model)
     for tensor in bare.state_dict().values():  # what is not in it, such as a table of positions, the code makes
         tensor.zero_()
-    return partial(compute_outputs, load_state(bare, path))
+    return partial(call, load_state(bare, path))
 
 
 def load_state(model: nn.Module, path: str | Path) -> nn.Module:
@@ -73,46 +92,27 @@ def load_state(model: nn.Module, path: str | Path) -> nn.Module:
     return own
 
 
-SINGLE_FILE = 2**31 - 2**24
-"""Bytes of tensors that still fit in one file: protobuf ends at 2 GiB. A larger model has its tensors beside it."""
-
-
 def write_onnx(traced: Traced, path: Path) -> None:
-    """Write the program as ONNX, its inputs, outputs and axes under the names that the manifest gives."""
-    import onnx
-
-    exported: Any = torch.onnx.export(
-        traced.program,
-        (),
-        input_names=[port["name"] for port in traced.inputs],
-        output_names=[port["name"] for port in traced.outputs],
-        dynamo=True,
-        verbose=False,
-    )
-    proto = exported.model_proto
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:
-                axis.dim_param = rename(axis.dim_param, traced.symbols)
-    # What says where the model's code lay is removed.
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    size = sum(one.numel() * one.element_size() for one in traced.program.state_dict.values())
-    onnx.save(proto, path, save_as_external_data=size > SINGLE_FILE, location=f"{path.name}.data")
-    onnx.checker.check_model(path, full_check=True)
+    """Write the program as ONNX; torch folds batch norm, and puts tensors beside the file if it would be too large."""
+    axes = tree_map(lambda one: {axis: name for axis, name in traced.axes.items() if axis < one.dim()}, traced.inputs)
+    names = list(traced.outputs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name")  # two inputs have the same axis, under one name
+        exported: Any = torch.onnx.export(traced.program, (), output_names=names, dynamic_shapes=axes, verbose=False)
+    for node in exported.model.graph.all_nodes():  # what says where the model's code lay is removed
+        node.metadata_props.clear()
+    exported.save(path)
 
 
 def open_onnx(traced: Traced, path: Path) -> Run:
-    """Return what runs the file in onnxruntime, on one thread of the CPU."""
+    """Return what runs the file in onnxruntime on the CPU."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:
-        feed = {port["name"]: one.numpy() for port, one in zip(traced.inputs, tree_leaves(inputs), strict=True)}
+        feed = {name: one.numpy() for name, one in zip(names, tree_leaves(inputs), strict=True)}
         return [torch.from_numpy(one) for one in session.run(None, feed)]
 
     return run
@@ -134,7 +134,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "pt2": Format(
             "model.pt2",
             lambda traced, path: torch.export.save(traced.program, path),
-            lambda traced, path: partial(compute_outputs, torch.export.load(path).module()),
+            lambda traced, path: partial(call, torch.export.load(path).module()),
         ),
         "onnx": Format("model.onnx", write_onnx, open_onnx, ("onnx", "onnxscript", "onnxruntime")),
     }

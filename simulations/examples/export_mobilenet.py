@@ -1,10 +1,10 @@
 """Export torchvision's mobilenet_v3_small at levels: ``python -m simulations.examples.export_mobilenet FOLDER a b c``.
 
-Without levels, at all five. It is not trained: the table tells what each level costs, not what it is worth.
+Without levels, at all five. It is not trained: the table tells how large each level is, not what it is worth.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,14 +14,17 @@ from torchvision.models import mobilenet_v3_small  # type: ignore[import-untyped
 from heterofl_flwr import elastic
 from heterofl_flwr.core import LEVELS, formatting
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.export import FORMATS, export_model, write_table
+from heterofl_flwr.export import FORMATS, export_model
 from heterofl_flwr.nn import collect_moments, with_static_norm
 from simulations.program import parser_of, status_of
 
 SEED = 0
 
 
-def export_levels(folder: Path, levels: Sequence[str], formats: Sequence[str] = tuple(FORMATS)) -> None:
+def export_levels(
+    folder: Path, levels: Sequence[str], formats: Sequence[str] = tuple(FORMATS)
+) -> Iterator[tuple[str, int, *tuple[int, ...]]]:
+    """Export each level; yield it, its number of parameters and the bytes of each format."""
     torch.manual_seed(SEED)
     model, images = mobilenet_v3_small(num_classes=10), torch.randn(8, 3, 64, 64)
     # torchvision's first weights of the classifier are so small that all logits would be nearly equal.
@@ -30,11 +33,10 @@ def export_levels(folder: Path, levels: Sequence[str], formats: Sequence[str] = 
             layer.reset_parameters()
     build = elastic(model, images[:1])
     for level in levels:
-        rate = rate_of(level)
-        part = build(rate)
+        part = build(rate_of(level))
         static = with_static_norm(part, collect_moments(part, [images]))
-        facts = {"level": level, "rate": rate}
-        export_model(static, images, folder / level, formats=formats, facts=facts)
+        sizes = export_model(static, images, folder / level, formats=formats)
+        yield level, sum(one.numel() for one in part.parameters()), *sizes.values()
 
 
 def main() -> None:
@@ -42,9 +44,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to")
     parser.add_argument("levels", nargs="*", metavar="LEVEL", help="a to e, or rates")
     args = parser.parse_args()
-    export_levels(args.folder, args.levels or tuple(LEVELS))
-    for table in write_table(args.folder, "torchvision's mobilenet_v3_small, not trained, on images of 3x64x64."):
-        print(formatting.render(*table, "table"), end="\n\n")
+    rows = [
+        [level, f"{parameters:,}", *map(formatting.size, sizes)]
+        for level, parameters, *sizes in export_levels(args.folder, args.levels or tuple(LEVELS))
+    ]
+    print(formatting.render(["level", "parameters", *FORMATS], rows, "table"))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """``heterofl export`` on the folder of a real run, made small; and what it says where there is nothing to export."""
 
-import csv
 import json
+import re
 import shutil
 
 import pytest
 import torch
 
-from heterofl_flwr.app.cli.export import RunModels, checked_inputs, preprocessing
+from heterofl_flwr.app.cli.export import inputs_of, models_of, preparation
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.report import RunFolder
+from heterofl_flwr.runs import RunFolder
+from heterofl_flwr.runs.models import model_facts
 
-QUICK = ("--formats", "safetensors", "--no-latency")
+QUICK = ("--formats", "safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -42,43 +43,34 @@ def rejected(capsys, *arguments) -> str:
 def test_one_training_gives_a_model_for_each_level(run, capsys):
     assert main(["export", str(run)]) == 0
     exports = run / "exports"
-    assert sorted(path.name for path in exports.iterdir()) == ["README.md", "a", "c", "table.csv"]
+    assert sorted(path.name for path in exports.iterdir()) == ["README.md", "a", "c"]
     for level in "ac":
-        names = {path.name for path in (exports / level).iterdir()}
-        assert names == {"manifest.json", "model.safetensors", "model.pt2", "model.onnx"}
-    with (exports / "table.csv").open() as file:
-        rows = {row["model"]: row for row in csv.DictReader(file)}
-    assert float(rows["a"]["accuracy"]) == pytest.approx(RunFolder(run).history()[-1].evaluate["global-accuracy"])
-    assert int(rows["a"]["parameters"]) > int(rows["c"]["parameters"])
-    assert all(float(rows["a"][f"{name} ms"]) > 0 for name in ("safetensors", "pt2", "onnx"))
-    out = capsys.readouterr().out
-    assert "onnx ms" in out
-    assert f"{float(rows['c']['accuracy']):.1%}".replace("%", " %") in out
+        assert {path.name for path in (exports / level).iterdir()} == {"model.safetensors", "model.pt2", "model.onnx"}
+    accuracy = RunFolder(run).history()[-1].evaluate["global-accuracy"]
+    head, _, row, *_ = [line for line in (exports / "README.md").read_text().splitlines() if line.startswith("|")]
+    assert head == "| model | rate | parameters | accuracy | safetensors | pt2 | onnx |"
+    assert row.startswith("| a | 1 | ")
+    assert f"| {100 * accuracy:.1f} % |" in row
+    assert re.search(r"^c +0.25 ", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_the_manifest_says_how_to_use_the_model(run):
+def test_the_page_says_how_to_prepare_inputs(run):
     assert main(["export", str(run), "--level", "c", *QUICK]) == 0
-    manifest = json.loads((run / "exports" / "c" / "manifest.json").read_text())
-    assert (manifest["level"], manifest["rate"], manifest["server_round"]) == ("c", 0.25, 1)
-    assert manifest["classes"] == {"number": 10, "names": list("0123456789")}
-    assert manifest["latency"] is None
-    # Raw digits, prepared as the manifest says, are what the run evaluated.
-    digits = load_dataset("digits")
-    normal = manifest["preprocessing"]
+    page = (run / "exports" / "README.md").read_text()
+    assert page.endswith("Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n")
+    # Raw digits, prepared as the page says, are what the run evaluated.
+    mean, deviation = (float(re.search(rf"{word} ([\d.]+\d)", page)[1]) for word in (": mean", "; deviation"))
     from sklearn.datasets import load_digits
 
-    pixels = torch.from_numpy(load_digits().images).float()[None] / 16
-    prepared = (pixels - normal["mean"][0]) / normal["deviation"][0]
-    apart = (digits.test.inputs[:20] - prepared).abs().amax((2, 3))  # (test images, all images)
+    prepared = (torch.from_numpy(load_digits().images).float()[None] / 16 - mean) / deviation
+    apart = (load_dataset("digits").test.inputs[:20] - prepared).abs().amax((2, 3))  # (test images, all images)
     assert apart.min(1).values.max() < 1e-5
 
 
 def test_a_level_may_be_a_rate_and_go_elsewhere(run, tmp_path):
     assert main(["export", str(run), "--level", "1/4", "--out", str(tmp_path / "out"), *QUICK]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c", "table.csv", "README.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c", "README.md"}
     assert not (run / "exports").exists()
-    assert main(["export", str(run), "--level", "all", "--out", str(tmp_path / "out"), *QUICK]) == 0
-    assert "| a |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_is_not_there_is_an_error(run, tmp_path, capsys):
@@ -110,13 +102,18 @@ def rewritten(run, **changes):
     [
         ({"server.shared": "linear.*"}, "keep parameters of their own"),
         ({"server.strategy": "fedh2l"}, "keep parameters of their own"),
-        ({"lr": 0.1}, "is of another app"),
+        ({"lr": 0.1}, "by another app or version, whose settings lr are not known"),
     ],
 )
 def test_runs_without_a_model_of_each_level_are_rejected(run, capsys, changes, text):
     rewritten(run, **changes)
     shutil.rmtree(run / "models")
     assert text in rejected(capsys, run)
+
+
+def test_a_run_of_another_app_is_rejected(tmp_path, capsys):
+    RunFolder(tmp_path).start({})
+    assert "is of another app, whose models are not known here: load them with" in rejected(capsys, tmp_path)
 
 
 def test_batch_norm_that_was_not_measured_is_an_error(run, capsys):
@@ -146,7 +143,7 @@ def test_data_that_are_missing_are_an_error(run, capsys, monkeypatch, tmp_path):
     assert "empty" in rejected(capsys, run, *QUICK)
 
 
-def test_a_run_with_families_has_a_model_of_each(run, tmp_path):
+def test_a_run_with_families_has_a_model_of_each(run):
     for name in ("a", "c"):
         facts = json.loads((run / "models" / f"{name}.json").read_text())
         for family in ("cnn", "mlp"):
@@ -154,20 +151,18 @@ def test_a_run_with_families_has_a_model_of_each(run, tmp_path):
             for end in ("safetensors", "moments.safetensors"):
                 shutil.copy(run / "models" / f"{name}.{end}", run / "models" / f"{family}-{name}.{end}")
         (run / "models" / f"{name}.json").unlink()
-    models = RunModels(run)
-    assert models.chosen(["c"]) == ["cnn-c", "mlp-c"]
-    assert models.chosen(["mlp-a", "0.25"]) == ["cnn-c", "mlp-a", "mlp-c"]
+    known = model_facts(RunFolder(run))
+    assert models_of(known, ["c"]) == ["cnn-c", "mlp-c"]
+    assert models_of(known, ["mlp-a", "0.25"]) == ["cnn-c", "mlp-a", "mlp-c"]
     with pytest.raises(ConfigError, match=r"expected all, or some of cnn-a \(1\), cnn-c \(0.25\), mlp-a"):
-        models.chosen(["d"])
-    (folder,) = models.export(["cnn-c"], tmp_path, formats=["safetensors"], runs=0)
-    assert json.loads((folder / "manifest.json").read_text())["family"] == "cnn"
+        models_of(known, ["d"])
 
 
 def test_a_text_is_checked_as_its_model_sees_it():
     lines = [" ".join(f"w{number % 7}" for number in range(40))] * 100
     dataset = to_text("text", Texts(lines, "train"), Texts(lines, "test"), {"train": 100, "test": 10})
-    inputs = checked_inputs(dataset.test, 0)
+    inputs = inputs_of(dataset.test, 0)
     assert inputs.shape == (10, 64)
     assert inputs.eq(dataset.test.reading.hides_as).float().mean().item() == pytest.approx(0.15, abs=0.04)
-    assert preprocessing(dataset)["kind"] == "tokens"
+    assert "words by number" in preparation(dataset)
     assert dataset.names[2:4] == ("w0", "w1")

@@ -148,12 +148,11 @@ EXPORT = """
 Write the models of a run into RUN/exports, a folder each, so that they run without this package:
 
   model.safetensors  the tensors, for the model's own code; batch norm has the statistics that were measured
-  model.pt2          a program of torch.export: runs wherever torch does, batch norm folded
+  model.pt2          a program of torch.export: runs wherever torch does
   model.onnx         the same for onnxruntime and its like, without torch; needs heterofl-flwr[export]
-  manifest.json      what goes in and comes out, how inputs are prepared, what the model costs and is worth
 
-Every file is opened again and compared with the model on the run's test data, before it gets its name. A table of all
-models (parameters, MACs, size, latency, accuracy) is printed, and written as table.csv and README.md.
+Every file is opened again and compared with the model on examples of the test data, before it gets its name. A table of
+all models (rate, parameters, score, sizes) is printed, and written as README.md, with how to prepare inputs.
 """
 EXPORT_EXAMPLES = """
 examples:
@@ -172,7 +171,6 @@ def _add_export(subparsers: Subparsers) -> None:
     formats = "some of safetensors, pt2 and onnx, with commas; by default all three"
     this.add_argument("--formats", default="safetensors,pt2,onnx", metavar="NAMES", help=formats)
     this.add_argument("--out", type=_path, metavar="DIR", help="where to; by default RUN/exports")
-    this.add_argument("--no-latency", action="store_true", help="do not measure how long an example takes")
 
 
 SETTINGS = """
