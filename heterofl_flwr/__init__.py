@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from heterofl_flwr.strategies.block_momentum import BlockMomentum
     from heterofl_flwr.strategies.fedh2l import FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL
-    from heterofl_flwr.strategies.hybrid import Hybrid
 
     __version__: str
 
@@ -49,7 +48,6 @@ __all__ = [
     "Fidelity",
     "HeteroFL",
     "HeteroFLError",
-    "Hybrid",
     "Levels",
     "Limits",
     "LocalGrid",
@@ -98,7 +96,6 @@ _HOMES = {
     "strategies.block_momentum": ("BlockMomentum",),
     "strategies.fedh2l": ("FedH2L",),
     "strategies.heterofl": ("HeteroFL",),
-    "strategies.hybrid": ("Hybrid",),
 }
 
 

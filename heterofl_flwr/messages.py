@@ -50,14 +50,13 @@ MOMENTS_KIND = "moments-kind"
 UPLOAD = "upload"
 CLIP = "clip"
 SHARED = "shared"
-FAMILY = "family"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
 WORK = "work"
 RUN_KEY = "run-key"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOWS, MOMENTS_KIND, UPLOAD, CLIP, SHARED, FAMILY, WORK}
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOWS, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
 )
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
@@ -82,7 +81,7 @@ NODE_NUM_PARTITIONS = "num-partitions"
 NODE_SECONDS = "round-seconds"
 NODE_CAPACITY = "capacity-path"
 
-# Instructions to train of FedH2L and of the hybrid.
+# Instructions to train of FedH2L.
 TRAIN_PUBLISH = "train.publish"
 TRAIN_LEARN = "train.learn"
 

@@ -23,7 +23,6 @@ PUBLIC = [
     "Fidelity",
     "HeteroFL",
     "HeteroFLError",
-    "Hybrid",
     "Levels",
     "Limits",
     "LocalGrid",

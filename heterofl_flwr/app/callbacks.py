@@ -1,62 +1,44 @@
 """What the server evaluates by itself, and the callbacks that the settings name."""
 
-from collections.abc import Mapping
 from typing import cast
 
 from flwr.app import ArrayRecord, MetricRecord
-from torch import Tensor
 
 from heterofl_flwr import packing
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.errors import ConfigError, load_function
-from heterofl_flwr.federation.families import with_families, within
 from heterofl_flwr.federation.records import RoundCallback
 from heterofl_flwr.local_model import for_evaluation, model_at
-from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.report import Costs, EarlyStopping, MLflow, Recorder, RunFolder, TensorBoard, WandB
 from heterofl_flwr.settings import to_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.hybrid import Hybrid
 
 PROJECT = "heterofl-flwr"
 
 
 class CentralEvaluation:
-    """The global model, or that of each family, on the whole test set."""
+    """The global model on the whole test set."""
 
     def __init__(self, strategy: HeteroFL, task: Task) -> None:
         self._strategy, self._task = strategy, task
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Return accuracy and loss without any mask."""
-        strategy, state = self._strategy, packing.read_tensors(arrays, "the server")
-        if not isinstance(strategy, Hybrid):
-            return MetricRecord(dict(self._evaluate(server_round, self._task.build, state, strategy.moments)))
-        found = {
-            name: self._evaluate(server_round, build, within(name, state), strategy.engine.prefix_moments.get(name, {}))
-            for name, build in self._task.families.items()
-        }
-        return MetricRecord(dict(with_families(found)))
-
-    def _evaluate(
-        self, server_round: int, build: Build, state: Mapping[str, Tensor], moments: Mapping[float, Moments]
-    ) -> dict[str, float]:
-        rate = self._task.mix.global_rate
-        model = for_evaluation(model_at(build, state, rate, rate), moments.get(rate))
-        test = self._task.whole_test(self._strategy.federation.nodes.dealt())
-        return self._task.evaluate_centrally(model.to(self._task.device), test, server_round).metrics("global")
+        task, strategy, rate = self._task, self._strategy, self._task.mix.global_rate
+        model = model_at(task.build, packing.read_tensors(arrays, "the server"), rate, rate)
+        model = for_evaluation(model, strategy.moments.get(rate)).to(task.device)
+        test = task.whole_test(strategy.federation.nodes.dealt())
+        return MetricRecord(dict(task.evaluate_centrally(model, test, server_round).metrics("global")))
 
 
 def build_callbacks(task: Task, folder: RunFolder | None) -> list[RoundCallback]:
     """Return the recorder of the run folder, and what ``run.callbacks`` names."""
-    run, strategy = task.settings.run, task.settings.server.strategy
+    run = task.settings.run
     metric = run.metric or None  # without one, the recorder and early stopping follow the same
     found: list[RoundCallback] = []
     if folder is not None:
-        builds = task.families if strategy == "hybrid" else task.build
         # The models of FedH2L have no levels, and travel nowhere.
-        costs = None if strategy == "fedh2l" else Costs(builds, task.mix, task.example())
+        costs = None if task.settings.server.strategy == "fedh2l" else Costs(task.build, task.mix, task.example())
         found.append(Recorder(folder, run.checkpoint_every, metric=metric, costs=costs, models=not task.personal))
     if run.patience:
         # A run that is resumed must stop in the round in which it would have stopped without a break.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -16,12 +16,8 @@ from heterofl_flwr.client import answer_moments, models_to_evaluate, reply
 from heterofl_flwr.core.exchange import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
-from heterofl_flwr.local_model import parameters_of
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together
 from heterofl_flwr.training.distill import DistillOptions, learn_from_peers, posteriors
-
-WAITING, RECEIVED, SINCE = "waiting-slice", "received-slice", "waiting-since"
-"""Records of a node's state: a slice that was trained, what it was before, and in which round."""
 
 
 class CohortApp(ClientApp):
@@ -171,17 +167,9 @@ def _evaluate(instruction: Instruction, model: nn.Module, classes: Sequence[obje
 
 @app.train("publish")
 def publish_message(message: Message, context: Context) -> Message:
-    """Train on this client's own data, and publish posteriors of the round's seed examples (FedH2L and the hybrid).
-
-    In FedH2L a node's model is its own and stays with it. In the hybrid it is a slice of its family's: it waits in the
-    node's state from the first exchange of a round to the second, and then returns to the server.
-    """
+    """Train on this client's own data, and publish posteriors of the round's seed examples (FedH2L)."""
     instruction = Instruction(message, context)
     ((model, result),) = _train([instruction])
-    if not instruction.task.personal:
-        context.state[WAITING] = ArrayRecord(parameters_of(model))
-        context.state[RECEIVED] = message.content[messages.ARRAYS]  # what changes are relative to
-        context.state[SINCE] = ConfigRecord({messages.SERVER_ROUND: instruction.value(messages.SERVER_ROUND, int)})
     inputs, _ = _load_seed_examples(instruction)
     published = posteriors(model, inputs, instruction.value(messages.TEMPERATURE, float)).cpu()
     answer = reply(message, num_examples=result.examples, metrics={"loss": result.loss, "accuracy": result.accuracy})
@@ -191,15 +179,13 @@ def publish_message(message: Message, context: Context) -> Message:
 
 @app.train("learn")
 def learn_message(message: Message, context: Context) -> Message:
-    """Learn from the posteriors that the other clients published (FedH2L and the hybrid)."""
+    """Learn from the posteriors that the other clients published (FedH2L)."""
     instruction = Instruction(message, context)
     task = instruction.task
     record = messages.array_records(message.content).get(messages.POSTERIORS)
     if record is None or list(record) != [messages.POSTERIORS]:
         raise ReplyError(f"{messages.SERVER} sent no {messages.POSTERIORS} of peers")
     peers = packing.read_tensors(record)[messages.POSTERIORS].to(task.device)
-    split, _, classes = instruction.data
-    trained = None if task.personal else _take_waiting_slice(instruction)
     model = instruction.load_model()
     temperature = instruction.value(messages.TEMPERATURE, float)
     distill = task.settings.distill.as_options(DistillOptions, temperature=temperature)
@@ -209,25 +195,9 @@ def learn_message(message: Message, context: Context) -> Message:
         peers,
         instruction.options,
         distill,
-        trained=trained,
     )
     instruction.keep_own(model)
-    labels = classes if task.sends_labels and not task.personal else None
-    return reply(message, model, num_examples=len(split), labels=labels, metrics={"divergence": divergence})
-
-
-def _take_waiting_slice(instruction: Instruction) -> dict[str, torch.Tensor]:
-    """Return the slice that waits; the message then brings what it was before, as an instruction to train does."""
-    server_round, content = instruction.value(messages.SERVER_ROUND, int), instruction.message.content
-    waiting, received, since = (instruction.context.state.pop(name, None) for name in (WAITING, RECEIVED, SINCE))
-    current = isinstance(since, ConfigRecord) and since[messages.SERVER_ROUND] == server_round
-    if not current or not isinstance(waiting, ArrayRecord) or received is None:
-        raise HeteroFLError(
-            f"this node has no slice that it trained in round {server_round}: it was started anew between the two "
-            f"exchanges of the round; it takes part again when it is next drawn"
-        )
-    content[messages.ARRAYS] = received
-    return packing.read_tensors(waiting, "this node's context")
+    return reply(message, model, num_examples=len(instruction.data[0]), metrics={"divergence": divergence})
 
 
 def _load_seed_examples(instruction: Instruction) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
 from heterofl_flwr.client import build_submodel, own_part, seed_of, share_of_work
 from heterofl_flwr.data import Split, load_dataset
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State
 from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.models import Build
@@ -152,14 +152,7 @@ class Instruction:
     @cached_property
     def build(self) -> Build:
         """From a rate to the model of the client that the message goes to."""
-        family, families = self.config.get(messages.FAMILY), self.task.families
-        if family is None:
-            return self.task.client_build(self.value(messages.PARTITION, int))
-        if family not in families:
-            raise ReplyError(
-                f"{messages.SERVER} sent {family!r} as {messages.FAMILY}, expected one of {', '.join(families)}"
-            )
-        return families[str(family)]
+        return self.task.client_build(self.value(messages.PARTITION, int))
 
     def load_model(self) -> nn.Module:
         """Return the model that the message is about, on the device, with what this node keeps for itself."""

@@ -33,11 +33,9 @@ from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
-from heterofl_flwr.settings.presets import EXCHANGES
 from heterofl_flwr.strategies.block_momentum import BlockMomentum
-from heterofl_flwr.strategies.fedh2l import ExchangeKeywords, FedH2L
+from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
-from heterofl_flwr.strategies.hybrid import Hybrid
 from heterofl_flwr.strategies.keywords import Keywords
 from heterofl_flwr.training import give_back_freed_memory
 
@@ -121,20 +119,15 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
     """Return the strategy that the settings describe."""
     settings = task.settings
     train, server, distill = settings.train, settings.server, settings.distill
-    if server.strategy in EXCHANGES and task.dataset.train.reading is not None:
-        raise ConfigError(
-            f"server.strategy={server.strategy} exchanges what models say of the classes of examples, and the data "
-            f"set {settings.data.name} is text: choose one with classes"
-        )
     common = _common_keywords(settings, callbacks)
-    seeds: ExchangeKeywords = {
-        "seed_size": distill.seed_size,
-        "seed_batch": distill.seed_batch,
-        "temperature": distill.temperature,
-    }
     if server.strategy == "fedh2l":
-        exchange: ExchangeKeywords = {**common, **seeds}
-        return FedH2L(task.dataset.classes, settings.mix, **exchange)
+        if task.dataset.train.reading is not None:
+            raise ConfigError(
+                f"server.strategy=fedh2l exchanges what models say of the classes of examples, and the data set "
+                f"{settings.data.name} is text: choose one with classes"
+            )
+        seeds = {"seed_size": distill.seed_size, "seed_batch": distill.seed_batch}
+        return FedH2L(task.dataset.classes, settings.mix, temperature=distill.temperature, **seeds, **common)
     averaging: Keywords = {
         **common,
         "assignment": settings.assignment,
@@ -149,9 +142,6 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "robust": server.build_robust_mean(),
         "aggregator": _block_momentum(task) if server.block_momentum else AGGREGATORS[server.aggregator],
     }
-    if server.strategy == "hybrid":
-        exchange = {**averaging, **seeds}
-        return Hybrid(task.families, settings.mix, classes=task.dataset.classes, **exchange)
     return HeteroFL(task.build, settings.mix, **averaging)
 
 
@@ -184,7 +174,7 @@ def build_devices(task: Task) -> Devices | None:
     if not name:
         return None
     profiles: Profiles = BUNDLED[name] if name in BUNDLED else load_function(name, "devices.profile")()
-    cost = _exchange_cost(task) if settings.server.strategy in EXCHANGES else _training_cost(task, task.build)
+    cost = _exchange_cost(task) if settings.server.strategy == "fedh2l" else _training_cost(task, task.build)
     return Devices(profiles, cost, deadline=settings.devices.deadline or math.inf)
 
 
@@ -205,7 +195,7 @@ def _training_cost(task: Task, build: Build) -> Training:
 def _exchange_cost(task: Task) -> Callable[[str, int, float, int], float]:
     """Return what two exchanges cost: training and publishing, then the seed steps; each architecture has its own."""
     distill, batch_size = task.settings.distill, task.settings.train.batch_size
-    training = {build: _training_cost(task, build) for build in task.families.values()}
+    training = {build: _training_cost(task, build) for build in task.builds}
 
     def cost(kind: str, partition: int, rate: float, examples: int) -> float:
         own = training[task.client_build(partition)]

@@ -104,23 +104,14 @@ class Task:
         return shallow(build, BLOCKS[model.name], levels=held)
 
     @cached_property
-    def families(self) -> Mapping[str, Build]:
-        """From a rate to the model of each architecture, by a name that can be part of others.
-
-        The name is the function's own, with a number if several have it.
-        """
-        models = architectures(self.settings)
-        names = models or (self.settings.model.name,)
-        short = [name.rpartition(":")[2].replace(".", "_") for name in names]
-        unique = [f"{name}-{number}" if short.count(name) > 1 else name for number, name in enumerate(short)]
-        if not models:
-            return {unique[0]: self.build}
-        builds = [Task(with_architecture(self.settings, name)).build for name in models]
-        return dict(zip(unique, builds, strict=True))
+    def builds(self) -> tuple[Build, ...]:
+        """From a rate to the model of each architecture that clients have: one, or in FedH2L ``distill.models``."""
+        names = architectures(self.settings)
+        return tuple(Task(with_architecture(self.settings, name)).build for name in names) or (self.build,)
 
     def client_build(self, partition: int) -> Build:
         """Return from a rate to a client's model; architectures are dealt in turns."""
-        return list(self.families.values())[partition % len(self.families)]
+        return self.builds[partition % len(self.builds)]
 
     @property
     def personal(self) -> bool:

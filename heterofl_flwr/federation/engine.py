@@ -45,7 +45,7 @@ class Engine:
         self.federation.reset()
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})  # of the current round
         self.tally = Tally()
-        self.moments: dict[str, dict[float, Moments]] = {}  # of the last evaluation, by family and rate
+        self.moments: dict[float, Moments] = {}  # of the last evaluation, by rate
         self.has_had_moments = False  # whether any evaluation of this run had some
         self.silent: set[int] = set()  # the clients that did not answer in time when they were to train in this round
         self.no_evaluate: set[int] = set()  # the clients whose app has no handler for evaluations
@@ -54,14 +54,6 @@ class Engine:
         self._warned_of_lists = False
         self._warned_of_few = False
         self._warned_of_small: set[int] = set()
-
-    @property
-    def prefix_moments(self) -> dict[str, dict[float, Moments]]:
-        """The moments of the last evaluation, by family and rate: of smaller rates, those of the prefixes."""
-        return {
-            family: {rate: moments.of_window(0) for rate, moments in own.items()}
-            for family, own in self.moments.items()
-        }
 
     def log_summary(self) -> None:
         """Log what the federation will do."""
@@ -242,8 +234,8 @@ class EngineView:
 
     @property
     def moments(self) -> dict[float, Moments]:
-        """The static batch norm moments of the last evaluation, by rate."""
-        return self.engine.prefix_moments.get("", {})
+        """The static batch norm moments of the last evaluation, by rate: of smaller rates, those of the prefixes."""
+        return {rate: moments.of_window(0) for rate, moments in self.engine.moments.items()}
 
     def summary(self) -> None:
         """Log what this strategy will do."""

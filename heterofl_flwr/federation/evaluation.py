@@ -94,7 +94,7 @@ def split_metrics(
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric, also of a level or of a family, is one of ``SHARES``."""
+    """Whether a metric, also of a level, is one of ``SHARES``."""
     return split_metric(key)[0].rpartition("/")[2] in SHARES
 
 

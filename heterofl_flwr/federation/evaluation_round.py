@@ -16,7 +16,6 @@ from heterofl_flwr.federation.evaluation import (
     split_metrics,
     weighted_means,
 )
-from heterofl_flwr.federation.families import with_families
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
 from heterofl_flwr.nn.moments import Moments, at_window, check_layers, check_possible, sum_robust
@@ -101,7 +100,7 @@ class EvaluationRound:
         self._whole = {node_id: self._is_whole(own) for node_id, own in held.items()}
         self.rates = {node_id: own for node_id, own in held.items() if node_id not in engine.silent}
         self.answers: dict[int, Answer] = {}
-        self._sums: dict[str, MomentsSum] = {}
+        self._sum: MomentsSum  # of the moments, once they are opened
         self._asked_moments: dict[int, Norms] = {}
         self._moment_faults: list[str] = []
         self._no_handler: set[int] = set()
@@ -129,26 +128,22 @@ class EvaluationRound:
         ``remote`` says whether moments come from other machines.
         """
         evaluation, noise = self._engine.options.evaluation, self._engine.options.privacy.noise
-        merge = evaluation.moments_merge
+        federation, merge = self._federation, evaluation.moments_merge
         robust = merge == "robust" or (merge == "auto" and remote and not noise)
-        norms: dict[int, Norms] = {}
+        self._sum = MomentsSum(federation, robust=robust, windows=self.windows)
+        self._engine.moments = {}
         # A model of a client's own is measured by that client.
-        if evaluation.static_norm and not self._federation.personal:
-            by_family = self._federation.split(self.rates)
-            for name, member in self._federation.members.items():
-                if batch_norms(member.model):
-                    self._sums[name] = MomentsSum(member, robust=robust, windows=self.windows)
-                    norms |= {
-                        node: {rate: windowed_norms(member, rate, self.windows) for rate in own}
-                        for node, own in by_family[name].items()
-                    }
-        self._engine.moments = {name: {} for name in self._sums}
-        self._asked_moments = {node: own for node, own in norms.items() if node not in self._engine.no_moments}
+        if evaluation.static_norm and not federation.personal and batch_norms(federation.model):
+            self._asked_moments = {
+                node_id: {rate: windowed_norms(federation, rate, self.windows) for rate in rates}
+                for node_id, rates in self.rates.items()
+                if node_id not in self._engine.no_moments
+            }
         return self._asked_moments
 
     def add_moments(self, node_id: int, found: Mapping[float, Moments]) -> None:
         """Add a client's moments, by rate; refuse them whole if any do not fit."""
-        self._sums[self._federation.family(node_id)].add(node_id, found)
+        self._sum.add(node_id, found)
 
     def refuse_moments(self, node_id: int, reason: str, *, no_handler: bool = False) -> None:
         """Note why a client's moments are not used; one whose app has no handler for the query is not asked again."""
@@ -169,24 +164,21 @@ class EvaluationRound:
                 f"without (Evaluation(static_norm=False)); {'; '.join(faults[:3])}"
             )
         self._note_no_handler(self._engine.no_moments, asked, ADD_MOMENTS)
-        moments = {name: total.result() for name, total in self._sums.items()}
-        privacy = self._engine.options.privacy
-        for name, own in moments.items():
-            if own and privacy.noise:
-                self._engine.spent.add(MOMENTS, len(own))
-                self._log.privacy = self._engine.spent.facts()
-                moments[name] = noise_moments(own, privacy)
+        moments, privacy = self._sum.result(), self._engine.options.privacy
+        if moments and privacy.noise:
+            self._engine.spent.add(MOMENTS, len(moments))
+            self._log.privacy = self._engine.spent.facts()
+            moments = noise_moments(moments, privacy)
         self._engine.moments = moments
-        self._engine.has_had_moments |= any(moments.values())
-        if faults or any(moments.values()):
+        self._engine.has_had_moments |= bool(moments)
+        if faults or moments:
             self._restrict_rates()
 
     def _restrict_rates(self) -> None:
         """Evaluate only those rates of whose models there are moments."""
         left = {}
         for node_id, rates in self.rates.items():
-            known: Collection[float] = self._engine.moments.get(self._federation.family(node_id), rates)
-            if own_rates := tuple(rate for rate in rates if rate in known):
+            if own_rates := tuple(rate for rate in rates if rate in self._engine.moments):
                 left[node_id] = own_rates
         if left != self.rates:
             rates_left = sorted({rate for own_rates in left.values() for rate in own_rates}, reverse=True)
@@ -269,12 +261,5 @@ class EvaluationRound:
     def _scores(
         self, answers: SplitAnswers, rate: float | None, summary: Callable[[Sequence[Answer]], dict[str, float]]
     ) -> dict[str, float]:
-        """Return a summary of the metrics of a rate over all clients, and over each family's."""
-
-        def summarise(own: SplitAnswers) -> dict[str, float]:
-            return summary([(number, metrics[rate]) for number, metrics in own.values() if rate in metrics])
-
-        if "" in self._federation.members:
-            return summarise(answers)
-        by_family = self._federation.split(answers)
-        return summarise(answers) | with_families({name: summarise(own) for name, own in by_family.items()})
+        """Return a summary of the metrics of a rate over all clients."""
+        return summary([(number, metrics[rate]) for number, metrics in answers.values() if rate in metrics])

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -30,7 +29,6 @@ from heterofl_flwr.nn.static_norm import batch_norms
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-Value = TypeVar("Value")
 
 KEPT_RATES = 128
 """Of how many rates the slices are kept, so that nodes that name ever new ones do not fill the memory."""
@@ -116,23 +114,6 @@ class Federation:
     def personal(self) -> bool:
         """Whether clients keep parameters of their own."""
         return self.shared != ALL
-
-    @property
-    def members(self) -> Mapping[str, "Federation"]:
-        """The federation of each family of architectures, by its name; of one family, itself, without a name."""
-        return {"": self}
-
-    def family(self, node_id: int) -> str:
-        """Return the family of a client."""
-        names = list(self.members)
-        return names[self.nodes.place(node_id) % len(names)] if len(names) > 1 else names[0]
-
-    def split(self, values: Mapping[int, Value]) -> dict[str, dict[int, Value]]:
-        """Return values of clients by family, and then by client; a family without any has none."""
-        parts: dict[str, dict[int, Value]] = {name: {} for name in self.members}
-        for node_id, value in values.items():
-            parts[self.family(node_id)][node_id] = value
-        return parts
 
     @cached_property
     def rows(self) -> list[str]:
@@ -247,13 +228,10 @@ class Federation:
 
     def _assign_seat_rates(self) -> None:
         """Give new clients a rate each by their seats, so that what clients say of themselves changes no other's."""
-        rates, families = self.nodes.seat_rates, len(self.members)
-        for turn in range(families):
-            family = (node_id for node_id in self.nodes if self.nodes.seat(node_id) % families == turn)
-            seated = sorted(family, key=self.nodes.seat)
-            new = [node_id for node_id in seated if node_id not in rates]
-            held = [rates[node_id] for node_id in seated if node_id in rates]
-            rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
+        rates, seated = self.nodes.seat_rates, sorted(self.nodes, key=self.nodes.seat)
+        new = [node_id for node_id in seated if node_id not in rates]
+        held = [rates[node_id] for node_id in seated if node_id in rates]
+        rates.update(zip(new, joining_rates(self.mix, held, len(new)), strict=True))
 
     def rate(self, server_round: int, node_id: int) -> float:
         """Return the rate at which a client trains in a round; one with parameters of its own keeps its first one."""
@@ -262,22 +240,21 @@ class Federation:
 
     def _find_rate(self, server_round: int, node_id: int) -> float:
         """Return the rate by the mix, and by what is known of a client now."""
-        known, place = self.nodes[node_id], self.nodes.place(node_id)
+        known = self.nodes[node_id]
+        place = self.nodes.seat(node_id) if known.partition is None else known.partition
         if self.assignment == "dynamic":
             return dynamic_rate(
                 self.mix, seed=self.seed, server_round=server_round, partition=place, capacity=known.holds
             )
         if known.partition is None and known.capacity is None:
             return min(self.nodes.seat_rates[node_id], known.limit)
-        families = len(self.members)
-        own, turn = divmod(place, families)
         if known.num_partitions is None:  # levels go round the mix, so that nobody who joins changes another's
             number = len(self.mix.parts)
-            own %= number
+            place %= number
         else:
-            number = max(len(range(turn, known.num_partitions, families)), 1)
-            own = min(own, number - 1)  # a number beyond those that there are is a mistake, or a lie
-        return min(fixed_rate(self.mix, own, number, capacity=known.capacity), known.limit)
+            number = known.num_partitions
+            place = min(place, number - 1)  # a number beyond those that there are is a mistake, or a lie
+        return min(fixed_rate(self.mix, place, number, capacity=known.capacity), known.limit)
 
     def can_train(self, node_id: int) -> bool:
         """Whether there is a rate that a client could be given."""

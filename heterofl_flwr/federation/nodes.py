@@ -118,11 +118,6 @@ class Nodes:
         """Return the number of a client that depends on nobody's word."""
         return self._seats[node_id]
 
-    def place(self, node_id: int) -> int:
-        """Return the number by which a client's level and family are found: its own word, or its seat."""
-        said = self._known[node_id].partition
-        return self._seats[node_id] if said is None else said
-
     def most_said(self) -> int:
         """Return the largest number of partitions that a client says there are; 0 if none says any."""
         return max((known.num_partitions or 0 for known in self._known.values()), default=0)

@@ -52,8 +52,7 @@ class RoundRecord:
         The same for each level.
     evaluate
         Metrics of the global model: ``global-accuracy``, ``local-accuracy``, ``worst-accuracy``, losses, and
-        ``coverage``, the share of the clients that answered about the global model. With families (``Hybrid``), the
-        same of each as ``family/metric``. Empty in rounds without evaluation.
+        ``coverage``, the share of the clients that answered about the global model. Empty in rounds without evaluation.
     evaluate_by_level
         The same for each level's own model.
     evaluate_medians
@@ -179,7 +178,7 @@ class Progress:
         The global model's parameters after the round.
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
-        with the rate and a slash before each name; before these, in a hybrid, the family and a dot, as in ``state``.
+        with the rate and a slash before each name.
     optimizer
         What the server optimiser keeps from round to round, if there is one: ``federation.optimizer_state``.
     num_rounds

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from heterofl_flwr.core.reply_checks import check_reply, trained_rows
 from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
-from heterofl_flwr.federation.families import under, within
 from heterofl_flwr.federation.federation import State
 from heterofl_flwr.federation.limits import LARGEST_ENTRY, least_replies
 from heterofl_flwr.federation.privacy import TRAINING
@@ -54,16 +53,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What a client trains: its rate, its slice of the global state, and its family ("" without families)."""
+    """What a client trains: its rate, and its slice of the global state."""
 
     rate: float
     plan: Plan
-    family: str
-
-    @property
-    def sent_plan(self) -> Plan:
-        """The slice with the names that parameters have in messages: those in the family's own model."""
-        return Plan(within(self.family, self.plan.axes)) if self.family else self.plan
 
 
 class Round:
@@ -91,7 +84,7 @@ class Round:
         for node_id in engine.sample(server_round, trainable, "train"):
             rate = self._federation.rate(server_round, node_id)
             plan = self._federation.train_plan(server_round, node_id, rate)
-            self.slices[node_id] = Slice(rate, plan, self._federation.family(node_id))
+            self.slices[node_id] = Slice(rate, plan)
             self.log.rates[self._federation.nodes.partition(node_id)] = rate
         self._check_drawn()
 
@@ -142,11 +135,7 @@ class Round:
         classes = max((len(self._state[name]) for name in rows), default=0)
         if reply.labels is not None and rows and len(reply.labels) > classes:
             raise ReplyError(f"{len(reply.labels)} labels, expected up to {classes}: each class once")
-        sub = reply.sub
-        if isinstance(sub, Changes):
-            sub = restore(plan, self._state, replace(sub, tensors=under(own.family, sub.tensors)))
-        else:
-            sub = under(own.family, sub)
+        sub = restore(plan, self._state, reply.sub) if isinstance(reply.sub, Changes) else reply.sub
         labels, rule = reply.labels, self._options.averaging.labels
         if self._federation.keeps_rows or rule == "none":
             labels = None  # the classifier stays with the clients, or all of its rows count

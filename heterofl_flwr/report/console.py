@@ -15,7 +15,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.messages import CONFIG, RATE
-from heterofl_flwr.runs.metrics import KINDS, SCOPES, families, headline_kind, pick_metric
+from heterofl_flwr.runs.metrics import KINDS, SCOPES, pick_metric
 
 BAR = 8
 WIDTH = 80  # a round is one line of at most so many characters; what does not fit is in the history
@@ -164,8 +164,6 @@ def _fields(record: RoundRecord) -> Iterator[tuple[str, str]]:
     loss = pick_metric(record.train, "loss")
     if loss is not None:
         yield "train-loss", formatting.number(loss)
-    for family, name in families([record], headline_kind([record])).items():
-        yield family, formatting.score(name, record.evaluate[name])
     for scope in SCOPES:
         name = next((f"{scope}-{kind}" for kind in KINDS if f"{scope}-{kind}" in record.evaluate), "")
         if name:

@@ -15,7 +15,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import SMALL, add_legend, light, new_axes, series
 from heterofl_flwr.runs import Deal, ModelCosts
-from heterofl_flwr.runs.metrics import SCOPES, families, headline_kind, pick_metric, points
+from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
 
 Points = tuple[Sequence[float], Sequence[float]]
 Label = Callable[[float], str]
@@ -34,7 +34,6 @@ TEXTS = {
         "limited to its classes. Worst: the client with the lowest value.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
-    "families": ("{kind} by family", "The full model of each family, as the global one of the learning curves."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
     "bytes": (
         "Bytes sent",
@@ -91,11 +90,9 @@ def draw_run(
     unit, unit_name = next((time for time in TIMES if seconds and seconds[-1] >= 2 * time[0]), TIMES[-1])
     times = [total / unit for total in seconds]
     levels = [(level, summary.level_points(records, level, kind)) for level in summary.levels(records, costs).values()]
-    by_family = [(name, _evaluated(records, metric)) for name, metric in families(records, kind).items()]
     found = {
         "learning-curves": _draw_scopes(records, kind, rounds, "round"),
         "levels": _draw_curves(levels, kind),
-        "families": _draw_curves(by_family, kind),
         "loss": _draw_losses(records),
         "bytes": _draw_bytes(records, costs, sent),
         "for-bytes": _draw_scopes(records, kind, sent, "sent in total", formatting.size),

@@ -62,18 +62,16 @@ class Costs:
 
     Parameters
     ----------
-    build : Callable[[float], nn.Module] | Mapping[str, Callable[[float], nn.Module]]
-        From a rate to a model; or that of each family by name, as ``Hybrid`` takes them. A rate's costs are then the
-        means over families, which have equally many clients.
+    build : Callable[[float], nn.Module]
+        From a rate to a model.
     mix : Mix
         The run's mix.
     example : torch.Tensor
         A batch of one input.
     """
 
-    def __init__(self, build: Build | Mapping[str, Build], mix: Mix, example: Tensor) -> None:
-        self.builds = build if isinstance(build, Mapping) else {"": build}
-        self.mix = mix
+    def __init__(self, build: Build, mix: Mix, example: Tensor) -> None:
+        self.build, self.mix = build, mix
         self._example = example
         self._known: dict[float, LevelCost] = {}
         self.add(mix.all_rates)
@@ -82,14 +80,12 @@ class Costs:
         """Measure the rates that are not known yet; return whether there was one."""
         new = set(rates) - self._known.keys()
         for rate in new:
-            found = []
-            for build in self.builds.values():
-                model, cost = build_and_profile(build, rate, self._example)
-                sent = exchanged_parameters(model).values()
-                size = sum(map(count_packed, sent))  # as measured of messages, to which it is compared
-                found.append((cost.parameters, cost.macs, cost.printed_flops, size))
-            means = [round(sum(numbers) / len(numbers)) for numbers in zip(*found, strict=True)]
-            self._known[rate] = LevelCost(level_name(rate), rate, *means)
+            model, cost = build_and_profile(self.build, rate, self._example)
+            # As measured of messages, to which it is compared.
+            size = sum(map(count_packed, exchanged_parameters(model).values()))
+            self._known[rate] = LevelCost(
+                level_name(rate), rate, cost.parameters, cost.macs, cost.printed_flops, bytes=size
+            )
         return bool(new)
 
     def model(self) -> ModelCosts:

@@ -58,13 +58,6 @@ def pick_metric(values: Mapping[str, float], kind: str) -> float | None:
     return values[found] if found else next((values[name] for name in values if name.endswith(kind)), None)
 
 
-def families(records: Sequence[RoundRecord], kind: str) -> dict[str, str]:
-    """Return, by family (``Hybrid``), the name of its model's metric of a kind."""
-    names = dict.fromkeys(name for record in records for name in record.evaluate)
-    ends = f"/global-{kind}"
-    return {name.removesuffix(ends): name for name in names if name.endswith(ends)}
-
-
 def points(
     records: Sequence[RoundRecord], value_of: Callable[[RoundRecord], float | None]
 ) -> tuple[list[int], list[float]]:

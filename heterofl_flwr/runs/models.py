@@ -34,7 +34,6 @@ def save_models(
     *,
     moments: Mapping[float, State] | None = None,
     record: RoundRecord | None = None,
-    family: str = "",
 ) -> None:
     """Write the model of each rate, cut from the global one by its plan, as safetensors with a JSON file beside it.
 
@@ -56,16 +55,14 @@ def save_models(
         activations than the same channels of the global one, so its moments cannot be cut from the global model's.
     record : RoundRecord | None
         The last round with evaluation, for the metrics in the JSON files.
-    family : str
-        The model's family, where there are several (``Hybrid``): part of the files' names.
     """
-    largest, prefix = max(rates), f"{family}/" if family else ""
+    largest = max(rates)
     models = {rate: new_model(build, rate) for rate in rates}
     for rate, model in models.items():
         level, plan = level_name(rate), Plan.of(models[largest], model)
         own = plan.extract(untied(models[largest], state))
         metrics: dict[str, float] = {}
-        facts: dict[str, object] = {"family": family} if family else {}
+        facts: dict[str, object] = {}
         if record:
             metrics = {**(record.evaluate if rate == largest else {}), **record.evaluate_by_level.get(level, {})}
             if record.few_answered:
@@ -76,22 +73,21 @@ def save_models(
             "global_rate": largest,
             "parameters": plan.parameters,
             "server_round": record.server_round if record else None,
-            "metrics": {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)},
+            "metrics": metrics,
             **facts,
             "shapes": {key: list(value.shape) for key, value in own.items()},
         }
-        name = f"{family}-{level}" if family else level
-        write_atomic(folder.models / f"{name}.safetensors", pack(own))
+        write_atomic(folder.models / f"{level}.safetensors", pack(own))
         if moments and moments.get(rate):
-            write_atomic(folder.models / f"{name}.moments.safetensors", pack(moments[rate]))
-        write_atomic(folder.models / f"{name}.json", f"{to_json(facts, indent=2)}\n".encode())
+            write_atomic(folder.models / f"{level}.moments.safetensors", pack(moments[rate]))
+        write_atomic(folder.models / f"{level}.json", f"{to_json(facts, indent=2)}\n".encode())
 
 
 _REMEDY = "a run writes it when it ends: go on with it, or run it anew"
 
 
 def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return what was written about each final model, by its name; each family's largest first.
+    """Return what was written about each final model, by its level; the largest first.
 
     A run writes them when it ends. Where clients keep parameters of their own there are none.
     """
@@ -99,8 +95,8 @@ def model_facts(folder: RunFolder) -> dict[str, dict[str, Any]]:
     for path in folder.models.glob("*.json"):
         with reading(path, _REMEDY):
             facts = dict(json.loads(path.read_bytes()))
-            found[path.stem] = {"family": "", **facts, "rate": float(facts["rate"])}
-    return dict(sorted(found.items(), key=lambda item: (item[1]["family"], -item[1]["rate"])))
+            found[path.stem] = {**facts, "rate": float(facts["rate"])}
+    return dict(sorted(found.items(), key=lambda item: -item[1]["rate"]))
 
 
 def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
@@ -111,9 +107,9 @@ def load_model(folder: RunFolder, name: str, build: Build) -> nn.Module:
     folder : RunFolder
         Of a run that has ended.
     name : str
-        A level, or with several families ``family-level``: a file's name in ``models/``, without its ending.
+        A level: a file's name in ``models/``, without its ending.
     build : Callable[[float], nn.Module]
-        From a rate to the run's model, or its family's.
+        From a rate to the run's model.
 
     Raises
     ------

@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.families import within
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord, State
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint
 from heterofl_flwr.runs.costs import Costs
@@ -117,10 +116,8 @@ class Recorder(RoundCallback):
             self._save(self._last)
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
-            for name, build in self._costs.builds.items():
-                moments = moments_by_rate(within(name, self._moments), max(rates))
-                final, record = within(name, state), self._evaluated
-                save_models(self.folder, build, rates, final, moments=moments, record=record, family=name)
+            moments = moments_by_rate(self._moments, max(rates))
+            save_models(self.folder, self._costs.build, rates, state, moments=moments, record=self._evaluated)
         if self._metric and not self.best:
             log.warning("no evaluation gave %s, so there is no best state", self._metric)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))

@@ -200,8 +200,6 @@ def _server_rules(settings: Settings) -> Iterable[Rule]:
          f"but with devices.profile={devices.profile} the clock does not say who is first; expected 0"),
         ("sample.spare", sample.spare and not devices.profile and server.strategy != "heterofl",
          f"but with server.strategy={server.strategy} clients learn from all others; expected 0"),
-        ("server.shared", server.strategy == "hybrid" and server.shared != ALL,
-         "but server.strategy=hybrid averages everything; expected '*'"),
         ("run.resume", settings.run.resume and not settings.run.dir,
          "expected run.dir to name the folder of the run to go on with"),
         ("run.patience", settings.run.patience and not settings.evaluate.every,

@@ -140,10 +140,10 @@ class SampleSettings(Group):
 class ServerSettings(Group):
     """What the server sends, and what it does beyond averaging."""
 
-    strategy: Literal["heterofl", "fedh2l", "hybrid"] = setting(
+    strategy: Literal["heterofl", "fedh2l"] = setting(
         "heterofl",
-        "what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), posteriors "
-        "(fedh2l), or parameters within the families of distill.models and posteriors between them (hybrid)",
+        "what clients exchange: parameters (heterofl, with the settings below also FedAvg and others), or posteriors "
+        "(fedh2l)",
     )
     choose: SliceRule = setting(
         "prefix",
@@ -221,7 +221,7 @@ class PrivacySettings(Group):
 
 
 class DistillSettings(Group):
-    """How clients learn from one another (FedH2L, the hybrid), and exits and inner widths from a client's own model."""
+    """How clients learn from one another (FedH2L), and exits and inner widths from a client's own model."""
 
     models: types.Architectures = setting("", "the architectures, assigned to clients in turn")
     seed_size: Count = setting(1000, "examples of the seed set, which every client has")

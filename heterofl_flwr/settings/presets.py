@@ -10,9 +10,6 @@ from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings.groups import Settings
 from heterofl_flwr.settings.types import AUTO, Flat
 
-EXCHANGES = ("fedh2l", "hybrid")
-"""Values of ``server.strategy`` with which clients may differ in architecture."""
-
 # Table 6 and the authors' code for the paper's data sets; the last column is for data sets that we do not know. Papers
 # agree on less for the others: CIFAR100 is trained as CIFAR10 is, FEMNIST by a CNN; the rest as in the last column.
 _COLUMNS = ("digits", "mnist", "cifar10", "cifar100", "femnist", "wikitext2", "shakespeare", "other")
@@ -91,8 +88,8 @@ def global_width(settings: Settings) -> float:
 
 
 def architectures(settings: Settings) -> tuple[str, ...]:
-    """Return the models' names where clients differ in them (``distill.models``); none where they do not."""
-    return settings.distill.models if settings.server.strategy in EXCHANGES else ()
+    """Return the models' names where clients differ in them (``distill.models`` in FedH2L); else none."""
+    return settings.distill.models if settings.server.strategy == "fedh2l" else ()
 
 
 def with_architecture(settings: Settings, name: str) -> Settings:

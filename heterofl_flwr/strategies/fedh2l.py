@@ -4,8 +4,7 @@ The server relays posteriors; it has neither the seed set nor what clients compu
 """
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from reprlib import repr as shown
 from typing import Unpack, cast
@@ -19,7 +18,6 @@ from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import generator
 from heterofl_flwr.errors import ConfigError, ReplyError, check_fields
 from heterofl_flwr.federation.round import Round, TrainReply, check_open
-from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import instruction
 from heterofl_flwr.strategies.keywords import Keywords, pick
@@ -59,30 +57,45 @@ class SeedSet:
         )
 
 
-class ExchangeKeywords(Keywords, total=False):
-    """The options of strategies that exchange posteriors: those of ``SeedSet`` and of ``HeteroFL``."""
+class FedH2LKeywords(Keywords, total=False):
+    """The options of ``FedH2L``: those of ``SeedSet`` and of ``HeteroFL``."""
 
     seed_size: int
     seed_batch: int
     temperature: float
 
 
-class Exchange(HeteroFL):
-    """What strategies share whose clients answer ``train.publish`` and ``train.learn``."""
+class FedH2L(HeteroFL):
+    """Train a model on each client, of whatever architecture, with the help of its peers.
+
+    Clients answer ``train.publish`` and ``train.learn``; see ``heterofl_flwr.training.distill`` for what they do.
+
+    Parameters
+    ----------
+    classes : int
+        Number of classes, of which a posterior has an entry each.
+    mix : str | Mix
+        The rates at which clients build their models, and their shares; a client keeps its rate.
+    **keywords
+        Those of ``SeedSet``, and those of ``HeteroFL`` that do not say what is sent: ``seed``, ``fraction_train``,
+        ``evaluation`` and so on.
+    """
 
     _train_kind = messages.TRAIN_PUBLISH
 
-    def __init__(self, build: Build, mix: str | Mix, *, classes: int, **keywords: Unpack[ExchangeKeywords]) -> None:
+    def __init__(self, classes: int, mix: str | Mix = "a1", **keywords: Unpack[FedH2LKeywords]) -> None:
+        if given := sorted(keywords.keys() & {"shared", "label_rows"}):
+            raise TypeError(f"FedH2L sends no parameters, so it has no {' and no '.join(given)}")
         seed_set = pick(("seed_size", "seed_batch", "temperature"), keywords)
         self._seed_set = SeedSet(classes=classes, **seed_set)
         others = {name: value for name, value in keywords.items() if name not in seed_set}
-        super().__init__(build, mix, **cast("Keywords", others))
+        others |= {"shared": (), "label_rows": ()}
+        # The server holds a model without parameters.
+        super().__init__(lambda rate: nn.Identity(), mix, **cast("Keywords", others))
         if self.options.privacy.clip:
-            raise ConfigError(
-                f"privacy: {type(self).__name__} exchanges posteriors, which are not noised; leave it off"
-            )
+            raise ConfigError("privacy: FedH2L exchanges posteriors, which are not noised; leave it off")
         if self.options.sampling.spare:
-            raise ConfigError(f"spare: in {type(self).__name__} clients learn from all others; leave it at 0")
+            raise ConfigError("spare: in FedH2L clients learn from all others; leave it at 0")
         self._shape = (self._seed_set.seed_batch, classes)
         self._first: dict[int, Mapping[str, float]] = {}
         self._seeds: Mapping[str, object] = {}
@@ -133,7 +146,9 @@ class Exchange(HeteroFL):
 
         read_each(sent, grid.send_and_receive(sent, timeout=timeout), read, current.refuse)
         self._sent = []
-        for node_id, record in self._peer_posteriors(published).items():
+        for node_id in published:
+            peers = [own for other, own in published.items() if other != node_id]
+            record = ArrayRecord({messages.POSTERIORS: stack(peers) if peers else zeros(0, *self._shape)})
             self.log.note_sent(current.slices[node_id].rate, packing.count_bytes(record))
             own = self._train_config(current.server_round, node_id, current.slices[node_id].rate)
             message = instruction(messages.TRAIN_LEARN, node_id, ArrayRecord(), {**self._config, **own})
@@ -142,18 +157,10 @@ class Exchange(HeteroFL):
         self.records.rename_records(self._sent)
         return list(self._sent)
 
-    @abstractmethod
-    def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
-        """Return what each client that published gets to learn from."""
-
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return what a reply holds; its metrics are those of both exchanges."""
         found = super()._read_train_reply(node_id, reply, current)
         return replace(found, metrics={**self._first[node_id], **found.metrics})
-
-    def _pack_posteriors(self, posteriors: Sequence[Tensor]) -> ArrayRecord:
-        """Return posteriors as one record; none as an array of no peers."""
-        return ArrayRecord({messages.POSTERIORS: stack(list(posteriors)) if posteriors else zeros(0, *self._shape)})
 
 
 def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tuple[Tensor, int]:
@@ -166,34 +173,3 @@ def _read_posteriors(reply: Message, shape: tuple[int, int], sender: str) -> tup
     packing.check_sizes(record, {messages.POSTERIORS: math.prod(shape)}, sender)
     found = packing.read_tensors(record, sender)[messages.POSTERIORS]
     return check_posteriors(found, shape, sender), packing.count_bytes(record)
-
-
-class FedH2L(Exchange):
-    """Train a model on each client, of whatever architecture, with the help of its peers.
-
-    Clients answer ``train.publish`` and ``train.learn``; see ``heterofl_flwr.training.distill`` for what they do.
-
-    Parameters
-    ----------
-    classes : int
-        Number of classes, of which a posterior has an entry each.
-    mix : str | Mix
-        The rates at which clients build their models, and their shares; a client keeps its rate.
-    **keywords
-        Those of ``SeedSet``, and those of ``HeteroFL`` that do not say what is sent: ``seed``, ``fraction_train``,
-        ``evaluation`` and so on.
-    """
-
-    def __init__(self, classes: int, mix: str | Mix = "a1", **keywords: Unpack[ExchangeKeywords]) -> None:
-        if given := sorted(keywords.keys() & {"shared", "label_rows"}):
-            raise TypeError(f"FedH2L sends no parameters, so it has no {' and no '.join(given)}")
-        keywords["shared"], keywords["label_rows"] = (), ()
-        # The server holds a model without parameters.
-        super().__init__(lambda rate: nn.Identity(), mix, classes=classes, **keywords)
-
-    def _peer_posteriors(self, published: Mapping[int, Tensor]) -> Mapping[int, ArrayRecord]:
-        """Return for each client what all others published."""
-        return {
-            node_id: self._pack_posteriors([own for other, own in published.items() if other != node_id])
-            for node_id in published
-        }

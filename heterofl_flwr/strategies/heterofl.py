@@ -17,7 +17,6 @@ from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
-from heterofl_flwr.federation.families import under
 from heterofl_flwr.federation.records import host_log
 from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
 from heterofl_flwr.nn.models import Build
@@ -93,9 +92,8 @@ class HeteroFL(EngineView, Strategy):
         return any(callback.prints_rounds for callback in self.callbacks)
 
     def moment_tensors(self) -> dict[str, Tensor]:
-        """Return the moments of the last evaluation, by family, rate and layer: of smaller rates, the prefixes'."""
-        found = [under(family, packing.moment_tensors(own)) for family, own in self.engine.prefix_moments.items()]
-        return {name: tensor for own in found for name, tensor in own.items()}
+        """Return the moments of the last evaluation, by rate and layer: of smaller rates, those of the prefixes."""
+        return packing.moment_tensors(self.moments)
 
     def start(
         self,
@@ -170,7 +168,7 @@ class HeteroFL(EngineView, Strategy):
             check_wrappers(server_round)
         self._sent, self._replied = [], {}
         for node_id, own in current.slices.items():
-            record = slices.record(own.family, own.sent_plan)
+            record = slices.record(own.plan)
             self.log.note_sent(own.rate, packing.count_bytes(record))
             full = {**config, **self._train_config(server_round, node_id, own.rate)}
             self._sent.append(instruction(self._train_kind, node_id, record, full))
@@ -215,7 +213,7 @@ class HeteroFL(EngineView, Strategy):
 
     def _read_train_reply(self, node_id: int, reply: Message, current: Round) -> TrainReply:
         """Return what a reply holds; refuse it if anything is missing or of another type."""
-        plan, key = current.slices[node_id].sent_plan, self.records.weighted_by_key
+        plan, key = current.slices[node_id].plan, self.records.weighted_by_key
         return read_train_reply(reply, plan, self.options.limits, f"node {node_id}", key)
 
     @as_flower_error()
@@ -237,8 +235,8 @@ class HeteroFL(EngineView, Strategy):
         slices = Slices(self.federation, arrays)
 
         def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:
-            rates, family = current.rates[node_id], self.federation.family(node_id)
-            record = slices.record(family, self.federation.members[family].plan(rates[0]))
+            rates = current.rates[node_id]
+            record = slices.record(self.federation.plan(rates[0]))
             full = {**config, **client_config(self.engine, server_round, node_id, rates[0]), **more}
             full |= asked if rates[0] == self.federation.mix.global_rate else {}
             return instruction(kind, node_id, record, {**full, messages.RATES: list(rates)})
@@ -246,15 +244,14 @@ class HeteroFL(EngineView, Strategy):
         self._collect_moments(current, grid, ask)
 
         @cache
-        def pack(family: str, rates: tuple[float, ...]) -> ArrayRecord:
-            return packing.pack_moments({rate: self.engine.moments[family][rate] for rate in rates})
+        def pack(rates: tuple[float, ...]) -> ArrayRecord:
+            return packing.pack_moments({rate: self.engine.moments[rate] for rate in rates})
 
-        for family, own in self.federation.split(current.rates).items():
-            for node_id, rates in own.items():
-                message = ask(MessageType.EVALUATE, node_id, {})
-                if self.engine.moments.get(family):
-                    message.content[messages.MOMENTS] = pack(family, rates)
-                self._sent.append(message)
+        for node_id, rates in current.rates.items():
+            message = ask(MessageType.EVALUATE, node_id, {})
+            if self.engine.moments:
+                message.content[messages.MOMENTS] = pack(rates)
+            self._sent.append(message)
         self.records.rename_records(self._sent)
         return list(self._sent)
 

@@ -13,7 +13,6 @@ from heterofl_flwr.compat import get_nodes
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.engine import QUERY_SECONDS, Engine
-from heterofl_flwr.federation.families import within
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.round import Fault
@@ -32,20 +31,17 @@ class Slices:
     """
 
     def __init__(self, federation: Federation, arrays: ArrayRecord) -> None:
-        self._federation = federation
-        members = federation.members  # without families, the record as it came
-        self._arrays = {name: ArrayRecord(within(name, arrays)) if name else arrays for name in members}
-        self._records: dict[tuple[str, Plan], ArrayRecord] = {}
+        self._arrays, self._whole = arrays, federation.plan(federation.mix.global_rate)
+        self._records: dict[Plan, ArrayRecord] = {}
         self.state = federation.check_state(packing.read_tensors(arrays))
 
-    def record(self, family: str, plan: Plan) -> ArrayRecord:
-        """Return the record of a slice of a family's model, under its own names; without families of the model's."""
-        if (family, plan) not in self._records:
-            whole, member = self._arrays[family], self._federation.members[family]
+    def record(self, plan: Plan) -> ArrayRecord:
+        """Return the record of a slice."""
+        if plan not in self._records:
             # A user's state may hold running statistics too.
-            is_whole = list(whole) == list(plan.axes) and plan == member.plan(member.mix.global_rate)
-            self._records[family, plan] = whole if is_whole else ArrayRecord(plan.extract(within(family, self.state)))
-        return self._records[family, plan]
+            is_whole = list(self._arrays) == list(plan.axes) and plan == self._whole
+            self._records[plan] = self._arrays if is_whole else ArrayRecord(plan.extract(self.state))
+        return self._records[plan]
 
 
 def instruction(kind: str, node_id: int, arrays: ArrayRecord, config: Mapping[str, object]) -> Message:
@@ -67,8 +63,6 @@ def client_config(engine: Engine, server_round: int, node_id: int, rate: float) 
         config[messages.SHARED] = list(federation.shared) or [""]  # a config knows no empty list
     if schedule is not None:
         config[messages.LEARNING_RATE] = schedule(server_round)
-    if family := federation.family(node_id):
-        config[messages.FAMILY] = family
     return config
 
 

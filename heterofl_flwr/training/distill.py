@@ -1,7 +1,7 @@
 """Distillation among peers (FedH2L): posteriors, their divergence, seed steps, and the projection of gradients."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Literal, get_args
@@ -153,8 +153,6 @@ def learn_from_peers(
     peers: Tensor,
     options: TrainOptions,
     distill: DistillOptions,
-    *,
-    trained: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Run a client's seed steps, in place; return the mean divergence from the peers before them.
 
@@ -171,15 +169,9 @@ def learn_from_peers(
         The peers' posteriors on it, (peers, examples, classes); there may be none.
     options, distill : TrainOptions, DistillOptions
         How a step is taken, and what it follows.
-    trained : Mapping[str, Tensor] | None
-        The parameters from which it goes on, where it has trained those of the model before in this round. FedProx
-        pulls towards those of the model.
     """
     model, masking = job.model.train(), Masking(job.classes, options.mask_fill)
     sgd = ParameterSGD(model.parameters(), options)
-    with torch.no_grad():
-        for name, value in (trained or {}).items():
-            model.get_parameter(name).copy_(value)
     generator = torch.Generator().manual_seed(derive(job.seed, "seed-batches"))
     batches = chain.from_iterable(training_batches(job.split, options, generator) for _ in count())
     first = 0.0

@@ -10,7 +10,7 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.grids.devices import PASSES
 from heterofl_flwr.nn.nested import mean_passes
 from heterofl_flwr.settings import Flat, Settings, to_flat
-from heterofl_flwr.settings.presets import EXCHANGES, architectures, client_settings
+from heterofl_flwr.settings.presets import architectures, client_settings
 from simulations.results.runs import FREE, Run, method_of, short_mix
 from simulations.sweep.cost import profile_at, sizes_of, values_of
 from simulations.sweep.job import INCIDENTAL
@@ -92,7 +92,7 @@ def bytes_sent(run: Run) -> list[int]:
     """
     settings, known, sent = run.settings, set[int](), []
     seed_set = 0
-    if settings.server.strategy in EXCHANGES:
+    if settings.server.strategy == "fedh2l":
         seed_set = settings.distill.seed_size * (values_of(settings) + 1)
     for record in run.records:
         sent.append(record.bytes_down + record.bytes_up + seed_set * len(record.rates.keys() - known))
@@ -124,7 +124,7 @@ def _of_client(settings: Settings, rate: float, examples: float) -> float:
     passes = mean_passes(settings.train.distill, rate, settings.mix.rates)
     one = math.fsum(number * profile_at(settings, other).macs for other, number in passes.items())
     trained = settings.train.epochs * examples
-    if settings.server.strategy not in EXCHANGES:
+    if settings.server.strategy != "fedh2l":
         return PASSES * one * trained
     # It also says what it makes of the seed batch, and learns from it beside its own data.
     distill = settings.distill

@@ -50,8 +50,6 @@ NESTED_METHODS = {
     "all": "HeteroFL with in-place distillation",
 }
 
-EXCHANGE_METHODS = {"fedh2l": "FedH2L", "hybrid": "HeteroFL and FedH2L"}
-
 PLACES = ("data.root", "run.dir", "run.resume")
 """Settings in which a copy of a run differs from it."""
 
@@ -84,8 +82,8 @@ def short_mix(mix: Mix) -> str:
 def method_of(settings: Settings) -> str:
     """Return the name of a method."""
     server = settings.server
-    if server.strategy in EXCHANGE_METHODS:
-        return EXCHANGE_METHODS[server.strategy]
+    if server.strategy == "fedh2l":
+        return "FedH2L"
     if server.shared != ALL:
         return "LG-FedAvg" if server.shared else "Standalone"
     if settings.train.distill != "none":

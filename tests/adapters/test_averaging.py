@@ -140,7 +140,7 @@ def test_results_have_the_types_of_the_state(aggregate, dtype):
     assert {own.dtype for own in aggregator.result().values()} == {dtype}
 
 
-def test_adapters_are_found_by_both_factors_and_in_families():
+def test_adapters_are_found_by_both_factors():
     names = [
         "small.q.lora_A.default.weight",
         "small.q.lora_B.default.weight",

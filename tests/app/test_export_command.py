@@ -7,13 +7,11 @@ import shutil
 import pytest
 import torch
 
-from heterofl_flwr.app.cli.export import inputs_of, models_of, preparation
+from heterofl_flwr.app.cli.export import inputs_of, preparation
 from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.data import load_dataset
 from heterofl_flwr.data.text import Texts, to_text
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs import RunFolder
-from heterofl_flwr.runs.models import model_facts
 
 QUICK = ("--formats", "safetensors")
 
@@ -141,21 +139,6 @@ def test_data_that_are_missing_are_an_error(run, capsys, monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     rewritten(run, **{"data.name": "mnist", "data.root": "/not/here"})
     assert "empty" in rejected(capsys, run, *QUICK)
-
-
-def test_a_run_with_families_has_a_model_of_each(run):
-    for name in ("a", "c"):
-        facts = json.loads((run / "models" / f"{name}.json").read_text())
-        for family in ("cnn", "mlp"):
-            (run / "models" / f"{family}-{name}.json").write_text(json.dumps({**facts, "family": family}))
-            for end in ("safetensors", "moments.safetensors"):
-                shutil.copy(run / "models" / f"{name}.{end}", run / "models" / f"{family}-{name}.{end}")
-        (run / "models" / f"{name}.json").unlink()
-    known = model_facts(RunFolder(run))
-    assert models_of(known, ["c"]) == ["cnn-c", "mlp-c"]
-    assert models_of(known, ["mlp-a", "0.25"]) == ["cnn-c", "mlp-a", "mlp-c"]
-    with pytest.raises(ConfigError, match=r"expected all, or some of cnn-a \(1\), cnn-c \(0.25\), mlp-a"):
-        models_of(known, ["d"])
 
 
 def test_a_text_is_checked_as_its_model_sees_it():

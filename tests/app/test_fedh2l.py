@@ -1,14 +1,19 @@
 """FedH2L in our own app: three architectures that learn from one another on the bundled digits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from flwr.app import ArrayRecord
 
+from heterofl_flwr.app import server_app
 from heterofl_flwr.app.node import NODE_STATES, Instruction
-from heterofl_flwr.app.task import load_task
+from heterofl_flwr.app.task import Task, load_task
+from heterofl_flwr.data.dataset import Reading, Split
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.settings import DEFAULTS
+from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.strategies.instructions import instruction
 from tests.app.runs import history_of, node_context, run_app
 
@@ -47,6 +52,19 @@ def test_clients_have_architectures_in_turns():
     names = [type(task.client_build(partition)(1.0)).__name__ for partition in range(4)]
     assert names == ["CNN", "PreResNet", "MLP", "CNN"]
     assert task.client_build(0) is task.client_build(3)
+
+
+def test_a_node_measures_itself_with_the_model_that_it_trains():
+    context = node_context(H2L, partition_id=2, num_partitions=CLIENTS)
+    assert Instruction(None, context).trial().build is load_task(H2L).client_build(2)
+
+
+def test_a_text_has_no_classes_to_learn_from_peers():
+    task = Task(from_flat(H2L))
+    words = torch.zeros(2, 4, dtype=torch.int64)
+    task.dataset = replace(task.dataset, train=Split(words, words, reading=Reading(0)))
+    with pytest.raises(ConfigError, match=r"server\.strategy=fedh2l exchanges .* data set digits is text"):
+        server_app.make_strategy(task, ())
 
 
 @pytest.mark.usefixtures("identity")

@@ -9,9 +9,6 @@ from torch import nn
 from heterofl_flwr import BlockMomentum, HeteroFL, LocalGrid, shallow
 from heterofl_flwr.core import Mix
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.engine import Engine
-from heterofl_flwr.federation.families import Families, side_by_side, within
-from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.nn import build_model, with_exits
 from tests.federation import tiny
@@ -87,22 +84,6 @@ def test_heads_that_a_client_does_not_train_say_nothing_of_its_classes():
     current.add(7, TrainReply(sub, num_examples=1, labels=None, capacity=None, metrics={}, num_bytes=0))
     changed = (current.close()["exits.1.head.linear.weight"] != state["exits.1.head.linear.weight"]).any(1)
     assert changed.tolist() == [False, False, True, False]
-
-
-def test_heads_that_a_client_of_a_family_does_not_train_do_not_count():
-    exits = with_exits(build_model("cnn", classes=4, hidden=(4, 4), norm="gn"), deepest_only=True)
-    builds = {"family": shallow(exits, "exits.*")}
-    engine = Engine(Families(builds, Federation(build=partial(side_by_side, builds), mix=Mix.parse("a1"))))
-    engine.federation.register({7: None})
-    state = engine.federation.initial_state()
-    sub = {name: own + 1 for name, own in within("family", state).items()}
-    current = Round(engine, 1, [7], state)
-    current.add(7, TrainReply(sub, num_examples=1, labels=None, capacity=None, metrics={}, num_bytes=0))
-    new = current.close()
-    assert {name for name, own in state.items() if torch.equal(own, new[name])} == {
-        "family.exits.0.head.linear.weight",
-        "family.exits.0.head.linear.bias",
-    }
 
 
 def momentum(share):

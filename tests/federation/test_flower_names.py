@@ -7,7 +7,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from heterofl_flwr import Evaluation, HeteroFL, Hybrid, Sampling
+from heterofl_flwr import Evaluation, FedH2L, HeteroFL, Sampling
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.errors import ConfigError, RoundError
 from heterofl_flwr.strategies.keywords import GROUPS, Keywords, RecordOptions
@@ -171,6 +171,6 @@ def test_each_option_of_a_group_is_a_keyword():
     assert Keywords.__annotations__.keys() == names | others
 
 
-def test_the_hybrid_takes_them_too():
-    strategy = Hybrid({"one": build}, "a1", classes=4, arrayrecord_key="model", min_train_nodes=3)
+def test_fedh2l_takes_them_too():
+    strategy = FedH2L(4, "a1", arrayrecord_key="model", min_train_nodes=3)
     assert (strategy.records.arrayrecord_key, strategy.options.sampling.min_train_nodes) == ("model", 3)

@@ -14,7 +14,6 @@ from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core.assignment import fixed_rate
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.families import Families
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.federation.options import Options
@@ -33,10 +32,9 @@ WORDS = st.builds(
 SILENT = Capability()
 
 
-def federation_of(mix="a1-e1", families=0, levels=None, **options):
+def federation_of(mix="a1-e1", levels=None, **options):
     limits = Limits(levels=levels or Levels())
-    like = Federation(build=build, mix=Mix.parse(mix), options=Options(limits=limits), **options)
-    return Families({f"family-{turn}": build for turn in range(families)}, like) if families else like
+    return Federation(build=build, mix=Mix.parse(mix), options=Options(limits=limits), **options)
 
 
 def levels_of(federation, node_ids, server_round=1):
@@ -46,26 +44,23 @@ def levels_of(federation, node_ids, server_round=1):
 @given(
     st.data(),
     st.sampled_from(MIXES),
-    st.sampled_from([0, 2, 3]),
     st.sampled_from(["fix", "dynamic"]),
     st.lists(WORDS, min_size=2, max_size=12),
     st.lists(WORDS, max_size=4),
 )
-def test_no_lie_of_any_node_changes_the_level_of_another(data, mix, families, assignment, early, late):
+def test_no_lie_of_any_node_changes_the_level_of_another(data, mix, assignment, early, late):
     """Nodes come in two batches and one may leave in between, the liar too; the levels are those without its claim."""
     said = dict(enumerate([*early, *late]))
     liar, leaver = (data.draw(st.integers(0, len(early) - 1)) for _ in range(2))
     names = {node: data.draw(st.sampled_from(["", f"n{50 - node}"])) for node in said}
     found = []
     for word in (said[liar], SILENT):
-        federation, answers = federation_of(mix, families, assignment=assignment), {**said, liar: word}
+        federation, answers = federation_of(mix, assignment=assignment), {**said, liar: word}
         federation.register({node: answers[node] for node in range(len(early))}, names)
         first = levels_of(federation, range(len(early)))
         there = [node for node in said if node != leaver]
         federation.register({node: answers[node] for node in range(len(early), len(said))}, names, there)
         found.append([first, levels_of(federation, there)])
-        if families:
-            found[-1].append({node: federation.family(node) for node in there})
     assert [{**own, liar: 0} for own in found[0]] == [{**own, liar: 0} for own in found[1]]
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from heterofl_flwr import Adam, Hybrid, Momentum, Robust
+from heterofl_flwr import Adam, Momentum, Robust
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.errors import ConfigError
 from tests.federation.tiny import build, crash, equal, make_app, play
 
 MEANS = ["trimmed", "median"]
@@ -76,8 +75,3 @@ def test_old_values_stay_with_a_server_optimizer_whose_velocity_is_of_an_earlier
     assert list(two.log.failures) == [1, 2, 3, 4, 5]
     assert equal(one.state, two.state)
     assert equal(*(run.strategy.federation.optimizer_state for run in (one, two)))
-
-
-def test_families_do_not_go_with_weights_and_robust_means():
-    with pytest.raises(ConfigError, match="weights='equal'"):
-        Hybrid({"one": build}, classes=4, weights="examples", robust=Robust())

@@ -115,15 +115,6 @@ def test_time_left_is_that_of_the_rounds_to_come(fake):
     assert re.findall(r"left=(\S+)", stream.getvalue()) == ["1min0s", "1min0s"]
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_markup_in_names_is_shown_as_it_is(fake, terminal):
-    stream = io.StringIO()
-    console = Console(RichConsole(file=stream, force_terminal=terminal))
-    console.on_start(1, 2, {})
-    console.on_round_end(fake.progress(1, 2, evaluate={"[red]x/global-accuracy": 0.5}))
-    assert "[red]x" in stream.getvalue()
-
-
 def test_a_round_shows_how_few_evaluated_and_the_time_on_simulated_devices(few, simulated):
     assert " evaluated-by=1of20 " in plain_line(few[2], 5, None)
     assert "evaluated-by" not in plain_line(few[3], 5, None)

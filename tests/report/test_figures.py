@@ -120,15 +120,6 @@ def test_an_svg_has_ids_of_its_own_and_the_pages_colours(records):
     assert all(part.startswith("levels-") for part in svg.split(' id="')[1:])
 
 
-def test_families_have_a_curve_each_however_long_their_names(record):
-    names = ("$net_{$", "preresnet18-later", "a_function_with_a_long_name", "mlp", "cnn")
-    found = {f"{name}/global-accuracy": 0.5 + 0.1 * number for number, name in enumerate(names)}
-    (drawn,) = (one for one in draw_run([replace(record(1), evaluate=found)], None) if one.name == "families")
-    assert [line.get_label() for line in drawn.figure.axes[0].get_lines()] == list(names)
-    assert drawn.figure.axes[0].get_legend().get_texts()[0].get_text() == r"\$net_{\$"  # as it is, no formula
-    assert to_png(drawn.figure)  # where a legend leaves no room for the curves, matplotlib warns
-
-
 def test_figures_of_time_and_energy_are_drawn_where_devices_are_simulated(records, simulated):
     ours = {"for-time", "for-energy"}
     assert not ours & {drawing.name for drawing in draw_run(records, None)}

@@ -42,19 +42,6 @@ def test_measuring_uses_up_no_random_number_and_says_why_a_model_cannot_run():
         Costs(lambda rate: nn.Linear(3, 3), Mix.parse("a1"), torch.zeros(1, 4))
 
 
-def test_with_families_a_rate_costs_the_mean_over_them(build):
-    def linear(rate):
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-
-    costs = Costs({"one": build, "two": linear}, Mix.parse("a1-b1"), torch.zeros(1, 1, 8, 8))
-    for cost in costs.model().levels:
-        single = [profile(one(cost.rate), torch.zeros(1, 1, 8, 8)) for one in (build, linear)]
-        assert cost.parameters == round(sum(own.parameters for own in single) / 2)
-        assert cost.macs == round(sum(own.macs for own in single) / 2)
-        arrays = sum(len(list(one(cost.rate).parameters())) for one in (build, linear)) / 2
-        assert cost.bytes == pytest.approx(4 * cost.parameters + 128 * arrays, abs=4)
-
-
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (64, 3, 3, 3), (1,) * 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 def test_the_size_of_a_tensor_is_that_which_it_has_in_a_message(shape, dtype):

@@ -13,7 +13,6 @@ from simulations.sweep.__main__ import CONF
 CLIENTS = 10
 TRAIN = ("train.epochs=2", "train.batch-size=16", "train.lr=0.1")
 COMMON = ("data=digits", "model=mlp", "model.hidden='32'", *TRAIN, "num-rounds=3", "evaluate.every=3")
-SMALL = "tests.app.test_hybrid:small_cnn,tests.app.test_hybrid:small_mlp"
 DEEP = ("split=iid", "model=cnn", "model.hidden='16,16,16,16'", "evaluate.levels=true")
 LEARNS = {
     # By method: the command, the metric, and what it is well above.
@@ -32,11 +31,6 @@ LEARNS = {
         ("mix=a", "split=non-iid-2", "train.epochs=1", "distill.models=mlp", "distill.seed-batch=50"),
         "global-accuracy",
         0.35,
-    ),
-    "hybrid": (
-        ("mix=a-b", "split=iid", f"distill.models='{SMALL}'", "distill.steps=5", "distill.seed-size=200"),
-        "global-accuracy",
-        0.5,
     ),
 }
 

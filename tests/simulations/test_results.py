@@ -57,7 +57,6 @@ def points(*values):
         ({**WHOLE, "server.shared": ""}, "Standalone"),
         ({**WHOLE, "server.shared": "linear.*"}, "LG-FedAvg"),
         ({**WHOLE, "server.strategy": "fedh2l"}, "FedH2L"),
-        ({"server.strategy": "hybrid"}, "HeteroFL and FedH2L"),
     ],
 )
 def test_a_method_is_told_by_its_settings(changes, name):

@@ -120,26 +120,6 @@ def test_seed_steps_are_a_plain_loop(projection, labels):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_fedprox_pulls_to_what_came_and_not_to_what_was_trained_since():
-    came, twin = mlp(), mlp()
-    trained = {name: value.detach() + 0.5 for name, value in mlp().named_parameters()}
-    options = replace(OPTIONS, proximal=0.3, momentum=0.0, weight_decay=0.0)
-    distill = DistillOptions(steps=1, projection="none")
-    learn_from_peers(job(came), SEEDS, PEERS, options, distill, trained=trained)
-
-    before = [value.detach().clone() for value in twin.parameters()]
-    twin.load_state_dict(trained)
-    order = torch.Generator().manual_seed(derive(3, "seed-batches"))
-    batch = torch.randperm(20, generator=order).split(5)[0]
-    logits = twin(SEEDS[0])
-    loss = divergence(logits, PEERS) + F.cross_entropy(logits, SEEDS[1])
-    loss = loss + F.cross_entropy(twin(INPUTS[batch]), TARGETS[batch])
-    loss.backward()
-    for found, own, start in zip(came.parameters(), twin.parameters(), before, strict=True):
-        expected = own - 0.1 * (own.grad + 0.3 * (own - start))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
 def test_products_of_seed_steps_have_the_precision_of_training():
     model, seen = mlp(), []
     model.register_forward_hook(lambda layer, args, logits: seen.append(logits.dtype))

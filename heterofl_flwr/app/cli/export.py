@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     kind, rows = "perplexity" if test.reading else "accuracy", []
     for name in names:
         facts = known[name]
-        model = load_model(folder, name, task.families[facts["family"]] if facts["family"] else task.build)
+        model = load_model(folder, name, task.build)
         sizes = export_model(model, inputs, out / name, formats=formats, dynamic=axes)
         print(f"{out / name}: compared", flush=True)
         score = task.evaluate_centrally(model, test, facts["server_round"] or 0).metrics("global")[f"global-{kind}"]
@@ -69,22 +69,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def models_of(known: Mapping[str, Mapping[str, Any]], levels: Sequence[str]) -> list[str]:
-    """Return the names of models: of levels, of rates, or of themselves; ``all`` is every one."""
+    """Return the levels that are meant, by their names or rates; ``all`` is every one."""
     found: list[str] = []
     for level in levels:
-        if not (own := [name for name, facts in known.items() if _means(level, name, facts)]):
+        if not (own := [name for name, facts in known.items() if _means(level, facts)]):
             expected = ", ".join(f"{name} ({facts['rate']:g})" for name, facts in known.items())
             raise ConfigError(f"--level {level}: the run has no such model; expected all, or some of {expected}")
         found += own
     return [name for name in known if name in found]
 
 
-def _means(level: str, name: str, facts: Mapping[str, Any]) -> bool:
+def _means(level: str, facts: Mapping[str, Any]) -> bool:
     """Return whether what is asked for is this model; a rate may be written in any way, as 1, 1.0 or 2/2."""
     try:
         return bool(float(exact_rate(level)) == facts["rate"])
     except ConfigError:
-        return level in ("all", name, facts["level"])
+        return level in ("all", facts["level"])
 
 
 def _read_settings(folder: RunFolder) -> Mapping[str, Any]:

@@ -114,7 +114,7 @@ def measure_peaks(task: Task, device: str = "cuda:0") -> dict[float, int]:
         torch.cuda.reset_peak_memory_stats()
         # The second step has the optimizer's buffers.
         rows = torch.arange(min(2 * options.batch_size, len(data)))
-        for build in task.families.values():  # one after the other: the most that any of them takes
+        for build in task.builds:  # one after the other: the most that any of them takes
             model = build(rate).to(device)
             train(model, data.select(rows), options, seed=0, engine=task.settings.engine.name)
             evaluate(model, test.select(torch.arange(min(EVALUATED, len(test)))))

@@ -15,7 +15,7 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.nn.models import MODELS, Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.runs.files import to_json, write_atomic
-from heterofl_flwr.settings.presets import EXCHANGES, architectures
+from heterofl_flwr.settings.presets import architectures
 
 FILE = Path("logs", "launch.json")
 
@@ -77,7 +77,7 @@ def check_task(task: Task, clients: int) -> None:
         task.partitions(clients)
         make_strategy(task, ())
         build_devices(task)
-        if task.settings.server.strategy in EXCHANGES:
+        if task.settings.server.strategy == "fedh2l":
             task.seeds(clients)
         _ = task.metric  # loads the user's function
     except HeteroFLError:
@@ -85,7 +85,7 @@ def check_task(task: Task, clients: int) -> None:
     except Exception:  # a user's own function raises what it likes; the run itself will say so, with its trace
         return
     names = architectures(task.settings) or (task.settings.model.name,)
-    for name, build in zip(names, task.families.values(), strict=True):
+    for name, build in zip(names, task.builds, strict=True):
         if name in MODELS:  # a user's own may do what no test can foresee
             _check_fit(task, name, build)
 
