@@ -12,7 +12,6 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import cast
 
 import torch
@@ -31,12 +30,11 @@ from heterofl_flwr.core.levels import rate_of
 from heterofl_flwr.core.plan import ALL, is_shared
 from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
-from heterofl_flwr.core.slice_rules import make_window
+from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.local_model import MakeModel, for_evaluation, model_at, parameters_of
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
-from heterofl_flwr.nn.moments import Moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.device import resolve_device
@@ -88,7 +86,7 @@ def build_submodel(
 ) -> nn.Module:
     """Return the model of ``submodel``, made by ``make`` instead of anew."""
     rate = messages.read_value(messages.read_config(message), messages.RATE, float)
-    return next(model for *_, model in _build_models(message, build, [rate], own, seed_torch, make))
+    return next(model for _, model in _build_models(message, build, [rate], own, seed_torch, make))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
@@ -116,10 +114,9 @@ def models_to_evaluate(
     """Yield each rate that the message asks about and its model, cut from the parameters it brings.
 
     The models are as ``submodel`` returns them; ``own`` and ``seed_torch`` are those of ``submodel``, the seed before
-    each. Where clients train other slices than prefixes, a smaller rate comes several times, each time with another
-    slice: its result is the mean over them.
+    each. Where clients train other slices than prefixes, a smaller rate's is that of the round.
     """
-    yield from map(itemgetter(0, 2), _build_models(message, build, _read_rates(message), own, seed_torch))
+    yield from _build_models(message, build, _read_rates(message), own, seed_torch)
 
 
 def _read_rates(message: Message) -> Sequence[float]:
@@ -236,12 +233,12 @@ def answer_moments(
     ``together`` is that of ``heterofl_flwr.nn.collect_moments``, ``seed_torch`` that of ``submodel``.
     """
     kind = messages.read_value(messages.read_config(message), messages.MOMENTS_KIND, str)
-    found: dict[float, dict[int, Moments]] = {}
-    for rate, window, model in _build_models(message, build, _read_rates(message), None, seed_torch):
-        inputs = map(first_tensor, batches())
-        own = collect_moments(model.to(device), inputs, kind=cast("Variant", kind), together=together)
-        found.setdefault(rate, {})[window] = own
-    moments = {rate: join_windows(own) for rate, own in found.items()}
+    moments = {
+        rate: collect_moments(
+            model.to(device), map(first_tensor, batches()), kind=cast("Variant", kind), together=together
+        )
+        for rate, model in _build_models(message, build, _read_rates(message), None, seed_torch)
+    }
     content = RecordDict({messages.MOMENTS: packing.pack_moments(moments), messages.CONFIG: messages.new_config({})})
     return Message(content, reply_to=message)
 
@@ -271,29 +268,29 @@ def _build_models(
     own: Mapping[str, Tensor] | None,
     seed_torch: bool,
     make: MakeModel = new_model,
-) -> Iterator[tuple[float, int, nn.Module]]:
-    """Yield each rate, each slice of it that is asked for (0: the prefix), and its model."""
+) -> Iterator[tuple[float, nn.Module]]:
+    """Yield each rate and its model, of the slice that is asked for."""
     config = messages.read_config(message)
     top = messages.read_value(config, messages.RATE, float)
     state: Mapping[str, Tensor] = _read_state(message)
     if (shared := messages.read_shared(config)) != ALL:
         state = {**_personal_part(config, build, top, shared, own), **state}
     moments = messages.array_records(message.content).get(messages.MOMENTS)
-    seed, (rule, windows) = seed_of(message), messages.read_windows(config)
-    asked = [(rate, window) for rate in rates for window in (windows if rate < top else [0])]
+    seed, (rule, window) = seed_of(message), messages.read_slice(config)
 
-    def build_one(rate: float, window: int) -> nn.Module:
-        function = make_window(rule, window, seed=cast("int", config[messages.SEED]), rate=rate)
+    def build_one(rate: float) -> nn.Module:
+        run_seed = messages.read_value(config, messages.SEED, int)
+        function = make_slice_function(rule, seed=run_seed, server_round=window, rate=rate, partition=0)
         model = model_at(build, state, top, rate, function, make)
         if message.metadata.message_type.startswith("evaluate"):
-            known = None if moments is None else packing.unpack_moments(moments, rate).of_window(window)
+            known = None if moments is None else packing.unpack_moments(moments, rate)
             model = for_evaluation(model, known)
         if seed_torch:
             torch.manual_seed(seed)
         return model
 
-    for rate, window in asked:
-        yield rate, window, build_one(rate, window)  # held by the caller alone
+    for rate in rates:
+        yield rate, build_one(rate)  # held by the caller alone
 
 
 def _personal_part(

@@ -45,7 +45,7 @@ CAPACITY = "capacity"
 CLASSES = "classes"
 RATES = "rates"
 SLICE_RULE = "slice-rule"
-WINDOWS = "windows"
+WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
 UPLOAD = "upload"
 CLIP = "clip"
@@ -56,7 +56,7 @@ WORK = "work"
 RUN_KEY = "run-key"
 
 RESERVED = frozenset(
-    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOWS, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
+    {RATE, GLOBAL_RATE, SEED, PARTITION, RATES, SLICE_RULE, WINDOW, MOMENTS_KIND, UPLOAD, CLIP, SHARED, WORK}
 )
 """Keys by which the server tells clients what to do, so that a user's own config cannot have them."""
 
@@ -227,14 +227,14 @@ def read_clip(config: Mapping[str, object]) -> float:
     return value
 
 
-def read_windows(config: Mapping[str, object]) -> tuple[SliceRule, list[int]]:
-    """Return the slices of each smaller rate that an instruction asks to evaluate; by default the prefix alone."""
-    rule, windows = config.get(SLICE_RULE, "prefix"), config.get(WINDOWS, [0])
+def read_slice(config: Mapping[str, object]) -> tuple[SliceRule, int]:
+    """Return the rule of the slices that an instruction asks to evaluate, and their round; by default prefixes."""
+    rule, window = config.get(SLICE_RULE, "prefix"), config.get(WINDOW, 1)
     if rule not in get_args(SliceRule):
         raise unexpected(rule, SLICE_RULE, f"one of {', '.join(get_args(SliceRule))}")
-    if not isinstance(windows, list) or not windows or not all(isinstance(own, int) and own >= 0 for own in windows):
-        raise unexpected(windows, WINDOWS, "a list of rounds")
-    return cast("SliceRule", rule), windows
+    if not isinstance(window, int) or window < 1:
+        raise unexpected(window, WINDOW, "an integer of 1 or more")
+    return cast("SliceRule", rule), window
 
 
 def array_records(content: RecordDict) -> dict[str, ArrayRecord]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message
@@ -123,14 +122,11 @@ def _evaluate_sent_models(instruction: Instruction) -> dict[str, float]:
     """Evaluate each rate's model on this client's test data, as it is and with the mask of its classes."""
     asked = instruction.config.get(messages.CLASSES)
     classes = asked if isinstance(asked, list) else instruction.data[2]
-    found: dict[float, list[dict[str, float]]] = {}
-    for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
-        found.setdefault(rate, []).append(_evaluate(instruction, model.to(instruction.task.device), classes))
     metrics: dict[str, float] = {}
-    for rate, slices in found.items():
-        means = {name: fmean(own[name] for own in slices) for name in slices[0]}
+    for rate, model in models_to_evaluate(instruction.message, instruction.build, seed_torch=True):
+        found = _evaluate(instruction, model.to(instruction.task.device), classes)
         # The first is the largest: on every client's data it is the global model.
-        metrics = (metrics or means) | {f"{name}/{rate}": value for name, value in means.items()}
+        metrics = (metrics or found) | {f"{name}/{rate}": value for name, value in found.items()}
     return metrics
 
 

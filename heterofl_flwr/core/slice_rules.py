@@ -45,26 +45,3 @@ def make_slice_function(rule: SliceRule, *, seed: int, server_round: int, rate: 
 def window_number(server_round: int, roll_by: int) -> int:
     """Return the round in which a window that moves on by one is where one that moves on by ``roll_by`` is now."""
     return 1 + roll_by * (server_round - 1)
-
-
-WINDOWS = 4
-"""Slices on which a level's model is evaluated where clients train others than prefixes."""
-
-
-def evaluated_windows(rule: SliceRule, server_round: int, roll_by: int = 1) -> tuple[int, ...]:
-    """Return the slices of a level that an evaluation judges: 0 for the prefix, others by their ``window_number``.
-
-    They lie at equal distances between the first round and this one, so the mean over them is that of what clients
-    have trained.
-    """
-    if rule == "prefix":
-        return (0,)
-    later = {server_round * number // WINDOWS for number in range(1, WINDOWS)}
-    return (0, *sorted(window_number(1 + step, roll_by) for step in later if step))
-
-
-def make_window(rule: SliceRule, window: int, *, seed: int, rate: float) -> SliceFunction:
-    """Return the slice function of one of ``evaluated_windows``; of ``random-client``, that of client 0."""
-    if not window:
-        return prefix
-    return make_slice_function(rule, seed=seed, server_round=window, rate=rate, partition=0)

@@ -234,8 +234,8 @@ class EngineView:
 
     @property
     def moments(self) -> dict[float, Moments]:
-        """The static batch norm moments of the last evaluation, by rate: of smaller rates, those of the prefixes."""
-        return {rate: moments.of_window(0) for rate, moments in self.engine.moments.items()}
+        """The static batch norm moments of the last evaluation, by rate."""
+        return self.engine.moments
 
     def summary(self) -> None:
         """Log what this strategy will do."""

@@ -18,13 +18,12 @@ from heterofl_flwr.federation.evaluation import (
 )
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
-from heterofl_flwr.nn.moments import Moments, at_window, check_layers, check_possible, sum_robust
+from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
 
 logger = logging.getLogger(__name__)
 
 Rates = tuple[float, ...]
-Windows = tuple[int, ...]
 Norms = Mapping[float, Mapping[str, int]]
 """The batch norm layers of a client's models, by rate, each with its channels."""
 
@@ -48,8 +47,8 @@ class MomentsSum:
     A robust sum keeps those of all clients until the end: two vectors in double precision for each layer and rate.
     """
 
-    def __init__(self, federation: Federation, *, robust: bool, windows: Windows = (0,)) -> None:
-        self._federation, self._robust, self._windows = federation, robust, windows
+    def __init__(self, federation: Federation, *, robust: bool) -> None:
+        self._federation, self._robust = federation, robust
         self._kept: dict[float, list[Moments]] = {}
 
     def add(self, node_id: int, found: Mapping[float, Moments]) -> None:
@@ -59,7 +58,7 @@ class MomentsSum:
         for rate, own in found.items():
             if own.kind != federation.fidelity.moments:
                 raise ReplyError(f"moments of kind {own.kind}, expected {federation.fidelity.moments}")
-            check_layers(own, windowed_norms(federation, rate, self._windows))
+            check_layers(own, federation.norms(rate))
             check_possible(own, examples)
         privacy = federation.options.privacy
         for rate, own in found.items():
@@ -75,25 +74,16 @@ class MomentsSum:
         return {rate: sum_robust(kept) for rate, kept in self._kept.items()}
 
 
-def windowed_norms(federation: Federation, rate: float, windows: Windows) -> Mapping[str, int]:
-    """Return the batch norm layers of all slices of a rate that are evaluated, each with its channels."""
-    norms = federation.norms(rate)
-    if rate == federation.mix.global_rate or windows == (0,):
-        return norms
-    return {at_window(name, window): channels for window in windows for name, channels in norms.items()}
-
-
 class EvaluationRound:
     """An evaluation by clients: opened for those that are there; moments first, if needed; then answers; then closed.
 
     Those that did not answer in time when they were to train are busy or gone, and are not waited for again. ``rates``
-    are those that each client evaluates, from the largest on; ``windows`` the slices of each smaller rate, as
-    ``evaluated_windows`` names them.
+    are those that each client evaluates, from the largest on.
     """
 
-    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int], windows: Windows = (0,)) -> None:
+    def __init__(self, engine: Engine, server_round: int, node_ids: Sequence[int]) -> None:
         self._engine, self._federation, self._log = engine, engine.federation, engine.log
-        self._server_round, self._present, self.windows = server_round, node_ids, windows
+        self._server_round, self._present = server_round, node_ids
         eligible = [node_id for node_id in engine.eligible_nodes(node_ids) if node_id not in engine.no_evaluate]
         drawn = engine.sample(server_round, eligible, "evaluate") if eligible else []
         held = {node_id: own for node_id in drawn if (own := self._pick_rates(node_id))}
@@ -130,12 +120,12 @@ class EvaluationRound:
         evaluation, noise = self._engine.options.evaluation, self._engine.options.privacy.noise
         federation, merge = self._federation, evaluation.moments_merge
         robust = merge == "robust" or (merge == "auto" and remote and not noise)
-        self._sum = MomentsSum(federation, robust=robust, windows=self.windows)
+        self._sum = MomentsSum(federation, robust=robust)
         self._engine.moments = {}
         # A model of a client's own is measured by that client.
         if evaluation.static_norm and not federation.personal and batch_norms(federation.model):
             self._asked_moments = {
-                node_id: {rate: windowed_norms(federation, rate, self.windows) for rate in rates}
+                node_id: {rate: federation.norms(rate) for rate in rates}
                 for node_id, rates in self.rates.items()
                 if node_id not in self._engine.no_moments
             }

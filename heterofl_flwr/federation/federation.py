@@ -18,7 +18,7 @@ from heterofl_flwr.core.levels import Mix, exact_rate
 from heterofl_flwr.core.plan import ALL, Plan, is_shared, shared_part
 from heterofl_flwr.core.randomness import initial_state, kept_random_state
 from heterofl_flwr.core.reply_checks import find_label_rows
-from heterofl_flwr.core.slice_rules import make_slice_function, window_number
+from heterofl_flwr.core.slice_rules import SliceFunction, SliceRule, make_slice_function, window_number
 from heterofl_flwr.errors import ConfigError, ReplyError
 from heterofl_flwr.federation.nodes import Capability, Nodes
 from heterofl_flwr.federation.options import Assignment, Options
@@ -178,6 +178,16 @@ class Federation:
             function = make_slice_function(rule, seed=self.seed, server_round=number, rate=rate, partition=partition)
             known[rate] = self.plan(rate).sliced(function)
         return known[rate]
+
+    @property
+    def evaluated_rule(self) -> SliceRule:
+        """The rule of the slices that are evaluated: only who has the whole model can cut others than prefixes."""
+        return self.options.transfer.slice_rule if self.options.evaluation.nodes == "all" else "prefix"
+
+    def evaluated_slice(self, server_round: int, rate: float) -> SliceFunction:
+        """Return the slice of a smaller rate that an evaluation measures; of ``random-client``, that of client 0."""
+        number = window_number(server_round, self.options.transfer.roll_by)
+        return make_slice_function(self.evaluated_rule, seed=self.seed, server_round=number, rate=rate, partition=0)
 
     def initial_state(self) -> State:
         """Return the shared parameters of a freshly built global model, the same for equal seeds."""

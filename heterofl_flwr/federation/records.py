@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heterofl_flwr.core import formatting as text
 from heterofl_flwr.core.levels import level_name
+from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.federation.evaluation import is_share, weighted_means
 
 State = Mapping[str, Tensor]
@@ -183,6 +184,8 @@ class Progress:
         What the server optimiser keeps from round to round, if there is one: ``federation.optimizer_state``.
     num_rounds
         The last round of the run.
+    evaluated_slice
+        From the round of an evaluation and a smaller rate to the slice that was its model.
     """
 
     record: RoundRecord
@@ -190,6 +193,7 @@ class Progress:
     moments: State
     optimizer: State
     num_rounds: int
+    evaluated_slice: Callable[[int, float], SliceFunction] = lambda *_: prefix
 
 
 class RoundCallback:

@@ -11,8 +11,6 @@ import torch
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError, ShapeError
 
-_AT = ".."  # stands before the window in the name of a layer, where torch has no two dots
-
 _PARTS = ("count", "first", "second")
 
 POSITIONS = 2**23
@@ -83,13 +81,6 @@ class Moments:
         check_layers(other, {name: len(layer.first) for name, layer in self.layers.items()})
         return Moments(self.kind, {name: layer + other.layers[name] for name, layer in self.layers.items()})
 
-    def of_window(self, window: int) -> "Moments":
-        """Return the moments of one slice, of those of several that ``join_windows`` has put together."""
-        names = {name: name.partition(_AT) for name in self.layers}
-        return Moments(
-            self.kind, {own: self.layers[name] for name, (own, _, at) in names.items() if int(at or 0) == window}
-        )
-
     def statistics(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance that a layer's running statistics become, in float64."""
         return self.layers[name].statistics(self.kind)
@@ -115,17 +106,6 @@ class Moments:
             raise DataError(f"moments are incomplete or unknown: {', '.join(sorted(expected ^ set(tensors)))}")
         layers = {name: _read_layer(*(tensors[f"{kind}.{name}.{part}"] for part in _PARTS)) for name in names}
         return cls(kind, layers)  # type: ignore[arg-type]  # checked when constructed
-
-
-def at_window(name: str, window: int) -> str:
-    """Return the name of a layer of one slice; that of the prefix is the layer's own."""
-    return f"{name}{_AT}{window}" if window else name
-
-
-def join_windows(found: Mapping[int, Moments]) -> Moments:
-    """Return the moments of several slices of one rate as one, by window; ``Moments.of_window`` takes them apart."""
-    layers = {at_window(name, window): one for window, own in found.items() for name, one in own.layers.items()}
-    return Moments(next(iter(found.values())).kind, layers)
 
 
 def check_layers(moments: Moments, channels: Mapping[str, int]) -> None:

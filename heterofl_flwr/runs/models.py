@@ -14,6 +14,7 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.core.reply_checks import name_misfits
+from heterofl_flwr.core.slice_rules import SliceFunction
 from heterofl_flwr.errors import ConfigError, ShapeError
 from heterofl_flwr.federation.records import RoundRecord, State
 from heterofl_flwr.nn.buffers import renew_spectral_norms
@@ -33,6 +34,7 @@ def save_models(
     state: State,
     *,
     moments: Mapping[float, State] | None = None,
+    slices: Mapping[float, SliceFunction] | None = None,
     record: RoundRecord | None = None,
 ) -> None:
     """Write the model of each rate, cut from the global one by its plan, as safetensors with a JSON file beside it.
@@ -53,6 +55,8 @@ def save_models(
     moments : Mapping[float, State] | None
         Static batch norm moments by the rate of the model that they were measured on. A smaller model sees other
         activations than the same channels of the global one, so its moments cannot be cut from the global model's.
+    slices : Mapping[float, SliceFunction] | None
+        Which part of the global model each smaller rate's is; by default the first channels.
     record : RoundRecord | None
         The last round with evaluation, for the metrics in the JSON files.
     """
@@ -60,6 +64,8 @@ def save_models(
     models = {rate: new_model(build, rate) for rate in rates}
     for rate, model in models.items():
         level, plan = level_name(rate), Plan.of(models[largest], model)
+        if slices and rate != largest:
+            plan = plan.sliced(slices[rate])
         own = plan.extract(untied(models[largest], state))
         metrics: dict[str, float] = {}
         facts: dict[str, object] = {}

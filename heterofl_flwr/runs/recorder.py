@@ -116,8 +116,11 @@ class Recorder(RoundCallback):
             self._save(self._last)
         if self._costs and self._models:
             rates = self._costs.mix.all_rates
-            moments = moments_by_rate(self._moments, max(rates))
-            save_models(self.folder, self._costs.build, rates, state, moments=moments, record=self._evaluated)
+            moments, record = moments_by_rate(self._moments, max(rates)), self._evaluated
+            slices = {}
+            if record and self._last:
+                slices = {rate: self._last.evaluated_slice(record.server_round, rate) for rate in rates}
+            save_models(self.folder, self._costs.build, rates, state, moments=moments, slices=slices, record=record)
         if self._metric and not self.best:
             log.warning("no evaluation gave %s, so there is no best state", self._metric)
         self.folder.note(finished=datetime.now().astimezone().isoformat(timespec="seconds"))

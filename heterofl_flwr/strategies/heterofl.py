@@ -13,7 +13,7 @@ from torch import Tensor
 from heterofl_flwr import messages, packing
 from heterofl_flwr.core.exchange import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.slice_rules import evaluated_windows
+from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
@@ -92,7 +92,7 @@ class HeteroFL(EngineView, Strategy):
         return any(callback.prints_rounds for callback in self.callbacks)
 
     def moment_tensors(self) -> dict[str, Tensor]:
-        """Return the moments of the last evaluation, by rate and layer: of smaller rates, those of the prefixes."""
+        """Return the moments of the last evaluation, by rate and layer."""
         return packing.moment_tensors(self.moments)
 
     def start(
@@ -227,11 +227,9 @@ class HeteroFL(EngineView, Strategy):
             return []
         messages.check_own_keys(config)
         nodes = available_nodes(grid, self.engine, self._timeout)
-        rule, roll_by = self.options.transfer.slice_rule, self.options.transfer.roll_by
-        # Only who has the whole model can cut other slices than prefixes.
-        windows = evaluated_windows(rule, server_round, roll_by) if evaluation.nodes == "all" else (0,)
-        self._evaluation = current = EvaluationRound(self.engine, server_round, nodes, windows)
-        asked = {} if windows == (0,) else {messages.SLICE_RULE: rule, messages.WINDOWS: list(windows)}
+        self._evaluation = current = EvaluationRound(self.engine, server_round, nodes)
+        rule, window = self.federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
+        asked = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
         slices = Slices(self.federation, arrays)
 
         def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:

@@ -97,6 +97,7 @@ class Rounds:
             moments=self.strategy.moment_tensors(),
             optimizer=dict(self.strategy.federation.optimizer_state),
             num_rounds=self.num_rounds,
+            evaluated_slice=self.strategy.federation.evaluated_slice,
         )
 
     def _evaluate_as_last(self, server_round: int) -> None:

@@ -15,7 +15,6 @@ from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.task import Task, load_data
 from heterofl_flwr.core.formatting import duration, render
 from heterofl_flwr.core.levels import Mix
-from heterofl_flwr.core.slice_rules import evaluated_windows
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.data.known import Facts
 from heterofl_flwr.data.splits import by_owner, owner_column
@@ -133,10 +132,7 @@ def compute_cost(job: Job, done: int = 0) -> JobCost:
     each = test + (train if settings.model.norm == "sbn" else 0)
     levels = {True: times, False: 0, "last": 1}[settings.evaluate.levels]
     central = settings.evaluate.central * (times + (not done)) * test
-    windows = len(evaluated_windows(settings.server.choose, settings.num_rounds))
-    evaluated = dict.fromkeys(mix.all_rates, float(windows * levels * each)) | {
-        mix.global_rate: float(times * each + central)
-    }
+    evaluated = dict.fromkeys(mix.all_rates, float(levels * each)) | {mix.global_rate: float(times * each + central)}
     return JobCost(trained, evaluated, sampled)
 
 

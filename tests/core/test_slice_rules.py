@@ -3,7 +3,7 @@
 import pytest
 
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.slice_rules import evaluated_windows, make_slice_function, make_window, window_number
+from heterofl_flwr.core.slice_rules import make_slice_function, window_number
 from heterofl_flwr.nn import build_model
 
 RULES = ("prefix", "rolling", "random-level", "random-client")
@@ -23,7 +23,6 @@ def test_a_window_moves_on_by_one_and_goes_round():
 def test_a_window_may_move_on_by_more():
     windows = [kept("rolling", 8, 2, server_round=window_number(number, 3)) for number in range(1, 5)]
     assert windows == [[0, 1], [3, 4], [6, 7], [1, 2]]
-    assert evaluated_windows("rolling", 4, 3) == (0, *(window_number(number, 3) for number in (2, 3, 4)))
 
 
 @pytest.mark.parametrize(
@@ -52,16 +51,3 @@ def test_what_is_added_in_a_residual_network_has_equal_channels(rule):
     ]
     assert len(outputs) >= 4
     assert len(set(outputs)) == len({full for full, _ in outputs})
-
-
-def test_an_evaluation_judges_slices_at_equal_distances_up_to_its_round():
-    found = {number: evaluated_windows("rolling", number) for number in (1, 2, 3, 4, 20)}
-    assert found == {1: (0,), 2: (0, 2), 3: (0, 2, 3), 4: (0, 2, 3, 4), 20: (0, 6, 11, 16)}
-    assert evaluated_windows("prefix", 20) == (0,)
-
-
-def test_a_slice_that_is_evaluated_is_the_one_of_its_round_and_0_is_the_prefix():
-    windows = [make_window("rolling", window, seed=0, rate=0.5)(4, 2) for window in (0, 2, 4)]
-    assert windows == [None, [1, 2], [0, 3]]
-    drawn = make_window("random-client", 3, seed=1, rate=0.5)(64, 16)
-    assert drawn == kept("random-client", 64, 16, seed=1, server_round=3, partition=0)

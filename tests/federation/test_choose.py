@@ -11,15 +11,14 @@ from heterofl_flwr import Evaluation, HeteroFL, Windowed
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import Task
 from heterofl_flwr.client import models_to_evaluate, reply
-from heterofl_flwr.core import width
-from heterofl_flwr.core.slice_rules import evaluated_windows, make_window
+from heterofl_flwr.core import Mix, width
 from heterofl_flwr.elastic_models import elastic
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.nodes import Capability
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.nn.models import MODELS, build_model
-from heterofl_flwr.nn.moments import Moments, build_layer_moments, join_windows
 from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.runs import Costs, Recorder, RunFolder, load_model
 from heterofl_flwr.settings import from_flat
 from tests.federation.tiny import build_normed, equal, inputs, make_app, play, twin
 
@@ -61,22 +60,13 @@ def test_it_is_a_setting():
     assert (transfer.slice_rule, transfer.roll_by) == ("rolling", 6)
 
 
-def test_moments_of_slices_are_told_apart_whatever_a_layer_is_called():
-    one, other = (
-        Moments("paper", {"bn@1": build_layer_moments("paper", 1, values, values)}) for values in torch.eye(2)
-    )
-    joined = join_windows({0: one, 3: other})
-    assert torch.equal(joined.of_window(0).layers["bn@1"].first, one.layers["bn@1"].first)
-    assert torch.equal(joined.of_window(3).layers["bn@1"].first, other.layers["bn@1"].first)
-
-
 def test_a_window_that_moves_on_by_more_is_trained_and_evaluated_where_it_was():
     evaluation = Evaluation(every=2, levels=True)
     found = play(None, "a1-c1", 2, 2, slice_rule="rolling", roll_by=3, evaluation=evaluation)
     federation, (node,) = found.strategy.federation, [own for own, rate in found.strategy.log.rates.items() if rate < 1]
     kept = [federation.train_plan(own, found.grid.get_node_ids()[node], 0.25).axes for own in (1, 2, 3)]
     assert [axes["hidden.weight"][0].index or (0, 1) for axes in kept] == [(0, 1), (3, 4), (6, 7)]
-    assert found.grid.of("evaluate")[0].content["config"]["windows"] == [0, 4]
+    assert found.grid.of("evaluate")[0].content["config"]["window"] == 4
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -95,7 +85,7 @@ def test_the_larger_global_model_is_evaluated_beside_the_levels():
     assert found.strategy.log.evaluate["coverage"] == 1.0
 
 
-def test_each_level_is_evaluated_on_several_slices_with_moments_of_their_own():
+def test_each_level_is_evaluated_on_the_rounds_slice_with_its_moments():
     seen = []
 
     def evaluate(message, context):
@@ -104,28 +94,39 @@ def test_each_level_is_evaluated_on_several_slices_with_moments_of_their_own():
 
     app, evaluation = make_app(build=build_normed, evaluate=evaluate), Evaluation(every=4, levels=True)
     found = play(app, "a1-c1", 3, 4, build=build_normed, slice_rule="rolling", evaluation=evaluation)
-    windows = evaluated_windows("rolling", 4)
-    assert windows == (0, 2, 3, 4)
+    federation = found.strategy.federation
+    plan = federation.plan(0.25).sliced(federation.evaluated_slice(4, 0.25))
+    assert plan.axes["hidden.weight"][0].index == (3, 4)
+    own = build_normed(0.25)
+    load_parameters(own, plan.extract(found.state))
+    mean, variance = collect_moments(own, [inputs(partition) for partition in range(3)]).statistics("norm")
     for models in seen:
-        assert [rate for rate, _ in models] == [1.0, 0.25, 0.25, 0.25, 0.25]
-        for window, (_, model) in zip(windows, models[1:], strict=True):
-            plan = found.strategy.federation.plan(0.25).sliced(make_window("rolling", window, seed=0, rate=0.25))
-            assert plan.axes["hidden.weight"][0].index == ((window - 1, window) if window else None)
-            own = build_normed(0.25)
-            load_parameters(own, plan.extract(found.state))
-            assert equal(dict(own.named_parameters()), dict(model.named_parameters()))
-            mean, variance = collect_moments(own, [inputs(partition) for partition in range(3)]).statistics("norm")
-            torch.testing.assert_close(model.norm.running_mean, mean.float())
-            torch.testing.assert_close(model.norm.running_var, variance.float())
+        assert [rate for rate, _ in models] == [1.0, 0.25]
+        model = models[1][1]
+        assert equal(dict(own.named_parameters()), dict(model.named_parameters()))
+        torch.testing.assert_close(model.norm.running_mean, mean.float())
+        torch.testing.assert_close(model.norm.running_var, variance.float())
     assert {rate: list(own.layers) for rate, own in found.strategy.moments.items()} == {1.0: ["norm"], 0.25: ["norm"]}
 
 
+def test_a_runs_model_of_a_level_is_the_slice_that_was_evaluated(tmp_path):
+    seen = []
+
+    def evaluate(message, context):
+        seen[:] = [copy.deepcopy(model).state_dict() for _, model in models_to_evaluate(message, build_normed)]
+        return reply(message, num_examples=1, metrics={"loss": 1.0})
+
+    recorder = Recorder(tmp_path, costs=Costs(build_normed, Mix.parse("a1-c1"), inputs(0)))
+    options = {"build": build_normed, "slice_rule": "rolling", "evaluation": Evaluation(levels=True)}
+    play(make_app(build=build_normed, evaluate=evaluate), "a1-c1", 3, 4, callbacks=[recorder], **options)
+    for name, expected in zip("ac", seen, strict=True):
+        assert equal(load_model(RunFolder(tmp_path), name, build_normed).state_dict(), expected)
+
+
 def test_where_clients_train_prefixes_or_cannot_hold_the_model_a_level_is_its_prefix():
-    assert evaluated_windows("prefix", 100) == evaluated_windows("rolling", 1) == (0,)
-    assert evaluated_windows("random-level", 100) == (0, 26, 51, 76)
     evaluation = Evaluation(every=2, levels=True, nodes="capable")
     found = play(None, "a1-c1", 2, 2, slice_rule="rolling", evaluation=evaluation)
-    assert all("windows" not in message.content["config"] for message in found.grid.of("evaluate"))
+    assert all("window" not in message.content["config"] for message in found.grid.of("evaluate"))
 
 
 class Waves(nn.Module):

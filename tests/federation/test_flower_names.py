@@ -151,7 +151,7 @@ def test_replies_are_read_under_any_name_of_their_records():
 
 
 @pytest.mark.parametrize("which", ["train_config", "evaluate_config"])
-@pytest.mark.parametrize("key", ["clip", "seed", "shared", "upload", "windows"])
+@pytest.mark.parametrize("key", ["clip", "seed", "shared", "upload", "window"])
 def test_a_users_config_cannot_have_the_keys_by_which_clients_are_told_what_to_do(which, key):
     with pytest.raises(ConfigError, match=f"has {key}: .* choose another name, as my-{key}"):
         play(make_app(), start={which: ConfigRecord({"lr": 0.1, key: 1.0})})
