@@ -3,7 +3,8 @@
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from reprlib import repr as shown
 
 import numpy as np
@@ -59,32 +60,46 @@ def count_packed(tensor: Tensor) -> int:
     return header.tell() + array.nbytes
 
 
-def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
-    """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
+@contextmanager
+def reading_arrays(sender: str) -> Iterator[None]:
+    """Reject as unreadable whatever makes the reading of arrays fail."""
     try:
         with warnings.catch_warnings():
             # numpy's on odd headers, and torch's that what it sees must not be written to
             warnings.simplefilter("ignore", UserWarning)
-            return {name: _read_array(array) for name, array in record.items()}
+            yield
     except Exception as error:  # bytes that are no array make numpy and torch raise almost anything
         raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
 
 
+def read_tensors(record: ArrayRecord, sender: str = SERVER) -> dict[str, Tensor]:
+    """Return the tensors of a record, to be read only: they lie where its bytes do. Reject one that is no array."""
+    with reading_arrays(sender):
+        return {name: _read_array(array) for name, array in record.items()}
+
+
 def _read_array(array: Array) -> Tensor:
-    """Return the tensor in the bytes of an array, which are those of a ``.npy`` file."""
     expected = "numpy.ndarray"  # how Flower names the only form in which it serialises arrays
     if array.stype != expected:
         raise ValueError(f"serialised as {array.stype!r}, expected {expected!r}")
-    file = io.BytesIO(array.data)
+    return torch.from_numpy(read_npy(array.data))
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    """Return the array in the bytes of a ``.npy`` file, to be read only: it lies where they do.
+
+    ``numpy.load`` would take archives of arrays too, and what follows an array.
+    """
+    file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     size = math.prod(shape) * dtype.itemsize
-    if len(array.data) - file.tell() != size:
-        raise ValueError(f"{len(array.data) - file.tell()} bytes of values, expected {size}")
-    return torch.from_numpy(np.ndarray(shape, dtype, array.data, file.tell(), order="F" if by_columns else "C"))
+    if len(data) - file.tell() != size:
+        raise ValueError(f"{len(data) - file.tell()} bytes of values, expected {size}")
+    return np.ndarray(shape, dtype, data, file.tell(), order="F" if by_columns else "C")
 
 
 def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:

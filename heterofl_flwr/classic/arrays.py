@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from flwr.common import NDArrays, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import NDArrays, Parameters, ndarrays_to_parameters
 from torch import Tensor
 
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.messages import SERVER
 from heterofl_flwr.nn.moments import LayerMoments, Moments
-from heterofl_flwr.packing import HEADER_BYTES
+from heterofl_flwr.packing import HEADER_BYTES, read_npy, reading_arrays
 
 
 def pack(tensors: Iterable[Tensor], more: Sequence[np.ndarray] = ()) -> Parameters:
@@ -30,10 +30,8 @@ def unpack(parameters: Parameters, sender: str = SERVER, entries: Sequence[int] 
         for number, (own, data) in enumerate(zip(entries, parameters.tensors, strict=True)):
             if len(data) > (most := 8 * own + HEADER_BYTES):
                 raise ReplyError(f"{sender} sent {len(data):,} bytes as array {number}, expected up to {most:,}")
-    try:
-        return parameters_to_ndarrays(parameters)
-    except Exception as error:  # bytes that are no array make numpy raise almost anything
-        raise ReplyError(f"{sender} sent arrays that cannot be read: {type(error).__name__}: {error}") from error
+    with reading_arrays(sender):
+        return [read_npy(data).copy() for data in parameters.tensors]
 
 
 def name_arrays(names: Iterable[str], arrays: NDArrays, sender: str = SERVER) -> dict[str, Tensor]:

@@ -27,12 +27,12 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.runs.origin import command
 from simulations.bench.measure import describe_machine
-from simulations.deployment import Deployment
 from simulations.faults.cells import Cells, Outcome
 from simulations.faults.deployed import DeployedCells
 from simulations.faults.fault import MOMENTS
 from simulations.faults.kinds import KINDS, names_of
 from simulations.program import chosen, parser_of, status_of, words
+from tests.deployment.processes import Deployment
 
 HEADER = ("fault", "what happens", "model", "rounds lost", *(f"{moment}: s" for moment in MOMENTS), "within")
 

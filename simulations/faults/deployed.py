@@ -6,11 +6,11 @@ import subprocess
 import time
 
 from heterofl_flwr.report import RunFolder
-from simulations.deployment import Deployment, kill, kill_with_all
 from simulations.faults.apps import CLIENT, SERVER, settings_of
 from simulations.faults.cells import Cells, Outcome, State, assess, down
 from simulations.faults.fault import VARIABLE, Fault
 from simulations.faults.kinds import KINDS
+from tests.deployment.processes import Deployment, kill, kill_with_all
 
 NODES = ("first", "second")
 LONGEST = 600.0

@@ -14,7 +14,7 @@ from heterofl_flwr.app.cli.main import main
 from heterofl_flwr.app.launch.request import CLIENT_APP, SERVER_APP
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.settings import DEFAULTS, from_flat, to_flat
-from simulations.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
+from tests.flower_internals import build_fab_from_disk, check_files_to_publish, flatten_dict, load_and_validate
 
 ROOT = Path(__file__).parents[2]
 

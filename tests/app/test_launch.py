@@ -22,7 +22,7 @@ import torch
 
 from heterofl_flwr.app.launch.running import LOG
 from heterofl_flwr.report import RunFolder
-from simulations.deployment import MARK, Processes, free_port, marked
+from tests.deployment.processes import MARK, Processes, free_port, marked
 
 pytestmark = [pytest.mark.simulation, pytest.mark.slow]
 

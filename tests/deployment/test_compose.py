@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simulations.deployment import node_words, superlink_words
 from tests.deployment.howto import HowTo
+from tests.deployment.processes import node_words, superlink_words
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "deployment"

@@ -30,8 +30,8 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import Flat, flatten, from_flat, to_toml
 from heterofl_flwr.training import evaluate
-from simulations.deployment import Processes, free_port, kill
 from tests.deployment.howto import ADDRESS, NGINX, HowTo
+from tests.deployment.processes import Processes, free_port, kill
 from tests.docs.pages import ROOT
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]

@@ -17,8 +17,8 @@ import typer
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.settings import read_assignments
 from heterofl_flwr.settings import from_flat
-from simulations.flower_internals import get_flwr_command
 from tests.docs.pages import PAGES, ROOT, commands, name_of
+from tests.flower_internals import get_flwr_command
 
 BUILT_IN = {"cd", "export", "."}
 OF_THE_SYSTEM = {"nginx", "sed", "ssh"}  # which no package of ours brings

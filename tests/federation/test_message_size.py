@@ -10,7 +10,7 @@ from heterofl_flwr import HeteroFL, LocalGrid, messages, packing
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.nn import build_model
 from heterofl_flwr.nn.static_norm import collect_moments
-from simulations.flower_internals import get_all_nested_objects
+from tests.flower_internals import get_all_nested_objects
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 

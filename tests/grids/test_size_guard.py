@@ -1,15 +1,20 @@
 """``Guarded``: what a node can write into a reply is that node's error, whatever it is, and holds nobody up."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.strategies import instructions, size_guard
 from heterofl_flwr.strategies.size_guard import Guarded, guard
-from simulations.fuzz import superlink
-from simulations.fuzz.attacks import outgoing
-from simulations.fuzz.forgeries import (
+from tests.hostile import changes as to
+from tests.hostile import superlink
+from tests.hostile.uploads import (
     FORGERIES,
     announced_flat,
     announced_with_a_gap,
@@ -17,7 +22,9 @@ from simulations.fuzz.forgeries import (
     many_empty_objects,
     many_numbers,
     many_small_objects,
+    outgoing,
     repeated_chunk,
+    replaced,
     withheld,
 )
 
@@ -89,6 +96,27 @@ def test_a_forged_reply_is_an_error_of_its_node_and_of_no_other(kind):
     assert not found[13].has_error()
     # The SuperLink need not keep it; of one whose announcement is not read, nobody knows the id.
     assert len(grid._client.confirmed) == 3 - (kind == "a long text beside the reply")
+
+
+def spoiled(kept, number, edits, reply):
+    """Withhold some objects, or change the bytes of one and name it by what it has become."""
+    whole = as_it_is(reply)
+    names = sorted(whole.objects)
+    if kept is not None:
+        return replace(whole, objects={**whole.objects, **dict.fromkeys(names[kept::2])})
+    old = names[number % len(names)]
+    return replaced(whole, old, to.damage(edits, whole.objects[old].partition(b"\x00")[2]))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the identity, which stays as it is
+@given(kept=st.none() | st.integers(0, 9), number=st.integers(0, 99), edits=to.edits)
+@example(kept=None, number=0, edits=[(0.0, 10**6, b"[" * 90_000)])
+def test_any_bytes_are_an_error_of_their_node_alone(kept, number, edits):
+    grid = connected(hostile_node(12, partial(spoiled, kept, number, edits)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(size_guard, "time", grid._client.clock)
+        found = replies_of(guard(grid, lambda message: LARGEST), timeout=1)
+    assert {11, 13} <= {node_id for node_id, reply in found.items() if not reply.has_error()}
 
 
 @pytest.mark.parametrize("announce", [announced_flat, announced_with_a_gap])

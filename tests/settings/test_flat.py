@@ -24,7 +24,7 @@ from heterofl_flwr.settings import (
     to_toml,
 )
 from heterofl_flwr.settings.presets import OTHER
-from simulations.flower_internals import flatten_dict
+from tests.flower_internals import flatten_dict
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 EXAMPLES = st.fixed_dictionaries(

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from heterofl_flwr.data import load_dataset
-from simulations.fuzz import robust
-from simulations.fuzz.robust import Cell, cells, run_cell
+from simulations import robust
+from simulations.robust import Cell, cells, run_cell
 
 CELL = Cell("digits", "a1-e9", "mean", "none", 0, 0)
 

@@ -3,21 +3,17 @@
 A forgery takes a good reply, and returns what is uploaded.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.compat import set_metadata
-from simulations.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
-
-SMALL_OBJECTS = 10_000
-STALLING_OBJECTS = 500
-CHUNK_TIMES = 2000
-TEXT_BYTES = 8 * 2**20
+from heterofl_flwr.compat import make_message, set_metadata
+from tests.flower_internals import ObjectTree, get_all_nested_objects, get_object_id, get_object_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +31,10 @@ class Uploaded:
         children = [ObjectTree(object_id=own, children=parts) for own in objects if own != head]
         return cls(objects, head, ObjectTree(object_id=head, children=children))
 
-    def largest(self) -> str:
-        """Return the id of the largest object."""
-        return max(self.objects, key=lambda own: len(self.objects[own] or b""))
-
 
 Forgery = Callable[[Message], Uploaded]
+Outgoing = tuple[Message, Uploaded]
+"""What is announced, and what is uploaded."""
 
 
 def as_it_is(reply: Message) -> Uploaded:
@@ -48,6 +42,17 @@ def as_it_is(reply: Message) -> Uploaded:
     reply.metadata.__dict__["_message_id"] = reply.object_id
     objects = {id_: own.deflate() for id_, own in get_all_nested_objects(reply).items()}
     return Uploaded(objects, reply.object_id, get_object_tree(reply))
+
+
+def outgoing(message: Message, forge: Forgery = as_it_is) -> Outgoing:
+    """Return a message with its upload; what is announced stays true."""
+    message.metadata.__dict__["_message_id"] = message.object_id
+    metadata = copy.copy(message.metadata)
+    upload = forge(message)
+    metadata.__dict__.update(_message_id=upload.head, _group_id=upload.group_id)
+    if message.has_error():
+        return make_message(metadata, error=message.error), upload
+    return make_message(metadata, RecordDict()), upload
 
 
 def replaced(good: Uploaded, old: str, body: bytes, more: Iterable[str] = ()) -> Uploaded:
@@ -74,7 +79,7 @@ def rewritten(kind: str, body: bytes | None, reply: Message, more: Mapping[str, 
 
 def repeated_chunk(reply: Message) -> Uploaded:
     """Name one chunk many times."""
-    body = {"dtype": "float32", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * CHUNK_TIMES}
+    body = {"dtype": "float32", "shape": [1], "stype": "numpy.ndarray", "arraychunk_ids": [0] * 2000}
     return rewritten("Array", json.dumps(body).encode(), reply)
 
 
@@ -107,7 +112,8 @@ def withheld(reply: Message) -> Uploaded:
 def hoarded(reply: Message) -> Uploaded:
     """Send all objects but the largest, which no other reply has: objects that several have need no upload."""
     good = as_it_is(reply)
-    return replace(good, objects={**good.objects, good.largest(): None})
+    largest = max(good.objects, key=lambda own: len(good.objects[own] or b""))
+    return replace(good, objects={**good.objects, largest: None})
 
 
 def misattributed(reply: Message, **claims: object) -> Uploaded:
@@ -118,7 +124,7 @@ def misattributed(reply: Message, **claims: object) -> Uploaded:
 
 def many_empty_objects(reply: Message) -> Uploaded:
     """Name and send many objects that are empty."""
-    more = {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(SMALL_OBJECTS)}
+    more = {f"{number:064x}": b"ArrayChunk  0\x00" for number in range(10_000)}
     return rewritten("RecordDict", None, reply, more)
 
 
@@ -126,12 +132,6 @@ def many_small_objects(number: int) -> Forgery:
     """Return how a node names and sends small objects, each of which takes a request."""
     contents = [f"ArrayChunk  {len(str(own))}".encode() + b"\x00" + str(own).encode() for own in range(number)]
     return partial(rewritten, "RecordDict", None, more={get_object_id(own): own for own in contents})
-
-
-def small_objects_and_a_gap(reply: Message) -> Uploaded:
-    """Send all objects but the largest, and many that are small."""
-    whole, gap = many_small_objects(STALLING_OBJECTS)(reply), as_it_is(reply).largest()
-    return replace(whole, objects={**whole.objects, gap: None})
 
 
 def many_numbers(number: int) -> Forgery:
@@ -158,7 +158,7 @@ BOMBS: Mapping[str, Forgery] = {
     "one chunk many times": repeated_chunk,
     "ten times the parameters": too_large,
     "ten thousand objects": many_empty_objects,
-    "a long text beside the reply": lambda reply: replace(as_it_is(reply), group_id="x" * TEXT_BYTES),
+    "a long text beside the reply": lambda reply: replace(as_it_is(reply), group_id="x" * 2**23),
     "numbers that grow in memory": many_numbers(200_000),
 }
 FORGERIES: Mapping[str, Forgery] = {**GARBAGE, **BOMBS}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from flwr.app import Metadata
 
 from heterofl_flwr.compat import FLOWER, PullAppMessagesRequest, Run
-from simulations.flower_internals import (
+from tests.flower_internals import (
     ConfirmMessageReceivedResponse,
     ObjectTree,
     PullObjectResponse,
@@ -17,7 +17,7 @@ from simulations.flower_internals import (
     message_to_proto,
     metadata_from_proto,
 )
-from simulations.fuzz.attacks import Outgoing
+from tests.hostile.uploads import Outgoing
 
 Answer = Callable[[Metadata], Iterable[Outgoing]]
 """From a message, of which all is known but what it holds, to all that its node sends when it has it."""

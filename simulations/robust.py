@@ -38,7 +38,7 @@ from heterofl_flwr.training import evaluate
 from simulations.bench.measure import describe_machine
 from simulations.program import chosen, parser_of, read_lines, status_of, without_logs, words
 
-PROGRAM = "simulations.fuzz.robust"
+PROGRAM = "simulations.robust"
 CLIENTS, ROWS, SEEDS = 10, 2000, (0, 1, 2)
 MIXES = ("a1", "a1-b1-c1-d1-e1", "a1-e9")
 

@@ -1,4 +1,4 @@
-"""A SuperLink and SuperNodes on this machine, with TLS and known nodes: what the tests and the faults are tried on.
+"""A SuperLink and SuperNodes on this machine, with TLS and known nodes: what tests run on.
 
 All processes carry a mark in their environment, by which they are ended. If this one is killed, the system ends those
 that it has started (on Linux), and what Flower has started ends with these.
@@ -41,7 +41,7 @@ PATIENCE = 5.0
 STARTUP = 300.0
 POLL = 0.2
 
-ROOT = str(Path(__file__).parents[1])
+ROOT = str(Path(__file__).parents[2])
 _C = ctypes.CDLL(None)  # loaded here, as a process that was just forked had better not
 
 _CONNECTION = """[superlink]
@@ -53,7 +53,7 @@ root-certificates = "{authority}"
 """
 _CALLS = """
 import json, sys
-from simulations.flower_internals import get_flwr_command
+from tests.flower_internals import get_flwr_command
 for words in json.loads(sys.argv[1]):
     get_flwr_command()(words, standalone_mode=False)
 """

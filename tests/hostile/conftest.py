@@ -1,0 +1,14 @@
+"""What all tests of bad faith share."""
+
+import logging
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_logs():
+    """Log nothing here, where each rejected reply would be a warning."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(before)

@@ -1,0 +1,163 @@
+"""The strategies of both APIs with three clients, of which the second is hostile: what tests ask of either."""
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+
+from heterofl_flwr import Evaluation, HeteroFL, Limits, LocalGrid, classic
+from heterofl_flwr.client import answer_queries, reply, submodel
+from tests.classic.fakes import Fake, manager_of
+from tests.federation.tiny import build_normed, inputs
+from tests.hostile.envelope import Envelope
+
+HOSTILE, CLIENTS, CLASSES = 1, 3, 4
+BOUND = 20.0
+OPTIONS = {"weights": "examples", "limits": Limits(norm_bound=BOUND)}
+
+
+def train(model, number):
+    """Move every parameter by a quarter more than the client before did."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.25 * (number + 1))
+    return model
+
+
+class Forging(LocalGrid):
+    """A grid that changes the answers of one node on the way."""
+
+    change = None
+
+    def __init__(self, app=None):
+        if app is None:
+            app = ClientApp()
+            answer_queries(app, build_normed, lambda context: [inputs(context.node_config["partition-id"])])
+        super().__init__(app, CLIENTS)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        if self.change is None:
+            return replies
+        return [self._changed(own) if own.metadata.src_node_id == self.hostile else own for own in replies]
+
+    @property
+    def hostile(self):
+        return list(self.get_node_ids())[HOSTILE]
+
+    def _changed(self, message):
+        envelope = Envelope.of(message)
+        self.change(envelope)
+        forged = envelope.message(message)
+        forged.metadata.__dict__.update(message.metadata.__dict__)
+        return forged
+
+
+class MessageServer:
+    """The strategy of the Message API."""
+
+    def __init__(self, build, mix="a1", *, grid, **options):
+        self.build, self.grid = build, grid
+        self.strategy = HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
+        self.state = self.before = self.strategy.federation.initial_state()
+        self.hostile = list(grid.get_node_ids())[HOSTILE]
+
+    def ask(self, server_round=1):
+        """Open a round, and return the rates of its clients."""
+        arrays = ArrayRecord(dict(self.state))
+        self.asked = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
+        for number, message in enumerate(self.asked):
+            message.metadata.__dict__["_message_id"] = f"{number}-{server_round}"
+        return [message.content["config"]["rate"] for message in self.asked]
+
+    def good(self, number):
+        """Return a client's good reply."""
+        asked = self.asked[number]
+        model = train(submodel(asked, self.build), number)
+        said = {"num_examples": number + 1, "labels": range(CLASSES), "metrics": {"loss": 1.0}}
+        return Envelope.of(reply(asked, model, **said))
+
+    def close(self, replies):
+        """End a round with the clients' envelopes, by their number, or messages; return whether one was refused."""
+        sent = [own if number is None else own.message(self.asked[number]) for number, own in replies]
+        new, _ = self.strategy.aggregate_train(1, iter(sent))
+        self.state = new.to_torch_state_dict()
+        return HOSTILE in self.strategy.log.failures
+
+    def register(self, change):
+        """Let the clients say what they can hold, of which one is changed."""
+        self.grid.change = change
+        self.ask()
+        self.grid.change = None
+
+    def collect(self, change):
+        """Collect moments, of which a client's are changed; return whether they were refused."""
+        self.grid.change = change
+        try:
+            self.strategy.configure_evaluate(1, ArrayRecord(dict(self.state)), ConfigRecord(), self.grid)
+        finally:
+            self.grid.change = None
+        return HOSTILE in self.strategy.log.evaluate_failures
+
+
+class Client(Fake):
+    """A client of the classic API that answers well, but for what changes its answers."""
+
+    change = None
+
+    def get_properties(self, ins, timeout, group_id):
+        own = Envelope(config={"partition": int(self.cid), "num-partitions": CLIENTS, "moments": True})
+        if self.change is not None:
+            self.change(own)
+        self.says = own.config
+        return super().get_properties(ins, timeout, group_id)
+
+    def fit(self, ins, timeout, group_id):
+        arrays = parameters_to_ndarrays(ins.parameters)
+        own = Envelope.of_fit(
+            *classic.answer_moments(arrays, ins.config, build_normed, lambda: [inputs(int(self.cid))])
+        )
+        if self.change is not None:
+            self.change(own)
+        return own.fit_res()
+
+
+class ClassicServer:
+    """The strategy of the classic API."""
+
+    hostile = HOSTILE
+
+    def __init__(self, build, mix="a1", *, grid=None, **options):
+        self.build = build
+        self.strategy = classic.HeteroFL(build, mix, **{"evaluation": Evaluation(every=0), **options})
+        self.state = self.before = self.strategy.federation.initial_state()
+        self.clients = [Client(str(number)) for number in range(CLIENTS)]
+
+    def ask(self, server_round=1):
+        parameters = ndarrays_to_parameters([own.numpy() for own in self.state.values()])
+        asked = self.strategy.configure_fit(server_round, parameters, manager_of(*self.clients))
+        self.asked = [instruction for _, instruction in asked]
+        return [instruction.config["rate"] for instruction in self.asked]
+
+    def good(self, number):
+        asked = self.asked[number]
+        model = train(classic.submodel(parameters_to_ndarrays(asked.parameters), asked.config, self.build), number)
+        said = {"labels": classic.labels_text(range(CLASSES)), "loss": 1.0}
+        return Envelope.of_fit(classic.parameters_of(model), number + 1, said)
+
+    def close(self, replies):
+        results = [(self.clients[number], own.fit_res()) for number, own in replies]
+        new, _ = self.strategy.aggregate_fit(1, results, [])
+        self.state = dict(zip(self.before, map(torch.from_numpy, parameters_to_ndarrays(new)), strict=True))
+        return HOSTILE in self.strategy.log.failures
+
+    def register(self, change):
+        self.clients[HOSTILE].change = change
+        self.ask()
+        self.clients[HOSTILE].change = None
+
+    def collect(self, change):
+        self.clients[HOSTILE].change = change
+        parameters = ndarrays_to_parameters([own.numpy() for own in self.state.values()])
+        self.strategy.configure_evaluate(1, parameters, manager_of(*self.clients))
+        return HOSTILE in self.strategy.log.evaluate_failures
