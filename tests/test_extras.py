@@ -103,7 +103,6 @@ for name, call in {
     "ray": lambda: RayGrid("own_data:app", 2),
     "onnx": lambda: formats_named(["onnx"]),
     "page": lambda: heterofl_flwr.report.write_report,
-    "picture": lambda: heterofl_flwr.report.draw_plans,
     "tensorboard": lambda: TensorBoard(RunFolder("run")).on_start(1, 1, {}),
     "wandb": lambda: WandB("project"),
     "mlflow": lambda: MLflow("project"),
@@ -122,12 +121,12 @@ def test_without_extras_a_client_trains_and_what_needs_one_names_it(tmp_path):
     lines = run_thin(TRAIN + PARTS, tmp_path).splitlines()
     fails = {line.split()[1].removeprefix("heterofl_flwr.") for line in lines if line.startswith("fails:")}
     assert fails == {"data.folder", "data.partitioners", "grids.ray_actors"} | {
-        f"report.{name}" for name in ("drawing", "figures", "page", "plan_picture")
+        f"report.{name}" for name in ("drawing", "figures", "page")
     }
     needs = dict(re.findall(r"^needs: (\w+) .*pip install 'heterofl-flwr\[(\w+)\]'", "\n".join(lines), re.MULTILINE))
     assert needs == {
         **dict.fromkeys(("digits", "folder", "hub", "dirichlet", "rotated", "partitioners"), "data"),
-        **dict.fromkeys(("page", "picture", "tensorboard"), "report"),
+        **dict.fromkeys(("page", "tensorboard"), "report"),
         "ray": "simulation",
         "onnx": "export",
         "lora": "lora",

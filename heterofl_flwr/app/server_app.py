@@ -107,10 +107,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         evaluate_config=ConfigRecord(dict(told)),
     )
     if folder is not None:
-        number = strategy.federation.nodes.dealt()
-        folder.note(clients=number or None)  # which no setting tells
-        if number and (deal := task.deal(number)):
-            folder.write_deal(deal)
+        folder.note(clients=strategy.federation.nodes.dealt() or None)  # which no setting tells
         logger.info("Report: %s", write_report(folder))
     return strategy
 

@@ -20,7 +20,6 @@ from heterofl_flwr.nn.depth import Rates, read_levels, shallow
 from heterofl_flwr.nn.exits import BLOCKS, with_exits
 from heterofl_flwr.nn.models import MODELS, Build, build_model
 from heterofl_flwr.nn.nested import Nested
-from heterofl_flwr.runs import Deal
 from heterofl_flwr.settings import Settings, from_flat, model_options
 from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.settings.presets import architectures, options_of, with_architecture
@@ -28,9 +27,6 @@ from heterofl_flwr.training import EvaluateResult, TrainOptions, evaluate, input
 from heterofl_flwr.training.distill import seed_set
 from heterofl_flwr.training.joint_losses import EXIT_LOSSES, nested_loss, ramp_up
 from heterofl_flwr.training.options import JointLoss
-
-MOST_DEALT = 1_000_000
-"""Clients times classes up to which a run's folder tells who was dealt what."""
 
 COHORTS = {"cpu": 5, "cuda": 50}
 """How many clients train together by default, by type of device."""
@@ -179,21 +175,6 @@ class Task:
             rows = torch.cat(parts.test).sort().values
             self._tests[number] = parts.owner_view(self.dataset.test, rows, parts.test).to(self.device)
         return self._tests[number]
-
-    def deal(self, number: int) -> Deal | None:
-        """Return the number of examples of each class that each of ``number`` clients has, where there are classes.
-
-        None for text, for too many clients, and where the server does not have the data (``evaluate.central``).
-        """
-        dataset = self.dataset if self.settings.evaluate.central else None
-        if dataset is None or dataset.train.reading is not None or dataset.classes * number > MOST_DEALT:
-            return None
-        parts = self.partitions(number)
-        train, test = (
-            tuple(tuple(split.targets[rows].bincount(minlength=dataset.classes).tolist()) for rows in dealt)
-            for split, dealt in ((dataset.train, parts.train), (dataset.test, parts.test))
-        )
-        return Deal(train, test)
 
     def example(self) -> torch.Tensor:
         """Return a batch of one input."""

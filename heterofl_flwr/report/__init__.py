@@ -14,7 +14,6 @@ from heterofl_flwr.runs import (
     Best,
     Checkpoint,
     Costs,
-    Deal,
     LevelCost,
     ModelCosts,
     Recorder,
@@ -26,14 +25,12 @@ from heterofl_flwr.runs import (
 
 if TYPE_CHECKING:
     from heterofl_flwr.report.page import write_report
-    from heterofl_flwr.report.plan_picture import draw_plans
 
 __all__ = [
     "Best",
     "Checkpoint",
     "Console",
     "Costs",
-    "Deal",
     "EarlyStopping",
     "LevelCost",
     "MLflow",
@@ -42,7 +39,6 @@ __all__ = [
     "RunFolder",
     "TensorBoard",
     "WandB",
-    "draw_plans",
     "load_model",
     "save_models",
     "seconds_to",
@@ -50,12 +46,10 @@ __all__ = [
     "write_report",
 ]
 
-_DRAWING = {"draw_plans": "plan_picture", "write_report": "page"}
-
 
 def __getattr__(name: str) -> object:
     """Load what draws on first use (PEP 562)."""
-    if name not in _DRAWING:
+    if name != "write_report":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with extra("report"):
-        return getattr(import_module(f"{__name__}.{_DRAWING[name]}"), name)
+        return import_module(f"{__name__}.page").write_report

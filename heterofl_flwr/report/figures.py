@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
-from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -14,7 +12,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import SMALL, add_legend, light, new_axes, series
-from heterofl_flwr.runs import Deal, ModelCosts
+from heterofl_flwr.runs import ModelCosts
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
 
 Points = tuple[Sequence[float], Sequence[float]]
@@ -58,10 +56,6 @@ TEXTS = {
         "it is, and the mean share of a round's clients that trained it.",
     ),
     "time": ("Time a round", "Wall-clock time, evaluation included."),
-    "deal": (
-        "Who has which classes",
-        "Training examples of each class (up) at each client (across); the fullest entry has {most}.",
-    ),
 }
 """For each figure, in the order of the page: its title, and a sentence that says how to read it."""
 
@@ -75,10 +69,8 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def draw_run(
-    records: Sequence[RoundRecord], costs: ModelCosts | None, deal: Deal | None = None, *, nested: bool = True
-) -> list[Drawing]:
-    """Return every figure for which the records, or the classes of the clients, hold something.
+def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, *, nested: bool = True) -> list[Drawing]:
+    """Return every figure for which the records hold something.
 
     Slices that move are not ``nested``: of which parameters were trained how often, nothing is drawn then.
     """
@@ -101,9 +93,8 @@ def draw_run(
         "multiplications": _draw_multiplications(records, costs),
         "trained": _draw_shells(records, costs) if nested else None,
         "time": _draw_curves([("", (rounds, [record.seconds for record in records]))], "seconds"),
-        "deal": draw_deal(deal.train) if deal else None,
     }
-    words = {"kind": kind.capitalize(), "most": max(map(max, deal.train)) if deal else 0}
+    words = {"kind": kind.capitalize()}
     return [
         Drawing(name, TEXTS[name][0].format(**words), TEXTS[name][1].format(**words), figure)
         for name, figure in found.items()
@@ -219,25 +210,4 @@ def _draw_shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Fi
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=light("grid"), linewidth=0.7)
     axes.axvline(1, color=light("muted"), linewidth=0.8)
-    return figure
-
-
-def draw_deal(train: Sequence[Sequence[int]]) -> Figure:
-    """Return a matrix of clients and classes with its scale; the darker an entry, the more examples."""
-    counts = np.array(train).T  # (classes, clients)
-    figure, axes = new_axes("client", "class")
-    axes.grid(visible=False)
-    # Transparent where there are none, so that it suits any background.
-    shades = ListedColormap([(*to_rgb(light("blue")), alpha) for alpha in np.linspace(0, 1, 256)])
-    image = axes.imshow(
-        counts, shades, aspect="auto", interpolation="nearest", origin="lower", vmin=0, vmax=max(counts.max(), 1)
-    )
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03, ticks=MaxNLocator(nbins=5, integer=True))
-    bar.set_label("examples", fontsize=SMALL, color=light("muted"))
-    bar.ax.tick_params(labelsize=SMALL, length=0, labelcolor=light("muted"))
-    bar.outline.set_edgecolor(light("grid"))
-    if bar.solids:
-        bar.solids.set_rasterized(True)  # in the colours of the image, also where the page is dark
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     return figure

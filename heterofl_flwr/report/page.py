@@ -162,7 +162,7 @@ def write_report(folder: RunFolder | str | Path) -> Path:
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     about, settings, records, costs = folder.about(), folder.settings(), folder.history(), folder.costs()
     nested = flatten(settings).get("server.choose", "prefix") == "prefix"
-    drawings = draw_run(records, costs, folder.deal(), nested=nested)
+    drawings = draw_run(records, costs, nested=nested)
     done, planned = records[-1].server_round if records else 0, about.get("num_rounds")
     rounds = f"{done} rounds" if planned in (None, done) else f"{done} of {planned} rounds"
     page = _ENVIRONMENT.from_string(TEMPLATE).render(

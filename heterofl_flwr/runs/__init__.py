@@ -2,7 +2,7 @@
 
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint
 from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
-from heterofl_flwr.runs.folder import Deal, RunFolder
+from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import seconds_to
 from heterofl_flwr.runs.models import load_model, save_models
 from heterofl_flwr.runs.recorder import Recorder
@@ -11,7 +11,6 @@ __all__ = [
     "Best",
     "Checkpoint",
     "Costs",
-    "Deal",
     "LevelCost",
     "ModelCosts",
     "Recorder",

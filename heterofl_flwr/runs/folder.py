@@ -6,18 +6,17 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
-from heterofl_flwr.errors import ConfigError, DataError
+from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.privacy import KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
@@ -39,40 +38,8 @@ from heterofl_flwr.settings import flatten
 log = logging.getLogger(__name__)
 
 _RECORD = TypeAdapter(RoundRecord)
-_DEAL_HEAD = "client,class,train,test"
 
 Complete = Callable[[Mapping[str, Any]], Mapping[str, object]]
-Counts = tuple[tuple[int, ...], ...]
-"""For each client the number of examples of each class."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deal:
-    """The numbers of training and test examples, by client and class."""
-
-    train: Counts
-    test: Counts
-
-    def to_csv(self) -> str:
-        """Return a line for each client and class of which it has examples."""
-        counts = np.array([self.train, self.test])  # (train or test, clients, classes)
-        places = np.argwhere(counts.sum(0))
-        lines = [f"{client},{label},{counts[0, client, label]},{counts[1, client, label]}" for client, label in places]
-        return "\n".join([_DEAL_HEAD, *lines, ""])
-
-    @classmethod
-    def from_csv(cls, text: str) -> "Deal":
-        """Read what ``to_csv`` wrote."""
-        try:
-            head, *lines = text.splitlines()
-            if head != _DEAL_HEAD:
-                raise ValueError(f"its head is {head}, expected {_DEAL_HEAD}")
-            rows = np.array([line.split(",") for line in lines], dtype=np.int64).reshape(-1, 4)
-            counts = np.zeros((2, *(rows[:, :2].max(0) + 1)), dtype=np.int64)
-            counts[:, rows[:, 0], rows[:, 1]] = rows[:, 2:].T
-        except (ValueError, IndexError) as error:
-            raise DataError(f"the table of what clients were dealt cannot be read: {error}") from error
-        return cls(*(tuple(map(tuple, part)) for part in counts.tolist()))
 
 
 class RunFolder:
@@ -89,7 +56,6 @@ class RunFolder:
     ``exports/``        what ``heterofl export`` made of the models
     ``clients/``        what clients keep for themselves, by run, client and round, where parameters are not shared
     ``figures/``        PNG
-    ``deal.csv``        how many examples of each class each client was dealt
     ``report.html``     the page
     ==================  ================================================================================
 
@@ -109,7 +75,6 @@ class RunFolder:
         self._settings = self.path / "settings.json"
         self._history = self.path / "history.jsonl"
         self._checkpoints = self.path / "checkpoint"
-        self._deal = self.path / "deal.csv"
         self._privacy = self.path / "privacy.json"
 
     @contextmanager
@@ -246,15 +211,6 @@ class RunFolder:
         model = self._read().get("model")
         with reading(self._settings, "remove its model part: reports then say nothing of costs"):
             return None if model is None else ModelCosts.from_json(model)
-
-    def write_deal(self, deal: Deal) -> None:
-        """Write what clients were dealt."""
-        write_atomic(self._deal, deal.to_csv().encode())
-
-    def deal(self) -> Deal | None:
-        """Return what clients were dealt, if that was written."""
-        with reading(self._deal, "remove it: reports then say nothing of clients' classes"):
-            return Deal.from_csv(self._deal.read_text(encoding="utf-8")) if self._deal.exists() else None
 
     def append(self, record: RoundRecord) -> None:
         """Add a round to the history; it is on the disk when this returns."""

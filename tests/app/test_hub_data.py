@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from heterofl_flwr.app.cli.main import main
+from heterofl_flwr.app.task import load_task
 from heterofl_flwr.report import RunFolder
 from tests.data.files import png, write_table
 
@@ -52,7 +53,7 @@ def test_two_rounds_by_command(tmp_path, write, name, settings, train, test, cla
     first, last = folder.history()
     assert first.failures == last.failures == {}
     assert math.isfinite(last.evaluate["global-loss"])
-    deal = folder.deal()
-    assert [sum(own) for own in deal.test] == test
-    assert [sum(own) for own in deal.train] == train
+    parts = load_task(folder.settings()).partitions(4)
+    assert [len(rows) for rows in parts.test] == test
+    assert [len(rows) for rows in parts.train] == train
     assert folder.load_checkpoint().state["linear.weight"].shape == (classes, 8)

@@ -9,8 +9,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from heterofl_flwr.report.drawing import COLOURS, light, to_png, to_svg
-from heterofl_flwr.report.figures import draw_deal, draw_run
-from heterofl_flwr.runs import Deal
+from heterofl_flwr.report.figures import draw_run
 
 NAMES = ["learning-curves", "levels", "loss", "bytes", "for-bytes", "multiplications", "trained", "time"]
 
@@ -45,21 +44,6 @@ def test_equal_curves_do_not_hide_one_another_and_end_below_a_line_at_100_percen
     (line,) = (own for own in axes.collections if isinstance(own, LineCollection))
     assert line.get_segments()[0][:, 1].tolist() == [1, 1]
     assert axes.get_ylim()[1] > 1
-
-
-def test_the_matrix_of_classes_is_darker_with_more_examples_and_has_a_scale():
-    train = ((4, 0, 0), (0, 2, 1))
-    (drawing,) = draw_run([], None, Deal(train, train))
-    assert drawing.name == "deal"
-    assert "the fullest entry has 4" in drawing.caption
-    axes, scale = draw_deal(train).axes
-    (image,) = axes.images
-    assert image.get_array().tolist() == [[4, 0], [0, 2], [0, 1]]  # classes, clients
-    assert [image.cmap(image.norm(count))[3] for count in (0, 2, 4)] == pytest.approx([0, 0.5, 1], abs=0.01)
-    assert scale.get_ylabel() == "examples"
-    assert scale.get_ylim() == (0, 4)
-    svg = to_svg(drawing.figure, drawing.name, drawing.title)
-    assert svg.count("<image") == 2
 
 
 def test_bytes_lie_below_those_of_fedavg(records, costs):

@@ -9,13 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from heterofl_flwr.app.task import Task
-from heterofl_flwr.errors import ConfigError, DataError
-from heterofl_flwr.runs import Checkpoint, Deal, RunFolder
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.runs import Checkpoint, RunFolder
 from heterofl_flwr.runs import folder as run_folder
 from heterofl_flwr.runs.folder import parse_record
 from heterofl_flwr.runs.origin import commit, machine
-from heterofl_flwr.settings import from_flat
 
 SETTINGS = {"model": "cnn", "optim": {"lr": 0.1, "milestones": (60, 80)}, "rounds": 10}
 
@@ -149,13 +147,10 @@ def test_settings_that_cannot_be_read_are_an_error(folder, text):
         folder.settings()
 
 
-def test_costs_and_deals_that_cannot_be_read_name_their_file(used):
+def test_costs_that_cannot_be_read_name_their_file(used):
     used._write({**used._read(), "model": {"global_rate": 1.0}})
     with pytest.raises(ConfigError, match=r"(?s)settings\.json cannot be read: .*levels"):
         used.costs()
-    (used.path / "deal.csv").write_bytes(b"client,class,train,test\n\xff")
-    with pytest.raises(ConfigError, match=r"deal\.csv cannot be read: .*remove it"):
-        used.deal()
 
 
 @pytest.mark.parametrize("linked", ["clients", "clients/00001"])
@@ -245,39 +240,3 @@ def test_a_history_of_an_older_version_is_read(record):
     assert found.privacy == {"epsilon": 8.0, "delta": 1e-5, "training-releases": 1.0}
     assert (found.few_answered, found.simulated_seconds, found.worst_client) == (False, 0, None)
     assert found.comparable == found.evaluate == one.evaluate
-
-
-TRAIN = ((4, 0, 0), (0, 2, 1))
-TEST = ((1, 0, 0), (0, 1, 1))
-
-
-def test_what_clients_were_dealt_is_read_as_it_was_written():
-    text = Deal(TRAIN, TEST).to_csv()
-    assert text.splitlines() == ["client,class,train,test", "0,0,4,1", "1,1,2,1", "1,2,1,1"]
-    assert Deal.from_csv(text) == Deal(TRAIN, TEST)
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("a,b\n1,2\n", "its head is a,b, expected client,class,train,test"),
-        ("client,class,train,test\n0,0,many,1\n", "'many'"),
-        ("client,class,train,test\n", "cannot be read"),
-        ("client,class,train,test\n0,0,1\n", "cannot be read"),
-        ("", "cannot be read"),
-    ],
-)
-def test_a_table_that_cannot_be_read_is_an_error(text, fault):
-    with pytest.raises(DataError, match=fault):
-        Deal.from_csv(text)
-
-
-def test_what_clients_were_dealt_is_what_they_train_on():
-    task = Task(from_flat({"data.split": "non-iid-2"}))
-    deal = task.deal(10)
-    for client in range(10):
-        train, test, classes = task.part(client, 10)
-        assert list(deal.train[client]) == train.targets.bincount(minlength=10).tolist()
-        assert list(deal.test[client]) == test.targets.bincount(minlength=10).tolist()
-        assert tuple(number for number, count in enumerate(deal.train[client]) if count) == classes
-    assert Task(from_flat({"evaluate.central": False})).deal(10) is None

@@ -39,7 +39,3 @@ def test_two_rounds(data, method, tmp_path, monkeypatch, capsys, request):
     found = [last.evaluate[f"{scope}-{kind}"] for scope in ("global", "local")]
     assert all(math.isfinite(value) and value > 0 for value in found)
     assert folder.report.exists() == reported
-    assert (folder.deal() is None) == (data == "wikitext2")
-    if deal := folder.deal():
-        assert len(deal.train) == CLIENTS
-        assert all(sum(map(bool, own)) <= 2 for own in deal.train)
