@@ -2,7 +2,7 @@
 
 Where a run and the paper differ, this tells whether the codes differ, or what they are run on. The authors' functions
 are called as their own programs call them; what they reach is written beside the run's history, as ``authors.csv``, and
-``python -m simulations.paper`` sets it beside ours. The run is one of MNIST, with the published settings.
+``python -m simulations.results`` sets it beside ours. The run is one of MNIST, with the published settings.
 """
 
 import argparse
@@ -14,12 +14,12 @@ from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine
-from simulations.paper.printed import CLIENTS_A_ROUND
-from simulations.paper.runs import PaperRun, read_paper_run, write_authors
 from simulations.program import parser_of, status_of
 from simulations.reference.authors import Authors
 from simulations.reference.rounds import Experiment, Parts
-from simulations.results.runs import portable
+from simulations.results.authors import write_authors
+from simulations.results.paper import CLIENTS_A_ROUND, departures, job_of, name_of
+from simulations.results.runs import Run, portable, read_run
 
 EXAMPLES = """
 examples:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_reference(options: argparse.Namespace) -> None:
     """Run the authors' code, and write what it has reached whenever it was tested."""
-    run = read_paper_run(options.run)
+    run = read_run(options.run)
     check(run)
     number = number_of(run, options.rounds)
     origin = {
@@ -72,19 +72,19 @@ def run_reference(options: argparse.Namespace) -> None:
                 )
 
 
-def check(run: PaperRun) -> None:
+def check(run: Run) -> None:
     """Refuse a run that the authors' code cannot repeat."""
-    what = run.job.data, run.settings.model.name
+    what = run.place[0], run.settings.model.name
     if what != ("mnist", "cnn"):
         raise ConfigError(f"{run.path} is a run of {' and '.join(what)}; expected mnist and cnn, the only ones here")
-    if run.differences:
+    if found := departures(run):
         raise ConfigError(
-            f"{run.path} is not as published ({'; '.join(run.differences)}); expected a run with the paper's settings, "
+            f"{run.path} is not as published ({'; '.join(found)}); expected a run with the paper's settings, "
             "as python -m simulations.sweep -m experiment=table7 makes them"
         )
 
 
-def number_of(run: PaperRun, asked: int | None) -> int:
+def number_of(run: Run, asked: int | None) -> int:
     """Return how many rounds to do: all of the run, or as many as were asked for."""
     whole = run.settings.num_rounds
     if asked is not None and not 1 <= asked <= whole:
@@ -92,9 +92,9 @@ def number_of(run: PaperRun, asked: int | None) -> int:
     return asked or whole
 
 
-def authors_of(run: PaperRun, options: argparse.Namespace) -> Authors:
+def authors_of(run: Run, options: argparse.Namespace) -> Authors:
     """Return their side of a run."""
-    settings, job = run.settings, run.job
+    settings, job = run.settings, job_of(run.settings)
     clients = round(CLIENTS_A_ROUND / settings.sample.fraction)
     experiment = Experiment(options.root, clients, str(settings.mix), settings.data.split)
     variant = f"{NORMS.get(job.norm, job.norm)}_{job.scaler:d}_{job.masked:d}"
@@ -105,7 +105,7 @@ def authors_of(run: PaperRun, options: argparse.Namespace) -> Authors:
         cores(),
         balanced=False,
         seed=run.seed,
-        state=options.work / f"{run.name}.pt",
+        state=options.work / f"{name_of(run)}.pt",
     )
 
 

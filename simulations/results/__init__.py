@@ -1,1 +1,1 @@
-"""Results of any sweep: what configurations reached, and what they spent for it."""
+"""Tables, figures and claims from run folders: what configurations reached and spent, beside the paper's numbers."""

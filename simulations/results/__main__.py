@@ -1,12 +1,14 @@
-"""Show what the jobs of sweeps reached: final and best, over seeds, and for how many rounds, bytes and multiplications.
+"""Make tables, values and figures of what runs reached, beside the paper's numbers where a run is one of its jobs.
 
 Runs are the folders that ``heterofl run`` and ``simulations.sweep`` leave, at any depth below the named folders. Those
 that differ in nothing but the seed are one configuration. Runs of one data set and split are set side by side.
 """
 
+import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import groupby, product
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -14,147 +16,223 @@ from matplotlib.figure import Figure
 from heterofl_flwr.core.formatting import FORMATS, render
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report.drawing import to_svg_file
-from heterofl_flwr.runs.metrics import mode_of
-from heterofl_flwr.runs.origin import command
 from simulations.program import parser_of, status_of, write_files
-from simulations.results.configurations import Configuration, configurations, is_finished
-from simulations.results.curves import axes_of
-from simulations.results.figures import draw_curves, draw_levels, draw_reached
-from simulations.results.runs import Run, file_name, portable, read_run, read_runs
-from simulations.results.tables import (
+from simulations.results import figures, tables
+from simulations.results.authors import authors_table
+from simulations.results.claims import claims_page
+from simulations.results.collect import collect
+from simulations.results.configurations import (
+    Configuration,
     Places,
-    curves_csv,
-    jobs_csv,
-    levels_table,
+    Reached,
+    configurations,
     metrics_of,
-    reached,
-    reached_by_level,
-    reached_table,
-    results_csv,
-    spent_table,
-    target_table,
+    published,
 )
-from simulations.tables import to_markdown
+from simulations.results.formats import Table, to_latex, to_markdown
+from simulations.results.paper import FILES, VARIABLE, Cell, Key, by_job, paper_folder, read_cells
+from simulations.results.runs import file_name, portable, read_runs
+from simulations.results.spent import axes_of
 
 HEADER = """# Results
 
-`{command}` wrote this.
+`{command}` writes this.
+
+Final: after the last round. Best: in the round whose global metric is best on the test set; local accuracy and that of
+the worst client are that round's too. Evaluations in which fewer than half of the clients asked took part are left out.
+Accuracies in percent, means over clients. Over several seeds: mean ± standard deviation, and from three seeds on the
+95 % interval of the mean by the t distribution. Where each client has a model of its own (Standalone, LG-FedAvg,
+FedH2L), global accuracy is the mean of theirs on the whole test set.
 
 Bytes are those of the training messages, measured on them, both ways; the seed set of FedH2L is charged once to each
-client that takes part. Multiplications are those of all clients'
-training, where all have equally many examples; a backward pass counts as two forward passes. Seconds are those of the
-machine that ran it, evaluation included. Where each client has a model of its own (Standalone, LG-FedAvg, FedH2L),
-global accuracy is the mean of theirs on the whole test set.
+client that takes part. Multiplications are those of all clients' training, where all have equally many examples; a
+backward pass counts as two forward passes. Seconds are those of the machine that ran it, evaluation included.
 """
-
-
-def read(paths: Sequence[Path]) -> tuple[Places, list[str]]:
-    """Return the configurations in some folders, and what was left out and why, in lines."""
-    runs, unreadable = read_runs(paths, read_run)
-    found = configurations(runs)
-    if not found:
-        raise ConfigError(
-            f"no finished run in {', '.join(map(str, paths))}: {len(runs)} unfinished, {len(unreadable)} unreadable"
-        )
-    unfinished = (run for run in runs if not is_finished(run))
-    left_out = [f"left out, unfinished: {run.path.name}, {_rounds(run)}" for run in unfinished]
-    return found, [*left_out, *(f"left out, unreadable: {portable(line)}" for line in unreadable)]
-
-
-def _rounds(run: Run) -> str:
-    return f"{run.rounds} of {run.settings.num_rounds} rounds"
-
-
-def show(places: Places, style: str) -> str:
-    """Return what was reached as text."""
-    if style == "csv":
-        return results_csv(places)
-    tables = {place: reached_table(own) for place, own in places.items()}
-    return "\n\n".join(f"{', '.join(place)}\n\n{render(own.header, own.rows, style)}" for place, own in tables.items())
-
-
-def write(places: Places, left_out: Sequence[str], out: Path, targets: Sequence[float]) -> str:
-    """Write the tables as ``results.md``, all values, and figures; return a line that says how many files."""
-    files = {f"{name}.csv": make(places).encode() for name, make in CSV.items()}
-    parts = [HEADER.format(command=portable(command()))]
-    for place, own in places.items():
-        parts += _section(place, own, targets, files)
-    parts += [f"- {line}" for line in left_out]
-    files["results.md"] = ("\n".join(parts) + "\n").encode()
-    write_files(out, files, "figures/results-*")
-    number = sum(len(own) for own in places.values())
-    return f"{number} configurations on {len(places)} splits: {len(files)} files in {out}"
-
-
-CSV = {"results": results_csv, "jobs": jobs_csv, "curves": curves_csv}
-
-
-def _section(
-    place: tuple[str, str], own: Sequence[Configuration], targets: Sequence[float], files: dict[str, bytes]
-) -> Iterator[str]:
-    """Yield the text about one data set and split, and put its figures into ``files``."""
-    metrics, levels = metrics_of(own), reached_by_level(own)
-    tables = [*filter(None, (reached_table(own), levels_table(levels, metrics), spent_table(own)))]
-    for metric in metrics[:1]:
-        tables += [target_table(own, metric, target) for target in targets or _usual(metric)]
-    yield f"## {', '.join(place)}\n"
-    yield from (f"#{to_markdown(table)}" for table in tables)
-    drawn: dict[str, Figure | None] = {
-        metric: draw_reached(list(found)) for metric, found in groupby(reached(own), lambda own: own.metric)
-    }
-    labels = [one.label for one in own]
-    drawn |= {f"{metric}-levels": draw_levels(levels, metric, labels) for metric in metrics}
-    drawn |= {f"{metric}-{axis}": draw_curves(own, metric, axis) for metric, axis in product(metrics, axes_of(own))}
-    for what, figure in drawn.items():
-        if figure is None:
-            continue
-        name = f"figures/results-{'-'.join(map(file_name, place))}-{what}.svg"
-        files[name] = to_svg_file(figure, name)
-        yield f"![{what.replace('-', ' ')}]({name})\n"
-    yield "Made by, for the first seed:\n"
-    yield from (f"- {one.label}: `{portable(one.runs[0].command)}`" for one in own)
-    yield ""
-
-
-def _usual(metric: str) -> tuple[float, ...]:
-    """Return the targets where none is given."""
-    return (0.5, 0.9) if mode_of(metric) == "max" else ()
-
-
+PAPER_HEADER = """
+The paper prints the best round of one run. Best of: among so many evaluations of a run ours is the best; the authors
+evaluate every round, so theirs is the best of ten times as many, which favours theirs. One run, 95 %: the prediction
+interval, in which the best round of one more run of ours lies in 95 of 100 cases. A printed number agrees if it lies
+there, and differs if not; with fewer than three seeds nobody can tell. With three, the interval reaches five standard
+deviations to each side, so that a number agrees says only that these runs do not contradict it. Difference: best less
+paper. Some jobs are printed in two tables; Tables 1 to 3 of the paper are rows of its Tables 7 to 9.
+"""
+NO_PAPER = (
+    "The paper's numbers are not at hand, so nothing is compared: name their folder with --paper or HETEROFL_PAPER."
+)
 EXAMPLES = """
 examples:
   python -m simulations.sweep -m data=digits mix=a-e train.lr=0.02,0.05 seed=0,1,2
   python -m simulations.results runs/jobs                              print a table
   python -m simulations.results runs/jobs --format csv
-  python -m simulations.results runs/jobs --out runs/results           write tables, values and figures
+  python -m simulations.results runs/jobs --out runs/results --curves  write tables, values, claims and figures
   python -m simulations.results runs/jobs --out runs/results --target 0.8 --target 0.95
+  python -m simulations.results collect runs/ --into results/paper     keep what is small of finished runs
+  python -m simulations.results collect --help
 """
 PROGRAM = "simulations.results"
+RUNS = "a run's folder, or one that holds some"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What some folders hold, and what the paper prints."""
+
+    places: Places
+    left_out: Sequence[tuple[str, str]]  # folders, and why they do not count
+    cells: Sequence[Cell]  # none where the paper is not at hand
+
+
+def read(paths: Sequence[Path], paper: Path | None) -> Found:
+    """Return the configurations in some folders, and what was left out and why."""
+    runs, unreadable = read_runs(paths)
+    places = configurations(runs)
+    counted = {run.path for own in places.values() for one in own for run in one.runs}
+    why = {
+        True: "a later run has its settings and seed",
+        False: "unfinished, {0.rounds} of {0.settings.num_rounds} rounds",
+    }
+    left_out = [(run.path.name, why[run.finished].format(run)) for run in runs if run.path not in counted]
+    left_out += [("unreadable", portable(line)) for line in unreadable]
+    if not places:
+        said = "; ".join(": ".join(line) for line in left_out) or "there is none at all"
+        raise ConfigError(f"no finished run in {', '.join(map(str, paths))}: {said}")
+    return Found(places, left_out, read_cells(paper) if paper else ())
+
+
+def show(found: Found, style: str) -> str:
+    """Return what was reached as text: over seeds, or as values run by run."""
+    printed = by_job(found.cells)
+    if style == "csv":
+        return tables.runs_csv(found.places, printed)
+    made = {place: tables.reached_table(own, printed) for place, own in found.places.items()}
+    return "\n\n".join(f"{', '.join(place)}\n\n{render(own.header, own.rows, style)}" for place, own in made.items())
+
+
+def write(found: Found, options: argparse.Namespace) -> str:
+    """Write tables, values, claims and figures; return a line that says how many files."""
+    places, printed, jobs = found.places, by_job(found.cells), published(found.places)
+    words = [portable(str(path)) for path in options.runs] + ["--curves"] * options.curves
+    words += [f"--target {target:g}" for target in options.target]
+    command = f"python -m {PROGRAM} {' '.join(words)} --out FOLDER"  # the folder itself changes nothing
+    files = {"runs.csv": tables.runs_csv(places, printed)}
+    files |= {"curves.csv": tables.curves_csv(places)} if options.curves else {}
+    drawn: dict[str, Figure] = {}
+    parts = [HEADER.format(command=command) + (PAPER_HEADER if jobs else ""), _status(found, jobs)]
+    latex = []
+    for place, own in places.items():
+        made, curves = list(_tables(own, printed, options.target)), dict(_figures(place, own) if options.curves else ())
+        parts += [f"## {', '.join(place)}\n", *(f"#{to_markdown(table)}" for table in made), *map(_image, curves)]
+        latex += made
+        drawn |= curves
+    if jobs:
+        files["claims.md"] = claims_page(jobs, printed, command)
+        made = [table for table in (authors_table(jobs), tables.missing_table(found.cells, jobs)) if table.rows]
+        parts += [*map(to_markdown, made), *_paper_figures(jobs, drawn)]
+        latex += made[:1]
+    if found.left_out:
+        parts.append(to_markdown(Table("", "Left out", ("folder", "why"), tuple(found.left_out))))
+    files |= {"tables.md": "\n".join(parts), "tables.tex": "\n".join(map(to_latex, latex))}
+    images = {name: to_svg_file(figure, name) for name, figure in drawn.items()}
+    write_files(options.out, {name: text.encode() for name, text in files.items()} | images, "figures/*")
+    number = sum(len(own) for own in places.values())
+    return f"{number} configurations on {len(places)} splits: {len(files) + len(images)} files in {options.out}"
+
+
+def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
+    """Return how many runs count, how much of the paper they repeat, and where they come from."""
+    runs = [run for own in found.places.values() for one in own for run in one.runs]
+    lines = [f"Runs that count: {len(runs)}; left out: {len(found.left_out)}"]
+    if jobs:
+        lines += tables.count_verdicts(found.cells, jobs) if found.cells else [NO_PAPER]
+    lines.append(f"Made on: {'; '.join(dict.fromkeys(run.machine for run in runs))}")
+    commits = sorted({own[:7] for run in runs for own in run.commit.split(" + ")})
+    return "".join(f"- {line}\n" for line in [*lines, f"With commits: {', '.join(commits)}"])
+
+
+def _tables(own: Sequence[Configuration], printed: tables.Printed, targets: Sequence[float]) -> Iterator[Table]:
+    """Yield the tables of one data set and split that have rows."""
+    metrics = metrics_of(own)
+    yield tables.reached_table(own, printed)
+    yield tables.levels_table(tables.reached_by_level(own), metrics)
+    yield tables.spent_table(own)
+    yield from (tables.target_table(own, metric, target) for metric in metrics[:1] for target in targets)
+
+
+def _figures(place: tuple[str, str], own: Sequence[Configuration]) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of one data set and split by their names."""
+    metrics, levels, labels = metrics_of(own), tables.reached_by_level(own), [one.label for one in own]
+    drawn = {f"{metric}-levels": figures.draw_levels(levels, metric, labels) for metric in metrics}
+    axes = product(metrics, axes_of(own))
+    drawn |= {f"{metric}-{axis}": figures.draw_curves(own, metric, axis) for metric, axis in axes}
+    for what, figure in drawn.items():
+        if figure is not None:
+            yield f"figures/{'-'.join(map(file_name, place))}-{what}.svg", figure
+
+
+def _paper_figures(jobs: Mapping[Key, Reached], drawn: dict[str, Figure]) -> Iterator[str]:
+    """Yield the text about Figures 2 to 11, and put those that have points into ``drawn``."""
+    for panel in figures.panels():
+        if figure := figures.draw_panel(panel, jobs):
+            name = f"figures/figure-{panel.name}.svg"
+            drawn[name] = figure
+            yield f"## {panel.title}\n\n{_image(name)}"
+            missing = (job.mix for own in panel.curves.values() for job in own if (job, panel.metric) not in jobs)
+            yield f"Without a run: {', '.join(dict.fromkeys(missing)) or 'none'}.\n"
+
+
+def _image(name: str) -> str:
+    return f"![{Path(name).stem.replace('-', ' ')}]({name})\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    part = _collect if words[:1] == ["collect"] else _results
+    return status_of(PROGRAM, lambda: part(words))
+
+
+def _results(words: Sequence[str]) -> int:
     parser = parser_of(PROGRAM, __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="a run's folder, or one that holds some")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print; default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write tables, values and figures there")
-    when = (
-        "when did each configuration reach this? Global accuracy, or the data set's own metric; may be given several "
-    )
-    when += "times; default: 0.5 and 0.9; goes with --out"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write tables, values, claims and figures there")
+    parser.add_argument("--curves", action="store_true", help="with --out: draw each configuration over all it spent")
+    when = "with --out: when did each configuration reach this global accuracy? May be given several times"
     parser.add_argument("--target", type=float, action="append", default=[], metavar="VALUE", help=when)
-    options = parser.parse_args(arguments)
+    where = f"folder with {', '.join(FILES)}; default: that of {VARIABLE}, else ../shared/paper if it is there"
+    parser.add_argument("--paper", type=Path, metavar="FOLDER", help=where)
+    options = parser.parse_args(words)
+    if options.out is None and (options.target or options.curves):
+        raise ConfigError("--target and --curves have no effect without --out: name a folder for the tables")
+    found = read(options.runs, paper_folder(options.paper))
+    print(show(found, options.format).rstrip("\n"))
+    for name, why in found.left_out:
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    if options.out:
+        print(write(found, options))
+    return 0
 
-    def work() -> None:
-        if options.target and options.out is None:
-            raise ConfigError("--target has no effect without --out: name a folder for the tables")
-        places, left_out = read(options.runs)
-        print(show(places, options.format).rstrip("\n"))
-        for line in left_out:
-            print(line, file=sys.stderr)
-        if options.out:
-            print(write(places, left_out, options.out, options.target))
 
-    return status_of(PROGRAM, work)
+def _collect(words: Sequence[str]) -> int:
+    what = (
+        "Copy settings and history of runs to <into>/<data>/<job>, without the folders of this machine. A run that is "
+        "unfinished, or whose code was of no commit, is refused. Exit code 1 if a run was not copied."
+    )
+    parser = parser_of(f"{PROGRAM} collect", what)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help=RUNS)
+    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="such as results/paper")
+    for name, meaning in {
+        "unfinished": "copy runs that did not do all rounds, too",
+        "dirty": "copy runs whose code was changed since its commit, too",
+        "replace": "put a run in the place of another of its job and seed",
+    }.items():
+        parser.add_argument(f"--{name}", action="append_const", dest="allowed", const=name, default=[], help=meaning)
+    options = parser.parse_args(words[1:])
+    outcomes = collect(options.runs, options.into, options.allowed)
+    for folder, outcome in outcomes:
+        print(f"{folder}: {f'copied to {outcome}' if isinstance(outcome, Path) else outcome}")
+    if not outcomes:
+        print("no run folder found; one has a settings.json")
+    return 0 if outcomes and all(isinstance(outcome, Path) for _, outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""Runs by configuration: which method one is, what tells it from others, and what its training computes."""
+"""Runs by configuration: which method one is, what tells it from others, and what it reached over seeds."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 
-from heterofl_flwr.errors import HeteroFLError
-from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.grids.devices import PASSES
-from heterofl_flwr.nn.nested import mean_passes
-from heterofl_flwr.settings import Flat, Settings, to_flat
-from heterofl_flwr.settings.presets import architectures, client_settings
-from simulations.results.runs import FREE, Run, method_of, short_mix
-from simulations.sweep.cost import profile_at, sizes_of, values_of
+from heterofl_flwr.federation.evaluation import is_share
+from heterofl_flwr.runs.metrics import SCOPES, headline_kind
+from heterofl_flwr.settings import Flat, to_flat
+from heterofl_flwr.settings.presets import architectures
+from simulations.results.paper import Job, Key, departures, job_of
+from simulations.results.runs import FREE, Run, Score, method_of, short_mix
+from simulations.results.statistics import ANYTHING, PERCENT, PERPLEXITY, Interval, Summary, summarise
 from simulations.sweep.job import INCIDENTAL
 
 Identity = tuple[tuple[str, Flat], ...]
@@ -25,36 +23,38 @@ class Configuration:
 
     label: str  # method and mix, and what else tells it from others of the same method
     runs: tuple[Run, ...]  # a run for each seed, in their order
+    job: Job | None = None  # the paper's, if all of them are as published
+
+
+Places = Mapping[tuple[str, str], Sequence[Configuration]]
+"""Configurations by data and split."""
 
 
 def configurations(runs: Iterable[Run]) -> dict[tuple[str, str], list[Configuration]]:
     """Return finished runs by data and split, and there by what they have in common beside the seed.
 
     Runs that differ in how they were evaluated, or by which engine they were made, are of one configuration, unless one
-    seed has several of them.
+    seed has several of them. Of runs with equal settings and seed the latest counts.
     """
     places: dict[tuple[str, str], dict[Identity, list[Run]]] = {}
-    for run in sorted(filter(is_finished, runs), key=lambda run: run.started):
+    for run in sorted((run for run in runs if run.finished), key=lambda run: run.started):
         place = places.setdefault(run.place, {})
         place.setdefault(_identify(run, *FREE), []).append(run)
     found = {place: _labelled(dict(_by_seed(groups))) for place, groups in places.items()}
-    return {place: sorted(own, key=lambda one: one.label) for place, own in found.items()}
-
-
-def is_finished(run: Run) -> bool:
-    """Whether a run has done all its rounds, or has stopped before because nothing improved (``run.patience``)."""
-    return bool(run.records) and (run.finished or bool(run.about.get("finished")))
+    return {place: sorted(own, key=lambda one: one.label) for place, own in sorted(found.items())}
 
 
 def _identify(run: Run, *left_out: str) -> Identity:
     """Return all settings that may change a result, but for the seed and those that begin with what is left out."""
     skipped = (*INCIDENTAL, "seed", "data.name")  # data have several names
     flat = {key: value for key, value in to_flat(run.settings).items() if key not in skipped}
+    if len(run.settings.mix.rates) == 1 and not run.settings.mix.idle:
+        flat |= {"assignment": "fix", "mix": short_mix(run.settings.mix)}  # all clients have the one level
     flat["clients"] = run.clients
     return tuple((key, value) for key, value in flat.items() if not key.startswith(left_out))
 
 
-def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterable[tuple[Identity, Mapping[int, Run]]]:
+def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterator[tuple[Identity, Mapping[int, Run]]]:
     """Yield runs by seed; a later one takes the place of an earlier one with equal settings."""
     for identity, runs in groups.items():
         exact: dict[Identity, dict[int, Run]] = {}
@@ -67,7 +67,7 @@ def _by_seed(groups: Mapping[Identity, Sequence[Run]]) -> Iterable[tuple[Identit
             yield from exact.items()
 
 
-def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterable[Configuration]:
+def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterator[Configuration]:
     """Yield groups of runs under different labels: groups of one method and mix also name where they differ."""
     namesakes: dict[str, list[Identity]] = {}
     for identity, by_seed in groups.items():
@@ -81,52 +81,68 @@ def _labelled(groups: Mapping[Identity, Mapping[int, Run]]) -> Iterable[Configur
             values.setdefault(key, set()).add(value)
         for identity in identities:
             more = "".join(f", {key}={value}" for key, value in identity if len(values[key]) > 1)
-            yield Configuration(f"{label}{more}", tuple(run for _, run in sorted(groups[identity].items())))
+            runs = tuple(run for _, run in sorted(groups[identity].items()))
+            job = None if any(map(departures, runs)) else job_of(runs[0].settings)
+            yield Configuration(f"{label}{more}", runs, job)
 
 
-def bytes_sent(run: Run) -> list[int]:
-    """Return the bytes of training messages up to the end of each round, both ways.
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What the runs of a configuration reached by one metric. Shares are in percent."""
 
-    Where there is a seed set, it is charged once to each client that takes part: a byte for each value of an example,
-    and one for its label. No message of a simulation has it, as all clients read it from the data set.
-    """
-    settings, known, sent = run.settings, set[int](), []
-    seed_set = 0
-    if settings.server.strategy == "fedh2l":
-        seed_set = settings.distill.seed_size * (values_of(settings) + 1)
-    for record in run.records:
-        sent.append(record.bytes_down + record.bytes_up + seed_set * len(record.rates.keys() - known))
-        known |= record.rates.keys()
-    return list(accumulate(sent))
+    configuration: Configuration
+    metric: str
+    runs: tuple[tuple[Run, Score], ...]  # by seed
+    final: Summary  # after the last evaluation
+    best: Summary  # in the round that is best by the global metric
 
+    def values(self, when: str) -> dict[int, float]:
+        """Return the ``final`` or ``best`` value of each seed."""
+        return {run.seed: getattr(score, when) for run, score in self.runs}
 
-def multiplications(run: Run) -> list[float]:
-    """Return the multiplications (with addition) of all clients' training up to the end of each round.
-
-    Clients have equally many examples here, which is so but for remainders and lost shards. Evaluation is left out.
-    Not numbers where the data set or the model is no longer there.
-    """
-    try:
-        return list(accumulate(_of_round(run, record) for record in run.records))
-    except HeteroFLError:
-        return [math.nan] * len(run.records)
+    @property
+    def evaluations(self) -> str:
+        """Among how many evaluations of a run the best one was chosen."""
+        numbers = {sum(self.metric in own for own in run.scores.values()) for run, _ in self.runs}
+        return " / ".join(map(str, sorted(numbers)))
 
 
-def _of_round(run: Run, record: RoundRecord) -> float:
-    train, _ = sizes_of(run.settings.data, run.clients)
-    examples = train / run.clients
-    clients = (_of_client(client_settings(run.settings, who), rate, examples) for who, rate in record.rates.items())
-    return math.fsum(clients)
+def reached(configurations: Sequence[Configuration]) -> list[Reached]:
+    """Return what each configuration reached by each metric of which it has values."""
+    found = []
+    for metric in metrics_of(configurations):
+        for one in configurations:
+            scores = [(run, score) for run in one.runs if (score := run.score(metric))]
+            runs = tuple(
+                (run, Score(shown(metric, own.final), shown(metric, own.best), own.best_round)) for run, own in scores
+            )
+            if runs:
+                final = summarise([own.final for _, own in runs], possible(metric))
+                best = summarise([own.best for _, own in runs], possible(metric))
+                found.append(Reached(one, metric, runs, final, best))
+    return found
 
 
-def _of_client(settings: Settings, rate: float, examples: float) -> float:
-    """Return what one client computes in a round, with the widths inside its model that it trains too."""
-    passes = mean_passes(settings.train.distill, rate, settings.mix.rates)
-    one = math.fsum(number * profile_at(settings, other).macs for other, number in passes.items())
-    trained = settings.train.epochs * examples
-    if settings.server.strategy != "fedh2l":
-        return PASSES * one * trained
-    # It also says what it makes of the seed batch, and learns from it beside its own data.
-    distill = settings.distill
-    own = min(settings.train.batch_size, examples)
-    return one * (PASSES * (trained + distill.steps * (own + distill.seed_batch)) + distill.seed_batch)
+def published(places: Places) -> dict[Key, Reached]:
+    """Return what the paper's jobs reached."""
+    found = [(one.configuration.job, one) for own in places.values() for one in reached(own)]
+    found.sort(key=lambda pair: max(run.started for run, _ in pair[1].runs))  # of two of one job the later counts
+    by_key = {(job, own.metric): own for job, own in found if job}
+    return dict(sorted(by_key.items(), key=lambda item: (item[0][0].split, item[0][1], str(item[0][0]))))
+
+
+def metrics_of(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the metrics of which there are values: global, local and of the worst client."""
+    records = [record for one in configurations for run in one.runs for record in run.records]
+    kind = headline_kind(records)
+    return [f"{scope}-{kind}" for scope in SCOPES if any(f"{scope}-{kind}" in record.evaluate for record in records)]
+
+
+def shown(metric: str, value: float) -> float:
+    """Return a value as tables and figures have it, shares in percent."""
+    return 100 * value if is_share(metric) else value
+
+
+def possible(metric: str) -> Interval:
+    """Return what a shown value can be."""
+    return PERCENT if is_share(metric) else PERPLEXITY if metric.endswith("perplexity") else ANYTHING

@@ -1,45 +1,120 @@
-"""Figures of what configurations reached: at the end, by level, and over what they spent."""
+"""Figures: the paper's Figures 2 to 11 from our runs, and what configurations reached, also over what they spent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from textwrap import fill
+from types import MappingProxyType
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from heterofl_flwr.core import formatting
+from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.federation.evaluation import is_share
-from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, plain, series
-from simulations.results.configurations import Configuration
-from simulations.results.curves import AXES, curve
-from simulations.results.tables import LevelReached, Reached
-from simulations.statistics import Summary
+from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, series
+from simulations.results.configurations import Configuration, Reached
+from simulations.results.paper import Job, Key, usual_norm
+from simulations.results.runs import short_mix
+from simulations.results.spent import AXES, Point, curve
+from simulations.results.statistics import Summary
+from simulations.results.tables import LevelReached
+
+INTERPOLATION: Mapping[int, tuple[str, str, str]] = MappingProxyType(
+    {
+        2: ("cifar10", "iid", "global-accuracy"),
+        3: ("mnist", "iid", "global-accuracy"),
+        4: ("wikitext2", "iid", "global-perplexity"),
+        5: ("mnist", "noniid", "local-accuracy"),
+        6: ("cifar10", "noniid", "local-accuracy"),
+        7: ("mnist", "noniid", "global-accuracy"),
+        8: ("cifar10", "noniid", "global-accuracy"),
+    }
+)
+"""By figure: data, split and metric. Its panels are the larger of two levels, its curves the smaller one."""
+
+IMAGES = (("iid", "global-accuracy"), ("noniid", "local-accuracy"), ("noniid", "global-accuracy"))
+LEARNING: Mapping[int, tuple[str, Sequence[tuple[str, str]]]] = MappingProxyType(
+    {9: ("mnist", IMAGES), 10: ("cifar10", IMAGES), 11: ("wikitext2", (("iid", "global-perplexity"),))}
+)
+"""By figure: data, then split and metric of each pair of panels, Fix and Dynamic."""
 
 WIDTH, HEIGHT = 6.4, 4.2  # inches
-LINE = 0.17  # inches for a line of a label
-LONGEST, WIDEST = 34, 60  # characters in a line of a label beside the axes, and of one in a legend above them
+WIDEST = 60  # characters in a line of a legend
+ENDS = (("final", "o", "-"), ("best", "d", ":"))  # with the mark and the line of each
 
 
-def draw_reached(found: Sequence[Reached]) -> Figure:
-    """Draw what each configuration reached by one metric: final and best, means with their intervals."""
-    metric = found[0].metric
-    figure, axes = new_axes(metric.replace("-", " ") + (", %" if is_share(metric) else ""), "")
-    labels = [plain(fill(own.label, LONGEST)) for own in found]
-    most = max(label.count("\n") + 1 for label in labels)
-    figure.set_size_inches(WIDTH, 1 + LINE * max(most + 0.5, 2) * len(found))
-    for number, when in enumerate(("final", "best")):
-        colour, _ = series(number)
-        values = [getattr(own, when) for own in found]
-        places = [place - 0.15 * (-1) ** number for place in range(len(found))]
-        axes.plot([own.mean for own in values], places, color=colour, linestyle="", marker="od"[number], label=when)
-        for place, own in zip(places, values, strict=True):
-            if own.interval:
-                axes.plot(own.interval, (place, place), color=colour, linewidth=1.2)
-    axes.set_yticks(range(len(found)), labels)
-    axes.invert_yaxis()
-    axes.grid(axis="x", color=axes.spines["left"].get_edgecolor(), linewidth=0.7)
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One part of a figure of the paper: of which jobs it has points, by the label of their curve."""
+
+    name: str  # such as 3a
+    metric: str
+    curves: Mapping[str, Sequence[Job]]
+
+    @property
+    def over_rounds(self) -> bool:
+        """Whether x is the round; else it is the mean parameters of a client."""
+        return int(self.name[:-1]) in LEARNING
+
+    @property
+    def title(self) -> str:
+        """What the panel shows."""
+        job = next(iter(self.curves.values()))[0]
+        return f"Figure {self.name}: {job.data}, {job.split}, {self.metric.replace('-', ' ')}, {job.assignment}"
+
+    def select(self, found: Mapping[Key, Reached]) -> dict[str, list[Reached]]:
+        """Return what was reached of each curve's jobs; the end that all curves of a panel share is no curve."""
+        own = {label: [job for job in jobs if (job, self.metric) in found] for label, jobs in self.curves.items()}
+        few = {label for label, jobs in own.items() if [job.mix for job in jobs] == [label.partition("-")[0]]}
+        return {label: [] if label in few else [found[job, self.metric] for job in own[label]] for label in own}
+
+
+def panels() -> Iterator[Panel]:
+    """Yield all panels of Figures 2 to 11."""
+    largest, *smaller = LEVELS
+    for number, (data, split, metric) in INTERPOLATION.items():
+        for large, *smalls in (list(LEVELS)[place:] for place in range(len(smaller))):
+            mixes = {f"{large}-{small}": _tenths(large, small) for small in smalls}
+            jobs = {
+                label: [Job(data, split, mix, "fix", usual_norm(data)) for mix in own] for label, own in mixes.items()
+            }
+            yield Panel(f"{number}{large}", metric, jobs)
+    for number, (data, rows) in LEARNING.items():
+        kinds = product(rows, ("fix", "dynamic"))
+        for letter, ((split, metric), assignment) in zip("abcdef", kinds, strict=False):
+            halves = (f"{largest}-{small}" for small in smaller)
+            jobs = {mix: [Job(data, split, mix, assignment, usual_norm(data))] for mix in halves}
+            yield Panel(f"{number}{letter}", metric, jobs)
+
+
+def _tenths(large: str, small: str) -> list[str]:
+    """Return the mixes from 10 % to 100 % of the larger of two levels."""
+    return [*(short_mix(Mix.parse(f"{large}{own}-{small}{10 - own}")) for own in range(1, 10)), large]
+
+
+def draw_panel(panel: Panel, found: Mapping[Key, Reached]) -> Figure | None:
+    """Return a panel: final and best, with bars; over rounds lines with bands. None if it has no points."""
+    figure, axes = new_axes("round" if panel.over_rounds else "mean parameters of a client", _name(panel.metric))
+    for label, reached in panel.select(found).items():
+        colour, dash = series(list(LEVELS).index(label[-1]) - 1)
+        for own in reached if panel.over_rounds else ():
+            _add_line(axes, curve(own.configuration, panel.metric), colour, dash, label)
+        sizes = sorted((size, own) for own in reached if (size := own.runs[0][0].parameters) is not None)
+        for when, mark, line in ENDS if sizes and not panel.over_rounds else ():
+            values: list[Summary] = [getattr(own, when) for _, own in sizes]
+            means, (low, high) = [own.mean for own in values], zip(*(own.ends for own in values), strict=True)
+            bars = [[b - a for a, b in zip(*pair, strict=True)] for pair in ((low, means), (means, high))]
+            shown = bars if any(map(any, bars)) else None
+            places, name = [size for size, _ in sizes], f"{label}, {when}"
+            axes.errorbar(places, means, shown, color=colour, linestyle=line, marker=mark, markersize=3, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if not panel.over_rounds:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
     add_legend(axes)
-    return figure
+    return figure if axes.lines else None
 
 
 def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str) -> Figure | None:
@@ -48,24 +123,20 @@ def draw_curves(configurations: Sequence[Configuration], metric: str, axis: str)
     positive = [point.spent for *_, points in curves for point in points if 0 < point.spent < math.inf]
     # Values that are so far apart only a logarithmic axis shows, which has no place for 0.
     wide = axis != "rounds" and bool(positive) and max(positive) > 50 * min(positive)
-    figure, axes = new_axes(AXES[axis].label, metric.replace("-", " "))
+    figure, axes = new_axes(AXES[axis].label, _name(metric))
     figure.set_size_inches(WIDTH, HEIGHT)
     for number, label, points in curves:
         colour, dash = series(number)
-        spent, means = [point.spent for point in points], [point.reached.mean for point in points]
-        if wide and points and not spent[-1]:
-            axes.axhline(means[-1], color=colour, linestyle=":", label=f"{label} (for nothing)")
+        if wide and points and not points[-1].spent:
+            axes.axhline(points[-1].reached.mean, color=colour, linestyle=":", label=f"{label} (for nothing)")
         elif points:
-            axes.plot(spent, means, dash, color=colour, label=label, marker="o", markersize=2.5)
-            add_band(axes, spent, [point.reached.ends for point in points], colour)
+            _add_line(axes, points, colour, dash, label)
     if wide:
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     if axis != "rounds":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(AXES[axis].write(value))))
-    if is_share(metric):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, " %"))
     add_legend(axes)
     return figure if axes.lines else None
 
@@ -75,23 +146,29 @@ def draw_levels(found: Sequence[LevelReached], metric: str, labels: Sequence[str
 
     Its place among all labels gives a configuration its colour, the same as in the figures of curves.
     """
-    points: dict[str, list[tuple[int, Summary]]] = {}
+    points: dict[str, list[Point]] = {}
     for own in found:
         if own.cost and metric in own.metrics:
-            points.setdefault(own.label, []).append((own.cost.macs, own.metrics[metric]))
-    lines = {label: sorted(own, key=lambda point: point[0]) for label, own in points.items() if len(own) > 1}
+            points.setdefault(own.label, []).append(Point(own.cost.macs, own.metrics[metric]))
+    lines = {label: sorted(own, key=lambda point: point.spent) for label, own in points.items() if len(own) > 1}
     if not lines:
         return None
-    figure, axes = new_axes("multiplications of a forward pass of one example", metric.replace("-", " "))
+    figure, axes = new_axes("multiplications of a forward pass of one example", _name(metric))
     figure.set_size_inches(WIDTH, HEIGHT)
     for label, line in lines.items():
-        colour, dash = series(labels.index(label))
-        places, summaries = zip(*line, strict=True)
-        axes.plot(places, [own.mean for own in summaries], dash, color=colour, marker="o", markersize=4, label=label)
-        add_band(axes, places, [own.ends for own in summaries], colour)
+        _add_line(axes, line, *series(labels.index(label)), label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.count(value))))
-    if is_share(metric):
-        axes.yaxis.set_major_formatter(PercentFormatter(100.0, 0, " %"))
     add_legend(axes)
     return figure
+
+
+def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label: str) -> None:
+    places, values = [point.spent for point in points], [point.reached for point in points]
+    axes.plot(places, [own.mean for own in values], dash, color=colour, label=label, marker="o", markersize=3)
+    add_band(axes, places, [own.ends for own in values], colour)
+
+
+def _name(metric: str) -> str:
+    """Return the label of an axis with a metric."""
+    return metric.replace("-", " ") + (", %" if is_share(metric) else "")

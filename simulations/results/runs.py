@@ -1,18 +1,20 @@
-"""Run folders as they are: settings, history and origin of each run, however it was started."""
+"""Run folders as they are: settings, history and origin of each run, however it was started, and its scores."""
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from heterofl_flwr.core.levels import LEVELS, Mix, level_name
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import ModelCosts, RunFolder
+from heterofl_flwr.runs.metrics import is_better, mode_of
 from heterofl_flwr.runs.origin import CHANGED, UNKNOWN
 from heterofl_flwr.settings import Settings, from_stored, short_name, to_flat
 
@@ -98,6 +100,28 @@ def method_of(settings: Settings) -> str:
     return SLICE_METHODS[server.choose]
 
 
+Scores = Mapping[int, Mapping[str, float]]
+"""By round, what was measured after it."""
+
+
+class Score(NamedTuple):
+    """A metric after the last evaluation, and in the round whose global metric is best."""
+
+    final: float
+    best: float
+    best_round: int
+
+
+def chosen_round(scores: Scores, metric: str) -> int:
+    """Return the round that the paper's authors choose: the best by the global metric, if there is one, of its kind."""
+    chooses = f"global-{metric.rpartition('-')[2]}"
+    chooses = chooses if any(chooses in own for own in scores.values()) else metric
+    best = min(scores)
+    for number, own in sorted(scores.items()):
+        best = number if is_better(own.get(chooses, math.nan), scores[best].get(chooses), mode_of(chooses)) else best
+    return best
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as its folder tells it."""
@@ -131,8 +155,14 @@ class Run:
         return self.records[-1].server_round if self.records else 0
 
     @property
-    def finished(self) -> bool:
+    def complete(self) -> bool:
+        """Whether all rounds were done."""
         return self.rounds == len(self.records) == self.settings.num_rounds
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds were done, or fewer because nothing improved any more (``run.patience``)."""
+        return bool(self.records) and (self.complete or bool(self.about.get("finished")))
 
     @property
     def started(self) -> str:
@@ -164,15 +194,29 @@ class Run:
     def failures(self) -> int:
         return sum(len(record.failures) for record in self.records)
 
+    @cached_property
+    def scores(self) -> Scores:
+        """What was measured after each round on enough clients: means over clients."""
+        return {own.server_round: {name: own.evaluate[name] for name in own.comparable} for own in self.records}
+
+    def score(self, metric: str) -> Score | None:
+        """Return final and best value of a metric.
+
+        The paper's authors keep the state of the round whose global metric is best on the test set, and print every
+        metric of that state. So local accuracy is that round's too, not the best of its own.
+        """
+        found = {own.server_round: own.comparable for own in self.records if metric in own.comparable}
+        if not found:
+            return None
+        best = chosen_round(found, metric)
+        return Score(self.scores[max(found)][metric], self.scores[best][metric], best)
+
     @property
     def parameters(self) -> float | None:
         """Mean parameters of a client, if the folder has the costs of the models."""
         known = {rate: float(cost.parameters) for rate, cost in self.costs.by_rate.items()} if self.costs else {}
         mix = self.settings.mix
         return mix.mean(known) if set(mix.rates) <= set(known) else None
-
-
-AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def read_run(path: Path) -> Run:
@@ -184,19 +228,19 @@ def read_run(path: Path) -> Run:
     return Run(path, from_stored(values), folder.about(), tuple(folder.history()), folder.costs())
 
 
-def read_runs(paths: Sequence[Path], read: Callable[[Path], AnyRun]) -> tuple[list[AnyRun], list[str]]:
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in or below some paths, and what is wrong with other folders.
 
     Of several folders that hold the same run, as after ``collect``, the one that came furthest is returned.
     """
-    found: dict[tuple[str, ...], AnyRun] = {}
+    found: dict[tuple[str, ...], Run] = {}
     unreadable = []
     for folder in dict.fromkeys(folder for path in paths for folder in run_folders(path)):
         try:
-            run = read(folder)
+            run = read_run(folder)
             flat = {key: portable(str(value)) for key, value in to_flat(run.settings).items() if key not in PLACES}
             same = (run.started, str(run.clients), *flat.values())
-            if same not in found or (run.finished, run.rounds) > (found[same].finished, found[same].rounds):
+            if same not in found or (run.complete, run.rounds) > (found[same].complete, found[same].rounds):
                 found[same] = run
         except HeteroFLError as error:
             text = one_line(error)

@@ -1,112 +1,56 @@
 """What configurations reached and spent: over seeds as tables, and run by run as values."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import rate_of
-from heterofl_flwr.federation.evaluation import is_share
-from heterofl_flwr.report.summary import marked
 from heterofl_flwr.runs.costs import LevelCost
-from heterofl_flwr.runs.metrics import SCOPES, Score, headline_kind, scores
-from simulations.results.configurations import Configuration
-from simulations.results.curves import AXES, axes_of, bounds, spent_until
+from simulations.results.configurations import Configuration, Places, Reached, metrics_of, possible, reached, shown
+from simulations.results.formats import Table, show_interval, show_summary, to_csv
+from simulations.results.paper import AGREES, DIFFERS, TOO_FEW, Cell, Key, departures
 from simulations.results.runs import Run, portable
-from simulations.statistics import PERCENT, Summary, summarise
-from simulations.tables import Table, show_summary, to_csv
+from simulations.results.spent import AXES, axes_of, spent_until
+from simulations.results.statistics import Summary, summarise
 
-NOTE = (
-    "Final: after the last round. Best: in the best round by this metric; by the median client's, of perplexities and "
-    "losses that clients report. Both are means over clients, accuracies in percent. Over several seeds: mean ± "
-    "standard deviation, and from three seeds on the 95 % interval of the mean by the t distribution."
-)
-PARTIAL_NOTE = " With *: of a seed at least, fewer than half of the clients that were asked evaluated."
 LEVELS_NOTE = (
     "Multiplications are those of a forward pass of one example; bytes those of the parameters in a message, one way. "
     "After the last round: mean ± standard deviation over the seeds that evaluated it, and the interval as above."
 )
-JOB = ("dataset", "split", "configuration", "metric")
-MOMENTS = ("mean", "deviation", "low", "high")
-RESULTS = (*JOB, "seeds", *(f"{when}-{moment}" for when in ("final", "best") for moment in MOMENTS))
-JOBS = (*JOB, "seed", "rounds", "final", "best", "best-round", "seconds", "commit", "machine", "folder")
+Printed = Mapping[Key, Sequence[Cell]]
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """What the runs of a configuration reached by one metric. Shares are in percent."""
-
-    label: str
-    metric: str
-    runs: tuple[tuple[Run, Score], ...]  # by seed
-    final: Summary  # after the last round
-    best: Summary  # in the best round
-
-    @property
-    def final_partial(self) -> bool:
-        """Whether a final value comes from too few clients."""
-        return any(score.partial for _, score in self.runs)
-
-    @property
-    def best_partial(self) -> bool:
-        """Whether all values of a run come from too few clients, so that the last one stands for the best."""
-        return any(score.best_round is None for _, score in self.runs)
-
-
-def reached(configurations: Sequence[Configuration]) -> list[Reached]:
-    """Return what each configuration reached by each metric of which it has values."""
-    found = []
-    for metric in metrics_of(configurations):
-        for one in configurations:
-            own = [(run, score) for run in one.runs for score in scores(run.records) if score.name == metric]
-            if own:
-                final, best = (
-                    _summary(metric, values) for values in zip(*(_ends(run, score) for run, score in own), strict=True)
-                )
-                found.append(Reached(one.label, metric, tuple(own), final, best))
-    return found
-
-
-def metrics_of(configurations: Sequence[Configuration]) -> list[str]:
-    """Return the metrics of which there are values: global, local and of the worst client."""
-    records = [record for one in configurations for run in one.runs for record in run.records]
-    kind = headline_kind(records)
-    return [f"{scope}-{kind}" for scope in SCOPES if any(f"{scope}-{kind}" in record.evaluate for record in records)]
-
-
-def _ends(run: Run, score: Score) -> tuple[float, float]:
-    """Return the value after the last and in the best round, both means over clients, by whatever the round was chosen.
-
-    A run whose values are all of too few clients has no other than its last.
-    """
-    found = (record.evaluate[score.name] for record in run.records if record.server_round == score.best_round)
-    best = next(found, score.final)
-    return _shown(score.name, score.final), _shown(score.name, best)
-
-
-def _shown(metric: str, value: float) -> float:
-    """Return a value as tables have it, shares in percent."""
-    return 100 * value if is_share(metric) else value
-
-
-def _summary(metric: str, values: Sequence[float]) -> Summary:
-    """Return mean, deviation and interval of values as tables have them."""
-    return summarise(values, PERCENT if is_share(metric) else bounds(metric))
-
-
-def reached_table(configurations: Sequence[Configuration]) -> Table:
-    """Return what each configuration reached, over seeds."""
-    rows = []
+def reached_table(configurations: Sequence[Configuration], printed: Printed) -> Table:
+    """Return what each configuration reached, over seeds, and the paper's numbers where it prints some of them."""
+    rows: list[tuple[str, ...]] = []
+    beside = []
     for own in reached(configurations):
         seeds, rounds = (", ".join(map(str, dict.fromkeys(texts))) for texts in zip(
             *((run.seed, run.rounds) for run, _ in own.runs), strict=True
         ))  # fmt: skip
-        metric = own.metric.replace("-", " ")
-        ends = marked(show_summary(own.final), own.final_partial), marked(show_summary(own.best), own.best_partial)
-        rows.append((own.label, metric, seeds, rounds, *ends))
-    header = ("configuration", "metric", "seeds", "rounds", "final", "best")
-    note = NOTE + PARTIAL_NOTE * any("*" in cell for row in rows for cell in row[-2:])
-    return Table("tab:reached", "Reached", header, tuple(rows), note)
+        ends = show_summary(own.final), show_summary(own.best)
+        rows.append((own.configuration.label, own.metric.replace("-", " "), seeds, rounds, *ends))
+        beside.append((own.evaluations, *_beside(own, _cells(own, printed))))
+    header: tuple[str, ...] = ("configuration", "metric", "seeds", "rounds", "final", "best")
+    if any(row[2] for row in beside):
+        header += ("best of", "one run, 95 %", "paper", "difference", "verdict")
+        rows = [(*row, *more) for row, more in zip(rows, beside, strict=True)]
+    return Table("tab:reached", "Reached", header, tuple(rows))
+
+
+def _cells(own: Reached, printed: Printed) -> Sequence[Cell]:
+    job = own.configuration.job
+    return printed.get((job, own.metric), ()) if job else ()
+
+
+def _beside(own: Reached, cells: Sequence[Cell]) -> tuple[str, str, str, str]:
+    """Return the interval of one more run, the printed numbers, our best less theirs, and the verdicts."""
+    interval = show_interval(own.best.prediction) if cells else ""
+    numbers = ", ".join(f"{cell.printed} (Table {cell.table})" for cell in cells)
+    less = ", ".join(f"{own.best.mean - cell.value:+.2f}" for cell in cells)
+    return interval, numbers, less, ", ".join(dict.fromkeys(cell.verdict(own.best) for cell in cells))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,36 +73,25 @@ def reached_by_level(configurations: Sequence[Configuration]) -> list[LevelReach
         costs = {cost.level: cost for cost in known}  # of the first run that has them
         for level in sorted({level for by_level in last.values() for level in by_level}, key=rate_of, reverse=True):
             by_seed = {seed: by_level.get(level, {}) for seed, by_level in last.items()}
-            values = {m: [_shown(m, own[m]) for own in by_seed.values() if m in own] for m in metrics}
-            if summaries := {metric: _summary(metric, own) for metric, own in values.items() if own}:
+            values = {m: [shown(m, own[m]) for own in by_seed.values() if m in own] for m in metrics}
+            if summaries := {metric: summarise(own, possible(metric)) for metric, own in values.items() if own}:
                 seeds = tuple(seed for seed, own in by_seed.items() if own.keys() & summaries.keys())
                 found.append(LevelReached(one.label, level, costs.get(level), summaries, seeds))
     return found
 
 
-def levels_table(found: Sequence[LevelReached], metrics: Sequence[str]) -> Table | None:
-    """Return what each level's own model costs and reached by some metrics; None where none was evaluated."""
-    if not found:
-        return None
+def levels_table(found: Sequence[LevelReached], metrics: Sequence[str]) -> Table:
+    """Return what each level's own model costs and reached by some metrics; without rows where none was evaluated."""
     metrics, rows = [metric for metric in metrics if any(metric in own.metrics for own in found)], []
     for own in found:
         costs = (formatting.NOTHING,) * 3
         if cost := own.cost:
             costs = (f"{cost.parameters:,}", formatting.count(cost.macs), formatting.size(cost.bytes))
-        values = (
-            show_summary(own.metrics[metric]) if metric in own.metrics else formatting.NOTHING for metric in metrics
-        )
+        values = (show_summary(own.metrics[m]) if m in own.metrics else formatting.NOTHING for m in metrics)
         rows.append((own.label, own.level, ", ".join(map(str, own.seeds)), *costs, *values))
-    header = (
-        "configuration",
-        "level",
-        "seeds",
-        "parameters",
-        "multiplications",
-        "bytes",
-        *(m.replace("-", " ") for m in metrics),
-    )
-    return Table("tab:levels", "Each level's own model", header, tuple(rows), LEVELS_NOTE)
+    header = ("configuration", "level", "seeds", "parameters", "multiplications", "bytes")
+    names = (metric.replace("-", " ") for metric in metrics)
+    return Table("tab:levels", "Each level's own model", (*header, *names), tuple(rows), LEVELS_NOTE)
 
 
 def spent_table(configurations: Sequence[Configuration]) -> Table:
@@ -191,51 +124,59 @@ def _mean(axis: str, values: Sequence[float]) -> str:
     return AXES[axis].write(summarise(known).mean) if known else formatting.NOTHING
 
 
-Places = Mapping[tuple[str, str], Sequence[Configuration]]
-"""Configurations by data and split."""
+def missing_table(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> Table:
+    """Return the printed numbers without a run, a row for each metric of a data set in a table."""
+    missing: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        if (cell.job, cell.metric) not in found:
+            what = f"{cell.job.split}, {cell.metric.replace('-', ' ')}"
+            missing.setdefault((cell.table, cell.job.data, what), []).append(str(cell.job))
+    rows = tuple((f"Table {table}", *what, str(len(jobs)), ", ".join(jobs)) for (table, *what), jobs in missing.items())
+    return Table("tab:missing", "Printed numbers without a run", ("table", "data", "metric", "number", "jobs"), rows)
 
 
-def results_csv(places: Places) -> str:
-    """Return a row for each configuration and metric: mean, deviation and interval over seeds.
+def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[str]:
+    """Return how many printed numbers there are, have a run, and agree with it: in all, and by group."""
+    lines = []
+    for group in ("", *dict.fromkeys(cell.group for cell in cells)):
+        own = [cell for cell in cells if not group or cell.group == group]
+        verdicts = Counter(
+            cell.verdict(found[cell.job, cell.metric].best) for cell in own if (cell.job, cell.metric) in found
+        )
+        lines.append(
+            f"{group and f'{group}: '}{verdicts.total()} of {len(own)} printed numbers have a run: {verdicts[AGREES]} "
+            f"agree, {verdicts[DIFFERS]} differ, {verdicts[TOO_FEW]} have too few seeds to tell"
+        )
+    return lines
+
+
+JOB = ("dataset", "split", "configuration", "metric")
+ORIGIN = ("parameters", "seconds", "failures", "commit", "machine", "folder", "command", "note")
+RUNS = (*JOB, "seed", "rounds", "final", "best", "best-round", "paper", "table", *ORIGIN)
+
+
+def runs_csv(places: Places, printed: Printed) -> str:
+    """Return a row for each run and metric; ``note`` says in what a run is not as the paper's job.
 
     Here and in the other values, what too few clients gave is left out.
     """
-    return to_csv(RESULTS, [row for place, own in places.items() for row in _results(place, own)])
-
-
-def _results(place: tuple[str, str], configurations: Sequence[Configuration]) -> Iterator[dict[str, object]]:
-    for own in reached(configurations):
-        row: dict[str, object] = dict(zip(JOB, (*place, own.label, own.metric), strict=True))
-        row["seeds"] = " ".join(str(run.seed) for run, _ in own.runs)
-        for when, summary, partial in (("final", own.final, own.final_partial), ("best", own.best, own.best_partial)):
-            values = (summary.mean, summary.deviation, *(summary.interval or (None, None)))
-            row |= {
-                f"{when}-{name}": _rounded(None if partial else value)
-                for name, value in zip(MOMENTS, values, strict=True)
-            }
-        yield row
-
-
-def jobs_csv(places: Places) -> str:
-    """Return a row for each run and metric."""
     rows = []
     for place, configurations in places.items():
         for own in reached(configurations):
-            for run, score in own.runs:
-                final, best = _ends(run, score)
-                values = (
-                    *place,
-                    own.label,
-                    own.metric,
-                    run.seed,
-                    run.rounds,
-                    _rounded(None if score.partial else final),
-                    _rounded(None if score.best_round is None else best),
-                    score.best_round,
-                )
-                origin = (round(run.seconds, 1), run.commit, run.machine, portable(str(run.path)))
-                rows.append(dict(zip(JOBS, (*values, *origin), strict=True)))
-    return to_csv(JOBS, rows)
+            cells = _cells(own, printed)
+            numbers = " ".join(cell.printed for cell in cells), " ".join(cell.table for cell in cells)
+            for run, (final, best, best_round) in own.runs:
+                scores = (round(final, 4), round(best, 4), best_round)
+                values = (*place, own.configuration.label, own.metric, run.seed, run.rounds, *scores, *numbers)
+                rows.append(dict(zip(RUNS, (*values, *_origin(run)), strict=True)))
+    return to_csv(RUNS, rows)
+
+
+def _origin(run: Run) -> tuple[object, ...]:
+    parameters = "" if run.parameters is None else round(run.parameters, 1)
+    note = "; ".join(departures(run))
+    origin = run.commit, run.machine, portable(str(run.path)), portable(run.command)
+    return parameters, round(run.seconds, 1), run.failures, *origin, note and f"not as published: {portable(note)}"
 
 
 def curves_csv(places: Places) -> str:
@@ -253,11 +194,7 @@ def curves_csv(places: Places) -> str:
 
 def _evaluations(run: Run, metrics: Sequence[str]) -> Iterator[dict[str, object]]:
     spent = zip(*(axis.spent(run) for axis in AXES.values()), strict=True)
-    for record, so_far in zip(run.records, spent, strict=True):
-        found = {metric: record.evaluate[metric] for metric in metrics if metric in record.comparable}
+    for values, so_far in zip(run.scores.values(), spent, strict=True):
+        found = {metric: values[metric] for metric in metrics if metric in values}
         if found:
             yield {name: f"{value:.10g}" for name, value in (*zip(AXES, so_far, strict=True), *found.items())}
-
-
-def _rounded(value: float | None) -> object:
-    return "" if value is None else round(value, 4)

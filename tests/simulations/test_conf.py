@@ -9,8 +9,8 @@ import pytest
 from heterofl_flwr.core.levels import LEVELS, Mix, rates_of_ratio
 from heterofl_flwr.nn.models import MODELS
 from heterofl_flwr.settings import DEFAULTS, PRESETS, Settings, from_flat
-from simulations.paper.figures import INTERPOLATION, LEARNING
-from simulations.paper.printed import DATA, Job, differences, job_of, read_cells
+from simulations.results.figures import INTERPOLATION, LEARNING
+from simulations.results.paper import DATA, Job, differences, job_of, read_cells
 from simulations.sweep.__main__ import CONF
 from simulations.sweep.job import LAUNCH
 from tests.simulations.sweeping import EXPERIMENTS, composed, planned

@@ -6,13 +6,12 @@ from contextlib import nullcontext
 import pytest
 
 from heterofl_flwr.errors import ConfigError
-from simulations.paper.collect import collect
-from simulations.paper.pages import make_pages
-from simulations.paper.runs import AUTHORS_COLUMNS, AUTHORS_FILE, read_authors, read_paper_run, write_authors
-from simulations.paper.tables import authors_table
-from simulations.paper.verdicts import group_runs
 from simulations.reference import __main__ as reference
 from simulations.reference.rounds import Parts
+from simulations.results.authors import COLUMNS, FILE, authors_table, read_authors, write_authors
+from simulations.results.collect import collect
+from simulations.results.configurations import configurations, published
+from simulations.results.runs import read_run
 from tests.simulations.tiny_data import write_tiny
 
 OURS = {10: (0.5, 0.9), 20: (0.7, 0.8), 30: (0.6, 0.95)}
@@ -24,7 +23,7 @@ def named(points):
 
 
 def row(number: int, scores: tuple[float, float]) -> dict[str, object]:
-    return {**dict.fromkeys(AUTHORS_COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
+    return {**dict.fromkeys(COLUMNS, "x"), "round": number, "global": scores[0], "local": scores[1]}
 
 
 @pytest.fixture
@@ -67,67 +66,55 @@ def test_only_tested_rounds_are_kept_with_the_time_of_all_before():
 
 def test_what_was_written_is_read(run, make_run):
     assert read_authors(run) == named(THEIRS)
-    assert read_paper_run(run).authors == named(THEIRS)
-    assert read_paper_run(make_run("other").path).authors == {}
+    assert read_authors(make_run("other").path) == {}
 
 
 @pytest.mark.parametrize(
     "text", ["round,global\n1,0.5\n", "round,global,local\n1,much,0.5\n", "round,global,local\n1\n"]
 )
 def test_a_file_that_is_not_as_expected_is_named(run, text):
-    (run / AUTHORS_FILE).write_text(text, encoding="utf-8")
+    (run / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"authors\.csv is not as expected .* simulations\.reference write it again"):
-        read_paper_run(run)
+        read_authors(run)
 
 
-def test_both_are_the_best_of_the_rounds_that_both_tested(run):
-    table = authors_table(group_runs([read_paper_run(run)]))
+def rows_beside(*folders):
+    return authors_table(published(configurations(map(read_run, folders)))).rows
+
+
+def test_both_are_the_best_of_rounds_that_both_tested(run):
     # Of rounds 10 and 20, ours is best in 20 and theirs in 10, by the global metric; local is of the same rounds.
-    assert [row[4:] for row in table.rows if row[6] == "best of 2"] == [
-        ("local, non-IID", "1, theirs 1", "best of 2", "80.00", "70.00", "+10.00"),
-        ("global, non-IID", "1, theirs 1", "best of 2", "70.00", "80.00", "-10.00"),
+    assert [row for row in rows_beside(run) if row[3] == "best of 2"] == [
+        ("e, noniid", "global accuracy", "1, theirs 1", "best of 2", "70.00", "80.00", "-10.00"),
+        ("e, noniid", "local accuracy", "1, theirs 1", "best of 2", "80.00", "70.00", "+10.00"),
     ]
 
 
 def test_no_round_that_both_tested_is_no_row(make_run):
     folder = make_run(evaluated=named(OURS)).path
     write_authors(folder, [row(40, (0.5, 0.5))])
-    assert authors_table(group_runs([read_paper_run(folder)])).rows == ()
+    assert rows_beside(folder) == ()
 
 
-def test_curves_are_compared_at_all_rounds_that_every_run_tested(make_run):
-    ours, theirs = (0.80, 0.90, 0.70), (0.60, 0.70, 0.80)
-    runs = []
+def test_curves_are_compared_where_every_run_tested(make_run):
+    ours, theirs, folders = (0.80, 0.90, 0.70), (0.60, 0.70, 0.80), []
     for seed in range(3):
         scores = {number: {"global-accuracy": ours[seed] + number / 1000} for number in (10, 20, 30, 40)}
-        folder = make_run(f"seed-{seed}", scores, seed=seed).path
+        folders.append(make_run(f"seed-{seed}", scores, seed=seed).path)
         # One of theirs did not do the last round, so none counts it.
-        write_authors(folder, [row(number, (theirs[seed], 0.5)) for number in (10, 20, 30, 40)[: 4 - (seed == 2)]])
-        runs.append(read_paper_run(folder))
-    table = authors_table(group_runs(runs))
-    rounds = [cells[6] for cells in table.rows]
-    assert rounds == ["10 to 10", "20 to 30", "best of 3"]
-    late = table.rows[1]
-    assert late[5] == "3, theirs 3"
-    assert late[7:9] == ("82.50 ± 10.00", "70.00 ± 10.00")
-    # Two groups of three with deviation 10 each: 4 degrees of freedom, t = 2.776, standard error 8.165.
-    assert late[9] == "+12.50 [-10.17, +35.17]"
+        rounds = (10, 20, 30, 40)[: 4 - (seed == 2)]
+        write_authors(folders[-1], [row(number, (theirs[seed], 0.5)) for number in rounds])
+    found = rows_beside(*folders)
+    assert [cells[3] for cells in found] == ["10 to 10", "20 to 30", "best of 3"]
+    assert found[1][2:] == ("3, theirs 3", "20 to 30", "82.50 ± 10.00", "70.00 ± 10.00", "+12.50")
 
 
-def test_the_tables_have_it_beside_the_paper(run, printed, tmp_path):
-    make_pages([run], printed, "the command").write(tmp_path / "out")
-    (line,) = (line for line in (tmp_path / "out" / "tables.md").read_text().splitlines() if "-10.00" in line)
-    assert line == "| e | sbn | - | yes | global, non-IID | 1, theirs 1 | best of 2 | 70.00 | 80.00 | -10.00 |"
-    assert "70.00 & 80.00 & -10.00" in (tmp_path / "out" / "tables.tex").read_text()
-
-
-def test_it_is_kept_with_a_run_and_for_the_run_that_takes_its_place(run, make_run, tmp_path):
-    (outcome,) = collect([run], tmp_path / "results")
-    assert read_authors(outcome.target) == named(THEIRS)
+def test_scores_of_the_authors_stay_with_a_job(run, make_run, tmp_path):
+    ((_, copy),) = collect([run], tmp_path / "results")
+    assert read_authors(copy) == named(THEIRS)
     other = make_run("other", named(OURS), data__split="non-iid-2").path
-    (outcome,) = collect([other], tmp_path / "results", ["replace"])
-    assert outcome.reason == ""
-    assert read_authors(outcome.target) == named(THEIRS)
+    ((_, copy),) = collect([other], tmp_path / "results", ["replace"])
+    assert read_authors(copy) == named(THEIRS)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +126,7 @@ def test_it_is_kept_with_a_run_and_for_the_run_that_takes_its_place(run, make_ru
 )
 def test_what_their_code_cannot_repeat_is_refused(make_run, settings, error):
     with pytest.raises(ConfigError, match=error):
-        reference.check(read_paper_run(make_run(**settings).path))
+        reference.check(read_run(make_run(**settings).path))
 
 
 @pytest.mark.parametrize("asked", [0, -1, 201])
@@ -150,7 +137,7 @@ def test_a_number_of_rounds_that_the_run_has_not_is_refused(make_run, tmp_path, 
 
 
 def test_all_rounds_of_the_run_are_done_unless_fewer_are_asked_for(make_run):
-    run = read_paper_run(make_run().path)
+    run = read_run(make_run().path)
     assert (reference.number_of(run, None), reference.number_of(run, 7)) == (200, 7)
 
 
@@ -158,7 +145,7 @@ def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys
     run = make_run().path
     assert reference.main([str(tmp_path), str(run), "--work", str(tmp_path / "work")]) == 2
     assert "holds no train_classifier_fed.py" in capsys.readouterr().err
-    assert not (run / AUTHORS_FILE).exists()
+    assert not (run / FILE).exists()
     assert not (tmp_path / "work").exists()
 
 
@@ -173,7 +160,7 @@ def test_a_folder_without_their_code_ends_the_command(make_run, tmp_path, capsys
 def test_it_is_the_same_job_in_their_words(make_run, tmp_path, monkeypatch, settings, control):
     made = {}
     monkeypatch.setattr(reference, "Authors", lambda *given, **own: made.update(own, control=given[2]))
-    run = read_paper_run(make_run(seed=3, **settings).path)
+    run = read_run(make_run(seed=3, **settings).path)
     reference.authors_of(run, reference.argparse.Namespace(authors=tmp_path, root="", work=tmp_path))
     assert made["control"] == control
     assert made["seed"] == 3
@@ -214,5 +201,5 @@ def test_their_code_is_run_and_goes_on(checkout, make_run, tmp_path, capsys):
     assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["round 1:", "round 2:"]
     assert list(read_authors(run)) == [1, 2]
     assert read_authors(run)[1] == first[1]
-    with (run / AUTHORS_FILE).open(encoding="utf-8") as file:
+    with (run / FILE).open(encoding="utf-8") as file:
         assert {line["seed"] for line in csv.DictReader(file)} == {"1"}

@@ -2,32 +2,24 @@
 
 import csv
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
 from heterofl_flwr.nn.models import PAPER
 from heterofl_flwr.nn.profile import profile
-from heterofl_flwr.report.drawing import series, to_svg_file
+from heterofl_flwr.report.drawing import series
+from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.costs import LevelCost
 from heterofl_flwr.settings import from_flat
 from simulations.results import __main__ as command
-from simulations.results.configurations import bytes_sent, configurations, multiplications
-from simulations.results.curves import axes_of, curve, spent_until
-from simulations.results.figures import draw_curves, draw_levels, draw_reached
-from simulations.results.runs import method_of, read_run, read_runs
-from simulations.results.tables import (
-    LevelReached,
-    curves_csv,
-    jobs_csv,
-    levels_table,
-    metrics_of,
-    reached,
-    reached_by_level,
-    reached_table,
-    results_csv,
-)
-from simulations.statistics import PERCENT, Summary
+from simulations.results import paper as papers
+from simulations.results.configurations import configurations, reached
+from simulations.results.figures import draw_curves, draw_levels
+from simulations.results.runs import Score, method_of, portable, read_run, read_runs, run_folders
+from simulations.results.spent import axes_of, bytes_sent, curve, multiplications, spent_until
+from simulations.results.statistics import PERCENT, Summary
+from simulations.results.tables import LevelReached, levels_table, reached_by_level
+from tests.simulations.conftest import COMMIT
 
 WHOLE = {"mix": "a1", "assignment": "fix", "server.weights": "examples", "train.mask-fill": "none"}
 MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
@@ -35,7 +27,7 @@ MLP = 784 * 512 + 512 * 256 + 256 * 256 + 256 * 128 + 128 * 10
 
 
 def runs_in(tmp_path):
-    return read_runs([tmp_path / "runs"], read_run)[0]
+    return read_runs([tmp_path / "runs"])[0]
 
 
 def points(*values):
@@ -63,7 +55,7 @@ def test_a_method_is_told_by_its_settings(changes, name):
     assert method_of(from_flat({"data.name": "mnist", **changes})) == name
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_configuration(make_run, tmp_path):
+def test_runs_with_other_seeds_are_one_configuration(make_run, tmp_path):
     for seed, last in ((0, 0.8), (1, 0.9)):
         make_run(f"s{seed}", points((1, 0.3), (2, last)), num_rounds=2, seed=seed, evaluate__every=1 + seed)
     make_run("other", points((2, 0.7)), num_rounds=2, train__lr=0.5)
@@ -76,8 +68,8 @@ def test_runs_that_differ_in_the_seed_alone_are_one_configuration(make_run, tmp_
     }
     both = found["mnist", "iid"][0]
     assert [run.seed for run in both.runs] == [0, 1]
-    ends = curve(both, "global-accuracy", "rounds")
-    assert [(point.spent, point.reached.mean) for point in ends] == [(1, pytest.approx(0.3)), (2, pytest.approx(0.85))]
+    ends = curve(both, "global-accuracy")
+    assert [(point.spent, point.reached.mean) for point in ends] == [(1, pytest.approx(30)), (2, pytest.approx(85))]
 
 
 def test_what_is_spent_adds_up_until_a_target_is_reached(make_run, tmp_path):
@@ -92,42 +84,7 @@ def test_what_is_spent_adds_up_until_a_target_is_reached(make_run, tmp_path):
     assert spent_until(text, "global-perplexity", 8.0, "rounds") == 2  # from above
 
 
-def test_what_too_few_clients_gave_reaches_no_target_and_is_marked_or_left_out(make_run, tmp_path):
-    def with_few(run, rounds):
-        return replace(
-            run,
-            records=[
-                replace(one, partial=("global-accuracy",)) if one.server_round in rounds else one for one in run.records
-            ],
-        )
-
-    make_run("run", points((1, 0.9), (2, 0.5), (3, 0.7)), num_rounds=3)
-    (run,) = runs_in(tmp_path)
-    first, last, every = (with_few(run, rounds) for rounds in ((1,), (3,), (1, 2, 3)))
-    assert spent_until(first, "global-accuracy", 0.6, "rounds") == 3
-    assert spent_until(every, "global-accuracy", 0.6, "rounds") is None
-
-    def places(own):
-        return {("mnist", "iid"): configurations([own])["mnist", "iid"]}
-
-    shown = {name: reached_table(places(own)["mnist", "iid"]) for name, own in (("first", first), ("last", last))}
-    assert [(row[-2:], "With *" in table.note) for table in shown.values() for row in table.rows[:1]] == [
-        (("70.00", "70.00"), False),
-        (("70.00 *", "90.00"), True),
-    ]
-    assert reached_table(places(every)["mnist", "iid"]).rows[0][-2:] == ("70.00 *", "70.00 *")
-    (job, _) = csv.DictReader(jobs_csv(places(last)).splitlines())
-    assert (job["final"], job["best"], job["best-round"]) == ("", "90.0", "1")
-    (result, _) = csv.DictReader(results_csv(places(last)).splitlines())
-    assert (result["final-mean"], result["best-mean"]) == ("", "90.0")
-    assert [row["global-accuracy"] for row in csv.DictReader(curves_csv(places(last)).splitlines())] == [
-        "0.9",
-        "0.5",
-        "",
-    ]
-
-
-def test_the_seed_set_is_charged_once_to_each_client_that_takes_part(make_run, tmp_path):
+def test_the_seed_set_is_charged_once_to_each_client(make_run, tmp_path):
     own = {"server__strategy": "fedh2l", "distill__models": "mlp", "distill__seed_size": 50}
     make_run("run", points((2, 0.5)), num_rounds=2, **own)
     (run,) = runs_in(tmp_path)
@@ -139,7 +96,7 @@ def keywords(settings):
     return {key.replace(".", "__"): value for key, value in settings.items()}
 
 
-def test_multiplications_of_training_are_three_forward_passes_of_each_example(make_run, tmp_path):
+def test_training_multiplies_three_forward_passes_an_example(make_run, tmp_path):
     make_run("run", num_rounds=2, model__name="mlp", train__epochs=5, **keywords(WHOLE))
     (run,) = runs_in(tmp_path)
     # A tenth of 60,000 images, five times.
@@ -147,7 +104,7 @@ def test_multiplications_of_training_are_three_forward_passes_of_each_example(ma
 
 
 @pytest.mark.parametrize(("asked", "dealt"), [(3, 5), (11, 100)])
-def test_each_client_that_was_asked_trains_on_its_own_share_of_the_examples(make_run, tmp_path, asked, dealt):
+def test_each_asked_client_trains_on_its_own_share(make_run, tmp_path, asked, dealt):
     # Half of five clients are three; with sample.spare more are asked than sample.fraction says.
     more = {"model__name": "mlp", "train__epochs": 1, "sample__min_nodes": 2, **keywords(WHOLE)}
     make_run("run", num_rounds=1, clients=asked, **more).note(clients=dealt)
@@ -155,7 +112,7 @@ def test_each_client_that_was_asked_trains_on_its_own_share_of_the_examples(make
     assert multiplications(run) == pytest.approx([3 * asked * 60_000 / dealt * MLP])
 
 
-def test_seed_steps_count_too_and_each_client_has_its_own_architecture(make_run, tmp_path):
+def test_seed_steps_count_with_each_clients_architecture(make_run, tmp_path):
     settings = {**WHOLE, "server.strategy": "fedh2l", "distill.models": "mlp", "distill.steps": 7}
     settings |= {"distill.seed-batch": 50, "train.epochs": 1, "train.batch-size": 10}
     make_run("run", num_rounds=1, **keywords(settings))
@@ -164,7 +121,7 @@ def test_seed_steps_count_too_and_each_client_has_its_own_architecture(make_run,
     assert multiplications(run) == pytest.approx([10 * client])
 
 
-def test_ordered_dropout_counts_the_mean_of_the_models_inside(make_run, tmp_path):
+def test_ordered_dropout_counts_the_mean_of_inner_models(make_run, tmp_path):
     make_run("plain", num_rounds=1, mix="a1-e1")
     make_run("ordered", num_rounds=1, mix="a1-e1", train__distill="ordered")
     spent = {run.path.name: multiplications(run)[0] for run in runs_in(tmp_path)}
@@ -177,45 +134,7 @@ def three_seeds(make_run, *lasts):
         make_run(f"h{seed}", points((1, last + 0.02), (2, last)), num_rounds=2, seed=seed)
 
 
-def test_the_command_prints_final_and_best_over_seeds(make_run, tmp_path, capsys):
-    three_seeds(make_run, 0.90, 0.91, 0.92)
-    make_run("begun", rounds=1, num_rounds=2, mix="d1")
-    assert command.main([str(tmp_path / "runs")]) == 0
-    out, err = capsys.readouterr()
-    # The t distribution's quantile of 2 degrees of freedom is 4.3027; 91 ± 4.3027 / sqrt(3).
-    assert "HeteroFL e, cnn  global accuracy  0, 1, 2       2  91.00 ± 1.00 [88.52, 93.48]  93.00 ± 1.00" in out
-    assert err == "left out, unfinished: begun, 1 of 2 rounds\n"
-    assert command.main([str(tmp_path / "runs"), "--format", "csv"]) == 0
-    (row, _) = csv.DictReader(capsys.readouterr().out.splitlines())
-    assert (row["configuration"], row["metric"], row["seeds"]) == ("HeteroFL e, cnn", "global-accuracy", "0 1 2")
-    assert [row[f"final-{name}"] for name in ("mean", "deviation", "low", "high")] == [
-        "91.0",
-        "1.0",
-        "88.5159",
-        "93.4841",
-    ]
-    assert command.main([str(tmp_path / "runs"), "--format", "markdown"]) == 0
-    assert "| HeteroFL e, cnn | local accuracy | 0, 1, 2 | 2 | 50.00 ± 0.00 [50.00, 50.00] |" in capsys.readouterr().out
-
-
-def test_each_levels_own_model_is_shown_where_it_was_evaluated(make_run, tmp_path):
-    three_seeds(make_run, 0.90, 0.91, 0.92)
-    (own,) = configurations(runs_in(tmp_path)).values()
-    assert levels_table(reached_by_level(own), metrics_of(own)) is None
-
-    def with_levels(run):
-        found = {"a": {"global-accuracy": 0.5 + run.seed / 10}, "e": {"other": 1.0}}
-        return replace(run, records=[*run.records[:-1], replace(run.records[-1], evaluate_by_level=found)])
-
-    evaluated = [replace(own[0], runs=tuple(map(with_levels, own[0].runs)))]
-    table = levels_table(reached_by_level(evaluated), metrics_of(evaluated))
-    heads = ("configuration", "level", "seeds", "parameters", "multiplications", "bytes", "global accuracy")
-    assert table.header == heads
-    cost = ("1,556,874", "10", "6.23 MB")
-    assert table.rows == (("HeteroFL e, cnn", "a", "0, 1, 2", *cost, "60.00 ± 10.00 [35.16, 84.84]"),)
-
-
-def test_a_level_that_some_seeds_did_not_evaluate_is_shown_with_those_that_did(make_run, tmp_path):
+def test_a_level_is_shown_with_the_seeds_that_evaluated_it(make_run, tmp_path):
     three_seeds(make_run, 0.90, 0.91, 0.92)
     ((one,),) = configurations(runs_in(tmp_path)).values()
     by_seed = ({}, {"e": 0.5}, {"e": 0.7, "a": 0.9})
@@ -235,7 +154,8 @@ def test_a_level_that_some_seeds_did_not_evaluate_is_shown_with_those_that_did(m
 def test_levels_are_drawn_over_what_they_compute():
     def level(label, macs, mean):
         cost = LevelCost("b", 0.5, 1, macs, 1, 1)
-        return LevelReached(label, "b", cost, {"global-accuracy": Summary(3, mean, 1.0, 2.0, PERCENT)}, (0, 1, 2))
+        summary = Summary(3, mean, 1.0, 2.0, possible=PERCENT)
+        return LevelReached(label, "b", cost, {"global-accuracy": summary}, (0, 1, 2))
 
     found = [level("one", 2000, 90), level("one", 100, 99), level("other", 100, 50)]
     labels = ["without levels", "one", "other"]
@@ -248,50 +168,7 @@ def test_levels_are_drawn_over_what_they_compute():
     assert draw_levels(found[2:], "global-accuracy", labels) is None
 
 
-def test_no_interval_leaves_0_to_100(make_run, tmp_path):
-    three_seeds(make_run, 0.90, 0.98, 0.98)
-    make_run("low", points((2, 0.0)), num_rounds=2, mix="d1", seed=0)
-    make_run("lower", points((2, 0.05)), num_rounds=2, mix="d1", seed=1)
-    make_run("lowest", points((2, 0.0)), num_rounds=2, mix="d1", seed=2)
-    (own,) = configurations(runs_in(tmp_path)).values()
-    low, high, *_ = reached(own)
-    assert (high.best.interval[1], low.final.interval[0]) == (100, 0)
-    assert high.final.mean == pytest.approx(95.33, abs=0.01)
-    ends = [end for one in own for point in curve(one, "global-accuracy", "rounds") for end in point.reached.interval]
-    assert (min(ends), max(ends)) == (0, 1)
-    figure = draw_reached([low, high])
-    drawn = [end for line in figure.axes[0].lines for end in line.get_xdata()]
-    assert (min(drawn), max(drawn)) == (0, 100)
-
-
-def test_the_command_writes_tables_values_and_figures(make_run, tmp_path, capsys):
-    three_seeds(make_run, 0.90, 0.91, 0.92)
-    make_run("alone", points((2, 0.2)), num_rounds=2, server__shared="", assignment="fix")
-    make_run("begun", rounds=1, num_rounds=2, mix="d1")
-    out = tmp_path / "out"
-    assert command.main([str(tmp_path / "runs"), "--out", str(out), "--target", "0.9"]) == 0
-    text = (out / "results.md").read_text(encoding="utf-8")
-    assert "| HeteroFL e, cnn | global accuracy | 0, 1, 2 | 2 | 91.00 ± 1.00 [88.52, 93.48] | 93.00 ± 1.00" in text
-    assert "| HeteroFL e, cnn | 20 B | 2 | 400 B |" in text
-    assert "| HeteroFL e, cnn | 3 of 3 | 1 | 200 B |" in text
-    assert "| Standalone e, cnn | 0 of 1 | - | - | - | - |" in text
-    assert "left out, unfinished: begun, 1 of 2 rounds" in text
-    assert str(tmp_path) not in text
-    tables = {}
-    for name in ("results", "jobs", "curves"):
-        with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            tables[name] = list(csv.DictReader(file))
-    assert {name: len(rows) for name, rows in tables.items()} == {"results": 4, "jobs": 8, "curves": 7}
-    assert {row["global-accuracy"] for row in tables["curves"] if row["seed"] == "2"} == {"0.94", "0.92"}
-    (job,) = (row for row in tables["jobs"] if (row["seed"], row["metric"]) == ("1", "global-accuracy"))
-    assert (job["final"], job["best"], job["best-round"], job["rounds"]) == ("91.0", "93.0", "1", "2")
-    shown = {f"figures/{path.name}" for path in (out / "figures").iterdir()}
-    assert len(shown) == 2 * (1 + 4)
-    assert all(f"({name})" in text for name in shown)
-    assert "2 configurations on 1 splits" in capsys.readouterr().out
-
-
-def test_runs_that_differ_in_what_is_no_setting_of_the_paper_are_told_apart(make_run, tmp_path):
+def test_runs_of_other_clients_and_engines_are_told_apart(make_run, tmp_path):
     for nodes in (20, 50):
         make_run(f"c{nodes}", points((2, 0.7)), num_rounds=2, sample__min_nodes=nodes)
     for dealt in (5, 10):  # two jobs of a sweep over engine.clients
@@ -315,89 +192,14 @@ def test_a_run_that_stopped_because_nothing_improved_counts(make_run, tmp_path):
     assert [one.final.mean for one in reached(own)] == [50, 50]
 
 
-def test_texts_are_judged_by_perplexity_though_they_have_an_accuracy_too(make_run, tmp_path, capsys):
-    evaluated = {1: {"global-accuracy": 0.85, "global-perplexity": 9.0, "local-perplexity": 8.0}}
-    make_run("run", evaluated | {2: {**evaluated[1], "global-perplexity": 9.5}}, num_rounds=2, data__name="wikitext2")
-    assert command.main([str(tmp_path / "runs"), "--format", "csv"]) == 0
-    found = {row["metric"]: row["best-mean"] for row in csv.DictReader(capsys.readouterr().out.splitlines())}
-    assert found == {"global-perplexity": "9.0", "local-perplexity": "8.0"}
-
-
-def test_the_best_round_is_the_median_clients_and_its_value_the_mean_as_that_of_the_last(make_run, tmp_path):
-    make_run("run", {1: {"local-perplexity": 30.0}, 2: {"local-perplexity": 20.0}}, num_rounds=2)
-    (run,) = runs_in(tmp_path)
-    medians = ({"local-perplexity": 9.0}, {"local-perplexity": 12.0})
-    records = [replace(one, evaluate_medians=own) for one, own in zip(run.records, medians, strict=True)]
-    found = configurations([replace(run, records=records)])
-    (own,) = reached(found["mnist", "iid"])
-    assert (own.final.mean, own.best.mean) == (20, 30)
-    (job,) = csv.DictReader(jobs_csv(found).splitlines())
-    assert (job["final"], job["best"], job["best-round"]) == ("20.0", "30.0", "1")
-
-
-def test_a_run_without_its_history_or_without_evaluation_does_not_hide_the_others(make_run, tmp_path, capsys):
-    lost = make_run("lost", rounds=2, num_rounds=2)
-    lost.note(finished="now")
-    (lost.path / "history.jsonl").unlink()
-    for seed, loss in enumerate(("nan", "7.0")):
-        make_run(f"text{seed}", {2: {"global-perplexity": float(loss)}}, num_rounds=2, seed=seed, data__split="natural")
-    make_run("blind", {2: {}}, num_rounds=2, evaluate__every=0)
-    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert "left out, unfinished: lost, 0 of 2 rounds" in capsys.readouterr().err
-    text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
-    assert "| HeteroFL e, cnn | global perplexity | 0, 1 | 2 | nan ± nan | nan ± nan |" in text
-    assert "| HeteroFL e, cnn | 20 B | 2 | 400 B |" in text
-
-
-def test_a_data_set_that_is_gone_leaves_out_the_multiplications_alone(make_run, tmp_path):
+def test_without_the_data_only_multiplications_are_unknown(make_run, tmp_path):
     make_run("run", points((2, 0.5)), num_rounds=2, data__name=str(tmp_path / "gone"))
     (own,) = configurations(runs_in(tmp_path)).values()
     assert axes_of(own) == ["rounds", "bytes", "seconds"]
     assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
 
 
-def test_time_and_energy_are_there_where_devices_were_simulated(make_run, tmp_path):
-    folder = make_run("run", points((1, 0.4), (2, 0.9)), num_rounds=2)
-    history = folder.path / "history.jsonl"
-    lines = history.read_text(encoding="utf-8").replace('"joules": 0.0', '"joules": 700.0')
-    history.write_text(lines.replace('"simulated_seconds": 0.0', '"simulated_seconds": 90.0'), encoding="utf-8")
-    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--target", "0.4"]) == 0
-    text = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
-    assert "| seconds | simulated-seconds | joules |" in text
-    assert "| 2.0 s | 1 min 30 s | 700 J |" in text
-    assert "| 4.0 s | 3 min 0 s | 1.40 kJ |" in text
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 2 * 7
-
-
-def test_long_names_leave_room_for_the_curves_and_for_one_another(make_run, tmp_path):
-    for number in range(6):
-        own = {"distill__models": "cnn,preresnet18,mlp", "distill__steps": number, "distill__weight": number / 2}
-        make_run(f"r{number}", points((1, 0.3), (2, 0.8)), num_rounds=2, server__strategy="fedh2l", **own)
-    (found,) = configurations(runs_in(tmp_path)).values()
-    assert len(found[0].label) > 60
-    assert to_svg_file(draw_curves(found, "global-accuracy", "rounds"), "test")  # a figure without room is a warning
-    figure = draw_reached([own for own in reached(found) if own.metric == "global-accuracy"])
-    figure.draw_without_rendering()
-    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
-    assert len(boxes) == 6
-    assert all(below.y1 < above.y0 for above, below in pairwise(boxes))
-
-
-def test_figures_whose_runs_are_gone_are_removed_and_without_a_finished_run_it_is_an_error(make_run, tmp_path, capsys):
-    old = tmp_path / "out" / "figures" / "results-old.svg"
-    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    make_run("begun", rounds=1, num_rounds=2)
-    assert command.main(arguments) == 2
-    assert "no finished run in" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    make_run("run", points((2, 0.5)), num_rounds=2)
-    old.parent.mkdir(parents=True)
-    old.touch()
-    assert command.main(arguments) == 0
-    assert not old.exists()
-
-
-def test_what_costs_nothing_is_a_line_where_the_axis_is_logarithmic(make_run, tmp_path):
+def test_what_costs_nothing_is_a_line_on_a_logarithmic_axis(make_run, tmp_path):
     make_run("cheap", points((1, 0.4), (100, 0.9)), num_rounds=100)
     folder = make_run("nothing", points((100, 0.2)), num_rounds=100, server__shared="", assignment="fix")
     history = folder.path / "history.jsonl"
@@ -407,3 +209,231 @@ def test_what_costs_nothing_is_a_line_where_the_axis_is_logarithmic(make_run, tm
     assert axes.get_xscale() == "log"
     assert any("for nothing" in line.get_label() for line in axes.lines)
     assert draw_curves(own, "global-perplexity", "bytes") is None
+
+
+def test_a_run_tells_where_it_comes_from(make_run):
+    run = read_run(make_run(seed=3).path)
+    assert (run.seed, run.rounds, run.finished, run.seconds, run.failures) == (3, 200, True, 400.0, 0)
+    assert (run.commit, run.machine, run.dirty) == (COMMIT, "a machine, 2 cores, no GPU", False)
+
+
+@pytest.mark.parametrize(
+    ("commits", "shown", "dirty"),
+    [(["first", "first", "second-dirty"], "first + second-dirty", True), ([], "unknown", True)],
+)
+def test_a_run_names_all_of_its_commits(make_run, commits, shown, dirty):
+    folder = make_run(rounds=3)
+    folder.note(commits=commits)
+    assert (read_run(folder.path).commit, read_run(folder.path).dirty) == (shown, dirty)
+
+
+def test_the_best_round_is_that_of_the_global_metric(make_run):
+    evaluated = {
+        100: {"global-accuracy": 0.5, "local-accuracy": 0.99},
+        200: {"global-accuracy": 0.7, "local-accuracy": 0.8},
+        300: {"global-accuracy": 0.7, "local-accuracy": 0.9},
+        400: {"global-accuracy": 0.6, "local-accuracy": 0.95},
+    }
+    run = read_run(make_run(evaluated=evaluated, data__split="non-iid-2").path)
+    assert run.score("global-accuracy") == Score(0.6, 0.7, 200)
+    assert run.score("local-accuracy") == Score(0.95, 0.8, 200)
+
+
+def test_a_metric_without_a_global_one_chooses_for_itself(make_run):
+    evaluated = {200: {"local-accuracy": 0.9}, 400: {"local-accuracy": 0.8}}
+    run = read_run(make_run(evaluated=evaluated, num_rounds=400).path)
+    assert run.score("local-accuracy") == Score(0.8, 0.9, 200)
+    assert run.score("global-accuracy") is None
+
+
+def test_the_best_perplexity_is_the_median_clients_lowest(make_run):
+    evaluated = {50: {"global-perplexity": float("nan")}, 100: {"global-perplexity": 30.0}}
+    run = read_run(make_run(evaluated={**evaluated, 200: {"global-perplexity": 20.0}}).path)
+    assert run.score("global-perplexity") == Score(20.0, 20.0, 200)
+    medians = {100: 9.0, 200: 12.0}
+    records = [
+        replace(own, evaluate_medians={"global-perplexity": medians.get(own.server_round, 99.0)}) for own in run.records
+    ]
+    assert replace(run, records=records).score("global-perplexity") == Score(20.0, 30.0, 100)
+
+
+def test_what_too_few_clients_gave_counts_for_nothing(make_run, tmp_path):
+    make_run("run", points((1, 0.9), (2, 0.5), (3, 0.7)), num_rounds=3)
+    (run,) = runs_in(tmp_path)
+
+    def with_few(*rounds):
+        few = dict.fromkeys(rounds, ("global-accuracy",))
+        return replace(run, records=[replace(one, partial=few.get(one.server_round, ())) for one in run.records])
+
+    assert spent_until(with_few(1), "global-accuracy", 0.6, "rounds") == 3
+    assert spent_until(with_few(1, 2, 3), "global-accuracy", 0.6, "rounds") is None
+    scores = [with_few(*rounds).score("global-accuracy") for rounds in ((1,), (3,), (1, 2, 3))]
+    assert scores == [Score(0.7, 0.7, 3), Score(0.5, 0.9, 1), None]
+
+
+def test_a_run_that_lacks_a_round_is_unfinished(make_run):
+    folder = make_run()
+    lines = (folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for kept in (lines[:-1], lines[1:]):
+        (folder.path / "history.jsonl").write_text("".join(kept), encoding="utf-8")
+        assert not read_run(folder.path).finished
+
+
+def test_a_copy_of_a_run_is_no_further_run(make_run, tmp_path):
+    runs = make_run().path.parent
+    copy = tmp_path / "results" / "copy"
+    copy.mkdir(parents=True)
+    (copy / "settings.json").write_bytes((runs / "run" / "settings.json").read_bytes())
+    for _ in range(2):  # the copy of a beginning, then of all of it
+        assert [run.path.name for run in read_runs([runs, tmp_path / "results", runs / "run"])[0]] == ["run"]
+        (copy / "history.jsonl").write_bytes((runs / "run" / "history.jsonl").read_bytes())
+
+
+def test_hidden_folders_are_passed_over(make_run):
+    path = make_run().path
+    path.rename(path.with_name(".run.123"))
+    assert list(run_folders(path.parent)) == []
+
+
+def test_a_folder_without_settings_of_ours_is_named(make_run, tmp_path):
+    RunFolder(tmp_path / "runs" / "mine").start({})
+    (make_run("broken").path / "history.jsonl").write_text("no\nrecord\n", encoding="utf-8")
+    broken, mine = read_runs([tmp_path])[1]
+    assert mine.endswith("mine does not tell its settings, so it is no run of 'heterofl run'")
+    assert "history.jsonl, line 1 is no record of a round" in broken
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/project/simulations/sweep.py mix=a-e", "simulations/sweep.py mix=a-e"),
+        ("run.py data.root=/mnt/data/sets run.dir='/tmp/a b/c'", "run.py data.root=.../sets run.dir='.../a b/c'"),
+        ("run.py ~/data/x a/b/c Salesforce/wikitext 1/2", "run.py .../x a/b/c Salesforce/wikitext 1/2"),
+    ],
+)
+def test_folders_of_a_machine_are_left_out(text, expected):
+    assert portable(text, "/home/me/project") == expected
+
+
+@pytest.fixture
+def out(make_run, printed, tmp_path, capsys):
+    """Return what the command makes of runs of every kind, beside the paper's numbers; they are in ``runs``."""
+    for seed, accuracy in enumerate([0.985, 0.987, 0.986]):
+        evaluated = {100: {"global-accuracy": accuracy}, 200: {"global-accuracy": accuracy - 0.001}}
+        make_run(f"e{seed}", evaluated, seed=seed)
+    make_run("noniid", {400: {"global-accuracy": 0.5, "local-accuracy": 0.99}}, data__split="non-iid-2")
+    make_run("alone", {200: {"global-accuracy": 0.2}}, server__shared="", assignment="fix")
+    make_run("figure", mix="a1-e9", assignment="fix")
+    make_run("blind", {2: {}}, num_rounds=2, evaluate__every=0, seed=8)
+    make_run("unfinished", rounds=120, mix="c1")
+    make_run("again", {200: {"global-accuracy": 0.98}}, mix="b1").note(starts=["2020-01-01"])
+    make_run("later", {200: {"global-accuracy": 0.99}}, mix="b1")
+    words = [str(tmp_path / "runs"), "--paper", str(printed), "--target", "0.9"]
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    (tmp_path / "out" / "figures" / "old.svg").touch()
+    assert command.main([*words, "--out", str(tmp_path / "out"), "--curves"]) == 0
+    return tmp_path / "out"
+
+
+def test_tables_have_final_and_best_beside_the_paper(out, capsys):
+    text = (out / "tables.md").read_text(encoding="utf-8")
+    # Deviation 0.1; half the interval is 4.3027 * 0.1 / sqrt(3) = 0.2484.
+    row = "| global accuracy | 0, 1, 2 | 200 | 98.50 ± 0.10 [98.25, 98.75] | 98.60 ± 0.10 [98.35, 98.85] | 2 "
+    assert f"{row}| [98.10, 99.10] | 98.66 (Table 7), 98.7 (Table 4) | -0.06, -0.10 | agrees |" in text
+    assert "| HeteroFL e, cnn | global accuracy | 0 | 400 | 50.00 | 50.00 | 1 | - | 92.84 (Table 7) |" in text
+    for line in (
+        "Runs that count: 8; left out: 2",
+        "4 of 21 printed numbers have a run: 2 agree, 0 differ, 2 have too few seeds to tell",
+        "With commits: 0123456",
+        "left-out",
+    ):
+        assert line.replace("left-out", "| again | a later run has its settings and seed |") in text
+    assert "| unfinished | unfinished, 120 of 200 rounds |" in text
+    assert "| Table 5 | cifar10 | noniid, local accuracy | 2 | e (no mask), a-e (" in text
+    assert "| Standalone e, cnn | 0 of 1 | - | - | - | - |" in text
+    assert str(out.parent) not in text
+    latex = (out / "tables.tex").read_text(encoding="utf-8")
+    assert r"98.60 $\pm$ 0.10 [98.35, 98.85] & 2 & [98.10, 99.10]" in latex
+
+
+def test_files_have_each_run_and_each_evaluation(out):
+    tables = {}
+    for name in ("runs", "curves"):
+        with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    (row,) = (row for row in tables["runs"] if (row["seed"], row["split"]) == ("1", "iid"))
+    expected = {"dataset": "mnist", "final": "98.6", "best": "98.7", "best-round": "100", "rounds": "200", "note": ""}
+    expected |= {"paper": "98.66 98.7", "table": "7 4", "commit": COMMIT, "parameters": "6594.0", "seconds": "400.0"}
+    assert {name: row[name] for name in expected} == expected
+    (alone,) = (row for row in tables["runs"] if row["configuration"].startswith("Standalone"))
+    assert alone["note"].startswith("not as published: server.shared ''")
+    assert {row["global-accuracy"] for row in tables["curves"] if row["seed"] == "2"} == {"0.986", "0.985"}
+
+
+def test_figures_are_shown_and_old_ones_removed(out):
+    text = (out / "tables.md").read_text(encoding="utf-8")
+    names = {f"figures/{path.name}" for path in (out / "figures").iterdir()}
+    assert {"figures/figure-3a.svg", "figures/mnist-iid-global-accuracy-bytes.svg"} <= names
+    assert "figures/old.svg" not in names
+    assert all(f"({name})" in text for name in names)
+    assert "claims.md" in {path.name for path in out.iterdir()}
+
+
+def test_the_files_do_not_depend_on_their_folder(out, printed, tmp_path):
+    words = [str(tmp_path / "runs"), "--paper", str(printed), "--target", "0.9", "--curves"]
+    assert command.main([*words, "--out", str(tmp_path / "elsewhere")]) == 0
+    for path in out.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "elsewhere" / path.relative_to(out)).read_bytes()
+
+
+def test_without_a_folder_it_prints(make_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(papers.VARIABLE, raising=False)
+    monkeypatch.setattr(command, "paper_folder", lambda given: None)
+    three_seeds(make_run, 0.90, 0.91, 0.92)
+    assert command.main([str(tmp_path / "runs")]) == 0
+    assert (
+        "HeteroFL e, cnn  global accuracy  0, 1, 2       2  91.00 ± 1.00 [88.52, 93.48]  93.00"
+        in capsys.readouterr().out
+    )
+    assert command.main([str(tmp_path / "runs"), "--format", "csv"]) == 0
+    assert len(list(csv.DictReader(capsys.readouterr().out.splitlines()))) == 6
+    assert command.main([str(tmp_path / "runs"), "--curves"]) == 2
+    assert "have no effect without --out" in capsys.readouterr().err
+
+
+def test_without_a_finished_run_it_is_an_error(make_run, tmp_path, capsys):
+    make_run("begun", rounds=1, num_rounds=2)
+    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert "begun: unfinished, 1 of 2 rounds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["collect", "nowhere", "--into", "results"]])
+def test_an_error_is_one_line(words, capsys):
+    assert command.main(words) == 2
+    error = capsys.readouterr().err
+    assert error == "simulations.results: nowhere is no folder; name the folders that hold runs, such as runs/\n"
+
+
+def test_time_and_energy_are_there_where_simulated(make_run, tmp_path):
+    folder = make_run("run", points((1, 0.4), (2, 0.9)), num_rounds=2)
+    history = folder.path / "history.jsonl"
+    lines = history.read_text(encoding="utf-8").replace('"joules": 0.0', '"joules": 700.0')
+    history.write_text(lines.replace('"simulated_seconds": 0.0', '"simulated_seconds": 90.0'), encoding="utf-8")
+    assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--target", "0.4"]) == 0
+    text = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+    assert "| 2.0 s | 1 min 30 s | 700 J |" in text
+    assert "| 4.0 s | 3 min 0 s | 1.40 kJ |" in text
+
+
+def test_collect_says_what_became_of_each_run(make_run, tmp_path, capsys):
+    assert command.main(["collect", str(tmp_path), "--into", str(tmp_path / "kept")]) == 1
+    assert "no run folder found" in capsys.readouterr().out
+    make_run("good", seed=1)
+    make_run("unfinished", rounds=120, mix="c1")
+    words = ["collect", str(tmp_path / "runs"), "--into", str(tmp_path / "kept")]
+    assert command.main(words) == 1
+    copied, refused = capsys.readouterr().out.splitlines()
+    assert copied.endswith(f"good: copied to {tmp_path / 'kept' / 'mnist' / 'iid_e_fix_seed-1'}")
+    assert "unfinished: unfinished: it has done 120 of 200 rounds" in refused
+    assert command.main([*words, "--unfinished"]) == 0

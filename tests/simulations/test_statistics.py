@@ -3,10 +3,9 @@
 import math
 
 import pytest
-from scipy.stats import ttest_1samp, ttest_ind
 
-from simulations.statistics import PERCENT, Summary, contrast, summarise
-from simulations.tables import Table, escape, show_contrast, show_summary, to_latex, to_markdown
+from simulations.results.formats import Table, escape, show_difference, show_summary, to_latex, to_markdown
+from simulations.results.statistics import PERCENT, Summary, summarise
 
 
 def test_one_value_has_no_spread_two_have_a_deviation_and_three_an_interval():
@@ -33,21 +32,10 @@ def test_the_prediction_is_wider_than_the_interval_of_the_mean():
     assert three.prediction == pytest.approx((2 - half_width, 2 + half_width), rel=1e-6)
 
 
-def test_the_interval_of_a_difference_is_welchs():
-    one, two = [98.0, 98.2, 98.7, 98.1], [97.0, 97.9, 98.2]
-    low, high = ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
-    value, half_width = contrast([(1, summarise(one)), (-1, summarise(two))])
-    assert (value - half_width, value + half_width) == pytest.approx((low, high))
-    assert contrast([(1, summarise(one)), (-1, summarise(two[:2]))])[1] is None
-    assert contrast([(1, summarise([1.0] * 3)), (-1, summarise([2.0] * 3))]) == (-1.0, 0.0)
-
-
-def test_a_contrast_with_what_never_varies_is_the_interval_of_one_mean():
-    values = [98.0, 98.2, 98.7, 98.1]
-    low, high = ttest_1samp(values, 0.0).confidence_interval(0.95)
-    constant = summarise([90.0] * 3)
-    value, half_width = contrast([(1, summarise(values)), (-0.5, constant), (-0.5, constant)])
-    assert (value - half_width, value + half_width) == pytest.approx((low - 90, high - 90))
+def test_the_detectable_mean_is_that_of_a_power_of_80_percent():
+    # Deviation 1 of three values: the quantiles of t with 2 degrees of freedom are 4.3027 and 1.0607.
+    assert summarise([1.0, 2.0, 3.0]).detectable == pytest.approx((4.302653 + 1.060660) / math.sqrt(3), rel=1e-6)
+    assert summarise([1.0, 3.0]).detectable is None
 
 
 @pytest.mark.parametrize("values", [[math.nan, 1.0, 2.0], [math.inf, 1.0, 2.0], [math.inf, -math.inf, 1.0]])
@@ -55,14 +43,14 @@ def test_a_run_that_diverged_leaves_no_interval_of_use(values):
     found = summarise(values, PERCENT)
     assert found.mean == pytest.approx(sum(values) / 3, nan_ok=True)
     assert all(map(math.isnan, (found.deviation, *found.interval)))
-    assert all(map(math.isnan, contrast([(1, found), (-1, found)])))
 
 
 def test_a_summary_is_shown_as_far_as_it_is_known():
     assert [show_summary(summarise(own)) for own in ([3.0], [1.0, 3.0], [1.0, 2.0, 3.0])] == [
         *("3.00", "2.00 ± 1.41", "2.00 ± 1.00 [-0.48, 4.48]"),
     ]
-    assert (show_contrast(0.5, None), show_contrast(-0.5, 0.25)) == ("+0.50", "-0.50 [-0.75, -0.25]")
+    assert show_difference(summarise([0.5])) == "+0.50"
+    assert show_difference(summarise([-2.0, -1.0, 0.0])) == "-1.00 [-3.48, +1.48]"
 
 
 TABLE = Table("tab:x", "Table 7: a_b", ("model", "seeds", "best"), (("a-e", "0, 1", "98.66 ± 0.03"), ("[x]", "&", "%")))

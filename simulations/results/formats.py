@@ -1,4 +1,4 @@
-"""Tables of text: in Markdown and in LaTeX, with means and intervals as people read them."""
+"""Tables as Markdown, LaTeX and CSV, with means and intervals as people read them."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heterofl_flwr.core.formatting import NOTHING, render
-from simulations.statistics import Interval, Summary
+from simulations.results.statistics import Interval, Summary
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -86,8 +86,7 @@ def show_interval(interval: Interval | None) -> str:
     return f"[{', '.join(f'{end:.2f}' for end in interval)}]" if interval else NOTHING
 
 
-def show_contrast(value: float, half_width: float | None, digits: int = 2) -> str:
-    """Return a difference of means with its 95 % interval, as far as there are enough values for it."""
-    ends = () if half_width is None else (value - half_width, value + half_width)
-    interval = f" [{', '.join(f'{end:+.{digits}f}' for end in ends)}]" if ends else ""
-    return f"{value:+.{digits}f}{interval}"
+def show_difference(summary: Summary, digits: int = 2) -> str:
+    """Return a mean of differences with its 95 % interval, as far as there are enough values for it."""
+    interval = f" [{', '.join(f'{end:+.{digits}f}' for end in summary.interval)}]" if summary.interval else ""
+    return f"{summary.mean:+.{digits}f}{interval}"

@@ -1,4 +1,4 @@
-"""Means and intervals over seeds: one place for the paper's tables, for comparisons and for sweeps."""
+"""Means and intervals over seeds."""
 
 import math
 import statistics
@@ -13,7 +13,6 @@ FEWEST = 3
 Interval = tuple[float, float]
 
 ANYTHING: Interval = (-math.inf, math.inf)
-SHARE: Interval = (0.0, 1.0)
 PERCENT: Interval = (0.0, 100.0)
 PERPLEXITY: Interval = (1.0, math.inf)
 
@@ -26,6 +25,7 @@ class Summary:
     mean: float
     deviation: float | None = None  # from two values on
     half_width: float | None = None  # of the 95 % interval of the mean by the t distribution, from FEWEST values on
+    detectable: float | None = None  # a mean so far from 0 would be told from 0 in 80 of 100 cases
     possible: Interval = ANYTHING  # what such a value can be; no interval goes beyond
 
     @property
@@ -55,25 +55,11 @@ def summarise(values: Sequence[float], possible: Interval = ANYTHING) -> Summary
     if number < 2:
         return Summary(number, mean, possible=possible)
     deviation = statistics.stdev(values) if math.isfinite(mean) else math.nan
-    quantile = float(stdtrit(number - 1, 0.975))
-    half_width = quantile * deviation / math.sqrt(number) if number >= FEWEST else None
-    return Summary(number, mean, deviation, half_width, possible)
-
-
-def contrast(terms: Sequence[tuple[float, Summary]]) -> tuple[float, float | None]:
-    """Return a weighted sum of means, and half the width of its 95 % interval; None with too few values.
-
-    With weights 1 and -1 it is the difference of two means, and its interval that of Welch.
-    """
-    value = _total([weight * own.mean for weight, own in terms])
-    if min(own.number for _, own in terms) < FEWEST:
-        return value, None
-    shares = [(weight**2 * (own.deviation or 0.0) ** 2 / own.number, own.number - 1) for weight, own in terms]
-    variance = math.fsum(share for share, _ in shares)
-    if not variance:
-        return value, 0.0
-    freedom = variance**2 / math.fsum(share**2 / number for share, number in shares)
-    return value, float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    if number < FEWEST:
+        return Summary(number, mean, deviation, possible=possible)
+    error = deviation / math.sqrt(number)
+    quantile, power = (float(stdtrit(number - 1, share)) for share in (0.975, 0.8))
+    return Summary(number, mean, deviation, quantile * error, (quantile + power) * error, possible)
 
 
 def _total(values: Sequence[float]) -> float:

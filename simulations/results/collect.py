@@ -3,48 +3,38 @@
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.runs import Checkpoint, RunFolder
 from heterofl_flwr.runs.files import to_json, write_atomic
 from heterofl_flwr.settings import to_flat
-from simulations.paper.runs import AUTHORS_FILE, read_paper_run
-from simulations.results.runs import Run, file_name, one_line, portable, run_folders
+from simulations.results import authors
+from simulations.results.paper import name_of
+from simulations.results.runs import Run, file_name, one_line, portable, read_run, run_folders
 
 SETTINGS = "settings.json"
 HISTORY = "history.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Where a run folder was copied to, or why it was not."""
-
-    run: Path
-    target: Path | None
-    reason: str = ""
-
-
-def collect(paths: Sequence[Path], into: Path, allowed: Collection[str] = ()) -> list[Outcome]:
-    """Copy each run in or below some paths to ``<into>/<data>/<name of the job>``.
+def collect(paths: Sequence[Path], into: Path, allowed: Collection[str] = ()) -> list[tuple[Path, Path | str]]:
+    """Copy each run in or below some paths to ``<into>/<data>/<name of the job>``; return copies, or why there is none.
 
     ``allowed`` is what is copied although it is not as it should be: ``unfinished`` runs, ``dirty`` ones, whose code is
     not that of a known commit, and those that ``replace`` another one.
     """
-    outcomes = []
+    outcomes: list[tuple[Path, Path | str]] = []
     for folder in [folder for path in paths for folder in run_folders(path)]:
         try:
-            outcomes.append(Outcome(folder, _copy(folder, into, allowed)))
+            outcomes.append((folder, _copy(folder, into, allowed)))
         except ConfigError as error:
-            outcomes.append(Outcome(folder, None, one_line(error)))
+            outcomes.append((folder, one_line(error)))
     return outcomes
 
 
 def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
-    run = read_paper_run(folder)
-    target = into / file_name(run.job.data) / run.name
-    if not run.finished and "unfinished" not in allowed:
+    run = read_run(folder)
+    target = into / file_name(run.place[0]) / name_of(run)
+    if not run.complete and "unfinished" not in allowed:
         done = f"it has done {run.rounds} of {run.settings.num_rounds} rounds"
         raise ConfigError(f"unfinished: {done}; resume it, or copy it as it is with --unfinished")
     if run.dirty and "dirty" not in allowed:
@@ -53,20 +43,16 @@ def _copy(folder: Path, into: Path, allowed: Collection[str]) -> Path:
             f"or copy it with --dirty"
         )
     if target.exists() and "replace" not in allowed:
-        there = read_paper_run(target)
+        there = read_run(target)
         if there.started != run.started or there.rounds > run.rounds:  # else it is an earlier part of the same run
             raise ConfigError(f"{target} holds another run of this job and seed; take this one instead with --replace")
-    checkpoint = None
-    if not run.finished and RunFolder(folder).has_checkpoint:  # with its last one, the run can go on from the copy
-        checkpoint = RunFolder(folder).load_checkpoint()
-        run = read_paper_run(folder)  # again: it may go on meanwhile
     files = {SETTINGS: _settings(run)}
     files[HISTORY] = "".join(f"{to_json(record.to_json())}\n" for record in run.records).encode()
     # The authors' scores are of the job: those of the run's folder, else of the one whose place it takes.
-    for authors in (target / AUTHORS_FILE, folder / AUTHORS_FILE):
-        if authors.exists():
-            files[AUTHORS_FILE] = authors.read_bytes()
-    _write(target, files, checkpoint)
+    for path in (target / authors.FILE, folder / authors.FILE):
+        if path.exists():
+            files[authors.FILE] = path.read_bytes()
+    _write(target, files)
     return target
 
 
@@ -79,14 +65,12 @@ def _settings(run: Run) -> bytes:
     return f"{to_json(content, indent=2)}\n".encode()
 
 
-def _write(target: Path, files: Mapping[str, bytes], checkpoint: Checkpoint | None) -> None:
-    """Write a folder under a hidden name, which ``gather`` ignores, and only then rename it."""
+def _write(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder under a hidden name, which ``run_folders`` passes over, and only then rename it."""
     hidden = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         for name, data in files.items():
             write_atomic(hidden / name, data)
-        if checkpoint:
-            RunFolder(hidden).save_checkpoint(checkpoint)
         if target.exists():
             shutil.rmtree(target)
         hidden.rename(target)

@@ -1,18 +1,24 @@
-"""Which of the paper's jobs a run is, and where its settings differ from the published ones."""
+"""The paper's jobs and printed numbers: which job a run is, where it is not as published, and what its number says."""
 
 import csv
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.settings import Flat, Settings, from_flat, preset, short_name, to_flat
-from simulations.results.runs import FREE, PROJECT, SPLITS, short_mix
+from heterofl_flwr.settings import CLIENTS, Flat, Settings, from_flat, preset, short_name, to_flat
+from simulations.results.runs import FREE, PROJECT, SPLITS, Run, file_name, method_of, short_mix
+from simulations.results.statistics import Summary
 
 DATA = ("mnist", "cifar10", "wikitext2")
+AGREES, DIFFERS, TOO_FEW = "agrees", "differs", "too few seeds"
 CLIENTS_A_ROUND = 10
+INSTEAD = " instead of "
+LONGEST = 80  # characters of a folder's name that say what differs from the published settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,11 @@ class Job:
         """What differs from the data set's own model, in words."""
         norm = () if self.norm == usual_norm(self.data) else (f"norm {self.norm}",)
         return (*norm, *(() if self.scaler else ("no Scaler",)), *(() if self.masked else ("no mask",)))
+
+    def __str__(self) -> str:
+        """Return the mix, how its levels are assigned, and what is unusual."""
+        words = [*((self.assignment,) if "-" in self.mix else ()), *self.variant]
+        return f"{self.mix} ({', '.join(words)})" if words else self.mix
 
 
 def usual_norm(data: str) -> str:
@@ -74,12 +85,35 @@ def differences(settings: Settings) -> tuple[str, ...]:
     published = to_flat(from_flat({**identity, "data.name": data, "train.mask-fill": mask}))
     for key, value in flat.items():
         if value != published[key] and not key.startswith(FREE):
-            found.append(f"{key} {_shown(value)} instead of {_shown(published[key])}")
+            found.append(f"{key} {_shown(value)}{INSTEAD}{_shown(published[key])}")
     return tuple(found)
 
 
 def _shown(value: Flat) -> str:
     return "''" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def departures(run: Run) -> tuple[str, ...]:
+    """Return where a run is not as published: its settings, and how many clients it had."""
+    drawn = math.ceil(CLIENTS_A_ROUND * run.settings.mix.taking_part)
+    sizes = sorted({len(record.rates) for record in run.records} - {drawn})
+    found, published = differences(run.settings), CLIENTS.get(run.place[0], 100)
+    if run.clients != published:
+        found = (*found, f"clients {run.clients}{INSTEAD}{published}")
+    return (*found, *(f"clients a round {size}{INSTEAD}{drawn}" for size in sizes))
+
+
+def name_of(run: Run) -> str:
+    """Return the name of the run's folder among those of its data set; different runs have different names.
+
+    Where more differs from the published settings than a name can hold, a checksum stands for it.
+    """
+    job, method = job_of(run.settings), method_of(run.settings)
+    changes = [file_name(own.replace(INSTEAD, " not ")) for own in departures(run) if INSTEAD in own]
+    if len("_".join(changes)) > LONGEST:
+        changes = [f"changed-{crc32(' '.join(changes).encode()):08x}"]
+    words = (job.split, job.mix, "" if method == "HeteroFL" else method.lower(), job.assignment, *job.variant)
+    return "_".join([*map(file_name, filter(None, words)), *changes, f"seed-{run.seed}"])
 
 
 VARIABLE = "HETEROFL_PAPER"
@@ -107,7 +141,7 @@ class Cell:
 
     table: str  # the number of its table
     job: Job
-    metric: str  # accuracy, local, global or perplexity
+    metric: str  # as records have it, such as global-accuracy
     printed: str  # as it is printed
     value: float
 
@@ -115,6 +149,18 @@ class Cell:
     def group(self) -> str:
         """Whether the cell is of HeteroFL or of an ablation of it."""
         return "ablations" if self.table in "45" else "HeteroFL"
+
+    def verdict(self, best: Summary) -> str:
+        """Return whether a further run of ours may well give the printed number.
+
+        It is one run's best round, so it is held against the 95 % prediction interval of our best rounds, wider by
+        what was rounded away in print.
+        """
+        if best.prediction is None:
+            return TOO_FEW
+        low, high = best.prediction
+        rounded = 0.5 * 10.0 ** -len(self.printed.partition(".")[2])
+        return AGREES if low - rounded <= self.value <= high + rounded else DIFFERS
 
 
 def paper_folder(given: Path | None, project: Path = PROJECT) -> Path | None:
@@ -154,12 +200,11 @@ def _main(row: Mapping[str, str]) -> Iterator[Cell]:
         return
     table = {title.lower(): number for number, title in TABLES.items()}[data]
     mix = short_mix(Mix.parse(method))
-    first = "perplexity" if data == "wikitext2" else "accuracy"
-    metrics = {"iid": ("iid", first), "noniid_local": ("noniid", "local"), "noniid_global": ("noniid", "global")}
-    for column, (split, metric) in metrics.items():
+    kind = "perplexity" if data == "wikitext2" else "accuracy"
+    for column, scope in {"iid": "global", "noniid_local": "local", "noniid_global": "global"}.items():
         if row[column]:
-            job = Job(data, split, mix, norm=usual_norm(data))
-            yield Cell(table, job, metric, row[column], float(row[column]))
+            job = Job(data, column.partition("_")[0], mix, norm=usual_norm(data))
+            yield Cell(table, job, f"{scope}-{kind}", row[column], float(row[column]))
 
 
 def _ablation(row: Mapping[str, str]) -> Iterator[Cell]:
@@ -168,6 +213,18 @@ def _ablation(row: Mapping[str, str]) -> Iterator[Cell]:
     mix, scaler, masked = short_mix(Mix.parse(row["mode"])), row["scaler"] != "no", row.get("masked_loss") != "no"
     for data in ("mnist", "cifar10"):
         job = Job(data, "iid" if iid else "noniid", mix, norm=row["norm"], scaler=scaler, masked=masked)
-        for metric in ("accuracy",) if iid else ("local", "global"):
-            printed = row[data if iid else f"{data}_{metric}"]
-            yield Cell("4" if iid else "5", job, metric, printed, float(printed))
+        for scope in ("global",) if iid else ("local", "global"):
+            printed = row[data if iid else f"{data}_{scope}"]
+            yield Cell("4" if iid else "5", job, f"{scope}-accuracy", printed, float(printed))
+
+
+Key = tuple[Job, str]
+"""A job and a metric of it."""
+
+
+def by_job(cells: Iterable[Cell]) -> dict[Key, list[Cell]]:
+    """Return what is printed of each job and metric, Tables 7 to 9 before the ablations."""
+    found: dict[Key, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: list(TABLES).index(cell.table)):
+        found.setdefault((cell.job, cell.metric), []).append(cell)
+    return found

@@ -1,1 +1,0 @@
-"""Runs beside the paper: which printed number a run repeats, tables, figures, and the folder of results."""

@@ -1,0 +1,189 @@
+"""What the paper claims, as differences between jobs, and what the runs say of each claim."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from heterofl_flwr.core.formatting import NOTHING
+from heterofl_flwr.core.levels import Mix, level_name
+from simulations.results.configurations import Reached
+from simulations.results.formats import Table, show_difference, to_markdown
+from simulations.results.paper import TOO_FEW, Cell, Job, Key
+from simulations.results.runs import short_mix
+from simulations.results.statistics import Summary, summarise
+
+Terms = tuple[tuple[float, Job], ...]
+"""Jobs with their weights: the sum of their results, each times its weight, is what a claim says is above 0."""
+
+HOLDS, FAILS, CANNOT_TELL = "holds", "does not hold", "no difference seen"
+NORMS = ("none", "in", "gn", "ln")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim of the paper that runs can test."""
+
+    title: str
+    text: str  # where the paper makes it, and what is compared
+    terms: Callable[[Job], Iterator[Terms]]  # from a job to what is compared with it
+    scopes: tuple[str, ...] = ("global", "local")
+
+
+def _levels(job: Job) -> list[Job]:
+    """Return the jobs of each level of a mix alone, from the largest; none of a single level."""
+    levels = Mix.parse(job.mix).rates
+    return [replace(job, mix=level_name(level)) for level in levels] if len(levels) > 1 else []
+
+
+def _near_largest(job: Job) -> Iterator[Terms]:
+    if levels := _levels(job):
+        yield (1, job), (-0.5, levels[0]), (-0.5, levels[-1])
+
+
+def _above_levels(job: Job) -> Iterator[Terms]:
+    yield from (((1, job), (-1, level)) for level in _levels(job))
+
+
+def _above_exclusive(job: Job) -> Iterator[Terms]:
+    """Yield a mix beside each level but the smallest, trained by nobody but the clients that can hold it."""
+    mix = Mix.parse(job.mix)
+    for place, rate in enumerate(mix.rates[:-1]):
+        able = sum(mix.counts[: place + 1])
+        alone = Mix((rate,), (able,), idle=sum(mix.counts) - able)
+        yield (1, job), (-1, replace(job, mix=short_mix(alone), assignment="fix"))
+
+
+def _changed(changes: Sequence[Mapping[str, object]], **own: object) -> Callable[[Job], Iterator[Terms]]:
+    """Return a function that compares jobs of which ``own`` is true with those that differ by a change."""
+
+    def terms(job: Job) -> Iterator[Terms]:
+        if all(getattr(job, name) == value for name, value in own.items()):
+            for change in changes:
+                other = replace(job, **change)  # type: ignore[arg-type]
+                if other != job:  # some have no effect on a single level
+                    yield (1, job), (-1, other)
+
+    return terms
+
+
+CLAIMS = (
+    Claim(
+        "Small clients take part at little cost",
+        "Tables 1 to 3 and 7 to 9, section 4. Compared: a mix with the middle between its largest and its smallest "
+        "level alone; above 0, it is nearer to the largest.",
+        _near_largest,
+    ),
+    Claim(
+        "A mix is better than each of its levels alone",
+        "Tables 1 to 3 and 7 to 9, section 4: the paper claims it of the smallest level. Compared: the global model of "
+        "a mix, which is as large as its largest level, with each of its levels alone.",
+        _above_levels,
+    ),
+    Claim(
+        "A mix is better than a level that only the clients who can hold it train",
+        "What small clients add: no number of the paper. Compared: the global model of a mix with each of its levels, "
+        "trained by as many clients as can hold it, with fixed levels; x counts those that take no part.",
+        _above_exclusive,
+    ),
+    Claim(
+        "Dynamic is better than Fix",
+        "Section 4 and Figures 9 to 11. Compared: levels that are drawn anew each round with fixed ones.",
+        _changed([{"assignment": "fix"}], assignment="dynamic"),
+    ),
+    Claim(
+        "Static batch norm is better than other norms",
+        "Captions of Tables 4 and 5. Compared: static batch norm with each other norm, and with none.",
+        _changed([{"norm": norm} for norm in NORMS], norm="sbn"),
+    ),
+    Claim(
+        "The Scaler helps",
+        "Captions of Tables 4 and 5. Compared: with and without it.",
+        _changed([{"scaler": False}], scaler=True),
+    ),
+    Claim(
+        "The mask helps global accuracy where clients have few classes",
+        "Caption of Table 5. Compared: with and without it.",
+        _changed([{"masked": False}], masked=True, split="noniid"),
+        ("global",),
+    ),
+)
+
+TITLE = """# Claims of the paper, and our runs
+
+`{command}` writes this.
+
+A claim says that a difference is above 0; for perplexity, where less is better, signs are turned. Differences are of
+runs with the same seed, in points of accuracy or of perplexity: their mean, and from three seeds on its 95 % interval
+by the t distribution. A claim *holds* where the whole interval is above 0, and *does not hold* where all of it is
+below. Where 0 is in the interval, there is *no difference seen*; with fewer than three seeds there are *too few seeds*
+to tell. Final: after the last round, which is not a choice. Best: in the round whose global metric is best on the test
+set, which is what the paper prints. *Could have seen* is the power of the comparison of final rounds: a true difference
+of so many points would be seen in 80 of 100 such comparisons, with these seeds and their spread; a smaller one may well
+be missed. Paper: the same difference of printed numbers.
+"""
+HEADER = (
+    *("data", "compared", "seeds", "final", "by final rounds", "could have seen"),
+    *("best", "by best rounds", "paper"),
+)
+
+
+def claims_page(found: Mapping[Key, Reached], printed: Mapping[Key, Sequence[Cell]], command: str) -> str:
+    """Return a page that says of every claim what the runs say."""
+    tables = [Table("", claim.title, HEADER, tuple(_rows(claim, found, printed)), claim.text) for claim in CLAIMS]
+    verdicts = [HEADER.index(name) for name in ("by final rounds", "by best rounds")]
+    summary = tuple((table.title, *(_count([row[at] for row in table.rows]) for at in verdicts)) for table in tables)
+    heads = ("claim", *(HEADER[at] for at in verdicts))
+    parts = [TITLE.format(command=command), to_markdown(Table("", "Summary", heads, summary))]
+    return "\n".join([*parts, *map(to_markdown, tables)])
+
+
+def _count(verdicts: Sequence[str]) -> str:
+    return ", ".join(f"{verdict}: {number}" for verdict, number in Counter(verdicts).most_common()) or "not run"
+
+
+def _rows(
+    claim: Claim, found: Mapping[Key, Reached], printed: Mapping[Key, Sequence[Cell]]
+) -> Iterator[tuple[str, ...]]:
+    """Yield the comparisons all of whose jobs have runs with the same seeds."""
+    keys = [(job, metric) for job, metric in found if metric.startswith(claim.scopes)]
+    for job, metric in keys:
+        if job.split == "iid" and metric.startswith("local"):
+            continue  # clients have all classes: it is the global metric, on parts of the test set
+        for terms in claim.terms(job):
+            own = [(weight, found[other, metric]) for weight, other in terms if (other, metric) in found]
+            sign = -1 if metric.endswith("perplexity") else 1
+            seeds = set.intersection(*(set(one.values("final")) for _, one in own)) if len(own) == len(terms) else set()
+            if not seeds:
+                continue
+            final, best = (
+                summarise(
+                    [sum(sign * weight * one.values(when)[seed] for weight, one in own) for seed in sorted(seeds)]
+                )
+                for when in ("final", "best")
+            )
+            yield (
+                f"{job.data}, {job.split}, {metric.replace('-', ' ')}",
+                f"{job} against {' and '.join(str(other) for _, other in terms[1:])}",
+                ", ".join(map(str, sorted(seeds))),
+                *(show_difference(final), _verdict(final)),
+                NOTHING if final.detectable is None else f"{final.detectable:.2f}",
+                *(show_difference(best), _verdict(best)),
+                _printed(terms, metric, printed, sign),
+            )
+
+
+def _printed(terms: Terms, metric: str, printed: Mapping[Key, Sequence[Cell]], sign: int) -> str:
+    """Return the same difference of the numbers of one table."""
+    by_table: dict[str, list[float]] = {}
+    for weight, job in terms:
+        for cell in printed.get((job, metric), ()):
+            by_table.setdefault(cell.table, []).append(sign * weight * cell.value)
+    complete = (sum(values) for values in by_table.values() if len(values) == len(terms))
+    return next((f"{value:+.2f}" for value in complete), NOTHING)
+
+
+def _verdict(difference: Summary) -> str:
+    if difference.interval is None:
+        return TOO_FEW
+    low, high = difference.interval
+    return HOLDS if low > 0 else FAILS if high < 0 else CANNOT_TELL
