@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.nn.depth import shallow
-    from heterofl_flwr.strategies.block_momentum import BlockMomentum
     from heterofl_flwr.strategies.fedh2l import FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL
 
@@ -40,7 +39,6 @@ __all__ = [
     "Adam",
     "Aggregator",
     "Averaging",
-    "BlockMomentum",
     "DeviceProfile",
     "Devices",
     "Evaluation",
@@ -93,7 +91,6 @@ _HOMES = {
     "grids.simulated": ("SimulatedDevices",),
     "grids.windowed": ("Windowed",),
     "nn.depth": ("shallow",),
-    "strategies.block_momentum": ("BlockMomentum",),
     "strategies.fedh2l": ("FedH2L",),
     "strategies.heterofl": ("HeteroFL",),
 }

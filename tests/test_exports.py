@@ -15,7 +15,6 @@ PUBLIC = [
     "Adam",
     "Aggregator",
     "Averaging",
-    "BlockMomentum",
     "DeviceProfile",
     "Devices",
     "Evaluation",

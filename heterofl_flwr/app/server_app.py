@@ -27,13 +27,11 @@ from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.grids.windowed import Watched
-from heterofl_flwr.nn.exits import BLOCKS
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import command, command_known, device_name
 from heterofl_flwr.settings import DEFAULTS, Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
-from heterofl_flwr.strategies.block_momentum import BlockMomentum
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.keywords import Keywords
@@ -137,7 +135,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "fidelity": Fidelity.of(settings.fidelity),
         "server_optimizer": parse_optimizer(server.optimizer),
         "robust": server.build_robust_mean(),
-        "aggregator": _block_momentum(task) if server.block_momentum else AGGREGATORS[server.aggregator],
+        "aggregator": AGGREGATORS[server.aggregator],
     }
     return HeteroFL(task.build, settings.mix, **averaging)
 
@@ -155,13 +153,6 @@ def _common_keywords(settings: Settings, callbacks: Sequence[RoundCallback]) -> 
         "limits": settings.server.build_limits(),
         "evaluation": settings.evaluate.as_options(Evaluation),
     }
-
-
-def _block_momentum(task: Task) -> BlockMomentum:
-    """Return what moves the last block of shallower models; heads are classifiers, which are left alone."""
-    blocks = BLOCKS[task.settings.model.name]
-    whole = f"{blocks}.body" if blocks == "exits.*" else blocks
-    return BlockMomentum(task.build, task.mix, whole, task.settings.server.block_momentum)
 
 
 def build_devices(task: Task) -> Devices | None:

@@ -146,11 +146,6 @@ class _Copies:
         return copy.deepcopy(self.model)
 
 
-def find_blocks(model: nn.Module, pattern: str) -> list[str]:
-    """Return the names of the modules that fit a pattern, part by part, in the model's order."""
-    return [name for name, _ in model.named_modules() if name and _fits(name, pattern)]
-
-
 def find_stacks(model: nn.Module, pattern: str) -> dict[str, list[str]]:
     """Return the stacks of the blocks that fit a pattern: by the name of each, the names of the blocks in it."""
     stacks = {

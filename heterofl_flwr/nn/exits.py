@@ -44,8 +44,8 @@ class Exits(nn.Module):
     ensemble : bool
         Whether evaluation returns the mean of all exits' logits (DepthFL) instead of those of the deepest.
     deepest_only : bool
-        Whether clients train the deepest of their exits alone (InclusiveFL). They hold the heads of the others, which
-        then do not count in the mean.
+        Whether clients train the deepest of their exits alone. They hold the heads of the others, which then do not
+        count in the mean.
     """
 
     def __init__(self, stages: Iterable[Stage], *, ensemble: bool = False, deepest_only: bool = False) -> None:

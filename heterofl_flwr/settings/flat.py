@@ -176,9 +176,6 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Ru
         ("train.exits", train.exits != "last" and not has_exits, _NO_EXITS),
         ("train.exits", train.exits != "last" and train.distill != "none",
          f"but train.distill={train.distill} trains the models inside a client's own; expected 'last'"),
-        ("server.block-momentum", server.block_momentum and levels is None, "expected model.shrink to be depth"),
-        ("server.block-momentum", server.block_momentum and server.aggregator != "counting-mean",
-         f"but server.aggregator is {server.aggregator}; expected 0"),
     )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ class TrainSettings(Group):
     )
     exits: TrainedExits = setting(
         "last",
-        "exits of its model that a client trains: the deepest alone (last: InclusiveFL), all with distillation among "
+        "exits of its model that a client trains: the deepest alone (last), all with distillation among "
         "them (mutual: DepthFL), or all with distillation from the deepest (deepest: ScaleFL)",
     )
     mask_fill: Fill = setting(
@@ -159,9 +159,6 @@ class ServerSettings(Group):
         "none",
         "what makes a step of what the mean changes, as Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad do, with "
         "their arguments and defaults; entries that nobody held keep still",
-    )
-    block_momentum: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0, "share of deeper blocks in what the last block of a shallower level's model changes by (InclusiveFL: 0.2)"
     )
     robust: Literal["none", RobustMean] = setting(
         "none",

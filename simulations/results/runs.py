@@ -91,10 +91,7 @@ def method_of(settings: Settings) -> str:
     if settings.train.distill != "none":
         return NESTED_METHODS[settings.train.distill]
     if settings.model.shrink != "width":
-        momentum = bool(settings.server.block_momentum)
-        return {"mutual": "DepthFL", "deepest": "ScaleFL"}.get(
-            settings.train.exits, "InclusiveFL" if momentum else "depth"
-        )
+        return {"mutual": "DepthFL", "deepest": "ScaleFL", "last": "depth"}[settings.train.exits]
     if server.weights == "examples" and len(settings.mix.rates) == 1:
         return "FedAvg"
     return SLICE_METHODS[server.choose]

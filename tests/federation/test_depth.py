@@ -1,14 +1,12 @@
-"""Clients of unequal depth: what counts in a round, and InclusiveFL's momentum between blocks."""
+"""Clients of unequal depth: what counts in a round."""
 
 from functools import partial
 
-import pytest
 import torch
 from torch import nn
 
-from heterofl_flwr import BlockMomentum, HeteroFL, LocalGrid, shallow
+from heterofl_flwr import HeteroFL, LocalGrid, shallow
 from heterofl_flwr.core import Mix
-from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation.round import Round, TrainReply
 from heterofl_flwr.nn import build_model, with_exits
 from tests.federation import tiny
@@ -84,72 +82,3 @@ def test_heads_that_a_client_does_not_train_say_nothing_of_its_classes():
     current.add(7, TrainReply(sub, num_examples=1, labels=None, capacity=None, metrics={}, num_bytes=0))
     changed = (current.close()["exits.1.head.linear.weight"] != state["exits.1.head.linear.weight"]).any(1)
     assert changed.tolist() == [False, False, True, False]
-
-
-def momentum(share):
-    return BlockMomentum(build, "a1-b1-c1", "1.*", share)
-
-
-def test_the_last_block_of_a_level_takes_a_share_of_what_deeper_blocks_change_by():
-    """Levels of one, two and four blocks, which change by 1, 2, 5 and 11."""
-    old = {name: torch.zeros_like(own) for name, own in build(1.0).named_parameters()}
-    changes = {"1.0": 1.0, "1.1": 2.0, "1.2": 5.0, "1.3": 11.0}
-    new = {name: own + changes.get(name.rpartition(".")[0], 7.0) for name, own in old.items()}
-    adjusted = momentum(0.2).adjust(old, new, lambda name: torch.ones_like(old[name]))
-    found = {name: change(old, adjusted, name) for name in old}
-    assert found["1.0.weight"] == found["1.0.bias"] == [1.1]  # 0.8 * 1 + 0.2 * (1 + 2) / 2
-    assert found["1.1.weight"] == [2.8]  # 0.8 * 2 + 0.2 * (2 + 5 + 11) / 3
-    assert [found[f"1.{number}.weight"] for number in (2, 3)] == [[5.0], [11.0]]
-    assert found["0.weight"] == found["2.bias"] == [7.0]
-
-
-def test_blocks_that_nobody_trained_teach_nothing_and_learn_nothing():
-    old = {name: torch.zeros_like(own) for name, own in build(1.0).named_parameters()}
-    new = {name: own + 1.0 for name, own in old.items()}
-    new |= {name: old[name] for name in old if name.startswith(("1.1", "1.3"))}
-    held = {name: (new[name] - own) for name, own in old.items()}
-    adjusted = momentum(0.5).adjust(old, new, held.__getitem__)
-    assert change(old, adjusted, "1.0.weight") == [1.0]  # block 1 was not trained
-    assert change(old, adjusted, "1.1.weight") == [0.0]
-
-
-@pytest.mark.parametrize(
-    ("depths", "last_blocks"),
-    [
-        ({"a": 1, "b": 0.5, "c": 0.75}, ["1.1", "1.2"]),  # a smaller rate, but deeper
-        ({"a": 1, "b": 0.5, "c": 0.5}, ["1.1"]),
-        ({"a": 1, "b": 0.25, "c": 0.1}, ["1.0"]),  # one block at both rates
-    ],
-)
-def test_levels_are_compared_by_their_depths(depths, last_blocks):
-    some = shallow(stack(), "1.*", levels={level: (1, depth) for level, depth in depths.items()})
-    old = {name: torch.zeros_like(own) for name, own in some(1.0).named_parameters()}
-    new = {name: own + number for number, (name, own) in enumerate(old.items())}
-    adjusted = BlockMomentum(some, "a1-b1-c1", "1.*").adjust(old, new, lambda name: torch.ones_like(old[name]))
-    moved = {name for name in old if not torch.equal(adjusted[name], new[name])}
-    assert moved == {f"{block}.{own}" for block in last_blocks for own in ("weight", "bias")}
-
-
-def test_a_round_of_the_strategy_applies_it():
-    before, after = run(build, "a1-b1-c1", aggregator=momentum(0.2))  # blocks change by 2, 1.5, 1 and 1
-    assert change(before, after, "1.0.weight") == [1.95]  # 0.8 * 2 + 0.2 * (2 + 1.5) / 2
-    assert change(before, after, "1.1.weight") == [1.433]  # 0.8 * 1.5 + 0.2 * (1.5 + 1 + 1) / 3
-    assert change(before, after, "1.3.weight") == [1.0]
-
-
-def test_momentum_keeps_nothing_from_round_to_round_so_that_a_run_can_resume():
-    aggregator = momentum(0.2)
-    (_, first), (_, second) = (run(build, "a1-b1-c1", rounds=2, aggregator=aggregator) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_momentum_needs_blocks_of_equal_shapes_and_a_share():
-    unequal = shallow(with_exits(build_model("cnn", hidden=(4, 8))), "exits.*")
-    with pytest.raises(
-        ConfigError, match=r"nothing can be distilled: .* choose a model of equal blocks \(model\.hidden="
-    ):
-        BlockMomentum(unequal, "a1-b1", "exits.*.body")
-    with pytest.raises(ConfigError, match="share is 2; expected a number from 0 to 1"):
-        momentum(2)
-    with pytest.raises(ConfigError, match=r"needs 1\.1\.bias, .*, which the server does not have: let the parameters"):
-        run(build, "a1-b1-c1", aggregator=momentum(0.2), shared=("0.*", "1.0.*"))

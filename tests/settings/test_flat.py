@@ -214,7 +214,6 @@ def test_one_fault_is_one_line_also_where_other_settings_follow(mapping, text):
             "train.exits: found 'mutual', but train.distill=all trains the models inside a client's "
             "own; expected 'last'",
         ),
-        ({"server.block-momentum": 0.2}, "server.block-momentum: found 0.2, expected model.shrink to be depth"),
         ({"run.resume": True}, "run.resume: found True, expected run.dir to name the folder"),
     ],
 )

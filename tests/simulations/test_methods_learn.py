@@ -23,7 +23,6 @@ LEARNS = {
     "federated-dropout": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "fjord": (("mix=a-b", "split=iid"), "global-accuracy", 0.8),
     "depthfl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
-    "inclusivefl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
     "scalefl": (("mix=a-c", *DEEP), "global-accuracy", 0.8),
     "standalone": (("mix=a", "split=non-iid-2"), "local-accuracy", 0.9),
     "lg-fedavg": (("mix=a", "split=non-iid-2", "model=cnn", "model.hidden='8,16'"), "local-accuracy", 0.8),

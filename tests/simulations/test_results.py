@@ -43,7 +43,6 @@ def points(*values):
         ({"train.distill": "drawn"}, "FjORD"),
         ({"model.shrink": "depth"}, "depth"),
         ({"model.shrink": "depth", "train.exits": "mutual"}, "DepthFL"),
-        ({"model.shrink": "depth", "server.block-momentum": 0.2}, "InclusiveFL"),
         ({"model.shrink": "b=1:0.5,c=1:0.5,d=1:0.5,e=1:0.5", "train.exits": "deepest"}, "ScaleFL"),
         (WHOLE, "FedAvg"),
         ({**WHOLE, "server.shared": ""}, "Standalone"),
