@@ -1,6 +1,6 @@
 """Grids behind Flower's ``Grid`` interface: two that run clients, and one that bounds memory.
 
-``LocalGrid`` runs a ClientApp in this machine's processes, ``RayGrid`` in Ray actors; ``Windowed`` limits how many
+``LocalGrid`` runs a ClientApp in this process, ``RayGrid`` in Ray actors; ``Windowed`` limits how many
 messages of any grid are under way.
 """
 

@@ -89,7 +89,7 @@ def reference(client_app: ClientApp | str) -> str:
     if not places:
         raise ConfigError(
             f"client_app is {client_app!r}, which no module holds under a name, so other processes cannot import it; "
-            "expected a ClientApp at the top level of a module, its 'module:attribute', or processes=0"
+            "expected a ClientApp at the top level of a module or its 'module:attribute'; a LocalGrid takes any"
         )
     return places[-1]
 
@@ -133,7 +133,7 @@ def _call(cohort: Cohort, messages: Sequence[Message], contexts: Sequence[Contex
                 raise TypeError(f"the ClientApp returned a {type(reply).__name__}; expected a Message")
             if reply.metadata.reply_to_message_id != message.metadata.message_id:
                 raise ValueError("the ClientApp returned a Message that replies to another; expected reply_to=message")
-    except (Exception, SystemExit) as error:  # a worker process must outlive a client's sys.exit()
+    except (Exception, SystemExit) as error:  # the grid must outlive a client's sys.exit()
         trouble = traceback.format_exc()
         return [failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, error, trouble) for message in messages]
     for reply in replies:

@@ -1,33 +1,31 @@
-"""Ray actors as workers, from both of their ends."""
+"""Ray actors that run clients, from both of their ends: how they are started, and what travels to them and back."""
 
-import logging
+import io
 import math
 import os
-import time
-from collections.abc import Mapping, Sequence
+import pickle
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import PickleBuffer
+from types import MappingProxyType
 from typing import Any, cast
 
 import ray
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
+from flwr.clientapp import ClientApp
 
+from heterofl_flwr.compat import ErrorCode, set_identity
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids.apps import Envelope
-from heterofl_flwr.grids.payloads import Slice, pack, unpack
-from heterofl_flwr.grids.processes import answer_each, try_load
-from heterofl_flwr.grids.runner import Group
-from heterofl_flwr.grids.worker_pool import Worker, WorkerDeathError, ended_on_error
+from heterofl_flwr.grids.apps import Envelope, answer, failure, load
+from heterofl_flwr.grids.ray_runner import ActorDeathError, Ready, Report, StoredRecord
 
-logger = logging.getLogger(__name__)
-
-PATIENCE = 60.0
-"""Seconds until a warning says that an actor has not started, and what the cluster has."""
-
-NEIGHBOURS = 5.0
-"""Seconds in which actors that were started together should all be there."""
+Read = Callable[[Any], Ready | list[Envelope]]
+"""From what Ray returns to what an actor says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,113 +61,66 @@ class ActorOptions:
         )
 
 
-def start_actors(options: ActorOptions, most: int) -> tuple[Sequence["Actor"], bool]:
-    """Start as many actors as there is room for; wait for one, and return whether the ClientApp answers groups.
+class Actor:
+    """The end of this process: an actor that does one thing at a time, and reports what came of it."""
 
-    Those for which there is no room yet, because others use the cluster, work from when there is. Nothing tells an
-    actor without room from one that imports torch on a slow machine, so no time limit ends the wait: a warning does.
-    """
-    number = min(most, options.room())
-    if number == 0:
-        raise ConfigError(f"no machine has room for an actor: {options.lack()}")
-    actors = [Actor(options) for _ in range(number)]
-    with ended_on_error(actors):
-        takes_groups = [actors[0].load()]
-        until = time.monotonic() + NEIGHBOURS
-        takes_groups += [actor.load() for actor in actors[1:] if actor.is_ready(max(0.0, until - time.monotonic()))]
-    return actors, all(takes_groups)
-
-
-class Actor(Worker):
-    """The end of this process: an actor that answers one group at a time."""
-
-    def __init__(self, options: ActorOptions) -> None:
-        self._options = options
-        super().__init__()
-
-    def start(self) -> None:
-        """Start an actor; it runs when the cluster has room for it."""
-        self._stderr = ""
-        self._takes_groups: bool | None = None  # until it has loaded the ClientApp
-        own = self._options
-        self._actor = cast(
-            Any,
-            ray.remote(Clients)
+    def __init__(self, options: ActorOptions, report: Report) -> None:
+        self._report = report
+        self._log = Path()  # where the actor's stderr goes
+        self._actor: Any = (
+            cast(Any, ray.remote(Clients))
             .options(
-                num_cpus=own.num_cpus,
-                num_gpus=own.num_gpus,
+                num_cpus=options.num_cpus,
+                num_gpus=options.num_gpus,
                 scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": dict(own.environment)} if own.environment else None,
+                runtime_env={"env_vars": dict(options.environment)} if options.environment else None,
             )
-            .remote(own.client_app, os.getcwd()),
+            .remote(options.client_app, os.getcwd())
         )
-        self._loading: Any = self._actor.ready.remote()
+        self.ask()
 
-    def is_ready(self, seconds: float) -> bool:
-        """Wait at most so long until the actor has loaded the ClientApp; return whether it has."""
-        return bool(ray.wait([self._loading], timeout=seconds)[0])
+    def ask(self) -> None:
+        """Let it report whether it has loaded the ClientApp; any report is a sign of life."""
+        self._call(self._actor.ready.remote(), self._read_ready)
 
-    def load(self) -> bool:
-        """Wait until the actor has loaded the ClientApp, which needs room, or until another thread ends it."""
-        if self._takes_groups is not None:
-            return self._takes_groups
-        warn_at = time.monotonic() + PATIENCE
-        while not self._is_ended and not self.is_ready(0.2):
-            if time.monotonic() > warn_at:
-                logger.warning("an actor has not started in %g s; waiting: %s", PATIENCE, self._options.lack())
-                warn_at = math.inf
+    def answer(self, envelopes: Sequence[Envelope], stored: Sequence[StoredRecord]) -> None:
+        """Let it report its answers to messages; what Ray has stored, it fetches."""
+        for own in stored:
+            own.reference = own.reference or ray.put(own.record)
+        numbers = {id(own.record): number for number, own in enumerate(stored)}
+        pickled = [pack(envelope, numbers) for envelope in envelopes]
+        references = [own.reference for own in stored]
+        self._call(self._actor.answer.remote(pickled, *references), lambda replies: list(map(pickle.loads, replies)))
+
+    def kill(self) -> None:
+        """End it at once; what it was doing is reported as its death."""
+        with suppress(Exception):  # it is gone already, or Ray is
+            ray.kill(self._actor)
+
+    def _call(self, reference: Any, read: Read) -> None:
+        """Report what comes of a call; it is read by whom it is reported to, as Ray's own thread must not be kept."""
+        # The future must not be held by its callback: with its replies it would stay until the garbage is collected.
+        reference.future().add_done_callback(lambda done: self._report(self, partial(self._outcome, done, read)))
+
+    def _outcome(self, done: "Future[Any]", read: Read) -> Ready | list[Envelope]:
+        """Return what the actor says; raise ``ActorDeathError`` if it died."""
         try:
-            trouble, takes_groups, self._stderr = ray.get(self._loading)
-        except ray.exceptions.RayError as error:
-            trouble = f"it {self._describe(error)} while it loaded {self._options.client_app!r}"
-        if trouble:
-            self._is_ended = True
-            raise ConfigError(f"in an actor: {trouble}")
-        self._takes_groups = bool(takes_groups)
-        return self._takes_groups
-
-    def has_died(self, ask: bool) -> bool:
-        """Return whether the actor gives no sign of life, if it is asked for one."""
-        try:
-            if ask:
-                ray.get(self._actor.ready.remote())
-        except ray.exceptions.RayError:
-            return True
-        return False
-
-    def run(self, group: Group, contexts: Sequence[Context]) -> list[Envelope]:
-        """Let the actor answer messages together."""
-        packed, references = [], []
-        for message, context, own in zip(group.messages, contexts, group.slices, strict=True):
-            pickled, arrays = pack(Envelope(message, context))
-            common = own.length_in(arrays) if own else 0
-            references.append(_store(own) if own and common else None)
-            packed.append((pickled, _buffers(arrays[common:])))
-        try:
-            replies = ray.get(self._actor.answer.remote(packed, *references))
+            return read(done.result())
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
-            self._is_ended = True
-            raise WorkerDeathError(self._describe(error)) from error
-        return [unpack(*reply) for reply in replies]
+            raise ActorDeathError(self._describe(error)) from error
 
-    def kill(self) -> None:
-        """End the actor at once."""
-        self._is_ended = True
-        self.stop()
-
-    def stop(self) -> None:
-        """End the actor, idle or not: it has nothing to lose."""
-        with suppress(Exception):  # it is gone already, or Ray is
-            ray.kill(self._actor)
+    def _read_ready(self, found: tuple[str, bool, str]) -> Ready:
+        trouble, takes_groups, log = found
+        self._log = Path(log)
+        return Ready(trouble, takes_groups)
 
     def _describe(self, error: Exception) -> str:
         """Say how the actor ended, in Ray's words without its guesses why, and its last lines if they are here."""
         text = " ".join(line.strip() for line in str(error).splitlines() if not line.startswith("\t"))
         text = text.rpartition("Worker exit detail:")[2].partition("Some common causes include:")[0]
-        log = Path(self._stderr)
-        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.is_file() else []
         last = [line.strip() for line in lines if line.strip() and not line.startswith(":")]  # Ray's begin with a colon
         said = f" (it said last: {' | '.join(last[-5:])})" if last else ""
         return f"died: {text.strip().rstrip('.')}{said}"
@@ -181,38 +132,42 @@ class Clients:
     def __init__(self, client_app: str, folder: str) -> None:
         with suppress(OSError):  # another machine may not have it
             os.chdir(folder)
-        self._app, self._trouble = try_load(client_app)
+        self._app, self._trouble = ClientApp(), ""
+        try:
+            self._app = load(client_app)
+        except BaseException as error:  # such as a SystemExit of its module
+            self._trouble = str(error) if isinstance(error, ConfigError) else traceback.format_exc()
 
     def ready(self) -> tuple[str, bool, str]:
         """Return why the ClientApp cannot be loaded, whether it answers messages together, and where stderr goes."""
         return self._trouble, hasattr(self._app, "train_cohort"), os.path.realpath("/dev/stderr")
 
-    def answer(
-        self, packed: Sequence[tuple[bytes, Sequence[Any]]], *slices: Sequence[Any] | None
-    ) -> list[tuple[bytes, list[PickleBuffer]]]:
-        """Answer messages that came together."""
-        if self._app is None:
-            raise RuntimeError(self._trouble)
-        pairs = zip(packed, slices, strict=True)
-        envelopes = [unpack(pickled, [*(common or ()), *own]) for (pickled, own), common in pairs]
-        replies: list[tuple[bytes, list[PickleBuffer]]] = []
-
-        def send(envelope: Envelope) -> None:
-            pickled, arrays = pack(envelope)
-            replies.append((pickled, _buffers(arrays)))
-
-        answer_each(self._app, envelopes, send)
+    def answer(self, pickled: Sequence[bytes], *records: ArrayRecord) -> list[PickleBuffer]:
+        """Answer messages that came together, each as its node; an answer that does not pickle fails alone."""
+        envelopes = [unpack(own, records) for own in pickled]
+        messages, contexts = [own.message for own in envelopes], [cast(Context, own.context) for own in envelopes]
+        answers = answer(self._app, messages, contexts, lambda context: set_identity(context.run_id, context.node_id))
+        replies = []
+        for message, own in zip(messages, answers, strict=True):
+            try:
+                replies.append(pack(own))
+            except Exception as error:
+                code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+                replies.append(pack(failure(message, code, error, traceback.format_exc())))
         return replies
 
 
-def _store(own: Slice) -> object:
-    """Return the reference to a slice's arrays, which Ray stores once."""
-    with own.lock:
-        if own.reference is None:
-            own.reference = ray.put(_buffers(own.arrays))
-        return own.reference
+def pack(envelope: Envelope, stored: Mapping[int, int] = MappingProxyType({})) -> PickleBuffer:
+    """Pickle an envelope, without records that Ray has stored: in their place is their number, by their identity."""
+    pickled = io.BytesIO()
+    pickler = pickle.Pickler(pickled, protocol=5)
+    pickler.persistent_id = lambda value: stored.get(id(value))  # type: ignore[method-assign]
+    pickler.dump(envelope)
+    return PickleBuffer(pickled.getbuffer())  # which Ray copies once, to where the other end reads it
 
 
-def _buffers(arrays: Sequence[bytes]) -> list[PickleBuffer]:
-    """Return arrays so that Ray does not copy them into a pickle."""
-    return list(map(PickleBuffer, arrays))
+def unpack(pickled: bytes, records: Sequence[ArrayRecord]) -> Envelope:
+    """Return an envelope with the records that Ray has stored."""
+    unpickler = pickle.Unpickler(io.BytesIO(pickled))  # noqa: S301  # our own server pickled it
+    unpickler.persistent_load = lambda number: records[number]  # type: ignore[method-assign]
+    return cast(Envelope, unpickler.load())

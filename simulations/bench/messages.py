@@ -25,7 +25,6 @@ def run(options: argparse.Namespace) -> list[Goal]:
     print(f"{NODES} nodes, {options.rounds} rounds of an empty message to each\n")
     grids: dict[str, Callable[[], LocalGrid | RayGrid]] = {
         "LocalGrid, in this process": lambda: LocalGrid(APP, NODES),
-        "LocalGrid, 2 processes": lambda: LocalGrid(APP, NODES, processes=2),
         "RayGrid, 2 actors": lambda: RayGrid(APP, NODES, at_once=2),
     }
     found = {}

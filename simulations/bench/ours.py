@@ -1,5 +1,6 @@
-"""Our side of a comparison: strategy, ClientApp, processes and settings of ``heterofl run --grid local``."""
+"""Our side of a comparison: strategy, ClientApp, actors and settings of ``heterofl run --grid ray``."""
 
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -15,8 +16,9 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
+from heterofl_flwr.app.launch.gpus import cores
 from heterofl_flwr.app.launch.request import App, Request
-from heterofl_flwr.app.launch.running import count_processes, open_grid
+from heterofl_flwr.app.launch.running import open_grid
 from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import DataError, HeteroFLError
@@ -33,7 +35,7 @@ app = client_app.app
 def read_data(message: Message, context: Context) -> Message:
     """Read a client's data, so that what is measured begins with them in memory."""
     load_task(context.run_config).part(0, int(context.node_config["num-partitions"]))
-    return Message(RecordDict(), reply_to=message)
+    return Message(RecordDict({READY: ConfigRecord({"process": os.getpid()})}), reply_to=message)
 
 
 def build_our_request(
@@ -100,15 +102,17 @@ class Ours:
 
 @contextmanager
 def open_ours(experiment: Experiment) -> Iterator[Ours]:
-    """Start our processes, and let each read its data."""
+    """Start our actors, and let each read its data."""
     start, seed = time.perf_counter(), balanced_seed(experiment.clients)
     with tempfile.TemporaryDirectory() as folder:
-        options = ("--grid", "local", "--seed", str(seed))
+        options = ("--grid", "ray", "--seed", str(seed))
         request = build_our_request(experiment, Path(folder), *options, settings={"assignment": "fix"})
         with open_grid(request, App("", APP, request.config)) as grid:
-            nodes = list(grid.get_node_ids())[: count_processes(request)]
-            replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in nodes])
-            if failed := [reply.error.reason for reply in replies if reply.has_error()]:
-                raise DataError(f"clients cannot read their data: {failed[0]}")
-            print(f"our seed {seed}; our processes start and read their data in {time.perf_counter() - start:.1f} s")
+            ready: set[object] = set()
+            while len(ready) < request.share.clients(cores(), 0):  # the first actors answer before the others are there
+                replies = grid.send_and_receive([Message(RecordDict(), node, READY) for node in grid.get_node_ids()])
+                if failed := [reply.error.reason for reply in replies if reply.has_error()]:
+                    raise DataError(f"clients cannot read their data: {failed[0]}")
+                ready |= {reply.content.config_records[READY]["process"] for reply in replies}
+            print(f"our seed {seed}; our actors start and read their data in {time.perf_counter() - start:.1f} s")
             yield Ours(request, grid)

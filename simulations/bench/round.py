@@ -3,8 +3,8 @@
 A round: of 100 clients ten train, two of each level a to e, for five epochs with batches of ten; then static batch norm
 in the paper's way, over all training images in batches of ten, and two tests of the global model: on all test images,
 and on each client's with its mask. ``--authors`` names a checkout of the HeteroFL authors' repository, whose functions
-then run beside ours. Each side uses all cores in its own way: they with as many threads, we with as many processes of
-one thread. Both have their data in memory before the time starts. What a round takes beside training is measured with
+then run beside ours. Each side uses all cores in its own way: they with as many threads, we with as many actors of one
+thread. Both have their data in memory before the time starts. What a round takes beside training is measured with
 ten clients of level e, where training takes least.
 
 Whole runs beside the authors', up to any accuracy, are ``simulations.reference``'s.
@@ -33,7 +33,7 @@ from heterofl_flwr.app.server_app import make_strategy
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.core import LEVELS
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.local import QueuedGrid
+from heterofl_flwr.grids.queued import QueuedGrid
 from heterofl_flwr.nn.execution import torch_threads
 from heterofl_flwr.training import TrainResult, train_together
 from simulations.bench.measure import Goal

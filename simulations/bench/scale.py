@@ -27,7 +27,7 @@ from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.records import Progress, RoundCallback, RoundRecord
-from heterofl_flwr.grids import LocalGrid, Windowed
+from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
 from heterofl_flwr.nn import PAPER
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.instructions import available_nodes
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500, 1000], help="clients of a round")
     model = "the paper's model of this data"
     parser.add_argument("--model", choices=["cifar10", "mnist"], default="cifar10", help=model)
-    parser.add_argument("--processes", type=int, default=2, help="worker processes, for the clients")
+    parser.add_argument("--actors", type=int, default=2, help="Ray actors, for the clients; 0: this process")
     parser.add_argument("--window", type=int, default=16, help="messages that may be sent and not answered")
     parser.add_argument("--rounds", type=int, default=3, help=f"runs of {ROUNDS} rounds of each size, taking turns")
 
@@ -67,11 +67,12 @@ def run(options: argparse.Namespace) -> list[Goal]:
     strategy = make_strategy(options.model, MIX)
     model = sum(4 * value.numel() for value in strategy.federation.model.parameters())
     print(
-        f"{options.nodes} clients, {options.processes} processes, a window of {options.window} messages; mix {MIX}, "
+        f"{options.nodes} clients, {options.actors} actors, a window of {options.window} messages; mix {MIX}, "
         f"dynamic; seed 0; median of {options.rounds} runs of {ROUNDS} rounds; a model is {model / 1e6:.1f} MB\n"
     )
     found: dict[int, list[Measured]] = {size: [] for size in options.sizes}
-    with LocalGrid(APP, options.nodes, processes=options.processes) as grid:
+    many, nodes = options.actors, options.nodes
+    with RayGrid(APP, nodes, at_once=many) if many else LocalGrid(APP, nodes) as grid:
         start = time.perf_counter()
         available_nodes(grid, strategy.engine)
         seconds = time.perf_counter() - start

@@ -1,6 +1,6 @@
 """The apps of a run with a fault: our own ClientApp and ServerApp, and a grid of which one node comes and goes.
 
-``python -m simulations.faults.apps FOLDER [--resume]`` is the process of a run's server on a ``LocalGrid``.
+``python -m simulations.faults.apps FOLDER [--resume]`` is the process of a run's server on a grid of ours.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from heterofl_flwr.app.server_app import run
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.federation.records import Progress, RoundCallback
-from heterofl_flwr.grids import LocalGrid
+from heterofl_flwr.grids import LocalGrid, RayGrid
 from heterofl_flwr.runs import checkpoint, models
 from heterofl_flwr.runs.files import write_atomic
 from heterofl_flwr.settings import Flat, from_flat, to_flat
@@ -265,10 +266,11 @@ def serve(folder: str, resume: bool) -> None:
     os.environ[VARIABLE] = folder
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     fault = Fault.read(folder)
-    config, processes = settings_of(fault, resume=resume), KINDS[fault.kind].processes
+    config = settings_of(fault, resume=resume)
 
     def work() -> None:
-        with half_written(fault), LocalGrid(CLIENT, fault.clients, processes=processes, run_config=config) as grid:
+        make = partial(RayGrid, at_once=2) if KINDS[fault.kind].on_ray else LocalGrid
+        with half_written(fault), make(CLIENT, fault.clients, run_config=config) as grid:
             run(Unsteady(grid, fault), load_task(config), [Watcher(fault)])
             fault.note("ended", fault.num_rounds)
 

@@ -101,7 +101,7 @@ class Kind:
     act: Callable[[Fault], None] = kill  # what it does there; a grid does it itself
     missing: Missing | None = lambda fault: ()
     settings: Mapping[str, Flat] = field(default_factory=dict)  # how such a run differs
-    processes: int = 0  # worker processes of the clients; 0: they run in the server's
+    on_ray: bool = False  # whether clients run in actors of Ray, not in the server's process
     restarts: bool = False  # whether the server ends of it and is started again
     damage: Callable[[Path], None] | None = None  # what happens to the run's files in between
     whole: bool = False  # whether `after` is when the checkpoint has been written, not when half of it has been
@@ -137,7 +137,7 @@ def reached_the_floor(record: RoundRecord, fault: Fault) -> str:
     return "" if record.seconds < fault.deadline else f"the round took {record.seconds:.1f} s, as if nobody was spare"
 
 
-_client = partial(Kind, actor="client", missing=in_its_round, processes=2)
+_client = partial(Kind, actor="client", on_ray=True)
 _node = partial(Kind, actor="grid", settings={"sample.min-nodes": 2})
 _server = partial(Kind, actor="server", restarts=True)
 _disk = partial(_server, says="cannot write .*Make room")
@@ -145,9 +145,17 @@ _damaged = partial(_server, whole=True, says=r"round-\d+.json is damaged .*tryin
 
 KINDS: Mapping[str, Kind] = {
     "none": Kind(what="nothing", actor="none"),
-    "client-killed": _client(what="a client's process is killed", reason="ended by SIGKILL"),
-    "client-raises": _client(what="a client raises an error", act=fail, reason="error 2: .*made to fail"),
-    "client-hangs": _client(what="a client hangs beyond the deadline", act=hang, reason="no reply in time"),
+    "client-killed": _client(what="a client's process is killed", says="Another one is given its messages"),
+    "client-raises": Kind(
+        what="a client raises an error",
+        actor="client",
+        act=fail,
+        missing=in_its_round,
+        reason="error 2: .*made to fail",
+    ),
+    "client-hangs": _client(
+        what="a client hangs beyond the deadline", act=hang, missing=in_its_round, reason="no reply in time"
+    ),
     "reply-late": Kind(
         what="a reply comes a round late",
         actor="grid",

@@ -147,7 +147,7 @@ def estimate_seconds(job: Job, cost: JobCost) -> float:
     batch, device = job.settings.train.batch_size, job.settings.engine.device
     each = {rate: measure(_model_at(job.settings, rate), batch, device) for rate in job.settings.mix.all_rates}
     total = cost.total(lambda rate: each[rate][0], lambda rate: each[rate][1])
-    if resolve_device(device).type != "cpu":  # a GPU is no faster with two clients
+    if job.engine.grid == "local" or resolve_device(device).type != "cpu":  # a GPU is no faster with two clients
         return total
     return total / min(job.engine.share.clients(gpus.cores(), 0), cost.at_once)
 

@@ -50,7 +50,7 @@ _CountOrAuto = Annotated[Count | _Auto, "an integer of 1 or more"]
 class EngineOptions(Group):
     """What runs a job's clients."""
 
-    grid: Literal["local", "ray"] = setting("local", "processes of this machine, or Ray's")
+    grid: Literal["local", "ray"] = setting("local", "the process of the job, or Ray's")
     clients: _CountOrAuto = setting(AUTO, "virtual clients")
     cpus: Count = setting(1, "cores for each client")
     gpus: Annotated[_Fraction | _WholeNumber | _Auto, "a share such as 0.25, or a whole number"] = setting(

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.app.launch import gpus
 from heterofl_flwr.app.launch.request import Request, Share
-from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost, count_processes
+from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.settings import from_flat, to_flat
 
@@ -39,22 +39,6 @@ def message_of(number):
 
 
 @pytest.mark.parametrize(
-    ("device", "share", "processes"),
-    [
-        ("cpu", Share(), 8),
-        ("cpu", Share(at_once=2), 2),
-        ("cuda", Share(), 0),
-        ("cuda", Share(at_once=4), 4),
-        ("cuda", Share(gpus=0.5), 4),
-        ("cuda", Share(gpus=0.5, at_once=3), 3),
-    ],
-)
-def test_each_core_has_a_process_but_a_gpu_has_one_unless_asked_for_more(asked, monkeypatch, device, share, processes):
-    monkeypatch.setattr(gpus, "devices", lambda: 2)
-    assert count_processes(asked(device=device, share=share)) == processes
-
-
-@pytest.mark.parametrize(
     ("settings", "device", "small", "large"),
     [
         ({}, "cpu", 5, 1),
@@ -72,7 +56,7 @@ def test_clients_train_together_where_that_pays(asked, settings, device, small, 
 
 def test_another_app_decides_by_itself(asked):
     request = asked(device="cuda", app=SAMPLE)
-    assert (count_processes(request), cohort_limit(request)(message_of(1))) == (8, 1)
+    assert cohort_limit(request)(message_of(1)) == 1
 
 
 def test_larger_models_cost_more():

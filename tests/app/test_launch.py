@@ -40,7 +40,7 @@ SETTINGS = {
 }
 OWN = ["--clients", str(CLIENTS), *(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))]
 RUNS = {
-    "local": [*OWN, "--grid", "local", "--parallel", "2"],
+    "local": [*OWN, "--grid", "local"],
     "killed": [*OWN, "--grid", "ray", "--parallel", "1"],
     "node-killed": [*OWN, "--grid", "ray", "--parallel", "3"],
     "classic": ["--app", str(CLASSIC), "--clients", "5"],
@@ -86,7 +86,7 @@ def ended(home):
         begin("killed")
         wait_for(home / "killed" / "history.jsonl", "\n", started["killed"])
         started["killed"].kill()
-        begin("resumed", "--resume", str(home / "killed"), "--grid", "local", "--parallel", "2")
+        begin("resumed", "--resume", str(home / "killed"), "--grid", "local")
         begin("hangs")
         wait_for(home / "hangs" / LOG, "result: 1", started["hangs"])
         started["hangs"].send_signal(signal.SIGINT)
@@ -233,7 +233,7 @@ def test_flwr_run_trains_the_same_bits_on_flowers_own_engine(ended, flower):
     assert same(flower.state, ended["local"].state)
 
 
-def test_a_run_on_ray_that_was_killed_goes_on_in_processes_of_this_machine_to_the_same_bits(ended):
+def test_a_run_killed_on_ray_goes_on_in_one_process_to_its_bits(ended):
     assert ended["killed"].code == -signal.SIGKILL
     assert ended["resumed"].code == 0, ended["resumed"].err
     assert same(RunFolder(ended["killed"].folder).load_checkpoint().state, ended["local"].state)

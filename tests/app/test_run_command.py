@@ -154,9 +154,11 @@ def test_gpus_are_measured_unless_told(asked, monkeypatch, capsys):
     assert asked("--out", "e")[0].share == Share()
 
 
-def test_ray_runs_what_local_processes_cannot(asked, monkeypatch):
+def test_ray_runs_what_one_process_cannot(asked, monkeypatch):
     monkeypatch.setattr(gpus, "devices", lambda: 1)
     assert asked("--gpus", "0.25")[0].grid == "ray"
+    for number, grid in (("2", "ray"), ("1", "local")):
+        assert asked("--gpus", "0", "--parallel", number, "--out", f"d{number}")[0].grid == grid
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert asked("--gpus", "0", "--out", "b")[0].grid == "ray"
     assert asked("--grid", "local", "--out", "c")[0].grid == "local"

@@ -5,14 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from heterofl_flwr.app.launch import gpus, running
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import LOG, Checked, RunError, run_request
-from heterofl_flwr.app.task import load_task
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import RunFolder
@@ -87,16 +85,13 @@ def test_where_fewer_cannot_run_at_once_the_run_ends(request_, served, monkeypat
         run_request(replace(request_, share=Share(gpus=1.0)))
 
 
-def test_on_a_gpu_the_local_grid_never_goes_on_with_more_processes(request_, served, monkeypatch):
+def test_short_of_memory_in_this_process_the_run_ends(request_, served, monkeypatch):
     requests, ends = served
-    monkeypatch.setitem(vars(load_task(request_.config)), "device", torch.device("cuda"))
     monkeypatch.setenv("RAY_ADDRESS", "host:6379")  # of a cluster that this grid does not use
-    ends += [SHORT, SHORT, None, SHORT]
-    run_request(replace(request_, grid="local", share=Share(at_once=4)))
-    assert [running.count_processes(one) for one in requests] == [4, 2, 1]
+    ends.append(SHORT)
     with pytest.raises(RunError, match="one client alone"):
         run_request(replace(request_, grid="local", share=Share()))
-    assert running.count_processes(requests[-1]) == 0
+    assert len(requests) == 1
 
 
 def test_without_an_app_or_its_setting_nothing_starts(request_, served, tmp_path):
@@ -107,13 +102,12 @@ def test_without_an_app_or_its_setting_nothing_starts(request_, served, tmp_path
     assert served[0] == []
 
 
-def sample(out: Path, processes: int = 1, **config) -> Request:
-    return Request(config=config, out=out, clients=2, share=Share(at_once=processes), app=SAMPLE)
+def sample(out: Path, grid: str = "local", **config) -> Request:
+    return Request(config=config, out=out, clients=2, share=Share(at_once=2), app=SAMPLE, grid=grid)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_another_app_runs_in_this_machines_processes(tmp_path, processes):
-    run_request(sample(tmp_path, processes, **{"rounds": 2, "note.text": "here"}))
+def test_another_app_runs_in_this_process(tmp_path):
+    run_request(sample(tmp_path, **{"rounds": 2, "note.text": "here"}))
     log = (tmp_path / LOG).read_text()
     assert "note: here" in log
     assert "result: 1" in log
@@ -163,12 +157,15 @@ def test_a_good_round_hides_no_bad_one_and_an_app_may_lack_an_evaluation():
             checked.raise_for_rounds_without_a_result()
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, capsys, processes):
+on_ray = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.simulation])
+
+
+@pytest.mark.parametrize("grid", ["local", on_ray])
+def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, capsys, grid):
     monkeypatch.setattr(gpus, "cores", lambda: 2)
     with pytest.raises(RunError, match=r"MemoryError.*no room.*, and one client alone is too large"):
-        run_request(sample(tmp_path, processes, fault="memory"))
-    assert capsys.readouterr().err.count("going on with 1 at once") == processes - 1
+        run_request(sample(tmp_path, grid, fault="memory"))
+    assert capsys.readouterr().err.count("going on with 1 at once") == (grid == "ray")
 
 
 def test_our_own_app_runs_here_and_goes_on(tmp_path, capsys):

@@ -23,7 +23,7 @@ EXTRAS = ("peft", "transformers")
 WIDEST = 88
 
 
-SLOW = (DOCS / "howto" / "export.md", DOCS / "howto" / "simulate.md")  # three formats twice; worker processes
+SLOW = (DOCS / "howto" / "export.md", DOCS / "howto" / "simulate.md")  # three formats twice; Ray
 
 
 def page_param(page: Path):

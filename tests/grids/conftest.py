@@ -15,7 +15,6 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.ray_grid import shut_down
 
 APPS = Path(__file__).parent / "apps"
 sys.path.insert(0, str(APPS))  # as for a user whose app lies beside the script
@@ -45,13 +44,6 @@ def grid() -> Iterator[LocalGrid]:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[LocalGrid]:
-    """Return a grid of four nodes and two worker processes, shared by a module's tests."""
-    with LocalGrid("odd_clients:app", 4, processes=2) as grid:
-        yield grid
-
-
-@pytest.fixture(scope="module")
 def actors(machine) -> Iterator[RayGrid]:
     """Return a grid of four nodes and two actors, shared by a module's tests."""
     with RayGrid("odd_clients:app", 4, at_once=2) as grid:
@@ -63,12 +55,14 @@ def machine() -> Iterator[ModuleType]:
     """Let this process use a Ray that believes to have eight cores and two GPUs."""
     import ray
 
+    from heterofl_flwr.grids.ray_session import shut_down
+
     folder = tempfile.mkdtemp(prefix="ray-")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     yield ray
-    shut_down(ray)
+    shut_down()
     shutil.rmtree(folder, ignore_errors=True)
 
 

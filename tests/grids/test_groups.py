@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heterofl_flwr.grids.runner import Group, together
+from heterofl_flwr.grids.queued import Group, together
 
 pytestmark = pytest.mark.usefixtures("identity")
 

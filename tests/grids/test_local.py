@@ -1,4 +1,4 @@
-"""``LocalGrid`` without worker processes: Flower's interface, errors as replies, state, isolation, identity."""
+"""``LocalGrid``: Flower's interface, errors as replies, state, isolation, identity."""
 
 import gc
 import itertools
@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 from heterofl_flwr import compat
 from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode, Run
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.grids import LocalGrid, local, runner
+from heterofl_flwr.grids import LocalGrid, local, queued
 
 
 def test_flowers_fedavg_runs_unchanged(grid):
@@ -111,7 +111,7 @@ def test_clients_run_when_their_replies_are_pulled(ask):
 
 def test_clients_not_begun_at_the_timeout_are_left_out(grid, ask, monkeypatch):
     clock = SimpleNamespace(monotonic=itertools.count().__next__)  # it is looked at before each client
-    for module in (local, runner):
+    for module in (local, queued):
         monkeypatch.setattr(module, "time", clock)
     messages = [ask(node_id, "count") for node_id in grid.get_node_ids()]
     replies = list(grid.send_and_receive(messages, timeout=3))
@@ -183,7 +183,6 @@ def test_messages_to_a_closed_grid_or_to_unknown_nodes_raise(ask):
     [
         ({"num_nodes": 0}, "num_nodes is 0; expected an integer of 1 or more"),
         ({"num_nodes": "3"}, "num_nodes is '3'"),
-        ({"processes": -1}, "processes is -1; expected an integer of 0 or more"),
         ({"client_app": "odd_clients"}, "expected a ClientApp or 'module:attribute'"),
         ({"client_app": ":app"}, "expected a ClientApp or 'module:attribute'"),
         ({"client_app": None}, "client_app is None"),

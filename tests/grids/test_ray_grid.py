@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from heterofl_flwr.app import server_app
 from heterofl_flwr.app.task import load_task
-from heterofl_flwr.compat import ErrorCode
+from heterofl_flwr.compat import FLOWER, ErrorCode
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed
+from heterofl_flwr.grids import LocalGrid, RayGrid, Windowed, ray_runner
 from tests.federation.tiny import Keep, equal
 
 ray_actors = pytest.importorskip("heterofl_flwr.grids.ray_actors", exc_type=ImportError)
@@ -34,6 +35,103 @@ def processes_of(ask, configs):
     return lambda grid: configs(
         grid.send_and_receive([ask(own, "process", seconds=0.1) for own in grid.get_node_ids()])
     )
+
+
+def pids_of(grid, ask):
+    messages = [ask(node_id, "process", seconds=0.1) for node_id in grid.get_node_ids()]
+    return {reply.content["config"]["pid"] for reply in grid.send_and_receive(messages)}
+
+
+@pytest.mark.slow
+def test_actors_last_use_one_thread_and_keep_what_their_modules_cache(actors, ask, configs):
+    messages = [ask(node_id, "process", seconds=0.1) for node_id in actors.get_node_ids()]
+    first, _, last = [configs(actors.send_and_receive(messages)) for _ in range(3)]
+    pids = {reply["pid"] for reply in (*first, *last)}
+    assert len(pids - {os.getpid()}) == len(pids) == 2
+    assert sum(max(reply["answered"] for reply in last if reply["pid"] == pid) for pid in pids) >= 12
+    assert {reply["OMP_NUM_THREADS"] for reply in first} == {"1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FLOWER < (1, 38), reason="messages know their node when they are made from Flower 1.38")
+def test_a_worker_is_its_node_for_flower(actors, ask):
+    node_id = list(actors.get_node_ids())[2]
+    (reply,) = actors.send_and_receive([ask(node_id, "identity")])
+    assert dict(reply.content["config"]) == {"node_id": node_id, "run_id": actors.run.run_id}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("fail", "ZeroDivisionError"),
+        ("leave", "SystemExit"),
+        ("silent", "returned a NoneType; expected a Message"),
+        ("astray", "replies to another"),
+        ("unheard_of", "No query function registered"),
+    ],
+)
+def test_errors_are_those_of_a_local_grid(actors, grid, ask, action, reason):
+    def fail(on):
+        (reply,) = on.send_and_receive([ask(next(iter(on.get_node_ids())), action)])
+        return reply.error.code, reply.error.reason, reply.metadata.src_node_id
+
+    code, found, _ = fail(actors)
+    assert code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert reason in found
+    assert fail(actors) == fail(grid)
+
+
+@pytest.mark.slow
+def test_state_follows_its_node_to_any_process(actors, ask):
+    first, *others = actors.get_node_ids()
+    seen = []
+    for busy in (0, 1, 2, 3):
+        ahead = [ask(node_id, "process", seconds=0.05) for node_id in others[:busy]]
+        *_, reply = actors.send_and_receive([*ahead, ask(first, "count")])
+        seen.append((reply.content["config"]["seen"], reply.content["config"]["pid"]))
+    assert [count for count, _ in seen] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_idle_actors_that_were_killed_are_replaced_without_an_error(actors, ask, gone):
+    before = pids_of(actors, ask)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert gone(before, zombies=False)
+    assert pids_of(actors, ask).isdisjoint(before)
+
+
+@pytest.mark.slow
+def test_clients_at_work_at_the_timeout_are_ended_and_left_out(actors, ask):
+    first, second, third, fourth = actors.get_node_ids()
+    before, deaths = pids_of(actors, ask), actors.deaths
+    messages = [ask(first, "sleep", seconds=600.0), ask(second, "process"), ask(third, "sleep", seconds=600.0)]
+    messages.append(ask(fourth, "sleep", seconds=600.0))  # never begun
+    began = time.monotonic()
+    replies = list(actors.send_and_receive(messages, timeout=2.0))
+    assert time.monotonic() - began < 120
+    assert [reply.metadata.src_node_id for reply in replies] == [second]
+    assert pids_of(actors, ask).isdisjoint(before)
+    assert actors.deaths == deaths
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sent_back_is_an_error_reply(actors, ask):
+    node_id = next(iter(actors.get_node_ids()))
+    (reply,) = actors.send_and_receive([ask(node_id, "unsendable")])
+    assert reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert "pickle" in reply.error.reason
+    assert not any(reply.has_error() for reply in actors.send_and_receive([ask(node_id, "configs")]))
+
+
+@pytest.mark.slow
+def test_a_reply_can_be_pulled_while_another_client_is_at_work(actors, ask):
+    first, second, *_ = actors.get_node_ids()
+    ids = list(actors.push_messages([ask(first, "sleep", seconds=600.0), ask(second, "sleep", seconds=0.0)]))
+    assert actors.wait_for_replies([ids[1]], timeout=120.0) == [ids[1]]
+    assert [reply.metadata.reply_to_message_id for reply in actors.pull_messages(ids)] == [ids[1]]
+    actors.cancel(ids)
 
 
 @pytest.mark.slow
@@ -81,7 +179,7 @@ def test_a_slice_is_put_into_the_object_store_once_and_freed(machine, actors, mo
     slices[0]["w"] = Array(np.full(50_000, 5.0))
     (reply,) = actors.send_and_receive([messages[0]])
     assert reply.content["metrics"]["mean"] == 5.0
-    assert not actors._runner._slices
+    assert not actors._runner._stored
 
 
 MORTAL = """
@@ -137,7 +235,9 @@ def test_rounds_are_those_of_a_local_grid_whoever_is_killed(machine, tmp_path, m
 def test_actors_share_gpus_as_asked(actors, processes_of):
     assert {one["CUDA_VISIBLE_DEVICES"] for one in processes_of(actors)} == {""}
     with RayGrid("odd_clients:app", 8, num_gpus=0.5) as grid:
-        seen = {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid)}
+        seen: dict[int, str] = {}
+        while len(seen) < 4:  # the first answers before the others are there
+            seen |= {one["pid"]: one["CUDA_VISIBLE_DEVICES"] for one in processes_of(grid)}
     assert sorted(seen.values()) == ["0", "0", "1", "1"]
 
 
@@ -146,11 +246,11 @@ def test_a_grid_waits_with_a_warning_while_others_use_the_cluster(machine, proce
     class Other:
         pass
 
-    monkeypatch.setattr(ray_actors, "PATIENCE", 0.5)
+    monkeypatch.setattr(ray_runner, "PATIENCE", 0.5)
     others = [machine.remote(Other).options(num_gpus=1).remote() for _ in range(2)]
     with ThreadPoolExecutor() as executor, caplog.at_level(logging.WARNING):
         started = executor.submit(RayGrid, "odd_clients:app", 1, num_gpus=1)
-        while "has not started in 0.5 s; waiting: it needs num_cpus=1 and num_gpus=1" not in caplog.text:
+        while "no actor has started in 0.5 s; waiting: it needs num_cpus=1 and num_gpus=1" not in caplog.text:
             assert not started.done()
             time.sleep(0.05)
         machine.kill(others[0])
@@ -185,7 +285,7 @@ def test_so_many_actors_fit_on_a_machine(cpus, gpus, has, expected):
         pytest.param(
             "dies_on_import:app",
             0,
-            "in an actor: it died: .* while it loaded 'dies_on_import:app'",
+            "in an actor: it died: .* while it loaded the ClientApp",
             marks=pytest.mark.slow,
         ),
     ],

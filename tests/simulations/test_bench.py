@@ -167,7 +167,7 @@ def test_a_run_of_another_size_raises_an_error():
 
 
 def test_scale_ends_with_its_verdict(capsys):
-    line = ["scale", "--nodes", "40", "--sizes", "4", "8", "--model", "mnist", "--rounds", "1", "--processes", "0"]
+    line = ["scale", "--nodes", "40", "--sizes", "4", "8", "--model", "mnist", "--rounds", "1", "--actors", "0"]
     code = bench.main(line)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("FAIL" if code else "PASS")

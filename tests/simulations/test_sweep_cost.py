@@ -109,8 +109,8 @@ def test_each_model_is_measured_once_whatever_else_differs_and_clients_share_the
     measured = []
     monkeypatch.setattr(module, "measure", lambda *key: (measured.append(key), (2.0, 1.0))[1])
     monkeypatch.setattr(module.gpus, "cores", lambda: 4)
-    first = job("data=mnist", "mix=a-e", "seed=3", "train.lr=0.5")
-    second = job("data=mnist", "mix=a-e", "split=non-iid-2", "assignment=dynamic", "engine.parallel=1")
+    first = job("data=mnist", "mix=a-e", "seed=3", "train.lr=0.5", "engine=ray")
+    second = job("data=mnist", "mix=a-e", "split=non-iid-2", "assignment=dynamic")
     for own, at_once in ((first, 4), (second, 1)):
         cost = compute_cost(own)
         total = 2 * sum(cost.trained.values()) + sum(cost.evaluated.values())

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"a client gets {share.gpus:g} of a GPU: {share.at_once} at once", flush=True)
             request = replace(request, share=share)
         LaunchNote(request.clients, request.config).write(request.out)
-    print(f"{request.clients} clients; folder {request.out}", flush=True)
+    where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
+    print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
     try:
         with command_known(own_command()):
             running.run_request(request, log=args.log or bool(args.app))
@@ -78,7 +79,7 @@ def build_request(args: argparse.Namespace) -> Request:
     _check_options(args)
     share = Share(cpus=args.cpus, gpus=0.0 if args.gpus == "auto" else float(args.gpus), at_once=args.parallel)
     check_share(share)
-    grid = args.grid or ("ray" if CLUSTER in os.environ or share.gpus else "local")
+    grid = args.grid or ("ray" if CLUSTER in os.environ or share not in (Share(), Share(at_once=1)) else "local")
     now = _read_given(args)
     if args.app:
         app = args.app.resolve()
@@ -118,6 +119,8 @@ def _check_options(args: argparse.Namespace) -> None:
     for name in ("clients", "cpus", "parallel"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; expected an integer of 1 or more")
+    if args.grid == "local" and (args.cpus, args.parallel or 1) != (1, 1):
+        raise ConfigError("--cpus and --parallel are for --grid ray; --grid local runs the clients in this process")
     if args.gpus != "auto" and not re.fullmatch(r"0?\.\d+|\d+(\.0*)?", args.gpus):
         raise ConfigError(f"--gpus is {args.gpus!r}; expected auto, a share such as 0.25, or a whole number")
 

@@ -20,7 +20,7 @@ CLUSTER = "RAY_ADDRESS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What each client gets of the machine."""
+    """What each client gets of the machine where Ray's actors run them."""
 
     cpus: int = 1  # processor cores
     gpus: float = 0.0  # a share of a GPU, or a number of whole ones; 0 for none
@@ -58,7 +58,7 @@ class Request:
     clients: int  # number of virtual clients
     share: Share = Share()
     app: Path | None = None  # folder of another Flower app; None for this package's own
-    grid: str = "local"  # what runs the clients: ``local``, processes of this machine; ``ray``, Ray's actors
+    grid: str = "local"  # what runs the clients: ``local``, this process; ``ray``, Ray's actors
 
 
 SERVER_APP = "heterofl_flwr.app.server_app:app"

@@ -21,7 +21,7 @@ from heterofl_flwr.app.task import load_task
 from heterofl_flwr.compat import load_app
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
 from heterofl_flwr.grids import LocalGrid, RayGrid
-from heterofl_flwr.grids.local import GridKeywords, QueuedGrid
+from heterofl_flwr.grids.queued import GridKeywords, QueuedGrid
 from heterofl_flwr.packing import count_bytes
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.strategies.read_replies import lacks_handler
@@ -128,7 +128,7 @@ def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:
     on_ray = request.grid == "ray"
     if on_ray and CLUSTER in os.environ:
         raise RunError(f"{error}; how many clients a cluster runs at once is not known here: raise --gpus or --cpus")
-    now = request.share.clients(gpus.cores(), gpus.devices()) if on_ray else count_processes(request)
+    now = request.share.clients(gpus.cores(), gpus.devices()) if on_ray else 1
     try:
         share = request.share.fewer(now, gpus.devices())
     except ConfigError as too_large:
@@ -166,18 +166,7 @@ def open_grid(request: Request, app: App) -> QueuedGrid:
             at_once=share.at_once,
             **options,
         )
-    return LocalGrid(app.client, request.clients, processes=count_processes(request), **options)
-
-
-def count_processes(request: Request) -> int:
-    """Return how many worker processes run the clients; 0 for this process alone.
-
-    On a GPU one process is best, unless the user asks for more: clients that train together keep it busy.
-    """
-    asked = request.share.at_once or request.share.gpus
-    if request.app is None and not asked and load_task(request.config).device.type != "cpu":
-        return 0
-    return request.share.clients(gpus.cores(), gpus.devices())
+    return LocalGrid(app.client, request.clients, **options)
 
 
 def cohort_limit(request: Request) -> Callable[[Message], int]:

@@ -1,0 +1,299 @@
+"""What grids that run clients themselves share: nodes, the groups and the order of messages, replies, contexts."""
+
+import itertools
+import logging
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Self, TypedDict
+
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfigValue
+from flwr.serverapp import Grid
+
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, Run, set_identity, set_metadata
+from heterofl_flwr.core.randomness import derive
+from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
+from heterofl_flwr.grids.apps import Envelope, Identity
+from heterofl_flwr.messages import CONFIG, RATE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(order=True, slots=True)
+class Group:
+    """Messages to different nodes, answered together; mostly one alone.
+
+    Groups sort by push, so that nobody waits for what was pushed later, then by urgency, then in the order sent.
+    """
+
+    push: int
+    urgency: float
+    number: int
+    messages: Sequence[Message] = field(compare=False)
+    deaths: int = field(default=0, compare=False)  # how many actors have died of it
+
+    @property
+    def ids(self) -> list[str]:
+        """The messages' ids."""
+        return [message.metadata.message_id for message in self.messages]
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that the messages go to."""
+        return [message.metadata.dst_node_id for message in self.messages]
+
+
+def together(messages: Sequence[Message], most: Callable[[Message], int]) -> list[list[Message]]:
+    """Return the messages in groups: equal rate, different nodes, in the order sent, and as many as all of them allow.
+
+    The messages of a rate are shared out evenly: six make three and three, not five and one. A node's messages stay in
+    their order: groups of first messages come before those of second ones. What names no rate stays alone.
+    """
+    turns: Counter[int] = Counter()
+    alike: dict[tuple[int, float | None, int], list[Message]] = {}
+    for position, message in enumerate(messages):
+        node_id, rate = message.metadata.dst_node_id, _rate(message)
+        alike.setdefault((turns[node_id], rate, position if rate is None else 0), []).append(message)
+        turns[node_id] += 1
+    groups = []
+    for _, some in sorted(alike.items(), key=lambda item: item[0][0]):  # by turn
+        size = len(some)
+        number = -(-size // min(map(most, some))) if size > 1 else 1
+        groups += [some[i * size // number : (i + 1) * size // number] for i in range(number)]
+    return groups
+
+
+def _rate(message: Message) -> float | None:
+    """Return the rate at which a client is to train; None for any other message."""
+    is_training = message.metadata.message_type == MessageType.TRAIN and message.has_content()
+    config = message.content.get(CONFIG) if is_training else None
+    rate = config.get(RATE) if isinstance(config, ConfigRecord) else None
+    return rate if isinstance(rate, float) else None
+
+
+class Runner(ABC):
+    """Runs groups of messages, and keeps each node's context from one message to the next."""
+
+    poll_until: float | None = 0.0
+    """Until when of ``time.monotonic`` ``collect`` may run where replies are pulled; None: as long as it takes."""
+
+    takes_groups = False
+    """Whether the ClientApp answers messages together."""
+
+    def __init__(self, contexts: dict[int, Context]) -> None:
+        self.deaths: list[str] = []
+        self.listener: Callable[[Message], None] = lambda reply: None
+        self._contexts = contexts
+        self._groups: dict[str, Group] = {}  # by the id of each message that somebody waits for
+        self._done: dict[str, Message] = {}
+
+    @abstractmethod
+    def submit(self, groups: Sequence[Group]) -> None:
+        """Accept the groups of one push."""
+
+    @abstractmethod
+    def wait(self, ids: Sequence[str], deadline: float | None) -> list[str]:
+        """Wait for the replies to these messages until the deadline of ``time.monotonic``; return those answered."""
+
+    def collect(self, ids: Sequence[str], deadline: float | None) -> list[Message]:
+        """Return the replies to these messages, in their order, and keep none; wait for them until the deadline."""
+        return [reply for id_ in self.wait(ids, deadline) if (reply := self._done.pop(id_, None))]
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Drop these messages and their replies; nobody will ask for them."""
+        for id_ in ids:
+            self._groups.pop(id_, None)
+            self._done.pop(id_, None)
+
+    def close(self) -> None:
+        """End all that the runner started; may be called again."""
+        self._groups.clear()
+        self._done.clear()
+
+    def _keep(self, group: Group, answers: Sequence[Envelope]) -> None:
+        """Keep the nodes' new contexts, and the replies that somebody waits for."""
+        for message, (reply, context, trouble) in zip(group.messages, answers, strict=True):
+            node_id, id_ = message.metadata.dst_node_id, message.metadata.message_id
+            if self._groups.pop(id_, None) is None:
+                continue
+            if trouble:
+                logger.error("node %d failed to answer %r:\n%s", node_id, message.metadata.message_type, trouble)
+            if context is not None:
+                self._contexts[node_id] = context
+            self._done[id_] = reply
+            try:
+                self.listener(reply)
+            except Exception:  # the other clients go on
+                logger.exception("the listener to replies raised an error")
+
+
+class GridKeywords(TypedDict, total=False):
+    """The keyword arguments that ``LocalGrid`` and ``RayGrid`` share; these explain them."""
+
+    cohort: int | Callable[[Message], int]
+    node_config: Callable[[int], Mapping[str, UserConfigValue]] | None
+    run_config: Mapping[str, UserConfigValue] | None
+    cost: Callable[[Message], float] | None
+    seed: int
+
+
+class QueuedGrid(Grid):
+    """What the grids that run clients themselves have in common: nodes, messages, groups and their order."""
+
+    def __init__(
+        self,
+        num_nodes: int,
+        *,
+        cohort: int | Callable[[Message], int] = 1,
+        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        cost: Callable[[Message], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_count("num_nodes", num_nodes, 1)
+        if not callable(cohort):
+            check_count("cohort", cohort, 1)
+        self._cohort = cohort
+        self._cost = cost or (lambda message: 0.0)
+        self._node_configs = {
+            derive(seed, "node", partition): {
+                "partition-id": partition,
+                "num-partitions": num_nodes,
+                **_checked(node_config(partition) if node_config else {}, f"node_config({partition})"),
+            }
+            for partition in range(num_nodes)
+        }
+        self._run_config = _checked(run_config or {}, "run_config")
+        self._numbers = itertools.count(1)  # of messages, groups and pushes
+        self._contexts: dict[int, Context] = {}
+        self._renew(Run.create_empty(derive(seed, "run")))
+
+    def _open(self, runner: Runner, *afterwards: Callable[[], object]) -> None:
+        """Let clients run; the runner ends with the grid, and these are called afterwards."""
+        self._runner = runner
+        ending = ExitStack()
+        for call in (Identity(self._run.run_id).release, *afterwards):
+            ending.callback(call)
+        ending.callback(runner.close)
+        self._finalizer = weakref.finalize(self, ending.close)
+
+    def __enter__(self) -> Self:
+        """Return the grid."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the grid."""
+        self.close()
+
+    def close(self) -> None:
+        """End what runs clients, busy or not, and give Flower's task identity back. More calls do nothing."""
+        self._finalizer()
+
+    @property
+    def run(self) -> Run:
+        """The run, as Flower describes runs."""
+        return Run(**vars(self._run))
+
+    @property
+    def deaths(self) -> tuple[str, ...]:
+        """A sentence for each actor of a ``RayGrid`` that died while it answered messages."""
+        return tuple(self._runner.deaths)
+
+    def set_run(self, run: Run) -> None:
+        """Begin another run: every node starts with an empty state."""
+        self._renew(run)
+        set_identity(run.run_id, SUPERLINK_NODE_ID)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message; Flower prefers ``Message(...)``."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes, in the order of their partitions."""
+        return list(self._node_configs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and return their ids. Actors begin at once."""
+        if not self._finalizer.alive:
+            raise HeteroFLError(f"this {type(self).__name__} is closed; messages need an open one")
+        messages = list(messages)
+        ids = [self._set_id(message) for message in messages]
+        push = next(self._numbers)
+        groups = (
+            together(messages, self._most_together)
+            if self._runner.takes_groups
+            else [[message] for message in messages]
+        )
+        self._runner.submit([Group(push, -sum(map(self._cost, some)), next(self._numbers), some) for some in groups])
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages that are there; in this process, run the clients now."""
+        return self._runner.collect(list(message_ids), self._runner.poll_until)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Return the replies in the order of the messages.
+
+        After ``timeout`` seconds, clients that were not begun are left out, and so are those still at work in actors,
+        which are ended. In this process, a client cannot be interrupted.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ids = list(self.push_messages(messages))
+        del messages
+        try:
+            return self._runner.collect(ids, deadline)
+        finally:
+            self._runner.cancel(ids)
+
+    def wait_for_replies(self, message_ids: Iterable[str], timeout: float | None = None) -> list[str]:
+        """Wait until these messages are answered, or ``timeout`` seconds; return the ids of those that are.
+
+        Their replies can then be pulled. Not part of Flower's interface; ``Windowed`` uses it.
+        """
+        return self._runner.wait(list(message_ids), None if timeout is None else time.monotonic() + timeout)
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Drop messages, begun or not, and their replies. Not part of Flower's interface; ``Windowed`` uses it."""
+        self._runner.cancel(list(message_ids))
+
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """Call ``listener`` with each reply when it is there, from any thread. Not part of Flower's interface."""
+        self._runner.listener = listener
+
+    def _renew(self, run: Run) -> None:
+        """Let every node begin a run with an empty state."""
+        self._run = run
+        for node_id, config in self._node_configs.items():
+            self._contexts[node_id] = Context(run.run_id, node_id, dict(config), RecordDict(), dict(self._run_config))
+
+    def _most_together(self, message: Message) -> int:
+        """Return how many clients may train together with that of a message."""
+        most = self._cohort(message) if callable(self._cohort) else self._cohort
+        check_count("cohort", most, 1)
+        return most
+
+    def _set_id(self, message: Message) -> str:
+        """Give a message its id and, for Flower before 1.38, its run and its sender."""
+        node_id = message.metadata.dst_node_id
+        if node_id not in self._node_configs:
+            raise ConfigError(
+                f"a message of type {message.metadata.message_type!r} goes to node {node_id}; expected one of this "
+                f"grid's {len(self._node_configs)} nodes, as get_node_ids() lists them"
+            )
+        id_ = str(next(self._numbers))
+        set_metadata(message, message_id=id_, run_id=self._run.run_id, src_node_id=SUPERLINK_NODE_ID)
+        return id_
+
+
+def _checked(config: Mapping[str, UserConfigValue], name: str) -> dict[str, UserConfigValue]:
+    """Return a copy of a configuration, of whose values Flower knows four types."""
+    for key, value in config.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ConfigError(f"{name}[{key!r}] is {value!r}; expected a bool, an int, a float or a str")
+    return dict(config)

@@ -1,0 +1,129 @@
+"""The connection to Ray: a cluster is joined where one is named, else Ray is started here, and ended with its grids."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
+
+import ray
+
+from heterofl_flwr.errors import ConfigError
+
+SECONDS_TO_END = 5.0
+"""How long each of Ray's processes may take to end."""
+
+LONGEST = 30
+"""Characters of the folder in which Ray's may lie: the names of sockets have to be short."""
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_process_group_cleanup_enabled": "1",  # what a client has started ends with its actor
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # until Ray's processes end by themselves, if this one is killed
+}
+# Reads until the process that holds the pipe closes it or dies, then removes Ray's folder, into which Ray's processes
+# may write until they have ended.
+_SWEEP = """
+import os, shutil, sys, time
+sys.stdin.read()
+while os.path.exists(sys.argv[1]):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    time.sleep(0.2)
+"""
+
+
+class Session:
+    """The connection to Ray, which grids share. Ray is started if none is here and no cluster is named."""
+
+    _grids: ClassVar[int] = 0
+    _environment: ClassVar[Mapping[str, str]] = {}  # what Ray has from this process
+    _at_end: ClassVar[ExitStack] = ExitStack()  # ends what the first grid has started
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    @classmethod
+    def enter(cls) -> Mapping[str, str]:
+        """Join or start Ray, for one more grid; return what its actors need in their environment."""
+        own = _environment()
+        with cls._lock:
+            if cls._grids == 0:
+                cls._environment, cls._at_end = _connect(own)
+            cls._grids += 1
+            return {} if own == cls._environment else own  # what Ray has already, actors need not wait for
+
+    @classmethod
+    def leave(cls) -> None:
+        """Leave Ray; the last grid ends what was started."""
+        with cls._lock:
+            cls._grids -= 1
+            if cls._grids == 0:
+                cls._at_end.close()
+
+
+def _connect(own: Mapping[str, str]) -> tuple[Mapping[str, str], ExitStack]:
+    """Join or start Ray; return the part of our environment that it has, and what ends what was started."""
+    with ExitStack() as started:
+        if ray.is_initialized():
+            return {}, started.pop_all()
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:
+            _start({**_SETTINGS, **own}, started)
+            return own, started.pop_all()
+        try:
+            _init()
+        except ConnectionError as error:
+            raise ConfigError(f"no Ray answers at RAY_ADDRESS={address!r}: {error}") from error
+        started.callback(shut_down)
+        return {}, started.pop_all()
+
+
+def _start(environment: Mapping[str, str], started: ExitStack) -> None:
+    """Start Ray here, and the process that removes its folder when this one has ended in any way."""
+    own, short = tempfile.gettempdir(), Path("/tmp")  # noqa: S108  # on purpose
+    folder = tempfile.mkdtemp(prefix="ray-", dir=short if len(own) >= LONGEST and short.is_dir() else own)
+    words = [sys.executable, "-I", "-S", "-c", _SWEEP, folder]
+    sweeper = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603  # our own text
+    started.callback(sweeper.communicate)
+    started.callback(shut_down)
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)  # Ray's processes keep it
+    try:
+        _init(include_dashboard=False, _temp_dir=folder)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def shut_down() -> None:
+    """Leave Ray, and wait for the processes that this one has started for it: Ray ends them, but does not wait."""
+    node: Any = ray._private.worker._global_node
+    started: list[Any] = [own.process for kind in node.all_processes.values() for own in kind] if node else []
+    ray.shutdown()
+    for process in started:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=SECONDS_TO_END)
+
+
+def _init(**options: Any) -> None:
+    """Let Ray say nothing, and leave this process's signals alone."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings(), mock.patch("ray._private.worker.listen_error_messages"):  # it prints each death
+        warnings.simplefilter("ignore", FutureWarning)  # of what later versions do when num_gpus is 0
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if is_main:
+        signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+
+
+def _environment() -> dict[str, str]:
+    """Return what an actor's environment adds: the same modules can be imported, and each library uses one thread."""
+    modules = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**threads, "PYTHONPATH": modules}
