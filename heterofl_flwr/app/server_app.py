@@ -29,8 +29,8 @@ from heterofl_flwr.grids.simulated import SimulatedDevices
 from heterofl_flwr.grids.windowed import Watched
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.report import Console, RunFolder
-from heterofl_flwr.runs.origin import command, command_known, device_name
-from heterofl_flwr.settings import DEFAULTS, Settings, from_stored, to_flat
+from heterofl_flwr.runs.origin import device_name
+from heterofl_flwr.settings import Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
@@ -62,9 +62,7 @@ def main(grid: Grid, context: Context) -> None:
         ours.handlers = list(logging.getLogger("flwr").handlers)
         ours.setLevel(logging.INFO)
         ours.propagate = False
-    changed = {key: value for key, value in context.run_config.items() if DEFAULTS.get(key) != value}
-    with command_known(command(changed)):
-        run(grid, load_task(context.run_config))
+    run(grid, load_task(context.run_config))
 
 
 def run(grid: Grid, task: Task, extra_callbacks: Sequence[RoundCallback] = ()) -> HeteroFL:

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from heterofl_flwr.app.cli.main import FAILED, status_of
 from heterofl_flwr.app.launch.running import LOG, RunError
 from heterofl_flwr.errors import ConfigError, HeteroFLError
-from heterofl_flwr.runs.origin import command_known, own_command
+from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings import from_flat
 from simulations.sweep.cost import describe_changes
 from simulations.sweep.job import DONE, build_job, check_jobs, flat, read_metric, run_once
@@ -66,8 +66,8 @@ def run(config: DictConfig) -> float | None:
 
 def main() -> int:
     """Run what the command line says; return the exit status."""
-    with command_known(own_command()):
-        return status_of(PROGRAM, _run)
+    command()  # as it was typed; the jobs know it
+    return status_of(PROGRAM, _run)
 
 
 def _run() -> int:

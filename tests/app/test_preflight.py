@@ -13,7 +13,6 @@ from heterofl_flwr.app.task import Task
 from heterofl_flwr.data.text import Texts, to_text
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder
-from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings import from_flat
 
 SMALL = ["--clients", "2", "--set", "model.hidden=4,8", "--set", "train.epochs=1", "--set", "run.callbacks="]
@@ -36,7 +35,7 @@ def started(monkeypatch):
     requests = []
 
     def run_request(request, *, log):
-        requests.append((request, command()))
+        requests.append(request)
         raise run_request.ends
 
     run_request.ends = running.RunError("told so")
@@ -118,7 +117,7 @@ def test_without_a_gpu_nothing_computes_on_one(started):
         (["--gpus", "0", "--set", "engine.device=mps"], "mps"),
     ):
         assert main(["run", "--out", f"run{len(started[0])}", *asked]) == 1
-        assert started[0][-1][0].config["engine.device"] == device
+        assert started[0][-1].config["engine.device"] == device
 
 
 def test_an_interrupt_says_how_to_go_on_though_nothing_was_done_yet(tmp_path, capsys, started, monkeypatch):
@@ -131,20 +130,13 @@ def test_an_interrupt_says_how_to_go_on_though_nothing_was_done_yet(tmp_path, ca
     )
     run_request.ends = running.RunError("told so")
     assert main(["run", "--resume", str(out), "--grid=local", "--parallel=1"]) == 1
-    assert requests[1][0] == requests[0][0]
+    assert requests[1] == requests[0]
 
 
 def test_an_interrupt_of_another_app_says_no_more(capsys, started):
     started[1].ends = KeyboardInterrupt()
     assert main(["run", "--app", str(Path(__file__).parent / "sample_app")]) == 130
     assert capsys.readouterr().err == "heterofl: interrupted\n"
-
-
-def test_whoever_runs_it_knows_the_users_command(started, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/bin/heterofl", "run", "--seed", "3"])
-    monkeypatch.setitem(sys.modules, "__main__", type(sys)("__main__"))
-    assert main(["run", "--seed", "3"]) == 1
-    assert started[0][0][1] == "heterofl run --seed 3"
 
 
 def test_a_finished_run_says_so_and_a_refused_resume_leaves_it(tmp_path, capsys):

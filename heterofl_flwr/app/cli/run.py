@@ -23,7 +23,7 @@ from heterofl_flwr.data.known import SOURCES
 from heterofl_flwr.data.load import ROOT_VARIABLE
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.report import RunFolder, summary_table
-from heterofl_flwr.runs.origin import command_known, own_command
+from heterofl_flwr.runs.origin import command
 from heterofl_flwr.settings import CLIENTS, Flat, from_flat, from_stored, short_name, to_flat
 
 HISTORY = "history.jsonl"
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
     print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
     try:
-        with command_known(own_command()):
-            running.run_request(request, log=args.log or bool(args.app))
+        command()  # the processes of the run then know it
+        running.run_request(request, log=args.log or bool(args.app))
     except KeyboardInterrupt:
         how = [f"--{name}={value}" for name, usual in HOW.items() if (value := getattr(args, name)) != usual]
         again = shlex.join(["heterofl", "run", "--resume", str(request.out), *how])
