@@ -32,7 +32,7 @@ from heterofl_flwr.core.randomness import derive, initial_state
 from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_rules import make_slice_function
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
-from heterofl_flwr.local_model import MakeModel, for_evaluation, model_at, parameters_of
+from heterofl_flwr.local_model import for_evaluation, model_at, parameters_of
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import collect_moments
@@ -78,21 +78,14 @@ def submodel(
         code that draws noise for privacy from them, as Opacus does: the server and the other clients know this seed,
         and can take the noise away.
     """
-    return build_submodel(message, build, own, seed_torch, new_model)
-
-
-def build_submodel(
-    message: Message, build: Build, own: Mapping[str, Tensor] | None, seed_torch: bool, make: MakeModel
-) -> nn.Module:
-    """Return the model of ``submodel``, made by ``make`` instead of anew."""
     rate = messages.read_value(messages.read_config(message), messages.RATE, float)
-    return next(model for _, model in _build_models(message, build, [rate], own, seed_torch, make))
+    return next(model for _, model in _build_models(message, build, [rate], own, seed_torch))
 
 
 def own_part(message: Message, model: nn.Module) -> dict[str, Tensor]:
     """Return a trained model's parameters that stay with this client; keep them until the next ``submodel``."""
     shared = messages.read_shared(messages.read_config(message))
-    # Copies, as the next message of this process may bring its parameters into the same model.
+    # Copies, as the caller may go on training the model.
     return {name: tensor.clone() for name, tensor in parameters_of(model).items() if not is_shared(name, shared)}
 
 
@@ -267,7 +260,6 @@ def _build_models(
     rates: Iterable[float],
     own: Mapping[str, Tensor] | None,
     seed_torch: bool,
-    make: MakeModel = new_model,
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield each rate and its model, of the slice that is asked for."""
     config = messages.read_config(message)
@@ -281,7 +273,7 @@ def _build_models(
     def build_one(rate: float) -> nn.Module:
         run_seed = messages.read_value(config, messages.SEED, int)
         function = make_slice_function(rule, seed=run_seed, server_round=window, rate=rate, partition=0)
-        model = model_at(build, state, top, rate, function, make)
+        model = model_at(build, state, top, rate, function)
         if message.metadata.message_type.startswith("evaluate"):
             known = None if moments is None else packing.unpack_moments(moments, rate)
             model = for_evaluation(model, known)

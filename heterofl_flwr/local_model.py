@@ -1,6 +1,6 @@
 """The model of a client: cut from a larger one, loaded, put to evaluation, and read again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,12 @@ from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.nn.static_norm import with_static_norm, without_statistics
 
-MakeModel = Callable[[Build, float], nn.Module]
-
 
 def model_at(
-    build: Build,
-    state: Mapping[str, Tensor],
-    top: float,
-    rate: float,
-    function: SliceFunction = prefix,
-    make: MakeModel = new_model,
+    build: Build, state: Mapping[str, Tensor], top: float, rate: float, function: SliceFunction = prefix
 ) -> nn.Module:
     """Return the model of a rate with parameters cut from a state of rate ``top``."""
-    model = make(build, rate)
+    model = new_model(build, rate)
     load_parameters(model, state if rate == top else plan_between(build, top, rate).sliced(function).extract(state))
     return model
 

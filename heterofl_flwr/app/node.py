@@ -15,14 +15,12 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from heterofl_flwr import messages, packing
-from heterofl_flwr.app.model_cache import kept_model
 from heterofl_flwr.app.task import load_task
 from heterofl_flwr.capability import read_capability
-from heterofl_flwr.client import build_submodel, own_part, seed_of, share_of_work
+from heterofl_flwr.client import own_part, seed_of, share_of_work, submodel
 from heterofl_flwr.data import Split, load_dataset
 from heterofl_flwr.errors import ConfigError, HeteroFLError
 from heterofl_flwr.federation.records import State
-from heterofl_flwr.nn.build import new_model
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import batch_norms, collect_moments, with_static_norm
 from heterofl_flwr.runs.checkpoint import pack
@@ -161,9 +159,7 @@ class Instruction:
             after = self.message.metadata.message_type not in OPENS_ROUND
             server_round = self.value(messages.SERVER_ROUND, int)
             own = read_own_state(self.context, self.owner, server_round + after)
-        # What is recorded of a model's steps on a GPU is good for this model alone.
-        make = new_model if self.task.device.type == "cpu" else kept_model
-        return build_submodel(self.message, self.build, own, True, make).to(self.task.device)
+        return submodel(self.message, self.build, own, seed_torch=True).to(self.task.device)
 
     def keep_own(self, model: nn.Module) -> None:
         """Keep what stays here of a model that was trained, where clients keep parameters of their own."""

@@ -265,10 +265,10 @@ class EvaluateSettings(Group):
 class EngineSettings(Group):
     """What runs the clients."""
 
-    name: Literal["auto", "plain", "graph", "cohort"] = setting(
+    name: Literal["auto", "plain", "compile", "cohort"] = setting(
         AUTO,
-        "how clients train: plain (one by one, the same bit for bit on any grid), graph (CUDA graphs), cohort "
-        "(clients of one rate together); auto uses what is fastest",
+        "how clients train: plain (one by one, the same bit for bit on any grid), compile (plain with torch.compile), "
+        "cohort (clients of one rate together); auto: plain or cohort, whichever is likely faster",
     )
     cohort: Natural = setting(0, "clients of one rate that train together at most; 0: 5 on a CPU, 50 on a GPU")
     device: types.DeviceName = setting(AUTO, "auto: a GPU where a client has one")

@@ -1,7 +1,7 @@
 """A training step: forward pass, loss masked to the client's classes, and SGD with FedProx and clipping."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self, cast
 
 import torch
@@ -21,30 +21,21 @@ def present_classes(classes: Sequence[int] | Tensor | None, number: int) -> Tens
 
 
 class Masking:
-    """Fills the logits of absent classes; the mask is built for the first logits, which show how many classes exist.
+    """Fills the logits of absent classes; the mask is built for the first logits, which show how many classes exist."""
 
-    A static mask is one tensor for all clients, one after the other, so that a CUDA graph can read it.
-    """
-
-    def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill, *, static: bool = False) -> None:
-        self._classes, self._fill, self._static = classes, fill, static
+    def __init__(self, classes: Sequence[int] | Tensor | None, fill: Fill) -> None:
+        self._classes, self._fill = classes, fill
         self._mask: Tensor | None = None
-
-    def set_classes(self, classes: Sequence[int] | Tensor | None) -> None:
-        """Mask to the next client's classes, in the same tensor; None for all."""
-        self._classes = classes
-        if self._mask is not None:
-            self._mask.copy_(present_classes(classes, len(self._mask)))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return the logits with those of absent classes filled."""
-        if self._mask is None and (self._static or self._classes is not None):
+        if self._mask is None and self._classes is not None:
             self._mask = present_classes(self._classes, logits.shape[1]).to(logits.device)
         return mask_logits(logits, self._mask, self._fill)
 
 
 def compute_loss(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     inputs: Tensor,
     targets: Tensor,
     masking: Masking,
@@ -67,20 +58,18 @@ class SGD:
     two seconds and 150 MB. Values that the kernel cannot update are updated by several smaller kernels.
 
     The first ``trained`` values are trained, by default all. With ``by_row`` each tensor has one row for each client,
-    and each row is clipped on its own. A learning rate in a tensor, float32 and on their device, is read in each step.
+    and each row is clipped on its own.
     """
 
     def __init__(
         self,
         values: Iterable[Tensor],
         options: TrainOptions,
-        learning_rate: Tensor | None = None,
         *,
         trained: int | None = None,
         by_row: bool = False,
     ) -> None:
         self.values, self._options, self._by_row = list(values), options, by_row
-        self._learning_rate = options.learning_rate if learning_rate is None else learning_rate
         # The kernel takes no buffers where there is no momentum.
         self.momentum = [torch.zeros_like(value) for value in self.values[:trained]] if options.momentum else []
         self.received = [value.clone() for value in self.values[:trained]] if options.proximal else []
@@ -98,14 +87,6 @@ class SGD:
         """Write the rows back that ``select`` has copied."""
         for own, new in zip(self.values + self.momentum, part.values + part.momentum, strict=True):
             own[rows] = new
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Start anew, in the same tensors, from the present values."""
-        if self.momentum:
-            torch._foreach_zero_(self.momentum)
-        if self.received:
-            torch._foreach_copy_(self.received, self.values)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
@@ -137,7 +118,7 @@ class SGD:
                 values,
                 slopes,
                 momentum,
-                lr=self._learning_rate,
+                lr=options.learning_rate,
                 momentum=options.momentum,
                 weight_decay=options.weight_decay,
                 dampening=0.0,
@@ -153,18 +134,16 @@ class SGD:
         if momentum:
             torch._foreach_mul_(momentum, options.momentum)
             torch._foreach_add_(momentum, slopes)
-        torch._foreach_sub_(values, torch._foreach_mul(momentum or slopes, self._learning_rate))
+        torch._foreach_sub_(values, torch._foreach_mul(momentum or slopes, options.learning_rate))
 
 
 class ParameterSGD(SGD):
     """SGD on a model's parameters, for one client in one round; those that need no gradient stay as they are."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], options: TrainOptions, learning_rate: Tensor | None = None
-    ) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], options: TrainOptions) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._strides = [parameter.stride() for parameter in self.parameters]
-        super().__init__([_dense(parameter.detach()) for parameter in self.parameters], options, learning_rate)
+        super().__init__([_dense(parameter.detach()) for parameter in self.parameters], options)
 
     def minimise(self, loss: Tensor) -> None:
         """Compute the gradient of a loss and take a step along it."""

@@ -16,7 +16,7 @@ from heterofl_flwr.app import client_app
 from heterofl_flwr.app.callbacks import CentralEvaluation
 from heterofl_flwr.app.cli.main import parser
 from heterofl_flwr.app.cli.run import build_request
-from heterofl_flwr.app.launch.gpus import cores
+from heterofl_flwr.app.launch.machine import cores
 from heterofl_flwr.app.launch.request import App, Request
 from heterofl_flwr.app.launch.running import open_grid
 from heterofl_flwr.app.server_app import make_strategy

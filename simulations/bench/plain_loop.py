@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms  # type: ignore[import-untyped, unused-ignore]
 
+from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training import TrainOptions
 
 Example = Mapping[str, Tensor]
@@ -59,16 +60,17 @@ def train(
     """Train a model in place, on shuffled pictures where no order is given; return mean loss and accuracy as seen."""
     examples, mean_loss, accuracy = 0, 0.0, 0.0
     batches = DataLoader(data, options.batch_size, shuffle=order is None, sampler=order, collate_fn=_collate)
+    device = device_of(model)
     model.train(True)
     optimizer = torch.optim.SGD(
         model.parameters(), options.learning_rate, options.momentum, weight_decay=options.weight_decay
     )
     for _ in range(options.epochs):
         for lists in batches:
-            batch = {key: torch.stack(values) for key, values in lists.items()}
+            batch = {key: torch.stack(values).to(device) for key, values in lists.items()}
             optimizer.zero_grad()
             logits = model(batch["img"])
-            mask = torch.zeros(logits.shape[1])
+            mask = torch.zeros(logits.shape[1], device=device)
             mask[torch.tensor(classes)] = 1
             logits = logits.masked_fill(mask == 0, 0)
             loss = F.cross_entropy(logits, batch["label"])

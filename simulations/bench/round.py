@@ -26,7 +26,7 @@ from unittest import mock
 from flwr.app import ArrayRecord, ConfigRecord
 
 from heterofl_flwr.app import client_app
-from heterofl_flwr.app.launch.gpus import cores
+from heterofl_flwr.app.launch.machine import cores
 from heterofl_flwr.app.launch.request import CLIENT_APP, Request
 from heterofl_flwr.app.launch.running import cohort_limit
 from heterofl_flwr.app.server_app import make_strategy

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from heterofl_flwr.app.launch.gpus import cores
+from heterofl_flwr.app.launch.machine import cores
 from heterofl_flwr.core.formatting import duration
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.runs.origin import UNKNOWN, command, commit, commit_of, machine

@@ -11,7 +11,7 @@ from timeit import Timer
 import torch
 
 from heterofl_flwr.app.cli.profile import printed
-from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.task import Task, load_data
 from heterofl_flwr.core.formatting import duration, render
 from heterofl_flwr.core.levels import Mix
@@ -149,7 +149,7 @@ def estimate_seconds(job: Job, cost: JobCost) -> float:
     total = cost.total(lambda rate: each[rate][0], lambda rate: each[rate][1])
     if job.engine.grid == "local" or resolve_device(device).type != "cpu":  # a GPU is no faster with two clients
         return total
-    return total / min(job.engine.share.clients(gpus.cores(), 0), cost.at_once)
+    return total / min(job.engine.share.clients(machine.cores(), 0), cost.at_once)
 
 
 @lru_cache(maxsize=1024)

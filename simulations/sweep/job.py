@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from heterofl_flwr.app.cli.run import WINDOW, absolute_paths
-from heterofl_flwr.app.launch.gpus import measured_share
+from heterofl_flwr.app.launch.machine import with_gpus
 from heterofl_flwr.app.launch.preflight import LaunchNote, check_share, check_task
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import run_request
@@ -229,7 +229,7 @@ def run_once(job: Job) -> bool:
         LaunchNote(job.clients, config).write(job.path)
         options = job.engine
         request = Request(config=config, out=job.path, clients=job.clients, share=options.share, grid=options.grid)
-        run_request(replace(request, share=measured_share(request)) if options.gpus == AUTO else request)
+        run_request(with_gpus(request) if options.gpus == AUTO else request)
     return True
 
 

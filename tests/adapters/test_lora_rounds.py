@@ -1,7 +1,5 @@
 """Rounds with LoRA adapters of unequal rank, in both APIs: what travels, what the server computes, what is stored."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,6 @@ from flwr.common import parameters_to_ndarrays
 from safetensors.torch import load_file
 
 from heterofl_flwr import HeteroFL, LocalGrid, Mix, Momentum, lora
-from heterofl_flwr.app.model_cache import _find_models as find_models
-from heterofl_flwr.app.model_cache import kept_model
 from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.classic.client import parameters_of as arrays_of
 from heterofl_flwr.classic.client import submodel as classic_submodel
@@ -143,22 +139,6 @@ def test_the_classic_api_sends_adapters_alone_too():
     np.testing.assert_allclose(
         gains[names.index("base_model.model.hidden.lora_A.default.weight")], np.repeat(expected[:, None], 8, 1)
     )
-
-
-def test_a_client_keeps_the_model_of_a_rate_on_the_shared_base():
-    number, other = id(kept_model(build, 1.0)), kept_model(build, 0.5)
-    assert id(kept_model(build, 1.0)) == number
-    assert all(other.get_parameter(name) is build.model.get_parameter(name) for name in frozen)
-
-
-def test_a_level_on_another_device_is_built_anew_and_the_base_keeps_its_values(monkeypatch):
-    model = kept_model(build, 0.5)
-    (cached,) = (own for own in find_models(build).values() if own.model is model)
-    monkeypatch.setattr(cached, "_device", torch.device("meta"))  # as if it had been moved since it was built
-    assert kept_model(build, 0.5) is not model
-    assert all(torch.equal(build.model.get_parameter(name), own) for name, own in frozen.items())
-    moved = replace(build, device=torch.device("meta"))(0.5)
-    assert {own.device.type for own in moved.parameters()} == {"cpu"}
 
 
 def test_clients_with_adapters_train_one_by_one_and_count_the_base_once():

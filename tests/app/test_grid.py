@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import STEP, cohort_limit, cost
 from heterofl_flwr.app.task import load_task
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("identity")
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """Return a function that makes a request for settings and a device, on a machine of eight cores."""
-    monkeypatch.setattr(gpus, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
 
     def ask(settings=None, device="cpu", share=None, app=None):
         config = to_flat(from_flat(settings or {}))
@@ -46,7 +46,7 @@ def message_of(number):
         ({"engine.name": "cohort"}, "cpu", 5, 5),
         ({"engine.name": "plain"}, "cpu", 1, 1),
         ({}, "cuda", 50, 50),
-        ({"engine.name": "graph"}, "cuda", 1, 1),
+        ({"engine.name": "compile"}, "cuda", 1, 1),
     ],
 )
 def test_clients_train_together_where_that_pays(asked, settings, device, small, large):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import gpus, preflight, running
+from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.preflight import check_share, check_task
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.app.task import Task
@@ -23,8 +23,8 @@ def _machine(monkeypatch, tmp_path):
     """Run in an empty folder, on a machine of two cores without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(gpus, "devices", lambda: 0)
-    monkeypatch.setattr(gpus, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "devices", lambda: 0)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
     for name in ("HETEROFL_DATA", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from heterofl_flwr.app.cli.main import main
-from heterofl_flwr.app.launch import gpus, preflight, running
-from heterofl_flwr.app.launch.gpus import Measured
+from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.request import Share
 from heterofl_flwr.report import RunFolder
 from heterofl_flwr.settings import from_flat, to_flat
@@ -27,7 +26,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(running, "run_request", run_request)
     monkeypatch.setattr(preflight, "check_task", lambda task, clients: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(gpus, "devices", lambda: 0)
+    monkeypatch.setattr(machine, "devices", lambda: 0)
     monkeypatch.delenv("HETEROFL_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -142,12 +141,10 @@ def test_a_folder_with_a_run_is_not_written_over(capsys, tmp_path, asked):
     assert f"go on with it (--resume '{tmp_path / 'my run'}')" in capsys.readouterr().err
 
 
-def test_gpus_are_measured_unless_told(asked, monkeypatch, capsys):
-    monkeypatch.setattr(gpus, "devices", lambda: 2)
-    monkeypatch.setattr(gpus, "cores", lambda: 64)
-    monkeypatch.setattr(gpus, "measure", lambda config: Measured(2, 10 * 1024**3, {1.0: 2 * 1024**3}))
-    assert asked("--grid", "ray")[0].share == Share(gpus=0.5, at_once=4)
-    assert "a client gets 0.5 of a GPU: 4 at once" in capsys.readouterr().out
+def test_each_actor_gets_a_gpu_unless_told(asked, monkeypatch):
+    monkeypatch.setattr(machine, "devices", lambda: 2)
+    assert asked("--grid", "ray")[0].share == Share(gpus=1.0)
+    assert asked("--grid", "ray", "--parallel", "4", "--out", "a")[0].share == Share(gpus=0.5, at_once=4)
     assert asked("--gpus", "0.25", "--out", "b")[0].share == Share(gpus=0.25)
     assert asked("--gpus", "0", "--cpus", "2", "--parallel", "3", "--out", "c")[0].share == Share(cpus=2, at_once=3)
     assert asked("--grid", "ray", "--set", "engine.device=cpu", "--out", "d")[0].share == Share()
@@ -155,7 +152,7 @@ def test_gpus_are_measured_unless_told(asked, monkeypatch, capsys):
 
 
 def test_ray_runs_what_one_process_cannot(asked, monkeypatch):
-    monkeypatch.setattr(gpus, "devices", lambda: 1)
+    monkeypatch.setattr(machine, "devices", lambda: 1)
     assert asked("--gpus", "0.25")[0].grid == "ray"
     for number, grid in (("2", "ray"), ("1", "local")):
         assert asked("--gpus", "0", "--parallel", number, "--out", f"d{number}")[0].grid == grid

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from heterofl_flwr.app.launch import gpus, running
+from heterofl_flwr.app.launch import machine, running
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.app.launch.running import LOG, Checked, RunError, run_request
 from heterofl_flwr.errors import ConfigError, HeteroFLError, OutOfMemoryError
@@ -41,8 +41,8 @@ def served(monkeypatch):
             raise end
 
     monkeypatch.setattr(running, "_serve", serve)
-    monkeypatch.setattr(gpus, "cores", lambda: 4)
-    monkeypatch.setattr(gpus, "devices", lambda: 1)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "devices", lambda: 1)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return requests, ends
 
@@ -162,7 +162,7 @@ on_ray = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.simulation])
 
 @pytest.mark.parametrize("grid", ["local", on_ray])
 def test_a_client_that_lacks_memory_ends_the_attempt(tmp_path, monkeypatch, capsys, grid):
-    monkeypatch.setattr(gpus, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
     with pytest.raises(RunError, match=r"MemoryError.*no room.*, and one client alone is too large"):
         run_request(sample(tmp_path, grid, fault="memory"))
     assert capsys.readouterr().err.count("going on with 1 at once") == (grid == "ray")

@@ -132,7 +132,7 @@ def test_step_measures_each_side_and_ends_with_its_verdict(monkeypatch, capsys):
     found = (words for words in map(str.split, lines) if words[:1] and words[0] in LEVELS)
     rows = {words[0]: [float(word) for word in words[1:]] for words in found}
     assert list(rows) == list(LEVELS)
-    assert all(len(values) == 6 and min(values) > 0 for values in rows.values())
+    assert all(len(values) == 9 and min(values) > 0 for values in rows.values())
 
 
 def test_peak_counts_what_a_call_allocates_and_frees_and_not_what_was_there():

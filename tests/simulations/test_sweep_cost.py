@@ -108,7 +108,7 @@ def test_a_users_module_is_loaded_with_its_values(tmp_path, monkeypatch):
 def test_each_model_is_measured_once_whatever_else_differs_and_clients_share_the_cores(monkeypatch):
     measured = []
     monkeypatch.setattr(module, "measure", lambda *key: (measured.append(key), (2.0, 1.0))[1])
-    monkeypatch.setattr(module.gpus, "cores", lambda: 4)
+    monkeypatch.setattr(module.machine, "cores", lambda: 4)
     first = job("data=mnist", "mix=a-e", "seed=3", "train.lr=0.5", "engine=ray")
     second = job("data=mnist", "mix=a-e", "split=non-iid-2", "assignment=dynamic")
     for own, at_once in ((first, 4), (second, 1)):
@@ -145,7 +145,7 @@ def test_a_listing_has_a_row_for_each_job_and_finished_jobs_correct_the_times_of
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(module, "measure", lambda model, batch, device: (1e-3, 0.0))
-    monkeypatch.setattr(module.gpus, "cores", lambda: 1)
+    monkeypatch.setattr(module.machine, "cores", lambda: 1)
     jobs = planned("data=mnist,digits", "mix=a", "seed=0,1").values()
     jobs = [replace(own, path=tmp_path / own.name) for own in [*jobs, job("data.name=nowhere:nothing")]]
     folders = [RunFolder(own.path) for own in jobs]

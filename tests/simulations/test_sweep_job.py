@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from heterofl_flwr.app.launch import gpus
-from heterofl_flwr.app.launch.gpus import Measured
+from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.preflight import LaunchNote
 from heterofl_flwr.app.launch.request import Request, Share
 from heterofl_flwr.errors import ConfigError
@@ -218,17 +217,15 @@ def test_a_resumed_job_keeps_what_changes_no_result_as_the_folder_has_it(tiny, r
     assert config["run.resume"] is True
 
 
-def test_clients_get_what_the_job_says_and_gpus_are_measured_on_ray_alone(monkeypatch, tmp_path, request_of):
-    monkeypatch.setattr(gpus, "devices", lambda: 1)
-    monkeypatch.setattr(gpus, "cores", lambda: 8)
-    monkeypatch.setattr(gpus, "measure", lambda config: Measured(1, 10 * 1024**3, {1.0: 2 * 1024**3}))
+def test_clients_get_what_the_job_says_and_gpus_on_ray_alone(monkeypatch, tmp_path, request_of):
+    monkeypatch.setattr(machine, "devices", lambda: 1)
 
     def share(*overrides: str) -> Share:
         return request_of(job(*overrides, path=tmp_path / "jobs" / "one")).share
 
     assert share("engine.cpus=2", "engine.parallel=3") == Share(cpus=2, at_once=3)
-    assert share("engine=ray") == Share(gpus=0.5, at_once=2)
-    assert share("engine=ray", "engine.parallel=1").at_once == 1
+    assert share("engine=ray") == Share(gpus=1.0)
+    assert share("engine=ray", "engine.parallel=2") == Share(gpus=0.5, at_once=2)
     assert share("engine=ray", "engine.gpus=0.25") == Share(gpus=0.25)
     assert share("engine=ray", "engine.device=cpu") == Share()
     assert request_of(job("engine=ray", "engine.gpus=0", path=tmp_path / "jobs" / "one")).grid == "ray"

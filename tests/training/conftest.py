@@ -1,23 +1,19 @@
-"""What the tests of training share: small data, small models, the slow twin of training, and a recorder on a CPU."""
+"""What the tests of training share: small data, small models, and the slow twin of training."""
 
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.data import Reading, Split
 from heterofl_flwr.nn import CNN
 from heterofl_flwr.training import TrainingJob, TrainOptions
-from heterofl_flwr.training.engines.graph import UncapturableError
 from heterofl_flwr.training.engines.plain import train_plain
 
 OPTIONS = TrainOptions(learning_rate=0.05, epochs=2, batch_size=5)
@@ -120,43 +116,6 @@ def build() -> Callable[..., nn.Module]:
         return CNN(3, 5, hidden=(8, 16), **options)
 
     return make
-
-
-class Tape(TorchDispatchMode):
-    """Does on a CPU what a CUDA graph does on a GPU: keeps the operations of a step and the memory that they use.
-
-    No Python of the step runs when it is replayed, so whatever is not in a tensor is what it was. Other than a graph it
-    computes while it records; the first replay then has nothing to do.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.operations: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object], object]] = []
-
-    def place(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        tape = Tape(torch.device("cpu"))
-        with tape:
-            step()
-        done = iter([lambda: None])
-        return lambda: next(done, tape.replay)()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            raise UncapturableError("operation not permitted when stream is capturing")
-        outputs = func(*args, **(kwargs or {}))
-        # Aliases: a parameter may be given other memory later.
-        self.operations.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}, outputs))))
-        return outputs
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        for func, args, kwargs, outputs in self.operations:
-            for old, new in zip(tree_leaves(outputs), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
 
 
 def train_slowly(

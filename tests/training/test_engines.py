@@ -15,12 +15,10 @@ from heterofl_flwr.training import ENGINES, TrainingJob, TrainOptions, engines, 
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_batches, training_epochs
 from heterofl_flwr.training.engines import MOST_ON_CPU, fastest_engine
 from heterofl_flwr.training.engines.cohort import Cohort
-from heterofl_flwr.training.engines.graph import train_graph
 from heterofl_flwr.training.engines.joint_models import vmapped, wide
 from heterofl_flwr.training.engines.plain import train_plain
 from tests.training.conftest import (
     OPTIONS,
-    Tape,
     exact,
     images,
     make_jobs,
@@ -33,16 +31,14 @@ from tests.training.conftest import (
 
 RUNNERS = {
     "plain": train_plain,
-    "graph": train_graph,
     "wide": lambda jobs, options: Cohort(jobs, options, wide).train(),
     "vmap": lambda jobs, options: Cohort(jobs, options, vmapped).train(),
 }
 
 
 @pytest.fixture(params=RUNNERS)
-def run(request, monkeypatch) -> Callable[..., object]:
+def run(request) -> Callable[..., object]:
     """Return an engine; those of cohorts fail here where they would train clients alone."""
-    monkeypatch.setattr("heterofl_flwr.training.engines.graph.CudaRecorder", Tape)
     return RUNNERS[request.param]
 
 
@@ -199,7 +195,7 @@ def linear_jobs(number, model=None):
         ("cpu", 2, "cohort"),
         ("mps", 1, "plain"),
         ("mps", 5, "plain"),
-        ("cuda", 1, "graph"),
+        ("cuda", 1, "plain"),
         ("cuda", 2, "cohort"),
     ],
 )

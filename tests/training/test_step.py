@@ -154,36 +154,6 @@ def test_nothing_to_train_is_no_step():
     assert unused.grad is None
 
 
-@pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_the_learning_rate_may_be_a_tensor_that_changes(changes):
-    values, options = parameters([(3, 2), (4,)]), replace(OPTIONS, **changes)
-    twins = copy.deepcopy(values)
-    rate = torch.tensor(0.5)
-    own = ParameterSGD(values, replace(options, learning_rate=7.0), rate)
-    trained = ParameterSGD(twins, replace(options, learning_rate=0.5))
-    for number in range(2):
-        own.minimise(compute(values, number))
-        trained.minimise(compute(twins, number))
-        rate.fill_(0.25)
-        trained._learning_rate = 0.25
-    assert all(torch.equal(value, twin) for value, twin in zip(values, twins, strict=True))
-
-
-@pytest.mark.usefixtures("devices")
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_restarted_it_is_as_new(changes):
-    values, options = parameters([(3, 2), (4, 3, 2, 2)]), replace(OPTIONS, **changes)
-    own = ParameterSGD(values, options)
-    own.minimise(compute(values, 1))
-    twins = copy.deepcopy(values)
-    own.restart()
-    for number in range(3):
-        own.minimise(compute(values, number))
-    descend(twins, options, steps=3)
-    assert all(torch.equal(value, twin) for value, twin in zip(values, twins, strict=True))
-
-
 def test_the_fused_kernel_gets_what_it_can_take():
     """In float32, as the scale is, without gaps, and where it scales at all: on MPS it would clip nothing."""
     value = torch.zeros(4, 6)

@@ -129,7 +129,7 @@ def _add_run(subparsers: Subparsers) -> None:
     how = this.add_argument_group("how")
     where = "local: this process; ray: processes of Ray, by default with RAY_ADDRESS, --gpus, --cpus or --parallel"
     how.add_argument("--grid", choices=("local", "ray"), help=where)
-    how.add_argument("--gpus", metavar="SHARE", help="of a GPU for each client; auto measures it; 0: none")
+    how.add_argument("--gpus", metavar="SHARE", help="of a GPU for each client, on Ray; auto: one; 0: none")
     how.add_argument("--cpus", type=int, metavar="N", help="cores for each client, on Ray; by default 1")
     how.add_argument("--parallel", type=int, metavar="N", help="at most this many clients at once, on Ray")
     how.add_argument("--log", action="store_true", help="show Flower's log instead of a line for each round")

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from heterofl_flwr.app.cli.main import HOW
 from heterofl_flwr.app.cli.settings import read_assignments, read_config
-from heterofl_flwr.app.launch import gpus, preflight, running
+from heterofl_flwr.app.launch import machine, preflight, running
 from heterofl_flwr.app.launch.preflight import LaunchNote, check_folder, check_share
 from heterofl_flwr.app.launch.request import CLUSTER, Request, Share
 from heterofl_flwr.app.server_app import find_start
@@ -39,9 +38,6 @@ def run(args: argparse.Namespace) -> int:
         if finished:
             print(finished)
             return 0
-        if args.gpus == "auto" and (share := gpus.measured_share(request)) != request.share:
-            print(f"a client gets {share.gpus:g} of a GPU: {share.at_once} at once", flush=True)
-            request = replace(request, share=share)
         LaunchNote(request.clients, request.config).write(request.out)
     where = "on Ray" if request.grid == "ray" else "in this process (on all cores: --grid ray)"
     print(f"{request.clients} clients {where}; folder {request.out}", flush=True)
@@ -106,7 +102,8 @@ def build_request(args: argparse.Namespace) -> Request:
         config["engine.window"] = WINDOW
     if args.gpus != "auto" and "engine.device" not in now:
         config["engine.device"] = "auto" if share.gpus else "cpu"
-    return Request(config=config, out=out, clients=clients, share=share, grid=grid)
+    request = Request(config=config, out=out, clients=clients, share=share, grid=grid)
+    return machine.with_gpus(request) if args.gpus == "auto" else request
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.request import CLUSTER, Share
 from heterofl_flwr.app.server_app import build_devices, make_strategy
 from heterofl_flwr.app.task import Task
@@ -57,7 +57,7 @@ def check_share(share: Share) -> None:
     """Raise ``ConfigError`` if this machine lacks what a single client is to get."""
     if CLUSTER in os.environ:
         return
-    cores, devices = gpus.cores(), gpus.devices()
+    cores, devices = machine.cores(), machine.devices()
     faults = []
     if share.cpus > cores:
         faults.append(f"cpus is {share.cpus}, and this machine has {cores} cores: ask for {cores} or fewer")

@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import ServerApp
 
-from heterofl_flwr.app.launch import gpus
+from heterofl_flwr.app.launch import machine
 from heterofl_flwr.app.launch.request import CLUSTER, App, Request, read_app
 from heterofl_flwr.app.node import NODE_STATES
 from heterofl_flwr.app.task import load_task
@@ -128,9 +128,9 @@ def _with_fewer(request: Request, error: OutOfMemoryError) -> Request:
     on_ray = request.grid == "ray"
     if on_ray and CLUSTER in os.environ:
         raise RunError(f"{error}; how many clients a cluster runs at once is not known here: raise --gpus or --cpus")
-    now = request.share.clients(gpus.cores(), gpus.devices()) if on_ray else 1
+    now = request.share.clients(machine.cores(), machine.devices()) if on_ray else 1
     try:
-        share = request.share.fewer(now, gpus.devices())
+        share = request.share.fewer(now, machine.devices())
     except ConfigError as too_large:
         raise RunError(f"{error}, and {too_large}") from error
     print(f"heterofl: {error}; going on with {share.at_once} at once", file=sys.stderr, flush=True)

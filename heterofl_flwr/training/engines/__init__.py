@@ -10,7 +10,7 @@ from heterofl_flwr.errors import ConfigError, DataError
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.training.batches import explained_single
 from heterofl_flwr.training.engines.cohort import WAYS, find_obstacle, train_cohort
-from heterofl_flwr.training.engines.graph import train_graph
+from heterofl_flwr.training.engines.compile import train_compiled
 from heterofl_flwr.training.engines.plain import train_plain
 from heterofl_flwr.training.options import TrainingJob, TrainOptions, TrainResult
 
@@ -26,18 +26,16 @@ Engine = Callable[[Sequence[TrainingJob], TrainOptions], list[TrainResult]]
 """Trains clients whose models are of one kind and rate, each on its split's device; results in the same order."""
 
 AUTO = "auto"
-ENGINES: dict[str, Engine] = {"plain": train_plain, "graph": train_graph, "cohort": train_cohort}
+ENGINES: dict[str, Engine] = {"plain": train_plain, "compile": train_compiled, "cohort": train_cohort}
 """Engines by name."""
 
 
 def fastest_engine(jobs: Sequence[TrainingJob]) -> str:
     """Return the engine that is likely the fastest for clients with one kind of model."""
-    if not jobs:
+    if len(jobs) < 2:
         return "plain"
     model = jobs[0].model
     device = device_of(model).type
-    if len(jobs) == 1:
-        return "graph" if device == "cuda" else "plain"
     small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_ON_CPU
     gains = device in WAYS and (device != "cpu" or small)
     return "cohort" if gains and find_obstacle(model) is None else "plain"
@@ -95,7 +93,7 @@ def train_together(jobs: Sequence[TrainingJob], options: TrainOptions, *, engine
         raise ConfigError(f"engine is {engine!r}; expected auto or one of {', '.join(ENGINES)}")
     if not all(len(job.split) for job in jobs):
         raise DataError("there are no examples to train on")
-    # The others know no loss of several outputs: it may change with the round, and a recorded step would not.
+    # The others know no loss of several outputs.
     run = train_plain if any(job.joint_loss for job in jobs) else ENGINES[engine]
     with explained_single():
         return run([replace(job, split=job.split.to(device_of(job.model))) for job in jobs], options)

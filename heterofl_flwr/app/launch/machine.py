@@ -1,0 +1,26 @@
+"""What this machine has, and how Ray's actors share its GPUs where nobody says it."""
+
+import os
+from dataclasses import replace
+
+import torch
+
+from heterofl_flwr.app.launch.request import Request, gpu_share
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def devices() -> int:
+    """Return how many GPUs are visible."""
+    return torch.cuda.device_count()
+
+
+def with_gpus(request: Request) -> Request:
+    """Return the request with a GPU for each of Ray's actors; where more actors are asked for, a share of one."""
+    share, number = request.share, devices()
+    if request.grid != "ray" or request.config["engine.device"] == "cpu" or not number:
+        return request
+    return replace(request, share=replace(share, gpus=gpu_share(number, share.at_once or number)))
