@@ -19,7 +19,7 @@ from heterofl_flwr.federation.engine import QUERY_SECONDS
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
-from heterofl_flwr.federation.round import TrainReply
+from heterofl_flwr.federation.round import Fault, TrainReply
 from heterofl_flwr.nn.moments import Moments
 from heterofl_flwr.strategies.read_replies import explained
 from heterofl_flwr.strategies.size_guard import crosses_superlink
@@ -104,11 +104,10 @@ def _read_capacity(reported: Mapping[str, Scalar]) -> float | None:
         raise ReplyError(f"the capacity it reports is not usable: {error}") from error
 
 
-def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, str], str, set[int]]:
-    """Return why clients failed: by number, and as one text where Flower names no client; and who has no handler."""
-    by_number: dict[int, str] = {}
+def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int, Fault], Fault]:
+    """Return why clients failed: by number, and as one fault where Flower names no client."""
+    by_number: dict[int, Fault] = {}
     unnamed: set[str] = set()
-    lacking: set[int] = set()
     for failure in failures:
         if isinstance(failure, BaseException):
             unnamed.add(explained(f"{type(failure).__name__}: {failure}"[:_LONGEST_FAULT]))
@@ -116,10 +115,9 @@ def read_failures(failures: Failures, ids: Mapping[str, int]) -> tuple[dict[int,
         proxy, answer = failure
         if (number := ids.get(proxy.cid)) is None:
             continue
-        by_number[number] = short(explained(answer.status.message or answer.status.code.name))
-        if answer.status.code == Code.EVALUATE_NOT_IMPLEMENTED:
-            lacking.add(number)
-    return by_number, "; ".join(["no result", *sorted(unnamed)[:3]]), lacking
+        reason, code = short(explained(answer.status.message or answer.status.code.name)), answer.status.code
+        by_number[number] = Fault(reason, "no handler" if code == Code.EVALUATE_NOT_IMPLEMENTED else "failed")
+    return by_number, Fault("; ".join(["no result", *sorted(unnamed)[:3]]))
 
 
 def likely_cause(answer: FitRes, plan: Plan) -> str:

@@ -43,7 +43,7 @@ from heterofl_flwr.federation.round import Fault, Round, check_open
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.instructions import client_config
 from heterofl_flwr.strategies.keywords import ClassicKeywords, build_classic_federation
-from heterofl_flwr.strategies.read_replies import as_flower_error, check_wrappers
+from heterofl_flwr.strategies.read_replies import as_flower_error
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,6 @@ class HeteroFL(EngineView, Strategy):
         proxies = self._available(client_manager)
         state = self._unpack(parameters)
         self._round = current = Round(self.engine, server_round, sorted(proxies), state)
-        if current.is_sliced:
-            check_wrappers(server_round)
         sent = {plan: pack(plan.extract(state).values()) for plan in {own.plan for own in current.slices.values()}}
         asked = _asked(self._keywords.get("on_fit_config_fn"), server_round)
         instructions = []
@@ -159,15 +157,15 @@ class HeteroFL(EngineView, Strategy):
             return None, {}
         current = check_open(self._round)
         answers = self._first_results(results)
-        faults, unnamed, _ = read_failures(failures, self._numbers)
+        faults, unnamed = read_failures(failures, self._numbers)
         for number, own in current.slices.items():
             if (answer := answers.get(number)) is None:
-                current.refuse(number, Fault(faults.get(number, unnamed)))
+                current.refuse(number, faults.get(number, unnamed))
                 continue
             try:
                 current.add(number, read_fit(answer, own.plan, self.options.limits, f"client {number}"))
             except ReplyError as error:
-                current.refuse(number, Fault(short(f"{error}{likely_cause(answer, own.plan)}"), replied=True))
+                current.refuse(number, Fault(short(f"{error}{likely_cause(answer, own.plan)}"), "rejected"))
         new = current.close()
         self._round = None
         host_log.info("%s", self.log.line())
@@ -220,7 +218,7 @@ class HeteroFL(EngineView, Strategy):
                 # All are read before any is added, so an answer that does not fit changes nothing.
                 current.add_moments(number, read_moments(answer, variant, norms[number], f"client {number}"))
             except HeteroFLError as error:
-                current.refuse_moments(number, short(str(error)))
+                current.refuse_moments(number, Fault(short(str(error)), "rejected"))
         current.close_moments()
 
     @as_flower_error()
@@ -235,16 +233,16 @@ class HeteroFL(EngineView, Strategy):
         if current is None or (failures and not self._keywords.get("accept_failures", True)):
             return None, {}
         came = self._first_results(results)
-        faults, unnamed, lacking = read_failures(failures, self._numbers)
+        faults, unnamed = read_failures(failures, self._numbers)
         for number in current.rates:
             fault = faults.get(number, unnamed)
-            if number in came and number not in lacking:
+            if number in came and fault.kind != "no handler":
                 try:
                     current.answers[number] = read_evaluate(came[number], self.options.limits, f"client {number}")
                     continue
                 except ReplyError as error:
-                    fault = short(str(error))
-            current.refuse(number, fault, no_handler=number in lacking)
+                    fault = Fault(short(str(error)), "rejected")
+            current.refuse(number, fault)
         summary = current.close()
         if not current.answers:
             return None, {}

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import ReplyError, RoundError
@@ -18,6 +19,7 @@ from heterofl_flwr.federation.evaluation import (
 )
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
+from heterofl_flwr.federation.round import Fault
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
 
@@ -135,13 +137,13 @@ class EvaluationRound:
         """Add a client's moments, by rate; refuse them whole if any do not fit."""
         self._sum.add(node_id, found)
 
-    def refuse_moments(self, node_id: int, reason: str, *, no_handler: bool = False) -> None:
+    def refuse_moments(self, node_id: int, fault: Fault) -> None:
         """Note why a client's moments are not used; one whose app has no handler for the query is not asked again."""
-        if no_handler:
+        if fault.kind == "no handler":
             self._no_handler.add(node_id)
         else:
-            self._moment_faults.append(f"node {node_id}: {reason}")
-            self.refuse(node_id, f"no usable moments: {reason}")
+            self._moment_faults.append(f"node {node_id}: {fault.reason}")
+            self.refuse(node_id, replace(fault, reason=f"no usable moments: {fault.reason}"))
 
     def close_moments(self) -> None:
         """Join the moments, with noise where there is any, and drop the rates of which nobody gave any."""
@@ -175,13 +177,13 @@ class EvaluationRound:
             logger.warning("only rates %s are evaluated: there are no moments of others", rates_left)
         self.rates = left
 
-    def refuse(self, node_id: int, reason: str, *, no_handler: bool = False) -> None:
+    def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's evaluation is not used; one whose app has no handler for it is not asked again."""
-        if no_handler:
+        if fault.kind == "no handler":
             self._no_handler.add(node_id)
             return
-        self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = reason
-        logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, reason)
+        self._log.evaluate_failures[self._federation.nodes.partition(node_id)] = fault.reason
+        logger.warning("round %d: node %s did not evaluate: %s", self._server_round, node_id, fault.reason)
 
     def _note_no_handler(self, known: set[int], asked: Collection[int], advice: str) -> None:
         """Remember whose app has no handler for what was asked; warn of the first ones.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,13 +43,17 @@ class TrainReply:
     num_bytes: int
 
 
+FaultKind = Literal["failed", "rejected", "silent", "no handler", "simulated"]
+"""The client failed; its reply is rejected; none came in time; its app has no function for what was asked; a simulated
+device was lost, which is nobody's fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why a client's reply is not used."""
 
     reason: str
-    replied: bool = False  # there was a reply, which is rejected
-    simulated: bool = False  # a simulated device was lost, which is nobody's fault
+    kind: FaultKind = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +113,6 @@ class Round:
             norm_bound=self._options.limits.norm_bound,
         )
 
-    @property
-    def is_sliced(self) -> bool:
-        """Whether any client trains less than the whole model."""
-        whole = self._federation.plan(self._federation.mix.global_rate)
-        return any(own.plan != whole for own in self.slices.values())
-
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes
@@ -167,7 +166,7 @@ class Round:
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
-        if fault.reason == SILENT:
+        if fault.kind == "silent":
             self._engine.silent.add(node_id)
             if self._options.sampling.spare:  # whether it was waited for shows when all replies are read
                 self._unheard.append(node_id)
@@ -177,12 +176,12 @@ class Round:
     def _note_fault(self, node_id: int, fault: Fault) -> None:
         partition = self._federation.nodes.partition(node_id)
         self.log.failures[partition] = fault.reason
-        if fault.simulated:
+        if fault.kind == "simulated":
             self._lost += 1
             return
         rate, limit = self.slices[node_id].rate, self._options.limits.refusals
         logger.warning("round %d: node %s at rate %g: %s", self.server_round, node_id, rate, fault.reason)
-        if fault.replied:
+        if fault.kind == "rejected":
             self.log.refused = (*self.log.refused, partition)
             self._engine.tally.refuse(partition)
             if partition in self._engine.tally.suspended(limit):
@@ -192,7 +191,7 @@ class Round:
         """Return the new global state; fail if too few clients gave a usable reply."""
         if len(self.answers) < self.needed:
             for node_id in self._unheard:
-                self._note_fault(node_id, Fault(SILENT))
+                self._note_fault(node_id, Fault(SILENT, "silent"))
         self._check_replies()
         self._engine.warn_of_absent()
         new = self._result()

@@ -18,14 +18,12 @@ from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count
 from heterofl_flwr.federation.engine import Engine, EngineView
 from heterofl_flwr.federation.evaluation_round import EvaluationRound
 from heterofl_flwr.federation.records import host_log
-from heterofl_flwr.federation.round import Fault, Round, TrainReply, check_open
+from heterofl_flwr.federation.round import Round, TrainReply, check_open
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.strategies.instructions import Slices, available_nodes, client_config, first_replies, instruction
 from heterofl_flwr.strategies.keywords import Keywords, MetricsFn, RecordOptions, build_federation, pick
 from heterofl_flwr.strategies.read_replies import (
     as_flower_error,
-    check_wrappers,
-    lacks_handler,
     list_metrics,
     read_each,
     read_metrics,
@@ -164,8 +162,6 @@ class HeteroFL(EngineView, Strategy):
         slices = Slices(self.federation, arrays)
         nodes = available_nodes(grid, self.engine, self._timeout)
         self._round = current = Round(self.engine, server_round, nodes, slices.state)
-        if current.is_sliced:
-            check_wrappers(server_round)
         self._sent, self._replied = [], {}
         for node_id, own in current.slices.items():
             record = slices.record(own.plan)
@@ -267,10 +263,7 @@ class HeteroFL(EngineView, Strategy):
             # All are read before any is added, so an answer that does not fit changes nothing.
             current.add_moments(node_id, read_moments(reply, norms[node_id], f"node {node_id}"))
 
-        def refuse(node_id: int, fault: Fault) -> None:
-            current.refuse_moments(node_id, fault.reason, no_handler=lacks_handler(fault.reason))
-
-        read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, refuse, HeteroFLError)
+        read_each(sent, grid.send_and_receive(sent, timeout=self._timeout), read, current.refuse_moments, HeteroFLError)
         current.close_moments()
 
     @as_flower_error()
@@ -286,10 +279,7 @@ class HeteroFL(EngineView, Strategy):
             current.answers[node_id] = read_metrics(reply, self.options.limits, f"node {node_id}", key)
             self._keep_records(function, node_id, reply)
 
-        def refuse(node_id: int, fault: Fault) -> None:
-            current.refuse(node_id, fault.reason, no_handler=lacks_handler(fault.reason))
-
-        read_each(self._sent, replies, read, refuse)
+        read_each(self._sent, replies, read, current.refuse)
         self._sent, self._evaluation = [], None
         current.close()
         return self._aggregated(function, current.whole_answers(), self.log.evaluate) if current.answers else None

@@ -2,19 +2,17 @@
 
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import cast
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Error, Message, MetricRecord
 from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import messages, packing
-from heterofl_flwr.compat import SUPERLINK_NODE_ID
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError, RoundError
+from heterofl_flwr.errors import HeteroFLError, ReplyError, RoundError
 from heterofl_flwr.federation.evaluation_round import Norms
 from heterofl_flwr.federation.limits import Limits, read_number, read_numbers, short
 from heterofl_flwr.federation.nodes import Capability
@@ -25,11 +23,6 @@ logger = logging.getLogger(__name__)
 
 _OTHER_SIZE = ("Error(s) in loading state_dict", "size mismatch")
 """How torch says that a slice is not the model into which a client loads it."""
-
-_SERVER_SIDE = ("DifferentialPrivacyServerSideFixedClipping", "DifferentialPrivacyServerSideAdaptiveClipping")
-_CLIENT_SIDE = ("DifferentialPrivacyClientSideFixedClipping", "DifferentialPrivacyClientSideAdaptiveClipping")
-_SECURE = ("SecAggPlusWorkflow",)
-_REMEDY = "leave it, and give the strategy privacy=Privacy(clip=..., noise=...)"
 
 
 class FailedRound(RoundError, AggregationError):
@@ -43,38 +36,6 @@ def as_flower_error() -> Iterator[None]:
         yield
     except RoundError as error:
         raise FailedRound(str(error)) from error
-
-
-def check_wrappers(server_round: int) -> None:
-    """Raise ``ConfigError`` where slices would be sent for a wrapper of Flower's that needs replies of one shape.
-
-    A wrapper calls our hooks and takes the replies before they reach us, so the only trace of it is the call.
-    """
-    found = _calling_classes(sys._getframe(1))
-    for name in (*_SERVER_SIDE, *_SECURE):
-        if name in found:
-            what = (
-                "adds up masked replies of one shape" if name in _SECURE else "compares each reply with the whole model"
-            )
-            raise ConfigError(f"{name} {what}, and here clients train slices of different shapes: {_REMEDY}")
-    for name in _CLIENT_SIDE:
-        if name in found and server_round == 1:
-            logger.warning(
-                "%s adds noise for a mean over all clients of a round: entries that few of them hold get too little, "
-                "so do not claim its guarantee: %s",
-                name,
-                _REMEDY,
-            )
-
-
-def _calling_classes(frame: FrameType | None) -> set[str]:
-    """Return the names of the classes, and of their bases, whose methods led to a call."""
-    found: set[str] = set()
-    while frame is not None:
-        if "self" in frame.f_code.co_varnames[: frame.f_code.co_argcount]:
-            found |= {kind.__name__ for kind in type(frame.f_locals.get("self")).__mro__}
-        frame = frame.f_back
-    return found
 
 
 def explained(fault: str) -> str:
@@ -132,18 +93,20 @@ def _answers(reply: Message, asked: Message) -> bool:
     return not id_ or reply.metadata.reply_to_message_id == id_
 
 
-def lacks_handler(fault: str) -> bool:
-    """Whether a node failed because its ClientApp has no function for what it was asked; Flower has no code for it."""
-    return _NO_HANDLER.search(fault) is not None
+def lacks_handler(error: Error) -> bool:
+    """Whether a ClientApp has no function for what it was asked: to Flower it is one of the errors that apps raise."""
+    return error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION and bool(_NO_HANDLER.search(error.reason or ""))
 
 
 def read_fault(reply: Message) -> Fault | None:
     """Return why a node gave no usable reply, or None if it did."""
     if not reply.has_error():
         return None
-    if isinstance(reply.error, messages.SimulatedFault):
-        return Fault(reply.error.reason or "", simulated=True)
-    return Fault(short(explained(f"error {reply.error.code}: {reply.error.reason or 'no reason given'}")))
+    error = reply.error
+    if isinstance(error, messages.SimulatedFault):
+        return Fault(error.reason or "", "simulated")
+    reason = short(explained(f"error {error.code}: {error.reason or 'no reason given'}"))
+    return Fault(reason, "no handler" if lacks_handler(error) else "failed")
 
 
 def read_each(
@@ -155,12 +118,12 @@ def read_each(
 ) -> None:
     """Read the replies in the order of the messages; ``refuse`` those that failed or for which ``read`` raises."""
     for node_id, reply in in_order(sent, replies):
-        fault = Fault(SILENT) if reply is None else read_fault(reply)
+        fault = Fault(SILENT, "silent") if reply is None else read_fault(reply)
         if reply is not None and fault is None:
             try:
                 read(node_id, reply)
             except unusable as error:
-                fault = Fault(short(str(error)), replied=True)
+                fault = Fault(short(str(error)), "rejected")
         if fault is not None:
             refuse(node_id, fault)
 

@@ -118,7 +118,7 @@ class Checked(Relay):
         if any(sign in reason for sign in SHORT_OF_MEMORY):
             raise OutOfMemoryError(f"a client ran out of memory: {reason}")
         # Answers to queries, and functions that an app does not have, are what a strategy may do without.
-        if not call[1].startswith(MessageType.QUERY) and not lacks_handler(reason):
+        if not call[1].startswith(MessageType.QUERY) and not lacks_handler(reply.error):
             self._bad.setdefault(call, []).append(reason)
         return reply
 
