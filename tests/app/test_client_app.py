@@ -243,8 +243,8 @@ def test_local_metrics_have_the_mask_of_training(fill, answered):
     assert ("local-loss" in foreign) == (fill != "-inf")
 
 
-def test_a_levels_metrics_are_the_means_over_its_slices(monkeypatch):
-    models = [(1.0, torch.tensor(0.9)), (0.5, torch.tensor(0.5)), (0.5, torch.tensor(0.7))]
+def test_each_levels_metrics_have_its_rate_and_the_largest_ones_none_too(monkeypatch):
+    models = [(1.0, torch.tensor(0.9)), (0.5, torch.tensor(0.6))]
     monkeypatch.setattr(client_app, "models_to_evaluate", lambda *_, **__: models)
     monkeypatch.setattr(client_app, "_evaluate", lambda _, model, classes: {"global-accuracy": model.item()})
     task = SimpleNamespace(device="cpu")
