@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from heterofl_flwr.federation.evaluation import Evaluation
     from heterofl_flwr.federation.level_table import Levels
     from heterofl_flwr.federation.limits import Limits
-    from heterofl_flwr.federation.options import Averaging, Sampling, Transfer
-    from heterofl_flwr.federation.privacy import Privacy
+    from heterofl_flwr.federation.options import Averaging, Sampling, Transfer, multi_step
     from heterofl_flwr.federation.records import RoundCallback
-    from heterofl_flwr.federation.server_optimizer import Adagrad, Adam, Momentum, Yogi, multi_step
     from heterofl_flwr.grids.devices import DeviceProfile, Devices
     from heterofl_flwr.grids.local import LocalGrid
     from heterofl_flwr.grids.ray_grid import RayGrid
     from heterofl_flwr.grids.simulated import SimulatedDevices
     from heterofl_flwr.grids.windowed import Windowed
     from heterofl_flwr.nn.depth import shallow
+    from heterofl_flwr.stages.privacy import Privacy
+    from heterofl_flwr.stages.server_optimizer import Adagrad, Adam, Momentum, Yogi
     from heterofl_flwr.strategies.fedh2l import FedH2L
     from heterofl_flwr.strategies.heterofl import HeteroFL
 
@@ -81,10 +81,10 @@ _HOMES = {
     "federation.evaluation": ("Evaluation",),
     "federation.level_table": ("Levels",),
     "federation.limits": ("Limits",),
-    "federation.options": ("Averaging", "Sampling", "Transfer"),
-    "federation.privacy": ("Privacy",),
+    "federation.options": ("Averaging", "Sampling", "Transfer", "multi_step"),
+    "stages.privacy": ("Privacy",),
     "federation.records": ("RoundCallback",),
-    "federation.server_optimizer": ("Adagrad", "Adam", "Momentum", "Yogi", "multi_step"),
+    "stages.server_optimizer": ("Adagrad", "Adam", "Momentum", "Yogi"),
     "grids.devices": ("DeviceProfile", "Devices"),
     "grids.local": ("LocalGrid",),
     "grids.ray_grid": ("RayGrid",),

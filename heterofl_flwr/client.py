@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.core.compression import Upload, compress
-from heterofl_flwr.core.differential_privacy import clipped
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
@@ -36,6 +34,9 @@ from heterofl_flwr.local_model import for_evaluation, model_at, parameters_of
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.stages.compress import Upload
+from heterofl_flwr.stages.registry import client_stages
+from heterofl_flwr.stages.stage import ClientContext, Outgoing
 from heterofl_flwr.training.capacity import Trial
 from heterofl_flwr.training.device import resolve_device
 
@@ -244,14 +245,16 @@ def _read_state(message: Message) -> dict[str, Tensor]:
 
 
 def _pack_trained(message: Message, model: nn.Module, upload: Upload) -> dict[str, ArrayRecord]:
+    """Return what is sent of a model's parameters, after the stages that the instruction names."""
     config = messages.read_config(message)
-    shared, clip = messages.read_shared(config), messages.read_clip(config)
-    state = {name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
-    if clip:
-        state = clipped(_read_state(message), state, clip)
-    if upload == "float32":
-        return {messages.ARRAYS: ArrayRecord(state)}
-    return packing.pack_changes(compress(_read_state(message), state, upload, seed=seed_of(message)))
+    shared = messages.read_shared(config)
+    outgoing = Outgoing(
+        tensors={name: tensor for name, tensor in parameters_of(model).items() if is_shared(name, shared)}
+    )
+    context = ClientContext(received=lambda: _read_state(message), seed=seed_of(message))
+    for stage in client_stages(config):
+        outgoing = stage.on_client(outgoing, context)
+    return packing.pack_trained(outgoing.tensors, outgoing.scales, upload)
 
 
 def _build_models(

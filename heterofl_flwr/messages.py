@@ -5,7 +5,6 @@ and a ``ConfigRecord``. Every config carries the schema version, so that two ver
 misunderstand one another say so instead. A sender is by default the server, as clients read its messages.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shown
 from typing import TypeVar, cast, get_args
@@ -13,10 +12,11 @@ from typing import TypeVar, cast, get_args
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from heterofl_flwr.compat import ErrorCode
-from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.plan import ALL
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.stages import clip, compress
+from heterofl_flwr.stages.compress import Upload
 
 SCHEMA = 1
 """Raise when a message changes its meaning."""
@@ -47,8 +47,7 @@ RATES = "rates"
 SLICE_RULE = "slice-rule"
 WINDOW = "window"
 MOMENTS_KIND = "moments-kind"
-UPLOAD = "upload"
-CLIP = "clip"
+UPLOAD, CLIP = compress.KEY, clip.KEY
 SHARED = "shared"
 SEED_ROWS = "seed-rows"
 TEMPERATURE = "temperature"
@@ -216,14 +215,6 @@ def read_work(config: Mapping[str, object]) -> float:
     value = config.get(WORK, 1.0)
     if not isinstance(value, float) or not 0 < value <= 1:
         raise unexpected(value, WORK, "a number over 0 and up to 1")
-    return value
-
-
-def read_clip(config: Mapping[str, object]) -> float:
-    """Return the L2 norm to which an instruction asks a client to shorten its change; by default 0 for none."""
-    value = config.get(CLIP, 0.0)
-    if not isinstance(value, float) or not 0 <= value < math.inf:
-        raise unexpected(value, CLIP, "a number of 0 or more")
     return value
 
 

@@ -12,13 +12,13 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from heterofl_flwr.core.compression import Changes, Upload
 from heterofl_flwr.core.exchange import exchanged_dtype
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.messages import ARRAYS, CHANGES, SCALES, SERVER
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.stages.compress import Upload
 
 UPLOAD_RECORDS: Mapping[Upload, tuple[str, ...]] = {
     "float32": (ARRAYS,),
@@ -102,16 +102,16 @@ def read_npy(data: bytes) -> np.ndarray:
     return np.ndarray(shape, dtype, data, file.tell(), order="F" if by_columns else "C")
 
 
-def pack_changes(changes: Changes) -> dict[str, ArrayRecord]:
-    """Return what parameters changed by as records, by their names."""
-    scales = {} if changes.scales is None else {SCALES: ArrayRecord({SCALES: changes.scales})}
-    return {CHANGES: ArrayRecord(dict(changes.tensors)), **scales}
+def pack_trained(tensors: Mapping[str, Tensor], scales: Tensor | None, upload: Upload) -> dict[str, ArrayRecord]:
+    """Return what a client sends of its parameters as records, by their names."""
+    records = {UPLOAD_RECORDS[upload][0]: ArrayRecord(dict(tensors))}
+    return records if scales is None else {**records, SCALES: ArrayRecord({SCALES: scales})}
 
 
 def unpack_trained(
     records: Mapping[str, ArrayRecord], upload: Upload, plan: Plan, sender: str
-) -> Mapping[str, Tensor] | Changes:
-    """Return the parameters of a reply, or what they changed by.
+) -> tuple[Mapping[str, Tensor], Tensor | None]:
+    """Return the tensors of a reply: parameters, or what they changed by and the scales of these.
 
     Before anything is read, other records than those of its form are rejected, other names, and far more bytes than
     those of its plan.
@@ -122,14 +122,12 @@ def unpack_trained(
     check_names(plan, records[expected[0]])
     check_sizes(records[expected[0]], {name: math.prod(shape) for name, shape in plan.shapes.items()}, sender)
     tensors = read_tensors(records[expected[0]], sender)
-    if upload == "float32":
-        return tensors
-    if upload == "float16":
-        return Changes(tensors)
+    if SCALES not in expected:
+        return tensors, None
     if list(records[SCALES]) != [SCALES]:
         raise ReplyError(f"{sender} sent {shown(list(records[SCALES]))} in record {SCALES}, expected {SCALES} alone")
     check_sizes(records[SCALES], {SCALES: plan.parameters}, sender)
-    return Changes(tensors, read_tensors(records[SCALES], sender)[SCALES])
+    return tensors, read_tensors(records[SCALES], sender)[SCALES]
 
 
 def pack_moments(moments: Mapping[float, Moments]) -> ArrayRecord:

@@ -19,10 +19,9 @@ from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.evaluation import Evaluation
-from heterofl_flwr.federation.options import Sampling, Transfer
-from heterofl_flwr.federation.privacy import Privacy
+from heterofl_flwr.federation.options import Sampling, Transfer, multi_step
 from heterofl_flwr.federation.records import RoundCallback, Tally
-from heterofl_flwr.federation.server_optimizer import multi_step, parse_optimizer
+from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
@@ -32,6 +31,7 @@ from heterofl_flwr.report import Console, RunFolder
 from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
+from heterofl_flwr.stages.privacy import Privacy
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.keywords import Keywords
@@ -88,7 +88,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
         from heterofl_flwr.report import write_report  # not after hours that what draws is missing
 
         _start_folder(folder, task, start, strategy)
-    strategy.federation.optimizer_state = dict(start.optimizer_state)
+    strategy.engine.chain.load(start.stages)
     # So that nodes do not take what an earlier run left with them for this run's.
     told = {} if start.run_key is None or not task.personal else {messages.RUN_KEY: start.run_key}
     strategy.start(
@@ -131,7 +131,7 @@ def make_strategy(task: Task, callbacks: Sequence[RoundCallback]) -> HeteroFL:
         "weights": server.weights,
         "labels": train.labels if task.counts_labels else "sent",
         "fidelity": Fidelity.of(settings.fidelity),
-        "server_optimizer": parse_optimizer(server.optimizer),
+        "stages": parse_stages(server.stages),
         "robust": server.build_robust_mean(),
         "aggregator": AGGREGATORS[server.aggregator],
     }
@@ -198,7 +198,7 @@ class Start:
 
     first_round: int = 1
     arrays: ArrayRecord | None = None
-    optimizer_state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    stages: Mapping[str, torch.Tensor] = field(default_factory=dict)
     # Another in each run; None in one that an older version began.
     run_key: int | None = field(default_factory=partial(secrets.randbits, 63))
     finished: str = ""
@@ -233,7 +233,7 @@ def find_start(folder: RunFolder | None, settings: Settings) -> Start:
             f"distill.ramp is a share of them, so its rounds so far would have been others; expected as many"
         )
     run_key = about.get(messages.RUN_KEY)
-    return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.optimizer, run_key)
+    return Start(done + 1, ArrayRecord(dict(checkpoint.state)), checkpoint.stages, run_key)
 
 
 def _start_folder(folder: RunFolder, task: Task, start: Start, strategy: HeteroFL) -> None:

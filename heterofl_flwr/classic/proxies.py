@@ -68,13 +68,13 @@ def read_fit(answer: FitRes, plan: Plan, limits: Limits, sender: str) -> TrainRe
     """Return what a client's answer to ``fit`` holds; reject it if anything is missing or of another type."""
     number = read_number(answer.num_examples, limits.examples, sender)
     arrays = unpack(answer.parameters, sender, [math.prod(shape) for shape in plan.shapes.values()])
-    sub, labels = name_arrays(plan.axes, arrays, sender), answer.metrics.get(messages.LABELS)
+    tensors, labels = name_arrays(plan.axes, arrays, sender), answer.metrics.get(messages.LABELS)
     try:
         classes = None if labels is None else [int(label) for label in str(labels).split(",") if label.strip()]
     except ValueError as error:
         raise messages.unexpected(labels, messages.LABELS, "whole numbers, as in '3,7'", sender) from error
     return TrainReply(
-        sub=sub,
+        tensors=tensors,
         num_examples=number,
         labels=classes,
         capacity=_read_capacity(answer.metrics),

@@ -14,6 +14,9 @@ from heterofl_flwr.errors import ConfigError, ReplyError, ShapeError
 
 _SHOWN = 5
 
+LARGEST_ENTRY = 1e15
+"""Of a parameter. With it the sum of a billion clients of a billion examples each stays within single precision."""
+
 
 def check_reply(
     state: Mapping[str, Tensor],
@@ -137,6 +140,8 @@ class LabelRows:
 def _read_labels(labels: Sequence[int], classes: int) -> Tensor:
     """Return the labels as a tensor, distinct and ascending."""
     expected = f"expected whole numbers from 0 to {classes - 1}"
+    if isinstance(labels, Sequence) and len(labels) > classes:  # before they take memory again
+        raise ReplyError(f"{len(labels)} labels, expected up to {classes}: each class once")
     try:
         given = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -12,10 +12,10 @@ from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.evaluation import Answers, example_bound
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.options import Options
-from heterofl_flwr.federation.privacy import Spent
+from heterofl_flwr.federation.options import Options, build_chain
 from heterofl_flwr.federation.records import RoundRecord, Tally
 from heterofl_flwr.nn.moments import Moments
+from heterofl_flwr.stages.privacy import Spent
 
 QUERY_SECONDS = 120.0
 """How long a new client may take to say what it can hold: a busy machine may first have to start its clients."""
@@ -33,6 +33,7 @@ class Engine:
         self.counts_examples = counts_examples  # whether clients send numbers of examples, and not another metric
         self.num_rounds = 0  # the last round of the run; 0 if it is not known
         self.spent = Spent(self.options.privacy)  # of all runs: what was given away stays so
+        self.chain = build_chain(self.options, self.spent)
         self.reset()
 
     @property
@@ -43,6 +44,7 @@ class Engine:
     def reset(self) -> None:
         """Forget the clients and the rounds, so that a run can begin anew."""
         self.federation.reset()
+        self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})  # of the current round
         self.tally = Tally()
         self.moments: dict[float, Moments] = {}  # of the last evaluation, by rate

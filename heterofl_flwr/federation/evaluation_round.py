@@ -18,10 +18,10 @@ from heterofl_flwr.federation.evaluation import (
     weighted_means,
 )
 from heterofl_flwr.federation.federation import Federation
-from heterofl_flwr.federation.privacy import MOMENTS, clip_moments, noise_moments
 from heterofl_flwr.federation.round import Fault
 from heterofl_flwr.nn.moments import Moments, check_layers, check_possible, sum_robust
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.stages.privacy import MOMENTS, clip_moments, noise_moments
 
 logger = logging.getLogger(__name__)
 

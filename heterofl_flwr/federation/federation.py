@@ -4,9 +4,10 @@ Nothing here knows Flower. The strategies of both of its APIs translate between 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from heterofl_flwr.federation.options import Assignment, Options
 from heterofl_flwr.nn.buffers import find_channel_tables
 from heterofl_flwr.nn.build import check_build
 from heterofl_flwr.nn.static_norm import batch_norms
+from heterofl_flwr.stages.stage import RoundContext
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,7 @@ KEPT_RATES = 128
 class Federation:
     """One global model, ``build(rate)``, and the clients that train slices of it.
 
-    ``nodes`` are the clients that have registered; ``optimizer_state`` is what the server optimiser keeps from round to
-    round.
+    ``nodes`` are the clients that have registered.
     """
 
     build: Callable[[float], nn.Module]
@@ -73,7 +74,6 @@ class Federation:
         check_build(self.build)
         self.build = kept_random_state()(self.build)  # the user may draw from the global generators too
         self.nodes: Nodes
-        self.optimizer_state: State
         self.reset()
         # Nodes say what they can hold, so the rates that are kept are counted.
         self.plan = lru_cache(maxsize=KEPT_RATES)(self._build_plan)
@@ -85,7 +85,6 @@ class Federation:
         """Forget the clients and what the server optimiser keeps, so that a run can begin anew."""
         self.nodes = Nodes()
         self.absent = set(self.options.limits.levels.table)
-        self.optimizer_state = {}
         self._own_rates: dict[int, float] = {}
 
     @cached_property
@@ -162,6 +161,22 @@ class Federation:
         if self.options.privacy.noise:  # without it, the mean of what nobody changed is what it was
             frozen = {name for name, own in self.model.named_parameters() if not own.requires_grad}
         return frozenset(name for name in self.plan(rate).axes if name in frozen or is_shared(name, patterns))
+
+    def context(self, server_round: int, state: Mapping[str, Tensor]) -> RoundContext:
+        """Return what stages may know of a round."""
+        return RoundContext(
+            server_round=server_round,
+            state=state,
+            model=self.model,
+            rows=self.rows,
+            untrained=self.untrained,
+            population=partial(self._population, server_round),
+        )
+
+    def _population(self, server_round: int) -> Mapping[Plan, int]:
+        """Return how many clients hold each plan."""
+        nodes = [node_id for node_id in self.nodes if self.can_train(node_id)]
+        return Counter(self.train_plan(server_round, node_id, self.rate(server_round, node_id)) for node_id in nodes)
 
     def train_plan(self, server_round: int, node_id: int, rate: float) -> Plan:
         """Return the slice that a client trains in a round; one that clients of a rate share is computed once."""

@@ -40,9 +40,6 @@ def least_replies(least: MinReplies, needed: int) -> int:
 
 logger = logging.getLogger(__name__)
 
-LARGEST_ENTRY = 1e15
-"""Of a parameter. With it the sum of a billion clients of a billion examples each stays within single precision."""
-
 LARGEST_METRIC = 1e30
 MOST_METRICS = 100
 LONGEST_NAME = 100

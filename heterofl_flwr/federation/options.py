@@ -10,23 +10,33 @@ from fractions import Fraction
 from functools import partial
 from typing import Literal, get_args
 
-from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.plan import ALL
-from heterofl_flwr.core.reply_checks import LabelRule
+from heterofl_flwr.core.reply_checks import LARGEST_ENTRY, LabelRule
 from heterofl_flwr.core.robust import Robust, RobustAggregator
 from heterofl_flwr.core.slice_rules import SliceRule
 from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.limits import Limits, MinReplies, reply_floor
-from heterofl_flwr.federation.privacy import Privacy
-from heterofl_flwr.federation.server_optimizer import Momentum, Schedule, ServerOptimizer
+from heterofl_flwr.stages.chain import Chain, Link, OpenMean
+from heterofl_flwr.stages.clip import Clip
+from heterofl_flwr.stages.compress import Compress, Upload
+from heterofl_flwr.stages.labels import AllRows, TrainedRows
+from heterofl_flwr.stages.noise import Noise
+from heterofl_flwr.stages.privacy import Privacy, Spent
+from heterofl_flwr.stages.stage import Stage
+from heterofl_flwr.stages.untrained import Untrained
 
 Assignment = Literal["fix", "dynamic"]
 
-OpenAggregator = Callable[..., Aggregator]
-"""Opens an aggregator, with the arguments of ``Aggregator``."""
+Schedule = Callable[[int], float]
+"""From the round, counted from 1, to the learning rate."""
+
+
+def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1) -> Schedule:
+    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6)."""
+    return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)
 
 
 def one_of(literal: object) -> str:
@@ -155,11 +165,6 @@ class Averaging:
         trained (``inferred``), or all (``none``).
     fidelity
         Which of the paper's quirks to keep.
-    server_optimizer
-        ``Momentum``, ``Adam``, ``Yogi`` or ``Adagrad``: makes a step of what the mean of a round changes, as Flower's
-        ``FedAvgM``, ``FedAdam`` and so on do; entries that nobody held do not move. None uses the mean as it is.
-    server_momentum
-        Short for ``server_optimizer=Momentum(server_momentum=...)``.
     robust
         What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean, a
         median or a clipped one. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
@@ -168,16 +173,19 @@ class Averaging:
         ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your
         own subclass of ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator``
         goes neither with ``robust`` nor with noise.
+    stages
+        Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
+        ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
+        round to round.
     """
 
     weights: Weights = "equal"
     label_rows: Sequence[str] | None = None
     labels: LabelRule = "sent"
     fidelity: Fidelity = field(default_factory=Fidelity)
-    server_optimizer: ServerOptimizer | None = None
-    server_momentum: float = 0.0
     robust: Robust | None = None
-    aggregator: OpenAggregator = Aggregator
+    aggregator: OpenMean = Aggregator
+    stages: Sequence[Stage] = ()
 
     def __post_init__(self) -> None:
         check_fields(
@@ -187,40 +195,21 @@ class Averaging:
                 ("labels", self.labels in get_args(LabelRule), one_of(LabelRule)),
             ),
         )
-        if self.server_optimizer is not None and self.server_momentum:
-            raise ConfigError(
-                f"server_momentum is {self.server_momentum} beside a server_optimizer: give one of them; "
-                f"server_momentum=0.9 is short for server_optimizer=Momentum(server_momentum=0.9)"
-            )
-        Momentum(server_momentum=self.server_momentum)
-        if self.robust and self.weights != "equal":
-            raise ConfigError("robust: a client that says its own weight outvotes others; expected weights='equal'")
-        self._check_aggregator()
-
-    def _check_aggregator(self) -> None:
-        """Check that the aggregator does what the other options need."""
-        name = getattr(self.aggregator, "__name__", repr(self.aggregator))
         if not callable(self.aggregator):
             raise ConfigError(
-                f"aggregator is {name}; expected Aggregator, a subclass of it, or a function that opens one"
+                f"aggregator is {self.aggregator!r}; expected Aggregator, a subclass of it, or what opens one"
             )
         if self.robust and self.aggregator is not Aggregator:
-            raise ConfigError(f"robust and aggregator={name} both replace the counting mean; expected one of them")
-        if self.optimizer is not None and not getattr(self.aggregator, "by_entry", True):
-            raise ConfigError(
-                f"aggregator={name} gives factors anew in each round, so that their entries have no direction for a "
-                f"server optimiser to step along; expected server_optimizer=None and server_momentum=0"
-            )
+            raise ConfigError("robust and aggregator both replace the counting mean; expected one of them")
 
     @property
-    def open_aggregator(self) -> OpenAggregator:
-        """Opens the aggregator of a round, as ``Aggregator`` does."""
-        return partial(RobustAggregator, robust=self.robust) if self.robust else self.aggregator
-
-    @property
-    def optimizer(self) -> ServerOptimizer | None:
-        """The server optimiser; None for the plain mean."""
-        return Momentum(server_momentum=self.server_momentum) if self.server_momentum else self.server_optimizer
+    def link(self) -> Link:
+        """The link of the chain that sums."""
+        if self.robust:
+            return Link(open=partial(RobustAggregator, robust=self.robust), kind="robust", weights=self.weights)
+        if self.aggregator is not Aggregator:
+            return Link(open=self.aggregator, kind="other", weights=self.weights)
+        return Link(weights=self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,18 +231,27 @@ class Options:
                 "privacy: with clip a longer change is shortened, as a refusal would show who sent it; expected "
                 "limits.norm_bound=0 (server.norm-bound)"
             )
-        if not self.privacy.noise:
-            return
-        conflicts = (
-            (self.averaging.robust, "noise is measured for the sum of clipped changes; expected robust=None "
-             "(server.robust=none)"),
-            (self.averaging.aggregator is not Aggregator, "noise is measured for the counting mean; expected "
-             "aggregator=Aggregator (server.aggregator=counting-mean)"),
-            (self.averaging.weights != "equal", "noise fits a mean in which each client counts once; expected "
-             "weights='equal'"),
-            (self.evaluation.moments_merge == "robust", "with noise each client's moments are shortened already, and a "
-             "median would let one client move what others count for; expected evaluation.moments_merge='auto' "
-             "(evaluate.moments-merge)"),
-        )  # fmt: skip
-        if faults := [text for wrong, text in conflicts if wrong]:
-            raise ConfigError(f"privacy: {'; '.join(faults)}")
+        if self.privacy.noise and self.evaluation.moments_merge == "robust":
+            raise ConfigError(
+                "privacy: with noise each client's moments are shortened already, and a median would let one client "
+                "move what others count for; expected evaluation.moments_merge='auto' (evaluate.moments-merge)"
+            )
+
+
+def build_chain(options: Options, spent: Spent) -> Chain:
+    """Return the chain of a run: the stages that the options name, in their order, around the mean."""
+    privacy, rule = options.privacy, options.averaging.labels
+    stages = (
+        Untrained(),
+        Noise(privacy, spent) if privacy.noise else Clip(privacy.clip) if privacy.clip else None,
+        {"sent": None, "inferred": TrainedRows(), "none": AllRows()}[rule],
+        *options.averaging.stages,
+        Compress(options.transfer.upload),  # the last one: nearest to the wire
+    )
+    return Chain(
+        [stage for stage in stages if stage is not None],
+        options.averaging.link,
+        extra_rows=options.averaging.fidelity.extra_rows == "fixed",
+        largest=LARGEST_ENTRY,
+        norm_bound=options.limits.norm_bound,
+    )

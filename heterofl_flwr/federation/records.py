@@ -180,8 +180,8 @@ class Progress:
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
         with the rate and a slash before each name.
-    optimizer
-        What the server optimiser keeps from round to round, if there is one: ``federation.optimizer_state``.
+    stages
+        What the stages of the chain keep from round to round, by the stage's name and its own.
     num_rounds
         The last round of the run.
     evaluated_slice
@@ -191,7 +191,7 @@ class Progress:
     record: RoundRecord
     state: State
     moments: State
-    optimizer: State
+    stages: State
     num_rounds: int
     evaluated_slice: Callable[[int, float], SliceFunction] = lambda *_: prefix
 

@@ -5,22 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from heterofl_flwr.core.compression import Changes, restore
-from heterofl_flwr.core.counting_mean import Aggregator
-from heterofl_flwr.core.differential_privacy import clipped, in_steps, released
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.core.reply_checks import check_reply, trained_rows
-from heterofl_flwr.errors import ReplyError, RoundError
+from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import State
-from heterofl_flwr.federation.limits import LARGEST_ENTRY, least_replies
-from heterofl_flwr.federation.privacy import TRAINING
+from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.federation.server_optimizer import apply_optimizer
+from heterofl_flwr.stages.stage import AS_THEY_ARE, Update
 
 NAMED = 3
 """Clients whose faults a failed round names."""
@@ -33,14 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainReply:
-    """A client's reply to an instruction to train: its parameters, or what they changed by, and what it reports."""
+    """A client's reply to an instruction to train: its parameters, or what stages made of them, and what it reports."""
 
-    sub: Mapping[str, Tensor] | Changes
+    tensors: Mapping[str, Tensor]
     num_examples: int
     labels: Sequence[int] | None
     capacity: float | None
     metrics: Mapping[str, float]
     num_bytes: int
+    form: str = AS_THEY_ARE
+    scales: Tensor | None = None
 
 
 FaultKind = Literal["failed", "rejected", "silent", "no handler", "simulated"]
@@ -75,8 +71,8 @@ class Round:
         trainable = engine.trainable_nodes(node_ids)
         self.needed = self._options.sampling.number(len(trainable), "train")  # good replies
         self._state = self._federation.check_state(state)
-        self._step = self._options.privacy.step
-        self._aggregator = self._open_aggregator()
+        self._chain = engine.chain
+        self._chain.open(self._federation.context(server_round, self._state))
         self.slices: dict[int, Slice] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self._lost = 0
@@ -102,23 +98,22 @@ class Round:
                 f"or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
-    def _open_aggregator(self) -> Aggregator:
-        # With noise, changes are summed, in steps of a grid; the zeros that they start from take no memory.
-        zeros = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in self._state.items()}
-        return self._options.averaging.open_aggregator(
-            zeros if self._step else self._state,
-            self._federation.rows,
-            extra_rows=self._federation.fidelity.extra_rows == "fixed",
-            largest=LARGEST_ENTRY,
-            norm_bound=self._options.limits.norm_bound,
-        )
 
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes
         self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
-        weight = 1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples)
-        self._add_parameters(own, reply, weight)
+        self._chain.add(
+            Update(
+                plan=own.plan,
+                tensors=reply.tensors,
+                rate=own.rate,
+                labels=None if self._federation.keeps_rows else reply.labels,
+                weight=1.0 if self._options.averaging.weights == "equal" else float(reply.num_examples),
+                form=reply.form,
+                scales=reply.scales,
+            )
+        )
         self.answers[node_id] = float(reply.num_examples), reply.metrics
         self.log.bytes_up += reply.num_bytes
         self._engine.tally.accept(nodes.partition(node_id))
@@ -127,42 +122,6 @@ class Round:
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
-
-    def _add_parameters(self, own: Slice, reply: TrainReply, weight: float) -> None:
-        """Add the parameters to the mean; in HeteroFL every client counts once (section 3.1)."""
-        rows, plan = self._federation.rows, own.plan
-        classes = max((len(self._state[name]) for name in rows), default=0)
-        if reply.labels is not None and rows and len(reply.labels) > classes:
-            raise ReplyError(f"{len(reply.labels)} labels, expected up to {classes}: each class once")
-        sub = restore(plan, self._state, reply.sub) if isinstance(reply.sub, Changes) else reply.sub
-        labels, rule = reply.labels, self._options.averaging.labels
-        if self._federation.keeps_rows or rule == "none":
-            labels = None  # the classifier stays with the clients, or all of its rows count
-        elif rule == "inferred":
-            labels = self._infer_labels(own, sub, weight)
-        if clip := self._options.privacy.clip:
-            check_reply(self._state, plan, sub, weight, LARGEST_ENTRY)
-            before = plan.extract(self._state)
-            if self._step:
-                sub = in_steps({name: one.double() - before[name] for name, one in sub.items()}, clip, self._step)
-            else:
-                sub = clipped(before, sub, clip)
-        if untrained := self._federation.untrained(own.rate):
-            plan = Plan({name: axes for name, axes in plan.axes.items() if name not in untrained})
-            sub = {name: tensor for name, tensor in sub.items() if name not in untrained}
-        self._aggregator.add(plan, sub, labels=labels, weight=weight)
-
-    def _infer_labels(self, own: Slice, sub: Mapping[str, Tensor], weight: float) -> Sequence[int] | None:
-        """Return the classes whose rows a client trained; None where its slice has none, or only some."""
-        plan, untrained = own.plan, self._federation.untrained(own.rate)
-        rows = {name: plan.axes[name] for name in self._federation.rows if name in plan.axes and name not in untrained}
-        if not rows or any(axes[0].kept < axes[0].full for axes in rows.values()):
-            return None
-        check_reply(self._state, plan, sub, weight)
-        model, sent = self._federation.model, Plan(rows).extract(self._state)
-        # Clients begin with what their model holds of it, which in bfloat16 is rounded.
-        before = {name: one.to(model.get_parameter(name).dtype) for name, one in sent.items()}
-        return trained_rows(before, sub, min(axes[0].kept for axes in rows.values()))
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
@@ -194,16 +153,15 @@ class Round:
                 self._note_fault(node_id, Fault(SILENT, "silent"))
         self._check_replies()
         self._engine.warn_of_absent()
-        new = self._result()
-        self._engine.spent.add(TRAINING)
-        self.log.privacy = self._engine.spent.facts()
+        new = self._chain.close()
+        self.log.privacy = self._chain.facts()
         answers = self._engine.cap_examples(self.server_round, self.answers)
         self.log.note_training([(self.slices[node_id].rate, *answer) for node_id, answer in answers.items()])
         return new
 
     def _check_replies(self) -> None:
         """Fail if there are too few usable replies: the model and the metrics would be those of a few clients."""
-        replies, wanted = self._aggregator.replies, self._options.sampling.min_replies
+        replies, wanted = self._chain.replies, self._options.sampling.min_replies
         asked = len(self.slices) - (self._lost if wanted == "auto" else 0)
         least = least_replies(wanted, min(self.needed, asked))
         if replies >= least:
@@ -215,15 +173,6 @@ class Round:
             f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
             f"sample.min-replies, which is {wanted}){''.join(faults[:NAMED])}{more}"
         )
-
-    def _result(self) -> State:
-        held, new = self._aggregator.held, self._aggregator.result()
-        if self._step:
-            new = released(self._state, new, held, self._step)
-        optimizer = self._options.averaging.optimizer
-        if optimizer is None:
-            return new
-        return apply_optimizer(optimizer, self._state, new, self._federation.optimizer_state, held, self.server_round)
 
 
 def check_open(current: Round | None) -> Round:

@@ -22,9 +22,9 @@ from heterofl_flwr.runs.files import DAMAGED, files_by_round, to_json, write_ato
 log = logging.getLogger(__name__)
 
 KEPT = 2
-FORMAT = 1
+FORMAT = 2
 PATTERN = "round-*.json"
-_PARTS = ("state", "moments", "momentum", "best")  # momentum was once the only server optimiser
+_PARTS = ("state", "moments", "stages", "best")  # momentum was once the only server optimiser
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class Checkpoint:
     ----------
     server_round
         The last round that is in it.
-    state, moments, optimizer
+    state, moments, stages
         As in ``Progress``.
     best
         The best state so far, if any round was evaluated.
@@ -54,14 +54,14 @@ class Checkpoint:
     server_round: int
     state: State
     moments: State = field(default_factory=dict)
-    optimizer: State = field(default_factory=dict)
+    stages: State = field(default_factory=dict)
     best: Best | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, then remove all but the last two; on failure those before it stay."""
     best = checkpoint.best
-    states = (checkpoint.state, checkpoint.moments, checkpoint.optimizer, best.state if best else {})
+    states = (checkpoint.state, checkpoint.moments, checkpoint.stages, best.state if best else {})
     named = zip(_PARTS, states, strict=True)
     tensors = pack({f"{part}/{name}": tensor for part, state in named for name, tensor in state.items()})
     content = {
@@ -129,6 +129,6 @@ def _read(path: Path) -> Checkpoint:
         server_round=content["server_round"],
         state=parts["state"],
         moments=parts["moments"],
-        optimizer=parts["momentum"],
+        stages=parts["stages"],
         best=Best(str(best[0]), float(best[1]), int(best[2]), parts["best"]) if best else None,
     )

@@ -17,7 +17,6 @@ from pydantic import TypeAdapter
 
 from heterofl_flwr import __version__
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.privacy import KINDS
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import checkpoint as checkpoints
 from heterofl_flwr.runs.checkpoint import Checkpoint
@@ -34,6 +33,7 @@ from heterofl_flwr.runs.files import (
 )
 from heterofl_flwr.runs.origin import command, commit, machine
 from heterofl_flwr.settings import flatten
+from heterofl_flwr.stages.privacy import KINDS
 
 log = logging.getLogger(__name__)
 

@@ -138,7 +138,7 @@ class Recorder(RoundCallback):
                 server_round=self._saved_round,
                 state=progress.state,
                 moments=self._moments,
-                optimizer=progress.optimizer,
+                stages=progress.stages,
                 best=self.best,
             )
         )

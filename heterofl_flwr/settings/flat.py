@@ -216,7 +216,7 @@ def _fedh2l_rules(settings: Settings) -> Iterable[Rule]:
         "train.proximal": (settings.train.proximal, 0.0),
         "server.choose": (server.choose, "prefix"),
         "server.shared": (",".join(server.shared), ",".join(ALL)),
-        "server.optimizer": (server.optimizer, "none"),
+        "server.stages": (server.stages, ""),
         "server.robust": (server.robust, "none"),
         "server.aggregator": (server.aggregator, "counting-mean"),
         "server.norm-bound": (server.norm_bound, 0.0),

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from heterofl_flwr.adapters.averaging import ProductAggregator, ZeroPaddedAggregator
-from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Aggregator, Weights
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.reply_checks import LabelRule
@@ -26,6 +25,7 @@ from heterofl_flwr.nn.loss import Fill
 from heterofl_flwr.nn.nested import InnerWidths
 from heterofl_flwr.settings import types
 from heterofl_flwr.settings.types import AUTO, Count, Decay, Group, Natural, NotNegative, Positive, Share, setting
+from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.training.device import Precision
 from heterofl_flwr.training.distill import Direction, Projection
 from heterofl_flwr.training.joint_losses import TrainedExits
@@ -155,10 +155,10 @@ class ServerSettings(Group):
         "*", "what travels and is averaged; all else stays with its client, which then has a model of its own"
     )
     weights: Weights = setting("equal", "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)")
-    optimizer: types.OptimizerText = setting(
-        "none",
-        "what makes a step of what the mean changes, as Flower's FedAvgM, FedAdam, FedYogi and FedAdagrad do, with "
-        "their arguments and defaults; entries that nobody held keep still",
+    stages: types.StagesText = setting(
+        "",
+        "further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and "
+        "FedAdagrad, or moving-average; with their arguments",
     )
     robust: Literal["none", RobustMean] = setting(
         "none",

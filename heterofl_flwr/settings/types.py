@@ -12,7 +12,7 @@ from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
 from heterofl_flwr.errors import DECAY
 from heterofl_flwr.federation.limits import REPLIES
-from heterofl_flwr.federation.server_optimizer import parse_optimizer
+from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.grids.devices import BUNDLED
 from heterofl_flwr.nn.depth import read_levels
 
@@ -192,10 +192,10 @@ Shrink = Annotated[
     check(lambda text: [read_levels(text)]),  # which raises what is wrong
     "'width', 'depth', or both by level as 'b=0.7:0.75,c=0.7:0.5' (width rate:depth rate)",
 ]
-OptimizerText = Annotated[
+StagesText = Annotated[
     str,
-    check(lambda text: [parse_optimizer(text)]),  # which raises what is wrong
-    "'none', or 'momentum(0.9)', 'adam', 'yogi' or 'adagrad', with arguments as in 'adam(eta=0.1, tau=0.001)'",
+    check(lambda text: [parse_stages(text)]),  # which raises what is wrong
+    "names such as 'momentum(0.9), moving-average' or 'adam(eta=0.1, tau=0.001)', or '' for none",
 ]
 Level = Annotated[
     str,

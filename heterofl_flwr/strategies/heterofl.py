@@ -108,8 +108,8 @@ class HeteroFL(EngineView, Strategy):
         """Run the rounds; as Flower's own ``start``, with two additions.
 
         ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with
-        ``first_round=k``, the arrays it had after round k - 1, and ``federation.optimizer_state`` where it has a
-        server optimiser. One that has done all rounds has nothing left to do but to call its callbacks.
+        ``first_round=k``, the arrays it had after round k - 1, and ``resume(stages)`` before it where stages keep
+        something from round to round. One that has done all rounds has nothing left to do but to call its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
         ``evaluation.every`` rounds; it also sees the initial arrays, as round 0. With ``shared`` it gets the shared
         parameters alone, from round 1 on whatever the initial arrays hold: the others are each client's own. Load them
@@ -174,12 +174,7 @@ class HeteroFL(EngineView, Strategy):
 
     def _train_config(self, server_round: int, node_id: int, rate: float) -> dict[str, object]:
         """Return what a client needs to know to train."""
-        config: dict[str, object] = {**client_config(self.engine, server_round, node_id, rate)}
-        if self.options.transfer.upload != "float32":
-            config[messages.UPLOAD] = self.options.transfer.upload
-        if self.options.privacy.clip:  # the server clips all the same, for a client may not
-            config[messages.CLIP] = float(self.options.privacy.clip)
-        return config
+        return {**client_config(self.engine, server_round, node_id, rate), **self.engine.chain.instruction()}
 
     def exchange(self, grid: Grid, sent: list[Message], timeout: float) -> Iterable[Message]:
         """Send the messages of ``configure_train`` and return the replies; with ``spare``, as soon as enough came."""

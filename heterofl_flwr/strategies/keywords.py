@@ -12,7 +12,6 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.common import MetricsAggregationFn, Scalar
 
 from heterofl_flwr import messages
-from heterofl_flwr.core.compression import Upload
 from heterofl_flwr.core.counting_mean import Weights
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.levels import Mix
@@ -24,11 +23,13 @@ from heterofl_flwr.errors import ConfigError, check_fields
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.limits import Limits, MinReplies
-from heterofl_flwr.federation.options import Assignment, Averaging, OpenAggregator, Options, Sampling, Transfer
-from heterofl_flwr.federation.privacy import Privacy
+from heterofl_flwr.federation.options import Assignment, Averaging, Options, Sampling, Schedule, Transfer
 from heterofl_flwr.federation.records import RoundCallback
-from heterofl_flwr.federation.server_optimizer import Schedule, ServerOptimizer
 from heterofl_flwr.nn.models import Build
+from heterofl_flwr.stages.chain import OpenMean
+from heterofl_flwr.stages.compress import Upload
+from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.stage import Stage
 
 MetricsFn = Callable[[list[RecordDict], str], MetricRecord]
 """From the records of replies and the key of their weights to one record of metrics."""
@@ -104,10 +105,9 @@ class CommonKeywords(TypedDict, total=False):
     label_rows: Sequence[str] | None
     labels: LabelRule
     fidelity: Fidelity | None
-    server_optimizer: ServerOptimizer | None
-    server_momentum: float
     robust: Robust | None
-    aggregator: OpenAggregator
+    aggregator: OpenMean
+    stages: Sequence[Stage]
 
 
 class Keywords(CommonKeywords, total=False):

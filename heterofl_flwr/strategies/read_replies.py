@@ -135,13 +135,16 @@ def read_train_reply(
     check_converted(reply, plan, sender)
     config = messages.read_config(reply, sender)
     records = messages.array_records(reply.content)
-    sub = packing.unpack_trained(records, messages.read_upload(config, sender), plan, sender)
+    form = messages.read_upload(config, sender)
+    tensors, scales = packing.unpack_trained(records, form, plan, sender)
     num_examples, metrics = read_metrics(reply, limits, sender, weight_key)
     labels = config.get(messages.LABELS)  # the aggregator checks each
     if labels is not None and not isinstance(labels, list):
         raise messages.unexpected(labels, messages.LABELS, "a list of whole numbers", sender)
     return TrainReply(
-        sub=sub,
+        tensors=tensors,
+        form=form,
+        scales=scales,
         num_examples=num_examples,
         labels=cast("list[int] | None", labels),
         capacity=messages.read_optional(config, messages.CAPACITY, float, sender),

@@ -95,7 +95,7 @@ class Rounds:
             record=self.strategy.log,
             state=self.result.arrays.to_torch_state_dict(),
             moments=self.strategy.moment_tensors(),
-            optimizer=dict(self.strategy.federation.optimizer_state),
+            stages=self.strategy.engine.chain.state(),
             num_rounds=self.num_rounds,
             evaluated_slice=self.strategy.federation.evaluated_slice,
         )

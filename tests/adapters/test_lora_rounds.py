@@ -58,7 +58,7 @@ def test_each_entry_is_the_mean_over_the_clients_that_held_it(options):
 
 
 def test_a_server_optimizer_steps_from_the_adapters_to_their_mean():
-    found = run(1, server_optimizer=Momentum(server_learning_rate=0.5))
+    found = run(1, stages=[Momentum(server_learning_rate=0.5)])
     mean = twin(found.strategy.federation, found.grid.get_node_ids(), 1)
     for name, old in exchanged_parameters(build(1.0)).items():
         torch.testing.assert_close(found.state[name], (old.detach() + mean[name]) / 2)

@@ -55,10 +55,9 @@ def test_a_round_of_the_classic_api_averages_products():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"robust": Robust()}, "robust and aggregator=ProductAggregator both replace the counting mean"),
-        ({"server_momentum": 0.9}, "aggregator=ProductAggregator gives factors anew"),
-        ({"server_optimizer": Adam()}, "expected server_optimizer=None"),
-        ({"privacy": Privacy(clip=1.0, noise=1.0)}, "noise is measured for the counting mean"),
+        ({"robust": Robust()}, "robust and aggregator both replace the counting mean"),
+        ({"stages": [Adam()]}, "ServerOptimizer steps along what the mean changes"),
+        ({"privacy": Privacy(clip=1.0, noise=1.0)}, "Noise fits the counting mean"),
         ({"aggregator": "product"}, "aggregator is 'product'; expected Aggregator, a subclass"),
     ],
 )
@@ -68,6 +67,6 @@ def test_what_does_not_go_with_an_aggregator_is_refused(options, text):
 
 
 def test_a_server_optimizer_steps_along_a_zero_padded_mean():
-    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ZeroPaddedAggregator, server_optimizer=Adam())
+    run = play(make_app(build=Adapted), MIX, 2, build=Adapted, aggregator=ZeroPaddedAggregator, stages=[Adam()])
     before = run.strategy.federation.initial_state()
     assert (run.state[B] != before[B]).all()

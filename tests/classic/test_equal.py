@@ -37,7 +37,7 @@ def message(num_rounds, options):
             "assignment": "dynamic",
             "slice_rule": "rolling",
             "fraction_train": 0.5,
-            "server_optimizer": Adam(eta=1e-2),
+            "stages": [Adam(eta=1e-2)],
             "seed": 3,
             "evaluation": Evaluation(every=0),
         },

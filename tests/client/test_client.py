@@ -23,10 +23,10 @@ from heterofl_flwr.client import (
     submodel,
 )
 from heterofl_flwr.core import Plan
-from heterofl_flwr.core.compression import restore
 from heterofl_flwr.errors import ConfigError, DataError, ReplyError
 from heterofl_flwr.local_model import for_evaluation, load_parameters
 from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.stages.compress import restore
 from tests.federation.tiny import Tiny, build, build_normed, equal, inputs
 
 pytestmark = pytest.mark.usefixtures("identity")
@@ -247,9 +247,9 @@ class TestReply:
         assert dict(answer.content["config"]) == {"heterofl-schema": 1, "labels": [1], "upload": upload}
         plan = Plan.between(before, before)
         found = packing.unpack_trained(answer.content.array_records, upload, plan, "it")
-        assert {str(change.dtype) for change in found.tensors.values()} == {f"torch.{upload}"}
-        assert list(found.tensors) == list(before)
-        for name, tensor in restore(plan, before, found).items():
+        assert {str(change.dtype) for change in found[0].values()} == {f"torch.{upload}"}
+        assert list(found[0]) == list(before)
+        for name, tensor in restore(plan, before, *found).items():
             torch.testing.assert_close(tensor, dict(model.named_parameters())[name].detach(), atol=0.01, rtol=0)
 
     @pytest.mark.parametrize("upload", ["int4", 8, True, ["int8"]])

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterofl_flwr.core import Aggregator, Plan
-from heterofl_flwr.core.compression import Changes, compress, restore
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ReplyError, ShapeError
+from heterofl_flwr.stages.compress import compress, restore
 from tests.core import strategies
 
 FORMS = ("float16", "int8")
@@ -35,7 +35,7 @@ def zeros(state):
 
 
 def there_and_back(before, after, form, seed=0):
-    return restore(Plan.between(before, before), before, compress(before, after, form, seed=seed))
+    return restore(Plan.between(before, before), before, *compress(before, after, form, seed=seed))
 
 
 def rows_of(tensor):
@@ -63,9 +63,9 @@ def test_int8_is_the_twins(drawn, seed):
     generator = torch.Generator().manual_seed(derive(seed, "upload"))
     draws = {name: iter(torch.rand(change.numel(), generator=generator).tolist()) for name, change in drawn.items()}
     expected = {name: slow_int8(drawn[name], draws[name]) for name in sorted(drawn)}
-    assert found.tensors.keys() == drawn.keys()
-    assert all(torch.equal(found.tensors[name], steps) for name, (steps, _) in expected.items())
-    assert found.scales.tolist() == [scale for _, scales in expected.values() for scale in scales]
+    assert found[0].keys() == drawn.keys()
+    assert all(torch.equal(found[0][name], steps) for name, (steps, _) in expected.items())
+    assert found[1].tolist() == [scale for _, scales in expected.values() for scale in scales]
 
 
 def test_in_int8_a_small_drift_beside_a_large_change_stays_in_the_mean_of_many_clients():
@@ -79,7 +79,7 @@ def test_in_int8_a_small_drift_beside_a_large_change_stays_in_the_mean_of_many_c
 def test_what_is_drawn_depends_on_the_seed_and_touches_no_other_generator():
     after = {"w": torch.rand(5, 7, generator=torch.Generator().manual_seed(0))}
     before = torch.get_rng_state()
-    one, other = (compress(zeros(after), after, "int8", seed=seed).tensors["w"] for seed in (1, 2))
+    one, other = (compress(zeros(after), after, "int8", seed=seed)[0]["w"] for seed in (1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(one, other)
 
@@ -97,7 +97,7 @@ def test_float16_errs_by_a_two_thousandth_of_the_change_at_most(drawn):
 def test_a_slice_of_any_plan_comes_back(form, drawn):
     for plan, reply in zip(drawn.plans, drawn.replies, strict=True):
         before = plan.extract(drawn.state)
-        back = restore(plan, drawn.state, compress(before, reply.values, form, seed=0))
+        back = restore(plan, drawn.state, *compress(before, reply.values, form, seed=0))
         assert list(back) == list(plan.axes)
         for name, found in back.items():
             assert found.dtype == before[name].dtype
@@ -117,9 +117,9 @@ def test_scales_stand_in_the_order_of_names_with_one_for_a_vector():
     after = {"w": torch.ones(4, 3), "gain": torch.ones(5, 1), "bias": torch.ones(7), "alpha": torch.ones(())}
     after = {name: number * tensor for number, (name, tensor) in enumerate(after.items(), 1)}
     found = compress(zeros(after), after, "int8", seed=0)
-    assert list(found.tensors) == list(after)
-    torch.testing.assert_close(127 * found.scales, torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0]))
-    assert compress(zeros(after), after, "float16", seed=0).scales is None
+    assert list(found[0]) == list(after)
+    torch.testing.assert_close(127 * found[1], torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0]))
+    assert compress(zeros(after), after, "float16", seed=0)[1] is None
 
 
 @pytest.mark.parametrize(("form", "size"), [("float16", 1e-4), ("int8", 1.0), ("int8", 1e-4)])
@@ -169,18 +169,18 @@ SCALES = torch.tensor([0.5, 1.0, 2.0])
 
 
 def scales(*values, dtype=torch.float32):
-    return Changes(STEPS, torch.tensor(values, dtype=dtype))
+    return STEPS, torch.tensor(values, dtype=dtype)
 
 
 HOSTILE = {
-    "int8 without scales": (Changes(STEPS), "w is torch.int8, expected torch.float16"),
-    "float16 with scales": (Changes(HALVES, SCALES), "w is torch.float16, expected torch.int8"),
-    "float32": (Changes({**HALVES, "b": torch.ones(2)}), "b is torch.float32, expected torch.float16"),
-    "NaN": (Changes({**HALVES, "b": HALVES["b"] * torch.nan}), "b contains NaN or infinity"),
-    "missing": (Changes({"w": STEPS["w"]}, SCALES), "1 parameters of its plan are missing .'b'"),
-    "unknown": (Changes({**STEPS, "c": STEPS["b"]}, SCALES), "1 names are not in its plan .'c'"),
-    "shape": (Changes({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
-    "sparse": (Changes({**HALVES, "w": HALVES["w"].to_sparse()}), "expected a dense tensor"),
+    "int8 without scales": ((STEPS, None), "w is torch.int8, expected torch.float16"),
+    "float16 with scales": ((HALVES, SCALES), "w is torch.float16, expected torch.int8"),
+    "float32": (({**HALVES, "b": torch.ones(2)}, None), "b is torch.float32, expected torch.float16"),
+    "NaN": (({**HALVES, "b": HALVES["b"] * torch.nan}, None), "b contains NaN or infinity"),
+    "missing": (({"w": STEPS["w"]}, SCALES), "1 parameters of its plan are missing .'b'"),
+    "unknown": (({**STEPS, "c": STEPS["b"]}, SCALES), "1 names are not in its plan .'c'"),
+    "shape": (({**STEPS, "w": STEPS["w"].T}, SCALES), r"w has shape \(3, 2\), expected \(2, 3\)"),
+    "sparse": (({**HALVES, "w": HALVES["w"].to_sparse()}, None), "expected a dense tensor"),
     "few scales": (scales(1, 2), r"of shape \(2,\), expected torch.float32 of shape \(3,\)"),
     "double scales": (scales(1, 2, 3, dtype=torch.float64), "scales are torch.float64"),
     "scales in two dimensions": (scales([1], [2], [3]), r"of shape \(3, 1\), expected"),
@@ -192,13 +192,13 @@ HOSTILE = {
 @pytest.mark.parametrize(("changes", "said"), HOSTILE.values(), ids=HOSTILE)
 def test_changes_that_do_not_fit_are_refused_by_name(changes, said):
     with pytest.raises(ReplyError, match=said):
-        restore(PLAN, STATE, changes)
+        restore(PLAN, STATE, *changes)
     assert torch.equal(STATE["w"], torch.ones(4, 3))
 
 
 def test_scales_that_overflow_are_refused_by_the_mean():
-    changes = Changes({"w": torch.full((2, 3), 127, dtype=torch.int8), "b": STEPS["b"]}, SCALES * 3e37)
+    changes = {"w": torch.full((2, 3), 127, dtype=torch.int8), "b": STEPS["b"]}, SCALES * 3e37
     aggregator = Aggregator(STATE)
     with pytest.raises(ReplyError, match="w contains NaN or infinity"):
-        aggregator.add(PLAN, restore(PLAN, STATE, changes))
+        aggregator.add(PLAN, restore(PLAN, STATE, *changes))
     assert aggregator.replies == 0

@@ -11,9 +11,9 @@ from flwr.serverapp.exception import AggregationError
 
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, Limits, LocalGrid, packing
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.core.compression import compress
 from heterofl_flwr.errors import RoundError
 from heterofl_flwr.federation.records import Tally
+from heterofl_flwr.stages.compress import compress
 from tests.federation.tiny import add_one, bare_reply, build, check_gain, config, crash, equal, make_app, play
 
 GOOD = MetricRecord({"num-examples": 1})
@@ -77,7 +77,9 @@ def compressed(upload, change):
     def train(message, context):
         before = message.content["arrays"].to_torch_state_dict()
         changes = compress(before, {name: tensor + 1 for name, tensor in before.items()}, upload, seed=0)
-        answer = bare_reply(message, config=config(upload=upload), metrics=GOOD, **packing.pack_changes(changes))
+        answer = bare_reply(
+            message, config=config(upload=upload), metrics=GOOD, **packing.pack_trained(*changes, upload)
+        )
         change(answer.content)
         return answer
 

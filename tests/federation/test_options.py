@@ -65,7 +65,7 @@ STRATEGY = [
     ),
     ({"wait": math.nan}, "wait is nan, expected a number of 0 or more"),  # it would never end
     *(({"spare": own}, "expected a number of 0 or more") for own in (-0.1, math.nan, math.inf)),
-    ({"server_momentum": 0.5, "server_optimizer": Adam()}, "give one of them"),
+    ({"stages": [Adam(), Momentum()]}, "ServerOptimizer: two stages have this name"),
     ({"shared": BODY, "assignment": "dynamic"}, "parameters that are not shared stay with a client"),
     ({"shared": BODY, "slice_rule": "rolling"}, "parameters that are not shared stay with a client"),
     ({"privacy": NOISE, "weights": "examples"}, "expected weights='equal'"),

@@ -7,14 +7,15 @@ import torch
 
 from heterofl_flwr import Evaluation, Fidelity, HeteroFL, LocalGrid, Privacy, messages, packing
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.core.compression import Changes, restore
 from heterofl_flwr.core.differential_privacy import DEVIATION, divergences, epsilon
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import norm_between
 from heterofl_flwr.errors import HeteroFLError, ReplyError
-from heterofl_flwr.federation.privacy import Spent, clip_moments, noise_moments
 from heterofl_flwr.nn.moments import LayerMoments, Moments
 from heterofl_flwr.nn.static_norm import collect_moments
+from heterofl_flwr.stages.clip import Clip
+from heterofl_flwr.stages.compress import restore
+from heterofl_flwr.stages.privacy import Spent, clip_moments, noise_moments
 from tests.federation.tiny import (
     NEVER,
     Watched,
@@ -52,10 +53,10 @@ def test_a_client_shortens_its_change_before_it_sends_it(upload, rounding):
     def train(message, context):
         answer = add_one(message, context)
         plan = Plan.of(build(1.0), build(message.content["config"]["rate"]))
-        sub = packing.unpack_trained(messages.array_records(answer.content), upload, plan, "it")
+        sub, scales = packing.unpack_trained(messages.array_records(answer.content), upload, plan, "it")
         before = packing.read_tensors(message.content["arrays"], "it")
-        if isinstance(sub, Changes):
-            sub = restore(Plan.of(build(1.0), build(1.0)), before, sub)
+        if upload != "float32":
+            sub = restore(Plan.of(build(1.0), build(1.0)), before, sub, scales)
         lengths.append(norm_between(sub, before))
         return answer
 
@@ -83,7 +84,7 @@ def test_nobody_is_told_of_a_bound_where_there_is_none():
 @pytest.mark.parametrize("value", ["much", -1.0, math.inf, math.nan])
 def test_a_bound_that_means_nothing_is_refused_by_the_client(value):
     with pytest.raises(ReplyError, match="as clip, expected a number of 0 or more"):
-        messages.read_clip({"clip": value})
+        Clip.from_instruction({"clip": value})
 
 
 def test_noise_differs_from_run_to_run_whatever_seed_is_set_and_leaves_alone_what_nobody_held():

@@ -47,7 +47,7 @@ def test_the_only_holder_turns_an_entry_round_unless_few_keep(options):
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("optimizer", [Momentum(server_momentum=0.5), Adam()])
 def test_a_server_optimizer_steps_along_what_is_robust(mean, optimizer):
-    assert gains(Robust(mean=mean, few="keep"), server_optimizer=optimizer, num_rounds=2).min() >= 0
+    assert gains(Robust(mean=mean, few="keep"), stages=[optimizer] if optimizer else [], num_rounds=2).min() >= 0
 
 
 @pytest.mark.parametrize("mean", MEANS)
@@ -69,9 +69,9 @@ def test_old_values_stay_with_a_server_optimizer_whose_velocity_is_of_an_earlier
             return train(message, context)
         return crash(message, context)
 
-    options = {"robust": Robust(few="keep"), "server_optimizer": optimizer, "min_replies": 1}
+    options = {"robust": Robust(few="keep"), "stages": [optimizer], "min_replies": 1}
     app = make_app(train, odd=dict.fromkeys(range(1, 6), once))
     one, two = (play(app, "a1", 6, num_rounds, **options) for num_rounds in (1, 2))
     assert list(two.log.failures) == [1, 2, 3, 4, 5]
     assert equal(one.state, two.state)
-    assert equal(*(run.strategy.federation.optimizer_state for run in (one, two)))
+    assert equal(*(run.strategy.engine.chain.state() for run in (one, two)))

@@ -92,8 +92,8 @@ def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
     assert one.log.rates == two.log.rates
     for name, tensor in exact.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
-    for name, tensor in one.federation.optimizer_state.items():
-        torch.testing.assert_close(two.federation.optimizer_state[name], tensor, atol=1e-5, rtol=0)
+    for name, tensor in one.engine.chain.state().items():
+        torch.testing.assert_close(two.engine.chain.state()[name], tensor, atol=1e-5, rtol=0)
     # Nobody has class 2, so its rows are untouched, to the bit.
     assert torch.equal(found["classifier.weight"][2], two.federation.initial_state()["classifier.weight"][2])
 

@@ -16,14 +16,14 @@ def make(number: int) -> Checkpoint:
         server_round=number,
         state=state,
         moments={"fixed.bn.count": torch.tensor(number)},
-        optimizer={"layer.weight": torch.ones(3, 2).t()},
+        stages={"layer.weight": torch.ones(3, 2).t()},
         best=Best("global-accuracy", 0.1 * number, number - 1, {name: value + 1 for name, value in state.items()}),
     )
 
 
 def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.server_round == expected.server_round
-    pairs = [(found.state, expected.state), (found.moments, expected.moments), (found.optimizer, expected.optimizer)]
+    pairs = [(found.state, expected.state), (found.moments, expected.moments), (found.stages, expected.stages)]
     assert (found.best is None) == (expected.best is None)
     if found.best and expected.best:
         mine, other = found.best, expected.best
@@ -50,7 +50,7 @@ def test_everything_is_read_back_and_the_last_two_are_kept(three):
 
 
 def test_the_files_are_those_of_older_versions(three):
-    assert "momentum/layer.weight" in load_file(three / "round-000003.safetensors")
+    assert "stages/layer.weight" in load_file(three / "round-000003.safetensors")
     content = json.loads((three / "round-000003.json").read_text())["content"]
     assert content["server_round"] == 3
     assert content["best"] == ["global-accuracy", pytest.approx(0.3), 2]
@@ -103,10 +103,10 @@ def test_no_whole_checkpoint_is_an_error(three):
 
 
 def test_a_newer_format_is_an_error_and_no_damage(three, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "FORMAT", 3)
     save_checkpoint(three, make(4))
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="has format 2, expected 1"):
+    with pytest.raises(ConfigError, match="has format 3, expected 2"):
         load_checkpoint(three)
 
 

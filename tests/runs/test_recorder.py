@@ -77,7 +77,7 @@ def test_the_checkpoint_holds_what_the_run_needs(folder, fake):
     fake.run([Recorder(folder)], 1, 4)
     found = folder.load_checkpoint()
     assert all(torch.equal(found.state[name], value) for name, value in fake.state(4).items())
-    assert found.optimizer["velocity"].item() == 4
+    assert found.stages["velocity"].item() == 4
     own = moments_by_rate(found.moments, 1.0)
     assert Moments.from_tensors(own[1.0]).layers["bn"].first.tolist() == [4, 4]
     assert Moments.from_tensors(own[0.5]).layers["bn"].first.tolist() == [104, 104]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.server_optimizer import parse_optimizer
+from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.settings import (
     AUTO,
     DEFAULTS,
@@ -103,7 +103,7 @@ def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
 @pytest.mark.parametrize(
     ("text", "optimizer"),
     [
-        ("none", None),
+        ("", None),
         ("momentum", Momentum()),
         ("momentum(0.9)", Momentum(server_momentum=0.9)),
         ("momentum(0.5, server_learning_rate=2)", Momentum(server_momentum=0.5, server_learning_rate=2.0)),
@@ -115,18 +115,17 @@ def test_the_fill_follows_fidelity_unless_it_is_named(mapping, fill):
     ],
 )
 def test_one_text_names_the_server_optimizer(text, optimizer):
-    settings = from_flat({"server.optimizer": text})
-    assert parse_optimizer(settings.server.optimizer) == optimizer
+    settings = from_flat({"server.stages": text})
+    assert parse_stages(settings.server.stages) == ((optimizer,) if optimizer else ())
     assert from_flat(to_flat(settings)) == settings
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("sgd", "'sgd' is no optimiser; expected none, momentum, adam, yogi, adagrad, or such as adam(eta=0.1)"),
-        ("adam(eta=0.1", "'adam(eta=0.1' is no optimiser"),
-        ("none(1)", "'none(1)' is no optimiser"),
-        ("", "'' is no optimiser"),
+        ("sgd", "'sgd' is no stage; expected some of momentum, adam, yogi, adagrad, moving-average, with"),
+        ("adam(eta=0.1", "'adam(eta=0.1' cannot be read"),
+        ("none(1)", "'none' is no stage"),
         ("adam(lr=0.1)", "adam(lr=0.1): 'lr=0.1' is no argument; expected eta, beta_1, beta_2, tau, each once"),
         ("adagrad(beta_1=0.1)", "'beta_1=0.1' is no argument; expected eta, tau, each once"),
         ("adam(0.1, eta=0.2)", "'eta=0.2' is no argument"),
@@ -138,8 +137,8 @@ def test_one_text_names_the_server_optimizer(text, optimizer):
     ],
 )
 def test_an_optimizer_that_cannot_be_built_is_named(text, fault):
-    found = complaint({"server.optimizer": text})
-    assert found.startswith("server.optimizer: ")
+    found = complaint({"server.stages": text})
+    assert found.startswith("server.stages: ")
     assert fault in found
 
 
@@ -222,7 +221,7 @@ def test_settings_that_contradict_one_another_are_rejected(mapping, text):
 
 
 AVERAGING = {"assignment": "dynamic", "train.upload": "int8", "server.choose": "rolling", "server.shared": "a.*"}
-AVERAGING |= {"server.optimizer": "adam", "server.robust": "median", "server.aggregator": "product"}
+AVERAGING |= {"server.stages": "adam", "server.robust": "median", "server.aggregator": "product"}
 AVERAGING |= {"server.norm-bound": 2.0}
 
 

@@ -6,8 +6,9 @@ The server knows what it sent, and adds the change to it.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from reprlib import repr as shown
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.core.reply_checks import check_reply, name_misfits
 from heterofl_flwr.errors import ReplyError, ShapeError
+from heterofl_flwr.stages.stage import AS_THEY_ARE, ClientContext, Outgoing, RoundContext, Stage, Update
+
+KEY = "upload"
+"""What the instruction to a client, and its reply, call the form."""
 
 Upload = Literal["float32", "float16", "int8"]
 """How a reply carries parameters: as they are, or what they changed by in so many bits."""
@@ -23,23 +28,49 @@ Upload = Literal["float32", "float16", "int8"]
 _STEPS = 127  # int8 is used evenly on both sides of 0
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """The changes of a client's parameters: in float16 or, where there are scales, in int8 as a number of steps.
+class Compress(Stage):
+    """Let clients send what their parameters changed by, in float16 or in int8; the server restores the parameters.
 
-    The scales say how large a step is, in float32: one number for each row (axis 0) of each parameter, the parameters
-    sorted by name. A parameter whose rows have one entry each, such as a bias, counts as one row.
+    In int8 a change is a number of steps; the scales say how large a step is, in float32: one number for each row
+    (axis 0) of each parameter, the parameters sorted by name. A parameter whose rows have one entry each, such as a
+    bias, counts as one row.
     """
 
-    tensors: Mapping[str, Tensor]
-    scales: Tensor | None = None
+    def __init__(self, upload: Upload) -> None:
+        self.upload = upload
+
+    def instruction(self) -> Mapping[str, float | str]:
+        """Tell clients the form."""
+        return {} if self.upload == AS_THEY_ARE else {KEY: self.upload}
+
+    @classmethod
+    def from_instruction(cls, config: Mapping[str, object]) -> Stage | None:
+        """Return the stage with the form that an instruction names."""
+        upload = config.get(KEY, "float32")
+        if upload not in get_args(Upload):
+            raise ReplyError(f"the server sent {shown(upload)} as {KEY}, expected one of {', '.join(get_args(Upload))}")
+        return Compress(cast("Upload", upload))
+
+    def on_client(self, outgoing: Outgoing, context: ClientContext) -> Outgoing:
+        """Turn the parameters into changes in few bits."""
+        if self.upload == AS_THEY_ARE:
+            return outgoing
+        tensors, scales = compress(context.received(), outgoing.tensors, self.upload, seed=context.seed)
+        return Outgoing(tensors=tensors, form=self.upload, scales=scales)
+
+    def on_reply(self, update: Update, context: RoundContext) -> Update:
+        """Return the parameters that changes are of; a client may send another form than it was asked for."""
+        if update.form == AS_THEY_ARE:
+            return update
+        tensors = restore(update.plan, context.state, update.tensors, update.scales)
+        return replace(update, tensors=tensors, form=AS_THEY_ARE, scales=None)
 
 
 @torch.no_grad()
 def compress(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Literal["float16", "int8"], *, seed: int
-) -> Changes:
-    """Return the changes of parameters from those that the server sent to those after training.
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], upload: Upload, *, seed: int
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the changes of parameters from those that the server sent to those after training, and their scales.
 
     In int8 the largest change of a row is 127 steps, and each change becomes one of the two whole numbers of steps
     beside it: drawn so that it is right on average. Each client and round has another ``seed``, so that errors cancel
@@ -63,23 +94,25 @@ def compress(
                 f"lower learning rate, or let the server ask for upload='float32'"
             )
     if upload != "int8":
-        return Changes(tensors)
+        return tensors, None
     # Scales say which form it is, also where no parameter travels.
-    return Changes(tensors, torch.cat([scales[name] for name in sorted(scales)]) if scales else torch.empty(0))
+    return tensors, torch.cat([scales[name] for name in sorted(scales)]) if scales else torch.empty(0)
 
 
 @torch.no_grad()
-def restore(plan: Plan, global_state: Mapping[str, Tensor], changes: Changes) -> dict[str, Tensor]:
+def restore(
+    plan: Plan, global_state: Mapping[str, Tensor], changes: Mapping[str, Tensor], scales: Tensor | None
+) -> dict[str, Tensor]:
     """Return a client's parameters: its slice of what the server sent, plus its changes, which are checked."""
-    form = torch.empty(0, dtype=torch.float16 if changes.scales is None else torch.int8)
-    check_reply(dict.fromkeys(plan.axes, form), plan, changes.tensors)
-    scales = None if changes.scales is None else _scales_by_name(plan, changes.scales)
+    form = torch.empty(0, dtype=torch.float16 if scales is None else torch.int8)
+    check_reply(dict.fromkeys(plan.axes, form), plan, changes)
+    by_name = None if scales is None else _scales_by_name(plan, scales)
     state = plan.extract(global_state)
     for name, parameter in state.items():
-        change = changes.tensors[name].to(torch.float32)
-        if scales is not None:
+        change = changes[name].to(torch.float32)
+        if by_name is not None:
             rows = change.reshape(_rows(change.shape))  # (rows, entries)
-            change = rows.mul_(scales[name].unsqueeze(1)).view(parameter.shape)
+            change = rows.mul_(by_name[name].unsqueeze(1)).view(parameter.shape)
         # In place, because new tensors beside freed ones left the memory of three slices taken where one is needed.
         parameter += change.to(parameter)
     return state

@@ -6,30 +6,65 @@ optimiser keeps of it stays.
 """
 
 import math
-import re
+from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from heterofl_flwr.errors import DECAY, ConfigError, check_fields, is_decay
+from heterofl_flwr.errors import DECAY, check_fields, is_decay
+from heterofl_flwr.stages.stage import Held, Needs, RoundContext, Stage, State
 
-FIRST, SECOND = "", "second/"
-"""What stands before a parameter's name in an optimiser's state: nothing for momentum, as old checkpoints have it."""
+FIRST, SECOND = "first", "second"
+"""The moments that an optimiser keeps of a parameter."""
 
 Kept = Mapping[str, Tensor]
-"""The first and second moment of one parameter, by what stands before its name."""
+"""The first and second moment of one parameter."""
 
 POSITIVE = "a number over 0"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Momentum:
+@dataclass(kw_only=True)
+class ServerOptimizer(Stage):
+    """A step of the global model along what the mean of a round changes; a subclass says which by ``_step``."""
+
+    name = "ServerOptimizer"
+    needs = Needs(steps=True)
+    kept: State = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @abstractmethod
+    def _step(self, change: Tensor, kept: Kept, server_round: int) -> tuple[Tensor, Kept]:
+        """Return the step of a parameter and its new moments, from the mean's change and the moments; 0 at first."""
+
+    @torch.no_grad()
+    def on_mean(self, new: State, held: Held, context: RoundContext) -> State:
+        """Return the model after the step; ``new`` is replaced parameter by parameter, to hold no model twice."""
+        for name, mean in new.items():
+            old = context.state[name]
+            change = mean - old
+            known = {kind: own for kind in (FIRST, SECOND) if (own := self.kept.get(f"{kind}/{name}")) is not None}
+            before = defaultdict(partial(torch.zeros_like, change), known)
+            step, after = self._step(change, before, context.server_round)
+            trained = held(name) > 0
+            new[name] = torch.where(trained, old + step, old)
+            for kind, tensor in after.items():
+                self.kept[f"{kind}/{name}"] = torch.where(trained, tensor, before[kind])
+        return new
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return the moments."""
+        return self.kept
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with these moments."""
+        self.kept = dict(state)
+
+
+@dataclass(kw_only=True)
+class Momentum(ServerOptimizer):
     """Momentum of the global model, as Flower's ``FedAvgM``.
 
     Attributes
@@ -59,8 +94,8 @@ class Momentum:
         return self.server_learning_rate * velocity, {FIRST: velocity}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adagrad:
+@dataclass(kw_only=True)
+class Adagrad(ServerOptimizer):
     """Adagrad on the server, as Flower's ``FedAdagrad``.
 
     Attributes
@@ -82,8 +117,8 @@ class Adagrad:
         return self.eta * change / (second.sqrt() + self.tau), {SECOND: second}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adam:
+@dataclass(kw_only=True)
+class Adam(ServerOptimizer):
     """Adam on the server, as Flower's ``FedAdam``, whose bias correction counts the run's rounds.
 
     Attributes
@@ -112,7 +147,7 @@ class Adam:
         return self.eta * correction * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Yogi(Adam):
     """Yogi on the server, as Flower's ``FedYogi``: the options of ``Adam``, another second moment, no correction."""
 
@@ -125,76 +160,5 @@ class Yogi(Adam):
         return self.eta * first / (second.sqrt() + self.tau), {FIRST: first, SECOND: second}
 
 
-ServerOptimizer = Momentum | Adagrad | Adam | Yogi
-
-OPTIMIZERS: Mapping[str, tuple[Callable[..., ServerOptimizer], str]] = MappingProxyType(
-    {
-        "momentum": (Momentum, "server_momentum"),
-        "adam": (Adam, "eta"),
-        "yogi": (Yogi, "eta"),
-        "adagrad": (Adagrad, "eta"),
-    }
-)
-"""The optimisers by name, each with the argument that an unnamed number is."""
-
-
-def parse_optimizer(text: str) -> ServerOptimizer | None:
-    """Return the optimiser that a text names, such as ``adam(eta=0.1, tau=0.001)``; None for ``none``.
-
-    What is left out has its default. A number without a name, as in ``momentum(0.9)``, is what ``OPTIMIZERS`` says.
-    """
-    if text == "none":
-        return None
-    match = re.fullmatch(r"(\w+)(?:\((.*)\))?", text)
-    if match is None or match[1] not in OPTIMIZERS:
-        raise ConfigError(f"{text!r} is no optimiser; expected none, {', '.join(OPTIMIZERS)}, or such as adam(eta=0.1)")
-    kind, unnamed = OPTIMIZERS[match[1]]
-    known, given = signature(kind).parameters, dict[str, float]()
-    for part in match[2].split(",") if match[2] else ():
-        key, _, value = (own.strip() for own in part.rpartition("="))
-        key = key or unnamed
-        if key not in known or key in given:
-            raise ConfigError(f"{text}: {part.strip()!r} is no argument; expected {', '.join(known)}, each once")
-        try:
-            given[key] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{text}: {key} is {value!r}; expected a number") from error
-    return kind(**given)
-
-
-@torch.no_grad()
-def apply_optimizer(
-    optimizer: ServerOptimizer,
-    old: Mapping[str, Tensor],
-    means: dict[str, Tensor],
-    state: MutableMapping[str, Tensor],
-    held: Callable[[str], Tensor],
-    server_round: int,
-) -> dict[str, Tensor]:
-    """Return the global state after an optimiser's step; ``means`` and the optimiser's ``state`` are replaced.
-
-    ``held`` gives from a parameter's name how many clients held each of its entries.
-    """
-    for name, mean in means.items():
-        change = mean - old[name]
-        known = {kind: state[kind + name] for kind in (FIRST, SECOND) if kind + name in state}
-        before = defaultdict(partial(torch.zeros_like, change), known)
-        step, after = optimizer._step(change, before, server_round)
-        trained = held(name) > 0
-        means[name] = torch.where(trained, old[name] + step, old[name])
-        for kind, tensor in after.items():
-            state[kind + name] = torch.where(trained, tensor, before[kind])
-    return means
-
-
 def _check_adaptive(of: Adagrad | Adam, betas: Iterable[tuple[str, bool, str]] = ()) -> None:
     check_fields(of, (("eta", 0 < of.eta < math.inf, POSITIVE), *betas, ("tau", 0 < of.tau < math.inf, POSITIVE)))
-
-
-Schedule = Callable[[int], float]
-"""From the round, counted from 1, to the learning rate."""
-
-
-def multi_step(learning_rate: float, milestones: Sequence[int] = (), factor: float = 0.1) -> Schedule:
-    """Return a schedule that multiplies the learning rate by ``factor`` after each milestone (Table 6)."""
-    return lambda server_round: learning_rate * factor ** sum(milestone < server_round for milestone in milestones)

@@ -1,0 +1,143 @@
+"""The chain: stages around the one mean that sums the updates of a round."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from heterofl_flwr.core.counting_mean import Aggregator, Weights
+from heterofl_flwr.errors import ConfigError, HeteroFLError
+from heterofl_flwr.stages.stage import RoundContext, Stage, State, Update, label, prefixed
+
+OpenMean = Callable[..., Aggregator]
+"""Opens the mean of a round, with the arguments of ``Aggregator``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The link that sums: how it is opened, and what it is in words.
+
+    Attributes
+    ----------
+    open
+        ``Aggregator``, a subclass of it, or what opens one.
+    kind
+        ``counting``, ``robust`` or ``other``.
+    weights
+        What clients count.
+    """
+
+    open: OpenMean = Aggregator
+    kind: Literal["counting", "robust", "other"] = "counting"
+    weights: Weights = "equal"
+
+
+class Chain:
+    """Stages around a mean; it is made once for a run, and opened, fed and closed in each round."""
+
+    def __init__(
+        self,
+        stages: Iterable[Stage] = (),
+        link: Link = Link(),
+        *,
+        extra_rows: bool = False,
+        largest: float = float("inf"),
+        norm_bound: float = 0.0,
+    ) -> None:
+        self.stages, self.link = tuple(stages), link
+        self._limits = {"extra_rows": extra_rows, "largest": largest, "norm_bound": norm_bound}
+        self._check()
+        self._mean: Aggregator | None = None
+        self._context: RoundContext | None = None
+
+    def _check(self) -> None:
+        """Refuse stages that do not go with one another, all at once; each with what to change."""
+        faults = []
+        names = [label(stage) for stage in self.stages]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            faults.append(f"{name}: two stages have this name; expected one, or names of their own (Stage.name)")
+        by_entry = getattr(self.link.open, "by_entry", True)
+        for stage in self.stages:
+            needs, name = stage.needs, label(stage)
+            if needs.counting_mean and self.link.kind == "robust":
+                faults.append(f"{name} fits the counting mean; expected robust=None (server.robust=none)")
+            if needs.counting_mean and self.link.kind == "other":
+                faults.append(
+                    f"{name} fits the counting mean; expected aggregator=Aggregator (server.aggregator=counting-mean)"
+                )
+            if needs.equal_weights and self.link.weights != "equal":
+                faults.append(f"{name} fits a mean in which each client counts once; expected weights='equal'")
+            if needs.steps and not by_entry:
+                faults.append(
+                    f"{name} steps along what the mean changes, and this aggregator gives factors anew in each round, "
+                    f"so that their entries have no direction; expected no {name}"
+                )
+        if self.link.kind == "robust" and self.link.weights != "equal":
+            faults.append("robust: a client that says its own weight outvotes others; expected weights='equal'")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def sums_changes(self) -> bool:
+        """Whether the mean is one of changes."""
+        return any(stage.needs.changes for stage in self.stages)
+
+    def instruction(self) -> dict[str, float | str]:
+        """Return what the instructions of clients say of the stages."""
+        return {key: value for stage in self.stages for key, value in stage.instruction().items()}
+
+    def open(self, context: RoundContext) -> None:
+        """Begin a round."""
+        state = context.state
+        if self.sums_changes:  # the zeros that they start from take no memory
+            state = {name: own.new_zeros((), dtype=torch.float64).expand_as(own) for name, own in state.items()}
+        self._context = context
+        self._mean = self.link.open(state, context.rows, **self._limits)
+
+    def add(self, update: Update) -> None:
+        """Add a client's update to the mean; ``ReplyError`` if it does not fit, and then nothing has changed."""
+        mean, context = self._opened()
+        for stage in reversed(self.stages):
+            update = stage.on_reply(update, context)
+        mean.add(update.plan, update.tensors, labels=update.labels, weight=update.weight)
+
+    @property
+    def replies(self) -> int:
+        """How many updates were added in this round."""
+        return self._opened()[0].replies
+
+    def close(self) -> State:
+        """Return the new model, and end the round."""
+        mean, context = self._opened()
+        held, new = mean.held, mean.result()
+        for stage in self.stages:
+            new = stage.on_mean(new, held, context)
+        self._mean = self._context = None
+        return new
+
+    def evaluated(self, state: State) -> State:
+        """Return the model that is evaluated and kept, from the one that is trained."""
+        for stage in self.stages:
+            state = stage.evaluated(state)
+        return state
+
+    def facts(self) -> dict[str, float]:
+        """Return what the record of a round says of the stages."""
+        return {key: value for stage in self.stages for key, value in stage.facts().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the stages keep from round to round, by the stage's name and its own."""
+        return dict(prefixed({label(stage): stage.state() for stage in self.stages}))
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what ``state`` returned; with an empty one, begin anew."""
+        for stage in self.stages:
+            start = f"{label(stage)}/"
+            stage.load({name.removeprefix(start): own for name, own in state.items() if name.startswith(start)})
+
+    def _opened(self) -> tuple[Aggregator, RoundContext]:
+        if self._mean is None or self._context is None:
+            raise HeteroFLError("the chain is not open: a round opens it")
+        return self._mean, self._context
