@@ -21,7 +21,6 @@ from heterofl_flwr.errors import ConfigError, load_function
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.options import Sampling, Transfer, multi_step
 from heterofl_flwr.federation.records import RoundCallback, Tally
-from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.grids import Windowed
 from heterofl_flwr.grids.devices import BUNDLED, PASSES, Devices, Profiles, Training
 from heterofl_flwr.grids.simulated import SimulatedDevices
@@ -32,6 +31,7 @@ from heterofl_flwr.runs.origin import device_name
 from heterofl_flwr.settings import Settings, from_stored, to_flat
 from heterofl_flwr.settings.groups import AGGREGATORS
 from heterofl_flwr.stages.privacy import Privacy
+from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.strategies.fedh2l import FedH2L
 from heterofl_flwr.strategies.heterofl import HeteroFL
 from heterofl_flwr.strategies.keywords import Keywords

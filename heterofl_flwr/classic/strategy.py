@@ -110,6 +110,7 @@ class HeteroFL(EngineView, Strategy):
         del client_manager
         if self._numbers:  # it ran before
             self.engine.reset()
+            self.engine.chain.load({})
             self._numbers.clear()
         self.summary()
         return pack((self._given_state() or self.federation.initial_state()).values())

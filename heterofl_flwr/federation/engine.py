@@ -42,9 +42,8 @@ class Engine:
         return self.federation.options
 
     def reset(self) -> None:
-        """Forget the clients and the rounds, so that a run can begin anew."""
+        """Forget the clients and the rounds; what stages keep is theirs (``chain.load({})``)."""
         self.federation.reset()
-        self.chain.load({})
         self.log = RoundRecord(server_round=0, seconds=0.0, learning_rate=0.0, rates={})  # of the current round
         self.tally = Tally()
         self.moments: dict[float, Moments] = {}  # of the last evaluation, by rate

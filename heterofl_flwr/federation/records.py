@@ -176,7 +176,9 @@ class Progress:
     record
         The round's record.
     state
-        The global model's parameters after the round.
+        The global model's parameters after the round, from which training goes on.
+    evaluated
+        The parameters that are evaluated and kept: the same, but with stages such as ``MovingAverage``.
     moments
         The static batch norm moments of the last evaluation as tensors, if there were any: ``Moments.to_tensors``,
         with the rate and a slash before each name.
@@ -190,6 +192,7 @@ class Progress:
 
     record: RoundRecord
     state: State
+    evaluated: State
     moments: State
     stages: State
     num_rounds: int

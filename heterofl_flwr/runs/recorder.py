@@ -99,7 +99,7 @@ class Recorder(RoundCallback):
         name = self._metric or (self.best.metric if self.best else headline(record))
         value = record.comparable.get(name) if name else None
         if name and value is not None and is_better(value, self.best.value if self.best else None, mode_of(name)):
-            self.best = Best(name, value, record.server_round, dict(progress.state))
+            self.best = Best(name, value, record.server_round, dict(progress.evaluated))
         if self._costs and self._costs.add(tuple(record.rates.values())):
             self.folder.write_costs(self._costs.model())
         if record.server_round % self._every == 0:

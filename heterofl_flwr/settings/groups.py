@@ -157,8 +157,8 @@ class ServerSettings(Group):
     weights: Weights = setting("equal", "what a client counts in the mean: once (HeteroFL) or by its examples (FedAvg)")
     stages: types.StagesText = setting(
         "",
-        "further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi and "
-        "FedAdagrad, or moving-average; with their arguments",
+        "further stages between the mean and the new model: server optimisers, as Flower's FedAvgM, FedAdam, FedYogi "
+        "and FedAdagrad, or moving-average; with their arguments",
     )
     robust: Literal["none", RobustMean] = setting(
         "none",

@@ -12,9 +12,9 @@ from heterofl_flwr.core.levels import Mix, rate_of
 from heterofl_flwr.data import check_kind
 from heterofl_flwr.errors import DECAY
 from heterofl_flwr.federation.limits import REPLIES
-from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.grids.devices import BUNDLED
 from heterofl_flwr.nn.depth import read_levels
+from heterofl_flwr.stages.registry import parse_stages
 
 Flat = bool | int | float | str
 """A value of a run config."""

@@ -84,6 +84,12 @@ class HeteroFL(EngineView, Strategy):
         self._sent: list[Message] = []
         self._replied: dict[int, RecordDict] = {}
 
+    def evaluated_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the parameters that are evaluated and kept, from those that are trained; mostly the same."""
+        state = packing.read_tensors(arrays)
+        found = self.engine.chain.evaluated(state)
+        return arrays if found is state else ArrayRecord(found)
+
     @property
     def prints_rounds(self) -> bool:
         """Whether a callback shows the rounds."""
@@ -107,9 +113,10 @@ class HeteroFL(EngineView, Strategy):
     ) -> Result:
         """Run the rounds; as Flower's own ``start``, with two additions.
 
-        ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with
-        ``first_round=k``, the arrays it had after round k - 1, and ``resume(stages)`` before it where stages keep
-        something from round to round. One that has done all rounds has nothing left to do but to call its callbacks.
+        ``initial_arrays`` default to a freshly built global model. A run that stopped goes on with ``first_round=k``,
+        the arrays it had after round k - 1 (``Progress.state``) and, where stages keep something from round to round,
+        ``engine.chain.load(progress.stages)`` before it. One that has done all rounds has nothing left to do but to
+        call its callbacks.
         From round 1 a strategy begins anew, even if it ran before. As all evaluation, ``evaluate_fn`` is called every
         ``evaluation.every`` rounds; it also sees the initial arrays, as round 0. With ``shared`` it gets the shared
         parameters alone, from round 1 on whatever the initial arrays hold: the others are each client's own. Load them
@@ -136,6 +143,7 @@ class HeteroFL(EngineView, Strategy):
         self.engine.num_rounds, self._timeout = num_rounds, timeout
         if first_round == 1:
             self.engine.reset()
+            self.engine.chain.load({})
         if initial_arrays is None:
             initial_arrays = packing.move_to_record(self.federation.initial_state())
         result = Result(arrays=initial_arrays)
@@ -221,7 +229,7 @@ class HeteroFL(EngineView, Strategy):
         self._evaluation = current = EvaluationRound(self.engine, server_round, nodes)
         rule, window = self.federation.evaluated_rule, window_number(server_round, self.options.transfer.roll_by)
         asked = {} if rule == "prefix" else {messages.SLICE_RULE: rule, messages.WINDOW: window}
-        slices = Slices(self.federation, arrays)
+        slices = Slices(self.federation, self.evaluated_arrays(arrays))
 
         def ask(kind: str, node_id: int, more: Mapping[str, object]) -> Message:
             rates = current.rates[node_id]

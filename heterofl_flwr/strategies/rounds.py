@@ -53,6 +53,7 @@ class Rounds:
             if self._call_back():
                 self._evaluate_as_last(server_round)
                 break
+        result.arrays = self._evaluated()
         for callback in strategy.callbacks:
             callback.on_end(result.arrays.to_torch_state_dict())
 
@@ -74,11 +75,14 @@ class Rounds:
         self._evaluate_centrally(server_round)
 
     def _evaluate_centrally(self, server_round: int) -> None:
-        metrics = self.evaluate_fn(server_round, self.result.arrays) if self.evaluate_fn is not None else None
+        metrics = self.evaluate_fn(server_round, self._evaluated()) if self.evaluate_fn is not None else None
         if metrics is not None:
             self.result.evaluate_metrics_serverapp[server_round] = metrics
             if server_round:
                 self.strategy.log.note_central(metrics)
+
+    def _evaluated(self) -> ArrayRecord:
+        return self.strategy.evaluated_arrays(self.result.arrays)
 
     def _call_back(self) -> bool:
         """Call the callbacks with a round, and keep no state of it; return whether one ends the run."""
@@ -94,6 +98,7 @@ class Rounds:
         return Progress(
             record=self.strategy.log,
             state=self.result.arrays.to_torch_state_dict(),
+            evaluated=self._evaluated().to_torch_state_dict(),
             moments=self.strategy.moment_tensors(),
             stages=self.strategy.engine.chain.state(),
             num_rounds=self.num_rounds,

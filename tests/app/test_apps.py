@@ -109,7 +109,7 @@ def test_a_run_of_texts_stops_early_by_perplexity():
     for number, stops in ((1, False), (2, True)):
         evaluate = {"global-accuracy": 0.8 + number / 100, "global-perplexity": 4.0 + number}
         record = RoundRecord(server_round=number, seconds=1.0, learning_rate=0.1, rates={}, evaluate=evaluate)
-        assert stopping.on_round_end(Progress(record, {}, {}, {}, 9)) is stops
+        assert stopping.on_round_end(Progress(record, {}, {}, {}, {}, 9)) is stops
 
 
 def test_a_resume_that_has_nothing_to_do_or_is_rejected_changes_nothing(tmp_path, caplog):

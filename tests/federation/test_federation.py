@@ -12,6 +12,7 @@ from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation
 from heterofl_flwr.federation.round import Round, TrainReply
+from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import build, equal, make_app, play
 
 
@@ -43,7 +44,7 @@ def add_one(message, context):
 
 def test_parameters_of_odd_shapes_travel_and_count():
     with LocalGrid(make_app(add_one), 3) as grid:
-        strategy = HeteroFL(Odd, "a1-c1", server_momentum=0.5, evaluation=Evaluation(every=0))
+        strategy = HeteroFL(Odd, "a1-c1", stages=[Momentum(server_momentum=0.5)], evaluation=Evaluation(every=0))
         state = strategy.start(grid, num_rounds=2).arrays.to_torch_state_dict()
     before = strategy.federation.initial_state()
     assert strategy.log.failures == {}

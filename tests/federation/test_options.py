@@ -45,7 +45,6 @@ INVALID = [
 STRATEGY = [
     ({"fraction_train": 0.0}, "fraction_train is 0.0"),
     ({"fraction_evaluate": 1.5}, "fraction_evaluate is 1.5"),
-    ({"server_momentum": 1.0}, "server_momentum is 1.0"),
     ({"assignment": "random"}, "assignment is 'random'"),
     ({"seed": 2**63}, "seed is 9223372036854775808; expected less than 2"),
     ({"mix": "a1-z1"}, "'z' is no level"),

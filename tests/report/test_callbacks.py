@@ -98,7 +98,7 @@ def test_metrics_of_few_clients_neither_stop_a_run_nor_let_it_go_on(few, fake):
         stopping = EarlyStopping("global-accuracy", patience, target=target)
         stopping.on_start(1, 9, {})
         for record in (few[0], few[2], few[2], few[2]):
-            assert not stopping.on_round_end(Progress(record, {}, {}, {}, 9))
+            assert not stopping.on_round_end(Progress(record, {}, {}, {}, {}, 9))
 
 
 def test_tensorboard_gets_every_number_of_every_round_once_also_of_a_resumed_run(folder, fake):

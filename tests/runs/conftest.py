@@ -131,7 +131,14 @@ class Fake:
                 ("second", torch.full((2,), 9.0, dtype=torch.float64)),
             )
         }
-        return Progress(record, self.state(number), moments, {"velocity": torch.tensor(float(number))}, num_rounds)
+        return Progress(
+            record,
+            self.state(number),
+            self.state(number),
+            moments,
+            {"velocity": torch.tensor(float(number))},
+            num_rounds,
+        )
 
     def run(self, callbacks: list[RoundCallback], first: int, last: int, *, dies_after: int | None = None) -> int:
         """Run rounds as a strategy does and return the last one; a run that dies never ends."""

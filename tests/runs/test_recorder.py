@@ -193,6 +193,6 @@ def test_metrics_of_few_clients_are_never_the_best(few, folder):
     recorder = Recorder(folder)
     recorder.on_start(1, 5, {})
     for record in few:
-        recorder.on_round_end(Progress(record, {}, {}, {}, 5))
+        recorder.on_round_end(Progress(record, {}, {}, {}, {}, 5))
     assert recorder.best.metric == "global-accuracy"
     assert recorder.best.server_round != 3

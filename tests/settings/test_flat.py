@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from heterofl_flwr import Adagrad, Adam, Momentum, Yogi
 from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.stages.registry import parse_stages
 from heterofl_flwr.settings import (
     AUTO,
     DEFAULTS,
@@ -24,6 +23,7 @@ from heterofl_flwr.settings import (
     to_toml,
 )
 from heterofl_flwr.settings.presets import OTHER
+from heterofl_flwr.stages.registry import parse_stages
 from tests.flower_internals import flatten_dict
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"

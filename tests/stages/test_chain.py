@@ -1,0 +1,113 @@
+"""The chain: in which order stages run, what they may not be beside, a stage of the user's own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from heterofl_flwr import HeteroFL, Privacy, Robust
+from heterofl_flwr.adapters import ProductAggregator
+from heterofl_flwr.core import Plan
+from heterofl_flwr.errors import ConfigError, HeteroFLError, ReplyError
+from heterofl_flwr.stages.chain import Chain
+from heterofl_flwr.stages.registry import parse_stages
+from heterofl_flwr.stages.server_optimizer import Momentum
+from heterofl_flwr.stages.stage import Needs, RoundContext, Stage, Update
+from tests.federation.tiny import build, equal, play
+
+STATE = {"w": torch.zeros(4)}
+PLAN = Plan.between(STATE, {"w": (2,)})
+
+
+def open_chain(*stages, **options):
+    chain = Chain(stages, **options)
+    chain.open(RoundContext(server_round=1, state=STATE, model=torch.nn.Identity()))
+    return chain
+
+
+class Writes(Stage):
+    """Writes down what it is asked."""
+
+    def __init__(self, name, diary):
+        self.name, self._diary = name, diary
+
+    def on_reply(self, update, context):
+        self._diary.append(("reply", self.name))
+        return update
+
+    def on_mean(self, new, held, context):
+        self._diary.append(("mean", self.name))
+        assert held("w").tolist() == [1, 1, 0, 0]
+        return new
+
+
+def test_replies_go_back_through_the_stages_and_means_forward():
+    diary = []
+    chain = open_chain(Writes("one", diary), Writes("two", diary))
+    chain.add(Update(plan=PLAN, tensors={"w": torch.ones(2)}))
+    assert chain.close()["w"].tolist() == [1, 1, 0, 0]
+    assert diary == [("reply", "two"), ("reply", "one"), ("mean", "one"), ("mean", "two")]
+
+
+def test_a_closed_chain_must_be_opened():
+    with pytest.raises(HeteroFLError, match="the chain is not open"):
+        Chain().close()
+
+
+class Twice(Stage):
+    """Counts what a client changed twice."""
+
+    def on_reply(self, update, context):
+        before = update.plan.extract(context.state)
+        return replace(update, tensors={name: 2 * own - before[name] for name, own in update.tensors.items()})
+
+
+def test_a_stage_of_the_users_own_is_an_argument():
+    plain, own = play(mix="a1-b1-c1"), play(mix="a1-b1-c1", stages=[Twice()])
+    before = plain.strategy.federation.initial_state()
+    for name, tensor in own.state.items():
+        torch.testing.assert_close(tensor - before[name], 2 * (plain.state[name] - before[name]))
+
+
+class Refuses(Stage):
+    def on_reply(self, update, context):
+        if update.rate < 1:
+            raise ReplyError("too small")
+        return update
+
+
+def test_a_stage_may_refuse_a_reply_which_leaves_no_trace():
+    found = play(mix="a1-b1", nodes=2, stages=[Refuses()])
+    assert found.log.failures == {1: "too small"}
+    alone = play(mix="a1-x1", nodes=2)
+    assert equal(found.state, alone.state)
+
+
+class Grid(Stage):
+    needs = Needs(changes=True, counting_mean=True, equal_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"stages": [Momentum(), Momentum()]}, "ServerOptimizer: two stages have this name"),
+        ({"stages": [Grid()], "weights": "examples"}, "Grid fits a mean in which each client counts once"),
+        ({"stages": [Grid()], "robust": Robust()}, r"Grid fits the counting mean; expected robust=None"),
+        ({"stages": [Grid()], "aggregator": ProductAggregator}, "expected aggregator=Aggregator"),
+        (
+            {"stages": [Momentum()], "aggregator": ProductAggregator},
+            "ServerOptimizer steps along what the mean",
+        ),
+        ({"privacy": Privacy(clip=1, noise=1), "weights": "examples"}, "Noise fits a mean in which each client counts"),
+        ({"robust": Robust(), "weights": "examples"}, "outvotes others; expected weights='equal'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_when_the_chain_is_made(options, fault):
+    with pytest.raises(ConfigError, match=fault):
+        HeteroFL(build, "a1-b1", **options)
+
+
+def test_a_text_names_several_stages_in_their_order():
+    names = [type(stage).__name__ for stage in parse_stages("momentum(0.9, server_learning_rate=2), moving-average")]
+    assert names == ["Momentum", "MovingAverage"]
+    assert parse_stages("") == ()

@@ -1,0 +1,71 @@
+"""The moving average: against a slow twin, in evaluation, where nobody holds an entry, and after a break."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+
+from heterofl_flwr import Evaluation
+from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.stages.moving_average import MovingAverage
+from tests.federation.tiny import Keep, equal, play
+
+
+def average(num_rounds=5, *stages, **start):
+    """Return a run of few clients a round, so that in some rounds nobody holds the outer entries."""
+    keep, seen = Keep(), {}
+
+    def evaluate(server_round, arrays):
+        seen[server_round] = arrays.to_torch_state_dict()
+        return MetricRecord({"found": 1.0})
+
+    found = play(
+        mix="a1-b1-c1",
+        nodes=6,
+        num_rounds=num_rounds,
+        callbacks=[keep],
+        evaluation=Evaluation(),
+        fraction_train=0.3,
+        seed=3,
+        stages=stages,
+        start={"evaluate_fn": evaluate, **start},
+    )
+    return found, keep.progress, seen
+
+
+def test_it_averages_the_models_of_all_rounds_entry_by_entry():
+    plain, trained, _ = average()
+    found, progress, seen = average(5, MovingAverage(0.8))
+    assert all(equal(one.state, two.state) for one, two in zip(trained, progress, strict=True))
+    expected = dict(trained[0].state)
+    for before, after in pairwise(one.state for one in trained):
+        for name, own in after.items():
+            held = own != before[name]  # every client moves what it holds
+            expected[name] = torch.where(held, 0.8 * expected[name] + 0.2 * own, expected[name])
+    for name, own in found.state.items():
+        torch.testing.assert_close(own, expected[name])
+    assert not equal(found.state, plain.state)
+    assert equal(progress[-1].evaluated, found.state)
+    assert equal(seen[5], found.state)
+
+
+def test_clients_evaluate_the_average():
+    found, *_ = average(3, MovingAverage(0.5))
+    sent = found.grid.of("evaluate")[-1].content["arrays"].to_torch_state_dict()
+    assert all(torch.equal(sent[name], found.state[name]) for name in sent)
+
+
+def test_a_run_that_goes_on_has_the_same_average():
+    whole, progress, _ = average(5, MovingAverage(0.8))
+    stage = MovingAverage(0.8)
+    at = progress[2]
+    stage.load({name.removeprefix("MovingAverage/"): own for name, own in at.stages.items()})
+    rest, *_ = average(5, stage, initial_arrays=ArrayRecord(dict(at.state)), first_round=4)
+    assert equal(rest.state, whole.state)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_a_decay_that_forgets_nothing_or_is_none_is_refused(decay):
+    with pytest.raises(ConfigError, match=r"decay is .*, expected 0 or more, and less than 1"):
+        MovingAverage(decay)
