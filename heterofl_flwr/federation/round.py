@@ -98,7 +98,6 @@ class Round:
                 f"or sample.min-replies): let more take part, or ask for fewer replies"
             )
 
-
     def add(self, node_id: int, reply: TrainReply) -> None:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes

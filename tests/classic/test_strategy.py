@@ -16,6 +16,7 @@ from heterofl_flwr import Evaluation, multi_step
 from heterofl_flwr.classic import HeteroFL
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import RoundError
+from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.classic.fakes import OK, Fake, broken, evaluate_all, fit_all, fit_res, manager_of
 from tests.federation.tiny import build
 
@@ -39,7 +40,7 @@ def gain(before, after):
 
 
 def test_a_strategy_that_runs_again_begins_anew():
-    strategy, found = HeteroFL(build, "a1-c1", wait=1.0, server_momentum=0.9), []
+    strategy, found = HeteroFL(build, "a1-c1", wait=1.0, stages=[Momentum(server_momentum=0.9)]), []
     for run in range(2):
         manager = manager_of(*(Fake(f"{run}{number}", says={"partition": number}) for number in range(2)))
         parameters = strategy.initialize_parameters(client_manager=manager)

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import (
 
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid
 from heterofl_flwr.client import answer_queries
+from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import (
     Watched,
     add_one,
@@ -48,7 +49,7 @@ def test_flowers_own_loop_gives_the_same_model():
     states = []
     for start in (HeteroFL.start, Strategy.start):
         with LocalGrid(make_app(build=build_normed), 5) as grid:
-            strategy = HeteroFL(build_normed, "a1-b1-c1", server_momentum=0.5)
+            strategy = HeteroFL(build_normed, "a1-b1-c1", stages=[Momentum(server_momentum=0.5)])
             result = start(strategy, grid, initial(strategy), 3)
             states.append((result.arrays.to_torch_state_dict(), result.evaluate_metrics_clientapp))
     assert equal(states[0][0], states[1][0])

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from heterofl_flwr import Evaluation, HeteroFL, HeteroFLError, LocalGrid, Windowed, classic, multi_step
 from heterofl_flwr.core import width
 from heterofl_flwr.errors import ConfigError
+from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation.tiny import (
     NEVER,
     Shuffled,
@@ -214,7 +215,7 @@ def test_training_metrics_are_means_weighted_by_examples():
 
 def test_a_strategy_that_starts_again_begins_anew():
     app = make_app(odd={0: lambda message, context: add_one(message, context, capacity="e")})
-    strategy = HeteroFL(build, "a1-c1", server_momentum=0.9, evaluation=NEVER)
+    strategy = HeteroFL(build, "a1-c1", stages=[Momentum(server_momentum=0.9)], evaluation=NEVER)
     states = []
     for seed in (0, 1):  # the second grid has other node ids for the same partitions
         with LocalGrid(app, 3, seed=seed) as grid:

@@ -11,6 +11,7 @@ from flwr.clientapp.mod import LocalDpMod
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Windowed
 from heterofl_flwr.client import answer_queries, reply, submodel
 from heterofl_flwr.errors import RoundError
+from heterofl_flwr.stages.server_optimizer import Momentum
 from tests.federation import digits_app
 from tests.federation.tiny import (
     Keep,
@@ -86,7 +87,7 @@ def test_labels_momentum_and_what_nobody_held_count_as_ever(upload):
     def run_it(upload):
         odd = {0: lambda message, context: add_one(message, context, labels=[0, 1])}
         app = make_app(odd=odd, train=lambda m, c: add_one(m, c, labels=[1, 3]))
-        return run(app, 2, 2, "b1-c1", upload=upload, server_momentum=0.5)
+        return run(app, 2, 2, "b1-c1", upload=upload, stages=[Momentum(server_momentum=0.5)])
 
     (one, exact), (two, found) = run_it("float32"), run_it(upload)
     assert one.log.rates == two.log.rates
