@@ -179,8 +179,10 @@ def test_initial_arrays_may_hold_running_statistics():
 
 
 def test_the_order_of_replies_does_not_matter():
-    options = {"evaluation": Evaluation(levels=True), "server_momentum": 0.5}
-    one, two = (run(7, "a1-b1-c1", 3, grid=grid, **options) for grid in (LocalGrid, Shuffled))
+    one, two = (
+        run(7, "a1-b1-c1", 3, grid=grid, evaluation=Evaluation(levels=True), stages=[Momentum(server_momentum=0.5)])
+        for grid in (LocalGrid, Shuffled)
+    )
     assert equal(one.state, two.state)
     assert equal(one.strategy.engine.chain.state(), two.strategy.engine.chain.state())
     assert untimed(one.strategy) == untimed(two.strategy)
