@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from heterofl_flwr.core.plan import Plan
-from heterofl_flwr.errors import RoundError
+from heterofl_flwr.errors import ReplyError, RoundError
 from heterofl_flwr.federation.engine import Engine
 from heterofl_flwr.federation.evaluation import Answer
 from heterofl_flwr.federation.federation import State
@@ -102,6 +102,7 @@ class Round:
         """Add a client's reply; ``ReplyError`` if it does not fit."""
         own, nodes = self.slices[node_id], self._federation.nodes
         self._federation.check_capacity(reply.capacity, nodes[node_id].limit)
+        self._check_labels(reply.labels)
         self._chain.add(
             Update(
                 plan=own.plan,
@@ -121,6 +122,12 @@ class Round:
         if reply.capacity is not None and reply.capacity != nodes[node_id].capacity:
             logger.info("node %s says that it can hold rate %g now", node_id, reply.capacity)
             nodes.set_capacity(node_id, reply.capacity)
+
+    def _check_labels(self, labels: Sequence[int] | None) -> None:
+        """Refuse more labels than there are classes, before they take memory again."""
+        classes = max((len(self._state[name]) for name in self._federation.rows), default=0)
+        if labels is not None and classes and len(labels) > classes:
+            raise ReplyError(f"{len(labels)} labels, expected up to {classes}: each class once")
 
     def refuse(self, node_id: int, fault: Fault) -> None:
         """Note why a client's reply is not used, and warn of it; with ``spare``, not of one that nobody waited for."""
