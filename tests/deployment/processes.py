@@ -160,7 +160,6 @@ class Deployment(Processes):
     def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
         super().__init__(folder, more)
         self.keys = folder / "keys"
-        self.database = str(folder / "superlink.db")
         self.port = free_port()
 
     def __enter__(self) -> Self:
@@ -170,27 +169,27 @@ class Deployment(Processes):
         (self.home / "config.toml").write_text(text, encoding="utf-8")
         return self
 
-    def start_superlink(self) -> subprocess.Popen[bytes]:
-        """Start the SuperLink, or start it anew, and wait until it answers."""
-        words = superlink_words(str(self.keys), self.database, "127.0.0.1", self.port)
+    def start_superlink(self) -> None:
+        """Start the SuperLink, and wait until it answers."""
+        # A database on a busy disk is locked for seconds when a node announces much.
+        words = superlink_words(str(self.keys), ":flwr-in-memory:", "127.0.0.1", self.port)
         process = self.popen(["flower-superlink", *words], "superlink")
         self.wait_for_superlink(process, self.port, self.keys / "ca.crt")
-        return process
 
     def register(self, *names: str) -> None:
         """Make keys for nodes, and register them."""
         keys = {name: write_node_key(self.keys, name)[1] for name in names}
         self.flwr(*(["supernode", "register", str(key), "own", "--name", name] for name, key in keys.items()))
 
-    def start_node(self, name: str, config: str) -> subprocess.Popen[bytes]:
+    def start_node(self, name: str, config: str) -> None:
         """Start a SuperNode with the key of its name."""
         words = node_words(f"127.0.0.1:{self.port}", free_port(), config, str(self.keys), name)
-        return self.popen(["flower-supernode", *words], name, FLWR_HOME=str(self.home / name))
+        self.popen(["flower-supernode", *words], name, FLWR_HOME=str(self.home / name))
 
-    def submit(self, config: Mapping[str, Flat], client: str = CLIENT_APP, server: str = SERVER_APP) -> str:
-        """Submit a run of our own app with these settings, and maybe with other apps; return its number."""
+    def submit(self, config: Mapping[str, Flat]) -> str:
+        """Submit a run of our own app with these settings; return its number."""
         folder = Path(tempfile.mkdtemp(dir=self.home))
-        write_app(folder, config, client=client, server=server)
+        write_app(folder, config, client=CLIENT_APP, server=SERVER_APP)
         return str(json.loads(self.flwr(["run", str(folder), "own", "--format", "json"]))["run-id"])
 
     def flwr(self, *calls: Sequence[str]) -> str:
@@ -201,19 +200,11 @@ class Deployment(Processes):
             raise HeteroFLError(f"flwr {calls}\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def has_ended(self, run_id: str) -> bool:
-        """Whether a run's ServerApp has ended."""
-        return re.search(rf"Finished task \d+ of run {run_id}", self.log("superlink")) is not None
-
-    def wait_for_end(self, run_id: str, seconds: float) -> tuple[str, str]:
-        """Wait until a run's ServerApp has ended, or so many seconds; return the run's status."""
-        with suppress(HeteroFLError):
-            self.wait_for(lambda: self.has_ended(run_id), f"the end of run {run_id}", seconds)
-        try:
-            run = json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]
-            return str(run["status"]), str(run["status-details"])
-        except (HeteroFLError, ValueError, KeyError, IndexError) as error:
-            return "unknown", str(error)
+    def status(self, run_id: str, seconds: float) -> str:
+        """Wait until a run's ServerApp has ended; return the run's status."""
+        ended = re.compile(rf"Finished task \d+ of run {run_id}")
+        self.wait_for(lambda: ended.search(self.log("superlink")), f"the end of run {run_id}", seconds)
+        return str(json.loads(self.flwr(["ls", "--run-id", run_id, "--format", "json"]))["runs"][0]["status"])
 
 
 def superlink_words(keys: str, database: str, host: str, port: int) -> list[str]:
@@ -244,15 +235,6 @@ def node_words(superlink: str, port: int, config: str, keys: str, name: str) -> 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End a process at once, as a power cut does."""
     process.kill()
-    process.wait()
-
-
-def kill_with_all(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started, in whatever session, as the death of their machine does."""
-    first = psutil.Process(process.pid)
-    for one in (first, *first.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
     process.wait()
 
 

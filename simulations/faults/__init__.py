@@ -1,1 +1,0 @@
-"""Faults that are made on purpose, each in a run of its own, and what became of the run."""

@@ -1,0 +1,172 @@
+"""What faults cost, each in a small run of its own: docs/explain/faults.md has a row for each."""
+
+import re
+import signal
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+from flwr.app import Error, Message
+
+from heterofl_flwr.compat import SUPERLINK_NODE_ID, ErrorCode
+from heterofl_flwr.errors import RoundError
+from heterofl_flwr.report import RunFolder
+from tests.faults.runs import CLIENTS, HIT, ROUNDS, STRUCK, Fault, Grid, Killed, models_of, play
+from tests.federation.tiny import equal
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """Return a function that gives the models of a run that only lacks some replies."""
+    return cache(lambda missing=frozenset(): play(tmp_path_factory.mktemp("run"), missing=missing))
+
+
+def check(folder, found, expected, failures=()):
+    """Check that a run ended with the models that it should, and that its history has all rounds and failures."""
+    assert equal(found, expected)
+    history = RunFolder(folder).history()
+    assert [record.server_round for record in history] == list(range(1, ROUNDS + 1))
+    assert {(own, record.server_round) for record in history for own in record.failures} == set(failures)
+
+
+def fail():
+    raise RuntimeError("made to fail")
+
+
+@pytest.mark.parametrize("place", ["begins", "steps", "trained"])
+def test_a_client_that_raises_costs_its_reply_alone(tmp_path, without, place):
+    fault = Fault(place, act=fail, partition=HIT)
+    lost = {(HIT, STRUCK)}
+    check(tmp_path, play(tmp_path, fault), without(frozenset(lost)), lost)
+    assert "made to fail" in RunFolder(tmp_path).history()[STRUCK - 1].failures[HIT]
+
+
+class Unavailable(Grid):
+    """A grid that reports a node that left, as the SuperLink does while it works."""
+
+    def received(self, replies, lost):
+        for reply in lost:
+            error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=reply)
+            error.metadata.__dict__.update(
+                _src_node_id=SUPERLINK_NODE_ID, _reply_to_message_id=reply.metadata.reply_to_message_id
+            )
+            replies = [error, *replies]
+        return replies
+
+
+class Late(Grid):
+    """A grid whose lost replies come a round late, before all others or after them."""
+
+    first = True
+    late = ()
+
+    def received(self, replies, lost):
+        self.late, late = list(lost), self.late
+        return [*late, *replies] if self.first else [*replies, *late]
+
+
+THEN = {(HIT, STRUCK)}
+COMES = {(HIT, 1), (HIT, 2)}
+LEAVES = {(HIT, STRUCK), (HIT, ROUNDS)}
+NODES = {
+    "a node joins": ({"away": COMES}, COMES, ()),
+    "leaves between rounds": ({"away": LEAVES}, LEAVES, ()),
+    "leaves while it works": ({"grid": Unavailable, "missing": THEN, "away": LEAVES - THEN}, LEAVES, THEN),
+    "leaves with its reply": ({"missing": THEN, "away": LEAVES - THEN}, LEAVES, THEN),
+    "is back after a round": ({"away": THEN}, THEN, ()),
+    "hangs for a round": ({"missing": THEN}, THEN, THEN),
+    "answers a round late, first": ({"grid": Late, "missing": THEN}, THEN, THEN),
+    "answers a round late, last": ({"grid": type("Last", (Late,), {"first": False}), "missing": THEN}, THEN, THEN),
+}
+
+
+@pytest.mark.parametrize(("how", "lost", "failures"), NODES.values(), ids=NODES)
+def test_nodes_that_come_and_go_cost_their_replies_alone(tmp_path, without, how, lost, failures):
+    check(tmp_path, play(tmp_path, **how), without(frozenset(lost)), failures)
+
+
+def test_a_round_with_too_few_replies_is_trained_again(tmp_path, without):
+    fault, least = Fault("steps", act=fail, partition=HIT), {"sample.min-replies": CLIENTS}
+    with pytest.raises(RoundError, match="3 of 4 clients gave a usable reply, expected at least 4"):
+        play(tmp_path, fault, **least)
+    check(tmp_path, play(tmp_path, fault, resume=True, **least), without())
+    assert fault.rounds_lost == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "lost"),
+    [("sent", STRUCK, 0), ("steps", STRUCK, 0), ("halfway", STRUCK, 1), ("saved", STRUCK, 0), ("models", ROUNDS, 0)],
+)
+def test_a_server_that_ends_loses_one_round_at_most(tmp_path, without, place, number, lost):
+    fault = Fault(place, number)
+    with pytest.raises(Killed):
+        play(tmp_path, fault)
+    check(tmp_path, play(tmp_path, fault, resume=True), without())
+    assert fault.rounds_lost == lost
+
+
+def cut(name, folder):
+    """Cut a file in half, or its last line if it has lines."""
+    path = next(folder.glob(name))
+    *lines, last = path.read_bytes().splitlines(keepends=True) if path.suffix == ".jsonl" else [path.read_bytes()]
+    path.write_bytes(b"".join(lines) + last[: len(last) // 2])
+
+
+def flip(name, folder):
+    """Turn a bit of a file."""
+    data = bytearray((path := next(folder.glob(name))).read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+TENSORS, MANIFEST = (f"checkpoint/round-{STRUCK:06d}.{end}" for end in ("safetensors", "json"))
+DAMAGED = r"round-\d+.json is damaged .*trying the one before"
+DAMAGES = {
+    "its checkpoint cut in half": (partial(cut, TENSORS), DAMAGED),
+    "a bit of its checkpoint turned": (partial(flip, TENSORS), DAMAGED),
+    "its checkpoint's tensors gone": (lambda folder: (folder / TENSORS).unlink(), DAMAGED),
+    "its checkpoint's JSON cut in half": (partial(cut, MANIFEST), DAMAGED),
+    "its history's last line cut in half": (partial(cut, "history.jsonl"), "ends with an incomplete line"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_costs_one_round(tmp_path, without, caplog, damage, says):
+    fault = Fault("saved")
+    with pytest.raises(Killed):
+        play(tmp_path, fault)
+    damage(tmp_path)
+    check(tmp_path, play(tmp_path, fault, resume=True), without())
+    assert fault.rounds_lost == 1
+    assert re.search(says, caplog.text)
+
+
+def serve(*words):
+    """Run a server in a process of its own; return its exit code and what it printed."""
+    command = [sys.executable, "-m", "tests.faults.server", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+ENDS = {
+    "killed": ("halfway", -signal.SIGKILL, ""),
+    "terminated": ("steps", -signal.SIGTERM, ""),
+    "interrupted": ("steps", 130, ""),
+    "disk-full": ("halfway", 2, "cannot write .*Make room"),
+    "disk-short": ("halfway", 2, "cannot write .*Make room"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDS)
+def test_a_server_process_that_ends_goes_on_bit_for_bit(tmp_path, without, name):
+    place, code, says = ENDS[name]
+    found, text = serve(tmp_path / "run", name, place)
+    assert found == code, text
+    assert re.search(says, text)
+    assert RunFolder(tmp_path / "run").load_checkpoint().server_round == STRUCK - 1
+    found, text = serve(tmp_path / "run", "none", place, "--resume")
+    assert found == 0, text
+    check(tmp_path / "run", models_of(tmp_path / "run"), without())
