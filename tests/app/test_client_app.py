@@ -1,6 +1,7 @@
 """The ClientApp: cohorts that train together, and what static batch norm is measured on."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
