@@ -86,7 +86,7 @@ def api(module: ModuleType, homes: Collection[str] = ()) -> str:
     names = [
         name
         for name in _public(module)
-        if not homes or _home(module, name).startswith(within)
+        if not homes or f"{_home(module, name)}.".startswith(within)
     ]
     return "\n\n".join(_describe(module, name) for name in sorted(names, key=str.lower))
 

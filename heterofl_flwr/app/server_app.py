@@ -17,7 +17,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.app.callbacks import CentralEvaluation, build_callbacks
 from heterofl_flwr.app.task import Task, load_task
 from heterofl_flwr.core.fidelity import Fidelity
-from heterofl_flwr.errors import ConfigError, load_function
+from heterofl_flwr.errors import ConfigError, extra, load_function
 from heterofl_flwr.federation.evaluation import Evaluation
 from heterofl_flwr.federation.options import Sampling, Transfer, multi_step
 from heterofl_flwr.federation.records import RoundCallback, Tally
@@ -85,7 +85,8 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     devices = build_devices(task)
     watched = Watched(windowed, console, innermost=grid)
     if folder is not None:  # only now, when everything has been checked
-        from heterofl_flwr.report import write_report  # not after hours that what draws is missing
+        with extra("report"):  # not after hours that what draws is missing
+            from heterofl_flwr.report.page import write_page
 
         _start_folder(folder, task, start, strategy)
     strategy.engine.chain.load(start.stages)
@@ -104,7 +105,7 @@ def _run(grid: Grid, task: Task, folder: RunFolder | None, extra_callbacks: Sequ
     )
     if folder is not None:
         folder.note(clients=strategy.federation.nodes.dealt() or None)  # which no setting tells
-        logger.info("Report: %s", write_report(folder))
+        logger.info("Report: %s", write_page(folder))
     return strategy
 
 

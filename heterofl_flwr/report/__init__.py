@@ -3,17 +3,17 @@
 What draws is loaded on first use: it needs the extra ``report``, which a server without a run folder can do without.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from heterofl_flwr.errors import extra
-from heterofl_flwr.report.callbacks import EarlyStopping, MLflow, TensorBoard, WandB
+from heterofl_flwr.report.callbacks import MLflow, TensorBoard, WandB
 from heterofl_flwr.report.console import Console
 from heterofl_flwr.report.summary import summary_table
 from heterofl_flwr.runs import (
     Best,
     Checkpoint,
     Costs,
+    EarlyStopping,
     LevelCost,
     ModelCosts,
     Recorder,
@@ -22,9 +22,6 @@ from heterofl_flwr.runs import (
     save_models,
     seconds_to,
 )
-
-if TYPE_CHECKING:
-    from heterofl_flwr.report.page import write_report
 
 __all__ = [
     "Best",
@@ -47,9 +44,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Load what draws on first use (PEP 562)."""
-    if name != "write_report":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def write_report(folder: RunFolder | str | Path) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` from what a run's folder holds; return the page's path.
+
+    A run need not be finished: the page then shows the rounds so far.
+    """
     with extra("report"):
-        return import_module(f"{__name__}.page").write_report
+        from heterofl_flwr.report.page import write_page
+    return write_page(folder if isinstance(folder, RunFolder) else RunFolder(folder))

@@ -1,17 +1,12 @@
-"""The look of figures, and their files: PNG, and SVG that takes its colours and font from the page around it."""
+"""The look of figures, and their files: PNG, and SVG that follows the reader's light or dark mode."""
 
 import io
-import re
-from collections.abc import Sequence
-from html import escape
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = {
-    "paper": ("#ffffff", "#14171c"),
-    "card": ("#f5f7fa", "#1d2128"),
     "ink": ("#1c2330", "#e8ebf0"),
     "muted": ("#5b6675", "#a2acba"),
     "grid": ("#dde2e9", "#333a45"),
@@ -55,18 +50,13 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def plain(text: str) -> str:
-    """Return text that matplotlib shows as it is, and does not read as a formula between two dollar signs."""
-    return text.replace("$", r"\$")
-
-
 def add_legend(axes: Axes) -> None:
     """Put the legend above the axes, where it covers nothing; in as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
             handles,
-            [plain(name) for name in names],
+            [name.replace("$", r"\$") for name in names],  # between two of them matplotlib reads a formula
             loc="lower left",
             bbox_to_anchor=(0, 1),
             ncols=min(len(handles), 6, max(LINE // (max(map(len, names)) + MARK), 1)),
@@ -79,19 +69,11 @@ def add_legend(axes: Axes) -> None:
         )
 
 
-def add_band(axes: Axes, places: Sequence[float], ends: Sequence[tuple[float, float]], colour: str) -> None:
-    """Draw intervals around the points of a line as a band, if any has a width."""
-    low, high = zip(*ends, strict=True) if ends else ((), ())
-    if low != high:
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def to_png(figure: Figure, dpi: int = 200, title: str = "") -> bytes:
-    """Return the figure as PNG, on white; a title above it stays there."""
-    if title:
-        figure.suptitle(title, fontsize=10.5, color=light("ink"))
+def to_png(figure: Figure, title: str) -> bytes:
+    """Return the figure as PNG, on white, with a title above it."""
+    figure.suptitle(title, fontsize=10.5, color=light("ink"))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()
 
 
@@ -103,17 +85,12 @@ def to_svg_file(figure: Figure, name: str, *, transparent: bool = False) -> byte
     return buffer.getvalue()
 
 
-def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Return the figure as an element of a page, with ids that begin with its name, and a label for screen readers."""
+def to_svg(figure: Figure, name: str) -> str:
+    """Return the figure as SVG whose colours follow the reader's light or dark mode; the same for the same points."""
     svg = to_svg_file(figure, name, transparent=True).decode()
-    svg = svg[svg.index("<svg") :]
-    # A style element would hold for the whole page.
-    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"\s*font-family: [^;\"]*;?"):
-        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    svg = re.sub(r"<svg[^>]*>", f'<svg {box[0] if box else ""} role="img" aria-label="{escape(label)}">', svg, count=1)
-    for colour, (value, _) in COLOURS.items():
-        svg = svg.replace(value, f"var(--{colour})")
-    return svg
+    used = {colour: pair for colour, pair in COLOURS.items() if pair[0] in svg}
+    bright, dark = (" ".join(f"--{colour}: {pair[mode]};" for colour, pair in used.items()) for mode in (0, 1))
+    for colour, pair in used.items():
+        svg = svg.replace(pair[0], f"var(--{colour})")
+    rules = f":root {{ {bright} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    return svg.replace("</style>", f" {rules}</style>", 1)

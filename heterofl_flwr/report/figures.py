@@ -1,10 +1,12 @@
 """The figures of a run, drawn from its records alone."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -13,49 +15,34 @@ from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.report import summary
 from heterofl_flwr.report.drawing import SMALL, add_legend, light, new_axes, series
 from heterofl_flwr.runs import ModelCosts
+from heterofl_flwr.runs.costs import bytes_sent, full_bytes, savings
 from heterofl_flwr.runs.metrics import SCOPES, headline_kind, pick_metric, points
 
 Points = tuple[Sequence[float], Sequence[float]]
+Curves = Mapping[str, Points]
 Label = Callable[[float], str]
-Style = tuple[int, float]  # the number of a series' colour, and the width of its line
 
-# Lines of equal values lie on one another, so each is narrower than the one below it.
-SCOPE_STYLES: Sequence[Style] = ((0, 3.6), (1, 1.8), (4, 1.0))
 TIMES = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-PERCENT = PercentFormatter(1.0, 0, " %")
 FEW = 30  # with fewer points than this, each is marked
+ALIKE = 0.02  # of the axis: curves that are nowhere further apart look like one
+CLIMB = 4  # the first of so many parts of a curve may leave the axis, which follows the others
 
 TEXTS = {
     "learning-curves": (
         "Learning curves",
-        "Global: the full model on the whole test set. Local: the full model on each client's own test data, "
-        "limited to its classes. Worst: the client with the lowest value.",
+        "The full model on the whole test set, on each client's own (limited to its classes), and the worst client's.",
     ),
     "levels": ("{kind} by level", "Each level's own model, cut from the global one."),
     "loss": ("Training loss", "Mean over the round's clients, weighted by samples."),
-    "bytes": (
-        "Bytes sent",
-        "Both ways, summed over rounds, beside FedAvg with the full-size model on the same clients.",
-    ),
-    "for-bytes": ("{kind} for bytes", "What each byte bought: the metric over all that was sent by then."),
-    "for-time": (
-        "{kind} over simulated time",
-        "Training as long as it would take on the simulated devices; evaluation takes no time.",
-    ),
-    "for-energy": (
-        "{kind} for energy, an estimate",
-        "What training would cost all simulated devices together by their profiles, wasted work included.",
-    ),
-    "multiplications": (
-        "Multiplications",
-        "Per client and sample, as a share of what the full-size model needs; dashed: the mean.",
-    ),
+    "bytes": ("Bytes sent", "Both ways, beside FedAvg with the full-size model on the same clients."),
+    "for-bytes": ("{kind} for bytes", "The metric over all that was sent by then."),
+    "for-time": ("{kind} over simulated time", "Of training on the simulated devices; evaluation takes no time."),
+    "for-energy": ("{kind} for energy, an estimate", "Of training on the simulated devices, wasted work included."),
     "trained": (
         "How often each share of the parameters was trained",
-        "Smaller models are nested in larger ones. Each bar is a part of the global model: who holds it, how large "
-        "it is, and the mean share of a round's clients that trained it.",
+        "Smaller models are nested in larger ones. Each bar is a part of the global model: who holds it, how large it "
+        "is, and the mean share of a round's clients that trained it.",
     ),
-    "time": ("Time a round", "Wall-clock time, evaluation included."),
 }
 """For each figure, in the order of the page: its title, and a sentence that says how to read it."""
 
@@ -76,94 +63,79 @@ def draw_run(records: Sequence[RoundRecord], costs: ModelCosts | None, *, nested
     """
     kind = headline_kind(records)
     rounds = [record.server_round for record in records]
-    sent = list(accumulate(summary.bytes_sent(records)))
+    sent = list(accumulate(bytes_sent(records)))
     joules = list(accumulate(record.joules for record in records))
     seconds = list(accumulate(record.simulated_seconds for record in records))
     unit, unit_name = next((time for time in TIMES if seconds and seconds[-1] >= 2 * time[0]), TIMES[-1])
     times = [total / unit for total in seconds]
-    levels = [(level, summary.level_points(records, level, kind)) for level in summary.levels(records, costs).values()]
+    levels = {level: summary.level_points(records, level, kind) for level in summary.levels(records, costs).values()}
     found = {
-        "learning-curves": _draw_scopes(records, kind, rounds, "round"),
-        "levels": _draw_curves(levels, kind),
-        "loss": _draw_losses(records),
+        "learning-curves": draw_curves(_scopes(records, kind, rounds), kind),
+        "levels": draw_curves(levels, kind),
+        "loss": draw_curves(_losses(records), "loss"),
         "bytes": _draw_bytes(records, costs, sent),
-        "for-bytes": _draw_scopes(records, kind, sent, "sent in total", formatting.size),
-        "for-time": _draw_scopes(records, kind, times, f"simulated {unit_name}"),
-        "for-energy": _draw_scopes(records, kind, joules, "estimated energy", formatting.energy),
-        "multiplications": _draw_multiplications(records, costs),
+        "for-bytes": draw_curves(_scopes(records, kind, sent), kind, "sent in total", formatting.size),
+        "for-time": draw_curves(_scopes(records, kind, times), kind, f"simulated {unit_name}"),
+        "for-energy": draw_curves(_scopes(records, kind, joules), kind, "estimated energy", formatting.energy),
         "trained": _draw_shells(records, costs) if nested else None,
-        "time": _draw_curves([("", (rounds, [record.seconds for record in records]))], "seconds"),
     }
-    words = {"kind": kind.capitalize()}
     return [
-        Drawing(name, TEXTS[name][0].format(**words), TEXTS[name][1].format(**words), figure)
+        Drawing(name, TEXTS[name][0].format(kind=kind.capitalize()), TEXTS[name][1], figure)
         for name, figure in found.items()
         if figure
     ]
 
 
-def _evaluated(records: Sequence[RoundRecord], name: str) -> Points:
-    return points(records, lambda record: record.evaluate.get(name))
+def _scopes(records: Sequence[RoundRecord], kind: str, spent: Sequence[float]) -> Curves:
+    """Return the metric of each scope over what was spent by then; nothing where nothing was spent."""
+    found = {}
+    for scope in SCOPES if any(spent) else ():
+        known = [(total, record.evaluate.get(f"{scope}-{kind}")) for total, record in zip(spent, records, strict=True)]
+        pairs = [(total, value) for total, value in known if value is not None]
+        found[scope] = [total for total, _ in pairs], [value for _, value in pairs]
+    return found
 
 
-def _draw_scopes(
-    records: Sequence[RoundRecord], kind: str, spent: Sequence[float], xlabel: str, label: Label | None = None
-) -> Figure | None:
-    """Draw the metric of each scope over what was spent by then; ``label`` writes the ticks."""
-    spent_by = {float(record.server_round): total for record, total in zip(records, spent, strict=True)}
-    values = {scope: _evaluated(records, f"{scope}-{kind}") for scope in SCOPES if any(spent)}
-    curves = [(scope, ([spent_by[number] for number in rounds], own)) for scope, (rounds, own) in values.items()]
-    figure = _draw_curves(curves, kind, SCOPE_STYLES, xlabel)
-    if figure and label:
-        figure.axes[0].xaxis.set_major_formatter(_ticks(label))
-    return figure
+def _losses(records: Sequence[RoundRecord]) -> Curves:
+    """Return the training loss of each level, or of all clients where levels are not known."""
 
-
-def _ticks(label: Label) -> FuncFormatter:
-    return FuncFormatter(lambda value, _: formatting.tick(label(value)))
-
-
-def _draw_losses(records: Sequence[RoundRecord]) -> Figure | None:
-    def losses(level: str) -> Points:
-        return points(records, lambda record: pick_metric(record.train_by_level.get(level, {}), "loss"))
+    def loss_of(level: str) -> Callable[[RoundRecord], float | None]:
+        return lambda record: pick_metric(record.train_by_level.get(level, {}) if level else record.train, "loss")
 
     levels = sorted({level for record in records for level in record.train_by_level})
-    together = points(records, lambda record: pick_metric(record.train, "loss"))
-    return _draw_curves([(level, losses(level)) for level in levels] or [("all clients", together)], "loss")
+    return {level or "all clients": points(records, loss_of(level)) for level in levels or [""]}
 
 
-def _draw_curves(
-    curves: Sequence[tuple[str, Points]],
-    ylabel: str,
-    styles: Sequence[Style] = (),
-    xlabel: str = "round",
-    label: Label | None = None,
-) -> Figure | None:
-    """Draw values over rounds, or over what was spent; None where there are no values. ``label`` writes the ticks."""
-    figure, axes = new_axes(xlabel, ylabel)
-    drawn: list[float] = []
-    for number, (name, (places, values)) in enumerate(curves):
-        finite = [value if math.isfinite(value) else math.nan for value in values]
-        position, width = styles[number] if styles else (number, 1.5)
-        if finite:
-            colour, dash = series(position)
-            size = width + 1.5 if len(places) < FEW else 0
-            axes.plot(places, finite, dash, color=colour, label=name, linewidth=width, marker="o", markersize=size)
-            drawn += [value for value in finite if not math.isnan(value)]
-    if not drawn:
+def draw_curves(curves: Curves, ylabel: str, xlabel: str = "round", label: Label | None = None) -> Figure | None:
+    """Draw values over rounds, or over what was spent, of which ``label`` writes the ticks; None without values.
+
+    Curves that coincide are one. The vertical axis follows the data once they have left their first climb or fall.
+    """
+    finite = {
+        name: (places, [value if math.isfinite(value) else math.nan for value in values])
+        for name, (places, values) in curves.items()
+        if any(map(math.isfinite, values))
+    }
+    if not finite:
         return None
-    low, high = min(drawn), max(drawn)
-    is_share = ylabel.endswith(("accuracy", "full model"))
-    if low > 0 and high > 20 * low and not is_share and not label:
-        axes.set_yscale("log")
-        label = formatting.number
-    else:
-        axes.set_ylim(min(0, low), high + 0.05 * (max(0, high) - min(0, low)) or 1)
-    if is_share and (high > 0.5 or ylabel.endswith("model")):
-        axes.set_ylim(top=1.04)
-        axes.hlines(1, 0, 1, colors=light("muted"), linewidth=0.8, transform=axes.get_yaxis_transform())
-    if is_share or label:
-        axes.yaxis.set_major_formatter(_ticks(label) if label else PERCENT)
+    settled = [value for _, own in finite.values() for value in own[len(own) // CLIMB :] if not math.isnan(value)]
+    low, high = min(settled, default=0.0), max(settled, default=1.0)
+    figure, axes = new_axes(xlabel, ylabel)
+    while finite:
+        places, values = next(iter(finite.values()))
+        near = partial(np.allclose, values, rtol=0, atol=ALIKE * (high - low), equal_nan=True)
+        names = [name for name, (where, own) in finite.items() if where == places and near(own)]
+        colour, dash = series(len(axes.lines))
+        mark = "o" if len(places) < FEW else ""
+        axes.plot(places, values, dash, color=colour, label=", ".join(names), marker=mark, markersize=3)
+        finite = {name: own for name, own in finite.items() if name not in names}
+    room = 0.06 * (high - low) or 0.02 * abs(high) or 1
+    axes.set_ylim(low - room, high + room)
+    if ylabel.endswith("accuracy"):
+        axes.set_ylim(top=min(high + room, 1.01))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    if label:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(label(value))))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.margins(x=0.02)
     add_legend(axes)
@@ -172,22 +144,13 @@ def _draw_curves(
 
 def _draw_bytes(records: Sequence[RoundRecord], costs: ModelCosts | None, sent: Sequence[int]) -> Figure | None:
     rounds = [record.server_round for record in records]
-    curves: list[tuple[str, Points]] = [("this run", (rounds, sent))]
-    if costs and summary.savings(records, costs):
-        full = list(accumulate(summary.full_bytes(record, costs) for record in records))
-        curves.append(("full-size FedAvg", (rounds, full)))
-    figure = _draw_curves(curves, "sent in total", ((0, 1.5), (3, 1.5)), label=formatting.size)
-    if figure:
-        figure.axes[0].fill_between(rounds, sent, color=light("blue"), alpha=0.12, linewidth=0)
-    return figure
-
-
-def _draw_multiplications(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Figure | None:
-    rounds, shares = summary.macs_shares(records, costs) if costs else ([], [])
-    figure = _draw_curves([("", (rounds, shares))], "share of the full model", ((1, 1.5),))
-    if figure:
-        mean = math.fsum(shares) / len(shares)
-        figure.axes[0].axhline(mean, color=light("muted"), linestyle="--", linewidth=1.2)
+    curves: dict[str, Points] = {"this run": (rounds, sent)}
+    if costs and savings(records, costs):
+        curves["full-size FedAvg"] = rounds, list(accumulate(full_bytes(record, costs) for record in records))
+    if figure := draw_curves(curves, "sent in total"):
+        axes = figure.axes[0]
+        axes.set_ylim(0, 1.05 * max(max(own) for _, own in curves.values()) or 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.tick(formatting.size(value))))
     return figure
 
 
@@ -196,18 +159,14 @@ def _draw_shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Fi
     if not shells:
         return None
     figure, axes = new_axes("share of a round's clients that trained it", "")
-    colours = [series(number)[0] for number in range(len(shells))]
-    bars = axes.barh(range(len(shells)), [shell.held for shell in shells], height=0.62, color=colours)
+    bars = axes.barh(range(len(shells)), [shell.held for shell in shells], height=0.62, color=light("blue"))
     labels = [formatting.percent(shell.held, 0) for shell in shells]
-    ground = {"facecolor": light("paper"), "edgecolor": "none", "pad": 0.5}  # hides the line at 100 % behind a label
-    axes.bar_label(bars, labels, padding=3, fontsize=SMALL, color=light("ink"), bbox=ground)
+    axes.bar_label(bars, labels, padding=3, fontsize=SMALL, color=light("ink"))
     ticks = [f"{shell.holders}: {formatting.percent(shell.share)}" for shell in shells]
     axes.set_yticks(range(len(shells)), ticks, color=light("ink"))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.14)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.xaxis.set_major_formatter(PERCENT)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.grid(visible=False, axis="y")
-    axes.grid(axis="x", color=light("grid"), linewidth=0.7)
-    axes.axvline(1, color=light("muted"), linewidth=0.8)
     return figure

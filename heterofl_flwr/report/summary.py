@@ -15,6 +15,7 @@ from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.runs import ModelCosts, seconds_to
+from heterofl_flwr.runs.costs import savings
 from heterofl_flwr.runs.metrics import headline, headline_kind, pick_metric, points, scores
 
 REASONS = 3  # reasons of failures that the closing lines name
@@ -22,15 +23,6 @@ LONGEST = 60  # characters of a reason there
 
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A table as text: its heads and its rows."""
-
-
-class Savings(NamedTuple):
-    """The bytes of a run both ways, and the shares of full-size FedAvg's with equally many samples on each client."""
-
-    bytes_sent: int
-    bytes_full: int
-    bytes_share: float
-    macs_share: float
 
 
 class OnDevices(NamedTuple):
@@ -71,26 +63,6 @@ def level_points(records: Sequence[RoundRecord], level: str, kind: str) -> tuple
     return points(records, lambda record: pick_metric(record.evaluate_by_level.get(level, {}), kind))
 
 
-def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
-    """Return the bytes of each round, both ways."""
-    return [record.bytes_down + record.bytes_up for record in records]
-
-
-def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
-    """Return the bytes that FedAvg with the global model would have sent in a round, both ways."""
-    return costs.full.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
-
-
-def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
-    """Return what the run saved; None where a rate's cost is not known, or there were no clients."""
-    rates = [rate for record in records for rate in record.rates.values()]
-    if costs is None or not rates or not set(rates) <= set(costs.by_rate):
-        return None
-    sent, full = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
-    macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.full.macs * len(rates) or 1)
-    return Savings(sent, full, sent / full if full else math.nan, macs)
-
-
 def on_devices(records: Sequence[RoundRecord]) -> OnDevices | None:
     """Return time and energy of the run on its simulated devices; None where none are simulated."""
     seconds = math.fsum(record.simulated_seconds for record in records)
@@ -101,17 +73,6 @@ def on_devices(records: Sequence[RoundRecord]) -> OnDevices | None:
     best = next((score.best for score in scores(records) if score.name == name), None)
     reached = None if best is None else seconds_to(records, name, best)
     return OnDevices(seconds, joules, "" if reached is None else name, reached or 0.0)
-
-
-def macs_shares(records: Sequence[RoundRecord], costs: ModelCosts) -> tuple[list[int], list[float]]:
-    """Return, for each round, its clients' mean multiplications over those of the global model."""
-    share_of = {rate: cost.macs / (costs.full.macs or 1) for rate, cost in costs.by_rate.items()}
-
-    def share(record: RoundRecord) -> float | None:
-        shares = [share_of[rate] for rate in record.rates.values() if rate in share_of]
-        return math.fsum(shares) / len(shares) if shares else None
-
-    return points(records, share)
 
 
 def shells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> list[Shell]:
@@ -150,7 +111,7 @@ def failure_rows(records: Sequence[RoundRecord]) -> list[FailureRow]:
 
 
 def failure_lines(records: Sequence[RoundRecord]) -> list[str]:
-    """Return the failures as short lines: how many in all, the most frequent reasons, then the others together."""
+    """Return the failures as short lines: how many in all, then the most frequent reasons."""
     rows = failure_rows(records)
     if not rows:
         return []
@@ -159,19 +120,16 @@ def failure_lines(records: Sequence[RoundRecord]) -> list[str]:
     evaluations = sum(len(record.evaluate_failures) for record in records)
     parts = [f"{failed} of {asked} trainings"] * bool(failed)
     parts += [f"{evaluations} evaluations or moments"] * bool(evaluations)
-    # In one line and with both ends: what a program prints last is often why.
-    lines = [" ".join(row.reason.split()) for row in rows[:REASONS]]
-    half = LONGEST // 2
-    reasons = [line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}" for line in lines]
+    lines = [f"failed: {', '.join(parts)}"]
+    for row in rows[:REASONS]:
+        rounds, clients = formatting.numbers(row.rounds, 3), formatting.numbers(row.clients, 4)
+        # In one line and with both ends: what a program prints last is often why.
+        reason, half = " ".join(row.reason.split()), LONGEST // 2
+        short = reason if len(reason) <= LONGEST else f"{reason[:half]} ... {reason[-half:]}"
+        lines.append(f"  {row.times} x in rounds {rounds}, clients {clients}: {short}")
     if rest := rows[REASONS:]:
-        rounds, clients = (sorted(set(chain(*numbers))) for numbers in zip(*(row[2:] for row in rest), strict=True))
-        other = FailureRow(f"{len(rest)} other reasons", sum(row.times for row in rest), rounds, clients)
-        rows, reasons = [*rows[:REASONS], other], [*reasons, other.reason]
-    return [f"failed: {', '.join(parts)}"] + [
-        f"  {row.times} x in rounds {formatting.numbers(row.rounds, 3)}, "
-        f"clients {formatting.numbers(row.clients, 4)}: {reason}"
-        for row, reason in zip(rows, reasons, strict=True)
-    ]
+        lines.append(f"  {sum(row.times for row in rest)} x for {len(rest)} other reasons")
+    return lines
 
 
 def partial_line(records: Sequence[RoundRecord]) -> str:
@@ -179,12 +137,8 @@ def partial_line(records: Sequence[RoundRecord]) -> str:
     few = [record for record in records if record.few_answered]
     if not few:
         return ""
-    worst = min(few, key=lambda record: record.evaluate_answers / record.evaluate_asked)
     rounds = formatting.numbers([record.server_round for record in few], 4)
-    return (
-        f"* fewer than half of the clients asked evaluated in rounds {rounds} (at worst {worst.evaluate_answers} of "
-        f"{worst.evaluate_asked}): never the best"
-    )
+    return f"* fewer than half of the clients asked evaluated in rounds {rounds}: never the best"
 
 
 def level_cells(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Cells:

@@ -2,6 +2,7 @@
 
 from heterofl_flwr.runs.checkpoint import Best, Checkpoint
 from heterofl_flwr.runs.costs import Costs, LevelCost, ModelCosts
+from heterofl_flwr.runs.early_stopping import EarlyStopping
 from heterofl_flwr.runs.folder import RunFolder
 from heterofl_flwr.runs.metrics import seconds_to
 from heterofl_flwr.runs.models import load_model, save_models
@@ -11,6 +12,7 @@ __all__ = [
     "Best",
     "Checkpoint",
     "Costs",
+    "EarlyStopping",
     "LevelCost",
     "ModelCosts",
     "Recorder",

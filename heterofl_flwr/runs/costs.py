@@ -1,14 +1,16 @@
-"""What the model of each level costs."""
+"""What the model of each level costs, and what a run saved against full-size FedAvg."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from heterofl_flwr.core.exchange import exchanged_parameters
 from heterofl_flwr.core.levels import Mix, level_name
+from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build
 from heterofl_flwr.nn.profile import build_and_profile
 from heterofl_flwr.packing import count_packed
@@ -91,3 +93,32 @@ class Costs:
     def model(self) -> ModelCosts:
         """Return all that is known."""
         return ModelCosts(self.mix.global_rate, tuple(self._known[rate] for rate in sorted(self._known, reverse=True)))
+
+
+class Savings(NamedTuple):
+    """The bytes of a run both ways, and the shares of full-size FedAvg's with equally many samples on each client."""
+
+    bytes_sent: int
+    bytes_full: int
+    bytes_share: float
+    macs_share: float
+
+
+def bytes_sent(records: Sequence[RoundRecord]) -> list[int]:
+    """Return the bytes of each round, both ways."""
+    return [record.bytes_down + record.bytes_up for record in records]
+
+
+def full_bytes(record: RoundRecord, costs: ModelCosts) -> int:
+    """Return the bytes that FedAvg with the global model would have sent in a round, both ways."""
+    return costs.full.bytes * (len(record.rates) + len(record.rates.keys() - record.failures.keys()))
+
+
+def savings(records: Sequence[RoundRecord], costs: ModelCosts | None) -> Savings | None:
+    """Return what the run saved; None where a rate's cost is not known, or there were no clients."""
+    rates = [rate for record in records for rate in record.rates.values()]
+    if costs is None or not rates or not set(rates) <= set(costs.by_rate):
+        return None
+    sent, full = sum(bytes_sent(records)), sum(full_bytes(record, costs) for record in records)
+    macs = sum(costs.by_rate[rate].macs for rate in rates) / (costs.full.macs * len(rates) or 1)
+    return Savings(sent, full, sent / full if full else math.nan, macs)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from heterofl_flwr.core import formatting
 from heterofl_flwr.core.levels import LEVELS, Mix
 from heterofl_flwr.federation.evaluation import is_share
-from heterofl_flwr.report.drawing import add_band, add_legend, new_axes, series
+from heterofl_flwr.report.drawing import add_legend, new_axes, series
 from simulations.results.configurations import Configuration, Reached
 from simulations.results.paper import Job, Key, usual_norm
 from simulations.results.runs import short_mix
@@ -172,3 +172,10 @@ def _add_line(axes: Axes, points: Sequence[Point], colour: str, dash: str, label
 def _name(metric: str) -> str:
     """Return the label of an axis with a metric."""
     return metric.replace("-", " ") + (", %" if is_share(metric) else "")
+
+
+def add_band(axes: Axes, places: Sequence[float], ends: Sequence[tuple[float, float]], colour: str) -> None:
+    """Draw intervals around the points of a line as a band, if any has a width."""
+    low, high = zip(*ends, strict=True) if ends else ((), ())
+    if low != high:
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -17,7 +17,7 @@ from heterofl_flwr.federation import round as federation
 from heterofl_flwr.federation.records import Progress, RoundRecord
 from heterofl_flwr.grids import LocalGrid
 from heterofl_flwr.report import Recorder, RunFolder, load_model
-from heterofl_flwr.report.summary import savings
+from heterofl_flwr.runs.costs import savings
 from heterofl_flwr.runs.origin import COMMAND, device_name
 from heterofl_flwr.settings import DEFAULTS, from_flat
 from heterofl_flwr.strategies.heterofl import HeteroFL

@@ -4,101 +4,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from heterofl_flwr.errors import ConfigError
-from heterofl_flwr.federation.records import Progress
-from heterofl_flwr.report import EarlyStopping, MLflow, Recorder, TensorBoard, WandB
+from heterofl_flwr.report import MLflow, TensorBoard, WandB
 from heterofl_flwr.runs import RunFolder
 from heterofl_flwr.runs.metrics import scalars
 
-NAN = float("nan")
 SETTINGS = {"optim": {"lr": 0.1}}
-
-
-def stops_at(stopping: EarlyStopping, fake, values, metric="global-accuracy", first=1) -> int | None:
-    """Return the round after which the run is stopped; a value of None is a round without evaluation."""
-    stopping.on_start(first, 99, {})
-    for number, value in enumerate(values, first):
-        evaluate = {} if value is None else {metric: value}
-        if stopping.on_round_end(fake.progress(number, 99, evaluate=evaluate)):
-            return number
-    return None
-
-
-@pytest.mark.parametrize(
-    ("options", "values", "expected"),
-    [
-        ({"patience": 2}, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], None),
-        ({"patience": 2}, [0.5, 0.4, 0.6, 0.5, 0.5], 5),
-        ({"patience": 2}, [0.5, 0.5, 0.5], 3),
-        ({"patience": 2}, [0.5, None, None, None, 0.4, None, 0.4], 7),
-        ({"patience": 2}, [0.5, NAN, NAN], 3),
-        ({"patience": 2}, [NAN, 0.5, 0.6, 0.7], None),
-        ({"patience": 2, "metric": "global-loss"}, [0.5, 0.4, 0.45, 0.42], 4),
-        ({"patience": 2, "metric": "global-loss", "mode": "max"}, [0.5, 0.4, 0.45, 0.42], 3),
-        ({"patience": None, "target": 0.8}, [0.7, 0.8, 0.9], 2),
-        ({"patience": None, "target": 0.8}, [0.7, NAN, 0.79], None),
-        ({"patience": None, "target": 5.0, "metric": "global-perplexity"}, [9.0, 5.1, 4.0], 3),
-    ],
-)
-def test_it_stops_after_so_many_evaluations_without_a_new_best_or_at_the_target(fake, options, values, expected):
-    metric = options.get("metric", "global-accuracy")
-    assert stops_at(EarlyStopping(**options), fake, values, metric) == expected
-
-
-def test_without_a_metric_it_follows_that_by_which_the_best_round_is_chosen(fake, folder):
-    stopping, recorder = EarlyStopping(patience=2), Recorder(folder)
-    recorder.on_start(1, 9, fake.state(0))
-    for evaluations, expected in (
-        ([{"global-accuracy": 0.8 + number / 100, "global-perplexity": 4.0 + number} for number in range(4)], 3),
-        ([{"test-loss": 4.0 + number} for number in range(4)], 3),
-        ([{"global-accuracy": 0.8 + number / 100, "global-loss": 4.0 + number} for number in range(4)], None),
-    ):
-        stopping.on_start(1, 9, {})
-        rounds = [fake.progress(number, 9, evaluate=own) for number, own in enumerate(evaluations, 1)]
-        assert next((one.record.server_round for one in rounds if stopping.on_round_end(one)), None) == expected
-    texts = {"global-accuracy": 0.9, "global-perplexity": 4.0}
-    recorder.on_round_end(fake.progress(1, 9, evaluate=texts))
-    assert recorder.best.metric == "global-perplexity"
-
-
-@pytest.mark.parametrize("first", [1, 3, 5])
-def test_a_resumed_run_stops_where_an_uninterrupted_one_does(fake, first):
-    values = [0.5, 0.6, None, 0.55, 0.58, 0.59, 0.4]
-    expected = stops_at(EarlyStopping(patience=3), fake, values)
-    assert expected == 6
-    # The history reaches further than the checkpoint: what is run again must not count twice.
-    evaluations = [{} if value is None else {"global-accuracy": value} for value in values[:5]]
-    history = [fake.progress(number, 99, evaluate=own).record for number, own in enumerate(evaluations, 1)]
-    resumed = EarlyStopping(patience=3, history=history)
-    assert stops_at(resumed, fake, values[first - 1 :], first=first) == expected
-
-
-def test_a_metric_that_evaluation_lacks_is_logged_once(fake, caplog):
-    assert stops_at(EarlyStopping("glbal", patience=1), fake, [0.1, 0.2, 0.3]) is None
-    assert caplog.text.count("early stopping waits for glbal; evaluation gives global-accuracy") == 1
-    assert stops_at(EarlyStopping(patience=1), fake, [0.1, 0.2], metric="f1") is None
-    assert "early stopping waits for a perplexity, an accuracy or a loss; evaluation gives f1" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"mode": "upwards"}, "mode is 'upwards'; expected max or min"),
-        ({"patience": 0}, "a patience of 0"),
-        ({"patience": None}, "needs a patience or a target"),
-    ],
-)
-def test_invalid_arguments_are_errors(arguments, match):
-    with pytest.raises(ConfigError, match=match):
-        EarlyStopping(**arguments)
-
-
-def test_metrics_of_few_clients_neither_stop_a_run_nor_let_it_go_on(few, fake):
-    for patience, target in ((2, None), (None, 0.99)):
-        stopping = EarlyStopping("global-accuracy", patience, target=target)
-        stopping.on_start(1, 9, {})
-        for record in (few[0], few[2], few[2], few[2]):
-            assert not stopping.on_round_end(Progress(record, {}, {}, {}, {}, 9))
 
 
 def test_tensorboard_gets_every_number_of_every_round_once_also_of_a_resumed_run(folder, fake):

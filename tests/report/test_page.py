@@ -64,7 +64,7 @@ def page(run):
 
 def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
     assert [value for tag, name, value in page.values if (tag, name) == ("section", "id")] == SECTIONS
-    assert page.tags.count("svg") == page.tags.count("figure") == page.tags.count("figcaption") == 8
+    assert page.tags.count("img") == page.tags.count("figure") == page.tags.count("figcaption") == 6
     assert "script" not in page.tags
     assert not [value for value in page.values if value[1].startswith("on")]
     text = run.report.read_text(encoding="utf-8")
@@ -73,17 +73,8 @@ def test_it_has_every_section_loads_nothing_and_runs_nothing(page, run):
     assert all(value.startswith(("#", "data:")) for value in links)
     policy = next(value for tag, name, value in page.values if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'")
-    for expected in ("screen and (prefers-color-scheme:dark)", "width=device-width", "@media print", "@page"):
+    for expected in ("light dark", "width=device-width", "@media print"):
         assert expected in text
-
-
-def test_ids_are_unique_and_references_have_an_aim(page):
-    ids = [value for _, name, value in page.values if name == "id"]
-    assert len(ids) == len(set(ids))
-    aims = {value[1:] for _, name, value in page.values if name.endswith("href") and value.startswith("#")}
-    aims |= {aim for *_, value in page.values for aim in re.findall(r"url\(#([^)]+)\)", value)}
-    assert aims
-    assert aims <= set(ids)
 
 
 def test_it_shows_what_was_run_and_what_came_of_it(page, run):
@@ -98,7 +89,6 @@ def test_it_shows_what_was_run_and_what_came_of_it(page, run):
         "torch 2",
         "CUDA out of memory",
         f"{100 * run.history()[-1].evaluate['global-accuracy']:.1f} %",
-        "Coverage: the share of clients",
         "coverage 40.0 %",
         "against full-size FedAvg",
     ):
@@ -113,7 +103,7 @@ def test_the_folder_alone_is_enough_and_gives_the_same_page(run, tmp_path):
         (other / name).write_bytes((run.path / name).read_bytes())
     assert write_report(str(other)).read_bytes() == before
     figures = sorted((other / "figures").iterdir())
-    assert len(figures) == 8
+    assert len(figures) == 6
     assert all(path.suffix == ".png" and path.stat().st_size > 5000 for path in figures)
 
 
@@ -156,6 +146,6 @@ def test_the_page_marks_metrics_of_few_clients_and_has_time_and_energy_of_simula
         folder.append(replace(record, simulated_seconds=90.0, joules=1500.0))
     page = write_report(folder).read_text(encoding="utf-8")
     assert "100.0 % *" in page
-    assert "(at worst 1 of 20): never the best" in page
+    assert "in rounds 3: never the best" in page
     assert "time on devices, simulated</small><b>4 min 30 s</b>" in page
     assert "energy, an estimate</small><b>4.50 kJ</b>" in page

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from heterofl_flwr import report
 from heterofl_flwr.core.levels import LEVELS, level_name
 from heterofl_flwr.federation.records import RoundRecord
-from heterofl_flwr.report import LevelCost, ModelCosts, RunFolder
+from heterofl_flwr.report import LevelCost, ModelCosts, RunFolder, page
 from heterofl_flwr.runs import folder as run_folders
 from heterofl_flwr.runs.files import to_json
 from heterofl_flwr.settings import from_flat, to_flat
@@ -83,7 +82,7 @@ def run_maker(parent: Path, patch: pytest.MonkeyPatch) -> MakeRun:
 @pytest.fixture
 def without_reports(monkeypatch) -> None:
     """Let runs in this process draw no report, which takes most of the time of a short one."""
-    monkeypatch.setattr(report, "write_report", lambda folder: folder.report)
+    monkeypatch.setattr(page, "write_page", lambda folder: folder.report)
 
 
 @pytest.fixture
