@@ -14,6 +14,7 @@ from heterofl_flwr.compat import connect_length_check, get_nodes, has_runtime_cl
 ROOT = Path(__file__).parents[1]
 PUBLIC = {"app", "client", "clientapp", "common", "server", "server.client_manager", "server.client_proxy"} | {
     "server.strategy",
+    "client.mod",
     "clientapp.mod",
     "server.workflow",
     "serverapp",

@@ -114,7 +114,8 @@ def spoiled(kept, number, edits, reply):
 def test_any_bytes_are_an_error_of_their_node_alone(kept, number, edits):
     grid = connected(hostile_node(12, partial(spoiled, kept, number, edits)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(size_guard, "time", grid._client.clock)
+        for module in (size_guard, instructions):
+            patch.setattr(module, "time", grid._client.clock)
         found = replies_of(guard(grid, lambda message: LARGEST), timeout=1)
     assert {11, 13} <= {node_id for node_id, reply in found.items() if not reply.has_error()}
 
