@@ -1,1 +1,0 @@
-"""Flower's own examples, converted to HeteroFL by small edits; none of their code is here."""
