@@ -1,1 +1,0 @@
-"""Ways to average LoRA adapters of unequal rank, compared on a text."""
