@@ -70,7 +70,7 @@ def load():
 """
 
 TRAIN = """
-from simulations.bench.edge_client import main
+from tests.edge_client import main
 main("own_data:load", "e")
 """
 

@@ -38,9 +38,8 @@ for way in (wide, vmapped):
 """
 EDGE = """
 from pathlib import Path
-from simulations.bench import edge_client
-from simulations.bench.edge import write_images
-write_images(Path({folder!r}), 20)
+from tests import edge_client
+edge_client.write_images(Path({folder!r}), 20)
 edge_client.main({folder!r}, "e")
 """
 

@@ -3,14 +3,12 @@
 import gc
 import math
 import platform
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.runs.origin import commit, machine
 from heterofl_flwr.training.device import give_back_gaps
 
@@ -54,14 +52,6 @@ def describe_machine() -> str:
     """Return one line: processor, cores, versions and commit."""
     versions = f"Python {platform.python_version()}, torch {version('torch')}, flwr {version('flwr')}"
     return f"{machine()}; {versions}; commit {commit()[:7]}"
-
-
-def output_of(command: Sequence[str], **options: Any) -> str:
-    """Return what a process prints; one that fails is an error with its last lines."""
-    done: subprocess.CompletedProcess[str] = subprocess.run(command, capture_output=True, text=True, **options)
-    if done.returncode:
-        raise HeteroFLError("\n".join(["a process failed:", *(done.stdout + done.stderr).splitlines()[-15:]]))
-    return done.stdout
 
 
 def peak_of(call: Callable[[], object]) -> float:

@@ -120,15 +120,16 @@ def write(found: Found, options: argparse.Namespace) -> str:
     parts = [HEADER.format(command=command) + (PAPER_HEADER if jobs else ""), _status(found, jobs)]
     latex = []
     for place, own in places.items():
-        made, curves = list(_tables(own, printed, options.target)), dict(_figures(place, own) if options.curves else ())
+        made = [table for table in _tables(own, printed, options.target) if table.rows]
+        curves = dict(_figures(place, own) if options.curves else ())
         parts += [f"## {', '.join(place)}\n", *(f"#{to_markdown(table)}" for table in made), *map(_image, curves)]
         latex += made
         drawn |= curves
     if jobs:
         files["claims.md"] = claims_page(jobs, printed, command)
-        made = [table for table in (authors_table(jobs), tables.missing_table(found.cells, jobs)) if table.rows]
+        made = [table for table in (authors_table(jobs),) if table.rows]
         parts += [*map(to_markdown, made), *_paper_figures(jobs, drawn)]
-        latex += made[:1]
+        latex += made
     if found.left_out:
         parts.append(to_markdown(Table("", "Left out", ("folder", "why"), tuple(found.left_out))))
     files |= {"tables.md": "\n".join(parts), "tables.tex": "\n".join(map(to_latex, latex))}
@@ -150,7 +151,7 @@ def _status(found: Found, jobs: Mapping[Key, Reached]) -> str:
 
 
 def _tables(own: Sequence[Configuration], printed: tables.Printed, targets: Sequence[float]) -> Iterator[Table]:
-    """Yield the tables of one data set and split that have rows."""
+    """Yield the tables of one data set and split; some may have no rows."""
     metrics = metrics_of(own)
     yield tables.reached_table(own, printed)
     yield tables.levels_table(tables.reached_by_level(own), metrics)

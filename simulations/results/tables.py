@@ -124,17 +124,6 @@ def _mean(axis: str, values: Sequence[float]) -> str:
     return AXES[axis].write(summarise(known).mean) if known else formatting.NOTHING
 
 
-def missing_table(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> Table:
-    """Return the printed numbers without a run, a row for each metric of a data set in a table."""
-    missing: dict[tuple[str, str, str], list[str]] = {}
-    for cell in cells:
-        if (cell.job, cell.metric) not in found:
-            what = f"{cell.job.split}, {cell.metric.replace('-', ' ')}"
-            missing.setdefault((cell.table, cell.job.data, what), []).append(str(cell.job))
-    rows = tuple((f"Table {table}", *what, str(len(jobs)), ", ".join(jobs)) for (table, *what), jobs in missing.items())
-    return Table("tab:missing", "Printed numbers without a run", ("table", "data", "metric", "number", "jobs"), rows)
-
-
 def count_verdicts(cells: Sequence[Cell], found: Mapping[Key, Reached]) -> list[str]:
     """Return how many printed numbers there are, have a run, and agree with it: in all, and by group."""
     lines = []

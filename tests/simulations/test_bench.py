@@ -2,8 +2,6 @@
 
 import argparse
 import math
-import shlex
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,20 +15,12 @@ from heterofl_flwr.errors import HeteroFLError
 from heterofl_flwr.nn import CNN
 from heterofl_flwr.training import TrainOptions, evaluate
 from simulations.bench import __main__ as bench
-from simulations.bench import edge, noise, plain_loop, scale, step
-from simulations.bench.measure import Goal, describe_machine, in_turns, output_of, peak_of, print_verdict
+from simulations.bench import noise, plain_loop, scale, step
+from simulations.bench.measure import Goal, describe_machine, in_turns, peak_of, print_verdict
 from simulations.bench.step import Case
 
 EXAMPLES = [line.split("  ")[1] for line in bench.EXAMPLES.splitlines() if line.startswith("  python")]
 SMALL = Case(LEVELS["e"], steps=2, together=2)
-
-
-def test_examples_are_commands():
-    parser = bench.parser()
-    for line in EXAMPLES:
-        words = shlex.split(line)
-        assert words[:3] == ["python", "-m", "simulations.bench"]
-        assert parser.parse_args(words[3:]).benchmark in bench.BENCHMARKS
 
 
 def test_machine_is_described_with_versions():
@@ -66,12 +56,6 @@ def test_calls_take_turns_and_the_first_turn_warms_up():
     assert seen == list("ababab")
 
 
-def test_the_goals_of_a_small_device_are_of_processor_and_memory(capsys):
-    found = edge.report({"torch": (1.0, 2.0, 100), "client": (9.0, 3.0, 126), "training": (9.0, 9.0, 900)})
-    assert [(goal.value, goal.met) for goal in found] == [(1.5, True), (1.26, False)]
-    assert len(capsys.readouterr().out.splitlines()) == 4
-
-
 def test_each_way_to_draw_noise_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     (goal,) = noise.run(argparse.Namespace(model="mnist", rounds=1))
@@ -79,23 +63,6 @@ def test_each_way_to_draw_noise_is_measured(monkeypatch, capsys):
     assert "1,556,874 parameters" in lines[0]
     assert [line.endswith("MB/s") for line in lines[2:5]] == [True] * 3
     assert goal.value > 0
-
-
-def test_processes_are_measured_by_themselves():
-    held = bytearray(200 * 2**20)  # what this process holds is none of the child's
-    small, large = edge.measure("pass"), edge.measure(f"x = bytearray({100 * 2**20})")
-    assert len(held) > small[2]
-    assert 90 * 2**20 < large[2] - small[2] < 110 * 2**20
-    assert 0 < small[1] < small[0] + 1
-
-
-def test_a_process_that_fails_is_no_measurement(monkeypatch, capsys):
-    program = "print('what went wrong'); raise SystemExit(3)"
-    monkeypatch.setattr(edge, "run", lambda options: output_of([sys.executable, "-c", program]))
-    assert bench.main(["edge"]) == 2
-    assert "a process failed:\nwhat went wrong" in capsys.readouterr().err
-    with pytest.raises(HeteroFLError, match="exit status 3: raise SystemExit"):
-        edge.measure("raise SystemExit(3)")
 
 
 def test_all_sides_of_a_step_compute_the_same():

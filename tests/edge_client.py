@@ -1,5 +1,8 @@
 """What a client process does in Flower's default isolation: it starts, answers one message to train, and ends."""
 
+from pathlib import Path
+
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 
 from heterofl_flwr import messages
@@ -24,3 +27,15 @@ def main(folder: str, level: str) -> None:
     reply = app(Message(content, 2, MessageType.TRAIN), context)
     if reply.has_error():
         raise RuntimeError(reply.error.reason)
+
+
+def write_images(folder: Path, number: int) -> None:
+    """Write grey images of noise, all classes alike often, to train and to test."""
+    from PIL import Image  # which a client without images does not have
+
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for row in range(number):
+            path = folder / part / str(row % 10) / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (28, 28), dtype=np.uint8)).save(path)
