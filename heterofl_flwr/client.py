@@ -37,8 +37,6 @@ from heterofl_flwr.nn.static_norm import collect_moments
 from heterofl_flwr.stages.compress import Upload
 from heterofl_flwr.stages.registry import client_stages
 from heterofl_flwr.stages.stage import ClientContext, Outgoing
-from heterofl_flwr.training.capacity import Trial
-from heterofl_flwr.training.device import resolve_device
 
 __all__ = [
     "answer_capability",
@@ -168,7 +166,6 @@ def answer_queries(
     data: Callable[[Context], Batches] | None = None,
     *,
     build_from: Callable[[Context], Build] | None = None,
-    epochs: int = 1,
 ) -> None:
     """Let a ClientApp answer the server's two questions.
 
@@ -181,12 +178,10 @@ def answer_queries(
     data : Callable[[Context], Batches] | None
         From the context to batches of this node's training inputs, for static batch norm: tensors, or tuples or
         mappings that begin with one. Without it the node does not answer ``query.moments``: the server asks once, and
-        batch norm then normalises by batch. A node with ``level="auto"`` has nothing to measure itself with.
+        batch norm then normalises by batch.
     build_from : Callable[[Context], Callable[[float], nn.Module]] | None
         In place of ``build`` where the model depends on the context, on its ``run_config`` say: from the context to
         ``build``.
-    epochs : int
-        Passes over the data in a round, from which such a node reckons how long one takes it.
     """
     if (build is None) == (build_from is None):
         raise ConfigError(
@@ -194,16 +189,9 @@ def answer_queries(
         )
     build_of = build_from or (lambda context: cast("Build", build))
 
-    def trial(context: Context) -> Trial:
-        """Return what this node does in a round."""
-        inputs = map(first_tensor, data(context) if data else ())
-        first = next(inputs, torch.empty(0))
-        steps = 1 + sum(1 for _ in inputs)  # one batch in memory at a time
-        return Trial(build_of(context), first, epochs * steps, resolve_device())
-
     @app.query("capability")  # type: ignore[untyped-decorator, unused-ignore]
     def capability(message: Message, context: Context) -> Message:
-        return answer_capability(message, context, data and (lambda: trial(context)))
+        return answer_capability(message, context)
 
     if data is None:
         return

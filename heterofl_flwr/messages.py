@@ -77,8 +77,6 @@ NODE_LEVEL = "level"
 NODE_RATE = "rate"
 NODE_PARTITION = "partition-id"
 NODE_NUM_PARTITIONS = "num-partitions"
-NODE_SECONDS = "round-seconds"
-NODE_CAPACITY = "capacity-path"
 
 # Instructions to train of FedH2L.
 TRAIN_PUBLISH = "train.publish"

@@ -34,7 +34,7 @@ app = CohortApp()
 @app.query("capability")
 def capability_query(message: Message, context: Context) -> Message:
     """Say what this node can hold and which part of the data it has."""
-    return answer_capability(message, context, lambda: Instruction(message, context).trial())
+    return answer_capability(message, context)
 
 
 @app.query("moments")

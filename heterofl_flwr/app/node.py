@@ -1,6 +1,5 @@
 """What an instruction of the server means on a node of our own app: data, model, training, and what the node keeps."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -27,7 +26,6 @@ from heterofl_flwr.runs.checkpoint import pack
 from heterofl_flwr.runs.files import CLIENT_STATES, files_by_round, remove, write_atomic
 from heterofl_flwr.settings.groups import DataSettings
 from heterofl_flwr.training import TrainingJob, TrainOptions
-from heterofl_flwr.training.capacity import Trial
 
 NODE_STATES = "states-path"
 """The key of a node's own config that names a folder for its states; nothing that a server sends does."""
@@ -194,16 +192,6 @@ class Instruction:
         if task.settings.server.strategy != "fedh2l":
             return own
         return chain(own, task.moments_batches(task.seeds(self.clients), self.seed))
-
-    def trial(self) -> Trial:
-        """Return what this node does in a round, for one that measures itself."""
-        task, split = self.task, self.data[0]
-        size, epochs, reading = task.settings.train.batch_size, task.settings.train.epochs, split.reading
-        inputs = split.inputs[:size] if reading is None else split.inputs[:size, : reading.length]
-        pieces = 1 if reading is None else math.ceil(split.inputs.shape[1] / reading.length)
-        said = read_capability(self.context).get(messages.PARTITION)
-        build = task.client_build(said if isinstance(said, int) else 0)
-        return Trial(build, inputs, epochs * math.ceil(len(split) / size) * pieces, task.device)
 
 
 @lru_cache(maxsize=2)

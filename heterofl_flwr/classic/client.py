@@ -8,13 +8,13 @@ from flwr.common import Context, NDArrays, Scalar
 from torch import nn
 
 from heterofl_flwr import messages
-from heterofl_flwr.capability import measures_itself, read_capability
+from heterofl_flwr.capability import read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
 from heterofl_flwr.client import Batches, first_tensor
 from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
-from heterofl_flwr.errors import ConfigError, ReplyError
+from heterofl_flwr.errors import ReplyError
 from heterofl_flwr.local_model import for_evaluation, model_at
 from heterofl_flwr.nn.build import new_model, plan_between
 from heterofl_flwr.nn.models import Build
@@ -83,8 +83,6 @@ def properties_of(context: Context, *, moments: bool = False) -> dict[str, Scala
 
     With ``moments=True`` the client says that its ``fit`` answers questions for static batch norm moments.
     """
-    if measures_itself(context):
-        raise ConfigError("the node config has level='auto', which the classic API has no place for: name a level")
     reported = cast("dict[str, Scalar]", read_capability(context))
     return {**reported, messages.MOMENTS: True} if moments else reported
 

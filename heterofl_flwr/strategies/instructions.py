@@ -77,8 +77,7 @@ def register_nodes(grid: Grid, federation: Federation, node_ids: Sequence[int], 
     unseen = [node_id for node_id in node_ids if node_id not in federation.nodes]
     if not unseen:
         return False
-    # A node that measures itself chooses among these rates.
-    config = messages.new_config({messages.RATES: list(federation.mix.rates)})
+    config = messages.new_config({})
     sent = [Message(RecordDict({messages.CONFIG: config}), node_id, messages.QUERY_CAPABILITY) for node_id in unseen]
     answers: dict[int, Capability | None] = dict.fromkeys(unseen)
     silent: list[str] = []

@@ -334,9 +334,7 @@ class TestQueries:
         asked = instruction(kind="query.moments", build=build_normed, moments_kind="fixed")
         record = app(asked, context({"norm": True})).content["moments"]
         assert packing.unpack_moments(record, 1.0, "it").layers["norm"].count == 6
-        asked = Message(RecordDict({"config": messages.new_config({"rates": [0.5]})}), 7, "query.capability")
-        assert app(asked, context({"norm": False}, level="auto")).content["config"]["capacity"] == 0.5
-        assert seen == [True, False]
+        assert seen == [True]
 
     @pytest.mark.parametrize("given", [{}, {"build": build, "build_from": lambda context: build}])
     def test_the_model_comes_in_one_of_two_forms(self, given):

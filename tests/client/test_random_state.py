@@ -11,7 +11,6 @@ from heterofl_flwr import classic as legacy
 from heterofl_flwr import client, messages
 from heterofl_flwr.classic import parameters_of
 from heterofl_flwr.core.randomness import initial_state
-from heterofl_flwr.training.capacity import Trial
 from tests.federation.tiny import Tiny, inputs
 
 MODELS = {rate: Tiny(rate, norm=True) for rate in (1.0, 0.7, 0.5)}
@@ -58,8 +57,6 @@ CALLS = {
         classic(legacy.models_to_evaluate, build, rates="0.5,0.25", task="evaluate")
     ),
     "the start of a run": lambda build: initial_state(build, 1.0, 0),
-    "level=auto": lambda build: Trial(build, inputs(0), 1, torch.device("cpu")).seconds(0.5),
-    "what level=auto depends on": lambda build: Trial(build, inputs(0), 1, torch.device("cpu")).key([0.5]),
 }
 
 
