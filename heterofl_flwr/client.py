@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from heterofl_flwr import messages, packing
 from heterofl_flwr.capability import answer_capability
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import rate_of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from heterofl_flwr import messages
-from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.reply_checks import name_misfits
 from heterofl_flwr.core.slice_rules import SliceFunction, prefix
 from heterofl_flwr.errors import ReplyError

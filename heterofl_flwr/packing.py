@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from heterofl_flwr.core.exchange import exchanged_dtype
+from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.plan import Plan
 from heterofl_flwr.core.reply_checks import check_names
 from heterofl_flwr.errors import ReplyError

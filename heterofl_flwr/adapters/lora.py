@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from heterofl_flwr.adapters import peft_layers as layers
-from heterofl_flwr.core.exchange import exclude_parameters
+from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.core.levels import exact_rate, width
 from heterofl_flwr.errors import ConfigError
 

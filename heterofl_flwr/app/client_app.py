@@ -12,7 +12,7 @@ from heterofl_flwr import messages, packing
 from heterofl_flwr.app.node import Instruction
 from heterofl_flwr.capability import answer_capability
 from heterofl_flwr.client import answer_moments, models_to_evaluate, reply
-from heterofl_flwr.core.exchange import copy_exchanged
+from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.errors import HeteroFLError, OutOfMemoryError, ReplyError
 from heterofl_flwr.training import TrainResult, evaluate, evaluate_both, keep_freed_memory, train_together

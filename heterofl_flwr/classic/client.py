@@ -11,7 +11,7 @@ from heterofl_flwr import messages
 from heterofl_flwr.capability import read_capability
 from heterofl_flwr.classic.arrays import moments_from_arrays, moments_to_arrays, name_arrays
 from heterofl_flwr.client import Batches, first_tensor
-from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.fidelity import Variant
 from heterofl_flwr.core.randomness import derive
 from heterofl_flwr.errors import ReplyError

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 
 
 def derive(seed: int, *purpose: int | str) -> int:

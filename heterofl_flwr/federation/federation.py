@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache, partial
 from torch import Tensor, nn
 
 from heterofl_flwr.core.assignment import dynamic_rate, fixed_rate, joining_rates
-from heterofl_flwr.core.exchange import exchanged_dtype, exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_dtype, exchanged_parameters
 from heterofl_flwr.core.fidelity import Fidelity
 from heterofl_flwr.core.layer_rules import first_names, untied
 from heterofl_flwr.core.levels import Mix, exact_rate

@@ -17,10 +17,10 @@ State = Mapping[str, Tensor]
 """A model's parameters by name."""
 
 
-NAMED = 5
+MOST_NAMED = 5
 """Up to so many clients of a round, its line names them."""
 
-LEVELS = 5
+MOST_LEVELS = 5
 """Levels that it names."""
 
 host_log = logging.getLogger("flwr")
@@ -148,10 +148,10 @@ class RoundRecord:
             sent = self.bytes_by_level.get(level)
             each = "" if sent is None else f"x{text.size(sent / len(clients))}"
             named = f" (client{'s' if len(clients) > 1 else ''} {text.numbers(clients)})"
-            levels.append(f"{level} {len(clients)}{each}{named if len(self.rates) <= NAMED else ''}")
-        more = [f"{len(levels) - LEVELS} more levels"] if len(levels) > LEVELS else []
+            levels.append(f"{level} {len(clients)}{each}{named if len(self.rates) <= MOST_NAMED else ''}")
+        more = [f"{len(levels) - MOST_LEVELS} more levels"] if len(levels) > MOST_LEVELS else []
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        trained = ", ".join([*levels[:LEVELS], *more])
+        trained = ", ".join([*levels[:MOST_LEVELS], *more])
         return f"round {self.server_round}: {trained}; up {text.size(self.bytes_up)}{failed}"
 
     def note_central(self, metrics: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ from heterofl_flwr.federation.limits import least_replies
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.stages.stage import AS_THEY_ARE, Update
 
-NAMED = 3
+SHOWN_FAULTS = 3
 """Clients whose faults a failed round names."""
 
 SILENT = "no reply in time"
@@ -53,7 +53,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class Sampled:
     """What a client trains: its rate, and its slice of the global state."""
 
     rate: float
@@ -73,7 +73,7 @@ class Round:
         self._state = self._federation.check_state(state)
         self._chain = engine.chain
         self._chain.open(self._federation.context(server_round, self._state))
-        self.slices: dict[int, Slice] = {}  # of each sampled client, in the order in which replies are added
+        self.slices: dict[int, Sampled] = {}  # of each sampled client, in the order in which replies are added
         self.answers: dict[int, Answer] = {}  # of each client whose reply was added
         self._lost = 0
         self._unheard: list[int] = []
@@ -85,7 +85,7 @@ class Round:
         for node_id in engine.sample(server_round, trainable, "train"):
             rate = self._federation.rate(server_round, node_id)
             plan = self._federation.train_plan(server_round, node_id, rate)
-            self.slices[node_id] = Slice(rate, plan)
+            self.slices[node_id] = Sampled(rate, plan)
             self.log.rates[self._federation.nodes.partition(node_id)] = rate
         self._check_drawn()
 
@@ -173,11 +173,11 @@ class Round:
         if replies >= least:
             return
         faults = [f"; partition {partition}: {fault}" for partition, fault in self.log.failures.items()]
-        more = f"; {len(faults) - NAMED} more failed" if len(faults) > NAMED else ""
+        more = f"; {len(faults) - SHOWN_FAULTS} more failed" if len(faults) > SHOWN_FAULTS else ""
         raise RoundError(
             f"round {self.server_round}: {replies} of {len(self.slices)} clients gave a usable reply, expected at "
             f"least {least}: mend what the others fail with, or let rounds go on with fewer (min_replies or "
-            f"sample.min-replies, which is {wanted}){''.join(faults[:NAMED])}{more}"
+            f"sample.min-replies, which is {wanted}){''.join(faults[:SHOWN_FAULTS])}{more}"
         )
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from heterofl_flwr.core.exchange import copy_exchanged
+from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.randomness import kept_random_state
 from heterofl_flwr.nn.execution import call, device_of

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from heterofl_flwr.core.exchange import copy_exchanged
+from heterofl_flwr.core.exchanged import copy_exchanged
 from heterofl_flwr.core.fidelity import Fidelity, Variant
 from heterofl_flwr.errors import DataError
 from heterofl_flwr.nn.execution import channels_last

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.levels import Mix, level_name
 from heterofl_flwr.federation.records import RoundRecord
 from heterofl_flwr.nn.models import Build

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.layer_rules import untied
 from heterofl_flwr.core.levels import level_name
 from heterofl_flwr.core.plan import Plan

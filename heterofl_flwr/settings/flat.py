@@ -144,7 +144,7 @@ def _resolve(given: Mapping[str, object]) -> dict[str, object]:
 _NO_EXITS = "but the model has no exits: expected model.shrink to name depths, and an image model with stages"
 
 
-Rule = tuple[str, object, str]
+Contradiction = tuple[str, object, str]
 """A setting, whether it contradicts others, and what was expected."""
 
 
@@ -154,7 +154,7 @@ def _find_contradictions(settings: Settings, given: Mapping[str, object]) -> lis
     return [f"{key}: found {given[key]!r}, {why}" for key, wrong, why in rules if wrong]
 
 
-def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Rule]:
+def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Contradiction]:
     model, server = settings.model.name, settings.server
     options = {option: given[f"model.{option}"] for option in ("norm", "hidden")}
     train, levels = settings.train, read_levels(settings.model.shrink)
@@ -179,7 +179,7 @@ def _model_rules(settings: Settings, given: Mapping[str, object]) -> Iterable[Ru
     )  # fmt: skip
 
 
-def _server_rules(settings: Settings) -> Iterable[Rule]:
+def _server_rules(settings: Settings) -> Iterable[Contradiction]:
     server, devices, sample = settings.server, settings.devices, settings.sample
     largest, whole = settings.mix.rates[0], rate_of(settings.global_rate or settings.mix.rates[0])
     return (
@@ -204,7 +204,7 @@ def _server_rules(settings: Settings) -> Iterable[Rule]:
     )  # fmt: skip
 
 
-def _fedh2l_rules(settings: Settings) -> Iterable[Rule]:
+def _fedh2l_rules(settings: Settings) -> Iterable[Contradiction]:
     """Return the rules for what is about parameters that travel, which FedH2L has none of.
 
     ``server.weights`` is not among it: conf/method/fedh2l.yaml has that of FedAvg, on which it builds.

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from heterofl_flwr import messages, packing
-from heterofl_flwr.core.exchange import exchanged_dtype
+from heterofl_flwr.core.exchanged import exchanged_dtype
 from heterofl_flwr.core.levels import Mix
 from heterofl_flwr.core.slice_rules import window_number
 from heterofl_flwr.errors import ConfigError, HeteroFLError, check_count

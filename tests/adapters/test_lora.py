@@ -10,7 +10,7 @@ from torch import nn
 
 import heterofl_flwr
 from heterofl_flwr.core import Axis, Mix, Plan, width
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.core.randomness import initial_state
 from heterofl_flwr.core.reply_checks import find_label_rows
 from heterofl_flwr.errors import ConfigError, HeteroFLError, ShapeError, UnsupportedLayerError

@@ -12,7 +12,7 @@ from heterofl_flwr.classic import HeteroFL as ClassicHeteroFL
 from heterofl_flwr.classic.client import parameters_of as arrays_of
 from heterofl_flwr.classic.client import submodel as classic_submodel
 from heterofl_flwr.client import reply, submodel
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.local_model import load_parameters
 from heterofl_flwr.report import Costs, Recorder, RunFolder, load_model
 from heterofl_flwr.training.engines.cohort import find_obstacle

@@ -7,7 +7,7 @@ from torch import nn
 from heterofl_flwr import Evaluation, HeteroFL, LocalGrid, Mix
 from heterofl_flwr.client import reply, submodel
 from heterofl_flwr.core import width
-from heterofl_flwr.core.exchange import exclude_parameters
+from heterofl_flwr.core.exchanged import exclude_parameters
 from heterofl_flwr.errors import ConfigError
 from heterofl_flwr.federation import federation
 from heterofl_flwr.federation.federation import Federation

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from heterofl_flwr.core.exchange import exchanged_parameters
+from heterofl_flwr.core.exchanged import exchanged_parameters
 from heterofl_flwr.nn.execution import device_of
 from heterofl_flwr.nn.loss import mask_logits
 from heterofl_flwr.training.batches import count_steps, steps_per_epoch, training_epochs

@@ -16,14 +16,14 @@ class IncompatibleError(HeteroFLError):
     """These models cannot be computed together in this way; alone they can."""
 
 
-Rule = Callable[[Any, int], nn.Module]
+WideRule = Callable[[Any, int], nn.Module]
 """From a client's layer and the number of clients to the wide layer."""
 
-_Rule = TypeVar("_Rule", bound=Rule)
+_WideRule = TypeVar("_WideRule", bound=WideRule)
 _rules = Registry("widens")
 
 
-def widens(*layer_types: type[nn.Module]) -> Callable[[_Rule], _Rule]:
+def widens(*layer_types: type[nn.Module]) -> Callable[[_WideRule], _WideRule]:
     """Make the decorated function the rule for layers of exactly these types.
 
     A wide layer takes and returns tensors whose axis 1 holds the clients one after the other, client 0's channels
