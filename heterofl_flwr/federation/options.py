@@ -166,13 +166,13 @@ class Averaging:
     fidelity
         Which of the paper's quirks to keep.
     robust
-        What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean, a
-        median or a clipped one. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
+        What keeps a minority of hostile clients from moving the model far: the mean of each entry is a trimmed mean
+        or a median. It goes with ``weights="equal"``, and not with noise. None for the counting mean.
     aggregator
         What combines the replies of a round: ``Aggregator``, the counting mean; for LoRA adapters of unequal rank
-        ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your
-        own subclass of ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator``
-        goes neither with ``robust`` nor with noise.
+        ``ProductAggregator`` or ``ZeroPaddedAggregator`` of ``heterofl_flwr.adapters``; or your own subclass of
+        ``Aggregator``. It is called as ``Aggregator`` is, once a round. Another than ``Aggregator`` goes neither with
+        ``robust`` nor with noise.
     stages
         Further stages of the chain, in their order: a server optimiser, ``Momentum``, ``Adam``, ``Yogi`` or
         ``Adagrad``; ``MovingAverage``; or your own ``Stage``. One serves one strategy, as it keeps what it needs from
