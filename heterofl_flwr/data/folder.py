@@ -1,149 +1,106 @@
-"""Read files: an offline copy of a hub's data set, parquet or CSV files, or images in folders named by class.
+"""Read a folder or a data set of the hub with Hugging Face's ``datasets``, and make tensors of it.
 
-In a table, which column is which follows from the types, and from the features that the hub writes beside them. Those
-are read here directly: loading ``datasets`` would cost each process a second and 100 MB.
+In a table, which column is which follows from the types, and from the features that ``datasets`` knows.
 """
 
 import io
-import json
-import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
+import datasets  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from PIL import Image, UnidentifiedImageError
-from pyarrow import csv, parquet
 
 from heterofl_flwr.data.convert import Raw, Values
 from heterofl_flwr.data.known import ANY, Columns
 from heterofl_flwr.data.text import Texts, join_windows
 from heterofl_flwr.errors import DataError
 
-Read = TypeVar("Read")
+Splits = tuple[Raw | Texts, Raw | Texts | None]
+"""The train split, and the test split if there is one."""
+
+Read = TypeVar("Read", Raw | Texts, Raw | Texts | None)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"})
 """Files that are read as images."""
 
-_SPLIT = re.compile(r"(train|test|valid)(ing|ation|set)?(?![a-z])")
-"""How the names of files and folders begin that hold a split: ``train1``, ``test-00000``, ``validation_set``."""
 
+def read_folder(folder: Path, columns: Columns = ANY) -> Splits:
+    """Return a folder's train split, and its test split if it has one. Nothing stays written.
 
-def read_folder(folder: Path, columns: Columns = ANY) -> tuple[Raw | Texts, Raw | Texts | None]:
-    """Return a folder's train split, and its test split if it has one. Nothing is written.
-
-    Read are, in this order: images as ``train/<class>/*.png`` and ``test/<class>/*.png``; parquet files; CSV files.
-    Of these, the name, or that of a folder above, begins with ``train`` or ``test``, and a split may lie in several;
-    where none does, all of them are the train split. Hidden files and folders are not read.
+    Read are images as ``train/<class>/*.png`` and ``test/<class>/*.png``, or else what ``datasets`` finds, such as
+    parquet or CSV files; it finds out which split a file is of, too. Hidden files and folders are not read.
     """
-    if any(file.suffix.lower() in SUFFIXES for file in _visible(folder, "train/*/*")):
-        if columns.label:
-            raise DataError(f"{folder} holds images by class: found data.label={columns.label!r}, expected ''")
-        parts = [path.name for path in _visible(folder, "*") if path.is_dir()]
-        check_splits(str(folder), parts)
-        return train_and_test(parts, lambda part: _read_images(folder / part))
-    for suffix, read in _READERS.items():
-        if files := _visible(folder, f"**/*{suffix}"):
-            return _read_tables(folder, files, read, columns)
-    found = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
-    raise DataError(
-        f"{folder} holds {found}; expected train/<class>/*.png and test/<class>/*.png, or train and test files as "
-        ".parquet or .csv"
-    )
+    pictures = any(file.suffix.lower() in SUFFIXES for file in folder.glob("train/[!.]*/[!.]*"))
+    if pictures and columns.label:
+        raise DataError(f"{folder} holds images by class: found data.label={columns.label!r}, expected ''")
+    with _cache() as cache:
+        try:
+            if pictures:
+                found = datasets.load_dataset("imagefolder", data_dir=str(folder), drop_labels=False, cache_dir=cache)
+            else:
+                found = datasets.load_dataset(str(folder), cache_dir=cache)
+        except Exception as error:  # no files, damaged ones, several configurations: each has errors of its own
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+            held = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
+            raise DataError(
+                f"{folder} cannot be read ({said}). It holds {held}; expected "
+                f"train/<class>/*.png and test/<class>/*.png, or train and test files of equal columns as .parquet or "
+                f".csv: is the copy complete?"
+            ) from error
+        train, test = _read_splits(found, str(folder), columns)
+    return (_with_names(train), _with_names(test)) if pictures else (train, test)
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Return what matches below a folder, sorted, without what is hidden, such as the copies of a notebook server."""
-    found = ((path, path.relative_to(folder).parts) for path in folder.glob(pattern))
-    return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
+def _with_names(raw: Read) -> Read:
+    """Return images whose labels are the names of their folders: those of the train split are the classes."""
+    if not isinstance(raw, Raw) or raw.names is None:
+        return raw
+    return replace(raw, labels=[raw.names[int(label)] for label in raw.labels], names=None)
 
 
-def _read_tables(
-    folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table], columns: Columns
-) -> tuple[Raw | Texts, Raw | Texts | None]:
-    splits = _by_split(folder, files)
+@contextmanager
+def _cache() -> Iterator[str]:
+    """Yield a folder for what ``datasets`` writes, and remove it: nobody's data may lie about in a second place."""
+    datasets.disable_progress_bars()
+    try:
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            yield folder
+    finally:
+        datasets.enable_progress_bars()
 
-    def read_split(part: str) -> Raw | Texts:
-        return read_table(_concatenate(folder, splits[part], read), str(splits[part][0]), columns)
 
-    return train_and_test(splits, read_split)
-
-
-def _by_split(folder: Path, files: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """Sort files by split; raise an error for a folder of several configurations."""
-    configurations: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    others = []
-    for file in files:
-        parts = file.relative_to(folder).parts
-        named = ((place, match[1]) for place, part in enumerate(parts) if (match := _SPLIT.match(part.lower())))
-        if (first := next(named, None)) is None:
-            others.append(file)
-        else:
-            place, split = first
-            configurations["/".join(parts[:place])][split].append(file)
-    if len(configurations) > 1:
+def read_hub(path: str, columns: Columns = ANY) -> Splits:
+    """Return the splits of a data set of the hub, ``user/set`` or ``user/set/configuration``."""
+    owner, name, *configuration = path.split("/", 2)
+    try:
+        found = datasets.load_dataset(f"{owner}/{name}", *configuration)
+    except Exception as error:  # offline, missing, gated, several configurations: each library has its own errors
         raise DataError(
-            f"{folder} holds several data sets ({', '.join(sorted(configurations))}): name one of these folders"
-        )
-    if not configurations:
-        return {"train": others}
-    (splits,) = configurations.values()
-    check_splits(str(folder), [*splits, *(file.name for file in others)])
-    return splits
+            f"the hub's data set {path!r} cannot be loaded ({type(error).__name__}: {error}). Check the name and the "
+            "network; or put a copy in a folder laid out like the hub and name that folder as data.root or in "
+            "HETEROFL_DATA; or use digits, which needs neither"
+        ) from error
+    return _read_splits(found, f"the hub's data set {path!r}", columns)
 
 
-def check_splits(place: str, found: Sequence[str]) -> None:
-    """Raise an error unless there are a train and a test split, or a train split and nothing else."""
+def _read_splits(found: Mapping[str, datasets.Dataset], place: str, columns: Columns) -> Splits:
+    """Return the train split, and the test split if it is there; without it there may be no other."""
     missing = [split for split in ("train", "test") if split not in found]
     if missing and list(found) != ["train"]:
         raise DataError(
             f"{place} has no {' and no '.join(missing)} split, only {', '.join(sorted(found)[:10])}: expected train "
             "and test, or train alone; a function can make them (module:function)"
         )
-
-
-def train_and_test(found: Collection[str], read: Callable[[str], Read]) -> tuple[Read, Read | None]:
-    """Return the train split, and the test split if it is there."""
-    return read("train"), read("test") if "test" in found else None
-
-
-def _concatenate(folder: Path, files: Sequence[Path], read: Callable[[Path], pa.Table]) -> pa.Table:
-    try:
-        return pa.concat_tables([read(file) for file in files], promote_options="default")
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        names = ", ".join(str(file.relative_to(folder)) for file in files)
-        raise DataError(
-            f"{folder}: {names} cannot be read ({error}); is the copy complete, and are the columns equal?"
-        ) from error
-
-
-def _read_csv(file: Path) -> pa.Table:
-    """Read a CSV file; a first line of numbers only is data, not the columns' names."""
-    whole = csv.ParseOptions(newlines_in_values=True)
-    table = csv.read_csv(file, parse_options=whole)
-    names = table.column_names  # raises a ValueError of its own kind where they are not text
-    try:
-        list(map(float, names))
-    except ValueError:
-        return table
-    return csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=True), whole)
-
-
-_READERS: Mapping[str, Callable[[Path], pa.Table]] = {
-    ".parquet": lambda file: parquet.ParquetFile(file).read(),
-    ".csv": _read_csv,
-}
-
-
-def _read_images(folder: Path) -> Raw:
-    """Read ``<folder>/<class>/*.png`` (or another kind of image); the folders' names are the classes."""
-    files = [file for file in _visible(folder, "*/*") if file.suffix.lower() in SUFFIXES]
-    if not files:
-        raise DataError(f"{folder}: there are no examples; expected images as {folder}/<class>/*.png")
-    return Raw(_decode(files, len(files), str(folder)), [file.parent.name for file in files], None, str(folder))
+    train = _read_split(found["train"], f"{place}, split train", columns)
+    return train, _read_split(found["test"], f"{place}, split test", columns) if "test" in found else None
 
 
 def _decode(encoded: Iterable[bytes | Path], number: int, place: str) -> torch.Tensor:
@@ -179,26 +136,26 @@ def _pixels(source: bytes | Path, place: str) -> np.ndarray[tuple[int, ...], np.
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def read_table(table: pa.Table, place: str, columns: Columns = ANY) -> Raw | Texts:
-    """Return the split that a table holds.
+def _read_split(split: datasets.Dataset, place: str, columns: Columns) -> Raw | Texts:
+    """Return the tensors of a split.
 
     Unless ``columns`` names another, the label is the column ``label``, or else the only one whose feature is
     ``ClassLabel``, or else, in a table of numbers, the last. Inputs are the only image column, or all other columns. A
     table that has neither a label nor an image is a text if its column ``text`` is one.
     """
+    table, features = split.with_format("arrow")[:], split.features
     _check_named(table, columns, place)
-    features = _read_features(table)
     images = [field.name for field in table.schema if _is_image(field, features)]
     if len(images) > 1:
         raise _columns_error(table, place, f"{len(images)} image columns ({', '.join(images)})", "one")
     names = [str(name) for name in table.column_names if name != columns.owner]
-    stated = [name for name in names if features.get(name, {}).get("_type") == "ClassLabel"]
+    stated = {name: own.names for name in names if isinstance(own := features[name], datasets.ClassLabel)}
     if columns.text or (not (images or stated or columns.label) and _is_text(table, names)):
         return _read_texts(table, columns, place)
-    label = columns.label or _find_label(table, names, stated, place, tabular=not images)
+    label = columns.label or _find_label(table, names, list(stated), place, tabular=not images)
     inputs = images or [name for name in names if name != label]
     labels, owners = _read_values(table, label, "label", place), _read_owners(table, columns, place)
-    classes = tuple(features.get(label, {}).get("names") or ()) or None
+    classes = tuple(stated[label]) if label in stated else None
     _check_filled(table, inputs, place)
     if not images:
         return Raw(_read_numbers(table, inputs, place), labels, classes, place, tuple(inputs), owners)
@@ -232,17 +189,8 @@ def _refuse_missing(missing: int, table: pa.Table, name: str, place: str) -> Non
         raise DataError(f"{place}: {missing} of {table.num_rows} values of column {name} are missing; fill them in")
 
 
-def _read_features(table: pa.Table) -> Mapping[str, Mapping[str, Any]]:
-    """Return what the hub states of the columns."""
-    try:
-        stated = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in stated.items() if isinstance(feature, dict)}
-    except (AttributeError, KeyError, TypeError, ValueError):  # another program wrote the file
-        return {}
-
-
-def _is_image(field: pa.Field, features: Mapping[str, Mapping[str, Any]]) -> bool:
-    if features.get(field.name, {}).get("_type") == "Image" or pa.types.is_binary(field.type):
+def _is_image(field: pa.Field, features: Mapping[str, object]) -> bool:
+    if isinstance(features[field.name], datasets.Image) or pa.types.is_binary(field.type):
         return True
     return bool(pa.types.is_struct(field.type) and {part.name for part in field.type} == {"bytes", "path"})
 
@@ -278,16 +226,13 @@ def _read_owners(table: pa.Table, columns: Columns, place: str) -> Values | None
 
 def _read_values(table: pa.Table, column: str, what: str, place: str) -> Values:
     """Return a column's values, which name classes or owners."""
-    kind = table.schema.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    types = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
-    if not any(matches(kind) for matches in types):
-        raise DataError(
-            f"{place}: the {what} column {column} is of type {kind}; expected whole numbers or texts: name another "
-            "column (data.label, or natural-<column> in data.split)"
-        )
     values = table.column(column).to_pylist()
-    _refuse_missing(sum(value is None or value == "" for value in values), table, column, place)  # '': a gap in a CSV
+    _refuse_missing(sum(value is None or value == "" for value in values), table, column, place)
+    if not all(isinstance(value, int | str) for value in values):
+        raise DataError(
+            f"{place}: the {what} column {column} is of type {table.schema.field(column).type}; expected whole numbers "
+            "or texts: name another column (data.label, or natural-<column> in data.split)"
+        )
     return [int(value) if isinstance(value, bool) else value for value in values]
 
 

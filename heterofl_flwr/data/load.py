@@ -87,9 +87,9 @@ def _load(name: str, root: str | None, columns: Columns, test_share: float) -> D
             "a folder, or module:function"
         )
     with extra("data"):
-        from heterofl_flwr.data.folder import read_folder
+        from heterofl_flwr.data.folder import read_folder, read_hub
     folder, columns = _find_folder(root, source.path), source.fill(columns)
-    raws = read_folder(folder, columns) if folder else _ask_hub(source.path, columns)
+    raws = read_folder(folder, columns) if folder else read_hub(source.path, columns)
     return build_dataset(name, *raws, source, test_share)
 
 
@@ -121,32 +121,6 @@ def _find_folder(root: str | None, hub_name: str) -> Path | None:
     if not path.is_dir():
         raise DataError(f"there is no folder {path}: {remedy}")
     return path
-
-
-def _ask_hub(path: str, columns: Columns) -> tuple[Raw | Texts, Raw | Texts | None]:
-    """Return the splits of a data set of the hub; ``datasets`` keeps its own copy of the files."""
-    with extra("data"):  # here, as it takes a second to load
-        import datasets  # type: ignore[import-untyped]
-
-        from heterofl_flwr.data.folder import check_splits, read_table, train_and_test
-
-    owner, name, *configuration = path.split("/", 2)
-    try:
-        splits = datasets.load_dataset(f"{owner}/{name}", *configuration)
-    except Exception as error:  # offline, missing, gated, several configurations: each library has its own errors
-        raise DataError(
-            f"the hub's data set {path!r} cannot be loaded ({type(error).__name__}: {error}). Check the name and the "
-            "network; or put a copy in a folder laid out like the hub and name that folder as data.root or in "
-            "HETEROFL_DATA; or use digits, which needs neither"
-        ) from error
-    check_splits(f"the hub's data set {path!r}", list(splits))
-
-    def read(part: str) -> Raw | Texts:
-        stated = splits[part].features.arrow_schema.metadata
-        table = splits[part].with_format("arrow")[:].replace_schema_metadata(stated)
-        return read_table(table, f"{path}, split {part}", columns)
-
-    return train_and_test(splits, read)
 
 
 def _from_function(name: str) -> Dataset:

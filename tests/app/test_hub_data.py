@@ -30,7 +30,7 @@ def write_femnist(folder):
     images = [{"bytes": png(number, "L", (28, 28)), "path": None} for number in range(len(writers))]
     columns = {"image": images, "writer_id": writers, "hsf_id": [0] * len(writers), "character": range(len(writers))}
     character = {"_type": "ClassLabel", "names": [f"character {number}" for number in range(62)]}
-    features = {"image": {"_type": "Image"}, "writer_id": {"_type": "Value"}, "character": character}
+    features = {"image": {"_type": "Image"}, "writer_id": {"_type": "Value", "dtype": "string"}, "character": character}
     write_table(folder / "data" / "train-00000-of-00001.parquet", columns, features)
 
 

@@ -116,7 +116,7 @@ def test_a_copy_without_text_names_its_columns(tmp_path):
     folder.mkdir(parents=True)
     for part in ("train", "test"):
         parquet.write_table(pa.table({"line": ["a"]}), folder / f"{part}.parquet")
-    with pytest.raises(DataError, match=r"train\.parquet: found the columns line; expected one named text"):
+    with pytest.raises(DataError, match=r"split train: found the columns line; expected one named text"):
         load_dataset("wikitext2", tmp_path)
 
 
